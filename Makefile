@@ -1,0 +1,62 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each does all of its own set-up in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+LOCKS := .ci/locks
+# Where to find torch's CPU wheel; empty: only wheels pip already knows of locally (PIP_FIND_LINKS).
+TORCH_INDEX ?=
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-compile --require-hashes --only-binary :all:
+
+# With bytecode off, every start of every process would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench format clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.run  ## six nodes, a verifier and a router on real weights (DEMO="--keep" leaves them running)
+	$(VENV)/bin/python -m fixtures.demo $(DEMO)
+
+test: $(VENV)/.dev  ## the whole suite
+	$(VENV)/bin/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev  ## ruff, mypy --strict, import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.dev  ## measure against peers, in one run
+	$(VENV)/bin/python -m bench.attestations
+	$(VENV)/bin/python -m bench.walk
+
+format: $(VENV)/.dev  ## let ruff lay the code out
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Touchstone needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "This Python has no venv. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made $(LOCKS)/run.lock $(LOCKS)/model.lock pyproject.toml
+	$(PIP) -r $(LOCKS)/run.lock
+	$(PIP) --no-deps -r $(LOCKS)/model.lock
+	@# An editable install carries no hash, so it cannot be in a lock.
+	$(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.run $(LOCKS)/torch.lock
+	@$(PIP) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),--no-index) -r $(LOCKS)/torch.lock || \
+	  echo "NOTE: torch could not be installed (above is why); the tests that need it will skip and say so."
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(LOCKS)/dev.lock
+	$(PIP) -r $(LOCKS)/dev.lock
+	@touch $@

@@ -1,0 +1,126 @@
+"""
+Deterministic CBOR (RFC 8949 §4.2.1), strictly.
+
+cbor2 reads and writes the bytes.  What it leaves to its callers is done here: keys in
+bytewise order of their encodings, no trailing bytes, no encoding but the shortest, and
+no tag except those a caller names.  Values are integers of 64 bits, byte strings, text,
+arrays, maps, booleans and null; the profile has no floats, so equal values have equal
+bytes.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+import cbor2
+
+from attester.errors import CBORError
+
+MAX_DEPTH = 16
+"""Containers and tags inside each other.  Evidence needs 9."""
+
+# Every tag cbor2 6 gives a meaning of its own.  Decoding one would build bignums, compile
+# regular expressions (35) or make cycles (28, 29) before we could look at the value.
+_LIBRARY_TAGS = (
+    *range(17),
+    *range(21, 61),
+    *range(62, 104),
+    *range(256, 300),
+    1004,
+    43000,
+    55799,
+)
+
+
+def _refuse_tag(*_: object) -> NoReturn:
+    raise CBORError("a tag that this profile does not use")
+
+
+_SEMANTIC_DECODERS: Mapping[int, Any] = dict.fromkeys(_LIBRARY_TAGS, _refuse_tag)
+
+
+def encode(value: Any) -> bytes:
+    """
+    Encode *value* deterministically.
+
+    Raises:
+        CBORError: *value* holds a type or an integer the profile does not have.
+    """
+    return cbor2.dumps(_ordered(value, MAX_DEPTH))
+
+
+def _ordered(value: Any, depth: int) -> Any:
+    if depth < 0:
+        raise CBORError(f"nested deeper than {MAX_DEPTH}")
+    if value is None or isinstance(value, (bool, bytes, str)):
+        return value
+    if isinstance(value, int):
+        if not -(1 << 64) <= value < 1 << 64:
+            raise CBORError("an integer beyond 64 bits")
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_ordered(item, depth - 1) for item in value]
+    if isinstance(value, Mapping):
+        items = [(cbor2.dumps(_key(k)), k, _ordered(v, depth - 1)) for k, v in value.items()]
+        items.sort(key=lambda item: item[0])
+        return {k: v for _, k, v in items}
+    if isinstance(value, cbor2.CBORTag):
+        return cbor2.CBORTag(value.tag, _ordered(value.value, depth - 1))
+    raise CBORError(f"a value of type {type(value).__name__}, which the profile does not have")
+
+
+def _key(key: Any) -> int | str | bytes:
+    if isinstance(key, bool) or not isinstance(key, (int, str, bytes)):
+        raise CBORError(f"a map key of type {type(key).__name__}")
+    return key
+
+
+def decode(data: bytes, *, max_size: int, tags: Collection[int] = ()) -> Any:
+    """
+    Decode one deterministic CBOR item that fills *data* exactly.
+
+    Args:
+        max_size: Refuse more bytes than this before reading them.
+        tags: Tags that may occur; they come back as `cbor2.CBORTag`.
+
+    Raises:
+        CBORError: too long, not well-formed, indefinite, with duplicate keys, too deep,
+            with trailing bytes, with an unknown tag, or not in deterministic encoding.
+    """
+    if len(data) > max_size:
+        raise CBORError(f"{len(data)} bytes, more than the {max_size} allowed")
+    if not data:
+        raise CBORError("no bytes")
+
+    def tag_hook(tag: cbor2.CBORTag, *_: object) -> cbor2.CBORTag:
+        if tag.tag not in tags:
+            _refuse_tag()
+        return tag
+
+    try:
+        value = cbor2.loads(
+            data,
+            tag_hook=tag_hook,
+            semantic_decoders=_SEMANTIC_DECODERS,
+            max_depth=MAX_DEPTH,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+        )
+    except CBORError:
+        raise
+    except (cbor2.CBORDecodeError, ValueError, OverflowError, RecursionError) as error:
+        cause: BaseException = error
+        while isinstance(cause.__cause__, (CBORError, cbor2.CBORDecodeError)):
+            cause = cause.__cause__
+        raise CBORError(_one_line(cause)) from None
+    # Plain lists and dicts: cbor2 hands out immutable ones inside a tag.
+    value = _ordered(value, MAX_DEPTH)
+    again = cbor2.dumps(value)
+    if again == data:
+        return value
+    if len(again) < len(data) and data.startswith(again):
+        raise CBORError(f"{len(data) - len(again)} bytes after the end of the item")
+    raise CBORError("not in deterministic encoding (RFC 8949 §4.2.1)")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,248 @@
+"""
+COSE_Sign1 (RFC 9052 §4.2) with ES256 and Ed25519, and COSE keys (RFC 9052 §7).
+
+The key decides the algorithm; the header only has to agree.  Both libraries for Python
+lag behind the cbor2 we need (docs/dependencies.md), and what is needed is small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cbor2
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+
+from attester import cbor
+from attester.errors import COSEError, SignatureError
+
+# Header labels (RFC 9052 §3.1, RFC 9596) and tags.
+ALG, CRIT, CONTENT_TYPE, KID, TYP = 1, 2, 3, 4, 16
+TAG_SIGN1, TAG_CWT = 18, 61
+
+ES256, ED25519 = -7, -19
+# The polymorphic and the fully specified name of one algorithm (RFC 9864).
+_SAME_ALGORITHM = {ES256: (ES256, -9), ED25519: (ED25519, -8)}
+ALGORITHM_NAMES = {ES256: "ES256", ED25519: "Ed25519"}
+
+# COSE_Key parameters (RFC 9053 §7).
+_KTY, _CRV, _X, _Y = 1, -1, -2, -3
+_KTY_OKP, _KTY_EC2 = 1, 2
+_CRV_P256, _CRV_ED25519 = 1, 6
+
+_MAX_HEADER = 1024
+_MAX_KEY = 256
+
+
+class Signer(Protocol):
+    """What `sign` needs of a private key."""
+
+    @property
+    def public(self) -> PublicKey: ...
+
+    def sign(self, data: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A public key of one of our two algorithms."""
+
+    alg: int
+    point: bytes
+    """ES256: x ‖ y, 64 bytes.  Ed25519: 32 bytes."""
+
+    @property
+    def kid(self) -> bytes:
+        """The COSE Key Thumbprint with SHA-256, 32 bytes (RFC 9679)."""
+        return hashlib.sha256(self.encode()).digest()
+
+    def encode(self) -> bytes:
+        """The COSE_Key with its required parameters only, deterministic."""
+        return cbor.encode(self.to_map())
+
+    def to_map(self) -> dict[int, Any]:
+        """The COSE_Key as a map, e.g. for a `cnf` claim (RFC 8747)."""
+        if self.alg == ES256:
+            x, y = self.point[:32], self.point[32:]
+            return {_KTY: _KTY_EC2, _CRV: _CRV_P256, _X: x, _Y: y}
+        return {_KTY: _KTY_OKP, _CRV: _CRV_ED25519, _X: self.point}
+
+    @classmethod
+    def decode(cls, data: bytes) -> PublicKey:
+        """
+        Read a COSE_Key.
+
+        Raises:
+            CBORError: not deterministic CBOR.
+            COSEError: not a public key of our algorithms, or not a point of its curve.
+        """
+        return cls.from_map(cbor.decode(data, max_size=_MAX_KEY))
+
+    @classmethod
+    def from_map(cls, value: Any) -> PublicKey:
+        """As `decode`, from the decoded map."""
+        match value:
+            case {1: 2, -1: 1, -2: bytes(x), -3: bytes(y)} if (
+                len(value) == 4 and len(x) == len(y) == 32
+            ):
+                key = cls(ES256, x + y)
+            case {1: 1, -1: 6, -2: bytes(x)} if len(value) == 3 and len(x) == 32:
+                key = cls(ED25519, x)
+            case _:
+                raise COSEError("not a COSE_Key of P-256 or Ed25519 with exactly its public parameters")
+        try:
+            key._native()
+        except ValueError:
+            raise COSEError("the key is not a point of its curve") from None
+        return key
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        """
+        Check a raw signature.
+
+        Raises:
+            SignatureError: it does not fit.
+        """
+        try:
+            native = self._native()
+            if isinstance(native, ed25519.Ed25519PublicKey):
+                native.verify(signature, data)
+                return
+            if len(signature) != 64:
+                raise SignatureError("an ES256 signature has 64 bytes")
+            r, s = (int.from_bytes(part, "big") for part in (signature[:32], signature[32:]))
+            native.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            raise SignatureError("the signature does not fit the key and the bytes") from None
+
+    def _native(self) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
+        if self.alg == ES256:
+            return ec.EllipticCurvePublicKey.from_encoded_point(
+                ec.SECP256R1(), b"\x04" + self.point
+            )
+        return ed25519.Ed25519PublicKey.from_public_bytes(self.point)
+
+
+@dataclass(frozen=True)
+class PrivateKey:
+    """A private key in memory.  `attester.identity` keeps it in a file."""
+
+    native: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+    @classmethod
+    def generate(cls, alg: int = ES256) -> PrivateKey:
+        """Make a new key.  Raises `COSEError` for an algorithm we do not have."""
+        if alg == ES256:
+            return cls(ec.generate_private_key(ec.SECP256R1()))
+        if alg == ED25519:
+            return cls(ed25519.Ed25519PrivateKey.generate())
+        raise COSEError(f"no algorithm {alg}; this profile has ES256 (-7) and Ed25519 (-19)")
+
+    @property
+    def public(self) -> PublicKey:
+        """The public half."""
+        if isinstance(self.native, ed25519.Ed25519PrivateKey):
+            return PublicKey(ED25519, self.native.public_key().public_bytes_raw())
+        numbers = self.native.public_key().public_numbers()
+        return PublicKey(ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+
+    def sign(self, data: bytes) -> bytes:
+        """A raw signature: r ‖ s for ES256 (RFC 9053 §2.1), 64 bytes for either."""
+        if isinstance(self.native, ed25519.Ed25519PrivateKey):
+            return self.native.sign(data)
+        r, s = decode_dss_signature(self.native.sign(data, ec.ECDSA(hashes.SHA256())))
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+@dataclass(frozen=True)
+class Sign1:
+    """A decoded COSE_Sign1 whose signature has **not** been checked yet."""
+
+    protected: bytes
+    header: dict[int | str, Any]
+    unprotected: dict[int | str, Any]
+    payload: bytes
+    signature: bytes
+
+    @classmethod
+    def decode(cls, data: bytes, *, max_size: int, tags: tuple[int, ...] = (TAG_SIGN1,)) -> Sign1:
+        """
+        Read a message that carries exactly *tags*, outermost first.
+
+        Raises:
+            CBORError: not deterministic CBOR.
+            COSEError: not a COSE_Sign1, or one with a header we must refuse.
+        """
+        value = cbor.decode(data, max_size=max_size, tags=tags)
+        for tag in tags:
+            if not isinstance(value, cbor2.CBORTag) or value.tag != tag:
+                raise COSEError(f"not tagged {tag}")
+            value = value.value
+        match value:
+            case [bytes(protected), dict(unprotected), bytes(payload), bytes(signature)]:
+                pass
+            case _:
+                raise COSEError(
+                    "not the four parts of a COSE_Sign1: protected, unprotected, payload, signature"
+                )
+        header = cbor.decode(protected, max_size=_MAX_HEADER) if protected else {}
+        if not isinstance(header, dict) or (protected and not header):
+            raise COSEError("the protected header is not a map, or an empty one not left out")
+        if ALG not in header:
+            raise COSEError("no algorithm in the protected header")
+        if CRIT in header:
+            raise COSEError("a critical header, and this profile knows none")
+        if twice := header.keys() & unprotected.keys():
+            raise COSEError(f"header {min(twice, key=str)} is both protected and unprotected")
+        if ALG in unprotected or CRIT in unprotected:
+            raise COSEError("alg and crit belong in the protected header")
+        return cls(protected, header, unprotected, payload, signature)
+
+    def verify(self, key: PublicKey, *, external_aad: bytes = b"") -> None:
+        """
+        Check the signature with *key*, whose algorithm decides.
+
+        Raises:
+            COSEError: the header names another algorithm.
+            SignatureError: the signature does not fit.
+        """
+        if self.header[ALG] not in _SAME_ALGORITHM[key.alg]:
+            raise COSEError(
+                f"algorithm {self.header[ALG]} where the key is for {ALGORITHM_NAMES[key.alg]}"
+            )
+        key.verify(self.signature, _to_be_signed(self.protected, external_aad, self.payload))
+
+
+def sign(
+    payload: bytes,
+    key: Signer,
+    *,
+    header: dict[int, Any] | None = None,
+    tags: tuple[int, ...] = (TAG_SIGN1,),
+    external_aad: bytes = b"",
+) -> bytes:
+    """
+    Sign *payload*; alg and kid go into the protected header, with whatever *header* adds.
+
+    Returns:
+        The tagged message, deterministic CBOR.
+    """
+    public = key.public
+    protected = cbor.encode({ALG: public.alg, KID: public.kid, **(header or {})})
+    signature = key.sign(_to_be_signed(protected, external_aad, payload))
+    message: Any = [protected, {}, payload, signature]
+    for tag in reversed(tags):
+        message = cbor2.CBORTag(tag, message)
+    return cbor.encode(message)
+
+
+def _to_be_signed(protected: bytes, external_aad: bytes, payload: bytes) -> bytes:
+    """The Sig_structure of RFC 9052 §4.4."""
+    return cbor.encode(["Signature1", protected, external_aad, payload])

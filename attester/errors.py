@@ -1,0 +1,66 @@
+"""
+Errors of the attester.
+
+    AttesterError
+    ├── CBORError            bytes that are not the deterministic CBOR of our profile
+    ├── COSEError            a COSE_Sign1 message that cannot be accepted
+    │   └── SignatureError   ... because its signature is wrong
+    ├── ClaimError           a claim that does not have the form of the claims table
+    ├── KeyFileError         a key file that is missing, damaged or open to others
+    ├── ConfigError          a configuration that cannot be used
+    ├── WeightsError         a model folder that cannot be measured, read or walked
+    ├── EngineError          the inference engine does not answer as it should
+    └── VerifierError        the verifier refused, or cannot be reached
+
+Leaf names end in ``Error``.  Every message says what is wrong and, where the operator
+can do something about it, what.
+"""
+
+
+class AttesterError(Exception):
+    """Never raised itself."""
+
+
+class CBORError(AttesterError):
+    """Bytes are not the deterministic CBOR this profile accepts (RFC 8949 §4.2.1)."""
+
+
+class COSEError(AttesterError):
+    """A COSE_Sign1 message cannot be accepted (RFC 9052 §4.2)."""
+
+
+class SignatureError(COSEError):
+    """The signature does not fit the message and the key."""
+
+
+class ClaimError(AttesterError):
+    """A claim does not have the form that the claims table gives it."""
+
+    def __init__(self, claim: str, message: str) -> None:
+        super().__init__(f"{claim}: {message}")
+        self.claim = claim
+
+
+class KeyFileError(AttesterError):
+    """A private key file is missing, damaged, or readable by others."""
+
+
+class ConfigError(AttesterError):
+    """A configuration file or value cannot be used."""
+
+
+class WeightsError(AttesterError):
+    """A model folder cannot be measured, read or walked."""
+
+
+class EngineError(AttesterError):
+    """The inference engine did not answer, or not as it should."""
+
+
+class VerifierError(AttesterError):
+    """The verifier refused a request, or could not be reached."""
+
+    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code

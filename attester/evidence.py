@@ -1,0 +1,300 @@
+"""
+Evidence: the claims, the EAT profile, and how they are signed (RFC 9711, RFC 8392).
+
+On the wire: ``61(18([protected, {}, payload, signature]))``, deterministic CBOR.  One
+table, `CLAIMS`, drives encoding, decoding, ``docs/evidence-profile.md`` and the test for
+collisions with the private claims of others.
+
+Reading goes in two steps, because only what a key has signed may be held against it:
+`Token.decode` reads the envelope and the claims every token has; `read_submod` reads one
+submodule and is called after the signature was checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from attester import cbor, cose
+from attester.errors import ClaimError, COSEError
+
+PROFILE: Final = "tag:github.com,2026:touchstone/node-evidence#1"
+MEDIA_TYPE: Final = f'application/eat+cwt; eat_profile="{PROFILE}"'
+COSE_TYP: Final = "application/eat+cwt"
+
+MAX_EVIDENCE = 2 << 20
+"""Bytes of one token.  4,096 files and 2 × 2,048 answers fit."""
+MAX_FILES = 4096
+MAX_ROWS = 2048
+MAX_SUBMODS = 64
+
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Line = Annotated[str, Meta(max_length=512)]
+Count = Annotated[int, Meta(ge=0, le=1 << 62)]
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+class _Claims(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The value of one claim: a map with text keys and nothing unknown in it."""
+
+
+class File(_Claims):
+    """One file of a model: its name relative to the folder, size in bytes, SHA-256."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=1024)]
+    size: Count
+    sha256: Digest
+
+
+class Manifest(_Claims):
+    """Every file of a model, by name's UTF-8 bytes."""
+
+    files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=MAX_FILES)]
+
+
+class ReadAnswer(_Claims):
+    """The answer to a `read` challenge (`attester.weights.possession.read`)."""
+
+    answer: Digest
+    micros: Count
+    """Time taken, microseconds, by the node's clock: declared, and used for nothing."""
+
+
+class WalkAnswer(_Claims):
+    """The answers to a `walk` challenge, one per row in row order."""
+
+    answers: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_ROWS)]
+    source: Literal["engine", "file"]
+    """`engine`: the serving process walked the tensors it has loaded."""
+    device: Line
+    micros: Count
+
+
+class Endpoint(_Claims):
+    """
+    Where the node serves: nobody can claim another's, for its TLS key has signed.
+
+    `signature` is by the TLS key over `endpoint_statement`; for ECDSA in raw form.
+    """
+
+    url: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^https://[^\s/@?#]+(/[^\s?#]*)?$")]
+    spki: Annotated[bytes, Meta(min_length=1, max_length=512)]
+    """The TLS key, DER SubjectPublicKeyInfo.  Its SHA-256 is the pin."""
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class Runtime(_Claims):
+    """What runs: everything that may change an answer."""
+
+    engine: Name
+    version: Name
+    arguments: Annotated[dict[Name, str | int | bool | None], Meta(max_length=256)]
+    """The engine's arguments that change results."""
+    packages: Annotated[dict[Name, Name], Meta(max_length=512)]
+    python: Name
+    kernel: Line
+    container: Line | None = None
+    """Digest of the image, where there is one."""
+    driver: Line | None = None
+
+
+class Capabilities(_Claims):
+    """What the node can take on.  Declared, and used only to exclude, never to rank."""
+
+    hardware_class: Name
+    memory_bytes: Count
+    context_length: Count
+    quantisation: Name
+    features: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    region: Name | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the claims table."""
+
+    key: int
+    name: str
+    place: str
+    """`token`, or the kind of submodule it stands in."""
+    type: Any
+    meaning: str
+
+
+CLAIMS: Final = (
+    Claim(265, "eat_profile", "token", str, "This profile's URI; no other is accepted (RFC 9711 §4.3.2)."),
+    Claim(10, "eat_nonce", "token", bytes, "The session's nonce, exactly as issued (RFC 9711 §4.1)."),
+    Claim(256, "ueid", "token", bytes, "The id that the verifier gave the node at enrolment (RFC 9711 §4.2.1)."),
+    Claim(6, "iat", "token", int, "When the evidence was signed, whole seconds (RFC 8392 §3.1.6)."),
+    Claim(3, "aud", "token", str, "The verifier this evidence is for (RFC 8392 §3.1.3)."),
+    Claim(266, "submods", "token", dict, "One claims-set for each thing measured (RFC 9711 §4.2.18)."),
+    Claim(-80001, "endpoint", "platform", Endpoint, "Where the node serves, and its TLS key's word for it."),
+    Claim(-80002, "runtime", "platform", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
+    Claim(-80008, "capabilities", "platform", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
+    Claim(-80003, "manifest", "model", Manifest, "Every file of the model with size and digest."),
+    Claim(-80004, "read", "model", ReadAnswer, "The answer to a read challenge."),
+    Claim(-80005, "walk", "model", WalkAnswer, "The answers to a walk challenge."),
+)  # fmt: skip
+
+_BY_PLACE: Final[Mapping[str, Mapping[int, Claim]]] = {
+    place: {claim.key: claim for claim in CLAIMS if claim.place == place}
+    for place in {claim.place for claim in CLAIMS}
+}
+_KEYS: Final[Mapping[str, int]] = {claim.name: claim.key for claim in CLAIMS}
+
+Submod = Mapping[str, _Claims]
+"""The claims of one submodule by name."""
+
+
+def kind_of(submod: str) -> str | None:
+    """The kind of a submodule by its name, `None` where this profile has no such kind."""
+    if submod == "platform":
+        return "platform"
+    kind, _, name = submod.partition("/")
+    if kind == "model" and len(name) <= 128 and MODEL_NAME.fullmatch(name):
+        return "model"
+    return None
+
+
+def model_submod(model: str) -> str:
+    """The submodule's name for *model*."""
+    return f"model/{model}"
+
+
+def read_submod(name: str, raw: Any) -> Submod:
+    """
+    Read the claims of one submodule strictly.
+
+    Raises:
+        ClaimError: an unknown claim, or one without the form of the claims table.
+    """
+    kind = kind_of(name)
+    if kind is None:
+        raise ClaimError(name, "this profile has no such submodule")
+    if not isinstance(raw, dict):
+        raise ClaimError(name, "not a claims-set")
+    table = _BY_PLACE[kind]
+    claims: dict[str, _Claims] = {}
+    for key, value in raw.items():
+        claim = table.get(key)
+        if claim is None:
+            raise ClaimError(name, f"unknown claim {str(key)[:40]}")
+        try:
+            claims[claim.name] = msgspec.convert(value, claim.type)
+        except msgspec.ValidationError as error:
+            raise ClaimError(claim.name, str(error)) from None
+    return claims
+
+
+def write_submod(claims: Submod) -> dict[int, Any]:
+    """The claims-set of a submodule with its keys, ready to encode."""
+    return {
+        _KEYS[name]: msgspec.to_builtins(value, builtin_types=(bytes,))
+        for name, value in claims.items()
+    }
+
+
+@dataclass(frozen=True)
+class Token:
+    """One piece of Evidence: the claims every token has, and its submodules unread."""
+
+    nonce: bytes
+    ueid: bytes
+    iat: int
+    aud: str
+    submods: Mapping[str, Any]
+    """By name, each the raw claims-set for `read_submod`."""
+
+    def sign(self, key: cose.Signer) -> bytes:
+        """Encode and sign."""
+        claims = {
+            _KEYS["eat_profile"]: PROFILE,
+            _KEYS["eat_nonce"]: self.nonce,
+            _KEYS["ueid"]: self.ueid,
+            _KEYS["iat"]: self.iat,
+            _KEYS["aud"]: self.aud,
+            _KEYS["submods"]: dict(self.submods),
+        }
+        return cose.sign(
+            cbor.encode(claims),
+            key,
+            header={cose.TYP: COSE_TYP},
+            tags=(cose.TAG_CWT, cose.TAG_SIGN1),
+        )
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> Token:
+        """
+        Read the claims of a token; its signature is the caller's to check.
+
+        Raises:
+            CBORError: not deterministic CBOR.
+            ClaimError: a claim is missing, unknown, or has the wrong form.
+        """
+        raw = cbor.decode(payload, max_size=MAX_EVIDENCE)
+        if not isinstance(raw, dict):
+            raise ClaimError("token", "not a claims-set")
+        table = _BY_PLACE["token"]
+        if unknown := [key for key in raw if key not in table]:
+            raise ClaimError("token", f"unknown claim {str(unknown[0])[:40]}")
+        named = {claim.name: raw.get(claim.key) for claim in table.values()}
+        # The profile first: under another one, nothing below has the meaning we give it.
+        if named["eat_profile"] != PROFILE:
+            raise ClaimError("eat_profile", f"not {PROFILE}")
+        try:
+            fields = msgspec.convert(named, _TokenClaims)
+        except msgspec.ValidationError as error:
+            raise ClaimError("token", str(error)) from None
+        return cls(fields.eat_nonce, fields.ueid, fields.iat, fields.aud, fields.submods)
+
+
+class _TokenClaims(_Claims):
+    eat_profile: str
+    eat_nonce: Annotated[bytes, Meta(min_length=8, max_length=64)]
+    ueid: Annotated[bytes, Meta(min_length=7, max_length=33)]
+    iat: Annotated[int, Meta(ge=0, le=1 << 53)]
+    aud: Annotated[str, Meta(min_length=1, max_length=256)]
+    submods: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=256)], dict[int | str, Any]],
+        Meta(min_length=1, max_length=MAX_SUBMODS),
+    ]
+
+
+def decode_envelope(data: bytes) -> cose.Sign1:
+    """
+    Read the COSE_Sign1 of a token, which must have exactly the headers of the profile.
+
+    Raises:
+        CBORError: not deterministic CBOR.
+        COSEError: not ``61(18(…))``, or another header than alg, kid and typ.
+    """
+    message = cose.Sign1.decode(
+        data, max_size=MAX_EVIDENCE, tags=(cose.TAG_CWT, cose.TAG_SIGN1)
+    )
+    if message.unprotected:
+        raise COSEError("an unprotected header, and this profile has none")
+    if message.header.keys() != {cose.ALG, cose.KID, cose.TYP}:
+        raise COSEError("the protected header is not exactly alg, kid and typ")
+    if message.header[cose.TYP] != COSE_TYP:
+        raise COSEError(f"typ is not {COSE_TYP}")
+    if message.header[cose.ALG] not in cose.ALGORITHM_NAMES:
+        raise COSEError("alg is neither ES256 (-7) nor Ed25519 (-19)")
+    kid = message.header[cose.KID]
+    if not isinstance(kid, bytes) or len(kid) != 32:
+        raise COSEError("kid is not a COSE Key Thumbprint (RFC 9679)")
+    return message
+
+
+ENDPOINT_DOMAIN: Final = "touchstone/endpoint/1"
+
+
+def endpoint_statement(nonce: bytes, kid: bytes) -> bytes:
+    """What the TLS key signs: that this endpoint is the node's whose key is *kid*, now."""
+    return cbor.encode([ENDPOINT_DOMAIN, nonce, kid])

@@ -1,0 +1,112 @@
+package touchstone_test
+
+import data.touchstone
+
+engines := {"vllm": {"versions": ["0.11.0", "0.10.2"], "weak": ["0.10.2"]}}
+
+forbidden := {"trust_remote_code": [true]}
+
+platform := {
+	"kind": "platform",
+	"malformed": false,
+	"node_state": "active",
+	"endpoint": "proven",
+	"runtime": {"engine": "vllm", "version": "0.11.0", "arguments": {}, "packages": {}},
+	"capabilities": {},
+}
+
+model := {"kind": "model", "manifest": "equal", "read": "right", "walk": "called"}
+
+outcome(name, facts) := result if {
+	result := touchstone.outcome[name] with input as {"checked": {name: facts}}
+		with data.approved_engines as engines
+		with data.forbidden_arguments as forbidden
+		with data.forbidden_packages as {"litellm": ["1.82.7"]}
+}
+
+platform_with(change) := outcome("platform", object.union(platform, change))
+
+model_with(change) := outcome("model/m", object.union(model, change)).trust_vector
+
+test_good_platform_is_affirming if {
+	platform_with({}) == {
+		"trust_vector": {"instance-identity": 2, "configuration": 2},
+		"reasons": [],
+	}
+}
+
+test_retired_node_is_not_to_be_trusted if {
+	platform_with({"node_state": "retired"}).trust_vector["instance-identity"] == 96
+}
+
+test_unproven_endpoint_is_not_to_be_trusted if {
+	platform_with({"endpoint": "unproven"}).trust_vector["instance-identity"] == 96
+}
+
+test_missing_runtime_is_36 if platform_with({"runtime": null}).trust_vector.configuration == 36
+
+test_malformed_platform_is_96 if {
+	platform_with({"runtime": null, "malformed": true}).trust_vector.configuration == 96
+}
+
+test_unapproved_version_is_96 if {
+	out := platform_with({"runtime": {"version": "9"}})
+	out.trust_vector.configuration == 96
+	out.reasons == ["runtime.engine.unapproved"]
+}
+
+test_weak_version_is_32 if {
+	out := platform_with({"runtime": {"version": "0.10.2"}})
+	out.trust_vector.configuration == 32
+	out.reasons == ["runtime.engine.weak"]
+}
+
+test_forbidden_argument_is_96 if {
+	out := platform_with({"runtime": {"arguments": {"trust_remote_code": true}}})
+	out.trust_vector.configuration == 96
+	out.reasons == ["runtime.argument.forbidden"]
+}
+
+test_forbidden_package_is_96 if {
+	out := platform_with({"runtime": {"packages": {"litellm": "1.82.7"}}})
+	out.trust_vector.configuration == 96
+	out.reasons == ["runtime.package.forbidden"]
+}
+
+test_good_model_is_affirming if model_with({}) == {"file-system": 2, "executables": -2}
+
+test_manifest_alone_is_the_nodes_word if model_with({"read": "unasked"})["file-system"] == -33
+
+test_extra_files_are_a_warning if model_with({"manifest": "extra"})["file-system"] == 32
+
+test_unknown_reference_is_no_conclusion if model_with({"manifest": "unknown"})["file-system"] == 1
+
+test_every_other_manifest_is_contraindicated if {
+	every manifest in ["differs", "missing", "malformed"] {
+		model_with({"manifest": manifest})["file-system"] == 96
+	}
+}
+
+test_every_other_read_is_contraindicated if {
+	every read in ["wrong", "missing", "malformed", "differs"] {
+		model_with({"read": read})["file-system"] == 96
+	}
+}
+
+test_lesser_walks_are_a_warning if {
+	every walk in ["announced", "from-file", "late", "stale", "untimed"] {
+		model_with({"walk": walk}).executables == -33
+	}
+}
+
+test_wrong_and_missed_walks_are_contraindicated if {
+	every walk in ["wrong", "missed"] {
+		model_with({"walk": walk}).executables == 96
+	}
+}
+
+test_no_walk_is_no_claim if not "executables" in object.keys(model_with({"walk": "none"}))
+
+test_unknown_submodule_is_contraindicated if {
+	outcome("gpu/0", {"kind": "unknown"}).trust_vector == {"configuration": 96}
+}

@@ -1,0 +1,83 @@
+"""Our vectors: every answer, on every backend we have, and by the second implementation."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attester.weights import kernels, possession, reference
+from attester.weights.manifest import open_folder
+from attester.weights.tensors import Tensor
+
+VECTORS = Path(__file__).parents[2] / "fixtures" / "vectors" / "possession.json"
+CASES: list[dict[str, Any]] = json.loads(VECTORS.read_text())["cases"]
+IDS = [f"{case['case']}-{case['seed'][:4]}" for case in CASES]
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+BACKENDS = [
+    "numpy",
+    pytest.param("torch", marks=pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")),
+]
+
+
+def part(case: str, name: str, size: int) -> bytes:
+    return hashlib.shake_256(f"touchstone/vector/{case}/{name}".encode()).digest(size)
+
+
+def parts(case: dict[str, Any]) -> list[tuple[str, bytes]]:
+    found = [(p["name"], part(case["case"], p["name"], p["size"])) for p in case["parts"]]
+    return sorted(found, key=lambda pair: pair[0].encode())
+
+
+def test_the_copy_is_the_published_one() -> None:
+    """The vectors' digest is pinned, so that nobody edits an answer to fit the code."""
+    digest = hashlib.sha256(VECTORS.read_bytes()).hexdigest()
+    assert digest == "526653b231f911ab87ce239831d056da84fe0d68c6ff29414597ae65d16d76e8"
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_read(case: dict[str, Any], tmp_path: Path) -> None:
+    """`read` gives the published answer and commitment for every number of windows."""
+    for name, data in parts(case):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    folder = open_folder(tmp_path)
+    seed = bytes.fromhex(case["seed"])
+    for row in case["read"]:
+        answer = possession.read(folder, seed, row["windows"], whole_up_to=row["whole_up_to"])
+        assert answer.hex() == row["answer"]
+        assert possession.commitment(answer).hex() == row["commitment"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_walk(case: dict[str, Any], backend: kernels.Backend) -> None:
+    """`walk` gives the published answers, all rows of a challenge in one go."""
+    tensors = [
+        Tensor(name, np.frombuffer(bytearray(data), np.int8)) for name, data in parts(case)
+    ]
+    seed = bytes.fromhex(case["seed"])
+    for passes in {row["passes"] for row in case["walk"]}:
+        expected = {row["row"]: row for row in case["walk"] if row["passes"] == passes}
+        words = [possession.row_words(seed, row) for row in expected]
+        answers = possession.walk(tensors, words, passes, kernels.kernel(backend))
+        assert {row: answer.hex() for row, answer in zip(expected, answers, strict=True)} == {
+            row: vector["answer"] for row, vector in expected.items()
+        }
+        assert [possession.commitment(answer).hex() for answer in answers] == [
+            vector["commitment"] for vector in expected.values()
+        ]
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_walk_by_the_second_implementation(case: dict[str, Any]) -> None:
+    """The spot check of the minter reaches the published answers by a way of its own."""
+    row = case["walk"][-1]
+    tensors = [data for _, data in parts(case)]
+    answer = reference.walk_row(tensors, bytes.fromhex(case["seed"]), row["row"], row["passes"])
+    assert answer.hex() == row["answer"]

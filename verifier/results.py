@@ -1,0 +1,472 @@
+"""
+Attestation results: EAR (draft-ietf-rats-ear-04) with the AR4SI trust vector.
+
+One table, `TRUST_CLAIMS`, gives names, CBOR labels and the meaning of each value.  A
+result is a JWT by default and a CWT on request; both carry the same claims.  A reader
+accepts exactly one profile, checks signature, issuer and expiry, and judges by the claims
+it requires: `none` and absent never satisfy (draft-ietf-rats-ar4si §2.3).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import Meta, Struct
+
+from attester import cbor, cose
+from attester.errors import CBORError, COSEError
+from verifier.errors import ResultError
+
+EAR_PROFILE: Final = "tag:ietf.org,2026:rats/ear#04"
+MEDIA_TYPE_JWT: Final = f'application/eat+jwt; eat_profile="{EAR_PROFILE}"'
+MEDIA_TYPE_CWT: Final = f'application/eat+cwt; eat_profile="{EAR_PROFILE}"'
+DEVELOPER: Final = "https://github.com/touchstone"
+BUILD: Final = "touchstone 0.1.0"
+MAX_RESULT = 256 * 1024
+"""Bytes of one encoded result."""
+
+
+class Tier(StrEnum):
+    """The trustworthiness tiers of AR4SI §2.3.2."""
+
+    NONE = "none"
+    AFFIRMING = "affirming"
+    WARNING = "warning"
+    CONTRAINDICATED = "contraindicated"
+
+
+_TIER_NUMBER: Final = {
+    Tier.NONE: 0,
+    Tier.AFFIRMING: 2,
+    Tier.WARNING: 32,
+    Tier.CONTRAINDICATED: 96,
+}
+
+
+def tier_of(value: int) -> Tier:
+    """
+    The tier of a trust claim's value.
+
+    Raises:
+        ValueError: not within −128 … 127.
+    """
+    if not -128 <= value <= 127:
+        raise ValueError(f"{value} is not a trust claim's value")
+    if value in (-1, 0, 1):
+        return Tier.NONE
+    if -32 <= value < 32:
+        return Tier.AFFIRMING
+    if -96 <= value < 96:
+        return Tier.WARNING
+    return Tier.CONTRAINDICATED
+
+
+@dataclass(frozen=True)
+class TrustClaim:
+    """A row of the trust vector: its name, its CBOR label, and what its values mean here."""
+
+    name: str
+    label: int
+    values: Mapping[int, str]
+
+
+_ANY: Final = {
+    -1: "the verifier malfunctioned",
+    0: "no conclusion",
+    1: "the evidence holds elements the verifier cannot evaluate",
+    99: "cryptographic validation failed",
+}
+
+TRUST_CLAIMS: Final = (
+    TrustClaim("instance-identity", 0, {2: "recognised, not known to be compromised", 96: "recognised, and not to be trusted", 97: "not recognised", **_ANY}),
+    TrustClaim("configuration", 1, {2: "known and approved", 3: "no known vulnerabilities", 32: "known vulnerabilities", 36: "essential elements not available to the verifier", 96: "forbidden settings", **_ANY}),
+    TrustClaim("executables", 2, {-2: "the serving process walked the reference weights when called, in time", 2: "approved, loading measured by a root of trust", 3: "approved at boot", -33: "the weights answered, and residence or timing is not shown", 32: "known bugs", 33: "unrecognised objects in memory", 96: "other weights", **_ANY}),
+    TrustClaim("file-system", 3, {2: "the published files, within reach now", -33: "equal to the reference by the node's word alone", 32: "files beyond the reference", 96: "other files", **_ANY}),
+    TrustClaim("hardware", 4, {2: "genuine by its own report", -33: "declared, and measured work agrees", 32: "known vulnerabilities", 96: "contradicted", 97: "not recognised", **_ANY}),
+    TrustClaim("runtime-opaque", 5, {2: "encrypted, in a TEE", 32: "isolated, not encrypted", 96: "visible", **_ANY}),
+    TrustClaim("storage-opaque", 6, {2: "secrets under hardware-held keys", 32: "without hardware keys", 96: "unencrypted secrets", **_ANY}),
+    TrustClaim("sourced-data", 7, {2: "all from affirming attesters", 32: "from unattested sources", 96: "from contraindicated sources", **_ANY}),
+)  # fmt: skip
+_LABELS: Final[Mapping[str, int]] = {claim.name: claim.label for claim in TRUST_CLAIMS}
+_NAMES: Final[Mapping[int, str]] = {claim.label: claim.name for claim in TRUST_CLAIMS}
+CLAIM_NAMES: Final = frozenset(_LABELS)
+
+
+def worst(values: Mapping[str, int]) -> Tier:
+    """
+    The status a trust vector allows: that of its worst claim.
+
+    A `none` among the claims makes the whole none unless something is worse: what was
+    not concluded must not disappear behind what was.  An empty vector is `none`.
+    """
+    tiers = {tier_of(value) for value in values.values()}
+    for tier in (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE):
+        if tier in tiers:
+            return tier
+    return Tier.AFFIRMING if tiers else Tier.NONE
+
+
+def worst_tier(tiers: list[Tier]) -> Tier:
+    """The status of a whole result by those of its submodules, ordered as in `worst`."""
+    for tier in (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE):
+        if tier in tiers:
+            return tier
+    return Tier.AFFIRMING if tiers else Tier.NONE
+
+
+_TrustValue = Annotated[int, Meta(ge=-128, le=127)]
+
+
+class ReasonEntry(Struct, frozen=True, omit_defaults=True):
+    """Why a claim is what it is: a code of `verifier.reasons` and the particulars."""
+
+    code: str
+    detail: str
+    expected: str | None = None
+    actual: str | None = None
+
+
+class VerifierClaims(Struct, frozen=True, omit_defaults=True):
+    """`ear_verifier_claims`: what the verifier adds to the vector."""
+
+    assurance: str
+    """What the appraisal rests on: declared, challenged, hardware-rooted, confidential."""
+    bound: str
+    """Whether the submodule is tied to the node key: true, false or unknown."""
+    reasons: tuple[ReasonEntry, ...] = ()
+    measured: dict[str, int | str] = {}
+    """Rates that a challenge showed, and how; integers with the unit in the name."""
+
+
+class Appraisal(Struct, frozen=True, omit_defaults=True):
+    """The EAR-appraisal of one submodule."""
+
+    ear_status: Tier
+    ear_trustworthiness_vector: Annotated[dict[str, _TrustValue], Meta(min_length=1)]
+    ear_appraisal_policy_ids: tuple[str, ...]
+    ear_verifier_claims: VerifierClaims
+    eat_nonce: str | None = None
+    """The nonce of the evidence, base64url."""
+    ear_attester_claims: dict[str, Any] = {}
+
+
+class VerifierId(Struct, frozen=True):
+    """`ear_verifier_id`."""
+
+    developer: str
+    build: str
+
+
+class AttestationResult(Struct, frozen=True, omit_defaults=True):
+    """
+    A decoded EAR.
+
+    From `decode_jwt` and `decode_cwt` it is authentic, of our profile, from the expected
+    issuer and unexpired; whether it suffices is for the relying party's required claims.
+    """
+
+    iss: str
+    iat: int
+    exp: int
+    jti: str
+    ueid: str
+    cnf: dict[str, Any]
+    ear_verifier_id: VerifierId
+    ear_status: Tier
+    submods: Annotated[dict[str, Appraisal], Meta(min_length=1)]
+    status: dict[str, str]
+    """`uri`: where to look for revocation."""
+    eat_profile: str = msgspec.field(default=EAR_PROFILE)
+
+    def value(self, submod: str, claim: str) -> int:
+        """A trust claim's value; 0, no conclusion, where it is absent (AR4SI §2.3.3)."""
+        appraisal = self.submods.get(submod)
+        return 0 if appraisal is None else appraisal.ear_trustworthiness_vector.get(claim, 0)
+
+    def to_claims(self) -> dict[str, Any]:
+        """The claims as JSON-compatible values."""
+        claims: dict[str, Any] = {"eat_profile": EAR_PROFILE, **msgspec.to_builtins(self)}
+        return claims
+
+
+@dataclass(frozen=True)
+class ResultKey:
+    """The verifier's signing key, P-256 for ES256."""
+
+    private: ec.EllipticCurvePrivateKey
+
+    @property
+    def kid(self) -> str:
+        """The JWK Thumbprint (RFC 7638), base64url."""
+        return self.verifying.kid
+
+    @property
+    def verifying(self) -> VerifyingKey:
+        """The public half."""
+        return VerifyingKey(self.private.public_key())
+
+    @property
+    def cose(self) -> cose.PrivateKey:
+        """The same key for CWTs."""
+        return cose.PrivateKey(self.private)
+
+
+@dataclass(frozen=True)
+class VerifyingKey:
+    """A key that may have signed a result."""
+
+    public: ec.EllipticCurvePublicKey
+
+    @property
+    def kid(self) -> str:
+        """The JWK Thumbprint (RFC 7638), base64url."""
+        required = {name: self.jwk_members()[name] for name in ("crv", "kty", "x", "y")}
+        text = json.dumps(required, separators=(",", ":"), sort_keys=True)
+        return b64url(hashlib.sha256(text.encode()).digest())
+
+    def jwk_members(self) -> dict[str, str]:
+        """The public JWK without its kid (RFC 7517, RFC 7518 §6.2)."""
+        numbers = self.public.public_numbers()
+        x, y = (b64url(n.to_bytes(32, "big")) for n in (numbers.x, numbers.y))
+        return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
+
+    def jwk(self) -> dict[str, str]:
+        """The public JWK as the JWKS lists it."""
+        return {**self.jwk_members(), "kid": self.kid, "alg": "ES256", "use": "sig"}
+
+    @classmethod
+    def from_jwk(cls, jwk: Any) -> VerifyingKey:
+        """
+        Read a JWK.
+
+        Raises:
+            ResultError: not a public P-256 key.
+        """
+        try:
+            if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
+                raise ResultError("a JWK that is not a P-256 key")
+            key = jwt.PyJWK({k: jwk[k] for k in ("kty", "crv", "x", "y")}, algorithm="ES256").key
+        except (KeyError, jwt.PyJWTError):
+            raise ResultError("a JWK that cannot be read") from None
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ResultError("a JWK that is not a public key")
+        return cls(key)
+
+
+def read_jwks(data: bytes) -> dict[str, VerifyingKey]:
+    """
+    Read a JWKS of at most 64 keys; the kid is computed, not believed.
+
+    Raises:
+        ResultError: not a JWKS, empty, or with a key we cannot use.
+    """
+    try:
+        document = msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        raise ResultError("the JWKS is not JSON") from None
+    keys = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(keys, list) or not 1 <= len(keys) <= 64:
+        raise ResultError("the JWKS does not list 1 to 64 keys")
+    found = [VerifyingKey.from_jwk(jwk) for jwk in keys]
+    return {key.kid: key for key in found}
+
+
+def encode_jwt(result: AttestationResult, key: ResultKey) -> str:
+    """Sign *result* as a JWT (RFC 7519) with ES256."""
+    return jwt.encode(
+        result.to_claims(), key.private, algorithm="ES256", headers={"kid": key.kid, "typ": "eat+jwt"}
+    )
+
+
+_PYJWT: Final = jwt.PyJWT()
+
+
+def decode_jwt(
+    token: str, keys: Mapping[str, VerifyingKey], *, issuer: str, now: int, leeway: int = 0
+) -> AttestationResult:
+    """
+    Verify and read a JWT.
+
+    Raises:
+        ResultError: too large, of an unknown key or another algorithm, with a wrong
+            signature, of another profile or issuer, expired, issued in the future, or
+            malformed.
+    """
+    if len(token) > MAX_RESULT:
+        raise ResultError("the result is too large")
+    try:
+        header = jwt.get_unverified_header(token)
+        key = keys.get(str(header.get("kid")))
+        if key is None:
+            raise ResultError("the result is signed by an unknown key")
+        claims = _PYJWT.decode(
+            token,
+            key.public,
+            algorithms=["ES256"],
+            options={"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_aud": False},
+        )
+    except jwt.PyJWTError as error:
+        raise ResultError(f"the result's signature or form is wrong: {error}") from None
+    return _accept(claims, issuer=issuer, now=now, leeway=leeway)
+
+
+def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationResult:
+    profile = claims.get("eat_profile") if isinstance(claims, dict) else None
+    if profile != EAR_PROFILE:
+        raise ResultError(f"unsupported EAR profile {str(profile)[:80]!r}, not {EAR_PROFILE}")
+    try:
+        result = msgspec.convert(claims, AttestationResult)
+    except msgspec.ValidationError as error:
+        raise ResultError(f"the result is malformed: {error}") from None
+    if result.iss != issuer:
+        raise ResultError(f"the result is from {result.iss[:80]!r}, not from {issuer}")
+    if result.exp <= now - leeway:
+        raise ResultError("the result has expired")
+    if result.iat > now + leeway:
+        raise ResultError("the result was issued in the future")
+    for name, appraisal in result.submods.items():
+        if unknown := appraisal.ear_trustworthiness_vector.keys() - CLAIM_NAMES:
+            raise ResultError(f"{name}: unknown trust claim {min(unknown)[:40]!r}")
+        if appraisal.ear_status != worst(appraisal.ear_trustworthiness_vector):
+            raise ResultError(f"{name}: the status is not that of the worst claim")
+    if result.ear_status != worst_tier([a.ear_status for a in result.submods.values()]):
+        raise ResultError("the overall status is not that of the worst submodule")
+    return result
+
+
+# CWT: the same claims under the keys of RFC 8392, RFC 9711 and draft-ietf-rats-ear §3.
+_CWT_TOP: Final = {
+    "iss": 1, "exp": 4, "iat": 6, "jti": 7, "cnf": 8, "ueid": 256, "eat_profile": 265,
+    "submods": 266, "ear_status": 1000, "ear_verifier_id": 1004, "status": 65535,
+}  # fmt: skip
+_CWT_SUBMOD: Final = {
+    "ear_status": 1000, "ear_trustworthiness_vector": 1001, "ear_appraisal_policy_ids": 1003,
+    "ear_attester_claims": 1005, "ear_verifier_claims": 1006, "eat_nonce": 10,
+}  # fmt: skip
+_CWT_TYP: Final = "application/eat+cwt"
+
+
+def encode_cwt(result: AttestationResult, key: ResultKey) -> bytes:
+    """Sign *result* as a CWT (RFC 8392): ``61(18(…))``, ES256."""
+    claims = result.to_claims()
+    claims["jti"] = bytes.fromhex(result.jti)
+    claims["ueid"] = unb64url(result.ueid)
+    claims["cnf"] = {1: cose_key_of(result.cnf).to_map()}
+    claims["ear_status"] = _TIER_NUMBER[result.ear_status]
+    claims["ear_verifier_id"] = {0: result.ear_verifier_id.developer, 1: result.ear_verifier_id.build}
+    claims["submods"] = {name: _submod_to_cwt(a) for name, a in result.submods.items()}
+    payload = cbor.encode({_CWT_TOP[name]: value for name, value in claims.items()})
+    return cose.sign(
+        payload, key.cose, header={cose.TYP: _CWT_TYP}, tags=(cose.TAG_CWT, cose.TAG_SIGN1)
+    )
+
+
+def _submod_to_cwt(appraisal: Appraisal) -> dict[int, Any]:
+    raw: dict[str, Any] = msgspec.to_builtins(appraisal)
+    vector = appraisal.ear_trustworthiness_vector
+    raw["ear_status"] = _TIER_NUMBER[appraisal.ear_status]
+    raw["ear_trustworthiness_vector"] = {_LABELS[name]: value for name, value in vector.items()}
+    if appraisal.eat_nonce is not None:
+        raw["eat_nonce"] = unb64url(appraisal.eat_nonce)
+    return {_CWT_SUBMOD[name]: value for name, value in raw.items()}
+
+
+def decode_cwt(
+    data: bytes, keys: Mapping[str, VerifyingKey], *, issuer: str, now: int, leeway: int = 0
+) -> AttestationResult:
+    """
+    Verify and read a CWT.
+
+    Raises:
+        ResultError: as `decode_jwt`.
+    """
+    try:
+        message = cose.Sign1.decode(data, max_size=MAX_RESULT, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
+        by_thumbprint = {cose_key(key.public).kid: cose_key(key.public) for key in keys.values()}
+        key = by_thumbprint.get(message.header.get(cose.KID, b""))
+        if key is None:
+            raise ResultError("the result is signed by an unknown key")
+        message.verify(key)
+        raw = cbor.decode(message.payload, max_size=MAX_RESULT)
+        return _accept(_from_cwt(raw), issuer=issuer, now=now, leeway=leeway)
+    except (CBORError, COSEError) as error:
+        raise ResultError(f"the result's signature or form is wrong: {error}") from None
+
+
+def _from_cwt(raw: Any) -> dict[str, Any]:
+    tiers = {number: tier for tier, number in _TIER_NUMBER.items()}
+    try:
+        claims = {name: raw[key] for name, key in _CWT_TOP.items()}
+        claims["jti"] = claims["jti"].hex()
+        claims["ueid"] = b64url(claims["ueid"])
+        claims["cnf"] = {"jwk": jwk_of(cose.PublicKey.from_map(claims["cnf"][1]))}
+        claims["ear_status"] = tiers[claims["ear_status"]]
+        claims["ear_verifier_id"] = {
+            "developer": claims["ear_verifier_id"][0],
+            "build": claims["ear_verifier_id"][1],
+        }
+        submods = {}
+        for label, fields in claims["submods"].items():
+            submod = {name: fields[key] for name, key in _CWT_SUBMOD.items() if key in fields}
+            submod["ear_status"] = tiers[submod["ear_status"]]
+            vector = submod["ear_trustworthiness_vector"]
+            submod["ear_trustworthiness_vector"] = {_NAMES[k]: v for k, v in vector.items()}
+            if "eat_nonce" in submod:
+                submod["eat_nonce"] = b64url(submod["eat_nonce"])
+            submods[label] = submod
+        claims["submods"] = submods
+    except (KeyError, TypeError, AttributeError, COSEError):
+        raise ResultError("the result is malformed") from None
+    return claims
+
+
+def cose_key(public: ec.EllipticCurvePublicKey) -> cose.PublicKey:
+    """A P-256 key as COSE has it."""
+    numbers = public.public_numbers()
+    return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+
+
+def jwk_of(key: cose.PublicKey) -> dict[str, str]:
+    """The node key as a JWK, for `cnf` (RFC 7800); its kid is the COSE thumbprint."""
+    if key.alg == cose.ES256:
+        x, y = b64url(key.point[:32]), b64url(key.point[32:])
+        return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": b64url(key.kid)}
+    return {"kty": "OKP", "crv": "Ed25519", "x": b64url(key.point), "kid": b64url(key.kid)}
+
+
+def cose_key_of(cnf: Mapping[str, Any]) -> cose.PublicKey:
+    """
+    The node key of a `cnf` claim.
+
+    Raises:
+        ResultError: it holds no key of ours.
+    """
+    match cnf.get("jwk"):
+        case {"crv": "P-256", "x": str(x), "y": str(y)}:
+            return cose.PublicKey(cose.ES256, unb64url(x) + unb64url(y))
+        case {"crv": "Ed25519", "x": str(x)}:
+            return cose.PublicKey(cose.ED25519, unb64url(x))
+        case _:
+            raise ResultError("cnf holds no key of ours")
+
+
+def b64url(data: bytes) -> str:
+    """Base64url without padding (RFC 7515 §2)."""
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def unb64url(text: str) -> bytes:
+    """The inverse of `b64url`; raises `ResultError` where *text* is not base64url."""
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raise ResultError("not base64url") from None

@@ -1,0 +1,93 @@
+"""
+The `platform` submodule: the endpoint, the running configuration and the capabilities.
+
+All of it is the node's signed word (`declared`), but for the endpoint, whose TLS key has
+signed for this node and this session, so nobody can claim another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from attester.cose import PublicKey
+from attester.errors import SignatureError
+from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
+from verifier.schemes.base import Checked, Context, Finding, Submods, plain
+
+SUBMOD = "platform"
+
+
+def check(submods: Submods, context: Context) -> Checked:
+    """Say what is true of the platform."""
+    findings: list[Finding] = []
+    if error := submods.errors.get(SUBMOD):
+        findings.append(Finding("evidence.claims.malformed", str(error)))
+    claims: dict[str, Any] = {}
+    may_affirm = {"instance-identity": 2}
+
+    endpoint: Endpoint | None = submods.claim(SUBMOD, "endpoint")
+    proven = endpoint is not None and _is_proven(endpoint, context)
+    if endpoint is None:
+        findings.append(Finding("identity.endpoint.missing", "no endpoint claim"))
+    elif not proven:
+        findings.append(
+            Finding("identity.endpoint.unproven", f"the TLS key named for {endpoint.url} did not sign")
+        )
+        may_affirm = {}
+    else:
+        claims["endpoint"] = {"url": endpoint.url, "spki_sha256": pin(endpoint)}
+
+    runtime: Runtime | None = submods.claim(SUBMOD, "runtime")
+    if runtime is None:
+        findings.append(Finding("runtime.missing", "no runtime claim"))
+    else:
+        may_affirm["configuration"] = 2
+
+    capabilities: Capabilities | None = submods.claim(SUBMOD, "capabilities")
+    if capabilities is None:
+        findings.append(Finding("capabilities.missing", "no capabilities claim"))
+    else:
+        claims["capabilities"] = plain(capabilities)
+        if capabilities.hardware_class not in context.thresholds.classes:
+            findings.append(
+                Finding("capabilities.class.unknown", f"hardware class {capabilities.hardware_class!r}")
+            )
+    if context.node.state == "retired":
+        findings.append(Finding("identity.node.retired", f"node {context.node.id} was retired"))
+
+    facts = {
+        "kind": "platform",
+        "malformed": SUBMOD in submods.errors,
+        "node_state": context.node.state,
+        "endpoint": "missing" if endpoint is None else "proven" if proven else "unproven",
+        "runtime": None if runtime is None else plain(runtime),
+        "capabilities": None if capabilities is None else plain(capabilities),
+    }
+    return Checked(facts, tuple(findings), may_affirm, attester_claims=claims)
+
+
+def pin(endpoint: Endpoint) -> str:
+    """The SHA-256 of the endpoint's TLS public key, hex."""
+    return hashlib.sha256(endpoint.spki).hexdigest()
+
+
+def _is_proven(endpoint: Endpoint, context: Context) -> bool:
+    statement = endpoint_statement(context.session.nonce, context.node.key.kid)
+    try:
+        key = serialization.load_der_public_key(endpoint.spki)
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+            numbers = key.public_numbers()
+            point = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+            PublicKey(-7, point).verify(endpoint.signature, statement)
+            return True
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(endpoint.signature, statement)
+            return True
+    except (ValueError, InvalidSignature, SignatureError):
+        return False
+    return False
