@@ -7,8 +7,7 @@ Errors of the verifier.
     ├── ResultError          an attestation result that a relying party must not accept
     ├── PolicyError          a policy that failed: it did not answer, or not as it must
     ├── ReferenceError       a reference value or a pool of challenges that cannot be used
-    ├── StoreError           the database refused or cannot be used
-    └── ConfigError          a configuration that cannot be used
+    └── StoreError           the database refused or cannot be used
 
 `service/problem.py` is the only place that knows what HTTP status each of them becomes.
 """
@@ -71,9 +70,3 @@ class StoreError(VerifierError):
     """The database cannot be used, or refused what would break a promise."""
 
     code = "store.refused"
-
-
-class ConfigError(VerifierError):
-    """A configuration cannot be used."""
-
-    code = "config.unusable"

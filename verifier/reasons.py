@@ -80,6 +80,10 @@ _TABLE: Final = (
     Reason("evidence.time", "The evidence was signed at another time than now.", "Set the node's clock."),
     Reason("evidence.audience", "The evidence is for another verifier.", "Set aud to the verifier's own name."),
     Reason("evidence.ueid", "The ueid is not the one given at enrolment.", "Use the id from enrolment."),
+    # what a router has seen and metered itself
+    Reason("router.settlement-mismatch", "The node claims more than the router metered.", "Compare the usage records.", "settlement-mismatch"),
+    Reason("router.latency-spike", "The node answered far slower than it had.", "Check what else uses the device.", "latency-spike"),
+    Reason("router.missed-probe", "The node did not answer the router's probe.", "Check that the engine is reachable.", "missed-probe"),
     # policy and verifier
     Reason("policy.failed", "The policy gave no outcome.", "Ask the security team; the verifier's log names the failure."),
     Reason("policy.ceiling", "The policy asked for a better value than the evidence can carry.", "Ask the security team to correct the policy."),

@@ -59,7 +59,10 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     manifest, manifest_findings = _manifest(
         submods.claim(submod, "manifest"), reference, malformed=malformed
     )
-    answered = None if context.session.answers is None else context.session.answers.get(model, Answers())
+    # The clock stops at the answers: evidence for a call that none came ahead of has none.
+    answered = None
+    if context.session.channel == "call":
+        answered = (context.session.answers or {}).get(model, Answers())
     read, read_findings = _read(
         submods.claim(submod, "read"), asked, answered, malformed=malformed
     )

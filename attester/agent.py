@@ -1,0 +1,137 @@
+"""
+The agent: for ever hold the call channel open, answer calls at once, attest.
+
+A round that fails is logged and the next begins; the channel is opened again after a wait
+that grows and is jittered, so that a fleet does not come back all at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from attester.client import Session, VerifierClient
+from attester.collector import Collector
+from attester.config import Enrolment
+from attester.cose import PrivateKey
+from attester.errors import AttesterError
+from attester.evidence import Token
+
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 60.0
+
+_log = structlog.get_logger("attester")
+
+
+class Agent:
+    """
+    One node's agent.
+
+    Args:
+        now: Seconds since 1970, for `iat`.
+        sleep: Waits; a test replaces it.
+    """
+
+    def __init__(
+        self,
+        client: VerifierClient,
+        collector: Collector,
+        key: PrivateKey,
+        enrolment: Enrolment,
+        *,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._client = client
+        self._collector = collector
+        self._key = key
+        self._enrolment = enrolment
+        self._now = now
+        self._sleep = sleep
+        self._rng = rng or random.Random()
+
+    async def run(self) -> None:
+        """Attest until cancelled."""
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                async for session in self._client.calls(self._enrolment.node):
+                    wait_s = _FIRST_WAIT_S
+                    await self._round(session)
+                _log.info("the channel ended, and will be opened again")
+            except AttesterError as error:
+                _log.warning("the channel is closed", why=str(error))
+            await self._sleep(self._rng.uniform(0, wait_s))
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+
+    async def once(self) -> str:
+        """
+        Attest once in a session of our own; returns the result, a JWT.
+
+        Raises:
+            VerifierError, WeightsError, EngineError: why it did not come about.
+        """
+        return await self.attest(await self._client.open_session(), called=False)
+
+    async def attest(self, session: Session, *, called: bool) -> str:
+        """Answer a session's challenges and submit evidence; returns the result, a JWT."""
+        answers = {}
+        for challenge in session.models:
+            answers[challenge.model] = await self._collector.answer(challenge)
+        if called:
+            await self._client.answer_call(session, answers)
+        token = Token(
+            nonce=session.nonce,
+            ueid=self._enrolment.ueid,
+            iat=int(self._now()),
+            aud=self._enrolment.verifier,
+            submods=await self._collector.submods(session.nonce, answers),
+        )
+        return await self._client.submit(session, token.sign(self._key))
+
+    async def _round(self, session: Session) -> None:
+        start = time.monotonic()
+        asked = sorted(
+            kind
+            for challenge in session.models
+            for kind, part in (("read", challenge.read), ("walk", challenge.walk))
+            if part is not None
+        )
+        try:
+            result = await self.attest(session, called=True)
+        except AttesterError as error:
+            # One round lost; the channel is still good for the next.
+            _log.error("attestation failed", asked=asked, why=str(error))
+            return
+        took_ms = int((time.monotonic() - start) * 1000)
+        claims = peek(result)
+        _log.info("attested", asked=asked, status=claims.get("ear_status"), took_ms=took_ms)
+        for code, detail in reasons(claims):
+            _log.warning("finding", code=code, detail=detail)
+
+
+def peek(result: str) -> dict[str, object]:
+    """The claims of a result, unverified: for the operator's eyes, never for a decision."""
+    try:
+        body = result.split(".")[1]
+        data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        return msgspec.json.decode(data, type=dict[str, object])
+    except (IndexError, ValueError, msgspec.DecodeError):
+        return {}
+
+
+def reasons(claims: dict[str, object]) -> list[tuple[str, str]]:
+    """Codes and details of a result's findings."""
+    found = []
+    submods = claims.get("submods")
+    for name, appraisal in submods.items() if isinstance(submods, dict) else ():
+        for reason in appraisal.get("ear_verifier_claims", {}).get("reasons", ()):
+            found.append((str(reason.get("code")), f"{name}: {reason.get('detail')}"))
+    return found

@@ -1,0 +1,228 @@
+"""The verifier as the attester sees it: signed requests, bounded answers, plain errors."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import aiohttp
+import msgspec
+from msgspec import Meta, Struct
+
+from attester.cose import PrivateKey
+from attester.errors import VerifierError
+from attester.evidence import MEDIA_TYPE, ReadAnswer, WalkAnswer
+from attester.proof import Request
+from attester.sse import read_events
+from attester.weights.possession import ModelChallenge
+
+_MAX_ANSWER = 8 << 20
+_MAX_EVENT = 1 << 20
+_TIMEOUT = aiohttp.ClientTimeout(total=60, connect=10)
+_SILENCE_S = 30.0
+
+
+class _Challenge(Struct, frozen=True):
+    models: Annotated[tuple[ModelChallenge, ...], Meta(max_length=32)]
+
+
+class _SessionBody(Struct, frozen=True):
+    nonce: str
+    expiry: str
+    status: str
+    challenge: _Challenge | None = None
+    result: str | None = None
+    session: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")] | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session that waits for evidence."""
+
+    id: str
+    nonce: bytes
+    models: tuple[ModelChallenge, ...]
+
+
+class VerifierClient:
+    """
+    Requests to one verifier, signed with the node key.
+
+    Args:
+        now: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        key: PrivateKey,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._http = http
+        self._url = url
+        self._key = key
+        self._now = now
+
+    async def discover(self) -> Mapping[str, Any]:
+        """The verifier's discovery document."""
+        return await self._json("GET", "/.well-known/veraison/verification", signed=False)
+
+    async def reference(self, model: str) -> Mapping[str, Any]:
+        """A model's reference value, with the practice challenge."""
+        return await self._json("GET", f"/api/v1/reference-values/{model}", signed=False)
+
+    async def enrol(self, token: str, models: Sequence[str]) -> Mapping[str, Any]:
+        """Enrol this key."""
+        key = base64.b64encode(self._key.public.encode()).decode()
+        body = msgspec.json.encode({"token": token, "key": key, "models": list(models)})
+        return await self._json("POST", "/api/v1/nodes", body)
+
+    async def roll(self, node: str, new: PrivateKey) -> None:
+        """Give the node a new key: signed by this one, proved by the new one."""
+        target = f"/api/v1/nodes/{node}/key"
+        proof = self._request("POST", target, b"").authorize(new, now=int(self._now()))
+        key = base64.b64encode(new.public.encode()).decode()
+        await self._json("POST", target, msgspec.json.encode({"key": key, "proof": proof}))
+
+    async def open_session(self) -> Session:
+        """Open a session of our own; its walk is announced, and worth less than a call's."""
+        response, data = await self._ask("POST", "/challenge-response/v1/newSession", b"")
+        location = response.headers.get("Location", "")
+        return _session(data, location.rpartition("/")[2])
+
+    async def submit(self, session: Session, evidence: bytes) -> str:
+        """Submit evidence; returns the result, a JWT."""
+        path = f"/challenge-response/v1/session/{session.id}"
+        _, data = await self._ask("POST", path, evidence, content_type=MEDIA_TYPE, signed=False)
+        result = _decode(data, _SessionBody).result
+        if result is None:
+            raise VerifierError("the verifier took the evidence and gave no result")
+        return result
+
+    async def answer_call(
+        self, session: Session, answers: Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
+    ) -> None:
+        """Send the answers to a call, alone and at once: the verifier's clock is running."""
+        given = [
+            {
+                "model": model,
+                "read": None if read is None else read.answer.hex(),
+                "walk": None if walk is None else [answer.hex() for answer in walk.answers],
+            }
+            for model, (read, walk) in answers.items()
+        ]
+        body = msgspec.json.encode({"answers": given})
+        await self._json("POST", f"/api/v1/calls/{session.id}/answers", body)
+
+    async def calls(self, node: str) -> AsyncIterator[Session]:
+        """
+        Hold the call channel open and give each call as it comes.
+
+        Raises:
+            VerifierError: refused, or nothing was heard for half a minute.
+        """
+        target = f"/api/v1/nodes/{node}/calls"
+        header = self._request("GET", target, b"").authorize(self._key, now=int(self._now()))
+        try:
+            async with self._http.get(
+                self._url + target,
+                headers={"Authorization": header, "Accept": "text/event-stream"},
+                timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=_SILENCE_S),
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await _read(response))
+                async for event in read_events(response.content, max_size=_MAX_EVENT):
+                    if event.kind == "call":
+                        yield _session(event.data.encode(), "")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unreachable(self._url, error) from None
+
+    def _request(self, method: str, target: str, body: bytes) -> Request:
+        return Request(method, self._url.partition("://")[2], target, body)
+
+    async def _json(
+        self, method: str, target: str, body: bytes = b"", *, signed: bool = True
+    ) -> Mapping[str, Any]:
+        _, data = await self._ask(method, target, body, signed=signed)
+        return _decode(data, dict[str, Any])
+
+    async def _ask(
+        self,
+        method: str,
+        target: str,
+        body: bytes,
+        *,
+        content_type: str = "application/json",
+        signed: bool = True,
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        headers = {"Content-Type": content_type} if body else {}
+        if signed:
+            request = self._request(method, target, body)
+            headers["Authorization"] = request.authorize(self._key, now=int(self._now()))
+        try:
+            async with self._http.request(
+                method,
+                self._url + target,
+                data=body or None,
+                headers=headers,
+                timeout=_TIMEOUT,
+                allow_redirects=False,
+            ) as response:
+                data = await _read(response)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unreachable(self._url, error) from None
+        if response.status not in (200, 201):
+            raise _refusal(response.status, data)
+        return response, data
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > _MAX_ANSWER:
+            raise VerifierError(f"the verifier's answer is larger than {_MAX_ANSWER} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _decode(data: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise VerifierError(f"the verifier's answer is malformed: {error}") from None
+
+
+def _session(data: bytes, session_id: str) -> Session:
+    body: _SessionBody = _decode(data, _SessionBody)
+    try:
+        nonce = base64.b64decode(body.nonce, validate=True)
+    except (binascii.Error, ValueError):
+        raise VerifierError("the verifier's nonce is not base64") from None
+    if not 8 <= len(nonce) <= 64:
+        raise VerifierError("the verifier's nonce does not have 8 to 64 bytes")
+    models = () if body.challenge is None else body.challenge.models
+    return Session(body.session or session_id, nonce, models)
+
+
+def _refusal(status: int, data: bytes) -> VerifierError:
+    """A problem document as a sentence; what a verifier writes is shown without control characters."""
+    try:
+        problem = msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return VerifierError(f"the verifier answers {status}", status=status)
+    parts = [str(problem[name]) for name in ("title", "detail", "hint") if problem.get(name)]
+    text = "".join(c for c in " ".join(parts)[:600] if c.isprintable())
+    code = str(problem.get("type", "")).rpartition("#")[2][:80] or None
+    return VerifierError(f"the verifier refuses: {text}", status=status, code=code)
+
+
+def _unreachable(url: str, error: BaseException) -> VerifierError:
+    return VerifierError(f"the verifier at {url} cannot be reached ({type(error).__name__})")

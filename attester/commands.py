@@ -1,0 +1,303 @@
+"""`touchstone attester …`: what a node's operator needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from attester import cose
+from attester.cli import configure_logging, plain_errors, progress
+from attester.config import (
+    AttesterConfig,
+    EngineSection,
+    Enrolment,
+    Home,
+)
+from attester.errors import AttesterError, ConfigError
+
+if TYPE_CHECKING:
+    from attester.agent import Agent
+    from attester.client import VerifierClient
+    from attester.collector import Collector
+
+T = TypeVar("T")
+
+_errors = plain_errors(AttesterError)
+_home = click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=Path("touchstone-attester"),
+    envvar="TOUCHSTONE_ATTESTER_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="The attester's home folder.",
+)
+_ALGS = {"ES256": cose.ES256, "Ed25519": cose.ED25519}
+
+
+@click.group()
+def attester() -> None:
+    """Make evidence on a node."""
+
+
+@attester.command()
+@_home
+@click.option("--verifier", required=True, help="The verifier's base URL.")
+@click.option("--model", "models", multiple=True, required=True, metavar="NAME=DIR", help="A model and its folder; repeatable.")
+@click.option("--serve", required=True, help="The https URL where routers reach the engine.")
+@click.option("--engine", default=EngineSection().url, show_default=True, help="The engine's loopback URL.")
+@click.option("--adapter", default="loopback", show_default=True, type=click.Choice(["loopback", "files"]), help="How the engine is asked.")
+@click.option("--hardware-class", default="cpu", show_default=True, help="As the verifier's policy names it.")
+@click.option("--alg", default="ES256", show_default=True, type=click.Choice(list(_ALGS)), help="The node key's algorithm.")
+@_errors
+def init(
+    home: Path, verifier: str, models: tuple[str, ...], serve: str, engine: str, adapter: str,
+    hardware_class: str, alg: str,
+) -> None:  # fmt: skip
+    """Make a home: keys, the engine's secret and configuration."""
+    folders = {}
+    for entry in models:
+        name, separator, folder = entry.partition("=")
+        if not separator:
+            raise click.UsageError(f"--model {entry}: give NAME=DIR")
+        folders[name] = {"dir": str(Path(folder).absolute())}
+    try:
+        config = msgspec.convert(
+            {
+                "verifier": {"url": verifier.rstrip("/")},
+                "models": folders,
+                "serve": {"url": serve.rstrip("/")},
+                "engine": {"adapter": adapter, "url": engine.rstrip("/")},
+                "capabilities": {"hardware_class": hardware_class},
+            },
+            AttesterConfig,
+        )
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from None
+    Home(home).create(config, alg=_ALGS[alg])
+    click.echo(f"Made {home}. Next:")
+    click.echo(f"  1. serve the model with {home}/tls.crt and {home}/tls.key, and give the engine {home}/engine.secret")
+    click.echo(f"  2. touchstone attester check --home {home}")
+    click.echo(f"  3. touchstone attester enrol --home {home} --token TOKEN")
+    click.echo(f"  4. touchstone attester run --home {home}")
+
+
+@attester.command()
+@_home
+@click.option("--token", required=True, help="The one-time token from the verifier's operator.")
+@_errors
+def enrol(home: Path, token: str) -> None:
+    """Enrol the node's key with the verifier."""
+    place = Home(home)
+    config = place.config()
+
+    async def work(client: VerifierClient) -> Enrolment:
+        given = await client.enrol(token, list(config.models))
+        try:
+            return msgspec.convert(given, Enrolment)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"the verifier's answer to the enrolment is malformed: {error}") from None
+
+    enrolment = _with_client(place, config, work)
+    if enrolment.verifier != config.verifier.url:
+        raise ConfigError(
+            f"the verifier calls itself {enrolment.verifier}, and the configuration {config.verifier.url}: "
+            "use its own name"
+        )
+    place.keep_enrolment(enrolment)
+    click.echo(f"Enrolled as node {enrolment.node} of {enrolment.operator}.")
+
+
+@attester.command()
+@_home
+@_errors
+def check(home: Path) -> None:
+    """Test everything before the verifier does: keys, folders, engine, clock, verifier, practice challenge."""
+    from attester.selftest import run_checks
+
+    place = Home(home)
+    config = place.config()
+
+    async def work() -> list[tuple[bool, str, str]]:
+        async with _open(place, config) as (client, collector, _):
+            return await run_checks(place, config, client, collector, time.time)
+
+    failed = 0
+    for good, what, detail in asyncio.run(work()):
+        click.echo(f"{click.style('ok  ', fg='green') if good else click.style('FAIL', fg='red')}  {what}: {detail}")
+        failed += not good
+    if failed:
+        raise click.ClickException(f"{failed} of the checks failed")
+
+
+@attester.command()
+@_home
+@click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@_errors
+def run(home: Path, log_json: bool) -> None:
+    """Attest for ever: hold the call channel open and answer calls at once."""
+    configure_logging(as_json=log_json)
+
+    async def work(agent: Agent) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(agent.run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    _with_agent(Home(home), work)
+
+
+@attester.command()
+@_home
+@click.option("--json", "as_json", is_flag=True, help="Print the result's claims as JSON.")
+@_errors
+def once(home: Path, as_json: bool) -> None:
+    """Attest once, in a session of our own, and show the result."""
+    from attester.agent import peek, reasons
+
+    result = _with_agent(Home(home), lambda agent: agent.once())
+    claims = peek(result)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(claims), indent=2).decode())
+        return
+    click.echo(f"status: {claims.get('ear_status')}")
+    for code, detail in reasons(claims):
+        click.echo(f"  {code}  {detail}")
+
+
+@attester.command()
+@_home
+@_errors
+def show(home: Path) -> None:
+    """Show what would be sent, readable, without sending anything."""
+    from attester.evidence import read_submod
+
+    place = Home(home)
+    config = place.config()
+
+    async def work() -> dict[str, Any]:
+        async with _open(place, config) as (_, collector, _):
+            return await collector.submods(bytes(32), {})
+
+    found = {
+        name: {claim: msgspec.to_builtins(value, builtin_types=(bytes,)) for claim, value in read_submod(name, raw).items()}
+        for name, raw in asyncio.run(work()).items()
+    }
+    text = msgspec.json.encode(_hex(found))
+    click.echo(msgspec.json.format(text, indent=2).decode())
+
+
+@attester.command()
+@_home
+@_errors
+def roll(home: Path) -> None:
+    """Give the node a new key, signed for by the old one."""
+    from attester.identity import create_key, load_key
+
+    place = Home(home)
+    enrolment = place.enrolment()
+    new_path = home / "node.key.new"
+    # On disk before the verifier knows of it: after a crash, one of the two is the node's.
+    new = load_key(new_path) if new_path.exists() else create_key(new_path, place.node_key().public.alg)
+    _with_client(place, place.config(), lambda client: client.roll(enrolment.node, new))
+    new_path.replace(home / "node.key")
+    click.echo("The node has a new key.")
+
+
+@attester.command()
+@click.option("--model", "folder", required=True, type=click.Path(path_type=Path), help="The model's folder.")
+@click.option("--seed", required=True, help="32 bytes, hex.")
+@click.option("--windows", default=None, type=click.IntRange(1, 65536), help="Answer a read of so many windows.")
+@click.option("--rows", default=None, help="Answer these rows of a walk, e.g. 0,5,17.")
+@click.option("--passes", default=1, show_default=True, type=click.IntRange(1, 64), help="Passes of the walk.")
+@click.option("--backend", default=None, type=click.Choice(["numpy", "torch"]), help="Which kernel; the best one if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (the only form there is).")
+@_errors
+def answer(
+    folder: Path, seed: str, windows: int | None, rows: str | None, passes: int, backend: Any, as_json: bool
+) -> None:
+    """Answer challenges by hand, for anyone who wants to check us."""
+    from attester.weights import possession
+    from attester.weights.kernels import kernel
+    from attester.weights.manifest import measure, open_folder
+    from attester.weights.tensors import TensorFiles
+
+    try:
+        seed_bytes = bytes.fromhex(seed)
+        wanted = [] if rows is None else [int(row) for row in rows.split(",")]
+    except ValueError:
+        raise click.UsageError("--seed is hex, --rows is numbers with commas between") from None
+    if len(seed_bytes) != possession.SEED_BYTES or any(not 0 <= row < 1 << 32 for row in wanted):
+        raise click.UsageError("a seed has 32 bytes, a row is a number of 32 bits")
+    opened = open_folder(folder)
+    with progress("hashing", opened.total, quiet=as_json) as step:
+        manifest = measure(opened, step)
+    found: dict[str, Any] = {"manifest": _hex(msgspec.to_builtins(manifest, builtin_types=(bytes,)))}
+    if windows is not None:
+        found["read"] = possession.read(opened, seed_bytes, windows).hex()
+    if wanted:
+        tensors = TensorFiles(opened)
+        words = [possession.row_words(seed_bytes, row) for row in wanted]
+        with progress("walking", tensors.total * passes, quiet=as_json) as step:
+            answers = possession.walk(tensors, words, passes, kernel(backend), step)
+        found["walk"] = {str(row): a.hex() for row, a in zip(wanted, answers, strict=True)}
+    click.echo(msgspec.json.encode(found).decode())
+
+
+def _hex(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {k: _hex(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hex(v) for v in value]
+    return value
+
+
+@contextlib.asynccontextmanager
+async def _open(
+    place: Home, config: AttesterConfig
+) -> AsyncIterator[tuple[VerifierClient, Collector, cose.PrivateKey]]:
+    import aiohttp
+
+    from attester.client import VerifierClient
+    from attester.collector import Collector
+    from attester.engines import open_engine
+
+    key = place.node_key()
+    async with aiohttp.ClientSession(trust_env=False) as http:
+        client = VerifierClient(http, config.verifier.url, key)
+        engine = open_engine(config, http, place)
+        yield client, Collector(config, engine, place.tls_key(), key.public.kid), key
+
+
+def _with_client(
+    place: Home, config: AttesterConfig, work: Callable[[VerifierClient], Awaitable[T]]
+) -> T:
+    async def run() -> T:
+        async with _open(place, config) as (client, _, _):
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def _with_agent(place: Home, work: Callable[[Agent], Awaitable[T]]) -> T:
+    from attester.agent import Agent
+
+    config, enrolment = place.config(), place.enrolment()
+
+    async def run() -> T:
+        async with _open(place, config) as (client, collector, key):
+            return await work(Agent(client, collector, key, enrolment))
+
+    return asyncio.run(run())

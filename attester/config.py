@@ -1,0 +1,192 @@
+"""
+The attester's home: its configuration, keys and enrolment in one folder.
+
+    attester.toml     what is configured
+    node.key          the node key
+    tls.key, tls.crt  what the engine serves with; the key signs for the endpoint
+    engine.secret     shared with the engine, so that nobody else can ask it to walk
+    node.json         what enrolment gave
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.x509.oid import NameOID
+from msgspec import Meta, Struct
+
+from attester import cose, identity
+from attester.errors import ConfigError, KeyFileError
+from attester.evidence import MODEL_NAME
+from attester.settings import read_toml, to_toml
+
+_Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+$", max_length=256)]
+
+
+class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[verifier]``: its base URL, which is also its name: evidence is for this audience."""
+
+    url: _Url
+
+
+class EngineSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[engine]``: how the attester reaches the serving process."""
+
+    adapter: str = "loopback"
+    url: _Url = "http://127.0.0.1:8000"
+
+
+class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[models.NAME]``."""
+
+    dir: str
+
+
+class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[serve]``: where routers reach the engine; https, with the key in ``tls.key``."""
+
+    url: Annotated[str, Meta(pattern=r"^https://[^\s/?#@]+$", max_length=256)]
+
+
+class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[capabilities]``: what the node can take on; memory is measured where left out."""
+
+    hardware_class: Annotated[str, Meta(max_length=128)] = "cpu"
+    memory_bytes: int | None = None
+    quantisation: Annotated[str, Meta(max_length=128)] = "none"
+    region: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``attester.toml``."""
+
+    verifier: VerifierSection
+    models: Annotated[dict[str, ModelSection], Meta(min_length=1, max_length=32)]
+    serve: ServeSection
+    engine: EngineSection = EngineSection()
+    capabilities: CapabilitiesSection = CapabilitiesSection()
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            if len(name) > 128 or not MODEL_NAME.fullmatch(name):
+                raise ValueError(f"{name[:80]!r} is not a model's name: letters, digits, . _ - and /")
+
+
+class Enrolment(Struct, frozen=True, forbid_unknown_fields=True):
+    """``node.json``: what the verifier said at enrolment."""
+
+    node: Annotated[str, Meta(max_length=64)]
+    ueid: bytes
+    operator: str
+    models: tuple[str, ...]
+    verifier: str
+
+
+@dataclass(frozen=True)
+class Home:
+    """An attester's home folder."""
+
+    path: Path
+
+    def create(self, config: AttesterConfig, *, alg: int = cose.ES256) -> None:
+        """
+        Make a home: keys, the engine's secret, configuration.
+
+        Raises:
+            ConfigError: there is one already, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+            if (self.path / "attester.toml").exists():
+                raise ConfigError(f"{self.path} is an attester's home already")
+            identity.create_key(self.path / "node.key", alg)
+            tls = identity.create_key(self.path / "tls.key", cose.ES256)
+            host = urlsplit(config.serve.url).hostname or "localhost"
+            (self.path / "tls.crt").write_bytes(self_signed(tls, host))
+            identity.write_private(self.path / "engine.secret", secrets.token_urlsafe(32).encode())
+            (self.path / "attester.toml").write_text(to_toml(config))
+        except KeyFileError as error:
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise ConfigError(f"{error.filename or self.path}: {error.strerror}") from None
+
+    def config(self) -> AttesterConfig:
+        """Read ``attester.toml``; raises `ConfigError`."""
+        return read_toml(self.path / "attester.toml", AttesterConfig, "touchstone attester init")
+
+    def node_key(self) -> cose.PrivateKey:
+        """The node key; raises `KeyFileError`."""
+        return identity.load_key(self.path / "node.key")
+
+    def tls_key(self) -> cose.PrivateKey:
+        """The TLS key; raises `KeyFileError`."""
+        return identity.load_key(self.path / "tls.key")
+
+    def engine_secret(self) -> str:
+        """The secret shared with the engine; raises `KeyFileError`."""
+        return identity.read_private(self.path / "engine.secret").decode("ascii", errors="replace").strip()
+
+    def enrolment(self) -> Enrolment:
+        """
+        What enrolment gave.
+
+        Raises:
+            ConfigError: not enrolled yet, or the file is damaged.
+        """
+        path = self.path / "node.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Enrolment)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.path} is not enrolled: ask the verifier's operator for a token, then: "
+                "touchstone attester enrol --token TOKEN"
+            ) from None
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def keep_enrolment(self, enrolment: Enrolment) -> None:
+        """Keep what enrolment gave, atomically."""
+        temporary = self.path / ".node.json"
+        with open(temporary, "wb") as file:
+            file.write(msgspec.json.encode(enrolment))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / "node.json")
+
+
+def self_signed(key: cose.PrivateKey, host: str) -> bytes:
+    """
+    A self-signed certificate for *host*, PEM.
+
+    Routers pin its key, not its name or dates; those are there for TLS libraries.
+    """
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
+    try:
+        alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        alternative = x509.DNSName(host)
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.native.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=3650))
+        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+        .sign(key.native, None if isinstance(key.native, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)

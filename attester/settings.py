@@ -1,0 +1,62 @@
+"""Configuration files: TOML read strictly into a frozen type, every setting with a default."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from attester.errors import ConfigError
+
+_MAX_CONFIG = 256 * 1024
+
+T = TypeVar("T", bound=Struct)
+
+
+def read_toml(path: Path, kind: type[T], make_with: str) -> T:
+    """
+    Read a configuration file strictly.
+
+    Raises:
+        ConfigError: missing, too large, not TOML, or with a setting that is unknown or out
+            of range, named.
+    """
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read(_MAX_CONFIG + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; make one with: {make_with}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if len(text) > _MAX_CONFIG:
+        raise ConfigError(f"{path} is larger than a configuration")
+    try:
+        return msgspec.convert(tomllib.loads(text.decode()), kind)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def to_toml(config: Struct) -> str:
+    """A configuration as TOML text: sections, sub-sections, scalars; what is `None` is left out."""
+    lines: list[str] = []
+
+    def section(path: tuple[str, ...], values: dict[str, Any]) -> None:
+        scalars = {k: v for k, v in values.items() if v is not None and not isinstance(v, dict)}
+        if scalars:
+            lines.append(f"[{'.'.join(_key(part) for part in path)}]")
+            lines.extend(f"{_key(name)} = {json.dumps(value)}" for name, value in scalars.items())
+            lines.append("")
+        for name, value in values.items():
+            if isinstance(value, dict):
+                section((*path, name), value)
+
+    section((), msgspec.to_builtins(config))
+    return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)

@@ -1,0 +1,312 @@
+"""`touchstone verifier …`, `touchstone reference …`, `touchstone challenges …`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from attester.cli import configure_logging, plain_errors, progress
+from attester.errors import AttesterError
+from attester.weights.kernels import kernel
+from attester.weights.manifest import open_folder
+from attester.weights.tensors import TensorFiles
+from verifier.config import Home, ServiceConfig, VerifierConfig
+from verifier.errors import VerifierError
+from verifier.references import measured
+from verifier.references.challenges import Minter, ReadParameters, WalkParameters
+from verifier.service.incidents import to_wire
+from verifier.store import incidents as stored_incidents
+from verifier.store import nodes as stored_nodes
+from verifier.store import pool
+from verifier.store.database import Database, Tx
+from verifier.store.nodes import Grant
+from verifier.store.sqlite import SqliteDatabase
+
+T = TypeVar("T")
+
+_errors = plain_errors(VerifierError, AttesterError)
+_home = click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=Path("touchstone-verifier"),
+    envvar="TOUCHSTONE_VERIFIER_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="The verifier's home folder.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _with_database(home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
+    async def run() -> T:
+        Home(home).config()
+        async with SqliteDatabase(Home(home).database) as db:
+            return await work(db)
+
+    return asyncio.run(run())
+
+
+def _in_transaction(home: Path, work: Callable[[Tx], Awaitable[T]]) -> T:
+    async def run(db: Database) -> T:
+        async with db.write() as tx:
+            return await work(tx)
+
+    return _with_database(home, run)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, not markup: what nodes say is shown, never interpreted.
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(table)
+
+
+@click.group()
+def verifier() -> None:
+    """Appraise evidence and sign results."""
+
+
+@verifier.command()
+@_home
+@click.option("--listen", default=ServiceConfig().listen, show_default=True, help="HOST:PORT to listen on.")
+@click.option("--url", default=None, help="The base URL everyone uses; http://LISTEN if not given.")
+@_errors
+def init(home: Path, listen: str, url: str | None) -> None:
+    """Make a home: keys, tokens, configuration and a copy of the default policy."""
+    config = VerifierConfig(service=ServiceConfig(listen, url or f"http://{listen}"))
+    msgspec.convert(msgspec.to_builtins(config), VerifierConfig)
+    Home(home).create(config)
+    click.echo(f"Made {home}. Next:")
+    click.echo(f"  1. approve your engines in {home}/policy/data.json")
+    click.echo(f"  2. touchstone reference measure DIR --model NAME --home {home}")
+    click.echo(f"  3. touchstone challenges mint --model NAME --dir DIR --reads 1000 --walks 250 --home {home}")
+    click.echo(f"  4. touchstone verifier serve --home {home}")
+
+
+@verifier.command()
+@_home
+@click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@_errors
+def serve(home: Path, log_json: bool) -> None:
+    """Run the verifier."""
+    from verifier.service.serve import run
+
+    configure_logging(as_json=log_json)
+    run(Home(home))
+
+
+@verifier.command()
+@_home
+@click.option("--operator", required=True, help="Whose node it will be.")
+@click.option("--model", "models", multiple=True, required=True, help="A model it may enrol with; repeatable.")
+@click.option("--for-node", default=None, help="Only to give this node a new key, after it lost its old one.")
+@click.option("--hours", default=24, show_default=True, type=click.IntRange(1, 24 * 90), help="How long it is good for.")
+@_errors
+def token(home: Path, operator: str, models: tuple[str, ...], for_node: str | None, hours: int) -> None:
+    """Print a one-time enrolment token."""
+    grant = Grant(operator, models, for_node)
+    click.echo(_in_transaction(home, lambda tx: stored_nodes.issue_token(tx, grant, _now_ms(), hours * 3600_000)))
+
+
+@verifier.group()
+def nodes() -> None:
+    """Look at nodes, retire them."""
+
+
+@nodes.command("list")
+@_home
+@_json
+@_errors
+def list_nodes(home: Path, as_json: bool) -> None:
+    """List all nodes."""
+
+    async def work(tx: Tx) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        after = ""
+        while page := await stored_nodes.page(tx, after, 500):
+            for node in page:
+                held = await stored_incidents.holding(tx, node.id)
+                found.append((node.id, node.operator, ", ".join(node.models), "quarantined" if held else node.state))
+            after = page[-1].id
+        return found
+
+    rows = _in_transaction(home, work)
+    columns = ("node", "operator", "models", "state")
+    if as_json:
+        click.echo(msgspec.json.encode([dict(zip(columns, row, strict=True)) for row in rows]).decode())
+    else:
+        _table("", columns, rows)
+
+
+@nodes.command("retire")
+@click.argument("node")
+@_home
+@_errors
+def retire_node(node: str, home: Path) -> None:
+    """Retire NODE: its results are revoked, and nothing it says counts any more."""
+    _in_transaction(home, lambda tx: stored_nodes.retire(tx, node, _now_ms()))
+    click.echo(f"Retired {node}.")
+
+
+@verifier.group()
+def incidents() -> None:
+    """Review incidents, release nodes or retire them."""
+
+
+@incidents.command("list")
+@_home
+@_json
+@click.option("--all", "everything", is_flag=True, help="Also those that hold nobody.")
+@_errors
+def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
+    """List open incidents."""
+
+    async def work(tx: Tx) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        after = ""
+        while rows := await stored_incidents.page(tx, open_only=not everything, after=after, limit=500):
+            found += [to_wire(row, _now_ms()) for row in rows]
+            after = rows[-1]["id"]
+        return found
+
+    rows = _in_transaction(home, work)
+    if as_json:
+        click.echo(msgspec.json.encode(rows).decode())
+        return
+    columns = ("id", "kind", "severity", "state", "node", "code", "detail", "count")
+    shown = [(*(row[c] for c in columns), f"{row['review_due_in_s'] // 3600} h") for row in rows]
+    _table("", (*columns, "review due in"), shown)
+
+
+@incidents.command("show")
+@click.argument("incident")
+@_home
+@_errors
+def show_incident(incident: str, home: Path) -> None:
+    """Show an incident with its history, as JSON."""
+
+    async def work(tx: Tx) -> dict[str, Any]:
+        row = await stored_incidents.get(tx, incident)
+        return {**to_wire(row, _now_ms()), "history": await stored_incidents.steps(tx, incident)}
+
+    click.echo(msgspec.json.format(msgspec.json.encode(_in_transaction(home, work)), indent=2).decode())
+
+
+@incidents.command("step")
+@click.argument("incident")
+@click.argument("name", type=click.Choice(["review", "release", "retire"]))
+@click.option("--reason", required=True, help="Why; kept with the incident.")
+@click.option("--actor", required=True, help="Who decides; kept with the incident.")
+@_home
+@_errors
+def step_incident(incident: str, name: str, reason: str, actor: str, home: Path) -> None:
+    """Take INCIDENT under review, release its node to probation, or retire the node."""
+    row = _in_transaction(
+        home, lambda tx: stored_incidents.take_step(tx, incident, name, actor, reason, _now_ms())
+    )
+    click.echo(f"{incident} is {row['state']}.")
+
+
+@incidents.command("release-cause")
+@click.argument("cause")
+@click.option("--reason", required=True, help="Why; kept with each incident.")
+@click.option("--actor", required=True, help="Who decides; kept with each incident.")
+@_home
+@_errors
+def release_cause(cause: str, reason: str, actor: str, home: Path) -> None:
+    """Release in bulk everything that rests on CAUSE (a bad reference, a bad batch)."""
+    count = _in_transaction(
+        home, lambda tx: stored_incidents.release_cause(tx, cause, actor, reason, _now_ms())
+    )
+    click.echo(f"Released {count}.")
+
+
+@click.group()
+def reference() -> None:
+    """Measure and publish reference values."""
+
+
+@reference.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model's name, as nodes enrol with it.")
+@click.option("--home", type=click.Path(path_type=Path), default=None, envvar="TOUCHSTONE_VERIFIER_HOME", help="Make it the reference value of this verifier.")
+@_json
+@_errors
+def measure(folder: Path, model: str, home: Path | None, as_json: bool) -> None:
+    """Measure a FOLDER of weights: files, tensors, and a practice challenge."""
+    opened = open_folder(folder)
+    with progress("measuring", opened.total, quiet=as_json) as step:
+        document = measured.measure_folder(model, opened, step)
+    text = msgspec.json.encode(document).decode()
+    if home is not None:
+        _in_transaction(home, lambda tx: pool.set_reference(tx, model, document.digest, text, _now_ms()))
+    if as_json:
+        click.echo(text)
+        return
+    size = sum(file.size for file in document.files)
+    click.echo(f"{model}: {len(document.files)} files, {size:,} bytes, {len(document.tensors)} tensors")
+    click.echo(f"reference value {document.digest}" + (f", active in {home}" if home else ""))
+
+
+@click.group()
+def challenges() -> None:
+    """Mint single-use challenges."""
+
+
+@challenges.command()
+@click.option("--model", required=True, help="The model's name.")
+@click.option("--dir", "folder", required=True, type=click.Path(path_type=Path), help="A folder with the reference weights.")
+@click.option("--reads", default=0, type=click.IntRange(0, 1_000_000), help="How many read challenges.")
+@click.option("--walks", default=0, type=click.IntRange(0, 1_000_000), help="How many walk challenges.")
+@click.option("--rows", default=32, show_default=True, type=click.IntRange(4, 2048), help="Rows of a walk.")
+@click.option("--passes", default=1, show_default=True, type=click.IntRange(1, 64), help="Passes of a walk.")
+@click.option("--windows", default=256, show_default=True, type=click.IntRange(1, 65536), help="Windows of a read.")
+@_home
+@_errors
+def mint(model: str, folder: Path, reads: int, walks: int, rows: int, passes: int, windows: int, home: Path) -> None:
+    """Mint challenges where the reference weights are; each batch is spot-checked."""
+    if not reads and not walks:
+        raise click.UsageError("give --reads, --walks, or both")
+    key = Home(home).pool_key()
+    opened = open_folder(folder)
+    tensors = TensorFiles(opened)
+    with progress("checking the folder", opened.total) as step:
+        document = measured.measure_folder(model, opened, step)
+
+    async def work(db: Database) -> None:
+        async with db.write() as tx:
+            batch = await pool.open_batch(tx, model, document.digest, _now_ms())
+            first_read = await pool.next_index(tx, model, "read")
+            first_walk = await pool.next_index(tx, model, "walk")
+        minter = Minter(model, opened, tensors, key, kernel(), batch)
+        if reads:
+            entries = list(minter.reads(first_read, reads, ReadParameters(windows)))
+            async with db.write() as tx:
+                await pool.add(tx, entries)
+        groups = -(-walks // 64)
+        with progress("walking", groups * passes * tensors.total) as step:
+            # A group is kept as soon as it is minted: an interrupted run loses one group at most.
+            for group in minter.walks(first_walk, walks, WalkParameters(rows, passes), step):
+                async with db.write() as tx:
+                    await pool.add(tx, group)
+
+    _with_database(home, work)
+    click.echo(f"Minted {reads} reads and {walks} walks for {model}; the spot checks agree.")

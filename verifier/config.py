@@ -1,0 +1,178 @@
+"""
+The verifier's home: its configuration, keys, tokens, policy and database in one folder.
+
+    verifier.toml        what is configured, each setting with its default
+    keys/ear-*.pem       keys that sign results; the newest by name signs, all are in the JWKS
+    pool.key             the secret that challenges follow from
+    admin.token          for people: incidents, tokens, nodes
+    router.token         for routers: reports of what they have seen
+    policy/              the active policy bundle
+    verifier.db          everything that was acknowledged
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import Meta, Struct
+
+from attester import cose, identity
+from attester.errors import ConfigError, KeyFileError
+from attester.settings import read_toml, to_toml
+from verifier.references.challenges import POOL_KEY_BYTES, PoolKey
+from verifier.results import ResultKey
+
+_Seconds = Annotated[int, Meta(ge=1, le=86400)]
+
+
+class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[service]``: where it listens and what it is called."""
+
+    listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}$")] = "127.0.0.1:8440"
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+$", max_length=256)] = "http://127.0.0.1:8440"
+    """The base URL that everyone uses; also the issuer of results and the audience of evidence."""
+
+
+class ResultsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[results]``."""
+
+    lifetime_s: _Seconds = 300
+    keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """How long results and their evidence are kept after they were issued."""
+
+
+class SessionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[sessions]``."""
+
+    lifetime_s: _Seconds = 120
+    skew_s: _Seconds = 30
+    per_node_per_minute: Annotated[int, Meta(ge=1, le=100000)] = 60
+    per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
+
+
+class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[calls]``: at secret times, uniform between the two intervals."""
+
+    min_interval_s: Annotated[float, Meta(ge=0.1, le=86400)] = 45
+    max_interval_s: Annotated[float, Meta(ge=0.1, le=86400)] = 180
+    walk_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
+    """Share of calls that carry a walk; every call carries a read."""
+    together_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of calls that go to all connected nodes of the operator at once."""
+
+
+class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[pool]``."""
+
+    low_water: Annotated[int, Meta(ge=0)] = 100
+    """Warn when a pool has fewer free entries than this."""
+
+
+class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[policy]``."""
+
+    folder: str = "policy"
+    workers: Annotated[int, Meta(ge=1, le=64)] = 2
+    timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
+
+
+class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``verifier.toml``."""
+
+    service: ServiceConfig = ServiceConfig()
+    results: ResultsConfig = ResultsConfig()
+    sessions: SessionsConfig = SessionsConfig()
+    calls: CallsConfig = CallsConfig()
+    pool: PoolConfig = PoolConfig()
+    policy: PolicyConfig = PolicyConfig()
+
+
+def default_policy() -> Path:
+    """The default bundle, beside the packages in a checkout and in an installation."""
+    return Path(__file__).parent.parent / "policies" / "default"
+
+
+@dataclass(frozen=True)
+class Home:
+    """A verifier's home folder."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+        return self.path / "verifier.db"
+
+    def create(self, config: VerifierConfig) -> None:
+        """
+        Make a home: keys, tokens, configuration, a copy of the default policy.
+
+        Raises:
+            ConfigError: there is one already, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+            if (self.path / "verifier.toml").exists():
+                raise ConfigError(f"{self.path} is a verifier's home already")
+            (self.path / "keys").mkdir(mode=0o700)
+            identity.create_key(self.path / "keys" / "ear-0001.pem", cose.ES256)
+            identity.write_private(self.path / "pool.key", secrets.token_bytes(POOL_KEY_BYTES))
+            for name in ("admin.token", "router.token"):
+                identity.write_private(self.path / name, secrets.token_urlsafe(32).encode())
+            shutil.copytree(default_policy(), self.path / "policy")
+            (self.path / "verifier.toml").write_text(to_toml(config))
+        except KeyFileError as error:
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise ConfigError(f"{error.filename or self.path}: {error.strerror}") from None
+
+    def config(self) -> VerifierConfig:
+        """
+        Read ``verifier.toml``.
+
+        Raises:
+            ConfigError: missing, malformed, or with a setting that is unknown or out of range.
+        """
+        return read_toml(self.path / "verifier.toml", VerifierConfig, "touchstone verifier init")
+
+    def result_keys(self) -> list[ResultKey]:
+        """The keys that may have signed a live result, the signing one last."""
+        keys = []
+        for path in sorted((self.path / "keys").glob("ear-*.pem")):
+            native = _load(path).native
+            if not isinstance(native, ec.EllipticCurvePrivateKey):
+                raise ConfigError(f"{path} is not a P-256 key")
+            keys.append(ResultKey(native))
+        if not keys:
+            raise ConfigError(f"{self.path / 'keys'} holds no key to sign results with")
+        return keys
+
+    def pool_key(self) -> PoolKey:
+        """The secret that challenges follow from."""
+        secret = self._private("pool.key")
+        if len(secret) != POOL_KEY_BYTES:
+            raise ConfigError(f"{self.path / 'pool.key'} does not hold {POOL_KEY_BYTES} bytes")
+        return PoolKey(secret)
+
+    def token(self, name: str) -> str:
+        """The token ``NAME.token``."""
+        return self._private(f"{name}.token").decode("ascii", errors="replace").strip()
+
+    def _private(self, name: str) -> bytes:
+        try:
+            return identity.read_private(self.path / name)
+        except KeyFileError as error:
+            raise ConfigError(str(error)) from None
+
+
+def _load(path: Path) -> cose.PrivateKey:
+    try:
+        return identity.load_key(path)
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,130 @@
+"""The application: resources put together, tasks started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+from aiohttp import web
+from prometheus_client import Gauge
+
+from verifier.config import Home, VerifierConfig
+from verifier.errors import StoreError
+from verifier.policy import bundle
+from verifier.policy.engine import WorkerEngine
+from verifier.service import calls, discovery, events, incidents, nodes, problem, sessions
+from verifier.service.appraiser import Appraiser
+from verifier.service.calls import CALLER, Caller
+from verifier.service.events import FEED, EventFeed
+from verifier.service.sessions import APPRAISER
+from verifier.service.state import SERVICE, Clock, Service
+from verifier.store import appraisals, pool
+from verifier.store import events as stored_events
+from verifier.store import incidents as stored_incidents
+from verifier.store import sessions as stored_sessions
+from verifier.store.sqlite import SqliteDatabase
+
+_SWEEP_S: Final = 1.0
+_LEVELS_EVERY: Final = 60
+_DAY_MS: Final = 24 * 3600 * 1000
+_EVENTS_KEPT_MS: Final = _DAY_MS
+
+_log = structlog.get_logger("verifier")
+_free = Gauge("touchstone_pool_free", "Challenges left.", ["model", "kind"])
+
+
+@asynccontextmanager
+async def open_service(home: Home, config: VerifierConfig, clock: Clock | None = None) -> AsyncIterator[Service]:
+    """
+    Open everything a running verifier needs, and close it in reverse.
+
+    Raises:
+        ConfigError, PolicyError, StoreError: something of it cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        policy = bundle.load(home.path / config.policy.folder)
+        db = await stack.enter_async_context(SqliteDatabase(home.database))
+        engine = await stack.enter_async_context(
+            WorkerEngine(policy, workers=config.policy.workers, timeout_s=config.policy.timeout_s)
+        )
+        yield Service(
+            config=config,
+            db=db,
+            engine=engine,
+            bundle=policy,
+            keys=tuple(home.result_keys()),
+            pool_key=home.pool_key(),
+            admin_token=home.token("admin"),
+            router_token=home.token("router"),
+            clock=clock or Clock(),
+        )
+
+
+def make_app(service: Service) -> web.Application:
+    """The verifier's application over an open service."""
+    app = web.Application(middlewares=[problem.middleware])
+    app[SERVICE] = service
+    app[APPRAISER] = Appraiser(service)
+    app[CALLER] = Caller(service)
+    app[FEED] = EventFeed(service)
+    for resource in (sessions, calls, nodes, events, incidents, discovery):
+        app.add_routes(resource.routes())
+    app.cleanup_ctx.append(_tasks)
+    app.on_shutdown.append(_end_streams)
+    return app
+
+
+async def _tasks(app: web.Application) -> AsyncIterator[None]:
+    tasks = [
+        asyncio.create_task(app[FEED].run(), name="events"),
+        asyncio.create_task(_sweep(app[SERVICE]), name="sweep"),
+    ]
+    yield
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _end_streams(app: web.Application) -> None:
+    await app[FEED].close()
+    app[CALLER].close()
+
+
+async def _sweep(service: Service) -> None:
+    """End what has run out; forget what is old; say when a pool runs low."""
+    rounds = 0
+    while True:
+        try:
+            await sweep(service, levels=rounds % _LEVELS_EVERY == 0)
+        except StoreError as error:
+            _log.error("the sweep failed", error=str(error))
+        rounds += 1
+        await asyncio.sleep(_SWEEP_S)
+
+
+async def sweep(service: Service, *, levels: bool = True) -> None:
+    """One round of the sweep."""
+    now_ms = service.now_ms()
+    async with service.db.write() as tx:
+        await stored_sessions.expire(tx, now_ms)
+        await stored_incidents.confirm_overdue(tx, now_ms)
+        if levels:
+            await stored_events.prune(tx, now_ms - _EVENTS_KEPT_MS)
+            await appraisals.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)
+    if not levels:
+        return
+    async with service.db.read() as tx:
+        rows = await pool.levels(tx)
+    for row in rows:
+        _free.labels(row["model"], row["kind"]).set(row["free"])
+        if row["free"] < service.config.pool.low_water:
+            _log.warning(
+                "challenges run low: touchstone challenges mint",
+                model=row["model"],
+                kind=row["kind"],
+                free=row["free"],
+            )

@@ -1,0 +1,199 @@
+"""
+Calls: at secret times the verifier poses challenges to the nodes that hold a channel open.
+
+The clock runs from the call being pushed to the last byte of the answers, which travel
+alone, ahead of the signed evidence that repeats them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Final
+
+import structlog
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from verifier.errors import RequestError, VerifierError
+from verifier.schemes.base import Answers, Node
+from verifier.service.http import json_response, parse_json, read_body
+from verifier.service.sessions import open_session, to_wire, wants_for
+from verifier.service.sse import Stream
+from verifier.service.state import Service, service_of
+from verifier.store import nodes, sessions
+
+MAX_ANSWERS: Final = 1 << 20
+"""Bytes of a body of answers; 2,048 rows of several models fit."""
+_KEEPALIVE_S: Final = 10.0
+_SOON_S: Final = 2.0
+
+_Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+_log = structlog.get_logger("verifier")
+
+
+class _ModelAnswers(Struct, frozen=True, forbid_unknown_fields=True):
+    model: Annotated[str, Meta(max_length=128)]
+    read: _Hex32 | None = None
+    walk: Annotated[tuple[_Hex32, ...], Meta(max_length=2048)] | None = None
+
+
+class _AnswersBody(Struct, frozen=True, forbid_unknown_fields=True):
+    answers: Annotated[tuple[_ModelAnswers, ...], Meta(max_length=64)]
+
+
+class Caller:
+    """
+    Who is connected, and when each is called.
+
+    Args:
+        sleep: Waits; a test replaces it.
+        rng: Unpredictable: the moments are what a cheat must not know.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._service = service
+        self._sleep = sleep
+        self._rng = rng or random.SystemRandom()
+        self._channels: dict[str, asyncio.Queue[Mapping[str, Any]]] = {}
+        self._operators: dict[str, str] = {}
+        self._pushed: dict[str, float] = {}
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """The nodes that hold a channel open."""
+        return frozenset(self._channels)
+
+    def close(self) -> None:
+        """End all channels."""
+        for queue in self._channels.values():
+            while not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait({})
+
+    async def serve(self, node: Node, request: web.Request) -> web.StreamResponse:
+        """Hold one node's channel until it ends; a newer one of the same node takes its place."""
+        queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=1)
+        self._channels[node.id] = queue
+        self._operators[node.id] = node.operator
+        stream = await Stream.open(request)
+        timer = asyncio.create_task(self._keep_calling(node.id), name=f"calls-{node.id}")
+        try:
+            while self._channels.get(node.id) is queue:
+                try:
+                    async with asyncio.timeout(_KEEPALIVE_S):
+                        call = await queue.get()
+                except TimeoutError:
+                    await stream.send("keepalive", {})
+                    continue
+                if not call:
+                    break
+                self._pushed.setdefault(call["session"], self._service.clock.monotonic())
+                await stream.send("call", call)
+        except ConnectionError:
+            # The node went away, which is its right; it is missed at its next call.
+            pass
+        finally:
+            timer.cancel()
+            if self._channels.get(node.id) is queue:
+                del self._channels[node.id], self._operators[node.id]
+        return stream.response
+
+    async def _keep_calling(self, node_id: str) -> None:
+        # The first call comes soon, for until then a node has no result to be chosen by.
+        calls = self._service.config.calls
+        await self._sleep(self._rng.uniform(0, min(_SOON_S, calls.min_interval_s)))
+        first = True
+        while True:
+            try:
+                together = not first and self._rng.random() < calls.together_share
+                walk = first or self._rng.random() < calls.walk_share
+                for other in self._together(node_id) if together else [node_id]:
+                    await self.call(other, walk=walk)
+            except VerifierError as error:
+                _log.warning("a call could not be made", node=node_id, error=str(error))
+            first = False
+            await self._sleep(self._rng.uniform(calls.min_interval_s, calls.max_interval_s))
+
+    def _together(self, node_id: str) -> list[str]:
+        """All connected nodes of one operator: one GPU cannot answer for several in time."""
+        operator = self._operators.get(node_id)
+        return [other for other, theirs in self._operators.items() if theirs == operator]
+
+    async def call(self, node_id: str, *, walk: bool) -> None:
+        """Pose challenges to a connected node; one whose call still waits is told of it again."""
+        service = self._service
+        async with service.db.read() as tx:
+            node = await nodes.by_id(tx, node_id)
+        queue = self._channels.get(node_id)
+        if node is None or queue is None or queue.full() or node.state == "retired":
+            return
+        self._forget()
+        nonce = self._rng.randbytes(32)
+        session = await open_session(service, node, "call", nonce, wants_for(node, walk=walk))
+        queue.put_nowait({"session": session.id, **to_wire(service, session)})
+
+    def _forget(self) -> None:
+        """Drop the start times of calls that have expired."""
+        oldest = self._service.clock.monotonic() - 2 * self._service.config.sessions.lifetime_s
+        while self._pushed and next(iter(self._pushed.values())) < oldest:
+            del self._pushed[next(iter(self._pushed))]
+
+    def elapsed_ms(self, session_id: str, issued_ms: int) -> int:
+        """Time since the call was pushed; by the wall clock where we were restarted since."""
+        pushed = self._pushed.get(session_id)
+        if pushed is None:
+            return max(self._service.now_ms() - issued_ms, 0)
+        return int((self._service.clock.monotonic() - pushed) * 1000)
+
+
+CALLER: web.AppKey[Caller] = web.AppKey("caller", Caller)
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [
+        web.get("/api/v1/nodes/{id}/calls", hold),
+        web.post("/api/v1/calls/{session}/answers", answer),
+    ]
+
+
+async def hold(request: web.Request) -> web.StreamResponse:
+    """A node's channel: server-sent events, each a call with a session object."""
+    service = service_of(request)
+    node = await service.authenticate(request, b"")
+    service.node_rates.spend(node.id)
+    if node.id != request.match_info["id"]:
+        raise RequestError("a node holds its own channel only", code="request.forbidden")
+    if node.state == "retired":
+        raise RequestError("the node was retired", code="request.forbidden")
+    return await request.app[CALLER].serve(node, request)
+
+
+async def answer(request: web.Request) -> web.Response:
+    """The answers to a call.  The clock stops at their last byte, before anything is checked."""
+    service = service_of(request)
+    body = await read_body(request, MAX_ANSWERS)
+    session_id = request.match_info["session"]
+    async with service.db.read() as tx:
+        session = await sessions.get(tx, session_id)
+    elapsed_ms = request.app[CALLER].elapsed_ms(session_id, session.issued_ms)
+    node = await service.authenticate(request, body)
+    if session.node_id != node.id:
+        raise RequestError("this call is for another node", code="request.forbidden")
+    if session.expires_ms <= service.now_ms():
+        raise RequestError("the call has expired", code="session.expired")
+    given = parse_json(body, _AnswersBody).answers
+    by_model = {entry.model: Answers(entry.read, entry.walk) for entry in given}
+    if len(by_model) != len(given):
+        raise RequestError("a model is answered for twice")
+    async with service.db.write() as tx:
+        await sessions.keep_answers(tx, session_id, by_model, elapsed_ms)
+    return json_response({"elapsed_ms": elapsed_ms})

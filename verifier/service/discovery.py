@@ -1,0 +1,93 @@
+"""Discovery: the key, the formats, the state, and what there is to check against."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from attester.evidence import MEDIA_TYPE
+from verifier import results
+from verifier.errors import RequestError
+from verifier.references import measured
+from verifier.service.http import json_response
+from verifier.service.sessions import PREFIX, SESSION_TYPE
+from verifier.service.state import service_of
+from verifier.store import pool
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [
+        web.get("/.well-known/veraison/verification", verification),
+        web.get("/.well-known/jwks.json", jwks),
+        web.get("/api/v1/reference-values", list_references),
+        web.get("/api/v1/reference-values/{model:.+}", show_reference),
+        web.get("/api/v1/challenges", levels),
+        web.get("/metrics", metrics),
+    ]
+
+
+async def verification(request: web.Request) -> web.Response:
+    """The discovery document of Veraison's verification service."""
+    service = service_of(request)
+    document = {
+        "ear-verification-key": service.keys[-1].verifying.jwk(),
+        "media-types": [MEDIA_TYPE],
+        "attestation-schemes": ["touchstone-platform", "touchstone-weights"],
+        "version": results.BUILD,
+        "service-state": "READY",
+        "api-endpoints": {
+            "newChallengeResponseSession": f"{PREFIX}/newSession",
+            "jwks": "/.well-known/jwks.json",
+            "events": "/api/v1/events",
+        },
+        "session-media-type": SESSION_TYPE,
+        "issuer": service.issuer,
+        "policy": service.bundle.id,
+        # Seconds since 1970, so that a node can tell that its clock is wrong.
+        "time": service.now_ms() // 1000,
+    }
+    return json_response(
+        document,
+        headers={"Cache-Control": "max-age=60"},
+        content_type="application/vnd.veraison.discovery+json",
+    )
+
+
+async def jwks(request: web.Request) -> web.Response:
+    """Every key that may have signed a live result (RFC 7517 §5)."""
+    keys = [key.verifying.jwk() for key in reversed(service_of(request).keys)]
+    return json_response({"keys": keys}, headers={"Cache-Control": "max-age=60"}, content_type="application/jwk-set+json")
+
+
+async def list_references(request: web.Request) -> web.Response:
+    """The active reference values, without their contents."""
+    async with service_of(request).db.read() as tx:
+        rows = await pool.references(tx)
+    found = [{"model": r["model"], "digest": r["digest"], "added": r["added_ms"] // 1000} for r in rows]
+    return json_response({"reference_values": found})
+
+
+async def show_reference(request: web.Request) -> web.Response:
+    """A model's reference value, with its practice challenge and answers."""
+    async with service_of(request).db.read() as tx:
+        row = await pool.reference(tx, request.match_info["model"])
+    if row is None:
+        raise RequestError("no reference value for this model", code="request.not-found")
+    document = measured.read_document(row["document"])
+    return json_response({"digest": row["digest"], **msgspec.to_builtins(document)})
+
+
+async def levels(request: web.Request) -> web.Response:
+    """How many challenges are left."""
+    service = service_of(request)
+    async with service.db.read() as tx:
+        rows = await pool.levels(tx)
+    low = service.config.pool.low_water
+    return json_response({"pools": [{**row, "low": row["free"] < low} for row in rows]})
+
+
+async def metrics(_: web.Request) -> web.Response:
+    """Counters for Prometheus."""
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,123 @@
+"""Events as a stream: results, revocations, incidents; a heartbeat every second, resume by id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from verifier.errors import RequestError, StoreError
+from verifier.service.sse import Stream
+from verifier.service.state import Service, service_of
+from verifier.store import events
+from verifier.store.database import Row
+
+_POLL_S: Final = 0.1
+_HEARTBEAT_S: Final = 1.0
+_KEPT: Final = 4096
+_BATCH: Final = 500
+
+_log = structlog.get_logger("verifier")
+
+
+class EventFeed:
+    """
+    Reads new events from the database once for all streams.
+
+    It polls, so that what another process did (the command line, another verifier on the
+    same database) reaches routers as fast as what this one did.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._recent: deque[Row] = deque(maxlen=_KEPT)
+        self._newest = 0
+        self._arrived = asyncio.Condition()
+        self.closing = False
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        async with self._service.db.read() as tx:
+            _, self._newest = await events.bounds(tx)
+        while True:
+            try:
+                async with self._service.db.read() as tx:
+                    rows = await events.after(tx, self._newest, _BATCH)
+            except StoreError as error:
+                _log.error("events cannot be read", error=str(error))
+                rows = []
+            if rows:
+                self._recent.extend(rows)
+                self._newest = rows[-1]["seq"]
+                async with self._arrived:
+                    self._arrived.notify_all()
+            if len(rows) < _BATCH:
+                await asyncio.sleep(_POLL_S)
+
+    async def close(self) -> None:
+        """End all streams."""
+        self.closing = True
+        async with self._arrived:
+            self._arrived.notify_all()
+
+    async def follow(self, stream: Stream, seq: int) -> None:
+        """Send events above *seq* as they come, until the client goes or the service ends."""
+        async with self._service.db.read() as tx:
+            low, high = await events.bounds(tx)
+        if seq > high or (low and seq < low - 1):
+            # Numbers we never gave, or have forgotten: only a fresh snapshot helps.
+            await stream.send("reset", {"seq": high})
+            seq = high
+        await stream.send("heartbeat", {"seq": seq})
+        while not self.closing:
+            rows = await self._after(seq)
+            for row in rows:
+                data = {"at_ms": row["at_ms"], **msgspec.json.decode(row["data"])}
+                await stream.send(row["type"], data, seq=row["seq"])
+                seq = row["seq"]
+            if rows:
+                continue
+            async with self._arrived:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_HEARTBEAT_S):
+                        await self._arrived.wait_for(lambda s=seq: self.closing or self._newest > s)
+                        continue
+            await stream.send("heartbeat", {"seq": seq})
+
+    async def _after(self, seq: int) -> list[Row]:
+        if self._newest <= seq:
+            return []
+        if self._recent and self._recent[0]["seq"] <= seq + 1:
+            return [row for row in self._recent if row["seq"] > seq][:_BATCH]
+        async with self._service.db.read() as tx:
+            return await events.after(tx, seq, _BATCH)
+
+
+FEED: web.AppKey[EventFeed] = web.AppKey("feed", EventFeed)
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [web.get("/api/v1/events", follow)]
+
+
+async def follow(request: web.Request) -> web.StreamResponse:
+    """Follow events, from ``after`` or ``Last-Event-ID`` on, or from now."""
+    service = service_of(request)
+    text = request.headers.get("Last-Event-ID", request.query.get("after"))
+    if text is None:
+        async with service.db.read() as tx:
+            _, seq = await events.bounds(tx)
+    elif text.isascii() and text.isdigit() and len(text) <= 18:
+        seq = int(text)
+    else:
+        raise RequestError("after is not the number of an event")
+    stream = await Stream.open(request)
+    with suppress(ConnectionError):
+        await request.app[FEED].follow(stream, seq)
+    return stream.response

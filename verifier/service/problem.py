@@ -1,0 +1,124 @@
+"""
+Errors as HTTP: the only place that knows status codes (RFC 9457).
+
+A problem's `type` is stable and ends in a code of `verifier.reasons`.  What an internal
+failure was is logged and never sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import structlog
+from aiohttp import web
+from prometheus_client import Counter
+
+from attester.errors import AttesterError
+from verifier.errors import RequestError, VerifierError
+from verifier.reasons import REASONS
+
+TYPE: Final = "tag:github.com,2026:touchstone/problem#"
+MEDIA_TYPE: Final = "application/problem+json"
+
+_STATUS: Final = {
+    "evidence.media-type": 415,
+    "evidence.size": 413,
+    "evidence.malformed": 400,
+    "evidence.profile": 400,
+    "evidence.key": 403,
+    "evidence.algorithm": 403,
+    "evidence.signature": 403,
+    "evidence.nonce": 422,
+    "evidence.time": 422,
+    "evidence.audience": 422,
+    "evidence.ueid": 422,
+    "request.malformed": 400,
+    "request.too-large": 413,
+    "request.unauthorised": 401,
+    "request.replayed": 409,
+    "request.forbidden": 403,
+    "request.too-often": 429,
+    "request.not-found": 404,
+    "request.method": 405,
+    "request.not-acceptable": 406,
+    "session.expired": 410,
+    "session.closed": 409,
+    "token.unusable": 403,
+    "node.exists": 409,
+    "incident.state": 409,
+    "reference.unusable": 422,
+    "store.refused": 503,
+}
+
+_log = structlog.get_logger("verifier")
+_refused = Counter("touchstone_refused_total", "Requests refused, by code.", ["code"])
+
+
+def response(code: str, detail: str, *, retry_after: int | None = None) -> web.Response:
+    """A problem document."""
+    reason = REASONS[code]
+    status = _STATUS.get(code, 500)
+    document = {
+        "type": TYPE + code,
+        "title": reason.sentence,
+        "status": status,
+        "detail": detail,
+        "hint": reason.hint,
+    }
+    _refused.labels(code).inc()
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Touchstone-Node, Bearer"
+    return web.Response(
+        status=status, body=msgspec.json.encode(document), content_type=MEDIA_TYPE, headers=headers
+    )
+
+
+@web.middleware
+async def middleware(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn what a handler raises into a problem document."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        answer = response(error.code, str(error), retry_after=error.retry_after)
+    except VerifierError as error:
+        if _STATUS.get(error.code, 500) >= 500:
+            _log.error("request failed", path=request.path, error=str(error))
+            answer = response(error.code, REASONS[error.code].sentence)
+        else:
+            answer = response(error.code, str(error))
+    except AttesterError as error:
+        # A signed request that could not be read or verified.
+        answer = response("request.unauthorised", str(error))
+    except web.HTTPException as error:
+        answer = _from_aiohttp(error)
+    except ConnectionError:
+        raise
+    except Exception:
+        # The outermost loop of a request: nothing of an internal failure may reach the caller.
+        _log.exception("request failed", path=request.path)
+        answer = response("verifier.internal", REASONS["verifier.internal"].sentence)
+    if not request.content.at_eof():
+        # An unread body is not worth reading: the connection ends with the answer.
+        answer.force_close()
+    return answer
+
+
+def _from_aiohttp(error: web.HTTPException) -> web.Response:
+    match error:
+        case web.HTTPNotFound():
+            return response("request.not-found", "no such resource")
+        case web.HTTPMethodNotAllowed():
+            answer = response("request.method", f"{error.method} is not a method of this resource")
+            answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+            return answer
+        case web.HTTPRequestEntityTooLarge():
+            return response("request.too-large", "the body is too large")
+        case _ if error.status >= 500:
+            return response("verifier.internal", "the service failed")
+        case _:
+            return response("request.malformed", error.reason)

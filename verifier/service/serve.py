@@ -1,0 +1,52 @@
+"""Running the verifier as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import structlog
+from aiohttp import web
+
+from attester.errors import ConfigError
+from verifier.config import Home
+from verifier.service.app import make_app, open_service
+
+_log = structlog.get_logger("verifier")
+
+
+def run(home: Home) -> None:
+    """Serve until SIGTERM or SIGINT.  Raises `ConfigError` where it cannot start."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(serve(home))
+    else:
+        uvloop.run(serve(home))
+
+
+async def serve(home: Home) -> None:
+    """As `run`, inside a loop."""
+    config = home.config()
+    async with open_service(home, config) as service:
+        await serve_app(make_app(service), config.service.listen, service.issuer, "verifier")
+
+
+async def serve_app(app: web.Application, listen: str, url: str, name: str) -> None:
+    """Serve *app* on ``HOST:PORT`` until a signal; in-flight requests end first."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    host, _, port = listen.rpartition(":")
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        _log.info("serving", role=name, listen=listen, url=url)
+        await stop.wait()
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {listen}: {error.strerror}") from None
+    finally:
+        await runner.cleanup()
+        _log.info("stopped", role=name)

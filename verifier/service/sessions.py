@@ -1,0 +1,170 @@
+"""The session API: Veraison's challenge–response, with its weak spots closed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
+from verifier.errors import RequestError
+from verifier.references import challenges
+from verifier.schemes.base import Channel, Node
+from verifier.service.appraiser import Appraiser
+from verifier.service.http import integer, json_response, read_body
+from verifier.service.state import Service, address_of, service_of
+from verifier.store import sessions
+from verifier.store.database import ConflictError, Row
+from verifier.store.sessions import StoredSession, Want
+
+SESSION_TYPE: Final = "application/vnd.veraison.challenge-response-session+json"
+PREFIX: Final = "/challenge-response/v1"
+
+APPRAISER: web.AppKey[Appraiser] = web.AppKey("appraiser", Appraiser)
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [
+        web.post(f"{PREFIX}/newSession", new_session),
+        web.post(f"{PREFIX}/session/{{id}}", submit),
+        web.get(f"{PREFIX}/session/{{id}}", look),
+        web.delete(f"{PREFIX}/session/{{id}}", drop),
+    ]
+
+
+async def new_session(request: web.Request) -> web.Response:
+    """Open a session: with challenges for a node that proves its key, with a nonce for anyone."""
+    service = service_of(request)
+    body = await read_body(request, 0)
+    service.address_rates.spend(address_of(request))
+    nonce, channel = _nonce(request)
+    node: Node | None = None
+    if "Authorization" in request.headers:
+        node = await service.authenticate(request, body)
+        service.node_rates.spend(node.id)
+        if node.state == "retired":
+            raise RequestError("the node was retired", code="request.forbidden")
+        if channel == "open":
+            channel = "announced"
+    if (named := request.query.get("node")) is not None and (node is None or node.id != named):
+        raise RequestError("challenges are for the node itself", code="request.unauthorised")
+    session = await open_session(
+        service,
+        node if channel != "caller" else None,
+        channel,
+        nonce,
+        wants_for(node, walk=True) if node is not None and channel == "announced" else (),
+    )
+    return json_response(
+        to_wire(service, session),
+        status=201,
+        headers={"Location": f"{PREFIX}/session/{session.id}"},
+        content_type=SESSION_TYPE,
+    )
+
+
+async def open_session(
+    service: Service, node: Node | None, channel: Channel, nonce: bytes, wants: Sequence[Want]
+) -> StoredSession:
+    """Open a session in the database; raises `RequestError` for a nonce that was issued before."""
+    try:
+        async with service.db.write() as tx:
+            return await sessions.open_session(
+                tx,
+                node_id=None if node is None else node.id,
+                channel=channel,
+                nonce=nonce,
+                now_ms=service.now_ms(),
+                lifetime_ms=service.config.sessions.lifetime_s * 1000,
+                wants=wants,
+            )
+    except ConflictError:
+        raise RequestError("this nonce was used before", code="request.replayed") from None
+
+
+def wants_for(node: Node, *, walk: bool) -> list[Want]:
+    """A `read` for each of the node's models, and a `walk` where one is due."""
+    return [
+        Want(model, kind) for model in node.models for kind in (("read", "walk") if walk else ("read",))
+    ]
+
+
+def _nonce(request: web.Request) -> tuple[bytes, Channel]:
+    if "nonce" in request.query:
+        try:
+            text = request.query["nonce"].replace("-", "+").replace("_", "/")
+            nonce = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            raise RequestError("nonce is not base64") from None
+        if not 8 <= len(nonce) <= 64:
+            raise RequestError("a nonce has 8 to 64 bytes")
+        return nonce, "caller"
+    return secrets.token_bytes(integer(request, "nonceSize", default=32, low=8, high=64)), "open"
+
+
+async def submit(request: web.Request) -> web.Response:
+    """Take evidence and answer with the result."""
+    service = service_of(request)
+    service.address_rates.spend(address_of(request))
+    data = await read_body(request, MAX_EVIDENCE)
+    session_id = request.match_info["id"]
+    row = await request.app[APPRAISER].submit(session_id, request.headers.get("Content-Type", ""), data)
+    async with service.db.read() as tx:
+        session = await sessions.get(tx, session_id)
+    return json_response(to_wire(service, session, row), content_type=SESSION_TYPE)
+
+
+async def look(request: web.Request) -> web.Response:
+    """Show a session."""
+    service = service_of(request)
+    async with service.db.read() as tx:
+        session = await sessions.get(tx, request.match_info["id"])
+        row = None
+        if session.appraisal_id is not None:
+            row = await tx.one("SELECT * FROM appraisals WHERE id = ?", session.appraisal_id)
+    return json_response(to_wire(service, session, row), content_type=SESSION_TYPE)
+
+
+async def drop(request: web.Request) -> web.Response:
+    """Drop a session.  Its nonce and challenges stay used."""
+    service = service_of(request)
+    async with service.db.write() as tx:
+        await sessions.get(tx, request.match_info["id"])
+        await sessions.drop(tx, request.match_info["id"], service.now_ms())
+    return web.Response(status=204)
+
+
+def to_wire(service: Service, session: StoredSession, result: Row | None = None) -> dict[str, Any]:
+    """The session object; field names and encodings are Veraison's, `challenge` is ours."""
+    status = session.status
+    if status == "waiting" and session.expires_ms <= service.now_ms():
+        status = "failed"
+    wire: dict[str, Any] = {
+        "nonce": base64.b64encode(session.nonce).decode(),
+        "expiry": rfc3339(session.expires_ms),
+        "accept": [MEDIA_TYPE],
+        "status": status,
+    }
+    asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
+    if models := challenges.to_wire(asked):
+        wire["challenge"] = {"models": msgspec.to_builtins(models)}
+    if result is not None:
+        wire["evidence"] = {
+            "type": MEDIA_TYPE,
+            "value": base64.b64encode(result["evidence"]).decode(),
+        }
+        wire["result"] = result["token"]
+    return wire
+
+
+def rfc3339(ms: int) -> str:
+    """Milliseconds since 1970 as RFC 3339 text in UTC."""
+    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,36 @@
+"""Server-sent events: writing a stream (WHATWG HTML §9.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+MEDIA_TYPE = "text/event-stream"
+
+
+class Stream:
+    """An open stream to one client.  Writes wait for the client: nothing piles up."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self._response = response
+
+    @classmethod
+    async def open(cls, request: web.Request) -> Stream:
+        """Begin the answer to *request*."""
+        response = web.StreamResponse(
+            headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        await response.prepare(request)
+        return cls(response)
+
+    async def send(self, kind: str, data: Any, *, seq: int | None = None) -> None:
+        """Send an event; *data* goes as one line of JSON."""
+        head = "" if seq is None else f"id: {seq}\n"
+        await self._response.write(f"{head}event: {kind}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n")
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What the handler returns."""
+        return self._response

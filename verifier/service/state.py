@@ -1,0 +1,130 @@
+"""What the resources share: one object, made once, passed through the application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from attester.errors import COSEError
+from attester.proof import Proof, Request
+from verifier.config import VerifierConfig
+from verifier.errors import RequestError
+from verifier.policy.bundle import Bundle
+from verifier.policy.engine import PolicyEngine
+from verifier.references.challenges import PoolKey
+from verifier.results import ResultKey, VerifyingKey
+from verifier.schemes.base import Node
+from verifier.service.http import Rates
+from verifier.store import nodes
+from verifier.store.database import Database
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The only clock of the service: read at the edge, handed on as a value."""
+
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class Service:
+    """The running verifier."""
+
+    config: VerifierConfig
+    db: Database
+    engine: PolicyEngine
+    bundle: Bundle
+    keys: tuple[ResultKey, ...]
+    """The signing one last."""
+    pool_key: PoolKey
+    admin_token: str
+    router_token: str
+    clock: Clock
+    node_rates: Rates = field(init=False)
+    address_rates: Rates = field(init=False)
+
+    def __post_init__(self) -> None:
+        sessions = self.config.sessions
+        object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
+        object.__setattr__(
+            self, "address_rates", Rates(sessions.per_address_per_minute, self.clock.monotonic)
+        )
+
+    @property
+    def issuer(self) -> str:
+        """Who results are from, and evidence is for."""
+        return self.config.service.url
+
+    def verifying_keys(self) -> Mapping[str, VerifyingKey]:
+        """Every key that may have signed a live result, by kid."""
+        return {key.kid: key.verifying for key in self.keys}
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return self.clock.wall_ms()
+
+    async def authenticate(self, request: web.Request, body: bytes) -> Node:
+        """
+        The node that signed this request.
+
+        Raises:
+            RequestError: no such proof, an unknown node, or one that was seen before.
+            COSEError, CBORError, ClaimError: the proof is malformed or does not fit.
+        """
+        proof = self.proof(request)
+        async with self.db.read() as tx:
+            node = await nodes.by_kid(tx, proof.kid)
+        if node is None:
+            raise RequestError("the key is not enrolled", code="request.unauthorised")
+        await self.accept(proof, request, body, node)
+        return node
+
+    def proof(self, request: web.Request) -> Proof:
+        """The proof in the Authorization header, unchecked."""
+        header = request.headers.get("Authorization")
+        if header is None:
+            raise RequestError("this needs a request signed by the node's key", code="request.unauthorised")
+        return Proof.decode(header)
+
+    async def accept(self, proof: Proof, request: web.Request, body: bytes, node: Node) -> None:
+        """Check a proof against the request and use it up."""
+        self.verify(proof, request, body, node)
+        now_ms = self.now_ms()
+        skew_ms = self.config.sessions.skew_s * 1000
+        async with self.db.write() as tx:
+            await nodes.forget_requests(tx, now_ms)
+            await nodes.see_request(tx, proof.kid, proof.random, now_ms + 2 * skew_ms)
+
+    def signed_request(self, request: web.Request, body: bytes) -> Request:
+        """What a node must have signed of *request*: for us, whatever its Host header says."""
+        authority = self.issuer.partition("://")[2]
+        return Request(request.method, authority, request.raw_path, body)
+
+    def verify(self, proof: Proof, request: web.Request, body: bytes, node: Node) -> None:
+        """Check a proof against the request.  Raises `RequestError` where it does not fit."""
+        try:
+            proof.verify(
+                self.signed_request(request, body),
+                node.key,
+                now=self.now_ms() // 1000,
+                skew=self.config.sessions.skew_s,
+            )
+        except COSEError as error:
+            raise RequestError(str(error), code="request.unauthorised") from None
+
+
+SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
+
+
+def service_of(request: web.Request) -> Service:
+    """The service behind a request."""
+    return request.app[SERVICE]
+
+
+def address_of(request: web.Request) -> str:
+    """The source address that a request is counted against."""
+    return request.remote or "unknown"

@@ -1,0 +1,322 @@
+"""Incidents: made in the transaction of the result that shows them, ended by people."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from verifier import reasons
+from verifier.errors import RequestError
+from verifier.incidents import (
+    BLAST_WINDOW_MS,
+    HOLDING,
+    REFERENCE_SUSPECT,
+    REPORTABLE,
+    REVIEW_TARGET_MS,
+    SEVERITY,
+    Draft,
+    Severity,
+    State,
+    Tally,
+    Weight,
+    step,
+    weigh,
+)
+from verifier.schemes.base import Finding, Node
+from verifier.store import events
+from verifier.store.database import Row, Tx
+
+_HOLDING = ", ".join(f"'{state}'" for state in HOLDING)
+_NOTE_TOGETHER_MS = 3600 * 1000
+"""Minor incidents of one node and code within this time are one, counted."""
+
+
+async def holding(tx: Tx, node_id: str) -> str | None:
+    """The open incident that keeps a node in quarantine, if there is one."""
+    row = await tx.one(
+        f"SELECT id FROM incidents WHERE node_id = ? AND state IN ({_HOLDING}) ORDER BY opened_ms LIMIT 1", node_id
+    )
+    return None if row is None else str(row["id"])
+
+
+async def apply(
+    tx: Tx, node: Node, session_id: str | None, found: Sequence[Draft], passed: Sequence[str], now_ms: int
+) -> None:
+    """Turn what one piece of signed evidence showed into incidents, and others' suspicion into certainty."""
+    for cause in passed:
+        await _tally(tx, cause, node.operator, passed=True)
+        await _confirm(tx, cause, now_ms, but_not=node.operator)
+    for draft in found:
+        if draft.severity is Severity.MINOR:
+            await _note(tx, draft, node, session_id, now_ms)
+        else:
+            await _serious(tx, draft, node, session_id, now_ms)
+
+
+async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> None:
+    weight = Weight.QUARANTINE
+    if draft.cause is not None:
+        weight = weigh(await _tally_of(tx, draft.cause), node.operator, now_ms)
+        await _tally(tx, draft.cause, node.operator, passed=False)
+    known = await tx.one(
+        f"SELECT id, state FROM incidents WHERE node_id = ? AND kind = ? AND state IN ({_HOLDING}, 'suspected')",
+        node.id,
+        draft.kind,
+    )
+    if known is not None:
+        await tx.execute(
+            "UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, known["id"]
+        )
+        if known["state"] == State.SUSPECTED and weight is Weight.QUARANTINE:
+            await _move(tx, known["id"], State.OPEN, "verifier", "confirmed", now_ms)
+            await revoke(tx, node.id, now_ms)
+        elif weight is Weight.REFERENCE_SUSPECT:
+            await _fold(tx, draft, now_ms)
+        return
+    if weight is Weight.REFERENCE_SUSPECT:
+        await _fold(tx, draft, now_ms)
+        return
+    state = State.OPEN if weight is Weight.QUARANTINE else State.SUSPECTED
+    await _insert(tx, draft, state, node.id, node.operator, session_id, now_ms)
+    if state is State.OPEN:
+        await revoke(tx, node.id, now_ms)
+
+
+async def _fold(tx: Tx, draft: Draft, now_ms: int) -> None:
+    """Several operators fail at the same thing of ours: one review of that, no quarantine of them."""
+    suspected = await tx.all(
+        "SELECT id FROM incidents WHERE cause = ? AND state = 'suspected'", draft.cause
+    )
+    for row in suspected:
+        await _move(tx, row["id"], State.FOLDED, "verifier", "the reference is suspect", now_ms)
+    review = await tx.one(
+        f"SELECT id FROM incidents WHERE cause = ? AND kind = ? AND state IN ({_HOLDING})",
+        draft.cause,
+        REFERENCE_SUSPECT,
+    )
+    if review is None:
+        suspect = Draft(REFERENCE_SUSPECT, Severity.SERIOUS, draft.finding, draft.cause)
+        await _insert(tx, suspect, State.OPEN, None, None, None, now_ms)
+    else:
+        await tx.execute(
+            "UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, review["id"]
+        )
+
+
+async def _confirm(tx: Tx, cause: str, now_ms: int, *, but_not: str | None = None) -> None:
+    """Somebody else passed where these failed: the suspicion against them stands."""
+    rows = await tx.all(
+        "SELECT id, node_id, operator FROM incidents WHERE cause = ? AND state = 'suspected'", cause
+    )
+    for row in rows:
+        if row["operator"] != but_not:
+            await _move(tx, row["id"], State.OPEN, "verifier", "others pass at the same", now_ms)
+            await revoke(tx, row["node_id"], now_ms)
+
+
+async def confirm_overdue(tx: Tx, now_ms: int) -> None:
+    """The window after a change is over and nobody spoke for the suspected: quarantine them."""
+    rows = await tx.all(
+        "SELECT DISTINCT cause FROM incidents WHERE state = 'suspected' AND opened_ms <= ?",
+        now_ms - BLAST_WINDOW_MS,
+    )
+    for row in rows:
+        await _confirm(tx, row["cause"], now_ms)
+
+
+async def _tally(tx: Tx, cause: str, operator: str, *, passed: bool) -> None:
+    await tx.execute(
+        "INSERT INTO tallies (cause, operator, passed) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        cause,
+        operator,
+        int(passed),
+    )
+
+
+async def _tally_of(tx: Tx, cause: str) -> Tally:
+    rows = await tx.all("SELECT operator, passed FROM tallies WHERE cause = ?", cause)
+    _, _, thing = cause.partition("@")
+    kind, _, identity = thing.partition(":")
+    if kind == "batch":
+        since = await tx.one("SELECT minted_ms AS since FROM batches WHERE id = ?", int(identity))
+    else:
+        since = await tx.one("SELECT added_ms AS since FROM reference_values WHERE digest = ?", identity)
+    return Tally(
+        frozenset(row["operator"] for row in rows if not row["passed"]),
+        frozenset(row["operator"] for row in rows if row["passed"]),
+        0 if since is None else since["since"],
+    )
+
+
+async def _note(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> None:
+    await _note_minor(tx, draft, node.id, node.operator, session_id, now_ms)
+
+
+async def _note_minor(
+    tx: Tx, draft: Draft, node_id: str, operator: str | None, session_id: str | None, now_ms: int
+) -> None:
+    changed = await tx.execute(
+        "UPDATE incidents SET count = count + 1, last_ms = ?"
+        " WHERE node_id = ? AND kind = ? AND code = ? AND state = 'noted' AND opened_ms > ?",
+        now_ms,
+        node_id,
+        draft.kind,
+        draft.finding.code,
+        now_ms - _NOTE_TOGETHER_MS,
+    )
+    if not changed:
+        await _insert(tx, draft, State.NOTED, node_id, operator, session_id, now_ms)
+
+
+async def note_missed(tx: Tx, node_id: str, session_id: str, now_ms: int) -> None:
+    """A call ended without evidence."""
+    finding = Finding("weights.walk.missed", "a call was not answered")
+    draft = Draft(reasons.UNANSWERED, Severity.MINOR, finding, None)
+    await _note_minor(tx, draft, node_id, None, session_id, now_ms)
+
+
+async def report(tx: Tx, node: Node, kind: str, code: str, detail: str, now_ms: int) -> None:
+    """
+    What a router has seen and metered itself.
+
+    Raises:
+        RequestError: not a kind that a router may report.
+    """
+    if kind not in REPORTABLE:
+        raise RequestError(f"a router reports {', '.join(sorted(REPORTABLE))}, not {kind[:60]!r}")
+    draft = Draft(kind, SEVERITY[kind], Finding(code, detail), None)
+    await apply(tx, node, None, [draft], (), now_ms)
+
+
+async def take_step(tx: Tx, incident_id: str, name: str, actor: str, reason: str, now_ms: int) -> Row:
+    """
+    A person's step: review, release or retire.
+
+    Raises:
+        RequestError: no such incident, no reason, or not a step from where it stands.
+    """
+    if not reason.strip():
+        raise RequestError("a step needs a reason")
+    row = await get(tx, incident_id)
+    target = step(State(row["state"]), name)
+    await _move(tx, incident_id, target, actor, reason, now_ms)
+    node_id = row["node_id"]
+    if node_id is not None and await holding(tx, node_id) is None:
+        if target is State.RELEASED:
+            await tx.execute(
+                "UPDATE nodes SET state = 'probation' WHERE id = ? AND state = 'active'", node_id
+            )
+            # What it was caught with does not follow it out: it must walk anew to be affirmed.
+            await events.append(tx, now_ms, "node", {"node": node_id, "state": "probation"})
+        elif target is State.RETIRED:
+            await tx.execute("UPDATE nodes SET state = 'retired' WHERE id = ?", node_id)
+            await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
+            await events.append(tx, now_ms, "node", {"node": node_id, "state": "retired"})
+    return await get(tx, incident_id)
+
+
+async def release_cause(tx: Tx, cause: str, actor: str, reason: str, now_ms: int) -> int:
+    """Release everything that rests on one cause, in bulk; returns how many."""
+    rows = await tx.all(f"SELECT id FROM incidents WHERE cause = ? AND state IN ({_HOLDING})", cause)
+    for row in rows:
+        await take_step(tx, row["id"], "release", actor, reason, now_ms)
+    return len(rows)
+
+
+async def get(tx: Tx, incident_id: str) -> Row:
+    """
+    An incident by id.
+
+    Raises:
+        RequestError: there is none.
+    """
+    row = await tx.one("SELECT * FROM incidents WHERE id = ?", incident_id)
+    if row is None:
+        raise RequestError(f"no incident {incident_id[:40]!r}", code="request.not-found")
+    return row
+
+
+async def steps(tx: Tx, incident_id: str) -> list[Row]:
+    """What became of an incident, oldest first."""
+    return await tx.all(
+        "SELECT at_ms, actor, state, reason FROM incident_steps WHERE incident_id = ? ORDER BY rowid", incident_id
+    )
+
+
+async def page(tx: Tx, *, open_only: bool, after: str, limit: int) -> list[Row]:
+    """Incidents by id, after *after*."""
+    only = f"AND state IN ({_HOLDING}, 'suspected')" if open_only else ""
+    return await tx.all(
+        f"SELECT * FROM incidents WHERE id > ? {only} ORDER BY id LIMIT ?", after, limit
+    )
+
+
+async def _insert(
+    tx: Tx,
+    draft: Draft,
+    state: State,
+    node_id: str | None,
+    operator: str | None,
+    session_id: str | None,
+    now_ms: int,
+) -> None:
+    # Time first, so that ids sort as they came.
+    incident_id = f"{now_ms:012x}{secrets.token_hex(4)}"
+    await tx.execute(
+        "INSERT INTO incidents (id, kind, severity, state, node_id, operator, code, detail, cause,"
+        " session_id, opened_ms, last_ms, due_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        incident_id,
+        draft.kind,
+        draft.severity,
+        state,
+        node_id,
+        operator,
+        draft.finding.code,
+        draft.finding.detail,
+        draft.cause,
+        session_id,
+        now_ms,
+        now_ms,
+        now_ms + REVIEW_TARGET_MS,
+    )
+    await _step_row(tx, incident_id, state, "verifier", draft.finding.detail, now_ms)
+
+
+async def _move(tx: Tx, incident_id: str, state: State, actor: str, reason: str, now_ms: int) -> None:
+    await tx.execute(
+        "UPDATE incidents SET state = ?, last_ms = ? WHERE id = ?", state, now_ms, incident_id
+    )
+    await _step_row(tx, incident_id, state, actor, reason, now_ms)
+
+
+async def _step_row(tx: Tx, incident_id: str, state: State, actor: str, reason: str, now_ms: int) -> None:
+    await tx.execute(
+        "INSERT INTO incident_steps (incident_id, at_ms, actor, state, reason) VALUES (?, ?, ?, ?, ?)",
+        incident_id,
+        now_ms,
+        actor,
+        state,
+        reason,
+    )
+    row = await get(tx, incident_id)
+    data = {
+        "incident": incident_id,
+        "node": row["node_id"],
+        "kind": row["kind"],
+        "severity": row["severity"],
+        "state": state,
+        "code": row["code"],
+    }
+    await events.append(tx, now_ms, "incident", data)
+
+
+async def revoke(tx: Tx, node_id: str, now_ms: int) -> None:
+    """The results a node still has are worth nothing from now on."""
+    changed = await tx.execute(
+        "UPDATE appraisals SET revoked_ms = ? WHERE node_id = ? AND revoked_ms IS NULL AND expires_ms > ?",
+        now_ms,
+        node_id,
+        now_ms,
+    )
+    if changed:
+        await events.append(tx, now_ms, "revocation", {"node": node_id})

@@ -1,0 +1,128 @@
+"""Reference values, and the pool of single-use challenges minted from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verifier.errors import ReferenceError
+from verifier.store import events
+from verifier.store.database import Row, Tx
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the pool.  Seed and checked rows are derived from its place and the pool key."""
+
+    model: str
+    kind: str
+    index: int
+    batch: int
+    parameters: str
+    commitments: bytes
+
+
+async def set_reference(tx: Tx, model: str, digest: str, document: str, now_ms: int) -> None:
+    """Make a document the model's reference value; the one before is kept, inactive."""
+    await tx.execute("UPDATE reference_values SET active = 0 WHERE model = ?", model)
+    await tx.execute(
+        "INSERT INTO reference_values (digest, model, document, added_ms, active) VALUES (?, ?, ?, ?, 1)"
+        " ON CONFLICT (digest) DO UPDATE SET active = 1, added_ms = excluded.added_ms",
+        digest,
+        model,
+        document,
+        now_ms,
+    )
+    await events.append(tx, now_ms, "reference", {"model": model, "digest": digest})
+
+
+async def reference(tx: Tx, model: str) -> Row | None:
+    """The model's active reference value."""
+    return await tx.one("SELECT * FROM reference_values WHERE model = ? AND active = 1", model)
+
+
+async def references(tx: Tx) -> list[Row]:
+    """All active reference values."""
+    return await tx.all("SELECT * FROM reference_values WHERE active = 1 ORDER BY model")
+
+
+async def open_batch(tx: Tx, model: str, digest: str, now_ms: int) -> int:
+    """
+    Begin a batch of challenges.
+
+    Raises:
+        ReferenceError: the reference is not the model's active one.
+    """
+    active = await reference(tx, model)
+    if active is None or active["digest"] != digest:
+        raise ReferenceError(f"{model}: the folder is not the one of the active reference value")
+    row = await tx.one(
+        "INSERT INTO batches (model, reference, minted_ms) VALUES (?, ?, ?) RETURNING id",
+        model,
+        digest,
+        now_ms,
+    )
+    assert row is not None
+    batch: int = row["id"]
+    return batch
+
+
+async def next_index(tx: Tx, model: str, kind: str) -> int:
+    """The first index never used: a seed must not come twice."""
+    row = await tx.one(
+        "SELECT coalesce(max(idx), -1) + 1 AS next FROM pool WHERE model = ? AND kind = ?", model, kind
+    )
+    assert row is not None
+    index: int = row["next"]
+    return index
+
+
+async def add(tx: Tx, entries: Sequence[Entry]) -> None:
+    """Add minted entries."""
+    for e in entries:
+        await tx.execute(
+            "INSERT INTO pool (model, kind, idx, batch, parameters, commitments) VALUES (?, ?, ?, ?, ?, ?)",
+            e.model,
+            e.kind,
+            e.index,
+            e.batch,
+            e.parameters,
+            e.commitments,
+        )
+
+
+async def take(tx: Tx, model: str, kind: str, session_id: str) -> Entry | None:
+    """Take the next free entry that was minted from the active reference value, for ever."""
+    row = await tx.one(
+        "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
+        "  SELECT p.idx FROM pool p JOIN batches b ON b.id = p.batch"
+        "  JOIN reference_values r ON r.digest = b.reference AND r.active = 1"
+        "  WHERE p.model = ? AND p.kind = ? AND p.session_id IS NULL ORDER BY p.idx LIMIT 1"
+        ") RETURNING *",
+        session_id,
+        model,
+        kind,
+        model,
+        kind,
+    )
+    return None if row is None else _entry(row)
+
+
+async def of_session(tx: Tx, session_id: str) -> list[Entry]:
+    """The entries that a session has used."""
+    return [_entry(row) for row in await tx.all("SELECT * FROM pool WHERE session_id = ?", session_id)]
+
+
+async def levels(tx: Tx) -> list[Row]:
+    """Per model and kind: how many entries are free, of how many."""
+    return await tx.all(
+        "SELECT p.model, p.kind, sum(p.session_id IS NULL AND r.active = 1) AS free, count(*) AS minted"
+        " FROM pool p JOIN batches b ON b.id = p.batch"
+        " JOIN reference_values r ON r.digest = b.reference GROUP BY p.model, p.kind"
+    )
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(
+        row["model"], row["kind"], row["idx"], row["batch"], row["parameters"], row["commitments"]
+    )
