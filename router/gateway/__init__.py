@@ -1,0 +1,1 @@
+"""The gateway: OpenAI-compatible, sends work to the nodes a decision names."""

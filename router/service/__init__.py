@@ -1,0 +1,1 @@
+"""The router's own API, and the process."""

@@ -1,9 +1,11 @@
-"""Running the verifier as a process."""
+"""Running a service as a process."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -17,19 +19,28 @@ _log = structlog.get_logger("verifier")
 
 def run(home: Home) -> None:
     """Serve until SIGTERM or SIGINT.  Raises `ConfigError` where it cannot start."""
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        asyncio.run(serve(home))
-    else:
-        uvloop.run(serve(home))
+    _run(_serve(home))
 
 
-async def serve(home: Home) -> None:
-    """As `run`, inside a loop."""
+async def _serve(home: Home) -> None:
     config = home.config()
     async with open_service(home, config) as service:
         await serve_app(make_app(service), config.service.listen, service.issuer, "verifier")
+
+
+def run_app(app: web.Application, listen: str, url: str, name: str) -> None:
+    """Serve *app* until SIGTERM or SIGINT.  Raises `ConfigError` where it cannot start."""
+    _run(serve_app(app, listen, url, name))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    # Faster where it is there; a platform without it loses nothing else.
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
 
 
 async def serve_app(app: web.Application, listen: str, url: str, name: str) -> None:

@@ -1,0 +1,202 @@
+"""
+Dispatch: a decision, then attempts at its nodes in order until one completes.
+
+An answer is read whole before a byte goes to the client, so that a failed attempt can move
+on; the outcome is decided at the end of each, and only the node's blame moves its standing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+import structlog
+from prometheus_client import Counter
+
+from router.config import GatewaySection
+from router.decision import Decision, decide
+from router.errors import AttemptError, PoolEmptyError
+from router.feed import Clock, Feed
+from router.gateway.pinned import AddressError, PinError, check_url, pin_for
+from router.outcomes import Outcome, of_status
+from router.standing import Standing
+from router.workload import Workload
+
+MAX_ANSWER: Final = 64 << 20
+_KEPT: Final = 10_000
+
+_log = structlog.get_logger("router")
+_outcomes = Counter("touchstone_router_outcomes_total", "How attempts ended.", ["outcome"])
+
+
+@dataclass
+class Record:
+    """A decision and what became of it."""
+
+    id: str
+    decision: Decision
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_wire(self, *, full: bool = True) -> dict[str, Any]:
+        """As JSON-compatible data."""
+        return {"id": self.id, **self.decision.to_wire(full=full), "attempts": self.attempts}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A node's whole answer."""
+
+    status: int
+    body: bytes
+
+
+class Dispatcher:
+    """Decides, tries, records.  The newest decisions are kept in memory."""
+
+    def __init__(
+        self, feed: Feed, http: aiohttp.ClientSession, config: GatewaySection, clock: Clock
+    ) -> None:
+        self._feed = feed
+        self._http = http
+        self._config = config
+        self._clock = clock
+        self._standings: dict[tuple[str, str], Standing] = {}
+        self._records: OrderedDict[str, Record] = OrderedDict()
+
+    def decide(self, workload: Workload) -> Record:
+        """Decide and keep the record."""
+        decision = decide(self._feed.snapshot(self._standings), workload, secrets.randbits(64))
+        record = Record(secrets.token_hex(16), decision)
+        self._records[record.id] = record
+        while len(self._records) > _KEPT:
+            self._records.popitem(last=False)
+        return record
+
+    def record(self, decision_id: str) -> Record | None:
+        """A kept record."""
+        return self._records.get(decision_id)
+
+    def standing(self, node: str, model: str) -> Standing:
+        """A node's standing for a model."""
+        return self._standings.get((node, model), Standing())
+
+    def endpoints(self, record: Record) -> dict[str, dict[str, str]]:
+        """Where the ranked nodes serve, with the pins of their TLS keys."""
+        nodes = self._feed.snapshot({}).nodes
+        found = {ranked.node: nodes[ranked.node].endpoint for ranked in record.decision.ranked}
+        return {
+            node: {"url": endpoint[0], "spki_sha256": endpoint[1]}
+            for node, endpoint in found.items()
+            if endpoint is not None
+        }
+
+    async def execute(self, record: Record, path: str, body: bytes) -> Answer:
+        """
+        Send the work to the nodes of a decision, in order, until one completes.
+
+        Raises:
+            PoolEmptyError: the decision has no nodes.
+            AttemptError: the last attempt's failure, when none completed.
+        """
+        decision = record.decision
+        if not decision.ranked:
+            raise PoolEmptyError(decision)
+        failure = AttemptError(Outcome.TIMED_OUT, "no time was left for an attempt")
+        deadline = self._clock.monotonic() + self._config.timeout_s
+        for ranked in decision.ranked[: self._config.attempts]:
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                break
+            try:
+                return await self._attempt(record, ranked.node, path, body, left)
+            except AttemptError as error:
+                failure = error
+                if not error.outcome.may_move_on:
+                    break
+        raise failure
+
+    async def _attempt(self, record: Record, node: str, path: str, body: bytes, left: float) -> Answer:
+        model = record.decision.workload.model
+        key = (node, model)
+        self._standings[key] = self.standing(*key).started()
+        start = self._clock.monotonic()
+        outcome, detail, answer = Outcome.ABANDONED, "the client went away", None
+        try:
+            answer = await self._ask(node, path, body, left)
+            outcome, detail = of_status(answer.status), f"status {answer.status}"
+            if outcome is Outcome.COMPLETED and not _is_json_object(answer.body):
+                outcome, detail = Outcome.CORRUPTED, "the answer is not a JSON object"
+        except AttemptError as error:
+            outcome, detail = error.outcome, str(error)
+        finally:
+            # Also where the client went away and this task was cancelled: the place is freed.
+            now = self._clock.monotonic()
+            self._standings[key] = self.standing(*key).ended(outcome, now - start, now)
+            record.attempts.append(
+                {
+                    "node": node,
+                    "outcome": outcome,
+                    "blame": outcome.blame,
+                    "detail": detail,
+                    "ms": int((now - start) * 1000),
+                }
+            )
+            _outcomes.labels(outcome).inc()
+        if answer is not None and outcome in (Outcome.COMPLETED, Outcome.REFUSED):
+            return answer
+        _log.warning("an attempt failed", node=node, outcome=outcome, detail=detail)
+        raise AttemptError(outcome, detail)
+
+    async def _ask(self, node: str, path: str, body: bytes, left: float) -> Answer:
+        view = self._feed.snapshot({}).nodes.get(node)
+        if view is None or view.endpoint is None:
+            raise AttemptError(Outcome.IMPOSTOR, "the node has no endpoint any more")
+        url, pin = view.endpoint
+        allowance = min(left, self._config.attempt_timeout_s)
+        # Whose time ran out: the attempt's, and the node is slow; or the caller's.
+        late = Outcome.STALLED if allowance < left else Outcome.TIMED_OUT
+        try:
+            check_url(url, allow_private=self._config.allow_private)
+            async with (
+                asyncio.timeout(allowance),
+                self._http.post(
+                    url + path,
+                    data=body,
+                    headers={"Content-Type": "application/json", "Accept": "application/json"},
+                    ssl=pin_for(pin),
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None),
+                ) as response,
+            ):
+                return Answer(response.status, await _read(response))
+        except TimeoutError:
+            raise AttemptError(late, f"no whole answer within {allowance:.1f} s") from None
+        except PinError as error:
+            raise AttemptError(Outcome.IMPOSTOR, str(error)) from None
+        except aiohttp.ClientPayloadError:
+            raise AttemptError(Outcome.TRUNCATED, "the answer ended early") from None
+        except (aiohttp.ClientError, AddressError, OSError) as error:
+            raise AttemptError(Outcome.CRASHED, f"no answer: {type(error).__name__}") from None
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER:
+            raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _is_json_object(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True

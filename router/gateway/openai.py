@@ -1,0 +1,134 @@
+"""The OpenAI-compatible resources: models, embeddings, chat completions without streaming."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Annotated, Any, Final
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from router.config import RouterConfig
+from router.errors import AttemptError, PoolEmptyError
+from router.gateway.dispatch import Dispatcher, Record
+from router.outcomes import Outcome
+from verifier.errors import RequestError
+from verifier.service.http import read_body
+
+MAX_REQUEST: Final = 16 << 20
+DECISION_HEADER: Final = "X-Touchstone-Decision"
+EXPLAIN_HEADER: Final = "X-Touchstone-Explain"
+_RETRY_AFTER_S: Final = 2
+
+DISPATCHER: web.AppKey[Dispatcher] = web.AppKey("dispatcher", Dispatcher)
+CONFIG: web.AppKey[RouterConfig] = web.AppKey("config", RouterConfig)
+
+
+class _Request(Struct, frozen=True):
+    """What the router needs of a request; the rest is the node's to judge."""
+
+    model: Annotated[str, Meta(max_length=128)]
+    stream: bool = False
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [
+        web.get("/v1/models", models),
+        web.post("/v1/embeddings", work),
+        web.post("/v1/chat/completions", work),
+    ]
+
+
+async def models(request: web.Request) -> web.Response:
+    """The models there is a workload for."""
+    if (refusal := _unauthorised(request)) is not None:
+        return refusal
+    config = request.app[CONFIG]
+    data = [
+        {"id": workload.model, "object": "model", "owned_by": name}
+        for name, workload in sorted(config.workloads.items())
+    ]
+    return _json(200, {"object": "list", "data": data})
+
+
+async def work(request: web.Request) -> web.Response:
+    """Decide, send, answer; the decision's id is on every answer that one was made for."""
+    if (refusal := _unauthorised(request)) is not None:
+        return refusal
+    try:
+        body = await read_body(request, MAX_REQUEST)
+        asked = msgspec.json.decode(body, type=_Request)
+    except RequestError as error:
+        return _error(413, "invalid_request_error", str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _error(400, "invalid_request_error", str(error))
+    if asked.stream:
+        return _error(400, "invalid_request_error", "streaming is not supported yet; send stream: false")
+    workload = request.app[CONFIG].workload_for(asked.model)
+    if workload is None:
+        return _error(404, "invalid_request_error", "no workload for this model", code="model_not_found")
+    dispatcher = request.app[DISPATCHER]
+    record = dispatcher.decide(workload)
+    explain = request.headers.get(EXPLAIN_HEADER) == "1"
+    try:
+        answer = await dispatcher.execute(record, request.path, body)
+    except PoolEmptyError:
+        counts = ", ".join(f"{n} {code}" for code, n in sorted(record.decision.counts().items()))
+        message = f"no node may do this work now: {counts or 'no nodes are known'}"
+        return _failed(503, "service_unavailable", message, record, explain)
+    except AttemptError as error:
+        status = 504 if error.outcome in (Outcome.TIMED_OUT, Outcome.STALLED) else 502
+        message = f"no node completed the work; the last: {error.outcome}"
+        return _failed(status, "upstream_error", message, record, explain)
+    data = answer.body
+    if explain and answer.status == 200:
+        document = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        data = msgspec.json.encode({**document, "touchstone": record.to_wire()})
+    return web.Response(
+        status=answer.status,
+        body=data,
+        content_type="application/json",
+        headers={DECISION_HEADER: record.id},
+    )
+
+
+def has_key(request: web.Request) -> bool:
+    """Whether the caller has an API key, where one is needed."""
+    digests = request.app[CONFIG].gateway.key_digests
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    given = hashlib.sha256(key.encode()).hexdigest()
+    known = any([hmac.compare_digest(given, digest) for digest in digests])
+    return not digests or (scheme == "Bearer" and known)
+
+
+def _unauthorised(request: web.Request) -> web.Response | None:
+    if has_key(request):
+        return None
+    return _error(401, "invalid_request_error", "a valid API key is needed", code="invalid_api_key")
+
+
+def _failed(status: int, kind: str, message: str, record: Record, explain: bool) -> web.Response:
+    document = _error_document(kind, message, None)
+    if explain:
+        document["touchstone"] = record.to_wire()
+    headers = {DECISION_HEADER: record.id}
+    if status == 503:
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    return _json(status, document, headers)
+
+
+def _error(status: int, kind: str, message: str, *, code: str | None = None) -> web.Response:
+    return _json(status, _error_document(kind, message, code))
+
+
+def _error_document(kind: str, message: str, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
+    )
