@@ -129,9 +129,9 @@ def peek(result: str) -> dict[str, object]:
 
 def reasons(claims: dict[str, object]) -> list[tuple[str, str]]:
     """Codes and details of a result's findings."""
-    found = []
+    found: list[tuple[str, str]] = []
     submods = claims.get("submods")
     for name, appraisal in submods.items() if isinstance(submods, dict) else ():
-        for reason in appraisal.get("ear_verifier_claims", {}).get("reasons", ()):
-            found.append((str(reason.get("code")), f"{name}: {reason.get('detail')}"))
+        entries = appraisal.get("ear_verifier_claims", {}).get("reasons", ())
+        found += [(str(entry.get("code")), f"{name}: {entry.get('detail')}") for entry in entries]
     return found

@@ -79,6 +79,7 @@ def decode(data: bytes, *, max_size: int, tags: Collection[int] = ()) -> Any:
     Decode one deterministic CBOR item that fills *data* exactly.
 
     Args:
+        data: What came.
         max_size: Refuse more bytes than this before reading them.
         tags: Tags that may occur; they come back as `cbor2.CBORTag`.
 

@@ -100,7 +100,7 @@ class VerifierClient:
         """Submit evidence; returns the result, a JWT."""
         path = f"/challenge-response/v1/session/{session.id}"
         _, data = await self._ask("POST", path, evidence, content_type=MEDIA_TYPE, signed=False)
-        result = _decode(data, _SessionBody).result
+        result: str | None = _decode(data, _SessionBody).result
         if result is None:
             raise VerifierError("the verifier took the evidence and gave no result")
         return result
@@ -151,7 +151,8 @@ class VerifierClient:
         self, method: str, target: str, body: bytes = b"", *, signed: bool = True
     ) -> Mapping[str, Any]:
         _, data = await self._ask(method, target, body, signed=signed)
-        return _decode(data, dict[str, Any])
+        document: Mapping[str, Any] = _decode(data, dict[str, Any])
+        return document
 
     async def _ask(
         self,

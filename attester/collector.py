@@ -39,9 +39,7 @@ _Stat = tuple[tuple[str, int, int, int, int, int], ...]
 class Collector:
     """Collects for one node: platform claims, manifests, answers."""
 
-    def __init__(
-        self, config: AttesterConfig, engine: Engine, tls_key: PrivateKey, kid: bytes
-    ) -> None:
+    def __init__(self, config: AttesterConfig, engine: Engine, tls_key: PrivateKey, kid: bytes) -> None:
         self._config = config
         self._engine = engine
         self._tls_key = tls_key

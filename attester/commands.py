@@ -51,12 +51,31 @@ def attester() -> None:
 @attester.command()
 @_home
 @click.option("--verifier", required=True, help="The verifier's base URL.")
-@click.option("--model", "models", multiple=True, required=True, metavar="NAME=DIR", help="A model and its folder; repeatable.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="NAME=DIR",
+    help="A model and its folder; repeatable.",
+)
 @click.option("--serve", required=True, help="The https URL where routers reach the engine.")
 @click.option("--engine", default=EngineSection().url, show_default=True, help="The engine's loopback URL.")
-@click.option("--adapter", default="loopback", show_default=True, type=click.Choice(["loopback", "files"]), help="How the engine is asked.")
+@click.option(
+    "--adapter",
+    default="loopback",
+    show_default=True,
+    type=click.Choice(["loopback", "files"]),
+    help="How the engine is asked.",
+)
 @click.option("--hardware-class", default="cpu", show_default=True, help="As the verifier's policy names it.")
-@click.option("--alg", default="ES256", show_default=True, type=click.Choice(list(_ALGS)), help="The node key's algorithm.")
+@click.option(
+    "--alg",
+    default="ES256",
+    show_default=True,
+    type=click.Choice(list(_ALGS)),
+    help="The node key's algorithm.",
+)
 @_errors
 def init(
     home: Path, verifier: str, models: tuple[str, ...], serve: str, engine: str, adapter: str,
@@ -84,7 +103,9 @@ def init(
         raise ConfigError(str(error)) from None
     Home(home).create(config, alg=_ALGS[alg])
     click.echo(f"Made {home}. Next:")
-    click.echo(f"  1. serve the model with {home}/tls.crt and {home}/tls.key, and give the engine {home}/engine.secret")
+    click.echo(
+        f"  1. serve the model with {home}/tls.crt and {home}/tls.key, and give the engine {home}/engine.secret"
+    )
     click.echo(f"  2. touchstone attester check --home {home}")
     click.echo(f"  3. touchstone attester enrol --home {home} --token TOKEN")
     click.echo(f"  4. touchstone attester run --home {home}")
@@ -132,7 +153,9 @@ def check(home: Path) -> None:
 
     failed = 0
     for good, what, detail in asyncio.run(work()):
-        click.echo(f"{click.style('ok  ', fg='green') if good else click.style('FAIL', fg='red')}  {what}: {detail}")
+        click.echo(
+            f"{click.style('ok  ', fg='green') if good else click.style('FAIL', fg='red')}  {what}: {detail}"
+        )
         failed += not good
     if failed:
         raise click.ClickException(f"{failed} of the checks failed")
@@ -190,7 +213,10 @@ def show(home: Path) -> None:
             return await collector.submods(bytes(32), {})
 
     found = {
-        name: {claim: msgspec.to_builtins(value, builtin_types=(bytes,)) for claim, value in read_submod(name, raw).items()}
+        name: {
+            claim: msgspec.to_builtins(value, builtin_types=(bytes,))
+            for claim, value in read_submod(name, raw).items()
+        }
         for name, raw in asyncio.run(work()).items()
     }
     text = msgspec.json.encode(_hex(found))
@@ -217,10 +243,19 @@ def roll(home: Path) -> None:
 @attester.command()
 @click.option("--model", "folder", required=True, type=click.Path(path_type=Path), help="The model's folder.")
 @click.option("--seed", required=True, help="32 bytes, hex.")
-@click.option("--windows", default=None, type=click.IntRange(1, 65536), help="Answer a read of so many windows.")
+@click.option(
+    "--windows", default=None, type=click.IntRange(1, 65536), help="Answer a read of so many windows."
+)
 @click.option("--rows", default=None, help="Answer these rows of a walk, e.g. 0,5,17.")
-@click.option("--passes", default=1, show_default=True, type=click.IntRange(1, 64), help="Passes of the walk.")
-@click.option("--backend", default=None, type=click.Choice(["numpy", "torch"]), help="Which kernel; the best one if not given.")
+@click.option(
+    "--passes", default=1, show_default=True, type=click.IntRange(1, 64), help="Passes of the walk."
+)
+@click.option(
+    "--backend",
+    default=None,
+    type=click.Choice(["numpy", "torch"]),
+    help="Which kernel; the best one if not given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (the only form there is).")
 @_errors
 def answer(
@@ -281,9 +316,7 @@ async def _open(
         yield client, Collector(config, engine, place.tls_key(), key.public.kid), key
 
 
-def _with_client(
-    place: Home, config: AttesterConfig, work: Callable[[VerifierClient], Awaitable[T]]
-) -> T:
+def _with_client(place: Home, config: AttesterConfig, work: Callable[[VerifierClient], Awaitable[T]]) -> T:
     async def run() -> T:
         async with _open(place, config) as (client, _, _):
             return await work(client)

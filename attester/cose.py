@@ -45,9 +45,13 @@ class Signer(Protocol):
     """What `sign` needs of a private key."""
 
     @property
-    def public(self) -> PublicKey: ...
+    def public(self) -> PublicKey:
+        """The public half."""
+        ...
 
-    def sign(self, data: bytes) -> bytes: ...
+    def sign(self, data: bytes) -> bytes:
+        """A raw signature."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,7 @@ class PublicKey:
     def from_map(cls, value: Any) -> PublicKey:
         """As `decode`, from the decoded map."""
         match value:
-            case {1: 2, -1: 1, -2: bytes(x), -3: bytes(y)} if (
-                len(value) == 4 and len(x) == len(y) == 32
-            ):
+            case {1: 2, -1: 1, -2: bytes(x), -3: bytes(y)} if len(value) == 4 and len(x) == len(y) == 32:
                 key = cls(ES256, x + y)
             case {1: 1, -1: 6, -2: bytes(x)} if len(value) == 3 and len(x) == 32:
                 key = cls(ED25519, x)
@@ -124,9 +126,7 @@ class PublicKey:
 
     def _native(self) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
         if self.alg == ES256:
-            return ec.EllipticCurvePublicKey.from_encoded_point(
-                ec.SECP256R1(), b"\x04" + self.point
-            )
+            return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + self.point)
         return ed25519.Ed25519PublicKey.from_public_bytes(self.point)
 
 
@@ -214,9 +214,7 @@ class Sign1:
             SignatureError: the signature does not fit.
         """
         if self.header[ALG] not in _SAME_ALGORITHM[key.alg]:
-            raise COSEError(
-                f"algorithm {self.header[ALG]} where the key is for {ALGORITHM_NAMES[key.alg]}"
-            )
+            raise COSEError(f"algorithm {self.header[ALG]} where the key is for {ALGORITHM_NAMES[key.alg]}")
         key.verify(self.signature, _to_be_signed(self.protected, external_aad, self.payload))
 
 

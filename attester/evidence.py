@@ -45,7 +45,7 @@ class _Claims(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """The value of one claim: a map with text keys and nothing unknown in it."""
 
 
-class File(_Claims):
+class File(_Claims, frozen=True):
     """One file of a model: its name relative to the folder, size in bytes, SHA-256."""
 
     name: Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -53,13 +53,13 @@ class File(_Claims):
     sha256: Digest
 
 
-class Manifest(_Claims):
+class Manifest(_Claims, frozen=True):
     """Every file of a model, by name's UTF-8 bytes."""
 
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=MAX_FILES)]
 
 
-class ReadAnswer(_Claims):
+class ReadAnswer(_Claims, frozen=True):
     """The answer to a `read` challenge (`attester.weights.possession.read`)."""
 
     answer: Digest
@@ -67,7 +67,7 @@ class ReadAnswer(_Claims):
     """Time taken, microseconds, by the node's clock: declared, and used for nothing."""
 
 
-class WalkAnswer(_Claims):
+class WalkAnswer(_Claims, frozen=True):
     """The answers to a `walk` challenge, one per row in row order."""
 
     answers: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_ROWS)]
@@ -77,7 +77,7 @@ class WalkAnswer(_Claims):
     micros: Count
 
 
-class Endpoint(_Claims):
+class Endpoint(_Claims, frozen=True):
     """
     Where the node serves: nobody can claim another's, for its TLS key has signed.
 
@@ -90,7 +90,7 @@ class Endpoint(_Claims):
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
-class Runtime(_Claims):
+class Runtime(_Claims, frozen=True):
     """What runs: everything that may change an answer."""
 
     engine: Name
@@ -105,7 +105,7 @@ class Runtime(_Claims):
     driver: Line | None = None
 
 
-class Capabilities(_Claims):
+class Capabilities(_Claims, frozen=True):
     """What the node can take on.  Declared, and used only to exclude, never to rank."""
 
     hardware_class: Name
@@ -195,10 +195,7 @@ def read_submod(name: str, raw: Any) -> Submod:
 
 def write_submod(claims: Submod) -> dict[int, Any]:
     """The claims-set of a submodule with its keys, ready to encode."""
-    return {
-        _KEYS[name]: msgspec.to_builtins(value, builtin_types=(bytes,))
-        for name, value in claims.items()
-    }
+    return {_KEYS[name]: msgspec.to_builtins(value, builtin_types=(bytes,)) for name, value in claims.items()}
 
 
 @dataclass(frozen=True)
@@ -255,7 +252,7 @@ class Token:
         return cls(fields.eat_nonce, fields.ueid, fields.iat, fields.aud, fields.submods)
 
 
-class _TokenClaims(_Claims):
+class _TokenClaims(_Claims, frozen=True):
     eat_profile: str
     eat_nonce: Annotated[bytes, Meta(min_length=8, max_length=64)]
     ueid: Annotated[bytes, Meta(min_length=7, max_length=33)]
@@ -275,9 +272,7 @@ def decode_envelope(data: bytes) -> cose.Sign1:
         CBORError: not deterministic CBOR.
         COSEError: not ``61(18(…))``, or another header than alg, kid and typ.
     """
-    message = cose.Sign1.decode(
-        data, max_size=MAX_EVIDENCE, tags=(cose.TAG_CWT, cose.TAG_SIGN1)
-    )
+    message = cose.Sign1.decode(data, max_size=MAX_EVIDENCE, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
     if message.unprotected:
         raise COSEError("an unprotected header, and this profile has none")
     if message.header.keys() != {cose.ALG, cose.KID, cose.TYP}:

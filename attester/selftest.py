@@ -63,7 +63,9 @@ async def _verifier(client: VerifierClient, config: AttesterConfig) -> str:
     document = await client.discover()
     issuer = document.get("issuer")
     if issuer != config.verifier.url:
-        raise ConfigError(f"it calls itself {issuer}, and the configuration {config.verifier.url}: use its own name")
+        raise ConfigError(
+            f"it calls itself {issuer}, and the configuration {config.verifier.url}: use its own name"
+        )
     return f"{issuer}, {document.get('version')}"
 
 
@@ -95,5 +97,7 @@ async def _practice(model: str, client: VerifierClient, collector: Collector) ->
     if read is None or read.answer.hex() != practice["read"]:
         raise ConfigError("the read is wrong: the files differ from the published ones; download them again")
     if walk is None or [answer.hex() for answer in walk.answers] != practice["walk"]:
-        raise ConfigError("the walk is wrong: the engine has other weights loaded (quantised, cast, or another model)")
+        raise ConfigError(
+            "the walk is wrong: the engine has other weights loaded (quantised, cast, or another model)"
+        )
     return f"read right; walk right, from {walk.source} on {walk.device}, {walk.micros / 1e6:.2f} s"

@@ -26,7 +26,9 @@ async def read_events(content: aiohttp.StreamReader, *, max_size: int) -> AsyncI
     Raises:
         VerifierError: a line or an event of more than *max_size* bytes, or not UTF-8.
     """
-    kind, data, event_id = "message", [], None
+    kind = "message"
+    event_id: str | None = None
+    data: list[str] = []
     size = 0
     buffer = b""
     async for chunk in content.iter_any():

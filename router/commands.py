@@ -75,8 +75,16 @@ def serve(path: Path, log_json: bool) -> None:
 
 @router.command()
 @click.argument("decision")
-@click.option("--url", default=f"http://{ServiceSection().listen}", show_default=True, envvar="TOUCHSTONE_ROUTER_URL", help="The router's base URL.")
-@click.option("--key", default=None, envvar="TOUCHSTONE_API_KEY", help="An API key, where the router needs one.")
+@click.option(
+    "--url",
+    default=f"http://{ServiceSection().listen}",
+    show_default=True,
+    envvar="TOUCHSTONE_ROUTER_URL",
+    help="The router's base URL.",
+)
+@click.option(
+    "--key", default=None, envvar="TOUCHSTONE_API_KEY", help="An API key, where the router needs one."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_errors
 def explain(decision: str, url: str, key: str | None, as_json: bool) -> None:
@@ -100,7 +108,9 @@ async def _fetch(url: str, decision: str, key: str | None) -> dict[str, Any]:
         ):
             data = await response.read()
             if response.status != 200:
-                raise RouterError(f"the router answers {response.status}: is it the id of a decision of this router?")
+                raise RouterError(
+                    f"the router answers {response.status}: is it the id of a decision of this router?"
+                )
             return msgspec.json.decode(data, type=dict[str, Any])
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
         raise RouterError(f"the router at {url} cannot be asked ({type(error).__name__})") from None
@@ -122,6 +132,8 @@ def explanation(record: dict[str, Any]) -> list[str]:
         lines.append(f"  failed open: {', '.join(record['failed_open'])}")
     for node, verdict in record["excluded"].items():
         lines.append(f"  ✗ {node}  {verdict['code']}: {verdict['detail']}")
-    for attempt in record["attempts"]:
-        lines.append(f"  → {attempt['node']}  {attempt['outcome']} in {attempt['ms']} ms ({attempt['detail']})")
+    lines += [
+        f"  → {attempt['node']}  {attempt['outcome']} in {attempt['ms']} ms ({attempt['detail']})"
+        for attempt in record["attempts"]
+    ]
     return lines

@@ -79,7 +79,9 @@ def result(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | 
 def incident(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
     """No open quarantine; closed for all while the verifier is silent."""
     if snapshot.feed_silent_s > FEED_SILENT_S:
-        return Verdict("incident", "incident.feed-silent", f"nothing heard for {snapshot.feed_silent_s:.0f} s")
+        return Verdict(
+            "incident", "incident.feed-silent", f"nothing heard for {snapshot.feed_silent_s:.0f} s"
+        )
     if node.incidents:
         return Verdict("incident", "incident.quarantine", f"incident {min(node.incidents)} is open")
     return None

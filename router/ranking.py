@@ -60,9 +60,7 @@ def rate(node: NodeView, workload: Workload, snapshot: Snapshot) -> Ranked:
     return Ranked(node.node, tier, score, completion, latency, standing.in_flight, evidence)
 
 
-def rank(
-    nodes: Sequence[NodeView], workload: Workload, snapshot: Snapshot, seed: int
-) -> tuple[Ranked, ...]:
+def rank(nodes: Sequence[NodeView], workload: Workload, snapshot: Snapshot, seed: int) -> tuple[Ranked, ...]:
     """
     The eligible nodes in the order in which they are to be tried.
 

@@ -50,7 +50,7 @@ class Standing:
         """With a request ended: only the node's blame moves its standing."""
         released = replace(self, in_flight=max(self.in_flight - 1, 0))
         if outcome is Outcome.COMPLETED:
-            decayed = released._decayed(now)
+            decayed = released.decayed_to(now)
             return replace(
                 decayed,
                 completed=_add(decayed.completed, 1.0),
@@ -60,7 +60,7 @@ class Standing:
             )
         if outcome.blame is not Blame.NODE:
             return released
-        decayed = released._decayed(now)
+        decayed = released.decayed_to(now)
         in_a_row = self.failures_in_a_row + 1
         return replace(
             decayed,
@@ -71,14 +71,15 @@ class Standing:
 
     def completion(self, now: float) -> float:
         """The lower bound of the share of requests completed; 0 without evidence."""
-        decayed = self._decayed(now)
+        decayed = self.decayed_to(now)
         return min(
-            wilson_lower(good, good + bad) for good, bad in zip(decayed.completed, decayed.failed, strict=True)
+            wilson_lower(good, good + bad)
+            for good, bad in zip(decayed.completed, decayed.failed, strict=True)
         )
 
     def evidence(self, now: float) -> float:
         """How many requests the standing rests on, decayed at the longer half-life."""
-        decayed = self._decayed(now)
+        decayed = self.decayed_to(now)
         return decayed.completed[-1] + decayed.failed[-1]
 
     def breaker_is_closed(self, now: float) -> bool:
@@ -87,7 +88,8 @@ class Standing:
             return True
         return now >= self.open_until and self.in_flight == 0
 
-    def _decayed(self, now: float) -> Standing:
+    def decayed_to(self, now: float) -> Standing:
+        """With its counts halved as time goes by."""
         passed = max(now - self.at, 0.0)
         factors = [math.exp2(-passed / half_life) for half_life in HALF_LIVES_S]
         return replace(

@@ -295,9 +295,7 @@ def _appraise(
             vector["instance-identity"] = 96
             findings.append(Finding("identity.node.quarantined", f"incident {held.quarantined_by}"))
     found = {finding.code for finding in findings}
-    findings += [
-        Finding(code, REASONS[code].sentence) for code in outcome.reasons[name] if code not in found
-    ]
+    findings += [Finding(code, REASONS[code].sentence) for code in outcome.reasons[name] if code not in found]
     return Appraisal(
         ear_status=results.worst(vector),
         ear_trustworthiness_vector=vector,

@@ -97,7 +97,9 @@ def init(home: Path, listen: str, url: str | None) -> None:
     click.echo(f"Made {home}. Next:")
     click.echo(f"  1. approve your engines in {home}/policy/data.json")
     click.echo(f"  2. touchstone reference measure DIR --model NAME --home {home}")
-    click.echo(f"  3. touchstone challenges mint --model NAME --dir DIR --reads 1000 --walks 250 --home {home}")
+    click.echo(
+        f"  3. touchstone challenges mint --model NAME --dir DIR --reads 1000 --walks 250 --home {home}"
+    )
     click.echo(f"  4. touchstone verifier serve --home {home}")
 
 
@@ -116,14 +118,20 @@ def serve(home: Path, log_json: bool) -> None:
 @verifier.command()
 @_home
 @click.option("--operator", required=True, help="Whose node it will be.")
-@click.option("--model", "models", multiple=True, required=True, help="A model it may enrol with; repeatable.")
+@click.option(
+    "--model", "models", multiple=True, required=True, help="A model it may enrol with; repeatable."
+)
 @click.option("--for-node", default=None, help="Only to give this node a new key, after it lost its old one.")
-@click.option("--hours", default=24, show_default=True, type=click.IntRange(1, 24 * 90), help="How long it is good for.")
+@click.option(
+    "--hours", default=24, show_default=True, type=click.IntRange(1, 24 * 90), help="How long it is good for."
+)
 @_errors
 def token(home: Path, operator: str, models: tuple[str, ...], for_node: str | None, hours: int) -> None:
     """Print a one-time enrolment token."""
     grant = Grant(operator, models, for_node)
-    click.echo(_in_transaction(home, lambda tx: stored_nodes.issue_token(tx, grant, _now_ms(), hours * 3600_000)))
+    click.echo(
+        _in_transaction(home, lambda tx: stored_nodes.issue_token(tx, grant, _now_ms(), hours * 3600_000))
+    )
 
 
 @verifier.group()
@@ -144,7 +152,9 @@ def list_nodes(home: Path, as_json: bool) -> None:
         while page := await stored_nodes.page(tx, after, 500):
             for node in page:
                 held = await stored_incidents.holding(tx, node.id)
-                found.append((node.id, node.operator, ", ".join(node.models), "quarantined" if held else node.state))
+                found.append(
+                    (node.id, node.operator, ", ".join(node.models), "quarantined" if held else node.state)
+                )
             after = page[-1].id
         return found
 
@@ -247,7 +257,13 @@ def reference() -> None:
 @reference.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="The model's name, as nodes enrol with it.")
-@click.option("--home", type=click.Path(path_type=Path), default=None, envvar="TOUCHSTONE_VERIFIER_HOME", help="Make it the reference value of this verifier.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=None,
+    envvar="TOUCHSTONE_VERIFIER_HOME",
+    help="Make it the reference value of this verifier.",
+)
 @_json
 @_errors
 def measure(folder: Path, model: str, home: Path | None, as_json: bool) -> None:
@@ -273,15 +289,25 @@ def challenges() -> None:
 
 @challenges.command()
 @click.option("--model", required=True, help="The model's name.")
-@click.option("--dir", "folder", required=True, type=click.Path(path_type=Path), help="A folder with the reference weights.")
+@click.option(
+    "--dir",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder with the reference weights.",
+)
 @click.option("--reads", default=0, type=click.IntRange(0, 1_000_000), help="How many read challenges.")
 @click.option("--walks", default=0, type=click.IntRange(0, 1_000_000), help="How many walk challenges.")
 @click.option("--rows", default=32, show_default=True, type=click.IntRange(4, 2048), help="Rows of a walk.")
 @click.option("--passes", default=1, show_default=True, type=click.IntRange(1, 64), help="Passes of a walk.")
-@click.option("--windows", default=256, show_default=True, type=click.IntRange(1, 65536), help="Windows of a read.")
+@click.option(
+    "--windows", default=256, show_default=True, type=click.IntRange(1, 65536), help="Windows of a read."
+)
 @_home
 @_errors
-def mint(model: str, folder: Path, reads: int, walks: int, rows: int, passes: int, windows: int, home: Path) -> None:
+def mint(
+    model: str, folder: Path, reads: int, walks: int, rows: int, passes: int, windows: int, home: Path
+) -> None:
     """Mint challenges where the reference weights are; each batch is spot-checked."""
     if not reads and not walks:
         raise click.UsageError("give --reads, --walks, or both")

@@ -6,7 +6,7 @@ Errors of the verifier.
     ├── RequestError         a request that is malformed, unauthorised, too often, or too late
     ├── ResultError          an attestation result that a relying party must not accept
     ├── PolicyError          a policy that failed: it did not answer, or not as it must
-    ├── ReferenceError       a reference value or a pool of challenges that cannot be used
+    ├── ReferenceValueError  a reference value or a pool of challenges that cannot be used
     └── StoreError           the database refused or cannot be used
 
 `service/problem.py` is the only place that knows what HTTP status each of them becomes.
@@ -60,7 +60,7 @@ class PolicyError(VerifierError):
     code = "policy.failed"
 
 
-class ReferenceError(VerifierError):
+class ReferenceValueError(VerifierError):
     """A reference value or a pool of challenges cannot be used as asked."""
 
     code = "reference.unusable"

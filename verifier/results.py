@@ -365,9 +365,7 @@ def encode_cwt(result: AttestationResult, key: ResultKey) -> bytes:
     claims["ear_verifier_id"] = {0: result.ear_verifier_id.developer, 1: result.ear_verifier_id.build}
     claims["submods"] = {name: _submod_to_cwt(a) for name, a in result.submods.items()}
     payload = cbor.encode({_CWT_TOP[name]: value for name, value in claims.items()})
-    return cose.sign(
-        payload, key.cose, header={cose.TYP: _CWT_TYP}, tags=(cose.TAG_CWT, cose.TAG_SIGN1)
-    )
+    return cose.sign(payload, key.cose, header={cose.TYP: _CWT_TYP}, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
 
 
 def _submod_to_cwt(appraisal: Appraisal) -> dict[int, Any]:

@@ -1,0 +1,1 @@
+"""Weights: files to digests, tensors in order, answers to challenges."""

@@ -121,6 +121,7 @@ def hash_file(file: ModelFile, progress: Callable[[int], None] | None = None) ->
     SHA-256 of a file, read now.
 
     Args:
+        file: As listed; its size must still be the same.
         progress: Called with the number of bytes just read.
 
     Raises:

@@ -79,6 +79,9 @@ def read(folder: Folder, seed: bytes, windows: int, *, whole_up_to: int = WHOLE_
     Answer a `read` challenge from the files as they are now.
 
     Args:
+        folder: The model's files.
+        seed: 32 bytes.
+        windows: How many.
         whole_up_to: Files of at most so many bytes are hashed whole; for tests only.
 
     Returns:
@@ -137,6 +140,8 @@ def walk(
     Args:
         tensors: In walking order; iterated once for each pass.
         rows: The words of each row, from `row_words`.
+        passes: How often.
+        kernel: What multiplies.
         progress: Called with the number of bytes just walked.
 
     Returns:
@@ -160,8 +165,9 @@ def walk(
             total = state.copy()
             filled = 0
             for chunk in _chunks(step):
-                while chunk.shape[0]:
-                    part, chunk = chunk[: K - filled], chunk[K - filled :]
+                rest = chunk
+                while rest.shape[0]:
+                    part, rest = rest[: K - filled], rest[K - filled :]
                     multiply(part, products[filled : filled + part.shape[0]])
                     filled += part.shape[0]
                     if filled == K:

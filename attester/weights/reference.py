@@ -45,7 +45,9 @@ def walk_row(tensors: Sequence[bytes], seed: bytes, row: int, passes: int) -> by
     return hashlib.sha256(state.astype("<u4").tobytes()).digest()
 
 
-def _mixed(values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def _mixed(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     x = values.astype(np.uint64) & np.uint64(_MASK)
     x ^= x >> np.uint64(16)
     x = x * np.uint64(0x21F0AAAD) & np.uint64(_MASK)

@@ -106,9 +106,7 @@ def parse_header(name: str, text: bytes, payload: int, start: int) -> tuple[Tens
             raise WeightsError(f"{name}: tensor {tensor.name!r} {what}")
         end += tensor.size
     if end != start + payload:
-        raise WeightsError(
-            f"{name}: its tensors need {end - start} bytes, and the file has {payload}"
-        )
+        raise WeightsError(f"{name}: its tensors need {end - start} bytes, and the file has {payload}")
     return tuple(tensors)
 
 
@@ -241,9 +239,7 @@ def _shards(index: ModelFile, files: Sequence[ModelFile]) -> list[ModelFile]:
     if missing := sorted(set(names.values()) - present.keys()):
         raise WeightsError(f"{index.name} names {missing[0][:80]!r}, which is not there")
     shards = [present[name] for name in sorted(set(names.values()))]
-    holds = {
-        tensor.name: PurePosixPath(file.name).name for file in shards for tensor in read_header(file)
-    }
+    holds = {tensor.name: PurePosixPath(file.name).name for file in shards for tensor in read_header(file)}
     if holds != names:
         wrong = sorted(name for name in holds.keys() | names.keys() if holds.get(name) != names.get(name))
         raise WeightsError(f"{index.name}: tensor {wrong[0][:80]!r} is not where it says")

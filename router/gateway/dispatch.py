@@ -58,9 +58,7 @@ class Answer:
 class Dispatcher:
     """Decides, tries, records.  The newest decisions are kept in memory."""
 
-    def __init__(
-        self, feed: Feed, http: aiohttp.ClientSession, config: GatewaySection, clock: Clock
-    ) -> None:
+    def __init__(self, feed: Feed, http: aiohttp.ClientSession, config: GatewaySection, clock: Clock) -> None:
         self._feed = feed
         self._http = http
         self._config = config

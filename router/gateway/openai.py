@@ -78,11 +78,11 @@ async def work(request: web.Request) -> web.Response:
     except PoolEmptyError:
         counts = ", ".join(f"{n} {code}" for code, n in sorted(record.decision.counts().items()))
         message = f"no node may do this work now: {counts or 'no nodes are known'}"
-        return _failed(503, "service_unavailable", message, record, explain)
+        return _failed(503, "service_unavailable", message, record, explain=explain)
     except AttemptError as error:
         status = 504 if error.outcome in (Outcome.TIMED_OUT, Outcome.STALLED) else 502
         message = f"no node completed the work; the last: {error.outcome}"
-        return _failed(status, "upstream_error", message, record, explain)
+        return _failed(status, "upstream_error", message, record, explain=explain)
     data = answer.body
     if explain and answer.status == 200:
         document = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -100,7 +100,8 @@ def has_key(request: web.Request) -> bool:
     digests = request.app[CONFIG].gateway.key_digests
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     given = hashlib.sha256(key.encode()).hexdigest()
-    known = any([hmac.compare_digest(given, digest) for digest in digests])
+    # A sum, not any(): how long it takes does not tell which key came near.
+    known = sum(hmac.compare_digest(given, digest) for digest in digests) > 0
     return not digests or (scheme == "Bearer" and known)
 
 
@@ -110,7 +111,7 @@ def _unauthorised(request: web.Request) -> web.Response | None:
     return _error(401, "invalid_request_error", "a valid API key is needed", code="invalid_api_key")
 
 
-def _failed(status: int, kind: str, message: str, record: Record, explain: bool) -> web.Response:
+def _failed(status: int, kind: str, message: str, record: Record, *, explain: bool) -> web.Response:
     document = _error_document(kind, message, None)
     if explain:
         document["touchstone"] = record.to_wire()

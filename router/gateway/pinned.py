@@ -45,9 +45,7 @@ class SpkiPin(aiohttp.Fingerprint):
         if certificate is None:
             raise PinError("no certificate")
         key = x509.load_der_x509_certificate(certificate).public_key()
-        spki = key.public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         if hashlib.sha256(spki).hexdigest() != self._pin:
             raise PinError("another key answered than the one the evidence named")
 

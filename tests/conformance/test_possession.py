@@ -58,9 +58,7 @@ def test_read(case: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_walk(case: dict[str, Any], backend: kernels.Backend) -> None:
     """`walk` gives the published answers, all rows of a challenge in one go."""
-    tensors = [
-        Tensor(name, np.frombuffer(bytearray(data), np.int8)) for name, data in parts(case)
-    ]
+    tensors = [Tensor(name, np.frombuffer(bytearray(data), np.int8)) for name, data in parts(case)]
     seed = bytes.fromhex(case["seed"])
     for passes in {row["passes"] for row in case["walk"]}:
         expected = {row["row"]: row for row in case["walk"] if row["passes"] == passes}

@@ -1,0 +1,1 @@
+"""Policies: bundles of Rego, evaluated in worker processes."""

@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -47,7 +47,7 @@ class WorkerEngine:
         self._memory_bytes = memory_bytes
         self._idle: asyncio.Queue[_Worker | None] = asyncio.Queue()
 
-    async def __aenter__(self) -> WorkerEngine:
+    async def __aenter__(self) -> Self:
         """Start the workers; raises `PolicyError` where the bundle does not compile."""
         for _ in range(self._workers):
             self._idle.put_nowait(await self._start())
@@ -55,7 +55,7 @@ class WorkerEngine:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop the workers, also those that are busy."""
-        for _ in range(self._workers):
+        for _number in range(self._workers):
             worker = await self._idle.get()
             if worker is not None:
                 await worker.stop()
@@ -112,7 +112,8 @@ class _Worker:
         self._process = process
 
     async def ask(self, value: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         data = msgspec.json.encode(value)
         try:
             async with asyncio.timeout(timeout_s):
@@ -121,9 +122,7 @@ class _Worker:
                 size = int.from_bytes(await self._process.stdout.readexactly(4), "little")
                 if size > MAX_FRAME:
                     raise PolicyError(f"an outcome of {size} bytes")
-                answer: dict[str, Any] = msgspec.json.decode(
-                    await self._process.stdout.readexactly(size)
-                )
+                answer: dict[str, Any] = msgspec.json.decode(await self._process.stdout.readexactly(size))
                 return answer
         except TimeoutError:
             raise PolicyError(f"no outcome within {timeout_s:g} s") from None

@@ -1,0 +1,1 @@
+"""Reference values, and the pool of challenges minted from them."""

@@ -22,7 +22,7 @@ from attester.weights.kernels import Kernel
 from attester.weights.manifest import Folder
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import TensorFiles
-from verifier.errors import ReferenceError
+from verifier.errors import ReferenceValueError
 from verifier.schemes.base import Asked, ReadAsked, WalkAsked
 from verifier.store.pool import Entry
 
@@ -72,9 +72,7 @@ class PoolKey:
 
 def pose(entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: PoolKey) -> dict[str, Asked]:
     """What a session asks, with what the verifier knows of the answers."""
-    asked: dict[str, Asked] = {
-        model: Asked(exhausted=tuple(kinds)) for model, kinds in exhausted.items()
-    }
+    asked: dict[str, Asked] = {model: Asked(exhausted=tuple(kinds)) for model, kinds in exhausted.items()}
     for entry in entries:
         seed = key.seed(entry.model, entry.kind, entry.index).hex()
         before = asked.get(entry.model, Asked())
@@ -137,7 +135,7 @@ class Minter:
         Each group is spot-checked by the second implementation before it is handed out.
 
         Raises:
-            ReferenceError: the implementations disagree: nothing of the group may be used.
+            ReferenceValueError: the implementations disagree: nothing of the group may be used.
             WeightsError: the files changed or cannot be read.
         """
         text = msgspec.json.encode(parameters).decode()
@@ -165,7 +163,7 @@ class Minter:
     def _spot_check(self, index: int, row: int, answer: bytes, passes: int) -> None:
         tensors = [tensor.data.tobytes() for tensor in self.tensors]
         if reference.walk_row(tensors, self._seed(index), row, passes) != answer:
-            raise ReferenceError(
+            raise ReferenceValueError(
                 "the spot check by the second implementation disagrees: a library computes wrongly here, "
                 "and nothing of this group was kept"
             )

@@ -21,7 +21,7 @@ from attester.weights import possession
 from attester.weights.kernels import kernel
 from attester.weights.manifest import Folder, measure
 from attester.weights.tensors import TensorFiles
-from verifier.errors import ReferenceError
+from verifier.errors import ReferenceValueError
 from verifier.schemes.base import ModelReference
 
 PRACTICE_ROWS: Final = 4
@@ -88,17 +88,15 @@ def practice_seed(model: str) -> bytes:
     return hashlib.shake_256(b"touchstone/practice/1" + model.encode()).digest(32)
 
 
-def measure_folder(
-    model: str, folder: Folder, progress: Callable[[int], None] | None = None
-) -> Document:
+def measure_folder(model: str, folder: Folder, progress: Callable[[int], None] | None = None) -> Document:
     """
     Measure a folder.
 
     Raises:
-        ReferenceError: *model* is not a name, or the folder cannot be measured.
+        ReferenceValueError: *model* is not a name, or the folder cannot be measured.
     """
     if len(model) > 128 or not MODEL_NAME.fullmatch(model):
-        raise ReferenceError(f"{model[:80]!r} is not a model's name: letters, digits, . _ - and /")
+        raise ReferenceValueError(f"{model[:80]!r} is not a model's name: letters, digits, . _ - and /")
     try:
         manifest = measure(folder, progress)
         tensors = TensorFiles(folder)
@@ -107,7 +105,7 @@ def measure_folder(
         answers = possession.walk(tensors, words, 1, kernel())
         read = possession.read(folder, seed, PRACTICE_WINDOWS)
     except WeightsError as error:
-        raise ReferenceError(str(error)) from None
+        raise ReferenceValueError(str(error)) from None
     return Document(
         model=model,
         files=tuple(ReferenceFile(f.name, f.size, f.sha256.hex()) for f in manifest.files),
@@ -128,14 +126,14 @@ def read_document(data: bytes | str) -> Document:
     Read a reference value's document.
 
     Raises:
-        ReferenceError: too large or malformed.
+        ReferenceValueError: too large or malformed.
     """
     if len(data) > _MAX_DOCUMENT:
-        raise ReferenceError("the document is too large")
+        raise ReferenceValueError("the document is too large")
     try:
         document = msgspec.json.decode(data, type=Document)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ReferenceError(f"not a reference value: {error}") from None
+        raise ReferenceValueError(f"not a reference value: {error}") from None
     if not MODEL_NAME.fullmatch(document.model):
-        raise ReferenceError(f"{document.model[:80]!r} is not a model's name")
+        raise ReferenceValueError(f"{document.model[:80]!r} is not a model's name")
     return document

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from attester.cose import PublicKey
-from attester.evidence import File, Submod
 from attester.errors import ClaimError
+from attester.evidence import File, Submod
 
 DECLARED: Final = "declared"
 CHALLENGED: Final = "challenged"

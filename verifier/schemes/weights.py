@@ -52,20 +52,18 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
         findings.append(Finding("weights.model.missing", f"no submodule {submod}"))
     if reference is None:
         findings.append(Finding("weights.reference.unknown", f"no reference value for {model}"))
-    for kind in asked.exhausted:
-        findings.append(Finding("challenges.exhausted", f"the pool of {kind} for {model} is empty"))
+    findings += [
+        Finding("challenges.exhausted", f"the pool of {kind} for {model} is empty")
+        for kind in asked.exhausted
+    ]
 
     malformed = submod in submods.errors
-    manifest, manifest_findings = _manifest(
-        submods.claim(submod, "manifest"), reference, malformed=malformed
-    )
+    manifest, manifest_findings = _manifest(submods.claim(submod, "manifest"), reference, malformed=malformed)
     # The clock stops at the answers: evidence for a call that none came ahead of has none.
     answered = None
     if context.session.channel == "call":
         answered = (context.session.answers or {}).get(model, Answers())
-    read, read_findings = _read(
-        submods.claim(submod, "read"), asked, answered, malformed=malformed
-    )
+    read, read_findings = _read(submods.claim(submod, "read"), asked, answered, malformed=malformed)
     walk_claim: WalkAnswer | None = submods.claim(submod, "walk")
     walk, walk_findings = _walk(walk_claim, asked, answered, malformed=malformed)
     findings += [*manifest_findings, *read_findings, *walk_findings]
@@ -149,7 +147,9 @@ def _read(
     if claim is None:
         return "missing", [Finding("weights.read.missing", "asked, and no answer in the evidence")]
     if answered is not None and answered.read != claim.answer.hex():
-        return "differs", [Finding("weights.answers.differ", "the read answer is not the one given to the call")]
+        return "differs", [
+            Finding("weights.answers.differ", "the read answer is not the one given to the call")
+        ]
     if not hmac.compare_digest(commitment(claim.answer), asked.read.commitment):
         # Never what was expected: the pool's commitments are nobody's business.
         return "wrong", [
@@ -175,7 +175,9 @@ def _walk(
         detail = f"{len(claim.answers)} answers where {asked.walk.rows} rows were asked"
         return "malformed", [Finding("weights.walk.malformed", detail)]
     if answered is not None and answered.walk != tuple(a.hex() for a in claim.answers):
-        return "differs", [Finding("weights.answers.differ", "the walk answers are not those given to the call")]
+        return "differs", [
+            Finding("weights.answers.differ", "the walk answers are not those given to the call")
+        ]
     right = [
         hmac.compare_digest(commitment(claim.answers[row]), expected)
         for row, expected in asked.walk.commitments.items()
@@ -211,9 +213,7 @@ def _record(
         return None
     lateness = 0
     if context.session.answer_ms is not None and reference is not None and hardware is not None:
-        lateness = context.session.answer_ms * 1000 // _deadline_ms(
-            reference, asked.walk.passes, hardware
-        )
+        lateness = context.session.answer_ms * 1000 // _deadline_ms(reference, asked.walk.passes, hardware)
     return WalkRecord(
         channel=context.session.channel,
         verdict="right" if walk == "right" else "wrong",
@@ -286,7 +286,7 @@ def _rates(
 
 
 def _two_digits(value: int) -> int:
-    scale = 10 ** max(len(str(value)) - 2, 0)
+    scale = int("1" + "0" * max(len(str(value)) - 2, 0))
     return value // scale * scale
 
 

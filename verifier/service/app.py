@@ -37,7 +37,9 @@ _free = Gauge("touchstone_pool_free", "Challenges left.", ["model", "kind"])
 
 
 @asynccontextmanager
-async def open_service(home: Home, config: VerifierConfig, clock: Clock | None = None) -> AsyncIterator[Service]:
+async def open_service(
+    home: Home, config: VerifierConfig, clock: Clock | None = None
+) -> AsyncIterator[Service]:
     """
     Open everything a running verifier needs, and close it in reverse.
 

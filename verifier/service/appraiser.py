@@ -119,11 +119,7 @@ class Appraiser:
     ) -> Context:
         service = self._service
         asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
-        named = {
-            name.partition("/")[2]
-            for name in opened.token.submods
-            if evidence.kind_of(name) == "model"
-        }
+        named = {name.partition("/")[2] for name in opened.token.submods if evidence.kind_of(name) == "model"}
         models = sorted({*node.models, *asked, *named})
         return Context(
             now_ms=now_ms,

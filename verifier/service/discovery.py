@@ -58,7 +58,9 @@ async def verification(request: web.Request) -> web.Response:
 async def jwks(request: web.Request) -> web.Response:
     """Every key that may have signed a live result (RFC 7517 §5)."""
     keys = [key.verifying.jwk() for key in reversed(service_of(request).keys)]
-    return json_response({"keys": keys}, headers={"Cache-Control": "max-age=60"}, content_type="application/jwk-set+json")
+    return json_response(
+        {"keys": keys}, headers={"Cache-Control": "max-age=60"}, content_type="application/jwk-set+json"
+    )
 
 
 async def list_references(request: web.Request) -> web.Response:

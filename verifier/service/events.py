@@ -82,12 +82,17 @@ class EventFeed:
                 seq = row["seq"]
             if rows:
                 continue
-            async with self._arrived:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_HEARTBEAT_S):
-                        await self._arrived.wait_for(lambda s=seq: self.closing or self._newest > s)
-                        continue
-            await stream.send("heartbeat", {"seq": seq})
+            if not await self._wait_for_more(seq):
+                await stream.send("heartbeat", {"seq": seq})
+
+    async def _wait_for_more(self, seq: int) -> bool:
+        """Wait a heartbeat long; returns whether there is more, or the end."""
+        async with self._arrived:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEARTBEAT_S):
+                    await self._arrived.wait_for(lambda: self.closing or self._newest > seq)
+                    return True
+        return False
 
     async def _after(self, seq: int) -> list[Row]:
         if self._newest <= seq:

@@ -51,7 +51,10 @@ def parse_json(data: bytes, kind: type[T]) -> T:
 
 
 def json_response(
-    value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None,
+    value: Any,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
     content_type: str = "application/json",
 ) -> web.Response:
     """A JSON answer."""

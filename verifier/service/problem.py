@@ -98,7 +98,7 @@ async def middleware(
         answer = _from_aiohttp(error)
     except ConnectionError:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001
         # The outermost loop of a request: nothing of an internal failure may reach the caller.
         _log.exception("request failed", path=request.path)
         answer = response("verifier.internal", REASONS["verifier.internal"].sentence)

@@ -91,9 +91,7 @@ async def open_session(
 
 def wants_for(node: Node, *, walk: bool) -> list[Want]:
     """A `read` for each of the node's models, and a `walk` where one is due."""
-    return [
-        Want(model, kind) for model in node.models for kind in (("read", "walk") if walk else ("read",))
-    ]
+    return [Want(model, kind) for model in node.models for kind in (("read", "walk") if walk else ("read",))]
 
 
 def _nonce(request: web.Request) -> tuple[bytes, Channel]:

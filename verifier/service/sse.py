@@ -28,7 +28,9 @@ class Stream:
     async def send(self, kind: str, data: Any, *, seq: int | None = None) -> None:
         """Send an event; *data* goes as one line of JSON."""
         head = "" if seq is None else f"id: {seq}\n"
-        await self._response.write(f"{head}event: {kind}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n")
+        await self._response.write(
+            f"{head}event: {kind}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+        )
 
     @property
     def response(self) -> web.StreamResponse:

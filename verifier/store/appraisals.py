@@ -61,9 +61,7 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
             await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
         if submission.pin is not None:
             pin_taken = not await _claim_pin(tx, submission.pin, node.id)
-        await incidents.apply(
-            tx, node, submission.session_id, submission.drafts, submission.passed, now_ms
-        )
+        await incidents.apply(tx, node, submission.session_id, submission.drafts, submission.passed, now_ms)
     held = Held(await incidents.holding(tx, node.id), pin_taken)
     signed = sign(held)
     await tx.execute(

@@ -33,6 +33,4 @@ async def bounds(tx: Tx) -> tuple[int, int]:
 
 async def prune(tx: Tx, before_ms: int) -> None:
     """Forget events older than *before_ms*, but never the newest."""
-    await tx.execute(
-        "DELETE FROM events WHERE at_ms < ? AND seq < (SELECT max(seq) FROM events)", before_ms
-    )
+    await tx.execute("DELETE FROM events WHERE at_ms < ? AND seq < (SELECT max(seq) FROM events)", before_ms)

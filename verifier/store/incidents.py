@@ -34,7 +34,8 @@ _NOTE_TOGETHER_MS = 3600 * 1000
 async def holding(tx: Tx, node_id: str) -> str | None:
     """The open incident that keeps a node in quarantine, if there is one."""
     row = await tx.one(
-        f"SELECT id FROM incidents WHERE node_id = ? AND state IN ({_HOLDING}) ORDER BY opened_ms LIMIT 1", node_id
+        f"SELECT id FROM incidents WHERE node_id = ? AND state IN ({_HOLDING}) ORDER BY opened_ms LIMIT 1",
+        node_id,
     )
     return None if row is None else str(row["id"])
 
@@ -84,9 +85,7 @@ async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now
 
 async def _fold(tx: Tx, draft: Draft, now_ms: int) -> None:
     """Several operators fail at the same thing of ours: one review of that, no quarantine of them."""
-    suspected = await tx.all(
-        "SELECT id FROM incidents WHERE cause = ? AND state = 'suspected'", draft.cause
-    )
+    suspected = await tx.all("SELECT id FROM incidents WHERE cause = ? AND state = 'suspected'", draft.cause)
     for row in suspected:
         await _move(tx, row["id"], State.FOLDED, "verifier", "the reference is suspect", now_ms)
     review = await tx.one(
@@ -239,16 +238,15 @@ async def get(tx: Tx, incident_id: str) -> Row:
 async def steps(tx: Tx, incident_id: str) -> list[Row]:
     """What became of an incident, oldest first."""
     return await tx.all(
-        "SELECT at_ms, actor, state, reason FROM incident_steps WHERE incident_id = ? ORDER BY rowid", incident_id
+        "SELECT at_ms, actor, state, reason FROM incident_steps WHERE incident_id = ? ORDER BY rowid",
+        incident_id,
     )
 
 
 async def page(tx: Tx, *, open_only: bool, after: str, limit: int) -> list[Row]:
     """Incidents by id, after *after*."""
     only = f"AND state IN ({_HOLDING}, 'suspected')" if open_only else ""
-    return await tx.all(
-        f"SELECT * FROM incidents WHERE id > ? {only} ORDER BY id LIMIT ?", after, limit
-    )
+    return await tx.all(f"SELECT * FROM incidents WHERE id > ? {only} ORDER BY id LIMIT ?", after, limit)
 
 
 async def _insert(
@@ -283,9 +281,7 @@ async def _insert(
 
 
 async def _move(tx: Tx, incident_id: str, state: State, actor: str, reason: str, now_ms: int) -> None:
-    await tx.execute(
-        "UPDATE incidents SET state = ?, last_ms = ? WHERE id = ?", state, now_ms, incident_id
-    )
+    await tx.execute("UPDATE incidents SET state = ?, last_ms = ? WHERE id = ?", state, now_ms, incident_id)
     await _step_row(tx, incident_id, state, actor, reason, now_ms)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from verifier.errors import ReferenceError
+from verifier.errors import ReferenceValueError
 from verifier.store import events
 from verifier.store.database import Row, Tx
 
@@ -51,11 +51,11 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int) -> int:
     Begin a batch of challenges.
 
     Raises:
-        ReferenceError: the reference is not the model's active one.
+        ReferenceValueError: the reference is not the model's active one.
     """
     active = await reference(tx, model)
     if active is None or active["digest"] != digest:
-        raise ReferenceError(f"{model}: the folder is not the one of the active reference value")
+        raise ReferenceValueError(f"{model}: the folder is not the one of the active reference value")
     row = await tx.one(
         "INSERT INTO batches (model, reference, minted_ms) VALUES (?, ?, ?) RETURNING id",
         model,
@@ -123,6 +123,4 @@ async def levels(tx: Tx) -> list[Row]:
 
 
 def _entry(row: Row) -> Entry:
-    return Entry(
-        row["model"], row["kind"], row["idx"], row["batch"], row["parameters"], row["commitments"]
-    )
+    return Entry(row["model"], row["kind"], row["idx"], row["batch"], row["parameters"], row["commitments"])

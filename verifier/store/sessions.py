@@ -64,7 +64,9 @@ async def open_session(
     if node_id is not None:
         await expire(tx, now_ms)
         waiting = await tx.one(
-            "SELECT id FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'", node_id, channel
+            "SELECT id FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
+            node_id,
+            channel,
         )
         if waiting is not None:
             return await get(tx, waiting["id"])
@@ -135,7 +137,8 @@ async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
 async def expire(tx: Tx, now_ms: int) -> int:
     """End the sessions whose time is over; calls that were not answered are missed."""
     rows = await tx.all(
-        "UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND expires_ms <= ? RETURNING *", now_ms
+        "UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND expires_ms <= ? RETURNING *",
+        now_ms,
     )
     for row in rows:
         await _fail(tx, row, now_ms)

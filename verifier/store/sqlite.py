@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiosqlite
 
@@ -28,7 +28,7 @@ class SqliteDatabase:
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
 
-    async def __aenter__(self) -> SqliteDatabase:
+    async def __aenter__(self) -> Self:
         """
         Open the file and bring its schema up to date.
 
