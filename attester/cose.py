@@ -193,8 +193,8 @@ class Sign1:
                     "not the four parts of a COSE_Sign1: protected, unprotected, payload, signature"
                 )
         header = cbor.decode(protected, max_size=_MAX_HEADER) if protected else {}
-        if not isinstance(header, dict) or (protected and not header):
-            raise COSEError("the protected header is not a map, or an empty one not left out")
+        if not isinstance(header, dict):
+            raise COSEError("the protected header is not a map")
         if ALG not in header:
             raise COSEError("no algorithm in the protected header")
         if CRIT in header:

@@ -1,0 +1,204 @@
+"""A running verifier on a real socket over a real database, with a clock that tests move."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from attester.client import Session, VerifierClient
+from attester.evidence import MEDIA_TYPE
+from attester.weights.kernels import numpy_kernel
+from attester.weights.manifest import open_folder
+from attester.weights.tensors import TensorFiles
+from fixtures.fleet import free_port
+from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
+from verifier import results
+from verifier.config import Home, VerifierConfig
+from verifier.references import challenges, measured
+from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.service.app import make_app, open_service
+from verifier.service.calls import CALLER
+from verifier.service.sessions import open_session, wants_for
+from verifier.service.state import Clock, Service
+from verifier.store import nodes, pool
+from verifier.store.database import Database
+from verifier.store.nodes import Grant
+
+
+@dataclass
+class FakeClock:
+    """Wall and monotonic time, moved by hand."""
+
+    ms: int = 1_795_000_000_000
+    ticks: float = 1000.0
+
+    def forward(self, seconds: float) -> None:
+        self.ms += int(seconds * 1000)
+        self.ticks += seconds
+
+    @property
+    def seconds(self) -> int:
+        return self.ms // 1000
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.ms, lambda: self.ticks)
+
+
+@dataclass
+class RunningVerifier:
+    """A verifier, and what a test needs to talk to it."""
+
+    service: Service
+    app: web.Application
+    url: str
+    http: aiohttp.ClientSession
+    clock: FakeClock
+    home: Home
+    model_folder: Path
+    nodes: list[SimulatedNode] = field(default_factory=list)
+
+    def client(self, node: SimulatedNode) -> VerifierClient:
+        return VerifierClient(self.http, self.url, node.key, now=lambda: self.clock.seconds)
+
+    async def token(self, operator: str = "acme", **grant: Any) -> str:
+        async with self.service.db.write() as tx:
+            return await nodes.issue_token(tx, Grant(operator, (MODEL,), **grant), self.clock.ms, 3_600_000)
+
+    async def enrol(self, node: SimulatedNode | None = None, operator: str = "acme") -> SimulatedNode:
+        node = node or SimulatedNode(self.model_folder)
+        given = await self.client(node).enrol(await self.token(operator), [node.model])
+        node.id, node.audience = given["node"], given["verifier"]
+        node.ueid = results.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
+        self.nodes.append(node)
+        return node
+
+    async def call(self, node: SimulatedNode, *, walk: bool = True) -> Session:
+        """A called session of a connected node, without the stream."""
+        async with self.service.db.read() as tx:
+            stored = await nodes.by_id(tx, node.id)
+        assert stored is not None
+        session = await open_session(
+            self.service, stored, "call", secrets.token_bytes(32), wants_for(stored, walk=walk)
+        )
+        asked = challenges.pose(session.entries, session.exhausted, self.service.pool_key)
+        self.app[CALLER]._pushed[session.id] = self.clock.ticks
+        return Session(session.id, session.nonce, tuple(challenges.to_wire(asked)))
+
+    async def attest(self, node: SimulatedNode, *, walk: bool = True) -> dict[str, Any]:
+        """A whole call, answered honestly from the node's folder; the result's claims."""
+        session = await self.call(node, walk=walk)
+        answers = node.answers(session)
+        await self.client(node).answer_call(session, answers)
+        return await self.submit(
+            session, node.evidence(session, iat=self.clock.seconds, answers=answers), node
+        )
+
+    async def submit(self, session: Session, evidence: bytes, node: SimulatedNode) -> dict[str, Any]:
+        token = await self.client(node).submit(session, evidence)
+        result = results.decode_jwt(
+            token, self.service.verifying_keys(), issuer=self.url, now=self.clock.seconds
+        )
+        # As JSON has it: lists, not tuples.
+        claims: dict[str, Any] = json.loads(json.dumps(result.to_claims()))
+        return claims
+
+    async def post(self, session: Session, data: bytes, content_type: str | None = None) -> tuple[int, Any]:
+        """Submit raw bytes; status and JSON."""
+        async with self.http.post(
+            f"{self.url}/challenge-response/v1/session/{session.id}",
+            data=data,
+            headers={"Content-Type": content_type or MEDIA_TYPE},
+        ) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        async with self.http.get(self.url + path, headers=headers) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def rows(self, sql: str, *parameters: Any) -> list[Any]:
+        async with self.service.db.read() as tx:
+            return [dict(row) for row in await tx.all(sql, *parameters)]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """Settings of ``verifier.toml``; a test module may override this."""
+    return {"calls": {"min_interval_s": 3000.0, "max_interval_s": 3600.0}, "policy": {"workers": 1}}
+
+
+@pytest.fixture
+def verifier_home(tmp_path: Path, settings: dict[str, Any]) -> Home:
+    listen = f"127.0.0.1:{free_port()}"
+    given = {"service": {"listen": listen, "url": f"http://{listen}"}, **settings}
+    home = Home(tmp_path / "verifier")
+    home.create(msgspec.convert(given, VerifierConfig))
+    path = home.path / "policy" / "data.json"
+    data = json.loads(path.read_text())
+    data["approved_engines"] = {ENGINE: {"versions": [ENGINE_VERSION, "0.9"], "weak": ["0.9"]}}
+    path.write_text(json.dumps(data))
+    return home
+
+
+async def publish(
+    db: Database, key: PoolKey, folder: Path, now_ms: int, *, reads: int = 30, walks: int = 20
+) -> None:
+    """Make a folder the reference value and mint challenges from it."""
+    opened = open_folder(folder)
+    document = measured.measure_folder(MODEL, opened)
+    text = msgspec.json.encode(document).decode()
+    async with db.write() as tx:
+        await pool.set_reference(tx, MODEL, document.digest, text, now_ms)
+        batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
+        first_read = await pool.next_index(tx, MODEL, "read")
+        first_walk = await pool.next_index(tx, MODEL, "walk")
+        minter = Minter(MODEL, opened, TensorFiles(opened), key, numpy_kernel, batch)
+        await pool.add(tx, list(minter.reads(first_read, reads, ReadParameters(16))))
+        for group in minter.walks(first_walk, walks, WalkParameters(rows=8, passes=1)):
+            await pool.add(tx, group)
+
+
+@pytest.fixture
+async def verifier(
+    verifier_home: Home, clock: FakeClock, model_folder: Path
+) -> AsyncIterator[RunningVerifier]:
+    config = verifier_home.config()
+    async with open_service(verifier_home, config, clock.clock()) as service:
+        await publish(service.db, service.pool_key, model_folder, clock.ms)
+        app = make_app(service)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+        await runner.setup()
+        host, _, port = config.service.listen.rpartition(":")
+        await web.TCPSite(runner, host, int(port)).start()
+        async with aiohttp.ClientSession() as http:
+            yield RunningVerifier(service, app, service.issuer, http, clock, verifier_home, model_folder)
+        await runner.cleanup()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Iterator[Path]:
+    """The published weights; skipped, saying so, where the package is not installed."""
+    from fixtures.minilm import published_folder
+
+    try:
+        yield published_folder()
+    except RuntimeError as error:
+        pytest.skip(str(error))

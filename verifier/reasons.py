@@ -58,6 +58,7 @@ _TABLE: Final = (
     Reason("weights.walk.missing", "The walk challenge was left unanswered.", "Let the attester reach the engine.", UNANSWERED),
     Reason("weights.walk.malformed", "The walk answers do not have their form.", "Update the attester.", MALFORMED),
     Reason("weights.walk.wrong", "A walk answer is wrong: other weights went through the arithmetic.", "Load the published weights, unquantised.", MODEL_INTEGRITY),
+    Reason("weights.walk.unredeemed", "An earlier walk was wrong, and none has been right since.", "Load the published weights, and wait for a call."),
     Reason("weights.walk.late", "The median walk took longer than the hardware class needs.", "Check what else uses the device."),
     Reason("weights.walk.missed", "Calls were missed repeatedly.", "Keep the attester running and its call channel open."),
     Reason("weights.walk.announced", "The walk was not called at a secret moment, so it does not show residence.", "Keep the call channel open and wait for a call."),

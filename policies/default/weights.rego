@@ -38,7 +38,7 @@ file_system(facts) := 1 if facts.manifest == "unknown"
 # executables
 #   -2   the serving process walked the reference weights when called, in time
 #   -33  the weights answered, and residence or timing is not shown
-#   96   other weights, or calls missed repeatedly
+#   96   other weights, now or the last time, or calls missed repeatedly
 default executables(_) := 96
 
 executables(facts) := -2 if facts.walk == "called"

@@ -241,8 +241,9 @@ def _standing(
     if not history:
         return ("none", "")
     if answered and answered[-1].verdict == "wrong":
-        # The finding about this session says it already; of an earlier one, it must be said.
-        return ("wrong", "") if walk != "unasked" else ("wrong", "the last answer given was wrong")
+        # Of this session's walk a finding says it already; of an earlier one, it must be said,
+        # without making a second incident of it.
+        return ("wrong", "") if walk != "unasked" else ("unredeemed", "the last answer given was wrong")
     missed = 0
     for record in reversed(history):
         if record.verdict != "missed":

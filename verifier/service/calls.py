@@ -74,12 +74,12 @@ class Caller:
     def close(self) -> None:
         """End all channels."""
         for queue in self._channels.values():
-            while not queue.empty():
-                queue.get_nowait()
-            queue.put_nowait({})
+            _end(queue)
 
     async def serve(self, node: Node, request: web.Request) -> web.StreamResponse:
         """Hold one node's channel until it ends; a newer one of the same node takes its place."""
+        if (older := self._channels.get(node.id)) is not None:
+            _end(older)
         queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=1)
         self._channels[node.id] = queue
         self._operators[node.id] = node.operator
@@ -152,6 +152,13 @@ class Caller:
         if pushed is None:
             return max(self._service.now_ms() - issued_ms, 0)
         return int((self._service.clock.monotonic() - pushed) * 1000)
+
+
+def _end(queue: asyncio.Queue[Mapping[str, Any]]) -> None:
+    """Tell the stream behind *queue* to end; a call that was not sent yet is told of again later."""
+    while not queue.empty():
+        queue.get_nowait()
+    queue.put_nowait({})
 
 
 CALLER: web.AppKey[Caller] = web.AppKey("caller", Caller)

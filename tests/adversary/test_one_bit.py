@@ -1,0 +1,103 @@
+"""
+One bit changed anywhere in the weights: contraindicated on `executables`, on every tensor.
+
+The published MiniLM, its own 104 tensors, one bit each, at a place drawn from a seed; the
+whole core (check, the default policy in its worker, conclude) judges the answers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attester.evidence import Capabilities, Token, WalkAnswer, write_submod
+from attester.weights import possession
+from attester.weights.kernels import kernel
+from attester.weights.manifest import measure, open_folder
+from attester.weights.tensors import Tensor, TensorFiles
+from fixtures.minilm import MODEL
+from fixtures.simulator import SimulatedNode
+from verifier import appraisal
+from verifier.appraisal import Held, Terms
+from verifier.config import default_policy
+from verifier.policy import bundle
+from verifier.policy.engine import WorkerEngine
+from verifier.references.challenges import Minter, PoolKey, WalkParameters, pose
+from verifier.schemes.base import Answers, Context, ModelReference, Node, Session
+
+KEY = PoolKey(bytes(range(32)))
+NOW = 1_795_000_000
+CAPABILITIES = Capabilities(hardware_class="cpu", memory_bytes=1, context_length=1, quantisation="none")
+
+
+class Judge:
+    """Appraises walks of MiniLM against a minted challenge."""
+
+    def __init__(self, folder: Path) -> None:
+        opened = open_folder(folder)
+        self.tensors = TensorFiles(opened)
+        minter = Minter(MODEL, opened, self.tensors, KEY, kernel(), 1)
+        (entries,) = minter.walks(0, 1, WalkParameters(rows=4))
+        self.asked = pose(entries, {}, KEY)
+        self.manifest = measure(opened)
+        self.policy = bundle.load(default_policy())
+        self.simulated = SimulatedNode(folder, model=MODEL, audience="v", ueid=b"\x01" + bytes(16))
+        self.reference = ModelReference(
+            "r", {file.name: file for file in self.manifest.files}, self.tensors.total
+        )
+
+    def walk(self, tensors: list[Tensor]) -> WalkAnswer:
+        challenge = self.asked[MODEL].walk
+        assert challenge is not None
+        seed = bytes.fromhex(challenge.seed)
+        words = [possession.row_words(seed, row) for row in range(challenge.rows)]
+        answers = possession.walk(tensors, words, challenge.passes, kernel())
+        return WalkAnswer(answers=tuple(answers), source="engine", device="cpu", micros=1)
+
+    async def executables(self, engine: WorkerEngine, walk: WalkAnswer) -> int:
+        claims = {"manifest": self.manifest, "walk": walk}
+        platform = write_submod({"capabilities": CAPABILITIES})
+        submods = {"platform": platform, f"model/{MODEL}": write_submod(claims)}
+        token = Token(bytes(32), self.simulated.ueid, NOW, "v", submods)
+        opened = appraisal.read("application/eat+cwt", token.sign(self.simulated.key))
+        answers = {MODEL: Answers(walk=tuple(answer.hex() for answer in walk.answers))}
+        session = Session("s", "call", bytes(32), NOW * 1000, NOW * 1000 + 1, self.asked, answers, 10)
+        context = Context(
+            now_ms=NOW * 1000,
+            audience="v",
+            skew_s=30,
+            session=session,
+            node=Node("n", self.simulated.ueid, self.simulated.key.public, "o", (MODEL,), "active"),
+            references={MODEL: self.reference},
+            history={},
+            thresholds=self.policy.thresholds,
+        )
+        checked = appraisal.check(opened, context)
+        raw = await engine.evaluate(checked.policy_input(context))
+        outcome = appraisal.read_outcome(raw, checked.submods)
+        terms = Terms("v", 300, "{jti}")
+        result = appraisal.conclude(checked, outcome, context, Held(), terms, jti="0" * 32, policy_id="p")
+        return result.value(f"model/{MODEL}", "executables")
+
+
+@pytest.mark.timeout(400)
+async def test_one_bit_in_every_tensor(minilm: Path) -> None:
+    """All of them are caught; the untouched weights pass."""
+    judge = Judge(minilm)
+    tensors = list(judge.tensors)
+    places = np.random.default_rng(26)
+    async with WorkerEngine(judge.policy, workers=1, timeout_s=10) as engine:
+        assert await judge.executables(engine, judge.walk(tensors)) == -2
+        missed = []
+        for number, tensor in enumerate(tensors):
+            if tensor.data.size == 0:
+                continue
+            changed = tensor.data.copy()
+            changed[places.integers(changed.size)] ^= np.int8(1 << places.integers(7))
+            altered = [*tensors[:number], Tensor(tensor.name, changed), *tensors[number + 1 :]]
+            if await judge.executables(engine, judge.walk(altered)) != 96:
+                missed.append(tensor.name)
+    assert missed == []
+    assert len(tensors) == 104

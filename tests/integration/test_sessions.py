@@ -1,0 +1,204 @@
+"""The session API, over a real socket: one nonce, one result, nothing burnt twice."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import pytest
+
+from attester.errors import VerifierError
+from fixtures.simulator import MODEL, SimulatedNode
+from verifier.store import sessions
+from verifier.store.database import ConflictError
+
+
+async def test_an_honest_node_becomes_affirming_when_called(verifier) -> None:
+    """Manifest, read and a called walk right: every required claim is affirming."""
+    node = await verifier.enrol()
+    claims = await verifier.attest(node)
+    assert claims["ear_status"] == "affirming"
+    model = claims["submods"][f"model/{MODEL}"]
+    assert model["ear_trustworthiness_vector"] == {"file-system": 2, "executables": -2}
+    assert model["ear_verifier_claims"]["assurance"] == "challenged"
+    assert claims["submods"]["platform"]["ear_verifier_claims"]["assurance"] == "declared"
+
+
+async def test_a_session_carries_the_nonce_as_issued_and_its_evidence(verifier) -> None:
+    """The session object has Veraison's fields and encodings."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    status, body = await verifier.get(f"/challenge-response/v1/session/{session.id}")
+    assert (status, body["status"]) == (200, "waiting")
+    assert base64.b64decode(body["nonce"]) == session.nonce
+    evidence = node.evidence(session, iat=verifier.clock.seconds)
+    await verifier.submit(session, evidence, node)
+    _, body = await verifier.get(f"/challenge-response/v1/session/{session.id}")
+    assert body["status"] == "complete"
+    assert base64.b64decode(body["evidence"]["value"]) == evidence
+    assert body["result"].count(".") == 2
+
+
+async def test_the_same_evidence_a_hundred_times_at_once_gives_one_result(verifier) -> None:
+    """Exactly one appraisal is kept, and everyone is given it."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    evidence = node.evidence(session, iat=verifier.clock.seconds)
+    answers = await asyncio.gather(*(verifier.post(session, evidence) for _ in range(100)))
+    assert {status for status, _ in answers} == {200}
+    assert len({body["result"] for _, body in answers}) == 1
+    assert len(await verifier.rows("SELECT id FROM appraisals")) == 1
+
+
+async def test_other_evidence_for_a_complete_session_is_409(verifier) -> None:
+    """A session has one result; other bytes do not get it, and change nothing."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    await verifier.submit(session, node.evidence(session, iat=verifier.clock.seconds), node)
+    status, body = await verifier.post(session, node.evidence(session, iat=verifier.clock.seconds))
+    assert (status, body["type"].rpartition("#")[2]) == (409, "session.closed")
+
+
+async def test_the_database_refuses_a_repeated_nonce(verifier) -> None:
+    """Not a read followed by a write: the constraint itself says no."""
+    arguments = {
+        "node_id": None,
+        "channel": "open",
+        "nonce": b"n" * 32,
+        "now_ms": verifier.clock.ms,
+        "lifetime_ms": 1000,
+        "wants": (),
+    }
+    async with verifier.service.db.write() as tx:
+        await sessions.open_session(tx, **arguments)
+    with pytest.raises(ConflictError):
+        async with verifier.service.db.write() as tx:
+            await sessions.open_session(tx, **arguments)
+
+
+async def test_a_callers_nonce_is_accepted_once(verifier) -> None:
+    """A background check's nonce goes through the same constraint."""
+    path = "/challenge-response/v1/newSession?nonce=" + base64.urlsafe_b64encode(b"x" * 32).decode()
+    async with verifier.http.post(verifier.url + path) as first:
+        assert first.status == 201
+    async with verifier.http.post(verifier.url + path) as second:
+        assert second.status == 409
+
+
+async def test_a_background_check_stays_with_its_caller(verifier) -> None:
+    """A result for a nonce of the caller's own never becomes the node's result or an event."""
+    node = await verifier.enrol()
+    path = "/challenge-response/v1/newSession?nonce=" + base64.urlsafe_b64encode(b"y" * 32).decode()
+    async with verifier.http.post(verifier.url + path) as response:
+        location = response.headers["Location"]
+    from attester.client import Session
+
+    session = Session(location.rpartition("/")[2], b"y" * 32, ())
+    claims = await verifier.submit(session, node.evidence(session, iat=verifier.clock.seconds), node)
+    assert claims["submods"][f"model/{MODEL}"]["ear_trustworthiness_vector"] == {"file-system": -33}
+    status, _ = await verifier.get(f"/api/v1/nodes/{node.id}/result")
+    assert status == 404
+    assert await verifier.rows("SELECT * FROM events WHERE type = 'result'") == []
+
+
+async def test_a_stranger_gets_a_nonce_and_no_challenges(verifier) -> None:
+    """Challenges cost entries of the pool: only the node's key draws them."""
+    await verifier.enrol()
+    free = await verifier.rows("SELECT count(*) AS n FROM pool WHERE session_id IS NULL")
+    async with verifier.http.post(
+        verifier.url + "/challenge-response/v1/newSession?nonceSize=32"
+    ) as response:
+        body = await response.json(content_type=None)
+    assert response.status == 201
+    assert "challenge" not in body
+    assert await verifier.rows("SELECT count(*) AS n FROM pool WHERE session_id IS NULL") == free
+
+
+async def test_a_stranger_cannot_name_a_node(verifier) -> None:
+    """Asking for a node's session without its key is refused, and burns nothing."""
+    node = await verifier.enrol()
+    path = f"/challenge-response/v1/newSession?node={node.id}"
+    async with verifier.http.post(verifier.url + path) as response:
+        assert response.status == 401
+    assert await verifier.rows("SELECT * FROM sessions") == []
+
+
+async def test_asking_again_gives_the_same_session_and_burns_nothing(verifier) -> None:
+    """While it waits, a node's session keeps its challenges and its time of issue."""
+    node = await verifier.enrol()
+    first = await verifier.client(node).open_session()
+    verifier.clock.forward(5)
+    assert await verifier.client(node).open_session() == first
+    (row,) = await verifier.rows("SELECT * FROM sessions")
+    assert row["issued_ms"] == verifier.clock.ms - 5000
+    assert len(await verifier.rows("SELECT * FROM pool WHERE session_id IS NOT NULL")) == 2
+
+
+async def test_an_expired_session_takes_no_evidence(verifier) -> None:
+    """410, and no result."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    verifier.clock.forward(121)
+    status, body = await verifier.post(session, node.evidence(session, iat=verifier.clock.seconds))
+    assert (status, body["type"].rpartition("#")[2]) == (410, "session.expired")
+
+
+async def test_a_dropped_session_frees_no_challenge(verifier) -> None:
+    """Deleting a session leaves its nonce and its entries used."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    url = f"{verifier.url}/challenge-response/v1/session/{session.id}"
+    async with verifier.http.delete(url) as response:
+        assert response.status == 204
+    status, _ = await verifier.post(session, node.evidence(session, iat=verifier.clock.seconds))
+    assert status == 410
+    assert len(await verifier.rows("SELECT * FROM pool WHERE session_id IS NOT NULL")) == 2
+
+
+async def test_an_empty_pool_is_said_and_never_passes(verifier) -> None:
+    """`challenges.exhausted`: nothing was asked, so nothing is shown."""
+    async with verifier.service.db.write() as tx:
+        await tx.execute("DELETE FROM pool")
+    node = await verifier.enrol()
+    claims = await verifier.attest(node)
+    model = claims["submods"][f"model/{MODEL}"]
+    assert model["ear_trustworthiness_vector"] == {"file-system": -33}
+    codes = [reason["code"] for reason in model["ear_verifier_claims"]["reasons"]]
+    assert codes.count("challenges.exhausted") == 2
+
+
+async def test_a_node_that_asks_too_often_is_told_when_to_come_back(verifier) -> None:
+    """429 with Retry-After, by node."""
+    node = await verifier.enrol()
+    client = verifier.client(node)
+    opened = await asyncio.gather(*(client.open_session() for _ in range(10)))
+    assert len({session.id for session in opened}) == 1
+    with pytest.raises(VerifierError) as refused:
+        await client.open_session()
+    assert (refused.value.status, refused.value.code) == (429, "request.too-often")
+
+
+async def test_an_announced_walk_is_worth_less_than_a_called_one(verifier) -> None:
+    """It shows possession, not residence."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    claims = await verifier.submit(session, node.evidence(session, iat=verifier.clock.seconds), node)
+    model = claims["submods"][f"model/{MODEL}"]
+    assert model["ear_trustworthiness_vector"]["executables"] == -33
+    assert [r["code"] for r in model["ear_verifier_claims"]["reasons"]] == ["weights.walk.announced"]
+
+
+@pytest.mark.parametrize("query", ["nonceSize=7", "nonceSize=65", "nonceSize=x", "nonce=!!", "nonce=QQ"])
+async def test_a_bad_nonce_request_is_400(verifier, query: str) -> None:
+    """Sizes are bounded, text is decoded strictly."""
+    async with verifier.http.post(f"{verifier.url}/challenge-response/v1/newSession?{query}") as response:
+        assert response.status == 400
+        assert response.content_type == "application/problem+json"
+
+
+async def test_two_nodes_of_one_operator_have_sessions_of_their_own(verifier) -> None:
+    """Another node's session is not mine."""
+    mine, yours = await verifier.enrol(), await verifier.enrol(SimulatedNode(verifier.model_folder))
+    session = await verifier.client(mine).open_session()
+    status, body = await verifier.post(session, yours.evidence(session, iat=verifier.clock.seconds))
+    assert (status, body["type"].rpartition("#")[2]) == (403, "evidence.key")
