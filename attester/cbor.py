@@ -17,6 +17,8 @@ from attester.errors import CBORError
 
 MAX_DEPTH = 16
 """Containers and tags inside each other.  Evidence needs 9."""
+MAX_ITEMS = 60_000
+"""Values in one item.  4,096 files need 29,000; a million empty maps would take seconds."""
 
 # Every tag cbor2 6 gives a meaning of its own.  Decoding one would build bignums, compile
 # regular expressions (35) or make cycles (28, 29) before we could look at the value.
@@ -45,27 +47,36 @@ def encode(value: Any) -> bytes:
     Raises:
         CBORError: *value* holds a type or an integer the profile does not have.
     """
-    return cbor2.dumps(_ordered(value, MAX_DEPTH))
+    return cbor2.dumps(_Order().of(value, MAX_DEPTH))
 
 
-def _ordered(value: Any, depth: int) -> Any:
-    if depth < 0:
-        raise CBORError(f"nested deeper than {MAX_DEPTH}")
-    if value is None or isinstance(value, (bool, bytes, str)):
-        return value
-    if isinstance(value, int):
-        if not -(1 << 64) <= value < 1 << 64:
-            raise CBORError("an integer beyond 64 bits")
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_ordered(item, depth - 1) for item in value]
-    if isinstance(value, Mapping):
-        items = [(cbor2.dumps(_key(k)), k, _ordered(v, depth - 1)) for k, v in value.items()]
-        items.sort(key=lambda item: item[0])
-        return {k: v for _, k, v in items}
-    if isinstance(value, cbor2.CBORTag):
-        return cbor2.CBORTag(value.tag, _ordered(value.value, depth - 1))
-    raise CBORError(f"a value of type {type(value).__name__}, which the profile does not have")
+class _Order:
+    """Puts the keys of maps in order, and counts what it meets."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ITEMS
+
+    def of(self, value: Any, depth: int) -> Any:
+        if depth < 0:
+            raise CBORError(f"nested deeper than {MAX_DEPTH}")
+        self._left -= 1
+        if self._left < 0:
+            raise CBORError(f"more than {MAX_ITEMS} values")
+        if value is None or isinstance(value, (bool, bytes, str)):
+            return value
+        if isinstance(value, int):
+            if not -(1 << 64) <= value < 1 << 64:
+                raise CBORError("an integer beyond 64 bits")
+            return value
+        if isinstance(value, (list, tuple)):
+            return [self.of(item, depth - 1) for item in value]
+        if isinstance(value, Mapping):
+            items = [(cbor2.dumps(_key(k)), k, self.of(v, depth - 1)) for k, v in value.items()]
+            items.sort(key=lambda item: item[0])
+            return {k: v for _, k, v in items}
+        if isinstance(value, cbor2.CBORTag):
+            return cbor2.CBORTag(value.tag, self.of(value.value, depth - 1))
+        raise CBORError(f"a value of type {type(value).__name__}, which the profile does not have")
 
 
 def _key(key: Any) -> int | str | bytes:
@@ -114,7 +125,7 @@ def decode(data: bytes, *, max_size: int, tags: Collection[int] = ()) -> Any:
             cause = cause.__cause__
         raise CBORError(_one_line(cause)) from None
     # Plain lists and dicts: cbor2 hands out immutable ones inside a tag.
-    value = _ordered(value, MAX_DEPTH)
+    value = _Order().of(value, MAX_DEPTH)
     again = cbor2.dumps(value)
     if again == data:
         return value

@@ -36,7 +36,7 @@ class _SessionBody(Struct, frozen=True):
     status: str
     challenge: _Challenge | None = None
     result: str | None = None
-    session: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")] | None = None
+    session: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")] | None = None
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class Collector:
         return Endpoint(
             url=self._config.serve.url,
             spki=identity.spki(self._tls_key),
-            signature=self._tls_key.sign(endpoint_statement(nonce, self._kid)),
+            signature=self._tls_key.sign(endpoint_statement(self._config.serve.url, nonce, self._kid)),
         )
 
     def _folder(self, model: str) -> Folder:

@@ -31,7 +31,7 @@ from attester.errors import ConfigError, KeyFileError
 from attester.evidence import MODEL_NAME
 from attester.settings import read_toml, to_toml
 
-_Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+$", max_length=256)]
+_Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 
 
 class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +56,7 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[serve]``: where routers reach the engine; https, with the key in ``tls.key``."""
 
-    url: Annotated[str, Meta(pattern=r"^https://[^\s/?#@]+$", max_length=256)]
+    url: Annotated[str, Meta(pattern=r"^https://[^\s/?#@]+\Z", max_length=256)]
 
 
 class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):

@@ -213,8 +213,9 @@ class Sign1:
             COSEError: the header names another algorithm.
             SignatureError: the signature does not fit.
         """
-        if self.header[ALG] not in _SAME_ALGORITHM[key.alg]:
-            raise COSEError(f"algorithm {self.header[ALG]} where the key is for {ALGORITHM_NAMES[key.alg]}")
+        alg = self.header[ALG]
+        if type(alg) is not int or alg not in _SAME_ALGORITHM[key.alg]:
+            raise COSEError(f"algorithm {str(alg)[:40]} where the key is for {ALGORITHM_NAMES[key.alg]}")
         key.verify(self.signature, _to_be_signed(self.protected, external_aad, self.payload))
 
 

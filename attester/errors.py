@@ -37,7 +37,9 @@ class ClaimError(AttesterError):
     """A claim does not have the form that the claims table gives it."""
 
     def __init__(self, claim: str, message: str) -> None:
-        super().__init__(f"{claim}: {message}")
+        # Parsers quote what they were given; what a node sends is not repeated at length.
+        text = "".join(c if c.isprintable() else "?" for c in message[:200])
+        super().__init__(f"{claim}: {text}")
         self.claim = claim
 
 

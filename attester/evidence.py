@@ -27,16 +27,20 @@ PROFILE: Final = "tag:github.com,2026:touchstone/node-evidence#1"
 MEDIA_TYPE: Final = f'application/eat+cwt; eat_profile="{PROFILE}"'
 COSE_TYP: Final = "application/eat+cwt"
 
-MAX_EVIDENCE = 2 << 20
+MAX_EVIDENCE = 1 << 20
 """Bytes of one token.  4,096 files and 2 × 2,048 answers fit."""
 MAX_FILES = 4096
 MAX_ROWS = 2048
 MAX_SUBMODS = 64
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Name = Annotated[str, Meta(min_length=1, max_length=128)]
-Line = Annotated[str, Meta(max_length=512)]
+# Printable ASCII: what a node says is shown to people, and must not write on their screens.
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]+\Z")]
+Line = Annotated[str, Meta(max_length=512, pattern=r"^[\x20-\x7e]*\Z")]
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
+
+ENDPOINT_URL = r"^https://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?\Z"
+"""Scheme, host, port: nothing else, and nothing that a resolver would have to normalise."""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
@@ -84,7 +88,7 @@ class Endpoint(_Claims, frozen=True):
     `signature` is by the TLS key over `endpoint_statement`; for ECDSA in raw form.
     """
 
-    url: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^https://[^\s/@?#]+(/[^\s?#]*)?$")]
+    url: Annotated[str, Meta(max_length=256, pattern=ENDPOINT_URL)]
     spki: Annotated[bytes, Meta(min_length=1, max_length=512)]
     """The TLS key, DER SubjectPublicKeyInfo.  Its SHA-256 is the pin."""
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
@@ -95,7 +99,7 @@ class Runtime(_Claims, frozen=True):
 
     engine: Name
     version: Name
-    arguments: Annotated[dict[Name, str | int | bool | None], Meta(max_length=256)]
+    arguments: Annotated[dict[Name, Line | int | bool | None], Meta(max_length=256)]
     """The engine's arguments that change results."""
     packages: Annotated[dict[Name, Name], Meta(max_length=512)]
     python: Name
@@ -187,7 +191,7 @@ def read_submod(name: str, raw: Any) -> Submod:
         if claim is None:
             raise ClaimError(name, f"unknown claim {str(key)[:40]}")
         try:
-            claims[claim.name] = msgspec.convert(value, claim.type)
+            claims[claim.name] = msgspec.convert(value, claim.type, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
             raise ClaimError(claim.name, str(error)) from None
     return claims
@@ -246,7 +250,7 @@ class Token:
         if named["eat_profile"] != PROFILE:
             raise ClaimError("eat_profile", f"not {PROFILE}")
         try:
-            fields = msgspec.convert(named, _TokenClaims)
+            fields = msgspec.convert(named, _TokenClaims, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
             raise ClaimError("token", str(error)) from None
         return cls(fields.eat_nonce, fields.ueid, fields.iat, fields.aud, fields.submods)
@@ -259,7 +263,10 @@ class _TokenClaims(_Claims, frozen=True):
     iat: Annotated[int, Meta(ge=0, le=1 << 53)]
     aud: Annotated[str, Meta(min_length=1, max_length=256)]
     submods: Annotated[
-        dict[Annotated[str, Meta(min_length=1, max_length=256)], dict[int | str, Any]],
+        dict[
+            Annotated[str, Meta(max_length=160, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")],
+            dict[int | str, Any],
+        ],
         Meta(min_length=1, max_length=MAX_SUBMODS),
     ]
 
@@ -279,7 +286,8 @@ def decode_envelope(data: bytes) -> cose.Sign1:
         raise COSEError("the protected header is not exactly alg, kid and typ")
     if message.header[cose.TYP] != COSE_TYP:
         raise COSEError(f"typ is not {COSE_TYP}")
-    if message.header[cose.ALG] not in cose.ALGORITHM_NAMES:
+    alg = message.header[cose.ALG]
+    if type(alg) is not int or alg not in cose.ALGORITHM_NAMES:
         raise COSEError("alg is neither ES256 (-7) nor Ed25519 (-19)")
     kid = message.header[cose.KID]
     if not isinstance(kid, bytes) or len(kid) != 32:
@@ -290,6 +298,6 @@ def decode_envelope(data: bytes) -> cose.Sign1:
 ENDPOINT_DOMAIN: Final = "touchstone/endpoint/1"
 
 
-def endpoint_statement(nonce: bytes, kid: bytes) -> bytes:
-    """What the TLS key signs: that this endpoint is the node's whose key is *kid*, now."""
-    return cbor.encode([ENDPOINT_DOMAIN, nonce, kid])
+def endpoint_statement(url: str, nonce: bytes, kid: bytes) -> bytes:
+    """What the TLS key signs: that it serves there for the node whose key is *kid*, now."""
+    return cbor.encode([ENDPOINT_DOMAIN, url, nonce, kid])

@@ -106,7 +106,7 @@ class Proof:
             raise COSEError("kid or typ is not what this scheme has")
         raw = cbor.decode(message.payload, max_size=_MAX_HEADER)
         try:
-            claims = msgspec.convert(raw, _Claims)
+            claims = msgspec.convert(raw, _Claims, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
             raise ClaimError("authorization", str(error)) from None
         return cls(message, claims)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from attester.errors import ConfigError
+from attester.errors import ConfigError, KeyFileError
 
 _MAX_CONFIG = 256 * 1024
 
@@ -48,7 +52,7 @@ def to_toml(config: Struct) -> str:
         scalars = {k: v for k, v in values.items() if v is not None and not isinstance(v, dict)}
         if scalars:
             lines.append(f"[{'.'.join(_key(part) for part in path)}]")
-            lines.extend(f"{_key(name)} = {json.dumps(value)}" for name, value in scalars.items())
+            lines.extend(f"{_key(name)} = {_value(value)}" for name, value in scalars.items())
             lines.append("")
         for name, value in values.items():
             if isinstance(value, dict):
@@ -59,4 +63,41 @@ def to_toml(config: Struct) -> str:
 
 
 def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _value(name)
+
+
+def _value(value: Any) -> str:
+    # As JSON, but for what TOML escapes otherwise.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def check_listen(listen: str) -> None:
+    """Refuse a ``HOST:PORT`` whose port cannot be; raises `ValueError`, as converters expect."""
+    if not 1 <= int(listen.rpartition(":")[2]) <= 65535:
+        raise ValueError(f"{listen} has no port from 1 to 65535")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """
+    A new folder *path*, filled under another name, and there whole or not at all.
+
+    Raises:
+        ConfigError: *path* exists and is not empty, or cannot be written.
+    """
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} is there already, and is not empty")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from None
+    except UnicodeEncodeError:
+        raise ConfigError(f"{str(path)!r}: a name or a setting that is not Unicode text") from None
+    except OSError as error:
+        raise ConfigError(f"{error.filename or path}: {error.strerror}") from None

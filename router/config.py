@@ -8,13 +8,13 @@ from msgspec import Meta, Struct
 
 from router.workload import Workload
 
-_Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+$", max_length=256)]
+_Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 
 
 class ServiceSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[service]``."""
 
-    listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}$")] = "127.0.0.1:8450"
+    listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8450"
 
 
 class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +34,7 @@ class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
     """For a request as a whole, all its attempts included."""
     attempt_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 30
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3
-    key_digests: tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    key_digests: tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...] = ()
     """SHA-256 of each API key that may be used, hex; anyone may, where empty."""
 
 

@@ -75,7 +75,8 @@ class RunningVerifier:
 
     async def enrol(self, node: SimulatedNode | None = None, operator: str = "acme") -> SimulatedNode:
         node = node or SimulatedNode(self.model_folder)
-        given = await self.client(node).enrol(await self.token(operator), [node.model])
+        token = await self.token(operator, hardware_class=node.hardware_class)
+        given = await self.client(node).enrol(token, [node.model])
         node.id, node.audience = given["node"], given["verifier"]
         node.ueid = results.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
         self.nodes.append(node)

@@ -87,6 +87,8 @@ class Held:
     quarantined_by: str | None = None
     """The open incident, if there is one."""
     endpoint_taken: bool = False
+    retired: bool = False
+    """The node was retired, or its key rolled, while its evidence was appraised."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def read_outcome(raw: Any, submods: Mapping[str, Checked]) -> Outcome:
         if not isinstance(codes, list) or len(codes) > 64:
             raise PolicyError(f"{name}: reasons are not a list of at most 64")
         for code in codes:
-            if code not in REASONS:
+            if not isinstance(code, str) or code not in REASONS:
                 raise PolicyError(f"{name}: unknown reason code {str(code)[:60]!r}")
         vectors[name], reasons[name] = vector, codes
     return Outcome(vectors, reasons)
@@ -283,11 +285,16 @@ def _appraise(
         if results.tier_of(value) is not Tier.AFFIRMING:
             continue
         if claim in checked.may_affirm:
-            vector[claim] = checked.may_affirm[claim]
+            # A standard value says more than a non-standard one: −2 is the most some evidence carries.
+            if checked.may_affirm[claim] < 0 < value:
+                vector[claim] = checked.may_affirm[claim]
         else:
             vector[claim] = -33
             findings.append(Finding("policy.ceiling", f"{claim} {value} is more than this evidence carries"))
     if name == platform.SUBMOD:
+        if held.retired:
+            vector["instance-identity"] = 96
+            findings.append(Finding("identity.node.retired", "retired, or its key rolled, meanwhile"))
         if held.endpoint_taken:
             vector["instance-identity"] = 96
             findings.append(Finding("identity.endpoint.taken", "another live node holds this TLS key"))

@@ -12,14 +12,16 @@ import click
 import msgspec
 
 from attester.cli import configure_logging, plain_errors, progress
-from attester.errors import AttesterError
+from attester.errors import AttesterError, ConfigError
 from attester.weights.kernels import kernel
 from attester.weights.manifest import open_folder
 from attester.weights.tensors import TensorFiles
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.errors import VerifierError
+from verifier.policy import bundle
 from verifier.references import measured
 from verifier.references.challenges import Minter, ReadParameters, WalkParameters
+from verifier.schemes.base import shown
 from verifier.service.incidents import to_wire
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
@@ -30,7 +32,7 @@ from verifier.store.sqlite import SqliteDatabase
 
 T = TypeVar("T")
 
-_errors = plain_errors(VerifierError, AttesterError)
+_errors = plain_errors(VerifierError, AttesterError, msgspec.ValidationError, UnicodeEncodeError)
 _home = click.option(
     "--home",
     type=click.Path(path_type=Path),
@@ -75,7 +77,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) ->
         table.add_column(column, overflow="fold")
     for row in rows:
         # Text, not markup: what nodes say is shown, never interpreted.
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(shown(str(cell))) for cell in row))
     Console().print(table)
 
 
@@ -121,14 +123,27 @@ def serve(home: Path, log_json: bool) -> None:
 @click.option(
     "--model", "models", multiple=True, required=True, help="A model it may enrol with; repeatable."
 )
+@click.option(
+    "--hardware-class",
+    default="cpu",
+    show_default=True,
+    help="What the node is, as the policy names it: its walks are timed against it.",
+)
 @click.option("--for-node", default=None, help="Only to give this node a new key, after it lost its old one.")
 @click.option(
     "--hours", default=24, show_default=True, type=click.IntRange(1, 24 * 90), help="How long it is good for."
 )
 @_errors
-def token(home: Path, operator: str, models: tuple[str, ...], for_node: str | None, hours: int) -> None:
+def token(
+    home: Path, operator: str, models: tuple[str, ...], hardware_class: str, for_node: str | None, hours: int
+) -> None:
     """Print a one-time enrolment token."""
-    grant = Grant(operator, models, for_node)
+    thresholds = bundle.load(home / Home(home).config().policy.folder).thresholds
+    if hardware_class not in thresholds.classes:
+        raise ConfigError(
+            f"the policy knows no class {hardware_class!r}; it has {', '.join(sorted(thresholds.classes))}"
+        )
+    grant = Grant(operator, models, hardware_class, for_node)
     click.echo(
         _in_transaction(home, lambda tx: stored_nodes.issue_token(tx, grant, _now_ms(), hours * 3600_000))
     )
@@ -215,14 +230,16 @@ def show_incident(incident: str, home: Path) -> None:
 
     async def work(tx: Tx) -> dict[str, Any]:
         row = await stored_incidents.get(tx, incident)
-        return {**to_wire(row, _now_ms()), "history": await stored_incidents.steps(tx, incident)}
+        causes = await stored_incidents.causes(tx, incident)
+        history = await stored_incidents.steps(tx, incident)
+        return {**to_wire(row, _now_ms()), "causes": causes, "history": history}
 
     click.echo(msgspec.json.format(msgspec.json.encode(_in_transaction(home, work)), indent=2).decode())
 
 
 @incidents.command("step")
 @click.argument("incident")
-@click.argument("name", type=click.Choice(["review", "release", "retire"]))
+@click.argument("name", type=click.Choice(["quarantine", "review", "release", "retire"]))
 @click.option("--reason", required=True, help="Why; kept with the incident.")
 @click.option("--actor", required=True, help="Who decides; kept with the incident.")
 @_home

@@ -23,19 +23,23 @@ from msgspec import Meta, Struct
 
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
-from attester.settings import read_toml, to_toml
+from attester.settings import check_listen, new_folder, read_toml, to_toml
 from verifier.references.challenges import POOL_KEY_BYTES, PoolKey
 from verifier.results import ResultKey
 
+_MIN_TOKEN = 32
 _Seconds = Annotated[int, Meta(ge=1, le=86400)]
 
 
 class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[service]``: where it listens and what it is called."""
 
-    listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}$")] = "127.0.0.1:8440"
-    url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+$", max_length=256)] = "http://127.0.0.1:8440"
+    listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8440"
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+\Z", max_length=256)] = "http://127.0.0.1:8440"
     """The base URL that everyone uses; also the issuer of results and the audience of evidence."""
+
+    def __post_init__(self) -> None:
+        check_listen(self.listen)
 
 
 class ResultsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +56,8 @@ class SessionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     lifetime_s: _Seconds = 120
     skew_s: _Seconds = 30
     per_node_per_minute: Annotated[int, Meta(ge=1, le=100000)] = 60
+    announced_per_hour: Annotated[int, Meta(ge=1, le=1000000)] = 20
+    """Sessions with challenges that a node may open itself: each costs the pool."""
     per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
 
 
@@ -115,22 +121,14 @@ class Home:
         Raises:
             ConfigError: there is one already, or it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o700)
-            if (self.path / "verifier.toml").exists():
-                raise ConfigError(f"{self.path} is a verifier's home already")
-            (self.path / "keys").mkdir(mode=0o700)
-            identity.create_key(self.path / "keys" / "ear-0001.pem", cose.ES256)
-            identity.write_private(self.path / "pool.key", secrets.token_bytes(POOL_KEY_BYTES))
+        with new_folder(self.path) as folder:
+            (folder / "keys").mkdir(mode=0o700)
+            identity.create_key(folder / "keys" / "ear-0001.pem", cose.ES256)
+            identity.write_private(folder / "pool.key", secrets.token_bytes(POOL_KEY_BYTES))
             for name in ("admin.token", "router.token"):
-                identity.write_private(self.path / name, secrets.token_urlsafe(32).encode())
-            shutil.copytree(default_policy(), self.path / "policy")
-            (self.path / "verifier.toml").write_text(to_toml(config))
-        except KeyFileError as error:
-            raise ConfigError(str(error)) from None
-        except OSError as error:
-            raise ConfigError(f"{error.filename or self.path}: {error.strerror}") from None
+                identity.write_private(folder / name, secrets.token_urlsafe(32).encode())
+            shutil.copytree(default_policy(), folder / "policy")
+            (folder / "verifier.toml").write_text(to_toml(config))
 
     def config(self) -> VerifierConfig:
         """
@@ -162,7 +160,10 @@ class Home:
 
     def token(self, name: str) -> str:
         """The token ``NAME.token``."""
-        return self._private(f"{name}.token").decode("ascii", errors="replace").strip()
+        text = self._private(f"{name}.token").decode("ascii", errors="replace").strip()
+        if len(text) < _MIN_TOKEN:
+            raise ConfigError(f"{self.path / name}.token holds fewer than {_MIN_TOKEN} characters")
+        return text
 
     def _private(self, name: str) -> bytes:
         try:

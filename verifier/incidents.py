@@ -5,6 +5,7 @@ Pure: the store asks, in the transaction that inserts a result, what to do.
 
     suspected ─▶ open ─▶ under-review ─▶ released (to probation) | retired
         └──────▶ folded (into one reference-suspect review)
+    noted ─▶ flagged (many within an hour: a person looks, and may quarantine)
 
 Only a person leaves quarantine.  `suspected` holds nobody: right after a change of ours
 (reference, batch of challenges) a failing node may be right and we wrong, so a finding
@@ -26,6 +27,7 @@ from verifier.schemes.base import Finding
 
 BLAST_WINDOW_MS: Final = 15 * 60 * 1000
 BLAST_OPERATORS: Final = 3
+MANY_MINOR: Final = 10
 REVIEW_TARGET_MS: Final = 24 * 3600 * 1000
 REFERENCE_SUSPECT: Final = "reference-suspect"
 
@@ -38,9 +40,10 @@ class Severity(StrEnum):
 
 
 class State(StrEnum):
-    """Where an incident stands.  `noted` is the only state of a minor one."""
+    """Where an incident stands.  A minor one is noted, and flagged for a person when it is one of many."""
 
     NOTED = "noted"
+    FLAGGED = "flagged"
     SUSPECTED = "suspected"
     OPEN = "open"
     UNDER_REVIEW = "under-review"
@@ -68,9 +71,10 @@ REPORTABLE: Final = frozenset({"settlement-mismatch", "latency-spike", "missed-p
 """What a router may report: what it has seen and metered itself."""
 
 _STEPS: Final[Mapping[str, tuple[tuple[State, ...], State]]] = {
+    "quarantine": ((State.NOTED, State.FLAGGED, State.SUSPECTED), State.OPEN),
     "review": ((State.OPEN,), State.UNDER_REVIEW),
-    "release": ((State.OPEN, State.UNDER_REVIEW), State.RELEASED),
-    "retire": ((State.OPEN, State.UNDER_REVIEW), State.RETIRED),
+    "release": ((State.FLAGGED, State.SUSPECTED, State.OPEN, State.UNDER_REVIEW), State.RELEASED),
+    "retire": ((State.FLAGGED, State.SUSPECTED, State.OPEN, State.UNDER_REVIEW), State.RETIRED),
 }
 STEPS: Final = tuple(_STEPS)
 

@@ -43,6 +43,7 @@ _TABLE: Final = (
     Reason("runtime.argument.forbidden", "The engine runs with a forbidden setting.", "Restart the engine without it."),
     Reason("runtime.package.forbidden", "A package of a forbidden version is installed.", "Install another version."),
     Reason("capabilities.missing", "The node did not report its capabilities.", "Let the attester reach the engine."),
+    Reason("capabilities.class.mismatch", "The hardware class is not the one the node was enrolled with.", "Declare the class from enrolment, or enrol anew."),
     Reason("capabilities.class.unknown", "The hardware class is not in the policy's table.", "Ask the security team to add the class."),
     # weights
     Reason("weights.reference.unknown", "There is no reference value for this model.", "Ask the verifier's operator to measure or import it."),

@@ -271,7 +271,7 @@ def read_jwks(data: bytes) -> dict[str, VerifyingKey]:
     """
     try:
         document = msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         raise ResultError("the JWKS is not JSON") from None
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list) or not 1 <= len(keys) <= 64:
@@ -314,7 +314,7 @@ def decode_jwt(
             algorithms=["ES256"],
             options={"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_aud": False},
         )
-    except jwt.PyJWTError as error:
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
         raise ResultError(f"the result's signature or form is wrong: {error}") from None
     return _accept(claims, issuer=issuer, now=now, leeway=leeway)
 
@@ -390,7 +390,8 @@ def decode_cwt(
     try:
         message = cose.Sign1.decode(data, max_size=MAX_RESULT, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
         by_thumbprint = {cose_key(key.public).kid: cose_key(key.public) for key in keys.values()}
-        key = by_thumbprint.get(message.header.get(cose.KID, b""))
+        kid = message.header.get(cose.KID)
+        key = by_thumbprint.get(kid) if isinstance(kid, bytes) else None
         if key is None:
             raise ResultError("the result is signed by an unknown key")
         message.verify(key)
@@ -422,7 +423,7 @@ def _from_cwt(raw: Any) -> dict[str, Any]:
                 submod["eat_nonce"] = b64url(submod["eat_nonce"])
             submods[label] = submod
         claims["submods"] = submods
-    except (KeyError, TypeError, AttributeError, COSEError):
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, COSEError):
         raise ResultError("the result is malformed") from None
     return claims
 

@@ -15,7 +15,7 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True):
 
     engine: Name
     version: Name
-    arguments: Annotated[dict[Name, str | int | bool | None], Meta(max_length=256)]
+    arguments: Annotated[dict[Name, Line | int | bool | None], Meta(max_length=256)]
     packages: Annotated[dict[Name, Name], Meta(max_length=512)]
     python: Name
     context_length: Annotated[int, Meta(ge=0, le=1 << 40)]

@@ -62,6 +62,8 @@ def open_folder(root: Path) -> Folder:
         files = sorted(_list(real), key=lambda file: file.name.encode())
     except FileNotFoundError as error:
         raise WeightsError(f"{error.filename or root} does not exist") from None
+    except RuntimeError:
+        raise WeightsError(f"{root} holds a symbolic link that leads in a circle") from None
     except OSError as error:
         raise WeightsError(f"{error.filename or root} cannot be read: {error.strerror}") from None
     if not files:

@@ -35,14 +35,14 @@ Words = npt.NDArray[np.uint32]
 class ReadChallenge(Struct, frozen=True, forbid_unknown_fields=True):
     """A `read` challenge as a session carries it."""
 
-    seed: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    seed: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     windows: Annotated[int, Meta(ge=1, le=65536)]
 
 
 class WalkChallenge(Struct, frozen=True, forbid_unknown_fields=True):
     """A `walk` challenge as a session carries it."""
 
-    seed: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    seed: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     rows: Annotated[int, Meta(ge=4, le=2048)]
     passes: Annotated[int, Meta(ge=1, le=64)]
 

@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -90,6 +91,8 @@ def parse_header(name: str, text: bytes, payload: int, start: int) -> tuple[Tens
     Raises:
         WeightsError: as `read_header`.
     """
+    if not text.startswith(b"{"):
+        raise WeightsError(f"{name}: its header does not begin as the format has it")
     raw = _load_json(name, text)
     if not isinstance(raw, dict):
         raise WeightsError(f"{name}: its header is not an object")
@@ -130,7 +133,7 @@ def _tensor(file: str, name: str, value: Any, start: int) -> TensorInfo:
     bits = math.prod(shape) * _BITS[dtype]
     if bits % 8 or bits // 8 != end - begin:
         raise WeightsError(
-            f"{file}: tensor {name!r} claims {end - begin} bytes, and its shape needs {bits / 8:g}"
+            f"{file}: tensor {name!r} claims {end - begin} bytes, and its shape needs {bits // 8}"
         )
     return TensorInfo(name, dtype, tuple(shape), start + begin, end - begin)
 
@@ -139,13 +142,14 @@ def _load_json(name: str, text: bytes) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            counts = Counter(key for key, _ in pairs)
+            twice = counts.most_common(1)[0][0]
             raise WeightsError(f"{name}: {twice[:80]!r} stands twice")
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        # UTF-8 said, or json would take UTF-16 too.
+        return json.loads(text.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{name}: not JSON: {str(error)[:80]}") from None
 

@@ -40,6 +40,7 @@ configuration(facts) := 2 if {
 acceptable(facts) if {
 	not facts.malformed
 	facts.runtime != null
+	facts.class_matches
 	approved_version(facts.runtime)
 	count(forbidden_arguments(facts.runtime)) == 0
 	count(forbidden_packages(facts.runtime)) == 0

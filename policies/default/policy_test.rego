@@ -11,6 +11,7 @@ platform := {
 	"malformed": false,
 	"node_state": "active",
 	"endpoint": "proven",
+	"class_matches": true,
 	"runtime": {"engine": "vllm", "version": "0.11.0", "arguments": {}, "packages": {}},
 	"capabilities": {},
 }
@@ -53,6 +54,10 @@ test_unapproved_version_is_96 if {
 	out := platform_with({"runtime": {"version": "9"}})
 	out.trust_vector.configuration == 96
 	out.reasons == ["runtime.engine.unapproved"]
+}
+
+test_another_hardware_class_is_96 if {
+	platform_with({"class_matches": false}).trust_vector.configuration == 96
 }
 
 test_weak_version_is_32 if {

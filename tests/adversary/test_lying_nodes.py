@@ -70,6 +70,8 @@ async def test_other_weights_are_a_serious_incident(verifier, honest_passed, alt
     assert await incidents(verifier) == [
         {"kind": "model-integrity-failure", "severity": "serious", "state": "open", "node_id": node.id}
     ]
+    causes = await verifier.rows("SELECT cause FROM incident_causes")
+    assert len(causes) == 3
 
 
 async def test_a_repeated_manifest_does_not_help(verifier, honest_passed, altered: Path) -> None:

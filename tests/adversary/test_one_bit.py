@@ -69,7 +69,7 @@ class Judge:
             audience="v",
             skew_s=30,
             session=session,
-            node=Node("n", self.simulated.ueid, self.simulated.key.public, "o", (MODEL,), "active"),
+            node=Node("n", self.simulated.ueid, self.simulated.key.public, "o", (MODEL,), "cpu", "active"),
             references={MODEL: self.reference},
             history={},
             thresholds=self.policy.thresholds,

@@ -24,8 +24,8 @@ _TEST_SUFFIX: Final = "_test.rego"
 
 
 class _Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-    version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.+-]{1,32}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
+    version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.+-]{1,32}\Z")]
     author: str
     description: str
 

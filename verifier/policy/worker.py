@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 RULE = "data.touchstone.outcome"
@@ -28,7 +29,11 @@ def main() -> None:
     setup = _receive(source)
     if setup is None:
         return
-    limit = int(setup["memory_bytes"])
+    # The interpreter and the engine have reserved address space of their own by now.
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[0]) if statm.exists() else 0
+    reserved = pages * resource.getpagesize()
+    limit = reserved + int(setup["memory_bytes"])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     engine = regorus.Engine()

@@ -28,7 +28,7 @@ PRACTICE_ROWS: Final = 4
 PRACTICE_WINDOWS: Final = 256
 _MAX_DOCUMENT: Final = 64 << 20
 
-_Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+_Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class ReferenceFile(Struct, frozen=True, forbid_unknown_fields=True):

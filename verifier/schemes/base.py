@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from attester.cose import PublicKey
 from attester.errors import ClaimError
@@ -63,13 +63,16 @@ class Answers(Struct, frozen=True, forbid_unknown_fields=True):
     walk: tuple[str, ...] | None = None
 
 
+_Positive = Annotated[int, Meta(ge=1)]
+
+
 class HardwareClass(Struct, frozen=True, forbid_unknown_fields=True):
     """A row of the policy's hardware table; bandwidths in bytes per second."""
 
-    bandwidth: int
-    host_link: int | None
+    bandwidth: _Positive
+    host_link: _Positive | None
     """`None` where host memory is as near as the device's (CPUs): timing says nothing there."""
-    allowance_ms: int
+    allowance_ms: _Positive
 
 
 class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,10 +88,13 @@ class WalkRecord(Struct, frozen=True):
 
     channel: str
     verdict: Literal["right", "wrong", "missed"]
-    source: str
-    lateness: int
-    """Time taken in thousandths of the deadline; 0 where no clock ran."""
     at_ms: int
+    source: str = "file"
+    lateness: int | None = None
+    """Time taken in thousandths of the deadline, where a clock ran and a deadline could be set."""
+    passes: int = 0
+    reference: str = ""
+    """Digest of the reference value that was walked: what was shown of another is void."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ class Node:
     key: PublicKey
     operator: str
     models: tuple[str, ...]
+    hardware_class: str
+    """By the word of the verifier's operator: the node does not choose its own deadlines."""
     state: str
     """active, probation, or retired.  Quarantine is an open incident, not a state."""
 
@@ -140,7 +148,7 @@ class Context:
     node: Node
     references: Mapping[str, ModelReference]
     history: Mapping[str, tuple[WalkRecord, ...]]
-    """Per model, oldest first."""
+    """Per model, oldest first: the newest calls, and the newest of the others."""
     thresholds: Thresholds
 
 
@@ -154,6 +162,18 @@ class Finding:
     actual: str | None = None
     cause: str | None = None
     """What of ours it rests on: the reference or the batch of challenges."""
+
+    def __post_init__(self) -> None:
+        """Bound what is shown: a node must not make its own result too large to read."""
+        for name in ("detail", "expected", "actual"):
+            text = getattr(self, name)
+            if text is not None:
+                object.__setattr__(self, name, shown(text))
+
+
+def shown(text: str, limit: int = 300) -> str:
+    """*text* as people may see it: printable, and of bounded length."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])
 
 
 @dataclass(frozen=True)

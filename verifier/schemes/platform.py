@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -53,10 +53,19 @@ def check(submods: Submods, context: Context) -> Checked:
         findings.append(Finding("capabilities.missing", "no capabilities claim"))
     else:
         claims["capabilities"] = plain(capabilities)
-        if capabilities.hardware_class not in context.thresholds.classes:
+        if capabilities.hardware_class != context.node.hardware_class:
             findings.append(
-                Finding("capabilities.class.unknown", f"hardware class {capabilities.hardware_class!r}")
+                Finding(
+                    "capabilities.class.mismatch",
+                    "another hardware class than the node was enrolled with",
+                    expected=context.node.hardware_class,
+                    actual=capabilities.hardware_class,
+                )
             )
+    if context.node.hardware_class not in context.thresholds.classes:
+        findings.append(
+            Finding("capabilities.class.unknown", f"hardware class {context.node.hardware_class!r}")
+        )
     if context.node.state == "retired":
         findings.append(Finding("identity.node.retired", f"node {context.node.id} was retired"))
 
@@ -65,6 +74,8 @@ def check(submods: Submods, context: Context) -> Checked:
         "malformed": SUBMOD in submods.errors,
         "node_state": context.node.state,
         "endpoint": "missing" if endpoint is None else "proven" if proven else "unproven",
+        "class_matches": capabilities is not None
+        and capabilities.hardware_class == context.node.hardware_class,
         "runtime": None if runtime is None else plain(runtime),
         "capabilities": None if capabilities is None else plain(capabilities),
     }
@@ -77,7 +88,7 @@ def pin(endpoint: Endpoint) -> str:
 
 
 def _is_proven(endpoint: Endpoint, context: Context) -> bool:
-    statement = endpoint_statement(context.session.nonce, context.node.key.kid)
+    statement = endpoint_statement(endpoint.url, context.session.nonce, context.node.key.kid)
     try:
         key = serialization.load_der_public_key(endpoint.spki)
         if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
@@ -88,6 +99,6 @@ def _is_proven(endpoint: Endpoint, context: Context) -> bool:
         if isinstance(key, ed25519.Ed25519PublicKey):
             key.verify(endpoint.signature, statement)
             return True
-    except (ValueError, InvalidSignature, SignatureError):
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature, SignatureError):
         return False
     return False

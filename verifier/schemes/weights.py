@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any, Final
 
 from attester.evidence import (
-    Capabilities,
     Manifest,
     ReadAnswer,
     WalkAnswer,
@@ -29,7 +28,6 @@ from verifier.schemes.base import (
     Checked,
     Context,
     Finding,
-    HardwareClass,
     ModelReference,
     Submods,
     WalkRecord,
@@ -38,6 +36,8 @@ from verifier.schemes.base import (
 _MEDIAN_OF: Final = 5
 _NAMED_FILES: Final = 3
 """How many files a finding names; the count is always there."""
+_IN_TIME: Final = 1000
+"""Thousandths of the deadline."""
 
 
 def check(model: str, submods: Submods, context: Context) -> Checked:
@@ -68,10 +68,12 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     walk, walk_findings = _walk(walk_claim, asked, answered, malformed=malformed)
     findings += [*manifest_findings, *read_findings, *walk_findings]
 
-    hardware = _hardware_class(submods, context)
-    record = _record(walk, walk_claim, asked, reference, hardware, context)
-    history = (*context.history.get(model, ()), *((record,) if record else ()))
-    standing, detail = _standing(history, walk, asked, reference, hardware, context)
+    record = _record(walk, walk_claim, asked, reference, context)
+    history = [
+        *(r for r in context.history.get(model, ()) if r.reference == _digest(reference)),
+        *((record,) if record else ()),
+    ]
+    standing, detail = _standing(history, walk, reference, context)
     if detail:
         findings.append(Finding(f"weights.walk.{standing}", detail))
 
@@ -194,11 +196,8 @@ def _walk(
     return "right", []
 
 
-def _hardware_class(submods: Submods, context: Context) -> HardwareClass | None:
-    capabilities: Capabilities | None = submods.claim("platform", "capabilities")
-    if capabilities is None:
-        return None
-    return context.thresholds.classes.get(capabilities.hardware_class)
+def _digest(reference: ModelReference | None) -> str:
+    return "" if reference is None else reference.digest
 
 
 def _record(
@@ -206,66 +205,81 @@ def _record(
     claim: WalkAnswer | None,
     asked: Asked,
     reference: ModelReference | None,
-    hardware: HardwareClass | None,
     context: Context,
 ) -> WalkRecord | None:
     if walk == "unasked" or asked.walk is None:
         return None
-    lateness = 0
-    if context.session.answer_ms is not None and reference is not None and hardware is not None:
-        lateness = context.session.answer_ms * 1000 // _deadline_ms(reference, asked.walk.passes, hardware)
     return WalkRecord(
         channel=context.session.channel,
         verdict="right" if walk == "right" else "wrong",
-        source=claim.source if claim is not None else "file",
-        lateness=lateness,
         at_ms=context.now_ms,
+        source=claim.source if claim is not None else "file",
+        lateness=_lateness(context),
+        passes=asked.walk.passes,
+        reference=_digest(reference),
     )
 
 
-def _deadline_ms(reference: ModelReference, passes: int, hardware: HardwareClass) -> int:
-    """``allowance + 3 · bytes · passes / class bandwidth``, milliseconds."""
-    return hardware.allowance_ms + 3000 * reference.tensor_bytes * passes // hardware.bandwidth
+def _lateness(context: Context) -> int | None:
+    """The time the answers took, in thousandths of the deadline for all that was asked at once."""
+    hardware = context.thresholds.classes.get(context.node.hardware_class)
+    if context.session.answer_ms is None or hardware is None:
+        return None
+    work = 0
+    for model, asked in context.session.asked.items():
+        if asked.walk is None:
+            continue
+        if model not in context.references:
+            return None
+        work += context.references[model].tensor_bytes * asked.walk.passes
+    # allowance + 3 · bytes · passes / class bandwidth, milliseconds
+    deadline_ms = hardware.allowance_ms + 3000 * work // hardware.bandwidth
+    return context.session.answer_ms * 1000 // deadline_ms
 
 
 def _standing(
-    history: Sequence[WalkRecord],
-    walk: str,
-    asked: Asked,
-    reference: ModelReference | None,
-    hardware: HardwareClass | None,
-    context: Context,
+    history: Sequence[WalkRecord], walk: str, reference: ModelReference | None, context: Context
 ) -> tuple[str, str]:
     """What the node's walks amount to now, and, where it is less than all, why."""
     answered = [record for record in history if record.verdict != "missed"]
+    calls = [record for record in history if record.channel == "call"]
+    called = [record for record in calls if record.verdict != "missed"]
     if not history:
         return ("none", "")
-    if answered and answered[-1].verdict == "wrong":
+    # A wrong answer to a call is made good by a right answer to a call, and by nothing else.
+    if answered and "wrong" in (answered[-1].verdict, *(record.verdict for record in called[-1:])):
         # Of this session's walk a finding says it already; of an earlier one, it must be said,
         # without making a second incident of it.
-        return ("wrong", "") if walk != "unasked" else ("unredeemed", "the last answer given was wrong")
-    missed = 0
-    for record in reversed(history):
-        if record.verdict != "missed":
-            break
-        missed += 1
+        this = walk not in ("unasked", "right")
+        return ("wrong", "") if this else ("unredeemed", "the last answer to a call was wrong")
+    missed = next((n for n, record in enumerate(reversed(calls)) if record.verdict != "missed"), len(calls))
     if missed >= context.thresholds.missed_limit:
         return "missed", f"the last {missed} calls were not answered"
-    called = [record for record in answered if record.channel == "call"]
-    if not called:
-        return "announced", "no walk has been called yet"
-    if called[-1].source != "engine":
+    right = [record for record in called if record.verdict == "right"]
+    if not right:
+        return "announced", "no walk has been answered when called"
+    return _of_calls(right, reference, context)
+
+
+def _of_calls(
+    right: Sequence[WalkRecord], reference: ModelReference | None, context: Context
+) -> tuple[str, str]:
+    """What right answers to calls amount to: where from, how old, and in what time."""
+    last = right[-1]
+    if last.source != "engine":
         return "from-file", "the answers came from the files"
-    if context.now_ms - called[-1].at_ms > context.thresholds.walk_max_age_s * 1000:
+    if context.now_ms - last.at_ms > context.thresholds.walk_max_age_s * 1000:
         return "stale", f"no right walk within {context.thresholds.walk_max_age_s} s"
-    if hardware is None:
-        return "untimed", "the hardware class is unknown, so no deadline can be set"
-    late = median(record.lateness for record in called[-_MEDIAN_OF:])
-    if late > 1000:
-        return "late", f"median {late / 1000:.1f} times the deadline"
-    passes = asked.walk.passes if asked.walk else 1
-    if hardware.host_link is not None and reference is not None:
-        fetch_ms = reference.tensor_bytes * passes * 200 // hardware.host_link
+    hardware = context.thresholds.classes.get(context.node.hardware_class)
+    timed = [record.lateness for record in right[-_MEDIAN_OF:] if record.lateness is not None]
+    if hardware is None or reference is None or not timed:
+        return "untimed", "no deadline could be set for it"
+    late = median(timed)
+    if late > _IN_TIME:
+        return "late", f"median {late / _IN_TIME:.1f} times the deadline"
+    if hardware.host_link is not None:
+        # What a cheat must bring over the host link who keeps only an int8 copy on the device.
+        fetch_ms = reference.tensor_bytes * last.passes * 200 // hardware.host_link
         if fetch_ms <= hardware.allowance_ms:
             return "untimed", f"a fifth of the weights comes over the host link in {fetch_ms} ms"
     return "called", ""
@@ -279,9 +293,11 @@ def _rates(
     if record is None or asked.walk is None or reference is None or not taken:
         return {}
     moved = reference.tensor_bytes * asked.walk.passes
+    # Rows that nobody checks may not have been computed.
+    checked = len(asked.walk.commitments)
     return {
         "walk_bytes_per_second": _two_digits(moved * 1000 // taken),
-        "walk_int8_ops_per_second": _two_digits(2 * moved * asked.walk.rows * 1000 // taken),
+        "walk_int8_ops_per_second": _two_digits(2 * moved * checked * 1000 // taken),
         "walk_source": record.source,
     }
 
@@ -295,7 +311,8 @@ def _passed(
     manifest: str, read: str, walk: str, asked: Asked, reference: ModelReference | None
 ) -> tuple[str, ...]:
     causes: set[str] = set()
-    if manifest in ("equal", "extra") and reference is not None:
+    # The manifest alone is the node's word: it speaks for the reference only with the bytes behind it.
+    if manifest in ("equal", "extra") and read == "right" and reference is not None:
         causes.add(f"weights.manifest.mismatch@reference:{reference.digest}")
     if read == "right" and asked.read is not None:
         causes.add(f"weights.read.wrong@batch:{asked.read.batch}")

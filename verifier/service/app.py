@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
@@ -80,8 +80,12 @@ def make_app(service: Service) -> web.Application:
 
 
 async def _tasks(app: web.Application) -> AsyncIterator[None]:
+    # What ran out while we were down is ended, and held against nobody.
+    async with app[SERVICE].db.write() as tx:
+        await stored_sessions.expire(tx, app[SERVICE].now_ms(), blame=False)
     tasks = [
-        asyncio.create_task(app[FEED].run(), name="events"),
+        asyncio.create_task(_forever(app[FEED].run), name="events"),
+        asyncio.create_task(_forever(app[CALLER].run), name="calls"),
         asyncio.create_task(_sweep(app[SERVICE]), name="sweep"),
     ]
     yield
@@ -89,6 +93,16 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def _forever(run: Callable[[], Awaitable[None]]) -> None:
+    """Keep a task of the service alive: a slip in one round must not end all that follow."""
+    while True:
+        try:
+            await run()
+        except Exception:  # noqa: BLE001
+            _log.exception("a task of the service failed, and is started again")
+            await asyncio.sleep(1)
 
 
 async def _end_streams(app: web.Application) -> None:
@@ -117,6 +131,7 @@ async def sweep(service: Service, *, levels: bool = True) -> None:
         if levels:
             await stored_events.prune(tx, now_ms - _EVENTS_KEPT_MS)
             await appraisals.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)
+            await stored_sessions.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)
     if not levels:
         return
     async with service.db.read() as tx:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping
 
@@ -23,6 +24,8 @@ from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
 
 _HISTORY = 8
+_LARGE = 32 * 1024
+"""Bytes of evidence that take long enough to parse that others would notice."""
 
 _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
@@ -45,7 +48,10 @@ class Appraiser:
         """
         service = self._service
         now_ms = service.now_ms()
-        opened = appraisal.read(media_type, data)
+        if len(data) > _LARGE:
+            opened = await asyncio.to_thread(appraisal.read, media_type, data)
+        else:
+            opened = appraisal.read(media_type, data)
         async with service.db.read() as tx:
             known = await appraisals.result_of(tx, session_id, data, now_ms)
             if known is not None:
@@ -71,9 +77,12 @@ class Appraiser:
                 jti=secrets.token_hex(16),
                 policy_id=service.bundle.id,
             )
+            token = results.encode_jwt(result, service.keys[-1])
+            if len(token) > results.MAX_RESULT:
+                raise EvidenceError(7, "evidence.size", "its result would be larger than readers accept")
             return Signed(
                 id=result.jti,
-                token=results.encode_jwt(result, service.keys[-1]),
+                token=token,
                 claims=msgspec.json.encode(result.to_claims()).decode(),
                 status=result.ear_status,
                 issued_ms=now_ms,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import structlog
@@ -27,9 +27,10 @@ from verifier.store import nodes, sessions
 MAX_ANSWERS: Final = 1 << 20
 """Bytes of a body of answers; 2,048 rows of several models fit."""
 _KEEPALIVE_S: Final = 10.0
-_SOON_S: Final = 2.0
+_TICK_S: Final = 0.1
+_REFRESH_EVERY: Final = 10
 
-_Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+_Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _log = structlog.get_logger("verifier")
 
 
@@ -45,25 +46,23 @@ class _AnswersBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Caller:
     """
-    Who is connected, and when each is called.
+    Who is connected, and when each node is called.
+
+    Every node that is not retired has its next moment, whether it is connected or not: a
+    node must not choose when it is called by choosing when to connect.  A call that finds
+    no channel open is missed.
 
     Args:
-        sleep: Waits; a test replaces it.
         rng: Unpredictable: the moments are what a cheat must not know.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        *,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        rng: random.Random | None = None,
-    ) -> None:
+    def __init__(self, service: Service, *, rng: random.Random | None = None) -> None:
         self._service = service
-        self._sleep = sleep
         self._rng = rng or random.SystemRandom()
         self._channels: dict[str, asyncio.Queue[Mapping[str, Any]]] = {}
         self._operators: dict[str, str] = {}
+        self._due: dict[str, float] = {}
+        self._owed_a_walk: set[str] = set()
         self._pushed: dict[str, float] = {}
 
     @property
@@ -78,13 +77,11 @@ class Caller:
 
     async def serve(self, node: Node, request: web.Request) -> web.StreamResponse:
         """Hold one node's channel until it ends; a newer one of the same node takes its place."""
+        stream = await Stream.open(request)
         if (older := self._channels.get(node.id)) is not None:
             _end(older)
         queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=1)
         self._channels[node.id] = queue
-        self._operators[node.id] = node.operator
-        stream = await Stream.open(request)
-        timer = asyncio.create_task(self._keep_calling(node.id), name=f"calls-{node.id}")
         try:
             while self._channels.get(node.id) is queue:
                 try:
@@ -101,44 +98,72 @@ class Caller:
             # The node went away, which is its right; it is missed at its next call.
             pass
         finally:
-            timer.cancel()
             if self._channels.get(node.id) is queue:
-                del self._channels[node.id], self._operators[node.id]
+                del self._channels[node.id]
         return stream.response
 
-    async def _keep_calling(self, node_id: str) -> None:
-        # The first call comes soon, for until then a node has no result to be chosen by.
-        calls = self._service.config.calls
-        await self._sleep(self._rng.uniform(0, min(_SOON_S, calls.min_interval_s)))
-        first = True
+    async def run(self) -> None:
+        """Call whoever is due, until cancelled."""
+        rounds = 0
         while True:
             try:
-                together = not first and self._rng.random() < calls.together_share
-                walk = first or self._rng.random() < calls.walk_share
-                for other in self._together(node_id) if together else [node_id]:
-                    await self.call(other, walk=walk)
+                if rounds % _REFRESH_EVERY == 0:
+                    await self.refresh()
+                await self.tick()
             except VerifierError as error:
-                _log.warning("a call could not be made", node=node_id, error=str(error))
-            first = False
-            await self._sleep(self._rng.uniform(calls.min_interval_s, calls.max_interval_s))
+                _log.error("calls could not be made", error=str(error))
+            rounds += 1
+            await asyncio.sleep(_TICK_S)
 
-    def _together(self, node_id: str) -> list[str]:
-        """All connected nodes of one operator: one GPU cannot answer for several in time."""
+    async def refresh(self) -> None:
+        """Learn of new nodes, and forget those that were retired."""
+        async with self._service.db.read() as tx:
+            self._operators = dict(await nodes.live_ids(tx))
+        now, longest = self._service.clock.monotonic(), self._service.config.calls.max_interval_s
+        for node_id in self._due.keys() - self._operators.keys():
+            del self._due[node_id]
+        for node_id in self._operators.keys() - self._due.keys():
+            self._due[node_id] = now + self._rng.uniform(0, longest)
+            self._owed_a_walk.add(node_id)
+
+    async def tick(self) -> None:
+        """Call the nodes whose moment has come, and draw their next."""
+        calls, now = self._service.config.calls, self._service.clock.monotonic()
+        for node_id in [node_id for node_id, due in self._due.items() if due <= now]:
+            self._due[node_id] = now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s)
+            together = self._rng.random() < calls.together_share
+            walk = self._rng.random() < calls.walk_share
+            for other in self._of_operator(node_id) if together else [node_id]:
+                await self.call(other, walk=walk)
+
+    def _of_operator(self, node_id: str) -> list[str]:
+        """All nodes of one operator: one GPU cannot answer for several in time."""
         operator = self._operators.get(node_id)
         return [other for other, theirs in self._operators.items() if theirs == operator]
 
     async def call(self, node_id: str, *, walk: bool) -> None:
-        """Pose challenges to a connected node; one whose call still waits is told of it again."""
+        """Pose challenges to a node now; one whose call still waits is told of it again."""
         service = self._service
         async with service.db.read() as tx:
             node = await nodes.by_id(tx, node_id)
-        queue = self._channels.get(node_id)
-        if node is None or queue is None or queue.full() or node.state == "retired":
+        if node is None or node.state == "retired":
+            return
+        if node_id not in self._channels:
+            async with service.db.write() as tx:
+                await sessions.miss(tx, node_id, node.models, service.now_ms())
             return
         self._forget()
+        walk = walk or node_id in self._owed_a_walk
         nonce = self._rng.randbytes(32)
         session = await open_session(service, node, "call", nonce, wants_for(node, walk=walk))
-        queue.put_nowait({"session": session.id, **to_wire(service, session)})
+        if walk and session.nonce != nonce and not any(e.kind == "walk" for e in session.entries):
+            # A read that still waits must not swallow the walk that was due.
+            self._owed_a_walk.add(node_id)
+        else:
+            self._owed_a_walk.discard(node_id)
+        queue = self._channels.get(node_id)
+        if queue is not None and not queue.full():
+            queue.put_nowait({"session": session.id, **to_wire(service, session)})
 
     def _forget(self) -> None:
         """Drop the start times of calls that have expired."""
@@ -146,12 +171,16 @@ class Caller:
         while self._pushed and next(iter(self._pushed.values())) < oldest:
             del self._pushed[next(iter(self._pushed))]
 
-    def elapsed_ms(self, session_id: str, issued_ms: int) -> int:
-        """Time since the call was pushed; by the wall clock where we were restarted since."""
+    def elapsed_ms(self, session_id: str, issued_ms: int, arrived: tuple[float, int]) -> int:
+        """
+        Time from the call being pushed to *arrived*, monotonic seconds and wall milliseconds.
+
+        By the wall clock where we were restarted in between.
+        """
         pushed = self._pushed.get(session_id)
         if pushed is None:
-            return max(self._service.now_ms() - issued_ms, 0)
-        return int((self._service.clock.monotonic() - pushed) * 1000)
+            return max(arrived[1] - issued_ms, 0)
+        return int((arrived[0] - pushed) * 1000)
 
 
 def _end(queue: asyncio.Queue[Mapping[str, Any]]) -> None:
@@ -167,7 +196,7 @@ CALLER: web.AppKey[Caller] = web.AppKey("caller", Caller)
 def routes() -> list[web.RouteDef]:
     """The resources of this file."""
     return [
-        web.get("/api/v1/nodes/{id}/calls", hold),
+        web.get("/api/v1/nodes/{id}/calls", hold, allow_head=False),
         web.post("/api/v1/calls/{session}/answers", answer),
     ]
 
@@ -188,14 +217,15 @@ async def answer(request: web.Request) -> web.Response:
     """The answers to a call.  The clock stops at their last byte, before anything is checked."""
     service = service_of(request)
     body = await read_body(request, MAX_ANSWERS)
+    arrived = (service.clock.monotonic(), service.now_ms())
     session_id = request.match_info["session"]
     async with service.db.read() as tx:
         session = await sessions.get(tx, session_id)
-    elapsed_ms = request.app[CALLER].elapsed_ms(session_id, session.issued_ms)
+    elapsed_ms = request.app[CALLER].elapsed_ms(session_id, session.issued_ms, arrived)
     node = await service.authenticate(request, body)
     if session.node_id != node.id:
         raise RequestError("this call is for another node", code="request.forbidden")
-    if session.expires_ms <= service.now_ms():
+    if session.expires_ms <= arrived[1]:
         raise RequestError("the call has expired", code="session.expired")
     given = parse_json(body, _AnswersBody).answers
     by_model = {entry.model: Answers(entry.read, entry.walk) for entry in given}

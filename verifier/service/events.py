@@ -20,6 +20,8 @@ from verifier.store.database import Row
 _POLL_S: Final = 0.1
 _HEARTBEAT_S: Final = 1.0
 _KEPT: Final = 4096
+_BLIND_S: Final = 10.0
+"""Without a look at the database for so long, streams end rather than reassure."""
 _BATCH: Final = 500
 
 _log = structlog.get_logger("verifier")
@@ -37,17 +39,21 @@ class EventFeed:
         self._service = service
         self._recent: deque[Row] = deque(maxlen=_KEPT)
         self._newest = 0
+        self._polled = self._service.clock.monotonic()
         self._arrived = asyncio.Condition()
         self.closing = False
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        async with self._service.db.read() as tx:
-            _, self._newest = await events.bounds(tx)
+        started = False
         while True:
             try:
                 async with self._service.db.read() as tx:
+                    if not started:
+                        _, self._newest = await events.bounds(tx)
+                        started = True
                     rows = await events.after(tx, self._newest, _BATCH)
+                self._polled = self._service.clock.monotonic()
             except StoreError as error:
                 _log.error("events cannot be read", error=str(error))
                 rows = []
@@ -82,8 +88,12 @@ class EventFeed:
                 seq = row["seq"]
             if rows:
                 continue
-            if not await self._wait_for_more(seq):
-                await stream.send("heartbeat", {"seq": seq})
+            if await self._wait_for_more(seq):
+                continue
+            if self._service.clock.monotonic() - self._polled > _BLIND_S:
+                # A heartbeat says that nothing was missed, and we cannot say that.
+                return
+            await stream.send("heartbeat", {"seq": seq})
 
     async def _wait_for_more(self, seq: int) -> bool:
         """Wait a heartbeat long; returns whether there is more, or the end."""
@@ -108,7 +118,7 @@ FEED: web.AppKey[EventFeed] = web.AppKey("feed", EventFeed)
 
 def routes() -> list[web.RouteDef]:
     """The resources of this file."""
-    return [web.get("/api/v1/events", follow)]
+    return [web.get("/api/v1/events", follow, allow_head=False)]
 
 
 async def follow(request: web.Request) -> web.StreamResponse:
@@ -123,6 +133,11 @@ async def follow(request: web.Request) -> web.StreamResponse:
     else:
         raise RequestError("after is not the number of an event")
     stream = await Stream.open(request)
-    with suppress(ConnectionError):
+    try:
         await request.app[FEED].follow(stream, seq)
+    except ConnectionError:
+        pass
+    except StoreError as error:
+        # The answer has begun: all that can still be said is its end.
+        _log.error("a stream of events was ended", error=str(error))
     return stream.response

@@ -23,17 +23,22 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     The request's body, refused before it is read where it says that it is too long.
 
     Raises:
-        RequestError: longer than *limit* bytes.
+        RequestError: longer than *limit* bytes, compressed, or broken off.
     """
+    if "Content-Encoding" in request.headers:
+        raise RequestError("compressed bodies are not read")
     if request.content_length is not None and request.content_length > limit:
         raise RequestError(f"{request.content_length} bytes, more than {limit}", code="request.too-large")
     parts: list[bytes] = []
     size = 0
-    async for part in request.content.iter_any():
-        size += len(part)
-        if size > limit:
-            raise RequestError(f"more than {limit} bytes", code="request.too-large")
-        parts.append(part)
+    try:
+        async for part in request.content.iter_any():
+            size += len(part)
+            if size > limit:
+                raise RequestError(f"more than {limit} bytes", code="request.too-large")
+            parts.append(part)
+    except web.RequestPayloadError:
+        raise RequestError("the body is broken") from None
     return b"".join(parts)
 
 
@@ -91,7 +96,7 @@ def require_bearer(request: web.Request, token: str) -> None:
         RequestError: no bearer token, or another one.
     """
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme != "Bearer" or not hmac.compare_digest(given.encode(), token.encode()):
+    if scheme != "Bearer" or not hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode()):
         raise RequestError("this needs a bearer token", code="request.unauthorised")
 
 

@@ -54,7 +54,8 @@ async def show(request: web.Request) -> web.Response:
     async with service.db.read() as tx:
         row = await incidents.get(tx, request.match_info["id"])
         history = await incidents.steps(tx, row["id"])
-    return json_response({**to_wire(row, service.now_ms()), "history": history})
+        causes = await incidents.causes(tx, row["id"])
+    return json_response({**to_wire(row, service.now_ms()), "causes": causes, "history": history})
 
 
 async def take_step(request: web.Request) -> web.Response:

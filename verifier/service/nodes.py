@@ -19,7 +19,7 @@ from verifier.errors import RequestError
 from verifier.schemes.base import Node
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body, require_bearer
 from verifier.service.state import Service, address_of, service_of
-from verifier.store import appraisals, incidents, nodes
+from verifier.store import appraisals, events, incidents, nodes
 
 _Key = Annotated[str, Meta(max_length=200)]
 
@@ -67,7 +67,7 @@ async def enrol(request: web.Request) -> web.Response:
     now_ms = service.now_ms()
     # One transaction: a refused enrolment leaves the token as it was.
     async with service.db.write() as tx:
-        await nodes.see_request(tx, proof.kid, proof.random, _forget_at(service, now_ms))
+        await nodes.see_request(tx, proof.kid, proof.random, service.forget_at(proof))
         grant = await nodes.use_token(tx, given.token, now_ms)
         node = await nodes.enrol(tx, grant, given.models, key, now_ms)
     return json_response(
@@ -90,6 +90,8 @@ async def roll(request: web.Request) -> web.Response:
     node = await service.authenticate(request, body)
     if node.id != request.match_info["id"]:
         raise RequestError("a node rolls its own key only", code="request.forbidden")
+    if node.state == "retired":
+        raise RequestError("the node was retired", code="request.forbidden")
     given = parse_json(body, _RollBody)
     key = _key(given.key)
     _verify(service, Proof.decode(given.proof), request, b"", key)
@@ -108,10 +110,6 @@ def _verify(service: Service, proof: Proof, request: web.Request, body: bytes, k
         )
     except COSEError as error:
         raise RequestError(str(error), code="request.unauthorised") from None
-
-
-def _forget_at(service: Service, now_ms: int) -> int:
-    return now_ms + 2000 * service.config.sessions.skew_s
 
 
 def _key(text: str) -> PublicKey:
@@ -201,19 +199,16 @@ async def list_results(request: web.Request) -> web.Response:
     """The live results, one a node, by node id; `seq` is where to follow events from."""
     service = service_of(request)
     after, limit = page_of(request)
+    now_ms = service.now_ms()
     async with service.db.read() as tx:
-        rows = await appraisals.live(tx, service.now_ms(), after, limit)
-        row = await tx.one("SELECT coalesce(max(seq), 0) AS seq FROM events")
-        newest = 0 if row is None else row["seq"]
-        last = await tx.one(
-            "SELECT max(node_id) AS last, count(*) AS n FROM (SELECT DISTINCT node_id FROM appraisals"
-            " WHERE public = 1 AND node_id > ? AND expires_ms > ? ORDER BY node_id LIMIT ?)",
-            after,
-            service.now_ms(),
-            limit,
-        )
-    following = last["last"] if last is not None and last["n"] == limit else None
-    found = [{"node": row["node_id"], "result": row["id"], "token": row["token"]} for row in rows]
+        rows = await appraisals.newest(tx, now_ms, after, limit)
+        _, newest = await events.bounds(tx)
+    following = rows[-1]["node_id"] if len(rows) == limit else None
+    found = [
+        {"node": row["node_id"], "result": row["id"], "token": row["token"]}
+        for row in rows
+        if row["revoked_ms"] is None
+    ]
     return json_response({"results": found, "next": following, "seq": newest})
 
 
@@ -222,7 +217,7 @@ async def show_result(request: web.Request) -> web.Response:
     service = service_of(request)
     async with service.db.read() as tx:
         row = await appraisals.by_id(tx, request.match_info["jti"])
-    if row is None or not row["public"]:
+    if row is None:
         raise RequestError("no such result", code="request.not-found")
     expired = row["expires_ms"] <= service.now_ms()
     return json_response(

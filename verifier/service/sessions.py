@@ -84,6 +84,7 @@ async def open_session(
                 now_ms=service.now_ms(),
                 lifetime_ms=service.config.sessions.lifetime_s * 1000,
                 wants=wants,
+                hourly=service.config.sessions.announced_per_hour if channel == "announced" else None,
             )
     except ConflictError:
         raise RequestError("this nonce was used before", code="request.replayed") from None
@@ -111,8 +112,10 @@ async def submit(request: web.Request) -> web.Response:
     """Take evidence and answer with the result."""
     service = service_of(request)
     service.address_rates.spend(address_of(request))
-    data = await read_body(request, MAX_EVIDENCE)
     session_id = request.match_info["id"]
+    async with service.db.read() as tx:
+        await sessions.get(tx, session_id)
+    data = await read_body(request, MAX_EVIDENCE)
     row = await request.app[APPRAISER].submit(session_id, request.headers.get("Content-Type", ""), data)
     async with service.db.read() as tx:
         session = await sessions.get(tx, session_id)

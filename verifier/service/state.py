@@ -93,11 +93,13 @@ class Service:
     async def accept(self, proof: Proof, request: web.Request, body: bytes, node: Node) -> None:
         """Check a proof against the request and use it up."""
         self.verify(proof, request, body, node)
-        now_ms = self.now_ms()
-        skew_ms = self.config.sessions.skew_s * 1000
         async with self.db.write() as tx:
-            await nodes.forget_requests(tx, now_ms)
-            await nodes.see_request(tx, proof.kid, proof.random, now_ms + 2 * skew_ms)
+            await nodes.forget_requests(tx, self.now_ms())
+            await nodes.see_request(tx, proof.kid, proof.random, self.forget_at(proof))
+
+    def forget_at(self, proof: Proof) -> int:
+        """When a proof's time would be refused anyway, milliseconds."""
+        return (proof.claims.time + self.config.sessions.skew_s + 2) * 1000
 
     def signed_request(self, request: web.Request, body: bytes) -> Request:
         """What a node must have signed of *request*: for us, whatever its Host header says."""

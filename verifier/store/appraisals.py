@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from verifier.appraisal import Held
 from verifier.errors import RequestError
-from verifier.incidents import Draft
-from verifier.schemes.base import Node, WalkRecord
-from verifier.store import events, incidents, sessions
-from verifier.store.database import ConflictError, Row, Tx
+from verifier.incidents import Draft, drafts
+from verifier.schemes.base import Finding, Node, WalkRecord
+from verifier.store import events, incidents, nodes, sessions
+from verifier.store.database import Row, Tx
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,20 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
     if (known := await result_of(tx, submission.session_id, submission.evidence, now_ms)) is not None:
         return known
     node = submission.node
-    pin_taken = False
-    if submission.public:
+    # As it is now, not as it was when the appraisal began.
+    current = await nodes.by_id(tx, node.id)
+    live = current is not None and current.state != "retired" and current.key == node.key
+    taken = submission.pin is not None and await _is_taken(tx, submission.pin, node.id)
+    if submission.public and live:
         for model, record in submission.walks.items():
             await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
-        if submission.pin is not None:
-            pin_taken = not await _claim_pin(tx, submission.pin, node.id)
-        await incidents.apply(tx, node, submission.session_id, submission.drafts, submission.passed, now_ms)
-    held = Held(await incidents.holding(tx, node.id), pin_taken)
+        found = list(submission.drafts)
+        if taken:
+            found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
+        elif submission.pin is not None:
+            await _claim_pin(tx, submission.pin, node.id)
+        await incidents.apply(tx, node, submission.session_id, found, submission.passed, now_ms)
+    held = Held(await incidents.holding(tx, node.id), taken, retired=not live)
     signed = sign(held)
     await tx.execute(
         "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims,"
@@ -85,7 +91,7 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
         signed.id,
         submission.session_id,
     )
-    if submission.public:
+    if submission.public and live:
         data = {"node": node.id, "result": signed.id, "token": signed.token}
         await events.append(tx, now_ms, "result", data)
     row = await by_id(tx, signed.id)
@@ -104,25 +110,26 @@ async def result_of(tx: Tx, session_id: str, evidence: bytes, now_ms: int) -> Ro
     if session.status == "complete" and session.appraisal_id is not None:
         if session.evidence_sha256 != hashlib.sha256(evidence).digest():
             raise RequestError("this session was given other evidence", code="session.closed")
-        return await by_id(tx, session.appraisal_id)
+        known = await by_id(tx, session.appraisal_id)
+        if known is None:
+            raise RequestError("the session's result is no longer kept", code="session.expired")
+        return known
     if session.status != "waiting" or session.expires_ms <= now_ms:
         raise RequestError("the session has expired or was dropped", code="session.expired")
     return None
 
 
-async def _claim_pin(tx: Tx, pin: str, node_id: str) -> bool:
-    """A node serves with one TLS key, and a TLS key serves for one live node."""
-    try:
-        await tx.execute(
-            "INSERT INTO endpoints (pin, node_id) VALUES (?, ?) ON CONFLICT (pin) DO NOTHING", pin, node_id
-        )
-    except ConflictError:
-        return False
+async def _is_taken(tx: Tx, pin: str, node_id: str) -> bool:
     row = await tx.one("SELECT node_id FROM endpoints WHERE pin = ?", pin)
-    if row is None or row["node_id"] != node_id:
-        return False
+    return row is not None and row["node_id"] != node_id
+
+
+async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
+    """A node serves with one TLS key, and a TLS key serves for one live node."""
     await tx.execute("DELETE FROM endpoints WHERE node_id = ? AND pin != ?", node_id, pin)
-    return True
+    await tx.execute(
+        "INSERT INTO endpoints (pin, node_id) VALUES (?, ?) ON CONFLICT (pin) DO NOTHING", pin, node_id
+    )
 
 
 async def by_id(tx: Tx, appraisal_id: str) -> Row | None:
@@ -138,13 +145,13 @@ async def latest(tx: Tx, node_id: str) -> Row | None:
     )
 
 
-async def live(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
-    """The newest public result of each node that has an unexpired, unrevoked one, by node id."""
+async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
+    """The newest public result of each node that has an unexpired one, by node id; revoked or not."""
     return await tx.all(
         "SELECT a.* FROM appraisals a JOIN ("
         "  SELECT node_id, max(rowid) AS newest FROM appraisals WHERE public = 1 AND node_id > ?"
         "  AND expires_ms > ? GROUP BY node_id ORDER BY node_id LIMIT ?"
-        ") n ON n.newest = a.rowid WHERE a.revoked_ms IS NULL ORDER BY a.node_id",
+        ") n ON n.newest = a.rowid ORDER BY a.node_id",
         after,
         now_ms,
         limit,

@@ -10,6 +10,7 @@ from verifier.errors import RequestError
 from verifier.incidents import (
     BLAST_WINDOW_MS,
     HOLDING,
+    MANY_MINOR,
     REFERENCE_SUSPECT,
     REPORTABLE,
     REVIEW_TARGET_MS,
@@ -44,7 +45,9 @@ async def apply(
     tx: Tx, node: Node, session_id: str | None, found: Sequence[Draft], passed: Sequence[str], now_ms: int
 ) -> None:
     """Turn what one piece of signed evidence showed into incidents, and others' suspicion into certainty."""
-    for cause in passed:
+    # Who is out, or held, has no voice about others.
+    speaks = node.state != "retired" and await holding(tx, node.id) is None
+    for cause in passed if speaks else ():
         await _tally(tx, cause, node.operator, passed=True)
         await _confirm(tx, cause, now_ms, but_not=node.operator)
     for draft in found:
@@ -55,39 +58,67 @@ async def apply(
 
 
 async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> None:
+    """One incident a node and kind, resting on everything it failed at."""
     weight = Weight.QUARANTINE
     if draft.cause is not None:
-        weight = weigh(await _tally_of(tx, draft.cause), node.operator, now_ms)
+        weight = weigh(await _tally_of(tx, draft.cause, now_ms), node.operator, now_ms)
         await _tally(tx, draft.cause, node.operator, passed=False)
+    if weight is Weight.REFERENCE_SUSPECT:
+        await _fold(tx, draft, now_ms)
+        return
     known = await tx.one(
         f"SELECT id, state FROM incidents WHERE node_id = ? AND kind = ? AND state IN ({_HOLDING}, 'suspected')",
         node.id,
         draft.kind,
     )
-    if known is not None:
-        await tx.execute(
-            "UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, known["id"]
-        )
-        if known["state"] == State.SUSPECTED and weight is Weight.QUARANTINE:
-            await _move(tx, known["id"], State.OPEN, "verifier", "confirmed", now_ms)
+    if known is None:
+        state = State.OPEN if weight is Weight.QUARANTINE else State.SUSPECTED
+        await _insert(tx, draft, state, node.id, node.operator, session_id, now_ms)
+        if state is State.OPEN:
             await revoke(tx, node.id, now_ms)
-        elif weight is Weight.REFERENCE_SUSPECT:
-            await _fold(tx, draft, now_ms)
         return
-    if weight is Weight.REFERENCE_SUSPECT:
-        await _fold(tx, draft, now_ms)
-        return
-    state = State.OPEN if weight is Weight.QUARANTINE else State.SUSPECTED
-    await _insert(tx, draft, state, node.id, node.operator, session_id, now_ms)
-    if state is State.OPEN:
+    await tx.execute("UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, known["id"])
+    await _rest_on(tx, known["id"], draft.cause)
+    if known["state"] == State.SUSPECTED and weight is Weight.QUARANTINE:
+        await _move(tx, known["id"], State.OPEN, "verifier", "confirmed", now_ms)
         await revoke(tx, node.id, now_ms)
+
+
+async def _rest_on(tx: Tx, incident_id: str, cause: str | None) -> None:
+    if cause is not None:
+        await tx.execute(
+            "INSERT INTO incident_causes (incident_id, cause) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            incident_id,
+            cause,
+        )
+
+
+async def _void(tx: Tx, cause: str, states: str) -> list[str]:
+    """Nothing rests on *cause* any more; gives the incidents in *states* that rested on it alone."""
+    rows = await tx.all(
+        "SELECT i.id FROM incidents i JOIN incident_causes c ON c.incident_id = i.id"
+        f" WHERE c.cause = ? AND c.void = 0 AND i.state IN ({states}) AND i.kind != ?",
+        cause,
+        REFERENCE_SUSPECT,
+    )
+    emptied = []
+    for row in rows:
+        await tx.execute(
+            "UPDATE incident_causes SET void = 1 WHERE incident_id = ? AND cause = ?", row["id"], cause
+        )
+        left = await tx.one(
+            "SELECT 1 AS one FROM incident_causes WHERE incident_id = ? AND void = 0", row["id"]
+        )
+        if left is None:
+            emptied.append(str(row["id"]))
+    return emptied
 
 
 async def _fold(tx: Tx, draft: Draft, now_ms: int) -> None:
     """Several operators fail at the same thing of ours: one review of that, no quarantine of them."""
-    suspected = await tx.all("SELECT id FROM incidents WHERE cause = ? AND state = 'suspected'", draft.cause)
-    for row in suspected:
-        await _move(tx, row["id"], State.FOLDED, "verifier", "the reference is suspect", now_ms)
+    assert draft.cause is not None
+    for incident_id in await _void(tx, draft.cause, "'suspected'"):
+        await _move(tx, incident_id, State.FOLDED, "verifier", "the reference is suspect", now_ms)
     review = await tx.one(
         f"SELECT id FROM incidents WHERE cause = ? AND kind = ? AND state IN ({_HOLDING})",
         draft.cause,
@@ -105,7 +136,9 @@ async def _fold(tx: Tx, draft: Draft, now_ms: int) -> None:
 async def _confirm(tx: Tx, cause: str, now_ms: int, *, but_not: str | None = None) -> None:
     """Somebody else passed where these failed: the suspicion against them stands."""
     rows = await tx.all(
-        "SELECT id, node_id, operator FROM incidents WHERE cause = ? AND state = 'suspected'", cause
+        "SELECT i.id, i.node_id, i.operator FROM incidents i JOIN incident_causes c ON c.incident_id = i.id"
+        " WHERE c.cause = ? AND c.void = 0 AND i.state = 'suspected'",
+        cause,
     )
     for row in rows:
         if row["operator"] != but_not:
@@ -116,11 +149,12 @@ async def _confirm(tx: Tx, cause: str, now_ms: int, *, but_not: str | None = Non
 async def confirm_overdue(tx: Tx, now_ms: int) -> None:
     """The window after a change is over and nobody spoke for the suspected: quarantine them."""
     rows = await tx.all(
-        "SELECT DISTINCT cause FROM incidents WHERE state = 'suspected' AND opened_ms <= ?",
+        "SELECT id, node_id FROM incidents WHERE state = 'suspected' AND opened_ms <= ?",
         now_ms - BLAST_WINDOW_MS,
     )
     for row in rows:
-        await _confirm(tx, row["cause"], now_ms)
+        await _move(tx, row["id"], State.OPEN, "verifier", "nobody else failed at the same", now_ms)
+        await revoke(tx, row["node_id"], now_ms)
 
 
 async def _tally(tx: Tx, cause: str, operator: str, *, passed: bool) -> None:
@@ -132,12 +166,14 @@ async def _tally(tx: Tx, cause: str, operator: str, *, passed: bool) -> None:
     )
 
 
-async def _tally_of(tx: Tx, cause: str) -> Tally:
+async def _tally_of(tx: Tx, cause: str, now_ms: int) -> Tally:
     rows = await tx.all("SELECT operator, passed FROM tallies WHERE cause = ?", cause)
     _, _, thing = cause.partition("@")
     kind, _, identity = thing.partition(":")
     if kind == "batch":
-        since = await tx.one("SELECT minted_ms AS since FROM batches WHERE id = ?", int(identity))
+        since = await tx.one(
+            "SELECT coalesce(first_used_ms, ?) AS since FROM batches WHERE id = ?", now_ms, int(identity)
+        )
     else:
         since = await tx.one("SELECT added_ms AS since FROM reference_values WHERE digest = ?", identity)
     return Tally(
@@ -154,16 +190,20 @@ async def _note(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms
 async def _note_minor(
     tx: Tx, draft: Draft, node_id: str, operator: str | None, session_id: str | None, now_ms: int
 ) -> None:
-    changed = await tx.execute(
-        "UPDATE incidents SET count = count + 1, last_ms = ?"
-        " WHERE node_id = ? AND kind = ? AND code = ? AND state = 'noted' AND opened_ms > ?",
+    known = await tx.one(
+        "UPDATE incidents SET count = count + 1, last_ms = ? WHERE node_id = ? AND kind = ?"
+        " AND code = ? AND state IN ('noted', 'flagged') AND opened_ms > ? RETURNING id, state, count",
         now_ms,
         node_id,
         draft.kind,
         draft.finding.code,
         now_ms - _NOTE_TOGETHER_MS,
     )
-    if not changed:
+    if known is not None:
+        if known["state"] == State.NOTED and known["count"] >= MANY_MINOR:
+            reason = f"{known['count']} within the hour"
+            await _move(tx, known["id"], State.FLAGGED, "verifier", reason, now_ms)
+    else:
         await _insert(tx, draft, State.NOTED, node_id, operator, session_id, now_ms)
 
 
@@ -200,26 +240,47 @@ async def take_step(tx: Tx, incident_id: str, name: str, actor: str, reason: str
     target = step(State(row["state"]), name)
     await _move(tx, incident_id, target, actor, reason, now_ms)
     node_id = row["node_id"]
-    if node_id is not None and await holding(tx, node_id) is None:
-        if target is State.RELEASED:
-            await tx.execute(
-                "UPDATE nodes SET state = 'probation' WHERE id = ? AND state = 'active'", node_id
-            )
-            # What it was caught with does not follow it out: it must walk anew to be affirmed.
-            await events.append(tx, now_ms, "node", {"node": node_id, "state": "probation"})
-        elif target is State.RETIRED:
-            await tx.execute("UPDATE nodes SET state = 'retired' WHERE id = ?", node_id)
-            await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
-            await events.append(tx, now_ms, "node", {"node": node_id, "state": "retired"})
+    if node_id is None:
+        return await get(tx, incident_id)
+    if target is State.RETIRED:
+        await _set_state(tx, node_id, "retired", ("active", "probation"), now_ms)
+        await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
+        await revoke(tx, node_id, now_ms)
+    elif target is State.OPEN:
+        await revoke(tx, node_id, now_ms)
+    elif row["state"] in HOLDING and await holding(tx, node_id) is None:
+        # What it was caught with does not follow it out: it must walk anew to be affirmed.
+        await _set_state(tx, node_id, "probation", ("active",), now_ms)
     return await get(tx, incident_id)
 
 
+async def _set_state(tx: Tx, node_id: str, state: str, before: tuple[str, ...], now_ms: int) -> None:
+    marks = ", ".join("?" for _ in before)
+    changed = await tx.execute(
+        f"UPDATE nodes SET state = ? WHERE id = ? AND state IN ({marks})", state, node_id, *before
+    )
+    if changed:
+        await events.append(tx, now_ms, "node", {"node": node_id, "state": state})
+
+
 async def release_cause(tx: Tx, cause: str, actor: str, reason: str, now_ms: int) -> int:
-    """Release everything that rests on one cause, in bulk; returns how many."""
-    rows = await tx.all(f"SELECT id FROM incidents WHERE cause = ? AND state IN ({_HOLDING})", cause)
-    for row in rows:
-        await take_step(tx, row["id"], "release", actor, reason, now_ms)
-    return len(rows)
+    """
+    Release everything that rests on one cause, in bulk; returns how many.
+
+    What rests on something else too stays, and rests on that alone.
+    """
+    emptied = await _void(tx, cause, f"{_HOLDING}, 'suspected'")
+    for incident_id in emptied:
+        await take_step(tx, incident_id, "release", actor, reason, now_ms)
+    return len(emptied)
+
+
+async def causes(tx: Tx, incident_id: str) -> list[str]:
+    """What of ours an incident rests on."""
+    rows = await tx.all(
+        "SELECT cause FROM incident_causes WHERE incident_id = ? AND void = 0 ORDER BY cause", incident_id
+    )
+    return [row["cause"] for row in rows]
 
 
 async def get(tx: Tx, incident_id: str) -> Row:
@@ -245,7 +306,7 @@ async def steps(tx: Tx, incident_id: str) -> list[Row]:
 
 async def page(tx: Tx, *, open_only: bool, after: str, limit: int) -> list[Row]:
     """Incidents by id, after *after*."""
-    only = f"AND state IN ({_HOLDING}, 'suspected')" if open_only else ""
+    only = f"AND state IN ({_HOLDING}, 'suspected', 'flagged')" if open_only else ""
     return await tx.all(f"SELECT * FROM incidents WHERE id > ? {only} ORDER BY id LIMIT ?", after, limit)
 
 
@@ -277,6 +338,7 @@ async def _insert(
         now_ms,
         now_ms + REVIEW_TARGET_MS,
     )
+    await _rest_on(tx, incident_id, draft.cause)
     await _step_row(tx, incident_id, state, "verifier", draft.finding.detail, now_ms)
 
 

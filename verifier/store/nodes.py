@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -24,18 +24,29 @@ class Grant:
 
     operator: str
     models: tuple[str, ...]
+    hardware_class: str = "cpu"
+    """As the policy's table names it: what a walk is timed against."""
     node_id: str | None = None
     """Only to give this node a new key, after it has lost the old one."""
 
 
 async def issue_token(tx: Tx, grant: Grant, now_ms: int, lifetime_ms: int) -> str:
-    """Make a one-time token.  Only its digest is kept."""
+    """
+    Make a one-time token.  Only its digest is kept.
+
+    Raises:
+        RequestError: it is for a node that is not there.
+    """
+    if grant.node_id is not None and await by_id(tx, grant.node_id) is None:
+        raise RequestError(f"no node {grant.node_id[:40]!r}", code="request.not-found")
     token = secrets.token_urlsafe(24)
     await tx.execute(
-        "INSERT INTO tokens (digest, operator, models, node_id, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO tokens (digest, operator, models, hardware_class, node_id, created_ms, expires_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
         _digest(token),
         grant.operator,
         msgspec.json.encode(grant.models).decode(),
+        grant.hardware_class,
         grant.node_id,
         now_ms,
         now_ms + lifetime_ms,
@@ -58,7 +69,8 @@ async def use_token(tx: Tx, token: str, now_ms: int) -> Grant:
     )
     if row is None:
         raise RequestError("the token is unknown, used or expired", code="token.unusable")
-    return Grant(row["operator"], msgspec.json.decode(row["models"], type=tuple[str, ...]), row["node_id"])
+    models = msgspec.json.decode(row["models"], type=tuple[str, ...])
+    return Grant(row["operator"], models, row["hardware_class"], row["node_id"])
 
 
 def _digest(token: str) -> bytes:
@@ -76,29 +88,37 @@ async def enrol(tx: Tx, grant: Grant, models: tuple[str, ...], key: PublicKey, n
     if beyond := set(models) - set(grant.models):
         raise RequestError(f"the token is not for model {min(beyond)!r}", code="token.unusable")
     if grant.node_id is not None:
-        await replace_key(tx, grant.node_id, key, now_ms)
-        node = await by_id(tx, grant.node_id)
-        if node is None or node.state == "retired":
+        known = await by_id(tx, grant.node_id)
+        if known is None or known.state == "retired":
             raise RequestError("the token's node is not there", code="token.unusable")
-        return node
+        await replace_key(tx, grant.node_id, key, now_ms)
+        return replace(known, key=key)
     node_id, ueid = secrets.token_hex(8), _UEID_RAND + secrets.token_bytes(16)
     await tx.execute(
-        "INSERT INTO nodes (id, ueid, operator, models, state, enrolled_ms) VALUES (?, ?, ?, ?, 'active', ?)",
+        "INSERT INTO nodes (id, ueid, operator, models, hardware_class, state, enrolled_ms)"
+        " VALUES (?, ?, ?, ?, ?, 'active', ?)",
         node_id,
         ueid,
         grant.operator,
         msgspec.json.encode(models).decode(),
+        grant.hardware_class,
         now_ms,
     )
     await _insert_key(tx, node_id, key, now_ms)
     await events.append(tx, now_ms, "node", {"node": node_id, "state": "active"})
-    return Node(node_id, ueid, key, grant.operator, models, "active")
+    return Node(node_id, ueid, key, grant.operator, models, grant.hardware_class, "active")
 
 
 async def replace_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
-    """Make *key* the node's current one.  Raises `RequestError` where it is enrolled already."""
+    """
+    Make *key* the node's current one; results bound to the old one are revoked.
+
+    Raises:
+        RequestError: the key is enrolled already.
+    """
     await tx.execute("UPDATE node_keys SET current = 0 WHERE node_id = ?", node_id)
     await _insert_key(tx, node_id, key, now_ms)
+    await incidents.revoke(tx, node_id, now_ms)
 
 
 async def _insert_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
@@ -141,6 +161,12 @@ async def by_kid(tx: Tx, kid: bytes) -> Node | None:
     return _node(await tx.one(f"{_SELECT} WHERE k.kid = ?", kid))
 
 
+async def live_ids(tx: Tx) -> list[tuple[str, str]]:
+    """The id and operator of every node that is not retired."""
+    rows = await tx.all("SELECT id, operator FROM nodes WHERE state != 'retired' ORDER BY id")
+    return [(row["id"], row["operator"]) for row in rows]
+
+
 async def page(tx: Tx, after: str, limit: int) -> list[Node]:
     """Nodes by id, after *after*."""
     rows = await tx.all(f"{_SELECT} WHERE n.id > ? ORDER BY n.id LIMIT ?", after, limit)
@@ -152,7 +178,7 @@ def _node(row: Row | None) -> Node | None:
         return None
     models = msgspec.json.decode(row["models"], type=tuple[str, ...])
     key = PublicKey.decode(row["key"])
-    return Node(row["id"], row["ueid"], key, row["operator"], models, row["state"])
+    return Node(row["id"], row["ueid"], key, row["operator"], models, row["hardware_class"], row["state"])
 
 
 async def see_request(tx: Tx, kid: bytes, random: bytes, expires_ms: int) -> None:

@@ -91,7 +91,7 @@ async def add(tx: Tx, entries: Sequence[Entry]) -> None:
         )
 
 
-async def take(tx: Tx, model: str, kind: str, session_id: str) -> Entry | None:
+async def take(tx: Tx, model: str, kind: str, session_id: str, now_ms: int) -> Entry | None:
     """Take the next free entry that was minted from the active reference value, for ever."""
     row = await tx.one(
         "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
@@ -105,7 +105,12 @@ async def take(tx: Tx, model: str, kind: str, session_id: str) -> Entry | None:
         model,
         kind,
     )
-    return None if row is None else _entry(row)
+    if row is None:
+        return None
+    await tx.execute(
+        "UPDATE batches SET first_used_ms = ? WHERE id = ? AND first_used_ms IS NULL", now_ms, row["batch"]
+    )
+    return _entry(row)
 
 
 async def of_session(tx: Tx, session_id: str) -> list[Entry]:

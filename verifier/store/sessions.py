@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -13,6 +14,10 @@ from verifier.schemes.base import Answers, Channel, WalkRecord
 from verifier.store import incidents, pool
 from verifier.store.database import Row, Tx
 from verifier.store.pool import Entry
+
+_APPRAISING_MS: Final = 10_000
+"""Longer than a policy may take."""
+_HOUR_MS: Final = 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ async def open_session(
     now_ms: int,
     lifetime_ms: int,
     wants: Sequence[Want],
+    hourly: int | None = None,
 ) -> StoredSession:
     """
     Open a session and take its challenges, in one transaction.
@@ -58,11 +64,16 @@ async def open_session(
     While a node's session waits, asking again gives the same one with its original time of
     issue: a repeated request burns nothing and buys no time.
 
+    Args:
+        hourly: How many sessions of this channel the node may open within an hour: each
+            costs the pool, also one that is dropped at once.
+
     Raises:
         ConflictError: the nonce was issued before.
+        RequestError: too many within the hour.
     """
     if node_id is not None:
-        await expire(tx, now_ms)
+        await expire(tx, now_ms, node_id=node_id)
         waiting = await tx.one(
             "SELECT id FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
             node_id,
@@ -70,6 +81,8 @@ async def open_session(
         )
         if waiting is not None:
             return await get(tx, waiting["id"])
+        if hourly is not None:
+            await _spend(tx, node_id, channel, now_ms, hourly)
     session_id = secrets.token_hex(16)
     await tx.execute(
         "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted)"
@@ -83,7 +96,7 @@ async def open_session(
     )
     exhausted: dict[str, list[str]] = {}
     for want in wants:
-        if await pool.take(tx, want.model, want.kind, session_id) is None:
+        if await pool.take(tx, want.model, want.kind, session_id, now_ms) is None:
             exhausted.setdefault(want.model, []).append(want.kind)
     if exhausted:
         await tx.execute(
@@ -134,15 +147,42 @@ async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
         await _fail(tx, row, now_ms)
 
 
-async def expire(tx: Tx, now_ms: int) -> int:
-    """End the sessions whose time is over; calls that were not answered are missed."""
+async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, blame: bool = True) -> int:
+    """
+    End the sessions whose time is over; calls that were not answered are missed.
+
+    Args:
+        node_id: Only this node's, at once.  Otherwise evidence that came in time and is
+            still being appraised is given a moment.
+        blame: False after we were down ourselves: nobody could have answered.
+    """
     rows = await tx.all(
-        "UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND expires_ms <= ? RETURNING *",
-        now_ms,
+        "UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND expires_ms <= ?"
+        " AND (? IS NULL OR node_id = ?) RETURNING *",
+        now_ms if node_id is not None or not blame else now_ms - _APPRAISING_MS,
+        node_id,
+        node_id,
     )
-    for row in rows:
+    for row in rows if blame else ():
         await _fail(tx, row, now_ms)
     return len(rows)
+
+
+async def miss(tx: Tx, node_id: str, models: Sequence[str], now_ms: int) -> None:
+    """A call was due and the node held no channel open: missed, without burning a challenge."""
+    session_id = secrets.token_hex(16)
+    await tx.execute(
+        "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted)"
+        " VALUES (?, ?, 'call', ?, ?, ?, 'failed', '{}')",
+        session_id,
+        node_id,
+        secrets.token_bytes(32),
+        now_ms,
+        now_ms,
+    )
+    for model in models:
+        await _miss_walk(tx, session_id, node_id, model, now_ms)
+    await incidents.note_missed(tx, node_id, session_id, now_ms)
 
 
 async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
@@ -151,32 +191,73 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
     # Ended without evidence: whatever walk it asked for was missed.
     for entry in await pool.of_session(tx, row["id"]):
         if entry.kind == "walk":
-            record = WalkRecord("call", "missed", "file", 0, now_ms)
-            await keep_walk(tx, row["id"], row["node_id"], entry.model, record)
+            await _miss_walk(tx, row["id"], row["node_id"], entry.model, now_ms)
     await incidents.note_missed(tx, row["node_id"], row["id"], now_ms)
+
+
+async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, now_ms: int) -> None:
+    active = await pool.reference(tx, model)
+    digest = "" if active is None else active["digest"]
+    await keep_walk(tx, session_id, node_id, model, WalkRecord("call", "missed", now_ms, reference=digest))
+
+
+async def _spend(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:
+    row = await tx.one(
+        "SELECT count(*) AS n, min(issued_ms) AS oldest FROM sessions"
+        " WHERE node_id = ? AND channel = ? AND issued_ms > ?",
+        node_id,
+        channel,
+        now_ms - _HOUR_MS,
+    )
+    if row is not None and row["n"] >= hourly:
+        wait = (row["oldest"] + _HOUR_MS - now_ms) // 1000 + 1
+        raise RequestError(
+            f"{hourly} sessions with challenges an hour", code="request.too-often", retry_after=wait
+        )
 
 
 async def keep_walk(tx: Tx, session_id: str, node_id: str, model: str, record: WalkRecord) -> None:
     """Keep what a session showed about a model, for later appraisals."""
     await tx.execute(
-        "INSERT INTO walks (session_id, node_id, model, record, at_ms) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO walks (session_id, node_id, model, called, record, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
         session_id,
         node_id,
         model,
+        int(record.channel == "call"),
         msgspec.json.encode(record).decode(),
         record.at_ms,
     )
 
 
 async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRecord, ...]:
-    """The newest walks of a node and model, oldest first."""
-    rows = await tx.all(
-        "SELECT record FROM walks WHERE node_id = ? AND model = ? ORDER BY at_ms DESC LIMIT ?",
-        node_id,
-        model,
-        limit,
+    """
+    The newest walks of a node and model, oldest first: calls, and as many of the others.
+
+    Apart, so that a node cannot push its calls out by asking for challenges itself.
+    """
+    found: list[WalkRecord] = []
+    for called in (0, 1):
+        rows = await tx.all(
+            "SELECT record FROM walks WHERE node_id = ? AND model = ? AND called = ?"
+            " ORDER BY at_ms DESC LIMIT ?",
+            node_id,
+            model,
+            called,
+            limit,
+        )
+        found += [msgspec.json.decode(row["record"], type=WalkRecord) for row in reversed(rows)]
+    return tuple(sorted(found, key=lambda record: record.at_ms))
+
+
+async def prune(tx: Tx, before_ms: int) -> None:
+    """Forget old walks, and sessions that ended without evidence and used no challenge."""
+    await tx.execute("DELETE FROM walks WHERE at_ms < ?", before_ms)
+    await tx.execute(
+        "DELETE FROM sessions WHERE status = 'failed' AND expires_ms < ?"
+        " AND NOT EXISTS (SELECT 1 FROM pool p WHERE p.session_id = sessions.id)"
+        " AND NOT EXISTS (SELECT 1 FROM walks w WHERE w.session_id = sessions.id)",
+        before_ms,
     )
-    return tuple(msgspec.json.decode(row["record"], type=WalkRecord) for row in reversed(rows))
 
 
 def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -62,13 +62,18 @@ class SqliteDatabase:
     async def _connect(self) -> aiosqlite.Connection:
         connection = await aiosqlite.connect(self._path, isolation_level=None)
         connection.row_factory = sqlite3.Row
-        for pragma in (
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            f"busy_timeout = {_BUSY_MS}",
-        ):
-            await connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in (
+                "journal_mode = WAL",
+                "synchronous = FULL",
+                "foreign_keys = ON",
+                f"busy_timeout = {_BUSY_MS}",
+            ):
+                await connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            # Left open, its thread would keep the process from ending.
+            await connection.close()
+            raise
         return connection
 
     async def _migrate(self) -> None:
@@ -95,35 +100,53 @@ class SqliteDatabase:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
         """As `Database.write`."""
-        async with self._lock:
-            if self._writer is None:
-                raise StoreError("the database is closed")
-            try:
-                await self._writer.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
-                raise StoreError(f"{self._path}: {error}") from None
-            try:
-                yield _SqliteTx(self._writer)
-            except BaseException:
-                # Shielded: a cancelled request must not leave the transaction open.
-                await asyncio.shield(self._writer.execute("ROLLBACK"))
-                raise
-            try:
-                await asyncio.shield(self._writer.execute("COMMIT"))
-            except sqlite3.Error as error:
-                raise StoreError(f"{self._path}: {error}") from None
+        async with self._lock, self._transaction(self._writer, "BEGIN IMMEDIATE", "COMMIT") as tx:
+            yield tx
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
         """As `Database.read`."""
-        async with self._read_lock:
-            if self._reader is None:
-                raise StoreError("the database is closed")
-            await self._reader.execute("BEGIN")
-            try:
-                yield _SqliteTx(self._reader)
-            finally:
-                await asyncio.shield(self._reader.execute("ROLLBACK"))
+        async with self._read_lock, self._transaction(self._reader, "BEGIN", "ROLLBACK") as tx:
+            yield tx
+
+    @asynccontextmanager
+    async def _transaction(
+        self, connection: aiosqlite.Connection | None, begin: str, end: str
+    ) -> AsyncIterator[Tx]:
+        """
+        A transaction that is over, one way or the other, before the next may begin.
+
+        The statements run in a thread that cancelling a request does not stop, so each that
+        opens or closes a transaction is waited for, whatever happens to who asked.
+        """
+        if connection is None:
+            raise StoreError("the database is closed")
+        try:
+            await _to_its_end(connection.execute(begin))
+            yield _SqliteTx(connection)
+            await _to_its_end(connection.execute(end))
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}") from None
+        finally:
+            if connection.in_transaction:
+                with suppress(sqlite3.Error):
+                    await _to_its_end(connection.execute("ROLLBACK"))
+
+
+async def _to_its_end(work: Awaitable[object]) -> None:
+    """Wait for *work* also when cancelled meanwhile, and only then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except sqlite3.Error:
+            break
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 class _SqliteTx:

@@ -4,6 +4,7 @@ CREATE TABLE tokens (
     digest      BLOB PRIMARY KEY,              -- SHA-256 of the token; the token itself is shown once
     operator    TEXT NOT NULL,
     models      TEXT NOT NULL,
+    hardware_class TEXT NOT NULL,
     node_id     TEXT,                          -- for a new key of a node that lost its old one
     created_ms  INTEGER NOT NULL,
     expires_ms  INTEGER NOT NULL,
@@ -15,6 +16,7 @@ CREATE TABLE nodes (
     ueid         BLOB NOT NULL UNIQUE,
     operator     TEXT NOT NULL,
     models       TEXT NOT NULL,
+    hardware_class TEXT NOT NULL,              -- by the operator's word, not the node's
     state        TEXT NOT NULL CHECK (state IN ('active', 'probation', 'retired')),
     enrolled_ms  INTEGER NOT NULL
 ) STRICT;
@@ -54,13 +56,15 @@ CREATE TABLE sessions (
 -- While a node's session waits, asking again gives the same one: a request burns nothing twice.
 CREATE UNIQUE INDEX sessions_one_waiting ON sessions (node_id, channel)
     WHERE status = 'waiting' AND node_id IS NOT NULL;
+CREATE INDEX sessions_of_node ON sessions (node_id, channel, issued_ms);
 CREATE INDEX sessions_waiting ON sessions (expires_ms) WHERE status = 'waiting';
 
 CREATE TABLE batches (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     model      TEXT NOT NULL,
     reference  TEXT NOT NULL,
-    minted_ms  INTEGER NOT NULL
+    minted_ms  INTEGER NOT NULL,
+    first_used_ms INTEGER                      -- from then on it can be found out to be bad
 ) STRICT;
 
 CREATE TABLE pool (
@@ -99,16 +103,19 @@ CREATE TABLE appraisals (
     revoked_ms  INTEGER
 ) STRICT;
 CREATE INDEX appraisals_node ON appraisals (node_id, issued_ms) WHERE public = 1;
+CREATE INDEX appraisals_live ON appraisals (expires_ms, node_id) WHERE public = 1;
+CREATE INDEX appraisals_issued ON appraisals (issued_ms);
 
 CREATE TABLE walks (
     session_id  TEXT NOT NULL REFERENCES sessions (id),
     node_id     TEXT NOT NULL REFERENCES nodes (id),
     model       TEXT NOT NULL,
+    called      INTEGER NOT NULL CHECK (called IN (0, 1)),
     record      TEXT NOT NULL,
     at_ms       INTEGER NOT NULL,
     PRIMARY KEY (session_id, model)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX walks_node ON walks (node_id, model, at_ms);
+CREATE INDEX walks_node ON walks (node_id, model, called, at_ms);
 
 CREATE TABLE endpoints (
     pin      TEXT PRIMARY KEY,                 -- one live node a TLS key
@@ -131,7 +138,7 @@ CREATE TABLE incidents (
     operator     TEXT,
     code         TEXT NOT NULL,
     detail       TEXT NOT NULL,
-    cause        TEXT,
+    cause        TEXT,                         -- the first one
     session_id   TEXT,
     count        INTEGER NOT NULL DEFAULT 1,
     opened_ms    INTEGER NOT NULL,
@@ -140,6 +147,16 @@ CREATE TABLE incidents (
 ) STRICT;
 CREATE INDEX incidents_node ON incidents (node_id, state);
 CREATE INDEX incidents_cause ON incidents (cause, state);
+CREATE INDEX incidents_suspected ON incidents (opened_ms) WHERE state = 'suspected';
+
+-- What of ours an incident rests on. One that rests on several is over when the last is gone.
+CREATE TABLE incident_causes (
+    incident_id  TEXT NOT NULL REFERENCES incidents (id),
+    cause        TEXT NOT NULL,
+    void         INTEGER NOT NULL DEFAULT 0 CHECK (void IN (0, 1)),
+    PRIMARY KEY (incident_id, cause)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX incident_causes_cause ON incident_causes (cause);
 
 CREATE TABLE incident_steps (
     incident_id  TEXT NOT NULL REFERENCES incidents (id),
