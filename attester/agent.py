@@ -68,6 +68,9 @@ class Agent:
                 _log.info("the channel ended, and will be opened again")
             except AttesterError as error:
                 _log.warning("the channel is closed", why=str(error))
+            except Exception:  # noqa: BLE001
+                # The outermost loop: an attester that dies of one surprise is missed for ever.
+                _log.exception("the channel failed")
             await self._sleep(self._rng.uniform(0, wait_s))
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
@@ -104,11 +107,20 @@ class Agent:
             for kind, part in (("read", challenge.read), ("walk", challenge.walk))
             if part is not None
         )
+        left = None if session.expiry is None else session.expiry - self._now()
         try:
-            result = await self.attest(session, called=True)
+            # An engine that hangs must not make us miss the calls after this one.
+            async with asyncio.timeout(left):
+                result = await self.attest(session, called=True)
+        except TimeoutError:
+            _log.error("attestation failed", asked=asked, why="the session expired first")
+            return
         except AttesterError as error:
             # One round lost; the channel is still good for the next.
             _log.error("attestation failed", asked=asked, why=str(error))
+            return
+        except Exception:  # noqa: BLE001
+            _log.exception("attestation failed", asked=asked)
             return
         took_ms = int((time.monotonic() - start) * 1000)
         claims = peek(result)
@@ -123,15 +135,31 @@ def peek(result: str) -> dict[str, object]:
         body = result.split(".")[1]
         data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         return msgspec.json.decode(data, type=dict[str, object])
-    except (IndexError, ValueError, msgspec.DecodeError):
+    except (IndexError, ValueError, RecursionError, msgspec.DecodeError):
         return {}
 
 
 def reasons(claims: dict[str, object]) -> list[tuple[str, str]]:
-    """Codes and details of a result's findings."""
-    found: list[tuple[str, str]] = []
-    submods = claims.get("submods")
-    for name, appraisal in submods.items() if isinstance(submods, dict) else ():
-        entries = appraisal.get("ear_verifier_claims", {}).get("reasons", ())
-        found += [(str(entry.get("code")), f"{name}: {entry.get('detail')}") for entry in entries]
-    return found
+    """Codes and details of a result's findings; what is not of a result's form is passed over."""
+    try:
+        submods = msgspec.convert(claims.get("submods"), dict[str, _Appraisal])
+    except msgspec.ValidationError:
+        return []
+    return [
+        (reason.code, f"{name}: {reason.detail}")
+        for name, appraisal in submods.items()
+        for reason in appraisal.ear_verifier_claims.reasons
+    ]
+
+
+class _Reason(msgspec.Struct, frozen=True):
+    code: str
+    detail: str
+
+
+class _VerifierClaims(msgspec.Struct, frozen=True):
+    reasons: tuple[_Reason, ...] = ()
+
+
+class _Appraisal(msgspec.Struct, frozen=True):
+    ear_verifier_claims: _VerifierClaims = _VerifierClaims()

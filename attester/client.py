@@ -7,6 +7,7 @@ import binascii
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import aiohttp
@@ -46,6 +47,8 @@ class Session:
     id: str
     nonce: bytes
     models: tuple[ModelChallenge, ...]
+    expiry: float | None = None
+    """Seconds since 1970; what comes later is worth nothing."""
 
 
 class VerifierClient:
@@ -68,6 +71,10 @@ class VerifierClient:
         self._url = url
         self._key = key
         self._now = now
+
+    def with_key(self, key: PrivateKey) -> VerifierClient:
+        """The same verifier, asked with another key."""
+        return VerifierClient(self._http, self._url, key, now=self._now)
 
     async def discover(self) -> Mapping[str, Any]:
         """The verifier's discovery document."""
@@ -141,7 +148,7 @@ class VerifierClient:
                 async for event in read_events(response.content, max_size=_MAX_EVENT):
                     if event.kind == "call":
                         yield _session(event.data.encode(), "")
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unreachable(self._url, error) from None
 
     def _request(self, method: str, target: str, body: bytes) -> Request:
@@ -177,7 +184,7 @@ class VerifierClient:
                 allow_redirects=False,
             ) as response:
                 data = await _read(response)
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unreachable(self._url, error) from None
         if response.status not in (200, 201):
             raise _refusal(response.status, data)
@@ -210,7 +217,11 @@ def _session(data: bytes, session_id: str) -> Session:
     if not 8 <= len(nonce) <= 64:
         raise VerifierError("the verifier's nonce does not have 8 to 64 bytes")
     models = () if body.challenge is None else body.challenge.models
-    return Session(body.session or session_id, nonce, models)
+    try:
+        expiry = datetime.fromisoformat(body.expiry).timestamp()
+    except (ValueError, OverflowError):
+        raise VerifierError("the verifier's expiry is not a time") from None
+    return Session(body.session or session_id, nonce, models, expiry)
 
 
 def _refusal(status: int, data: bytes) -> VerifierError:

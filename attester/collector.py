@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from attester import identity
 from attester.config import AttesterConfig
 from attester.cose import PrivateKey
 from attester.engines.base import Description, Engine
+from attester.errors import AttesterError, WeightsError
 from attester.evidence import (
     Capabilities,
     Endpoint,
@@ -32,6 +35,8 @@ from attester.evidence import (
 from attester.weights import possession
 from attester.weights.manifest import Folder, measure, open_folder
 from attester.weights.possession import ModelChallenge, ReadChallenge
+
+_log = structlog.get_logger("attester")
 
 _Stat = tuple[tuple[str, int, int, int, int, int], ...]
 
@@ -54,21 +59,26 @@ class Collector:
         """
         Answer what is asked about one model, `read` and `walk` at the same time.
 
-        Raises:
-            WeightsError: the files cannot be read.
-            EngineError: the engine cannot walk.
+        What cannot be answered is left out: one missing answer is better than two.
         """
-        read, walk = await asyncio.gather(
-            self._no_answer() if challenge.read is None else self.read(challenge.model, challenge.read),
-            self._no_answer()
-            if challenge.walk is None
-            else self._engine.walk(challenge.model, challenge.walk),
-        )
+        read, walk = await asyncio.gather(self._try_read(challenge), self._try_walk(challenge))
         return read, walk
 
-    @staticmethod
-    async def _no_answer() -> None:
-        return None
+    async def _try_read(self, challenge: ModelChallenge) -> ReadAnswer | None:
+        try:
+            return None if challenge.read is None else await self.read(challenge.model, challenge.read)
+        except AttesterError as error:
+            _log.error("a read cannot be answered", model=challenge.model, why=str(error))
+            return None
+
+    async def _try_walk(self, challenge: ModelChallenge) -> WalkAnswer | None:
+        try:
+            if challenge.walk is None:
+                return None
+            return await self._engine.walk(challenge.model, challenge.walk)
+        except AttesterError as error:
+            _log.error("a walk cannot be answered", model=challenge.model, why=str(error))
+            return None
 
     async def read(self, model: str, challenge: ReadChallenge) -> ReadAnswer:
         """Answer a `read` from the files as they are now."""
@@ -146,13 +156,19 @@ class Collector:
         )
 
     def _folder(self, model: str) -> Folder:
-        return open_folder(Path(self._config.models[model].dir))
+        section = self._config.models.get(model)
+        if section is None:
+            raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
+        return open_folder(Path(section.dir))
 
 
 def _stat_of(folder: Folder) -> _Stat:
     found = []
     for file in folder.files:
-        status = file.path.stat()
+        try:
+            status = file.path.stat()
+        except OSError as error:
+            raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
         found.append(
             (file.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         )

@@ -21,7 +21,7 @@ from attester.config import (
     Enrolment,
     Home,
 )
-from attester.errors import AttesterError, ConfigError
+from attester.errors import AttesterError, ConfigError, VerifierError
 
 if TYPE_CHECKING:
     from attester.agent import Agent
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_errors = plain_errors(AttesterError)
+_errors = plain_errors(AttesterError, UnicodeEncodeError)
 _home = click.option(
     "--home",
     type=click.Path(path_type=Path),
@@ -120,7 +120,16 @@ def enrol(home: Path, token: str) -> None:
     place = Home(home)
     config = place.config()
 
+    place.check_writable()
+
     async def work(client: VerifierClient) -> Enrolment:
+        # Its own name first: afterwards the token would be used up.
+        issuer = (await client.discover()).get("issuer")
+        if issuer != config.verifier.url:
+            raise ConfigError(
+                f"the verifier calls itself {issuer}, and the configuration {config.verifier.url}: "
+                "use its own name in attester.toml"
+            )
         given = await client.enrol(token, list(config.models))
         try:
             return msgspec.convert(given, Enrolment)
@@ -128,11 +137,6 @@ def enrol(home: Path, token: str) -> None:
             raise ConfigError(f"the verifier's answer to the enrolment is malformed: {error}") from None
 
     enrolment = _with_client(place, config, work)
-    if enrolment.verifier != config.verifier.url:
-        raise ConfigError(
-            f"the verifier calls itself {enrolment.verifier}, and the configuration {config.verifier.url}: "
-            "use its own name"
-        )
     place.keep_enrolment(enrolment)
     click.echo(f"Enrolled as node {enrolment.node} of {enrolment.operator}.")
 
@@ -235,9 +239,19 @@ def roll(home: Path) -> None:
     new_path = home / "node.key.new"
     # On disk before the verifier knows of it: after a crash, one of the two is the node's.
     new = load_key(new_path) if new_path.exists() else create_key(new_path, place.node_key().public.alg)
-    _with_client(place, place.config(), lambda client: client.roll(enrolment.node, new))
+
+    async def work(client: VerifierClient) -> None:
+        try:
+            await client.roll(enrolment.node, new)
+        except VerifierError as error:
+            # Refused as unknown: perhaps an earlier try got through, and we crashed after it.
+            if error.code != "request.unauthorised":
+                raise
+            await client.with_key(new).open_session()
+
+    _with_client(place, place.config(), work)
     new_path.replace(home / "node.key")
-    click.echo("The node has a new key.")
+    click.echo("The node has a new key. Restart `touchstone attester run`: it still signs with the old one.")
 
 
 @attester.command()

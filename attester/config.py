@@ -27,9 +27,9 @@ from cryptography.x509.oid import NameOID
 from msgspec import Meta, Struct
 
 from attester import cose, identity
-from attester.errors import ConfigError, KeyFileError
-from attester.evidence import MODEL_NAME
-from attester.settings import read_toml, to_toml
+from attester.errors import ConfigError
+from attester.evidence import ENDPOINT_URL, MODEL_NAME
+from attester.settings import new_folder, read_toml, to_toml
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 
@@ -56,7 +56,7 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[serve]``: where routers reach the engine; https, with the key in ``tls.key``."""
 
-    url: Annotated[str, Meta(pattern=r"^https://[^\s/?#@]+\Z", max_length=256)]
+    url: Annotated[str, Meta(max_length=256, pattern=ENDPOINT_URL)]
 
 
 class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,21 +106,12 @@ class Home:
         Raises:
             ConfigError: there is one already, or it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o700)
-            if (self.path / "attester.toml").exists():
-                raise ConfigError(f"{self.path} is an attester's home already")
-            identity.create_key(self.path / "node.key", alg)
-            tls = identity.create_key(self.path / "tls.key", cose.ES256)
-            host = urlsplit(config.serve.url).hostname or "localhost"
-            (self.path / "tls.crt").write_bytes(self_signed(tls, host))
-            identity.write_private(self.path / "engine.secret", secrets.token_urlsafe(32).encode())
-            (self.path / "attester.toml").write_text(to_toml(config))
-        except KeyFileError as error:
-            raise ConfigError(str(error)) from None
-        except OSError as error:
-            raise ConfigError(f"{error.filename or self.path}: {error.strerror}") from None
+        with new_folder(self.path) as folder:
+            identity.create_key(folder / "node.key", alg)
+            tls = identity.create_key(folder / "tls.key", cose.ES256)
+            (folder / "tls.crt").write_bytes(self_signed(tls, urlsplit(config.serve.url).hostname or ""))
+            identity.write_private(folder / "engine.secret", secrets.token_urlsafe(32).encode())
+            (folder / "attester.toml").write_text(to_toml(config))
 
     def config(self) -> AttesterConfig:
         """Read ``attester.toml``; raises `ConfigError`."""
@@ -153,17 +144,30 @@ class Home:
                 f"{self.path} is not enrolled: ask the verifier's operator for a token, then: "
                 "touchstone attester enrol --token TOKEN"
             ) from None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
 
     def keep_enrolment(self, enrolment: Enrolment) -> None:
-        """Keep what enrolment gave, atomically."""
+        """
+        Keep what enrolment gave, atomically.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         temporary = self.path / ".node.json"
-        with open(temporary, "wb") as file:
-            file.write(msgspec.json.encode(enrolment))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / "node.json")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(msgspec.json.encode(enrolment))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / "node.json")
+        except OSError as error:
+            raise ConfigError(f"{self.path / 'node.json'} cannot be written: {error.strerror}") from None
+
+    def check_writable(self) -> None:
+        """Raises `ConfigError` where nothing can be kept here; asked before a token is used up."""
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise ConfigError(f"{self.path} cannot be written to")
 
 
 def self_signed(key: cose.PrivateKey, host: str) -> bytes:

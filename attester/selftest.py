@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+
 from attester.client import VerifierClient
 from attester.collector import Collector
 from attester.config import AttesterConfig, Home
@@ -14,6 +16,17 @@ from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChall
 from attester.weights.tensors import TensorFiles
 
 Check = tuple[bool, str, str]
+
+
+class _Practice(msgspec.Struct, frozen=True):
+    seed: str
+    windows: int
+    read: str
+    rows: int
+    passes: int
+    walk: tuple[str, ...]
+
+
 _CLOCK_S = 10
 
 
@@ -43,6 +56,8 @@ async def _try(what: str, check: Awaitable[str]) -> Check:
         return True, what, await check
     except AttesterError as error:
         return False, what, str(error)
+    except (msgspec.ValidationError, OverflowError) as error:
+        return False, what, f"the verifier's answer is malformed: {error}"
 
 
 async def _key(home: Home) -> str:
@@ -71,7 +86,7 @@ async def _verifier(client: VerifierClient, config: AttesterConfig) -> str:
 
 async def _clock(client: VerifierClient, now: Callable[[], float]) -> str:
     document = await client.discover()
-    offset = now() - float(document.get("time", 0))
+    offset = now() - msgspec.convert(document.get("time"), int)
     if abs(offset) > _CLOCK_S:
         raise ConfigError(f"{offset:+.0f} s from the verifier's: set it, e.g. with chrony or timesyncd")
     return f"{offset:+.1f} s from the verifier's"
@@ -85,18 +100,22 @@ async def _folder(folder: Path) -> str:
 
 async def _practice(model: str, client: VerifierClient, collector: Collector) -> str:
     document = await client.reference(model)
-    practice = document.get("practice")
-    if not isinstance(practice, dict):
-        raise ConfigError("the verifier has no practice challenge for it")
+    practice = msgspec.convert(document.get("practice"), _Practice)
     challenge = ModelChallenge(
         model,
-        ReadChallenge(practice["seed"], practice["windows"]),
-        WalkChallenge(practice["seed"], practice["rows"], practice["passes"]),
+        msgspec.convert({"seed": practice.seed, "windows": practice.windows}, ReadChallenge),
+        msgspec.convert(
+            {"seed": practice.seed, "rows": practice.rows, "passes": practice.passes}, WalkChallenge
+        ),
     )
     read, walk = await collector.answer(challenge)
-    if read is None or read.answer.hex() != practice["read"]:
+    if read is None:
+        raise ConfigError("the files could not be read; the line above says why")
+    if walk is None:
+        raise ConfigError("the engine could not walk; the line above says why")
+    if read.answer.hex() != practice.read:
         raise ConfigError("the read is wrong: the files differ from the published ones; download them again")
-    if walk is None or [answer.hex() for answer in walk.answers] != practice["walk"]:
+    if [answer.hex() for answer in walk.answers] != list(practice.walk):
         raise ConfigError(
             "the walk is wrong: the engine has other weights loaded (quantised, cast, or another model)"
         )

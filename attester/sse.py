@@ -30,16 +30,18 @@ async def read_events(content: aiohttp.StreamReader, *, max_size: int) -> AsyncI
     event_id: str | None = None
     data: list[str] = []
     size = 0
-    buffer = b""
+    pending: list[bytes] = []
     async for chunk in content.iter_any():
-        buffer += chunk
-        if size + len(buffer) > max_size and b"\n" not in buffer:
+        size += len(chunk)
+        if size > max_size:
             raise VerifierError(f"an event of more than {max_size} bytes")
-        *lines, buffer = buffer.split(b"\n")
+        if b"\n" not in chunk:
+            # Joined once, at the end of its line: a drip of bytes must not cost a copy each.
+            pending.append(chunk)
+            continue
+        *lines, rest = (b"".join(pending) + chunk).split(b"\n")
+        pending = [rest]
         for raw in lines:
-            size += len(raw)
-            if size > max_size:
-                raise VerifierError(f"an event of more than {max_size} bytes")
             try:
                 line = raw.removesuffix(b"\r").decode()
             except UnicodeDecodeError:
@@ -47,7 +49,7 @@ async def read_events(content: aiohttp.StreamReader, *, max_size: int) -> AsyncI
             if not line:
                 if data:
                     yield Event(kind, "\n".join(data), event_id)
-                kind, data, size = "message", [], 0
+                kind, data, size = "message", [], len(rest)
                 continue
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")

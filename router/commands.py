@@ -41,10 +41,12 @@ def router() -> None:
 @_errors
 def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
     """Write a configuration with a workload for each model, to be edited."""
+    short = [model.rpartition("/")[2] for model in models]
+    names = short if len(set(short)) == len(short) else list(models)
     given = {
         "verifier": {"url": verifier.rstrip("/")},
         "service": {"listen": listen},
-        "workloads": {model.rpartition("/")[2]: {"model": model} for model in models},
+        "workloads": {name: {"model": model} for name, model in zip(names, models, strict=True)},
     }
     try:
         config = msgspec.convert(given, RouterConfig)
@@ -111,7 +113,10 @@ async def _fetch(url: str, decision: str, key: str | None) -> dict[str, Any]:
                 raise RouterError(
                     f"the router answers {response.status}: is it the id of a decision of this router?"
                 )
-            return msgspec.json.decode(data, type=dict[str, Any])
+            record = msgspec.json.decode(data, type=dict[str, Any])
+            if record.get("id") != decision:
+                raise RouterError(f"what answers at {url} is no router of ours")
+            return record
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
         raise RouterError(f"the router at {url} cannot be asked ({type(error).__name__})") from None
 
@@ -133,7 +138,7 @@ def explanation(record: dict[str, Any]) -> list[str]:
     for node, verdict in record["excluded"].items():
         lines.append(f"  ✗ {node}  {verdict['code']}: {verdict['detail']}")
     lines += [
-        f"  → {attempt['node']}  {attempt['outcome']} in {attempt['ms']} ms ({attempt['detail']})"
+        f"  → {attempt['node']}  {attempt['outcome']} in {attempt.get('ms', 0)} ms ({attempt['detail']})"
         for attempt in record["attempts"]
     ]
     return lines

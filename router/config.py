@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from attester.settings import check_listen
 from router.workload import Workload
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
@@ -15,6 +16,9 @@ class ServiceSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[service]``."""
 
     listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8450"
+
+    def __post_init__(self) -> None:
+        check_listen(self.listen)
 
 
 class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +36,9 @@ class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether nodes may have private or loopback addresses."""
     timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 60
     """For a request as a whole, all its attempts included."""
-    attempt_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 30
+    attempt_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 20
+    connect_timeout_s: Annotated[float, Meta(ge=0.1, le=60)] = 3
+    """For TCP and TLS together: who does not even greet is not waited for."""
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3
     key_digests: tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...] = ()
     """SHA-256 of each API key that may be used, hex; anyone may, where empty."""

@@ -1,21 +1,24 @@
 """
 The feed: live results, revocations and incidents of the verifier, kept as a snapshot.
 
-Every result's signature is checked here.  What the stream says can only take trust away:
-a lie on it can exclude a node, and never let one in.
+Every result's signature is checked here, and none gives way to an older one.  That a node
+was released is taken on the stream's word, as are the incidents it was held for; but what
+lets a node in is always a signed, live, affirming result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Annotated, Final, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 import structlog
+from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from attester.errors import VerifierError
@@ -51,6 +54,40 @@ class FeedError(Exception):
     """The verifier's answer cannot be used."""
 
 
+class _Result(Struct, frozen=True):
+    node: str
+    token: str
+
+
+class _Incident(Struct, frozen=True):
+    id: str
+    state: str
+    node: str | None = None
+
+
+class _Page(Struct, frozen=True):
+    next: str | None
+
+
+class _ResultsPage(_Page, frozen=True):
+    results: list[_Result]
+    seq: Annotated[int, Meta(ge=0)]
+
+
+class _IncidentsPage(_Page, frozen=True):
+    incidents: list[_Incident]
+
+
+class _Event(Struct, frozen=True):
+    node: str | None = None
+    token: str | None = None
+    incident: str | None = None
+    state: str | None = None
+
+
+P = TypeVar("P", _ResultsPage, _IncidentsPage)
+
+
 class Feed:
     """Follows one verifier."""
 
@@ -63,6 +100,8 @@ class Feed:
         self._version = 0
         self._heard: float | None = None
         self._seq = 0
+        self._owners: dict[str, str] = {}
+        """Which node a ueid belongs to."""
 
     def snapshot(self, standings: Mapping[tuple[str, str], Standing]) -> Snapshot:
         """What is known now."""
@@ -80,76 +119,82 @@ class Feed:
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Follow until cancelled; come back after a growing, jittered wait."""
         wait_s = _FIRST_WAIT_S
-        fresh = False
         while True:
+            start = self._clock.monotonic()
             try:
-                if not fresh:
-                    await self.load()
-                    fresh = True
-                fresh = await self._follow()
-                wait_s = _FIRST_WAIT_S
+                # A whole snapshot each time: keys may have changed, and an event that could not
+                # be read must not be met again and again.
+                await self.load()
+                await self._follow()
             except (aiohttp.ClientError, TimeoutError, FeedError, VerifierError, ResultError) as error:
-                _log.warning("the verifier's feed broke", why=f"{type(error).__name__}: {error}")
+                _log.warning("the verifier's feed broke", why=f"{type(error).__name__}: {error}"[:300])
+            except Exception:  # noqa: BLE001
+                # The outermost loop: without it the router would go deaf and not know.
+                _log.exception("the verifier's feed failed")
+            if self._clock.monotonic() - start > _LONGEST_WAIT_S:
+                wait_s = _FIRST_WAIT_S
             await sleep(random.uniform(0, wait_s))
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
     async def load(self) -> None:
-        """Take a whole snapshot: keys, live results, open incidents."""
+        """
+        Take a whole snapshot: keys, live results, open incidents.
+
+        Raises:
+            FeedError, ResultError, aiohttp.ClientError: it cannot be had, or not be read.
+        """
         self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
         nodes: dict[str, NodeView] = {}
         seq: int | None = None
-        async for page in self._pages("/api/v1/results", "results"):
+        async for page in self._pages("/api/v1/results", _ResultsPage):
             # Events from the first page on are followed: none falls between the pages.
-            seq = int(page["seq"]) if seq is None else seq
-            for entry in page["results"]:
-                self._accept(nodes, str(entry["node"]), str(entry["token"]))
-        async for page in self._pages("/api/v1/incidents?open=1", "incidents"):
-            for entry in page["incidents"]:
-                if entry["node"] is not None and entry["state"] in HOLDING:
-                    _hold(nodes, str(entry["node"]), str(entry["id"]))
+            seq = page.seq if seq is None else seq
+            for entry in page.results:
+                self._accept(nodes, entry.node, entry.token)
+        async for incidents in self._pages("/api/v1/incidents?open=1", _IncidentsPage):
+            for held in incidents.incidents:
+                if held.node is not None and held.state in HOLDING:
+                    _hold(nodes, held.node, held.id)
         self._seq = seq or 0
         self._put(nodes)
         self._heard = self._clock.monotonic()
         _log.info("snapshot taken", nodes=len(nodes), seq=self._seq)
 
-    async def _follow(self) -> bool:
-        """Follow events; returns whether they can be resumed where they ended."""
+    async def _follow(self) -> None:
+        """Follow events until the stream ends, or one comes that cannot be read."""
         url = f"{self._config.url}/api/v1/events?after={self._seq}"
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=_SILENCE_S)
         async with self._http.get(url, timeout=timeout, allow_redirects=False) as response:
             if response.status != 200:
                 raise FeedError(f"{response.status} for the events")
             async for event in read_events(response.content, max_size=_MAX_EVENT):
-                self._heard = self._clock.monotonic()
                 if event.kind == "reset":
-                    return False
+                    return
                 if event.kind != "heartbeat":
                     try:
-                        self.apply(event.kind, msgspec.json.decode(event.data, type=dict[str, Any]))
-                    except (msgspec.DecodeError, KeyError, TypeError) as error:
-                        raise FeedError(f"an event that cannot be read: {type(error).__name__}") from None
+                        self.apply(event.kind, msgspec.json.decode(event.data, type=_Event))
+                    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                        raise FeedError(f"an event that cannot be read: {error}") from None
+                # Heard is what was understood: noise must not keep the gate open.
+                self._heard = self._clock.monotonic()
                 if event.id is not None and event.id.isascii() and event.id.isdigit():
-                    self._seq = int(event.id)
-        return True
+                    self._seq = int(event.id[:18])
 
-    def apply(self, kind: str, data: Mapping[str, Any]) -> None:
+    def apply(self, kind: str, event: _Event) -> None:
         """Take in one event."""
-        nodes = dict(self._nodes) if kind in ("result", "revocation", "incident", "node") else {}
+        if event.node is None or kind not in ("result", "revocation", "incident", "node"):
+            return
+        nodes = dict(self._nodes)
         match kind:
-            case "result":
-                self._accept(nodes, str(data["node"]), str(data["token"]))
-            case "revocation":
-                node = nodes.get(str(data["node"]))
-                if node is not None:
-                    nodes[node.node] = replace(node, revoked=True)
-            case "incident" if data["node"] is not None:
-                if data["state"] in HOLDING:
-                    _hold(nodes, str(data["node"]), str(data["incident"]))
-                else:
-                    _let_go(nodes, str(data["node"]), str(data["incident"]))
-            case "node" if data["state"] == "retired":
-                name = str(data["node"])
-                nodes[name] = replace(nodes.get(name, NodeView(name)), retired=True)
+            case "result" if event.token is not None:
+                self._accept(nodes, event.node, event.token)
+            case "revocation" if event.node in nodes:
+                nodes[event.node] = replace(nodes[event.node], revoked=True)
+            case "incident" if event.incident is not None:
+                act = _hold if event.state in HOLDING else _let_go
+                act(nodes, event.node, event.incident)
+            case "node" if event.state == "retired":
+                nodes[event.node] = replace(nodes.get(event.node, NodeView(event.node)), retired=True)
             case _:
                 return
         self._put(nodes)
@@ -164,16 +209,31 @@ class Feed:
                 leeway=_LEEWAY_S,
             )
         except ResultError as error:
-            _refused.inc()
-            _log.warning("a result was refused", node=name[:64], why=str(error))
+            self._refuse(nodes, name, str(error))
             return
-        known = nodes.get(name, NodeView(name))
-        if known.result is not None and known.result.ueid != result.ueid:
-            _refused.inc()
-            _log.warning("a result was refused", node=name[:64], why="its ueid is another node's")
+        known = nodes.get(name)
+        owner = self._owners.setdefault(result.ueid, name)
+        if owner != name or (
+            known is not None and known.result is not None and known.result.ueid != result.ueid
+        ):
+            self._refuse(nodes, name, "its ueid is another node's")
             return
-        if len(nodes) < _MAX_NODES:
-            nodes[name] = replace(known, result=result, revoked=False)
+        if known is not None and known.result is not None:
+            if result.iat < known.result.iat:
+                self._refuse(nodes, name, "it is older than the one that is known", keep=True)
+                return
+            if result.jti == known.result.jti:
+                # The same again: also a revoked one stays revoked.
+                return
+        if known is not None or len(nodes) < _MAX_NODES:
+            nodes[name] = replace(known or NodeView(name), result=result, revoked=False)
+
+    def _refuse(self, nodes: dict[str, NodeView], name: str, why: str, *, keep: bool = False) -> None:
+        """A result that is not accepted; the one before it is void too, for it was replaced."""
+        _refused.inc()
+        _log.warning("a result was refused", node=name[:64], why=why[:300])
+        if not keep and name in nodes:
+            nodes[name] = replace(nodes[name], revoked=True)
 
     def _put(self, nodes: dict[str, NodeView]) -> None:
         self._nodes = nodes
@@ -187,22 +247,19 @@ class Feed:
             raise FeedError("none of the keys that are to be trusted is in the verifier's JWKS")
         return trusted
 
-    async def _pages(self, path: str, name: str) -> Any:
+    async def _pages(self, path: str, kind: type[P]) -> AsyncIterator[P]:
         after = ""
         while True:
             joint = "&" if "?" in path else "?"
-            data = await self._get(f"{path}{joint}limit=500&after={after}")
+            data = await self._get(f"{path}{joint}limit=500&after={quote(after)}")
             try:
-                page = msgspec.json.decode(data, type=dict[str, Any])
-                following = page["next"]
-                if not isinstance(page[name], list):
-                    raise FeedError(f"{path} does not list {name}")
-            except (msgspec.DecodeError, KeyError) as error:
-                raise FeedError(f"{path} cannot be read: {type(error).__name__}") from None
+                page = msgspec.json.decode(data, type=kind)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise FeedError(f"{path} cannot be read: {error}") from None
             yield page
-            if following is None:
+            if page.next is None or page.next <= after:
                 return
-            after = str(following)
+            after = page.next
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=30, connect=5)

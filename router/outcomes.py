@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     IMPOSTOR = "impostor"
     REFUSED = "refused"
     BUSY = "busy"
+    UNSERVED = "unserved"
     TIMED_OUT = "timed-out"
     ABANDONED = "abandoned"
 
@@ -55,21 +56,26 @@ _BLAME = {
     # The node refused the request as such: a client must not be able to have a node ejected.
     Outcome.REFUSED: Blame.CLIENT,
     Outcome.BUSY: Blame.NOBODY,
+    # It does not have this operation or model: perhaps nobody has, and the client knew.
+    Outcome.UNSERVED: Blame.NOBODY,
     Outcome.TIMED_OUT: Blame.ROUTER,
     Outcome.ABANDONED: Blame.CLIENT,
 }
+
+
+_REFUSALS = frozenset({400, 413, 415, 422})
+_BUSY = frozenset({429, 503})
 
 
 def of_status(status: int) -> Outcome:
     """The outcome of a whole answer with this HTTP status."""
     if status == 200:
         return Outcome.COMPLETED
-    if status in (429, 503):
+    if status in _BUSY:
         return Outcome.BUSY
-    # It attested to this model, and does not serve it.
-    if status == 404:
-        return Outcome.CORRUPTED
-    if 400 <= status < 500:
+    if status in _REFUSALS:
         return Outcome.REFUSED
-    # Also redirects: nodes have no business sending work elsewhere.
+    if status in (404, 405):
+        return Outcome.UNSERVED
+    # Also redirects, and demands for credentials: nodes have no business with either.
     return Outcome.CRASHED

@@ -15,11 +15,13 @@ from enum import StrEnum
 from typing import Final
 
 from router.snapshot import NodeView, Snapshot
-from router.standing import DEGRADED_LOWER, DEGRADED_MIN, ESTABLISHED_LOWER, UNKNOWN_LATENCY_S
+from router.standing import ESTABLISHED_LOWER, UNKNOWN_LATENCY_S
 from router.workload import Workload
 
-PROBATION_SHARE: Final = 0.1
-"""Of decisions, how many try a node on probation first, so that evidence can come to be."""
+TRIAL_SHARE: Final = 0.1
+"""Of decisions, how many try a node of a lesser tier first, so that evidence can come to be."""
+_MAX_DRAWN: Final = 16
+"""More are never tried; the rest of a tier follows by score alone."""
 _UNKNOWN_COMPLETION: Final = 0.05
 
 
@@ -49,7 +51,7 @@ def rate(node: NodeView, workload: Workload, snapshot: Snapshot) -> Ranked:
     """A node's tier and score, by what the router has seen."""
     standing, now = snapshot.standing(node.node, workload.model), snapshot.monotonic
     completion, evidence = standing.completion(now), standing.evidence(now)
-    if evidence >= DEGRADED_MIN and completion < DEGRADED_LOWER:
+    if standing.is_degraded(now):
         tier = Tier.DEGRADED
     elif completion >= ESTABLISHED_LOWER:
         tier = Tier.ESTABLISHED
@@ -71,18 +73,23 @@ def rank(nodes: Sequence[NodeView], workload: Workload, snapshot: Snapshot, seed
     for node in sorted(nodes, key=lambda view: view.node):
         rated = rate(node, workload, snapshot)
         by_tier[rated.tier].append(rated)
-    order = list(Tier)
-    probe = rng.random() < PROBATION_SHARE
-    if probe and by_tier[Tier.ESTABLISHED] and by_tier[Tier.PROBATION]:
-        order = [Tier.PROBATION, Tier.ESTABLISHED, Tier.DEGRADED]
-    return tuple(ranked for tier in order for ranked in _two_choices(by_tier[tier], rng))
+    drawn = {tier: _two_choices(by_tier[tier], rng) for tier in Tier}
+    first: list[Ranked] = []
+    if rng.random() < TRIAL_SHARE and drawn[Tier.ESTABLISHED]:
+        # One only: a crowd of newcomers must not stand between the work and those who do it.
+        lesser = drawn[Tier.PROBATION] + drawn[Tier.DEGRADED]
+        first = [lesser[rng.randrange(len(lesser))]] if lesser else []
+    return (*first, *(ranked for tier in Tier for ranked in drawn[tier] if ranked not in first))
 
 
 def _two_choices(pool: list[Ranked], rng: random.Random) -> list[Ranked]:
-    """Draw two, take the better, until none is left."""
-    left, taken = list(pool), []
-    while left:
+    """Draw two, take the better, again and again; the rest by score."""
+    left = list(pool)
+    taken: list[Ranked] = []
+    while left and len(taken) < _MAX_DRAWN:
         pair = rng.sample(range(len(left)), min(2, len(left)))
         best = min(pair, key=lambda index: (left[index].score, index))
-        taken.append(left.pop(best))
-    return taken
+        # The last fills the gap: popping from the middle of a fleet would move all behind it.
+        left[best], left[-1] = left[-1], left[best]
+        taken.append(left.pop())
+    return taken + sorted(left, key=lambda ranked: (ranked.score, ranked.node))

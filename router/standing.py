@@ -2,7 +2,8 @@
 What the router has seen of a node, per node and model: never what the node says of itself.
 
 Completion is judged by the lower end of Wilson's interval over counts that are halved at
-two half-lives, an hour and a week; the lower of the two counts (`docs/adr/0005`).  Latency
+two half-lives, an hour and a week; the lower of the two counts, where there is enough to
+judge by: an idle node is not a failing one (`docs/adr/0005-ranking.md`).  Latency
 is a mean that jumps up at once and comes down slowly (peak EWMA, Finagle).
 """
 
@@ -17,8 +18,10 @@ from router.outcomes import Blame, Outcome
 HALF_LIVES_S: Final = (3600.0, 7 * 86400.0)
 ESTABLISHED_LOWER: Final = 0.9
 """Reached after 25 requests without a failure."""
-DEGRADED_LOWER: Final = 0.5
-DEGRADED_MIN: Final = 10.0
+DEGRADED_UPPER: Final = 0.8
+"""A node is degraded where even the upper end of the interval is below this."""
+ENOUGH: Final = 10.0
+"""Requests within a half-life, below which that half-life judges nobody."""
 UNKNOWN_LATENCY_S: Final = 30.0
 """Nobody has measured it yet, and no evidence never helps."""
 FAILURE_WEIGHT: Final = 3.0
@@ -39,6 +42,7 @@ class Standing:
     latency_s: float | None = None
     in_flight: int = 0
     failures_in_a_row: int = 0
+    """Also refusals for want of room and answers by another key: all that work cannot be sent to."""
     open_until: float = 0.0
     """The breaker: no work before then, and one probe at a time after."""
 
@@ -58,24 +62,37 @@ class Standing:
                 failures_in_a_row=0,
                 open_until=0.0,
             )
-        if outcome.blame is not Blame.NODE:
+        if outcome not in BREAKING:
             return released
-        decayed = released.decayed_to(now)
         in_a_row = self.failures_in_a_row + 1
-        return replace(
-            decayed,
-            failed=_add(decayed.failed, FAILURE_WEIGHT),
+        broken = replace(
+            released,
             failures_in_a_row=in_a_row,
             open_until=now + BREAKER_OPEN_S if in_a_row >= BREAKER_FAILURES else self.open_until,
         )
+        if outcome.blame is not Blame.NODE:
+            return broken
+        decayed = broken.decayed_to(now)
+        return replace(decayed, failed=_add(decayed.failed, FAILURE_WEIGHT))
 
     def completion(self, now: float) -> float:
         """The lower bound of the share of requests completed; 0 without evidence."""
-        decayed = self.decayed_to(now)
-        return min(
-            wilson_lower(good, good + bad)
-            for good, bad in zip(decayed.completed, decayed.failed, strict=True)
+        short, long = self._intervals(now)
+        return long[0] if short is None else min(short[0], long[0])
+
+    def is_degraded(self, now: float) -> bool:
+        """Whether it surely fails often, recently or over the week."""
+        short, long = self._intervals(now)
+        return (short is not None and short[1] < DEGRADED_UPPER) or (
+            self.evidence(now) >= ENOUGH and long[1] < DEGRADED_UPPER
         )
+
+    def _intervals(self, now: float) -> tuple[tuple[float, float] | None, tuple[float, float]]:
+        """Wilson's interval for the hour, where there is enough to judge by, and for the week."""
+        decayed = self.decayed_to(now)
+        (good, long_good), (bad, long_bad) = decayed.completed, decayed.failed
+        short = wilson(good, good + bad) if good + bad >= ENOUGH else None
+        return short, wilson(long_good, long_good + long_bad)
 
     def evidence(self, now: float) -> float:
         """How many requests the standing rests on, decayed at the longer half-life."""
@@ -100,18 +117,24 @@ class Standing:
         )
 
 
-def wilson_lower(good: float, total: float) -> float:
+BREAKING: Final = frozenset(outcome for outcome in Outcome if outcome.blame is Blame.NODE) | {
+    Outcome.BUSY,
+    Outcome.IMPOSTOR,
+}
+
+
+def wilson(good: float, total: float) -> tuple[float, float]:
     """
-    The lower end of Wilson's score interval, one-sided 95 %; 0 for no evidence.
+    Wilson's score interval, each end one-sided at 95 %; (0, 1) for no evidence.
 
     (Wilson, "Probable inference, the law of succession, and statistical inference", 1927.)
     """
     if total <= 0:
-        return 0.0
+        return 0.0, 1.0
     p, z2 = good / total, _Z * _Z
     centre = p + z2 / (2 * total)
-    spread = _Z * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
-    return max((centre - spread) / (1 + z2 / total), 0.0)
+    spread = _Z * math.sqrt(max(p * (1 - p) / total + z2 / (4 * total * total), 0.0))
+    return max((centre - spread) / (1 + z2 / total), 0.0), min((centre + spread) / (1 + z2 / total), 1.0)
 
 
 def _peak_ewma(before: float | None, seconds: float, passed: float) -> float:

@@ -12,6 +12,9 @@ ASSURANCES: Final = ("declared", "challenged", "hardware-rooted", "confidential"
 """In rising order; what each rests on is in docs/limitations.md."""
 
 
+OPERATIONS: Final = ("embeddings", "chat/completions")
+
+
 class Workload(Struct, frozen=True, forbid_unknown_fields=True):
     """
     ``[workloads.NAME]`` of the router's configuration.
@@ -20,6 +23,7 @@ class Workload(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=128)]
+    operations: Annotated[tuple[str, ...], Meta(min_length=1)] = ("embeddings", "chat/completions")
     platform_claims: Annotated[tuple[str, ...], Meta(min_length=1)] = ("instance-identity", "configuration")
     model_claims: Annotated[tuple[str, ...], Meta(min_length=1)] = ("file-system", "executables")
     platform_assurance: str = "declared"
@@ -38,6 +42,9 @@ class Workload(Struct, frozen=True, forbid_unknown_fields=True):
     """Requests that one node is given at a time."""
 
     def __post_init__(self) -> None:
+        for operation in self.operations:
+            if operation not in OPERATIONS:
+                raise ValueError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
         for claim in (*self.platform_claims, *self.model_claims):
             if claim not in CLAIM_NAMES:
                 raise ValueError(f"no trust claim {claim!r}")

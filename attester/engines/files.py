@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from attester.engines.base import Description
+from attester.errors import WeightsError
 from attester.evidence import WalkAnswer
 from attester.weights import possession
 from attester.weights.kernels import kernel
@@ -41,6 +42,8 @@ class FileEngine:
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
         """Walk the files."""
+        if model not in self._folders:
+            raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
         return await asyncio.to_thread(walk_files, self._folders[model], challenge)
 
 

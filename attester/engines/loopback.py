@@ -70,7 +70,7 @@ class LoopbackEngine:
                     data += more
                 if response.status != 200:
                     raise EngineError(f"the engine answers {response.status} to {method} {path}")
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EngineError(
                 f"the engine at {self._url} does not answer ({type(error).__name__}): is it running?"
             ) from None

@@ -11,24 +11,29 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import aiohttp
 import msgspec
 import structlog
 from prometheus_client import Counter
 
+from router import gates
 from router.config import GatewaySection
 from router.decision import Decision, decide
 from router.errors import AttemptError, PoolEmptyError
 from router.feed import Clock, Feed
-from router.gateway.pinned import AddressError, PinError, check_url, pin_for
+from router.gates import Verdict
+from router.gateway.pinned import PinError, check_url, pin_for
 from router.outcomes import Outcome, of_status
+from router.snapshot import NodeView
 from router.standing import Standing
 from router.workload import Workload
 
 MAX_ANSWER: Final = 64 << 20
 _KEPT: Final = 10_000
+_KEPT_VERDICTS: Final = 500_000
+"""Verdicts kept in all: in a large fleet fewer decisions, so that memory stays bounded."""
 
 _log = structlog.get_logger("router")
 _outcomes = Counter("touchstone_router_outcomes_total", "How attempts ended.", ["outcome"])
@@ -41,6 +46,11 @@ class Record:
     id: str
     decision: Decision
     attempts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many verdicts and ranks it keeps."""
+        return len(self.decision.excluded) + len(self.decision.ranked)
 
     def to_wire(self, *, full: bool = True) -> dict[str, Any]:
         """As JSON-compatible data."""
@@ -65,14 +75,17 @@ class Dispatcher:
         self._clock = clock
         self._standings: dict[tuple[str, str], Standing] = {}
         self._records: OrderedDict[str, Record] = OrderedDict()
+        self._verdicts = 0
 
     def decide(self, workload: Workload) -> Record:
         """Decide and keep the record."""
         decision = decide(self._feed.snapshot(self._standings), workload, secrets.randbits(64))
         record = Record(secrets.token_hex(16), decision)
         self._records[record.id] = record
-        while len(self._records) > _KEPT:
-            self._records.popitem(last=False)
+        self._verdicts += record.size
+        while len(self._records) > _KEPT or (self._verdicts > _KEPT_VERDICTS and len(self._records) > 1):
+            _, oldest = self._records.popitem(last=False)
+            self._verdicts -= oldest.size
         return record
 
     def record(self, decision_id: str) -> Record | None:
@@ -106,19 +119,59 @@ class Dispatcher:
             raise PoolEmptyError(decision)
         failure = AttemptError(Outcome.TIMED_OUT, "no time was left for an attempt")
         deadline = self._clock.monotonic() + self._config.timeout_s
-        for ranked in decision.ranked[: self._config.attempts]:
+        crashed: list[tuple[str, float]] = []
+        tried = 0
+        for ranked in decision.ranked:
             left = deadline - self._clock.monotonic()
-            if left <= 0:
+            if left <= 0 or tried >= self._config.attempts:
                 break
+            if (verdict := self._closed_since(ranked.node, decision)) is not None:
+                record.attempts.append({"node": ranked.node, "outcome": "skipped", "detail": verdict.code})
+                continue
+            tried += 1
             try:
-                return await self._attempt(record, ranked.node, path, body, left)
+                answer = await self._attempt(record, ranked.node, path, body, left, crashed)
             except AttemptError as error:
                 failure = error
                 if not error.outcome.may_move_on:
                     break
+            else:
+                self._blame(crashed, decision.workload.model)
+                return answer
+        if len(crashed) == 1:
+            # Nobody else to ask whether it was the request.
+            self._blame(crashed, decision.workload.model)
         raise failure
 
-    async def _attempt(self, record: Record, node: str, path: str, body: bytes, left: float) -> Answer:
+    def _closed_since(self, node: str, decision: Decision) -> Verdict | None:
+        """What has happened to a node since the decision: work must not go where trust has gone."""
+        snapshot = self._feed.snapshot(self._standings)
+        view = snapshot.nodes.get(node, NodeView(node))
+        verdict = gates.check(view, decision.workload, snapshot)
+        if verdict is None and not decision.opened:
+            verdict = gates.capacity(view, decision.workload, snapshot)
+        return verdict
+
+    def _blame(self, crashed: list[tuple[str, float]], model: str) -> None:
+        """
+        Hold answers of status 5xx against the nodes that gave them.
+
+        Only where another node completed the same request, or there was no other: what every
+        node stumbles over is the request, and a client must not eject nodes with one.
+        """
+        for node, seconds in crashed:
+            standing = self.standing(node, model).started()
+            self._standings[node, model] = standing.ended(Outcome.CRASHED, seconds, self._clock.monotonic())
+
+    async def _attempt(
+        self,
+        record: Record,
+        node: str,
+        path: str,
+        body: bytes,
+        left: float,
+        crashed: list[tuple[str, float]],
+    ) -> Answer:
         model = record.decision.workload.model
         key = (node, model)
         self._standings[key] = self.standing(*key).started()
@@ -126,15 +179,22 @@ class Dispatcher:
         outcome, detail, answer = Outcome.ABANDONED, "the client went away", None
         try:
             answer = await self._ask(node, path, body, left)
-            outcome, detail = of_status(answer.status), f"status {answer.status}"
-            if outcome is Outcome.COMPLETED and not _is_json_object(answer.body):
-                outcome, detail = Outcome.CORRUPTED, "the answer is not a JSON object"
+            outcome, detail = judge(path, answer)
         except AttemptError as error:
             outcome, detail = error.outcome, str(error)
+        except Exception:  # noqa: BLE001
+            # The outermost of an attempt: whatever it was, this node is not the client's concern.
+            outcome, detail = Outcome.CRASHED, "the attempt failed in a way that was not foreseen"
+            _log.exception("an attempt failed", node=node)
+            raise AttemptError(outcome, detail) from None
         finally:
             # Also where the client went away and this task was cancelled: the place is freed.
             now = self._clock.monotonic()
-            self._standings[key] = self.standing(*key).ended(outcome, now - start, now)
+            ambiguous = outcome is Outcome.CRASHED and answer is not None
+            counted = Outcome.UNSERVED if ambiguous else outcome
+            self._standings[key] = self.standing(*key).ended(counted, now - start, now)
+            if ambiguous:
+                crashed.append((node, now - start))
             record.attempts.append(
                 {
                     "node": node,
@@ -157,28 +217,30 @@ class Dispatcher:
         url, pin = view.endpoint
         allowance = min(left, self._config.attempt_timeout_s)
         # Whose time ran out: the attempt's, and the node is slow; or the caller's.
-        late = Outcome.STALLED if allowance < left else Outcome.TIMED_OUT
+        late = Outcome.STALLED if allowance * 2 >= self._config.attempt_timeout_s else Outcome.TIMED_OUT
         try:
-            check_url(url, allow_private=self._config.allow_private)
+            place = check_url(url, allow_private=self._config.allow_private)
             async with (
                 asyncio.timeout(allowance),
                 self._http.post(
-                    url + path,
+                    place.with_path(path),
                     data=body,
                     headers={"Content-Type": "application/json", "Accept": "application/json"},
                     ssl=pin_for(pin),
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None),
+                    timeout=aiohttp.ClientTimeout(total=None, connect=self._config.connect_timeout_s),
                 ) as response,
             ):
                 return Answer(response.status, await _read(response))
+        except aiohttp.ConnectionTimeoutError:
+            raise AttemptError(Outcome.CRASHED, "no connection in time") from None
         except TimeoutError:
             raise AttemptError(late, f"no whole answer within {allowance:.1f} s") from None
         except PinError as error:
             raise AttemptError(Outcome.IMPOSTOR, str(error)) from None
         except aiohttp.ClientPayloadError:
             raise AttemptError(Outcome.TRUNCATED, "the answer ended early") from None
-        except (aiohttp.ClientError, AddressError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise AttemptError(Outcome.CRASHED, f"no answer: {type(error).__name__}") from None
 
 
@@ -192,9 +254,23 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _is_json_object(data: bytes) -> bool:
+class _Embeddings(msgspec.Struct, frozen=True):
+    data: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+
+
+class _Completions(msgspec.Struct, frozen=True):
+    choices: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+
+
+def judge(path: str, answer: Answer) -> tuple[Outcome, str]:
+    """The outcome of a whole answer: a 200 must hold what the operation is for."""
+    outcome = of_status(answer.status)
+    kind = _Embeddings if path.endswith("/embeddings") else _Completions
     try:
-        msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return True
+        if outcome is Outcome.COMPLETED:
+            msgspec.json.decode(answer.body, type=kind)
+        elif outcome is Outcome.REFUSED:
+            msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Outcome.CORRUPTED, f"status {answer.status} with a body that is no such answer"
+    return outcome, f"status {answer.status}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta, Struct
 
 from router.config import RouterConfig
 from router.errors import AttemptError, PoolEmptyError
@@ -21,16 +20,36 @@ MAX_REQUEST: Final = 16 << 20
 DECISION_HEADER: Final = "X-Touchstone-Decision"
 EXPLAIN_HEADER: Final = "X-Touchstone-Explain"
 _RETRY_AFTER_S: Final = 2
+_MAX_NAME: Final = 128
 
 DISPATCHER: web.AppKey[Dispatcher] = web.AppKey("dispatcher", Dispatcher)
 CONFIG: web.AppKey[RouterConfig] = web.AppKey("config", RouterConfig)
 
 
-class _Request(Struct, frozen=True):
-    """What the router needs of a request; the rest is the node's to judge."""
+def _read_request(body: bytes) -> tuple[str, bytes]:
+    """
+    The model that a request names, and the request as nodes will see it.
 
-    model: Annotated[str, Meta(max_length=128)]
-    stream: bool = False
+    It is parsed whole and written anew, so that no node reads another model, or a wish to
+    stream, than the router did: keys stand once, and in one spelling.
+
+    Raises:
+        RequestError: not a JSON object, without a model, or with a wish we do not serve.
+    """
+    try:
+        document = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(str(error)) from None
+    model = document.get("model")
+    if not isinstance(model, str) or len(model) > _MAX_NAME:
+        raise RequestError("model is not a name")
+    for key in document:
+        if key.casefold() in ("model", "stream") and key not in ("model", "stream"):
+            raise RequestError(f"{key[:40]!r}: keys are in lower case")
+    if document.get("stream") not in (None, False):
+        raise RequestError("streaming is not supported yet; send stream: false")
+    document.pop("stream", None)
+    return model, msgspec.json.encode(document)
 
 
 def routes() -> list[web.RouteDef]:
@@ -39,7 +58,13 @@ def routes() -> list[web.RouteDef]:
         web.get("/v1/models", models),
         web.post("/v1/embeddings", work),
         web.post("/v1/chat/completions", work),
+        web.route("*", "/v1/{rest:.*}", unknown),
     ]
+
+
+async def unknown(request: web.Request) -> web.Response:
+    """Anything else below /v1, refused in the form that OpenAI's clients read."""
+    return _error(404, "invalid_request_error", f"no resource {request.method} {request.path[:100]}")
 
 
 async def models(request: web.Request) -> web.Response:
@@ -59,17 +84,15 @@ async def work(request: web.Request) -> web.Response:
     if (refusal := _unauthorised(request)) is not None:
         return refusal
     try:
-        body = await read_body(request, MAX_REQUEST)
-        asked = msgspec.json.decode(body, type=_Request)
+        model, body = _read_request(await read_body(request, MAX_REQUEST))
     except RequestError as error:
-        return _error(413, "invalid_request_error", str(error))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _error(400, "invalid_request_error", str(error))
-    if asked.stream:
-        return _error(400, "invalid_request_error", "streaming is not supported yet; send stream: false")
-    workload = request.app[CONFIG].workload_for(asked.model)
+        status = 413 if error.code == "request.too-large" else 400
+        return _error(status, "invalid_request_error", str(error))
+    workload = request.app[CONFIG].workload_for(model)
     if workload is None:
         return _error(404, "invalid_request_error", "no workload for this model", code="model_not_found")
+    if request.path.removeprefix("/v1/") not in workload.operations:
+        return _error(404, "invalid_request_error", "the model does not have this operation")
     dispatcher = request.app[DISPATCHER]
     record = dispatcher.decide(workload)
     explain = request.headers.get(EXPLAIN_HEADER) == "1"
@@ -99,7 +122,7 @@ def has_key(request: web.Request) -> bool:
     """Whether the caller has an API key, where one is needed."""
     digests = request.app[CONFIG].gateway.key_digests
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    given = hashlib.sha256(key.encode()).hexdigest()
+    given = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     # A sum, not any(): how long it takes does not tell which key came near.
     known = sum(hmac.compare_digest(given, digest) for digest in digests) > 0
     return not digests or (scheme == "Bearer" and known)

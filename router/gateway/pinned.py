@@ -15,11 +15,12 @@ import ssl
 from asyncio import Transport
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
+import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 
@@ -39,15 +40,30 @@ class SpkiPin(aiohttp.Fingerprint):
         self._pin = pin
 
     def check(self, transport: Transport) -> None:
-        """Raises `PinError` where the key is another one."""
-        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        certificate = None if tls is None else tls.getpeercert(binary_form=True)
-        if certificate is None:
-            raise PinError("no certificate")
-        key = x509.load_der_x509_certificate(certificate).public_key()
-        spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        if hashlib.sha256(spki).hexdigest() != self._pin:
+        """
+        Accept the connection, or end it.
+
+        Raises:
+            PinError: another key answered, or something that is no certificate.
+        """
+        try:
+            found = _spki_sha256(transport)
+        except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
+            found = None
+        if found != self._pin:
+            # aiohttp closes the connection only for an error of its own.
+            transport.abort()
             raise PinError("another key answered than the one the evidence named")
+
+
+def _spki_sha256(transport: Transport) -> str | None:
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    certificate = None if tls is None else tls.getpeercert(binary_form=True)
+    if certificate is None:
+        return None
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).hexdigest()
 
 
 @lru_cache(maxsize=100_000)
@@ -82,19 +98,49 @@ def check_address(host: str, *, allow_private: bool) -> None:
     Refuse a literal address that nodes must not have; names pass, to be resolved.
 
     Raises:
-        AddressError: private, loopback, link-local, multicast or reserved.
+        AddressError: private, loopback, link-local, multicast or reserved, also inside an
+            address of a transition mechanism.
     """
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return
-    if not allow_private and not address.is_global:
+    if not allow_private and not all(a.is_global and not a.is_multicast for a in _with_embedded(address)):
         raise AddressError(f"{host} is not a public address, and the configuration does not allow others")
 
 
-def check_url(url: str, *, allow_private: bool) -> None:
-    """As `check_address`, for the host of a URL (aiohttp does not resolve literal addresses)."""
-    check_address(urlsplit(url).hostname or "", allow_private=allow_private)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def _with_embedded(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    found: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [address]
+    if isinstance(address, ipaddress.IPv6Address):
+        teredo = address.teredo
+        inner = [address.ipv4_mapped, address.sixtofour, teredo[1] if teredo else None]
+        if address in _NAT64:
+            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        found += [a for a in inner if a is not None]
+    return found
+
+
+def check_url(url: str, *, allow_private: bool) -> yarl.URL:
+    """
+    The URL as it will be connected to, its host checked (aiohttp does not resolve literals).
+
+    Raises:
+        AddressError: not https, not plain ASCII, or an address that nodes must not have.
+    """
+    try:
+        parsed = yarl.URL(url)
+        host = parsed.raw_host or ""
+    except (ValueError, UnicodeError):
+        raise AddressError("a URL that cannot be read") from None
+    if parsed.scheme != "https" or not url.isascii() or not host:
+        raise AddressError("not an https URL of plain ASCII")
+    check_address(host, allow_private=allow_private)
+    return parsed
 
 
 def open_session(*, allow_private: bool) -> aiohttp.ClientSession:
