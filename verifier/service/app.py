@@ -24,6 +24,7 @@ from verifier.service.state import SERVICE, Clock, Service
 from verifier.store import appraisals, pool
 from verifier.store import events as stored_events
 from verifier.store import incidents as stored_incidents
+from verifier.store import nodes as stored_nodes
 from verifier.store import sessions as stored_sessions
 from verifier.store.sqlite import SqliteDatabase
 
@@ -127,6 +128,7 @@ async def sweep(service: Service, *, levels: bool = True) -> None:
     now_ms = service.now_ms()
     async with service.db.write() as tx:
         await stored_sessions.expire(tx, now_ms)
+        await stored_nodes.forget_requests(tx, now_ms)
         await stored_incidents.confirm_overdue(tx, now_ms)
         if levels:
             await stored_events.prune(tx, now_ms - _EVENTS_KEPT_MS)

@@ -38,9 +38,9 @@ class Appraiser:
         self._service = service
         self._references: dict[str, ModelReference] = {}
 
-    async def submit(self, session_id: str, media_type: str, data: bytes) -> Row:
+    async def submit(self, session: StoredSession, media_type: str, data: bytes) -> Row:
         """
-        Appraise *data* for a session; the same bytes again give the same result.
+        Appraise *data* for a session, as it stood when the request came; the same bytes again give the same result.
 
         Raises:
             EvidenceError: refused at steps 0 to 6; the session goes on waiting.
@@ -53,10 +53,9 @@ class Appraiser:
         else:
             opened = appraisal.read(media_type, data)
         async with service.db.read() as tx:
-            known = await appraisals.result_of(tx, session_id, data, now_ms)
+            known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
                 return known
-            session = await sessions.get(tx, session_id)
             node = await self._node(tx, session, opened)
             context = await self._context(tx, session, node, opened, now_ms)
         checked = appraisal.check(opened, context)
@@ -153,15 +152,15 @@ class Appraiser:
     async def _references_for(self, tx: Tx, models: list[str]) -> Mapping[str, ModelReference]:
         found = {}
         for model in models:
-            row = await tx.one("SELECT digest FROM reference_values WHERE model = ? AND active = 1", model)
-            if row is None:
+            digest = await pool.active_digest(tx, model)
+            if digest is None:
                 continue
             # Documents never change under their digest, and parsing one takes longer than the rest.
-            if row["digest"] not in self._references:
+            if digest not in self._references:
                 document = await pool.reference(tx, model)
                 assert document is not None
-                self._references[row["digest"]] = measured.read_document(document["document"]).to_reference()
-            found[model] = self._references[row["digest"]]
+                self._references[digest] = measured.read_document(document["document"]).to_reference()
+            found[model] = self._references[digest]
         return found
 
     async def _outcome(self, checked: CheckedEvidence, context: Context) -> Outcome:

@@ -204,12 +204,12 @@ def routes() -> list[web.RouteDef]:
 async def hold(request: web.Request) -> web.StreamResponse:
     """A node's channel: server-sent events, each a call with a session object."""
     service = service_of(request)
-    node = await service.authenticate(request, b"")
+    node, proof = await service.authenticate(request, b"")
     service.node_rates.spend(node.id)
+    async with service.db.write() as tx:
+        await service.use(tx, proof)
     if node.id != request.match_info["id"]:
         raise RequestError("a node holds its own channel only", code="request.forbidden")
-    if node.state == "retired":
-        raise RequestError("the node was retired", code="request.forbidden")
     return await request.app[CALLER].serve(node, request)
 
 
@@ -222,7 +222,7 @@ async def answer(request: web.Request) -> web.Response:
     async with service.db.read() as tx:
         session = await sessions.get(tx, session_id)
     elapsed_ms = request.app[CALLER].elapsed_ms(session_id, session.issued_ms, arrived)
-    node = await service.authenticate(request, body)
+    node, proof = await service.authenticate(request, body)
     if session.node_id != node.id:
         raise RequestError("this call is for another node", code="request.forbidden")
     if session.expires_ms <= arrived[1]:
@@ -232,5 +232,6 @@ async def answer(request: web.Request) -> web.Response:
     if len(by_model) != len(given):
         raise RequestError("a model is answered for twice")
     async with service.db.write() as tx:
+        await service.use(tx, proof)
         await sessions.keep_answers(tx, session_id, by_model, elapsed_ms)
     return json_response({"elapsed_ms": elapsed_ms})

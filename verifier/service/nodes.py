@@ -18,7 +18,7 @@ from verifier import results
 from verifier.errors import RequestError
 from verifier.schemes.base import Node
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body, require_bearer
-from verifier.service.state import Service, address_of, service_of
+from verifier.service.state import address_of, service_of
 from verifier.store import appraisals, events, incidents, nodes
 
 _Key = Annotated[str, Meta(max_length=200)]
@@ -63,11 +63,11 @@ async def enrol(request: web.Request) -> web.Response:
         raise RequestError("a model stands twice")
     key = _key(given.key)
     proof = service.proof(request)
-    _verify(service, proof, request, body, key)
+    service.verify(proof, request, body, key)
     now_ms = service.now_ms()
     # One transaction: a refused enrolment leaves the token as it was.
     async with service.db.write() as tx:
-        await nodes.see_request(tx, proof.kid, proof.random, service.forget_at(proof))
+        await service.use(tx, proof)
         grant = await nodes.use_token(tx, given.token, now_ms)
         node = await nodes.enrol(tx, grant, given.models, key, now_ms)
     return json_response(
@@ -87,29 +87,16 @@ async def roll(request: web.Request) -> web.Response:
     """Give a node a new key: the old one signs the request, the new one proves itself in it."""
     service = service_of(request)
     body = await read_body(request, MAX_JSON)
-    node = await service.authenticate(request, body)
+    node, proof = await service.authenticate(request, body)
     if node.id != request.match_info["id"]:
         raise RequestError("a node rolls its own key only", code="request.forbidden")
-    if node.state == "retired":
-        raise RequestError("the node was retired", code="request.forbidden")
     given = parse_json(body, _RollBody)
     key = _key(given.key)
-    _verify(service, Proof.decode(given.proof), request, b"", key)
+    service.verify(Proof.decode(given.proof), request, b"", key)
     async with service.db.write() as tx:
+        await service.use(tx, proof)
         await nodes.replace_key(tx, node.id, key, service.now_ms())
     return json_response({"node": node.id, "kid": results.b64url(key.kid)})
-
-
-def _verify(service: Service, proof: Proof, request: web.Request, body: bytes, key: PublicKey) -> None:
-    try:
-        proof.verify(
-            service.signed_request(request, body),
-            key,
-            now=service.now_ms() // 1000,
-            skew=service.config.sessions.skew_s,
-        )
-    except COSEError as error:
-        raise RequestError(str(error), code="request.unauthorised") from None
 
 
 def _key(text: str) -> PublicKey:
@@ -201,8 +188,9 @@ async def list_results(request: web.Request) -> web.Response:
     after, limit = page_of(request)
     now_ms = service.now_ms()
     async with service.db.read() as tx:
-        rows = await appraisals.newest(tx, now_ms, after, limit)
+        # First the number, then the results: an event in between is told again, none is lost.
         _, newest = await events.bounds(tx)
+        rows = await appraisals.newest(tx, now_ms, after, limit)
     following = rows[-1]["node_id"] if len(rows) == limit else None
     found = [
         {"node": row["node_id"], "result": row["id"], "token": row["token"]}

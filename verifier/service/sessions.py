@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
+from attester.proof import Proof
 from verifier.errors import RequestError
 from verifier.references import challenges
 from verifier.schemes.base import Channel, Node
@@ -46,11 +48,10 @@ async def new_session(request: web.Request) -> web.Response:
     service.address_rates.spend(address_of(request))
     nonce, channel = _nonce(request)
     node: Node | None = None
+    proof: Proof | None = None
     if "Authorization" in request.headers:
-        node = await service.authenticate(request, body)
+        node, proof = await service.authenticate(request, body)
         service.node_rates.spend(node.id)
-        if node.state == "retired":
-            raise RequestError("the node was retired", code="request.forbidden")
         if channel == "open":
             channel = "announced"
     if (named := request.query.get("node")) is not None and (node is None or node.id != named):
@@ -61,6 +62,7 @@ async def new_session(request: web.Request) -> web.Response:
         channel,
         nonce,
         wants_for(node, walk=True) if node is not None and channel == "announced" else (),
+        proof,
     )
     return json_response(
         to_wire(service, session),
@@ -71,11 +73,23 @@ async def new_session(request: web.Request) -> web.Response:
 
 
 async def open_session(
-    service: Service, node: Node | None, channel: Channel, nonce: bytes, wants: Sequence[Want]
+    service: Service,
+    node: Node | None,
+    channel: Channel,
+    nonce: bytes,
+    wants: Sequence[Want],
+    proof: Proof | None = None,
 ) -> StoredSession:
-    """Open a session in the database; raises `RequestError` for a nonce that was issued before."""
+    """
+    Open a session in the database, and use up the proof that asked for it.
+
+    Raises:
+        RequestError: the nonce was issued before, the request seen before, or too many.
+    """
     try:
         async with service.db.write() as tx:
+            if proof is not None:
+                await service.use(tx, proof)
             return await sessions.open_session(
                 tx,
                 node_id=None if node is None else node.id,
@@ -114,12 +128,12 @@ async def submit(request: web.Request) -> web.Response:
     service.address_rates.spend(address_of(request))
     session_id = request.match_info["id"]
     async with service.db.read() as tx:
-        await sessions.get(tx, session_id)
-    data = await read_body(request, MAX_EVIDENCE)
-    row = await request.app[APPRAISER].submit(session_id, request.headers.get("Content-Type", ""), data)
-    async with service.db.read() as tx:
+        # Before the body: what answers no session is not worth reading.
         session = await sessions.get(tx, session_id)
-    return json_response(to_wire(service, session, row), content_type=SESSION_TYPE)
+    data = await read_body(request, MAX_EVIDENCE)
+    row = await request.app[APPRAISER].submit(session, request.headers.get("Content-Type", ""), data)
+    complete = dataclasses.replace(session, status="complete")
+    return json_response(to_wire(service, complete, row), content_type=SESSION_TYPE)
 
 
 async def look(request: web.Request) -> web.Response:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from attester.cose import PublicKey
 from attester.errors import COSEError
 from attester.proof import Proof, Request
 from verifier.config import VerifierConfig
@@ -19,7 +20,7 @@ from verifier.results import ResultKey, VerifyingKey
 from verifier.schemes.base import Node
 from verifier.service.http import Rates
 from verifier.store import nodes
-from verifier.store.database import Database
+from verifier.store.database import Database, Tx
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,23 @@ class Service:
         """Milliseconds since 1970."""
         return self.clock.wall_ms()
 
-    async def authenticate(self, request: web.Request, body: bytes) -> Node:
+    async def authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         """
-        The node that signed this request.
+        The node that signed this request, and its proof, which the caller uses up with `use`.
 
         Raises:
-            RequestError: no such proof, an unknown node, or one that was seen before.
-            COSEError, CBORError, ClaimError: the proof is malformed or does not fit.
+            RequestError: no such proof, an unknown or retired node, or another request.
+            COSEError, CBORError, ClaimError: the proof is malformed.
         """
         proof = self.proof(request)
         async with self.db.read() as tx:
             node = await nodes.by_kid(tx, proof.kid)
         if node is None:
             raise RequestError("the key is not enrolled", code="request.unauthorised")
-        await self.accept(proof, request, body, node)
-        return node
+        self.verify(proof, request, body, node.key)
+        if node.state == "retired":
+            raise RequestError("the node was retired", code="request.forbidden")
+        return node, proof
 
     def proof(self, request: web.Request) -> Proof:
         """The proof in the Authorization header, unchecked."""
@@ -90,12 +93,14 @@ class Service:
             raise RequestError("this needs a request signed by the node's key", code="request.unauthorised")
         return Proof.decode(header)
 
-    async def accept(self, proof: Proof, request: web.Request, body: bytes, node: Node) -> None:
-        """Check a proof against the request and use it up."""
-        self.verify(proof, request, body, node)
-        async with self.db.write() as tx:
-            await nodes.forget_requests(tx, self.now_ms())
-            await nodes.see_request(tx, proof.kid, proof.random, self.forget_at(proof))
+    async def use(self, tx: Tx, proof: Proof) -> None:
+        """
+        Accept a signed request once, in the transaction of what it asks for.
+
+        Raises:
+            RequestError: it was seen before.
+        """
+        await nodes.see_request(tx, proof.kid, proof.random, self.forget_at(proof))
 
     def forget_at(self, proof: Proof) -> int:
         """When a proof's time would be refused anyway, milliseconds."""
@@ -106,12 +111,12 @@ class Service:
         authority = self.issuer.partition("://")[2]
         return Request(request.method, authority, request.raw_path, body)
 
-    def verify(self, proof: Proof, request: web.Request, body: bytes, node: Node) -> None:
+    def verify(self, proof: Proof, request: web.Request, body: bytes, key: PublicKey) -> None:
         """Check a proof against the request.  Raises `RequestError` where it does not fit."""
         try:
             proof.verify(
                 self.signed_request(request, body),
-                node.key,
+                key,
                 now=self.now_ms() // 1000,
                 skew=self.config.sessions.skew_s,
             )

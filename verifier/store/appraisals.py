@@ -12,6 +12,7 @@ from verifier.incidents import Draft, drafts
 from verifier.schemes.base import Finding, Node, WalkRecord
 from verifier.store import events, incidents, nodes, sessions
 from verifier.store.database import Row, Tx
+from verifier.store.sessions import StoredSession
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,27 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
     Raises:
         RequestError: the session is over, or was given other evidence.
     """
-    if (known := await result_of(tx, submission.session_id, submission.evidence, now_ms)) is not None:
+    session = await sessions.get(tx, submission.session_id)
+    if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
         return known
     node = submission.node
     # As it is now, not as it was when the appraisal began.
     current = await nodes.by_id(tx, node.id)
     live = current is not None and current.state != "retired" and current.key == node.key
-    taken = submission.pin is not None and await _is_taken(tx, submission.pin, node.id)
+    owner = None if submission.pin is None else await _owner(tx, submission.pin)
+    taken = owner not in (None, node.id)
     if submission.public and live:
         for model, record in submission.walks.items():
             await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
         found = list(submission.drafts)
         if taken:
             found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
-        elif submission.pin is not None:
+        elif submission.pin is not None and owner is None:
             await _claim_pin(tx, submission.pin, node.id)
-        await incidents.apply(tx, node, submission.session_id, found, submission.passed, now_ms)
-    held = Held(await incidents.holding(tx, node.id), taken, retired=not live)
+        held_by = await incidents.apply(tx, node, submission.session_id, found, submission.passed, now_ms)
+    else:
+        held_by = await incidents.holding(tx, node.id)
+    held = Held(held_by, taken, retired=not live)
     signed = sign(held)
     await tx.execute(
         "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims,"
@@ -94,19 +99,23 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
     if submission.public and live:
         data = {"node": node.id, "result": signed.id, "token": signed.token}
         await events.append(tx, now_ms, "result", data)
-    row = await by_id(tx, signed.id)
-    assert row is not None
-    return row
+    return {
+        "id": signed.id,
+        "node_id": node.id,
+        "status": signed.status,
+        "token": signed.token,
+        "claims": signed.claims,
+        "evidence": submission.evidence,
+    }
 
 
-async def result_of(tx: Tx, session_id: str, evidence: bytes, now_ms: int) -> Row | None:
+async def result_of(tx: Tx, session: StoredSession, evidence: bytes, now_ms: int) -> Row | None:
     """
     The result a session has for these bytes; `None` while it waits for evidence.
 
     Raises:
         RequestError: it is over, or it was given other bytes.
     """
-    session = await sessions.get(tx, session_id)
     if session.status == "complete" and session.appraisal_id is not None:
         if session.evidence_sha256 != hashlib.sha256(evidence).digest():
             raise RequestError("this session was given other evidence", code="session.closed")
@@ -119,9 +128,9 @@ async def result_of(tx: Tx, session_id: str, evidence: bytes, now_ms: int) -> Ro
     return None
 
 
-async def _is_taken(tx: Tx, pin: str, node_id: str) -> bool:
+async def _owner(tx: Tx, pin: str) -> str | None:
     row = await tx.one("SELECT node_id FROM endpoints WHERE pin = ?", pin)
-    return row is not None and row["node_id"] != node_id
+    return None if row is None else str(row["node_id"])
 
 
 async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:

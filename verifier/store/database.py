@@ -39,5 +39,10 @@ class Database(Protocol):
         ...
 
     def read(self) -> AbstractAsyncContextManager[Tx]:
-        """A consistent view to read from."""
+        """
+        What was committed, to read from.
+
+        Each statement sees the newest; what must fit together belongs into one statement or
+        into `write`.
+        """
         ...

@@ -43,18 +43,37 @@ async def holding(tx: Tx, node_id: str) -> str | None:
 
 async def apply(
     tx: Tx, node: Node, session_id: str | None, found: Sequence[Draft], passed: Sequence[str], now_ms: int
-) -> None:
-    """Turn what one piece of signed evidence showed into incidents, and others' suspicion into certainty."""
+) -> str | None:
+    """
+    Turn what one piece of signed evidence showed into incidents, and others' suspicion into certainty.
+
+    Returns:
+        The incident that holds the node afterwards.
+    """
+    held = await holding(tx, node.id)
     # Who is out, or held, has no voice about others.
-    speaks = node.state != "retired" and await holding(tx, node.id) is None
-    for cause in passed if speaks else ():
-        await _tally(tx, cause, node.operator, passed=True)
-        await _confirm(tx, cause, now_ms, but_not=node.operator)
+    if passed and held is None and node.state != "retired":
+        await _speak_for(tx, passed, node.operator, now_ms)
     for draft in found:
         if draft.severity is Severity.MINOR:
-            await _note(tx, draft, node, session_id, now_ms)
+            await _note_minor(tx, draft, node.id, node.operator, session_id, now_ms)
         else:
             await _serious(tx, draft, node, session_id, now_ms)
+    return await holding(tx, node.id) if found else held
+
+
+async def _speak_for(tx: Tx, passed: Sequence[str], operator: str, now_ms: int) -> None:
+    marks = ", ".join("(?, ?, 1)" for _ in passed)
+    await tx.execute(
+        f"INSERT INTO tallies (cause, operator, passed) VALUES {marks} ON CONFLICT DO NOTHING",
+        *(value for cause in passed for value in (cause, operator)),
+    )
+    if (
+        await tx.one("SELECT 1 AS one FROM incidents WHERE state = 'suspected' AND opened_ms > 0 LIMIT 1")
+        is not None
+    ):
+        for cause in passed:
+            await _confirm(tx, cause, now_ms, but_not=operator)
 
 
 async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> None:
@@ -62,7 +81,11 @@ async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now
     weight = Weight.QUARANTINE
     if draft.cause is not None:
         weight = weigh(await _tally_of(tx, draft.cause, now_ms), node.operator, now_ms)
-        await _tally(tx, draft.cause, node.operator, passed=False)
+        await tx.execute(
+            "INSERT INTO tallies (cause, operator, passed) VALUES (?, ?, 0) ON CONFLICT DO NOTHING",
+            draft.cause,
+            node.operator,
+        )
     if weight is Weight.REFERENCE_SUSPECT:
         await _fold(tx, draft, now_ms)
         return
@@ -157,15 +180,6 @@ async def confirm_overdue(tx: Tx, now_ms: int) -> None:
         await revoke(tx, row["node_id"], now_ms)
 
 
-async def _tally(tx: Tx, cause: str, operator: str, *, passed: bool) -> None:
-    await tx.execute(
-        "INSERT INTO tallies (cause, operator, passed) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        cause,
-        operator,
-        int(passed),
-    )
-
-
 async def _tally_of(tx: Tx, cause: str, now_ms: int) -> Tally:
     rows = await tx.all("SELECT operator, passed FROM tallies WHERE cause = ?", cause)
     _, _, thing = cause.partition("@")
@@ -181,10 +195,6 @@ async def _tally_of(tx: Tx, cause: str, now_ms: int) -> Tally:
         frozenset(row["operator"] for row in rows if row["passed"]),
         0 if since is None else since["since"],
     )
-
-
-async def _note(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> None:
-    await _note_minor(tx, draft, node.id, node.operator, session_id, now_ms)
 
 
 async def _note_minor(

@@ -41,6 +41,12 @@ async def reference(tx: Tx, model: str) -> Row | None:
     return await tx.one("SELECT * FROM reference_values WHERE model = ? AND active = 1", model)
 
 
+async def active_digest(tx: Tx, model: str) -> str | None:
+    """The digest of the model's active reference value, without its document."""
+    row = await tx.one("SELECT digest FROM reference_values WHERE model = ? AND active = 1", model)
+    return None if row is None else str(row["digest"])
+
+
 async def references(tx: Tx) -> list[Row]:
     """All active reference values."""
     return await tx.all("SELECT * FROM reference_values WHERE active = 1 ORDER BY model")
@@ -95,10 +101,11 @@ async def take(tx: Tx, model: str, kind: str, session_id: str, now_ms: int) -> E
     """Take the next free entry that was minted from the active reference value, for ever."""
     row = await tx.one(
         "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
-        "  SELECT p.idx FROM pool p JOIN batches b ON b.id = p.batch"
+        # By the index of the free, said: the planner would walk past every used one.
+        "  SELECT p.idx FROM pool p INDEXED BY pool_free JOIN batches b ON b.id = p.batch"
         "  JOIN reference_values r ON r.digest = b.reference AND r.active = 1"
         "  WHERE p.model = ? AND p.kind = ? AND p.session_id IS NULL ORDER BY p.idx LIMIT 1"
-        ") RETURNING *",
+        ") RETURNING *, (SELECT first_used_ms FROM batches WHERE id = batch) AS batch_used",
         session_id,
         model,
         kind,
@@ -107,9 +114,8 @@ async def take(tx: Tx, model: str, kind: str, session_id: str, now_ms: int) -> E
     )
     if row is None:
         return None
-    await tx.execute(
-        "UPDATE batches SET first_used_ms = ? WHERE id = ? AND first_used_ms IS NULL", now_ms, row["batch"]
-    )
+    if row["batch_used"] is None:
+        await tx.execute("UPDATE batches SET first_used_ms = ? WHERE id = ?", now_ms, row["batch"])
     return _entry(row)
 
 

@@ -73,14 +73,15 @@ async def open_session(
         RequestError: too many within the hour.
     """
     if node_id is not None:
-        await expire(tx, now_ms, node_id=node_id)
         waiting = await tx.one(
-            "SELECT id FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
+            "SELECT id, expires_ms FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
             node_id,
             channel,
         )
-        if waiting is not None:
+        if waiting is not None and waiting["expires_ms"] > now_ms:
             return await get(tx, waiting["id"])
+        if waiting is not None:
+            await expire(tx, now_ms, node_id=node_id)
         if hourly is not None:
             await _spend(tx, node_id, channel, now_ms, hourly)
     session_id = secrets.token_hex(16)
@@ -94,17 +95,35 @@ async def open_session(
         now_ms,
         now_ms + lifetime_ms,
     )
-    exhausted: dict[str, list[str]] = {}
+    entries: list[Entry] = []
+    exhausted: dict[str, tuple[str, ...]] = {}
     for want in wants:
-        if await pool.take(tx, want.model, want.kind, session_id, now_ms) is None:
-            exhausted.setdefault(want.model, []).append(want.kind)
+        entry = await pool.take(tx, want.model, want.kind, session_id, now_ms)
+        if entry is None:
+            exhausted[want.model] = (*exhausted.get(want.model, ()), want.kind)
+        else:
+            entries.append(entry)
     if exhausted:
         await tx.execute(
             "UPDATE sessions SET exhausted = ? WHERE id = ?",
             msgspec.json.encode(exhausted).decode(),
             session_id,
         )
-    return await get(tx, session_id)
+    return StoredSession(
+        id=session_id,
+        node_id=node_id,
+        channel=channel,
+        nonce=nonce,
+        issued_ms=now_ms,
+        expires_ms=now_ms + lifetime_ms,
+        status="waiting",
+        exhausted=exhausted,
+        answers=None,
+        answer_ms=None,
+        evidence_sha256=None,
+        appraisal_id=None,
+        entries=tuple(entries),
+    )
 
 
 async def get(tx: Tx, session_id: str) -> StoredSession:

@@ -24,7 +24,6 @@ class SqliteDatabase:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = asyncio.Lock()
-        self._read_lock = asyncio.Lock()
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
 
@@ -100,19 +99,18 @@ class SqliteDatabase:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
         """As `Database.write`."""
-        async with self._lock, self._transaction(self._writer, "BEGIN IMMEDIATE", "COMMIT") as tx:
+        async with self._lock, self._transaction(self._writer) as tx:
             yield tx
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
         """As `Database.read`."""
-        async with self._read_lock, self._transaction(self._reader, "BEGIN", "ROLLBACK") as tx:
-            yield tx
+        if self._reader is None:
+            raise StoreError("the database is closed")
+        yield _SqliteTx(self._reader)
 
     @asynccontextmanager
-    async def _transaction(
-        self, connection: aiosqlite.Connection | None, begin: str, end: str
-    ) -> AsyncIterator[Tx]:
+    async def _transaction(self, connection: aiosqlite.Connection | None) -> AsyncIterator[Tx]:
         """
         A transaction that is over, one way or the other, before the next may begin.
 
@@ -122,9 +120,9 @@ class SqliteDatabase:
         if connection is None:
             raise StoreError("the database is closed")
         try:
-            await _to_its_end(connection.execute(begin))
+            await _to_its_end(connection.execute("BEGIN IMMEDIATE"))
             yield _SqliteTx(connection)
-            await _to_its_end(connection.execute(end))
+            await _to_its_end(connection.execute("COMMIT"))
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: {error}") from None
         finally:
@@ -154,30 +152,27 @@ class _SqliteTx:
         self._connection = connection
 
     async def execute(self, sql: str, *parameters: Any) -> int:
-        cursor = await self._run(sql, parameters)
-        return cursor.rowcount
-
-    async def one(self, sql: str, *parameters: Any) -> Row | None:
-        cursor = await self._run(sql, parameters)
-        # fetchall, not fetchone: an UPDATE … RETURNING must run to its end.
-        rows = list(await cursor.fetchall())
-        return _row(rows[0]) if rows else None
-
-    async def all(self, sql: str, *parameters: Any) -> list[Row]:
-        cursor = await self._run(sql, parameters)
-        return [_row(row) for row in await cursor.fetchall()]
-
-    async def _run(self, sql: str, parameters: tuple[Any, ...]) -> aiosqlite.Cursor:
         try:
-            return await self._connection.execute(sql, parameters)
+            cursor = await self._connection.execute(sql, parameters)
         except sqlite3.IntegrityError as error:
             raise ConflictError(str(error)) from None
         except sqlite3.Error as error:
             raise StoreError(str(error)) from None
+        return cursor.rowcount
 
+    async def one(self, sql: str, *parameters: Any) -> Row | None:
+        # All of them, not the first: an UPDATE … RETURNING must run to its end.
+        rows = await self.all(sql, *parameters)
+        return rows[0] if rows else None
 
-def _row(row: sqlite3.Row) -> Row:
-    return dict(row)
+    async def all(self, sql: str, *parameters: Any) -> list[Row]:
+        try:
+            rows = await self._connection.execute_fetchall(sql, parameters)
+        except sqlite3.IntegrityError as error:
+            raise ConflictError(str(error)) from None
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from None
+        return [dict(row) for row in rows]
 
 
 def _statements(script: str) -> list[str]:
