@@ -254,18 +254,18 @@ async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRec
 
     Apart, so that a node cannot push its calls out by asking for challenges itself.
     """
-    found: list[WalkRecord] = []
+    found: list[Row] = []
     for called in (0, 1):
-        rows = await tx.all(
-            "SELECT record FROM walks WHERE node_id = ? AND model = ? AND called = ?"
-            " ORDER BY at_ms DESC LIMIT ?",
+        found += await tx.all(
+            "SELECT seq, record FROM walks WHERE node_id = ? AND model = ? AND called = ?"
+            " ORDER BY seq DESC LIMIT ?",
             node_id,
             model,
             called,
             limit,
         )
-        found += [msgspec.json.decode(row["record"], type=WalkRecord) for row in reversed(rows)]
-    return tuple(sorted(found, key=lambda record: record.at_ms))
+    found.sort(key=lambda row: row["seq"])
+    return tuple(msgspec.json.decode(row["record"], type=WalkRecord) for row in found)
 
 
 async def prune(tx: Tx, before_ms: int) -> None:

@@ -107,15 +107,16 @@ CREATE INDEX appraisals_live ON appraisals (expires_ms, node_id) WHERE public = 
 CREATE INDEX appraisals_issued ON appraisals (issued_ms);
 
 CREATE TABLE walks (
+    seq         INTEGER PRIMARY KEY,           -- the order they came in, also within a millisecond
     session_id  TEXT NOT NULL REFERENCES sessions (id),
     node_id     TEXT NOT NULL REFERENCES nodes (id),
     model       TEXT NOT NULL,
     called      INTEGER NOT NULL CHECK (called IN (0, 1)),
     record      TEXT NOT NULL,
     at_ms       INTEGER NOT NULL,
-    PRIMARY KEY (session_id, model)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX walks_node ON walks (node_id, model, called, at_ms);
+    UNIQUE (session_id, model)
+) STRICT;
+CREATE INDEX walks_node ON walks (node_id, model, called, seq);
 
 CREATE TABLE endpoints (
     pin      TEXT PRIMARY KEY,                 -- one live node a TLS key

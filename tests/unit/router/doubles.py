@@ -1,0 +1,279 @@
+"""A verifier and nodes on real sockets that do as they are told, lies included."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attester import identity
+from attester.config import self_signed
+from attester.cose import PrivateKey
+from router.feed import Clock
+from tests.unit.router.support import ear
+from verifier.results import AttestationResult, ResultKey, encode_jwt
+
+
+def result_key() -> ResultKey:
+    return ResultKey(ec.generate_private_key(ec.SECP256R1()))
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Let sockets settle until *condition* holds; a failure when it never does."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Moved:
+    """A clock that tests move."""
+
+    def __init__(self, ms: int = 1_795_000_000_000) -> None:
+        self.ms = ms
+        self.ticks = 1000.0
+
+    @property
+    def seconds(self) -> int:
+        return self.ms // 1000
+
+    def forward(self, seconds: float) -> None:
+        self.ms += int(seconds * 1000)
+        self.ticks += seconds
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.ms, lambda: self.ticks)
+
+
+class FakeVerifier:
+    """Serves whatever is put into it; events go to all that follow."""
+
+    def __init__(self, clock: Moved) -> None:
+        self.clock = clock
+        self.key = result_key()
+        self.keys: list[dict[str, Any]] = [self.key.verifying.jwk()]
+        self.results: dict[str, str] = {}
+        self.incidents: list[dict[str, Any]] = []
+        self.bodies: dict[str, Any] = {}
+        """By path: bytes or a response in place of the honest page."""
+        self.asked: list[str] = []
+        self.loads = 0
+        self.connections = 0
+        self.seq = 0
+        self.url = ""
+        self._followers: set[asyncio.Queue[bytes | None]] = set()
+
+    @property
+    def followers(self) -> int:
+        return len(self._followers)
+
+    def ear(self, name: str, **given: Any) -> AttestationResult:
+        given.setdefault("issuer", self.url)
+        given.setdefault("iat", self.clock.seconds)
+        return ear(name, **given)
+
+    def token(self, name: str, **given: Any) -> str:
+        return encode_jwt(self.ear(name, **given), self.key)
+
+    def trust(self, name: str, **given: Any) -> None:
+        """A live result of *name* for the next snapshot."""
+        self.results[name] = self.token(name, **given)
+
+    def send(self, kind: str, **data: Any) -> None:
+        """An event, to all that follow."""
+        self.seq += 1
+        self.send_raw(
+            f"event: {kind}\nid: {self.seq}\ndata: {msgspec.json.encode(data).decode()}\n\n".encode()
+        )
+
+    def send_raw(self, data: bytes) -> None:
+        for follower in self._followers:
+            follower.put_nowait(data)
+
+    def hang_up(self) -> None:
+        """End all streams."""
+        for follower in self._followers:
+            follower.put_nowait(None)
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/.well-known/jwks.json", self._page),
+                web.get("/api/v1/results", self._page),
+                web.get("/api/v1/incidents", self._page),
+                web.get("/api/v1/events", self._events),
+            ]
+        )
+        return app
+
+    async def _page(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path_qs)
+        if (given := self.bodies.get(request.path)) is not None:
+            return given() if callable(given) else web.Response(body=given)
+        match request.path.rpartition("/")[2]:
+            case "jwks.json":
+                page: dict[str, Any] = {"keys": self.keys}
+            case "results":
+                self.loads += 1
+                entries = [{"node": node, "token": token} for node, token in self.results.items()]
+                page = {"results": entries, "seq": self.seq, "next": None}
+            case _:
+                page = {"incidents": self.incidents, "next": None}
+        return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.path_qs)
+        if (given := self.bodies.get(request.path)) is not None:
+            return given()
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        self.connections += 1
+        self._followers.add(queue)
+        try:
+            while (data := await queue.get()) is not None:
+                await response.write(data)
+        finally:
+            self._followers.discard(queue)
+        return response
+
+
+@asynccontextmanager
+async def serving(app: web.Application, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """An application on a free port; its URL."""
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    try:
+        yield f"{'http' if context is None else 'https'}://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def fake_verifier(clock: Moved) -> AsyncIterator[FakeVerifier]:
+    verifier = FakeVerifier(clock)
+    async with serving(verifier.app()) as url:
+        verifier.url = url
+        yield verifier
+        verifier.hang_up()
+
+
+class Certificate:
+    """A TLS key with its self-signed certificate."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        key = PrivateKey.generate()
+        self.pin = hashlib.sha256(identity.spki(key)).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        crt, pem = folder / f"{name}.crt", folder / f"{name}.key"
+        crt.write_bytes(self_signed(key, "127.0.0.1"))
+        pem.write_bytes(
+            key.native.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(crt, pem)
+
+
+VECTORS: dict[str, Any] = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}],
+    "model": "example/tiny",
+    "usage": {"prompt_tokens": 3, "total_tokens": 3},
+}
+CHAT: dict[str, Any] = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "example/tiny",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}],
+}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def honest(request: web.Request) -> web.StreamResponse:
+    await request.read()
+    return web.json_response(VECTORS if request.path.endswith("/embeddings") else CHAT)
+
+
+def answers(status: int = 200, body: bytes = b"{}", **headers: str) -> Handler:
+    """A node that always gives this answer."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **given})
+
+    return answer
+
+
+class FakeNode:
+    """A node over TLS; *act* may be changed at any time."""
+
+    def __init__(self, name: str, certificate: Certificate) -> None:
+        self.name = name
+        self.pin = certificate.pin
+        self.act: Handler = honest
+        self.url = ""
+        self.requests: list[web.Request] = []
+        self.bodies: list[bytes] = []
+        self.bytes_read = 0
+
+    @property
+    def endpoint(self) -> dict[str, str]:
+        return {"url": self.url, "spki_sha256": self.pin}
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        self.bodies.append(await request.read())
+        return await self.act(request)
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_route("*", "/{rest:.*}", self.handle)
+        return app
+
+
+@asynccontextmanager
+async def raw_server(
+    act: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    context: ssl.SSLContext | None = None,
+) -> AsyncIterator[str]:
+    """A server that speaks bytes; its URL as a node would give it."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await act(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+            tasks.discard(task)
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.sleep(0)
