@@ -47,7 +47,10 @@ def encode(value: Any) -> bytes:
     Raises:
         CBORError: *value* holds a type or an integer the profile does not have.
     """
-    return cbor2.dumps(_Order().of(value, MAX_DEPTH))
+    try:
+        return cbor2.dumps(_Order().of(value, MAX_DEPTH))
+    except (UnicodeEncodeError, cbor2.CBOREncodeError):
+        raise CBORError("text that is not Unicode") from None
 
 
 class _Order:

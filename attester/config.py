@@ -28,7 +28,7 @@ from msgspec import Meta, Struct
 
 from attester import cose, identity
 from attester.errors import ConfigError
-from attester.evidence import ENDPOINT_URL, MODEL_NAME
+from attester.evidence import ENDPOINT_URL, MODEL_NAME, Count, Name
 from attester.settings import new_folder, read_toml, to_toml
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
@@ -62,10 +62,10 @@ class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
 class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[capabilities]``: what the node can take on; memory is measured where left out."""
 
-    hardware_class: Annotated[str, Meta(max_length=128)] = "cpu"
-    memory_bytes: int | None = None
-    quantisation: Annotated[str, Meta(max_length=128)] = "none"
-    region: Annotated[str, Meta(max_length=128)] | None = None
+    hardware_class: Name = "cpu"
+    memory_bytes: Count | None = None
+    quantisation: Name = "none"
+    region: Name | None = None
 
 
 class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +111,7 @@ class Home:
             tls = identity.create_key(folder / "tls.key", cose.ES256)
             (folder / "tls.crt").write_bytes(self_signed(tls, urlsplit(config.serve.url).hostname or ""))
             identity.write_private(folder / "engine.secret", secrets.token_urlsafe(32).encode())
-            (folder / "attester.toml").write_text(to_toml(config))
+            (folder / "attester.toml").write_text(to_toml(config), encoding="utf-8")
 
     def config(self) -> AttesterConfig:
         """Read ``attester.toml``; raises `ConfigError`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import cbor2
 from cryptography.exceptions import InvalidSignature
@@ -99,10 +99,15 @@ class PublicKey:
                 key = cls(ED25519, x)
             case _:
                 raise COSEError("not a COSE_Key of P-256 or Ed25519 with exactly its public parameters")
+        if cbor.encode(key.to_map()) != cbor.encode(value):
+            # True equals 1 in Python, and is another encoding.
+            raise COSEError("not a COSE_Key of P-256 or Ed25519 with exactly its public parameters")
         try:
             key._native()
         except ValueError:
             raise COSEError("the key is not a point of its curve") from None
+        if key.alg == ED25519 and not _is_ed25519_key(key.point):
+            raise COSEError("the key is not a point of its curve, or one of small order")
         return key
 
     def verify(self, signature: bytes, data: bytes) -> None:
@@ -128,6 +133,34 @@ class PublicKey:
         if self.alg == ES256:
             return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + self.point)
         return ed25519.Ed25519PublicKey.from_public_bytes(self.point)
+
+
+_P: Final = (1 << 255) - 19
+_D: Final = -121665 * pow(121666, -1, _P) % _P
+_SMALL_ORDER: Final = frozenset(
+    {
+        0,
+        1,
+        _P - 1,
+        int.from_bytes(
+            bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
+        ),
+        int.from_bytes(
+            bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"), "little"
+        ),
+    }
+)
+"""The y of all eight points of small order: under them a constant signature fits every message."""
+
+
+def _is_ed25519_key(encoded: bytes) -> bool:
+    """Canonical, on the curve, and not of small order (RFC 8032 §5.1.3); the library checks none of it."""
+    y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
+    if y >= _P or y in _SMALL_ORDER:
+        return False
+    # -x² + y² = 1 + d·x²·y²: there must be an x.
+    x2 = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
+    return pow(x2, (_P - 1) // 2, _P) == 1
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -54,15 +55,17 @@ def read_private(path: Path, *, max_size: int = _MAX_KEY_FILE) -> bytes:
         KeyFileError: missing, not a regular file, too large, or open to others.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not to hang where it is a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise KeyFileError(f"{path} does not exist") from None
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise KeyFileError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"{path} is not a regular file")
         if status.st_mode & 0o077:
             raise KeyFileError(
                 f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}), so the key "
@@ -95,7 +98,7 @@ def load_key(path: Path) -> PrivateKey:
     data = read_private(path)
     try:
         native = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):
         raise KeyFileError(f"{path} is not an unencrypted PEM private key") from None
     if isinstance(native, ed25519.Ed25519PrivateKey):
         return PrivateKey(native)

@@ -32,6 +32,8 @@ def read_toml(path: Path, kind: type[T], make_with: str) -> T:
     try:
         with open(path, "rb") as stream:
             text = stream.read(_MAX_CONFIG + 1)
+    except ValueError:
+        raise ConfigError(f"{str(path)!r} is not a path") from None
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; make one with: {make_with}") from None
     except OSError as error:
@@ -40,7 +42,7 @@ def read_toml(path: Path, kind: type[T], make_with: str) -> T:
         raise ConfigError(f"{path} is larger than a configuration")
     try:
         return msgspec.convert(tomllib.loads(text.decode()), kind)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 

@@ -21,41 +21,55 @@ class Event:
 
 async def read_events(content: aiohttp.StreamReader, *, max_size: int) -> AsyncIterator[Event]:
     """
-    The events of a stream until it ends.
+    The events of a stream until it ends; lines end in LF or CR LF.
 
     Raises:
         VerifierError: a line or an event of more than *max_size* bytes, or not UTF-8.
     """
-    kind = "message"
+    kind = ""
     event_id: str | None = None
     data: list[str] = []
     size = 0
-    pending: list[bytes] = []
-    async for chunk in content.iter_any():
-        size += len(chunk)
+    first = True
+    async for raw in _lines(content, max_size):
+        try:
+            line = raw.removesuffix(b"\r").decode()
+        except UnicodeDecodeError:
+            raise VerifierError("an event that is not UTF-8") from None
+        if first:
+            line, first = line.removeprefix("\ufeff"), False
+        if not line:
+            if data:
+                yield Event(kind or "message", "\n".join(data), event_id)
+            kind, data, size = "", [], 0
+            continue
+        name, _, value = line.partition(":")
+        if not name:
+            continue
+        size += len(raw)
         if size > max_size:
             raise VerifierError(f"an event of more than {max_size} bytes")
-        if b"\n" not in chunk:
+        value = value.removeprefix(" ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            data.append(value)
+        elif name == "id" and "\0" not in value:
+            event_id = value
+
+
+async def _lines(content: aiohttp.StreamReader, max_size: int) -> AsyncIterator[bytes]:
+    pending: list[bytes] = []
+    held = 0
+    async for chunk in content.iter_any():
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            if held + len(line) > max_size:
+                raise VerifierError(f"an event of more than {max_size} bytes")
             # Joined once, at the end of its line: a drip of bytes must not cost a copy each.
-            pending.append(chunk)
-            continue
-        *lines, rest = (b"".join(pending) + chunk).split(b"\n")
-        pending = [rest]
-        for raw in lines:
-            try:
-                line = raw.removesuffix(b"\r").decode()
-            except UnicodeDecodeError:
-                raise VerifierError("an event that is not UTF-8") from None
-            if not line:
-                if data:
-                    yield Event(kind, "\n".join(data), event_id)
-                kind, data, size = "message", [], len(rest)
-                continue
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if name == "event":
-                kind = value
-            elif name == "data":
-                data.append(value)
-            elif name == "id":
-                event_id = value
+            yield b"".join([*pending, line])
+            pending, held = [], 0
+        held += len(rest)
+        if held > max_size:
+            raise VerifierError(f"an event of more than {max_size} bytes")
+        pending.append(rest)

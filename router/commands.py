@@ -50,7 +50,7 @@ def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> Non
     }
     try:
         config = msgspec.convert(given, RouterConfig)
-        with open(path, "x") as file:
+        with open(path, "x", encoding="utf-8") as file:
             file.write(to_toml(config))
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from None

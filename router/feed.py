@@ -35,6 +35,7 @@ _MAX_PAGE: Final = 256 << 20
 _MAX_EVENT: Final = 1 << 20
 _MAX_NODES: Final = 1_000_000
 _SILENCE_S: Final = 10.0
+_KEYS_EVERY_S: Final = 30.0
 _LEEWAY_S: Final = 5
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 10.0
 
@@ -99,6 +100,7 @@ class Feed:
         self._nodes: dict[str, NodeView] = {}
         self._version = 0
         self._heard: float | None = None
+        self._keys_at = 0.0
         self._seq = 0
         self._owners: dict[str, str] = {}
         """Which node a ueid belongs to."""
@@ -144,6 +146,7 @@ class Feed:
             FeedError, ResultError, aiohttp.ClientError: it cannot be had, or not be read.
         """
         self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
+        self._keys_at = self._clock.monotonic()
         nodes: dict[str, NodeView] = {}
         seq: int | None = None
         async for page in self._pages("/api/v1/results", _ResultsPage):
@@ -156,9 +159,26 @@ class Feed:
                 if held.node is not None and held.state in HOLDING:
                     _hold(nodes, held.node, held.id)
         self._seq = seq or 0
-        self._put(nodes)
+        self._put({name: self._not_older(view) for name, view in nodes.items()})
         self._heard = self._clock.monotonic()
         _log.info("snapshot taken", nodes=len(nodes), seq=self._seq)
+
+    async def _renew_keys(self) -> None:
+        """Somebody signs with a key we do not know: a new one of the verifier's, perhaps; not too often."""
+        now = self._clock.monotonic()
+        if now - self._keys_at > _KEYS_EVERY_S:
+            self._keys_at = now
+            self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
+
+    def _not_older(self, view: NodeView) -> NodeView:
+        """A view from a page, unless the result we know is newer, or is the same and revoked."""
+        known = self._nodes.get(view.node)
+        if known is None or known.result is None or view.result is None:
+            return view
+        same = known.result.jti == view.result.jti
+        if known.result.iat > view.result.iat or (same and known.revoked):
+            return replace(view, result=known.result, revoked=known.revoked)
+        return view
 
     async def _follow(self) -> None:
         """Follow events until the stream ends, or one comes that cannot be read."""
@@ -172,9 +192,12 @@ class Feed:
                     return
                 if event.kind != "heartbeat":
                     try:
-                        self.apply(event.kind, msgspec.json.decode(event.data, type=_Event))
+                        told = msgspec.json.decode(event.data, type=_Event)
                     except (msgspec.DecodeError, UnicodeDecodeError) as error:
                         raise FeedError(f"an event that cannot be read: {error}") from None
+                    if told.token is not None and not results.is_signed_by(told.token, self._keys):
+                        await self._renew_keys()
+                    self.apply(event.kind, told)
                 # Heard is what was understood: noise must not keep the gate open.
                 self._heard = self._clock.monotonic()
                 if event.id is not None and event.id.isascii() and event.id.isdigit():
@@ -193,7 +216,7 @@ class Feed:
             case "incident" if event.incident is not None:
                 act = _hold if event.state in HOLDING else _let_go
                 act(nodes, event.node, event.incident)
-            case "node" if event.state == "retired":
+            case "node" if event.state == "retired" and len(nodes) < _MAX_NODES:
                 nodes[event.node] = replace(nodes.get(event.node, NodeView(event.node)), retired=True)
             case _:
                 return

@@ -107,10 +107,12 @@ def capability(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdic
         ("context", declared.get("context_length"), workload.min_context),
     )
     for name, have, least in floors:
-        if least and not (isinstance(have, int) and have >= least):
+        if least and not (type(have) is int and have >= least):
             return closed(name, have, least)
-    if missing := set(workload.features) - set(declared.get("features", ())):
-        return closed("feature", sorted(declared.get("features", ())), min(missing))
+    listed = declared.get("features", ())
+    features = {f for f in listed if isinstance(f, str)} if isinstance(listed, (list, tuple)) else set()
+    if missing := set(workload.features) - features:
+        return closed("feature", sorted(features), min(missing))
     return None
 
 
@@ -121,7 +123,7 @@ def floors(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | 
         return None
     measured = node.result.submods[f"model/{workload.model}"].ear_verifier_claims.measured
     rate = measured.get("walk_bytes_per_second")
-    if not isinstance(rate, int) or rate < least:
+    if type(rate) is not int or rate < least:
         return Verdict("floors", "floors.walk-rate", f"verified {rate}, and {least} bytes/s is the floor")
     return None
 
@@ -129,10 +131,11 @@ def floors(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | 
 def capacity(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
     """Room for one more, and the breaker closed."""
     standing = snapshot.standing(node.node, workload.model)
-    if not standing.breaker_is_closed(snapshot.monotonic):
-        return Verdict("capacity", BREAKER, f"{standing.failures_in_a_row} failures in a row")
+    # Room first: it never gives way, and the breaker may.
     if standing.in_flight >= workload.concurrency:
         return Verdict("capacity", "capacity.full", f"{standing.in_flight} requests under way")
+    if not standing.breaker_is_closed(snapshot.monotonic):
+        return Verdict("capacity", BREAKER, f"{standing.failures_in_a_row} failures in a row")
     return None
 
 

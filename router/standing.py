@@ -26,6 +26,7 @@ UNKNOWN_LATENCY_S: Final = 30.0
 """Nobody has measured it yet, and no evidence never helps."""
 FAILURE_WEIGHT: Final = 3.0
 _LATENCY_TAU_S: Final = 60.0
+_NOTHING: Final = 1e-9
 _Z: Final = 1.6449  # one-sided 95 %
 BREAKER_FAILURES: Final = 3
 BREAKER_OPEN_S: Final = 10.0
@@ -129,7 +130,7 @@ def wilson(good: float, total: float) -> tuple[float, float]:
 
     (Wilson, "Probable inference, the law of succession, and statistical inference", 1927.)
     """
-    if total <= 0:
+    if total < _NOTHING:
         return 0.0, 1.0
     p, z2 = good / total, _Z * _Z
     centre = p + z2 / (2 * total)

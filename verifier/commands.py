@@ -93,8 +93,8 @@ def verifier() -> None:
 @_errors
 def init(home: Path, listen: str, url: str | None) -> None:
     """Make a home: keys, tokens, configuration and a copy of the default policy."""
-    config = VerifierConfig(service=ServiceConfig(listen, url or f"http://{listen}"))
-    msgspec.convert(msgspec.to_builtins(config), VerifierConfig)
+    service = {"listen": listen, "url": url or f"http://{listen}"}
+    config = msgspec.convert({"service": service}, VerifierConfig)
     Home(home).create(config)
     click.echo(f"Made {home}. Next:")
     click.echo(f"  1. approve your engines in {home}/policy/data.json")

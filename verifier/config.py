@@ -128,7 +128,7 @@ class Home:
             for name in ("admin.token", "router.token"):
                 identity.write_private(folder / name, secrets.token_urlsafe(32).encode())
             shutil.copytree(default_policy(), folder / "policy")
-            (folder / "verifier.toml").write_text(to_toml(config))
+            (folder / "verifier.toml").write_text(to_toml(config), encoding="utf-8")
 
     def config(self) -> VerifierConfig:
         """

@@ -290,6 +290,14 @@ def encode_jwt(result: AttestationResult, key: ResultKey) -> str:
 _PYJWT: Final = jwt.PyJWT()
 
 
+def is_signed_by(token: str, keys: Mapping[str, VerifyingKey]) -> bool:
+    """Whether *token* names one of *keys* as its signer; whether that is true, `decode_jwt` finds out."""
+    try:
+        return len(token) <= MAX_RESULT and jwt.get_unverified_header(token).get("kid") in keys
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def decode_jwt(
     token: str, keys: Mapping[str, VerifyingKey], *, issuer: str, now: int, leeway: int = 0
 ) -> AttestationResult:

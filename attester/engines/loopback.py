@@ -50,10 +50,20 @@ class LoopbackEngine:
         data = await self._ask("POST", "/touchstone/walk", body, _WALK_S)
         try:
             walked = msgspec.json.decode(data, type=_WalkBody)
-            answers = tuple(bytes.fromhex(answer) for answer in walked.answers)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            answer = msgspec.convert(
+                {
+                    "answers": [bytes.fromhex(each) for each in walked.answers],
+                    "source": "engine",
+                    "device": walked.device,
+                    "micros": walked.micros,
+                },
+                WalkAnswer,
+            )
+        except (msgspec.DecodeError, ValueError) as error:
             raise EngineError(f"the engine at {self._url} walks wrongly: {error}") from None
-        return WalkAnswer(answers=answers, source="engine", device=walked.device, micros=walked.micros)
+        if len(answer.answers) != challenge.rows:
+            raise EngineError(f"the engine answers {len(answer.answers)} of {challenge.rows} rows")
+        return answer
 
     async def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
         try:

@@ -91,18 +91,22 @@ def is_exact(candidate: Kernel) -> bool:
     """Whether *candidate* multiplies extremes and noise exactly, in the shapes a walk has."""
     noise = np.random.default_rng(20260526)
     for rows, columns in ((1, 1), (1, 4), (17, 5), (K, 32)):
-        for fill in (-128, 127, None):
-            weights = (
-                np.full((rows, K), fill, np.int8)
-                if fill is not None
-                else noise.integers(-128, 128, (rows, K), dtype=np.int8)
-            )
-            inputs = noise.integers(-64, 64, (K, columns), dtype=np.int8) * 2 + 1
-            inputs[:, 0] = 127
-            inputs[:, -1] = -127
-            out = np.empty((rows, columns), np.int32)
-            candidate(inputs.astype(np.int8))(weights, out)
-            # float64 is exact here by a wide margin, and fast through BLAS.
-            if not np.array_equal(out, weights.astype(np.float64) @ inputs.astype(np.float64)):
-                return False
+        weights = noise.integers(-128, 128, (rows, K), dtype=np.int8)
+        # Sums above 2²⁴ with odd low bits: what float32 would round away.
+        weights[0] = 127 - noise.integers(0, 4, K)
+        weights[-1] = -128 + noise.integers(0, 4, K)
+        inputs = (noise.integers(-64, 64, (K, columns), dtype=np.int8) * 2 + 1).astype(np.int8)
+        inputs[:, 0] = 127
+        inputs[:, -1] = -127
+        out = np.empty((rows, columns), np.int32)
+        candidate(inputs)(weights, out)
+        if not np.array_equal(out, _products(weights, inputs)):
+            return False
     return True
+
+
+def _products(weights: Int8, inputs: Int8) -> npt.NDArray[np.float64]:
+    """The products in float64, where they are exact by a wide margin, and fast through BLAS."""
+    right = inputs.astype(np.float64)
+    tiles = range(0, weights.shape[0], _TILE)
+    return np.concatenate([weights[top : top + _TILE].astype(np.float64) @ right for top in tiles])

@@ -139,6 +139,9 @@ def hash_file(file: ModelFile, progress: Callable[[int], None] | None = None) ->
             while count := stream.readinto(buffer):
                 digest.update(view[:count])
                 read += count
+                if read > file.size:
+                    # It grows as fast as we read: enough is known.
+                    break
                 if progress is not None:
                     progress(count)
             after = os.fstat(stream.fileno())

@@ -31,6 +31,7 @@ from router.standing import Standing
 from router.workload import Workload
 
 MAX_ANSWER: Final = 64 << 20
+COMPLETED_STATUS: Final = 200
 _KEPT: Final = 10_000
 _KEPT_VERDICTS: Final = 500_000
 """Verdicts kept in all: in a large fleet fewer decisions, so that memory stays bounded."""
@@ -136,9 +137,10 @@ class Dispatcher:
                 if not error.outcome.may_move_on:
                     break
             else:
-                self._blame(crashed, decision.workload.model)
+                if answer.status == COMPLETED_STATUS:
+                    self._blame(crashed, decision.workload.model)
                 return answer
-        if len(crashed) == 1:
+        if len(crashed) == 1 and tried == 1 and len(decision.ranked) == 1:
             # Nobody else to ask whether it was the request.
             self._blame(crashed, decision.workload.model)
         raise failure
@@ -148,8 +150,10 @@ class Dispatcher:
         snapshot = self._feed.snapshot(self._standings)
         view = snapshot.nodes.get(node, NodeView(node))
         verdict = gates.check(view, decision.workload, snapshot)
-        if verdict is None and not decision.opened:
+        if verdict is None:
             verdict = gates.capacity(view, decision.workload, snapshot)
+            if verdict is not None and verdict.code in decision.opened:
+                return None
         return verdict
 
     def _blame(self, crashed: list[tuple[str, float]], model: str) -> None:
@@ -179,7 +183,7 @@ class Dispatcher:
         outcome, detail, answer = Outcome.ABANDONED, "the client went away", None
         try:
             answer = await self._ask(node, path, body, left)
-            outcome, detail = judge(path, answer)
+            outcome, detail, answer = judge(path, answer)
         except AttemptError as error:
             outcome, detail = error.outcome, str(error)
         except Exception:  # noqa: BLE001
@@ -254,23 +258,51 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
+class _Embedding(msgspec.Struct, frozen=True):
+    embedding: Annotated[list[float], msgspec.Meta(min_length=1)] | Annotated[str, msgspec.Meta(min_length=1)]
+
+
 class _Embeddings(msgspec.Struct, frozen=True):
-    data: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+    data: Annotated[list[_Embedding], msgspec.Meta(min_length=1)]
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    message: dict[str, Any]
 
 
 class _Completions(msgspec.Struct, frozen=True):
-    choices: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
 
 
-def judge(path: str, answer: Answer) -> tuple[Outcome, str]:
-    """The outcome of a whole answer: a 200 must hold what the operation is for."""
+_REFUSED: Final = msgspec.json.encode(
+    {
+        "error": {
+            "message": "the node refused the request",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": None,
+        }
+    }
+)
+
+
+def judge(path: str, answer: Answer) -> tuple[Outcome, str, Answer]:
+    """
+    The outcome of a whole answer, and what the client gets of it.
+
+    A 200 must hold what the operation is for.  A refusal is the client's, however the node
+    words it: a client must not be able to have nodes ejected for how they say no.
+    """
     outcome = of_status(answer.status)
-    kind = _Embeddings if path.endswith("/embeddings") else _Completions
+    detail = f"status {answer.status}"
+    kind: Any = _Embeddings if path.endswith("/embeddings") else _Completions
     try:
         if outcome is Outcome.COMPLETED:
             msgspec.json.decode(answer.body, type=kind)
         elif outcome is Outcome.REFUSED:
-            msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
+            msgspec.json.decode(answer.body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Outcome.CORRUPTED, f"status {answer.status} with a body that is no such answer"
-    return outcome, f"status {answer.status}"
+        if outcome is Outcome.REFUSED:
+            return outcome, detail, Answer(answer.status, _REFUSED)
+        return Outcome.CORRUPTED, f"{detail} with a body that is no such answer", answer
+    return outcome, detail, answer

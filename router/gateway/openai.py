@@ -20,6 +20,7 @@ MAX_REQUEST: Final = 16 << 20
 DECISION_HEADER: Final = "X-Touchstone-Decision"
 EXPLAIN_HEADER: Final = "X-Touchstone-Explain"
 _RETRY_AFTER_S: Final = 2
+_STATUS: Final = {Outcome.TIMED_OUT: 504, Outcome.STALLED: 504, Outcome.BUSY: 503}
 _MAX_NAME: Final = 128
 
 DISPATCHER: web.AppKey[Dispatcher] = web.AppKey("dispatcher", Dispatcher)
@@ -103,7 +104,7 @@ async def work(request: web.Request) -> web.Response:
         message = f"no node may do this work now: {counts or 'no nodes are known'}"
         return _failed(503, "service_unavailable", message, record, explain=explain)
     except AttemptError as error:
-        status = 504 if error.outcome in (Outcome.TIMED_OUT, Outcome.STALLED) else 502
+        status = _STATUS.get(error.outcome, 502)
         message = f"no node completed the work; the last: {error.outcome}"
         return _failed(status, "upstream_error", message, record, explain=explain)
     data = answer.body

@@ -105,11 +105,19 @@ def check_address(host: str, *, allow_private: bool) -> None:
         address = ipaddress.ip_address(host)
     except ValueError:
         return
-    if not allow_private and not all(a.is_global and not a.is_multicast for a in _with_embedded(address)):
+    if not allow_private and not all(_is_public(each) for each in _with_embedded(address)):
         raise AddressError(f"{host} is not a public address, and the configuration does not allow others")
 
 
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All that is given out of IPv6; the library's lists of exceptions differ by version."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST and address not in _NAT64:
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _with_embedded(
@@ -137,7 +145,7 @@ def check_url(url: str, *, allow_private: bool) -> yarl.URL:
         host = parsed.raw_host or ""
     except (ValueError, UnicodeError):
         raise AddressError("a URL that cannot be read") from None
-    if parsed.scheme != "https" or not url.isascii() or not host:
+    if parsed.scheme != "https" or not url.isascii() or not host or parsed.user is not None:
         raise AddressError("not an https URL of plain ASCII")
     check_address(host, allow_private=allow_private)
     return parsed

@@ -41,6 +41,9 @@ def main() -> None:
         for name, text in setup["modules"]:
             engine.add_policy(name, text)
         engine.add_data_json(setup["data"])
+        # Names are resolved at the first evaluation: with nothing to judge, only mistakes show.
+        engine.set_input_json('{"checked": {}, "node": {}}')
+        engine.eval_rule_as_json(RULE)
     except RuntimeError as error:
         _send(sink, {"error": _message(error)})
         return

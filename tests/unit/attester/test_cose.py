@@ -265,7 +265,7 @@ def test_a_header_without_end_is_refused():
 
 
 SHAPES = {
-    "no tag": lambda four: cbor2.dumps(four),
+    "no tag": cbor2.dumps,
     "tag 61 alone": lambda four: cbor2.dumps(cbor2.CBORTag(61, four)),
     "tag 18 twice": lambda four: cbor2.dumps(cbor2.CBORTag(18, cbor2.CBORTag(18, four))),
     "COSE_Mac0": lambda four: cbor2.dumps(cbor2.CBORTag(17, four)),
@@ -406,9 +406,6 @@ def test_a_key_of_another_form_is_refused(name):
         PublicKey.decode(cbor.encode(BAD_KEYS[name]))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="PublicKey.from_map matches True for 1: a second encoding of one key is accepted"
-)
 @pytest.mark.parametrize("value", [{**EC, -1: True}, {**OKP, 1: True}], ids=["crv true", "kty true"])
 def test_true_is_not_one_in_a_key(value):
     """A boolean where the curve or the kind is due is refused: one key has one encoding."""
@@ -416,9 +413,6 @@ def test_true_is_not_one_in_a_key(value):
         PublicKey.decode(cbor.encode(value))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="PublicKey.from_map does not check Ed25519 points; OpenSSL checks them only on use"
-)
 def test_an_ed25519_key_off_its_curve_is_refused():
     """No key that can never verify is accepted, as from_map's docstring says."""
     off = next(bytes([y]) + bytes(31) for y in range(2, 50) if not is_on_ed25519(bytes([y]) + bytes(31)))
@@ -426,9 +420,6 @@ def test_an_ed25519_key_off_its_curve_is_refused():
         PublicKey.from_map({1: 1, -1: 6, -2: off})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="PublicKey.from_map takes points of small order, whose signatures anyone can write"
-)
 @pytest.mark.parametrize(
     "point",
     [IDENTITY, bytes(32), bytes(31) + b"\x80", (PRIME - 1).to_bytes(32, "little")],
@@ -440,9 +431,6 @@ def test_an_ed25519_key_of_small_order_is_refused(point):
         PublicKey.from_map({1: 1, -1: 6, -2: point})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="with the identity as its key, one constant signature fits every message"
-)
 def test_a_constant_signature_fits_no_key_that_is_accepted():
     """R the identity and S zero verify under the identity: such a key must never be read."""
     header = cbor.encode({1: ED25519})

@@ -30,7 +30,7 @@ def result_key() -> ResultKey:
 async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
     """Let sockets settle until *condition* holds; a failure when it never does."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 

@@ -60,11 +60,6 @@ UNCAUGHT = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="router/gateway/pinned.py:116: is_global (3.11) is true of site-local and reserved IPv6, and of "
-    "::a.b.c.d, ::ffff:0:a.b.c.d and 64:ff9b:1::/48",
-)
 @pytest.mark.parametrize("host", UNCAUGHT.values(), ids=UNCAUGHT.keys())
 def test_a_reserved_ipv6_address_is_refused(host: str) -> None:
     """Nothing outside 2000::/3 is the public Internet."""

@@ -62,11 +62,6 @@ def test_wilson_stays_within_bounds(good: float, bad: float) -> None:
     assert 0.0 <= low <= high <= 1.0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ZeroDivisionError,
-    reason="router/standing.py:136: total * total underflows to 0 for a total below 1.5e-162",
-)
 def test_wilson_of_next_to_nothing_is_nothing() -> None:
     """A count that has been halved away is no evidence, and no division by zero."""
     assert wilson(1e-170, 1e-170)[0] == pytest.approx(0.0, abs=1e-6)

@@ -1,0 +1,44 @@
+"""The pages say what the code does: tables are held against their sources."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from attester.evidence import CLAIMS, MEDIA_TYPE, PROFILE
+from verifier.reasons import REASONS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def test_the_evidence_profile_lists_every_claim() -> None:
+    """Key, name, place and meaning of each, in order."""
+    text = (ROOT / "docs" / "evidence-profile.md").read_text()
+    rows = [f"| {c.key} | `{c.name}` | {c.place} | {c.meaning} |" for c in CLAIMS]
+    assert re.findall(r"^\| -?\d+ \| `.*$", text, re.MULTILINE) == rows
+    assert PROFILE in text
+    assert MEDIA_TYPE in text
+
+
+def test_the_reason_codes_page_is_the_table() -> None:
+    """Every code with its sentence and hint, and no other."""
+    text = (ROOT / "docs" / "reason-codes.md").read_text()
+    rows = [f"| `{r.code}` | {r.sentence} | {r.hint} | {r.incident or ''} |" for r in REASONS.values()]
+    assert re.findall(r"^\| `.*$", text, re.MULTILINE) == rows
+
+
+@pytest.mark.parametrize("code", REASONS)
+def test_codes_have_their_form(code: str) -> None:
+    """subject.part.finding or subject.finding, lower case."""
+    assert re.fullmatch(r"[a-z]+(\.[a-z-]+){1,2}", code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page is a file of the project."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert missing == []

@@ -1,0 +1,208 @@
+"""Results as a relying party reads them: what must never be accepted."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Any
+
+import jwt
+import msgspec
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attester import cose
+from attester.cose import PrivateKey
+from verifier import results
+from verifier.errors import ResultError
+from verifier.results import Appraisal, AttestationResult, ResultKey, Tier, VerifierClaims
+
+NOW, ISSUER = 1_795_000_000, "https://v.example"
+KEY, OTHER = (
+    ResultKey(ec.generate_private_key(ec.SECP256R1())),
+    ResultKey(ec.generate_private_key(ec.SECP256R1())),
+)
+KEYS = {KEY.kid: KEY.verifying}
+NODE = PrivateKey.generate().public
+
+
+def result(**changes: Any) -> AttestationResult:
+    appraisal = Appraisal(
+        Tier.AFFIRMING,
+        {"instance-identity": 2, "configuration": 2},
+        ("default@1#sha-256;" + "0" * 64,),
+        VerifierClaims("declared", "true"),
+        eat_nonce=results.b64url(bytes(32)),
+        ear_attester_claims={"endpoint": {"url": "https://n.example"}},
+    )
+    fields: dict[str, Any] = {
+        "iss": ISSUER,
+        "iat": NOW,
+        "exp": NOW + 300,
+        "jti": "0" * 32,
+        "ueid": results.b64url(b"\x01" + bytes(16)),
+        "cnf": {"jwk": results.jwk_of(NODE)},
+        "ear_verifier_id": results.VerifierId("d", "b"),
+        "ear_status": Tier.AFFIRMING,
+        "submods": {"platform": appraisal},
+        "status": {"uri": ISSUER},
+        **changes,
+    }
+    return AttestationResult(**fields)
+
+
+def read(token: str, **changes: Any) -> AttestationResult:
+    return results.decode_jwt(token, **{"keys": KEYS, "issuer": ISSUER, "now": NOW, **changes})
+
+
+def signed(claims: dict[str, Any]) -> str:
+    return jwt.encode(claims, KEY.private, algorithm="ES256", headers={"kid": KEY.kid})
+
+
+def test_a_jwt_comes_back_as_it_was() -> None:
+    """Encoded, signed, verified, read."""
+    assert read(results.encode_jwt(result(), KEY)) == result()
+
+
+def test_a_cwt_comes_back_as_it_was() -> None:
+    """The same claims under their CBOR keys."""
+    data = results.encode_cwt(result(), KEY)
+    assert results.decode_cwt(data, KEYS, issuer=ISSUER, now=NOW) == result()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exp": NOW}, "expired"),
+        ({"iat": NOW + 1}, "future"),
+        ({"iss": "https://other.example"}, "from"),
+        ({"ear_status": Tier.NONE}, "overall status"),
+        ({"submods": {}}, "malformed"),
+    ],
+)
+def test_wrong_claims_are_refused(changes: dict[str, Any], message: str) -> None:
+    """Well signed, and still not acceptable."""
+    with pytest.raises(ResultError, match=message):
+        read(results.encode_jwt(result(**changes), KEY))
+
+
+@pytest.mark.parametrize(
+    "profile", ["tag:ietf.org,2026:rats/ear#03", "tag:github.com,2023:veraison/ear", None, 1]
+)
+def test_another_profile_is_refused(profile: Any) -> None:
+    """Exactly one is accepted."""
+    with pytest.raises(ResultError, match="unsupported EAR profile"):
+        read(signed({**result().to_claims(), "eat_profile": profile}))
+
+
+def test_a_status_better_than_its_vector_is_refused() -> None:
+    """The status must be that of the worst claim."""
+    claims = msgspec.json.decode(msgspec.json.encode(result().to_claims()))
+    claims["submods"]["platform"]["ear_trustworthiness_vector"]["configuration"] = 96
+    with pytest.raises(ResultError, match="worst claim"):
+        read(signed(claims))
+
+
+def test_an_unknown_key_is_refused() -> None:
+    """By kid, before anything else."""
+    with pytest.raises(ResultError, match="unknown key"):
+        read(results.encode_jwt(result(), OTHER))
+
+
+def test_a_known_kid_with_another_signature_is_refused() -> None:
+    """The kid is a hint, the signature decides."""
+    token = jwt.encode(result().to_claims(), OTHER.private, algorithm="ES256", headers={"kid": KEY.kid})
+    with pytest.raises(ResultError, match="signature"):
+        read(token)
+
+
+def test_alg_none_is_refused() -> None:
+    """Also with a known kid."""
+    token = jwt.encode(result().to_claims(), None, algorithm="none", headers={"kid": KEY.kid})
+    with pytest.raises(ResultError):
+        read(token)
+
+
+def test_a_public_key_is_no_hmac_secret() -> None:
+    """HS256 keyed with the PEM of the public key."""
+    pem = KEY.private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    head, body = (
+        results.b64url(msgspec.json.encode(part))
+        for part in ({"alg": "HS256", "kid": KEY.kid}, result().to_claims())
+    )
+    tag = hmac.new(pem, f"{head}.{body}".encode(), hashlib.sha256).digest()
+    with pytest.raises(ResultError):
+        read(f"{head}.{body}.{results.b64url(tag)}")
+
+
+def test_a_huge_token_is_refused_before_it_is_parsed() -> None:
+    """Bounded."""
+    with pytest.raises(ResultError, match="too large"):
+        read("a" * (results.MAX_RESULT + 1))
+
+
+@given(st.text(max_size=200) | st.from_regex(r"[\w-]{0,40}\.[\w-]{0,40}\.[\w-]{0,40}", fullmatch=True))
+def test_noise_is_a_result_error(token: str) -> None:
+    """Nothing else ever comes out of the reader."""
+    with pytest.raises(ResultError):
+        read(token)
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_a_result_error_for_cwts_too(data: bytes) -> None:
+    """Likewise."""
+    with pytest.raises(ResultError):
+        results.decode_cwt(data, KEYS, issuer=ISSUER, now=NOW)
+
+
+@pytest.mark.parametrize("kid", [[], {}, 1, b""])
+def test_a_kid_of_another_type_is_refused(kid: Any) -> None:
+    """Before any key is looked up."""
+    data = cose.sign(b"\xa0", KEY.cose, header={cose.KID: kid}, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
+    with pytest.raises(ResultError, match="unknown key"):
+        results.decode_cwt(data, KEYS, issuer=ISSUER, now=NOW)
+
+
+@pytest.mark.parametrize("payload", [b"\x80", b"\xa0", b"\x01", b"\xa1\x01\x02"])
+def test_a_signed_cwt_of_another_form_is_refused(payload: bytes) -> None:
+    """Also where our own key has signed it."""
+    data = cose.sign(payload, KEY.cose, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
+    with pytest.raises(ResultError):
+        results.decode_cwt(data, KEYS, issuer=ISSUER, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"{}", b'{"keys": []}', b'{"keys": [{}]}', b'{"keys": [1]}', b"\xff", b"[" * 100_000,
+     b'{"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}]}',
+     b'{"keys": [{"kty": "oct", "k": "AA"}]}'],
+)  # fmt: skip
+def test_a_broken_jwks_is_refused(data: bytes) -> None:
+    """Empty is an error, too."""
+    with pytest.raises(ResultError):
+        results.read_jwks(data)
+
+
+@pytest.mark.parametrize(
+    ("value", "tier"),
+    [(-128, "contraindicated"), (-97, "contraindicated"), (-96, "warning"), (-33, "warning"), (-32, "affirming"),
+     (-2, "affirming"), (-1, "none"), (0, "none"), (1, "none"), (2, "affirming"), (31, "affirming"), (32, "warning"),
+     (95, "warning"), (96, "contraindicated"), (127, "contraindicated")],
+)  # fmt: skip
+def test_tiers(value: int, tier: str) -> None:
+    """The boundaries of AR4SI."""
+    assert results.tier_of(value) == tier
+
+
+@given(st.dictionaries(st.sampled_from(sorted(results.CLAIM_NAMES)), st.integers(-128, 127), max_size=8))
+def test_no_claim_makes_a_vector_better(vector: dict[str, int]) -> None:
+    """The status is never better than any claim allows, and empty or none is never affirming."""
+    order = ["affirming", "none", "warning", "contraindicated"]
+    status = results.worst(vector)
+    tiers = [results.tier_of(value) for value in vector.values()]
+    assert status == max(tiers, key=order.index, default="none")

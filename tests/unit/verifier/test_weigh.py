@@ -1,0 +1,31 @@
+"""What a serious finding leads to, by who else failed and passed at the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from verifier.incidents import BLAST_WINDOW_MS, Tally, Weight, weigh
+
+NOW = 10**12
+CASES = [
+    # failed before, passed, operator, age of the cause → weight
+    ((), (), "a", 0, Weight.SUSPECT),
+    ((), ("b",), "a", 0, Weight.QUARANTINE),
+    ((), ("a",), "a", 0, Weight.SUSPECT),
+    (("b",), (), "a", 0, Weight.SUSPECT),
+    (("b", "c"), (), "a", 0, Weight.REFERENCE_SUSPECT),
+    (("b", "c"), ("d",), "a", 0, Weight.REFERENCE_SUSPECT),
+    (("b", "c"), ("d", "e", "f"), "a", 0, Weight.REFERENCE_SUSPECT),
+    (("b", "c"), ("d", "e", "f", "g"), "a", 0, Weight.QUARANTINE),
+    (("a", "b"), (), "a", 0, Weight.SUSPECT),
+    (("b", "c"), (), "a", BLAST_WINDOW_MS + 1, Weight.QUARANTINE),
+    ((), (), "a", BLAST_WINDOW_MS + 1, Weight.QUARANTINE),
+    ((), (), "a", BLAST_WINDOW_MS, Weight.SUSPECT),
+]
+
+
+@pytest.mark.parametrize(("failed", "passed", "operator", "age", "weight"), CASES)
+def test_weigh(failed, passed, operator, age, weight) -> None:
+    """Operators count, not nodes; passes of one's own speak for nobody; the window ends."""
+    tally = Tally(frozenset(failed), frozenset(passed), NOW - age)
+    assert weigh(tally, operator, NOW) is weight
