@@ -49,7 +49,8 @@ class Ranked:
 
 def rate(node: NodeView, workload: Workload, snapshot: Snapshot) -> Ranked:
     """A node's tier and score, by what the router has seen."""
-    standing, now = snapshot.standing(node.node, workload.model), snapshot.monotonic
+    now = snapshot.monotonic
+    standing = snapshot.standing(node.node, workload.model).decayed_to(now)
     completion, evidence = standing.completion(now), standing.evidence(now)
     if standing.is_degraded(now):
         tier = Tier.DEGRADED

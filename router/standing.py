@@ -108,6 +108,8 @@ class Standing:
 
     def decayed_to(self, now: float) -> Standing:
         """With its counts halved as time goes by."""
+        if now <= self.at:
+            return self
         passed = max(now - self.at, 0.0)
         factors = [math.exp2(-passed / half_life) for half_life in HALF_LIVES_S]
         return replace(
