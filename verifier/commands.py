@@ -216,9 +216,14 @@ def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(rows).decode())
         return
-    columns = ("id", "kind", "severity", "state", "node", "code", "detail", "count")
-    shown = [(*(row[c] for c in columns), f"{row['review_due_in_s'] // 3600} h") for row in rows]
-    _table("", (*columns, "review due in"), shown)
+    for row in rows:
+        who = f"node {row['node']} of {row['operator']}" if row["node"] else "no node is held"
+        left = row["review_due_in_s"] // 3600
+        click.echo(f"{row['id']}  {row['state']}  {row['severity']}  {row['kind']}")
+        click.echo(f"    {who}; {row['count']} times; review due in {left} h")
+        click.echo(f"    {row['code']}: {shown(row['detail'])}")
+    if not rows:
+        click.echo("No incidents." if everything else "No open incidents.")
 
 
 @incidents.command("show")
