@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
+from hypothesis import settings
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
@@ -32,6 +34,10 @@ from verifier.service.state import Clock, Service
 from verifier.store import nodes, pool
 from verifier.store.database import Database
 from verifier.store.nodes import Grant
+
+# Machines are slow at times, and what lands must not hang on what is drawn that minute.
+settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("suite")
 
 
 @dataclass
@@ -141,15 +147,15 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def settings() -> dict[str, Any]:
+def verifier_settings() -> dict[str, Any]:
     """Settings of ``verifier.toml``; a test module may override this."""
     return {"calls": {"min_interval_s": 3000.0, "max_interval_s": 3600.0}, "policy": {"workers": 1}}
 
 
 @pytest.fixture
-def verifier_home(tmp_path: Path, settings: dict[str, Any]) -> Home:
+def verifier_home(tmp_path: Path, verifier_settings: dict[str, Any]) -> Home:
     listen = f"127.0.0.1:{free_port()}"
-    given = {"service": {"listen": listen, "url": f"http://{listen}"}, **settings}
+    given = {"service": {"listen": listen, "url": f"http://{listen}"}, **verifier_settings}
     home = Home(tmp_path / "verifier")
     home.create(msgspec.convert(given, VerifierConfig))
     path = home.path / "policy" / "data.json"
