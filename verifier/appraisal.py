@@ -62,7 +62,7 @@ class CheckedEvidence:
 
     def policy_input(self, context: Context) -> dict[str, Any]:
         """
-        The policy's input (`docs/policy-input.md`).
+        The policy's input (`docs/security-teams.md`).
 
         What differs every time stays out, so that nodes that are alike give equal inputs.
         """
