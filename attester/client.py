@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 from msgspec import Meta, Struct
 
+from attester.bounded import read_all
 from attester.cose import PrivateKey
 from attester.errors import VerifierError
 from attester.evidence import MEDIA_TYPE, ReadAnswer, WalkAnswer
@@ -192,13 +193,10 @@ class VerifierClient:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > _MAX_ANSWER:
-            raise VerifierError(f"the verifier's answer is larger than {_MAX_ANSWER} bytes")
-        parts.append(part)
-    return b"".join(parts)
+    data = await read_all(response.content, _MAX_ANSWER)
+    if data is None:
+        raise VerifierError(f"the verifier's answer is larger than {_MAX_ANSWER} bytes")
+    return data
 
 
 def _decode(data: bytes, kind: Any) -> Any:

@@ -21,6 +21,7 @@ import structlog
 from msgspec import Meta, Struct
 from prometheus_client import Counter
 
+from attester.bounded import read_all
 from attester.errors import VerifierError
 from attester.sse import read_events
 from router.config import VerifierSection
@@ -291,13 +292,10 @@ class Feed:
         ) as response:
             if response.status != 200:
                 raise FeedError(f"{response.status} for {path}")
-            parts, size = [], 0
-            async for part in response.content.iter_any():
-                size += len(part)
-                if size > _MAX_PAGE:
-                    raise FeedError(f"{path} is larger than {_MAX_PAGE} bytes")
-                parts.append(part)
-            return b"".join(parts)
+            data = await read_all(response.content, _MAX_PAGE)
+        if data is None:
+            raise FeedError(f"{path} is larger than {_MAX_PAGE} bytes")
+        return data
 
 
 def _hold(nodes: dict[str, NodeView], name: str, incident: str) -> None:

@@ -108,11 +108,7 @@ def worst(values: Mapping[str, int]) -> Tier:
     A `none` among the claims makes the whole none unless something is worse: what was
     not concluded must not disappear behind what was.  An empty vector is `none`.
     """
-    tiers = {tier_of(value) for value in values.values()}
-    for tier in (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE):
-        if tier in tiers:
-            return tier
-    return Tier.AFFIRMING if tiers else Tier.NONE
+    return worst_tier([tier_of(value) for value in values.values()])
 
 
 def worst_tier(tiers: list[Tier]) -> Tier:

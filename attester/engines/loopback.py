@@ -10,6 +10,7 @@ from __future__ import annotations
 import aiohttp
 import msgspec
 
+from attester.bounded import read_all
 from attester.engines.base import Description
 from attester.errors import EngineError
 from attester.evidence import WalkAnswer
@@ -75,15 +76,13 @@ class LoopbackEngine:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 allow_redirects=False,
             ) as response:
-                data = await response.content.read(_MAX_ANSWER + 1)
-                while len(data) <= _MAX_ANSWER and (more := await response.content.read(_MAX_ANSWER)):
-                    data += more
+                data = await read_all(response.content, _MAX_ANSWER)
                 if response.status != 200:
                     raise EngineError(f"the engine answers {response.status} to {method} {path}")
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EngineError(
                 f"the engine at {self._url} does not answer ({type(error).__name__}): is it running?"
             ) from None
-        if len(data) > _MAX_ANSWER:
+        if data is None:
             raise EngineError(f"the engine's answer to {path} is larger than {_MAX_ANSWER} bytes")
         return data

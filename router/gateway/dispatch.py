@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter
 
+from attester.bounded import read_all
 from router import gates
 from router.config import GatewaySection
 from router.decision import Decision, decide
@@ -249,13 +250,10 @@ class Dispatcher:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > MAX_ANSWER:
-            raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
-        parts.append(part)
-    return b"".join(parts)
+    data = await read_all(response.content, MAX_ANSWER)
+    if data is None:
+        raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
+    return data
 
 
 class _Embedding(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from attester.bounded import read_all
 from verifier.errors import RequestError
 
 MAX_JSON: Final = 64 * 1024
@@ -29,17 +30,13 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         raise RequestError("compressed bodies are not read")
     if request.content_length is not None and request.content_length > limit:
         raise RequestError(f"{request.content_length} bytes, more than {limit}", code="request.too-large")
-    parts: list[bytes] = []
-    size = 0
     try:
-        async for part in request.content.iter_any():
-            size += len(part)
-            if size > limit:
-                raise RequestError(f"more than {limit} bytes", code="request.too-large")
-            parts.append(part)
+        body = await read_all(request.content, limit)
     except web.RequestPayloadError:
         raise RequestError("the body is broken") from None
-    return b"".join(parts)
+    if body is None:
+        raise RequestError(f"more than {limit} bytes", code="request.too-large")
+    return body
 
 
 def parse_json(data: bytes, kind: type[T]) -> T:

@@ -253,9 +253,7 @@ async def take_step(tx: Tx, incident_id: str, name: str, actor: str, reason: str
     if node_id is None:
         return await get(tx, incident_id)
     if target is State.RETIRED:
-        await _set_state(tx, node_id, "retired", ("active", "probation"), now_ms)
-        await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
-        await revoke(tx, node_id, now_ms)
+        await retire_node(tx, node_id, now_ms)
     elif target is State.OPEN:
         await revoke(tx, node_id, now_ms)
     elif row["state"] in HOLDING and await holding(tx, node_id) is None:
@@ -264,13 +262,27 @@ async def take_step(tx: Tx, incident_id: str, name: str, actor: str, reason: str
     return await get(tx, incident_id)
 
 
-async def _set_state(tx: Tx, node_id: str, state: str, before: tuple[str, ...], now_ms: int) -> None:
+async def retire_node(tx: Tx, node_id: str, now_ms: int) -> bool:
+    """
+    Nothing a node says counts any more, its results are revoked, its endpoint is free.
+
+    Returns:
+        Whether it was not retired already.
+    """
+    changed = await _set_state(tx, node_id, "retired", ("active", "probation"), now_ms)
+    await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
+    await revoke(tx, node_id, now_ms)
+    return changed
+
+
+async def _set_state(tx: Tx, node_id: str, state: str, before: tuple[str, ...], now_ms: int) -> bool:
     marks = ", ".join("?" for _ in before)
     changed = await tx.execute(
         f"UPDATE nodes SET state = ? WHERE id = ? AND state IN ({marks})", state, node_id, *before
     )
     if changed:
         await events.append(tx, now_ms, "node", {"node": node_id, "state": state})
+    return changed > 0
 
 
 async def release_cause(tx: Tx, cause: str, actor: str, reason: str, now_ms: int) -> int:

@@ -135,15 +135,9 @@ async def _insert_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None
 
 
 async def retire(tx: Tx, node_id: str, now_ms: int) -> None:
-    """Retire a node: nothing it says counts any more, and its endpoint is free."""
-    changed = await tx.execute(
-        "UPDATE nodes SET state = 'retired' WHERE id = ? AND state != 'retired'", node_id
-    )
-    if not changed:
+    """Retire a node; raises `RequestError` where there is none that could be."""
+    if not await incidents.retire_node(tx, node_id, now_ms):
         raise RequestError(f"no node {node_id!r} that could be retired", code="request.not-found")
-    await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
-    await incidents.revoke(tx, node_id, now_ms)
-    await events.append(tx, now_ms, "node", {"node": node_id, "state": "retired"})
 
 
 _SELECT = """
