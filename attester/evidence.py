@@ -50,17 +50,34 @@ class _Claims(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
 
 class File(_Claims, frozen=True):
-    """One file of a model: its name relative to the folder, size in bytes, SHA-256."""
+    """One file of a model: its name relative to the folder, size in bytes, at least one digest."""
 
     name: Annotated[str, Meta(min_length=1, max_length=1024)]
     size: Count
-    sha256: Digest
+    sha256: Digest | None = None
+    blake3: Digest | None = None
+
+    def __post_init__(self) -> None:
+        """A file without a digest says nothing."""
+        if self.sha256 is None and self.blake3 is None:
+            raise ValueError("a file has at least one digest")
+
+
+class Cached(_Claims, frozen=True):
+    """What of a manifest was not read now, but taken from a cache."""
+
+    files: Annotated[int, Meta(ge=1, le=MAX_FILES)]
+    oldest: Annotated[int, Meta(ge=0, le=1 << 53)]
+    """When the oldest of their digests was taken, seconds since 1970 by the node's clock."""
 
 
 class Manifest(_Claims, frozen=True):
     """Every file of a model, by name's UTF-8 bytes."""
 
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=MAX_FILES)]
+    dtypes: Annotated[dict[Name, Count], Meta(max_length=64)] = msgspec.field(default_factory=dict)
+    """Bytes of weights by their type, as the headers have it."""
+    cached: Cached | None = None
 
 
 class ReadAnswer(_Claims, frozen=True):
@@ -120,6 +137,48 @@ class Capabilities(_Claims, frozen=True):
     region: Name | None = None
 
 
+class Inventory(_Claims, frozen=True):
+    """A GPU as its driver's library names it (NVML).  Declared: that library is the node's own."""
+
+    model: Name
+    uuid: Name
+    memory_bytes: Count
+    serial: Line | None = None
+    pci: Line | None = None
+    driver: Line | None = None
+    vbios: Line | None = None
+    ecc: bool | None = None
+    mig: bool | None = None
+    confidential: Line | None = None
+    """The confidential-computing mode: on, off, devtools."""
+
+
+class Measure(_Claims, frozen=True):
+    """One number of a benchmark run."""
+
+    name: Name
+    unit: Name
+    median: Count
+    spread: Count
+    """Between the quartiles, in the same unit."""
+    repeats: Annotated[int, Meta(ge=1, le=100_000)]
+    warm_up: Annotated[int, Meta(ge=0, le=100_000)]
+
+
+class Benchmark(_Claims, frozen=True):
+    """A benchmark run on one device (`attester.gpu.benchmark`)."""
+
+    device: Line
+    at: Annotated[int, Meta(ge=0, le=1 << 53)]
+    """When, seconds since 1970 by the node's clock."""
+    code: Name
+    """The version of the code that measured."""
+    versions: Annotated[dict[Name, Name], Meta(max_length=32)]
+    measures: Annotated[tuple[Measure, ...], Meta(min_length=1, max_length=64)]
+    conditions: Annotated[dict[Name, Count], Meta(max_length=32)] = msgspec.field(default_factory=dict)
+    """Clocks, temperature and power while it ran, where the driver tells."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A row of the claims table."""
@@ -142,9 +201,11 @@ CLAIMS: Final = (
     Claim(-80001, "endpoint", "platform", Endpoint, "Where the node serves, and its TLS key's word for it."),
     Claim(-80002, "runtime", "platform", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
     Claim(-80008, "capabilities", "platform", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
-    Claim(-80003, "manifest", "model", Manifest, "Every file of the model with size and digest."),
+    Claim(-80003, "manifest", "model", Manifest, "Every file of the model with size and digests, bytes of weights by type, and what came from a cache."),
     Claim(-80004, "read", "model", ReadAnswer, "The answer to a read challenge."),
     Claim(-80005, "walk", "model", WalkAnswer, "The answers to a walk challenge."),
+    Claim(-80006, "inventory", "gpu", Inventory, "A GPU as its driver's library names it."),
+    Claim(-80007, "benchmark", "gpu", Benchmark, "A benchmark run on one device, each measure with unit, repeats, median and spread."),
 )  # fmt: skip
 
 _BY_PLACE: Final[Mapping[str, Mapping[int, Claim]]] = {
@@ -162,6 +223,8 @@ def kind_of(submod: str) -> str | None:
     if submod == "platform":
         return "platform"
     kind, _, name = submod.partition("/")
+    if kind == "gpu" and re.fullmatch(r"0|[1-9][0-9]?", name):
+        return "gpu"
     if kind == "model" and len(name) <= 128 and MODEL_NAME.fullmatch(name):
         return "model"
     return None

@@ -1,18 +1,19 @@
 """
-Exact integer products for `walk`, W · X with W int8 [rows, K] and X int8 [K, columns].
+Kernels: what carries the rows of a walk over the weights, on this or that device.
 
-Two kernels.  `numpy` splits K into blocks of 1,024 and multiplies in float32, where every
-sum stays below 2²⁴ and so is exact in any order.  `torch` uses `torch._int_mm`; some of
-its builds return wrong numbers on CPUs without VNNI, so a kernel proves itself exact on
-this machine before it is handed out.
+A kernel begins a `Walk`, which holds the rows' state and is fed the weights step by step.
+Whichever is used has just answered a known walk exactly, on this machine and this device:
+some libraries return wrong integers on some processors, and a wrong answer would be held
+against the node.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,89 +25,171 @@ K: Final = 4096
 
 Int8: TypeAlias = npt.NDArray[np.int8]
 Int32: TypeAlias = npt.NDArray[np.int32]
-Multiply: TypeAlias = Callable[[Int8, Int32], None]
-"""``multiply(weights, out)`` writes weights · inputs into *out*."""
-Kernel: TypeAlias = Callable[[Int8], Multiply]
-"""``kernel(inputs)`` takes the inputs of a step, int8 [K, columns], never −128."""
+Words: TypeAlias = npt.NDArray[np.uint32]
+Chunk: TypeAlias = Any
+"""Bytes of weights, one-dimensional int8: a numpy array, or a torch tensor on a device."""
+
+WALK_DOMAIN: Final = b"touchstone/weight-walk/1"
+LARGE: Final = 4 << 20
+"""A chunk of at least so many bytes may be overwritten once the next one is taken."""
 
 Backend: TypeAlias = Literal["numpy", "torch"]
 
-_SPLIT: Final = 1024
-_TILE: Final = 512
+
+class Walk(Protocol):
+    """The state of some rows on their way through the weights."""
+
+    def feed(self, chunk: Chunk) -> None:
+        """Take bytes of the step, a multiple of K at a time but for a tensor's last."""
+        ...
+
+    def end_step(self) -> None:
+        """All tensors of the step were fed: mix, and make the next inputs."""
+        ...
+
+    def states(self) -> Words:
+        """The states, uint32 [rows, K]."""
+        ...
 
 
-def numpy_kernel(inputs: Int8) -> Multiply:
-    """Float32 products of blocks short enough to be exact."""
-    parts = [
-        np.ascontiguousarray(inputs[start : start + _SPLIT], dtype=np.float32)
-        for start in range(0, K, _SPLIT)
-    ]
+class Kernel(Protocol):
+    """Begins walks on one device."""
 
-    def multiply(weights: Int8, out: Int32) -> None:
-        for top in range(0, weights.shape[0], _TILE):
-            tile = weights[top : top + _TILE].astype(np.float32)
-            total = np.zeros((tile.shape[0], inputs.shape[1]), np.int32)
-            for number, part in enumerate(parts):
-                product = tile[:, number * _SPLIT : (number + 1) * _SPLIT] @ part
-                total += product.astype(np.int32)
-            out[top : top + _TILE] = total
+    @property
+    def name(self) -> str:
+        """What it is and where, for people: ``torch and C on the CPU``."""
+        ...
 
-    return multiply
+    def begin(self, words: Words) -> Walk:
+        """A walk of rows with the given words, uint32 [rows, 4]."""
+        ...
 
 
-def torch_kernel(inputs: Int8) -> Multiply:
-    """`torch._int_mm` on the CPU."""
-    import torch  # slow to import, and not every node has it
+def row_words(seed: bytes, row: int) -> tuple[int, int, int, int]:
+    """The four words s0 … s3 of row *row* under *seed*."""
+    digest = hashlib.shake_256(WALK_DOMAIN + seed + row.to_bytes(4, "little")).digest(16)
+    s0, s1, s2, s3 = np.frombuffer(digest, "<u4").tolist()
+    return s0, s1, s2, s3
 
-    right = torch.from_numpy(np.ascontiguousarray(inputs))
 
-    def multiply(weights: Int8, out: Int32) -> None:
-        torch._int_mm(torch.from_numpy(weights), right, out=torch.from_numpy(out))
+def mix(x: npt.ArrayLike) -> Words:
+    """The bijection of the walk on 32 bits."""
+    mixed = np.array(x, dtype=np.uint32)
+    mix_in_place(mixed, np.empty_like(mixed))
+    return mixed
 
-    return multiply
+
+def mix_in_place(x: Words, scratch: Words) -> None:
+    """`mix` of *x* where it stands; *scratch* is of its shape."""
+    np.right_shift(x, _16, out=scratch)
+    x ^= scratch
+    x *= _M1
+    np.right_shift(x, _15, out=scratch)
+    x ^= scratch
+    x *= _M2
+    np.right_shift(x, _15, out=scratch)
+    x ^= scratch
+
+
+_15, _16 = np.uint32(15), np.uint32(16)
+_M1, _M2 = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97)
+
+
+def first_state(words: Words) -> Words:
+    """``S[k] = mix(mix(k ⊕ s2) + s3)``, uint32 [K, rows]: one column for each row of the challenge."""
+    return mix(mix(np.arange(K, dtype=np.uint32)[:, None] ^ words[:, 2]) + words[:, 3])
+
+
+def inputs_of(state: Words) -> Int8:
+    """X: the top byte of each word, its lowest bit set, so never 0 nor −128."""
+    return ((state >> np.uint32(24)) | np.uint32(1)).astype(np.uint8).view(np.int8)
+
+
+def multipliers(words: Words, first: int, count: int) -> Words:
+    """C of *count* blocks from block *first* on, uint32 [count, rows]: odd, another for every block."""
+    blocks = (np.arange(first, first + count) & 0xFFFFFFFF).astype(np.uint32)[:, None]
+    return mix(mix(blocks ^ words[:, 0]) + words[:, 1]) | np.uint32(1)
 
 
 @cache
-def kernel(backend: Backend | None = None) -> Kernel:
+def kernel(backend: Backend | None = None, device: str = "cpu", *, fused: bool | None = None) -> Kernel:
     """
-    A kernel that has just proved itself exact; torch where it is there and exact, else numpy.
+    A kernel that has just proved itself exact.
+
+    Args:
+        backend: `numpy`, `torch`, or whichever is best.
+        device: ``cpu``, or torch's name of an accelerator, such as ``cuda:0``.
+        fused: With a compiler's help, without, or as it can be had.
 
     Raises:
-        WeightsError: *backend* was named, and is missing or not exact on this machine.
+        WeightsError: there is none, with what each candidate lacked.
     """
-    if backend in (None, "torch"):
-        missing = importlib.util.find_spec("torch") is None
-        if not missing and is_exact(torch_kernel):
-            return torch_kernel
-        if backend == "torch":
-            raise WeightsError(
-                "torch is not installed" if missing else "torch._int_mm is not exact on this machine"
-            )
-    if not is_exact(numpy_kernel):
-        raise WeightsError("numpy's float32 products are not exact on this machine")
-    return numpy_kernel
+    from attester.weights import cpu
+    from attester.weights import device as devices
+
+    tried: list[str] = []
+    makers = (
+        cpu.candidates(backend, fused=fused) if device == "cpu" else devices.candidates(device, fused=fused)
+    )
+    for name, make in makers:
+        try:
+            candidate = make()
+        except WeightsError as error:
+            tried.append(f"{name}: {error}")
+            continue
+        if is_exact(candidate):
+            return candidate
+        tried.append(f"{name}: not exact on this machine")
+    raise WeightsError(f"no kernel can walk on {device} ({'; '.join(tried)})")
+
+
+def has_torch() -> bool:
+    """Whether torch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+KNOWN_ANSWER: Final = "f75acca95768858c84306e4a8a2a14932f3555ac9cbdd010b8998113690c0c6f"
+"""SHA-256 of the answers to the known walk, by `attester.weights.reference`; a test holds the two together."""
+KNOWN_SEED: Final = b"touchstone/known-walk/1".ljust(32, b"\0")
+KNOWN_ROWS: Final = 32
+
+
+@cache
+def known_weights() -> tuple[Int8, ...]:
+    """
+    The weights of the known walk: two steps, more than one block, ragged tails, and extremes.
+
+    Rows that agree in sign with the first inputs make sums above 2²⁴ with odd low bits:
+    what float32 or TF32 would round away.
+    """
+    # A copy: torch takes only arrays that could be written to.
+    noise = np.frombuffer(hashlib.shake_256(KNOWN_SEED).digest((K + 40) * K + 1234), np.int8).copy()
+    words = np.array([row_words(KNOWN_SEED, row) for row in range(KNOWN_ROWS)], np.uint32)
+    signs = np.sign(inputs_of(first_state(words))[:, :KNOWN_ROWS].astype(np.int16)).T
+    extremes = (signs * (127 - (noise[: signs.size].reshape(signs.shape) & 3))).astype(np.int8)
+    lowest = np.full(17 * K + 1, -128, np.int8)
+    return extremes.reshape(-1), lowest, noise, noise[: 5 * K + 7]
 
 
 def is_exact(candidate: Kernel) -> bool:
-    """Whether *candidate* multiplies extremes and noise exactly, in the shapes a walk has."""
-    noise = np.random.default_rng(20260526)
-    for rows, columns in ((1, 1), (1, 4), (17, 5), (K, 32)):
-        weights = noise.integers(-128, 128, (rows, K), dtype=np.int8)
-        # Sums above 2²⁴ with odd low bits: what float32 would round away.
-        weights[0] = 127 - noise.integers(0, 4, K)
-        weights[-1] = -128 + noise.integers(0, 4, K)
-        inputs = (noise.integers(-64, 64, (K, columns), dtype=np.int8) * 2 + 1).astype(np.int8)
-        inputs[:, 0] = 127
-        inputs[:, -1] = -127
-        out = np.empty((rows, columns), np.int32)
-        candidate(inputs)(weights, out)
-        if not np.array_equal(out, _products(weights, inputs)):
-            return False
-    return True
+    """Whether *candidate* answers the known walk."""
+    states = walk_states(candidate, known_weights(), [row_words(KNOWN_SEED, r) for r in range(KNOWN_ROWS)])
+    answers = b"".join(hashlib.sha256(state.astype("<u4").tobytes()).digest() for state in states)
+    return hashlib.sha256(answers).hexdigest() == KNOWN_ANSWER
 
 
-def _products(weights: Int8, inputs: Int8) -> npt.NDArray[np.float64]:
-    """The products in float64, where they are exact by a wide margin, and fast through BLAS."""
-    right = inputs.astype(np.float64)
-    tiles = range(0, weights.shape[0], _TILE)
-    return np.concatenate([weights[top : top + _TILE].astype(np.float64) @ right for top in tiles])
+def walk_states(
+    candidate: Kernel, weights: Iterable[Int8], rows: Sequence[tuple[int, int, int, int]]
+) -> Words:
+    """The states after one pass over whole tensors: the plain form of `possession.walk`."""
+    walk = candidate.begin(np.array(rows, np.uint32))
+    filled = 0
+    for data in weights:
+        walk.feed(data)
+        filled += -(-data.size // K)
+        if filled >= K:
+            walk.end_step()
+            filled = 0
+    if filled:
+        walk.end_step()
+    return walk.states()

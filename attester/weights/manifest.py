@@ -1,169 +1,101 @@
-"""
-The files of a model folder, and their digests.
-
-Which files: every regular file below the folder, except version control's own at the
-top (as OpenSSF Model Signing ignores them).  Symbolic links are followed where they lead
-inside the folder, or, in a Hugging Face cache, inside the model's ``models--…`` folder,
-whose ``snapshots`` are links into ``blobs``; any other link is refused by name.
-"""
+"""The manifest of a model: every file with size and digests, what is unchanged from the cache."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 
-from attester.errors import WeightsError
-from attester.evidence import MAX_FILES, File, Manifest
-
-_IGNORED_AT_TOP = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".cache"})
-_MAX_NAME = 1024
-_BUFFER = 256 * 1024
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A file of a model: its name in the manifest, where it lies, its size when listed."""
-
-    name: str
-    path: Path
-    size: int
+from attester.evidence import Cached, File, Manifest
+from attester.weights.cache import DigestCache
+from attester.weights.folder import Folder
+from attester.weights.hashing import SHA256, Digests, Progress, hash_files
+from attester.weights.tensors import TensorFiles, tensor_files
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A model folder whose files were listed, ordered by the UTF-8 bytes of their names."""
+class Measured:
+    """Digests of a folder's files, in their order, and which of them came from the cache."""
 
-    root: Path
-    files: tuple[ModelFile, ...]
+    folder: Folder
+    digests: tuple[Digests, ...]
+    cached: int
+    oldest: int | None
+    """When the oldest digest from the cache was taken, seconds since 1970."""
 
-    @property
-    def total(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
+    def to_claim(self) -> Manifest:
+        """As evidence carries it."""
+        pairs = zip(self.folder.files, self.digests, strict=True)
+        return Manifest(
+            files=tuple(File(name=file.name, size=file.size, **digests) for file, digests in pairs),
+            dtypes=bytes_by_dtype(self.folder),
+            cached=None if self.oldest is None else Cached(files=self.cached, oldest=self.oldest),
+        )
 
 
-def open_folder(root: Path) -> Folder:
+def measure(
+    folder: Folder,
+    algorithms: Sequence[str] = (SHA256,),
+    progress: Progress | None = None,
+    cache: DigestCache | None = None,
+    max_age_s: int | None = None,
+    pace: Progress | None = None,
+) -> Measured:
     """
-    List the files of a model.
+    Digests of a folder's files: each read once, files in parallel, unchanged ones not at all.
 
-    Raises:
-        WeightsError: not a folder, empty, too many files, a link that leads outside, a
-            name that is not UTF-8, or something that is neither file, folder nor link.
-    """
-    try:
-        real = root.resolve(strict=True)
-        if not real.is_dir():
-            raise WeightsError(f"{root} is not a folder")
-        files = sorted(_list(real), key=lambda file: file.name.encode())
-    except FileNotFoundError as error:
-        raise WeightsError(f"{error.filename or root} does not exist") from None
-    except RuntimeError:
-        raise WeightsError(f"{root} holds a symbolic link that leads in a circle") from None
-    except OSError as error:
-        raise WeightsError(f"{error.filename or root} cannot be read: {error.strerror}") from None
-    if not files:
-        raise WeightsError(f"{root} holds no files")
-    return Folder(real, tuple(files))
-
-
-def _list(root: Path) -> Iterator[ModelFile]:
-    allowed = _cache_root(root) or root
-    pending = [root]
-    count = 0
-    while pending:
-        folder = pending.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if folder == root and entry.name in _IGNORED_AT_TOP:
-                    continue
-                name = _name(root, entry.path)
-                if entry.is_symlink():
-                    target = Path(entry.path).resolve()
-                    if not target.is_relative_to(allowed):
-                        raise WeightsError(f"{name} is a link that leads out of the model's folder")
-                    if target.is_dir():
-                        raise WeightsError(f"{name} is a link to a folder")
-                if entry.is_dir():
-                    pending.append(Path(entry.path))
-                    continue
-                status = entry.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise WeightsError(f"{name} is neither a file nor a folder")
-                count += 1
-                if count > MAX_FILES:
-                    raise WeightsError(f"{root} holds more than {MAX_FILES} files")
-                yield ModelFile(name, Path(entry.path), status.st_size)
-
-
-def _cache_root(root: Path) -> Path | None:
-    """``models--ORG--NAME`` for ``models--ORG--NAME/snapshots/REVISION``."""
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        return root.parent.parent
-    return None
-
-
-def _name(root: Path, path: str) -> str:
-    name = os.path.relpath(path, root).replace(os.sep, "/")
-    try:
-        encoded = name.encode()
-    except UnicodeEncodeError:
-        raise WeightsError(f"{os.fsencode(path)!r}: the name is not UTF-8") from None
-    if len(encoded) > _MAX_NAME:
-        raise WeightsError(f"{name[:80]}…: a name of more than {_MAX_NAME} bytes")
-    return name
-
-
-def hash_file(file: ModelFile, progress: Callable[[int], None] | None = None) -> bytes:
-    """
-    SHA-256 of a file, read now.
+    A run that was interrupted goes on where it was: what was hashed is in the cache.
 
     Args:
-        file: As listed; its size must still be the same.
-        progress: Called with the number of bytes just read.
-
-    Raises:
-        WeightsError: it cannot be read, or changed since it was listed or while it was read.
-    """
-    digest = hashlib.sha256()
-    buffer = bytearray(_BUFFER)
-    view = memoryview(buffer)
-    read = 0
-    try:
-        with open(file.path, "rb", buffering=0) as stream:
-            before = os.fstat(stream.fileno())
-            while count := stream.readinto(buffer):
-                digest.update(view[:count])
-                read += count
-                if read > file.size:
-                    # It grows as fast as we read: enough is known.
-                    break
-                if progress is not None:
-                    progress(count)
-            after = os.fstat(stream.fileno())
-    except OSError as error:
-        raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
-    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size) or read != file.size:
-        raise WeightsError(f"{file.name} changed while it was read")
-    return digest.digest()
-
-
-def measure(folder: Folder, progress: Callable[[int], None] | None = None) -> Manifest:
-    """
-    The manifest of *folder*, every file read once, files in parallel.
+        folder: As listed now.
+        algorithms: `hashing.ALGORITHMS`, or some of them.
+        progress: Called with the bytes just read, or found in the cache.
+        cache: Where digests are found and kept; `None` reads everything.
+        max_age_s: Digests older than that are taken anew.
+        pace: Called with the bytes just read; returns when more may be.
 
     Raises:
         WeightsError: a file cannot be read, or changed while it was read.
     """
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        digests = list(pool.map(lambda file: hash_file(file, progress), folder.files))
-    return Manifest(
-        files=tuple(
-            File(name=file.name, size=file.size, sha256=digest)
-            for file, digest in zip(folder.files, digests, strict=True)
-        )
-    )
+    found: list[Digests | None] = [None] * len(folder.files)
+    oldest: int | None = None
+    if cache is not None:
+        for number, file in enumerate(folder.files):
+            known = cache.find(file, algorithms, max_age_s)
+            if known is not None:
+                found[number] = known[0]
+                oldest = known[1] if oldest is None else min(oldest, known[1])
+    rest = [number for number, digests in enumerate(found) if digests is None]
+    cached = len(found) - len(rest)
+    if progress is not None and cached:
+        progress(folder.total - sum(folder.files[number].size for number in rest))
+
+    def told(count: int) -> None:
+        for tell in (pace, progress):
+            if tell is not None:
+                tell(count)
+
+    files = [folder.files[number] for number in rest]
+    taken = hash_files(files, algorithms, told, None if cache is None else cache.keep) if files else []
+    for number, digests in zip(rest, taken, strict=True):
+        found[number] = digests
+    return Measured(folder, tuple(digests for digests in found if digests is not None), cached, oldest)
+
+
+def bytes_by_dtype(folder: Folder) -> dict[str, int]:
+    """
+    How many bytes of weights there are of each type: what tells a quantised copy at a glance.
+
+    Empty where the folder holds no tensors.  Raises `WeightsError` where their headers are refused.
+    """
+    files = tensor_files(folder)
+    return dict(_bytes_by_dtype(Folder(folder.root, files))) if files else {}
+
+
+@lru_cache(maxsize=32)
+def _bytes_by_dtype(folder: Folder) -> dict[str, int]:
+    # By the files' stamps: headers are read again only where one has changed.
+    found: dict[str, int] = {}
+    for tensor in TensorFiles(folder).infos:
+        found[tensor.dtype] = found.get(tensor.dtype, 0) + tensor.size
+    return found

@@ -15,21 +15,18 @@ from contextlib import ExitStack
 from typing import Annotated, Final
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from attester.errors import WeightsError
+from attester.weights.folder import Folder
+from attester.weights.hashing import SHA256, hash_file
 from attester.weights.kernels import K, Kernel
-from attester.weights.manifest import Folder, hash_file
-from attester.weights.tensors import Bytes, Tensor
+from attester.weights.tensors import Source
 
 READ_DOMAIN: Final = b"touchstone/possession-read/1"
-WALK_DOMAIN: Final = b"touchstone/weight-walk/1"
 WHOLE_UP_TO: Final = 67108864
 WINDOW: Final = 4096
 SEED_BYTES: Final = 32
-
-Words = npt.NDArray[np.uint32]
 
 
 class ReadChallenge(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,13 +55,6 @@ class ModelChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 def commitment(answer: bytes) -> bytes:
     """What the pool keeps of an answer: a stolen database lets nobody answer."""
     return hashlib.sha256(answer).digest()
-
-
-def row_words(seed: bytes, row: int) -> tuple[int, int, int, int]:
-    """The four words s0 … s3 of row *row* under *seed*."""
-    digest = hashlib.shake_256(WALK_DOMAIN + seed + row.to_bytes(4, "little")).digest(16)
-    s0, s1, s2, s3 = np.frombuffer(digest, "<u4").tolist()
-    return s0, s1, s2, s3
 
 
 def window(seed: bytes, index: int, total: int) -> tuple[int, int]:
@@ -96,7 +86,7 @@ def read(folder: Folder, seed: bytes, windows: int, *, whole_up_to: int = WHOLE_
     digest = hashlib.sha256(READ_DOMAIN + seed)
     for file in folder.files:
         if file.size <= whole_up_to:
-            digest.update(hash_file(file))
+            digest.update(hash_file(file)[SHA256])
     with ExitStack() as stack:
         handles: dict[int, int] = {}
         starts = np.cumsum([0, *(file.size for file in folder.files)]).tolist()
@@ -126,7 +116,7 @@ def read(folder: Folder, seed: bytes, windows: int, *, whole_up_to: int = WHOLE_
 
 
 def walk(
-    tensors: Iterable[Tensor],
+    tensors: Iterable[Source],
     rows: Sequence[tuple[int, int, int, int]],
     passes: int,
     kernel: Kernel,
@@ -141,8 +131,8 @@ def walk(
         tensors: In walking order; iterated once for each pass.
         rows: The words of each row, from `row_words`.
         passes: How often.
-        kernel: What multiplies.
-        progress: Called with the number of bytes just walked.
+        kernel: What carries the rows over the weights.
+        progress: Called with the number of bytes just fed; what it raises ends the walk.
 
     Returns:
         32 bytes for each row, in order.
@@ -150,111 +140,25 @@ def walk(
     Raises:
         WeightsError: the tensors have no bytes at all.
     """
-    words = np.array(rows, dtype=np.uint32).reshape(-1, 4)
-    s0, s1, s2, s3 = (np.ascontiguousarray(words[:, i]) for i in range(4))
-    # One column for each row of the challenge, so that W · X needs no transposition.
-    state = _mix(_mix(np.arange(K, dtype=np.uint32)[:, None] ^ s2) + s3)
-    products = np.empty(state.shape, np.int32)
-    scratch = np.empty_like(state)
-    block = 0
+    under_way = kernel.begin(np.array(rows, dtype=np.uint32).reshape(-1, 4))
     for _ in range(passes):
         walked = 0
-        for step in _steps(tensors):
-            inputs = ((state >> np.uint32(24)) | np.uint32(1)).astype(np.uint8).view(np.int8)
-            multiply = kernel(inputs)
-            total = state.copy()
-            filled = 0
-            for chunk in _chunks(step):
-                rest = chunk
-                while rest.shape[0]:
-                    part, rest = rest[: K - filled], rest[K - filled :]
-                    multiply(part, products[filled : filled + part.shape[0]])
-                    filled += part.shape[0]
-                    if filled == K:
-                        _fold(total, products, _multiplier(block, s0, s1), scratch)
-                        block, filled = block + 1, 0
-            if filled:
-                _fold(total[:filled], products[:filled], _multiplier(block, s0, s1), scratch)
-                block += 1
-            state = _mix(total)
-            size = sum(data.size for data in step)
-            walked += size
-            if progress is not None:
-                progress(size)
+        filled = 0
+        for tensor in tensors:
+            if tensor.size == 0:
+                continue
+            for chunk in tensor.chunks():
+                under_way.feed(chunk)
+                walked += len(chunk)
+                if progress is not None:
+                    progress(len(chunk))
+            # Whole tensors are stacked until a step has at least K rows.
+            filled += -(-tensor.size // K)
+            if filled >= K:
+                under_way.end_step()
+                filled = 0
+        if filled:
+            under_way.end_step()
         if not walked:
             raise WeightsError("there are no bytes to walk")
-    return [
-        hashlib.sha256(np.ascontiguousarray(state[:, column]).astype("<u4").tobytes()).digest()
-        for column in range(state.shape[1])
-    ]
-
-
-def _multiplier(block: int, s0: Words, s1: Words) -> Words:
-    """C, one for each row: odd, and another for every block."""
-    return _mix(_mix(np.uint32(block & 0xFFFFFFFF) ^ s0) + s1) | np.uint32(1)
-
-
-def _fold(total: Words, products: npt.NDArray[np.int32], factor: Words, scratch: Words) -> None:
-    """``total += mix(products · factor)``, in tiles that stay in the cache."""
-    for start in range(0, total.shape[0], _TILE):
-        tile = slice(start, start + _TILE)
-        x = products[tile].view(np.uint32)
-        x *= factor
-        _mix_in_place(x, scratch[: x.shape[0]])
-        total[tile] += x
-
-
-def _steps(tensors: Iterable[Tensor]) -> Iterable[list[Bytes]]:
-    """Whole tensors, stacked until a step has at least K rows."""
-    step: list[Bytes] = []
-    rows = 0
-    for tensor in tensors:
-        if tensor.data.size == 0:
-            continue
-        step.append(tensor.data)
-        rows += -(-tensor.data.size // K)
-        if rows >= K:
-            yield step
-            step, rows = [], 0
-    if step:
-        yield step
-
-
-def _chunks(step: Sequence[Bytes]) -> Iterable[Bytes]:
-    """The bytes of a step as rows of K; only ragged tails are copied, to be padded."""
-    for data in step:
-        yield from _rows(data)
-
-
-def _rows(data: Bytes) -> Iterable[Bytes]:
-    whole = data.size - data.size % K
-    if whole:
-        yield data[:whole].reshape(-1, K)
-    if whole < data.size:
-        tail = np.zeros((1, K), np.int8)
-        tail[0, : data.size - whole] = data[whole:]
-        yield tail
-
-
-def _mix(x: Words) -> Words:
-    """The bijection of the walk on 32 bits."""
-    mixed = np.array(x, dtype=np.uint32)
-    _mix_in_place(mixed, np.empty_like(mixed))
-    return mixed
-
-
-def _mix_in_place(x: Words, scratch: Words) -> None:
-    np.right_shift(x, _16, out=scratch)
-    x ^= scratch
-    x *= _M1
-    np.right_shift(x, _15, out=scratch)
-    x ^= scratch
-    x *= _M2
-    np.right_shift(x, _15, out=scratch)
-    x ^= scratch
-
-
-_15, _16 = np.uint32(15), np.uint32(16)
-_M1, _M2 = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97)
-_TILE: Final = 512
-"""Rows of a fold that are worked on together."""
+    return [hashlib.sha256(state.astype("<u4").tobytes()).digest() for state in under_way.states()]

@@ -6,42 +6,48 @@ cannot poison a pool unseen: every minted batch is spot-checked with it.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 _MASK = 0xFFFFFFFF
 
 
-def walk_row(tensors: Sequence[bytes], seed: bytes, row: int, passes: int) -> bytes:
-    """The answer of one row; *tensors* are raw bytes in walking order."""
+def walk_row(tensors: Sequence[Iterable[bytes]], seed: bytes, row: int, passes: int) -> bytes:
+    """
+    The answer of one row.
+
+    Args:
+        tensors: In walking order, each its raw bytes in pieces; all pieces but a tensor's
+            last are multiples of 4,096 bytes.  Iterated once for each pass.
+    """
     head = hashlib.shake_256(b"touchstone/weight-walk/1" + seed + row.to_bytes(4, "little"))
     words = head.digest(16)
     s0, s1, s2, s3 = (int.from_bytes(words[i : i + 4], "little") for i in range(0, 16, 4))
     state = (_mixed(_mixed(np.arange(4096, dtype=np.int64) ^ s2) + s3)) & _MASK
     g = 0
     for _ in range(passes):
-        pending = b""
         rest = list(tensors)
         while rest:
-            padded = rest.pop(0)
-            pending += padded + bytes(-len(padded) % 4096)
-            if not pending or (rest and len(pending) < 4096 * 4096):
-                continue
-            weights = np.frombuffer(pending, np.int8).reshape(-1, 4096)
-            pending = b""
             x = ((state >> 24) | 1).astype(np.uint8).view(np.int8).astype(np.float64)
-            y = np.concatenate(
-                [weights[i : i + 512].astype(np.float64) @ x for i in range(0, len(weights), 512)]
-            ).astype(np.int64)
             acc = state.copy()
-            for start in range(0, len(y), 4096):
-                block = y[start : start + 4096]
-                c = int(_mixed(_mixed(np.array([g ^ s0])) + s1)[0]) | 1
-                g += 1
-                # Two's complement first, or the product would not fit in 64 bits.
-                acc[: len(block)] += _mixed((block & _MASK) * c)
-            state = _mixed(acc)
+            rows = 0
+            while rest and rows < 4096:
+                for piece in rest.pop(0):
+                    for start in range(0, len(piece), 512 * 4096):
+                        part = piece[start : start + 512 * 4096]
+                        padded = part + bytes(-len(part) % 4096)
+                        weights = np.frombuffer(padded, np.int8).reshape(-1, 4096)
+                        y = (weights.astype(np.float64) @ x).astype(np.int64)
+                        index = np.arange(rows, rows + len(y))
+                        c = _mixed(_mixed((g + index // 4096) ^ s0) + s1) | 1
+                        # Unsigned 64 bits hold the product of two words; at most 512 rows, so none comes twice.
+                        product = (y & _MASK).astype(np.uint64) * c.astype(np.uint64)
+                        acc[index % 4096] += _mixed((product & np.uint64(_MASK)).astype(np.int64))
+                        rows += len(y)
+            if rows:
+                g += -(-rows // 4096)
+                state = _mixed(acc)
     return hashlib.sha256(state.astype("<u4").tobytes()).digest()
 
 

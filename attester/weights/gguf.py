@@ -1,0 +1,236 @@
+"""
+The header of a GGUF file: input like any other, bounded, strict, refused by name.
+
+Format (ggml-org/ggml, docs/gguf.md): magic, version, counts, typed key–value pairs, tensor
+table, padding to ``general.alignment``, then the tensors' bytes, each aligned.  Versions 2
+and 3, little-endian.  Only what a walk needs is kept; the metadata is walked over, and every
+length in it is checked against what the file still has.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import Final
+
+from attester.errors import WeightsError
+from attester.weights.folder import ModelFile
+from attester.weights.layout import MAX_TENSORS, TensorInfo
+
+MAX_HEADER: Final = 256 << 20
+"""Bytes before the tensors: vocabularies stand there."""
+_MAX_NAME: Final = 1 << 10
+_MAX_KEYS: Final = 1 << 16
+_MAX_DEPTH: Final = 4
+_ALIGNMENT: Final = "general.alignment"
+
+_TYPES: Final[Mapping[int, tuple[str, int, int]]] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8),
+    28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+}  # fmt: skip
+"""ggml's types that files hold: name, elements of a block, bytes of a block."""
+
+_SCALARS: Final[Mapping[int, int]] = {
+    0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8,
+}  # fmt: skip
+"""Bytes of a value by its type; 7 is a bool, 8 a string, 9 an array."""
+_STRING, _ARRAY, _U32 = 8, 9, 4
+
+
+def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
+    """
+    Read the header of a GGUF file, strictly.
+
+    Raises:
+        WeightsError: truncated, lying, overlapping, of another version, or not GGUF.
+    """
+    try:
+        with open(file.path, "rb") as stream:
+            # Most headers are small; only one that says so gets more.
+            data = stream.read(min(file.size, 1 << 20))
+            while True:
+                try:
+                    return parse_header(file.name, data, file.size)
+                except _Short:
+                    if len(data) >= min(file.size, MAX_HEADER):
+                        what = (
+                            "is truncated in its header"
+                            if len(data) == file.size
+                            else "has too long a header"
+                        )
+                        raise WeightsError(f"{file.name} {what}") from None
+                    more = stream.read(min(7 * len(data), MAX_HEADER - len(data)))
+                    if not more:
+                        raise WeightsError(f"{file.name} changed while it was read") from None
+                    data += more
+    except OSError as error:
+        raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
+
+
+class _Short(Exception):  # noqa: N818
+    """More of the header is needed than is at hand."""
+
+
+class _Reader:
+    """A place in the header; every length is checked before it is believed."""
+
+    def __init__(self, name: str, data: bytes, size: int) -> None:
+        self.name = name
+        self.at = 0
+        self._data = data
+        self._size = size
+
+    def refuse(self, what: str) -> WeightsError:
+        return WeightsError(f"{self.name}: {what}")
+
+    def skip(self, count: int) -> int:
+        """Step over *count* bytes; gives where they begin."""
+        start = self.at
+        if start + count > self._size:
+            raise self.refuse(f"its header claims {count} bytes at {start}, and the file has {self._size}")
+        if start + count > len(self._data):
+            raise _Short
+        self.at = start + count
+        return start
+
+    def u32(self) -> int:
+        value: int = struct.unpack_from("<I", self._data, self.skip(4))[0]
+        return value
+
+    def u64(self) -> int:
+        value: int = struct.unpack_from("<Q", self._data, self.skip(8))[0]
+        return value
+
+    def text(self, what: str, limit: int) -> str:
+        length = self.u64()
+        if length > limit:
+            raise self.refuse(f"{what} claims {length} bytes, and at most {limit} are read")
+        start = self.skip(length)
+        try:
+            return self._data[start : start + length].decode()
+        except UnicodeDecodeError:
+            raise self.refuse(f"{what} is not UTF-8") from None
+
+    def skip_value(self, key: str, kind: int, depth: int = 0) -> None:
+        """Step over the value of a key."""
+        if kind in _SCALARS:
+            self.skip(_SCALARS[kind])
+        elif kind == _STRING:
+            self.skip(self.u64())
+        elif kind == _ARRAY:
+            self._skip_array(key, depth)
+        else:
+            raise self.refuse(f"{key[:80]!r} has the unknown type {kind}")
+
+    def _skip_array(self, key: str, depth: int) -> None:
+        if depth == _MAX_DEPTH:
+            raise self.refuse(f"{key[:80]!r} is an array of arrays too deep")
+        kind, count = self.u32(), self.u64()
+        if kind in _SCALARS:
+            self.skip(_SCALARS[kind] * count)
+            return
+        if kind not in (_STRING, _ARRAY):
+            raise self.refuse(f"{key[:80]!r} holds values of the unknown type {kind}")
+        # Each takes at least its own length: a count cannot be larger than what is left.
+        least = 8 if kind == _STRING else 12
+        if count * least > self._size - self.at:
+            raise self.refuse(f"{key[:80]!r} claims {count} values, more than the file could hold")
+        for _ in range(count):
+            self.skip_value(key, kind, depth + 1)
+
+
+def parse_header(name: str, data: bytes, size: int) -> tuple[TensorInfo, ...]:
+    """
+    Parse the header of a file of *size* bytes, of which *data* are the first.
+
+    Raises:
+        WeightsError: as `read_header`.
+    """
+    reader = _Reader(name, data, size)
+    if size < 24 or data[:4] != b"GGUF":
+        raise WeightsError(f"{name}: {size} bytes are no GGUF file")
+    reader.skip(4)
+    version = reader.u32()
+    if version not in (2, 3):
+        other = " (big-endian?)" if version in (2 << 24, 3 << 24) else ""
+        raise reader.refuse(f"version {version}{other}, and 2 and 3 are read")
+    tensors, keys = reader.u64(), reader.u64()
+    if tensors > MAX_TENSORS or keys > _MAX_KEYS:
+        raise reader.refuse(f"claims {tensors} tensors and {keys} keys")
+    alignment = _alignment(reader, keys)
+    infos = [_tensor(reader) for _ in range(tensors)]
+    if len({info.name for info in infos}) != len(infos):
+        seen: set[str] = set()
+        twice = next(i.name for i in infos if i.name in seen or seen.add(i.name))  # type: ignore[func-returns-value]
+        raise reader.refuse(f"tensor {twice[:80]!r} stands twice")
+    start = reader.at + -reader.at % alignment
+    return _placed(reader, infos, start, alignment, size)
+
+
+def _alignment(reader: _Reader, keys: int) -> int:
+    found = 32
+    seen = set()
+    for _ in range(keys):
+        key = reader.text("a key", _MAX_NAME)
+        if key in seen:
+            raise reader.refuse(f"key {key[:80]!r} stands twice")
+        seen.add(key)
+        kind = reader.u32()
+        if key != _ALIGNMENT:
+            reader.skip_value(key, kind)
+            continue
+        if kind != _U32:
+            raise reader.refuse(f"{_ALIGNMENT} is not a 32-bit number")
+        found = reader.u32()
+        if found == 0 or found % 8 or found > 1 << 16:
+            raise reader.refuse(f"an alignment of {found}")
+    return found
+
+
+def _tensor(reader: _Reader) -> TensorInfo:
+    name = reader.text("a tensor's name", _MAX_NAME)
+    dimensions = reader.u32()
+    if dimensions > 4:
+        raise reader.refuse(f"tensor {name[:80]!r} has {dimensions} dimensions")
+    shape = tuple(reader.u64() for _ in range(dimensions))
+    kind = reader.u32()
+    offset = reader.u64()
+    if kind not in _TYPES:
+        raise reader.refuse(f"tensor {name[:80]!r} has the unknown type {kind}")
+    dtype, block, block_bytes = _TYPES[kind]
+    if any(n >= 1 << 62 for n in shape):
+        raise reader.refuse(f"tensor {name[:80]!r} has an impossible shape")
+    elements = math.prod(shape)
+    if (shape[0] if shape else 1) % block:
+        raise reader.refuse(f"tensor {name[:80]!r}: rows of {shape[0]} do not divide into blocks of {block}")
+    # ggml names the fastest dimension first; everyone else last.
+    return TensorInfo(name, dtype, shape[::-1], offset, elements // block * block_bytes)
+
+
+def _placed(
+    reader: _Reader, infos: list[TensorInfo], start: int, alignment: int, size: int
+) -> tuple[TensorInfo, ...]:
+    """The tensors with their place in the file: aligned, in it, without overlap, without holes."""
+    end = 0
+    for info in sorted(infos, key=lambda info: (info.offset, info.size)):
+        expected = end + -end % alignment
+        if info.offset != expected:
+            if info.offset % alignment:
+                what = "is not aligned"
+            else:
+                what = "overlaps the one before" if info.offset < end else "leaves a hole before it"
+            raise reader.refuse(f"tensor {info.name[:80]!r} {what}")
+        end = info.offset + info.size
+    have = size - start
+    if infos and not end <= have <= end + -end % alignment:
+        raise reader.refuse(f"its tensors need {end} bytes, and the file has {max(have, 0)}")
+    return tuple(
+        TensorInfo(info.name, info.dtype, info.shape, start + info.offset, info.size) for info in infos
+    )

@@ -1,0 +1,121 @@
+"""
+The header of a safetensors file: input like any other, bounded, strict, refused by name.
+
+Format: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes back
+to back without holes (huggingface/safetensors, README, "Format").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attester import strictjson
+from attester.errors import WeightsError
+from attester.weights.folder import ModelFile
+from attester.weights.layout import MAX_TENSORS, TensorInfo
+
+MAX_HEADER: Final = 100_000_000
+"""Bytes of JSON; the limit of the reference implementation."""
+
+_BITS: Final[Mapping[str, int]] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
+    """
+    Read the header of a safetensors file, strictly.
+
+    Raises:
+        WeightsError: truncated, lying, overlapping, with holes, or not JSON of the format.
+    """
+    try:
+        with open(file.path, "rb") as stream:
+            head = stream.read(8)
+            if len(head) < 8:
+                raise WeightsError(f"{file.name}: {file.size} bytes are no safetensors file")
+            length = int.from_bytes(head, "little")
+            if length > MAX_HEADER or length > file.size - 8:
+                raise WeightsError(
+                    f"{file.name}: its header claims {length} bytes, and the file has {file.size}"
+                )
+            text = stream.read(length)
+    except OSError as error:
+        raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
+    if len(text) != length:
+        raise WeightsError(f"{file.name}: truncated in its header")
+    return parse_header(file.name, text, file.size - 8 - length, 8 + length)
+
+
+def parse_header(name: str, text: bytes, payload: int, start: int) -> tuple[TensorInfo, ...]:
+    """
+    Parse the JSON of a header for a file with *payload* bytes of tensors from *start* on.
+
+    Raises:
+        WeightsError: as `read_header`.
+    """
+    if not text.startswith(b"{"):
+        raise WeightsError(f"{name}: its header does not begin as the format has it")
+    raw = load_json(name, text)
+    if not isinstance(raw, dict):
+        raise WeightsError(f"{name}: its header is not an object")
+    if len(raw) > MAX_TENSORS:
+        raise WeightsError(f"{name}: more than {MAX_TENSORS} tensors")
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise WeightsError(f"{name}: its __metadata__ is not a map of text to text")
+    tensors = [_tensor(name, key, value, start) for key, value in raw.items()]
+    end = start
+    for tensor in sorted(tensors, key=lambda t: (t.offset, t.size)):
+        if tensor.offset != end:
+            what = "overlaps the one before" if tensor.offset < end else "leaves a hole before it"
+            raise WeightsError(f"{name}: tensor {tensor.name!r} {what}")
+        end += tensor.size
+    if end != start + payload:
+        raise WeightsError(f"{name}: its tensors need {end - start} bytes, and the file has {payload}")
+    return tuple(tensors)
+
+
+def _tensor(file: str, name: str, value: Any, start: int) -> TensorInfo:
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
+            len(value) == 3
+        ):
+            pass
+        case _:
+            raise WeightsError(f"{file}: tensor {name!r} is not dtype, shape and data_offsets")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise WeightsError(f"{file}: a tensor's name is not Unicode text") from None
+    if dtype not in _BITS:
+        raise WeightsError(f"{file}: tensor {name!r} has the unknown type {dtype[:32]!r}")
+    whole = all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end))
+    if not whole or len(shape) > 32 or end < begin:
+        raise WeightsError(f"{file}: tensor {name!r} has an impossible shape or offset")
+    bits = math.prod(shape) * _BITS[dtype]
+    if bits % 8 or bits // 8 != end - begin:
+        raise WeightsError(
+            f"{file}: tensor {name!r} claims {end - begin} bytes, and its shape needs {bits // 8}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), start + begin, end - begin)
+
+
+def load_json(name: str, text: bytes) -> Any:
+    """
+    The JSON of a file.
+
+    Raises:
+        WeightsError: it is not JSON, or a name stands twice in it.
+    """
+    try:
+        return strictjson.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{name}: not JSON: {str(error)[:120]}") from None
