@@ -59,6 +59,11 @@ class Agent:
 
     async def run(self) -> None:
         """Attest until cancelled."""
+        try:
+            await self._collector.prepare()
+        except AttesterError as error:
+            # Calls will find the same, and be answered as far as they can.
+            _log.error("not ready for calls", why=str(error))
         wait_s = _FIRST_WAIT_S
         while True:
             try:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from attester.cose import PrivateKey
 from attester.engines.base import Description, Engine
 from attester.errors import AttesterError, WeightsError
 from attester.evidence import (
+    Benchmark,
     Capabilities,
     Endpoint,
+    Inventory,
     Manifest,
     ReadAnswer,
     Runtime,
@@ -32,28 +34,53 @@ from attester.evidence import (
     model_submod,
     write_submod,
 )
+from attester.gpu.inventory import inventory
 from attester.weights import possession
-from attester.weights.manifest import Folder, measure, open_folder
+from attester.weights.cache import DigestCache
+from attester.weights.folder import Folder, open_folder
+from attester.weights.hashing import Pace, check_algorithms
+from attester.weights.manifest import measure
 from attester.weights.possession import ModelChallenge, ReadChallenge
 
 _log = structlog.get_logger("attester")
-
-_Stat = tuple[tuple[str, int, int, int, int, int], ...]
 
 
 class Collector:
     """Collects for one node: platform claims, manifests, answers."""
 
-    def __init__(self, config: AttesterConfig, engine: Engine, tls_key: PrivateKey, kid: bytes) -> None:
+    def __init__(
+        self,
+        config: AttesterConfig,
+        engine: Engine,
+        tls_key: PrivateKey,
+        kid: bytes,
+        cache: DigestCache | None = None,
+        benchmarks: Callable[[], Mapping[int, Benchmark]] = dict,
+    ) -> None:
         self._config = config
         self._engine = engine
         self._tls_key = tls_key
         self._kid = kid
-        self._manifests: dict[str, tuple[_Stat, Manifest]] = {}
+        self._cache = cache or DigestCache()
+        self._benchmarks = benchmarks
+        self._inventory: tuple[Inventory, ...] | None = None
+        self._algorithms = check_algorithms(config.manifest.digests)
 
     async def describe(self) -> Description:
         """The engine's word about itself.  Raises `EngineError`."""
         return await self._engine.describe()
+
+    async def prepare(self) -> None:
+        """
+        Have manifests and the engine's kernel ready before the first call comes.
+
+        Raises:
+            WeightsError, EngineError: why a call could not be answered either.
+        """
+        ready = await self._engine.prepare()
+        for model in self._config.models:
+            await self.manifest(model)
+        _log.info("ready for calls", walks_with=ready, models=list(self._config.models))
 
     async def answer(self, challenge: ModelChallenge) -> tuple[ReadAnswer | None, WalkAnswer | None]:
         """
@@ -92,19 +119,18 @@ class Collector:
 
     async def manifest(self, model: str) -> Manifest:
         """
-        The model's files and digests; read again only where a file's place or times changed.
+        The model's files and digests; read again only where a file changed, or its digest is old.
 
         What a stale cache could hide, a `read` challenge brings to light.
         """
+        section = self._config.manifest
 
         def work() -> Manifest:
+            pace = None if section.bytes_per_s is None else Pace(section.bytes_per_s)
             folder = self._folder(model)
-            stat = _stat_of(folder)
-            known = self._manifests.get(model)
-            if known is None or known[0] != stat:
-                known = (stat, measure(folder))
-                self._manifests[model] = known
-            return known[1]
+            return measure(
+                folder, self._algorithms, cache=self._cache, max_age_s=section.reread_s, pace=pace
+            ).to_claim()
 
         return await asyncio.to_thread(work)
 
@@ -137,14 +163,28 @@ class Collector:
                 {"endpoint": self.endpoint(nonce), "runtime": runtime, "capabilities": capabilities}
             )
         }
+        for number, claims in (await self._devices()).items():
+            found[f"gpu/{number}"] = write_submod(claims)
         for model in self._config.models:
             read, walk = answers.get(model, (None, None))
-            claims: dict[str, Any] = {"manifest": await self.manifest(model)}
+            of_model: dict[str, Any] = {"manifest": await self.manifest(model)}
             if read is not None:
-                claims["read"] = read
+                of_model["read"] = read
             if walk is not None:
-                claims["walk"] = walk
-            found[model_submod(model)] = write_submod(claims)
+                of_model["walk"] = walk
+            found[model_submod(model)] = write_submod(of_model)
+        return found
+
+    async def _devices(self) -> dict[int, dict[str, Any]]:
+        """Inventory and benchmark of each device that there is something to say of."""
+        if self._inventory is None:
+            # Cards do not come and go while a process runs.
+            self._inventory = await asyncio.to_thread(inventory)
+        found: dict[int, dict[str, Any]] = {
+            number: {"inventory": device} for number, device in enumerate(self._inventory)
+        }
+        for number, benchmark in self._benchmarks().items():
+            found.setdefault(number, {})["benchmark"] = benchmark
         return found
 
     def endpoint(self, nonce: bytes) -> Endpoint:
@@ -160,16 +200,3 @@ class Collector:
         if section is None:
             raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
         return open_folder(Path(section.dir))
-
-
-def _stat_of(folder: Folder) -> _Stat:
-    found = []
-    for file in folder.files:
-        try:
-            status = file.path.stat()
-        except OSError as error:
-            raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
-        found.append(
-            (file.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        )
-    return tuple(found)

@@ -23,6 +23,8 @@ from attester.config import (
 )
 from attester.errors import AttesterError, ConfigError, VerifierError
 
+ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
+
 if TYPE_CHECKING:
     from attester.agent import Agent
     from attester.client import VerifierClient
@@ -65,7 +67,7 @@ def attester() -> None:
     "--adapter",
     default="loopback",
     show_default=True,
-    type=click.Choice(["loopback", "files"]),
+    type=click.Choice(ADAPTERS),
     help="How the engine is asked.",
 )
 @click.option("--hardware-class", default="cpu", show_default=True, help="As the verifier's policy names it.")
@@ -203,6 +205,59 @@ def once(home: Path, as_json: bool) -> None:
 
 
 @attester.command()
+@click.option("--device", default=None, help="cpu, or torch's name of a GPU; the first GPU if there is one.")
+@click.option(
+    "--number", default=0, show_default=True, type=click.IntRange(0, 99), help="N of the submodule gpu/N."
+)
+@click.option(
+    "--model", "folder", type=click.Path(path_type=Path), help="Imitate this model's decoding steps."
+)
+@click.option("--repeats", default=20, show_default=True, type=click.IntRange(2, 10_000))
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw it, as SVG, into this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run as JSON.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=None,
+    envvar="TOUCHSTONE_ATTESTER_HOME",
+    help="Keep the run there: from then on it is in the node's evidence.",
+)
+@_errors
+def benchmark(
+    device: str | None, number: int, folder: Path | None, repeats: int, picture: Path | None,
+    as_json: bool, home: Path | None,
+) -> None:  # fmt: skip
+    """Measure a device: matrix products, memory, host link, decoding steps."""
+    from attester.gpu import benchmark as benchmarks
+
+    if home is not None:
+        Home(home).config()
+    shape = None
+    if folder is not None:
+        from attester.weights.folder import open_folder
+        from attester.weights.tensors import TensorFiles
+
+        infos = TensorFiles(open_folder(folder)).infos
+        shape = benchmarks.shape_of([(info.name, info.shape) for info in infos])
+    found = benchmarks.run(
+        device or benchmarks.default_device(),
+        shape=shape,
+        repeats=repeats,
+        report=None if as_json else lambda m: click.echo(f"  {m.name:<16} {benchmarks.human(m)}"),
+    )
+    if picture is not None:
+        try:
+            picture.write_text(benchmarks.plot(found), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{picture} cannot be written: {error.strerror}") from None
+    if home is not None:
+        kept = Home(home).keep_benchmark(number, found)
+        click.echo(f"Kept in {kept}: in the evidence from now on.", err=as_json)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+
+
+@attester.command()
 @_home
 @_errors
 def show(home: Path) -> None:
@@ -277,8 +332,9 @@ def answer(
 ) -> None:
     """Answer challenges by hand, for anyone who wants to check us."""
     from attester.weights import possession
-    from attester.weights.kernels import kernel
-    from attester.weights.manifest import measure, open_folder
+    from attester.weights.folder import open_folder
+    from attester.weights.kernels import kernel, row_words
+    from attester.weights.manifest import measure
     from attester.weights.tensors import TensorFiles
 
     try:
@@ -290,13 +346,13 @@ def answer(
         raise click.UsageError("a seed has 32 bytes, a row is a number of 32 bits")
     opened = open_folder(folder)
     with progress("hashing", opened.total, quiet=as_json) as step:
-        manifest = measure(opened, step)
+        manifest = measure(opened, progress=step).to_claim()
     found: dict[str, Any] = {"manifest": _hex(msgspec.to_builtins(manifest, builtin_types=(bytes,)))}
     if windows is not None:
         found["read"] = possession.read(opened, seed_bytes, windows).hex()
     if wanted:
         tensors = TensorFiles(opened)
-        words = [possession.row_words(seed_bytes, row) for row in wanted]
+        words = [row_words(seed_bytes, row) for row in wanted]
         with progress("walking", tensors.total * passes, quiet=as_json) as step:
             answers = possession.walk(tensors, words, passes, kernel(backend), step)
         found["walk"] = {str(row): a.hex() for row, a in zip(wanted, answers, strict=True)}
@@ -322,12 +378,18 @@ async def _open(
     from attester.client import VerifierClient
     from attester.collector import Collector
     from attester.engines import open_engine
+    from attester.weights.cache import DigestCache
 
     key = place.node_key()
     async with aiohttp.ClientSession(trust_env=False) as http:
         client = VerifierClient(http, config.verifier.url, key)
         engine = open_engine(config, http, place)
-        yield client, Collector(config, engine, place.tls_key(), key.public.kid), key
+        cache = DigestCache(place.path / "digests.db")
+        try:
+            collector = Collector(config, engine, place.tls_key(), key.public.kid, cache, place.benchmarks)
+            yield client, collector, key
+        finally:
+            cache.close()
 
 
 def _with_client(place: Home, config: AttesterConfig, work: Callable[[VerifierClient], Awaitable[T]]) -> T:

@@ -6,6 +6,8 @@ The attester's home: its configuration, keys and enrolment in one folder.
     tls.key, tls.crt  what the engine serves with; the key signs for the endpoint
     engine.secret     shared with the engine, so that nobody else can ask it to walk
     node.json         what enrolment gave
+    benchmark-N.json  the last benchmark run of device N
+    digests.db        digests of files that have not changed since; may be removed
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from cryptography.x509.oid import NameOID
 from msgspec import Meta, Struct
 
 from attester import cose, identity
-from attester.errors import ConfigError
-from attester.evidence import ENDPOINT_URL, MODEL_NAME, Count, Name
+from attester.errors import ConfigError, WeightsError
+from attester.evidence import ENDPOINT_URL, MODEL_NAME, Benchmark, Count, Name
 from attester.settings import new_folder, read_toml, to_toml
+from attester.weights.hashing import check_algorithms
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 
@@ -45,6 +48,30 @@ class EngineSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     adapter: str = "loopback"
     url: _Url = "http://127.0.0.1:8000"
+    device: Name = "cpu"
+    """Where the attester itself walks files: ``cpu``, or torch's name of a GPU."""
+    walk_s: Annotated[float, Meta(gt=0)] = 60.0
+    """Seconds that one walk may take …"""
+    hour_s: Annotated[float, Meta(gt=0)] = 600.0
+    """… and all walks of an hour, where the attester walks."""
+
+
+class ManifestSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[manifest]``: how the files are read."""
+
+    digests: Annotated[tuple[str, ...], Meta(min_length=1, max_length=4)] = ("sha256",)
+    """``sha256``, ``blake3``, or both; those that the reference has too are compared."""
+    reread_s: Annotated[int, Meta(ge=0)] = 86_400
+    """Files are read again after so many seconds, though nothing tells of a change."""
+    bytes_per_s: Annotated[int, Meta(ge=1_000_000)] | None = None
+    """Read no faster than that; as fast as it goes if left out."""
+
+    def __post_init__(self) -> None:
+        """Say now what would be said at the first manifest."""
+        try:
+            check_algorithms(self.digests)
+        except WeightsError as error:
+            raise ValueError(str(error)) from None
 
 
 class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +102,7 @@ class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     models: Annotated[dict[str, ModelSection], Meta(min_length=1, max_length=32)]
     serve: ServeSection
     engine: EngineSection = EngineSection()
+    manifest: ManifestSection = ManifestSection()
     capabilities: CapabilitiesSection = CapabilitiesSection()
 
     def __post_init__(self) -> None:
@@ -163,6 +191,41 @@ class Home:
             temporary.replace(self.path / "node.json")
         except OSError as error:
             raise ConfigError(f"{self.path / 'node.json'} cannot be written: {error.strerror}") from None
+
+    def benchmarks(self) -> dict[int, Benchmark]:
+        """
+        The last benchmark run of each device, by its number.
+
+        Raises:
+            ConfigError: a run was kept and is damaged.
+        """
+        found = {}
+        for path in sorted(self.path.glob("benchmark-*.json")):
+            number = path.stem.removeprefix("benchmark-")
+            if not number.isdecimal():
+                continue
+            try:
+                found[int(number)] = msgspec.json.decode(path.read_bytes(), type=Benchmark)
+            except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+                raise ConfigError(f"{path}: {error}; run the benchmark again") from None
+        return found
+
+    def keep_benchmark(self, number: int, benchmark: Benchmark) -> Path:
+        """
+        Keep a benchmark run, atomically, in place of the one before.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        path = self.path / f"benchmark-{number}.json"
+        text = msgspec.json.format(msgspec.json.encode(benchmark), indent=2)
+        try:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(text)
+            temporary.replace(path)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+        return path
 
     def check_writable(self) -> None:
         """Raises `ConfigError` where nothing can be kept here; asked before a token is used up."""

@@ -11,7 +11,7 @@ from attester.client import VerifierClient
 from attester.collector import Collector
 from attester.config import AttesterConfig, Home
 from attester.errors import AttesterError, ConfigError
-from attester.weights.manifest import open_folder
+from attester.weights.folder import open_folder
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import TensorFiles
 

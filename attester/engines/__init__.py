@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attester.engines.base import Engine
+from attester.engines.budget import Budget
 from attester.engines.files import FileEngine
+from attester.engines.llamacpp import LlamaCppEngine
 from attester.engines.loopback import LoopbackEngine
+from attester.engines.vllm import VllmEngine
+from attester.engines.walker import Walker
 from attester.errors import ConfigError
 
 if TYPE_CHECKING:
     import aiohttp
 
     from attester.config import AttesterConfig, Home
+
+
+ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 
 
 def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home) -> Engine:
@@ -23,10 +30,17 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
     Raises:
         ConfigError: there is none of that name.
     """
-    match config.engine.adapter:
+    section = config.engine
+    folders = {name: Path(model.dir) for name, model in config.models.items()}
+    walker = Walker(section.device, Budget(section.walk_s, section.hour_s))
+    match section.adapter:
         case "loopback":
-            return LoopbackEngine(http, config.engine.url, home.engine_secret())
+            return LoopbackEngine(http, section.url, home.engine_secret())
+        case "vllm":
+            return VllmEngine(http, section.url, folders)
+        case "llama.cpp":
+            return LlamaCppEngine(http, section.url, folders, walker)
         case "files":
-            return FileEngine({name: Path(model.dir) for name, model in config.models.items()})
+            return FileEngine(folders, walker)
         case name:
-            raise ConfigError(f"no adapter {name[:40]!r}; there are loopback and files")
+            raise ConfigError(f"no adapter {name[:40]!r}; there are {', '.join(ADAPTERS)}")

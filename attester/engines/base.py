@@ -36,6 +36,14 @@ class Engine(Protocol):
         """The running configuration.  Raises `EngineError`."""
         ...
 
+    async def prepare(self) -> str:
+        """
+        Make everything ready that a walk needs, so that the verifier's clock measures the walk.
+
+        Says with what it will walk.  Raises `EngineError` or `WeightsError`.
+        """
+        ...
+
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
         """Answer a walk from the tensors that are loaded.  Raises `EngineError`."""
         ...

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 from attester.engines.base import Description
+from attester.engines.walker import Walker
 from attester.errors import WeightsError
 from attester.evidence import WalkAnswer
-from attester.weights import possession
-from attester.weights.kernels import kernel
-from attester.weights.manifest import open_folder
+from attester.weights.folder import Folder, open_folder
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import TensorFiles
 
@@ -26,8 +24,10 @@ from attester.weights.tensors import TensorFiles
 class FileEngine:
     """No engine at all, but the folders its models came from."""
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
+    def __init__(self, folders: Mapping[str, Path], walker: Walker) -> None:
         self._folders = folders
+        self._walker = walker
+        self._known: dict[str, tuple[Folder, TensorFiles]] = {}
 
     async def describe(self) -> Description:
         """Nothing is known of an engine, and the evidence says that too."""
@@ -40,24 +40,28 @@ class FileEngine:
             context_length=0,
         )
 
+    async def prepare(self) -> str:
+        """As `Engine.prepare`."""
+        kernel = await asyncio.to_thread(self._walker.prepare)
+        for model in self._folders:
+            await asyncio.to_thread(self._tensors, model)
+        return kernel.name
+
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
         """Walk the files."""
+
+        def work() -> WalkAnswer:
+            return self._walker.answer(self._tensors(model), challenge, "file")
+
+        return await asyncio.to_thread(work)
+
+    def _tensors(self, model: str) -> TensorFiles:
+        """The model's tensors; headers are read again only where a file changed."""
         if model not in self._folders:
             raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
-        return await asyncio.to_thread(walk_files, self._folders[model], challenge)
-
-
-def walk_files(folder: Path, challenge: WalkChallenge) -> WalkAnswer:
-    """
-    Answer a walk from the files of *folder*.
-
-    Raises:
-        WeightsError: they cannot be read or walked.
-    """
-    start = time.monotonic_ns()
-    tensors = TensorFiles(open_folder(folder))
-    seed = bytes.fromhex(challenge.seed)
-    words = [possession.row_words(seed, row) for row in range(challenge.rows)]
-    answers = possession.walk(tensors, words, challenge.passes, kernel())
-    micros = (time.monotonic_ns() - start) // 1000
-    return WalkAnswer(answers=tuple(answers), source="file", device="cpu", micros=micros)
+        folder = open_folder(self._folders[model])
+        known = self._known.get(model)
+        if known is None or known[0] != folder:
+            known = (folder, TensorFiles(folder))
+            self._known[model] = known
+        return known[1]

@@ -1,8 +1,9 @@
 """
 Engines that answer over loopback: ``GET /touchstone/engine``, ``POST /touchstone/walk``.
 
-The serving process itself walks the tensors it has loaded; the attester only passes the
-challenge on.  A secret shared between the two keeps others on the machine from asking.
+The serving process itself walks the tensors it has loaded (`engines.host`); the attester
+only passes the challenge on.  A secret shared between the two keeps others on the machine
+from asking.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import aiohttp
 import msgspec
 
-from attester.bounded import read_all
 from attester.engines.base import Description
+from attester.engines.http import EngineHttp
 from attester.errors import EngineError
 from attester.evidence import WalkAnswer
 from attester.weights.possession import WalkChallenge
 
-_MAX_ANSWER = 1 << 20
 _DESCRIBE_S = 10.0
 _WALK_S = 600.0
 
 
-class _WalkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WalkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an engine answers to a walk."""
+
     answers: tuple[str, ...]
     device: str
     micros: int
@@ -31,58 +33,42 @@ class LoopbackEngine:
     """An engine on this machine that serves the two resources."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, secret: str) -> None:
-        self._http = http
-        self._url = url
-        self._headers = {"Authorization": f"Bearer {secret}"}
+        self._http = EngineHttp(http, url, {"Authorization": f"Bearer {secret}"})
 
     async def describe(self) -> Description:
         """As `Engine.describe`."""
-        data = await self._ask("GET", "/touchstone/engine", None, _DESCRIBE_S)
-        try:
-            return msgspec.json.decode(data, type=Description)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise EngineError(f"the engine at {self._url} describes itself wrongly: {error}") from None
+        return await self._http.ask("GET", "/touchstone/engine", Description, timeout_s=_DESCRIBE_S)
+
+    async def prepare(self) -> str:
+        """As `Engine.prepare`; the engine's own process has its kernel."""
+        return f"the engine at {self._http.url}"
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
         """As `Engine.walk`."""
-        body = msgspec.json.encode(
-            {"model": model, "seed": challenge.seed, "rows": challenge.rows, "passes": challenge.passes}
-        )
-        data = await self._ask("POST", "/touchstone/walk", body, _WALK_S)
-        try:
-            walked = msgspec.json.decode(data, type=_WalkBody)
-            answer = msgspec.convert(
-                {
-                    "answers": [bytes.fromhex(each) for each in walked.answers],
-                    "source": "engine",
-                    "device": walked.device,
-                    "micros": walked.micros,
-                },
-                WalkAnswer,
-            )
-        except (msgspec.DecodeError, ValueError) as error:
-            raise EngineError(f"the engine at {self._url} walks wrongly: {error}") from None
-        if len(answer.answers) != challenge.rows:
-            raise EngineError(f"the engine answers {len(answer.answers)} of {challenge.rows} rows")
-        return answer
+        body = {"model": model, "seed": challenge.seed, "rows": challenge.rows, "passes": challenge.passes}
+        walked = await self._http.ask("POST", "/touchstone/walk", WalkBody, body, timeout_s=_WALK_S)
+        return to_answer(walked, challenge)
 
-    async def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
-        try:
-            async with self._http.request(
-                method,
-                self._url + path,
-                data=body,
-                headers={**self._headers, "Content-Type": "application/json"},
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
-                allow_redirects=False,
-            ) as response:
-                data = await read_all(response.content, _MAX_ANSWER)
-                if response.status != 200:
-                    raise EngineError(f"the engine answers {response.status} to {method} {path}")
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EngineError(
-                f"the engine at {self._url} does not answer ({type(error).__name__}): is it running?"
-            ) from None
-        if data is None:
-            raise EngineError(f"the engine's answer to {path} is larger than {_MAX_ANSWER} bytes")
-        return data
+
+def to_answer(walked: WalkBody, challenge: WalkChallenge) -> WalkAnswer:
+    """
+    An engine's answer as evidence carries it.
+
+    Raises:
+        EngineError: it does not have its form.
+    """
+    try:
+        answer = msgspec.convert(
+            {
+                "answers": [bytes.fromhex(each) for each in walked.answers],
+                "source": "engine",
+                "device": walked.device,
+                "micros": walked.micros,
+            },
+            WalkAnswer,
+        )
+    except (msgspec.ValidationError, ValueError) as error:
+        raise EngineError(f"the engine walks wrongly: {error}") from None
+    if len(answer.answers) != challenge.rows:
+        raise EngineError(f"the engine answers {len(answer.answers)} of {challenge.rows} rows")
+    return answer

@@ -1,0 +1,131 @@
+"""
+What a Python engine mounts in its own process, so that it walks the tensors it has loaded.
+
+    from attester.engines.host import Hosted, serve_in_thread
+
+    serve_in_thread(Hosted(describe, {"org/model": tensors}), secret, port=8000)
+
+`tensors` is called at each walk and gives what is loaded then: `live.LiveTensors` over the
+module's state dict, or any other `Source`s in walking order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from msgspec import Meta
+
+from attester.engines.base import Description
+from attester.engines.walker import Walker
+from attester.errors import AttesterError
+from attester.weights.possession import WalkChallenge
+from attester.weights.tensors import Source
+
+_MAX_BODY = 4096
+
+
+class _WalkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: Annotated[str, Meta(max_length=128)]
+    seed: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    rows: Annotated[int, Meta(ge=1, le=2048)]
+    passes: Annotated[int, Meta(ge=1, le=64)]
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """An engine's side: its word about itself, and its models' tensors."""
+
+    describe: Callable[[], Description]
+    models: Mapping[str, Callable[[], Iterable[Source]]]
+    walker: Walker = field(default_factory=Walker)
+
+    def app(self, secret: str) -> web.Application:
+        """The two resources that `engines.loopback` asks, behind *secret*."""
+        app = web.Application(client_max_size=_MAX_BODY, middlewares=[_behind(secret)])
+        app.router.add_get("/touchstone/engine", self._engine)
+        app.router.add_post("/touchstone/walk", self._walk)
+        return app
+
+    async def _engine(self, _: web.Request) -> web.Response:
+        return _json(msgspec.to_builtins(self.describe()))
+
+    async def _walk(self, request: web.Request) -> web.Response:
+        try:
+            body = msgspec.json.decode(await request.read(), type=_WalkBody)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _json({"error": str(error)}, 400)
+        if body.model not in self.models:
+            return _json({"error": f"no model {body.model!r}"}, 404)
+        challenge = WalkChallenge(body.seed, body.rows, body.passes)
+        try:
+            answer = await asyncio.to_thread(
+                lambda: self.walker.answer(self.models[body.model](), challenge, "engine")
+            )
+        except AttesterError as error:
+            return _json({"error": str(error)}, 503)
+        return _json(
+            {
+                "answers": [each.hex() for each in answer.answers],
+                "device": answer.device,
+                "micros": answer.micros,
+            }
+        )
+
+
+def _behind(secret: str) -> Middleware:
+    expected = f"Bearer {secret}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, expected):
+            raise web.HTTPUnauthorized
+        return await handler(request)
+
+    return check
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def serve_in_thread(hosted: Hosted, secret: str, *, port: int, host: str = "127.0.0.1") -> threading.Thread:
+    """
+    Serve the two resources from a thread of their own, for engines without an event loop.
+
+    The kernel is made ready before this returns.
+
+    Raises:
+        WeightsError: no kernel is exact on the walker's device.
+        OSError: the port is taken.
+    """
+    hosted.walker.prepare()
+    started: list[BaseException] = []
+    ready = threading.Event()
+
+    async def serve() -> None:
+        runner = web.AppRunner(hosted.app(secret), access_log=None)
+        try:
+            await runner.setup()
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            started.append(error)
+            return
+        finally:
+            ready.set()
+        await asyncio.Event().wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="touchstone", daemon=True)
+    thread.start()
+    ready.wait()
+    if started:
+        raise started[0]
+    return thread

@@ -1,0 +1,134 @@
+"""
+vLLM: its workers walk what they have loaded, asked over vLLM's own development endpoints.
+
+Start it with ``--worker-extension-cls attester.engines.vllm_worker.WalkExtension`` and
+``VLLM_SERVER_DEV_MODE=1`` on a loopback address: ``POST /collective_rpc`` calls the
+extension's methods, ``GET /version`` and ``GET /v1/models`` describe the engine.  These
+endpoints are open to whoever reaches them, so they must not be reachable from elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from attester.engines.base import Description
+from attester.engines.http import EngineHttp
+from attester.engines.loopback import WalkBody, to_answer
+from attester.errors import EngineError, WeightsError
+from attester.evidence import WalkAnswer
+from attester.weights.possession import WalkChallenge
+
+_ASK_S = 10.0
+_START_S = 300.0
+_WALK_S = 600.0
+_POLL_S = 0.02
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class _Model(msgspec.Struct, frozen=True):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: tuple[_Model, ...]
+
+
+class _Results(msgspec.Struct, frozen=True):
+    results: tuple[Any, ...]
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What the extension says of the engine it is in."""
+
+    packages: dict[str, str]
+    arguments: dict[str, str | int | bool | None]
+    python: str = platform.python_version()
+    driver: str | None = None
+
+
+class VllmEngine:
+    """A vLLM server on this machine."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str, folders: Mapping[str, Path]) -> None:
+        self._http = EngineHttp(http, url)
+        self._folders = folders
+
+    async def describe(self) -> Description:
+        """As `Engine.describe`."""
+        version = await self._http.ask("GET", "/version", _Version, timeout_s=_ASK_S)
+        models = await self._http.ask("GET", "/v1/models", _Models, timeout_s=_ASK_S)
+        facts = msgspec.convert(await self._call("touchstone_describe", _ASK_S), _Facts)
+        lengths = [model.max_model_len for model in models.data if model.max_model_len]
+        try:
+            return msgspec.convert(
+                {
+                    "engine": "vllm",
+                    "version": version.version,
+                    "arguments": facts.arguments,
+                    "packages": facts.packages,
+                    "python": facts.python,
+                    "context_length": min(lengths, default=0),
+                    "features": ("chat", "completions"),
+                    "driver": facts.driver,
+                },
+                Description,
+            )
+        except msgspec.ValidationError as error:
+            raise EngineError(f"vLLM describes itself wrongly: {error}") from None
+
+    async def prepare(self) -> str:
+        """As `Engine.prepare`: views of all tensors and the kernel, in each worker."""
+        for folder in self._folders.values():
+            await self._call("touchstone_prepare", _START_S, folder=str(folder))
+        return f"vLLM at {self._http.url}"
+
+    async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
+        """As `Engine.walk`.  The worker walks in a thread of its own, and goes on serving."""
+        if model not in self._folders:
+            raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
+        await self._call(
+            "touchstone_walk",
+            _ASK_S,
+            folder=str(self._folders[model]),
+            seed=challenge.seed,
+            rows=challenge.rows,
+            passes=challenge.passes,
+        )
+        try:
+            async with asyncio.timeout(_WALK_S):
+                found = await self._answer(challenge.seed)
+        except TimeoutError:
+            raise EngineError(f"vLLM's worker has not answered within {_WALK_S:.0f} s") from None
+        if isinstance(found, dict) and found.keys() == {"error"}:
+            raise EngineError(f"vLLM's worker cannot walk: {str(found['error'])[:200]}")
+        try:
+            return to_answer(msgspec.convert(found, WalkBody), challenge)
+        except msgspec.ValidationError as error:
+            raise EngineError(f"vLLM's worker walks wrongly: {error}") from None
+
+    async def _answer(self, seed: str) -> Any:
+        # Asked for again and again: its worker has no way to call us.
+        while (found := await self._call("touchstone_answer", _ASK_S, seed=seed)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        return found
+
+    async def _call(self, method: str, timeout_s: float, **arguments: object) -> Any:
+        body = {"method": method, "kwargs": arguments, "timeout": timeout_s}
+        answer = await self._http.ask("POST", "/collective_rpc", _Results, body, timeout_s=timeout_s)
+        if len(answer.results) != 1:
+            raise EngineError(
+                f"vLLM has {len(answer.results)} workers; a walk over sharded workers is not there yet, "
+                "so use the adapter files, which the policy takes for less"
+            )
+        return answer.results[0]

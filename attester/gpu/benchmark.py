@@ -1,0 +1,302 @@
+"""
+A benchmark run on one device: the same code on CUDA and on the CPU.
+
+Each measure is warmed up, repeated, and given as median and spread between the quartiles.
+Numbers are what this device reached in this run under these conditions, in its owner's
+words; a verifier holds them against the hardware class and against what walks have shown.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from statistics import quantiles
+from typing import Any, Final
+
+from attester.errors import EngineError
+from attester.evidence import Benchmark, Measure
+from attester.gpu import inventory
+from attester.weights.kernels import has_torch
+
+CODE: Final = "1"
+"""Version of what is measured here, and how: numbers of different versions are not comparable."""
+
+MILLITOKENS: Final = "mtokens/s"
+_WARM_UP: Final = 3
+_SMALLEST_S: Final = 0.002
+"""Shorter than that, one repeat holds several rounds: clocks and launches must not count."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the work is: enough for the device to be the limit, small enough to end soon."""
+
+    matrix: int
+    copy_bytes: int
+    layers: int
+    batches: tuple[int, ...] = (1, 8, 32)
+
+    @classmethod
+    def of(cls, device: str) -> Size:
+        """What suits a device."""
+        return cls(1024, 64 << 20, 1) if device == "cpu" else cls(8192, 1 << 30, 4)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's own layers, as far as a decoding step reads them: rows and columns of each matrix."""
+
+    matrices: tuple[tuple[int, int], ...]
+    layers: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Weights that one step reads, at two bytes an element."""
+        return 2 * self.layers * sum(rows * columns for rows, columns in self.matrices)
+
+
+_LLAMA_8B: Final = Shape(((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)), 32)
+"""Used where no model is named: qkv, output, gate-up and down of an 8-billion-parameter decoder."""
+
+
+def shape_of(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Shape:
+    """
+    The matrices that a decoding step multiplies with, from a model's own tensors.
+
+    Numbered layers of equal shapes are counted once and multiplied; embeddings are looked
+    up, not multiplied with, and so left out.
+    """
+    by_layer: dict[str, list[tuple[int, int]]] = {}
+    for name, shape in tensors:
+        number = next((part for part in name.split(".") if part.isdecimal()), None)
+        if number is not None and len(shape) == 2 and min(shape) > 1:
+            by_layer.setdefault(number, []).append((shape[0], shape[1]))
+    if not by_layer:
+        raise EngineError("the model has no numbered layers with matrices, so there is no step to imitate")
+    first = next(iter(by_layer.values()))
+    return Shape(tuple(first), len(by_layer))
+
+
+def run(
+    device: str = "cpu",
+    *,
+    size: Size | None = None,
+    shape: Shape | None = None,
+    repeats: int = 20,
+    now: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.perf_counter,
+    report: Callable[[Measure], None] | None = None,
+) -> Benchmark:
+    """
+    Measure a device.
+
+    Args:
+        device: ``cpu``, or torch's name of an accelerator.
+        size: How large the work is; what suits the device if not given.
+        shape: The model whose decoding steps are imitated.
+        repeats: How often each measure is taken.
+        now: Seconds since 1970.
+        clock: Seconds, monotonic.
+        report: Called with each measure as soon as it is there.
+
+    Raises:
+        EngineError: torch or the device is not there.
+    """
+    if not has_torch():
+        raise EngineError("a benchmark needs torch: pip install 'touchstone[torch]'")
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise EngineError(f"torch cannot use {device[:40]!r}: {str(error).splitlines()[0][:120]}") from None
+    bench = _Bench(torch, place, repeats, clock)
+    chosen = size or Size.of(place.type)
+    found: list[Measure] = []
+    conditions: dict[str, int] = {}
+    for measure in _measures(bench, chosen, shape or _LLAMA_8B):
+        found.append(measure)
+        if place.type == "cuda":
+            # While it is hot: the worst clock and the highest temperature of the run.
+            for name, value in inventory.conditions(place.index or 0).items():
+                worst = min if "clock" in name else max
+                conditions[name] = worst(conditions.get(name, value), value)
+        if report is not None:
+            report(measure)
+    versions = {"torch": torch.__version__, "touchstone": metadata.version("touchstone")}
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    return Benchmark(
+        device=_describe(torch, place),
+        at=int(now()),
+        code=CODE,
+        versions=versions,
+        measures=tuple(found),
+        conditions=conditions,
+    )
+
+
+def default_device() -> str:
+    """The first GPU where torch has one, else the CPU."""
+    if not has_torch():
+        return "cpu"
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _describe(torch: Any, place: Any) -> str:
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
+    text = f"{place}: {name}" if place.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:512]
+
+
+@dataclass(frozen=True)
+class _Bench:
+    torch: Any
+    place: Any
+    repeats: int
+    clock: Callable[[], float]
+
+    def synchronize(self) -> None:
+        if self.place.type == "cuda":
+            self.torch.cuda.synchronize(self.place)
+
+    def measure(self, name: str, unit: str, work: Callable[[], object], amount: float) -> Measure:
+        """*amount* of *unit* is done by one round of *work*, a second."""
+        for _ in range(_WARM_UP):
+            work()
+        self.synchronize()
+        start = self.clock()
+        work()
+        self.synchronize()
+        rounds = max(1, math.ceil(_SMALLEST_S / max(self.clock() - start, 1e-9)))
+        rates = []
+        for _ in range(self.repeats):
+            start = self.clock()
+            for _ in range(rounds):
+                work()
+            self.synchronize()
+            rates.append(amount * rounds / max(self.clock() - start, 1e-9))
+        low, middle, high = quantiles(rates, n=4) if len(rates) > 1 else rates * 3
+        return Measure(
+            name=name,
+            unit=unit,
+            median=int(middle),
+            spread=max(int(high - low), 0),
+            repeats=self.repeats,
+            warm_up=_WARM_UP,
+        )
+
+
+def _measures(bench: _Bench, size: Size, shape: Shape) -> Iterator[Measure]:
+    torch, place, n = bench.torch, bench.place, size.matrix
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        left = torch.randn((n, n), device=place).to(dtype)
+        out = torch.empty_like(left)
+
+        def multiply(left: Any = left, out: Any = out) -> None:
+            torch.mm(left, left, out=out)
+
+        yield bench.measure(f"matmul-{name}", "flop/s", multiply, 2.0 * n**3)
+    yield _int8(bench, n)
+    yield from _copies(bench, size)
+    yield from _decoding(bench, size, shape)
+
+
+def _int8(bench: _Bench, n: int) -> Measure:
+    torch, place = bench.torch, bench.place
+    whole = torch.randint(-128, 128, (n, n), dtype=torch.int8, device=place)
+    sums = torch.empty((n, n), dtype=torch.int32, device=place)
+    return bench.measure("matmul-int8", "op/s", lambda: torch._int_mm(whole, whole.t(), out=sums), 2.0 * n**3)
+
+
+def _copies(bench: _Bench, size: Size) -> Iterator[Measure]:
+    torch, place = bench.torch, bench.place
+    source = torch.empty(size.copy_bytes, dtype=torch.uint8, device=place)
+    target = torch.empty_like(source)
+    # A copy reads every byte and writes it.
+    yield bench.measure("memory-copy", "bytes/s", lambda: target.copy_(source), 2.0 * size.copy_bytes)
+    if place.type != "cpu":
+        host = torch.empty(size.copy_bytes, dtype=torch.uint8, pin_memory=True)
+        yield bench.measure(
+            "host-to-device", "bytes/s", lambda: target.copy_(host, non_blocking=True), float(size.copy_bytes)
+        )
+        yield bench.measure(
+            "device-to-host", "bytes/s", lambda: host.copy_(source, non_blocking=True), float(size.copy_bytes)
+        )
+
+
+def _decoding(bench: _Bench, size: Size, shape: Shape) -> Iterator[Measure]:
+    """
+    Tokens a second of steps that only multiply: an upper bound of what an engine reaches.
+
+    A few layers stand for all: the time of a step is that of its layers, so the rate is
+    scaled by how many the model has.
+    """
+    torch, place = bench.torch, bench.place
+    layers = min(size.layers, shape.layers)
+    weights = [
+        torch.randn((rows, columns), device=place).to(torch.bfloat16)
+        for _ in range(layers)
+        for rows, columns in shape.matrices
+    ]
+    for batch in size.batches:
+        inputs = {
+            columns: torch.randn((columns, batch), device=place).to(torch.bfloat16)
+            for _, columns in shape.matrices
+        }
+
+        def step(inputs: dict[int, Any] = inputs) -> None:
+            for weight in weights:
+                torch.mm(weight, inputs[weight.shape[1]])
+
+        # In thousandths: a large model on a small device makes less than one a second.
+        yield bench.measure(f"decode-{batch}", MILLITOKENS, step, 1000.0 * batch * layers / shape.layers)
+
+
+def plot(benchmark: Benchmark) -> str:
+    """A picture for people: one bar for each measure, as SVG, scaled within its unit."""
+    import html
+
+    rows = []
+    top = dict.fromkeys({measure.unit for measure in benchmark.measures}, 1)
+    for measure in benchmark.measures:
+        top[measure.unit] = max(top[measure.unit], measure.median)
+    for number, measure in enumerate(benchmark.measures):
+        y = 70 + 34 * number
+        width = 420 * measure.median / top[measure.unit]
+        spread = 420 * measure.spread / top[measure.unit] / 2
+        rows.append(
+            f'<text x="150" y="{y + 15}" text-anchor="end">{html.escape(measure.name)}</text>'
+            f'<rect x="160" y="{y}" width="{width:.1f}" height="20" rx="2" fill="#3b6ea5"/>'
+            f'<line x1="{160 + width - spread:.1f}" x2="{160 + width + spread:.1f}" y1="{y + 10}" y2="{y + 10}" '
+            'stroke="#d98e04" stroke-width="3"/>'
+            f'<text x="{170 + width + spread:.1f}" y="{y + 15}">{html.escape(human(measure))}</text>'
+        )
+    height = 90 + 34 * len(rows)
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(benchmark.at))
+    told = ", ".join(f"{name} {version}" for name, version in sorted(benchmark.versions.items()))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" '
+        'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
+        f'<text x="20" y="28" font-size="16">{html.escape(benchmark.device)}</text>'
+        f'<text x="20" y="50" fill="#555">{when}; {html.escape(told)}; bar: median, line: between quartiles</text>'
+        f"{''.join(rows)}</svg>\n"
+    )
+
+
+def human(measure: Measure) -> str:
+    """A measure as people write it: ``1.23 TB/s``."""
+    value, unit = float(measure.median), measure.unit
+    if unit == MILLITOKENS:
+        value, unit = value / 1000, "tokens/s"
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if value < 1000 or prefix == "P":
+            return f"{value:.3g} {prefix}{unit.replace('bytes', 'B')}"
+        value /= 1000
+    raise AssertionError

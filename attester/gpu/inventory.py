@@ -1,0 +1,116 @@
+"""
+The GPUs of this machine as NVIDIA's management library names them.
+
+Declared, no more: the library belongs to the node.  Safe and quiet without a driver:
+no GPU is no error, and a value that a card does not have is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from attester.evidence import Inventory
+
+T = TypeVar("T")
+
+
+def inventory() -> tuple[Inventory, ...]:
+    """The GPUs, by the driver's index; empty without ``nvidia-ml-py``, driver or card."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return ()
+        driver = _try(nvml, nvml.nvmlSystemGetDriverVersion)
+        count: int = _try(nvml, nvml.nvmlDeviceGetCount) or 0
+        found = (_device(nvml, index, driver) for index in range(count))
+        return tuple(device for device in found if device is not None)
+
+
+def conditions(index: int) -> dict[str, int]:
+    """Clocks in MHz, temperature in °C and power in mW of a GPU now, those that the driver tells."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return {}
+        handle = _try(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(index))
+        if handle is None:
+            return {}
+        asked: dict[str, Callable[[], int]] = {
+            "clock-sm-mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "clock-memory-mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "temperature-c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "power-mw": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
+        }
+        told = {name: _try(nvml, ask) for name, ask in asked.items()}
+        return {name: value for name, value in told.items() if isinstance(value, int) and value >= 0}
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """The library, started; `None` where there is none."""
+    if importlib.util.find_spec("pynvml") is None:
+        yield None
+        return
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _device(nvml: Any, index: int, driver: str | None) -> Inventory | None:
+    handle = _try(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(index))
+    if handle is None:
+        return None
+    uuid = _try(nvml, lambda: nvml.nvmlDeviceGetUUID(handle))
+    name = _try(nvml, lambda: nvml.nvmlDeviceGetName(handle))
+    memory = _try(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    if uuid is None or name is None or memory is None:
+        return None
+    ecc = _try(nvml, lambda: nvml.nvmlDeviceGetEccMode(handle))
+    mig = _try(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    return Inventory(
+        model=_line(name) or "unknown",
+        uuid=_line(uuid) or "unknown",
+        memory_bytes=int(memory.total),
+        serial=_line(_try(nvml, lambda: nvml.nvmlDeviceGetSerial(handle))),
+        pci=_line(_try(nvml, lambda: nvml.nvmlDeviceGetPciInfo(handle).busId)),
+        driver=_line(driver),
+        vbios=_line(_try(nvml, lambda: nvml.nvmlDeviceGetVbiosVersion(handle))),
+        ecc=None if ecc is None else bool(ecc[0]),
+        mig=None if mig is None else bool(mig[0]),
+        confidential=_confidential(nvml),
+    )
+
+
+def _confidential(nvml: Any) -> str | None:
+    # Older libraries do not have it: looked up within the try.
+    state = _try(nvml, lambda: nvml.nvmlSystemGetConfComputeState())  # noqa: PLW0108
+    if state is None:
+        return None
+    if getattr(state, "devToolsMode", 0):
+        return "devtools"
+    return "on" if getattr(state, "ccFeature", 0) else "off"
+
+
+def _try(nvml: Any, ask: Callable[[], T]) -> T | None:
+    """What the library answers; `None` where this card or driver does not have it."""
+    try:
+        return ask()
+    except (nvml.NVMLError, AttributeError):
+        return None
+
+
+def _line(value: Any) -> str | None:
+    """Text of the library as evidence may carry it."""
+    if value is None:
+        return None
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:128]
