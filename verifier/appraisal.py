@@ -31,7 +31,7 @@ from verifier import results
 from verifier.errors import EvidenceError, PolicyError
 from verifier.reasons import REASONS
 from verifier.results import Appraisal, AttestationResult, ReasonEntry, Tier, VerifierClaims
-from verifier.schemes import platform, weights
+from verifier.schemes import gpu, platform, weights
 from verifier.schemes.base import Checked, Context, Finding, Submods
 
 
@@ -87,6 +87,8 @@ class Held:
     quarantined_by: str | None = None
     """The open incident, if there is one."""
     endpoint_taken: bool = False
+    devices_taken: frozenset[str] = frozenset()
+    """Devices it declares that another live node declared before."""
     retired: bool = False
     """The node was retired, or its key rolled, while its evidence was appraised."""
 
@@ -176,7 +178,10 @@ def check(opened: Opened, context: Context) -> CheckedEvidence:
     for model in sorted({*node.models, *session.asked, *named}):
         checked[evidence.model_submod(model)] = weights.check(model, submods, context)
     for name in sorted(token.submods):
-        if evidence.kind_of(name) is None:
+        kind = evidence.kind_of(name)
+        if kind == "gpu":
+            checked[name] = gpu.check(name, submods, context)
+        elif kind is None:
             checked[name] = weights.unknown(name)
     return CheckedEvidence(checked)
 
@@ -229,6 +234,7 @@ def read_outcome(raw: Any, submods: Mapping[str, Checked]) -> Outcome:
 _MALFUNCTION: Final = {
     "platform": ("instance-identity", "configuration"),
     "model": ("file-system", "executables"),
+    "gpu": ("hardware",),
 }
 
 
@@ -298,6 +304,10 @@ def _appraise(
         if held.endpoint_taken:
             vector["instance-identity"] = 96
             findings.append(Finding("identity.endpoint.taken", "another live node holds this TLS key"))
+        if held.devices_taken:
+            vector["instance-identity"] = 96
+            taken = sorted(held.devices_taken)
+            findings.append(Finding("identity.duplicate-device", f"another live node declares {taken[0]}"))
         if held.quarantined_by is not None:
             vector["instance-identity"] = 96
             findings.append(Finding("identity.node.quarantined", f"incident {held.quarantined_by}"))

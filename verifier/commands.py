@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester.cli import configure_logging, plain_errors, progress
 from attester.errors import AttesterError, ConfigError
+from attester.weights.cache import DigestCache
+from attester.weights.folder import IGNORED_AT_TOP, open_folder
+from attester.weights.hashing import ALGORITHMS, check_algorithms
 from attester.weights.kernels import kernel
-from attester.weights.manifest import open_folder
 from attester.weights.tensors import TensorFiles
 from verifier.config import Home, ServiceConfig, VerifierConfig
-from verifier.errors import VerifierError
+from verifier.errors import ReferenceValueError, VerifierError
 from verifier.policy import bundle
-from verifier.references import measured
-from verifier.references.challenges import Minter, ReadParameters, WalkParameters
+from verifier.references import measured, oms, published
+from verifier.references.challenges import WIDE_ROWS, Minter, ReadParameters, WalkParameters
+from verifier.references.measured import Document
+from verifier.references.minting import Goal, fill, goal_left, take_up
 from verifier.schemes.base import shown
 from verifier.service.incidents import to_wire
 from verifier.store import incidents as stored_incidents
@@ -31,6 +40,7 @@ from verifier.store.nodes import Grant
 from verifier.store.sqlite import SqliteDatabase
 
 T = TypeVar("T")
+_MAX_PEM = 1 << 20
 
 _errors = plain_errors(VerifierError, AttesterError, msgspec.ValidationError, UnicodeEncodeError)
 _home = click.option(
@@ -41,6 +51,9 @@ _home = click.option(
     show_default=True,
     show_envvar=True,
     help="The verifier's home folder.",
+)
+_device = click.option(
+    "--device", default="cpu", show_default=True, help="cpu, or torch's name of a GPU, such as cuda:0."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -280,6 +293,11 @@ def reference() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="The model's name, as nodes enrol with it.")
 @click.option(
+    "--digest", default="sha256,blake3", show_default=True, help="Digests of files, with commas between."
+)
+@click.option("--no-cache", is_flag=True, help="Read every file, also those that have not changed.")
+@_device
+@click.option(
     "--home",
     type=click.Path(path_type=Path),
     default=None,
@@ -288,20 +306,158 @@ def reference() -> None:
 )
 @_json
 @_errors
-def measure(folder: Path, model: str, home: Path | None, as_json: bool) -> None:
+def measure(
+    folder: Path, model: str, digest: str, no_cache: bool, device: str, home: Path | None, as_json: bool
+) -> None:
     """Measure a FOLDER of weights: files, tensors, and a practice challenge."""
     opened = open_folder(folder)
-    with progress("measuring", opened.total, quiet=as_json) as step:
-        document = measured.measure_folder(model, opened, step)
+    algorithms = check_algorithms(digest.split(","))
+    with (
+        _cache(home, no_cache=no_cache) as cache,
+        progress("measuring", measured.work_of(opened), quiet=as_json) as step,
+    ):
+        document = measured.measure_folder(
+            model, opened, step, algorithms=algorithms, cache=cache, device=device
+        )
+    _publish(document, home, as_json=as_json)
+
+
+@reference.command("import-oms")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model's name, as nodes enrol with it.")
+@click.option("--public-key", type=click.Path(path_type=Path), help="PEM: the publisher's key.")
+@click.option(
+    "--root", "roots", multiple=True, type=click.Path(path_type=Path), help="PEM: an authority; repeatable."
+)
+@click.option("--at", default=None, help="Evaluate the certificates at this moment (RFC 3339), not now.")
+@click.option("--trusted-root", type=click.Path(path_type=Path), help="Sigstore's trusted_root.json.")
+@click.option("--identity", default=None, help="Who must have signed a keyless bundle.")
+@click.option("--issuer", default=None, help="Who must have vouched for the identity.")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), help="The weights: measured, and held to the bundle."
+)
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=None,
+    envvar="TOUCHSTONE_VERIFIER_HOME",
+    help="Make it the reference value of this verifier.",
+)
+@_json
+@_errors
+def import_oms(
+    bundle: Path, model: str, public_key: Path | None, roots: tuple[Path, ...], at: str | None,
+    trusted_root: Path | None, identity: str | None, issuer: str | None, folder: Path | None,
+    home: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Make a publisher's OpenSSF Model Signing BUNDLE a reference value."""
+    read = oms.read_bundle(_read(bundle, oms.MAX_BUNDLE))
+    if public_key is not None:
+        statement = oms.verify_with_key(read, _read(public_key, _MAX_PEM))
+    elif roots:
+        statement = oms.verify_with_certificates(read, [_read(path, _MAX_PEM) for path in roots], _moment(at))
+    elif trusted_root is not None and identity is not None and issuer is not None:
+        statement = oms.verify_keyless(read, trusted_root, identity, issuer)
+    else:
+        raise click.UsageError(
+            "say whom to trust: --public-key, --root, or --trusted-root with --identity and --issuer"
+        )
+    if folder is None:
+        document = published.without_weights(model, statement)
+    else:
+        opened = open_folder(folder, statement.ignore_paths)
+        with progress("measuring", measured.work_of(opened), quiet=as_json) as step:
+            document = published.with_weights(model, statement, opened, step)
+    _publish(document, home, as_json=as_json)
+
+
+@reference.command("export-oms")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--private-key",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="PEM: a key on P-256, P-384 or P-521.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the bundle is written.")
+@click.option(
+    "--digest", default="sha256", show_default=True, type=click.Choice(ALGORITHMS), help="Of the files."
+)
+@click.option("--model", default=None, help="The name in the statement; the folder's if not given.")
+@_errors
+def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: str | None) -> None:
+    """Sign a FOLDER of weights as OpenSSF Model Signing has it."""
+    try:
+        key = serialization.load_pem_private_key(_read(private_key, _MAX_PEM), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ReferenceValueError(f"{private_key} is not an unencrypted private key in PEM") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ReferenceValueError("the key is not on P-256, P-384 or P-521")
+    real = folder.resolve()
+    inside = out.resolve().relative_to(real).as_posix() if out.resolve().is_relative_to(real) else None
+    opened = open_folder(folder, () if inside is None else (inside,))
+    ignored = [name for name in sorted(IGNORED_AT_TOP) if (real / name).exists()]
+    with progress("hashing", opened.total) as step:
+        files = measured.files_of(opened, (digest,), step)
+    listed = [(file.name, bytes.fromhex(getattr(file, digest))) for file in files]
+    ignored += [] if inside is None else [inside]
+    try:
+        out.write_bytes(oms.sign(model or real.name, listed, digest, key, ignored))
+    except OSError as error:
+        raise ReferenceValueError(f"{out} cannot be written: {error.strerror}") from None
+    click.echo(f"Signed {len(listed)} files by {digest}: {out}")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """A file of at most *limit* bytes."""
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise ReferenceValueError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise ReferenceValueError(f"{path} has more than {limit} bytes")
+    return data
+
+
+def _moment(text: str | None) -> datetime:
+    try:
+        moment = datetime.now(UTC) if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(f"--at {text}: not a moment as RFC 3339 has it") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _publish(document: Document, home: Path | None, *, as_json: bool) -> None:
+    """Make a document the reference value where a verifier was named, and show it."""
     text = msgspec.json.encode(document).decode()
     if home is not None:
-        _in_transaction(home, lambda tx: pool.set_reference(tx, model, document.digest, text, _now_ms()))
+        _in_transaction(
+            home, lambda tx: pool.set_reference(tx, document.model, document.digest, text, _now_ms())
+        )
     if as_json:
         click.echo(text)
         return
-    size = sum(file.size for file in document.files)
-    click.echo(f"{model}: {len(document.files)} files, {size:,} bytes, {len(document.tensors)} tensors")
+    size = sum(file.size or 0 for file in document.files)
+    tensors = f"{len(document.tensors)} tensors" if document.tensors else "no tensors, so no walks"
+    click.echo(f"{document.model}: {len(document.files)} files, {size:,} bytes, {tensors}")
+    if document.publisher is not None:
+        click.echo(f"signed ({document.publisher.method}): {shown(document.publisher.signer)}")
     click.echo(f"reference value {document.digest}" + (f", active in {home}" if home else ""))
+
+
+@contextmanager
+def _cache(home: Path | None, *, no_cache: bool) -> Iterator[DigestCache | None]:
+    """Digests taken before: in the verifier's home, where one is named."""
+    if no_cache or home is None:
+        yield None
+        return
+    Home(home).config()
+    cache = DigestCache(home / "digests.db")
+    try:
+        yield cache
+    finally:
+        cache.close()
 
 
 @click.group()
@@ -320,41 +476,57 @@ def challenges() -> None:
 )
 @click.option("--reads", default=0, type=click.IntRange(0, 1_000_000), help="How many read challenges.")
 @click.option("--walks", default=0, type=click.IntRange(0, 1_000_000), help="How many walk challenges.")
+@click.option("--wides", default=0, type=click.IntRange(0, 1_000_000), help="How many wide walks.")
 @click.option("--rows", default=32, show_default=True, type=click.IntRange(4, 2048), help="Rows of a walk.")
+@click.option(
+    "--wide-rows",
+    default=WIDE_ROWS,
+    show_default=True,
+    type=click.IntRange(4, 2048),
+    help="Rows of a wide walk.",
+)
 @click.option("--passes", default=1, show_default=True, type=click.IntRange(1, 64), help="Passes of a walk.")
 @click.option(
     "--windows", default=256, show_default=True, type=click.IntRange(1, 65536), help="Windows of a read."
 )
+@click.option("--resume", is_flag=True, help="Go on with the last run for this model, as it was asked for.")
+@_device
 @_home
 @_errors
 def mint(
-    model: str, folder: Path, reads: int, walks: int, rows: int, passes: int, windows: int, home: Path
-) -> None:
-    """Mint challenges where the reference weights are; each batch is spot-checked."""
-    if not reads and not walks:
-        raise click.UsageError("give --reads, --walks, or both")
+    model: str, folder: Path, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
+    windows: int, resume: bool, device: str, home: Path,
+) -> None:  # fmt: skip
+    """Mint challenges where the reference weights are; each run is spot-checked."""
+    asked = Goal(
+        reads, walks, wides, ReadParameters(windows), WalkParameters(rows, passes), WalkParameters(wide_rows)
+    )
+    if resume == bool(asked.count):
+        raise click.UsageError("give --reads, --walks or --wides, or --resume alone")
     key = Home(home).pool_key()
     opened = open_folder(folder)
     tensors = TensorFiles(opened)
-    with progress("checking the folder", opened.total) as step:
-        document = measured.measure_folder(model, opened, step)
+    ready = kernel(device=device)
 
-    async def work(db: Database) -> None:
+    async def work(db: Database) -> Goal:
+        async with db.read() as tx:
+            row = await pool.reference(tx, model)
+        if row is None:
+            raise ReferenceValueError(f"{model} has no reference value: touchstone reference measure")
+        document = measured.read_document(row["document"])
+        if not document.tensors:
+            raise ReferenceValueError(f"the reference value of {model} has no tensors: import it with --dir")
+        with _cache(home, no_cache=False) as cache, progress("checking the folder", opened.total) as step:
+            measured.check_folder(document, opened, cache, step)
         async with db.write() as tx:
-            batch = await pool.open_batch(tx, model, document.digest, _now_ms())
-            first_read = await pool.next_index(tx, model, "read")
-            first_walk = await pool.next_index(tx, model, "walk")
-        minter = Minter(model, opened, tensors, key, kernel(), batch)
-        if reads:
-            entries = list(minter.reads(first_read, reads, ReadParameters(windows)))
-            async with db.write() as tx:
-                await pool.add(tx, entries)
-        groups = -(-walks // 64)
-        with progress("walking", groups * passes * tensors.total) as step:
-            # A group is kept as soon as it is minted: an interrupted run loses one group at most.
-            for group in minter.walks(first_walk, walks, WalkParameters(rows, passes), step):
-                async with db.write() as tx:
-                    await pool.add(tx, group)
+            batch, goal = await take_up(tx, model, document.digest, None if resume else asked, _now_ms())
+            left = await goal_left(tx, batch, goal)
+        minter = Minter(model, opened, tensors, key, ready, batch)
+        with progress("minting", left.work(tensors.total)) as step:
+            await fill(db, minter, left, step)
+        return left
 
-    _with_database(home, work)
-    click.echo(f"Minted {reads} reads and {walks} walks for {model}; the spot checks agree.")
+    made = _with_database(home, work)
+    kinds = ((made.reads, "reads"), (made.walks, "walks"), (made.wides, "wide walks"))
+    told = " and ".join(f"{count} {kind}" for count, kind in kinds if count) or "nothing more"
+    click.echo(f"Minted {told} for {model} with {ready.name}; the spot checks agree.")

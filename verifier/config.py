@@ -69,7 +69,9 @@ class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     walk_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
     """Share of calls that carry a walk; every call carries a read."""
     together_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Share of calls that go to all connected nodes of the operator at once."""
+    """Share of calls that go to all nodes of the operator that have the model, at once."""
+    wide_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of the calls to one node that ask for a wide walk, where the pool has any."""
 
 
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):

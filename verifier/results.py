@@ -91,7 +91,7 @@ TRUST_CLAIMS: Final = (
     TrustClaim("configuration", 1, {2: "known and approved", 3: "no known vulnerabilities", 32: "known vulnerabilities", 36: "essential elements not available to the verifier", 96: "forbidden settings", **_ANY}),
     TrustClaim("executables", 2, {-2: "the serving process walked the reference weights when called, in time", 2: "approved, loading measured by a root of trust", 3: "approved at boot", -33: "the weights answered, and residence or timing is not shown", 32: "known bugs", 33: "unrecognised objects in memory", 96: "other weights", **_ANY}),
     TrustClaim("file-system", 3, {2: "the published files, within reach now", -33: "equal to the reference by the node's word alone", 32: "files beyond the reference", 96: "other files", **_ANY}),
-    TrustClaim("hardware", 4, {2: "genuine by its own report", -33: "declared, and measured work agrees", 32: "known vulnerabilities", 96: "contradicted", 97: "not recognised", **_ANY}),
+    TrustClaim("hardware", 4, {2: "genuine by its own report", -33: "declared, and measured work agrees", -34: "declared, and far above what was verified", 32: "known vulnerabilities", 96: "contradicted", 97: "not recognised", **_ANY}),
     TrustClaim("runtime-opaque", 5, {2: "encrypted, in a TEE", 32: "isolated, not encrypted", 96: "visible", **_ANY}),
     TrustClaim("storage-opaque", 6, {2: "secrets under hardware-held keys", 32: "without hardware keys", 96: "unencrypted secrets", **_ANY}),
     TrustClaim("sourced-data", 7, {2: "all from affirming attesters", 32: "from unattested sources", 96: "from contraindicated sources", **_ANY}),

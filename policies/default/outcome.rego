@@ -14,6 +14,8 @@ trust_vector(facts) := platform_vector(facts) if facts.kind == "platform"
 
 trust_vector(facts) := model_vector(facts) if facts.kind == "model"
 
+trust_vector(facts) := {"hardware": hardware(facts)} if facts.kind == "gpu"
+
 reasons(facts) := sort(platform_reasons(facts)) if facts.kind == "platform"
 
 reasons(facts) := [] if facts.kind != "platform"

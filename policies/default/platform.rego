@@ -41,6 +41,7 @@ acceptable(facts) if {
 	not facts.malformed
 	facts.runtime != null
 	facts.class_matches
+	not facts.class_doubted
 	approved_version(facts.runtime)
 	count(forbidden_arguments(facts.runtime)) == 0
 	count(forbidden_packages(facts.runtime)) == 0

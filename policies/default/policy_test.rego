@@ -12,6 +12,7 @@ platform := {
 	"node_state": "active",
 	"endpoint": "proven",
 	"class_matches": true,
+	"class_doubted": false,
 	"runtime": {"engine": "vllm", "version": "0.11.0", "arguments": {}, "packages": {}},
 	"capabilities": {},
 }
@@ -60,6 +61,10 @@ test_another_hardware_class_is_96 if {
 	platform_with({"class_matches": false}).trust_vector.configuration == 96
 }
 
+test_class_that_walks_contradict_is_96 if {
+	platform_with({"class_doubted": true}).trust_vector.configuration == 96
+}
+
 test_weak_version_is_32 if {
 	out := platform_with({"runtime": {"version": "0.10.2"}})
 	out.trust_vector.configuration == 32
@@ -86,8 +91,14 @@ test_extra_files_are_a_warning if model_with({"manifest": "extra"})["file-system
 
 test_unknown_reference_is_no_conclusion if model_with({"manifest": "unknown"})["file-system"] == 1
 
+test_digests_from_an_old_cache_are_a_warning if {
+	model_with({"manifest": "aged"})["file-system"] == -33
+	model_with({"manifest": "aged", "read": "unasked"})["file-system"] == -33
+	model_with({"manifest": "aged", "read": "wrong"})["file-system"] == 96
+}
+
 test_every_other_manifest_is_contraindicated if {
-	every manifest in ["differs", "missing", "malformed"] {
+	every manifest in ["differs", "missing", "malformed", "incomparable"] {
 		model_with({"manifest": manifest})["file-system"] == 96
 	}
 }
@@ -99,7 +110,7 @@ test_every_other_read_is_contraindicated if {
 }
 
 test_lesser_walks_are_a_warning if {
-	every walk in ["announced", "from-file", "late", "stale", "untimed"] {
+	every walk in ["announced", "from-file", "late", "shared", "stale", "untimed"] {
 		model_with({"walk": walk}).executables == -33
 	}
 }
@@ -113,5 +124,24 @@ test_wrong_and_missed_walks_are_contraindicated if {
 test_no_walk_is_no_claim if not "executables" in object.keys(model_with({"walk": "none"}))
 
 test_unknown_submodule_is_contraindicated if {
-	outcome("gpu/0", {"kind": "unknown"}).trust_vector == {"configuration": 96}
+	outcome("npu/0", {"kind": "unknown"}).trust_vector == {"configuration": 96}
+}
+
+gpu := {"kind": "gpu", "malformed": false, "named": true, "benchmark": "plausible", "memory_fits": true}
+
+hardware_with(change) := outcome("gpu/0", object.union(gpu, change)).trust_vector.hardware
+
+test_declared_device_is_a_warning_at_best if hardware_with({}) == -33
+
+test_boast_is_a_warning if hardware_with({"benchmark": "boast"}) == -34
+
+test_device_of_which_little_is_said_is_no_conclusion if {
+	hardware_with({"named": false}) == 0
+	hardware_with({"benchmark": "missing"}) == 0
+}
+
+test_device_that_its_class_contradicts_is_96 if {
+	hardware_with({"benchmark": "implausible"}) == 96
+	hardware_with({"memory_fits": false}) == 96
+	hardware_with({"malformed": true}) == 96
 }

@@ -12,7 +12,7 @@ model_vector(facts) := {
 
 # file-system
 #   2    the published files, within reach now
-#   -33  equal to the reference by the node's word alone
+#   -33  equal to the reference by the node's word alone, or by digests from an old cache
 #   1    no reference value to compare with
 #   32   files beyond the reference
 #   96   other files, or a challenge wrong or left unanswered
@@ -28,6 +28,11 @@ file_system(facts) := -33 if {
 	facts.read == "unasked"
 }
 
+file_system(facts) := -33 if {
+	facts.manifest == "aged"
+	facts.read in {"right", "unasked"}
+}
+
 file_system(facts) := 32 if {
 	facts.manifest == "extra"
 	facts.read in {"right", "unasked"}
@@ -37,10 +42,10 @@ file_system(facts) := 1 if facts.manifest == "unknown"
 
 # executables
 #   -2   the serving process walked the reference weights when called, in time
-#   -33  the weights answered, and residence or timing is not shown
+#   -33  the weights answered, and residence, timing or a device of its own is not shown
 #   96   other weights, now or the last time, or calls missed repeatedly
 default executables(_) := 96
 
 executables(facts) := -2 if facts.walk == "called"
 
-executables(facts) := -33 if facts.walk in {"announced", "from-file", "late", "stale", "untimed"}
+executables(facts) := -33 if facts.walk in {"announced", "from-file", "late", "shared", "stale", "untimed"}

@@ -18,18 +18,21 @@ import msgspec
 from msgspec import Meta, Struct
 
 from attester.weights import possession, reference
-from attester.weights.kernels import Kernel
-from attester.weights.manifest import Folder
+from attester.weights.folder import Folder
+from attester.weights.kernels import Kernel, row_words
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
-from attester.weights.tensors import TensorFiles
+from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.errors import ReferenceValueError
 from verifier.schemes.base import Asked, ReadAsked, WalkAsked
 from verifier.store.pool import Entry
 
 CHECKED_ROWS: Final = 4
 POOL_KEY_BYTES: Final = 32
-_GROUP: Final = 64
+GROUP: Final = 64
 """Walk entries that go through the weights together: 256 columns, 4 MiB of state."""
+_SPOT_CHECK_EVERY: Final = 16
+WIDE_ROWS: Final = 2048
+"""Rows of a wide walk: what it takes then is arithmetic."""
 
 
 class ReadParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,10 +58,10 @@ class PoolKey:
         """``SHAKE-256(key ‖ model ‖ kind ‖ LE64(i))[0:32]``; kinds are equally long, so no two clash."""
         return self._derive(model, kind, index, b"", 32)
 
-    def checked_rows(self, model: str, index: int, rows: int) -> tuple[int, ...]:
+    def checked_rows(self, model: str, kind: str, index: int, rows: int) -> tuple[int, ...]:
         """The rows of a walk that are checked, distinct, in rising order."""
         chosen: set[int] = set()
-        stream = self._derive(model, "walk", index, b"rows", 4096)
+        stream = self._derive(model, kind, index, b"rows", 4096)
         for start in range(0, len(stream), 4):
             chosen.add(int.from_bytes(stream[start : start + 4], "little") % rows)
             if len(chosen) == CHECKED_ROWS:
@@ -82,10 +85,11 @@ def pose(entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: 
             asked[entry.model] = Asked(posed, before.walk, before.exhausted)
         else:
             walk = msgspec.json.decode(entry.parameters, type=WalkParameters)
-            rows = key.checked_rows(entry.model, entry.index, walk.rows)
+            rows = key.checked_rows(entry.model, entry.kind, entry.index, walk.rows)
             parts = [entry.commitments[i : i + 32] for i in range(0, len(entry.commitments), 32)]
             commitments = dict(zip(rows, parts, strict=True))
-            posed_walk = WalkAsked(seed, walk.rows, walk.passes, commitments, entry.batch)
+            wide = entry.kind == "wide"
+            posed_walk = WalkAsked(seed, walk.rows, walk.passes, commitments, entry.batch, wide)
             asked[entry.model] = Asked(before.read, posed_walk, before.exhausted)
     return asked
 
@@ -128,42 +132,56 @@ class Minter:
         count: int,
         parameters: WalkParameters,
         progress: Callable[[int], None] | None = None,
+        *,
+        kind: str = "walk",
     ) -> Iterator[list[Entry]]:
         """
-        Mint *count* `walk` entries from index *start* on, in groups that share their passes.
+        Mint *count* entries of a kind of walk from index *start* on, in groups that share their passes.
 
-        Each group is spot-checked by the second implementation before it is handed out.
+        The first group and every sixteenth after it are spot-checked by the second
+        implementation before they are handed out: a library that is wrong is wrong always,
+        and one row by the slow way costs as much as many groups by the fast one.
 
         Raises:
             ReferenceValueError: the implementations disagree: nothing of the group may be used.
             WeightsError: the files changed or cannot be read.
         """
         text = msgspec.json.encode(parameters).decode()
-        for first in range(start, start + count, _GROUP):
-            indexes = range(first, min(first + _GROUP, start + count))
+        for number, first in enumerate(range(start, start + count, GROUP)):
+            indexes = range(first, min(first + GROUP, start + count))
             places = [
                 (index, row)
                 for index in indexes
-                for row in self.key.checked_rows(self.model, index, parameters.rows)
+                for row in self.key.checked_rows(self.model, kind, index, parameters.rows)
             ]
-            words = [possession.row_words(self._seed(index), row) for index, row in places]
+            words = [row_words(self.key.seed(self.model, kind, index), row) for index, row in places]
             answers = possession.walk(self.tensors, words, parameters.passes, self.kernel, progress)
-            self._spot_check(*places[-1], answers[-1], parameters.passes)
+            if number % _SPOT_CHECK_EVERY == 0:
+                index, row = places[-1]
+                self._spot_check(self.key.seed(self.model, kind, index), row, answers[-1], parameters.passes)
             by_index: dict[int, list[bytes]] = {}
             for (index, _), answer in zip(places, answers, strict=True):
                 by_index.setdefault(index, []).append(possession.commitment(answer))
             yield [
-                Entry(self.model, "walk", index, self.batch, text, b"".join(by_index[index]))
+                Entry(self.model, kind, index, self.batch, text, b"".join(by_index[index]))
                 for index in indexes
             ]
 
-    def _seed(self, index: int) -> bytes:
-        return self.key.seed(self.model, "walk", index)
-
-    def _spot_check(self, index: int, row: int, answer: bytes, passes: int) -> None:
-        tensors = [tensor.data.tobytes() for tensor in self.tensors]
-        if reference.walk_row(tensors, self._seed(index), row, passes) != answer:
+    def _spot_check(self, seed: bytes, row: int, answer: bytes, passes: int) -> None:
+        tensors = [_Pieces(tensor) for tensor in self.tensors]
+        if reference.walk_row(tensors, seed, row, passes) != answer:
             raise ReferenceValueError(
                 "the spot check by the second implementation disagrees: a library computes wrongly here, "
                 "and nothing of this group was kept"
             )
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """A tensor's bytes, piece by piece, so that it may be larger than memory."""
+
+    tensor: FileTensor
+
+    def __iter__(self) -> Iterator[bytes]:
+        for data in self.tensor.chunks():
+            yield data.tobytes()

@@ -2,13 +2,14 @@
 Reference values measured from a folder of weights.
 
 A document holds the files, the list of tensors, and a practice challenge with its answers,
-with which a node can test itself before it enrols.
+with which a node can test itself before it enrols.  One imported from a publisher's
+signature alone has the files only: then no walk can be asked.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -16,13 +17,17 @@ from msgspec import Meta, Struct
 
 from attester import cbor
 from attester.errors import WeightsError
-from attester.evidence import MODEL_NAME, File
+from attester.evidence import MODEL_NAME
 from attester.weights import possession
-from attester.weights.kernels import kernel
-from attester.weights.manifest import Folder, measure
+from attester.weights.cache import DigestCache
+from attester.weights.folder import Folder
+from attester.weights.hashing import SHA256
+from attester.weights.kernels import kernel, row_words
+from attester.weights.manifest import measure
 from attester.weights.tensors import TensorFiles
 from verifier.errors import ReferenceValueError
-from verifier.schemes.base import ModelReference
+from verifier.references.information import examine
+from verifier.schemes.base import ModelReference, ReferenceFile
 
 PRACTICE_ROWS: Final = 4
 PRACTICE_WINDOWS: Final = 256
@@ -31,21 +36,26 @@ _MAX_DOCUMENT: Final = 64 << 20
 _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-class ReferenceFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the model."""
+class DocumentFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file of the model; its size is not known where only a signature names it."""
 
     name: str
-    size: int
-    sha256: _Hex32
+    size: int | None = None
+    sha256: _Hex32 | None = None
+    blake3: _Hex32 | None = None
 
 
-class ReferenceTensor(Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor of the model, in walking order."""
+class DocumentTensor(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A tensor of the model, in walking order, and where its bytes stand."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     size: int
+    file: str = ""
+    offset: int = 0
+    """From the start of the file, bytes."""
+    blake3: _Hex32 | None = None
 
 
 class Practice(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,13 +69,36 @@ class Practice(Struct, frozen=True, forbid_unknown_fields=True):
     walk: tuple[_Hex32, ...]
 
 
-class Document(Struct, frozen=True, forbid_unknown_fields=True):
+class Publisher(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose signature the files were held against (OpenSSF Model Signing)."""
+
+    method: str
+    """key, certificate or sigstore."""
+    signer: str
+    """The key's SHA-256, the certificate's subject, or the identity and who vouches for it."""
+    statement: _Hex32
+    """SHA-256 of the signed statement: it binds every name, not only the digests."""
+
+
+class Document(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The reference value of one model."""
 
     model: Annotated[str, Meta(max_length=128)]
-    files: Annotated[tuple[ReferenceFile, ...], Meta(min_length=1)]
-    tensors: Annotated[tuple[ReferenceTensor, ...], Meta(min_length=1)]
-    practice: Practice
+    files: Annotated[tuple[DocumentFile, ...], Meta(min_length=1)]
+    tensors: tuple[DocumentTensor, ...] = ()
+    practice: Practice | None = None
+    information_bytes: int | None = None
+    """What the tensors hold: doubles counted once, each byte at the entropy of its plane."""
+    publisher: Publisher | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no appraisal could use."""
+        if not MODEL_NAME.fullmatch(self.model):
+            raise ValueError(f"{self.model[:80]!r} is not a model's name: letters, digits, . _ - and /")
+        if len({file.name for file in self.files}) != len(self.files):
+            raise ValueError("a file stands in it twice")
+        if any(file.sha256 is None and file.blake3 is None for file in self.files):
+            raise ValueError("a file without a digest")
 
     @property
     def digest(self) -> str:
@@ -74,13 +107,22 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_reference(self) -> ModelReference:
         """As the appraisal takes it."""
+        dtypes: dict[str, int] = {}
+        for tensor in self.tensors:
+            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.size
+        total = sum(dtypes.values())
         return ModelReference(
             digest=self.digest,
-            files={
-                f.name: File(name=f.name, size=f.size, sha256=bytes.fromhex(f.sha256)) for f in self.files
-            },
-            tensor_bytes=sum(tensor.size for tensor in self.tensors),
+            files={file.name: ReferenceFile(file.size, _digests(file)) for file in self.files},
+            tensor_bytes=total,
+            information_bytes=total if self.information_bytes is None else self.information_bytes,
+            dtypes=dtypes,
         )
+
+
+def _digests(file: DocumentFile) -> dict[str, bytes]:
+    named = {"sha256": file.sha256, "blake3": file.blake3}
+    return {name: bytes.fromhex(digest) for name, digest in named.items() if digest is not None}
 
 
 def practice_seed(model: str) -> bytes:
@@ -88,9 +130,17 @@ def practice_seed(model: str) -> bytes:
     return hashlib.shake_256(b"touchstone/practice/1" + model.encode()).digest(32)
 
 
-def measure_folder(model: str, folder: Folder, progress: Callable[[int], None] | None = None) -> Document:
+def measure_folder(
+    model: str,
+    folder: Folder,
+    progress: Callable[[int], None] | None = None,
+    *,
+    algorithms: Sequence[str] = (SHA256,),
+    cache: DigestCache | None = None,
+    device: str = "cpu",
+) -> Document:
     """
-    Measure a folder.
+    Measure a folder: `work_of` bytes pass, and *progress* is told of each.
 
     Raises:
         ReferenceValueError: *model* is not a name, or the folder cannot be measured.
@@ -98,18 +148,24 @@ def measure_folder(model: str, folder: Folder, progress: Callable[[int], None] |
     if len(model) > 128 or not MODEL_NAME.fullmatch(model):
         raise ReferenceValueError(f"{model[:80]!r} is not a model's name: letters, digits, . _ - and /")
     try:
-        manifest = measure(folder, progress)
+        files = files_of(folder, algorithms, progress, cache)
         tensors = TensorFiles(folder)
+        examined = examine(tensors, progress)
         seed = practice_seed(model)
-        words = [possession.row_words(seed, row) for row in range(PRACTICE_ROWS)]
-        answers = possession.walk(tensors, words, 1, kernel())
+        words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
+        answers = possession.walk(tensors, words, 1, kernel(device=device), progress)
         read = possession.read(folder, seed, PRACTICE_WINDOWS)
     except WeightsError as error:
         raise ReferenceValueError(str(error)) from None
     return Document(
         model=model,
-        files=tuple(ReferenceFile(f.name, f.size, f.sha256.hex()) for f in manifest.files),
-        tensors=tuple(ReferenceTensor(t.name, t.dtype, t.shape, t.size) for t in tensors.infos),
+        files=files,
+        tensors=tuple(
+            DocumentTensor(
+                t.info.name, t.info.dtype, t.info.shape, t.size, t.file.name, t.info.offset, digest.hex()
+            )
+            for t, digest in zip(tensors, examined.digests, strict=True)
+        ),
         practice=Practice(
             seed=seed.hex(),
             windows=PRACTICE_WINDOWS,
@@ -118,7 +174,54 @@ def measure_folder(model: str, folder: Folder, progress: Callable[[int], None] |
             passes=1,
             walk=tuple(answer.hex() for answer in answers),
         ),
+        information_bytes=examined.information_bytes,
     )
+
+
+def files_of(
+    folder: Folder,
+    algorithms: Sequence[str],
+    progress: Callable[[int], None] | None = None,
+    cache: DigestCache | None = None,
+) -> tuple[DocumentFile, ...]:
+    """A folder's files with their digests; raises `WeightsError`."""
+    measured = measure(folder, algorithms, progress, cache)
+    return tuple(
+        DocumentFile(file.name, file.size, **{name: digest.hex() for name, digest in digests.items()})
+        for file, digests in zip(folder.files, measured.digests, strict=True)
+    )
+
+
+def work_of(folder: Folder) -> int:
+    """How many bytes `measure_folder` reads; raises `WeightsError`."""
+    return folder.total + 2 * TensorFiles(folder).total
+
+
+def check_folder(
+    document: Document,
+    folder: Folder,
+    cache: DigestCache | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """
+    That *folder* holds the files of a reference value, read now or unchanged since.
+
+    Raises:
+        ReferenceValueError: it does not, naming the first file that differs.
+        WeightsError: it cannot be read.
+    """
+    algorithms = sorted({name for file in document.files for name in _digests(file)})
+    have = {file.name: file for file in files_of(folder, algorithms, progress, cache)}
+    want = {file.name: file for file in document.files}
+    for name in sorted(have.keys() ^ want.keys()):
+        what = "is not in the reference value" if name in have else "is missing"
+        raise ReferenceValueError(f"the folder is not the one of the active reference value: {name} {what}")
+    for name, file in want.items():
+        given = _digests(have[name])
+        if any(given[algorithm] != digest for algorithm, digest in _digests(file).items()):
+            raise ReferenceValueError(
+                f"the folder is not the one of the active reference value: {name} differs"
+            )
 
 
 def read_document(data: bytes | str) -> Document:
@@ -131,9 +234,6 @@ def read_document(data: bytes | str) -> Document:
     if len(data) > _MAX_DOCUMENT:
         raise ReferenceValueError("the document is too large")
     try:
-        document = msgspec.json.decode(data, type=Document)
+        return msgspec.json.decode(data, type=Document)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ReferenceValueError(f"not a reference value: {error}") from None
-    if not MODEL_NAME.fullmatch(document.model):
-        raise ReferenceValueError(f"{document.model[:80]!r} is not a model's name")
-    return document

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from attester.cose import PublicKey
 from attester.errors import ClaimError
-from attester.evidence import File, Submod
+from attester.evidence import Submod
 
 DECLARED: Final = "declared"
 CHALLENGED: Final = "challenged"
@@ -45,6 +45,8 @@ class WalkAsked(Struct, frozen=True):
     passes: int
     commitments: dict[int, bytes]
     batch: int
+    wide: bool = False
+    """Of so many rows that arithmetic bounds it: one GPU cannot answer two at once in time."""
 
 
 class Asked(Struct, frozen=True):
@@ -67,12 +69,20 @@ _Positive = Annotated[int, Meta(ge=1)]
 
 
 class HardwareClass(Struct, frozen=True, forbid_unknown_fields=True):
-    """A row of the policy's hardware table; bandwidths in bytes per second."""
+    """A row of the policy's hardware table: what one device of the class can do at most."""
 
     bandwidth: _Positive
+    """Of the device's memory, bytes per second."""
     host_link: _Positive | None
-    """`None` where host memory is as near as the device's (CPUs): timing says nothing there."""
+    """Bytes per second from the host; `None` where its memory is as near: timing says nothing there."""
     allowance_ms: _Positive
+    """What every answer may take on top: network, launch, a busy device."""
+    memory_bytes: _Positive | None = None
+    int8_ops: _Positive | None = None
+    """Dense int8 operations per second."""
+    bf16_flops: _Positive | None = None
+    source: str = ""
+    """Where the numbers are from."""
 
 
 class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +91,16 @@ class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
     walk_max_age_s: int
     missed_limit: int
     classes: dict[str, HardwareClass]
+    manifest_max_age_s: _Positive = 7 * 86_400
+    """Digests from a node's cache may be so old."""
+    shared_permille: _Positive = 1300
+    """Answers to simultaneous calls so many thousandths as slow as alone: one device behind several nodes."""
+    contradicted_permille: _Positive = 100
+    """Even the best of several walks at less than so many thousandths of the class."""
+    excess_permille: _Positive = 1150
+    """More than so many thousandths of the class is more than its data sheet allows."""
+    boast_permille: _Positive = 10_000
+    """A declared rate so many thousandths of the verified one is a finding."""
 
 
 class WalkRecord(Struct, frozen=True):
@@ -95,6 +115,20 @@ class WalkRecord(Struct, frozen=True):
     passes: int = 0
     reference: str = ""
     """Digest of the reference value that was walked: what was shown of another is void."""
+    rows: int = 0
+    wide: bool = False
+    together: bool = False
+    """Called at the same moment as other nodes of its operator."""
+    ms: int | None = None
+    """Time taken by the verifier's clock, milliseconds; `None` where several models were asked at once."""
+
+
+@dataclass(frozen=True)
+class ReferenceFile:
+    """A file of the reference: its size where that is known, and its digests by algorithm."""
+
+    size: int | None
+    digests: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -102,8 +136,12 @@ class ModelReference:
     """The reference value of one model."""
 
     digest: str
-    files: Mapping[str, File]
+    files: Mapping[str, ReferenceFile]
     tensor_bytes: int
+    information_bytes: int = 0
+    """What the tensors hold, never more than their bytes: rates are counted in it."""
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of weights by their type; empty where only a signature names the files."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +158,8 @@ class Session:
     """What the node answered to a call, before it sent evidence."""
     answer_ms: int | None = None
     """Verifier's clock: from the call pushed to the last byte of the answers."""
+    together: int = 0
+    """How many nodes of the operator were called at the same moment, where more than one."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +231,8 @@ class Checked:
     attester_claims: Mapping[str, Any] = field(default_factory=dict)
     walk: WalkRecord | None = None
     """To be kept for later appraisals."""
+    devices: tuple[str, ...] = ()
+    """Devices that the node declares for its own."""
     passed: tuple[str, ...] = ()
     """Causes that this evidence speaks for: others may fail at them, the reference stands."""
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from attester.cose import PublicKey
 from attester.errors import SignatureError
 from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
+from verifier.schemes import rates
 from verifier.schemes.base import Checked, Context, Finding, Submods, plain
 
 SUBMOD = "platform"
@@ -66,6 +67,9 @@ def check(submods: Submods, context: Context) -> Checked:
         findings.append(
             Finding("capabilities.class.unknown", f"hardware class {context.node.hardware_class!r}")
         )
+    doubt = rates.class_finding(context)
+    if doubt is not None:
+        findings.append(doubt)
     if context.node.state == "retired":
         findings.append(Finding("identity.node.retired", f"node {context.node.id} was retired"))
 
@@ -76,6 +80,7 @@ def check(submods: Submods, context: Context) -> Checked:
         "endpoint": "missing" if endpoint is None else "proven" if proven else "unproven",
         "class_matches": capabilities is not None
         and capabilities.hardware_class == context.node.hardware_class,
+        "class_doubted": doubt is not None,
         "runtime": None if runtime is None else plain(runtime),
         "capabilities": None if capabilities is None else plain(capabilities),
     }

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any, Final
 
-from attester.evidence import (
-    Manifest,
-    ReadAnswer,
-    WalkAnswer,
-    model_submod,
-)
+from attester.evidence import Manifest, ReadAnswer, WalkAnswer, model_submod
 from attester.weights.possession import commitment
+from verifier.schemes import manifest as manifests
 from verifier.schemes.base import (
     CHALLENGED,
     DECLARED,
@@ -34,8 +30,8 @@ from verifier.schemes.base import (
 )
 
 _MEDIAN_OF: Final = 5
-_NAMED_FILES: Final = 3
-"""How many files a finding names; the count is always there."""
+_SHARED_OF: Final = 3
+"""So many simultaneous calls, and so many alone, before anything is said of a shared device."""
 _IN_TIME: Final = 1000
 """Thousandths of the deadline."""
 
@@ -58,12 +54,20 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     ]
 
     malformed = submod in submods.errors
-    manifest, manifest_findings = _manifest(submods.claim(submod, "manifest"), reference, malformed=malformed)
+    listed: Manifest | None = submods.claim(submod, "manifest")
+    manifest, manifest_findings = "malformed", list[Finding]()
+    if not malformed:
+        manifest, manifest_findings = manifests.compare(
+            listed, reference, context.now_ms, context.thresholds.manifest_max_age_s
+        )
+    cached = manifest in ("equal", "aged") and listed is not None and listed.cached is not None
     # The clock stops at the answers: evidence for a call that none came ahead of has none.
     answered = None
     if context.session.channel == "call":
         answered = (context.session.answers or {}).get(model, Answers())
-    read, read_findings = _read(submods.claim(submod, "read"), asked, answered, malformed=malformed)
+    read, read_findings = _read(
+        submods.claim(submod, "read"), asked, answered, malformed=malformed, cached=cached
+    )
     walk_claim: WalkAnswer | None = submods.claim(submod, "walk")
     walk, walk_findings = _walk(walk_claim, asked, answered, malformed=malformed)
     findings += [*manifest_findings, *read_findings, *walk_findings]
@@ -98,49 +102,8 @@ def _malformed(claim: str, detail: str) -> Finding:
     return Finding(f"{code}.malformed" if code else "evidence.claims.malformed", detail)
 
 
-def _manifest(
-    claim: Manifest | None, reference: ModelReference | None, *, malformed: bool
-) -> tuple[str, list[Finding]]:
-    if malformed:
-        return "malformed", []
-    if claim is None:
-        return "missing", [Finding("weights.manifest.missing", "no manifest claim")]
-    names = [file.name for file in claim.files]
-    if len(set(names)) != len(names):
-        return "malformed", [Finding("weights.manifest.malformed", "a file stands in it twice")]
-    if reference is None:
-        return "unknown", []
-    present = {file.name: file for file in claim.files}
-    missing = [name for name in reference.files if name not in present]
-    differ = [n for n, file in reference.files.items() if n in present and present[n] != file]
-    extra = [name for name in present if name not in reference.files]
-    cause = f"reference:{reference.digest}"
-    if missing:
-        detail = f"{len(missing)} missing: {_some(missing)}"
-        return "differs", [Finding("weights.manifest.mismatch", detail, cause=cause)]
-    if differ:
-        first = differ[0]
-        return "differs", [
-            Finding(
-                "weights.manifest.mismatch",
-                f"{len(differ)} differ: {_some(differ)}",
-                expected=reference.files[first].sha256.hex(),
-                actual=present[first].sha256.hex(),
-                cause=cause,
-            )
-        ]
-    if extra:
-        return "extra", [Finding("weights.manifest.extra", f"{len(extra)} beyond it: {_some(extra)}")]
-    return "equal", []
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(name[:80] for name in names[:_NAMED_FILES])
-    return shown if len(names) <= _NAMED_FILES else f"{shown}, …"
-
-
 def _read(
-    claim: ReadAnswer | None, asked: Asked, answered: Answers | None, *, malformed: bool
+    claim: ReadAnswer | None, asked: Asked, answered: Answers | None, *, malformed: bool, cached: bool
 ) -> tuple[str, list[Finding]]:
     if asked.read is None:
         return "unasked", []
@@ -154,12 +117,9 @@ def _read(
         ]
     if not hmac.compare_digest(commitment(claim.answer), asked.read.commitment):
         # Never what was expected: the pool's commitments are nobody's business.
+        code = "weights.cache.stale" if cached else "weights.read.wrong"
         return "wrong", [
-            Finding(
-                "weights.read.wrong",
-                f"{asked.read.windows} windows asked",
-                cause=f"batch:{asked.read.batch}",
-            )
+            Finding(code, f"{asked.read.windows} windows asked", cause=f"batch:{asked.read.batch}")
         ]
     return "right", []
 
@@ -217,7 +177,15 @@ def _record(
         lateness=_lateness(context),
         passes=asked.walk.passes,
         reference=_digest(reference),
+        rows=asked.walk.rows,
+        wide=asked.walk.wide,
+        together=context.session.together > 1,
+        ms=context.session.answer_ms if _walks_asked(context) == 1 else None,
     )
+
+
+def _walks_asked(context: Context) -> int:
+    return sum(asked.walk is not None for asked in context.session.asked.values())
 
 
 def _lateness(context: Context) -> int | None:
@@ -225,16 +193,20 @@ def _lateness(context: Context) -> int | None:
     hardware = context.thresholds.classes.get(context.node.hardware_class)
     if context.session.answer_ms is None or hardware is None:
         return None
-    work = 0
+    needed_ms = 0
     for model, asked in context.session.asked.items():
         if asked.walk is None:
             continue
         if model not in context.references:
             return None
-        work += context.references[model].tensor_bytes * asked.walk.passes
-    # allowance + 3 · bytes · passes / class bandwidth, milliseconds
-    deadline_ms = hardware.allowance_ms + 3000 * work // hardware.bandwidth
-    return context.session.answer_ms * 1000 // deadline_ms
+        moved = context.references[model].tensor_bytes * asked.walk.passes
+        reading_ms = 1000 * moved // hardware.bandwidth
+        # With many rows it is arithmetic that takes the time.
+        multiplying_ms = (
+            0 if hardware.int8_ops is None else 2000 * asked.walk.rows * moved // hardware.int8_ops
+        )
+        needed_ms += max(reading_ms, multiplying_ms)
+    return context.session.answer_ms * 1000 // (hardware.allowance_ms + 3 * needed_ms)
 
 
 def _standing(
@@ -277,12 +249,31 @@ def _of_calls(
     late = median(timed)
     if late > _IN_TIME:
         return "late", f"median {late / _IN_TIME:.1f} times the deadline"
+    slowdown = slowdown_permille(right)
+    if slowdown is not None and slowdown > context.thresholds.shared_permille:
+        return "shared", f"called together with others it takes {slowdown / 1000:.1f} times as long as alone"
     if hardware.host_link is not None:
         # What a cheat must bring over the host link who keeps only an int8 copy on the device.
         fetch_ms = reference.tensor_bytes * last.passes * 200 // hardware.host_link
         if fetch_ms <= hardware.allowance_ms:
             return "untimed", f"a fifth of the weights comes over the host link in {fetch_ms} ms"
     return "called", ""
+
+
+def slowdown_permille(right: Sequence[WalkRecord]) -> int | None:
+    """
+    How much longer wide walks take when the operator's other nodes are called at the same moment.
+
+    In thousandths of the time alone; `None` before there are enough of both.  Two nodes on
+    one device come out at about 2,000, or, where it serves one after the other, at 1,500 on
+    average; nodes with a device each at 1,000.  The mean, since only it sees the second case.
+    """
+    wide = [record for record in right if record.wide and record.ms]
+    alone = [record.ms or 0 for record in wide if not record.together][-_MEDIAN_OF:]
+    together = [record.ms or 0 for record in wide if record.together][-_MEDIAN_OF:]
+    if len(alone) < _SHARED_OF or len(together) < _SHARED_OF:
+        return None
+    return int(mean(together) * 1000 / median(alone))
 
 
 def _rates(
@@ -292,7 +283,8 @@ def _rates(
     taken = context.session.answer_ms
     if record is None or asked.walk is None or reference is None or not taken:
         return {}
-    moved = reference.tensor_bytes * asked.walk.passes
+    # In what the weights hold: a cheat may keep them compressed.
+    moved = reference.information_bytes * asked.walk.passes
     # Rows that nobody checks may not have been computed.
     checked = len(asked.walk.commitments)
     return {
@@ -312,10 +304,12 @@ def _passed(
 ) -> tuple[str, ...]:
     causes: set[str] = set()
     # The manifest alone is the node's word: it speaks for the reference only with the bytes behind it.
-    if manifest in ("equal", "extra") and read == "right" and reference is not None:
-        causes.add(f"weights.manifest.mismatch@reference:{reference.digest}")
+    if manifest in ("equal", "aged", "extra") and read == "right" and reference is not None:
+        causes.update(f"{code}@reference:{reference.digest}" for code in manifests.MISMATCHES)
     if read == "right" and asked.read is not None:
-        causes.add(f"weights.read.wrong@batch:{asked.read.batch}")
+        causes.update(
+            f"{code}@batch:{asked.read.batch}" for code in ("weights.read.wrong", "weights.cache.stale")
+        )
     if walk == "right" and asked.walk is not None:
         causes.add(f"weights.walk.wrong@batch:{asked.walk.batch}")
     return tuple(sorted(causes))

@@ -23,7 +23,7 @@ from verifier.store.appraisals import Signed, Submission
 from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
 
-_HISTORY = 8
+_HISTORY = 16
 _LARGE = 32 * 1024
 """Bytes of evidence that take long enough to parse that others would notice."""
 
@@ -99,6 +99,7 @@ class Appraiser:
                 name.partition("/")[2]: c.walk for name, c in checked.submods.items() if c.walk is not None
             },
             pin=_pin(checked),
+            devices=[device for c in checked.submods.values() for device in c.devices],
             public=public,
         )
         async with service.db.write() as tx:
@@ -142,6 +143,7 @@ class Appraiser:
                 asked=asked,
                 answers=session.answers,
                 answer_ms=session.answer_ms,
+                together=session.together,
             ),
             node=node,
             references=await self._references_for(tx, models),

@@ -61,6 +61,7 @@ class Caller:
         self._rng = rng or random.SystemRandom()
         self._channels: dict[str, asyncio.Queue[Mapping[str, Any]]] = {}
         self._operators: dict[str, str] = {}
+        self._models: dict[str, tuple[str, ...]] = {}
         self._due: dict[str, float] = {}
         self._owed_a_walk: set[str] = set()
         self._pushed: dict[str, float] = {}
@@ -118,7 +119,9 @@ class Caller:
     async def refresh(self) -> None:
         """Learn of new nodes, and forget those that were retired."""
         async with self._service.db.read() as tx:
-            self._operators = dict(await nodes.live_ids(tx))
+            live = await nodes.live_ids(tx)
+        self._operators = {node_id: operator for node_id, operator, _ in live}
+        self._models = {node_id: models for node_id, _, models in live}
         now, longest = self._service.clock.monotonic(), self._service.config.calls.max_interval_s
         for node_id in self._due.keys() - self._operators.keys():
             del self._due[node_id]
@@ -132,17 +135,37 @@ class Caller:
         for node_id in [node_id for node_id, due in self._due.items() if due <= now]:
             self._due[node_id] = now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s)
             together = self._rng.random() < calls.together_share
+            wide = self._rng.random() < calls.wide_share
             walk = self._rng.random() < calls.walk_share
-            for other in self._of_operator(node_id) if together else [node_id]:
-                await self.call(other, walk=walk)
+            models = self._models.get(node_id, ())
+            model = self._rng.choice(models) if models and (together or wide) else None
+            group = self._of_operator(node_id, model) if together else [node_id]
+            # At the same moment: nobody's challenge waits for another's to be posed.
+            await asyncio.gather(
+                *(
+                    self.call(other, walk=walk, wide=model, together=len(group) if together else 0)
+                    for other in group
+                )
+            )
 
-    def _of_operator(self, node_id: str) -> list[str]:
-        """All nodes of one operator: one GPU cannot answer for several in time."""
+    def _of_operator(self, node_id: str, model: str | None) -> list[str]:
+        """All nodes of one operator that have a model: one GPU cannot answer for several in time."""
         operator = self._operators.get(node_id)
-        return [other for other, theirs in self._operators.items() if theirs == operator]
+        return [
+            other
+            for other, theirs in self._operators.items()
+            if theirs == operator and model in self._models.get(other, ())
+        ] or [node_id]
 
-    async def call(self, node_id: str, *, walk: bool) -> None:
-        """Pose challenges to a node now; one whose call still waits is told of it again."""
+    async def call(self, node_id: str, *, walk: bool, wide: str | None = None, together: int = 0) -> None:
+        """
+        Pose challenges to a node now; one whose call still waits is told of it again.
+
+        Args:
+            walk: Whether each model is walked, and not only read.
+            wide: The one model that is walked with many rows, where the pool has such a walk.
+            together: How many nodes are called at this moment.
+        """
         service = self._service
         async with service.db.read() as tx:
             node = await nodes.by_id(tx, node_id)
@@ -153,10 +176,14 @@ class Caller:
                 await sessions.miss(tx, node_id, node.models, service.now_ms())
             return
         self._forget()
-        walk = walk or node_id in self._owed_a_walk
+        # A new node owes a walk of each model first.
+        if node_id in self._owed_a_walk:
+            walk, wide = True, None
+        walk = walk or wide is not None
         nonce = self._rng.randbytes(32)
-        session = await open_session(service, node, "call", nonce, wants_for(node, walk=walk))
-        if walk and session.nonce != nonce and not any(e.kind == "walk" for e in session.entries):
+        wants = wants_for(node, walk=walk, wide=wide)
+        session = await open_session(service, node, "call", nonce, wants, together=together)
+        if walk and session.nonce != nonce and not any(e.kind != "read" for e in session.entries):
             # A read that still waits must not swallow the walk that was due.
             self._owed_a_walk.add(node_id)
         else:

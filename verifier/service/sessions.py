@@ -79,6 +79,8 @@ async def open_session(
     nonce: bytes,
     wants: Sequence[Want],
     proof: Proof | None = None,
+    *,
+    together: int = 0,
 ) -> StoredSession:
     """
     Open a session in the database, and use up the proof that asked for it.
@@ -98,15 +100,24 @@ async def open_session(
                 now_ms=service.now_ms(),
                 lifetime_ms=service.config.sessions.lifetime_s * 1000,
                 wants=wants,
+                together=together,
                 hourly=service.config.sessions.announced_per_hour if channel == "announced" else None,
             )
     except ConflictError:
         raise RequestError("this nonce was used before", code="request.replayed") from None
 
 
-def wants_for(node: Node, *, walk: bool) -> list[Want]:
-    """A `read` for each of the node's models, and a `walk` where one is due."""
-    return [Want(model, kind) for model in node.models for kind in (("read", "walk") if walk else ("read",))]
+def wants_for(node: Node, *, walk: bool, wide: str | None = None) -> list[Want]:
+    """
+    A `read` for each of the node's models, and a `walk` where one is due.
+
+    Args:
+        wide: The one model that is walked, with many rows: the clock is for it alone.
+    """
+    wants = [Want(model, "read") for model in node.models]
+    if wide is not None:
+        return [*wants, Want(wide, "wide", instead="walk")]
+    return [*wants, *(Want(model, "walk") for model in node.models)] if walk else wants
 
 
 def _nonce(request: web.Request) -> tuple[bytes, Channel]:

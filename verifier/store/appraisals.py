@@ -39,6 +39,8 @@ class Submission:
     walks: Mapping[str, WalkRecord]
     pin: str | None
     """The endpoint's TLS key, where the evidence proves one."""
+    devices: Sequence[str]
+    """What devices it declares."""
     public: bool
     """False for background checks: their result goes to the caller alone."""
 
@@ -62,6 +64,7 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
     live = current is not None and current.state != "retired" and current.key == node.key
     owner = None if submission.pin is None else await _owner(tx, submission.pin)
     taken = owner not in (None, node.id)
+    foreign = await _foreign(tx, submission.devices, node.id)
     if submission.public and live:
         for model, record in submission.walks.items():
             await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
@@ -70,10 +73,13 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
             found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
         elif submission.pin is not None and owner is None:
             await _claim_pin(tx, submission.pin, node.id)
+        if foreign:
+            found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
+        await _claim_devices(tx, submission.devices, node.id)
         held_by = await incidents.apply(tx, node, submission.session_id, found, submission.passed, now_ms)
     else:
         held_by = await incidents.holding(tx, node.id)
-    held = Held(held_by, taken, retired=not live)
+    held = Held(held_by, taken, foreign, retired=not live)
     signed = sign(held)
     await tx.execute(
         "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims,"
@@ -139,6 +145,30 @@ async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
     await tx.execute(
         "INSERT INTO endpoints (pin, node_id) VALUES (?, ?) ON CONFLICT (pin) DO NOTHING", pin, node_id
     )
+
+
+async def _foreign(tx: Tx, devices: Sequence[str], node_id: str) -> frozenset[str]:
+    """Those of *devices* that another live node declared first."""
+    found = set()
+    for device in devices:
+        row = await tx.one("SELECT node_id FROM devices WHERE device = ?", device)
+        if row is not None and row["node_id"] != node_id:
+            found.add(device)
+    return frozenset(found)
+
+
+async def _claim_devices(tx: Tx, devices: Sequence[str], node_id: str) -> None:
+    """A device is the first live node's that declares it, for as long as it goes on declaring it."""
+    held = await tx.all("SELECT device FROM devices WHERE node_id = ?", node_id)
+    for row in held:
+        if row["device"] not in devices:
+            await tx.execute("DELETE FROM devices WHERE device = ?", row["device"])
+    for device in devices:
+        await tx.execute(
+            "INSERT INTO devices (device, node_id) VALUES (?, ?) ON CONFLICT (device) DO NOTHING",
+            device,
+            node_id,
+        )
 
 
 async def by_id(tx: Tx, appraisal_id: str) -> Row | None:

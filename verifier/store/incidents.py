@@ -264,13 +264,14 @@ async def take_step(tx: Tx, incident_id: str, name: str, actor: str, reason: str
 
 async def retire_node(tx: Tx, node_id: str, now_ms: int) -> bool:
     """
-    Nothing a node says counts any more, its results are revoked, its endpoint is free.
+    Nothing a node says counts any more, its results are revoked, its endpoint and devices are free.
 
     Returns:
         Whether it was not retired already.
     """
     changed = await _set_state(tx, node_id, "retired", ("active", "probation"), now_ms)
     await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
+    await tx.execute("DELETE FROM devices WHERE node_id = ?", node_id)
     await revoke(tx, node_id, now_ms)
     return changed
 

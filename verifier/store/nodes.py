@@ -155,10 +155,12 @@ async def by_kid(tx: Tx, kid: bytes) -> Node | None:
     return _node(await tx.one(f"{_SELECT} WHERE k.kid = ?", kid))
 
 
-async def live_ids(tx: Tx) -> list[tuple[str, str]]:
-    """The id and operator of every node that is not retired."""
-    rows = await tx.all("SELECT id, operator FROM nodes WHERE state != 'retired' ORDER BY id")
-    return [(row["id"], row["operator"]) for row in rows]
+async def live_ids(tx: Tx) -> list[tuple[str, str, tuple[str, ...]]]:
+    """The id, operator and models of every node that is not retired."""
+    rows = await tx.all("SELECT id, operator, models FROM nodes WHERE state != 'retired' ORDER BY id")
+    return [
+        (row["id"], row["operator"], msgspec.json.decode(row["models"], type=tuple[str, ...])) for row in rows
+    ]
 
 
 async def page(tx: Tx, after: str, limit: int) -> list[Node]:

@@ -52,9 +52,12 @@ async def references(tx: Tx) -> list[Row]:
     return await tx.all("SELECT * FROM reference_values WHERE active = 1 ORDER BY model")
 
 
-async def open_batch(tx: Tx, model: str, digest: str, now_ms: int) -> int:
+async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "{}") -> int:
     """
     Begin a batch of challenges.
+
+    Args:
+        goal: What is to be minted, JSON, for a run that takes it up again.
 
     Raises:
         ReferenceValueError: the reference is not the model's active one.
@@ -63,14 +66,26 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int) -> int:
     if active is None or active["digest"] != digest:
         raise ReferenceValueError(f"{model}: the folder is not the one of the active reference value")
     row = await tx.one(
-        "INSERT INTO batches (model, reference, minted_ms) VALUES (?, ?, ?) RETURNING id",
+        "INSERT INTO batches (model, reference, minted_ms, goal) VALUES (?, ?, ?, ?) RETURNING id",
         model,
         digest,
         now_ms,
+        goal,
     )
     assert row is not None
     batch: int = row["id"]
     return batch
+
+
+async def last_batch(tx: Tx, model: str) -> Row | None:
+    """The newest batch of a model."""
+    return await tx.one("SELECT * FROM batches WHERE model = ? ORDER BY id DESC LIMIT 1", model)
+
+
+async def minted(tx: Tx, batch: int) -> dict[str, int]:
+    """How many entries of each kind a batch has, used ones too."""
+    rows = await tx.all("SELECT kind, count(*) AS n FROM pool WHERE batch = ? GROUP BY kind", batch)
+    return {row["kind"]: row["n"] for row in rows}
 
 
 async def next_index(tx: Tx, model: str, kind: str) -> int:

@@ -37,6 +37,7 @@ class StoredSession:
     evidence_sha256: bytes | None
     appraisal_id: str | None
     entries: tuple[Entry, ...]
+    together: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Want:
 
     model: str
     kind: str
+    instead: str | None = None
+    """The kind to take where there is none of this one."""
 
 
 async def open_session(
@@ -57,6 +60,7 @@ async def open_session(
     lifetime_ms: int,
     wants: Sequence[Want],
     hourly: int | None = None,
+    together: int = 0,
 ) -> StoredSession:
     """
     Open a session and take its challenges, in one transaction.
@@ -67,6 +71,7 @@ async def open_session(
     Args:
         hourly: How many sessions of this channel the node may open within an hour: each
             costs the pool, also one that is dropped at once.
+        together: How many nodes are called at this moment, where more than one.
 
     Raises:
         ConflictError: the nonce was issued before.
@@ -86,21 +91,24 @@ async def open_session(
             await _spend(tx, node_id, channel, now_ms, hourly)
     session_id = secrets.token_hex(16)
     await tx.execute(
-        "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted)"
-        " VALUES (?, ?, ?, ?, ?, ?, 'waiting', '{}')",
+        "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted, together)"
+        " VALUES (?, ?, ?, ?, ?, ?, 'waiting', '{}', ?)",
         session_id,
         node_id,
         channel,
         nonce,
         now_ms,
         now_ms + lifetime_ms,
+        together,
     )
     entries: list[Entry] = []
     exhausted: dict[str, tuple[str, ...]] = {}
     for want in wants:
         entry = await pool.take(tx, want.model, want.kind, session_id, now_ms)
+        if entry is None and want.instead is not None:
+            entry = await pool.take(tx, want.model, want.instead, session_id, now_ms)
         if entry is None:
-            exhausted[want.model] = (*exhausted.get(want.model, ()), want.kind)
+            exhausted[want.model] = (*exhausted.get(want.model, ()), want.instead or want.kind)
         else:
             entries.append(entry)
     if exhausted:
@@ -123,6 +131,7 @@ async def open_session(
         evidence_sha256=None,
         appraisal_id=None,
         entries=tuple(entries),
+        together=together,
     )
 
 
@@ -209,7 +218,7 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
         return
     # Ended without evidence: whatever walk it asked for was missed.
     for entry in await pool.of_session(tx, row["id"]):
-        if entry.kind == "walk":
+        if entry.kind != "read":
             await _miss_walk(tx, row["id"], row["node_id"], entry.model, now_ms)
     await incidents.note_missed(tx, row["node_id"], row["id"], now_ms)
 
@@ -238,11 +247,12 @@ async def _spend(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -
 async def keep_walk(tx: Tx, session_id: str, node_id: str, model: str, record: WalkRecord) -> None:
     """Keep what a session showed about a model, for later appraisals."""
     await tx.execute(
-        "INSERT INTO walks (session_id, node_id, model, called, record, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO walks (session_id, node_id, model, called, wide, record, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
         session_id,
         node_id,
         model,
         int(record.channel == "call"),
+        int(record.wide),
         msgspec.json.encode(record).decode(),
         record.at_ms,
     )
@@ -250,18 +260,20 @@ async def keep_walk(tx: Tx, session_id: str, node_id: str, model: str, record: W
 
 async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRecord, ...]:
     """
-    The newest walks of a node and model, oldest first: calls, and as many of the others.
+    The newest walks of a node and model, oldest first: calls, wide calls, and as many of the others.
 
-    Apart, so that a node cannot push its calls out by asking for challenges itself.
+    Apart, so that a node cannot push its calls out by asking for challenges itself, and
+    wide ones, which are rare, are not pushed out by the others.
     """
     found: list[Row] = []
-    for called in (0, 1):
+    for called, wide in ((0, 0), (1, 0), (1, 1)):
         found += await tx.all(
-            "SELECT seq, record FROM walks WHERE node_id = ? AND model = ? AND called = ?"
+            "SELECT seq, record FROM walks WHERE node_id = ? AND model = ? AND called = ? AND wide = ?"
             " ORDER BY seq DESC LIMIT ?",
             node_id,
             model,
             called,
+            wide,
             limit,
         )
     found.sort(key=lambda row: row["seq"])
@@ -294,5 +306,6 @@ def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:
         answer_ms=row["answer_ms"],
         evidence_sha256=row["evidence_sha256"],
         appraisal_id=row["appraisal_id"],
+        together=row["together"],
         entries=tuple(entries),
     )

@@ -1,0 +1,132 @@
+"""
+A chain of certificates, from who signed a model to an authority that is trusted (RFC 5280 §6).
+
+Small on purpose: code-signing leaves, authorities that sign certificates, no names beyond
+issuer and subject, no revocation.  An extension that must be understood and is not closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from verifier.errors import ReferenceValueError
+
+MAX_CHAIN: Final = 8
+_UNDERSTOOD: Final = (
+    x509.BasicConstraints,
+    x509.KeyUsage,
+    x509.ExtendedKeyUsage,
+    x509.SubjectKeyIdentifier,
+    x509.AuthorityKeyIdentifier,
+    x509.SubjectAlternativeName,
+)
+
+
+def verify_chain(chain: Sequence[bytes], roots: Sequence[bytes], at: datetime) -> x509.Certificate:
+    """
+    Verify a chain and give its leaf.
+
+    Args:
+        chain: DER, the leaf first; roots among them are not trusted for being there.
+        roots: PEM files of the authorities that are trusted.
+        at: The moment of evaluation, with a time zone.
+
+    Raises:
+        ReferenceValueError: naming the certificate and what is wrong with it.
+    """
+    try:
+        certificates = [x509.load_der_x509_certificate(der) for der in chain]
+    except (ValueError, UnsupportedAlgorithm):
+        raise ReferenceValueError("a certificate of the chain cannot be read") from None
+    trusted = [anchor for pem in roots for anchor in _load(pem)]
+    leaf, *rest = certificates
+    _check_leaf(leaf)
+    current = leaf
+    for depth in range(MAX_CHAIN + 1):
+        _check_time(current, at)
+        _check_extensions(current)
+        if current in trusted and current is not leaf:
+            return leaf
+        issuer = next((each for each in trusted if _issued(each, current)), None)
+        if issuer is not None:
+            _check_authority(issuer, depth)
+            _check_time(issuer, at)
+            return leaf
+        issuer = next((each for each in rest if _issued(each, current)), None)
+        if issuer is None:
+            raise ReferenceValueError(f"{_name(current)} was issued by nobody that is trusted")
+        _check_authority(issuer, depth)
+        rest.remove(issuer)
+        current = issuer
+    raise ReferenceValueError("the chain is too long")
+
+
+def _load(pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ReferenceValueError("a root is not a PEM certificate") from None
+
+
+def _issued(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
+    try:
+        subject.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _check_time(certificate: x509.Certificate, at: datetime) -> None:
+    if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
+        raise ReferenceValueError(
+            f"{_name(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}, not at {at:%Y-%m-%d}"
+        )
+
+
+def _check_extensions(certificate: x509.Certificate) -> None:
+    try:
+        extensions = list(certificate.extensions)
+    except (ValueError, x509.DuplicateExtension):
+        raise ReferenceValueError(f"{_name(certificate)} has extensions that cannot be read") from None
+    for extension in extensions:
+        if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
+            oid = extension.oid.dotted_string
+            raise ReferenceValueError(f"{_name(certificate)} has the critical extension {oid}")
+
+
+def _check_leaf(leaf: x509.Certificate) -> None:
+    _check_extensions(leaf)
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+        if not usage.digital_signature:
+            raise ReferenceValueError(f"{_name(leaf)} may not sign")
+        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound as error:
+        raise ReferenceValueError(f"{_name(leaf)} lacks the extension {error.oid.dotted_string}") from None
+    if ExtendedKeyUsageOID.CODE_SIGNING not in purposes:
+        raise ReferenceValueError(f"{_name(leaf)} is not for signing code")
+
+
+def _check_authority(issuer: x509.Certificate, below: int) -> None:
+    """That *issuer* may issue a certificate with *below* authorities between it and the leaf."""
+    _check_extensions(issuer)
+    try:
+        constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound as error:
+        raise ReferenceValueError(f"{_name(issuer)} lacks the extension {error.oid.dotted_string}") from None
+    if not constraints.ca or not usage.key_cert_sign:
+        raise ReferenceValueError(f"{_name(issuer)} is not an authority")
+    if constraints.path_length is not None and below > constraints.path_length:
+        raise ReferenceValueError(f"{_name(issuer)} may not have {below} authorities below it")
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return f"the certificate of {certificate.subject.rfc4514_string()[:120] or 'nobody'}"
