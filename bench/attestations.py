@@ -25,8 +25,8 @@ import aiohttp
 
 from attester.client import Session, VerifierClient
 from attester.cose import PrivateKey
-from attester.weights.kernels import numpy_kernel
-from attester.weights.manifest import open_folder
+from attester.weights.folder import open_folder
+from attester.weights.kernels import kernel
 from attester.weights.tensors import TensorFiles
 from bench.common import machine, row
 from fixtures.fleet import Fleet
@@ -56,7 +56,7 @@ async def fill(db: Database, key: PoolKey, folder: Path) -> None:
     async with db.write() as tx:
         await pool.set_reference(tx, MODEL, document.digest, _json(document), now_ms)
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
-        minter = Minter(MODEL, opened, TensorFiles(opened), key, numpy_kernel, batch)
+        minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), batch)
         await pool.add(tx, list(minter.reads(0, _ENTRIES, ReadParameters(1))))
         for group in minter.walks(0, _ENTRIES, WalkParameters(rows=4)):
             await pool.add(tx, group)
@@ -117,7 +117,7 @@ class Steps:
     def __init__(self, folder: Path) -> None:
         opened = open_folder(folder)
         key = PoolKey(bytes(32))
-        minter = Minter(MODEL, opened, TensorFiles(opened), key, numpy_kernel, 1)
+        minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), 1)
         entries = [*minter.reads(0, 1, ReadParameters(1)), *next(minter.walks(0, 1, WalkParameters(rows=4)))]
         asked = challenges.pose(entries, {}, key)
         self.node = SimulatedNode(folder, audience="v", ueid=b"\x01" + bytes(16))
