@@ -64,6 +64,8 @@ class Agent:
         except AttesterError as error:
             # Calls will find the same, and be answered as far as they can.
             _log.error("not ready for calls", why=str(error))
+        except Exception:  # noqa: BLE001
+            _log.exception("not ready for calls")
         wait_s = _FIRST_WAIT_S
         while True:
             try:

@@ -229,6 +229,7 @@ def benchmark(
 ) -> None:  # fmt: skip
     """Measure a device: matrix products, memory, host link, decoding steps."""
     from attester.gpu import benchmark as benchmarks
+    from attester.weights.kernels import best_device
 
     if home is not None:
         Home(home).config()
@@ -240,7 +241,7 @@ def benchmark(
         infos = TensorFiles(open_folder(folder)).infos
         shape = benchmarks.shape_of([(info.name, info.shape) for info in infos])
     found = benchmarks.run(
-        device or benchmarks.default_device(),
+        device or best_device(),
         shape=shape,
         repeats=repeats,
         report=None if as_json else lambda m: click.echo(f"  {m.name:<16} {benchmarks.human(m)}"),

@@ -58,15 +58,15 @@ class Budget:
         with self._lock:
             left = self._hour_s - self._within_hour()
         if left <= 0:
-            raise EngineError(f"walks have taken {self._hour_s:.0f} s within the hour, which is their cap")
+            raise EngineError(f"walks have taken {self._hour_s:g} s within the hour, which is their cap")
         start = self._clock()
 
         def check(_: int) -> None:
             taken = self._clock() - start
             if taken > self._walk_s:
-                raise EngineError(f"the walk took longer than its cap of {self._walk_s:.0f} s")
+                raise EngineError(f"the walk took longer than its cap of {self._walk_s:g} s")
             if taken > left:
-                raise EngineError(f"walks reach their cap of {self._hour_s:.0f} s an hour")
+                raise EngineError(f"walks reach their cap of {self._hour_s:g} s an hour")
 
         try:
             yield check

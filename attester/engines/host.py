@@ -3,6 +3,9 @@ What a Python engine mounts in its own process, so that it walks the tensors it 
 
     from attester.engines.host import Hosted, serve_in_thread
 
+    def tensors():
+        return LiveTensors(published, [module.state_dict()])
+
     serve_in_thread(Hosted(describe, {"org/model": tensors}), secret, port=8000)
 
 `tensors` is called at each walk and gives what is loaded then: `live.LiveTensors` over the
@@ -105,7 +108,7 @@ def serve_in_thread(hosted: Hosted, secret: str, *, port: int, host: str = "127.
 
     Raises:
         WeightsError: no kernel is exact on the walker's device.
-        OSError: the port is taken.
+        OSError, OverflowError: the port is taken, or is none.
     """
     hosted.walker.prepare()
     started: list[BaseException] = []
@@ -116,7 +119,8 @@ def serve_in_thread(hosted: Hosted, secret: str, *, port: int, host: str = "127.
         try:
             await runner.setup()
             await web.TCPSite(runner, host, port).start()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001
+            # Raised where the caller is, whatever it is.
             started.append(error)
             return
         finally:

@@ -115,17 +115,20 @@ class LiveTensors:
         derived: Collection[str] = DERIVED,
     ) -> None:
         infos = {info.name: info for info in published}
+        _check_states(states)
         first = states[0]
         self._tensors = []
         for info in sorted(published, key=lambda info: info.name.encode()):
             place = _find(info, infos, first, prefix)
             tensor = LiveTensor(info, place, states)
             # Now, not when a call comes: what does not fit is for the operator to hear.
-            _check_dtype(info, first[place.name])
+            for state in states:
+                _check_dtype(info, state[place.name])
             if _bytes_of(info, place, states).numel() != info.size:
                 raise EngineError(f"{info.name}: the module has another number of bytes of it")
             self._tensors.append(tensor)
-        _check_rest(first, {tensor.place.name for tensor in self._tensors}, derived)
+        for state in states:
+            _check_rest(state, {tensor.place.name for tensor in self._tensors}, derived)
 
     def __iter__(self) -> Iterator[LiveTensor]:
         return iter(self._tensors)
@@ -169,40 +172,84 @@ def _check_dtype(info: TensorInfo, tensor: Any) -> None:
         )
 
 
+def _check_states(states: Sequence[State]) -> None:
+    import torch
+
+    if not states:
+        raise EngineError("there is no state dict")
+    for state in states:
+        if state.keys() != states[0].keys():
+            differ = sorted(state.keys() ^ states[0].keys())
+            raise EngineError(f"{differ[0][:120]!r} is not on every rank")
+        for name, tensor in state.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_conj():
+                raise EngineError(f"{name[:120]!r} is no plain tensor, so its bytes cannot be walked")
+
+
 def _check_rest(state: State, used: set[str], derived: Collection[str]) -> None:
-    kept = {state[name].data_ptr() for name in used}
+    kept = {_identity(state[name]) for name in used}
     for name, tensor in state.items():
         if name in used or name.rpartition(".")[2] in derived or tensor.numel() == 0:
             continue
-        if tensor.data_ptr() not in kept:
+        if _identity(tensor) not in kept:
             raise EngineError(
                 f"the module holds {name[:120]!r}, which the published files have not (an adapter?)"
             )
 
 
+def _identity(tensor: Any) -> tuple[int, int, str]:
+    """The same for two names of one parameter, and for nothing else."""
+    return tensor.data_ptr(), tensor.numel(), str(tensor.dtype)
+
+
 def _bytes_of(info: TensorInfo, place: _Place, states: Sequence[State]) -> Any:
     """The published bytes, one-dimensional int8; a view where the layout allows."""
-    import torch
-
     parts = [state[place.name].detach() for state in states]
     whole = _unsharded(info, parts) if place.rows is None else _unfused(info, place, parts)
-    return whole.contiguous().reshape(-1).view(torch.int8)
+    return _raw(whole)
 
 
 def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
     import torch
 
     shape = tuple(parts[0].shape)
+    if any(tuple(part.shape) != shape for part in parts):
+        raise EngineError(f"{info.name[:120]}: the ranks have unequal shares of it")
     if shape == info.shape:
+        _check_copies(info, parts)
         return parts[0]
-    if shape and len(shape) == len(info.shape):
-        rows = shape[0] * len(parts)
-        # Rows beyond the published ones are padding: vocabularies are rounded up.
-        if shape[1:] == info.shape[1:] and rows >= info.shape[0]:
-            return torch.cat(list(parts))[: info.shape[0]] if len(parts) > 1 else parts[0][: info.shape[0]]
-        if len(shape) > 1 and shape[0] == info.shape[0] and shape[1] * len(parts) == info.shape[1]:
-            return torch.cat(list(parts), dim=1)
+    if len(shape) == len(info.shape) > 0 and shape[1:] == info.shape[1:]:
+        whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        return _unpadded(info, whole)
+    if len(shape) == len(info.shape) > 1 and shape[0] == info.shape[0]:
+        whole = torch.cat(list(parts), dim=1)
+        if tuple(whole.shape) == info.shape:
+            return whole
     raise EngineError(f"{info.name[:120]}: loaded as {shape}, published as {info.shape}")
+
+
+def _check_copies(info: TensorInfo, parts: Sequence[Any]) -> None:
+    import torch
+
+    # Their bytes: as numbers, no NaN equals itself.
+    first = _raw(parts[0])
+    if not all(torch.equal(_raw(part), first) for part in parts[1:]):
+        raise EngineError(f"{info.name[:120]}: the ranks have different copies of it")
+
+
+def _raw(tensor: Any) -> Any:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.int8)
+
+
+def _unpadded(info: TensorInfo, whole: Any) -> Any:
+    """Vocabularies are rounded up by rows of zeros; rows that hold anything are not padding."""
+    rows = info.shape[0]
+    short = whole.shape[0] < rows
+    if short or bool(_raw(whole[rows:]).count_nonzero()):
+        raise EngineError(f"{info.name[:120]}: loaded as {tuple(whole.shape)}, published as {info.shape}")
+    return whole[:rows]
 
 
 def _unfused(info: TensorInfo, place: _Place, parts: Sequence[Any]) -> Any:
@@ -210,6 +257,7 @@ def _unfused(info: TensorInfo, place: _Place, parts: Sequence[Any]) -> Any:
 
     rows, whole = parts[0].shape[0], place.rows or 0
     if rows == whole:
+        _check_copies(info, parts)
         return parts[0][place.start : place.start + info.shape[0]]
     # Each rank has its share of each part, stacked.
     if rows * len(parts) != whole or place.start % len(parts) or info.shape[0] % len(parts):

@@ -51,7 +51,10 @@ class LlamaCppEngine:
     async def describe(self) -> Description:
         """As `Engine.describe`; raises `EngineError` where it serves a file that is no model's of ours."""
         props = await self._http.ask("GET", "/props", _Props, timeout_s=_ASK_S)
-        served = await asyncio.to_thread(Path(props.model_path).resolve)
+        try:
+            served = await asyncio.to_thread(Path(props.model_path).resolve)
+        except (OSError, ValueError, RuntimeError):
+            raise EngineError("llama.cpp names a model's path that is none") from None
         if not any(served.is_relative_to(folder.resolve()) for folder in self._folders.values()):
             raise EngineError(f"llama.cpp serves {str(served)[:200]!r}, which is in no model's folder")
         try:

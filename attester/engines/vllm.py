@@ -68,9 +68,10 @@ class VllmEngine:
         """As `Engine.describe`."""
         version = await self._http.ask("GET", "/version", _Version, timeout_s=_ASK_S)
         models = await self._http.ask("GET", "/v1/models", _Models, timeout_s=_ASK_S)
-        facts = msgspec.convert(await self._call("touchstone_describe", _ASK_S), _Facts)
+        told = await self._call("touchstone_describe", _ASK_S)
         lengths = [model.max_model_len for model in models.data if model.max_model_len]
         try:
+            facts = msgspec.convert(told, _Facts)
             return msgspec.convert(
                 {
                     "engine": "vllm",

@@ -18,6 +18,7 @@ from attester.engines.live import LiveTensors
 from attester.engines.walker import Walker
 from attester.errors import AttesterError
 from attester.weights.folder import open_folder
+from attester.weights.layout import TensorInfo
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import TensorFiles
 
@@ -60,6 +61,10 @@ class WalkExtension:
             except (AttesterError, RuntimeError) as error:
                 answers[seed] = {"error": str(error)[:200]}
                 return
+            except Exception as error:  # noqa: BLE001
+                # The thread's outermost: unsaid, the asker would wait for its whole time-out.
+                answers[seed] = {"error": f"{type(error).__name__}: {error}"[:200]}
+                return
             answers[seed] = {
                 "answers": [each.hex() for each in answer.answers],
                 "device": answer.device,
@@ -74,12 +79,11 @@ class WalkExtension:
         return found
 
     def _touchstone_tensors(self, folder: str) -> LiveTensors:
-        known: dict[str, LiveTensors] = self.__dict__.setdefault("_touchstone_live", {})
+        known: dict[str, tuple[TensorInfo, ...]] = self.__dict__.setdefault("_touchstone_published", {})
         if folder not in known:
-            published = TensorFiles(open_folder(Path(folder))).infos
-            state = self.get_model().state_dict()  # type: ignore[attr-defined]
-            known[folder] = LiveTensors(published, [state])
-        return known[folder]
+            known[folder] = TensorFiles(open_folder(Path(folder))).infos
+        # The module as it is now: weights may have been replaced, or an adapter loaded, since the last walk.
+        return LiveTensors(known[folder], [self.get_model().state_dict()])  # type: ignore[attr-defined]
 
     def _touchstone_walker(self) -> Walker:
         walker: Walker | None = self.__dict__.get("_touchstone_walker_made")

@@ -140,15 +140,6 @@ def run(
     )
 
 
-def default_device() -> str:
-    """The first GPU where torch has one, else the CPU."""
-    if not has_torch():
-        return "cpu"
-    import torch
-
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
 def _describe(torch: Any, place: Any) -> str:
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
     text = f"{place}: {name}" if place.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"

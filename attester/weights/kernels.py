@@ -148,6 +148,15 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+def best_device() -> str:
+    """``cuda:0`` where torch has a GPU, else ``cpu``."""
+    if not has_torch():
+        return "cpu"
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
 KNOWN_ANSWER: Final = "f75acca95768858c84306e4a8a2a14932f3555ac9cbdd010b8998113690c0c6f"
 """SHA-256 of the answers to the known walk, by `attester.weights.reference`; a test holds the two together."""
 KNOWN_SEED: Final = b"touchstone/known-walk/1".ljust(32, b"\0")

@@ -10,6 +10,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from attester import agent as agent_module
 from attester import cbor, evidence
@@ -33,6 +34,13 @@ def session(name: str = "s", *, expiry: float | None = None, models: tuple[str, 
         ModelChallenge(m, ReadChallenge(seed, 1), WalkChallenge(seed, rows=4, passes=1)) for m in models
     )
     return Session(name, name.encode().ljust(32, b"."), asked, expiry)
+
+
+@pytest.fixture(autouse=True)
+def logs():
+    """What is logged, kept; drawing tracebacks would take most of the time there is."""
+    with capture_logs() as kept:
+        yield kept
 
 
 class Ended(BaseException):
@@ -82,7 +90,14 @@ class Collector:
         self.hang: set[bytes] = set()
         self.stopped: list[bytes] = []
         self.asked: list[str] = []
+        self.prepared = 0
+        self.unready: BaseException | None = None
         self.hang_for_models: set[str] = set()
+
+    async def prepare(self) -> None:
+        self.prepared += 1
+        if self.unready is not None:
+            raise self.unready
 
     async def answer(self, challenge: ModelChallenge):
         self.asked.append(challenge.model)
@@ -264,6 +279,50 @@ async def test_a_channel_that_opens_and_fails_does_not_reset_the_wait():
     assert [b for _, b in dice.drawn] == [0.5, 1, 2, 4]
 
 
+@pytest.mark.parametrize("name", ["the engine", "the weights"])
+async def test_an_engine_that_is_not_ready_is_logged_and_calls_are_answered(name, logs):
+    """Once, with its reason: calls find the same and are answered as far as they can."""
+    client, collector = Client([session("1")], [session("2")]), Collector()
+    collector.unready = FAILURES[name]
+    await run(make(client, collector, waits=2))
+    told = [(log["log_level"], log["why"]) for log in logs if log["event"] == "not ready for calls"]
+    assert told == [("error", str(FAILURES[name]))]
+    assert client.names("evidence") == ["1", "2"]
+
+
+async def test_an_engine_that_is_ready_is_not_complained_of(logs):
+    """Nothing above a note is logged where all goes well."""
+    await run(make(Client([session("1")])))
+    assert {log["log_level"] for log in logs} == {"info"}
+
+
+async def test_nothing_is_called_before_everything_is_ready():
+    """The verifier's clock measures the walk, not what a first walk would have to make ready."""
+    client, collector = Client([session("1")]), Collector()
+    reached, ready = asyncio.Event(), asyncio.Event()
+
+    async def prepare():
+        reached.set()
+        await ready.wait()
+
+    collector.prepare = prepare
+    task = asyncio.create_task(run(make(client, collector)))
+    await reached.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (client.opened, client.log, collector.asked) == ([], [], [])
+    ready.set()
+    await task
+    assert client.names("evidence") == ["1"]
+
+
+async def test_a_channel_that_is_opened_again_does_not_make_ready_again():
+    """What was made ready stays so."""
+    client, collector = Client([session("1")], [session("2")], [session("3")]), Collector()
+    await run(make(client, collector, waits=3))
+    assert (collector.prepared, client.names("evidence")) == (1, ["1", "2", "3"])
+
+
 @pytest.mark.parametrize("late", [0, 0.001, 1, 10_000_000])
 async def test_an_expired_session_is_given_up(late):
     """What would come too late is given up, and the next call is answered."""
@@ -385,6 +444,19 @@ async def test_cancelling_ends_a_wait():
     client = Client()
     task = await cancelled(Agent(client, Collector(), KEY, ENROLMENT, sleep=sleep), reached)
     assert (task.cancelled(), client.opened) == (True, ["n1"])
+
+
+async def test_cancelling_ends_the_making_ready():
+    """However long a kernel compiles: no channel is opened afterwards."""
+    reached, client, collector = asyncio.Event(), Client([session("1")]), Collector()
+
+    async def prepare():
+        reached.set()
+        await asyncio.Event().wait()
+
+    collector.prepare = prepare
+    task = await cancelled(make(client, collector), reached)
+    assert (task.cancelled(), client.opened) == (True, [])
 
 
 @pytest.mark.parametrize("expiry", [None, NOW + 1000], ids=["no expiry", "an expiry"])

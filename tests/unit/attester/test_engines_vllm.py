@@ -1,0 +1,495 @@
+"""vLLM, asked over its development endpoints: a server of the same form, and our part of its worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from attester.engines import vllm as vllm_module
+from attester.engines.budget import Budget
+from attester.engines.vllm import VllmEngine
+from attester.engines.vllm_worker import WalkExtension
+from attester.engines.walker import Walker
+from attester.errors import EngineError, WeightsError
+from attester.weights import possession
+from attester.weights.folder import open_folder
+from attester.weights.kernels import kernel, row_words
+from attester.weights.possession import WalkChallenge
+from attester.weights.tensors import TensorFiles
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+MODEL = "org/m"
+CHALLENGE = WalkChallenge("56" * 32, rows=5, passes=2)
+LAYER = "model.layers.0.self_attn"
+
+
+def published() -> dict[str, Any]:
+    drawn = torch.Generator().manual_seed(5)
+    shapes = {
+        f"{LAYER}.q_proj.weight": (64, 32),
+        f"{LAYER}.k_proj.weight": (16, 32),
+        f"{LAYER}.v_proj.weight": (16, 32),
+        "model.embed_tokens.weight": (100, 32),
+        "model.norm.weight": (32,),
+    }
+    return {n: torch.randn(s, generator=drawn, dtype=torch.bfloat16) for n, s in shapes.items()}
+
+
+def loaded() -> Any:
+    """The model as vLLM loads it: fused, its vocabulary padded, its head tied."""
+    whole = published()
+    model = torch.nn.Module()
+    model.model = torch.nn.Module()
+    model.model.embed_tokens = torch.nn.Embedding(128, 32, dtype=torch.bfloat16)
+    model.model.norm = torch.nn.RMSNorm(32, dtype=torch.bfloat16)
+    layer = torch.nn.Module()
+    layer.self_attn = torch.nn.Module()
+    layer.self_attn.qkv_proj = torch.nn.Linear(32, 96, bias=False, dtype=torch.bfloat16)
+    model.model.layers = torch.nn.ModuleList([layer])
+    model.lm_head = model.model.embed_tokens
+    with torch.no_grad():
+        parts = [whole[f"{LAYER}.{part}_proj.weight"] for part in "qkv"]
+        layer.self_attn.qkv_proj.weight.copy_(torch.cat(parts))
+        model.model.embed_tokens.weight.zero_()
+        model.model.embed_tokens.weight[:100] = whole["model.embed_tokens.weight"]
+        model.model.norm.weight.copy_(whole["model.norm.weight"])
+    return model
+
+
+class Worker(WalkExtension):
+    """What vLLM's worker has that the extension uses."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.model = loaded()
+        config = SimpleNamespace(
+            dtype=torch.bfloat16,
+            quantization=None,
+            trust_remote_code=False,
+            revision="main",
+            max_model_len=2048,
+            enforce_eager=True,
+        )
+        self.vllm_config = SimpleNamespace(model_config=config)
+
+    def get_model(self) -> Any:
+        return self.model
+
+    def qkv(self) -> Any:
+        return self.model.state_dict()[f"{LAYER}.qkv_proj.weight"]
+
+
+class Server:
+    """The endpoints, as vLLM has them; *answers* stand for what its workers would say."""
+
+    def __init__(self, *workers: object) -> None:
+        self.workers = list(workers)
+        self.version: object = {"version": "0.11.0"}
+        self.models: object = {
+            "object": "list",
+            "data": [{"id": MODEL, "object": "model", "owned_by": "vllm", "max_model_len": 2048}],
+        }
+        self.answers: dict[str, Any] = {}
+        self.called: list[tuple[str, dict[str, Any]]] = []
+
+    def app(self) -> web.Application:
+        async def version(_: web.Request) -> web.Response:
+            return web.json_response(self.version)
+
+        async def models(_: web.Request) -> web.Response:
+            return web.json_response(self.models)
+
+        app = web.Application()
+        app.router.add_get("/version", version)
+        app.router.add_get("/v1/models", models)
+        app.router.add_post("/collective_rpc", self._call)
+        return app
+
+    async def _call(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        method, kwargs = body["method"], body.get("kwargs", {})
+        self.called.append((method, kwargs))
+        if method in self.answers:
+            return web.json_response(self.answers[method])
+        try:
+            results = [getattr(worker, method)(**kwargs) for worker in self.workers]
+        except Exception as error:
+            raise web.HTTPInternalServerError(text=repr(error)) from error
+        # What is neither null nor a list nor an object goes out as text.
+        plain = [r if r is None or isinstance(r, dict | list) else str(r) for r in results]
+        return web.json_response({"results": plain})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file(published(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+def server(worker: Worker) -> Server:
+    return Server(worker)
+
+
+@asynccontextmanager
+async def asking(server: Server, folder: Path) -> AsyncIterator[VllmEngine]:
+    async with TestServer(server.app()) as running, aiohttp.ClientSession() as http:
+        yield VllmEngine(http, f"http://127.0.0.1:{running.port}", {MODEL: folder})
+
+
+@pytest.fixture
+async def engine(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[VllmEngine]:
+    monkeypatch.setattr(vllm_module, "_POLL_S", 0.001)
+    async with asking(server, folder) as engine:
+        yield engine
+
+
+def expected(folder: Path, challenge: WalkChallenge = CHALLENGE) -> list[bytes]:
+    words = [row_words(bytes.fromhex(challenge.seed), row) for row in range(challenge.rows)]
+    return possession.walk(TensorFiles(open_folder(folder)), words, challenge.passes, kernel("numpy"))
+
+
+async def test_vllm_is_described(engine, server):
+    """By the server, by its models, and by what our extension finds in its worker."""
+    server.models["data"].append({"id": "adapter", "max_model_len": 1024})
+    server.models["data"].append({"id": "unknown", "max_model_len": None})
+    said = await engine.describe()
+    assert (said.engine, said.version, said.context_length) == ("vllm", "0.11.0", 1024)
+    assert said.arguments == {
+        "dtype": "torch.bfloat16",
+        "quantization": None,
+        "trust_remote_code": False,
+        "revision": "main",
+        "max_model_len": 2048,
+        "enforce_eager": True,
+    }
+    assert said.packages["torch"] == torch.__version__
+    assert said.packages.keys() <= {"vllm", "torch", "transformers", "triton", "touchstone"}
+
+
+async def test_the_live_tensors_are_walked(engine, folder):
+    """Fused and padded as they are: the answers of the published files."""
+    answer = await engine.walk(MODEL, CHALLENGE)
+    assert (answer.source, list(answer.answers)) == ("engine", expected(folder))
+    assert answer.device == kernel().name
+    assert answer.micros > 0
+
+
+async def test_one_walk_follows_another(engine, folder):
+    """Each with its own answers."""
+    for number in range(1, 4):
+        challenge = WalkChallenge(f"{number:02x}" * 32, rows=3 + number, passes=number)
+        assert list((await engine.walk(MODEL, challenge)).answers) == expected(folder, challenge)
+
+
+async def test_one_bit_of_a_live_weight_changes_every_answer(engine, worker, folder):
+    """Between two walks of the running engine."""
+    before = await engine.walk(MODEL, CHALLENGE)
+    worker.qkv().view(torch.int16)[70, 3] ^= 1
+    after = await engine.walk(MODEL, CHALLENGE)
+    assert list(before.answers) == expected(folder)
+    assert not set(after.answers) & set(before.answers)
+
+
+async def test_everything_is_made_ready_before_a_call(engine, worker, server, folder):
+    """Then a walk looks for nothing any more, and not for the files either."""
+    assert await engine.prepare() == f"vLLM at {engine._http.url}"
+    assert server.called == [("touchstone_prepare", {"folder": str(folder)})]
+    answers = expected(folder)
+    (folder / "model.safetensors").unlink()
+    assert list((await engine.walk(MODEL, CHALLENGE)).answers) == answers
+
+
+async def test_a_model_that_does_not_fit_is_told_of_when_making_ready(engine, worker):
+    """Before a call comes."""
+    worker.model.to(torch.float16)
+    with pytest.raises(EngineError, match=r"the engine answers 500 to POST /collective_rpc"):
+        await engine.prepare()
+
+
+async def test_an_unknown_model_is_refused(engine, server):
+    """By name, and vLLM is not even asked."""
+    with pytest.raises(WeightsError, match=r"asked about 'org/else'"):
+        await engine.walk("org/else", CHALLENGE)
+    assert server.called == []
+
+
+ASKED: dict[str, Callable[[VllmEngine], Any]] = {
+    "describe": lambda engine: engine.describe(),
+    "prepare": lambda engine: engine.prepare(),
+    "walk": lambda engine: engine.walk(MODEL, CHALLENGE),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+async def test_two_workers_are_refused(folder, name):
+    """With a sentence that says what to do instead."""
+    async with asking(Server(Worker(), Worker()), folder) as engine:
+        with pytest.raises(
+            EngineError, match=r"^vLLM has 2 workers; .* use the adapter files, which the policy"
+        ):
+            await ASKED[name](engine)
+
+
+@pytest.mark.parametrize("name", ASKED)
+async def test_a_server_without_the_extension_is_told_of(folder, name):
+    """Whatever is asked of it first."""
+    async with asking(Server(object()), folder) as engine:
+        with pytest.raises(EngineError, match=r"the engine answers 500 to POST /collective_rpc"):
+            await ASKED[name](engine)
+
+
+async def test_a_workers_error_reaches_the_operator(engine, worker):
+    """The sentence of whatever in the worker cannot walk."""
+    worker.model.to(torch.float16)
+    with pytest.raises(
+        EngineError, match=r"^vLLM's worker cannot walk: model\.\S+: loaded as F16, published as BF16"
+    ):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_an_error_of_the_device_reaches_the_operator(engine, worker, monkeypatch):
+    """Out of memory, as torch has it, cut to a length."""
+
+    def fail() -> Any:
+        raise RuntimeError("out of memory " + "x" * 1000)
+
+    monkeypatch.setattr(worker, "get_model", fail)
+    with pytest.raises(EngineError, match=r"^vLLM's worker cannot walk: out of memory x{186}$"):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_files_that_are_gone_reach_the_operator(engine, folder):
+    """The worker needs their headers."""
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(EngineError, match=r"cannot walk: .* holds no files"):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_a_walk_after_one_that_failed_is_answered(engine, worker, folder, monkeypatch):
+    """What failed is not kept."""
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "get_model", lambda: loaded().to(torch.float16))
+        with pytest.raises(EngineError):
+            await engine.walk(MODEL, CHALLENGE)
+    assert list((await engine.walk(MODEL, CHALLENGE)).answers) == expected(folder)
+
+
+WALKED = {"answers": ["ab" * 32] * CHALLENGE.rows, "device": "cpu", "micros": 7}
+
+GARBAGE: dict[str, object] = {
+    "text": "done",
+    "a list": [],
+    "an empty object": {},
+    "an error and more": {"error": "x", "answers": []},
+    "a field more": WALKED | {"source": "engine"},
+    "no device": {"answers": WALKED["answers"], "micros": 7},
+    "a row less": WALKED | {"answers": WALKED["answers"][1:]},
+    "a row more": WALKED | {"answers": [*WALKED["answers"], "ab" * 32]},
+    "a short answer": WALKED | {"answers": [*WALKED["answers"][1:], "ab" * 31]},
+    "not hex": WALKED | {"answers": [*WALKED["answers"][1:], "xy" * 32]},
+    "time that runs back": WALKED | {"micros": -1},
+    "time in words": WALKED | {"micros": "7"},
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+async def test_a_garbage_answer_is_refused(engine, server, name):
+    """It would not become evidence, and the operator is told."""
+    server.answers["touchstone_answer"] = {"results": [GARBAGE[name]]}
+    with pytest.raises(EngineError, match=r"wrongly|of 5 rows"):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_an_answer_of_the_right_form_is_taken(engine, server):
+    """What the garbage differs from."""
+    server.answers["touchstone_answer"] = {"results": [WALKED]}
+    assert (await engine.walk(MODEL, CHALLENGE)).answers == (b"\xab" * 32,) * 5
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"results": None}, {"results": {"0": None}}, "text"], ids=str)
+@pytest.mark.parametrize("method", ["touchstone_walk", "touchstone_answer"])
+async def test_a_call_that_is_answered_with_garbage_is_refused(engine, server, method, answer):
+    """Where not even the form of the endpoint is kept."""
+    server.answers[method] = answer
+    with pytest.raises(EngineError, match=r"answers /collective_rpc wrongly"):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_a_call_that_no_worker_answers_is_refused(engine, server):
+    """None is as wrong as two."""
+    server.answers["touchstone_walk"] = {"results": []}
+    with pytest.raises(EngineError, match=r"^vLLM has 0 workers"):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+DESCRIBED = {"packages": {"vllm": "0.11.0"}, "arguments": {"dtype": "auto"}}
+
+WRONG_WORDS: dict[str, Callable[[Server], object]] = {
+    "no version": lambda server: setattr(server, "version", {}),
+    "an empty version": lambda server: setattr(server, "version", {"version": ""}),
+    "a version in two lines": lambda server: setattr(server, "version", {"version": "0\n1"}),
+    "no models": lambda server: setattr(server, "models", {"object": "list"}),
+    "a length in words": lambda server: setattr(
+        server, "models", {"data": [{"id": "m", "max_model_len": "2k"}]}
+    ),
+    "a length beyond all": lambda server: setattr(
+        server, "models", {"data": [{"id": "m", "max_model_len": 1 << 41}]}
+    ),
+    "an empty package": lambda server: server.answers.update(
+        touchstone_describe={"results": [DESCRIBED | {"packages": {"vllm": ""}}]}
+    ),
+    "an argument in two lines": lambda server: server.answers.update(
+        touchstone_describe={"results": [DESCRIBED | {"arguments": {"dtype": "a\nb"}}]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_WORDS)
+async def test_a_description_that_is_none_is_refused(engine, server, name):
+    """The operator is told that the engine is wrong."""
+    server.answers["touchstone_describe"] = {"results": [DESCRIBED]}
+    await engine.describe()
+    WRONG_WORDS[name](server)
+    with pytest.raises(EngineError, match=r"wrongly"):
+        await engine.describe()
+
+
+async def test_a_walk_beyond_its_budget_is_ended_in_the_worker(engine, worker, clock):
+    """By the cap on one walk, which is there without being told; vLLM's operator has the sentence."""
+    ticking = Budget(clock=lambda: clock.forward(20) or clock.ticks)
+    worker.__dict__["_touchstone_walker_made"] = Walker("cpu", ticking)
+    with pytest.raises(
+        EngineError, match=r"^vLLM's worker cannot walk: the walk took longer than its cap of 60 s$"
+    ):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_a_worker_has_the_default_caps(engine, worker):
+    """Its walker is its own, and is kept: what walks cost is counted over all of them."""
+    await engine.prepare()
+    walker = worker._touchstone_walker()
+    assert worker._touchstone_walker() is walker
+    assert (walker._budget._walk_s, walker._budget._hour_s) == (60, 600)
+    await engine.walk(MODEL, CHALLENGE)
+    assert walker._budget.spent_s > 0
+
+
+async def test_a_walk_that_never_ends_is_given_up(engine, server, monkeypatch):
+    """The attester does not wait for ever, whatever the worker does."""
+    monkeypatch.setattr(vllm_module, "_WALK_S", 0.02)
+    server.answers["touchstone_answer"] = {"results": [None]}
+    with pytest.raises(EngineError, match=r"^vLLM's worker has not answered within"):
+        await engine.walk(MODEL, CHALLENGE)
+    assert server.called[0][0] == "touchstone_walk"
+    assert {method for method, _ in server.called[1:]} <= {"touchstone_answer"}
+
+
+def until(found: Callable[[], Any]) -> Any:
+    """What comes, when it comes."""
+    deadline = time.monotonic() + 30
+    while (value := found()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return value
+
+
+def test_a_worker_serves_while_it_walks(worker, folder, monkeypatch):
+    """The call returns at once, and the answer is there once."""
+    go, model = threading.Event(), worker.get_model()
+
+    def wait() -> Any:
+        assert go.wait(10)
+        return model
+
+    monkeypatch.setattr(worker, "get_model", wait)
+    worker.touchstone_walk(str(folder), CHALLENGE.seed, CHALLENGE.rows, CHALLENGE.passes)
+    assert worker.touchstone_answer(CHALLENGE.seed) is None
+    go.set()
+    answer = until(lambda: worker.touchstone_answer(CHALLENGE.seed))
+    assert answer["answers"] == [each.hex() for each in expected(folder)]
+    assert worker.touchstone_answer(CHALLENGE.seed) is None
+
+
+def test_an_answer_is_given_for_its_seed_only(worker, folder):
+    """Who asks for another has to wait."""
+    worker.touchstone_walk(str(folder), CHALLENGE.seed, 4, 1)
+    answer = until(lambda: worker.touchstone_answer(CHALLENGE.seed))
+    worker.touchstone_walk(str(folder), "78" * 32, 4, 1)
+    other = until(lambda: worker.touchstone_answer("78" * 32))
+    assert worker.touchstone_answer(CHALLENGE.seed) is None
+    assert not set(answer["answers"]) & set(other["answers"])
+
+
+def test_answers_that_nobody_fetched_are_not_kept(worker, folder):
+    """A new walk makes room."""
+    for number in range(3):
+        worker.touchstone_walk(str(folder), f"{number:02x}" * 32, 4, 1)
+        until(lambda: worker.__dict__["_touchstone_answers"] or None)
+    assert worker.__dict__["_touchstone_answers"].keys() == {"02" * 32}
+
+
+def test_the_extension_brings_no_name_that_a_worker_has():
+    """VLLM refuses an extension that would hide something of its worker's."""
+    brought = {name for name in vars(WalkExtension) if not name.startswith("__")}
+    assert all(name.removeprefix("_").startswith("touchstone_") for name in brought)
+
+
+def test_workers_do_not_share_what_they_have(worker, folder):
+    """Answers, walkers and tensors are each worker's own."""
+    other = Worker()
+    worker.touchstone_prepare(str(folder))
+    assert not any("touchstone" in name for name in vars(other))
+
+
+async def test_a_parameter_that_was_replaced_is_walked(engine, worker, folder):
+    await engine.prepare()
+    layer = worker.model.model.layers[0].self_attn.qkv_proj
+    layer.weight = torch.nn.Parameter(torch.zeros(96, 32, dtype=torch.bfloat16))
+    assert not set((await engine.walk(MODEL, CHALLENGE)).answers) & set(expected(folder))
+
+
+async def test_data_that_was_replaced_is_walked(engine, worker, folder):
+    await engine.prepare()
+    worker.model.model.norm.weight.data = torch.zeros(32, dtype=torch.bfloat16)
+    assert not set((await engine.walk(MODEL, CHALLENGE)).answers) & set(expected(folder))
+
+
+async def test_an_adapter_added_later_is_refused(engine, worker):
+    await engine.prepare()
+    worker.model.lora = torch.nn.Linear(3, 3)
+    with pytest.raises(EngineError):
+        await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_a_worker_that_describes_itself_wrongly_is_refused(engine, server):
+    server.answers["touchstone_describe"] = {"results": [[1]]}
+    with pytest.raises(EngineError):  # msgspec.ValidationError
+        await engine.describe()
+
+
+async def test_any_error_of_the_worker_reaches_the_operator(engine, worker, monkeypatch):
+    monkeypatch.setattr(vllm_module, "_WALK_S", 1)
+    monkeypatch.setattr(
+        worker, "get_model", lambda: None
+    )  # AttributeError: the thread dies, polled for 600 s
+    with pytest.raises(EngineError, match="worker cannot walk"):
+        await engine.walk(MODEL, CHALLENGE)
