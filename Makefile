@@ -29,6 +29,9 @@ lint: $(VENV)/.dev  ## ruff, mypy --strict, import contracts
 bench: $(VENV)/.dev  ## measure against peers, in one run
 	$(VENV)/bin/python -m bench.attestations
 	$(VENV)/bin/python -m bench.walk
+	$(VENV)/bin/python -m bench.manifests
+	$(VENV)/bin/python -m bench.simultaneous
+	$(VENV)/bin/python -m bench.attesting
 
 format: $(VENV)/.dev  ## let ruff lay the code out
 	$(VENV)/bin/ruff check --fix .

@@ -21,7 +21,7 @@ from attester.errors import AttesterError, ConfigError
 from attester.weights.cache import DigestCache
 from attester.weights.folder import IGNORED_AT_TOP, open_folder
 from attester.weights.hashing import ALGORITHMS, check_algorithms
-from attester.weights.kernels import kernel
+from attester.weights.kernels import best_device, kernel
 from attester.weights.tensors import TensorFiles
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.errors import ReferenceValueError, VerifierError
@@ -53,7 +53,9 @@ _home = click.option(
     help="The verifier's home folder.",
 )
 _device = click.option(
-    "--device", default="cpu", show_default=True, help="cpu, or torch's name of a GPU, such as cuda:0."
+    "--device",
+    default=None,
+    help="cpu, or torch's name of a GPU, such as cuda:0; the first GPU if there is one.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -307,7 +309,13 @@ def reference() -> None:
 @_json
 @_errors
 def measure(
-    folder: Path, model: str, digest: str, no_cache: bool, device: str, home: Path | None, as_json: bool
+    folder: Path,
+    model: str,
+    digest: str,
+    no_cache: bool,
+    device: str | None,
+    home: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure a FOLDER of weights: files, tensors, and a practice challenge."""
     opened = open_folder(folder)
@@ -317,7 +325,7 @@ def measure(
         progress("measuring", measured.work_of(opened), quiet=as_json) as step,
     ):
         document = measured.measure_folder(
-            model, opened, step, algorithms=algorithms, cache=cache, device=device
+            model, opened, step, algorithms=algorithms, cache=cache, device=device or best_device()
         )
     _publish(document, home, as_json=as_json)
 
@@ -495,7 +503,7 @@ def challenges() -> None:
 @_errors
 def mint(
     model: str, folder: Path, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
-    windows: int, resume: bool, device: str, home: Path,
+    windows: int, resume: bool, device: str | None, home: Path,
 ) -> None:  # fmt: skip
     """Mint challenges where the reference weights are; each run is spot-checked."""
     asked = Goal(
@@ -506,7 +514,7 @@ def mint(
     key = Home(home).pool_key()
     opened = open_folder(folder)
     tensors = TensorFiles(opened)
-    ready = kernel(device=device)
+    ready = kernel(device=device or best_device())
 
     async def work(db: Database) -> Goal:
         async with db.read() as tx:

@@ -81,16 +81,26 @@ class DigestCache:
             return None
         return found, oldest
 
-    def keep(self, file: ModelFile, digests: Digests) -> None:
+    @property
+    def now(self) -> float:
+        """Seconds since 1970, by the cache's clock."""
+        return self._now()
+
+    def keep(self, file: ModelFile, digests: Digests, began: float | None = None) -> None:
         """
-        Keep digests just taken, unless the file was written to a moment ago.
+        Keep digests just taken, unless the file was written to a moment before.
+
+        Args:
+            file: As it was listed.
+            digests: Taken since.
+            began: When the reading began, seconds since 1970 by `now`; now if not given.
 
         Raises:
             WeightsError: the disk is full, or the file was damaged.
         """
         device, inode, mtime_ns, ctime_ns = file.stamp
         now = self._now()
-        if max(mtime_ns, ctime_ns) > now * 1e9 - _SETTLED_NS:
+        if max(mtime_ns, ctime_ns) > (now if began is None else began) * 1e9 - _SETTLED_NS:
             return
         with self._lock:
             for algorithm, digest in digests.items():

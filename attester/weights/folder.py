@@ -16,7 +16,7 @@ import os
 import signal
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -218,8 +218,13 @@ def opened(file: ModelFile) -> Iterator[OpenFile]:
         after = os.fstat(descriptor)
         if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
             raise WeightsError(f"{file.name} changed while it was read")
+    except BaseException:
+        # What is mapped keeps the lease, and a traceback keeps what is mapped: nobody must wait for that.
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        raise
     finally:
-        # Ends the lease too.
+        # The lease lasts for as long as a slice is mapped.
         os.close(descriptor)
 
 

@@ -208,8 +208,9 @@ def _tensor(reader: _Reader) -> TensorInfo:
     if any(n >= 1 << 62 for n in shape):
         raise reader.refuse(f"tensor {name[:80]!r} has an impossible shape")
     elements = math.prod(shape)
-    if (shape[0] if shape else 1) % block:
-        raise reader.refuse(f"tensor {name[:80]!r}: rows of {shape[0]} do not divide into blocks of {block}")
+    row = shape[0] if shape else 1
+    if row % block:
+        raise reader.refuse(f"tensor {name[:80]!r}: rows of {row} do not divide into blocks of {block}")
     # ggml names the fastest dimension first; everyone else last.
     return TensorInfo(name, dtype, shape[::-1], offset, elements // block * block_bytes)
 
@@ -228,8 +229,9 @@ def _placed(
                 what = "overlaps the one before" if info.offset < end else "leaves a hole before it"
             raise reader.refuse(f"tensor {info.name[:80]!r} {what}")
         end = info.offset + info.size
-    have = size - start
-    if infos and not end <= have <= end + -end % alignment:
+    # A file of metadata alone need not be padded, and holds nothing behind it.
+    have = max(size - start, 0) if not infos else size - start
+    if not end <= have <= end + -end % alignment:
         raise reader.refuse(f"its tensors need {end} bytes, and the file has {max(have, 0)}")
     return tuple(
         TensorInfo(info.name, info.dtype, info.shape, start + info.offset, info.size) for info in infos

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, Final, Protocol, TypeAlias
 
 import blake3
@@ -152,17 +152,17 @@ def hash_files(
             done(files[number], digests)
 
     with ThreadPoolExecutor(max(cores, len(ALGORITHMS)), "hash") as pool:
-        beside = []
+        beside: dict[Future[Digests], int] = {}
         # The largest first, so that no core is left with one at the end.
         for number in sorted(range(len(files)), key=lambda n: -files[n].size):
             file = files[number]
             if BLAKE3 in algorithms and file.size * cores > total and file.size > _PIECE:
                 keep(number, _hash_alone(file, algorithms, progress, pool))
             else:
-                beside.append((number, pool.submit(hash_file, file, algorithms, progress)))
+                beside[pool.submit(hash_file, file, algorithms, progress)] = number
         try:
-            for number, future in beside:
-                keep(number, future.result())
+            for future in as_completed(beside):
+                keep(beside[future], future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -170,6 +170,7 @@ def hash_files(
 
 
 def _new(name: str, *, alone: bool) -> _Hash:
+    check_algorithms((name,))
     if name == SHA256:
         return hashlib.sha256()
     threads = blake3.blake3.AUTO if alone else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-MAX_TENSORS: Final = 1_000_000
+MAX_TENSORS: Final = 262_144
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from attester.evidence import Cached, File, Manifest
 from attester.weights.cache import DigestCache
@@ -76,7 +76,8 @@ def measure(
                 tell(count)
 
     files = [folder.files[number] for number in rest]
-    taken = hash_files(files, algorithms, told, None if cache is None else cache.keep) if files else []
+    keep = None if cache is None else partial(cache.keep, began=cache.now)
+    taken = hash_files(files, algorithms, told, keep) if files else []
     for number, digests in zip(rest, taken, strict=True):
         found[number] = digests
     return Measured(folder, tuple(digests for digests in found if digests is not None), cached, oldest)

@@ -76,7 +76,7 @@ def parse_header(name: str, text: bytes, payload: int, start: int) -> tuple[Tens
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.size)):
         if tensor.offset != end:
             what = "overlaps the one before" if tensor.offset < end else "leaves a hole before it"
-            raise WeightsError(f"{name}: tensor {tensor.name!r} {what}")
+            raise WeightsError(f"{name}: tensor {tensor.name[:80]!r} {what}")
         end += tensor.size
     if end != start + payload:
         raise WeightsError(f"{name}: its tensors need {end - start} bytes, and the file has {payload}")
@@ -90,20 +90,20 @@ def _tensor(file: str, name: str, value: Any, start: int) -> TensorInfo:
         ):
             pass
         case _:
-            raise WeightsError(f"{file}: tensor {name!r} is not dtype, shape and data_offsets")
+            raise WeightsError(f"{file}: tensor {name[:80]!r} is not dtype, shape and data_offsets")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise WeightsError(f"{file}: a tensor's name is not Unicode text") from None
     if dtype not in _BITS:
-        raise WeightsError(f"{file}: tensor {name!r} has the unknown type {dtype[:32]!r}")
+        raise WeightsError(f"{file}: tensor {name[:80]!r} has the unknown type {dtype[:32]!r}")
     whole = all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end))
     if not whole or len(shape) > 32 or end < begin:
-        raise WeightsError(f"{file}: tensor {name!r} has an impossible shape or offset")
+        raise WeightsError(f"{file}: tensor {name[:80]!r} has an impossible shape or offset")
     bits = math.prod(shape) * _BITS[dtype]
     if bits % 8 or bits // 8 != end - begin:
         raise WeightsError(
-            f"{file}: tensor {name!r} claims {end - begin} bytes, and its shape needs {bits // 8}"
+            f"{file}: tensor {name[:80]!r} claims {end - begin} bytes, and its shape needs {bits // 8}"
         )
     return TensorInfo(name, dtype, tuple(shape), start + begin, end - begin)
 

@@ -109,7 +109,7 @@ class TensorFiles:
             for tensor in read_header(file):
                 if tensor.name in placed:
                     raise WeightsError(
-                        f"tensor {tensor.name!r} is in {placed[tensor.name].file.name} and in {file.name}"
+                        f"tensor {tensor.name[:80]!r} is in {placed[tensor.name].file.name} and in {file.name}"
                     )
                 placed[tensor.name] = FileTensor(tensor, file)
         self._placed = sorted(placed.values(), key=lambda tensor: tensor.name.encode())

@@ -1,29 +1,48 @@
 """Our vectors: every answer, on every backend we have, and by the second implementation."""
 
 import hashlib
-import importlib.util
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from attester.weights import kernels, possession, reference
-from attester.weights.manifest import open_folder
+from attester.weights import possession, reference
+from attester.weights.device import DeviceKernel
+from attester.weights.folder import open_folder
+from attester.weights.kernels import Kernel, has_torch, kernel, row_words
 from attester.weights.tensors import Tensor
 
 VECTORS = Path(__file__).parents[2] / "fixtures" / "vectors" / "possession.json"
 CASES: list[dict[str, Any]] = json.loads(VECTORS.read_text())["cases"]
 IDS = [f"{case['case']}-{case['seed'][:4]}" for case in CASES]
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
-BACKENDS = [
-    "numpy",
-    pytest.param("torch", marks=pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")),
+NO_TORCH = pytest.mark.skipif(not has_torch(), reason="torch is not installed")
+BEST = [
+    pytest.param(("numpy", None), id="numpy"),
+    pytest.param(("torch", None), marks=NO_TORCH, id="torch"),
+]
+OTHERS = [
+    pytest.param(("numpy", False), id="numpy without C"),
+    pytest.param(("torch", False), marks=NO_TORCH, id="torch without C"),
+    pytest.param(("device", False), marks=NO_TORCH, id="a device"),
 ]
 
 
+Way = tuple[str, bool | None]
+"""The backend, and whether a compiler helps it."""
+
+
+def kernel_of(way: Way) -> Kernel:
+    backend, fused = way
+    if backend == "device":
+        return DeviceKernel("cpu", compiled=bool(fused))
+    return kernel("torch" if backend == "torch" else "numpy", fused=fused)
+
+
+@cache
 def part(case: str, name: str, size: int) -> bytes:
     return hashlib.shake_256(f"touchstone/vector/{case}/{name}".encode()).digest(size)
 
@@ -54,16 +73,16 @@ def test_read(case: dict[str, Any], tmp_path: Path) -> None:
         assert possession.commitment(answer).hex() == row["commitment"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("way", BEST)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_walk(case: dict[str, Any], backend: kernels.Backend) -> None:
+def test_walk(case: dict[str, Any], way: Way) -> None:
     """`walk` gives the published answers, all rows of a challenge in one go."""
     tensors = [Tensor(name, np.frombuffer(bytearray(data), np.int8)) for name, data in parts(case)]
     seed = bytes.fromhex(case["seed"])
     for passes in {row["passes"] for row in case["walk"]}:
         expected = {row["row"]: row for row in case["walk"] if row["passes"] == passes}
-        words = [possession.row_words(seed, row) for row in expected]
-        answers = possession.walk(tensors, words, passes, kernels.kernel(backend))
+        words = [row_words(seed, row) for row in expected]
+        answers = possession.walk(tensors, words, passes, kernel_of(way))
         assert {row: answer.hex() for row, answer in zip(expected, answers, strict=True)} == {
             row: vector["answer"] for row, vector in expected.items()
         }
@@ -72,10 +91,17 @@ def test_walk(case: dict[str, Any], backend: kernels.Backend) -> None:
         ]
 
 
+@pytest.mark.parametrize("way", OTHERS)
+@pytest.mark.parametrize("case", CASES[::3], ids=IDS[::3])
+def test_walk_by_every_other_kernel(case: dict[str, Any], way: Way) -> None:
+    """Every case once, with what stands in where there is no compiler, and as accelerators walk."""
+    test_walk(case, way)
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_walk_by_the_second_implementation(case: dict[str, Any]) -> None:
     """The spot check of the minter reaches the published answers by a way of its own."""
     row = case["walk"][-1]
-    tensors = [data for _, data in parts(case)]
+    tensors = [[data] for _, data in parts(case)]
     answer = reference.walk_row(tensors, bytes.fromhex(case["seed"]), row["row"], row["passes"])
     assert answer.hex() == row["answer"]

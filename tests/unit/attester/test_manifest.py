@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 
 from attester.errors import WeightsError
 from attester.evidence import File
-from attester.weights import manifest
-from attester.weights.manifest import Folder, ModelFile, hash_file, measure, open_folder
+from attester.weights import folder as folder_module
+from attester.weights.folder import Folder, ModelFile, open_folder
+from attester.weights.hashing import hash_file
+from attester.weights.manifest import measure
+
+HEADER = b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"abcd"
 
 
 def put(path, data: bytes = b"x"):
@@ -32,7 +37,7 @@ def cache(tmp_path):
     model = tmp_path / "hub" / "models--org--name"
     snapshot = model / "snapshots" / "0123abcd"
     put(model / "refs" / "main", b"0123abcd")
-    put(model / "blobs" / "aaaa", b"weights")
+    put(model / "blobs" / "aaaa", WEIGHTS)
     put(model / "blobs" / "bbbb", b"config")
     (snapshot / "sub").mkdir(parents=True)
     (snapshot / "model.safetensors").symlink_to("../../blobs/aaaa")
@@ -44,7 +49,7 @@ def test_a_folder_is_measured(tmp_path):
     """Name, size and SHA-256 of every file, below folders too."""
     put(tmp_path / "a.bin", b"one")
     put(tmp_path / "deep" / "er" / "b.bin", b"")
-    assert measure(open_folder(tmp_path)).files == (
+    assert measure(open_folder(tmp_path)).to_claim().files == (
         File(name="a.bin", size=3, sha256=hashlib.sha256(b"one").digest()),
         File(name="deep/er/b.bin", size=0, sha256=hashlib.sha256(b"").digest()),
     )
@@ -59,16 +64,16 @@ def test_the_total_is_of_all_files(tmp_path):
 
 def test_a_cache_is_measured_through_its_links(cache):
     """A snapshot has the names of its links and the bytes of its blobs."""
-    found = {file.name: file.sha256 for file in measure(open_folder(cache)).files}
+    found = {file.name: file.sha256 for file in measure(open_folder(cache)).to_claim().files}
     assert found == {
-        "model.safetensors": hashlib.sha256(b"weights").digest(),
+        "model.safetensors": hashlib.sha256(WEIGHTS).digest(),
         "sub/config.json": hashlib.sha256(b"config").digest(),
     }
 
 
 def test_the_size_of_a_link_is_that_of_its_file(cache):
     """Not the length of the path that the link holds."""
-    assert [file.size for file in open_folder(cache).files] == [7, 6]
+    assert [file.size for file in open_folder(cache).files] == [len(WEIGHTS), 6]
 
 
 def test_a_cache_is_found_behind_a_link(cache, tmp_path):
@@ -79,9 +84,11 @@ def test_a_cache_is_found_behind_a_link(cache, tmp_path):
 
 def test_a_cache_and_its_copy_have_one_manifest(cache, tmp_path):
     """How a model lies on the disk does not show in its manifest."""
-    put(tmp_path / "copy" / "model.safetensors", b"weights")
+    put(tmp_path / "copy" / "model.safetensors", WEIGHTS)
     put(tmp_path / "copy" / "sub" / "config.json", b"config")
-    assert measure(open_folder(cache)) == measure(open_folder(tmp_path / "copy"))
+    claim = measure(open_folder(cache)).to_claim()
+    assert claim == measure(open_folder(tmp_path / "copy")).to_claim()
+    assert claim.dtypes == {"U8": 4}
 
 
 def test_a_link_out_of_the_cache_is_refused(cache):
@@ -242,7 +249,7 @@ def test_a_folder_of_ignored_files_is_empty(tmp_path):
 
 def test_as_many_files_as_allowed(tmp_path, monkeypatch):
     """The bound itself is allowed."""
-    monkeypatch.setattr(manifest, "MAX_FILES", 3)
+    monkeypatch.setattr(folder_module, "MAX_FILES", 3)
     for name in ("a", "b", "sub/c"):
         put(tmp_path / name)
     assert names(tmp_path) == ["a", "b", "sub/c"]
@@ -250,7 +257,7 @@ def test_as_many_files_as_allowed(tmp_path, monkeypatch):
 
 def test_one_file_too_many(tmp_path, monkeypatch):
     """Counted over all folders."""
-    monkeypatch.setattr(manifest, "MAX_FILES", 3)
+    monkeypatch.setattr(folder_module, "MAX_FILES", 3)
     for name in ("a", "b", "sub/c", "sub/d"):
         put(tmp_path / name)
     with pytest.raises(WeightsError, match="more than 3 files"):
@@ -259,7 +266,7 @@ def test_one_file_too_many(tmp_path, monkeypatch):
 
 def test_ignored_files_do_not_count(tmp_path, monkeypatch):
     """The history of a repository does not use up the bound."""
-    monkeypatch.setattr(manifest, "MAX_FILES", 1)
+    monkeypatch.setattr(folder_module, "MAX_FILES", 1)
     put(tmp_path / "a")
     for number in range(5):
         put(tmp_path / ".git" / str(number))
@@ -383,47 +390,57 @@ def only(root) -> ModelFile:
     return file
 
 
-def test_a_file_is_read_in_pieces(tmp_path):
+@pytest.fixture
+def small_slices(monkeypatch):
+    """A few thousand bytes are several slices."""
+    monkeypatch.setattr(folder_module, "SLICE", 1 << 16)
+
+
+def test_a_file_is_read_in_pieces(tmp_path, small_slices):
     """Progress adds up to the file, and the digest is that of the whole."""
     data = bytes(range(256)) * 3000
     put(tmp_path / "a", data)
     done = []
-    assert hash_file(only(tmp_path), done.append) == hashlib.sha256(data).digest()
+    assert hash_file(only(tmp_path), progress=done.append) == {"sha256": hashlib.sha256(data).digest()}
     assert (sum(done), len(done) > 1) == (len(data), True)
 
 
-def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, small_slices):
     """Bytes appended behind the reader's back."""
     path = put(tmp_path / "a", bytes(300_000))
+    with open(path, "ab", buffering=0) as stream:
 
-    def grow(_: int) -> None:
-        if path.stat().st_size == 300_000:
-            with open(path, "ab") as stream:
+        def grow(_: int) -> None:
+            if path.stat().st_size == 300_000:
                 stream.write(b"more")
 
-    with pytest.raises(WeightsError, match="a changed while it was read"):
-        hash_file(only(tmp_path), grow)
+        with pytest.raises(WeightsError, match="a changed while it was read"):
+            hash_file(only(tmp_path), progress=grow)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, small_slices):
     """Bytes cut off before the reader comes to them."""
     path = put(tmp_path / "a", bytes(600_000))
-    with pytest.raises(WeightsError, match="a changed while it was read"):
-        hash_file(only(tmp_path), lambda _: os.truncate(path, 300_000))
+    with (
+        open(path, "r+b") as stream,
+        pytest.raises(WeightsError, match="a changed while it was read"),
+    ):
+        hash_file(only(tmp_path), progress=lambda _: stream.truncate(300_000))
 
 
-def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path):
+def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path, small_slices):
     """Other bytes of the same number, where the reader has been already."""
     path = put(tmp_path / "a", bytes(600_000))
     file = only(tmp_path)
+    with open(path, "r+b", buffering=0) as stream:
 
-    def rewrite(_: int) -> None:
-        with open(path, "r+b") as stream:
+        def rewrite(_: int) -> None:
+            stream.seek(0)
             stream.write(b"other")
-        os.utime(path, ns=(1, 1))
+            os.utime(path, ns=(1, 1))
 
-    with pytest.raises(WeightsError, match="a changed while it was read"):
-        hash_file(file, rewrite)
+        with pytest.raises(WeightsError, match="a changed while it was read"):
+            hash_file(file, progress=rewrite)
 
 
 @pytest.mark.parametrize("data", [b"", b"12", b"1234"])
@@ -432,7 +449,7 @@ def test_a_file_of_another_size_than_listed_is_refused(tmp_path, data):
     path = put(tmp_path / "a", b"123")
     file = only(tmp_path)
     path.write_bytes(data)
-    with pytest.raises(WeightsError, match="a changed while it was read"):
+    with pytest.raises(WeightsError, match="a changed since it was listed"):
         hash_file(file)
 
 
@@ -459,7 +476,7 @@ def test_digests_stay_with_their_files(tmp_path):
     """Files are hashed side by side, and each gets its own digest."""
     for number in range(40):
         put(tmp_path / f"{number:02}", bytes([number]) * (number * 1000))
-    digests = [file.sha256 for file in measure(open_folder(tmp_path)).files]
+    digests = [file.sha256 for file in measure(open_folder(tmp_path)).to_claim().files]
     assert digests == [hashlib.sha256(bytes([n]) * (n * 1000)).digest() for n in range(40)]
 
 
@@ -474,7 +491,7 @@ def test_progress_counts_every_byte_over_threads(tmp_path):
         with lock:
             done[0] += count
 
-    measure(folder, advance)
+    measure(folder, progress=advance)
     assert done == [folder.total]
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attester.errors import WeightsError
-from attester.weights import kernels, possession, reference
-from attester.weights.kernels import K, numpy_kernel
-from attester.weights.manifest import open_folder
+from attester.weights import cpu, kernels, possession, reference
+from attester.weights.cpu import CpuKernel, numpy_fold, numpy_products
+from attester.weights.folder import open_folder
+from attester.weights.kernels import K, kernel, row_words
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import Tensor
 
@@ -35,8 +36,8 @@ def tensors(data: list[bytes]) -> list[Tensor]:
 
 
 def walk(data: list[bytes], seed: bytes = SEED, rows=(0,), passes: int = 1) -> list[bytes]:
-    words = [possession.row_words(seed, row) for row in rows]
-    return possession.walk(tensors(data), words, passes, numpy_kernel)
+    words = [row_words(seed, row) for row in rows]
+    return possession.walk(tensors(data), words, passes, kernel("numpy"))
 
 
 @given(SIZES.filter(any), SEEDS, st.lists(st.integers(0, 2047), min_size=1, max_size=3), st.integers(1, 3))
@@ -44,7 +45,8 @@ def walk(data: list[bytes], seed: bytes = SEED, rows=(0,), passes: int = 1) -> l
 def test_a_walk_agrees_with_the_second_implementation(sizes, seed, rows, passes):
     """Any tensors, rows and passes: the fast way and the slow way meet."""
     data = parts(sizes)
-    assert walk(data, seed, rows, passes) == [reference.walk_row(data, seed, row, passes) for row in rows]
+    pieces = [[part] for part in data]
+    assert walk(data, seed, rows, passes) == [reference.walk_row(pieces, seed, row, passes) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -55,17 +57,17 @@ def test_a_walk_agrees_with_the_second_implementation(sizes, seed, rows, passes)
 def test_a_walk_agrees_at_the_edge_of_a_step(sizes):
     """Where one step ends and the next begins, and blocks within a step."""
     data = [(noise(number, 4099) * (size // 4099 + 1))[:size] for number, size in enumerate(sizes)]
-    assert walk(data) == [reference.walk_row(data, SEED, 0, 1)]
+    assert walk(data) == [reference.walk_row([[part] for part in data], SEED, 0, 1)]
 
 
 @given(st.lists(st.tuples(SEEDS, st.integers(0, 2047)), min_size=2, max_size=6), st.integers(1, 2))
 @settings(max_examples=30, deadline=None)
 def test_walking_many_rows_at_once_equals_walking_each_alone(rows, passes):
     """Rows of many challenges do not see each other."""
-    words = [possession.row_words(seed, row) for seed, row in rows]
+    words = [row_words(seed, row) for seed, row in rows]
     given_tensors = tensors(parts([5000, 0, 77]))
-    together = possession.walk(given_tensors, words, passes, numpy_kernel)
-    alone = [possession.walk(given_tensors, [word], passes, numpy_kernel)[0] for word in words]
+    together = possession.walk(given_tensors, words, passes, kernel("numpy"))
+    alone = [possession.walk(given_tensors, [word], passes, kernel("numpy"))[0] for word in words]
     assert together == alone
 
 
@@ -131,21 +133,21 @@ def test_tensors_that_run_out_after_a_pass_are_an_error():
     """Each pass walks all of them again: a stream that ends is not taken for a short model."""
     once = iter(tensors([noise(0, 100)]))
     with pytest.raises(WeightsError, match="no bytes to walk"):
-        possession.walk(once, [possession.row_words(SEED, 0)], 2, numpy_kernel)
+        possession.walk(once, [row_words(SEED, 0)], 2, kernel("numpy"))
 
 
 def test_progress_of_a_walk_counts_bytes_of_each_pass():
     """Padding is not counted."""
     done = []
-    rows = [possession.row_words(SEED, 0)]
-    possession.walk(tensors([noise(0, 5000), b"x"]), rows, 3, numpy_kernel, done.append)
+    rows = [row_words(SEED, 0)]
+    possession.walk(tensors([noise(0, 5000), b"x"]), rows, 3, kernel("numpy"), done.append)
     assert sum(done) == 3 * 5001
 
 
 def test_a_walk_does_not_change_the_weights():
     """The engine's own tensors are walked."""
     given_tensors = tensors([noise(0, 5000)])
-    possession.walk(given_tensors, [possession.row_words(SEED, 0)], 2, numpy_kernel)
+    possession.walk(given_tensors, [row_words(SEED, 0)], 2, kernel("numpy"))
     assert given_tensors[0].data.tobytes() == noise(0, 5000)
 
 
@@ -155,7 +157,7 @@ def test_the_words_of_a_row(seed, row):
     """Four little-endian words of SHAKE-256, from the specification."""
     digest = hashlib.shake_256(b"touchstone/weight-walk/1" + seed + row.to_bytes(4, "little")).digest(16)
     expected = tuple(int.from_bytes(digest[i : i + 4], "little") for i in (0, 4, 8, 12))
-    assert possession.row_words(seed, row) == expected
+    assert row_words(seed, row) == expected
 
 
 def naive_read(contents: list[bytes], seed: bytes, windows: int, whole_up_to: int) -> bytes:
@@ -249,12 +251,16 @@ def test_a_read_of_no_bytes_is_an_error(tmp_path):
         possession.read(write(tmp_path, [b"", b""]), SEED, 1)
 
 
-@pytest.mark.parametrize("whole_up_to", [-1, 1 << 26], ids=["by windows", "whole"])
-def test_a_file_that_shrank_is_refused(tmp_path, whole_up_to):
+@pytest.mark.parametrize(
+    ("whole_up_to", "when"),
+    [(-1, "while it was read"), (1 << 26, "since it was listed")],
+    ids=["by windows", "whole"],
+)
+def test_a_file_that_shrank_is_refused(tmp_path, whole_up_to, when):
     """The answer is over the files as they were listed, or there is none."""
     folder = write(tmp_path, [noise(0, 5000)])
     (tmp_path / "000").write_bytes(b"short")
-    with pytest.raises(WeightsError, match="changed while it was read"):
+    with pytest.raises(WeightsError, match=f"^000 changed {when}"):
         possession.read(folder, SEED, 50, whole_up_to=whole_up_to)
 
 
@@ -301,52 +307,64 @@ def test_a_challenge_out_of_bounds_is_refused(name):
         msgspec.convert(value, kind)
 
 
-def broken(spoil):
-    """A kernel that multiplies rightly and then spoils its result."""
+def on_cpu(products=numpy_products, fold=numpy_fold) -> CpuKernel:
+    """A kernel of these parts, whose rows come in their order."""
+    return CpuKernel(products, fold, "numpy", 1)
 
-    def kernel(inputs):
-        multiply = numpy_kernel(inputs)
+
+def broken(spoil):
+    """Products that are right, and then spoilt; told which row of the walk is the first of them."""
+
+    def products(inputs):
+        multiply = numpy_products(inputs)
 
         def wrong(weights, out):
             multiply(weights, out)
-            spoil(weights, out)
+            spoil(weights, out, products.rows)
+            products.rows += out.shape[0]
 
         return wrong
 
-    return kernel
+    products.rows = 0
+    return products
+
+
+ROWS_OF_FIRST_STEP = sum(-(-data.size // K) for data in kernels.known_weights()[:3])
 
 
 def add(place, by=1):
-    def spoil(_, out):
+    def spoil(_, out, first):
         out[place] += by
 
     return spoil
 
 
 def at(row, column):
-    """One product among the largest batch is off by one, and nothing else."""
+    """One product of the whole walk is off by one, and nothing else."""
 
-    def spoil(weights, out):
-        if weights.shape[0] == K:
-            out[row, column] += 1
+    def spoil(_, out, first):
+        if first <= row < first + out.shape[0]:
+            out[row - first, column] += 1
 
     return spoil
 
 
-def in_tail(_, out):
-    if out.shape[0] == 17:
-        out[16, 0] += 1
+def saturated(low, high):
+    return lambda _, out, first: np.clip(out, low, high, out=out)
 
 
-def saturate(_, out):
-    np.clip(out, -(1 << 25), (1 << 25) - 1, out=out)
-
-
-def below_float(_, out):
+def rounded(_, out, first):
     out[:] = out.astype(np.float16).astype(np.float32).clip(-(2**31), 2**31 - 1).astype(np.int32)
 
 
-def unsigned(weights, out):
+def rounded_to_ten_bits(_, out, first):
+    """As TF32 keeps of a sum."""
+    out[:] = (
+        (out.astype(np.float32).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.int32)
+    )
+
+
+def unsigned(weights, out, first):
     out[weights[:, 0] == -128] *= -1
 
 
@@ -355,29 +373,51 @@ SPOILT = {
     "last product": add((-1, -1)),
     "one less": add((0, -1), -1),
     "a bit high up": add((0, 0), 1 << 24),
-    "one product of the large batch": at(2048, 16),
-    "the first of a tile": at(512, 0),
-    "the last row": at(K - 1, 31),
-    "the tail of 17 rows": in_tail,
-    "saturated": saturate,
-    "rounded to half precision": below_float,
+    "the first product of all": at(0, 0),
+    "one product of the large tensor": at(2048, 16),
+    "the first of a tile": at(1024, 0),
+    "the last of a tile": at(2047, 31),
+    "the last row of a block": at(K - 1, 31),
+    "the first row of the next block": at(K, 0),
+    "the tail of 18 rows": at(49, 0),
+    "the last row of a step": at(ROWS_OF_FIRST_STEP - 1, 0),
+    "the second step": at(ROWS_OF_FIRST_STEP, 0),
+    "the last row of all": at(ROWS_OF_FIRST_STEP + 5, 31),
+    "saturated at 25 bits": saturated(-(1 << 24), (1 << 24) - 1),
+    # Random inputs make no sum beyond ±2²⁵, so neither does the known walk.
+    "saturated near 26 bits": saturated(-(1 << 25), 33_500_000),
+    "saturated below": saturated(-(1 << 24), (1 << 30)),
+    "rounded to half precision": rounded,
+    "rounded to ten bits": rounded_to_ten_bits,
     "−128 taken for 128": unsigned,
-    "nothing written": lambda _, out: out.fill(0),
-    "transposed": lambda _, out: out.__setitem__(slice(None), out[::-1].copy()),
+    "nothing written": lambda _, out, first: out.fill(0),
+    "transposed": lambda _, out, first: out.__setitem__(slice(None), out[::-1].copy()),
 }
+
+
+def test_the_known_walk_has_the_rows_that_are_spoilt():
+    """Two steps, the first of more than a block, the second of six rows."""
+    rows = [-(-data.size // K) for data in kernels.known_weights()]
+    assert rows == [32, 18, ROWS_OF_FIRST_STEP - 50, 6]
+    assert K < ROWS_OF_FIRST_STEP < 2 * K
 
 
 @pytest.mark.parametrize("name", SPOILT)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_broken_kernel_is_caught(name):
     """One wrong product is enough."""
-    assert not kernels.is_exact(broken(SPOILT[name]))
+    assert not kernels.is_exact(on_cpu(broken(SPOILT[name])))
+
+
+def test_a_spoiler_that_spoils_nothing_is_not_caught():
+    """What is caught above is the spoiling, and not how it is done."""
+    assert kernels.is_exact(on_cpu(broken(lambda _, out, first: None)))
 
 
 def test_a_kernel_that_adds_in_single_precision_is_caught():
     """Sums need 26 bits: the parts of the split must be added as integers."""
 
-    def kernel(inputs):
+    def products(inputs):
         parts = [inputs[start : start + 1024].astype(np.float32) for start in range(0, K, 1024)]
 
         def multiply(weights, out):
@@ -388,13 +428,13 @@ def test_a_kernel_that_adds_in_single_precision_is_caught():
 
         return multiply
 
-    assert not kernels.is_exact(kernel)
+    assert not kernels.is_exact(on_cpu(products))
 
 
 def test_a_kernel_with_sums_of_16_bits_is_caught():
     """As processors without VNNI add pairs, saturating."""
 
-    def kernel(inputs):
+    def products(inputs):
         right = inputs.astype(np.int32)
 
         def multiply(weights, out):
@@ -407,33 +447,97 @@ def test_a_kernel_with_sums_of_16_bits_is_caught():
 
         return multiply
 
-    assert not kernels.is_exact(kernel)
+    assert not kernels.is_exact(on_cpu(products))
+
+
+def signed_shift(total, products, factor):
+    x = products * factor.view(np.int32)
+    for shift, by in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
+        x ^= x >> shift
+        x *= np.int32(by)
+    total += x.view(np.uint32)
+
+
+def unmixed(total, products, factor):
+    total += products.view(np.uint32) * factor
+
+
+def mixed_before(total, products, factor):
+    total += kernels.mix(products.view(np.uint32)) * factor
+
+
+def last_column_left_out(total, products, factor):
+    before = total[:, -1].copy()
+    numpy_fold(total, products, factor)
+    total[:, -1] = before
+
+
+def in_float(total, products, factor):
+    numpy_fold(total, (products.astype(np.float32)).astype(np.int32), factor)
+
+
+def overwritten(total, products, factor):
+    total[:] = 0
+    numpy_fold(total, products, factor)
+
+
+FOLDS = {
+    "shifts that drag the sign in": signed_shift,
+    "not mixed": unmixed,
+    "mixed before it is multiplied": mixed_before,
+    "another column's factor": lambda total, products, factor: numpy_fold(
+        total, products, np.roll(factor, 1)
+    ),
+    "the first block's factor": lambda total, products, factor: numpy_fold(total, products, factor | 3),
+    "the last column left out": last_column_left_out,
+    "by way of single precision": in_float,
+    "nothing added": lambda total, products, factor: None,
+    "overwritten": overwritten,
+}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_a_broken_fold_is_caught(name):
+    """Products alone are not the walk."""
+    assert not kernels.is_exact(on_cpu(fold=FOLDS[name]))
 
 
 def test_the_numpy_kernel_is_exact():
     """On this machine, as it says of itself."""
-    assert kernels.is_exact(numpy_kernel)
+    assert kernels.is_exact(on_cpu())
+
+
+def test_the_known_answer_is_the_second_implementations():
+    """All rows of the known walk, by the way that shares nothing with the kernels."""
+    pieces = [[data.tobytes()] for data in kernels.known_weights()]
+    rows = range(kernels.KNOWN_ROWS)
+    answers = b"".join(reference.walk_row(pieces, kernels.KNOWN_SEED, row, 1) for row in rows)
+    assert hashlib.sha256(answers).hexdigest() == kernels.KNOWN_ANSWER
 
 
 def test_no_kernel_is_handed_out_that_is_not_exact(monkeypatch):
     """An operator sees a sentence, not a wrong answer."""
-    monkeypatch.setattr(kernels, "numpy_kernel", broken(SPOILT["last product"]))
+    monkeypatch.setattr(cpu, "numpy_products", broken(SPOILT["last product"]))
     with pytest.raises(WeightsError, match="not exact on this machine"):
         kernels.kernel.__wrapped__("numpy")
 
 
-def test_an_inexact_torch_is_passed_over(monkeypatch):
+@pytest.fixture
+def inexact_torch(monkeypatch):
+    """A torch that is there and wrong, whether there is one or not."""
+    monkeypatch.setattr(cpu, "torch_products", broken(SPOILT["last product"]))
+    monkeypatch.setattr(cpu, "has_torch", lambda: True)
+    monkeypatch.setattr(cpu, "threads", lambda: 1)
+
+
+def test_an_inexact_torch_is_passed_over(inexact_torch):
     """Numpy takes its place where nothing was named."""
-    monkeypatch.setattr(kernels, "torch_kernel", broken(SPOILT["last product"]))
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: object())
-    assert kernels.kernel.__wrapped__() is numpy_kernel
+    assert kernels.kernel.__wrapped__().name.startswith("numpy and ")
 
 
-def test_an_inexact_torch_that_was_named_is_an_error(monkeypatch):
+def test_an_inexact_torch_that_was_named_is_an_error(inexact_torch):
     """It is not replaced behind the caller's back."""
-    monkeypatch.setattr(kernels, "torch_kernel", broken(SPOILT["last product"]))
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: object())
-    with pytest.raises(WeightsError, match=r"torch\._int_mm is not exact"):
+    with pytest.raises(WeightsError, match="torch and numpy: not exact on this machine"):
         kernels.kernel.__wrapped__("torch")
 
 
@@ -442,3 +546,48 @@ def test_a_missing_torch_that_was_named_is_an_error(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(WeightsError, match="torch is not installed"):
         kernels.kernel.__wrapped__("torch")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(cpu, "c_fold", cpu.c_fold.__wrapped__)
+
+
+def test_without_a_compiler_there_is_a_slower_way(no_compiler):
+    """It folds by numpy, and is as exact."""
+    assert kernels.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
+
+
+def test_a_compiler_that_was_named_and_is_missing_is_an_error(no_compiler):
+    """And the sentence says so."""
+    with pytest.raises(WeightsError, match="numpy and C: no C compiler"):
+        kernels.kernel.__wrapped__("numpy", fused=True)
+
+
+@pytest.mark.parametrize("script", ["exit 1", "exit 0"], ids=["that fails", "that makes nothing"])
+def test_a_compiler_that_is_broken_is_passed_over(no_compiler, monkeypatch, tmp_path, script):
+    """Its name is said where there is no other way."""
+    compiler = tmp_path / "mycc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert kernels.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
+    with pytest.raises(WeightsError, match="mycc cannot compile the fold"):
+        kernels.kernel.__wrapped__("numpy", fused=True)
+
+
+def test_a_compiled_fold_that_is_wrong_is_passed_over(monkeypatch):
+    """What a compiler makes is held to the known walk like any library."""
+    monkeypatch.setattr(cpu, "c_fold", lambda: FOLDS["shifts that drag the sign in"])
+    assert kernels.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
+    with pytest.raises(WeightsError, match="numpy and C: not exact on this machine"):
+        kernels.kernel.__wrapped__("numpy", fused=True)
+
+
+@pytest.mark.parametrize("device", ["nothing", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_an_error(device):
+    """Named, and in a sentence."""
+    with pytest.raises(WeightsError, match="no kernel can walk on "):
+        kernels.kernel.__wrapped__(device=device, fused=False)

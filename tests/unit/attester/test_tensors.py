@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from attester.errors import WeightsError
+from attester.weights import safetensors as header_module
 from attester.weights import tensors as tensors_module
-from attester.weights.manifest import open_folder
-from attester.weights.tensors import TensorFiles, TensorInfo, parse_header, read_header
+from attester.weights.folder import open_folder
+from attester.weights.layout import TensorInfo
+from attester.weights.safetensors import parse_header
+from attester.weights.tensors import TensorFiles, read_header
 
 START = 1000
 
@@ -132,7 +137,7 @@ def test_a_length_one_byte_beyond_the_file_is_refused(tmp_path):
 
 def test_a_header_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
     """Even where the file is large enough to hold it."""
-    monkeypatch.setattr(tensors_module, "MAX_HEADER", 10)
+    monkeypatch.setattr(header_module, "MAX_HEADER", 10)
     with pytest.raises(WeightsError, match="its header claims 11 bytes"):
         head_of(tmp_path, whole(b"{}" + b" " * 9))
 
@@ -166,7 +171,7 @@ def test_bytes_without_a_tensor_are_refused(tmp_path):
 
 def test_more_tensors_than_allowed_are_refused(monkeypatch):
     """The number is bounded."""
-    monkeypatch.setattr(tensors_module, "MAX_TENSORS", 1)
+    monkeypatch.setattr(header_module, "MAX_TENSORS", 1)
     with pytest.raises(WeightsError, match="more than 1 tensors"):
         parse({"a": entry(), "b": entry([0], 8, 8)})
 
@@ -328,7 +333,7 @@ def reference_takes(dtype: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("dtype", sorted(tensors_module._BITS))
+@pytest.mark.parametrize("dtype", sorted(header_module._BITS))
 def test_every_type_of_ours_is_one_of_the_formats(dtype):
     """No type is read here that the reference implementation would refuse."""
     assert reference_takes(dtype)
@@ -339,6 +344,124 @@ def test_every_type_of_the_format_is_one_of_ours(dtype):
     """A model that the reference implementation reads can be walked."""
     assert reference_takes(dtype)
     assert parse({"a": entry([8], 0, 8, dtype)})[0].size == 8
+
+
+BOMBS = {
+    "nesting in a tensor": b'{"a": {"dtype": "F32", "shape": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+    "nesting in a tensor's dtype": b'{"a": {"dtype": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}}",
+    "nesting in the metadata": b'{"__metadata__": ' + b'{"a":' * 50_000 + b"{}" + b"}" * 50_000 + b"}",
+    "nesting just short of the limit": b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "offset of 10,000 digits": b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, '
+    + b"9" * 10_000
+    + b"]}}",
+    "offset of 4,000 digits": b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, '
+    + b"9" * 4000
+    + b"]}}",
+    "shape of 4,000 digits": b'{"a": {"dtype": "F32", "shape": ['
+    + b"9" * 4000
+    + b'], "data_offsets": [0, 8]}}',
+    "shape of -4,000 digits": b'{"a": {"dtype": "F32", "shape": [-'
+    + b"9" * 4000
+    + b'], "data_offsets": [0, 8]}}',
+    "shape of 1e999999999": b'{"a": {"dtype": "F32", "shape": [1e999999999], "data_offsets": [0, 8]}}',
+    "shape of 1e-999999999": b'{"a": {"dtype": "F32", "shape": [1e-999999999], "data_offsets": [0, 8]}}',
+    "shape of 32 times 2^61": json.dumps({"a": entry([1 << 61] * 32)}).encode(),
+    "shape of a million": json.dumps({"a": entry([1] * 1_000_000)}).encode(),
+    "200,000 names": json.dumps({str(number): None for number in range(200_000)}).encode(),
+    "200,000 members": json.dumps({"a": {str(number): 0 for number in range(200_000)}}).encode(),
+    "200,000 times one name": b"{" + b'"a":0,' * 200_000 + b'"b":0}',
+    "50,000 empty tensors and a hole": json.dumps(
+        {str(number): entry([0], 0, 0) for number in range(50_000)}
+    ).encode(),
+    "a metadata of a megabyte that is a number": b'{"__metadata__": {"' + b"a" * 1_000_000 + b'": 1}}',
+    "text without end": b'{"a": "' + b"a" * 1_000_000,
+    "escapes without end": b'{"a": "' + b"\\u0061" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_header_that_would_burst_is_refused_at_once(name):
+    """Whatever a header makes of its bytes, it is our error, short, and soon."""
+    began = time.process_time()
+    with pytest.raises(WeightsError) as refusal:
+        parse(BOMBS[name])
+    assert time.process_time() - began < 5
+    assert len(str(refusal.value)) < 1000
+
+
+# A name stands in the refusal as long as it is: a header of 100 MB makes a message of 100 MB.
+@pytest.mark.parametrize("value", [None, entry(dtype="F33"), entry([3])], ids=["entry", "type", "size"])
+def test_a_name_without_end_is_cut_in_its_refusal(value):
+    """Refusals go into logs and answers."""
+    with pytest.raises(WeightsError) as refusal:
+        parse({"a" * 1_000_000: value})
+    assert len(str(refusal.value)) < 1000
+
+
+NUMBERS = st.one_of(
+    st.integers(-2, 20),
+    st.integers(-(1 << 70), 1 << 70),
+    st.sampled_from([1 << 62, (1 << 62) - 1, 1 << 63, 1 << 64]),
+)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=4),
+        st.tuples(st.sampled_from([*header_module._BITS]), st.lists(NUMBERS, max_size=4), NUMBERS, NUMBERS),
+        max_size=4,
+    ),
+    st.integers(0, 100),
+)
+@settings(max_examples=150)
+def test_any_numbers_in_a_header_are_read_or_refused(wanted, payload):
+    """Sizes and offsets of any width."""
+    header = {name: entry(shape, begin, end, dtype) for name, (dtype, shape, begin, end) in wanted.items()}
+    try:
+        found = parse(header, payload)
+    except WeightsError:
+        return
+    assert sum(t.size for t in found) == payload
+
+
+@given(st.binary(max_size=40), st.one_of(st.integers(0, 60), st.integers(0, (1 << 64) - 1)))
+@settings(max_examples=100)
+def test_any_file_is_read_or_refused(tmp_path_factory, data, length):
+    """With any length before any bytes."""
+    root = tmp_path_factory.mktemp("any")
+    try:
+        found = head_of(root, whole(b"{" + data, b"", length))
+    except WeightsError:
+        return
+    assert sum(t.size for t in found) == 1 + len(data) - length
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(blacklist_categories=["Cs"]), max_size=6).filter(lambda n: n != "__metadata__"),
+        st.tuples(
+            st.sampled_from([*header_module._BITS]), st.lists(st.sampled_from([0, 1, 2, 4, 8]), max_size=3)
+        ),
+        max_size=6,
+    ),
+    st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=100)
+def test_whatever_is_written_is_read(wanted, metadata, order):
+    """Any types and shapes that fill bytes, in any order of the header."""
+    header, expected, end = {}, {}, 0
+    for name, (dtype, shape) in wanted.items():
+        bits = math.prod(shape) * header_module._BITS[dtype]
+        shape = [*shape, 8] if bits % 8 else shape  # noqa: PLW2901
+        size = math.prod(shape) * header_module._BITS[dtype] // 8
+        header[name] = entry(shape, end, end + size, dtype)
+        expected[name] = TensorInfo(name, dtype, tuple(shape), START + end, size)
+        end += size
+    names = list(header)
+    order.shuffle(names)
+    found = parse({"__metadata__": metadata} | {name: header[name] for name in names}, end)
+    assert found == tuple(expected[name] for name in names)
 
 
 @given(st.binary(max_size=60), st.integers(0, 64))
@@ -487,14 +610,15 @@ def test_a_file_that_changed_before_it_is_walked_is_refused(tmp_path):
     opened = files(tmp_path)
     path.write_bytes(shard("a", "b"))
     with pytest.raises(WeightsError, match="changed since it was listed"):
-        list(opened)
+        [tensor.data for tensor in opened]
 
 
 def test_walking_does_not_write_to_the_files(tmp_path):
     """What is changed in memory stays there."""
     path = put(tmp_path, "m.safetensors", shard("a"))
     for tensor in files(tmp_path):
-        tensor.data[:] = 0
+        for chunk in tensor.chunks():
+            chunk[:] = 0
     assert path.read_bytes() == shard("a")
 
 

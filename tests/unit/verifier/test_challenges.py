@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attester.weights import possession
-from attester.weights.kernels import Int8, Int32, numpy_kernel
-from attester.weights.manifest import open_folder
+from attester.weights.cpu import CpuKernel, numpy_fold, numpy_products
+from attester.weights.folder import open_folder
+from attester.weights.kernels import Int8, Int32, Kernel, kernel, row_words
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
 from verifier.errors import ReferenceValueError
@@ -23,9 +24,9 @@ from verifier.references.challenges import Minter, PoolKey, ReadParameters, Walk
 KEY = PoolKey(bytes(range(32)))
 
 
-def minter(folder: Path, kernel: Any = numpy_kernel) -> Minter:
+def minter(folder: Path, using: Kernel | None = None) -> Minter:
     opened = open_folder(folder)
-    return Minter(MODEL, opened, TensorFiles(opened), KEY, kernel, 1)
+    return Minter(MODEL, opened, TensorFiles(opened), KEY, using or kernel("numpy"), 1)
 
 
 def test_the_seed_is_the_published_formula() -> None:
@@ -37,7 +38,7 @@ def test_the_seed_is_the_published_formula() -> None:
 @given(st.integers(0, 1 << 40), st.integers(4, 2048))
 def test_four_distinct_rows_are_checked(index: int, rows: int) -> None:
     """Within the rows asked, in rising order, whatever the index."""
-    checked = KEY.checked_rows("m", index, rows)
+    checked = KEY.checked_rows("m", "walk", index, rows)
     assert len(set(checked)) == 4
     assert list(checked) == sorted(checked)
     assert checked[0] >= 0
@@ -50,8 +51,8 @@ def test_minted_commitments_are_those_of_honest_answers(model_folder: Path) -> N
     for entry in entries:
         asked = challenges.pose([entry], {}, KEY)[MODEL].walk
         assert asked is not None
-        words = [possession.row_words(bytes.fromhex(asked.seed), row) for row in asked.commitments]
-        answers = possession.walk(TensorFiles(open_folder(model_folder)), words, 1, numpy_kernel)
+        words = [row_words(bytes.fromhex(asked.seed), row) for row in asked.commitments]
+        answers = possession.walk(TensorFiles(open_folder(model_folder)), words, 1, kernel("numpy"))
         assert [possession.commitment(a) for a in answers] == list(asked.commitments.values())
 
 
@@ -73,7 +74,7 @@ def test_a_library_that_computes_wrongly_poisons_no_pool(model_folder: Path) -> 
     """The second implementation disagrees, and nothing of the group is kept."""
 
     def broken(inputs: Int8) -> Any:
-        exact = numpy_kernel(inputs)
+        exact = numpy_products(inputs)
 
         def multiply(weights: Int8, out: Int32) -> None:
             exact(weights, out)
@@ -81,8 +82,9 @@ def test_a_library_that_computes_wrongly_poisons_no_pool(model_folder: Path) -> 
 
         return multiply
 
+    wrong = CpuKernel(broken, numpy_fold, "numpy", 1)
     with pytest.raises(ReferenceValueError, match="second implementation"):
-        next(minter(model_folder, broken).walks(0, 1, WalkParameters(rows=4)))
+        next(minter(model_folder, wrong).walks(0, 1, WalkParameters(rows=4)))
 
 
 def test_a_document_keeps_its_identity(model_folder: Path) -> None:
