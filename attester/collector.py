@@ -199,4 +199,4 @@ class Collector:
         section = self._config.models.get(model)
         if section is None:
             raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
-        return open_folder(Path(section.dir))
+        return open_folder(Path(section.dir), section.ignore)

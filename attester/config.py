@@ -78,6 +78,8 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[models.NAME]``."""
 
     dir: str
+    ignore: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    """Files and folders in it, by their names relative to it, that are not the model's."""
 
 
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):

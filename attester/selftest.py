@@ -9,7 +9,7 @@ import msgspec
 
 from attester.client import VerifierClient
 from attester.collector import Collector
-from attester.config import AttesterConfig, Home
+from attester.config import AttesterConfig, Home, ModelSection
 from attester.errors import AttesterError, ConfigError
 from attester.weights.folder import open_folder
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
@@ -46,7 +46,7 @@ async def run_checks(
         await _try("clock", _clock(client, now)),
     ]
     for model, section in config.models.items():
-        found.append(await _try(f"folder of {model}", _folder(Path(section.dir))))
+        found.append(await _try(f"folder of {model}", _folder(section)))
         found.append(await _try(f"practice challenge of {model}", _practice(model, client, collector)))
     return found
 
@@ -92,8 +92,8 @@ async def _clock(client: VerifierClient, now: Callable[[], float]) -> str:
     return f"{offset:+.1f} s from the verifier's"
 
 
-async def _folder(folder: Path) -> str:
-    opened = open_folder(folder)
+async def _folder(section: ModelSection) -> str:
+    opened = open_folder(Path(section.dir), section.ignore)
     tensors = TensorFiles(opened)
     return f"{len(opened.files)} files, {len(tensors)} tensors, {opened.total:,} bytes"
 

@@ -18,8 +18,8 @@ from hypothesis import settings
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
-from attester.weights.kernels import numpy_kernel
-from attester.weights.manifest import open_folder
+from attester.weights.folder import open_folder
+from attester.weights.kernels import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
@@ -177,7 +177,7 @@ async def publish(
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
         first_read = await pool.next_index(tx, MODEL, "read")
         first_walk = await pool.next_index(tx, MODEL, "walk")
-        minter = Minter(MODEL, opened, TensorFiles(opened), key, numpy_kernel, batch)
+        minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), batch)
         await pool.add(tx, list(minter.reads(first_read, reads, ReadParameters(16))))
         for group in minter.walks(first_walk, walks, WalkParameters(rows=8, passes=1)):
             await pool.add(tx, group)

@@ -359,6 +359,12 @@ def import_oms(
     home: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a publisher's OpenSSF Model Signing BUNDLE a reference value."""
+    given = [public_key is not None, bool(roots), trusted_root is not None or identity is not None]
+    if sum(given) != 1 or (at is not None and not roots):
+        raise click.UsageError(
+            "say whom to trust, in one way: --public-key, --root (with --at), or --trusted-root with "
+            "--identity and --issuer"
+        )
     read = oms.read_bundle(_read(bundle, oms.MAX_BUNDLE))
     if public_key is not None:
         statement = oms.verify_with_key(read, _read(public_key, _MAX_PEM))
@@ -367,9 +373,7 @@ def import_oms(
     elif trusted_root is not None and identity is not None and issuer is not None:
         statement = oms.verify_keyless(read, trusted_root, identity, issuer)
     else:
-        raise click.UsageError(
-            "say whom to trust: --public-key, --root, or --trusted-root with --identity and --issuer"
-        )
+        raise click.UsageError("a keyless bundle needs --trusted-root, --identity and --issuer together")
     if folder is None:
         document = published.without_weights(model, statement)
     else:
@@ -407,10 +411,11 @@ def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: s
     ignored = [name for name in sorted(IGNORED_AT_TOP) if (real / name).exists()]
     with progress("hashing", opened.total) as step:
         files = measured.files_of(opened, (digest,), step)
+    links = any(Path(file.path).is_symlink() for file in opened.files)
     listed = [(file.name, bytes.fromhex(getattr(file, digest))) for file in files]
     ignored += [] if inside is None else [inside]
     try:
-        out.write_bytes(oms.sign(model or real.name, listed, digest, key, ignored))
+        out.write_bytes(oms.sign(model or real.name, listed, digest, key, ignored, links=links))
     except OSError as error:
         raise ReferenceValueError(f"{out} cannot be written: {error.strerror}") from None
     click.echo(f"Signed {len(listed)} files by {digest}: {out}")
@@ -512,8 +517,6 @@ def mint(
     if resume == bool(asked.count):
         raise click.UsageError("give --reads, --walks or --wides, or --resume alone")
     key = Home(home).pool_key()
-    opened = open_folder(folder)
-    tensors = TensorFiles(opened)
     ready = kernel(device=device or best_device())
 
     async def work(db: Database) -> Goal:
@@ -522,6 +525,8 @@ def mint(
         if row is None:
             raise ReferenceValueError(f"{model} has no reference value: touchstone reference measure")
         document = measured.read_document(row["document"])
+        opened = open_folder(folder, document.ignore)
+        tensors = TensorFiles(opened)
         if not document.tensors:
             raise ReferenceValueError(f"the reference value of {model} has no tensors: import it with --dir")
         with _cache(home, no_cache=False) as cache, progress("checking the folder", opened.total) as step:

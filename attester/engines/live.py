@@ -215,12 +215,16 @@ def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
     shape = tuple(parts[0].shape)
     if any(tuple(part.shape) != shape for part in parts):
         raise EngineError(f"{info.name[:120]}: the ranks have unequal shares of it")
-    if shape == info.shape:
-        _check_copies(info, parts)
+    if shape == info.shape and _are_copies(parts):
         return parts[0]
     if len(shape) == len(info.shape) > 0 and shape[1:] == info.shape[1:]:
         whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-        return _unpadded(info, whole)
+        # Vocabularies are rounded up by rows of zeros; rows that hold anything are not padding.
+        rows = info.shape[0]
+        if whole.shape[0] >= rows and not _raw(whole[rows:]).count_nonzero():
+            return whole[:rows]
+    if shape == info.shape:
+        raise EngineError(f"{info.name[:120]}: the ranks have different copies of it")
     if len(shape) == len(info.shape) > 1 and shape[0] == info.shape[0]:
         whole = torch.cat(list(parts), dim=1)
         if tuple(whole.shape) == info.shape:
@@ -228,13 +232,12 @@ def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
     raise EngineError(f"{info.name[:120]}: loaded as {shape}, published as {info.shape}")
 
 
-def _check_copies(info: TensorInfo, parts: Sequence[Any]) -> None:
+def _are_copies(parts: Sequence[Any]) -> bool:
     import torch
 
     # Their bytes: as numbers, no NaN equals itself.
     first = _raw(parts[0])
-    if not all(torch.equal(_raw(part), first) for part in parts[1:]):
-        raise EngineError(f"{info.name[:120]}: the ranks have different copies of it")
+    return all(torch.equal(_raw(part), first) for part in parts[1:])
 
 
 def _raw(tensor: Any) -> Any:
@@ -243,21 +246,13 @@ def _raw(tensor: Any) -> Any:
     return tensor.contiguous().reshape(-1).view(torch.int8)
 
 
-def _unpadded(info: TensorInfo, whole: Any) -> Any:
-    """Vocabularies are rounded up by rows of zeros; rows that hold anything are not padding."""
-    rows = info.shape[0]
-    short = whole.shape[0] < rows
-    if short or bool(_raw(whole[rows:]).count_nonzero()):
-        raise EngineError(f"{info.name[:120]}: loaded as {tuple(whole.shape)}, published as {info.shape}")
-    return whole[:rows]
-
-
 def _unfused(info: TensorInfo, place: _Place, parts: Sequence[Any]) -> Any:
     import torch
 
     rows, whole = parts[0].shape[0], place.rows or 0
     if rows == whole:
-        _check_copies(info, parts)
+        if not _are_copies(parts):
+            raise EngineError(f"{info.name[:120]}: the ranks have different copies of it")
         return parts[0][place.start : place.start + info.shape[0]]
     # Each rank has its share of each part, stacked.
     if rows * len(parts) != whole or place.start % len(parts) or info.shape[0] % len(parts):

@@ -26,6 +26,7 @@ CODE: Final = "1"
 
 MILLITOKENS: Final = "mtokens/s"
 _WARM_UP: Final = 3
+_MOST_ROUNDS: Final = 1000
 _SMALLEST_S: Final = 0.002
 """Shorter than that, one repeat holds several rounds: clocks and launches must not count."""
 
@@ -47,18 +48,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's own layers, as far as a decoding step reads them: rows and columns of each matrix."""
+    """A model's own layers, as far as a decoding step reads them: rows and columns of each matrix of each."""
 
-    matrices: tuple[tuple[int, int], ...]
-    layers: int
+    layers: tuple[tuple[tuple[int, int], ...], ...]
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Weights that one step reads, at two bytes an element."""
-        return 2 * self.layers * sum(rows * columns for rows, columns in self.matrices)
+    def elements(self, layers: int) -> int:
+        """Elements of the first *layers* layers: a step's time goes with them."""
+        return sum(rows * columns for layer in self.layers[:layers] for rows, columns in layer)
 
 
-_LLAMA_8B: Final = Shape(((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)), 32)
+_LLAMA_8B: Final = Shape((((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)),) * 32)
 """Used where no model is named: qkv, output, gate-up and down of an 8-billion-parameter decoder."""
 
 
@@ -66,8 +65,7 @@ def shape_of(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Shape:
     """
     The matrices that a decoding step multiplies with, from a model's own tensors.
 
-    Numbered layers of equal shapes are counted once and multiplied; embeddings are looked
-    up, not multiplied with, and so left out.
+    Embeddings stand outside the numbered layers; they are looked up, not multiplied with.
     """
     by_layer: dict[str, list[tuple[int, int]]] = {}
     for name, shape in tensors:
@@ -76,8 +74,7 @@ def shape_of(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Shape:
             by_layer.setdefault(number, []).append((shape[0], shape[1]))
     if not by_layer:
         raise EngineError("the model has no numbered layers with matrices, so there is no step to imitate")
-    first = next(iter(by_layer.values()))
-    return Shape(tuple(first), len(by_layer))
+    return Shape(tuple(tuple(by_layer[number]) for number in sorted(by_layer, key=int)))
 
 
 def run(
@@ -127,9 +124,9 @@ def run(
                 conditions[name] = worst(conditions.get(name, value), value)
         if report is not None:
             report(measure)
-    versions = {"torch": torch.__version__, "touchstone": metadata.version("touchstone")}
+    versions = {"torch": str(torch.__version__), "touchstone": metadata.version("touchstone")}
     if torch.version.cuda:
-        versions["cuda"] = torch.version.cuda
+        versions["cuda"] = str(torch.version.cuda)
     return Benchmark(
         device=_describe(torch, place),
         at=int(now()),
@@ -165,7 +162,8 @@ class _Bench:
         start = self.clock()
         work()
         self.synchronize()
-        rounds = max(1, math.ceil(_SMALLEST_S / max(self.clock() - start, 1e-9)))
+        took = max(self.clock() - start, _SMALLEST_S / _MOST_ROUNDS)
+        rounds = max(1, math.ceil(_SMALLEST_S / took))
         rates = []
         for _ in range(self.repeats):
             start = self.clock()
@@ -226,20 +224,15 @@ def _decoding(bench: _Bench, size: Size, shape: Shape) -> Iterator[Measure]:
     """
     Tokens a second of steps that only multiply: an upper bound of what an engine reaches.
 
-    A few layers stand for all: the time of a step is that of its layers, so the rate is
-    scaled by how many the model has.
+    The first few layers stand for all, by their share of the weights.
     """
     torch, place = bench.torch, bench.place
-    layers = min(size.layers, shape.layers)
-    weights = [
-        torch.randn((rows, columns), device=place).to(torch.bfloat16)
-        for _ in range(layers)
-        for rows, columns in shape.matrices
-    ]
+    matrices = [matrix for layer in shape.layers[: size.layers] for matrix in layer]
+    share = shape.elements(size.layers) / shape.elements(len(shape.layers))
+    weights = [torch.randn((rows, columns), device=place).to(torch.bfloat16) for rows, columns in matrices]
     for batch in size.batches:
         inputs = {
-            columns: torch.randn((columns, batch), device=place).to(torch.bfloat16)
-            for _, columns in shape.matrices
+            columns: torch.randn((columns, batch), device=place).to(torch.bfloat16) for _, columns in matrices
         }
 
         def step(inputs: dict[int, Any] = inputs) -> None:
@@ -247,7 +240,7 @@ def _decoding(bench: _Bench, size: Size, shape: Shape) -> Iterator[Measure]:
                 torch.mm(weight, inputs[weight.shape[1]])
 
         # In thousandths: a large model on a small device makes less than one a second.
-        yield bench.measure(f"decode-{batch}", MILLITOKENS, step, 1000.0 * batch * layers / shape.layers)
+        yield bench.measure(f"decode-{batch}", MILLITOKENS, step, 1000.0 * batch * share)
 
 
 def plot(benchmark: Benchmark) -> str:
@@ -287,7 +280,9 @@ def human(measure: Measure) -> str:
     if unit == MILLITOKENS:
         value, unit = value / 1000, "tokens/s"
     for prefix in ("", "k", "M", "G", "T", "P"):
-        if value < 1000 or prefix == "P":
-            return f"{value:.3g} {prefix}{unit.replace('bytes', 'B')}"
+        # Rounded first: 999,700 is 1 M and not 1000 k.
+        rounded = float(f"{value:.3g}")
+        if rounded < 1000 or prefix == "P":
+            return f"{rounded:.12g} {prefix}{unit.replace('bytes', 'B')}"
         value /= 1000
     raise AssertionError

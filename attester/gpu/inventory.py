@@ -72,7 +72,7 @@ def _device(nvml: Any, index: int, driver: str | None) -> Inventory | None:
     uuid = _try(nvml, lambda: nvml.nvmlDeviceGetUUID(handle))
     name = _try(nvml, lambda: nvml.nvmlDeviceGetName(handle))
     memory = _try(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    if uuid is None or name is None or memory is None:
+    if not uuid or not name or memory is None:
         return None
     ecc = _try(nvml, lambda: nvml.nvmlDeviceGetEccMode(handle))
     mig = _try(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))

@@ -27,8 +27,8 @@ from msgspec import Struct
 from attester.errors import WeightsError
 from attester.evidence import MAX_FILES
 
-IGNORED_AT_TOP: Final = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".cache"})
-"""The first four as OMS has them; the last is where download tools keep their own notes."""
+IGNORED_AT_TOP: Final = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".cache", "model.sig"})
+"""The first four as OMS has them; where download tools keep their own notes; a publisher's signature."""
 SLICE: Final = 16 << 20
 """Bytes of a file that are at hand at a time."""
 _MAX_NAME = 1024
@@ -212,12 +212,11 @@ def opened(file: ModelFile) -> Iterator[OpenFile]:
         raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
     try:
         before = os.fstat(descriptor)
-        if before.st_size != file.size:
-            raise WeightsError(f"{file.name} changed since it was listed")
+        _check_same(file, before.st_size == file.size, "since it was listed")
         yield OpenFile(file, descriptor)
         after = os.fstat(descriptor)
-        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
-            raise WeightsError(f"{file.name} changed while it was read")
+        unchanged = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+        _check_same(file, unchanged, "while it was read")
     except BaseException:
         # What is mapped keeps the lease, and a traceback keeps what is mapped: nobody must wait for that.
         with suppress(OSError):
@@ -226,6 +225,11 @@ def opened(file: ModelFile) -> Iterator[OpenFile]:
     finally:
         # The lease lasts for as long as a slice is mapped.
         os.close(descriptor)
+
+
+def _check_same(file: ModelFile, same: bool, when: str) -> None:  # noqa: FBT001
+    if not same:
+        raise WeightsError(f"{file.name} changed {when}")
 
 
 def _lease(descriptor: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+from attester.errors import WeightsError
 from attester.evidence import Cached, File, Manifest
 from attester.weights.cache import DigestCache
 from attester.weights.folder import Folder
@@ -28,7 +29,7 @@ class Measured:
         pairs = zip(self.folder.files, self.digests, strict=True)
         return Manifest(
             files=tuple(File(name=file.name, size=file.size, **digests) for file, digests in pairs),
-            dtypes=bytes_by_dtype(self.folder),
+            dtypes=_dtypes(self.folder),
             cached=None if self.oldest is None else Cached(files=self.cached, oldest=self.oldest),
         )
 
@@ -81,6 +82,14 @@ def measure(
     for number, digests in zip(rest, taken, strict=True):
         found[number] = digests
     return Measured(folder, tuple(digests for digests in found if digests is not None), cached, oldest)
+
+
+def _dtypes(folder: Folder) -> dict[str, int]:
+    try:
+        return bytes_by_dtype(folder)
+    except WeightsError:
+        # Headers that do not fit together are for a walk to refuse; the files are listed all the same.
+        return {}
 
 
 def bytes_by_dtype(folder: Folder) -> dict[str, int]:

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from attester.evidence import Manifest, write_submod
-from attester.weights.manifest import measure, open_folder
+from attester.weights.folder import open_folder
+from attester.weights.manifest import measure
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 
 SUBMOD = f"model/{MODEL}"
@@ -77,7 +78,7 @@ async def test_other_weights_are_a_serious_incident(verifier, honest_passed, alt
 async def test_a_repeated_manifest_does_not_help(verifier, honest_passed, altered: Path) -> None:
     """A digest proves nothing: the challenges tell."""
     node = await verifier.enrol(SimulatedNode(altered), operator="liar")
-    true = measure(open_folder(verifier.model_folder))
+    true = measure(open_folder(verifier.model_folder)).to_claim()
     result = await lie(verifier, node, lambda claims: claims[SUBMOD].update(manifest=true))
     assert "weights.manifest.mismatch" not in codes(result)
     assert vector(result) == {"file-system": 96, "executables": 96}
@@ -245,11 +246,11 @@ async def test_an_unknown_submodule_is_contraindicated(verifier) -> None:
     session = await verifier.client(node).open_session()
     claims = node.claims(session.nonce, node.answers(session))
     raw: dict[str, Any] = {name: write_submod(submod) for name, submod in claims.items()}
-    raw["gpu/0"] = {-80006: {"uuid": "GPU-1"}}
+    raw["npu/0"] = {-80006: {"uuid": "GPU-1"}}
     data = node.token(session.nonce, raw, iat=verifier.clock.seconds).sign(node.key)
     result = await verifier.submit(session, data, node)
-    assert vector(result, "gpu/0") == {"configuration": 96}
-    assert codes(result, "gpu/0") == {"evidence.submod.unknown"}
+    assert vector(result, "npu/0") == {"configuration": 96}
+    assert codes(result, "npu/0") == {"evidence.submod.unknown"}
     assert result["ear_status"] == "contraindicated"
 
 
@@ -321,7 +322,7 @@ async def test_a_tls_key_that_serves_for_another_node(verifier, honest_passed) -
 async def test_extra_files_are_a_warning(verifier, tmp_path: Path) -> None:
     """Files beyond the reference: a warning, and no incident."""
     node = await verifier.enrol()
-    true = measure(open_folder(verifier.model_folder))
+    true = measure(open_folder(verifier.model_folder)).to_claim()
     more = Manifest(files=(*true.files, true.files[0].__class__(name="zz", size=1, sha256=bytes(32))))
     result = await lie(verifier, node, lambda claims: claims[SUBMOD].update(manifest=more))
     assert vector(result)["file-system"] == 32

@@ -14,8 +14,9 @@ import pytest
 
 from attester.evidence import Capabilities, Token, WalkAnswer, write_submod
 from attester.weights import possession
-from attester.weights.kernels import kernel
-from attester.weights.manifest import measure, open_folder
+from attester.weights.folder import open_folder
+from attester.weights.kernels import kernel, row_words
+from attester.weights.manifest import measure
 from attester.weights.tensors import Tensor, TensorFiles
 from fixtures.minilm import MODEL
 from fixtures.simulator import SimulatedNode
@@ -25,7 +26,7 @@ from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import WorkerEngine
 from verifier.references.challenges import Minter, PoolKey, WalkParameters, pose
-from verifier.schemes.base import Answers, Context, ModelReference, Node, Session
+from verifier.schemes.base import Answers, Context, ModelReference, Node, ReferenceFile, Session
 
 KEY = PoolKey(bytes(range(32)))
 NOW = 1_795_000_000
@@ -41,18 +42,20 @@ class Judge:
         minter = Minter(MODEL, opened, self.tensors, KEY, kernel(), 1)
         (entries,) = minter.walks(0, 1, WalkParameters(rows=4))
         self.asked = pose(entries, {}, KEY)
-        self.manifest = measure(opened)
+        self.manifest = measure(opened).to_claim()
         self.policy = bundle.load(default_policy())
         self.simulated = SimulatedNode(folder, model=MODEL, audience="v", ueid=b"\x01" + bytes(16))
         self.reference = ModelReference(
-            "r", {file.name: file for file in self.manifest.files}, self.tensors.total
+            "r",
+            {f.name: ReferenceFile(f.size, {"sha256": f.sha256}) for f in self.manifest.files},
+            self.tensors.total,
         )
 
     def walk(self, tensors: list[Tensor]) -> WalkAnswer:
         challenge = self.asked[MODEL].walk
         assert challenge is not None
         seed = bytes.fromhex(challenge.seed)
-        words = [possession.row_words(seed, row) for row in range(challenge.rows)]
+        words = [row_words(seed, row) for row in range(challenge.rows)]
         answers = possession.walk(tensors, words, challenge.passes, kernel())
         return WalkAnswer(answers=tuple(answers), source="engine", device="cpu", micros=1)
 

@@ -16,8 +16,10 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from verifier.errors import ReferenceValueError
+from verifier.schemes.base import shown
 
 MAX_CHAIN: Final = 8
+_UNREADABLE: Final = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
 _UNDERSTOOD: Final = (
     x509.BasicConstraints,
     x509.KeyUsage,
@@ -42,8 +44,10 @@ def verify_chain(chain: Sequence[bytes], roots: Sequence[bytes], at: datetime) -
     """
     try:
         certificates = [x509.load_der_x509_certificate(der) for der in chain]
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise ReferenceValueError("a certificate of the chain cannot be read") from None
+    if not certificates:
+        raise ReferenceValueError("the chain is empty")
     trusted = [anchor for pem in roots for anchor in _load(pem)]
     leaf, *rest = certificates
     _check_leaf(leaf)
@@ -51,12 +55,10 @@ def verify_chain(chain: Sequence[bytes], roots: Sequence[bytes], at: datetime) -
     for depth in range(MAX_CHAIN + 1):
         _check_time(current, at)
         _check_extensions(current)
-        if current in trusted and current is not leaf:
-            return leaf
-        issuer = next((each for each in trusted if _issued(each, current)), None)
-        if issuer is not None:
-            _check_authority(issuer, depth)
-            _check_time(issuer, at)
+        anchors = [each for each in trusted if _issued(each, current)]
+        if anchors:
+            # A root that was renewed has a name and key twice: one that is good is enough.
+            _check_any(anchors, depth, at)
             return leaf
         issuer = next((each for each in rest if _issued(each, current)), None)
         if issuer is None:
@@ -67,10 +69,24 @@ def verify_chain(chain: Sequence[bytes], roots: Sequence[bytes], at: datetime) -
     raise ReferenceValueError("the chain is too long")
 
 
+def _check_any(anchors: Sequence[x509.Certificate], depth: int, at: datetime) -> None:
+    refused: ReferenceValueError | None = None
+    for anchor in anchors:
+        try:
+            _check_authority(anchor, depth)
+            _check_time(anchor, at)
+        except ReferenceValueError as error:
+            refused = error
+        else:
+            return
+    assert refused is not None
+    raise refused
+
+
 def _load(pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise ReferenceValueError("a root is not a PEM certificate") from None
 
 
@@ -93,7 +109,7 @@ def _check_time(certificate: x509.Certificate, at: datetime) -> None:
 def _check_extensions(certificate: x509.Certificate) -> None:
     try:
         extensions = list(certificate.extensions)
-    except (ValueError, x509.DuplicateExtension):
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise ReferenceValueError(f"{_name(certificate)} has extensions that cannot be read") from None
     for extension in extensions:
         if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
@@ -129,4 +145,12 @@ def _check_authority(issuer: x509.Certificate, below: int) -> None:
 
 
 def _name(certificate: x509.Certificate) -> str:
-    return f"the certificate of {certificate.subject.rfc4514_string()[:120] or 'nobody'}"
+    return f"the certificate of {subject_of(certificate)}"
+
+
+def subject_of(certificate: x509.Certificate) -> str:
+    """Whose it is, fit to be shown."""
+    try:
+        return shown(certificate.subject.rfc4514_string(), 120) or "nobody"
+    except ValueError:
+        return "somebody whose name cannot be read"

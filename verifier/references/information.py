@@ -10,6 +10,7 @@ what a cheat must move, not of what a clever coder could reach.
 from __future__ import annotations
 
 import math
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +66,8 @@ def _examine(tensor: FileTensor, progress: Callable[[int], None] | None) -> tupl
             _count(piece, planes)
         if progress is not None:
             progress(data.size)
-    return hasher.digest(), sum(_bits(plane) for plane in planes)
+    # No more than its bytes: the logarithms' last digits must not add to it.
+    return hasher.digest(), min(sum(_bits(plane) for plane in planes), 8.0 * tensor.size)
 
 
 def _count(piece: npt.NDArray[np.uint8], planes: Counts) -> None:

@@ -90,10 +90,12 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     information_bytes: int | None = None
     """What the tensors hold: doubles counted once, each byte at the entropy of its plane."""
     publisher: Publisher | None = None
+    ignore: tuple[str, ...] = ()
+    """What in the folder is not the model's, beyond what no manifest lists."""
 
     def __post_init__(self) -> None:
         """Refuse what no appraisal could use."""
-        if not MODEL_NAME.fullmatch(self.model):
+        if len(self.model) > 128 or not MODEL_NAME.fullmatch(self.model):
             raise ValueError(f"{self.model[:80]!r} is not a model's name: letters, digits, . _ - and /")
         if len({file.name for file in self.files}) != len(self.files):
             raise ValueError("a file stands in it twice")
@@ -174,8 +176,13 @@ def measure_folder(
             passes=1,
             walk=tuple(answer.hex() for answer in answers),
         ),
-        information_bytes=examined.information_bytes,
+        information_bytes=_coarse(examined.information_bytes, tensors.total),
     )
+
+
+def _coarse(information: int, total: int) -> int:
+    """In thousandths of all bytes: logarithms differ in their last digit between machines, digests must not."""
+    return total * (1000 * information // total) // 1000
 
 
 def files_of(

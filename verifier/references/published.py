@@ -9,7 +9,7 @@ from typing import Any
 import blake3
 import msgspec
 
-from attester.weights.folder import Folder, ModelFile, opened
+from attester.weights.folder import IGNORED_AT_TOP, Folder, ModelFile, opened
 from attester.weights.hashing import ALGORITHMS, BLAKE3, SHA256
 from verifier.errors import ReferenceValueError
 from verifier.references.measured import Document, DocumentFile, measure_folder
@@ -34,6 +34,7 @@ def without_weights(model: str, statement: Statement) -> Document:
         )
     if any(resource.name == "." for resource in statement.resources):
         raise ReferenceValueError("the bundle is of a single file without a name: give the weights, --dir")
+    _refuse_left_out(statement)
     try:
         return Document(
             model=model,
@@ -72,6 +73,7 @@ def with_weights(
         by_file.setdefault(resource.name, []).append(resource)
     if by_file.keys() == {"."} and len(folder.files) == 1:
         by_file = {folder.files[0].name: by_file["."]}
+    _refuse_left_out(statement)
     have = {file.name: file for file in folder.files}
     for name in sorted(have.keys() | by_file.keys()):
         if name not in have:
@@ -89,7 +91,17 @@ def with_weights(
             right = _holds(have[name], resources, statement)
         if not right:
             raise ReferenceValueError(f"{name[:80]!r} is not what was signed")
-    return msgspec.structs.replace(document, publisher=statement.publisher)
+    ignored = tuple(sorted(set(statement.ignore_paths) - IGNORED_AT_TOP))
+    return msgspec.structs.replace(document, publisher=statement.publisher, ignore=ignored)
+
+
+def _refuse_left_out(statement: Statement) -> None:
+    """Nodes never list these, so a reference value with them would fit no node."""
+    for resource in statement.resources:
+        if resource.name.partition("/")[0] in IGNORED_AT_TOP:
+            raise ReferenceValueError(
+                f"{resource.name[:80]!r} was signed, and manifests leave such files out"
+            )
 
 
 def _holds(file: ModelFile, resources: list[Resource], statement: Statement) -> bool:

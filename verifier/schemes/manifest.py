@@ -96,11 +96,11 @@ def _differences(
         if any(same(present[name], reference.files[other]) for other in differ if other != name)
     ]
     found("weights.manifest.swapped", swapped, "hold what belongs to others")
-    if wrong and dtypes and reference.dtypes and dict(dtypes) != dict(reference.dtypes):
+    if wrong and dtypes and reference.dtypes and dtypes.keys() != reference.dtypes.keys():
         findings.append(
             Finding(
                 "weights.manifest.quantised",
-                "the weights are of other types, or other amounts of them",
+                "the weights are of other types",
                 _types(reference.dtypes),
                 _types(dtypes),
                 cause,

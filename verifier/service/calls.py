@@ -140,12 +140,12 @@ class Caller:
             models = self._models.get(node_id, ())
             model = self._rng.choice(models) if models and (together or wide) else None
             group = self._of_operator(node_id, model) if together else [node_id]
+            # Those without a channel miss the call, and keep nobody's device busy.
+            reached = sum(other in self._channels for other in group)
+            at_once = reached if reached > 1 else 0
             # At the same moment: nobody's challenge waits for another's to be posed.
             await asyncio.gather(
-                *(
-                    self.call(other, walk=walk, wide=model, together=len(group) if together else 0)
-                    for other in group
-                )
+                *(self.call(other, walk=walk, wide=model, together=at_once) for other in group)
             )
 
     def _of_operator(self, node_id: str, model: str | None) -> list[str]:

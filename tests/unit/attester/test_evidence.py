@@ -13,10 +13,13 @@ from attester import cbor, evidence
 from attester.cose import PrivateKey
 from attester.errors import CBORError, ClaimError
 from attester.evidence import (
+    Benchmark,
     Capabilities,
     Endpoint,
     File,
+    Inventory,
     Manifest,
+    Measure,
     ReadAnswer,
     Runtime,
     Token,
@@ -80,9 +83,43 @@ CLAIMS = {
         features=st.lists(NAMES, max_size=4).map(tuple),
         region=st.one_of(st.none(), NAMES),
     ),
+    "inventory": st.builds(
+        Inventory,
+        model=NAMES,
+        uuid=NAMES,
+        memory_bytes=COUNTS,
+        serial=st.one_of(st.none(), LINES),
+        pci=st.one_of(st.none(), LINES),
+        driver=st.one_of(st.none(), LINES),
+        vbios=st.one_of(st.none(), LINES),
+        ecc=st.one_of(st.none(), st.booleans()),
+        mig=st.one_of(st.none(), st.booleans()),
+        confidential=st.one_of(st.none(), LINES),
+    ),
+    "benchmark": st.builds(
+        Benchmark,
+        device=LINES,
+        at=st.integers(0, 1 << 53),
+        code=NAMES,
+        versions=st.dictionaries(NAMES, NAMES, max_size=4),
+        measures=st.lists(
+            st.builds(
+                Measure,
+                name=NAMES,
+                unit=NAMES,
+                median=COUNTS,
+                spread=COUNTS,
+                repeats=st.integers(1, 100_000),
+                warm_up=st.integers(0, 100_000),
+            ),
+            min_size=1,
+            max_size=4,
+        ).map(tuple),
+        conditions=st.dictionaries(NAMES, COUNTS, max_size=4),
+    ),
 }
 PLACES = {claim.name: claim.place for claim in evidence.CLAIMS}
-SUBMOD = {"platform": "platform", "model": "model/a"}
+SUBMOD = {"platform": "platform", "model": "model/a", "gpu": "gpu/0"}
 KEY_OF = {claim.name: claim.key for claim in evidence.CLAIMS}
 
 VALID = {
@@ -103,6 +140,14 @@ VALID = {
         "memory_bytes": 1,
         "context_length": 1,
         "quantisation": "none",
+    },
+    "inventory": {"model": "GPU", "uuid": "GPU-1", "memory_bytes": 1},
+    "benchmark": {
+        "device": "cpu",
+        "at": 1,
+        "code": "1",
+        "versions": {"torch": "2"},
+        "measures": [{"name": "a", "unit": "bytes/s", "median": 1, "spread": 0, "repeats": 1, "warm_up": 0}],
     },
 }
 
@@ -425,7 +470,17 @@ KINDS = {
     "model/" + "a/" * 64 + "a": None,
     "Model/a": None,
     " model/a": None,
-    "gpu/0": None,
+    "gpu/0": "gpu",
+    "gpu/99": "gpu",
+    "gpu/100": None,
+    "gpu/00": None,
+    "gpu/-1": None,
+    "gpu/a": None,
+    "gpu/": None,
+    "gpu": None,
+    "gpu/0/0": None,
+    "gpu/0\n": None,
+    "gpu/٣": None,
     "root/tpm": None,
 }
 

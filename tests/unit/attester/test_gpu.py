@@ -27,7 +27,7 @@ from tests.integration.test_cli import touchstone
 from touchstone import main
 
 TINY = Size(matrix=32, copy_bytes=4096, layers=1, batches=(1, 3))
-SHAPE = Shape(((16, 8), (8, 16)), 4)
+SHAPE = Shape((((16, 8), (8, 16)),) * 4)
 
 
 class NVMLError(Exception):
@@ -189,8 +189,15 @@ def test_the_confidential_mode(driver, feature: int, tools: int, mode: str) -> N
     assert inventory()[0].confidential == mode
 
 
+@pytest.mark.parametrize("name", ["UUID", "Name"])
+def test_a_device_without_a_name_of_its_own_is_left_out(driver, name: str) -> None:
+    """Cards that all call themselves nothing must not be taken for one."""
+    driver(**{f"nvmlDeviceGet{name}": lambda _: ""})
+    assert inventory() == ()
+
+
 @pytest.mark.parametrize(
-    "text", ["Grüße\n", "\x1b[31mred", "x" * 500, b"caf\xc3\xa9", b"\x00\xff", "Ж" * 200, ""]
+    "text", ["Grüße\n", "\x1b[31mred", "x" * 500, b"caf\xc3\xa9", b"\x00\xff", "Ж" * 200]
 )
 def test_what_the_driver_says_fits_evidence(driver, text: str | bytes) -> None:
     """Printable ASCII of bounded length, whatever it answers; evidence takes it and gives it back."""
@@ -327,13 +334,11 @@ def test_a_run_without_torch_is_refused_in_a_sentence(monkeypatch: pytest.Monkey
 
 def test_a_run_fits_the_evidence(tiny_run: Benchmark) -> None:
     """Through a submodule and back it is the same."""
-    # finds: torch's version is no plain text, and evidence is refused for it.
     assert read_submod("gpu/3", write_submod({"benchmark": tiny_run})) == {"benchmark": tiny_run}
 
 
 def test_a_run_is_kept_in_a_home_and_found_again(tiny_run: Benchmark, tmp_path: Path) -> None:
     """By its number; a second run takes the place of the first."""
-    # finds: torch's version is no plain text, and JSON is refused for it.
     home = Home(tmp_path)
     home.keep_benchmark(2, tiny_run)
     assert home.benchmarks() == {2: tiny_run}
@@ -345,7 +350,6 @@ def test_a_run_is_kept_in_a_home_and_found_again(tiny_run: Benchmark, tmp_path: 
 
 def test_the_versions_of_a_run_are_plain_text(tiny_run: Benchmark) -> None:
     """What is not cannot be encoded."""
-    # finds: torch's version is of a type of its own.
     assert {type(version) for version in tiny_run.versions.values()} == {str}
 
 
@@ -370,8 +374,8 @@ DECODER = [
 def test_the_shape_of_a_model_is_that_of_its_layers() -> None:
     """Matrices of one layer and how many layers; embeddings and vectors are left out."""
     shape = shape_of(DECODER)
-    assert shape == Shape(((24, 8), (8, 8), (32, 8), (8, 32)), 3)
-    assert shape.bytes_per_token == 2 * 3 * (24 * 8 + 8 * 8 + 2 * 32 * 8)
+    assert shape == Shape((((24, 8), (8, 8), (32, 8), (8, 32)),) * 3)
+    assert shape.elements(3) == 3 * shape.elements(1) == 3 * (24 * 8 + 8 * 8 + 2 * 32 * 8)
 
 
 def test_a_model_without_layers_has_no_steps() -> None:
@@ -462,7 +466,6 @@ def test_a_measure_as_people_write_it(median: int, unit: str, text: str) -> None
 )
 def test_a_measure_is_never_written_with_an_exponent(median: int, text: str) -> None:
     """Also where rounding makes a thousand of it, and beyond the last prefix."""
-    # finds: "1e+03 kB/s", "1e+03 MB/s" and "1.2e+03 PB/s".
     assert human(of("x", median)) == text
 
 
@@ -489,7 +492,6 @@ def test_the_command_keeps_a_run_and_the_evidence_has_it(
     node_home: Path, model_folder: Path, tmp_path: Path, tiny_sizes: None
 ) -> None:
     """Printed as JSON, kept in the home, drawn, and from then on in gpu/0."""
-    # finds: torch's version is no plain text, and the run is neither kept nor printed.
     pytest.importorskip("torch")
     assert "gpu/0" not in json.loads(invoke("show", "--home", node_home).stdout)
     picture = tmp_path / "run.svg"
@@ -499,7 +501,7 @@ def test_the_command_keeps_a_run_and_the_evidence_has_it(
     printed = json.loads(done.stdout)
     assert {measure["repeats"] for measure in printed["measures"]} == {2}
     assert set(UNITS) == {measure["name"] for measure in printed["measures"]}
-    assert msgspec.to_builtins(Home(node_home).benchmarks()[0]) == printed
+    assert json.loads(msgspec.json.encode(Home(node_home).benchmarks()[0])) == printed
     assert json.loads(invoke("show", "--home", node_home).stdout)["gpu/0"] == {"benchmark": printed}
     assert ET.parse(picture).getroot().tag.endswith("svg")
 
