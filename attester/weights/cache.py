@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from attester.errors import WeightsError
 from attester.weights.folder import ModelFile
@@ -46,6 +46,8 @@ class DigestCache:
 
     def __init__(self, path: Path | None = None, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        self.recent: dict[tuple[str, ...], Any] = {}
+        """Whole folders by place and algorithms: `manifest.measure` keeps there what came from here alone."""
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)

@@ -34,7 +34,6 @@ from attester.weights.kernels import (
     first_state,
     has_torch,
     inputs_of,
-    mix,
     mix_in_place,
     multipliers,
 )
@@ -47,9 +46,9 @@ Fold: TypeAlias = Callable[[Words, Int32, Words], None]
 """``fold(total, products, factor)``: ``total += mix(products · factor)``; may spoil *products*."""
 
 _SPLIT: Final = 1024
-_MAX_TILE: Final = 1024
-_TILE_WORDS: Final = 1 << 16
-"""Products of a tile: 256 KiB, so that they stay in a core's cache until they are folded."""
+_TILE: Final = 1024
+"""Rows of a tile: at 32 columns its products stay in a core's cache until they are folded."""
+_PART_WORDS: Final = 1 << 17
 _COMPILE_S: Final = 60.0
 
 
@@ -113,17 +112,37 @@ class CpuWalk:
         self._fold = fold
         self._pool = pool
         self._threads = threads
-        columns = max(words.shape[0], 1)
-        share = max(_TILE_WORDS // columns, 64)
-        self._tile = min(_MAX_TILE, share, max(K // threads, 64))
+        # Smaller ones would stay in a nearer cache, but each product packs its right side anew.
+        self._tile = min(_TILE, max(K // threads, 64))
         self._out = [np.empty((self._tile, words.shape[0]), np.int32) for _ in range(threads)]
         self._block = 0
-        self._state = first_state(words)
+        self._state = np.empty((K, words.shape[0]), np.uint32)
+        self._inputs = np.empty((K, words.shape[0]), np.int8)
+        self._each_part(self._make_first)
         self._begin_step()
 
+    def _each_part(self, work: Callable[[slice], None]) -> None:
+        """Do *work* on parts of the state's rows small enough for a cache, on all threads."""
+        rows = max(_PART_WORDS // max(self._state.shape[1], 1), 1)
+        parts = [slice(start, start + rows) for start in range(0, K, rows)]
+        if self._threads == 1:
+            for part in parts:
+                work(part)
+        else:
+            list(self._pool.map(work, parts, chunksize=1))
+
+    def _make_first(self, part: slice) -> None:
+        self._state[part] = first_state(self._words, part)
+        self._inputs[part] = inputs_of(self._state[part])
+
+    def _mix(self, part: slice) -> None:
+        state = self._state[part]
+        mix_in_place(state, np.empty_like(state))
+        self._inputs[part] = inputs_of(state)
+
     def _begin_step(self) -> None:
-        self._multiply = self._products(inputs_of(self._state))
-        self._total = self._state.copy()
+        # The sum begins with the state, of which nothing but the inputs is needed any more: it is summed in place.
+        self._multiply = self._products(self._inputs)
         self._rows = 0
         self._pending: list[tuple[int, Int8]] = []
         self._waiting = 0
@@ -150,7 +169,7 @@ class CpuWalk:
         """As `Walk.end_step`."""
         self._flush()
         self._block += -(-self._rows // K)
-        self._state = mix(self._total)
+        self._each_part(self._mix)
         self._begin_step()
 
     def states(self) -> Words:
@@ -181,7 +200,7 @@ class CpuWalk:
                     products = out[:count]
                     self._multiply(rows[at : at + count], products)
                     factor = factors[(start + at) // K - first]
-                    self._fold(self._total[place : place + count], products, factor)
+                    self._fold(self._state[place : place + count], products, factor)
                 at += count
 
 

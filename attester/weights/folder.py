@@ -156,16 +156,16 @@ class OpenFile:
         self._descriptor = descriptor
         self._leased = _lease(descriptor)
 
-    def slices(self, start: int = 0, size: int | None = None) -> Iterator[Bytes]:
+    def slices(self, start: int = 0, size: int | None = None, at_most: int = SLICE) -> Iterator[Bytes]:
         """
-        The bytes from *start* on, in arrays of at most `SLICE` bytes.
+        The bytes from *start* on, in arrays of at most *at_most* bytes.
 
         Raises:
             WeightsError: the file cannot be read, or is changed while it is read.
         """
         end = self._file.size if size is None else start + size
         while start < end:
-            count = min(SLICE, end - start)
+            count = min(at_most, end - start)
             yield self._mapped(start, count) if self._leased else self._copied(start, count)
             start += count
 

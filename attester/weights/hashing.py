@@ -29,6 +29,8 @@ Digests: TypeAlias = dict[str, bytes]
 Progress: TypeAlias = Callable[[int], None]
 """Called with the number of bytes just read, also from several threads at once."""
 
+_SLICE_ALONE: Final = 128 << 20
+"""The cores wait for each other at the end of each slice."""
 _PIECE: Final = 1 << 20
 """Several digests take turns on a piece while it is in the cache."""
 
@@ -113,12 +115,13 @@ def _hash_alone(
         hashes[name].update(data)
 
     with opened(file) as stream:
-        for data in stream.slices():
-            if len(hashes) == 1:
-                update(BLAKE3, data)
-            else:
-                # The algorithms wait for each other, or the slower one would read the file again.
-                list(pool.map(update, hashes, [data] * len(hashes)))
+        for data in stream.slices(at_most=_SLICE_ALONE):
+            updates = [pool.submit(update, name, data) for name in hashes]
+            # Unmapping takes time too: the slice before goes while this one is hashed.
+            held = [data]  # noqa: F841
+            # The algorithms wait for each other, or the slower one would read the file again.
+            for each in updates:
+                each.result()
             if progress is not None:
                 progress(data.size)
     return {name: each.digest() for name, each in hashes.items()}

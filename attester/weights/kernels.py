@@ -95,9 +95,10 @@ _15, _16 = np.uint32(15), np.uint32(16)
 _M1, _M2 = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97)
 
 
-def first_state(words: Words) -> Words:
+def first_state(words: Words, part: slice = slice(K)) -> Words:
     """``S[k] = mix(mix(k ⊕ s2) + s3)``, uint32 [K, rows]: one column for each row of the challenge."""
-    return mix(mix(np.arange(K, dtype=np.uint32)[:, None] ^ words[:, 2]) + words[:, 3])
+    index = np.arange(K, dtype=np.uint32)[part]
+    return mix(mix(index[:, None] ^ words[:, 2]) + words[:, 3])
 
 
 def inputs_of(state: Words) -> Int8:

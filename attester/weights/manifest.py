@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 from attester.errors import WeightsError
 from attester.evidence import Cached, File, Manifest
@@ -26,6 +26,10 @@ class Measured:
 
     def to_claim(self) -> Manifest:
         """As evidence carries it."""
+        return self._claim
+
+    @cached_property
+    def _claim(self) -> Manifest:
         pairs = zip(self.folder.files, self.digests, strict=True)
         return Manifest(
             files=tuple(File(name=file.name, size=file.size, **digests) for file, digests in pairs),
@@ -58,14 +62,21 @@ def measure(
     Raises:
         WeightsError: a file cannot be read, or changed while it was read.
     """
+    known: Measured | None = None if cache is None else cache.recent.get(_place(folder, algorithms))
+    if cache is not None and known is not None:
+        fresh = max_age_s is None or cache.now - (known.oldest or 0) <= max_age_s
+        if known.folder == folder and fresh:
+            if progress is not None:
+                progress(folder.total)
+            return known
     found: list[Digests | None] = [None] * len(folder.files)
     oldest: int | None = None
     if cache is not None:
         for number, file in enumerate(folder.files):
-            known = cache.find(file, algorithms, max_age_s)
-            if known is not None:
-                found[number] = known[0]
-                oldest = known[1] if oldest is None else min(oldest, known[1])
+            entry = cache.find(file, algorithms, max_age_s)
+            if entry is not None:
+                found[number] = entry[0]
+                oldest = entry[1] if oldest is None else min(oldest, entry[1])
     rest = [number for number, digests in enumerate(found) if digests is None]
     cached = len(found) - len(rest)
     if progress is not None and cached:
@@ -81,7 +92,14 @@ def measure(
     taken = hash_files(files, algorithms, told, keep) if files else []
     for number, digests in zip(rest, taken, strict=True):
         found[number] = digests
-    return Measured(folder, tuple(digests for digests in found if digests is not None), cached, oldest)
+    measured = Measured(folder, tuple(digests for digests in found if digests is not None), cached, oldest)
+    if cache is not None and not rest:
+        cache.recent[_place(folder, algorithms)] = measured
+    return measured
+
+
+def _place(folder: Folder, algorithms: Sequence[str]) -> tuple[str, ...]:
+    return (str(folder.root), *algorithms)
 
 
 def _dtypes(folder: Folder) -> dict[str, int]:
