@@ -156,16 +156,16 @@ class OpenFile:
         self._descriptor = descriptor
         self._leased = _lease(descriptor)
 
-    def slices(self, start: int = 0, size: int | None = None, at_most: int = SLICE) -> Iterator[Bytes]:
+    def slices(self, start: int = 0, size: int | None = None, at_most: int | None = None) -> Iterator[Bytes]:
         """
-        The bytes from *start* on, in arrays of at most *at_most* bytes.
+        The bytes from *start* on, in arrays of at most *at_most* bytes, `SLICE` if not given.
 
         Raises:
             WeightsError: the file cannot be read, or is changed while it is read.
         """
         end = self._file.size if size is None else start + size
         while start < end:
-            count = min(at_most, end - start)
+            count = min(at_most or SLICE, end - start)
             yield self._mapped(start, count) if self._leased else self._copied(start, count)
             start += count
 

@@ -37,8 +37,8 @@ Way = tuple[str, bool | None]
 
 def kernel_of(way: Way) -> Kernel:
     backend, fused = way
-    if backend == "device":
-        return DeviceKernel("cpu", compiled=bool(fused))
+    if backend not in ("numpy", "torch"):
+        return DeviceKernel("cpu" if backend == "device" else backend, compiled=bool(fused))
     return kernel("torch" if backend == "torch" else "numpy", fused=fused)
 
 
@@ -96,6 +96,16 @@ def test_walk(case: dict[str, Any], way: Way) -> None:
 def test_walk_by_every_other_kernel(case: dict[str, Any], way: Way) -> None:
     """Every case once, with what stands in where there is no compiler, and as accelerators walk."""
     test_walk(case, way)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_every_walk_on_cuda(compiled: bool) -> None:
+    """Every vector on a GPU, where there is one."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU here: CUDA was not tried")
+    for case in CASES:
+        test_walk(case, ("cuda:0", compiled))
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

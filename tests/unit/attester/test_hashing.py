@@ -51,6 +51,7 @@ def noise(size: int) -> bytes:
 def small(monkeypatch):
     """A few thousand bytes are several slices, and a piece is smaller yet."""
     monkeypatch.setattr(folder_module, "SLICE", 1 << 13)
+    monkeypatch.setattr(hashing, "_SLICE_ALONE", 1 << 13)
     monkeypatch.setattr(hashing, "_PIECE", 1 << 10)
 
 
@@ -116,6 +117,7 @@ def test_any_files_have_their_digests_in_their_order(tmp_path_factory, sizes, al
     algorithms = ALGORITHMS if alone is None else (alone,)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_module, "SLICE", 1 << 13)
+        patch.setattr(hashing, "_SLICE_ALONE", 1 << 13)
         patch.setattr(hashing, "_PIECE", 1 << 10)
         found = hash_files(open_folder(root).files, algorithms)
     assert found == [{name: digests_of(noise(size))[name] for name in algorithms} for size in sizes]
