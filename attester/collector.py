@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ from attester.evidence import (
     model_submod,
     write_submod,
 )
-from attester.gpu.inventory import inventory
+from attester.gpu.inventory import inventory, visible
 from attester.weights import possession
 from attester.weights.cache import DigestCache
 from attester.weights.folder import Folder, open_folder
@@ -63,7 +64,8 @@ class Collector:
         self._kid = kid
         self._cache = cache or DigestCache()
         self._benchmarks = benchmarks
-        self._inventory: tuple[Inventory, ...] | None = None
+        self._inventory: tuple[Inventory, ...] = ()
+        self._stopping = threading.Event()
         self._algorithms = check_algorithms(config.manifest.digests)
 
     async def describe(self) -> Description:
@@ -78,9 +80,12 @@ class Collector:
             WeightsError, EngineError: why a call could not be answered either.
         """
         ready = await self._engine.prepare()
-        for model in self._config.models:
-            await self.manifest(model)
-        _log.info("ready for calls", walks_with=ready, models=list(self._config.models))
+        listed = [model for model in self._config.models if await self._try_manifest(model) is not None]
+        _log.info("ready for calls", walks_with=ready, models=listed)
+
+    def stop(self) -> None:
+        """End what reads files in threads; whoever waits for it is told."""
+        self._stopping.set()
 
     async def answer(self, challenge: ModelChallenge) -> tuple[ReadAnswer | None, WalkAnswer | None]:
         """
@@ -97,6 +102,10 @@ class Collector:
         except AttesterError as error:
             _log.error("a read cannot be answered", model=challenge.model, why=str(error))
             return None
+        except Exception:  # noqa: BLE001
+            # One answer lost must not be all of them.
+            _log.exception("a read cannot be answered", model=challenge.model)
+            return None
 
     async def _try_walk(self, challenge: ModelChallenge) -> WalkAnswer | None:
         try:
@@ -105,6 +114,9 @@ class Collector:
             return await self._engine.walk(challenge.model, challenge.walk)
         except AttesterError as error:
             _log.error("a walk cannot be answered", model=challenge.model, why=str(error))
+            return None
+        except Exception:  # noqa: BLE001
+            _log.exception("a walk cannot be answered", model=challenge.model)
             return None
 
     async def read(self, model: str, challenge: ReadChallenge) -> ReadAnswer:
@@ -126,13 +138,29 @@ class Collector:
         section = self._config.manifest
 
         def work() -> Manifest:
-            pace = None if section.bytes_per_s is None else Pace(section.bytes_per_s)
+            polite = None if section.bytes_per_s is None else Pace(section.bytes_per_s)
+
+            def pace(count: int) -> None:
+                if self._stopping.is_set():
+                    raise WeightsError("the attester is ending")
+                if polite is not None:
+                    polite(count)
+
             folder = self._folder(model)
             return measure(
                 folder, self._algorithms, cache=self._cache, max_age_s=section.reread_s, pace=pace
             ).to_claim()
 
         return await asyncio.to_thread(work)
+
+    async def _try_manifest(self, model: str) -> Manifest | None:
+        """The manifest of a model; `None`, with the reason in the log, where there is none."""
+        try:
+            return await self.manifest(model)
+        except WeightsError as error:
+            # One model's trouble is not the others': what can be said is said.
+            _log.error("a model's files cannot be listed", model=model, why=str(error))
+            return None
 
     async def submods(
         self, nonce: bytes, answers: Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
@@ -167,7 +195,8 @@ class Collector:
             found[f"gpu/{number}"] = write_submod(claims)
         for model in self._config.models:
             read, walk = answers.get(model, (None, None))
-            of_model: dict[str, Any] = {"manifest": await self.manifest(model)}
+            manifest = await self._try_manifest(model)
+            of_model: dict[str, Any] = {} if manifest is None else {"manifest": manifest}
             if read is not None:
                 of_model["read"] = read
             if walk is not None:
@@ -177,13 +206,19 @@ class Collector:
 
     async def _devices(self) -> dict[int, dict[str, Any]]:
         """Inventory and benchmark of each device that there is something to say of."""
-        if self._inventory is None:
-            # Cards do not come and go while a process runs.
-            self._inventory = await asyncio.to_thread(inventory)
+        if not self._inventory:
+            # Cards do not go while a process runs; a driver may come late.
+            chosen = self._config.gpu.devices
+            self._inventory = await asyncio.to_thread(inventory, visible() if chosen is None else chosen)
         found: dict[int, dict[str, Any]] = {
             number: {"inventory": device} for number, device in enumerate(self._inventory)
         }
-        for number, benchmark in self._benchmarks().items():
+        try:
+            runs = self._benchmarks()
+        except AttesterError as error:
+            _log.error("a benchmark run cannot be read", why=str(error))
+            runs = {}
+        for number, benchmark in runs.items():
             found.setdefault(number, {})["benchmark"] = benchmark
         return found
 

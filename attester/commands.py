@@ -89,6 +89,8 @@ def init(
         name, separator, folder = entry.partition("=")
         if not separator:
             raise click.UsageError(f"--model {entry}: give NAME=DIR")
+        if name in folders:
+            raise click.UsageError(f"--model {name} is given twice")
         folders[name] = {"dir": str(Path(folder).absolute())}
     try:
         config = msgspec.convert(
@@ -386,10 +388,11 @@ async def _open(
         client = VerifierClient(http, config.verifier.url, key)
         engine = open_engine(config, http, place)
         cache = DigestCache(place.path / "digests.db")
+        collector = Collector(config, engine, place.tls_key(), key.public.kid, cache, place.benchmarks)
         try:
-            collector = Collector(config, engine, place.tls_key(), key.public.kid, cache, place.benchmarks)
             yield client, collector, key
         finally:
+            collector.stop()
             cache.close()
 
 

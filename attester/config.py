@@ -87,6 +87,18 @@ class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     url: Annotated[str, Meta(max_length=256, pattern=ENDPOINT_URL)]
 
+    def __post_init__(self) -> None:
+        """What has the form of a URL may still be none."""
+        try:
+            parts = urlsplit(self.url)
+            if parts.netloc.startswith("["):
+                ipaddress.ip_address(parts.hostname or "")
+            reachable = parts.port != 0
+        except ValueError:
+            reachable = False
+        if not reachable:
+            raise ValueError(f"{self.url} is no URL that could be reached")
+
 
 class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[capabilities]``: what the node can take on; memory is measured where left out."""
@@ -95,6 +107,13 @@ class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: Count | None = None
     quantisation: Name = "none"
     region: Name | None = None
+
+
+class GpuSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[gpu]``."""
+
+    devices: Annotated[tuple[Name, ...], Meta(max_length=64)] | None = None
+    """The node's own, by index or UUID; those of ``CUDA_VISIBLE_DEVICES`` if left out, or all."""
 
 
 class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +125,7 @@ class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineSection = EngineSection()
     manifest: ManifestSection = ManifestSection()
     capabilities: CapabilitiesSection = CapabilitiesSection()
+    gpu: GpuSection = GpuSection()
 
     def __post_init__(self) -> None:
         for name in self.models:

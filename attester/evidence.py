@@ -143,13 +143,13 @@ class Inventory(_Claims, frozen=True):
     model: Name
     uuid: Name
     memory_bytes: Count
-    serial: Line | None = None
-    pci: Line | None = None
-    driver: Line | None = None
-    vbios: Line | None = None
+    serial: Name | None = None
+    pci: Name | None = None
+    driver: Name | None = None
+    vbios: Name | None = None
     ecc: bool | None = None
     mig: bool | None = None
-    confidential: Line | None = None
+    confidential: Name | None = None
     """The confidential-computing mode: on, off, devtools."""
 
 
@@ -177,6 +177,11 @@ class Benchmark(_Claims, frozen=True):
     measures: Annotated[tuple[Measure, ...], Meta(min_length=1, max_length=64)]
     conditions: Annotated[dict[Name, Count], Meta(max_length=32)] = msgspec.field(default_factory=dict)
     """Clocks, temperature and power while it ran, where the driver tells."""
+
+    def __post_init__(self) -> None:
+        """A measure that stands twice says two things."""
+        if len({measure.name for measure in self.measures}) != len(self.measures):
+            raise ValueError("a measure stands in it twice")
 
 
 @dataclass(frozen=True)

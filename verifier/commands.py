@@ -337,6 +337,7 @@ def measure(
 @click.option(
     "--root", "roots", multiple=True, type=click.Path(path_type=Path), help="PEM: an authority; repeatable."
 )
+@click.option("--signer", default=None, help="With --root: the subject that must have signed, as CN=…")
 @click.option("--at", default=None, help="Evaluate the certificates at this moment (RFC 3339), not now.")
 @click.option("--trusted-root", type=click.Path(path_type=Path), help="Sigstore's trusted_root.json.")
 @click.option("--identity", default=None, help="Who must have signed a keyless bundle.")
@@ -354,13 +355,13 @@ def measure(
 @_json
 @_errors
 def import_oms(
-    bundle: Path, model: str, public_key: Path | None, roots: tuple[Path, ...], at: str | None,
+    bundle: Path, model: str, public_key: Path | None, roots: tuple[Path, ...], signer: str | None, at: str | None,
     trusted_root: Path | None, identity: str | None, issuer: str | None, folder: Path | None,
     home: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a publisher's OpenSSF Model Signing BUNDLE a reference value."""
     given = [public_key is not None, bool(roots), trusted_root is not None or identity is not None]
-    if sum(given) != 1 or (at is not None and not roots):
+    if sum(given) != 1 or ((at or signer) is not None and not roots):
         raise click.UsageError(
             "say whom to trust, in one way: --public-key, --root (with --at), or --trusted-root with "
             "--identity and --issuer"
@@ -369,7 +370,9 @@ def import_oms(
     if public_key is not None:
         statement = oms.verify_with_key(read, _read(public_key, _MAX_PEM))
     elif roots:
-        statement = oms.verify_with_certificates(read, [_read(path, _MAX_PEM) for path in roots], _moment(at))
+        statement = oms.verify_with_certificates(
+            read, [_read(path, _MAX_PEM) for path in roots], _moment(at), signer
+        )
     elif trusted_root is not None and identity is not None and issuer is not None:
         statement = oms.verify_keyless(read, trusted_root, identity, issuer)
     else:

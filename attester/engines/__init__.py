@@ -32,15 +32,16 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
     """
     section = config.engine
     folders = {name: Path(model.dir) for name, model in config.models.items()}
+    ignore = {name: model.ignore for name, model in config.models.items()}
     walker = Walker(section.device, Budget(section.walk_s, section.hour_s))
     match section.adapter:
         case "loopback":
             return LoopbackEngine(http, section.url, home.engine_secret())
         case "vllm":
-            return VllmEngine(http, section.url, folders)
+            return VllmEngine(http, section.url, folders, ignore)
         case "llama.cpp":
-            return LlamaCppEngine(http, section.url, folders, walker)
+            return LlamaCppEngine(http, section.url, folders, walker, ignore)
         case "files":
-            return FileEngine(folders, walker)
+            return FileEngine(folders, walker, ignore)
         case name:
             raise ConfigError(f"no adapter {name[:40]!r}; there are {', '.join(ADAPTERS)}")

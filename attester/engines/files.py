@@ -24,8 +24,14 @@ from attester.weights.tensors import TensorFiles
 class FileEngine:
     """No engine at all, but the folders its models came from."""
 
-    def __init__(self, folders: Mapping[str, Path], walker: Walker) -> None:
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        walker: Walker,
+        ignore: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self._folders = folders
+        self._ignore = ignore or {}
         self._walker = walker
         self._known: dict[str, tuple[Folder, TensorFiles]] = {}
 
@@ -59,7 +65,7 @@ class FileEngine:
         """The model's tensors; headers are read again only where a file changed."""
         if model not in self._folders:
             raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
-        folder = open_folder(self._folders[model])
+        folder = open_folder(self._folders[model], self._ignore.get(model, ()))
         known = self._known.get(model)
         if known is None or known[0] != folder:
             known = (folder, TensorFiles(folder))

@@ -55,7 +55,7 @@ class EngineHttp:
             raise EngineError(f"the engine's answer to {path} is larger than {MAX_ANSWER} bytes")
         try:
             return msgspec.json.decode(data, type=answer)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise EngineError(f"the engine at {self.url} answers {path} wrongly: {error}") from None
 
 

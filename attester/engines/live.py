@@ -44,6 +44,9 @@ TIES: Final = (
 DERIVED: Final = ("position_ids", "token_type_ids", "inv_freq", "cos_sin_cache", "masked_bias")
 """Last segments of buffers that engines make themselves and nobody publishes."""
 
+_VOCABULARIES: Final = ("embed", "lm_head", "wte", "decoder")
+"""In the names of parameters with a row for each token: the only ones that engines pad."""
+
 _DTYPES: Final[Mapping[str, str]] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
@@ -221,7 +224,9 @@ def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
         whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
         # Vocabularies are rounded up by rows of zeros; rows that hold anything are not padding.
         rows = info.shape[0]
-        if whole.shape[0] >= rows and not _raw(whole[rows:]).count_nonzero():
+        vocabulary = any(part in info.name for part in _VOCABULARIES)
+        padded = vocabulary and whole.shape[0] > rows and not _raw(whole[rows:]).count_nonzero()
+        if whole.shape[0] == rows or padded:
             return whole[:rows]
     if shape == info.shape:
         raise EngineError(f"{info.name[:120]}: the ranks have different copies of it")

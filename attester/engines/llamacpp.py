@@ -42,11 +42,16 @@ class LlamaCppEngine:
     """A llama.cpp server on this machine."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, url: str, folders: Mapping[str, Path], walker: Walker
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        folders: Mapping[str, Path],
+        walker: Walker,
+        ignore: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self._http = EngineHttp(http, url)
         self._folders = folders
-        self._files = FileEngine(folders, walker)
+        self._files = FileEngine(folders, walker, ignore)
 
     async def describe(self) -> Description:
         """As `Engine.describe`; raises `EngineError` where it serves a file that is no model's of ours."""
@@ -57,12 +62,14 @@ class LlamaCppEngine:
             raise EngineError("llama.cpp names a model's path that is none") from None
         if not any(served.is_relative_to(folder.resolve()) for folder in self._folders.values()):
             raise EngineError(f"llama.cpp serves {str(served)[:200]!r}, which is in no model's folder")
+        # Evidence is printable ASCII; the manifest has the name as it is.
+        shown = "".join(c if " " <= c <= "~" else "?" for c in served.name)
         try:
             return msgspec.convert(
                 {
                     "engine": "llama.cpp",
                     "version": props.build_info,
-                    "arguments": {"model": served.name, "slots": props.total_slots},
+                    "arguments": {"model": shown, "slots": props.total_slots},
                     "packages": {"touchstone": metadata.version("touchstone")},
                     "python": platform.python_version(),
                     "context_length": max(props.default_generation_settings.n_ctx, 0),

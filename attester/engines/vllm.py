@@ -60,9 +60,16 @@ class _Facts(msgspec.Struct, frozen=True):
 class VllmEngine:
     """A vLLM server on this machine."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, folders: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        folders: Mapping[str, Path],
+        ignore: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self._http = EngineHttp(http, url)
         self._folders = folders
+        self._ignore = ignore or {}
 
     async def describe(self) -> Description:
         """As `Engine.describe`."""
@@ -90,8 +97,8 @@ class VllmEngine:
 
     async def prepare(self) -> str:
         """As `Engine.prepare`: views of all tensors and the kernel, in each worker."""
-        for folder in self._folders.values():
-            await self._call("touchstone_prepare", _START_S, folder=str(folder))
+        for model in self._folders:
+            await self._call("touchstone_prepare", _START_S, **self._files(model))
         return f"vLLM at {self._http.url}"
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
@@ -101,7 +108,7 @@ class VllmEngine:
         await self._call(
             "touchstone_walk",
             _ASK_S,
-            folder=str(self._folders[model]),
+            **self._files(model),
             seed=challenge.seed,
             rows=challenge.rows,
             passes=challenge.passes,
@@ -117,6 +124,12 @@ class VllmEngine:
             return to_answer(msgspec.convert(found, WalkBody), challenge)
         except msgspec.ValidationError as error:
             raise EngineError(f"vLLM's worker walks wrongly: {error}") from None
+
+    def _files(self, model: str) -> dict[str, object]:
+        named: dict[str, object] = {"folder": str(self._folders[model])}
+        if self._ignore.get(model):
+            named["ignore"] = list(self._ignore[model])
+        return named
 
     async def _answer(self, seed: str) -> Any:
         # Asked for again and again: its worker has no way to call us.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import threading
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ class WalkExtension:
         arguments = {name: _plain(getattr(config, name, None)) for name in _ARGUMENTS}
         return {"packages": packages, "arguments": arguments, "python": platform.python_version()}
 
-    def touchstone_prepare(self, folder: str) -> None:
+    def touchstone_prepare(self, folder: str, ignore: Sequence[str] = ()) -> None:
         """Map the module back to the published layout, and prove a kernel on the device."""
-        self._touchstone_tensors(folder)
+        self._touchstone_tensors(folder, ignore)
         self._touchstone_walker().prepare()
 
-    def touchstone_walk(self, folder: str, seed: str, rows: int, passes: int) -> None:
+    def touchstone_walk(
+        self, folder: str, seed: str, rows: int, passes: int, ignore: Sequence[str] = ()
+    ) -> None:
         """Begin a walk; `touchstone_answer` gives what comes of it."""
         answers: dict[str, Any] = self.__dict__.setdefault("_touchstone_answers", {})
         # One walk is asked at a time: what was never fetched is not kept for ever.
@@ -54,7 +57,7 @@ class WalkExtension:
 
         def work() -> None:
             try:
-                tensors = self._touchstone_tensors(folder)
+                tensors = self._touchstone_tensors(folder, ignore)
                 answer = self._touchstone_walker().answer(
                     tensors, WalkChallenge(seed, rows, passes), "engine"
                 )
@@ -78,10 +81,10 @@ class WalkExtension:
         found: dict[str, Any] | None = self.__dict__.get("_touchstone_answers", {}).pop(seed, None)
         return found
 
-    def _touchstone_tensors(self, folder: str) -> LiveTensors:
+    def _touchstone_tensors(self, folder: str, ignore: Sequence[str]) -> LiveTensors:
         known: dict[str, tuple[TensorInfo, ...]] = self.__dict__.setdefault("_touchstone_published", {})
         if folder not in known:
-            known[folder] = TensorFiles(open_folder(Path(folder))).infos
+            known[folder] = TensorFiles(open_folder(Path(folder), ignore)).infos
         # The module as it is now: weights may have been replaced, or an adapter loaded, since the last walk.
         return LiveTensors(known[folder], [self.get_model().state_dict()])  # type: ignore[attr-defined]
 

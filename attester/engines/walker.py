@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from attester.engines.budget import Budget
+from attester.errors import EngineError
 from attester.evidence import WalkAnswer
 from attester.weights import possession
 from attester.weights.kernels import Backend, Kernel, kernel, row_words
@@ -58,6 +59,10 @@ class Walker:
         words = [row_words(seed, row) for row in range(challenge.rows)]
         with self._turn, self._budget.walk() as check:
             start = time.monotonic_ns()
-            answers = possession.walk(tensors, words, challenge.passes, ready, check)
+            try:
+                answers = possession.walk(tensors, words, challenge.passes, ready, check)
+            except (RuntimeError, MemoryError) as error:
+                # A device's own: out of memory, lost, busy with something else.
+                raise EngineError(f"the walk failed on {ready.name}: {str(error)[:200]}") from None
             micros = (time.monotonic_ns() - start) // 1000
         return WalkAnswer(answers=tuple(answers), source=source, device=ready.name, micros=micros)

@@ -25,6 +25,7 @@ CODE: Final = "1"
 """Version of what is measured here, and how: numbers of different versions are not comparable."""
 
 MILLITOKENS: Final = "mtokens/s"
+_DEVICES: Final = ("cpu", "cuda")
 _WARM_UP: Final = 3
 _MOST_ROUNDS: Final = 1000
 _SMALLEST_S: Final = 0.002
@@ -109,8 +110,10 @@ def run(
     try:
         place = torch.device(device)
         torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise EngineError(f"torch cannot use {device[:40]!r}: {str(error).splitlines()[0][:120]}") from None
+    if place.type not in _DEVICES:
+        raise EngineError(f"no benchmark runs on {device[:40]!r}; there are {', '.join(_DEVICES)}")
     bench = _Bench(torch, place, repeats, clock)
     chosen = size or Size.of(place.type)
     found: list[Measure] = []

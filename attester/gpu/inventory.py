@@ -8,8 +8,9 @@ no GPU is no error, and a value that a card does not have is left out.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from attester.evidence import Inventory
@@ -17,15 +18,30 @@ from attester.evidence import Inventory
 T = TypeVar("T")
 
 
-def inventory() -> tuple[Inventory, ...]:
-    """The GPUs, by the driver's index; empty without ``nvidia-ml-py``, driver or card."""
+def inventory(only: Collection[str] | None = None) -> tuple[Inventory, ...]:
+    """
+    The GPUs, by the driver's index; empty without ``nvidia-ml-py``, driver or card.
+
+    Args:
+        only: Indexes or UUIDs of those that are the node's, where a machine has several nodes.
+    """
     with _nvml() as nvml:
         if nvml is None:
             return ()
         driver = _try(nvml, nvml.nvmlSystemGetDriverVersion)
         count: int = _try(nvml, nvml.nvmlDeviceGetCount) or 0
         found = (_device(nvml, index, driver) for index in range(count))
-        return tuple(device for device in found if device is not None)
+        return tuple(
+            device
+            for index, device in enumerate(found)
+            if device is not None and (only is None or str(index) in only or device.uuid in only)
+        )
+
+
+def visible() -> tuple[str, ...] | None:
+    """The devices that ``CUDA_VISIBLE_DEVICES`` names; `None` where it names none, and so all are."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if told is None else tuple(part.strip() for part in told.split(",") if part.strip())
 
 
 def conditions(index: int) -> dict[str, int]:
@@ -62,7 +78,8 @@ def _nvml() -> Iterator[Any]:
     try:
         yield pynvml
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _device(nvml: Any, index: int, driver: str | None) -> Inventory | None:
@@ -104,7 +121,7 @@ def _try(nvml: Any, ask: Callable[[], T]) -> T | None:
     """What the library answers; `None` where this card or driver does not have it."""
     try:
         return ask()
-    except (nvml.NVMLError, AttributeError):
+    except (nvml.NVMLError, AttributeError, ValueError):
         return None
 
 
@@ -113,4 +130,4 @@ def _line(value: Any) -> str | None:
     if value is None:
         return None
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-    return "".join(c if " " <= c <= "~" else "?" for c in text)[:128]
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:128] or None

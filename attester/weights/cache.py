@@ -70,7 +70,7 @@ class DigestCache:
 
         `None` where one is missing, or older than *max_age_s*.
         """
-        device, inode, mtime_ns, ctime_ns = file.stamp
+        device, inode, mtime_ns, ctime_ns = _signed(file.stamp)
         found: Digests = {}
         oldest = None
         for algorithm in algorithms:
@@ -79,7 +79,10 @@ class DigestCache:
                 return None
             found[algorithm] = row[3]
             oldest = row[4] if oldest is None else min(oldest, row[4])
-        if oldest is None or (max_age_s is not None and self._now() - oldest > max_age_s):
+        # A clock that was set back makes ages that mean nothing.
+        if oldest is None or oldest > self._now():
+            return None
+        if max_age_s is not None and self._now() - oldest > max_age_s:
             return None
         return found, oldest
 
@@ -96,11 +99,8 @@ class DigestCache:
             file: As it was listed.
             digests: Taken since.
             began: When the reading began, seconds since 1970 by `now`; now if not given.
-
-        Raises:
-            WeightsError: the disk is full, or the file was damaged.
         """
-        device, inode, mtime_ns, ctime_ns = file.stamp
+        device, inode, mtime_ns, ctime_ns = _signed(file.stamp)
         now = self._now()
         if max(mtime_ns, ctime_ns) > (now if began is None else began) * 1e9 - _SETTLED_NS:
             return
@@ -114,10 +114,16 @@ class DigestCache:
                         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         (device, inode, algorithm, *row),
                     )
-                except sqlite3.Error as error:
-                    raise WeightsError(f"a digest cannot be kept: {error}") from None
+                except sqlite3.Error:
+                    # A full disk costs the next process a reading, and this one nothing.
+                    pass
                 self._known[device, inode, algorithm] = row
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _signed(stamp: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """As SQLite holds integers: devices and inodes may use all 64 bits."""
+    return tuple(value - (1 << 64) if value >= 1 << 63 else value for value in stamp)

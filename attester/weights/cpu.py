@@ -263,11 +263,11 @@ def _compile(source: Path) -> ctypes._NamedFuncPointer:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise WeightsError("no C compiler")
-    with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        library = Path(folder) / "fold.so"
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
+            library = Path(folder) / "fold.so"
+            command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)  # noqa: S603
             return ctypes.CDLL(str(library)).touchstone_fold
-        except (OSError, subprocess.SubprocessError, AttributeError) as error:
-            raise WeightsError(f"{compiler} cannot compile the fold ({type(error).__name__})") from None
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        raise WeightsError(f"{compiler} cannot compile the fold ({type(error).__name__})") from None

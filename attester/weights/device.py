@@ -157,6 +157,9 @@ class DeviceWalk:
         """As `Walk.feed`."""
         with self._in_stream(), self._torch.no_grad():
             data = self._to_device(chunk) if isinstance(chunk, np.ndarray) else chunk
+            if self._stream is not None:
+                # Freed by its owner while we still read it, its memory must not be given to others.
+                data.record_stream(self._stream)
             whole = data.numel() // K
             if whole:
                 self._take(data[: whole * K].view(whole, K))

@@ -79,6 +79,8 @@ def open_folder(root: Path, ignore: Collection[str] = ()) -> Folder:
         raise WeightsError(f"{error.filename or root} does not exist") from None
     except RuntimeError:
         raise WeightsError(f"{root} holds a symbolic link that leads in a circle") from None
+    except ValueError:
+        raise WeightsError(f"{str(root)!r} is no folder's name") from None
     except OSError as error:
         raise WeightsError(f"{error.filename or root} cannot be read: {error.strerror}") from None
     if not files:
@@ -212,10 +214,11 @@ def opened(file: ModelFile) -> Iterator[OpenFile]:
         raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
     try:
         before = os.fstat(descriptor)
-        _check_same(file, before.st_size == file.size, "since it was listed")
+        listed = before.st_size == file.size and (not any(file.stamp) or stamp_of(before) == file.stamp)
+        _check_same(file, listed, "since it was listed")
         yield OpenFile(file, descriptor)
         after = os.fstat(descriptor)
-        unchanged = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+        unchanged = before.st_size == after.st_size and stamp_of(before) == stamp_of(after)
         _check_same(file, unchanged, "while it was read")
     except BaseException:
         # What is mapped keeps the lease, and a traceback keeps what is mapped: nobody must wait for that.

@@ -18,7 +18,7 @@ from attester.errors import WeightsError
 from attester.weights.folder import ModelFile
 from attester.weights.layout import MAX_TENSORS, TensorInfo
 
-MAX_HEADER: Final = 256 << 20
+MAX_HEADER: Final = 64 << 20
 """Bytes before the tensors: vocabularies stand there."""
 _MAX_NAME: Final = 1 << 10
 _MAX_KEYS: Final = 1 << 16

@@ -135,12 +135,12 @@ def kernel(backend: Backend | None = None, device: str = "cpu", *, fused: bool |
     for name, make in makers:
         try:
             candidate = make()
-        except WeightsError as error:
-            tried.append(f"{name}: {error}")
-            continue
-        if is_exact(candidate):
-            return candidate
-        tried.append(f"{name}: not exact on this machine")
+            if is_exact(candidate):
+                return candidate
+            tried.append(f"{name}: not exact on this machine")
+        except Exception as error:  # noqa: BLE001
+            # Whatever ails a library here, the next one may do.
+            tried.append(f"{name}: {str(error)[:120] or type(error).__name__}")
     raise WeightsError(f"no kernel can walk on {device} ({'; '.join(tried)})")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from typing import Annotated, Final
 
 import numpy as np
@@ -87,31 +86,31 @@ def read(folder: Folder, seed: bytes, windows: int, *, whole_up_to: int = WHOLE_
     for file in folder.files:
         if file.size <= whole_up_to:
             digest.update(hash_file(file)[SHA256])
-    with ExitStack() as stack:
-        handles: dict[int, int] = {}
-        starts = np.cumsum([0, *(file.size for file in folder.files)]).tolist()
+    starts = np.cumsum([0, *(file.size for file in folder.files)]).tolist()
 
-        def piece(number: int, start: int, size: int) -> bytes:
-            file = folder.files[number]
+    def piece(number: int, start: int, size: int) -> bytes:
+        # Opened for each: a model may have more files than a process may have open.
+        file = folder.files[number]
+        try:
+            descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if number not in handles:
-                    handles[number] = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-                    stack.callback(os.close, handles[number])
-                data = os.pread(handles[number], size, start)
-            except OSError as error:
-                raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
-            if len(data) != size:
-                raise WeightsError(f"{file.name} changed while it was read")
-            return data
+                data = os.pread(descriptor, size, start)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
+        if len(data) != size:
+            raise WeightsError(f"{file.name} changed while it was read")
+        return data
 
-        for index in range(windows):
-            begin, end = window(seed, index, total)
-            number = int(np.searchsorted(starts, begin, side="right")) - 1
-            while begin < end:
-                upto = min(end, starts[number + 1])
-                if upto > begin:
-                    digest.update(piece(number, begin - starts[number], upto - begin))
-                begin, number = upto, number + 1
+    for index in range(windows):
+        begin, end = window(seed, index, total)
+        number = int(np.searchsorted(starts, begin, side="right")) - 1
+        while begin < end:
+            upto = min(end, starts[number + 1])
+            if upto > begin:
+                digest.update(piece(number, begin - starts[number], upto - begin))
+            begin, number = upto, number + 1
     return digest.digest()
 
 

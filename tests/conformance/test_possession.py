@@ -99,7 +99,7 @@ def test_walk_by_every_other_kernel(case: dict[str, Any], way: Way) -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_every_walk_on_cuda(compiled: bool) -> None:
+def test_every_walk_on_cuda(*, compiled: bool) -> None:
     """Every vector on a GPU, where there is one."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     if not torch.cuda.is_available():

@@ -10,7 +10,6 @@ what a cheat must move, not of what a clever coder could reach.
 from __future__ import annotations
 
 import math
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

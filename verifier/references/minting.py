@@ -7,7 +7,7 @@ the run can be taken up again: what it set out to make stands with its batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -22,7 +22,8 @@ from verifier.references.challenges import (
     WalkParameters,
 )
 from verifier.store import pool
-from verifier.store.database import Database, Tx
+from verifier.store.database import ConflictError, Database, Tx
+from verifier.store.pool import Entry
 
 _READS_AT_ONCE: Final = 64
 
@@ -83,7 +84,8 @@ async def fill(
     Mint *goal* into the pool.
 
     Raises:
-        ReferenceValueError: a spot check disagrees; what was kept before it stays.
+        ReferenceValueError: a spot check disagrees, the reference value is no longer the
+            active one, or another run is minting; what was kept before stays.
         WeightsError: the files changed or cannot be read.
     """
     async with db.read() as tx:
@@ -91,9 +93,21 @@ async def fill(
     for done in range(0, goal.reads, _READS_AT_ONCE):
         count = min(_READS_AT_ONCE, goal.reads - done)
         entries = list(minter.reads(first["read"] + done, count, goal.read))
-        async with db.write() as tx:
-            await pool.add(tx, entries)
+        await _keep(db, minter, entries)
     for kind, count, parameters in (("walk", goal.walks, goal.walk), ("wide", goal.wides, goal.wide)):
         for group in minter.walks(first[kind], count, parameters, progress, kind=kind):
-            async with db.write() as tx:
-                await pool.add(tx, group)
+            await _keep(db, minter, group)
+
+
+async def _keep(db: Database, minter: Minter, entries: Sequence[Entry]) -> None:
+    try:
+        async with db.write() as tx:
+            if not await pool.is_live(tx, minter.batch):
+                raise ReferenceValueError(
+                    f"{minter.model} was given another reference value meanwhile; what was minted is of no use"
+                )
+            await pool.add(tx, entries)
+    except ConflictError:
+        raise ReferenceValueError(
+            f"another run mints for {minter.model}: wait for it to end, then go on with --resume"
+        ) from None

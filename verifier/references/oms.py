@@ -171,7 +171,9 @@ def verify_with_key(bundle: Bundle, pem: bytes) -> Statement:
     return _statement(bundle, "key", f"key sha256:{hashlib.sha256(der).hexdigest()}")
 
 
-def verify_with_certificates(bundle: Bundle, roots: Sequence[bytes], at: datetime) -> Statement:
+def verify_with_certificates(
+    bundle: Bundle, roots: Sequence[bytes], at: datetime, signer: str | None = None
+) -> Statement:
     """
     Steps 3 to 5 with certificate authorities that the caller trusts.
 
@@ -181,13 +183,16 @@ def verify_with_certificates(bundle: Bundle, roots: Sequence[bytes], at: datetim
         bundle: As read.
         roots: PEM files; each certificate in them is trusted as an authority.
         at: The moment of evaluation, with a time zone.
+        signer: The subject that must have signed (RFC 4514); anyone below the roots if not given.
 
     Raises:
         ReferenceValueError: another kind of bundle, a chain that does not lead to a root or
-            is not valid at *at*, or a step that fails.
+            is not valid at *at*, another signer, or a step that fails.
     """
     _expect(bundle, "x509CertificateChain", "give --root for a bundle signed with a certificate")
     leaf = certificates.verify_chain(bundle.certificates, roots, at)
+    if signer is not None and signer != certificates.subject_of(leaf):
+        raise ReferenceValueError(f"signed by {certificates.subject_of(leaf)}, not by {signer[:120]}")
     try:
         key: object = leaf.public_key()
     except (ValueError, UnsupportedAlgorithm):

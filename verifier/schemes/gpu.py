@@ -42,7 +42,8 @@ def check(name: str, submods: Submods, context: Context) -> Checked:
     if inventory is not None:
         claims["inventory"] = plain(inventory)
     if benchmark is not None:
-        claims["benchmark"] = plain(benchmark)
+        # What a relying party may look for; all of it is in the evidence.
+        claims["benchmark"] = {"at": benchmark.at, "code": benchmark.code}
     codes = {finding.code for finding in findings}
     return Checked(
         facts={

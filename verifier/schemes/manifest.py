@@ -85,16 +85,14 @@ def _differences(
             findings.append(Finding(code, f"{len(files)} {what}: {_some(files)}", expected, actual, cause))
             wrong.difference_update(files)
 
-    # Contents that are there under a name that is not in the reference.
-    extra = [file for name, file in present.items() if name not in reference.files]
-    renamed = [name for name in missing if any(same(file, reference.files[name]) for file in extra)]
+    # Contents that are there under a name that is not in the reference.  By digest: a node
+    # lists thousands of files, and every one with every other would take minutes.
+    extra = {key for name, file in present.items() if name not in reference.files for key in _given(file)}
+    renamed = [name for name in missing if extra & reference.files[name].digests.items()]
     found("weights.manifest.renamed", renamed, "stand under other names")
     # Contents of one published file under the name of another.
-    swapped = [
-        name
-        for name in differ
-        if any(same(present[name], reference.files[other]) for other in differ if other != name)
-    ]
+    theirs = {key for name in differ for key in reference.files[name].digests.items()}
+    swapped = [name for name in differ if theirs & _given(present[name])]
     found("weights.manifest.swapped", swapped, "hold what belongs to others")
     if wrong and dtypes and reference.dtypes and dtypes.keys() != reference.dtypes.keys():
         findings.append(
@@ -123,6 +121,11 @@ def same(file: File, reference: ReferenceFile) -> bool:
         return False
     common = _common(file, reference)
     return bool(common) and all(getattr(file, name) == reference.digests[name] for name in common)
+
+
+def _given(file: File) -> set[tuple[str, bytes]]:
+    named = (("sha256", file.sha256), ("blake3", file.blake3))
+    return {(name, digest) for name, digest in named if digest is not None}
 
 
 def _common(file: File, reference: ReferenceFile) -> list[str]:

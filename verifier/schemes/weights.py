@@ -16,6 +16,7 @@ from typing import Any, Final
 from attester.evidence import Manifest, ReadAnswer, WalkAnswer, model_submod
 from attester.weights.possession import commitment
 from verifier.schemes import manifest as manifests
+from verifier.schemes import rates
 from verifier.schemes.base import (
     CHALLENGED,
     DECLARED,
@@ -32,6 +33,8 @@ from verifier.schemes.base import (
 _MEDIAN_OF: Final = 5
 _SHARED_OF: Final = 3
 """So many simultaneous calls, and so many alone, before anything is said of a shared device."""
+_SHARED_MS: Final = 100
+"""Shorter walks say nothing of it."""
 _IN_TIME: Final = 1000
 """Thousandths of the deadline."""
 
@@ -51,6 +54,7 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     findings += [
         Finding("challenges.exhausted", f"the pool of {kind} for {model} is empty")
         for kind in asked.exhausted
+        if kind == "read" or reference is None or reference.tensor_bytes
     ]
 
     malformed = submod in submods.errors
@@ -199,13 +203,7 @@ def _lateness(context: Context) -> int | None:
             continue
         if model not in context.references:
             return None
-        moved = context.references[model].tensor_bytes * asked.walk.passes
-        reading_ms = 1000 * moved // hardware.bandwidth
-        # With many rows it is arithmetic that takes the time.
-        multiplying_ms = (
-            0 if hardware.int8_ops is None else 2000 * asked.walk.rows * moved // hardware.int8_ops
-        )
-        needed_ms += max(reading_ms, multiplying_ms)
+        needed_ms += rates.needed_ms(context.references[model], asked.walk.rows, asked.walk.passes, hardware)
     return context.session.answer_ms * 1000 // (hardware.allowance_ms + 3 * needed_ms)
 
 
@@ -216,7 +214,8 @@ def _standing(
     answered = [record for record in history if record.verdict != "missed"]
     calls = [record for record in history if record.channel == "call"]
     called = [record for record in calls if record.verdict != "missed"]
-    if not history:
+    # Without tensors in the reference no walk can be asked, so none can be owed.
+    if not history or (reference is not None and reference.tensor_bytes == 0):
         return ("none", "")
     # A wrong answer to a call is made good by a right answer to a call, and by nothing else.
     if answered and "wrong" in (answered[-1].verdict, *(record.verdict for record in called[-1:])):
@@ -266,14 +265,17 @@ def slowdown_permille(right: Sequence[WalkRecord]) -> int | None:
 
     In thousandths of the time alone; `None` before there are enough of both.  Two nodes on
     one device come out at about 2,000, or, where it serves one after the other, at 1,500 on
-    average; nodes with a device each at 1,000.  The mean, since only it sees the second case.
+    average; nodes with a device each at 1,000.  A mean, since no median sees the second case.
     """
     wide = [record for record in right if record.wide and record.ms]
+    # Only like with like, and nothing so short that the network is most of it.
+    wide = [record for record in wide if (record.rows, record.passes) == (wide[-1].rows, wide[-1].passes)]
     alone = [record.ms or 0 for record in wide if not record.together][-_MEDIAN_OF:]
     together = [record.ms or 0 for record in wide if record.together][-_MEDIAN_OF:]
-    if len(alone) < _SHARED_OF or len(together) < _SHARED_OF:
+    if len(alone) < _SHARED_OF or len(together) < _SHARED_OF or median(alone) < _SHARED_MS:
         return None
-    return int(mean(together) * 1000 / median(alone))
+    # Without the slowest: one answer may have been late for a reason of its own.
+    return int(mean(sorted(together)[:-1]) * 1000 / median(alone))
 
 
 def _rates(

@@ -58,7 +58,10 @@ class Appraiser:
                 return known
             node = await self._node(tx, session, opened)
             context = await self._context(tx, session, node, opened, now_ms)
-        checked = appraisal.check(opened, context)
+        if len(data) > _LARGE:
+            checked = await asyncio.to_thread(appraisal.check, opened, context)
+        else:
+            checked = appraisal.check(opened, context)
         outcome = await self._outcome(checked, context)
         terms = Terms(
             service.issuer,

@@ -134,19 +134,34 @@ class Caller:
         calls, now = self._service.config.calls, self._service.clock.monotonic()
         for node_id in [node_id for node_id, due in self._due.items() if due <= now]:
             self._due[node_id] = now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s)
-            together = self._rng.random() < calls.together_share
-            wide = self._rng.random() < calls.wide_share
             walk = self._rng.random() < calls.walk_share
             models = self._models.get(node_id, ())
-            model = self._rng.choice(models) if models and (together or wide) else None
-            group = self._of_operator(node_id, model) if together else [node_id]
-            # Those without a channel miss the call, and keep nobody's device busy.
-            reached = sum(other in self._channels for other in group)
-            at_once = reached if reached > 1 else 0
-            # At the same moment: nobody's challenge waits for another's to be posed.
-            await asyncio.gather(
-                *(self.call(other, walk=walk, wide=model, together=at_once) for other in group)
+            model = self._rng.choice(models) if models else None
+            group = self._of_operator(node_id, model)
+            # Each member's moment may call them all: by its share, or large groups would be called all the time.
+            if len(group) > 1 and self._rng.random() < calls.together_share / len(group):
+                await self._call_together(node_id, group, model, walk=walk)
+                continue
+            wide = model if self._rng.random() < calls.wide_share else None
+            await self.call(node_id, walk=walk, wide=wide)
+
+    async def _call_together(self, due: str, group: list[str], model: str | None, *, walk: bool) -> None:
+        """
+        Call a group at one moment: nobody's challenge waits for another's to be posed.
+
+        Only those who are reached count: the others' devices are not kept busy.  Whose own
+        moment it was misses it without a channel; for the others it is no moment of theirs.
+        """
+        async with self._service.db.read() as tx:
+            waiting = await sessions.waiting_calls(tx, self._service.now_ms())
+        reached = [other for other in group if other in self._channels and other not in waiting]
+        at_once = len(reached) if len(reached) > 1 else 0
+        await asyncio.gather(
+            *(
+                self.call(other, walk=walk, wide=model, together=at_once if other in reached else 0)
+                for other in {due, *reached}
             )
+        )
 
     def _of_operator(self, node_id: str, model: str | None) -> list[str]:
         """All nodes of one operator that have a model: one GPU cannot answer for several in time."""
@@ -176,6 +191,10 @@ class Caller:
                 await sessions.miss(tx, node_id, node.models, service.now_ms())
             return
         self._forget()
+        hardware = service.bundle.thresholds.classes.get(node.hardware_class)
+        if wide is not None and (hardware is None or hardware.int8_ops is None):
+            # No arithmetic is known of the class, so no deadline could be set: an ordinary walk.
+            walk, wide, together = True, None, 0
         # A new node owes a walk of each model first.
         if node_id in self._owed_a_walk:
             walk, wide = True, None

@@ -77,6 +77,15 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "
     return batch
 
 
+async def is_live(tx: Tx, batch: int) -> bool:
+    """Whether a batch is of its model's active reference value."""
+    row = await tx.one(
+        "SELECT r.active FROM batches b JOIN reference_values r ON r.digest = b.reference WHERE b.id = ?",
+        batch,
+    )
+    return row is not None and bool(row["active"])
+
+
 async def last_batch(tx: Tx, model: str) -> Row | None:
     """The newest batch of a model."""
     return await tx.one("SELECT * FROM batches WHERE model = ? ORDER BY id DESC LIMIT 1", model)

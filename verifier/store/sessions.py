@@ -135,6 +135,15 @@ async def open_session(
     )
 
 
+async def waiting_calls(tx: Tx, now_ms: int) -> frozenset[str]:
+    """The nodes whose call still waits for its answer."""
+    rows = await tx.all(
+        "SELECT node_id FROM sessions WHERE channel = 'call' AND status = 'waiting' AND expires_ms > ?",
+        now_ms,
+    )
+    return frozenset(row["node_id"] for row in rows)
+
+
 async def get(tx: Tx, session_id: str) -> StoredSession:
     """
     A session by id.
