@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,16 +108,14 @@ class DigestCache:
         with self._lock:
             for algorithm, digest in digests.items():
                 row = (file.size, mtime_ns, ctime_ns, digest, int(now))
-                try:
+                # A full disk costs the next process a reading, and this one nothing.
+                with suppress(sqlite3.Error):
                     self._db.execute(
                         "INSERT OR REPLACE INTO digests"
                         " (device, inode, algorithm, size, mtime_ns, ctime_ns, digest, read_at)"
                         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         (device, inode, algorithm, *row),
                     )
-                except sqlite3.Error:
-                    # A full disk costs the next process a reading, and this one nothing.
-                    pass
                 self._known[device, inode, algorithm] = row
 
     def close(self) -> None:

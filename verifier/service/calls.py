@@ -134,16 +134,16 @@ class Caller:
         calls, now = self._service.config.calls, self._service.clock.monotonic()
         for node_id in [node_id for node_id, due in self._due.items() if due <= now]:
             self._due[node_id] = now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s)
-            walk = self._rng.random() < calls.walk_share
+            together, wide, walk = (self._rng.random() for _ in range(3))
             models = self._models.get(node_id, ())
             model = self._rng.choice(models) if models else None
             group = self._of_operator(node_id, model)
             # Each member's moment may call them all: by its share, or large groups would be called all the time.
-            if len(group) > 1 and self._rng.random() < calls.together_share / len(group):
-                await self._call_together(node_id, group, model, walk=walk)
-                continue
-            wide = model if self._rng.random() < calls.wide_share else None
-            await self.call(node_id, walk=walk, wide=wide)
+            due_walk = walk < calls.walk_share
+            if len(group) > 1 and together < calls.together_share / len(group):
+                await self._call_together(node_id, group, model, walk=due_walk)
+            else:
+                await self.call(node_id, walk=due_walk, wide=model if wide < calls.wide_share else None)
 
     async def _call_together(self, due: str, group: list[str], model: str | None, *, walk: bool) -> None:
         """

@@ -56,7 +56,7 @@ def test_a_plausible_device() -> None:
     }
     assert checked.assurance == DECLARED
     assert checked.attester_claims["inventory"]["uuid"] == "GPU-1"
-    assert checked.attester_claims["benchmark"]["measures"][0]["median"] == 900_000_000_000
+    assert checked.attester_claims["benchmark"].keys() == {"at", "code"}
     assert checked.devices == ("GPU-1",)
 
 
@@ -153,7 +153,7 @@ def test_an_unknown_class_bounds_nothing() -> None:
 
 def verified(rate: int) -> Context:
     """A node whose walks have verified so many bytes a second."""
-    return context(walk(1000), weights=reference(rate), hardware="cpu")
+    return context(*[walk(1000)] * 2, weights=reference(rate), hardware="cpu")
 
 
 def test_a_rate_far_above_what_walks_verified_is_a_boast() -> None:
@@ -181,7 +181,7 @@ def test_only_memory_is_held_against_walks() -> None:
 
 def test_implausible_outweighs_a_boast() -> None:
     """Both are found; the fact is the worse one."""
-    found = context(walk(1000), weights=reference(LARGE))
+    found = context(*[walk(1000)] * 2, weights=reference(LARGE))
     checked = check({**GOOD, "benchmark": benchmark(memory_copy=1 << 60)}, found)
     assert codes(checked) == ["gpu.benchmark.implausible", "gpu.benchmark.boast"]
     assert checked.facts["benchmark"] == "implausible"

@@ -177,7 +177,8 @@ def fast(information: int, ms: int = 1000, **changes: Any) -> Context:
     hardware = changes.pop("hardware", "gpu")
     passes = changes.pop("passes", 1)
     weights = reference(max(information, WEIGHTS), information)
-    return context(walk(ms, passes=passes), weights=weights, hardware=hardware, **changes)
+    twice = [walk(ms, passes=passes)] * 2
+    return context(*twice, weights=weights, hardware=hardware, **changes)
 
 
 def test_more_than_the_data_sheet_exceeds_the_class() -> None:
@@ -190,14 +191,16 @@ def test_more_than_the_data_sheet_exceeds_the_class() -> None:
     assert finding.detail == f"a walk moved {most + 1} bytes/s, and gpu has {GPU.bandwidth}"
 
 
-def test_one_impossible_walk_is_enough() -> None:
-    """The fastest of all counts, and passes are counted."""
+def test_two_impossible_walks_are_enough() -> None:
+    """The second fastest counts: one time may be wrong; and passes are counted."""
     weights = reference(WEIGHTS)
     ordinary = [walk(100)] * 7
     assert code(context(*ordinary, weights=weights)) is None
-    assert code(context(walk(86), *ordinary, weights=weights)) == "capabilities.class.exceeded"
-    assert code(context(walk(87, passes=1), *ordinary, weights=weights)) is None
-    assert code(context(walk(173, passes=2), *ordinary, weights=weights)) == "capabilities.class.exceeded"
+    assert code(context(walk(86), *ordinary, weights=weights)) is None
+    assert code(context(*[walk(86)] * 2, *ordinary, weights=weights)) == "capabilities.class.exceeded"
+    assert code(context(*[walk(87, passes=1)] * 2, *ordinary, weights=weights)) is None
+    twice = [walk(173, passes=2)] * 2
+    assert code(context(*twice, *ordinary, weights=weights)) == "capabilities.class.exceeded"
 
 
 def test_the_excess_is_the_policys() -> None:
@@ -209,8 +212,8 @@ def test_the_excess_is_the_policys() -> None:
 def test_weights_that_compress_are_counted_by_what_they_hold() -> None:
     """Ten times the bytes of the class in a second, and only half of the class in information."""
     weights = reference(10 * GPU.bandwidth, GPU.bandwidth // 2)
-    assert code(context(walk(1000), weights=weights)) is None
-    assert verified_bytes_per_second(context(walk(1000), weights=weights)) == GPU.bandwidth // 2
+    assert code(context(*[walk(1000)] * 2, weights=weights)) is None
+    assert verified_bytes_per_second(context(*[walk(1000)] * 2, weights=weights)) == GPU.bandwidth // 2
 
 
 def test_a_class_whose_memory_is_as_near_as_the_hosts_has_no_ceiling() -> None:
@@ -221,11 +224,12 @@ def test_a_class_whose_memory_is_as_near_as_the_hosts_has_no_ceiling() -> None:
 def test_small_models_verify_no_rate() -> None:
     """They fit a cache, and the network takes longer than they do."""
     small = reference(LARGE - 1)
-    assert verified_bytes_per_second(context(walk(1), weights=small)) is None
-    assert code(context(walk(1), weights=small)) is None
+    assert verified_bytes_per_second(context(*[walk(1)] * 2, weights=small)) is None
+    assert code(context(*[walk(1)] * 2, weights=small)) is None
     large = reference(LARGE)
-    assert verified_bytes_per_second(context(walk(1), weights=large)) == LARGE * 1000
-    large_enough = context(walk(1, passes=2), weights=large)
+    assert verified_bytes_per_second(context(*[walk(1)] * 2, weights=large)) == LARGE * 1000
+    assert verified_bytes_per_second(context(walk(1), weights=large)) is None
+    large_enough = context(*[walk(1, passes=2)] * 2, weights=large)
     assert code(large_enough) == "capabilities.class.exceeded"
 
 
