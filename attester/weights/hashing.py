@@ -167,7 +167,11 @@ def hash_files(
             for future in as_completed(beside):
                 keep(beside[future], future.result())
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # What is under way ends first, and what was done is kept: a refusal loses no reading.
+            pool.shutdown(wait=True, cancel_futures=True)
+            for future, number in beside.items():
+                if number not in found and not future.cancelled() and future.exception() is None:
+                    keep(number, future.result())
             raise
     return [found[number] for number in range(len(files))]
 
