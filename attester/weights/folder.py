@@ -36,7 +36,7 @@ _MAX_NAME = 1024
 Bytes = npt.NDArray[np.int8]
 
 
-class ModelFile(Struct, frozen=True):
+class ModelFile(Struct, frozen=True, gc=False):
     """A file of a model: its name in the manifest, where it lies, its size when listed."""
 
     name: str
@@ -119,7 +119,8 @@ def _list(root: Path, ignore: frozenset[str]) -> Iterator[ModelFile]:
                 count += 1
                 if count > MAX_FILES:
                     raise WeightsError(f"{root} holds more than {MAX_FILES} files")
-                yield ModelFile(name, entry.path, status.st_size, stamp_of(status))
+                stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+                yield ModelFile(name, entry.path, status.st_size, stamp)
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
