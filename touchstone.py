@@ -14,10 +14,16 @@ import click
 
 _GROUPS = {
     "attester": ("attester.commands", "attester", "Make evidence on a node.", None),
-    "challenges": ("verifier.commands", "challenges", "Mint single-use challenges.", "verifier"),
-    "reference": ("verifier.commands", "reference", "Measure and publish reference values.", "verifier"),
+    "challenges": ("verifier.commands.challenges", "challenges", "Mint single-use challenges.", "verifier"),
+    "policy": ("verifier.commands.policies", "policy", "Write, try and roll out policies.", "verifier"),
+    "reference": (
+        "verifier.commands.references",
+        "reference",
+        "Measure and publish reference values.",
+        "verifier",
+    ),
     "router": ("router.commands", "router", "Send work to nodes that may be trusted.", "router"),
-    "verifier": ("verifier.commands", "verifier", "Appraise evidence and sign results.", "verifier"),
+    "verifier": ("verifier.commands.verifier", "verifier", "Appraise evidence and sign results.", "verifier"),
 }
 
 

@@ -8,7 +8,8 @@ arrays, maps, booleans and null; the profile has no floats, so equal values have
 bytes.
 """
 
-from collections.abc import Collection, Mapping
+import io
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 import cbor2
@@ -88,14 +89,26 @@ def _key(key: Any) -> int | str | bytes:
     return key
 
 
-def decode(data: bytes, *, max_size: int, tags: Collection[int] = ()) -> Any:
+def _kept(number: int) -> Callable[..., cbor2.CBORTag]:
+    """Leaves a tag as it is, where the library would make something else of it."""
+
+    def keep(value: Any, *_: object) -> cbor2.CBORTag:
+        return cbor2.CBORTag(number, value)
+
+    return keep
+
+
+def decode(data: bytes, *, max_size: int, tags: Collection[int] = (), deterministic: bool = True) -> Any:
     """
-    Decode one deterministic CBOR item that fills *data* exactly.
+    Decode one CBOR item that fills *data* exactly.
 
     Args:
         data: What came.
         max_size: Refuse more bytes than this before reading them.
-        tags: Tags that may occur; they come back as `cbor2.CBORTag`.
+        tags: Tags that may occur; they come back as `cbor2.CBORTag`.  Those to which the
+            library gives a meaning may occur only where *deterministic* is not asked.
+        deterministic: Whether the order of keys and the length of integers must be those of
+            RFC 8949 §4.2.1.  Others' formats do not ask for it; all else is asked of them too.
 
     Raises:
         CBORError: too long, not well-formed, indefinite, with duplicate keys, too deep,
@@ -111,11 +124,16 @@ def decode(data: bytes, *, max_size: int, tags: Collection[int] = ()) -> Any:
             _refuse_tag()
         return tag
 
+    decoders = _SEMANTIC_DECODERS
+    if not deterministic:
+        # Others' formats use what our profile never does, e.g. times, addresses and UUIDs.
+        decoders = {**decoders, **{number: _kept(number) for number in tags}}
+    stream = io.BytesIO(data)
     try:
-        value = cbor2.loads(
-            data,
+        value = cbor2.load(
+            stream,
             tag_hook=tag_hook,
-            semantic_decoders=_SEMANTIC_DECODERS,
+            semantic_decoders=decoders,
             max_depth=MAX_DEPTH,
             allow_indefinite=False,
             allow_duplicate_keys=False,
@@ -129,12 +147,11 @@ def decode(data: bytes, *, max_size: int, tags: Collection[int] = ()) -> Any:
         raise CBORError(_one_line(cause)) from None
     # Plain lists and dicts: cbor2 hands out immutable ones inside a tag.
     value = _Order().of(value, MAX_DEPTH)
-    again = cbor2.dumps(value)
-    if again == data:
-        return value
-    if len(again) < len(data) and data.startswith(again):
-        raise CBORError(f"{len(data) - len(again)} bytes after the end of the item")
-    raise CBORError("not in deterministic encoding (RFC 8949 §4.2.1)")
+    if rest := len(data) - stream.tell():
+        raise CBORError(f"{rest} bytes after the end of the item")
+    if deterministic and cbor2.dumps(value) != data:
+        raise CBORError("not in deterministic encoding (RFC 8949 §4.2.1)")
+    return value
 
 
 def _one_line(error: BaseException) -> str:

@@ -205,15 +205,30 @@ class Sign1:
     signature: bytes
 
     @classmethod
-    def decode(cls, data: bytes, *, max_size: int, tags: tuple[int, ...] = (TAG_SIGN1,)) -> Sign1:
+    def decode(
+        cls,
+        data: bytes,
+        *,
+        max_size: int,
+        tags: tuple[int, ...] = (TAG_SIGN1,),
+        deterministic: bool = True,
+        max_header: int = _MAX_HEADER,
+    ) -> Sign1:
         """
         Read a message that carries exactly *tags*, outermost first.
 
+        Args:
+            data: What came.
+            max_size: Of the whole message, bytes.
+            tags: Outermost first.
+            deterministic: As for `cbor.decode`, of the message and of its protected header.
+            max_header: Of the protected header, bytes.
+
         Raises:
-            CBORError: not deterministic CBOR.
+            CBORError: not the CBOR that is asked for.
             COSEError: not a COSE_Sign1, or one with a header we must refuse.
         """
-        value = cbor.decode(data, max_size=max_size, tags=tags)
+        value = cbor.decode(data, max_size=max_size, tags=tags, deterministic=deterministic)
         for tag in tags:
             if not isinstance(value, cbor2.CBORTag) or value.tag != tag:
                 raise COSEError(f"not tagged {tag}")
@@ -221,11 +236,15 @@ class Sign1:
         match value:
             case [bytes(protected), dict(unprotected), bytes(payload), bytes(signature)]:
                 pass
+            case [bytes(), dict(), None, bytes()]:
+                raise COSEError("the payload is detached, which is not supported")
             case _:
                 raise COSEError(
                     "not the four parts of a COSE_Sign1: protected, unprotected, payload, signature"
                 )
-        header = cbor.decode(protected, max_size=_MAX_HEADER) if protected else {}
+        header: Any = {}
+        if protected:
+            header = cbor.decode(protected, max_size=max_header, deterministic=deterministic)
         if not isinstance(header, dict):
             raise COSEError("the protected header is not a map")
         if ALG not in header:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import aiohttp
 
@@ -35,14 +34,16 @@ from verifier import appraisal, results
 from verifier.appraisal import Held, Terms
 from verifier.config import Home
 from verifier.policy import bundle
-from verifier.policy.engine import WorkerEngine
+from verifier.policy.engine import Limits
+from verifier.policy.engine import opened as workers
 from verifier.references import challenges, measured
 from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
 from verifier.results import ResultKey
 from verifier.schemes.base import Context, Node
 from verifier.schemes.base import Session as Asked
-from verifier.store import pool
+from verifier.store import pool, references
 from verifier.store.database import Database
+from verifier.store.policies import Who
 from verifier.store.sqlite import SqliteDatabase
 
 _ENTRIES = 20_000
@@ -54,18 +55,12 @@ async def fill(db: Database, key: PoolKey, folder: Path) -> None:
     document = measured.measure_folder(MODEL, opened)
     now_ms = time.time_ns() // 1_000_000
     async with db.write() as tx:
-        await pool.set_reference(tx, MODEL, document.digest, _json(document), now_ms)
+        await references.add(tx, document, references.Provenance(), Who("bench", "measured"), now_ms)
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
         minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), batch)
         await pool.add(tx, list(minter.reads(0, _ENTRIES, ReadParameters(1))))
         for group in minter.walks(0, _ENTRIES, WalkParameters(rows=4)):
             await pool.add(tx, group)
-
-
-def _json(document: Any) -> str:
-    import msgspec
-
-    return msgspec.json.encode(document).decode()
 
 
 def cpu_seconds(pid: int) -> float:
@@ -166,7 +161,7 @@ async def steps(folder: Path) -> dict[str, float]:
     check = microseconds(s.check) - read
     checked = s.check()
     given = checked.policy_input(s.context)
-    async with WorkerEngine(s.policy, workers=1) as engine:
+    async with workers(s.policy, Limits(workers=1)) as engine:
         times = []
         for _ in range(300):
             start = time.perf_counter()

@@ -25,15 +25,19 @@ from fixtures.fleet import free_port
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from verifier import results
 from verifier.config import Home, VerifierConfig
+from verifier.policy import bundle as bundles
+from verifier.policy.bundle import Bundle
 from verifier.references import challenges, measured
 from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALLER
 from verifier.service.sessions import open_session, wants_for
 from verifier.service.state import Clock, Service
-from verifier.store import nodes, pool
+from verifier.store import nodes, policies, pool, references
 from verifier.store.database import Database
 from verifier.store.nodes import Grant
+from verifier.store.policies import Who
+from verifier.store.sqlite import SqliteDatabase
 
 # Machines are slow at times, and what lands must not hang on what is drawn that minute.
 settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
@@ -131,6 +135,12 @@ class RunningVerifier:
         async with self.http.get(self.url + path, headers=headers) as response:
             return response.status, await response.json(content_type=None)
 
+    async def policy(self) -> Bundle:
+        """The active policy."""
+        async with self.service.db.read() as tx:
+            rollout = await self.service.inforce.rollout(tx)
+            return await self.service.inforce.bundle(tx, rollout.active)
+
     async def rows(self, sql: str, *parameters: Any) -> list[Any]:
         async with self.service.db.read() as tx:
             return [dict(row) for row in await tx.all(sql, *parameters)]
@@ -171,9 +181,10 @@ async def publish(
     """Make a folder the reference value and mint challenges from it."""
     opened = open_folder(folder)
     document = measured.measure_folder(MODEL, opened)
-    text = msgspec.json.encode(document).decode()
     async with db.write() as tx:
-        await pool.set_reference(tx, MODEL, document.digest, text, now_ms)
+        await references.add(
+            tx, document, references.Provenance(), Who("test", "measured"), now_ms, replace=True
+        )
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
         first_read = await pool.next_index(tx, MODEL, "read")
         first_walk = await pool.next_index(tx, MODEL, "walk")
@@ -183,11 +194,21 @@ async def publish(
             await pool.add(tx, group)
 
 
+async def seed(home: Home, now_ms: int) -> None:
+    """Make the home's policy active without linting and testing it each time."""
+    bundle = bundles.load(home.path / "policy")
+    who = Who("test", "the home's policy")
+    async with SqliteDatabase(home.database) as db, db.write() as tx:
+        await policies.publish(tx, bundle, bundles.sign(bundle, home.author_key()), "home", who, now_ms)
+        await policies.activate_first(tx, bundle, who, now_ms)
+
+
 @pytest.fixture
 async def verifier(
     verifier_home: Home, clock: FakeClock, model_folder: Path
 ) -> AsyncIterator[RunningVerifier]:
     config = verifier_home.config()
+    await seed(verifier_home, clock.ms)
     async with open_service(verifier_home, config, clock.clock()) as service:
         await publish(service.db, service.pool_key, model_folder, clock.ms)
         app = make_app(service)

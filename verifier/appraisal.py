@@ -23,7 +23,10 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
+
+import msgspec
 
 from attester import cose, evidence
 from attester.errors import CBORError, ClaimError, COSEError, SignatureError
@@ -33,6 +36,7 @@ from verifier.reasons import REASONS
 from verifier.results import Appraisal, AttestationResult, ReasonEntry, Tier, VerifierClaims
 from verifier.schemes import gpu, platform, weights
 from verifier.schemes.base import Checked, Context, Finding, Submods
+from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts, kind_of
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,34 @@ class CheckedEvidence:
         """Everything found, in the order of the submodules."""
         return tuple(finding for checked in self.submods.values() for finding in checked.findings)
 
-    def policy_input(self, context: Context) -> dict[str, Any]:
+    def policy_input(self, context: Context) -> bytes:
         """
-        The policy's input (`docs/security-teams.md`).
+        The policy's input as JSON (`docs/policy-input.md`, `verifier.schemes.facts`).
 
         What differs every time stays out, so that nodes that are alike give equal inputs.
         """
-        return {
-            "checked": {name: dict(checked.facts) for name, checked in self.submods.items()},
-            "node": {"operator": context.node.operator, "state": context.node.state},
-        }
+        now = context.now_ms // 1000
+        given = PolicyInput(
+            checked={name: checked.facts for name, checked in self.submods.items()},
+            references={
+                model: ReferenceFacts(
+                    digest=reference.digest,
+                    source=reference.source,
+                    signer=reference.signer,
+                    expires=None if reference.not_after is None else _day(reference.not_after),
+                )
+                for model, reference in sorted(context.references.items())
+                if reference.is_valid(now)
+            },
+            node=NodeFacts(operator=context.node.operator, state=context.node.state),
+            date=_day(now),
+        )
+        return msgspec.json.encode(given)
+
+
+def _day(seconds: int) -> str:
+    """The day in UTC; the calendar of Python ends in 9999, and validities may not."""
+    return datetime.fromtimestamp(min(seconds, 253402300799), UTC).date().isoformat()
 
 
 @dataclass(frozen=True)
@@ -145,6 +167,17 @@ def check(opened: Opened, context: Context) -> CheckedEvidence:
     Raises:
         EvidenceError: at steps 3 to 6, naming the step.
     """
+    authenticate(opened, context)
+    return examine(opened, context)
+
+
+def authenticate(opened: Opened, context: Context) -> None:
+    """
+    Steps 3 to 6: by this session's node, for us, now.
+
+    Raises:
+        EvidenceError: naming the step.
+    """
     envelope, token = opened.envelope, opened.token
     node, session = context.node, context.session
     # 3. The session's node by kid; algorithm and key are those it was enrolled with.
@@ -171,7 +204,15 @@ def check(opened: Opened, context: Context) -> CheckedEvidence:
         raise EvidenceError(
             6, "evidence.time", f"iat is {offset:+d} s from the verifier's clock; at most {context.skew_s} s"
         )
-    # 7, 8. Each submodule by its scheme, bindings included; every finding is collected.
+
+
+def examine(opened: Opened, context: Context) -> CheckedEvidence:
+    """
+    Steps 7 and 8: each submodule by its scheme, bindings included; every finding is collected.
+
+    Alone it serves to look again at what was authenticated when it came (`verifier.trial`).
+    """
+    node, session, token = context.node, context.session, opened.token
     submods = _read_submods(token)
     checked: dict[str, Checked] = {platform.SUBMOD: platform.check(submods, context)}
     named = {name.partition("/")[2] for name in token.submods if evidence.kind_of(name) == "model"}
@@ -241,7 +282,7 @@ _MALFUNCTION: Final = {
 def malfunction(submods: Mapping[str, Checked]) -> Outcome:
     """The outcome where the policy failed: −1 for every claim it should have set."""
     vectors = {
-        name: dict.fromkeys(_MALFUNCTION.get(str(checked.facts["kind"]), ("configuration",)), -1)
+        name: dict.fromkeys(_MALFUNCTION.get(kind_of(checked.facts), ("configuration",)), -1)
         for name, checked in submods.items()
     }
     return Outcome(vectors, dict.fromkeys(submods, ("policy.failed",)))
@@ -285,6 +326,25 @@ def conclude(
 def _appraise(
     name: str, checked: Checked, outcome: Outcome, context: Context, held: Held, policy_id: str
 ) -> Appraisal:
+    vector, findings = judge(name, checked, outcome, held)
+    return Appraisal(
+        ear_status=results.worst(vector),
+        ear_trustworthiness_vector=vector,
+        ear_appraisal_policy_ids=(policy_id,),
+        eat_nonce=results.b64url(context.session.nonce),
+        ear_attester_claims=dict(checked.attester_claims),
+        ear_verifier_claims=VerifierClaims(
+            assurance=checked.assurance,
+            bound=checked.bound,
+            reasons=tuple(ReasonEntry(f.code, f.detail, f.expected, f.actual) for f in findings),
+            measured=dict(checked.measured),
+            reference=checked.reference,
+        ),
+    )
+
+
+def judge(name: str, checked: Checked, outcome: Outcome, held: Held) -> tuple[dict[str, int], list[Finding]]:
+    """One submodule's trust vector and everything found: the policy's values, only ever lowered."""
     vector = dict(outcome.vectors[name])
     findings = list(checked.findings)
     for claim, value in vector.items():
@@ -297,32 +357,28 @@ def _appraise(
         else:
             vector[claim] = -33
             findings.append(Finding("policy.ceiling", f"{claim} {value} is more than this evidence carries"))
+    for claim, what in checked.blocked.items():
+        vector[claim] = 96
+        findings.append(Finding("policy.blocked", what))
     if name == platform.SUBMOD:
-        if held.retired:
+        for finding in _held_findings(held):
             vector["instance-identity"] = 96
-            findings.append(Finding("identity.node.retired", "retired, or its key rolled, meanwhile"))
-        if held.endpoint_taken:
-            vector["instance-identity"] = 96
-            findings.append(Finding("identity.endpoint.taken", "another live node holds this TLS key"))
-        if held.devices_taken:
-            vector["instance-identity"] = 96
-            taken = sorted(held.devices_taken)
-            findings.append(Finding("identity.duplicate-device", f"another live node declares {taken[0]}"))
-        if held.quarantined_by is not None:
-            vector["instance-identity"] = 96
-            findings.append(Finding("identity.node.quarantined", f"incident {held.quarantined_by}"))
+            findings.append(finding)
     found = {finding.code for finding in findings}
     findings += [Finding(code, REASONS[code].sentence) for code in outcome.reasons[name] if code not in found]
-    return Appraisal(
-        ear_status=results.worst(vector),
-        ear_trustworthiness_vector=vector,
-        ear_appraisal_policy_ids=(policy_id,),
-        eat_nonce=results.b64url(context.session.nonce),
-        ear_attester_claims=dict(checked.attester_claims),
-        ear_verifier_claims=VerifierClaims(
-            assurance=checked.assurance,
-            bound=checked.bound,
-            reasons=tuple(ReasonEntry(f.code, f.detail, f.expected, f.actual) for f in findings),
-            measured=dict(checked.measured),
-        ),
-    )
+    return vector, findings
+
+
+def _held_findings(held: Held) -> list[Finding]:
+    """What the database holds against the node, whatever the policy makes of its evidence."""
+    findings = []
+    if held.retired:
+        findings.append(Finding("identity.node.retired", "retired, or its key rolled, meanwhile"))
+    if held.endpoint_taken:
+        findings.append(Finding("identity.endpoint.taken", "another live node holds this TLS key"))
+    if held.devices_taken:
+        taken = min(held.devices_taken)
+        findings.append(Finding("identity.duplicate-device", f"another live node declares {taken}"))
+    if held.quarantined_by is not None:
+        findings.append(Finding("identity.node.quarantined", f"incident {held.quarantined_by}"))
+    return findings

@@ -6,19 +6,27 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
     pool.key             the secret that challenges follow from
     admin.token          for people: incidents, tokens, nodes
     router.token         for routers: reports of what they have seen
-    policy/              the active policy bundle
+    policy/              the policy bundle that it starts with
+    author.pem           a key to sign policies with
+    authors/*.pem        public keys whose policies are taken
+    anchors/*.pem, *.jwk public keys whose reference values (CoRIM) are taken
     verifier.db          everything that was acknowledged
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from cryptography.hazmat.primitives.asymmetric import ec
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from msgspec import Meta, Struct
 
 from attester import cose, identity
@@ -28,6 +36,7 @@ from verifier.references.challenges import POOL_KEY_BYTES, PoolKey
 from verifier.results import ResultKey
 
 _MIN_TOKEN = 32
+_MAX_KEY: Final = 16 * 1024
 _Seconds = Annotated[int, Meta(ge=1, le=86400)]
 
 
@@ -85,8 +94,26 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[policy]``."""
 
     folder: str = "policy"
+    """The bundle that is made active when a verifier starts with none; later ones are published."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 2
     timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
+    """For one evaluation."""
+    memory_mib: Annotated[int, Meta(ge=16, le=65536)] = 512
+    """For one worker, beyond what it has when it starts."""
+
+
+class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[recording]``: what was received is kept so long, and so much of it, for trials."""
+
+    keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    max_mib: Annotated[int, Meta(ge=16, le=1 << 24)] = 4096
+
+
+class ReferencesConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[references]``."""
+
+    grace_s: Annotated[int, Meta(ge=0, le=365 * 86400)] = 86400
+    """So long a value that another has replaced is a warning, and not a mismatch."""
 
 
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +125,8 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     calls: CallsConfig = CallsConfig()
     pool: PoolConfig = PoolConfig()
     policy: PolicyConfig = PolicyConfig()
+    recording: RecordingConfig = RecordingConfig()
+    references: ReferencesConfig = ReferencesConfig()
 
 
 def default_policy() -> Path:
@@ -130,6 +159,7 @@ class Home:
             for name in ("admin.token", "router.token"):
                 identity.write_private(folder / name, secrets.token_urlsafe(32).encode())
             shutil.copytree(default_policy(), folder / "policy")
+            Home(folder).ensure_author()
             (folder / "verifier.toml").write_text(to_toml(config), encoding="utf-8")
 
     def config(self) -> VerifierConfig:
@@ -167,6 +197,33 @@ class Home:
             raise ConfigError(f"{self.path / name}.token holds fewer than {_MIN_TOKEN} characters")
         return text
 
+    def ensure_author(self) -> None:
+        """Make the home's own signing key and trust it, where there is none yet (homes of an earlier version)."""
+        path = self.path / "author.pem"
+        if path.exists():
+            return
+        try:
+            public = _public_pem(identity.create_key(path, cose.ES256))
+            for name in ("authors", "anchors"):
+                (self.path / name).mkdir(exist_ok=True)
+                (self.path / name / "home.pem").write_bytes(public)
+        except (KeyFileError, OSError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def author_key(self) -> cose.PrivateKey:
+        """The home's own key to sign policies and reference values with."""
+        return _load(self.path / "author.pem")
+
+    def authors(self) -> dict[str, PublicKeyTypes]:
+        """Whose policies are taken, by the name of the key's file."""
+        return {path.stem: _public(path) for path in sorted((self.path / "authors").glob("*.pem"))}
+
+    def anchors(self) -> dict[str, cose.PublicKey]:
+        """Whose reference values are taken, by the name of the key's file."""
+        folder = self.path / "anchors"
+        paths = [*folder.glob("*.pem"), *folder.glob("*.jwk")]
+        return {path.stem: read_anchor(path) for path in sorted(paths)}
+
     def _private(self, name: str) -> bytes:
         try:
             return identity.read_private(self.path / name)
@@ -179,3 +236,51 @@ def _load(path: Path) -> cose.PrivateKey:
         return identity.load_key(path)
     except KeyFileError as error:
         raise ConfigError(str(error)) from None
+
+
+def _public_pem(key: cose.PrivateKey) -> bytes:
+    return key.native.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _public(path: Path) -> PublicKeyTypes:
+    try:
+        key = serialization.load_pem_public_key(_read_key(path))
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError(f"{path} is not a public key in PEM") from None
+    if not isinstance(key, (ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey)):
+        raise ConfigError(f"{path} is neither an elliptic-curve nor an Ed25519 key")
+    return key
+
+
+def read_anchor(path: Path) -> cose.PublicKey:
+    """
+    A public key whose signature on reference values is taken, PEM or JWK.
+
+    Raises:
+        ConfigError: it cannot be read, or is neither P-256 nor Ed25519.
+    """
+    try:
+        if path.suffix == ".jwk":
+            key: Any = jwt.PyJWK(json.loads(_read_key(path))).key
+        else:
+            key = serialization.load_pem_public_key(_read_key(path))
+        if isinstance(key, (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey)):
+            key = key.public_key()
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            return cose.PublicKey(cose.ED25519, key.public_bytes_raw())
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+            numbers = key.public_numbers()
+            return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+    except (ValueError, TypeError, UnsupportedAlgorithm, jwt.PyJWTError):
+        raise ConfigError(f"{path} is not a public key in PEM or JWK") from None
+    raise ConfigError(f"{path} holds neither a P-256 nor an Ed25519 key")
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(_MAX_KEY)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

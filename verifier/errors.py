@@ -6,6 +6,7 @@ Errors of the verifier.
     ├── RequestError         a request that is malformed, unauthorised, too often, or too late
     ├── ResultError          an attestation result that a relying party must not accept
     ├── PolicyError          a policy that failed: it did not answer, or not as it must
+    │   └── BundleError      a policy bundle that is refused: file, place and sentence
     ├── ReferenceValueError  a reference value or a pool of challenges that cannot be used
     └── StoreError           the database refused or cannot be used
 
@@ -58,6 +59,12 @@ class PolicyError(VerifierError):
     """A policy did not give an outcome: it failed, looped, crashed, or gave nonsense."""
 
     code = "policy.failed"
+
+
+class BundleError(PolicyError):
+    """A policy bundle is refused before it can judge anything: each message names file and place."""
+
+    code = "policy.unusable"
 
 
 class ReferenceValueError(VerifierError):

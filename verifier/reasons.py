@@ -56,6 +56,8 @@ _TABLE: Final = (
     Reason("capabilities.class.unknown", "The hardware class is not in the policy's table.", "Ask the security team to add the class."),
     # weights
     Reason("weights.reference.unknown", "There is no reference value for this model.", "Ask the verifier's operator to measure or import it."),
+    Reason("weights.reference.expired", "The reference value's validity is over, or has not begun.", "Ask the verifier's operator to import a newer one."),
+    Reason("weights.reference.superseded", "The files are those of a reference value that another has replaced.", "Download the published files anew before the grace period ends."),
     Reason("weights.model.missing", "The evidence says nothing of a model the node enrolled with.", "Add the model to the attester's configuration.", UNANSWERED),
     Reason("weights.manifest.missing", "The evidence lists no files.", "Let the attester read the model folder.", UNANSWERED),
     Reason("weights.manifest.malformed", "The list of files does not have its form.", "Update the attester.", MALFORMED),
@@ -107,6 +109,9 @@ _TABLE: Final = (
     # policy and verifier
     Reason("policy.failed", "The policy gave no outcome.", "Ask the security team; the verifier's log names the failure."),
     Reason("policy.ceiling", "The policy asked for a better value than the evidence can carry.", "Ask the security team to correct the policy."),
+    Reason("policy.blocked", "Blocked in an emergency by the security team.", "Ask the security team."),
+    Reason("policy.unusable", "A policy bundle cannot be used.", "See the message: it names file and place."),
+    Reason("policy.state", "The policy is not where this step can be taken.", "Look at the rollout first: touchstone policy history."),
     Reason("result.unacceptable", "An attestation result that must not be accepted.", "See its message."),
     # requests
     Reason("request.malformed", "The request does not have its form.", "See the message."),

@@ -72,29 +72,78 @@ def tier_of(value: int) -> Tier:
 
 @dataclass(frozen=True)
 class TrustClaim:
-    """A row of the trust vector: its name, its CBOR label, and what its values mean here."""
+    """
+    A row of the trust vector: its name, its CBOR label, and its values.
+
+    `values` gives for each number the name by which policies use it (``data.ar4si``) and what
+    it means here.
+    """
 
     name: str
     label: int
-    values: Mapping[int, str]
+    values: Mapping[int, tuple[str, str]]
 
 
-_ANY: Final = {
-    -1: "the verifier malfunctioned",
-    0: "no conclusion",
-    1: "the evidence holds elements the verifier cannot evaluate",
-    99: "cryptographic validation failed",
+ANY_VALUES: Final[Mapping[int, tuple[str, str]]] = {
+    -1: ("malfunction", "the verifier malfunctioned"),
+    0: ("no_conclusion", "no conclusion"),
+    1: ("unevaluable", "the evidence holds elements the verifier cannot evaluate"),
+    99: ("unverified", "cryptographic validation failed"),
 }
+"""What every claim may be, besides its own values."""
 
 TRUST_CLAIMS: Final = (
-    TrustClaim("instance-identity", 0, {2: "recognised, not known to be compromised", 96: "recognised, and not to be trusted", 97: "not recognised", **_ANY}),
-    TrustClaim("configuration", 1, {2: "known and approved", 3: "no known vulnerabilities", 32: "known vulnerabilities", 36: "essential elements not available to the verifier", 96: "forbidden settings", **_ANY}),
-    TrustClaim("executables", 2, {-2: "the serving process walked the reference weights when called, in time", 2: "approved, loading measured by a root of trust", 3: "approved at boot", -33: "the weights answered, and residence or timing is not shown", 32: "known bugs", 33: "unrecognised objects in memory", 96: "other weights", **_ANY}),
-    TrustClaim("file-system", 3, {2: "the published files, within reach now", -33: "equal to the reference by the node's word alone", 32: "files beyond the reference", 96: "other files", **_ANY}),
-    TrustClaim("hardware", 4, {2: "genuine by its own report", -33: "declared, and measured work agrees", -34: "declared, and far above what was verified", 32: "known vulnerabilities", 96: "contradicted", 97: "not recognised", **_ANY}),
-    TrustClaim("runtime-opaque", 5, {2: "encrypted, in a TEE", 32: "isolated, not encrypted", 96: "visible", **_ANY}),
-    TrustClaim("storage-opaque", 6, {2: "secrets under hardware-held keys", 32: "without hardware keys", 96: "unencrypted secrets", **_ANY}),
-    TrustClaim("sourced-data", 7, {2: "all from affirming attesters", 32: "from unattested sources", 96: "from contraindicated sources", **_ANY}),
+    TrustClaim("instance-identity", 0, {
+        2: ("recognised", "recognised, not known to be compromised"),
+        96: ("untrustworthy", "recognised, and not to be trusted"),
+        97: ("unrecognised", "not recognised"),
+    }),
+    TrustClaim("configuration", 1, {
+        2: ("approved", "known and approved"),
+        3: ("safe", "no known vulnerabilities"),
+        32: ("vulnerable", "known vulnerabilities"),
+        36: ("unavailable", "essential elements not available to the verifier"),
+        96: ("forbidden", "forbidden settings"),
+    }),
+    TrustClaim("executables", 2, {
+        -2: ("walked", "the serving process walked the reference weights when called, in time"),
+        2: ("measured", "approved, loading measured by a root of trust"),
+        3: ("boot", "approved at boot"),
+        -33: ("unshown", "the weights answered, and residence or timing is not shown"),
+        32: ("vulnerable", "known bugs"),
+        33: ("unrecognised", "unrecognised objects in memory"),
+        96: ("other", "other weights"),
+    }),
+    TrustClaim("file-system", 3, {
+        2: ("published", "the published files, within reach now"),
+        -33: ("declared", "equal to the reference by the node's word alone"),
+        -34: ("superseded", "equal to a reference value that another has replaced, within its grace period"),
+        32: ("extra", "files beyond the reference"),
+        96: ("other", "other files"),
+    }),
+    TrustClaim("hardware", 4, {
+        2: ("genuine", "genuine by its own report"),
+        -33: ("declared", "declared, and measured work agrees"),
+        -34: ("boast", "declared, and far above what was verified"),
+        32: ("vulnerable", "known vulnerabilities"),
+        96: ("contradicted", "contradicted"),
+        97: ("unrecognised", "not recognised"),
+    }),
+    TrustClaim("runtime-opaque", 5, {
+        2: ("encrypted", "encrypted, in a TEE"),
+        32: ("isolated", "isolated, not encrypted"),
+        96: ("visible", "visible"),
+    }),
+    TrustClaim("storage-opaque", 6, {
+        2: ("rooted", "secrets under hardware-held keys"),
+        32: ("unrooted", "without hardware keys"),
+        96: ("unencrypted", "unencrypted secrets"),
+    }),
+    TrustClaim("sourced-data", 7, {
+        2: ("affirmed", "all from affirming attesters"),
+        32: ("unattested", "from unattested sources"),
+        96: ("contraindicated", "from contraindicated sources"),
+    }),
 )  # fmt: skip
 _LABELS: Final[Mapping[str, int]] = {claim.name: claim.label for claim in TRUST_CLAIMS}
 _NAMES: Final[Mapping[int, str]] = {claim.label: claim.name for claim in TRUST_CLAIMS}
@@ -141,6 +190,8 @@ class VerifierClaims(Struct, frozen=True, omit_defaults=True):
     reasons: tuple[ReasonEntry, ...] = ()
     measured: dict[str, int | str] = {}
     """Rates that a challenge showed, and how; integers with the unit in the name."""
+    reference: str | None = None
+    """The reference value that the evidence was held against, by its digest."""
 
 
 class Appraisal(Struct, frozen=True, omit_defaults=True):

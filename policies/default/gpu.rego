@@ -1,35 +1,27 @@
 package touchstone
 
 # hardware
-#   0    no conclusion: the device is not named, or no benchmark was run
-#   -33  declared, and measured work does not speak against it
-#   -34  declared, and far above what was verified
-#   96   contradicted by its class
-default hardware(_) := 96
-
-hardware(facts) := 0 if {
-	not contradicted(facts)
+#   no_conclusion  0    the device is not named, or no benchmark was run
+#   declared       -33  declared, and measured work does not speak against it
+#   boast          -34  declared, and far above what was verified
+#   contradicted   96   contradicted by its class
+hardware(facts) := data.ar4si.hardware.no_conclusion if {
+	consistent(facts)
 	unsaid(facts)
-}
-
-hardware(facts) := -33 if {
-	not contradicted(facts)
-	not unsaid(facts)
+} else := data.ar4si.hardware.declared if {
+	consistent(facts)
 	facts.benchmark == "plausible"
-}
-
-hardware(facts) := -34 if {
-	not contradicted(facts)
-	not unsaid(facts)
+} else := data.ar4si.hardware.boast if {
+	consistent(facts)
 	facts.benchmark == "boast"
+} else := data.ar4si.hardware.contradicted
+
+consistent(facts) if {
+	not facts.malformed
+	facts.benchmark != "implausible"
+	facts.memory_fits
 }
 
 unsaid(facts) if not facts.named
 
 unsaid(facts) if facts.benchmark == "missing"
-
-contradicted(facts) if facts.malformed
-
-contradicted(facts) if facts.benchmark == "implausible"
-
-contradicted(facts) if not facts.memory_fits

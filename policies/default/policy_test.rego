@@ -19,6 +19,7 @@ platform := {
 
 model := {"kind": "model", "manifest": "equal", "read": "right", "walk": "called"}
 
+# Numbers below, not names: a test that read the names too would not see two exchanged.
 outcome(name, facts) := result if {
 	result := touchstone.outcome[name] with input as {"checked": {name: facts}}
 		with data.approved_engines as engines
@@ -90,6 +91,16 @@ test_manifest_alone_is_the_nodes_word if model_with({"read": "unasked"})["file-s
 test_extra_files_are_a_warning if model_with({"manifest": "extra"})["file-system"] == 32
 
 test_unknown_reference_is_no_conclusion if model_with({"manifest": "unknown"})["file-system"] == 1
+
+test_expired_reference_is_no_conclusion if model_with({"manifest": "expired"})["file-system"] == 1
+
+test_superseded_reference_is_a_warning if {
+	model_with({"manifest": "superseded", "read": "superseded", "walk": "superseded"}) == {
+		"file-system": -34,
+		"executables": -33,
+	}
+	model_with({"manifest": "superseded", "read": "missing"})["file-system"] == 96
+}
 
 test_digests_from_an_old_cache_are_a_warning if {
 	model_with({"manifest": "aged"})["file-system"] == -33

@@ -11,41 +11,37 @@ model_vector(facts) := {
 }
 
 # file-system
-#   2    the published files, within reach now
-#   -33  equal to the reference by the node's word alone, or by digests from an old cache
-#   1    no reference value to compare with
-#   32   files beyond the reference
-#   96   other files, or a challenge wrong or left unanswered
-default file_system(_) := 96
-
-file_system(facts) := 2 if {
+#   published    2    the published files, within reach now
+#   declared     -33  equal to the reference by the node's word alone, or by digests from an old cache
+#   superseded   -34  equal to a reference value that another has replaced, within its grace period
+#   unevaluable  1    no reference value to compare with, or none that is valid now
+#   extra        32   files beyond the reference
+#   other        96   other files, or a challenge wrong or left unanswered
+file_system(facts) := data.ar4si.file_system.published if {
 	facts.manifest == "equal"
 	facts.read == "right"
-}
-
-file_system(facts) := -33 if {
-	facts.manifest == "equal"
-	facts.read == "unasked"
-}
-
-file_system(facts) := -33 if {
-	facts.manifest == "aged"
-	facts.read in {"right", "unasked"}
-}
-
-file_system(facts) := 32 if {
+} else := data.ar4si.file_system.declared if {
+	facts.manifest in {"equal", "aged"}
+	unchallenged(facts)
+} else := data.ar4si.file_system.superseded if {
+	facts.manifest == "superseded"
+	unchallenged(facts)
+} else := data.ar4si.file_system.extra if {
 	facts.manifest == "extra"
-	facts.read in {"right", "unasked"}
-}
+	unchallenged(facts)
+} else := data.ar4si.file_system.unevaluable if {
+	facts.manifest in {"unknown", "expired"}
+} else := data.ar4si.file_system.other
 
-file_system(facts) := 1 if facts.manifest == "unknown"
+# Nothing that was asked speaks against the manifest.
+unchallenged(facts) if facts.read in {"right", "unasked", "superseded"}
 
 # executables
-#   -2   the serving process walked the reference weights when called, in time
-#   -33  the weights answered, and residence, timing or a device of its own is not shown
-#   96   other weights, now or the last time, or calls missed repeatedly
-default executables(_) := 96
-
-executables(facts) := -2 if facts.walk == "called"
-
-executables(facts) := -33 if facts.walk in {"announced", "from-file", "late", "shared", "stale", "untimed"}
+#   walked   -2   the serving process walked the reference weights when called, in time
+#   unshown  -33  the weights answered, and residence, timing or a device of its own is not shown
+#   other    96   other weights, now or the last time, or calls missed repeatedly
+executables(facts) := data.ar4si.executables.walked if {
+	facts.walk == "called"
+} else := data.ar4si.executables.unshown if {
+	facts.walk in {"announced", "from-file", "late", "shared", "stale", "superseded", "untimed"}
+} else := data.ar4si.executables.other

@@ -231,10 +231,10 @@ async def test_a_node_retired_while_it_is_appraised_is_not_affirmed(verifier) ->
     data = node.evidence(session, iat=verifier.clock.seconds)
     evaluate = verifier.service.engine.evaluate
 
-    async def retire_meanwhile(given: Any) -> Any:
+    async def retire_meanwhile(bundle: Any, given: bytes) -> Any:
         async with verifier.service.db.write() as tx:
             await nodes.retire(tx, node.id, verifier.clock.ms)
-        return await evaluate(given)
+        return await evaluate(bundle, given)
 
     object.__setattr__(verifier.service.engine, "evaluate", retire_meanwhile)
     result = await verifier.submit(session, data, node)

@@ -24,7 +24,8 @@ from verifier import appraisal
 from verifier.appraisal import Held, Terms
 from verifier.config import default_policy
 from verifier.policy import bundle
-from verifier.policy.engine import WorkerEngine
+from verifier.policy.engine import Limits, WorkerPool
+from verifier.policy.engine import opened as workers
 from verifier.references.challenges import Minter, PoolKey, WalkParameters, pose
 from verifier.schemes.base import Answers, Context, ModelReference, Node, ReferenceFile, Session
 
@@ -59,7 +60,7 @@ class Judge:
         answers = possession.walk(tensors, words, challenge.passes, kernel())
         return WalkAnswer(answers=tuple(answers), source="engine", device="cpu", micros=1)
 
-    async def executables(self, engine: WorkerEngine, walk: WalkAnswer) -> int:
+    async def executables(self, engine: WorkerPool, walk: WalkAnswer) -> int:
         claims = {"manifest": self.manifest, "walk": walk}
         platform = write_submod({"capabilities": CAPABILITIES})
         submods = {"platform": platform, f"model/{MODEL}": write_submod(claims)}
@@ -91,7 +92,7 @@ async def test_one_bit_in_every_tensor(minilm: Path) -> None:
     judge = Judge(minilm)
     tensors = list(judge.tensors)
     places = np.random.default_rng(26)
-    async with WorkerEngine(judge.policy, workers=1, timeout_s=10) as engine:
+    async with workers(judge.policy, Limits(1, 10)) as engine:
         assert await judge.executables(engine, judge.walk(tensors)) == -2
         missed = []
         for number, tensor in enumerate(tensors):

@@ -31,7 +31,9 @@ from fixtures.simulator import tiny_model
 from tests.integration.test_cli import touchstone
 from tests.unit.verifier.test_certificates import LEAF, MIDDLE, ROOT, SIGNER, issue
 from tests.unit.verifier.test_oms import changed, entry, mutated, pem_of, sealed, statement_of
-from verifier.commands import challenges, reference, verifier
+from verifier.commands.challenges import challenges
+from verifier.commands.references import reference
+from verifier.commands.verifier import verifier
 from verifier.errors import ReferenceValueError
 from verifier.references import measured, oms, published
 from verifier.references.measured import Document
@@ -793,7 +795,7 @@ def published_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def references(home: Path) -> list[tuple[str, str, int]]:
     with closing(sqlite3.connect(home / "verifier.db")) as db:
-        return db.execute("SELECT model, digest, active FROM reference_values ORDER BY digest").fetchall()
+        return db.execute("SELECT model, digest, state FROM reference_values ORDER BY digest").fetchall()
 
 
 def test_an_imported_reference_is_used_like_a_measured_one(published_model: Path) -> None:

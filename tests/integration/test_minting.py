@@ -29,9 +29,10 @@ from touchstone import main
 from verifier.config import Home, VerifierConfig
 from verifier.references import measured
 from verifier.service.sessions import wants_for
-from verifier.store import nodes, pool, sessions
+from verifier.store import nodes, references, sessions
 from verifier.store.database import Tx
 from verifier.store.nodes import Grant
+from verifier.store.policies import Who
 from verifier.store.sqlite import SqliteDatabase
 
 NOW_MS = 1_795_000_000_000
@@ -52,8 +53,10 @@ def document(model_folder: Path) -> measured.Document:
 
 
 def publish(home: Path, document: measured.Document) -> None:
-    text = msgspec.json.encode(document).decode()
-    in_transaction(home, lambda tx: pool.set_reference(tx, MODEL, document.digest, text, NOW_MS))
+    who = Who("test", "measured")
+    in_transaction(
+        home, lambda tx: references.add(tx, document, references.Provenance(), who, NOW_MS, replace=True)
+    )
 
 
 @pytest.fixture
@@ -68,8 +71,8 @@ def home(tmp_path: Path, document: measured.Document) -> Path:
 @pytest.fixture(autouse=True)
 def quick_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel that needs no time to prove itself, on the device that every machine has."""
-    monkeypatch.setattr("verifier.commands.best_device", lambda: "cpu")
-    monkeypatch.setattr("verifier.commands.kernel", lambda **_: kernel("numpy"))
+    monkeypatch.setattr("verifier.commands.challenges.best_device", lambda: "cpu")
+    monkeypatch.setattr("verifier.commands.challenges.kernel", lambda **_: kernel("numpy"))
 
 
 def mint(home: Path, folder: Path, *arguments: str) -> Result:
@@ -385,7 +388,7 @@ def test_a_kernel_that_computes_wrongly_keeps_nothing(
     """Reads, which it has no part in, stay; with a right kernel the run is finished."""
     wrong = CpuKernel(broken, numpy_fold, "numpy", 1)
     with monkeypatch.context() as patched:
-        patched.setattr("verifier.commands.kernel", lambda **_: wrong)
+        patched.setattr("verifier.commands.challenges.kernel", lambda **_: wrong)
         done = mint(home, model_folder, "--reads", "2", kind, "70", "--wide-rows", "8")
     refused(done, "the spot check by the second implementation disagrees")
     assert counts(home) == {"read": 2}

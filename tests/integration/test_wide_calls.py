@@ -21,7 +21,7 @@ from verifier.references.challenges import Minter, WalkParameters
 from verifier.schemes.base import WalkRecord
 from verifier.service.calls import Caller
 from verifier.service.sessions import open_session, wants_for
-from verifier.store import nodes, pool, sessions
+from verifier.store import nodes, pool, references, sessions
 from verifier.store.nodes import Grant
 
 OTHER_MODEL = "example/other"
@@ -62,17 +62,18 @@ def verifier_settings() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def class_with_arithmetic(verifier):
+async def class_with_arithmetic(verifier):
     """Wide walks are asked of classes whose arithmetic is known."""
-    classes = verifier.service.bundle.thresholds.classes
+    classes = (await verifier.policy()).thresholds.classes
     classes["cpu"] = msgspec.structs.replace(classes["cpu"], int8_ops=10**15)
 
 
 async def mint_wides(verifier, count: int) -> None:
     opened = open_folder(verifier.model_folder)
     async with verifier.service.db.write() as tx:
-        digest = await pool.active_digest(tx, MODEL)
-        assert digest is not None
+        row = await references.active(tx, MODEL)
+        assert row is not None
+        digest = row["digest"]
         batch = await pool.open_batch(tx, MODEL, digest, verifier.clock.ms)
         first = await pool.next_index(tx, MODEL, "wide")
         minter = Minter(MODEL, opened, TensorFiles(opened), verifier.service.pool_key, kernel("numpy"), batch)

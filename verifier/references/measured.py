@@ -27,7 +27,7 @@ from attester.weights.manifest import measure
 from attester.weights.tensors import TensorFiles
 from verifier.errors import ReferenceValueError
 from verifier.references.information import examine
-from verifier.schemes.base import ModelReference, ReferenceFile
+from verifier.schemes.base import ModelReference, ReferenceFile, Source
 
 PRACTICE_ROWS: Final = 4
 PRACTICE_WINDOWS: Final = 256
@@ -107,8 +107,15 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
         """SHA-256 over the deterministic encoding, hex: the reference value's identity."""
         return hashlib.sha256(cbor.encode(msgspec.to_builtins(self))).hexdigest()
 
-    def to_reference(self) -> ModelReference:
-        """As the appraisal takes it."""
+    def to_reference(
+        self,
+        *,
+        source: Source = "measured",
+        signer: str | None = None,
+        not_before: int | None = None,
+        not_after: int | None = None,
+    ) -> ModelReference:
+        """As the appraisal takes it, with where it is from and until when it is valid."""
         dtypes: dict[str, int] = {}
         for tensor in self.tensors:
             dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.size
@@ -119,6 +126,10 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
             tensor_bytes=total,
             information_bytes=total if self.information_bytes is None else self.information_bytes,
             dtypes=dtypes,
+            source=source,
+            signer=signer,
+            not_before=not_before,
+            not_after=not_after,
         )
 
 

@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester import strictjson
 from attester.weights.hashing import BLAKE3, SHA256
+from verifier.dsse import pae
 from verifier.errors import ReferenceValueError
 from verifier.references import certificates
 from verifier.references.measured import Publisher
@@ -239,12 +240,6 @@ def verify_keyless(bundle: Bundle, trusted_root: Path, identity: str, issuer: st
 def _expect(bundle: Bundle, material: str, hint: str) -> None:
     if bundle.material != material:
         raise ReferenceValueError(f"the bundle carries {bundle.material}, not {material}: {hint}")
-
-
-def pae(payload_type: str, payload: bytes) -> bytes:
-    """What DSSE signs: the payload as it is, with type and lengths (secure-systems-lab/dsse, protocol)."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
 def _check_signature(bundle: Bundle, key: object) -> None:

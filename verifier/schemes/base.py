@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from attester.cose import PublicKey
 from attester.errors import ClaimError
 from attester.evidence import Submod
+from verifier.schemes.facts import Facts
 
 DECLARED: Final = "declared"
 CHALLENGED: Final = "challenged"
@@ -26,6 +27,10 @@ How a session came about.  `open`: a stranger's, a nonce and no challenges.  `an
 the node asked.  `call`: the verifier called at a secret moment.  `caller`: a background
 check with a nonce of the caller's own.
 """
+
+
+Source = Literal["measured", "oms", "corim", "yaml", "bundle"]
+"""Where a reference value is from."""
 
 
 class ReadAsked(Struct, frozen=True):
@@ -142,6 +147,16 @@ class ModelReference:
     """What the tensors hold, never more than their bytes: rates are counted in it."""
     dtypes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of weights by their type; empty where only a signature names the files."""
+    source: Source = "measured"
+    signer: str | None = None
+    not_before: int | None = None
+    """Seconds since 1970; `None` where its validity has no such end."""
+    not_after: int | None = None
+
+    def is_valid(self, now: int) -> bool:
+        """Whether *now*, seconds since 1970, is within its validity."""
+        begun = self.not_before is None or self.not_before <= now
+        return begun and (self.not_after is None or now <= self.not_after)
 
 
 @dataclass(frozen=True)
@@ -173,8 +188,20 @@ class Node:
     models: tuple[str, ...]
     hardware_class: str
     """By the word of the verifier's operator: the node does not choose its own deadlines."""
-    state: str
-    """active, probation, or retired.  Quarantine is an open incident, not a state."""
+    state: Literal["active", "probation", "retired"]
+    """Quarantine is an open incident, not a state."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What is blocked in an emergency, whatever the policy says."""
+
+    digests: frozenset[str] = frozenset()
+    """SHA-256 or BLAKE3 of a file, or the digest of a reference value; hex."""
+    engines: frozenset[str] = frozenset()
+    """``ENGINE@VERSION``."""
+    devices: frozenset[str] = frozenset()
+    """As the driver names them (UUID)."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +217,9 @@ class Context:
     history: Mapping[str, tuple[WalkRecord, ...]]
     """Per model, oldest first: the newest calls, and the newest of the others."""
     thresholds: Thresholds
+    superseded: Mapping[str, tuple[ModelReference, ...]] = field(default_factory=dict)
+    """Per model, values that another has replaced and whose grace period is not over."""
+    blocks: Blocks = field(default_factory=Blocks)
 
 
 @dataclass(frozen=True)
@@ -220,7 +250,7 @@ def shown(text: str, limit: int = 300) -> str:
 class Checked:
     """What is true of one submodule."""
 
-    facts: Mapping[str, Any]
+    facts: Facts
     """For the policy; the same for nodes that are alike."""
     findings: tuple[Finding, ...] = ()
     may_affirm: Mapping[str, int] = field(default_factory=dict)
@@ -235,6 +265,10 @@ class Checked:
     """Devices that the node declares for its own."""
     passed: tuple[str, ...] = ()
     """Causes that this evidence speaks for: others may fail at them, the reference stands."""
+    reference: str | None = None
+    """Digest of the reference value that it was held against."""
+    blocked: Mapping[str, str] = field(default_factory=dict)
+    """By claim, what of it is blocked: contraindicated whatever the policy says."""
 
 
 @dataclass(frozen=True)

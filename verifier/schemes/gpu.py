@@ -8,11 +8,12 @@ the policy and against what walks have verified; it can never affirm anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attester.evidence import Benchmark, Inventory
 from verifier.schemes import rates
 from verifier.schemes.base import Checked, Context, Finding, HardwareClass, Submods, plain
+from verifier.schemes.facts import GpuFacts
 
 COPY: Final = "memory-copy"
 _CEILINGS: Final[Mapping[str, str]] = {
@@ -46,20 +47,22 @@ def check(name: str, submods: Submods, context: Context) -> Checked:
         claims["benchmark"] = {"at": benchmark.at, "code": benchmark.code}
     codes = {finding.code for finding in findings}
     return Checked(
-        facts={
-            "kind": "gpu",
-            "malformed": malformed,
-            "named": inventory is not None,
-            "benchmark": "missing" if benchmark is None else _verdict(codes),
-            "memory_fits": "gpu.inventory.memory" not in codes,
-        },
+        facts=GpuFacts(
+            malformed=malformed,
+            named=inventory is not None,
+            benchmark="missing" if benchmark is None else _verdict(codes),
+            memory_fits="gpu.inventory.memory" not in codes,
+        ),
         findings=tuple(findings),
         attester_claims=claims,
         devices=(inventory.uuid,) if inventory is not None else (),
+        blocked={"hardware": f"device {inventory.uuid}"}
+        if inventory is not None and inventory.uuid in context.blocks.devices
+        else {},
     )
 
 
-def _verdict(codes: set[str]) -> str:
+def _verdict(codes: set[str]) -> Literal["plausible", "implausible", "boast"]:
     if "gpu.benchmark.implausible" in codes:
         return "implausible"
     return "boast" if "gpu.benchmark.boast" in codes else "plausible"

@@ -13,6 +13,7 @@ from typing import Final
 
 from attester.evidence import File, Manifest
 from verifier.schemes.base import Finding, ModelReference, ReferenceFile
+from verifier.schemes.facts import ManifestFact
 
 MISMATCHES: Final = (
     "weights.manifest.mismatch",
@@ -33,7 +34,7 @@ _NAMED_FILES: Final = 3
 
 def compare(
     claim: Manifest | None, reference: ModelReference | None, now_ms: int, max_age_s: int
-) -> tuple[str, list[Finding]]:
+) -> tuple[ManifestFact, list[Finding]]:
     """
     What the manifest amounts to, and why.
 

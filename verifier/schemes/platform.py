@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from attester.cose import PublicKey
 from attester.errors import SignatureError
-from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
+from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement, kind_of
 from verifier.schemes import rates
 from verifier.schemes.base import Checked, Context, Finding, Submods, plain
+from verifier.schemes.facts import PlatformFacts
 
 SUBMOD = "platform"
 
@@ -73,18 +74,35 @@ def check(submods: Submods, context: Context) -> Checked:
     if context.node.state == "retired":
         findings.append(Finding("identity.node.retired", f"node {context.node.id} was retired"))
 
-    facts = {
-        "kind": "platform",
-        "malformed": SUBMOD in submods.errors,
-        "node_state": context.node.state,
-        "endpoint": "missing" if endpoint is None else "proven" if proven else "unproven",
-        "class_matches": capabilities is not None
-        and capabilities.hardware_class == context.node.hardware_class,
-        "class_doubted": doubt is not None,
-        "runtime": None if runtime is None else plain(runtime),
-        "capabilities": None if capabilities is None else plain(capabilities),
-    }
-    return Checked(facts, tuple(findings), may_affirm, attester_claims=claims)
+    facts = PlatformFacts(
+        malformed=SUBMOD in submods.errors,
+        node_state=context.node.state,
+        endpoint="missing" if endpoint is None else "proven" if proven else "unproven",
+        class_matches=capabilities is not None and capabilities.hardware_class == context.node.hardware_class,
+        class_doubted=doubt is not None,
+        runtime=runtime,
+        capabilities=capabilities,
+    )
+    return Checked(
+        facts,
+        tuple(findings),
+        may_affirm,
+        attester_claims=claims,
+        blocked=_blocked(runtime, submods, context),
+    )
+
+
+def _blocked(runtime: Runtime | None, submods: Submods, context: Context) -> dict[str, str]:
+    blocked = {}
+    if runtime is not None and (running := f"{runtime.engine}@{runtime.version}") in context.blocks.engines:
+        blocked["configuration"] = f"engine {running}"
+    if context.blocks.devices:
+        # Routers look at the platform: a node with a blocked device is not to be trusted at all.
+        named = [submods.claim(name, "inventory") for name in submods.read if kind_of(name) == "gpu"]
+        held = sorted(i.uuid for i in named if i is not None and i.uuid in context.blocks.devices)
+        if held:
+            blocked["instance-identity"] = f"device {held[0]}"
+    return blocked
 
 
 def pin(endpoint: Endpoint) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
-from typing import Any, Final
+from typing import Final
 
 from attester.evidence import Manifest, ReadAnswer, WalkAnswer, model_submod
 from attester.weights.possession import commitment
@@ -29,6 +29,7 @@ from verifier.schemes.base import (
     Submods,
     WalkRecord,
 )
+from verifier.schemes.facts import ManifestFact, ModelFacts, ReadFact, UnknownFacts, WalkFact
 
 _MEDIAN_OF: Final = 5
 _SHARED_OF: Final = 3
@@ -49,7 +50,13 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
         findings.append(_malformed(error.claim, str(error)))
     if submod not in submods.read and submod not in submods.errors:
         findings.append(Finding("weights.model.missing", f"no submodule {submod}"))
-    if reference is None:
+    expired = reference is not None and not reference.is_valid(context.now_ms // 1000)
+    if expired:
+        findings.append(
+            Finding("weights.reference.expired", f"the reference value of {model} is not valid now")
+        )
+        reference = None
+    elif reference is None:
         findings.append(Finding("weights.reference.unknown", f"no reference value for {model}"))
     findings += [
         Finding("challenges.exhausted", f"the pool of {kind} for {model} is empty")
@@ -59,11 +66,12 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
 
     malformed = submod in submods.errors
     listed: Manifest | None = submods.claim(submod, "manifest")
-    manifest, manifest_findings = "malformed", list[Finding]()
+    manifest: ManifestFact = "malformed"
+    manifest_findings: list[Finding] = []
     if not malformed:
-        manifest, manifest_findings = manifests.compare(
-            listed, reference, context.now_ms, context.thresholds.manifest_max_age_s
-        )
+        manifest, manifest_findings = _manifest(listed, reference, model, context)
+    if manifest == "unknown" and expired:
+        manifest = "expired"
     cached = manifest in ("equal", "aged") and listed is not None and listed.cached is not None
     # The clock stops at the answers: evidence for a call that none came ahead of has none.
     answered = None
@@ -74,14 +82,22 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     )
     walk_claim: WalkAnswer | None = submods.claim(submod, "walk")
     walk, walk_findings = _walk(walk_claim, asked, answered, malformed=malformed)
+    if manifest == "superseded":
+        # The challenges are of the value in force: whoever still has the one before cannot meet them.
+        if read == "wrong":
+            read, read_findings = "superseded", []
+        if walk == "wrong":
+            walk, walk_findings = "superseded", []
     findings += [*manifest_findings, *read_findings, *walk_findings]
 
-    record = _record(walk, walk_claim, asked, reference, context)
+    record = None if walk == "superseded" else _record(walk, walk_claim, asked, reference, context)
     history = [
         *(r for r in context.history.get(model, ()) if r.reference == _digest(reference)),
         *((record,) if record else ()),
     ]
     standing, detail = _standing(history, walk, reference, context)
+    if walk == "superseded":
+        standing, detail = "superseded", ""
     if detail:
         findings.append(Finding(f"weights.walk.{standing}", detail))
 
@@ -91,14 +107,46 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     if standing == "called":
         may_affirm["executables"] = -2
     return Checked(
-        facts={"kind": "model", "manifest": manifest, "read": read, "walk": standing},
+        facts=ModelFacts(manifest=manifest, read=read, walk=standing),
         findings=tuple(findings),
         may_affirm=may_affirm,
         assurance=CHALLENGED if read == "right" or standing == "called" else DECLARED,
         measured=_rates(record, asked, reference, context) if walk == "right" else {},
         walk=record,
         passed=_passed(manifest, read, walk, asked, reference),
+        reference=None if reference is None else reference.digest,
+        blocked=_blocked(listed, reference, context.blocks.digests),
     )
+
+
+def _manifest(
+    listed: Manifest | None, reference: ModelReference | None, model: str, context: Context
+) -> tuple[ManifestFact, list[Finding]]:
+    """The files against the value in force, or else against those it has replaced."""
+    max_age_s = context.thresholds.manifest_max_age_s
+    found, findings = manifests.compare(listed, reference, context.now_ms, max_age_s)
+    if found != "differs":
+        return found, findings
+    for earlier in context.superseded.get(model, ()):
+        # A value that another has replaced is a warning for a while, not a mismatch.
+        if manifests.compare(listed, earlier, context.now_ms, max_age_s)[0] in ("equal", "aged"):
+            detail = f"the files are those of {earlier.digest}, which another value has replaced"
+            return "superseded", [Finding("weights.reference.superseded", detail)]
+    return found, findings
+
+
+def _blocked(
+    listed: Manifest | None, reference: ModelReference | None, digests: frozenset[str]
+) -> dict[str, str]:
+    if not digests:
+        return {}
+    if reference is not None and reference.digest in digests:
+        return dict.fromkeys(("file-system", "executables"), f"reference value {reference.digest}")
+    for file in () if listed is None else listed.files:
+        for digest in (file.sha256, file.blake3):
+            if digest is not None and digest.hex() in digests:
+                return {"file-system": f"file {file.name} of digest {digest.hex()}"}
+    return {}
 
 
 def _malformed(claim: str, detail: str) -> Finding:
@@ -108,7 +156,7 @@ def _malformed(claim: str, detail: str) -> Finding:
 
 def _read(
     claim: ReadAnswer | None, asked: Asked, answered: Answers | None, *, malformed: bool, cached: bool
-) -> tuple[str, list[Finding]]:
+) -> tuple[ReadFact, list[Finding]]:
     if asked.read is None:
         return "unasked", []
     if malformed:
@@ -209,7 +257,7 @@ def _lateness(context: Context) -> int | None:
 
 def _standing(
     history: Sequence[WalkRecord], walk: str, reference: ModelReference | None, context: Context
-) -> tuple[str, str]:
+) -> tuple[WalkFact, str]:
     """What the node's walks amount to now, and, where it is less than all, why."""
     answered = [record for record in history if record.verdict != "missed"]
     calls = [record for record in history if record.channel == "call"]
@@ -234,7 +282,7 @@ def _standing(
 
 def _of_calls(
     right: Sequence[WalkRecord], reference: ModelReference | None, context: Context
-) -> tuple[str, str]:
+) -> tuple[WalkFact, str]:
     """What right answers to calls amount to: where from, how old, and in what time."""
     last = right[-1]
     if last.source != "engine":
@@ -320,5 +368,4 @@ def _passed(
 def unknown(name: str) -> Checked:
     """A submodule of a kind this verifier has no scheme for."""
     finding = Finding("evidence.submod.unknown", f"submodule {name[:80]!r}")
-    facts: dict[str, Any] = {"kind": "unknown"}
-    return Checked(facts, (finding,), bound="unknown")
+    return Checked(UnknownFacts(), (finding,), bound="unknown")

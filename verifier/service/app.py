@@ -13,19 +13,25 @@ from prometheus_client import Gauge
 
 from verifier.config import Home, VerifierConfig
 from verifier.errors import StoreError
-from verifier.policy import bundle
-from verifier.policy.engine import WorkerEngine
+from verifier.policy import admission
+from verifier.policy import bundle as bundles
+from verifier.policy.engine import Engines, Limits
 from verifier.service import calls, discovery, events, incidents, nodes, problem, sessions
+from verifier.service import policies as policy_resources
+from verifier.service import references as reference_resources
 from verifier.service.appraiser import Appraiser
 from verifier.service.calls import CALLER, Caller
 from verifier.service.events import FEED, EventFeed
+from verifier.service.rejudge import REJUDGE, Rejudge
 from verifier.service.sessions import APPRAISER
 from verifier.service.state import SERVICE, Clock, Service
-from verifier.store import appraisals, pool
+from verifier.store import appraisals, policies, pool, recordings, references
 from verifier.store import events as stored_events
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
 from verifier.store import sessions as stored_sessions
+from verifier.store.database import Database
+from verifier.store.policies import Who
 from verifier.store.sqlite import SqliteDatabase
 
 _SWEEP_S: Final = 1.0
@@ -48,22 +54,48 @@ async def open_service(
         ConfigError, PolicyError, StoreError: something of it cannot be used.
     """
     async with AsyncExitStack() as stack:
-        policy = bundle.load(home.path / config.policy.folder)
         db = await stack.enter_async_context(SqliteDatabase(home.database))
-        engine = await stack.enter_async_context(
-            WorkerEngine(policy, workers=config.policy.workers, timeout_s=config.policy.timeout_s)
-        )
+        clock = clock or Clock()
+        await seed(db, home, config, clock.wall_ms())
+        limits = Limits(config.policy.workers, config.policy.timeout_s, config.policy.memory_mib << 20)
+        engine = await stack.enter_async_context(Engines(limits))
         yield Service(
             config=config,
             db=db,
             engine=engine,
-            bundle=policy,
+            authors=home.authors(),
+            anchors=home.anchors(),
             keys=tuple(home.result_keys()),
             pool_key=home.pool_key(),
             admin_token=home.token("admin"),
             router_token=home.token("router"),
-            clock=clock or Clock(),
+            clock=clock,
         )
+
+
+async def seed(db: Database, home: Home, config: VerifierConfig, now_ms: int) -> None:
+    """
+    Make the home's policy folder the active policy, where none is active yet.
+
+    Raises:
+        BundleError: it does not pass what every policy must pass.
+    """
+    async with db.read() as tx:
+        rollout = await policies.rollout(tx)
+    if rollout is not None:
+        return
+    home.ensure_author()
+    bundle = bundles.load(home.path / config.policy.folder)
+    await admission.check(bundle)
+    envelope = bundles.signature_in(home.path / config.policy.folder)
+    if envelope is None:
+        envelope = bundles.sign(bundle, home.author_key())
+    signer = bundles.verify(bundle, envelope, home.authors())
+    who = Who("touchstone", "the policy that the verifier started with")
+    async with db.write() as tx:
+        await policies.publish(tx, bundle, envelope, signer, who, now_ms)
+        await policies.activate_first(tx, bundle, who, now_ms)
+        await references.announce(tx, bundle.documents, now_ms)
 
 
 def make_app(service: Service) -> web.Application:
@@ -71,9 +103,12 @@ def make_app(service: Service) -> web.Application:
     app = web.Application(middlewares=[problem.middleware])
     app[SERVICE] = service
     app[APPRAISER] = Appraiser(service)
+    app[REJUDGE] = Rejudge(service, app[APPRAISER])
     app[CALLER] = Caller(service)
     app[FEED] = EventFeed(service)
-    for resource in (sessions, calls, nodes, events, incidents, discovery):
+    for resource in (
+        sessions, calls, nodes, events, incidents, discovery, policy_resources, reference_resources,
+    ):  # fmt: skip
         app.add_routes(resource.routes())
     app.cleanup_ctx.append(_tasks)
     app.on_shutdown.append(_end_streams)
@@ -87,6 +122,8 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(_forever(app[FEED].run), name="events"),
         asyncio.create_task(_forever(app[CALLER].run), name="calls"),
+        asyncio.create_task(_forever(app[APPRAISER].shadow.run), name="shadow"),
+        asyncio.create_task(_forever(app[REJUDGE].run), name="rejudge"),
         asyncio.create_task(_sweep(app[SERVICE]), name="sweep"),
     ]
     yield
@@ -134,6 +171,13 @@ async def sweep(service: Service, *, levels: bool = True) -> None:
             await stored_events.prune(tx, now_ms - _EVENTS_KEPT_MS)
             await appraisals.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)
             await stored_sessions.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)
+            kept = service.config.recording
+            await recordings.prune(
+                tx,
+                now_ms - kept.keep_days * _DAY_MS,
+                kept.max_mib << 20,
+                now_ms - service.config.results.lifetime_s * 1000,
+            )
     if not levels:
         return
     async with service.db.read() as tx:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Final, ParamSpec, TypeVar
 
 import msgspec
 import structlog
 from prometheus_client import Counter
 
 from attester import evidence
-from verifier import appraisal, incidents, results
+from verifier import appraisal, incidents, recording, results
 from verifier.appraisal import CheckedEvidence, Held, Opened, Outcome, Terms
-from verifier.errors import EvidenceError, PolicyError
-from verifier.references import challenges, measured
+from verifier.errors import EvidenceError, PolicyError, StoreError
+from verifier.policy.bundle import Bundle
+from verifier.recording import Record
+from verifier.references import challenges
+from verifier.results import AttestationResult
 from verifier.schemes import platform
-from verifier.schemes.base import Context, ModelReference, Node, Session
+from verifier.schemes.base import Context, Node, Session
+from verifier.service.inforce import Grounds
+from verifier.service.shadow import Shadow
 from verifier.service.state import Service
-from verifier.store import appraisals, nodes, pool, sessions
-from verifier.store.appraisals import Signed, Submission
+from verifier.store import appraisals, nodes, sessions
+from verifier.store.appraisals import Signed, StaleError, Submission
 from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
 
-_HISTORY = 16
-_LARGE = 32 * 1024
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_HISTORY: Final = 16
+_TRIES: Final = 10
+_LARGE: Final = 32 * 1024
 """Bytes of evidence that take long enough to parse that others would notice."""
 
 _log = structlog.get_logger("verifier")
@@ -36,7 +46,7 @@ class Appraiser:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._references: dict[str, ModelReference] = {}
+        self.shadow = Shadow(service)
 
     async def submit(self, session: StoredSession, media_type: str, data: bytes) -> Row:
         """
@@ -46,52 +56,43 @@ class Appraiser:
             EvidenceError: refused at steps 0 to 6; the session goes on waiting.
             RequestError: the session is not there, over, or was given other evidence.
         """
+        now_ms = self._service.now_ms()
+        opened = await _aside(data, appraisal.read, media_type, data)
+        for _ in range(_TRIES):
+            try:
+                return await self._appraise(session, data, opened, now_ms)
+            except StaleError:
+                # A policy, a reference value or a block changed meanwhile: what it says counts.
+                continue
+        raise StoreError("what is in force changes faster than evidence can be appraised")
+
+    async def _appraise(self, session: StoredSession, data: bytes, opened: Opened, now_ms: int) -> Row:
         service = self._service
-        now_ms = service.now_ms()
-        if len(data) > _LARGE:
-            opened = await asyncio.to_thread(appraisal.read, media_type, data)
-        else:
-            opened = appraisal.read(media_type, data)
         async with service.db.read() as tx:
             known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
                 return known
             node = await self._node(tx, session, opened)
-            context = await self._context(tx, session, node, opened, now_ms)
-        if len(data) > _LARGE:
-            checked = await asyncio.to_thread(appraisal.check, opened, context)
-        else:
-            checked = appraisal.check(opened, context)
-        outcome = await self._outcome(checked, context)
+            grounds, context = await self._context(tx, session, node, opened, now_ms)
+        checked = await _aside(data, appraisal.check, opened, context)
+        given = checked.policy_input(context)
+        outcome = await self.outcome(grounds.bundle, given, checked)
         terms = Terms(
             service.issuer,
             service.config.results.lifetime_s,
             f"{service.issuer}/api/v1/results/{{jti}}",
         )
+        basis = grounds.given.basis(grounds.bundle.digest)
+
+        def record(held: Held, jti: str) -> Record:
+            return recording.record_of(context, basis, grounds.bundle.id, checked, held, terms, jti)
 
         def sign(held: Held) -> Signed:
             result = appraisal.conclude(
-                checked,
-                outcome,
-                context,
-                held,
-                terms,
-                jti=secrets.token_hex(16),
-                policy_id=service.bundle.id,
+                checked, outcome, context, held, terms, jti=secrets.token_hex(16), policy_id=grounds.bundle.id
             )
-            token = results.encode_jwt(result, service.keys[-1])
-            if len(token) > results.MAX_RESULT:
-                raise EvidenceError(7, "evidence.size", "its result would be larger than readers accept")
-            return Signed(
-                id=result.jti,
-                token=token,
-                claims=msgspec.json.encode(result.to_claims()).decode(),
-                status=result.ear_status,
-                issued_ms=now_ms,
-                expires_ms=result.exp * 1000,
-            )
+            return self.signed(result, now_ms)
 
-        public = session.channel != "caller"
         submission = Submission(
             session_id=session.id,
             node=node,
@@ -101,9 +102,13 @@ class Appraiser:
             walks={
                 name.partition("/")[2]: c.walk for name, c in checked.submods.items() if c.walk is not None
             },
-            pin=_pin(checked),
-            devices=[device for c in checked.submods.values() for device in c.devices],
-            public=public,
+            pin=pin_of(checked),
+            devices=devices_of(checked),
+            public=session.channel != "caller",
+            generation=grounds.rollout.generation,
+            basis=basis,
+            input=given,
+            record=record,
         )
         async with service.db.write() as tx:
             row = await appraisals.complete(tx, submission, sign, now_ms)
@@ -115,7 +120,28 @@ class Appraiser:
             channel=session.channel,
             reasons=sorted({finding.code for finding in checked.findings}),
         )
+        if submission.public:
+            self.shadow.take(row["id"], grounds.rollout)
         return row
+
+    def signed(self, result: AttestationResult, issued_ms: int) -> Signed:
+        """
+        A result signed, and ready to be kept.
+
+        Raises:
+            EvidenceError: readers would not accept one so large.
+        """
+        token = results.encode_jwt(result, self._service.keys[-1])
+        if len(token) > results.MAX_RESULT:
+            raise EvidenceError(7, "evidence.size", "its result would be larger than readers accept")
+        return Signed(
+            id=result.jti,
+            token=token,
+            claims=msgspec.json.encode(result.to_claims()).decode(),
+            status=result.ear_status,
+            issued_ms=issued_ms,
+            expires_ms=result.exp * 1000,
+        )
 
     async def _node(self, tx: Tx, session: StoredSession, opened: Opened) -> Node:
         if session.node_id is None:
@@ -128,12 +154,13 @@ class Appraiser:
 
     async def _context(
         self, tx: Tx, session: StoredSession, node: Node, opened: Opened, now_ms: int
-    ) -> Context:
+    ) -> tuple[Grounds, Context]:
         service = self._service
         asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
         named = {name.partition("/")[2] for name in opened.token.submods if evidence.kind_of(name) == "model"}
         models = sorted({*node.models, *asked, *named})
-        return Context(
+        grounds = await service.inforce.grounds(tx, node.id, models, now_ms)
+        return grounds, Context(
             now_ms=now_ms,
             audience=service.issuer,
             skew_s=service.config.sessions.skew_s,
@@ -149,34 +176,35 @@ class Appraiser:
                 together=session.together,
             ),
             node=node,
-            references=await self._references_for(tx, models),
+            references=grounds.given.references,
             history={model: await sessions.history(tx, node.id, model, _HISTORY) for model in models},
-            thresholds=service.bundle.thresholds,
+            thresholds=grounds.bundle.thresholds,
+            superseded=grounds.given.superseded,
+            blocks=grounds.given.blocks,
         )
 
-    async def _references_for(self, tx: Tx, models: list[str]) -> Mapping[str, ModelReference]:
-        found = {}
-        for model in models:
-            digest = await pool.active_digest(tx, model)
-            if digest is None:
-                continue
-            # Documents never change under their digest, and parsing one takes longer than the rest.
-            if digest not in self._references:
-                document = await pool.reference(tx, model)
-                assert document is not None
-                self._references[digest] = measured.read_document(document["document"]).to_reference()
-            found[model] = self._references[digest]
-        return found
-
-    async def _outcome(self, checked: CheckedEvidence, context: Context) -> Outcome:
+    async def outcome(self, bundle: Bundle, given: bytes, checked: CheckedEvidence) -> Outcome:
+        """What a policy makes of evidence; −1 for every claim where it fails."""
         try:
-            raw = await self._service.engine.evaluate(checked.policy_input(context))
-            return appraisal.read_outcome(raw, checked.submods)
+            return appraisal.read_outcome(await self._service.engine.evaluate(bundle, given), checked.submods)
         except PolicyError as error:
-            _log.error("the policy failed", policy=self._service.bundle.id, error=str(error))
+            _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
 
 
-def _pin(checked: CheckedEvidence) -> str | None:
+async def _aside(data: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do *work* on evidence, in a thread where it takes so long that others would notice."""
+    if len(data) > _LARGE:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
+
+
+def pin_of(checked: CheckedEvidence) -> str | None:
+    """The endpoint's TLS key, where the evidence proves one."""
     endpoint = checked.submods[platform.SUBMOD].attester_claims.get("endpoint")
     return None if endpoint is None else str(endpoint["spki_sha256"])
+
+
+def devices_of(checked: CheckedEvidence) -> list[str]:
+    """The devices that the evidence declares."""
+    return [device for c in checked.submods.values() for device in c.devices]

@@ -184,14 +184,17 @@ class Caller:
         service = self._service
         async with service.db.read() as tx:
             node = await nodes.by_id(tx, node_id)
+            rollout = await service.inforce.rollout(tx)
+            policy = await service.inforce.bundle(tx, rollout.policy_for(node_id))
         if node is None or node.state == "retired":
             return
         if node_id not in self._channels:
             async with service.db.write() as tx:
-                await sessions.miss(tx, node_id, node.models, service.now_ms())
+                references = await service.inforce.digests(tx, node_id)
+                await sessions.miss(tx, node_id, node.models, references, service.now_ms())
             return
         self._forget()
-        hardware = service.bundle.thresholds.classes.get(node.hardware_class)
+        hardware = policy.thresholds.classes.get(node.hardware_class)
         if wide is not None and (hardware is None or hardware.int8_ops is None):
             # No arithmetic is known of the class, so no deadline could be set: an ordinary walk.
             walk, wide, together = True, None, 0

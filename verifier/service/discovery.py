@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from attester.evidence import MEDIA_TYPE
 from verifier import results
-from verifier.errors import RequestError
-from verifier.references import measured
 from verifier.service.http import json_response
 from verifier.service.sessions import PREFIX, SESSION_TYPE
 from verifier.service.state import service_of
@@ -21,8 +18,6 @@ def routes() -> list[web.RouteDef]:
     return [
         web.get("/.well-known/veraison/verification", verification),
         web.get("/.well-known/jwks.json", jwks),
-        web.get("/api/v1/reference-values", list_references),
-        web.get("/api/v1/reference-values/{model:.+}", show_reference),
         web.get("/api/v1/challenges", levels),
         web.get("/metrics", metrics),
     ]
@@ -31,6 +26,8 @@ def routes() -> list[web.RouteDef]:
 async def verification(request: web.Request) -> web.Response:
     """The discovery document of Veraison's verification service."""
     service = service_of(request)
+    async with service.db.read() as tx:
+        policy = await service.inforce.bundle(tx, (await service.inforce.rollout(tx)).active)
     document = {
         "ear-verification-key": service.keys[-1].verifying.jwk(),
         "media-types": [MEDIA_TYPE],
@@ -44,7 +41,7 @@ async def verification(request: web.Request) -> web.Response:
         },
         "session-media-type": SESSION_TYPE,
         "issuer": service.issuer,
-        "policy": service.bundle.id,
+        "policy": policy.id,
         # Seconds since 1970, so that a node can tell that its clock is wrong.
         "time": service.now_ms() // 1000,
     }
@@ -61,24 +58,6 @@ async def jwks(request: web.Request) -> web.Response:
     return json_response(
         {"keys": keys}, headers={"Cache-Control": "max-age=60"}, content_type="application/jwk-set+json"
     )
-
-
-async def list_references(request: web.Request) -> web.Response:
-    """The active reference values, without their contents."""
-    async with service_of(request).db.read() as tx:
-        rows = await pool.references(tx)
-    found = [{"model": r["model"], "digest": r["digest"], "added": r["added_ms"] // 1000} for r in rows]
-    return json_response({"reference_values": found})
-
-
-async def show_reference(request: web.Request) -> web.Response:
-    """A model's reference value, with its practice challenge and answers."""
-    async with service_of(request).db.read() as tx:
-        row = await pool.reference(tx, request.match_info["model"])
-    if row is None:
-        raise RequestError("no reference value for this model", code="request.not-found")
-    document = measured.read_document(row["document"])
-    return json_response({"digest": row["digest"], **msgspec.to_builtins(document)})
 
 
 async def levels(request: web.Request) -> web.Response:

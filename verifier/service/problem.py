@@ -49,6 +49,8 @@ _STATUS: Final = {
     "node.exists": 409,
     "incident.state": 409,
     "reference.unusable": 422,
+    "policy.unusable": 422,
+    "policy.state": 409,
     "store.refused": 503,
 }
 

@@ -21,7 +21,7 @@ from verifier.schemes.base import Channel, Node
 from verifier.service.appraiser import Appraiser
 from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
-from verifier.store import sessions
+from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row
 from verifier.store.sessions import StoredSession, Want
 
@@ -92,6 +92,7 @@ async def open_session(
         async with service.db.write() as tx:
             if proof is not None:
                 await service.use(tx, proof)
+            references = await service.inforce.digests(tx, node.id) if node is not None else {}
             return await sessions.open_session(
                 tx,
                 node_id=None if node is None else node.id,
@@ -100,6 +101,7 @@ async def open_session(
                 now_ms=service.now_ms(),
                 lifetime_ms=service.config.sessions.lifetime_s * 1000,
                 wants=wants,
+                references=references,
                 together=together,
                 hourly=service.config.sessions.announced_per_hour if channel == "announced" else None,
             )
@@ -144,7 +146,7 @@ async def submit(request: web.Request) -> web.Response:
     data = await read_body(request, MAX_EVIDENCE)
     row = await request.app[APPRAISER].submit(session, request.headers.get("Content-Type", ""), data)
     complete = dataclasses.replace(session, status="complete")
-    return json_response(to_wire(service, complete, row), content_type=SESSION_TYPE)
+    return json_response(to_wire(service, complete, row, data), content_type=SESSION_TYPE)
 
 
 async def look(request: web.Request) -> web.Response:
@@ -152,10 +154,11 @@ async def look(request: web.Request) -> web.Response:
     service = service_of(request)
     async with service.db.read() as tx:
         session = await sessions.get(tx, request.match_info["id"])
-        row = None
+        row = evidence = None
         if session.appraisal_id is not None:
-            row = await tx.one("SELECT * FROM appraisals WHERE id = ?", session.appraisal_id)
-    return json_response(to_wire(service, session, row), content_type=SESSION_TYPE)
+            row = await appraisals.by_id(tx, session.appraisal_id)
+            evidence = await recordings.evidence_of(tx, session.appraisal_id)
+    return json_response(to_wire(service, session, row, evidence), content_type=SESSION_TYPE)
 
 
 async def drop(request: web.Request) -> web.Response:
@@ -167,7 +170,9 @@ async def drop(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-def to_wire(service: Service, session: StoredSession, result: Row | None = None) -> dict[str, Any]:
+def to_wire(
+    service: Service, session: StoredSession, result: Row | None = None, evidence: bytes | None = None
+) -> dict[str, Any]:
     """The session object; field names and encodings are Veraison's, `challenge` is ours."""
     status = session.status
     if status == "waiting" and session.expires_ms <= service.now_ms():
@@ -181,11 +186,9 @@ def to_wire(service: Service, session: StoredSession, result: Row | None = None)
     asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
     if models := challenges.to_wire(asked):
         wire["challenge"] = {"models": msgspec.to_builtins(models)}
+    if evidence is not None:
+        wire["evidence"] = {"type": MEDIA_TYPE, "value": base64.b64encode(evidence).decode()}
     if result is not None:
-        wire["evidence"] = {
-            "type": MEDIA_TYPE,
-            "value": base64.b64encode(result["evidence"]).decode(),
-        }
         wire["result"] = result["token"]
     return wire
 

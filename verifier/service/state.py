@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from attester.cose import PublicKey
 from attester.errors import COSEError
 from attester.proof import Proof, Request
 from verifier.config import VerifierConfig
 from verifier.errors import RequestError
-from verifier.policy.bundle import Bundle
 from verifier.policy.engine import PolicyEngine
 from verifier.references.challenges import PoolKey
 from verifier.results import ResultKey, VerifyingKey
 from verifier.schemes.base import Node
 from verifier.service.http import Rates
+from verifier.service.inforce import InForce
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
 
@@ -38,13 +39,17 @@ class Service:
     config: VerifierConfig
     db: Database
     engine: PolicyEngine
-    bundle: Bundle
     keys: tuple[ResultKey, ...]
     """The signing one last."""
     pool_key: PoolKey
     admin_token: str
     router_token: str
     clock: Clock
+    inforce: InForce = field(default_factory=InForce)
+    authors: Mapping[str, PublicKeyTypes] = field(default_factory=dict)
+    """Whose policies are taken, by name."""
+    anchors: Mapping[str, PublicKey] = field(default_factory=dict)
+    """Whose reference values are taken, by name."""
     node_rates: Rates = field(init=False)
     address_rates: Rates = field(init=False)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import msgspec
 
 from verifier.appraisal import Held
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
+from verifier.recording import Basis, Record
 from verifier.schemes.base import Finding, Node, WalkRecord
-from verifier.store import events, incidents, nodes, sessions
+from verifier.store import events, incidents, nodes, policies, recordings, sessions
 from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
 
@@ -25,6 +29,10 @@ class Signed:
     status: str
     issued_ms: int
     expires_ms: int
+
+
+class StaleError(Exception):
+    """Something of ours changed while evidence was appraised: appraise it again."""
 
 
 @dataclass(frozen=True)
@@ -43,57 +51,57 @@ class Submission:
     """What devices it declares."""
     public: bool
     """False for background checks: their result goes to the caller alone."""
+    generation: int
+    """The newest change of ours that it was appraised under."""
+    basis: Basis
+    input: bytes
+    """The policy's input."""
+    record: Callable[[Held, str], Record]
+    """What is recorded of it, given what the database held against the node, and the result's id."""
 
 
 async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed], now_ms: int) -> Row:
     """
     End a session with its one result, or give the result it already has.
 
-    Everything that follows (walks kept, incidents opened, results revoked, events) is in
-    the same transaction; open incidents are looked at in it, so that no result slips past.
+    Everything that follows (recording, walks kept, incidents opened, results revoked, events)
+    is in the same transaction; open incidents are looked at in it, so that no result slips past.
 
     Raises:
         RequestError: the session is over, or was given other evidence.
+        StaleError: a policy, a reference value or a block changed since the appraisal began.
     """
     session = await sessions.get(tx, submission.session_id)
     if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
         return known
+    rollout = await policies.rollout(tx)
+    if rollout is None or rollout.generation != submission.generation:
+        raise StaleError
     node = submission.node
-    # As it is now, not as it was when the appraisal began.
-    current = await nodes.by_id(tx, node.id)
-    live = current is not None and current.state != "retired" and current.key == node.key
-    owner = None if submission.pin is None else await _owner(tx, submission.pin)
-    taken = owner not in (None, node.id)
-    foreign = await _foreign(tx, submission.devices, node.id)
-    if submission.public and live:
+    held = await held_now(tx, node, submission.pin, submission.devices)
+    if submission.public and not held.retired:
         for model, record in submission.walks.items():
             await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
         found = list(submission.drafts)
-        if taken:
+        if held.endpoint_taken:
             found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
-        elif submission.pin is not None and owner is None:
+        elif submission.pin is not None:
             await _claim_pin(tx, submission.pin, node.id)
-        if foreign:
+        if held.devices_taken:
             found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
         await _claim_devices(tx, submission.devices, node.id)
         held_by = await incidents.apply(tx, node, submission.session_id, found, submission.passed, now_ms)
-    else:
-        held_by = await incidents.holding(tx, node.id)
-    held = Held(held_by, taken, foreign, retired=not live)
+        held = replace(held, quarantined_by=held_by)
     signed = sign(held)
-    await tx.execute(
-        "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims,"
-        " evidence, public) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    await _insert(tx, signed, submission, signed.id, submission.generation, submission.basis)
+    await recordings.keep(
+        tx,
         signed.id,
-        submission.session_id,
         node.id,
         signed.issued_ms,
-        signed.expires_ms,
-        signed.status,
-        signed.token,
-        signed.claims,
         submission.evidence,
-        int(submission.public),
+        submission.input,
+        submission.record(held, signed.id),
     )
     await tx.execute(
         "UPDATE sessions SET status = 'complete', node_id = ?, evidence_sha256 = ?, appraisal_id = ? WHERE id = ?",
@@ -102,17 +110,136 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
         signed.id,
         submission.session_id,
     )
-    if submission.public and live:
+    if submission.public and not held.retired:
         data = {"node": node.id, "result": signed.id, "token": signed.token}
         await events.append(tx, now_ms, "result", data)
-    return {
-        "id": signed.id,
-        "node_id": node.id,
-        "status": signed.status,
-        "token": signed.token,
-        "claims": signed.claims,
-        "evidence": submission.evidence,
-    }
+    return {"id": signed.id, "node_id": node.id, "status": signed.status, "token": signed.token}
+
+
+class _Of(Protocol):
+    """What a result is of."""
+
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def node(self) -> Node: ...
+    @property
+    def public(self) -> bool: ...
+
+
+async def _insert(tx: Tx, signed: Signed, of: _Of, origin: str, generation: int, basis: Basis) -> None:
+    await tx.execute(
+        "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims, public,"
+        " origin, basis, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        signed.id,
+        of.session_id,
+        of.node.id,
+        signed.issued_ms,
+        signed.expires_ms,
+        signed.status,
+        signed.token,
+        signed.claims,
+        int(of.public),
+        origin,
+        msgspec.json.encode(basis).decode(),
+        generation,
+    )
+
+
+async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> Held:
+    """What the database holds against a node as it is now, not as it was when its appraisal began."""
+    current = await nodes.by_id(tx, node.id)
+    live = current is not None and current.state != "retired" and current.key == node.key
+    owner = None if pin is None else await _owner(tx, pin)
+    return Held(
+        await incidents.holding(tx, node.id),
+        owner not in (None, node.id),
+        await _foreign(tx, devices, node.id),
+        retired=not live,
+    )
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """A live result that was judged before the newest change of ours."""
+
+    seq: int
+    id: str
+    session_id: str
+    node_id: str
+    origin: str
+    basis: str
+    claims: str
+    issued_ms: int
+    expires_ms: int
+
+
+async def outdated(tx: Tx, generation: int, now_ms: int, limit: int) -> list[Outdated]:
+    """Live results from before *generation*, the newest of their nodes."""
+    rows = await tx.all(
+        "SELECT seq, id, session_id, node_id, origin, basis, claims, issued_ms, expires_ms FROM appraisals a"
+        " WHERE public = 1 AND revoked_ms IS NULL AND generation < ? AND expires_ms > ?"
+        " AND NOT EXISTS (SELECT 1 FROM appraisals n WHERE n.node_id = a.node_id AND n.public = 1 AND n.seq > a.seq)"
+        " ORDER BY seq LIMIT ?",
+        generation,
+        now_ms,
+        limit,
+    )
+    return [Outdated(**row) for row in rows]
+
+
+async def still_stands(tx: Tx, known: Sequence[Outdated], generation: int) -> None:
+    """Results that the newest changes do not touch."""
+    marks = ", ".join("?" for _ in known)
+    await tx.execute(
+        f"UPDATE appraisals SET generation = ? WHERE id IN ({marks})", generation, *(r.id for r in known)
+    )
+
+
+@dataclass(frozen=True)
+class Anew:
+    """A recorded appraisal judged anew: no incident follows from it, nor does it get younger."""
+
+    known: Outdated
+    node: Node
+    pin: str | None
+    devices: Sequence[str]
+    basis: Basis
+    generation: int
+    public: bool = True
+
+    @property
+    def session_id(self) -> str:
+        """The session of the evidence."""
+        return self.known.session_id
+
+
+async def replace_result(tx: Tx, anew: Anew, sign: Callable[[Held], Signed], now_ms: int) -> None:
+    """
+    Put a result judged anew in the place of the one before, unless that is no longer the newest.
+
+    Raises:
+        StaleError: something of ours changed meanwhile.
+    """
+    rollout = await policies.rollout(tx)
+    if rollout is None or rollout.generation != anew.generation:
+        raise StaleError
+    newest = await latest(tx, anew.node.id)
+    if newest is None or newest["id"] != anew.known.id or newest["revoked_ms"] is not None:
+        return
+    signed = sign(await held_now(tx, anew.node, anew.pin, anew.devices))
+    await _insert(tx, signed, anew, anew.known.origin, anew.generation, anew.basis)
+    data = {"node": anew.node.id, "result": signed.id, "token": signed.token}
+    await events.append(tx, now_ms, "result", data)
+
+
+async def revoke_one(tx: Tx, known: Outdated, now_ms: int) -> None:
+    """A result that cannot be judged anew is worth nothing under what holds now."""
+    changed = await tx.execute(
+        "UPDATE appraisals SET revoked_ms = ? WHERE id = ? AND revoked_ms IS NULL", now_ms, known.id
+    )
+    if changed:
+        await events.append(tx, now_ms, "revocation", {"node": known.node_id})
 
 
 async def result_of(tx: Tx, session: StoredSession, evidence: bytes, now_ms: int) -> Row | None:
@@ -179,7 +306,7 @@ async def by_id(tx: Tx, appraisal_id: str) -> Row | None:
 async def latest(tx: Tx, node_id: str) -> Row | None:
     """A node's newest public result."""
     return await tx.one(
-        "SELECT * FROM appraisals WHERE node_id = ? AND public = 1 ORDER BY issued_ms DESC, rowid DESC LIMIT 1",
+        "SELECT * FROM appraisals WHERE node_id = ? AND public = 1 ORDER BY seq DESC LIMIT 1",
         node_id,
     )
 
@@ -188,9 +315,9 @@ async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
     """The newest public result of each node that has an unexpired one, by node id; revoked or not."""
     return await tx.all(
         "SELECT a.* FROM appraisals a JOIN ("
-        "  SELECT node_id, max(rowid) AS newest FROM appraisals WHERE public = 1 AND node_id > ?"
+        "  SELECT node_id, max(seq) AS newest FROM appraisals WHERE public = 1 AND node_id > ?"
         "  AND expires_ms > ? GROUP BY node_id ORDER BY node_id LIMIT ?"
-        ") n ON n.newest = a.rowid ORDER BY a.node_id",
+        ") n ON n.newest = a.seq ORDER BY a.node_id",
         after,
         now_ms,
         limit,

@@ -1,4 +1,4 @@
-"""Reference values, and the pool of single-use challenges minted from them."""
+"""The pool of single-use challenges, minted from reference values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verifier.errors import ReferenceValueError
-from verifier.store import events
+from verifier.store import references
 from verifier.store.database import Row, Tx
 
 
@@ -22,36 +22,6 @@ class Entry:
     commitments: bytes
 
 
-async def set_reference(tx: Tx, model: str, digest: str, document: str, now_ms: int) -> None:
-    """Make a document the model's reference value; the one before is kept, inactive."""
-    await tx.execute("UPDATE reference_values SET active = 0 WHERE model = ?", model)
-    await tx.execute(
-        "INSERT INTO reference_values (digest, model, document, added_ms, active) VALUES (?, ?, ?, ?, 1)"
-        " ON CONFLICT (digest) DO UPDATE SET active = 1, added_ms = excluded.added_ms",
-        digest,
-        model,
-        document,
-        now_ms,
-    )
-    await events.append(tx, now_ms, "reference", {"model": model, "digest": digest})
-
-
-async def reference(tx: Tx, model: str) -> Row | None:
-    """The model's active reference value."""
-    return await tx.one("SELECT * FROM reference_values WHERE model = ? AND active = 1", model)
-
-
-async def active_digest(tx: Tx, model: str) -> str | None:
-    """The digest of the model's active reference value, without its document."""
-    row = await tx.one("SELECT digest FROM reference_values WHERE model = ? AND active = 1", model)
-    return None if row is None else str(row["digest"])
-
-
-async def references(tx: Tx) -> list[Row]:
-    """All active reference values."""
-    return await tx.all("SELECT * FROM reference_values WHERE active = 1 ORDER BY model")
-
-
 async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "{}") -> int:
     """
     Begin a batch of challenges.
@@ -60,11 +30,11 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "
         goal: What is to be minted, JSON, for a run that takes it up again.
 
     Raises:
-        ReferenceValueError: the reference is not the model's active one.
+        ReferenceValueError: the reference is not one of the model's that is in force, or may come to be.
     """
-    active = await reference(tx, model)
-    if active is None or active["digest"] != digest:
-        raise ReferenceValueError(f"{model}: the folder is not the one of the active reference value")
+    known = await references.by_digest(tx, digest)
+    if known is None or known["model"] != model or known["state"] not in references.LIVE:
+        raise ReferenceValueError(f"{model}: the folder is not the one of a live reference value")
     row = await tx.one(
         "INSERT INTO batches (model, reference, minted_ms, goal) VALUES (?, ?, ?, ?) RETURNING id",
         model,
@@ -78,12 +48,19 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "
 
 
 async def is_live(tx: Tx, batch: int) -> bool:
-    """Whether a batch is of its model's active reference value."""
+    """Whether a batch is of a reference value that is in force, or may come to be."""
     row = await tx.one(
-        "SELECT r.active FROM batches b JOIN reference_values r ON r.digest = b.reference WHERE b.id = ?",
+        "SELECT r.state FROM batches b JOIN reference_values r ON r.digest = b.reference WHERE b.id = ?",
         batch,
     )
-    return row is not None and bool(row["active"])
+    return row is not None and row["state"] in references.LIVE
+
+
+async def reference_of(tx: Tx, batch: int) -> str:
+    """The digest of the reference value that a batch was minted from."""
+    row = await tx.one("SELECT reference FROM batches WHERE id = ?", batch)
+    assert row is not None
+    return str(row["reference"])
 
 
 async def last_batch(tx: Tx, model: str) -> Row | None:
@@ -121,18 +98,18 @@ async def add(tx: Tx, entries: Sequence[Entry]) -> None:
         )
 
 
-async def take(tx: Tx, model: str, kind: str, session_id: str, now_ms: int) -> Entry | None:
-    """Take the next free entry that was minted from the active reference value, for ever."""
+async def take(tx: Tx, model: str, kind: str, reference: str, session_id: str, now_ms: int) -> Entry | None:
+    """Take the next free entry that was minted from a reference value, for ever."""
     row = await tx.one(
         "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
         # By the index of the free, said: the planner would walk past every used one.
-        "  SELECT p.idx FROM pool p INDEXED BY pool_free JOIN batches b ON b.id = p.batch"
-        "  JOIN reference_values r ON r.digest = b.reference AND r.active = 1"
+        "  SELECT p.idx FROM pool p INDEXED BY pool_free JOIN batches b ON b.id = p.batch AND b.reference = ?"
         "  WHERE p.model = ? AND p.kind = ? AND p.session_id IS NULL ORDER BY p.idx LIMIT 1"
         ") RETURNING *, (SELECT first_used_ms FROM batches WHERE id = batch) AS batch_used",
         session_id,
         model,
         kind,
+        reference,
         model,
         kind,
     )
@@ -151,7 +128,8 @@ async def of_session(tx: Tx, session_id: str) -> list[Entry]:
 async def levels(tx: Tx) -> list[Row]:
     """Per model and kind: how many entries are free, of how many."""
     return await tx.all(
-        "SELECT p.model, p.kind, sum(p.session_id IS NULL AND r.active = 1) AS free, count(*) AS minted"
+        "SELECT p.model, p.kind,"
+        " sum(p.session_id IS NULL AND r.state IN ('active', 'candidate')) AS free, count(*) AS minted"
         " FROM pool p JOIN batches b ON b.id = p.batch"
         " JOIN reference_values r ON r.digest = b.reference GROUP BY p.model, p.kind"
     )

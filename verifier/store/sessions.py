@@ -59,6 +59,7 @@ async def open_session(
     now_ms: int,
     lifetime_ms: int,
     wants: Sequence[Want],
+    references: Mapping[str, str],
     hourly: int | None = None,
     together: int = 0,
 ) -> StoredSession:
@@ -69,6 +70,7 @@ async def open_session(
     issue: a repeated request burns nothing and buys no time.
 
     Args:
+        references: By model the reference value in force for the node: challenges are of it.
         hourly: How many sessions of this channel the node may open within an hour: each
             costs the pool, also one that is dropped at once.
         together: How many nodes are called at this moment, where more than one.
@@ -104,9 +106,10 @@ async def open_session(
     entries: list[Entry] = []
     exhausted: dict[str, tuple[str, ...]] = {}
     for want in wants:
-        entry = await pool.take(tx, want.model, want.kind, session_id, now_ms)
+        reference = references.get(want.model, "")
+        entry = await pool.take(tx, want.model, want.kind, reference, session_id, now_ms)
         if entry is None and want.instead is not None:
-            entry = await pool.take(tx, want.model, want.instead, session_id, now_ms)
+            entry = await pool.take(tx, want.model, want.instead, reference, session_id, now_ms)
         if entry is None:
             exhausted[want.model] = (*exhausted.get(want.model, ()), want.instead or want.kind)
         else:
@@ -205,7 +208,9 @@ async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, blame: bool
     return len(rows)
 
 
-async def miss(tx: Tx, node_id: str, models: Sequence[str], now_ms: int) -> None:
+async def miss(
+    tx: Tx, node_id: str, models: Sequence[str], references: Mapping[str, str], now_ms: int
+) -> None:
     """A call was due and the node held no channel open: missed, without burning a challenge."""
     session_id = secrets.token_hex(16)
     await tx.execute(
@@ -218,7 +223,7 @@ async def miss(tx: Tx, node_id: str, models: Sequence[str], now_ms: int) -> None
         now_ms,
     )
     for model in models:
-        await _miss_walk(tx, session_id, node_id, model, now_ms)
+        await _miss_walk(tx, session_id, node_id, model, references.get(model, ""), now_ms)
     await incidents.note_missed(tx, node_id, session_id, now_ms)
 
 
@@ -228,14 +233,13 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
     # Ended without evidence: whatever walk it asked for was missed.
     for entry in await pool.of_session(tx, row["id"]):
         if entry.kind != "read":
-            await _miss_walk(tx, row["id"], row["node_id"], entry.model, now_ms)
+            reference = await pool.reference_of(tx, entry.batch)
+            await _miss_walk(tx, row["id"], row["node_id"], entry.model, reference, now_ms)
     await incidents.note_missed(tx, row["node_id"], row["id"], now_ms)
 
 
-async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, now_ms: int) -> None:
-    active = await pool.reference(tx, model)
-    digest = "" if active is None else active["digest"]
-    await keep_walk(tx, session_id, node_id, model, WalkRecord("call", "missed", now_ms, reference=digest))
+async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, reference: str, now_ms: int) -> None:
+    await keep_walk(tx, session_id, node_id, model, WalkRecord("call", "missed", now_ms, reference=reference))
 
 
 async def _spend(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:

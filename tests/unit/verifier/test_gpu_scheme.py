@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from attester.errors import ClaimError
@@ -11,7 +12,7 @@ from attester.evidence import Benchmark, Inventory, Measure, read_submod, write_
 from tests.unit.verifier.test_rates import GPU, context, reference, walk
 from verifier.config import default_policy
 from verifier.policy import bundle
-from verifier.policy.engine import WorkerEngine
+from verifier.policy.engine import Limits, opened
 from verifier.results import Tier, tier_of
 from verifier.schemes import gpu
 from verifier.schemes.base import DECLARED, Checked, Context, Submods
@@ -64,8 +65,8 @@ def test_nothing_said_of_a_device() -> None:
     """Both are missing, and nobody is blamed."""
     checked = check({})
     assert codes(checked) == ["gpu.inventory.missing", "gpu.benchmark.missing"]
-    assert (checked.facts["named"], checked.facts["benchmark"]) == (False, "missing")
-    assert checked.facts["memory_fits"] is True
+    assert (checked.facts.named, checked.facts.benchmark) == (False, "missing")
+    assert checked.facts.memory_fits is True
     assert checked.devices == ()
     assert checked.attester_claims == {}
 
@@ -89,7 +90,7 @@ def test_one_of_the_two_is_missing() -> None:
 def test_memory_is_that_of_the_class(memory: int, *, fits: bool) -> None:
     """Less what the driver keeps; a byte beyond either bound is another card."""
     checked = check({"inventory": inventory(memory), "benchmark": benchmark()})
-    assert checked.facts["memory_fits"] is fits
+    assert checked.facts.memory_fits is fits
     assert codes(checked) == ([] if fits else ["gpu.inventory.memory"])
     if not fits:
         (finding,) = checked.findings
@@ -111,7 +112,7 @@ def test_a_rate_beyond_the_class_is_implausible(measure: str, ceiling: int) -> N
     assert codes(check({**GOOD, "benchmark": benchmark(**{measure: most})})) == []
     checked = check({**GOOD, "benchmark": benchmark(**{measure: most + 1})})
     assert codes(checked) == ["gpu.benchmark.implausible"]
-    assert checked.facts["benchmark"] == "implausible"
+    assert checked.facts.benchmark == "implausible"
     assert (
         checked.findings[0].detail
         == f"{measure.replace('_', '-')} of {most + 1} u/s, and the class has {ceiling}"
@@ -141,7 +142,7 @@ def test_the_cpu_class_has_no_ceilings() -> None:
     run = benchmark(memory_copy=1 << 60, matmul_int8=1 << 60, matmul_bf16=1 << 60, host_to_device=1 << 60)
     checked = check({"inventory": inventory(1), "benchmark": run}, context(hardware="cpu"))
     assert codes(checked) == []
-    assert checked.facts["benchmark"] == "plausible"
+    assert checked.facts.benchmark == "plausible"
 
 
 def test_an_unknown_class_bounds_nothing() -> None:
@@ -162,7 +163,7 @@ def test_a_rate_far_above_what_walks_verified_is_a_boast() -> None:
     assert codes(check({**GOOD, "benchmark": benchmark(memory_copy=10 * rate)}, verified(rate))) == []
     checked = check({**GOOD, "benchmark": benchmark(memory_copy=10 * rate + 1)}, verified(rate))
     assert codes(checked) == ["gpu.benchmark.boast"]
-    assert checked.facts["benchmark"] == "boast"
+    assert checked.facts.benchmark == "boast"
     assert checked.findings[0].detail == f"memory-copy of {10 * rate + 1} u/s, and walks verified {rate}"
 
 
@@ -184,7 +185,7 @@ def test_implausible_outweighs_a_boast() -> None:
     found = context(*[walk(1000)] * 2, weights=reference(LARGE))
     checked = check({**GOOD, "benchmark": benchmark(memory_copy=1 << 60)}, found)
     assert codes(checked) == ["gpu.benchmark.implausible", "gpu.benchmark.boast"]
-    assert checked.facts["benchmark"] == "implausible"
+    assert checked.facts.benchmark == "implausible"
 
 
 BROKEN: dict[str, Any] = {
@@ -205,7 +206,7 @@ def test_a_malformed_device(raw: Any) -> None:
         read_submod(NAME, raw)
     checked = gpu.check(NAME, Submods({}, {NAME: refused.value}), context())
     assert codes(checked) == ["evidence.claims.malformed"]
-    assert checked.facts["malformed"] is True
+    assert checked.facts.malformed is True
     assert checked.devices == ()
 
 
@@ -217,9 +218,8 @@ def test_what_is_shown_is_what_was_signed() -> None:
 
 @pytest.fixture
 async def engine():
-    opened = WorkerEngine(bundle.load(default_policy()), workers=1, timeout_s=10)
-    async with opened:
-        yield opened
+    async with opened(bundle.load(default_policy()), Limits(1, 10)) as pool:
+        yield pool
 
 
 async def test_it_is_never_affirming(engine) -> None:
@@ -237,8 +237,9 @@ async def test_it_is_never_affirming(engine) -> None:
     values = {}
     for what, checked in found.items():
         assert checked.may_affirm == {}
-        given = {"checked": {NAME: dict(checked.facts)}, "node": {"operator": "a", "state": "active"}}
-        outcome = await engine.evaluate(given)
+        facts = msgspec.to_builtins(checked.facts)
+        given = {"checked": {NAME: facts}, "node": {"operator": "a", "state": "active"}}
+        outcome = await engine.evaluate(msgspec.json.encode(given))
         values[what] = outcome[NAME]["trust_vector"]["hardware"]
     assert values == {
         "good": -33,

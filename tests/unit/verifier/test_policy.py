@@ -16,12 +16,15 @@ from verifier import appraisal
 from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle
-from verifier.policy.engine import WorkerEngine
+from verifier.policy.engine import Limits, opened
 from verifier.schemes.base import Checked
+from verifier.schemes.facts import ModelFacts
 
 DEFAULT = bundle.load(default_policy())
 TESTS = re.findall(r"^(test_\w+)", DEFAULT.tests[0][1], re.MULTILINE)
-GIVEN = {"checked": {"model/m": {"kind": "model", "manifest": "equal", "read": "right", "walk": "called"}}}
+GIVEN = (
+    b'{"checked": {"model/m": {"kind": "model", "manifest": "equal", "read": "right", "walk": "called"}}}'
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ MISBEHAVING = {
 async def test_a_policy_that_misbehaves_costs_one_appraisal(source: str) -> None:
     """It is a PolicyError, and the engine goes on with a new worker."""
     broken = dataclasses.replace(DEFAULT, modules=(("broken.rego", source),))
-    async with WorkerEngine(broken, workers=1, timeout_s=0.5) as workers:
+    async with opened(broken, Limits(1, 0.5)) as workers:
         for _ in range(2):
             with pytest.raises(PolicyError):
                 await workers.evaluate(GIVEN)
@@ -92,25 +95,25 @@ async def test_the_engine_still_answers_others_after_a_crash() -> None:
         "outcome := f(1) if input.crash\noutcome := 7 if not input.crash\n"
     )
     sometimes = dataclasses.replace(DEFAULT, modules=(("a.rego", source),))
-    async with WorkerEngine(sometimes, workers=1) as workers:
+    async with opened(sometimes, Limits(1)) as workers:
         with pytest.raises(PolicyError):
-            await workers.evaluate({"crash": True})
-        assert await workers.evaluate({"crash": False}) == 7
+            await workers.evaluate(b'{"crash": true}')
+        assert await workers.evaluate(b'{"crash": false}') == 7
 
 
 async def test_a_policy_that_does_not_compile_is_refused_at_start() -> None:
     """With the file and the place."""
     broken = dataclasses.replace(DEFAULT, modules=(("broken.rego", "package touchstone\noutcome := x\n"),))
-    with pytest.raises(PolicyError, match=r"broken\.rego:2"):
-        async with WorkerEngine(broken, workers=1):
-            pass
+    async with opened(broken, Limits(1)) as workers:
+        with pytest.raises(PolicyError, match=r"broken\.rego:2:12: "):
+            await workers.evaluate(GIVEN)
 
 
 async def test_a_failing_policy_ends_none_and_not_contraindicated(verifier) -> None:
     """A malfunction of ours is −1, and never held against the node."""
     node = await verifier.enrol()
 
-    async def fail(_: Any) -> Any:
+    async def fail(*_: Any) -> Any:
         raise PolicyError("broken")
 
     object.__setattr__(verifier.service.engine, "evaluate", fail)
@@ -121,7 +124,7 @@ async def test_a_failing_policy_ends_none_and_not_contraindicated(verifier) -> N
     assert await verifier.rows("SELECT * FROM incidents") == []
 
 
-SUBMODS = {"a": Checked({"kind": "model"})}
+SUBMODS = {"a": Checked(ModelFacts(manifest="equal", read="right", walk="called"))}
 GOOD = {"trust_vector": {"executables": 2}, "reasons": []}
 OUTCOMES: dict[str, Any] = {
     "nothing": None,
@@ -154,12 +157,12 @@ def test_a_wrong_outcome_is_an_error_of_the_policy(raw: Any) -> None:
     ("damage", "message"),
     [
         (lambda f: [p.unlink() for p in f.glob("*.rego")], "no rules"),
-        (lambda f: (f / "data.json").unlink(), "no data.json"),
+        (lambda f: (f / "data.json").unlink(), "data.json is missing"),
         (lambda f: (f / "bundle.json").write_text("{"), "bundle.json"),
         (lambda f: (f / "data.json").write_text('{"thresholds": {}}'), "data.json"),
         (lambda f: (f / "bad.rego").write_bytes(b"\xff"), "UTF-8"),
-        (lambda f: (f / "big.rego").write_bytes(b" " * (bundle.MAX_FILE + 1)), "more than"),
-        (shutil.rmtree, "cannot be read"),
+        (lambda f: (f / "big.rego").write_bytes(b" " * (bundle.MAX_REGO + 1)), "more than"),
+        (shutil.rmtree, "is not a folder"),
     ],
 )
 def test_a_damaged_bundle_is_refused_by_name(tmp_path: Path, damage: Any, message: str) -> None:

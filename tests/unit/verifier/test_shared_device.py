@@ -35,7 +35,7 @@ def checked(*history: WalkRecord, hardware: str = "cpu", **thresholds: Any) -> C
 
 
 def standing(*history: WalkRecord, **options: Any) -> str:
-    found: str = checked(*history, **options).facts["walk"]
+    found: str = checked(*history, **options).facts.walk
     return found
 
 
@@ -44,7 +44,7 @@ def test_two_nodes_in_turns_on_one_device_take_twice_as_long() -> None:
     history = [*alone(1000, 1010, 990), *together(2000, 2020, 1980)]
     assert slowdown_permille(history) == 1990
     found = checked(*history)
-    assert found.facts["walk"] == "shared"
+    assert found.facts.walk == "shared"
     (finding,) = [f for f in found.findings if f.code == "weights.walk.shared"]
     assert finding.detail == "called together with others it takes 2.0 times as long as alone"
     assert "executables" not in found.may_affirm
@@ -64,7 +64,7 @@ def test_a_device_each_is_no_slower_together() -> None:
     history = [*alone(1000, 900, 1100), *together(1100, 1000, 1200)]
     assert slowdown_permille(history) == 1050
     found = checked(*history)
-    assert found.facts["walk"] == "called"
+    assert found.facts.walk == "called"
     assert found.may_affirm["executables"] == -2
     assert not [f for f in found.findings if f.code.startswith("weights.walk.")]
 

@@ -1,0 +1,1 @@
+"""`touchstone verifier …`, `touchstone policy …`, `touchstone reference …`, `touchstone challenges …`."""

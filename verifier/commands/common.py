@@ -1,0 +1,115 @@
+"""What the verifier's commands share: options, the database, tables, files."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from attester.cli import plain_errors
+from attester.errors import AttesterError
+from attester.weights.cache import DigestCache
+from verifier.config import Home
+from verifier.errors import ReferenceValueError, VerifierError
+from verifier.schemes.base import shown
+from verifier.store.database import Database, Tx
+from verifier.store.sqlite import SqliteDatabase
+
+T = TypeVar("T")
+MAX_PEM: Final = 1 << 20
+
+errors = plain_errors(VerifierError, AttesterError, msgspec.ValidationError, UnicodeEncodeError)
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=Path("touchstone-verifier"),
+    envvar="TOUCHSTONE_VERIFIER_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="The verifier's home folder.",
+)
+device_option = click.option(
+    "--device",
+    default=None,
+    help="cpu, or torch's name of a GPU, such as cuda:0; the first GPU if there is one.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+reason_option = click.option("--reason", required=True, help="Why; kept for ever.")
+actor_option = click.option(
+    "--actor", default=getpass.getuser, show_default="the user's name", help="Who decides; kept for ever."
+)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def with_database(home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do *work* on the home's database."""
+
+    async def run() -> T:
+        Home(home).config()
+        async with SqliteDatabase(Home(home).database) as db:
+            return await work(db)
+
+    return asyncio.run(run())
+
+
+def in_transaction(home: Path, work: Callable[[Tx], Awaitable[T]]) -> T:
+    """Do *work* in one transaction on the home's database."""
+
+    async def run(db: Database) -> T:
+        async with db.write() as tx:
+            return await work(tx)
+
+    return with_database(home, run)
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Print rows as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, not markup: what nodes say is shown, never interpreted.
+        made.add_row(*(Text(shown(str(cell))) for cell in row))
+    Console().print(made)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """A file of at most *limit* bytes."""
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise ReferenceValueError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise ReferenceValueError(f"{path} has more than {limit} bytes")
+    return data
+
+
+@contextmanager
+def digest_cache(home: Path | None, *, no_cache: bool) -> Iterator[DigestCache | None]:
+    """Digests taken before: in the verifier's home, where one is named."""
+    if no_cache or home is None:
+        yield None
+        return
+    Home(home).config()
+    cache = DigestCache(home / "digests.db")
+    try:
+        yield cache
+    finally:
+        cache.close()

@@ -1,0 +1,102 @@
+"""Running a bundle's own tests, as ``opa test`` does: every rule named ``test_*`` must be true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from xml.etree import ElementTree as ET
+
+from verifier.policy.bundle import Bundle
+from verifier.policy.engine import run_task
+
+TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Test:
+    """How one test went."""
+
+    file: str
+    line: int
+    name: str
+    """``data.PACKAGE.test_NAME``."""
+    why: str | None
+    """Why it failed: what it gave instead of true, or the error with its place."""
+    seconds: float
+    printed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TestReport:
+    """How a bundle's tests went, and which lines of its rules they reached."""
+
+    tests: tuple[Test, ...]
+    covered: Mapping[str, tuple[int, ...]]
+    missed: Mapping[str, tuple[int, ...]]
+
+    @property
+    def failed(self) -> tuple[Test, ...]:
+        """Those that are not true."""
+        return tuple(test for test in self.tests if test.why is not None)
+
+    @property
+    def coverage(self) -> float:
+        """The share of lines reached, per cent; a bundle without lines that could be is covered."""
+        reached = sum(map(len, self.covered.values()))
+        lines = reached + sum(map(len, self.missed.values()))
+        return 100.0 if not lines else 100 * reached / lines
+
+
+async def run(bundle: Bundle) -> TestReport:
+    """
+    Run all tests of a bundle, in a process of its own.
+
+    Raises:
+        PolicyError: the bundle cannot be compiled, or a test loops or crashes.
+    """
+    answer = await run_task("test", bundle, TIMEOUT_S)
+    return TestReport(
+        tests=tuple(
+            Test(t["file"], t["line"], t["name"], t["why"], t["seconds"], tuple(t["printed"]))
+            for t in answer["tests"]
+        ),
+        covered={file: tuple(covered) for file, (covered, _) in answer["coverage"].items()},
+        missed={file: tuple(missed) for file, (_, missed) in answer["coverage"].items() if missed},
+    )
+
+
+def junit(bundle: Bundle, report: TestReport) -> bytes:
+    """The report as CI reads it: one ``testsuite``, a ``testcase`` for each rule."""
+    suite = ET.Element(
+        "testsuite",
+        name=bundle.id,
+        tests=str(len(report.tests)),
+        failures=str(len(report.failed)),
+        errors="0",
+        skipped="0",
+        time=f"{sum(test.seconds for test in report.tests):.6f}",
+    )
+    properties = ET.SubElement(suite, "properties")
+    ET.SubElement(properties, "property", name="coverage", value=f"{report.coverage:.1f}")
+    for test in report.tests:
+        package, _, name = test.name.rpartition(".")
+        case = ET.SubElement(
+            suite,
+            "testcase",
+            classname=package,
+            name=name,
+            file=test.file,
+            line=str(test.line),
+            time=f"{test.seconds:.6f}",
+        )
+        if test.why is not None:
+            ET.SubElement(case, "failure", message=_printable(test.why))
+        if test.printed:
+            ET.SubElement(case, "system-out").text = _printable("\n".join(test.printed))
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite) + b"\n"
+
+
+def _printable(text: str) -> str:
+    """XML has no control characters, and what a policy prints may."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,514 @@
+"""
+CoRIM: reference values that others sign for us, and ours for others (draft-ietf-rats-corim-11).
+
+A signed CoRIM is a COSE_Sign1 around a tagged map, whose tags hold CoMIDs
+(`verifier.references.comid`).  Verified in numbered steps, each with its own refusal:
+
+    1  the message: a COSE_Sign1, tagged, within bounds, its payload in it
+    2  the header: algorithm, content type, who signed and until when; nothing critical, no hash envelope
+    3  the signature, by a key that the caller trusts; the key id is free-form, so it decides nothing
+    4  the signer's own validity, at *now*
+    5  the payload: the map, its tags, every CoMID
+    6  the validity of the reference values, at *now*
+
+Nothing of header 8 or 15, and nothing of the payload, is looked at before step 3 is passed.
+CoSWID and CoTL tags are kept as they are and never interpreted.  What we write is
+deterministic CBOR, so that writing again what was read of it gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import cbor2
+import msgspec
+
+from attester import cbor, cose
+from attester.errors import CBORError, COSEError, SignatureError
+from verifier.errors import ReferenceValueError
+from verifier.references import comid
+from verifier.references.comid import (
+    TAG_TIME,
+    TAG_URI,
+    Comid,
+    Environment,
+    Match,
+    Measurement,
+    Raw,
+    ReferenceTriple,
+    compare_digest_lists,
+    compare_digests,
+    list_of,
+    map_of,
+    refuse,
+    text_of,
+)
+from verifier.references.measured import Document
+
+__all__ = [
+    "CONTENT_TYPE",
+    "MAX_CORIM",
+    "PROFILE",
+    "Comid",
+    "Corim",
+    "Environment",
+    "Match",
+    "Measurement",
+    "ReferenceTriple",
+    "SignedCorim",
+    "VerifiedCorim",
+    "compare_digest_lists",
+    "compare_digests",
+    "encode",
+    "from_document",
+    "read_signed",
+    "read_unsigned",
+    "sign",
+    "to_documents",
+]
+
+CONTENT_TYPE: Final = "application/rim+cbor"
+PROFILE: Final = "tag:github.com,2026:touchstone/corim#1"
+"""Ours: one CoMID a model, one measurement a file, and one, with the key 0, of the model as a whole."""
+MAX_CORIM: Final = 8 << 20
+"""Bytes of the map; `attester.cbor` bounds the values of each CoMID."""
+MAX_TAGS: Final = 1024
+
+_TAG_CORIM, _TAG_COSWID, _TAG_COMID, _TAG_COTL = 501, 505, 506, 508
+_TAGS: Final = comid.TAGS | {_TAG_CORIM, _TAG_COSWID, _TAG_COMID, _TAG_COTL}
+_MAX_HEADER: Final = 64 << 10
+"""Bytes of the protected header: it may carry certificates."""
+_META, _CWT = 8, 15
+_HASH_ENVELOPE: Final = frozenset({258, 259, 260})
+
+# Of our profile's measurement of the model as a whole: its key, and a document's other fields.
+_WHOLE, _REST = 0, -2
+
+
+@dataclass(frozen=True)
+class Corim:
+    """What an unsigned CoRIM says (§4.1)."""
+
+    id: str | bytes
+    """Text, or the 16 bytes of a UUID."""
+    tags: tuple[Comid | cbor2.CBORTag, ...]
+    """CoMIDs; CoSWID and CoTL tags stay raw."""
+    profile: str | cbor2.CBORTag | None = None
+    """A URI, or a tagged OID."""
+    not_before: int | None = None
+    """Of rim-validity, seconds since 1970."""
+    not_after: int | None = None
+    """Its last second; there is none without it."""
+    extra: Raw = field(default_factory=dict)
+    """Dependent CoRIMs, entities and extensions, raw, by their key."""
+
+    @property
+    def comids(self) -> tuple[Comid, ...]:
+        """The CoMIDs among the tags."""
+        return tuple(tag for tag in self.tags if isinstance(tag, Comid))
+
+
+@dataclass(frozen=True)
+class VerifiedCorim:
+    """A CoRIM after step 6."""
+
+    corim: Corim
+    signer: str
+    """Whose key it was, by the caller's name for it."""
+    signer_name: str | None
+    """What the signer calls itself."""
+    signer_uri: str | None
+    not_before: int | None
+    """The narrowest of all validities in it, seconds since 1970."""
+    not_after: int | None
+    """The last second."""
+
+
+@dataclass(frozen=True)
+class SignedCorim:
+    """A CoRIM after step 2: well-formed outside, and verified by nobody yet."""
+
+    message: cose.Sign1
+
+    def verify(self, anchors: Mapping[str, cose.PublicKey], now: int) -> VerifiedCorim:
+        """
+        Steps 3 to 6.
+
+        Args:
+            anchors: The keys that the caller trusts, by a name for each.
+            now: The moment of evaluation, seconds since 1970.
+
+        Raises:
+            ReferenceValueError: naming the step's trouble.
+        """
+        # 3. The signature.
+        signer = self._signer(anchors)
+        # 4. The signer's own validity.
+        name, uri, validities = _signer_of(self.message.header)
+        for what, validity in validities:
+            _check_validity(what, validity, now)
+        # 5. The payload.
+        corim = read_unsigned(self.message.payload)
+        # 6. The validity of the reference values.
+        validities = [*validities, ("rim-validity", (corim.not_before, corim.not_after))]
+        _check_validity(*validities[-1], now)
+        return VerifiedCorim(
+            corim=corim,
+            signer=signer,
+            signer_name=name,
+            signer_uri=uri,
+            not_before=max((start for _, (start, _) in validities if start is not None), default=None),
+            not_after=min((end for _, (_, end) in validities if end is not None), default=None),
+        )
+
+    def _signer(self, anchors: Mapping[str, cose.PublicKey]) -> str:
+        tried = 0
+        for name, key in anchors.items():
+            try:
+                self.message.verify(key)
+            except SignatureError:
+                tried += 1
+            except COSEError:
+                # The key is for another algorithm than the header's.
+                continue
+            else:
+                return name
+        if not anchors:
+            raise ReferenceValueError("the signature: no trusted key is given")
+        if not tried:
+            alg = str(self.message.header[cose.ALG])[:40]
+            raise ReferenceValueError(f"the signature: by algorithm {alg}, for which no trusted key is")
+        raise ReferenceValueError(f"the signature: fits none of the {tried} trusted keys of its algorithm")
+
+
+def read_signed(data: bytes) -> SignedCorim:
+    """
+    Steps 1 and 2.
+
+    Raises:
+        ReferenceValueError: naming what is wrong.
+    """
+    # 1. The message.
+    try:
+        message = cose.Sign1.decode(
+            data, max_size=MAX_CORIM + 2 * _MAX_HEADER, deterministic=False, max_header=_MAX_HEADER
+        )
+    except (CBORError, COSEError) as error:
+        refuse("the signed CoRIM", str(error))
+    # 2. The header.
+    header = message.header
+    if _HASH_ENVELOPE & (header.keys() | message.unprotected.keys()):
+        refuse("the header", "a hash envelope, which is not supported: the payload must be the CoRIM itself")
+    if header.get(cose.CONTENT_TYPE) != CONTENT_TYPE:
+        refuse("the header", f"content type {str(header.get(cose.CONTENT_TYPE))[:80]!r}, not {CONTENT_TYPE}")
+    if _META not in header and _CWT not in header:
+        refuse("the header", "neither corim-meta (8) nor CWT claims (15) are in it")
+    return SignedCorim(message)
+
+
+_Validity = tuple[int | None, int | None]
+
+
+def _signer_of(header: Mapping[int | str, Any]) -> tuple[str | None, str | None, list[tuple[str, _Validity]]]:
+    """Name, URI and validities of the signer; where both say a name, corim-meta's."""
+    name: str | None = None
+    uri: str | None = None
+    validities: list[tuple[str, _Validity]] = []
+    if _CWT in header:
+        claims = map_of(header[_CWT], "CWT claims")
+        name = text_of(claims.get(1), "CWT claims.iss")
+        start, end = (_seconds(claims[key], "CWT claims") if key in claims else None for key in (5, 4))
+        # A claim `exp` is the first second that is too late, a `not-after` the last one in time.
+        validities.append(("CWT claims", (start, None if end is None else end - 1)))
+    if _META in header:
+        if not isinstance(header[_META], bytes):
+            refuse("corim-meta", "not bytes")
+        meta = map_of(
+            comid.decode(header[_META], "corim-meta", comid.TAGS, _MAX_HEADER), "corim-meta", (0, 1)
+        )
+        signer = map_of(meta.get(0), "corim-meta.signer")
+        name = text_of(signer.get(0), "corim-meta.signer.name")
+        if 1 in signer:
+            uri = _uri(signer[1], "corim-meta.signer.uri")
+        if 1 in meta:
+            validities.append(("corim-meta", _validity(meta[1], "corim-meta.validity")))
+    return name, uri, validities
+
+
+def _uri(value: Any, place: str) -> str:
+    if not isinstance(value, cbor2.CBORTag) or value.tag != TAG_URI:
+        refuse(place, f"not a URI, tag {TAG_URI}")
+    return text_of(value.value, place)
+
+
+def _validity(value: Any, place: str) -> _Validity:
+    raw = map_of(value, place, (0, 1))
+    if 1 not in raw:
+        refuse(place, "it has no end")
+    start, end = _time(raw[0], place) if 0 in raw else None, _time(raw[1], place)
+    if start is not None and start > end:
+        refuse(place, "it ends before it begins")
+    return start, end
+
+
+def _time(value: Any, place: str) -> int:
+    if not isinstance(value, cbor2.CBORTag) or value.tag != TAG_TIME:
+        refuse(place, f"not a time, tag {TAG_TIME}")
+    return _seconds(value.value, place)
+
+
+def _seconds(value: Any, place: str) -> int:
+    if type(value) is not int:
+        refuse(place, "not a time in whole seconds")
+    return value
+
+
+def _check_validity(what: str, validity: _Validity, now: int) -> None:
+    start, end = validity
+    if start is not None and now < start:
+        refuse(what, f"the validity has not begun: it begins at {start}, and it is {now}")
+    if end is not None and now > end:
+        refuse(what, f"expired: it ended at {end}, and it is {now}")
+
+
+def read_unsigned(data: bytes) -> Corim:
+    """
+    Read a CoRIM that nobody signed, or whose signature was verified.
+
+    Raises:
+        ReferenceValueError: naming the place, e.g. ``tags[0].triples.reference[2].measurements[1].digests``.
+    """
+    value = comid.decode(data, "the CoRIM", _TAGS, MAX_CORIM)
+    if not isinstance(value, cbor2.CBORTag) or value.tag != _TAG_CORIM:
+        refuse("the CoRIM", f"not tagged {_TAG_CORIM}")
+    raw = map_of(value.value, "the CoRIM")
+    for key, what in ((0, "id"), (1, "tags")):
+        if key not in raw:
+            refuse(what, "missing")
+    tags = list_of(raw[1], "tags")
+    if len(tags) > MAX_TAGS:
+        refuse("tags", f"{len(tags)} of them, and at most {MAX_TAGS} are read")
+    start, end = _validity(raw[4], "rim-validity") if 4 in raw else (None, None)
+    return Corim(
+        id=comid.identifier_of(raw[0], "id"),
+        tags=tuple(_tag(tag, f"tags[{number}]") for number, tag in enumerate(tags)),
+        profile=_profile(raw[3]) if 3 in raw else None,
+        not_before=start,
+        not_after=end,
+        extra={key: each for key, each in raw.items() if key not in (0, 1, 3, 4)},
+    )
+
+
+def _tag(value: Any, place: str) -> Comid | cbor2.CBORTag:
+    if not isinstance(value, cbor2.CBORTag) or value.tag not in (_TAG_COSWID, _TAG_COMID, _TAG_COTL):
+        refuse(place, "not a tag of a CoSWID, CoMID or CoTL (505, 506, 508)")
+    if not isinstance(value.value, bytes):
+        refuse(place, "the tag is not over bytes")
+    return comid.read(value.value, place) if value.tag == _TAG_COMID else value
+
+
+def _profile(value: Any) -> str | cbor2.CBORTag:
+    if isinstance(value, cbor2.CBORTag) and value.tag == comid.TAG_OID and isinstance(value.value, bytes):
+        return value
+    return _uri(value, "profile")
+
+
+def encode(corim: Corim) -> bytes:
+    """
+    A CoRIM in deterministic CBOR, tagged 501.
+
+    Raises:
+        ReferenceValueError: a value that could not be read again, with its place.
+    """
+    raw: dict[int | str, Any] = {0: corim.id}
+    if corim.profile is not None:
+        tagged = isinstance(corim.profile, str)
+        raw[3] = cbor2.CBORTag(TAG_URI, corim.profile) if tagged else corim.profile
+    if (corim.not_before, corim.not_after) != (None, None):
+        raw[4] = _validity_value(corim.not_before, corim.not_after)
+    place = "the CoRIM"
+    try:
+        raw[1] = []
+        for number, tag in enumerate(corim.tags):
+            place = f"tags[{number}]"
+            raw[1].append(cbor2.CBORTag(_TAG_COMID, comid.encode(tag)) if isinstance(tag, Comid) else tag)
+        place = "the CoRIM"
+        data = cbor.encode(cbor2.CBORTag(_TAG_CORIM, comid.joined(raw, corim.extra, place)))
+    except CBORError as error:
+        refuse(place, str(error))
+    # One place says what a CoRIM may be: what we would refuse of others we do not write either.
+    read_unsigned(data)
+    return data
+
+
+def _validity_value(start: int | None, end: int | None) -> dict[int, Any]:
+    return {key: cbor2.CBORTag(TAG_TIME, value) for key, value in ((0, start), (1, end)) if value is not None}
+
+
+def sign(
+    corim: Corim,
+    key: cose.Signer,
+    *,
+    signer: str,
+    uri: str | None = None,
+    not_before: int | None = None,
+    not_after: int | None = None,
+) -> bytes:
+    """
+    A signed CoRIM (§4.2), by what `read_signed` and `SignedCorim.verify` ask.
+
+    Args:
+        corim: What is signed.
+        key: By which algorithm says the key.
+        signer: The signer's name.
+        uri: Where the signer is known.
+        not_before: Of the signature's validity, seconds since 1970.
+        not_after: Its last second; without it the signature has none, and may have no *not_before*.
+
+    Raises:
+        ReferenceValueError: a value that could not be read again.
+    """
+    meta: dict[int, Any] = {0: {0: signer} if uri is None else {0: signer, 1: cbor2.CBORTag(TAG_URI, uri)}}
+    if (not_before, not_after) != (None, None):
+        meta[1] = _validity_value(not_before, not_after)
+    payload = encode(corim)
+    try:
+        header = {cose.CONTENT_TYPE: CONTENT_TYPE, _META: cbor.encode(meta)}
+        message = cose.sign(payload, key, header=header)
+    except CBORError as error:
+        refuse("corim-meta", str(error))
+    # As in `encode`.
+    _signer_of(read_signed(message).message.header)
+    return message
+
+
+def from_document(
+    document: Document,
+    *,
+    id: str | None = None,  # noqa: A002  # the draft's own word
+    not_before: int | None = None,
+    not_after: int | None = None,
+) -> Corim:
+    """
+    A reference value in our own profile: `to_documents` gives the same document again.
+
+    Args:
+        document: Any that is valid.
+        id: The CoRIM's; the document's digest if not given.
+        not_before: Of rim-validity, seconds since 1970.
+        not_after: Its last second.
+
+    Raises:
+        ReferenceValueError: the document has more values than CBOR of ours may have.
+    """
+    rest: dict[str, Any] = msgspec.to_builtins(document)
+    del rest["model"], rest["files"]
+    try:
+        digest = document.digest
+        # Lists and texts as they are read back, so that equal documents give equal values.
+        rest = cbor.decode(cbor.encode(rest), max_size=MAX_CORIM)
+        files = tuple(comid.measurement_of(file) for file in document.files)
+    except (CBORError, ValueError) as error:
+        raise ReferenceValueError(f"{document.model}: {error}") from None
+    whole = Measurement(mkey=_WHOLE, extra={comid.NAME: document.model, _REST: rest})
+    triple = ReferenceTriple(Environment(model=document.model), (*files, whole))
+    return Corim(
+        id=digest if id is None else id,
+        tags=(Comid(tag_id=digest, reference=(triple,)),),
+        profile=PROFILE,
+        not_before=not_before,
+        not_after=not_after,
+    )
+
+
+def to_documents(corim: Corim, model: str | None = None) -> tuple[Document, ...]:
+    """
+    The reference values in a CoRIM, a document for each model.
+
+    Of our own profile nothing is lost.  Of any other, a reference triple becomes the files
+    of its class's model, by the text keys of its measurements; triples of no model are
+    left out.  What a manifest could not be held against is refused, never dropped.
+
+    Args:
+        corim: As verified.
+        model: Only this one; where another's CoRIM has a single triple, the name that it gets.
+
+    Raises:
+        ReferenceValueError: a value that no manifest can hold, by its place; a model that
+            stands in it twice; no model, or not the one asked for.
+    """
+    own = corim.profile == PROFILE
+    documents = tuple(_own(corim) if own else _foreign(corim, model))
+    if own and model is not None:
+        documents = tuple(document for document in documents if document.model == model)
+    for name, count in Counter(document.model for document in documents).items():
+        if count > 1:
+            raise ReferenceValueError(f"the model {name} stands in it twice")
+    if not documents:
+        wanted = "no model" if model is None else f"no model {model[:80]!r}"
+        raise ReferenceValueError(f"there are reference values of {wanted} in the CoRIM")
+    return documents
+
+
+def _own(corim: Corim) -> Iterator[Document]:
+    for number, tag in enumerate(corim.tags):
+        place = f"tags[{number}]"
+        if not isinstance(tag, Comid) or len(tag.reference) != 1 or tag.triples:
+            refuse(place, "our profile has one CoMID a model, with one reference triple and no other")
+        triple = tag.reference[0]
+        place = f"{place}.triples.reference[0]"
+        name = triple.environment.model
+        if name is None or triple.environment != Environment(model=name):
+            refuse(f"{place}.environment", "our profile has the class's model, and nothing else")
+        *files, whole = triple.measurements
+        if type(whole.mkey) is not int or whole.mkey != _WHOLE or whole.extra.keys() != {comid.NAME, _REST}:
+            refuse(
+                f"{place}.measurements",
+                "the last one is not of the model as a whole (mkey 0, mval 11 and -2)",
+            )
+        rest = whole.extra[_REST]
+        if whole.extra[comid.NAME] != name or whole.digests or whole.authorized or not isinstance(rest, dict):
+            refuse(f"{place}.measurements[{len(files)}]", f"not of the model {name[:80]!r} as a whole")
+        if {"model", "files"} & rest.keys():
+            refuse(f"{place}.measurements[{len(files)}]", "mval -2 has the model or its files again")
+        yield _document(
+            {
+                "model": name,
+                "files": [comid.own_file(each, f"{place}.measurements[{n}]") for n, each in enumerate(files)],
+                **rest,
+            },
+            place,
+        )
+
+
+def _foreign(corim: Corim, model: str | None) -> Iterator[Document]:
+    triples = [
+        (f"tags[{number}].triples.reference[{index}]", triple)
+        for number, tag in enumerate(corim.tags)
+        if isinstance(tag, Comid)
+        for index, triple in enumerate(tag.reference)
+    ]
+    alone = model is not None and len(triples) == 1
+    for place, triple in triples:
+        environment = triple.environment
+        name = model if alone else environment.model
+        if name is None or (model is not None and name != model):
+            continue
+        if environment.instance is not None or environment.group is not None:
+            refuse(f"{place}.environment", "of one instance or group, and manifests cannot hold it")
+        files = [
+            comid.foreign_file(each, f"{place}.measurements[{n}]")
+            for n, each in enumerate(triple.measurements)
+        ]
+        yield _document({"model": name, "files": files}, place)
+
+
+def _document(raw: dict[str, Any], place: str) -> Document:
+    try:
+        return msgspec.convert(raw, type=Document)
+    except (ValueError, TypeError) as error:
+        # msgspec's ValidationError is a ValueError; a tag in it is a TypeError.
+        refuse(place, f"not a reference value: {str(error)[:200]}")

@@ -1,0 +1,349 @@
+"""Policies: published, tried, rolled out in steps, taken back; and emergency blocks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from verifier import trial
+from verifier.errors import RequestError
+from verifier.policy import admission, diff
+from verifier.policy import bundle as bundles
+from verifier.policy.engine import Limits, opened
+from verifier.policy.rollout import Rollout
+from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
+from verifier.service.inforce import StoredLookup
+from verifier.service.state import Service, service_of
+from verifier.store import policies, recordings, references, shadows
+from verifier.store.database import Row, Tx
+from verifier.store.policies import Who
+from verifier.store.recordings import Window
+
+_Name = Annotated[str, Meta(min_length=1, max_length=128)]
+_Text = Annotated[str, Meta(min_length=1, max_length=2000)]
+MAX_TRIAL: Final = 200_000
+"""Recordings that one trial may be of: more are for the command line, beside the service."""
+
+
+class WhoBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who, and why."""
+
+    actor: _Name
+    reason: _Text
+
+    def who(self) -> Who:
+        """As the store keeps it."""
+        return Who(self.actor, self.reason)
+
+
+class _ShareBody(WhoBody, frozen=True):
+    permille: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class _RollbackBody(WhoBody, frozen=True):
+    to: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+
+
+class _BlockBody(WhoBody, frozen=True):
+    kind: Annotated[str, Meta(max_length=32)]
+    value: Annotated[str, Meta(max_length=512)]
+
+
+class _TrialBody(WhoBody, frozen=True):
+    nodes: Annotated[tuple[_Name, ...], Meta(max_length=500)] = ()
+    operator: _Name | None = None
+    since: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+    """Seconds since 1970."""
+    until: Annotated[int, Meta(ge=0, le=1 << 40)] = 1 << 40
+    newest_only: bool = False
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [
+        web.get("/api/v1/policies", list_policies),
+        web.post("/api/v1/policies", publish),
+        web.get("/api/v1/policies/rollout", show_rollout),
+        web.get("/api/v1/policies/history", history),
+        web.post("/api/v1/policies/rollback", rollback),
+        web.get("/api/v1/policies/blocks", list_blocks),
+        web.post("/api/v1/policies/blocks", block),
+        web.post("/api/v1/policies/blocks/{id}/lift", lift),
+        web.delete("/api/v1/policies/shadow", end_shadow),
+        web.get("/api/v1/policies/{policy}", show),
+        web.get("/api/v1/policies/{policy}/bundle", archive),
+        web.get("/api/v1/policies/{policy}/diff/{other}", compare),
+        web.get("/api/v1/policies/{policy}/shadow", shadow_report),
+        web.post("/api/v1/policies/{policy}/trial", try_out),
+        web.post("/api/v1/policies/{policy}/shadow", shadow),
+        web.post("/api/v1/policies/{policy}/canary", canary),
+        web.post("/api/v1/policies/{policy}/promote", promote),
+    ]
+
+
+async def list_policies(request: web.Request) -> web.Response:
+    """All policies, the newest first, and where each stands."""
+    async with service_of(request).db.read() as tx:
+        rows = await policies.every(tx)
+        rollout = await policies.rollout(tx)
+    return json_response({"policies": [to_wire(row, rollout) for row in rows]})
+
+
+async def publish(request: web.Request) -> web.Response:
+    """
+    Take a bundle, a zip archive signed by an author: linted and tested before it is kept.
+
+    ``?actor=…&reason=…`` say who publishes it and why.
+    """
+    service = service_of(request)
+    require_bearer(request, service.admin_token)
+    who = Who(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
+    body = await read_body(request, bundles.MAX_ARCHIVE)
+    # Unpacking and parsing: others must not wait for it.
+    bundle, envelope = await asyncio.to_thread(bundles.read_archive, body)
+    signer = bundles.verify(bundle, envelope, service.authors)
+    passed = await admission.check(bundle)
+    assert envelope is not None
+    async with service.db.write() as tx:
+        fresh = await policies.publish(tx, bundle, envelope, signer, who, service.now_ms())
+    answer = {
+        "policy": bundle.id,
+        "digest": bundle.digest,
+        "signer": signer,
+        "tests": len(passed.report.tests),
+        "coverage": round(passed.report.coverage, 1),
+        "warnings": [str(finding) for finding in passed.inspection.findings],
+    }
+    headers = {"Location": f"/api/v1/policies/{bundle.digest}"}
+    return json_response(answer, status=201 if fresh else 200, headers=headers)
+
+
+async def show(request: web.Request) -> web.Response:
+    """One policy: who made it, where it stands, and the digest of each of its files."""
+    service = service_of(request)
+    async with service.db.read() as tx:
+        row = await policies.find(tx, request.match_info["policy"])
+        rollout = await policies.rollout(tx)
+        bundle = await service.inforce.bundle(tx, row["digest"])
+    return json_response({**to_wire(row, rollout), "files": sorted(bundle.files)})
+
+
+async def archive(request: web.Request) -> web.Response:
+    """The bundle as it was published, signature and all."""
+    async with service_of(request).db.read() as tx:
+        row = await policies.find(tx, request.match_info["policy"])
+    return web.Response(
+        body=row["archive"], content_type="application/zip", headers={"ETag": f'"{row["digest"]}"'}
+    )
+
+
+async def compare(request: web.Request) -> web.Response:
+    """What `other` means differently than the policy."""
+    service = service_of(request)
+    require_bearer(request, service.admin_token)
+    async with service.db.read() as tx:
+        digests = [(await policies.find(tx, request.match_info[n]))["digest"] for n in ("policy", "other")]
+        old, new = [await service.inforce.bundle(tx, digest) for digest in digests]
+    found = diff.compare(old, await admission.inspect(old), new, await admission.inspect(new))
+    return json_response({"differences": msgspec.to_builtins(found)})
+
+
+async def show_rollout(request: web.Request) -> web.Response:
+    """What is active, what judges a share of the nodes, what is asked beside."""
+    async with service_of(request).db.read() as tx:
+        rollout = await policies.rollout(tx)
+        rows = {row["digest"]: row["id"] for row in await policies.every(tx)}
+    assert rollout is not None
+    return json_response(rollout_to_wire(rollout, rows))
+
+
+async def history(request: web.Request) -> web.Response:
+    """Every change with who and why, the newest first; ``before`` and ``limit`` page through it."""
+    before = integer(request, "before", default=1 << 53, low=1, high=1 << 53)
+    limit = integer(request, "limit", default=100, low=1, high=500)
+    async with service_of(request).db.read() as tx:
+        rows = await policies.history(tx, before, limit)
+    following = rows[-1]["seq"] if len(rows) == limit else None
+    return json_response({"changes": [change_to_wire(row) for row in rows], "next": following})
+
+
+async def try_out(request: web.Request) -> web.Response:
+    """Judge recorded evidence anew under the policy, and say what would change."""
+    service = service_of(request)
+    require_bearer(request, service.admin_token)
+    given = parse_json(await read_body(request, MAX_JSON), _TrialBody)
+    window = Window(given.nodes, given.operator, given.since * 1000, given.until * 1000, given.newest_only)
+    async with service.db.read() as tx:
+        row = await policies.find(tx, request.match_info["policy"])
+        bundle = await service.inforce.bundle(tx, row["digest"])
+        many = await recordings.count(tx, window)
+    if many > MAX_TRIAL:
+        raise RequestError(
+            f"{many} recordings, more than {MAX_TRIAL}: narrow the window, or use the command line"
+        )
+    policy = service.config.policy
+    async with opened(bundle, Limits(1, policy.timeout_s, policy.memory_mib << 20)) as pool:
+        replay = trial.Replay(bundle, pool.evaluate, StoredLookup(service.db, service.inforce))
+        report = await trial.run(recordings.pages(service.db, window), replay, bundle.id)
+    wire = report.to_wire()
+    detail = {name: value for name, value in wire.items() if name != "changes"}
+    async with service.db.write() as tx:
+        await policies.note(tx, "trial", bundle.digest, given.who(), service.now_ms(), detail)
+    return json_response(wire)
+
+
+async def shadow(request: web.Request) -> web.Response:
+    """Ask the policy beside the others."""
+    given = await _who(request, WhoBody)
+    return await _move(request, "shadow", given.who())
+
+
+async def end_shadow(request: web.Request) -> web.Response:
+    """Ask no policy beside the others any more."""
+    given = await _who(request, WhoBody)
+    service = service_of(request)
+    async with service.db.write() as tx:
+        rollout = await policies.move(tx, "shadow", None, given.who(), service.now_ms())
+    return json_response(rollout_to_wire(rollout, {}))
+
+
+async def shadow_report(request: web.Request) -> web.Response:
+    """What would have differed under the policy while it was the shadow."""
+    service = service_of(request)
+    require_bearer(request, service.admin_token)
+    async with service.db.read() as tx:
+        row = await policies.find(tx, request.match_info["policy"])
+        report = await shadows.report(tx, row["digest"])
+    if report is None:
+        raise RequestError("the policy was never a shadow", code="request.not-found")
+    return json_response(report)
+
+
+async def canary(request: web.Request) -> web.Response:
+    """Let the policy judge a share of the nodes."""
+    given = await _who(request, _ShareBody)
+    return await _move(request, "canary", given.who(), permille=given.permille)
+
+
+async def promote(request: web.Request) -> web.Response:
+    """Let the policy judge all nodes."""
+    given = await _who(request, WhoBody)
+    return await _move(request, "promote", given.who())
+
+
+async def rollback(request: web.Request) -> web.Response:
+    """End the canary, or go back to the policy that was active before, or to one that is named."""
+    given = await _who(request, _RollbackBody)
+    service = service_of(request)
+    async with service.db.write() as tx:
+        digest = None
+        if given.to is not None:
+            digest = (await policies.find(tx, given.to))["digest"]
+        rollout = await policies.move(tx, "rollback", digest, given.who(), service.now_ms())
+        rows = {row["digest"]: row["id"] for row in await policies.every(tx)}
+    return json_response(rollout_to_wire(rollout, rows))
+
+
+async def _who(request: web.Request, kind: type[Any]) -> Any:
+    require_bearer(request, service_of(request).admin_token)
+    return parse_json(await read_body(request, MAX_JSON), kind)
+
+
+async def _move(request: web.Request, action: str, who: Who, *, permille: int = 0) -> web.Response:
+    service = service_of(request)
+    async with service.db.write() as tx:
+        rollout = await move(tx, service, action, request.match_info["policy"], who, permille=permille)
+        rows = {row["digest"]: row["id"] for row in await policies.every(tx)}
+    return json_response(rollout_to_wire(rollout, rows))
+
+
+async def move(tx: Tx, service: Service, action: str, name: str, who: Who, *, permille: int = 0) -> Rollout:
+    """A step of the rollout; what a policy brings along is known from then on."""
+    row = await policies.find(tx, name)
+    bundle = await service.inforce.bundle(tx, row["digest"])
+    if action in ("canary", "promote"):
+        await references.announce(tx, bundle.documents, service.now_ms())
+    return await policies.move(tx, action, row["digest"], who, service.now_ms(), permille=permille)
+
+
+async def list_blocks(request: web.Request) -> web.Response:
+    """What is blocked now."""
+    async with service_of(request).db.read() as tx:
+        rows = await policies.live_blocks(tx)
+    found = [
+        {**{n: row[n] for n in ("id", "kind", "value")}, "since": row["added_ms"] // 1000} for row in rows
+    ]
+    return json_response({"blocks": found})
+
+
+async def block(request: web.Request) -> web.Response:
+    """Block a digest, an engine's version or a device, at once and for all nodes."""
+    given = await _who(request, _BlockBody)
+    service = service_of(request)
+    async with service.db.write() as tx:
+        block_id = await policies.block(tx, given.kind, given.value, given.who(), service.now_ms())
+    return json_response({"block": block_id}, status=201)
+
+
+async def lift(request: web.Request) -> web.Response:
+    """Lift a block, at once."""
+    given = await _who(request, WhoBody)
+    service = service_of(request)
+    async with service.db.write() as tx:
+        await policies.unblock(tx, request.match_info["id"], given.who(), service.now_ms())
+    return web.Response(status=204)
+
+
+def to_wire(row: Row, rollout: Rollout | None) -> dict[str, Any]:
+    """A policy as people see it."""
+    shown = ("digest", "name", "version", "author", "description", "signer")
+    return {
+        "policy": row["id"],
+        **{name: row[name] for name in shown},
+        "published": row["added_ms"] // 1000,
+        "state": state_of(row["digest"], rollout),
+    }
+
+
+def state_of(digest: str, rollout: Rollout | None) -> str:
+    """Where a policy stands: active, canary, shadow or published."""
+    if rollout is None:
+        return "published"
+    places = {rollout.shadow: "shadow", rollout.canary: "canary", rollout.active: "active"}
+    return places.get(digest, "published")
+
+
+def rollout_to_wire(rollout: Rollout, ids: dict[str, str]) -> dict[str, Any]:
+    """The rollout as people see it, by ids where they are known."""
+
+    def name(digest: str | None) -> str | None:
+        return None if digest is None else ids.get(digest, digest)
+
+    return {
+        "active": name(rollout.active),
+        "canary": name(rollout.canary),
+        "permille": rollout.permille,
+        "shadow": name(rollout.shadow),
+        "generation": rollout.generation,
+    }
+
+
+def change_to_wire(row: Row) -> dict[str, Any]:
+    """A change as people see it."""
+    return {
+        "seq": row["seq"],
+        "at": row["at_ms"] // 1000,
+        "actor": row["actor"],
+        "reason": row["reason"],
+        "action": row["action"],
+        "subject": row["subject"],
+        "detail": msgspec.json.decode(row["detail"]),
+        "active": row["active"],
+        "canary": row["canary"],
+        "permille": row["permille"],
+        "shadow": row["shadow"],
+    }

@@ -1,0 +1,204 @@
+"""Reference values: listed, added, put in force, withdrawn; and where they disagree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from attester.cose import PublicKey
+from verifier.errors import RequestError
+from verifier.references import conflicts, corim, handwritten, measured
+from verifier.references.measured import Document
+from verifier.schemes.base import ModelReference
+from verifier.service.http import MAX_JSON, json_response, parse_json, read_body, require_bearer
+from verifier.service.policies import WhoBody
+from verifier.service.state import service_of
+from verifier.store import references
+from verifier.store.database import Row
+from verifier.store.policies import Who
+from verifier.store.references import Provenance
+
+MAX_DOCUMENT: Final = 64 << 20
+CORIM: Final = "application/rim+cose"
+_DOCUMENT: Final = "application/json"
+_YAML: Final = "application/yaml"
+
+
+class _ActivateBody(WhoBody, frozen=True):
+    grace_s: Annotated[int, Meta(ge=0, le=365 * 86400)] | None = None
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [
+        web.get("/api/v1/reference-values", list_references),
+        web.post("/api/v1/reference-values", add),
+        web.get("/api/v1/reference-values/conflicts", list_conflicts),
+        web.get("/api/v1/reference-values/{digest:[0-9a-f]{64}}", show_one),
+        web.get("/api/v1/reference-values/{digest:[0-9a-f]{64}}/corim", export),
+        web.post("/api/v1/reference-values/{digest:[0-9a-f]{64}}/activate", activate),
+        web.post("/api/v1/reference-values/{digest:[0-9a-f]{64}}/retire", retire),
+        web.get("/api/v1/reference-values/{model:.+}", show_active),
+    ]
+
+
+async def list_references(request: web.Request) -> web.Response:
+    """The values in force, without their contents; ``all=1`` for the others too, ``model`` for one model's."""
+    service = service_of(request)
+    async with service.db.read() as tx:
+        rows = await references.every(tx, request.query.get("model"))
+    everything = request.query.get("all") == "1"
+    found = [to_wire(row, service.now_ms()) for row in rows if everything or row["state"] == "active"]
+    return json_response({"reference_values": found})
+
+
+async def show_active(request: web.Request) -> web.Response:
+    """A model's value in force, with its practice challenge and answers."""
+    async with service_of(request).db.read() as tx:
+        row = await references.active(tx, request.match_info["model"])
+    return _document(row)
+
+
+async def show_one(request: web.Request) -> web.Response:
+    """A value by its digest."""
+    async with service_of(request).db.read() as tx:
+        row = await references.by_digest(tx, request.match_info["digest"])
+    return _document(row)
+
+
+def _document(row: Row | None) -> web.Response:
+    if row is None:
+        raise RequestError("no such reference value", code="request.not-found")
+    document = measured.read_document(row["document"])
+    return json_response({"digest": row["digest"], "state": row["state"], **msgspec.to_builtins(document)})
+
+
+async def export(request: web.Request) -> web.Response:
+    """A value as a CoRIM, unsigned: whoever vouches for it signs it."""
+    async with service_of(request).db.read() as tx:
+        row = await references.by_digest(tx, request.match_info["digest"])
+    if row is None:
+        raise RequestError("no such reference value", code="request.not-found")
+    document = measured.read_document(row["document"])
+    data = corim.encode(
+        corim.from_document(document, not_before=row["not_before"], not_after=row["not_after"])
+    )
+    return web.Response(body=data, content_type="application/rim+cbor")
+
+
+async def add(request: web.Request) -> web.Response:
+    """
+    Add values: a document (JSON), by hand (YAML), or a signed CoRIM of a trust anchor.
+
+    ``?actor=…&reason=…`` say who adds them and why; ``activate=1`` puts them in force at once.
+    """
+    service = service_of(request)
+    require_bearer(request, service.admin_token)
+    who = Who(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
+    limit = corim.MAX_CORIM if request.content_type == CORIM else MAX_DOCUMENT
+    body = await read_body(request, limit)
+    now_ms = service.now_ms()
+    # Up to megabytes of parsing: others must not wait for it.
+    read = await asyncio.to_thread(read_values, request.content_type, body, service.anchors, now_ms)
+    replace = request.query.get("activate") == "1"
+    added = []
+    async with service.db.write() as tx:
+        for document, provenance in read:
+            state = await references.add(
+                tx, document, provenance, who, now_ms,
+                replace=replace, grace_ms=service.config.references.grace_s * 1000,
+            )  # fmt: skip
+            added.append({"model": document.model, "digest": document.digest, "state": state})
+    return json_response({"reference_values": added}, status=201)
+
+
+def read_values(
+    kind: str, body: bytes, anchors: Mapping[str, PublicKey], now_ms: int
+) -> list[tuple[Document, Provenance]]:
+    """
+    What a body holds, by its content type.
+
+    Raises:
+        ReferenceValueError: it cannot be read, or nobody we trust has signed it.
+        RequestError: another content type.
+    """
+    match kind:
+        case "application/json":
+            document = measured.read_document(body)
+            return [(document, provenance_of(document))]
+        case "application/yaml":
+            return [(handwritten.read_yaml(body), Provenance("yaml"))]
+        case "application/rim+cose":
+            verified = corim.read_signed(body).verify(anchors, now_ms // 1000)
+            provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
+            return [(document, provenance) for document in corim.to_documents(verified.corim)]
+        case _:
+            raise RequestError(f"{kind[:80]!r}: send {_DOCUMENT}, {_YAML} or {CORIM}")
+
+
+def provenance_of(document: Document) -> Provenance:
+    """Where a document is from by its own word: whoever adds it vouches for that."""
+    if document.publisher is None:
+        return Provenance("measured")
+    return Provenance("oms", document.publisher.signer)
+
+
+async def activate(request: web.Request) -> web.Response:
+    """Put a value in force; the one before is a warning for a grace period."""
+    service = service_of(request)
+    require_bearer(request, service.admin_token)
+    given = parse_json(await read_body(request, MAX_JSON), _ActivateBody)
+    grace_s = service.config.references.grace_s if given.grace_s is None else given.grace_s
+    async with service.db.write() as tx:
+        await references.activate(
+            tx, request.match_info["digest"], given.who(), service.now_ms(), grace_ms=grace_s * 1000
+        )
+    return web.Response(status=204)
+
+
+async def retire(request: web.Request) -> web.Response:
+    """Withdraw a value, without grace."""
+    service = service_of(request)
+    require_bearer(request, service.admin_token)
+    given = parse_json(await read_body(request, MAX_JSON), WhoBody)
+    async with service.db.write() as tx:
+        await references.retire(tx, request.match_info["digest"], given.who(), service.now_ms())
+    return web.Response(status=204)
+
+
+async def list_conflicts(request: web.Request) -> web.Response:
+    """Values of one model that disagree, where both are in force or wait to be."""
+    async with service_of(request).db.read() as tx:
+        rows = await references.documents(tx, references.LIVE)
+    return json_response({"conflicts": msgspec.to_builtins(conflicts.between(by_model(rows)))})
+
+
+def by_model(rows: list[Row]) -> dict[str, list[ModelReference]]:
+    """Rows with documents, by model."""
+    found: dict[str, list[ModelReference]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(references.to_reference(row))
+    return found
+
+
+def to_wire(row: Row, now_ms: int) -> dict[str, Any]:
+    """A value as people see it, without its contents."""
+    grace = (row["grace_until_ms"] - now_ms) // 1000
+    not_after = row["not_after"]
+    return {
+        "model": row["model"],
+        "digest": row["digest"],
+        "state": row["state"],
+        "source": row["source"],
+        "signer": row["signer"],
+        "added": row["added_ms"] // 1000,
+        "not_before": row["not_before"],
+        "not_after": not_after,
+        "expires_in_s": None if not_after is None else not_after - now_ms // 1000,
+        "grace_left_s": grace if row["state"] == "superseded" and grace > 0 else None,
+    }

@@ -1,0 +1,189 @@
+"""
+Judge live results anew, as soon as a policy, a reference value or a block changes.
+
+Without it a rollback would reach routers only with the next evidence of each node, minutes
+later.  Each live result whose grounds changed is judged again from its recording and, where
+it comes to something else, replaced: with the time and the expiry that it had, for nothing
+was attested anew.  No incident follows, in either direction.  A result that cannot be judged
+again is revoked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+import structlog
+from aiohttp import web
+from prometheus_client import Counter
+
+from verifier import appraisal, trial
+from verifier.appraisal import Held
+from verifier.errors import PolicyError, StoreError
+from verifier.policy.bundle import Bundle
+from verifier.policy.rollout import Rollout
+from verifier.recording import Basis
+from verifier.service.appraiser import Appraiser, devices_of, pin_of
+from verifier.service.inforce import StoredLookup
+from verifier.service.state import Service
+from verifier.store import appraisals, nodes, recordings
+from verifier.store.appraisals import Anew, Outdated, Signed, StaleError
+
+_POLL_S: Final = 0.1
+_PAGE: Final = 200
+
+_log = structlog.get_logger("verifier")
+_rejudged = Counter(
+    "touchstone_rejudged_total", "Live results judged anew, by what became of them.", ["outcome"]
+)
+
+
+class Fate(StrEnum):
+    """What becomes of a live result without judging it to be something else."""
+
+    STANDS = "stands"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    anew: Anew
+    sign: Callable[[Held], Signed]
+
+
+class Rejudge:
+    """Follows what is in force, and brings live results up to it."""
+
+    def __init__(self, service: Service, appraiser: Appraiser) -> None:
+        self._service = service
+        self._appraiser = appraiser
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        done = -1
+        while True:
+            async with self._service.db.read() as tx:
+                rollout = await self._service.inforce.rollout(tx)
+            if rollout.generation != done:
+                try:
+                    await self.catch_up(rollout)
+                    done = rollout.generation
+                except StaleError:
+                    # A further change: begin again with that.
+                    continue
+                except (PolicyError, StoreError) as error:
+                    _log.error("live results could not be judged anew", error=str(error))
+            await asyncio.sleep(_POLL_S)
+
+    async def catch_up(self, rollout: Rollout) -> int:
+        """
+        Bring every live result up to *rollout*; returns how many were replaced or revoked.
+
+        Raises:
+            StaleError: something changed meanwhile.
+        """
+        service = self._service
+        replays: dict[str, trial.Replay] = {}
+        changed = 0
+        while True:
+            now_ms = service.now_ms()
+            async with service.db.read() as tx:
+                page = await appraisals.outdated(tx, rollout.generation, now_ms, _PAGE)
+            if not page:
+                return changed
+            changed += await self._judge_page(page, rollout, replays, now_ms)
+
+    async def _judge_page(
+        self, page: list[Outdated], rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
+    ) -> int:
+        service = self._service
+        found = await asyncio.gather(*(self._judge(known, rollout, replays, now_ms) for known in page))
+        pairs = list(zip(page, found, strict=True))
+        stands = [known for known, fate in pairs if fate is Fate.STANDS]
+        async with service.db.write() as tx:
+            if stands:
+                await appraisals.still_stands(tx, stands, rollout.generation)
+            for known, fate in pairs:
+                if isinstance(fate, _Replaced):
+                    await appraisals.replace_result(tx, fate.anew, fate.sign, now_ms)
+                    # What could not be replaced has been, by newer evidence.
+                    await appraisals.still_stands(tx, [known], rollout.generation)
+                elif fate is Fate.LOST:
+                    await appraisals.revoke_one(tx, known, now_ms)
+        for _, fate in pairs:
+            _rejudged.labels("replaced" if isinstance(fate, _Replaced) else fate).inc()
+        return len(page) - len(stands)
+
+    async def _judge(
+        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
+    ) -> Fate | _Replaced:
+        service = self._service
+        verdicts = trial.verdicts_of(known.claims)
+        models = [name.removeprefix("model/") for name in verdicts if name.startswith("model/")]
+        async with service.db.read() as tx:
+            grounds = await service.inforce.grounds(tx, known.node_id, models, now_ms)
+            if grounds.rollout.generation != rollout.generation:
+                raise StaleError
+            basis = grounds.given.basis(grounds.bundle.digest)
+            before = msgspec.json.decode(known.basis, type=Basis) if known.basis else None
+            if before == basis:
+                return Fate.STANDS
+            taken = await recordings.of_appraisal(tx, known.origin)
+            node = await nodes.by_id(tx, known.node_id)
+        if before is None or taken is None or node is None:
+            return Fate.LOST
+        if _only_blocks(before, basis) and not _touches(before, basis, taken.evidence):
+            return Fate.STANDS
+        replay = self._replay(replays, grounds.bundle)
+        judged = await replay.judge(taken, grounds.given)
+        after = judged.verdicts(taken.record.held)
+        if before.references == basis.references and not trial.compare(verdicts, after):
+            return Fate.STANDS
+        anew = Anew(
+            known, node, pin_of(judged.checked), devices_of(judged.checked), basis, rollout.generation
+        )
+
+        def sign(held: Held) -> Signed:
+            result = appraisal.conclude(
+                judged.checked, judged.outcome, judged.context, held, taken.record.terms,
+                jti=secrets.token_hex(16), policy_id=grounds.bundle.id,
+            )  # fmt: skip
+            return self._appraiser.signed(result, known.issued_ms)
+
+        return _Replaced(anew, sign)
+
+    def _replay(self, replays: dict[str, trial.Replay], bundle: Bundle) -> trial.Replay:
+        if bundle.digest not in replays:
+            service = self._service
+
+            async def evaluate(given: bytes) -> object:
+                return await service.engine.evaluate(bundle, given)
+
+            replays[bundle.digest] = trial.Replay(bundle, evaluate, StoredLookup(service.db, service.inforce))
+        return replays[bundle.digest]
+
+
+def _only_blocks(before: Basis, after: Basis) -> bool:
+    return msgspec.structs.replace(before, blocks=after.blocks) == after
+
+
+def _touches(before: Basis, after: Basis, evidence: bytes) -> bool:
+    """Whether what was blocked or lifted can be in *evidence* at all: by its bytes, for it is quick."""
+    was, now = before.blocks, after.blocks
+    held = {reference.digest for reference in after.references.values()}
+    return (
+        any(digest in held or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
+        or any(device.encode() in evidence for device in was.devices ^ now.devices)
+        or any(
+            all(part.encode() in evidence for part in engine.split("@", 1))
+            for engine in was.engines ^ now.engines
+        )
+    )
+
+
+REJUDGE: web.AppKey[Rejudge] = web.AppKey("rejudge", Rejudge)

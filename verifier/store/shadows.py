@@ -1,0 +1,86 @@
+"""What live evidence would have come to under a shadow policy: counted, and kept for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from verifier.recording import Recording
+from verifier.store.database import Tx
+from verifier.trial import Change
+
+_MAX_DIFFERENCES = 100_000
+"""Rows kept for one policy: further ones are counted in the total alone."""
+
+
+async def count(
+    tx: Tx, policy: str, taken: Recording, changes: Sequence[Change], *, failed: bool, skipped: int
+) -> None:
+    """Take in what one appraisal would have come to."""
+    await tx.execute(
+        "UPDATE shadow_counts SET appraised = appraised + 1, differing = differing + ?, failed = failed + ?,"
+        " skipped = skipped + ? WHERE policy = ?",
+        int(bool(changes)),
+        int(failed),
+        skipped,
+        policy,
+    )
+    row = (
+        await tx.one("SELECT count(*) AS n FROM shadow_differences WHERE policy = ?", policy)
+        if changes
+        else None
+    )
+    room = row is None or row["n"] < _MAX_DIFFERENCES
+    for change in changes:
+        text = msgspec.json.encode(change, order="deterministic").decode()
+        changed = await tx.execute(
+            "UPDATE shadow_differences SET count = count + 1, last_ms = ?"
+            " WHERE policy = ? AND node_id = ? AND submod = ? AND change = ?",
+            taken.at_ms,
+            policy,
+            taken.node_id,
+            change.submod,
+            text,
+        )
+        if not changed and room:
+            await tx.execute(
+                "INSERT INTO shadow_differences (policy, node_id, submod, change, count, first_ms, last_ms)"
+                " VALUES (?, ?, ?, ?, 1, ?, ?)",
+                policy,
+                taken.node_id,
+                change.submod,
+                text,
+                taken.at_ms,
+                taken.at_ms,
+            )
+
+
+async def report(tx: Tx, policy: str) -> dict[str, Any] | None:
+    """What was counted for a policy; `None` where it was never a shadow."""
+    row = await tx.one("SELECT * FROM shadow_counts WHERE policy = ?", policy)
+    if row is None:
+        return None
+    differences = await tx.all(
+        "SELECT node_id, submod, change, count, first_ms, last_ms FROM shadow_differences WHERE policy = ?"
+        " ORDER BY node_id, submod, last_ms",
+        policy,
+    )
+    changes = []
+    for found in differences:
+        change = msgspec.json.decode(found["change"], type=Change)
+        changes.append(
+            {
+                "node": found["node_id"],
+                "submod": found["submod"],
+                "direction": change.direction,
+                "from": msgspec.to_builtins(change.before),
+                "to": msgspec.to_builtins(change.after),
+                "count": found["count"],
+                "first": found["first_ms"] // 1000,
+                "last": found["last_ms"] // 1000,
+            }
+        )
+    counted = {name: row[name] for name in ("policy", "appraised", "differing", "failed", "skipped")}
+    return {**counted, "changes": changes}

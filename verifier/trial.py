@@ -1,0 +1,342 @@
+"""
+Re-appraise recorded evidence under another policy: what would change, for whom, and why.
+
+Nothing follows from it: no result, no incident, no walk is kept.  Where neither the
+thresholds nor the reference values differ from those of then, what is true stays true,
+and only the policy is asked; otherwise the evidence is examined again.  Nodes that are
+alike give equal inputs, and a policy is asked once for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from verifier import appraisal, recording, results
+from verifier.appraisal import CheckedEvidence, Held, Outcome
+from verifier.errors import PolicyError
+from verifier.policy.bundle import Bundle
+from verifier.recording import Basis, Record, Recording, ReferenceName
+from verifier.results import Tier
+from verifier.schemes.base import Blocks, Context, ModelReference, Thresholds
+
+MAX_FAILURES: Final = 100
+"""A policy that fails so often would fail for all the rest, a second each."""
+_REMEMBERED: Final = 100_000
+_ORDER: Final = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE, Tier.AFFIRMING)
+
+
+class Verdict(Struct, frozen=True):
+    """What a submodule comes to: its trust vector, and the codes of its reasons in order."""
+
+    vector: dict[str, int]
+    reasons: tuple[str, ...]
+
+    @property
+    def tier(self) -> Tier:
+        """The status that the vector allows."""
+        return results.worst(self.vector)
+
+
+class Change(Struct, frozen=True):
+    """A submodule that comes to something else; `None` where it has no verdict."""
+
+    submod: str
+    before: Verdict | None
+    after: Verdict | None
+
+    @property
+    def direction(self) -> str:
+        """``better``, ``worse``, or ``other`` where the status stays."""
+        places = [0 if v is None else _ORDER.index(v.tier) for v in (self.before, self.after)]
+        return "other" if places[0] == places[1] else "better" if places[0] < places[1] else "worse"
+
+
+class Lookup(Protocol):
+    """Where a replay finds what a recording names."""
+
+    async def bundle(self, digest: str) -> Bundle:
+        """A published policy.  Raises `PolicyError`."""
+        ...
+
+    async def reference(self, name: ReferenceName) -> ModelReference:
+        """A reference value.  Raises `PolicyError`."""
+        ...
+
+    async def active(self, model: str) -> ModelReference | None:
+        """The reference value in force for a model that no policy brings."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What of ours recorded evidence is held against, besides the policy."""
+
+    references: Mapping[str, ModelReference]
+    superseded: Mapping[str, tuple[ModelReference, ...]]
+    blocks: Blocks
+
+    def basis(self, policy: str) -> Basis:
+        """As an appraisal under *policy* would rest on it."""
+        return Basis(
+            policy=policy,
+            references={model: ReferenceName.of(r) for model, r in sorted(self.references.items())},
+            superseded={
+                model: tuple(ReferenceName.of(r) for r in earlier)
+                for model, earlier in sorted(self.superseded.items())
+            },
+            blocks=self.blocks,
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What recorded evidence comes to."""
+
+    checked: CheckedEvidence
+    outcome: Outcome
+    context: Context
+
+    def verdicts(self, held: Held) -> dict[str, Verdict]:
+        """By submodule, with what is held against the node."""
+        found = {}
+        for name, submod in self.checked.submods.items():
+            vector, findings = appraisal.judge(name, submod, self.outcome, held)
+            found[name] = Verdict(vector, tuple(finding.code for finding in findings))
+        return found
+
+
+class Replay:
+    """
+    Judges recordings under one policy.
+
+    Args:
+        bundle: The policy.
+        evaluate: Its engine, for an input as JSON.
+        lookup: Where to find what recordings name.
+    """
+
+    def __init__(
+        self, bundle: Bundle, evaluate: Callable[[bytes], Coroutine[Any, Any, Any]], lookup: Lookup
+    ) -> None:
+        self.bundle = bundle
+        self._own = bundle.references()
+        self._evaluate = evaluate
+        self._lookup = lookup
+        self._thresholds: dict[str, Thresholds] = {}
+        self._outcomes: dict[bytes, asyncio.Task[Any]] = {}
+        self.examined = 0
+        """How many were examined again, because what is true depends on what differs."""
+        self.failures = 0
+
+    async def verdicts(self, taken: Recording) -> dict[str, Verdict]:
+        """What each submodule comes to, all else as it was then."""
+        judged = await self.judge(taken, await self._given_then(taken.record))
+        return judged.verdicts(taken.record.held)
+
+    async def judge(self, taken: Recording, given: Given) -> Judged:
+        """What recorded evidence comes to under the policy; −1 where the policy fails."""
+        record = taken.record
+        context = record.context(given.references, given.superseded, self.bundle.thresholds, given.blocks)
+        if await self._is_as_then(record, given):
+            checked, question = CheckedEvidence(record.checked), taken.input
+        else:
+            self.examined += 1
+            # A millisecond or more of parsing: others must not wait for it.
+            checked = await asyncio.to_thread(recording.examine, taken, context)
+            question = checked.policy_input(context)
+        try:
+            outcome = appraisal.read_outcome(await self._outcome(question), checked.submods)
+        except PolicyError:
+            self.failures += 1
+            outcome = appraisal.malfunction(checked.submods)
+        return Judged(checked, outcome, context)
+
+    async def _is_as_then(self, record: Record, given: Given) -> bool:
+        """Whether the same things are true as when it was recorded."""
+        if record.build != results.BUILD or given.basis(record.basis.policy) != record.basis:
+            return False
+        digest = record.basis.policy
+        if digest not in self._thresholds:
+            self._thresholds[digest] = (await self._lookup.bundle(digest)).thresholds
+        return self._thresholds[digest] == self.bundle.thresholds
+
+    async def _given_then(self, record: Record) -> Given:
+        """As it was then, but for the reference values that a policy brings: of then, or this one."""
+        references = {}
+        for name in record.checked:
+            model = name.removeprefix("model/")
+            known = record.basis.references.get(model)
+            if model == name:
+                continue
+            if model in self._own:
+                references[model] = self._own[model]
+            elif known is not None and known.source != "bundle":
+                references[model] = await self._lookup.reference(known)
+            elif known is not None and (current := await self._lookup.active(model)) is not None:
+                references[model] = current
+        superseded = {
+            model: tuple([await self._lookup.reference(name) for name in names])
+            for model, names in record.basis.superseded.items()
+        }
+        return Given(references, superseded, record.basis.blocks)
+
+    async def _outcome(self, question: bytes) -> Any:
+        task = self._outcomes.get(question)
+        if task is None:
+            if len(self._outcomes) >= _REMEMBERED:
+                self._outcomes.clear()
+            task = self._outcomes[question] = asyncio.create_task(self._evaluate(question))
+        try:
+            return await asyncio.shield(task)
+        except PolicyError:
+            # It may have been the machine's fault: the next like it asks again.
+            if self._outcomes.get(question) is task:
+                del self._outcomes[question]
+            raise
+
+
+class _Reason(Struct, frozen=True):
+    code: str
+
+
+class _VerifierClaims(Struct, frozen=True):
+    reasons: tuple[_Reason, ...] = ()
+
+
+class _Appraisal(Struct, frozen=True):
+    ear_trustworthiness_vector: dict[str, int]
+    ear_verifier_claims: _VerifierClaims
+
+
+class _Claims(Struct, frozen=True):
+    submods: dict[str, _Appraisal]
+
+
+_CLAIMS: Final = msgspec.json.Decoder(_Claims)
+
+
+def verdicts_of(claims: str) -> dict[str, Verdict]:
+    """The verdicts of a result, from its claims as JSON."""
+    return {
+        name: Verdict(
+            found.ear_trustworthiness_vector, tuple(r.code for r in found.ear_verifier_claims.reasons)
+        )
+        for name, found in _CLAIMS.decode(claims).submods.items()
+    }
+
+
+def compare(before: Mapping[str, Verdict], after: Mapping[str, Verdict]) -> list[Change]:
+    """The submodules whose verdict differs, by name; the order of reasons does not matter."""
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        was, becomes = before.get(name), after.get(name)
+        if was is not None and becomes is not None:
+            same = was.vector == becomes.vector and sorted(set(was.reasons)) == sorted(set(becomes.reasons))
+            if same:
+                continue
+        changes.append(Change(name, was, becomes))
+    return changes
+
+
+@dataclass
+class Counted:
+    """One change of one node: how often, and when last (milliseconds)."""
+
+    node: str
+    change: Change
+    count: int = 0
+    last_ms: int = 0
+
+
+@dataclass
+class Report:
+    """What a trial found."""
+
+    policy: str
+    appraisals: int = 0
+    unchanged: int = 0
+    examined: int = 0
+    failures: int = 0
+    gave_up: bool = False
+    """The policy failed so often that the rest was not tried."""
+    nodes: set[str] = field(default_factory=set)
+    changes: dict[bytes, Counted] = field(default_factory=dict)
+
+    def count(self, taken: Recording, changes: Sequence[Change]) -> None:
+        """Take in one appraisal."""
+        self.appraisals += 1
+        self.unchanged += not changes
+        self.nodes.add(taken.node_id)
+        for change in changes:
+            key = taken.node_id.encode() + b" " + msgspec.json.encode(change, order="deterministic")
+            counted = self.changes.setdefault(key, Counted(taken.node_id, change))
+            counted.count += 1
+            counted.last_ms = max(counted.last_ms, taken.at_ms)
+
+    def in_order(self) -> list[Counted]:
+        """The changes by node, submodule and time."""
+        return sorted(self.changes.values(), key=lambda c: (c.node, c.change.submod, c.last_ms))
+
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON has it."""
+        directions = [c.change.direction for c in self.changes.values()]
+        return {
+            "policy": self.policy,
+            "appraisals": self.appraisals,
+            "unchanged": self.unchanged,
+            "nodes": len(self.nodes),
+            "nodes_changed": len({c.node for c in self.changes.values()}),
+            "better": directions.count("better"),
+            "worse": directions.count("worse"),
+            "other": directions.count("other"),
+            "examined": self.examined,
+            "failures": self.failures,
+            "gave_up": self.gave_up,
+            "changes": [
+                {
+                    "node": c.node,
+                    "submod": c.change.submod,
+                    "direction": c.change.direction,
+                    "from": msgspec.to_builtins(c.change.before),
+                    "to": msgspec.to_builtins(c.change.after),
+                    "count": c.count,
+                    "last": c.last_ms // 1000,
+                }
+                for c in self.in_order()
+            ],
+        }
+
+
+async def run(
+    pages: AsyncIterator[list[tuple[Recording, str]]],
+    replay: Replay,
+    policy_id: str,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """
+    Try a policy on recordings, each with the claims of its result.
+
+    Args:
+        pages: As `verifier.store.recordings.pages` gives them.
+        replay: Under the policy.
+        policy_id: As results name it.
+        progress: Called with how many were tried.
+    """
+    report = Report(policy_id)
+    async for page in pages:
+        found = await asyncio.gather(*(replay.verdicts(taken) for taken, _ in page))
+        for (taken, claims), after in zip(page, found, strict=True):
+            report.count(taken, compare(verdicts_of(claims), after))
+        report.examined, report.failures = replay.examined, replay.failures
+        if progress is not None:
+            progress(len(page))
+        if replay.failures >= MAX_FAILURES:
+            report.gave_up = True
+            break
+    return report
