@@ -59,6 +59,11 @@ def publish(home: Path, document: measured.Document) -> None:
     )
 
 
+async def in_force(tx: Tx) -> dict[str, str]:
+    row = await references.active(tx, MODEL)
+    return {} if row is None else {MODEL: row["digest"]}
+
+
 @pytest.fixture
 def home(tmp_path: Path, document: measured.Document) -> Path:
     """A verifier with the reference value of the tiny model, and nothing minted."""
@@ -121,6 +126,7 @@ def test_wide_walks_are_minted_and_taken(home: Path, model_folder: Path) -> None
             now_ms=NOW_MS,
             lifetime_ms=1000,
             wants=wants_for(node, walk=True, wide=MODEL),
+            references=await in_force(tx),
         )
         await sessions.drop(tx, found.id, NOW_MS)
         return found
@@ -227,6 +233,7 @@ def test_a_run_is_taken_up_twice_and_what_was_used_stays_used(home: Path, model_
             now_ms=NOW_MS,
             lifetime_ms=1000,
             wants=wants_for(node, walk=True),
+            references=await in_force(tx),
         )
 
     in_transaction(home, use)
@@ -358,7 +365,7 @@ def test_a_reference_value_from_a_signature_alone_mints_nothing(
 
     done = reference("export-oms", model_folder, "--private-key", private, "--out", bundle)
     assert done.exit_code == 0, done.output
-    take = ("import-oms", bundle, "--model", MODEL, "--public-key", public, "--home", home)
+    take = ("import-oms", bundle, "--model", MODEL, "--public-key", public, "--home", home, "--activate")
     done = reference(*take)
     assert (done.exit_code, "no tensors, so no walks" in done.output) == (0, True), done.output
     sentence = f"the reference value of {MODEL} has no tensors: import it with --dir"

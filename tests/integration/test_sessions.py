@@ -68,6 +68,7 @@ async def test_the_database_refuses_a_repeated_nonce(verifier) -> None:
         "now_ms": verifier.clock.ms,
         "lifetime_ms": 1000,
         "wants": (),
+        "references": {},
     }
     async with verifier.service.db.write() as tx:
         await sessions.open_session(tx, **arguments)

@@ -48,7 +48,7 @@ def test_a_plausible_device() -> None:
     """Nothing is found, everything is shown, and it stays the node's word."""
     checked = check(GOOD)
     assert codes(checked) == []
-    assert checked.facts == {
+    assert msgspec.to_builtins(checked.facts) == {
         "kind": "gpu",
         "malformed": False,
         "named": True,

@@ -22,9 +22,7 @@ from verifier.schemes.facts import ModelFacts
 
 DEFAULT = bundle.load(default_policy())
 TESTS = re.findall(r"^(test_\w+)", DEFAULT.tests[0][1], re.MULTILINE)
-GIVEN = (
-    b'{"checked": {"model/m": {"kind": "model", "manifest": "equal", "read": "right", "walk": "called"}}}'
-)
+GIVEN = b'{"checked": {"model/m": {"kind": "model", "manifest": "equal", "read": "right", "walk": "called"}}}'
 
 
 @pytest.fixture(scope="module")
