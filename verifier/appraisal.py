@@ -21,7 +21,7 @@ that is wrong at once.  A malfunction of our own is −1, never "contraindicated
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -36,7 +36,10 @@ from verifier.reasons import REASONS
 from verifier.results import Appraisal, AttestationResult, ReasonEntry, Tier, VerifierClaims
 from verifier.schemes import gpu, platform, weights
 from verifier.schemes.base import Checked, Context, Finding, Submods
-from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts, kind_of
+from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts
+
+MAX_REASONS: Final = 64
+"""Codes that a policy may give for one submodule."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ def _read_submods(token: evidence.Token) -> Submods:
     return Submods(read_ones, errors)
 
 
-def read_outcome(raw: Any, submods: Mapping[str, Checked]) -> Outcome:
+def read_outcome(raw: Any, submods: Collection[str]) -> Outcome:
     """
     Check what a policy gave, strictly.
 
@@ -248,7 +251,7 @@ def read_outcome(raw: Any, submods: Mapping[str, Checked]) -> Outcome:
         PolicyError: nothing, a submodule left out or invented, an empty vector, an unknown
             claim, a value that is not an integer of −128 … 127, an unknown reason code.
     """
-    if not isinstance(raw, dict) or raw.keys() != submods.keys():
+    if not isinstance(raw, dict) or raw.keys() != set(submods):
         raise PolicyError("the policy's outcome does not cover exactly the submodules it was given")
     vectors: dict[str, dict[str, int]] = {}
     reasons: dict[str, list[str]] = {}
@@ -263,8 +266,8 @@ def read_outcome(raw: Any, submods: Mapping[str, Checked]) -> Outcome:
                 raise PolicyError(f"{name}: unknown trust claim {str(claim)[:40]!r}")
             if type(value) is not int or not -128 <= value <= 127:
                 raise PolicyError(f"{name}: {claim} is {str(value)[:40]}, not an integer of −128 … 127")
-        if not isinstance(codes, list) or len(codes) > 64:
-            raise PolicyError(f"{name}: reasons are not a list of at most 64")
+        if not isinstance(codes, list) or len(codes) > MAX_REASONS:
+            raise PolicyError(f"{name}: reasons are not a list of at most {MAX_REASONS}")
         for code in codes:
             if not isinstance(code, str) or code not in REASONS:
                 raise PolicyError(f"{name}: unknown reason code {str(code)[:60]!r}")
@@ -279,11 +282,11 @@ _MALFUNCTION: Final = {
 }
 
 
-def malfunction(submods: Mapping[str, Checked]) -> Outcome:
+def malfunction(submods: Iterable[str]) -> Outcome:
     """The outcome where the policy failed: −1 for every claim it should have set."""
     vectors = {
-        name: dict.fromkeys(_MALFUNCTION.get(kind_of(checked.facts), ("configuration",)), -1)
-        for name, checked in submods.items()
+        name: dict.fromkeys(_MALFUNCTION.get(evidence.kind_of(name) or "", ("configuration",)), -1)
+        for name in submods
     }
     return Outcome(vectors, dict.fromkeys(submods, ("policy.failed",)))
 
@@ -326,7 +329,10 @@ def conclude(
 def _appraise(
     name: str, checked: Checked, outcome: Outcome, context: Context, held: Held, policy_id: str
 ) -> Appraisal:
-    vector, findings = judge(name, checked, outcome, held)
+    vector, added = lower(name, checked.may_affirm, checked.blocked, outcome.vectors[name], held)
+    findings = [*checked.findings, *added]
+    found = {finding.code for finding in findings}
+    findings += [Finding(code, REASONS[code].sentence) for code in outcome.reasons[name] if code not in found]
     return Appraisal(
         ear_status=results.worst(vector),
         ear_trustworthiness_vector=vector,
@@ -343,29 +349,41 @@ def _appraise(
     )
 
 
-def judge(name: str, checked: Checked, outcome: Outcome, held: Held) -> tuple[dict[str, int], list[Finding]]:
-    """One submodule's trust vector and everything found: the policy's values, only ever lowered."""
-    vector = dict(outcome.vectors[name])
-    findings = list(checked.findings)
+def lower(
+    name: str,
+    may_affirm: Mapping[str, int],
+    blocked: Mapping[str, str],
+    given: Mapping[str, int],
+    held: Held,
+) -> tuple[dict[str, int], list[Finding]]:
+    """
+    A policy's values for one submodule, only ever lowered, and a finding for each reason.
+
+    Args:
+        may_affirm: The claims that the evidence can carry to affirming.
+        blocked: The claims of which something is blocked.
+        given: What the policy gave.
+        held: What the database holds against the node.
+    """
+    vector = dict(given)
+    findings = []
     for claim, value in vector.items():
         if results.tier_of(value) is not Tier.AFFIRMING:
             continue
-        if claim in checked.may_affirm:
+        if claim in may_affirm:
             # A standard value says more than a non-standard one: −2 is the most some evidence carries.
-            if checked.may_affirm[claim] < 0 < value:
-                vector[claim] = checked.may_affirm[claim]
+            if may_affirm[claim] < 0 < value:
+                vector[claim] = may_affirm[claim]
         else:
             vector[claim] = -33
             findings.append(Finding("policy.ceiling", f"{claim} {value} is more than this evidence carries"))
-    for claim, what in checked.blocked.items():
+    for claim, what in blocked.items():
         vector[claim] = 96
         findings.append(Finding("policy.blocked", what))
     if name == platform.SUBMOD:
         for finding in _held_findings(held):
             vector["instance-identity"] = 96
             findings.append(finding)
-    found = {finding.code for finding in findings}
-    findings += [Finding(code, REASONS[code].sentence) for code in outcome.reasons[name] if code not in found]
     return vector, findings
 
 

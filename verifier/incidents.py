@@ -9,8 +9,9 @@ Pure: the store asks, in the transaction that inserts a result, what to do.
 
 Only a person leaves quarantine.  `suspected` holds nobody: right after a change of ours
 (reference, batch of challenges) a failing node may be right and we wrong, so a finding
-waits for someone else to pass at the same reference or batch, or for the window to end;
-its result fails in any case (docs/adr/0004-blast-radius.md).
+waits for someone else to pass at the same reference or batch, or for the window to end.
+What nobody has ever passed quarantines nobody: it is a review of what is ours.  Results
+fail in any case (docs/adr/0004-blast-radius.md, 0014).
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class Tally:
     passed: frozenset[str]
     """Operators, not nodes: one with many nodes has one voice."""
     since_ms: int
+    reviewed: bool = False
+    """A review of the cause is open: a person looks at what of ours it is."""
 
 
 class Weight(StrEnum):
@@ -139,14 +142,15 @@ def weigh(tally: Tally, operator: str, now_ms: int) -> Weight:
     """
     Whether a serious finding about *operator*'s node quarantines it.
 
-    Three operators failing, and no fewer than pass, soon after a change: we are the likelier
-    culprit.  Soon after a change and nobody else has passed yet: too early to tell.
+    Three operators failing, and no fewer than pass, soon after a change or while a person looks
+    at it: we are the likelier culprit.  Soon after a change and nobody else has passed yet: too
+    early to tell.  Nobody has ever passed: nothing shows that ours is right.
     """
-    if now_ms - tally.since_ms > BLAST_WINDOW_MS:
-        return Weight.QUARANTINE
     failed = tally.failed | {operator}
-    if len(failed) >= BLAST_OPERATORS and len(failed) >= len(tally.passed):
+    many = len(failed) >= BLAST_OPERATORS and len(failed) >= len(tally.passed)
+    young = now_ms - tally.since_ms <= BLAST_WINDOW_MS
+    if many and (young or tally.reviewed):
         return Weight.REFERENCE_SUSPECT
-    if tally.passed - {operator}:
-        return Weight.QUARANTINE
-    return Weight.SUSPECT
+    if young:
+        return Weight.QUARANTINE if tally.passed - {operator} else Weight.SUSPECT
+    return Weight.QUARANTINE if tally.passed else Weight.REFERENCE_SUSPECT

@@ -103,16 +103,46 @@ class Record(Struct, frozen=True):
         )
 
 
+class SubmodGist(Struct, frozen=True):
+    """Of one submodule, what a policy can change, and what it came to."""
+
+    may_affirm: dict[str, int]
+    blocked: dict[str, str]
+    found: tuple[str, ...]
+    """Codes of what the scheme found."""
+    vector: dict[str, int]
+    reasons: tuple[str, ...]
+    """Codes of all reasons."""
+
+
+class Gist(Struct, frozen=True):
+    """The little of a recording that a trial needs where the same things are true."""
+
+    build: str
+    policy: str
+    references: dict[str, ReferenceName]
+    held: Held
+    submods: dict[str, SubmodGist]
+
+
 @dataclass(frozen=True)
-class Recording:
-    """A recording as kept."""
+class Taken:
+    """What a trial reads of a recording first, and mostly at all."""
 
     appraisal_id: str
     node_id: str
     at_ms: int
-    evidence: bytes
     input: bytes
     """The policy's input of then."""
+    gist: Gist
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The whole of a recording."""
+
+    evidence: bytes
+    input: bytes
     record: Record
 
 
@@ -143,12 +173,36 @@ def record_of(
     )
 
 
+def gist_of(record: Record, result: AttestationResult) -> Gist:
+    """The gist of a record and the result that it came to."""
+    submods = {}
+    for name, checked in record.checked.items():
+        found = result.submods[name]
+        submods[name] = SubmodGist(
+            may_affirm=dict(checked.may_affirm),
+            blocked=dict(checked.blocked),
+            found=tuple(finding.code for finding in checked.findings),
+            vector=found.ear_trustworthiness_vector,
+            reasons=tuple(reason.code for reason in found.ear_verifier_claims.reasons),
+        )
+    return Gist(record.build, record.basis.policy, record.basis.references, record.held, submods)
+
+
 def pack(record: Record) -> bytes:
     """A record's bytes: JSON, compressed."""
     return zlib.compress(msgspec.json.encode(record), 1)
 
 
 _DECODER: Final = msgspec.json.Decoder(Record)
+_GIST: Final = msgspec.json.Decoder(Gist)
+
+
+def read_gist(text: str) -> Gist:
+    """Read a gist.  Raises `StoreError`."""
+    try:
+        return _GIST.decode(text)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StoreError(f"a recording cannot be read: {str(error)[:200]}") from None
 
 
 def unpack(data: bytes) -> Record:

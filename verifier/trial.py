@@ -10,7 +10,7 @@ alike give equal inputs, and a policy is asked once for each.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -21,13 +21,14 @@ from verifier import appraisal, recording, results
 from verifier.appraisal import CheckedEvidence, Held, Outcome
 from verifier.errors import PolicyError
 from verifier.policy.bundle import Bundle
-from verifier.recording import Basis, Record, Recording, ReferenceName
+from verifier.policy.engine import decode
+from verifier.recording import Basis, Gist, Record, Recording, ReferenceName, Taken
 from verifier.results import Tier
 from verifier.schemes.base import Blocks, Context, ModelReference, Thresholds
 
 MAX_FAILURES: Final = 100
 """A policy that fails so often would fail for all the rest, a second each."""
-_REMEMBERED: Final = 100_000
+_REMEMBERED: Final = 20_000
 _ORDER: Final = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE, Tier.AFFIRMING)
 
 
@@ -72,6 +73,10 @@ class Lookup(Protocol):
         """The reference value in force for a model that no policy brings."""
         ...
 
+    async def recording(self, appraisal_id: str) -> Recording:
+        """The whole of a recording.  Raises `StoreError` where it is no longer kept."""
+        ...
+
 
 @dataclass(frozen=True)
 class Given:
@@ -104,11 +109,30 @@ class Judged:
 
     def verdicts(self, held: Held) -> dict[str, Verdict]:
         """By submodule, with what is held against the node."""
-        found = {}
-        for name, submod in self.checked.submods.items():
-            vector, findings = appraisal.judge(name, submod, self.outcome, held)
-            found[name] = Verdict(vector, tuple(finding.code for finding in findings))
-        return found
+        return {
+            name: _verdict(
+                name, c.may_affirm, c.blocked, [finding.code for finding in c.findings], self.outcome, held
+            )
+            for name, c in self.checked.submods.items()
+        }
+
+
+def _verdict(
+    name: str,
+    may_affirm: Mapping[str, int],
+    blocked: Mapping[str, str],
+    found: Sequence[str],
+    outcome: Outcome,
+    held: Held,
+) -> Verdict:
+    vector, added = appraisal.lower(name, may_affirm, blocked, outcome.vectors[name], held)
+    codes = [*found, *(finding.code for finding in added)]
+    return Verdict(vector, (*codes, *(code for code in outcome.reasons[name] if code not in codes)))
+
+
+def before(taken: Taken) -> dict[str, Verdict]:
+    """What a recording came to."""
+    return {name: Verdict(submod.vector, submod.reasons) for name, submod in taken.gist.submods.items()}
 
 
 class Replay:
@@ -117,54 +141,82 @@ class Replay:
 
     Args:
         bundle: The policy.
-        evaluate: Its engine, for an input as JSON.
+        ask: Its engine: an outcome for an input, both as JSON.
         lookup: Where to find what recordings name.
     """
 
     def __init__(
-        self, bundle: Bundle, evaluate: Callable[[bytes], Coroutine[Any, Any, Any]], lookup: Lookup
+        self, bundle: Bundle, ask: Callable[[bytes], Coroutine[Any, Any, bytes]], lookup: Lookup
     ) -> None:
         self.bundle = bundle
         self._own = bundle.references()
-        self._evaluate = evaluate
+        self._ask_engine = ask
         self._lookup = lookup
         self._thresholds: dict[str, Thresholds] = {}
-        self._outcomes: dict[bytes, asyncio.Task[Any]] = {}
+        self._known: dict[bytes, bytes] = {}
+        """Outcomes by input, as JSON: many small objects would only keep the collector busy."""
+        self._asked: dict[bytes, asyncio.Task[bytes]] = {}
         self.examined = 0
         """How many were examined again, because what is true depends on what differs."""
         self.failures = 0
 
-    async def verdicts(self, taken: Recording) -> dict[str, Verdict]:
-        """What each submodule comes to, all else as it was then."""
-        judged = await self.judge(taken, await self._given_then(taken.record))
-        return judged.verdicts(taken.record.held)
+    async def verdicts(self, page: Sequence[Taken]) -> list[dict[str, Verdict]]:
+        """What each submodule of each recording comes to, all else as it was then."""
+        as_then = [await self._is_as_then(taken.gist) for taken in page]
+        outcomes = [
+            self._ask(taken.input) if same else None for taken, same in zip(page, as_then, strict=True)
+        ]
+        found = []
+        for taken, outcome in zip(page, outcomes, strict=True):
+            gist = taken.gist
+            if outcome is None:
+                judged = await self._again(taken.appraisal_id)
+                found.append(judged.verdicts(gist.held))
+                continue
+            given = await self._outcome(outcome, gist.submods)
+            found.append(
+                {
+                    name: _verdict(name, s.may_affirm, s.blocked, s.found, given, gist.held)
+                    for name, s in gist.submods.items()
+                }
+            )
+        return found
+
+    async def _again(self, appraisal_id: str) -> Judged:
+        taken = await self._lookup.recording(appraisal_id)
+        return await self.judge(taken, await self._given_then(taken.record))
 
     async def judge(self, taken: Recording, given: Given) -> Judged:
         """What recorded evidence comes to under the policy; −1 where the policy fails."""
         record = taken.record
         context = record.context(given.references, given.superseded, self.bundle.thresholds, given.blocks)
-        if await self._is_as_then(record, given):
+        same = given.basis(record.basis.policy) == record.basis
+        if same and await self._same_schemes(record.build, record.basis.policy):
             checked, question = CheckedEvidence(record.checked), taken.input
         else:
             self.examined += 1
             # A millisecond or more of parsing: others must not wait for it.
             checked = await asyncio.to_thread(recording.examine, taken, context)
             question = checked.policy_input(context)
-        try:
-            outcome = appraisal.read_outcome(await self._outcome(question), checked.submods)
-        except PolicyError:
-            self.failures += 1
-            outcome = appraisal.malfunction(checked.submods)
+        outcome = await self._outcome(self._ask(question), checked.submods)
         return Judged(checked, outcome, context)
 
-    async def _is_as_then(self, record: Record, given: Given) -> bool:
-        """Whether the same things are true as when it was recorded."""
-        if record.build != results.BUILD or given.basis(record.basis.policy) != record.basis:
-            return False
-        digest = record.basis.policy
-        if digest not in self._thresholds:
-            self._thresholds[digest] = (await self._lookup.bundle(digest)).thresholds
-        return self._thresholds[digest] == self.bundle.thresholds
+    async def _is_as_then(self, gist: Gist) -> bool:
+        """Whether the same things are true as when it was recorded, all else as it was then."""
+        for model, name in gist.references.items():
+            own = self._own.get(model)
+            if own is not None and own.digest != name.digest or own is None and name.source == "bundle":
+                return False
+        brought = any(
+            f"model/{model}" in gist.submods and model not in gist.references for model in self._own
+        )
+        return not brought and await self._same_schemes(gist.build, gist.policy)
+
+    async def _same_schemes(self, build: str, policy: str) -> bool:
+        """Whether evidence is examined as it was: by the same code, with the same thresholds."""
+        if policy not in self._thresholds:
+            self._thresholds[policy] = (await self._lookup.bundle(policy)).thresholds
+        return build == results.BUILD and self._thresholds[policy] == self.bundle.thresholds
 
     async def _given_then(self, record: Record) -> Given:
         """As it was then, but for the reference values that a policy brings: of then, or this one."""
@@ -186,19 +238,31 @@ class Replay:
         }
         return Given(references, superseded, record.basis.blocks)
 
-    async def _outcome(self, question: bytes) -> Any:
-        task = self._outcomes.get(question)
-        if task is None:
-            if len(self._outcomes) >= _REMEMBERED:
-                self._outcomes.clear()
-            task = self._outcomes[question] = asyncio.create_task(self._evaluate(question))
+    def _ask(self, question: bytes) -> asyncio.Task[bytes] | bytes:
+        """Ask the policy, unless it was asked the same before."""
+        known = self._known.get(question) or self._asked.get(question)
+        if known is None:
+            known = self._asked[question] = asyncio.create_task(self._remember(question))
+        return known
+
+    async def _remember(self, question: bytes) -> bytes:
         try:
-            return await asyncio.shield(task)
+            answer = await self._ask_engine(question)
+        finally:
+            # A failure may have been the machine's fault: the next like it asks again.
+            del self._asked[question]
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[question] = answer
+        return answer
+
+    async def _outcome(self, asked: asyncio.Task[bytes] | bytes, submods: Collection[str]) -> Outcome:
+        try:
+            answer = asked if isinstance(asked, bytes) else await asyncio.shield(asked)
+            return appraisal.read_outcome(decode(answer), submods)
         except PolicyError:
-            # It may have been the machine's fault: the next like it asks again.
-            if self._outcomes.get(question) is task:
-                del self._outcomes[question]
-            raise
+            self.failures += 1
+            return appraisal.malfunction(submods)
 
 
 class _Reason(Struct, frozen=True):
@@ -268,7 +332,7 @@ class Report:
     nodes: set[str] = field(default_factory=set)
     changes: dict[bytes, Counted] = field(default_factory=dict)
 
-    def count(self, taken: Recording, changes: Sequence[Change]) -> None:
+    def count(self, taken: Taken, changes: Sequence[Change]) -> None:
         """Take in one appraisal."""
         self.appraisals += 1
         self.unchanged += not changes
@@ -314,13 +378,13 @@ class Report:
 
 
 async def run(
-    pages: AsyncIterator[list[tuple[Recording, str]]],
+    pages: AsyncIterator[list[Taken]],
     replay: Replay,
     policy_id: str,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """
-    Try a policy on recordings, each with the claims of its result.
+    Try a policy on recordings.
 
     Args:
         pages: As `verifier.store.recordings.pages` gives them.
@@ -330,9 +394,8 @@ async def run(
     """
     report = Report(policy_id)
     async for page in pages:
-        found = await asyncio.gather(*(replay.verdicts(taken) for taken, _ in page))
-        for (taken, claims), after in zip(page, found, strict=True):
-            report.count(taken, compare(verdicts_of(claims), after))
+        for taken, after in zip(page, await replay.verdicts(page), strict=True):
+            report.count(taken, compare(before(taken), after))
         report.examined, report.failures = replay.examined, replay.failures
         if progress is not None:
             progress(len(page))

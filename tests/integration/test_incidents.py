@@ -114,13 +114,26 @@ async def test_ones_own_other_node_speaks_for_nobody(verifier, altered: Path) ->
 
 
 async def test_suspicion_becomes_quarantine_when_the_window_ends(verifier, altered: Path) -> None:
-    """Nobody passed and nobody else failed: then it was the node."""
+    """Its operator's other node passed, and nobody else failed: then it was the node."""
+    await verifier.attest(await verifier.enrol(operator="alone"))
     node = await verifier.enrol(SimulatedNode(altered), operator="alone")
     await verifier.attest(node)
     verifier.clock.forward(BLAST_WINDOW_MS / 1000 + 1)
     await sweep(verifier.service)
     (incident,) = await open_incidents(verifier)
     assert (incident["state"], incident["node"]) == ("open", node.id)
+
+
+async def test_what_nobody_ever_passed_is_reviewed_and_quarantines_nobody(verifier, altered: Path) -> None:
+    """One operator alone fails at a value that no node has met: a person looks at the value."""
+    node = await verifier.enrol(SimulatedNode(altered), operator="alone")
+    await verifier.attest(node)
+    for _ in range(2):
+        verifier.clock.forward(BLAST_WINDOW_MS / 1000 + 1)
+        await sweep(verifier.service)
+        found = await open_incidents(verifier)
+        assert {(i["kind"], i["node"]) for i in found} == {("reference-suspect", None)}
+        assert (await verifier.attest(node))["ear_status"] == "contraindicated"
 
 
 async def test_a_wrong_reference_quarantines_nobody(verifier, altered: Path, tmp_path: Path) -> None:

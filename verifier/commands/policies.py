@@ -242,7 +242,7 @@ def trial(
             bundle, published = await _find(tx, subject)
             count = await recordings.count(tx, window)
         async with opened(bundle, Limits(1, config.timeout_s, config.memory_mib << 20)) as pool:
-            replay = trials.Replay(bundle, pool.evaluate, StoredLookup(db, InForce()))
+            replay = trials.Replay(bundle, pool.ask, StoredLookup(db, InForce()))
             with progress("trying", count, quiet=as_json) as step:
                 report = await trials.run(recordings.pages(db, window), replay, bundle.id, step)
         if published:

@@ -13,7 +13,7 @@ import asyncio
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, Self
@@ -27,6 +27,7 @@ from verifier.policy.worker import MAX_FRAME, OUTCOME
 MEMORY_BYTES: Final = 1 << 29
 _START_S: Final = 30.0
 _BATCH: Final = 64
+_CHUNK: Final = 1 << 18
 _AGAIN_S: Final = 1.0
 """A bundle whose worker does not even start is not tried again sooner."""
 
@@ -41,6 +42,10 @@ class PolicyEngine(Protocol):
         Raises:
             PolicyError: it failed, took too long, or crashed.
         """
+        ...
+
+    async def ask(self, bundle: Bundle, given: bytes) -> bytes:
+        """As `evaluate`, the outcome as JSON."""
         ...
 
 
@@ -82,6 +87,10 @@ class Engines:
     async def evaluate(self, bundle: Bundle, given: bytes) -> Any:
         """As `PolicyEngine.evaluate`."""
         return await self.pool(bundle).evaluate(given)
+
+    async def ask(self, bundle: Bundle, given: bytes) -> bytes:
+        """As `PolicyEngine.ask`."""
+        return await self.pool(bundle).ask(given)
 
     def pool(self, bundle: Bundle) -> WorkerPool:
         """The pool of a bundle."""
@@ -131,15 +140,15 @@ class WorkerPool:
 
     async def evaluate(self, given: bytes) -> Any:
         """As `PolicyEngine.evaluate`."""
+        return decode(await self.ask(given))
+
+    async def ask(self, given: bytes) -> bytes:
+        """As `PolicyEngine.ask`."""
         if self._closed:
             raise PolicyError("the policy's workers were stopped")
         item = _Item(given)
         self._waiting.put_nowait(item)
-        raw = await item.outcome
-        try:
-            return msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise PolicyError(f"an outcome that cannot be read: {error}") from None
+        return await item.outcome
 
     async def _run(self) -> None:
         """One worker's life after the other."""
@@ -204,6 +213,14 @@ class WorkerPool:
             await worker.stop()
             raise
         return worker
+
+
+def decode(raw: bytes) -> Any:
+    """An outcome from its JSON.  Raises `PolicyError`."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PolicyError(f"an outcome that cannot be read: {error}") from None
 
 
 @asynccontextmanager
@@ -299,15 +316,18 @@ class Worker:
         data = b"".join(frames)
         sending = asyncio.create_task(self._send(data))
         try:
-            for item in batch:
+            waiting = iter(batch)
+            left, buffer = len(batch), bytearray()
+            while left:
+                # The time is for one evaluation: an answer is sent on at once or within moments.
                 async with _patience(timeout_s):
-                    answer = await self._frame()
-                if item.outcome.done():
-                    continue
-                if answer[:1] == OUTCOME:
-                    item.outcome.set_result(answer[1:])
-                else:
-                    _fail([item], answer[1:].decode(errors="replace"))
+                    data = await self._stdout.read(_CHUNK)
+                if not data:
+                    raise PolicyError("the policy crashed its worker")
+                buffer += data
+                for answer in _frames(buffer):
+                    _answer(next(waiting), answer)
+                    left -= 1
         finally:
             sending.cancel()
             with suppress(asyncio.CancelledError, ConnectionError):
@@ -335,6 +355,29 @@ class Worker:
             with suppress(ProcessLookupError):
                 self._process.kill()
         await self._process.wait()
+
+
+def _frames(buffer: bytearray) -> Iterator[bytes]:
+    """The whole frames at the start of *buffer*, taken out of it."""
+    place = 0
+    while len(buffer) - place >= 4:
+        size = int.from_bytes(buffer[place : place + 4], "little")
+        if size > MAX_FRAME:
+            raise PolicyError(f"an outcome of {size} bytes, more than {MAX_FRAME}")
+        if len(buffer) - place - 4 < size:
+            break
+        yield bytes(buffer[place + 4 : place + 4 + size])
+        place += 4 + size
+    del buffer[:place]
+
+
+def _answer(item: _Item, answer: bytes) -> None:
+    if item.outcome.done():
+        return
+    if answer[:1] == OUTCOME:
+        item.outcome.set_result(answer[1:])
+    else:
+        _fail([item], answer[1:].decode(errors="replace"))
 
 
 @asynccontextmanager

@@ -45,7 +45,9 @@ def main() -> None:
     os.environ["RUST_BACKTRACE"] = "0"
     import regorus
 
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    source = sys.stdin.buffer
+    # Large enough that a batch goes out at once; what is to be seen sooner is flushed.
+    sink = open(1, "wb", buffering=1 << 18, closefd=False)
     head = receive(source)
     if head is None:
         return

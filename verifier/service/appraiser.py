@@ -84,8 +84,8 @@ class Appraiser:
         )
         basis = grounds.given.basis(grounds.bundle.digest)
 
-        def record(held: Held, jti: str) -> Record:
-            return recording.record_of(context, basis, grounds.bundle.id, checked, held, terms, jti)
+        def record(held: Held, result: AttestationResult) -> Record:
+            return recording.record_of(context, basis, grounds.bundle.id, checked, held, terms, result.jti)
 
         def sign(held: Held) -> Signed:
             result = appraisal.conclude(
@@ -135,6 +135,7 @@ class Appraiser:
         if len(token) > results.MAX_RESULT:
             raise EvidenceError(7, "evidence.size", "its result would be larger than readers accept")
         return Signed(
+            result=result,
             id=result.jti,
             token=token,
             claims=msgspec.json.encode(result.to_claims()).decode(),

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from verifier.errors import PolicyError
+from verifier.errors import PolicyError, StoreError
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
-from verifier.recording import ReferenceName
+from verifier.recording import Recording, ReferenceName
 from verifier.schemes.base import Blocks, ModelReference
-from verifier.store import policies, references
+from verifier.store import policies, recordings, references
 from verifier.store.database import Database, Tx
 from verifier.trial import Given
 
@@ -211,3 +211,11 @@ class StoredLookup:
         """The value in force for a model that no policy brings."""
         async with self._db.read() as tx:
             return await self._inforce.active(tx, model)
+
+    async def recording(self, appraisal_id: str) -> Recording:
+        """The whole of a recording."""
+        async with self._db.read() as tx:
+            found = await recordings.of_appraisal(tx, appraisal_id)
+        if found is None:
+            raise StoreError("a recording is no longer kept")
+        return found

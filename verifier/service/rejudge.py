@@ -161,10 +161,10 @@ class Rejudge:
         if bundle.digest not in replays:
             service = self._service
 
-            async def evaluate(given: bytes) -> object:
-                return await service.engine.evaluate(bundle, given)
+            async def ask(given: bytes) -> bytes:
+                return await service.engine.ask(bundle, given)
 
-            replays[bundle.digest] = trial.Replay(bundle, evaluate, StoredLookup(service.db, service.inforce))
+            replays[bundle.digest] = trial.Replay(bundle, ask, StoredLookup(service.db, service.inforce))
         return replays[bundle.digest]
 
 

@@ -54,14 +54,13 @@ class Shadow:
     async def _ask(self, appraisal_id: str, policy: str) -> None:
         service = self._service
         async with service.db.read() as tx:
-            found = await recordings.with_claims(tx, appraisal_id)
-        if found is None:
+            taken = await recordings.taken(tx, appraisal_id)
+        if taken is None:
             return
-        taken, claims = found
         replay = await self._replay_under(policy)
         failures = replay.failures
-        after = await replay.verdicts(taken)
-        changes = trial.compare(trial.verdicts_of(claims), after)
+        (after,) = await replay.verdicts([taken])
+        changes = trial.compare(trial.before(taken), after)
         skipped = self._skipped.pop(policy, 0)
         async with service.db.write() as tx:
             await shadows.count(
@@ -74,9 +73,9 @@ class Shadow:
             async with service.db.read() as tx:
                 bundle = await service.inforce.bundle(tx, policy)
 
-            async def evaluate(given: bytes) -> object:
-                return await service.engine.evaluate(bundle, given)
+            async def ask(given: bytes) -> bytes:
+                return await service.engine.ask(bundle, given)
 
-            replay = trial.Replay(bundle, evaluate, StoredLookup(service.db, service.inforce))
+            replay = trial.Replay(bundle, ask, StoredLookup(service.db, service.inforce))
             self._replay = (policy, replay)
         return self._replay[1]

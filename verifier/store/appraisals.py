@@ -12,7 +12,8 @@ import msgspec
 from verifier.appraisal import Held
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
-from verifier.recording import Basis, Record
+from verifier.recording import Basis, Record, gist_of
+from verifier.results import AttestationResult
 from verifier.schemes.base import Finding, Node, WalkRecord
 from verifier.store import events, incidents, nodes, policies, recordings, sessions
 from verifier.store.database import Row, Tx
@@ -23,6 +24,7 @@ from verifier.store.sessions import StoredSession
 class Signed:
     """A result ready to be kept."""
 
+    result: AttestationResult
     id: str
     token: str
     claims: str
@@ -56,8 +58,8 @@ class Submission:
     basis: Basis
     input: bytes
     """The policy's input."""
-    record: Callable[[Held, str], Record]
-    """What is recorded of it, given what the database held against the node, and the result's id."""
+    record: Callable[[Held, AttestationResult], Record]
+    """What is recorded of it, given what the database held against the node, and the result."""
 
 
 async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed], now_ms: int) -> Row:
@@ -94,14 +96,16 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
         held = replace(held, quarantined_by=held_by)
     signed = sign(held)
     await _insert(tx, signed, submission, signed.id, submission.generation, submission.basis)
+    kept = submission.record(held, signed.result)
     await recordings.keep(
         tx,
         signed.id,
-        node.id,
         signed.issued_ms,
         submission.evidence,
         submission.input,
-        submission.record(held, signed.id),
+        kept,
+        gist_of(kept, signed.result),
+        public=submission.public,
     )
     await tx.execute(
         "UPDATE sessions SET status = 'complete', node_id = ?, evidence_sha256 = ?, appraisal_id = ? WHERE id = ?",

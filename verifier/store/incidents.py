@@ -142,18 +142,12 @@ async def _fold(tx: Tx, draft: Draft, now_ms: int) -> None:
     assert draft.cause is not None
     for incident_id in await _void(tx, draft.cause, "'suspected'"):
         await _move(tx, incident_id, State.FOLDED, "verifier", "the reference is suspect", now_ms)
-    review = await tx.one(
-        f"SELECT id FROM incidents WHERE cause = ? AND kind = ? AND state IN ({_HOLDING})",
-        draft.cause,
-        REFERENCE_SUSPECT,
-    )
+    review = await _review_of(tx, draft.cause)
     if review is None:
         suspect = Draft(REFERENCE_SUSPECT, Severity.SERIOUS, draft.finding, draft.cause)
         await _insert(tx, suspect, State.OPEN, None, None, None, now_ms)
     else:
-        await tx.execute(
-            "UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, review["id"]
-        )
+        await tx.execute("UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, review)
 
 
 async def _confirm(tx: Tx, cause: str, now_ms: int, *, but_not: str | None = None) -> None:
@@ -170,14 +164,27 @@ async def _confirm(tx: Tx, cause: str, now_ms: int, *, but_not: str | None = Non
 
 
 async def confirm_overdue(tx: Tx, now_ms: int) -> None:
-    """The window after a change is over and nobody spoke for the suspected: quarantine them."""
+    """
+    The window after a change is over and nobody else spoke for the suspected.
+
+    Where anyone has passed at the same, they are quarantined; where nobody ever has, what they
+    failed at is ours to review.
+    """
     rows = await tx.all(
         "SELECT id, node_id FROM incidents WHERE state = 'suspected' AND opened_ms <= ?",
         now_ms - BLAST_WINDOW_MS,
     )
     for row in rows:
-        await _move(tx, row["id"], State.OPEN, "verifier", "nobody else failed at the same", now_ms)
-        await revoke(tx, row["node_id"], now_ms)
+        found = await causes(tx, row["id"])
+        passed = [(await _tally_of(tx, cause, now_ms)).passed for cause in found]
+        if not found or any(passed):
+            await _move(tx, row["id"], State.OPEN, "verifier", "others pass at the same", now_ms)
+            await revoke(tx, row["node_id"], now_ms)
+            continue
+        incident = await get(tx, row["id"])
+        for cause in found:
+            finding = Finding(cause.partition("@")[0], incident["detail"])
+            await _fold(tx, Draft(incident["kind"], Severity(incident["severity"]), finding, cause), now_ms)
 
 
 async def _tally_of(tx: Tx, cause: str, now_ms: int) -> Tally:
@@ -194,7 +201,18 @@ async def _tally_of(tx: Tx, cause: str, now_ms: int) -> Tally:
         frozenset(row["operator"] for row in rows if not row["passed"]),
         frozenset(row["operator"] for row in rows if row["passed"]),
         0 if since is None else since["since"],
+        await _review_of(tx, cause) is not None,
     )
+
+
+async def _review_of(tx: Tx, cause: str) -> str | None:
+    """The open review of what is ours behind a cause."""
+    row = await tx.one(
+        f"SELECT id FROM incidents WHERE cause = ? AND kind = ? AND state IN ({_HOLDING})",
+        cause,
+        REFERENCE_SUSPECT,
+    )
+    return None if row is None else str(row["id"])
 
 
 async def _note_minor(

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from verifier import recording
-from verifier.recording import Record, Recording
+from verifier.recording import Gist, Record, Recording, Taken
 from verifier.store.database import Database, Row, Tx
 
 _PAGE: Final = 256
+_FIRST: Final = "r.appraisal_id, r.node_id, r.at_ms, r.input, r.gist"
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,31 @@ class Window:
 
 
 async def keep(
-    tx: Tx, appraisal_id: str, node_id: str, at_ms: int, evidence: bytes, given: bytes, record: Record
+    tx: Tx,
+    appraisal_id: str,
+    at_ms: int,
+    evidence: bytes,
+    given: bytes,
+    record: Record,
+    gist: Gist,
+    *,
+    public: bool,
 ) -> None:
     """Keep what was received and what its appraisal looked at."""
     packed = recording.pack(record)
+    text = msgspec.json.encode(gist).decode()
     await tx.execute(
-        "INSERT INTO recordings (appraisal_id, node_id, at_ms, evidence, input, record, size) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO recordings (appraisal_id, node_id, at_ms, evidence, input, gist, record, size, public)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         appraisal_id,
-        node_id,
+        record.node.id,
         at_ms,
         evidence,
         given.decode(),
+        text,
         packed,
-        len(evidence) + len(given) + len(packed),
+        len(evidence) + len(given) + len(text) + len(packed),
+        int(public),
     )
 
 
@@ -51,59 +66,56 @@ async def evidence_of(tx: Tx, appraisal_id: str) -> bytes | None:
 
 async def of_appraisal(tx: Tx, appraisal_id: str) -> Recording | None:
     """The recording that an appraisal rests on; `None` where it is not kept, or from before there were any."""
-    row = await tx.one("SELECT * FROM recordings WHERE appraisal_id = ? AND input != ''", appraisal_id)
-    return None if row is None else _recording(row)
-
-
-async def with_claims(tx: Tx, appraisal_id: str) -> tuple[Recording, str] | None:
-    """A recording with the claims of its result, JSON; `None` where one of them is not kept."""
     row = await tx.one(
-        "SELECT r.*, a.claims FROM recordings r JOIN appraisals a ON a.id = r.appraisal_id"
-        " WHERE r.appraisal_id = ? AND r.input != ''",
-        appraisal_id,
+        "SELECT evidence, input, record FROM recordings WHERE appraisal_id = ? AND input != ''", appraisal_id
     )
-    return None if row is None else (_recording(row), row["claims"])
+    if row is None:
+        return None
+    return Recording(bytes(row["evidence"]), row["input"].encode(), recording.unpack(row["record"]))
+
+
+async def taken(tx: Tx, appraisal_id: str) -> Taken | None:
+    """The first of a recording; `None` where it is not kept, or from before there were any."""
+    row = await tx.one(
+        f"SELECT {_FIRST} FROM recordings r WHERE appraisal_id = ? AND input != ''", appraisal_id
+    )
+    return None if row is None else _taken(row)
 
 
 async def count(tx: Tx, window: Window) -> int:
     """How many recordings a window has that can be replayed."""
     where, values = _where(window)
-    row = await tx.one(
-        f"SELECT count(*) AS n FROM recordings r JOIN appraisals a ON a.id = r.appraisal_id WHERE {where}",
-        *values,
-    )
+    row = await tx.one(f"SELECT count(*) AS n FROM recordings r WHERE {where}", *values)
     assert row is not None
     return int(row["n"])
 
 
-async def pages(db: Database, window: Window) -> AsyncIterator[list[tuple[Recording, str]]]:
+async def pages(db: Database, window: Window) -> AsyncIterator[list[Taken]]:
     """
-    The recordings of a window, oldest first, each with the claims of its result, JSON.
+    The recordings of a window, oldest first.
 
     Read in pages, so that what is recorded meanwhile is neither waited for nor in the way.
     """
     where, values = _where(window)
-    at_ms, after = -1, ""
+    at_ms, after = window.since_ms, ""
     while True:
         async with db.read() as tx:
             rows = await tx.all(
-                "SELECT r.*, a.claims FROM recordings r JOIN appraisals a ON a.id = r.appraisal_id"
-                f" WHERE {where} AND (r.at_ms > ? OR (r.at_ms = ? AND r.appraisal_id > ?))"
+                f"SELECT {_FIRST} FROM recordings r WHERE {where} AND (r.at_ms, r.appraisal_id) > (?, ?)"
                 " ORDER BY r.at_ms, r.appraisal_id LIMIT ?",
                 *values,
-                at_ms,
                 at_ms,
                 after,
                 _PAGE,
             )
         if not rows:
             return
-        yield [(_recording(row), row["claims"]) for row in rows]
+        yield [_taken(row) for row in rows]
         at_ms, after = rows[-1]["at_ms"], rows[-1]["appraisal_id"]
 
 
 def _where(window: Window) -> tuple[str, tuple[object, ...]]:
-    parts = ["r.input != '' AND r.at_ms >= ? AND r.at_ms < ? AND a.public = 1"]
+    parts = ["r.public = 1 AND r.input != '' AND r.at_ms >= ? AND r.at_ms < ?"]
     values: list[object] = [window.since_ms, window.until_ms]
     if window.nodes:
         parts.append(f"r.node_id IN ({', '.join('?' for _ in window.nodes)})")
@@ -113,8 +125,10 @@ def _where(window: Window) -> tuple[str, tuple[object, ...]]:
         values.append(window.operator)
     if window.newest_only:
         parts.append(
-            "NOT EXISTS (SELECT 1 FROM recordings n WHERE n.node_id = r.node_id AND n.at_ms > r.at_ms)"
+            "NOT EXISTS (SELECT 1 FROM recordings n WHERE n.node_id = r.node_id AND n.public = 1"
+            " AND n.at_ms > r.at_ms AND n.at_ms < ?)"
         )
+        values.append(window.until_ms)
     return " AND ".join(parts), tuple(values)
 
 
@@ -144,12 +158,11 @@ async def prune(tx: Tx, before_ms: int, max_bytes: int, live_ms: int) -> int:
     return forgotten
 
 
-def _recording(row: Row) -> Recording:
-    return Recording(
+def _taken(row: Row) -> Taken:
+    return Taken(
         row["appraisal_id"],
         row["node_id"],
         row["at_ms"],
-        bytes(row["evidence"]),
         row["input"].encode(),
-        recording.unpack(row["record"]),
+        recording.read_gist(row["gist"]),
     )

@@ -62,12 +62,14 @@ CREATE TABLE recordings (
     at_ms         INTEGER NOT NULL,
     evidence      BLOB NOT NULL,
     input         TEXT NOT NULL,               -- the policy's input, JSON; empty before this version
-    record        BLOB NOT NULL,               -- context and findings, JSON, zlib; empty before this version
-    size          INTEGER NOT NULL
+    gist          TEXT NOT NULL,               -- what a policy can change, and what it came to, JSON
+    record        BLOB NOT NULL,               -- context and findings, JSON, zlib
+    size          INTEGER NOT NULL,
+    public        INTEGER NOT NULL CHECK (public IN (0, 1))
 ) STRICT;
-CREATE INDEX recordings_at ON recordings (at_ms);
+CREATE INDEX recordings_at ON recordings (at_ms, appraisal_id);
 CREATE INDEX recordings_node ON recordings (node_id, at_ms);
-INSERT INTO recordings SELECT id, node_id, issued_ms, evidence, '', x'', length(evidence) FROM appraisals ORDER BY rowid;
+INSERT INTO recordings SELECT id, node_id, issued_ms, evidence, '', '', x'', length(evidence), public FROM appraisals ORDER BY rowid;
 
 -- A session has one appraisal of its own; judged anew under another policy it has a further result.
 CREATE TABLE appraisals_new (
