@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -58,26 +58,45 @@ def policy() -> None:
 @_folder
 @click.option("--name", default=None, help="The policy's name; the folder's if not given.")
 @click.option("--author", default="The security team", show_default=True, help="Who writes it.")
+@click.option(
+    "--from",
+    "base",
+    default=None,
+    help="Begin with a published policy, or `active`, and not the default one.",
+)
+@home_option
 @errors
-def new(folder: Path, name: str | None, author: str) -> None:
-    """Make a FOLDER with a policy of your own: a copy of the default one, with its tests."""
+def new(folder: Path, name: str | None, author: str, base: str | None, home: Path) -> None:
+    """Make a FOLDER with a policy of your own: a copy of another, with its tests."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists already, and is not an empty folder")
+    begun = (
+        bundles.load(default_policy())
+        if base is None
+        else in_transaction(home, lambda tx: _find(tx, base))
+    )
+    label = name or re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-")
+    manifest = {
+        "name": label,
+        "version": "1",
+        "author": author,
+        "description": "Says what is acceptable to us.",
+    }
+    files = {
+        **begun.files,
+        "ar4si/data.json": ar4si.to_json(),
+        "bundle.json": msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n",
+    }
+    made = bundles.of_files(files)
     try:
-        shutil.copytree(default_policy(), folder, dirs_exist_ok=True)
-        (folder / "ar4si" / "data.json").write_bytes(ar4si.to_json())
-        manifest = {
-            "name": name or folder.resolve().name.lower(),
-            "version": "1",
-            "author": author,
-            "description": "Says what is acceptable to us.",
-        }
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        (folder / "bundle.json").write_bytes(text + b"\n")
+        for file, data in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(data)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror}") from None
-    made = bundles.load(folder)
-    click.echo(f"Made {folder}: {len(made.modules)} modules, {len(made.tests)} with tests.")
+    click.echo(
+        f"Made {folder}: {len(made.modules)} modules, {len(made.tests)} with tests, like {_short(begun.id)}."
+    )
     click.echo(f"  what is approved:  {folder}/data.json")
     click.echo(f"  what it means:     {folder}/*.rego")
     click.echo(f"  touchstone policy test {folder}")
@@ -212,8 +231,8 @@ def list_policies(home: Path, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    rows = [(_short(p["policy"]), p["state"], p["author"], p["signer"]) for p in found]
-    table("", ("policy", "state", "author", "signed by"), rows)
+    rows = [(*_short(p["policy"]).split("#sha-256;"), p["state"], p["author"], p["signer"]) for p in found]
+    table("", ("policy", "digest", "state", "author", "signed by"), rows)
 
 
 @policy.command()
@@ -239,16 +258,15 @@ def trial(
     async def work(db: Database) -> Report:
         config = Home(home).config().policy
         async with db.read() as tx:
-            bundle, published = await _find(tx, subject)
+            bundle = await _find(tx, subject)
             count = await recordings.count(tx, window)
         async with opened(bundle, Limits(1, config.timeout_s, config.memory_mib << 20)) as pool:
             replay = trials.Replay(bundle, pool.ask, StoredLookup(db, InForce()))
             with progress("trying", count, quiet=as_json) as step:
                 report = await trials.run(recordings.pages(db, window), replay, bundle.id, step)
-        if published:
-            detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
-            async with db.write() as tx:
-                await stored.note(tx, "trial", bundle.digest, Who(actor, reason), now_ms(), detail)
+        detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
+        async with db.write() as tx:
+            await stored.note(tx, "trial", bundle.digest, Who(actor, reason), now_ms(), detail)
         return report
 
     report = with_database(home, work)
@@ -296,7 +314,7 @@ def diff(old: str, new: str, home: Path, as_json: bool) -> None:
     """Say what NEW means differently than OLD: each a folder, a published policy, or `active`."""
 
     async def work(tx: Tx) -> tuple[Bundle, Bundle]:
-        return (await _find(tx, old))[0], (await _find(tx, new))[0]
+        return await _find(tx, old), await _find(tx, new)
 
     if Path(old).is_dir() and Path(new).is_dir():
         before, after = bundles.load(Path(old)), bundles.load(Path(new))
@@ -478,17 +496,17 @@ def history(limit: int, home: Path, as_json: bool) -> None:
         click.echo(f"    {shown(change['actor'])}: {shown(change['reason'])}")
 
 
-async def _find(tx: Tx, name: str) -> tuple[Bundle, bool]:
-    """A policy by name, or in a folder; and whether it is published."""
+async def _find(tx: Tx, name: str) -> Bundle:
+    """A policy by name, or in a folder."""
     if Path(name).is_dir():  # noqa: ASYNC240  # a command: nobody else waits
-        return bundles.load(Path(name)), False
+        return bundles.load(Path(name))
     if name == "active":
         rollout = await stored.rollout(tx)
         if rollout is None:
             raise PolicyError("no policy is active yet: start the verifier first")
         name = rollout.active
     row = await stored.find(tx, name)
-    return bundles.read_archive(row["archive"])[0], True
+    return bundles.read_archive(row["archive"])[0]
 
 
 async def _move(tx: Tx, action: str, name: str | None, who: Who, permille: int = 0) -> Rollout:
