@@ -15,7 +15,7 @@ import click
 _GROUPS = {
     "attester": ("attester.commands", "attester", "Make evidence on a node.", None),
     "challenges": ("verifier.commands.challenges", "challenges", "Mint single-use challenges.", "verifier"),
-    "policy": ("verifier.commands.policies", "policy", "Write, try and roll out policies.", "verifier"),
+    "policy": ("verifier.commands.rollout", "policy", "Write, try and roll out policies.", "verifier"),
     "reference": (
         "verifier.commands.references",
         "reference",

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from router.snapshot import NodeView, Snapshot
 from router.workload import ASSURANCES, Workload
-from verifier.results import Tier, tier_of
+from verifier.trust import Tier, tier_of
 
 FEED_SILENT_S: Final = 60.0
 """Longer without a word from the verifier, and a revocation may have been missed."""

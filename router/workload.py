@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from verifier.results import CLAIM_NAMES
+from verifier.trust import CLAIM_NAMES
 
 ASSURANCES: Final = ("declared", "challenged", "hardware-rooted", "confidential")
 """In rising order; what each rests on is in docs/limitations.md."""

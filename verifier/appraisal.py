@@ -30,13 +30,14 @@ import msgspec
 
 from attester import cose, evidence
 from attester.errors import CBORError, ClaimError, COSEError, SignatureError
-from verifier import results
+from verifier import results, trust
 from verifier.errors import EvidenceError, PolicyError
 from verifier.reasons import REASONS
-from verifier.results import Appraisal, AttestationResult, ReasonEntry, Tier, VerifierClaims
+from verifier.results import Appraisal, AttestationResult, ReasonEntry, VerifierClaims
 from verifier.schemes import gpu, platform, weights
 from verifier.schemes.base import Checked, Context, Finding, Submods
 from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts
+from verifier.trust import Tier
 
 MAX_REASONS: Final = 64
 """Codes that a policy may give for one submodule."""
@@ -262,7 +263,7 @@ def read_outcome(raw: Any, submods: Collection[str]) -> Outcome:
         if not isinstance(vector, dict) or not vector:
             raise PolicyError(f"{name}: no trust vector")
         for claim, value in vector.items():
-            if claim not in results.CLAIM_NAMES:
+            if claim not in trust.CLAIM_NAMES:
                 raise PolicyError(f"{name}: unknown trust claim {str(claim)[:40]!r}")
             if type(value) is not int or not -128 <= value <= 127:
                 raise PolicyError(f"{name}: {claim} is {str(value)[:40]}, not an integer of −128 … 127")
@@ -320,7 +321,7 @@ def conclude(
         ueid=results.b64url(context.node.ueid),
         cnf={"jwk": results.jwk_of(context.node.key)},
         ear_verifier_id=results.VerifierId(results.DEVELOPER, results.BUILD),
-        ear_status=results.worst_tier([appraisal.ear_status for appraisal in submods.values()]),
+        ear_status=trust.worst_tier([appraisal.ear_status for appraisal in submods.values()]),
         submods=submods,
         status={"uri": terms.status_url.format(jti=jti)},
     )
@@ -334,7 +335,7 @@ def _appraise(
     found = {finding.code for finding in findings}
     findings += [Finding(code, REASONS[code].sentence) for code in outcome.reasons[name] if code not in found]
     return Appraisal(
-        ear_status=results.worst(vector),
+        ear_status=trust.worst(vector),
         ear_trustworthiness_vector=vector,
         ear_appraisal_policy_ids=(policy_id,),
         eat_nonce=results.b64url(context.session.nonce),
@@ -368,7 +369,7 @@ def lower(
     vector = dict(given)
     findings = []
     for claim, value in vector.items():
-        if results.tier_of(value) is not Tier.AFFIRMING:
+        if trust.tier_of(value) is not Tier.AFFIRMING:
             continue
         if claim in may_affirm:
             # A standard value says more than a non-standard one: −2 is the most some evidence carries.

@@ -17,14 +17,14 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from verifier import appraisal, recording, results
+from verifier import appraisal, recording, results, trust
 from verifier.appraisal import CheckedEvidence, Held, Outcome
 from verifier.errors import PolicyError
 from verifier.policy.bundle import Bundle
 from verifier.policy.engine import decode
 from verifier.recording import Basis, Gist, Record, Recording, ReferenceName, Taken
-from verifier.results import Tier
 from verifier.schemes.base import Blocks, Context, ModelReference, Thresholds
+from verifier.trust import Tier
 
 MAX_FAILURES: Final = 100
 """A policy that fails so often would fail for all the rest, a second each."""
@@ -41,7 +41,7 @@ class Verdict(Struct, frozen=True):
     @property
     def tier(self) -> Tier:
         """The status that the vector allows."""
-        return results.worst(self.vector)
+        return trust.worst(self.vector)
 
 
 class Change(Struct, frozen=True):
@@ -205,7 +205,7 @@ class Replay:
         """Whether the same things are true as when it was recorded, all else as it was then."""
         for model, name in gist.references.items():
             own = self._own.get(model)
-            if own is not None and own.digest != name.digest or own is None and name.source == "bundle":
+            if (own is not None and own.digest != name.digest) or (own is None and name.source == "bundle"):
                 return False
         brought = any(
             f"model/{model}" in gist.submods and model not in gist.references for model in self._own

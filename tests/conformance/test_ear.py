@@ -11,7 +11,7 @@ import jsonschema
 import jwt
 import pytest
 
-from verifier import results
+from verifier import results, trust
 
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parents[2] / "docs" / "ear.schema.json").read_text())
 
@@ -82,7 +82,7 @@ def test_names_and_keys_are_the_drafts(samples: Path) -> None:
     assert {name: ours[name] for name in shared} == {name: draft[name] for name in shared}
     assert shared >= {
         "ear_status", "ear_trustworthiness_vector", "ear_appraisal_policy_ids", "ear_verifier_id",
-        *results.CLAIM_NAMES, "none", "affirming", "warning", "contraindicated",
+        *trust.CLAIM_NAMES, "none", "affirming", "warning", "contraindicated",
     }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_the_schema_requires_what_the_draft_requires(samples: Path) -> None:
     assert set(names.values()) <= set(SCHEMA["required"])
     vector = (samples / "ear" / "cddl" / "ar4si.cddl").read_text()
     claims = set(re.findall(r"\? ([a-z-]+)-label => trustworthiness-claim", vector))
-    assert claims == set(SCHEMA["$defs"]["trustworthiness_vector"]["properties"]) == results.CLAIM_NAMES
+    assert claims == set(SCHEMA["$defs"]["trustworthiness_vector"]["properties"]) == trust.CLAIM_NAMES
     assert "trustworthiness-claim = -128 .. 127" in vector
 
 
@@ -122,4 +122,4 @@ def test_the_drafts_examples_fit_where_we_overlap(samples: Path, name: str) -> N
                 )
         vector = appraisal.get("ear_trustworthiness_vector", {})
         if vector:
-            assert results.worst(vector) == appraisal["ear_status"]
+            assert trust.worst(vector) == appraisal["ear_status"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from verifier.results import ANY_VALUES, TRUST_CLAIMS
+from verifier.trust import ANY_VALUES, TRUST_CLAIMS
 
 
 def names() -> dict[str, dict[str, int]]:

@@ -18,8 +18,8 @@ import msgspec
 from verifier.appraisal import MAX_REASONS
 from verifier.policy import ar4si
 from verifier.reasons import REASONS
-from verifier.results import ANY_VALUES, TRUST_CLAIMS, tier_of
 from verifier.schemes.facts import PolicyInput
+from verifier.trust import ANY_VALUES, TRUST_CLAIMS, tier_of
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 

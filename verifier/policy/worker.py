@@ -47,7 +47,7 @@ def main() -> None:
 
     source = sys.stdin.buffer
     # Large enough that a batch goes out at once; what is to be seen sooner is flushed.
-    sink = open(1, "wb", buffering=1 << 18, closefd=False)
+    sink = open(1, "wb", buffering=1 << 18, closefd=False)  # noqa: SIM115  # for life
     head = receive(source)
     if head is None:
         return

@@ -44,20 +44,12 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     """Say what is true of one model."""
     submod = model_submod(model)
     asked = context.session.asked.get(model, Asked())
-    reference = context.references.get(model)
-    findings: list[Finding] = []
+    reference, findings = _in_force(model, context)
+    expired = reference is None and model in context.references
     if error := submods.errors.get(submod):
         findings.append(_malformed(error.claim, str(error)))
     if submod not in submods.read and submod not in submods.errors:
         findings.append(Finding("weights.model.missing", f"no submodule {submod}"))
-    expired = reference is not None and not reference.is_valid(context.now_ms // 1000)
-    if expired:
-        findings.append(
-            Finding("weights.reference.expired", f"the reference value of {model} is not valid now")
-        )
-        reference = None
-    elif reference is None:
-        findings.append(Finding("weights.reference.unknown", f"no reference value for {model}"))
     findings += [
         Finding("challenges.exhausted", f"the pool of {kind} for {model} is empty")
         for kind in asked.exhausted
@@ -117,6 +109,18 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
         reference=None if reference is None else reference.digest,
         blocked=_blocked(listed, reference, context.blocks.digests),
     )
+
+
+def _in_force(model: str, context: Context) -> tuple[ModelReference | None, list[Finding]]:
+    """The model's reference value, if there is one that is valid now."""
+    reference = context.references.get(model)
+    if reference is None:
+        return None, [Finding("weights.reference.unknown", f"no reference value for {model}")]
+    if not reference.is_valid(context.now_ms // 1000):
+        return None, [
+            Finding("weights.reference.expired", f"the reference value of {model} is not valid now")
+        ]
+    return reference, []
 
 
 def _manifest(

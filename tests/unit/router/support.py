@@ -10,7 +10,7 @@ from typing import Any
 from router.snapshot import NodeView, Snapshot
 from router.standing import Standing
 from router.workload import Workload
-from verifier import results
+from verifier import trust
 from verifier.results import Appraisal, AttestationResult, VerifierClaims, VerifierId
 
 MODEL = "example/tiny"
@@ -28,7 +28,7 @@ def submod(
     vector: Mapping[str, int], assurance: str, claims: Mapping[str, Any], measured: Mapping[str, Any]
 ) -> Appraisal:
     return Appraisal(
-        ear_status=results.worst(vector),
+        ear_status=trust.worst(vector),
         ear_trustworthiness_vector=dict(vector),
         ear_appraisal_policy_ids=("policy",),
         ear_verifier_claims=VerifierClaims(assurance=assurance, bound="true", measured=dict(measured)),
@@ -76,7 +76,7 @@ def ear(
         ueid=ueid or f"ueid-{name}",
         cnf={},
         ear_verifier_id=VerifierId("d", "b"),
-        ear_status=results.worst_tier([a.ear_status for a in submods.values()]),
+        ear_status=trust.worst_tier([a.ear_status for a in submods.values()]),
         submods=submods,
         status={"uri": f"{issuer}/status"},
     )

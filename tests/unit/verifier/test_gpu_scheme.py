@@ -13,10 +13,10 @@ from tests.unit.verifier.test_rates import GPU, context, reference, walk
 from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, opened
-from verifier.results import Tier, tier_of
 from verifier.schemes import gpu
 from verifier.schemes.base import DECLARED, Checked, Context, Submods
 from verifier.schemes.rates import LARGE
+from verifier.trust import Tier, tier_of
 
 NAME = "gpu/0"
 

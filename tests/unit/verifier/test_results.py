@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from attester import cose
 from attester.cose import PrivateKey
-from verifier import results
+from verifier import results, trust
 from verifier.errors import ResultError
-from verifier.results import Appraisal, AttestationResult, ResultKey, Tier, VerifierClaims
+from verifier.results import Appraisal, AttestationResult, ResultKey, VerifierClaims
+from verifier.trust import Tier
 
 NOW, ISSUER = 1_795_000_000, "https://v.example"
 KEY, OTHER = (
@@ -196,13 +197,13 @@ def test_a_broken_jwks_is_refused(data: bytes) -> None:
 )  # fmt: skip
 def test_tiers(value: int, tier: str) -> None:
     """The boundaries of AR4SI."""
-    assert results.tier_of(value) == tier
+    assert trust.tier_of(value) == tier
 
 
-@given(st.dictionaries(st.sampled_from(sorted(results.CLAIM_NAMES)), st.integers(-128, 127), max_size=8))
+@given(st.dictionaries(st.sampled_from(sorted(trust.CLAIM_NAMES)), st.integers(-128, 127), max_size=8))
 def test_no_claim_makes_a_vector_better(vector: dict[str, int]) -> None:
     """The status is never better than any claim allows, and empty or none is never affirming."""
     order = ["affirming", "none", "warning", "contraindicated"]
-    status = results.worst(vector)
-    tiers = [results.tier_of(value) for value in vector.values()]
+    status = trust.worst(vector)
+    tiers = [trust.tier_of(value) for value in vector.values()]
     assert status == max(tiers, key=order.index, default="none")
