@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from attester.evidence import CLAIMS, MEDIA_TYPE, PROFILE
+from verifier.policy import contract
 from verifier.reasons import REASONS
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,19 @@ def test_the_reason_codes_page_is_the_table() -> None:
     text = (ROOT / "docs" / "reason-codes.md").read_text()
     rows = [f"| `{r.code}` | {r.sentence} | {r.hint} | {r.incident or ''} |" for r in REASONS.values()]
     assert re.findall(r"^\| `.*$", text, re.MULTILINE) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("policy-input.md", contract.page().encode()),
+        ("policy-input.schema.json", contract.to_json(contract.input_schema())),
+        ("policy-outcome.schema.json", contract.to_json(contract.outcome_schema())),
+    ],
+)
+def test_the_contract_of_policies_is_generated_from_the_types(name: str, expected: bytes) -> None:
+    """python -m verifier.policy.contract docs: the pages cannot drift."""
+    assert (ROOT / "docs" / name).read_bytes() == expected
 
 
 @pytest.mark.parametrize("code", REASONS)

@@ -54,6 +54,11 @@ def outcome_schema() -> dict[str, Any]:
     }
 
 
+def to_json(schema: Mapping[str, Any]) -> bytes:
+    """A schema as the file has it."""
+    return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
+
+
 def page() -> str:
     """``policy-input.md``."""
     return "\n".join([*_INTRODUCTION, *_fields(), *_outcome(), ""])
@@ -148,8 +153,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     (folder / "policy-input.md").write_text(page(), encoding="utf-8")
     for name, schema in (("input", input_schema()), ("outcome", outcome_schema())):
-        data = msgspec.json.format(msgspec.json.encode(schema), indent=2)
-        (folder / f"policy-{name}.schema.json").write_bytes(data + b"\n")
+        (folder / f"policy-{name}.schema.json").write_bytes(to_json(schema))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
             walk, walk_findings = "superseded", []
     findings += [*manifest_findings, *read_findings, *walk_findings]
 
-    record = None if walk == "superseded" else _record(walk, walk_claim, asked, reference, context)
+    # Also a walk that is not held against it now is kept as wrong: else who cannot answer one would
+    # claim the files of before for that one session.
+    record = _record(walk, walk_claim, asked, reference, context)
     history = [
         *(r for r in context.history.get(model, ()) if r.reference == _digest(reference)),
         *((record,) if record else ()),
