@@ -26,16 +26,21 @@ from fixtures.recorded import Template, fill
 from fixtures.simulator import ENGINE, tiny_model
 from verifier import trial
 from verifier.appraisal import Outcome, read_outcome
-from verifier.config import default_policy
+from verifier.config import Home, VerifierConfig, default_policy
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.engine import Limits, opened
 from verifier.policy.worker import RULE
+from verifier.service.app import open_service
+from verifier.service.appraiser import Appraiser
 from verifier.service.inforce import InForce, StoredLookup
-from verifier.store import recordings
+from verifier.service.rejudge import Rejudge
+from verifier.store import policies, recordings
+from verifier.store.policies import Who
 from verifier.store.recordings import Window
 from verifier.store.sqlite import SqliteDatabase
 
+GOOD, BAD = "1.0.0", "0.9.0"
 _NODES = 500
 
 
@@ -72,8 +77,8 @@ async def seconds(work: Callable[[], Awaitable[object]]) -> float:
 
 async def main_async(count: int, rounds: int) -> None:
     """Measure and print."""
-    old, new = policy(["1", "2"]), policy(["1"])
-    stricter = policy(["1"], missed_limit=4)
+    old, new = policy([GOOD, BAD]), policy([GOOD])
+    stricter = policy([GOOD], missed_limit=4)
     with tempfile.TemporaryDirectory() as name:
         folder = tiny_model(Path(name) / "model")
         template = Template(folder, old, 1_795_000_000_000)
@@ -83,17 +88,60 @@ async def main_async(count: int, rounds: int) -> None:
             given, record = template.record("n", "0" * 32, version, {"numpy": "2.4.6"})
             return read_outcome(msgspec.json.decode(bare_old.evaluate(given)), record.checked)
 
-        outcomes = {version: outcome_of(version) for version in ("1", "2")}
+        outcomes = {version: outcome_of(version) for version in (GOOD, BAD)}
         async with SqliteDatabase(Path(name) / "v.db") as db:
             # Every appraisal has packages of its own, so that no two inputs are equal: the worst case.
             await fill(
-                db, template, count, _NODES, lambda node: "2" if node % 10 == 0 else "1", outcomes.__getitem__,
+                db, template, count, _NODES, lambda node: BAD if node % 10 == 0 else GOOD, outcomes.__getitem__,
                 lambda number: {"numpy": "2.4.6", "build": str(number)},
             )  # fmt: skip
             inputs = [taken.input async for page in recordings.pages(db, Window()) for taken in page]
             await _workers(new, inputs, rounds)
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
             await _trials(db, new, stricter, inputs, rounds)
+
+
+async def _anew(nodes: int) -> None:
+    """How long until all live results are what another policy makes of them."""
+    with tempfile.TemporaryDirectory() as name:
+        home = Home(Path(name) / "home")
+        home.create(VerifierConfig())
+        old = policy([GOOD, BAD])
+        template = Template(tiny_model(Path(name) / "model"), old, time.time_ns() // 1_000_000)
+        bare = Bare(old)
+
+        def outcome_of(version: str) -> Outcome:
+            given, record = template.record("n", "0" * 32, version, {})
+            return read_outcome(msgspec.json.decode(bare.evaluate(given)), record.checked)
+
+        async with SqliteDatabase(home.database) as db:
+            await fill(
+                db, template, nodes, nodes, lambda node: BAD if node % 10 == 0 else GOOD, outcome_of,
+                lambda number: {"build": str(number)},
+            )  # fmt: skip
+        async with open_service(home, home.config()) as service:
+            rejudge = Rejudge(service, Appraiser(service))
+            new = policy([GOOD])
+            who = Who("bench", "to see how long it takes")
+            for what, bundle in (("another policy", new), ("rolled back", old)):
+                async with service.db.write() as tx:
+                    await policies.publish(tx, bundle, b"{}", "bench", who, service.now_ms())
+                    rollout = await policies.move(tx, "promote", bundle.digest, who, service.now_ms())
+                start = time.perf_counter()
+                changed = await rejudge.catch_up(rollout)
+                taken = time.perf_counter() - start
+                row(f"{nodes} live results judged anew, {what}", f"{taken:.2f} s", f"{changed} replaced")
+            start = time.perf_counter()
+            async with service.db.write() as tx:
+                await policies.block(tx, "engine-version", f"{ENGINE}@{BAD}", who, service.now_ms())
+                blocked = await policies.rollout(tx)
+            assert blocked is not None
+            changed = await rejudge.catch_up(blocked)
+            row(
+                f"{nodes} live results, one engine's version blocked",
+                f"{time.perf_counter() - start:.2f} s",
+                f"{changed} replaced",
+            )
 
 
 async def _workers(bundle: Bundle, inputs: list[bytes], rounds: int) -> None:
@@ -175,9 +223,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recorded", type=int, default=10_000)
+    parser.add_argument("--nodes", type=int, default=1000, help="Live results that are judged anew.")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     sys.stdout.write(f"policies; {machine()}\n")
+    asyncio.run(_anew(args.nodes))
     asyncio.run(main_async(args.recorded, args.rounds))
 
 

@@ -19,7 +19,7 @@ def schema(name: str) -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize("walk", [True, False])
-async def test_inputs_and_outcomes_fit_their_schemas(verifier: RunningVerifier, walk: bool) -> None:
+async def test_inputs_and_outcomes_fit_their_schemas(verifier: RunningVerifier, walk) -> None:
     """As recorded: nothing unknown, nothing missing."""
     await verifier.attest(await verifier.enrol(), walk=walk)
     (row,) = await verifier.rows("SELECT input FROM recordings")

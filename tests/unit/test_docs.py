@@ -40,7 +40,7 @@ def test_the_reason_codes_page_is_the_table() -> None:
     ],
 )
 def test_the_contract_of_policies_is_generated_from_the_types(name: str, expected: bytes) -> None:
-    """python -m verifier.policy.contract docs: the pages cannot drift."""
+    """Written by `python -m verifier.policy.contract docs`, so that they cannot drift."""
     assert (ROOT / "docs" / name).read_bytes() == expected
 
 

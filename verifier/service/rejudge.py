@@ -22,6 +22,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
+from attester import cbor
 from verifier import appraisal, trial
 from verifier.appraisal import Held
 from verifier.errors import PolicyError, StoreError
@@ -133,13 +134,26 @@ class Rejudge:
             before = msgspec.json.decode(known.basis, type=Basis) if known.basis else None
             if before == basis:
                 return Fate.STANDS
+            if before is None:
+                return Fate.LOST
+            first = await recordings.taken(tx, known.origin)
+            if first is None:
+                return Fate.LOST
+            if _only_blocks(before, basis):
+                evidence = await recordings.evidence_of(tx, known.origin)
+                if evidence is not None and not _touches(before, basis, evidence):
+                    return Fate.STANDS
+        replay = self._replay(replays, grounds.bundle)
+        if known.id == known.origin and _only_policy(before, basis):
+            # The same things are true: most often they come to the same, and nothing more need be read.
+            (after,) = await replay.verdicts([first])
+            if not trial.compare(verdicts, after):
+                return Fate.STANDS
+        async with service.db.read() as tx:
             taken = await recordings.of_appraisal(tx, known.origin)
             node = await nodes.by_id(tx, known.node_id)
-        if before is None or taken is None or node is None:
+        if taken is None or node is None:
             return Fate.LOST
-        if _only_blocks(before, basis) and not _touches(before, basis, taken.evidence):
-            return Fate.STANDS
-        replay = self._replay(replays, grounds.bundle)
         judged = await replay.judge(taken, grounds.given)
         after = judged.verdicts(taken.record.held)
         if before.references == basis.references and not trial.compare(verdicts, after):
@@ -172,15 +186,19 @@ def _only_blocks(before: Basis, after: Basis) -> bool:
     return msgspec.structs.replace(before, blocks=after.blocks) == after
 
 
+def _only_policy(before: Basis, after: Basis) -> bool:
+    return msgspec.structs.replace(before, policy=after.policy) == after
+
+
 def _touches(before: Basis, after: Basis, evidence: bytes) -> bool:
-    """Whether what was blocked or lifted can be in *evidence* at all: by its bytes, for it is quick."""
+    """Whether what was blocked or lifted can be in *evidence* at all: by its bytes in CBOR, for it is quick."""
     was, now = before.blocks, after.blocks
     held = {reference.digest for reference in after.references.values()}
     return (
         any(digest in held or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
-        or any(device.encode() in evidence for device in was.devices ^ now.devices)
+        or any(cbor.encode(device) in evidence for device in was.devices ^ now.devices)
         or any(
-            all(part.encode() in evidence for part in engine.split("@", 1))
+            all(cbor.encode(part) in evidence for part in engine.split("@", 1))
             for engine in was.engines ^ now.engines
         )
     )
