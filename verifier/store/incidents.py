@@ -175,13 +175,16 @@ async def confirm_overdue(tx: Tx, now_ms: int) -> None:
         now_ms - BLAST_WINDOW_MS,
     )
     for row in rows:
+        incident = await get(tx, row["id"])
+        if incident["state"] != State.SUSPECTED:
+            # Folded with one before it in this round.
+            continue
         found = await causes(tx, row["id"])
         passed = [(await _tally_of(tx, cause, now_ms)).passed for cause in found]
         if not found or any(passed):
             await _move(tx, row["id"], State.OPEN, "verifier", "others pass at the same", now_ms)
             await revoke(tx, row["node_id"], now_ms)
             continue
-        incident = await get(tx, row["id"])
         for cause in found:
             finding = Finding(cause.partition("@")[0], incident["detail"])
             await _fold(tx, Draft(incident["kind"], Severity(incident["severity"]), finding, cause), now_ms)

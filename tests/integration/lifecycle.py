@@ -1,0 +1,112 @@
+"""What tests of the life cycle share: policies made, published and moved; a router's feed on the real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiohttp
+
+from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
+from router.config import VerifierSection
+from router.decision import Decision, decide
+from router.feed import Clock, Feed
+from router.workload import Workload
+from verifier.policy import bundle as bundles
+from verifier.policy.bundle import Bundle
+from verifier.store import policies
+from verifier.store.policies import Who
+
+WHO = Who("kim", "because")
+WORKLOAD = Workload(MODEL)
+
+
+def changed(base: Bundle, name: str, *, versions: list[str] | None = None, **files: str) -> Bundle:
+    """A policy like *base*: other approved versions, or other files."""
+    content: dict[str, bytes] = dict(base.files)
+    manifest = json.loads(content["bundle.json"])
+    content["bundle.json"] = json.dumps({**manifest, "name": name, "version": "1"}).encode()
+    if versions is not None:
+        data = json.loads(content["data.json"])
+        data["approved_engines"] = {ENGINE: {"versions": versions, "weak": []}}
+        content["data.json"] = json.dumps(data).encode()
+    for file, text in files.items():
+        content[file.replace("__", "/").replace("_rego", ".rego")] = text.encode()
+    return bundles.of_files(content)
+
+
+async def strict(verifier: Any) -> Bundle:
+    """A policy that approves another version of the engine than nodes run."""
+    return changed(await verifier.policy(), "strict", versions=[f"{ENGINE_VERSION}.1"])
+
+
+def archive(verifier: Any, bundle: Bundle) -> bytes:
+    """As an author sends it."""
+    return bundles.write_archive(bundle, bundles.sign(bundle, verifier.home.author_key()))
+
+
+async def post(verifier: Any, path: str, body: Any, *, token: str | None = None) -> tuple[int, Any]:
+    """An administrator's request; status and JSON."""
+    secret = verifier.service.admin_token if token is None else token
+    headers = {"Authorization": f"Bearer {secret}"}
+    data = body if isinstance(body, bytes) else json.dumps(body)
+    async with verifier.http.post(verifier.url + path, data=data, headers=headers) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def publish(verifier: Any, bundle: Bundle) -> str:
+    """Publish over the API; the policy's digest."""
+    status, body = await post(
+        verifier, "/api/v1/policies?actor=kim&reason=because", archive(verifier, bundle)
+    )
+    assert status in (200, 201), body
+    return bundle.digest
+
+
+async def step(verifier: Any, action: str, bundle: Bundle, **more: Any) -> Any:
+    """A step of the rollout over the API."""
+    body = {"actor": "kim", "reason": "because", **more}
+    status, answer = await post(verifier, f"/api/v1/policies/{bundle.digest}/{action}", body)
+    assert status == 200, answer
+    return answer
+
+
+async def smuggle(verifier: Any, bundle: Bundle) -> None:
+    """Make a policy active past lint and tests."""
+    async with verifier.service.db.write() as tx:
+        await policies.publish(tx, bundle, b"{}", "nobody", WHO, verifier.clock.ms)
+        await policies.move(tx, "promote", bundle.digest, WHO, verifier.clock.ms)
+
+
+@asynccontextmanager
+async def router(verifier: Any) -> AsyncIterator[Callable[[], Decision]]:
+    """A router's feed that follows the verifier; gives the decision of now."""
+    clock = Clock(lambda: verifier.clock.ms, time.monotonic)
+    async with aiohttp.ClientSession() as http:
+        feed = Feed(http, VerifierSection(verifier.url), clock)
+        task = asyncio.create_task(feed.run())
+        try:
+            await within(5, lambda: feed.snapshot({}).version > 0)
+            yield lambda: decide(feed.snapshot({}), WORKLOAD, 1)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def within(seconds: float, holds: Callable[[], object]) -> float:
+    """Wait until it holds; how long that took, at most *seconds*."""
+    start = time.monotonic()
+    while not holds():
+        assert time.monotonic() - start < seconds, "it does not come to hold"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - start
+
+
+def chosen(decision: Decision) -> set[str]:
+    """The nodes that may do the work."""
+    return {ranked.node for ranked in decision.ranked}
