@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 # What says where something stands, and nothing of what it means.
-_PLACES = ("span", "eidx")
+_PLACES = ("span", "eidx", "sidx", "qidx")
 
 
 def of(modules: Sequence[Any]) -> dict[str, list[tuple[str, str, str]]]:

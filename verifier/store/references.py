@@ -151,8 +151,16 @@ async def announce(tx: Tx, documents: Iterable[Document], now_ms: int) -> None:
 
     So that challenges can be minted from them, and that nobody is quarantined by a mistake
     in one (`verifier.incidents`).
+
+    Raises:
+        ReferenceValueError: one of them was retired.
     """
     for document in documents:
+        known = await by_digest(tx, document.digest)
+        if known is not None and known["state"] == "retired":
+            raise ReferenceValueError(
+                f"the policy brings {document.digest} for {document.model}, which was retired"
+            )
         await tx.execute(
             "INSERT INTO reference_values (digest, model, document, added_ms, state, source)"
             " VALUES (?, ?, ?, ?, 'candidate', 'bundle') ON CONFLICT (digest) DO UPDATE SET"
