@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from fixtures.simulator import MODEL, SimulatedNode
 from tests.conftest import publish
 from verifier import results
 from verifier.config import Home
+from verifier.policy import bundle as bundles
 from verifier.store.sqlite import SqliteDatabase
 
 
@@ -137,3 +139,40 @@ async def report_and_kill(fleet: Fleet, token: str, pid: int, node: SimulatedNod
             assert response.status == 204
         os.kill(pid, signal.SIGKILL)
         return str(given["node"])
+
+
+@pytest.mark.timeout(120)
+def test_acknowledged_policies_and_blocks_survive(tmp_path: Path, model_folder: Path) -> None:
+    """Published, promoted, blocked, each killed right after its answer: it is in force after the restart."""
+    fleet = Fleet(tmp_path)
+    try:
+        prepare(fleet, model_folder)
+        home = Home(fleet.verifier_home)
+        base = bundles.load(home.path / "policy")
+        manifest = {"name": "next", "version": "1", "author": "a", "description": "b"}
+        bundle = bundles.of_files({**base.files, "bundle.json": json.dumps(manifest).encode()})
+        archive = bundles.write_archive(bundle, bundles.sign(bundle, home.author_key()))
+        why = {"actor": "kim", "reason": "because"}
+        for path, body in (
+            ("policies?actor=kim&reason=because", archive),
+            (f"policies/{bundle.digest}/promote", json.dumps(why).encode()),
+            ("policies/blocks", json.dumps({**why, "kind": "device", "value": "GPU-1"}).encode()),
+        ):
+            process = fleet.start_verifier()
+            asyncio.run(ask_and_kill(f"{fleet.verifier_url}/api/v1/{path}", body, home, process.pid))
+            process.wait()
+        fleet.start_verifier()
+        assert get_json(f"{fleet.verifier_url}/api/v1/policies/rollout")["active"] == bundle.id
+        (block,) = get_json(f"{fleet.verifier_url}/api/v1/policies/blocks")["blocks"]
+        assert block["value"] == "GPU-1"
+        changes = get_json(f"{fleet.verifier_url}/api/v1/policies/history")["changes"]
+        assert [c["action"] for c in changes][:3] == ["block", "promote", "publish"]
+    finally:
+        fleet.stop()
+
+
+async def ask_and_kill(url: str, body: bytes, home: Home, pid: int) -> None:
+    headers = {"Authorization": f"Bearer {home.token('admin')}"}
+    async with aiohttp.ClientSession() as http, http.post(url, data=body, headers=headers) as response:
+        assert response.status in (200, 201), await response.text()
+        os.kill(pid, signal.SIGKILL)
