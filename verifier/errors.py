@@ -9,6 +9,7 @@ Errors of the verifier.
     │   └── BundleError      a policy bundle that is refused: file, place and sentence
     ├── ReferenceValueError  a reference value or a pool of challenges that cannot be used
     └── StoreError           the database refused or cannot be used
+        └── RecordingError   a recording cannot be read: written by another version, or damaged
 
 `service/problem.py` is the only place that knows what HTTP status each of them becomes.
 """
@@ -77,3 +78,7 @@ class StoreError(VerifierError):
     """The database cannot be used, or refused what would break a promise."""
 
     code = "store.refused"
+
+
+class RecordingError(StoreError):
+    """A recording that this version cannot read, however often it tries."""

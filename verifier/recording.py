@@ -19,7 +19,7 @@ from msgspec import Struct
 from attester.evidence import MEDIA_TYPE
 from verifier import appraisal, results
 from verifier.appraisal import CheckedEvidence, Held, Outcome, Terms
-from verifier.errors import StoreError
+from verifier.errors import RecordingError
 from verifier.results import AttestationResult
 from verifier.schemes.base import (
     Blocks,
@@ -198,11 +198,11 @@ _GIST: Final = msgspec.json.Decoder(Gist)
 
 
 def read_gist(text: str) -> Gist:
-    """Read a gist.  Raises `StoreError`."""
+    """Read a gist.  Raises `RecordingError`."""
     try:
         return _GIST.decode(text)
     except (msgspec.DecodeError, ValueError) as error:
-        raise StoreError(f"a recording cannot be read: {str(error)[:200]}") from None
+        raise RecordingError(f"a recording cannot be read: {str(error)[:200]}") from None
 
 
 def unpack(data: bytes) -> Record:
@@ -210,16 +210,16 @@ def unpack(data: bytes) -> Record:
     Read a record.
 
     Raises:
-        StoreError: it is not one of this version's.
+        RecordingError: it is not one of this version's.
     """
     try:
         reader = zlib.decompressobj()
         text = reader.decompress(data, _MAX_RECORD)
         if reader.unconsumed_tail or not reader.eof:
-            raise StoreError("a recording is larger than any we write, or cut short")
+            raise RecordingError("a recording is larger than any we write, or cut short")
         return _DECODER.decode(text)
     except (zlib.error, msgspec.DecodeError, ValueError) as error:
-        raise StoreError(f"a recording cannot be read: {str(error)[:200]}") from None
+        raise RecordingError(f"a recording cannot be read: {str(error)[:200]}") from None
 
 
 def examine(recording: Recording, context: Context) -> CheckedEvidence:

@@ -10,6 +10,7 @@ alike give equal inputs, and a policy is asked once for each.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -28,7 +29,9 @@ from verifier.trust import Tier
 
 MAX_FAILURES: Final = 100
 """A policy that fails so often would fail for all the rest, a second each."""
-_REMEMBERED: Final = 20_000
+_REMEMBERED_BYTES: Final = 16 << 20
+_ENTRY_BYTES: Final = 200
+_LARGE: Final = 64 * 1024
 _ORDER: Final = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE, Tier.AFFIRMING)
 
 
@@ -149,12 +152,13 @@ class Replay:
         self, bundle: Bundle, ask: Callable[[bytes], Coroutine[Any, Any, bytes]], lookup: Lookup
     ) -> None:
         self.bundle = bundle
-        self._own = bundle.references()
+        self._own = bundle.references
         self._ask_engine = ask
         self._lookup = lookup
         self._thresholds: dict[str, Thresholds] = {}
         self._known: dict[bytes, bytes] = {}
-        """Outcomes by input, as JSON: many small objects would only keep the collector busy."""
+        """Outcomes as JSON, by the input's digest: what nodes say can be large, and so can policies' answers."""
+        self._room = _REMEMBERED_BYTES
         self._asked: dict[bytes, asyncio.Task[bytes]] = {}
         self.examined = 0
         """How many were examined again, because what is true depends on what differs."""
@@ -240,20 +244,26 @@ class Replay:
 
     def _ask(self, question: bytes) -> asyncio.Task[bytes] | bytes:
         """Ask the policy, unless it was asked the same before."""
-        known = self._known.get(question) or self._asked.get(question)
+        digest = hashlib.sha256(question).digest()
+        known = self._known.get(digest) or self._asked.get(digest)
         if known is None:
-            known = self._asked[question] = asyncio.create_task(self._remember(question))
+            known = self._asked[digest] = asyncio.create_task(self._remember(digest, question))
+            # Whoever asked may have gone: then nobody misses the error.
+            known.add_done_callback(lambda task: task.cancelled() or task.exception())
         return known
 
-    async def _remember(self, question: bytes) -> bytes:
+    async def _remember(self, digest: bytes, question: bytes) -> bytes:
         try:
             answer = await self._ask_engine(question)
         finally:
             # A failure may have been the machine's fault: the next like it asks again.
-            del self._asked[question]
-        if len(self._known) >= _REMEMBERED:
+            del self._asked[digest]
+        self._room -= len(answer) + _ENTRY_BYTES
+        if self._room < 0:
             self._known.clear()
-        self._known[question] = answer
+            self._room = _REMEMBERED_BYTES
+        elif len(answer) <= _LARGE:
+            self._known[digest] = answer
         return answer
 
     async def _outcome(self, asked: asyncio.Task[bytes] | bytes, submods: Collection[str]) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +37,7 @@ from verifier.schemes.base import shown
 from verifier.service.inforce import InForce, StoredLookup
 from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
-from verifier.store import recordings, references, shadows
+from verifier.store import recordings, shadows, steps
 from verifier.store.database import Database, Tx
 from verifier.store.policies import Who
 from verifier.store.recordings import Window
@@ -199,7 +200,7 @@ def shadow(
         return
     if (name is None) != end or reason is None:
         raise click.UsageError("give NAME or --end, and --reason; or --report")
-    rollout = in_transaction(home, lambda tx: _move(tx, "shadow", name, Who(actor, reason or "")))
+    rollout = _take(home, "shadow", name, Who(actor, reason or ""))
     _say(home, rollout)
 
 
@@ -242,7 +243,7 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
 def canary(name: str, share: str, reason: str, actor: str, home: Path) -> None:
     """Let policy NAME judge a share of the nodes."""
     permille = _permille(share)
-    _say(home, in_transaction(home, lambda tx: _move(tx, "canary", name, Who(actor, reason), permille)))
+    _say(home, _take(home, "canary", name, Who(actor, reason), permille))
 
 
 @policy.command()
@@ -253,7 +254,7 @@ def canary(name: str, share: str, reason: str, actor: str, home: Path) -> None:
 @errors
 def promote(name: str, reason: str, actor: str, home: Path) -> None:
     """Let policy NAME judge all nodes."""
-    _say(home, in_transaction(home, lambda tx: _move(tx, "promote", name, Who(actor, reason))))
+    _say(home, _take(home, "promote", name, Who(actor, reason)))
 
 
 @policy.command()
@@ -264,7 +265,7 @@ def promote(name: str, reason: str, actor: str, home: Path) -> None:
 @errors
 def rollback(to: str | None, reason: str, actor: str, home: Path) -> None:
     """End the canary; where there is none, go back to the policy that was active before."""
-    _say(home, in_transaction(home, lambda tx: _move(tx, "rollback", to, Who(actor, reason))))
+    _say(home, _take(home, "rollback", to, Who(actor, reason)))
 
 
 @policy.command()
@@ -336,15 +337,15 @@ def history(limit: int, home: Path, as_json: bool) -> None:
         click.echo(f"    {shown(change['actor'])}: {shown(change['reason'])}")
 
 
-async def _move(tx: Tx, action: str, name: str | None, who: Who, permille: int = 0) -> Rollout:
-    digest = None
-    if name is not None:
-        row = await stored.find(tx, name)
-        digest = row["digest"]
-        if action != "shadow":
-            documents = bundles.read_archive(row["archive"])[0].documents
-            await references.announce(tx, documents, now_ms())
-    return await stored.move(tx, action, digest, who, now_ms(), permille=permille)
+def _take(home: Path, action: str, name: str | None, who: Who, permille: int = 0) -> Rollout:
+    grace_ms = Home(home).config().references.grace_s * 1000
+    known = InForce()
+    return in_transaction(
+        home,
+        lambda tx: steps.take(
+            tx, action, name, who, now_ms(), load=known.bundle, grace_ms=grace_ms, permille=permille
+        ),
+    )
 
 
 def _say(home: Path, rollout: Rollout) -> None:
@@ -371,11 +372,8 @@ def _seconds(text: str) -> int:
 
 
 def _permille(text: str) -> int:
-    try:
-        share = float(text.removesuffix("%"))
-    except ValueError:
-        share = 0.0
-    permille = round(share * 10)
-    if not 1 <= permille <= 1000 or abs(permille - share * 10) > 1e-9:
+    found = re.fullmatch(r"(\d{1,3})(?:\.(\d))?%?", text, re.ASCII)
+    permille = 0 if found is None else int(found[1]) * 10 + int(found[2] or 0)
+    if not 1 <= permille <= 1000:
         raise click.UsageError(f"--share {text}: between 0.1% and 100%, in tenths of a per cent")
     return permille

@@ -22,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -31,7 +32,7 @@ from msgspec import Meta, Struct
 
 from attester import cbor, strictjson
 from attester.cose import PrivateKey
-from attester.errors import SignatureError
+from attester.errors import CBORError, SignatureError
 from verifier import dsse
 from verifier.errors import BundleError, ReferenceValueError
 from verifier.policy import ar4si
@@ -44,6 +45,7 @@ MAX_FILE = 8 << 20
 MAX_FILES = 128
 MAX_TOTAL = 32 << 20
 MAX_ARCHIVE = 16 << 20
+MAX_REFERENCES = 4 << 20
 PAYLOAD_TYPE: Final = "application/vnd.touchstone.policy-bundle+cbor"
 """The payload is deterministic CBOR: a map of file name to SHA-256.  Its own SHA-256 is the digest."""
 SIGNATURE: Final = "bundle.dsse.json"
@@ -99,7 +101,8 @@ class Bundle:
         """Whether it is as it was made: no engine is approved yet."""
         return not msgspec.json.decode(self.data).get("approved_engines", True)
 
-    def references(self) -> dict[str, ModelReference]:
+    @cached_property
+    def references(self) -> Mapping[str, ModelReference]:
         """Its reference values by model, as the appraisal takes them."""
         return {d.model: d.to_reference(source="bundle", signer=self.manifest.author) for d in self.documents}
 
@@ -173,7 +176,7 @@ def of_files(files: Mapping[str, bytes]) -> Bundle:
     if unknown := sorted(content.keys() - sources.keys() - _known(content)):
         raise BundleError(f"{unknown[0]}: not a file that a bundle has; notes belong into README.md")
     digests = {name: hashlib.sha256(data).digest() for name, data in content.items()}
-    return Bundle(
+    bundle = Bundle(
         manifest=manifest,
         files=content,
         modules=modules,
@@ -183,6 +186,12 @@ def of_files(files: Mapping[str, bytes]) -> Bundle:
         documents=_documents(content),
         statement=cbor.encode(digests),
     )
+    try:
+        # Once, now: an appraisal must not find out that one of them cannot be used.
+        _ = bundle.references
+    except CBORError as error:
+        raise BundleError(f"references: too large to have a digest: {error}") from None
+    return bundle
 
 
 def _check_place(name: str, number: int) -> None:
@@ -252,9 +261,13 @@ def _data_of(content: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _documents(content: Mapping[str, bytes]) -> tuple[Document, ...]:
     found: dict[str, Document] = {}
+    left = MAX_REFERENCES
     for name, data in content.items():
         if not name.startswith("references/"):
             continue
+        left -= len(data)
+        if left < 0:
+            raise BundleError(f"{name}: reference values of more than {MAX_REFERENCES} bytes in all")
         for document in _read_reference(name, data):
             if document.model in found:
                 raise BundleError(f"{name}: a second reference value for {document.model}")

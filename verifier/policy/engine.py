@@ -286,7 +286,7 @@ class Worker:
                 "verifier.policy.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env={**os.environ, "RUST_BACKTRACE": "0"},
+                env=_environment(),
                 limit=MAX_FRAME,
                 # A Ctrl-C for the verifier is not for its workers: they end when their input does.
                 start_new_session=True,
@@ -378,6 +378,21 @@ def _answer(item: _Item, answer: bytes) -> None:
         item.outcome.set_result(answer[1:])
     else:
         _fail([item], answer[1:].decode(errors="replace"))
+
+
+def _environment() -> dict[str, str]:
+    """What a process needs to start, and nothing that is the service's."""
+    names = (
+        "PATH",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONDONTWRITEBYTECODE",
+        "LD_LIBRARY_PATH",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+    )
+    return {name: os.environ[name] for name in names if name in os.environ} | {"RUST_BACKTRACE": "0"}
 
 
 @asynccontextmanager

@@ -81,7 +81,7 @@ def pose(entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: 
         before = asked.get(entry.model, Asked())
         if entry.kind == "read":
             read = msgspec.json.decode(entry.parameters, type=ReadParameters)
-            posed = ReadAsked(seed, read.windows, entry.commitments, entry.batch)
+            posed = ReadAsked(seed, read.windows, entry.commitments, entry.batch, entry.reference)
             asked[entry.model] = Asked(posed, before.walk, before.exhausted)
         else:
             walk = msgspec.json.decode(entry.parameters, type=WalkParameters)
@@ -89,7 +89,9 @@ def pose(entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: 
             parts = [entry.commitments[i : i + 32] for i in range(0, len(entry.commitments), 32)]
             commitments = dict(zip(rows, parts, strict=True))
             wide = entry.kind == "wide"
-            posed_walk = WalkAsked(seed, walk.rows, walk.passes, commitments, entry.batch, wide)
+            posed_walk = WalkAsked(
+                seed, walk.rows, walk.passes, commitments, entry.batch, wide, entry.reference
+            )
             asked[entry.model] = Asked(before.read, posed_walk, before.exhausted)
     return asked
 

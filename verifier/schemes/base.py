@@ -40,6 +40,8 @@ class ReadAsked(Struct, frozen=True):
     windows: int
     commitment: bytes
     batch: int
+    reference: str | None = None
+    """The reference value that it is of: it says nothing of another."""
 
 
 class WalkAsked(Struct, frozen=True):
@@ -52,6 +54,8 @@ class WalkAsked(Struct, frozen=True):
     batch: int
     wide: bool = False
     """Of so many rows that arithmetic bounds it: one GPU cannot answer two at once in time."""
+    reference: str | None = None
+    """The reference value that it is of."""
 
 
 class Asked(Struct, frozen=True):

@@ -43,8 +43,8 @@ _IN_TIME: Final = 1000
 def check(model: str, submods: Submods, context: Context) -> Checked:
     """Say what is true of one model."""
     submod = model_submod(model)
-    asked = context.session.asked.get(model, Asked())
     reference, findings = _in_force(model, context)
+    asked = _asked_of(reference, context.session.asked.get(model, Asked()))
     expired = reference is None and model in context.references
     if error := submods.errors.get(submod):
         findings.append(_malformed(error.claim, str(error)))
@@ -60,8 +60,9 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     listed: Manifest | None = submods.claim(submod, "manifest")
     manifest: ManifestFact = "malformed"
     manifest_findings: list[Finding] = []
+    held_to = reference
     if not malformed:
-        manifest, manifest_findings = _manifest(listed, reference, model, context)
+        manifest, manifest_findings, held_to = _manifest(listed, reference, model, context)
     if manifest == "unknown" and expired:
         manifest = "expired"
     cached = manifest in ("equal", "aged") and listed is not None and listed.cached is not None
@@ -109,7 +110,23 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
         walk=record,
         passed=_passed(manifest, read, walk, asked, reference),
         reference=None if reference is None else reference.digest,
-        blocked=_blocked(listed, reference, context.blocks.digests),
+        blocked=_blocked(listed, (reference, held_to), context.blocks.digests),
+    )
+
+
+def _asked_of(reference: ModelReference | None, asked: Asked) -> Asked:
+    """
+    What was asked of the value in force.
+
+    One that came into force while a session waited was not asked about: answers to challenges of
+    the value before say nothing of it, and must count for nothing.
+    """
+    if reference is None:
+        return asked
+    return Asked(
+        asked.read if asked.read is not None and asked.read.reference in (None, reference.digest) else None,
+        asked.walk if asked.walk is not None and asked.walk.reference in (None, reference.digest) else None,
+        asked.exhausted,
     )
 
 
@@ -127,27 +144,28 @@ def _in_force(model: str, context: Context) -> tuple[ModelReference | None, list
 
 def _manifest(
     listed: Manifest | None, reference: ModelReference | None, model: str, context: Context
-) -> tuple[ManifestFact, list[Finding]]:
-    """The files against the value in force, or else against those it has replaced."""
+) -> tuple[ManifestFact, list[Finding], ModelReference | None]:
+    """The files against the value in force, or else against those it has replaced; and which it was."""
     max_age_s = context.thresholds.manifest_max_age_s
     found, findings = manifests.compare(listed, reference, context.now_ms, max_age_s)
     if found != "differs":
-        return found, findings
+        return found, findings, reference
     for earlier in context.superseded.get(model, ()):
         # A value that another has replaced is a warning for a while, not a mismatch.
         if manifests.compare(listed, earlier, context.now_ms, max_age_s)[0] in ("equal", "aged"):
             detail = f"the files are those of {earlier.digest}, which another value has replaced"
-            return "superseded", [Finding("weights.reference.superseded", detail)]
-    return found, findings
+            return "superseded", [Finding("weights.reference.superseded", detail)], earlier
+    return found, findings, reference
 
 
 def _blocked(
-    listed: Manifest | None, reference: ModelReference | None, digests: frozenset[str]
+    listed: Manifest | None, references: Sequence[ModelReference | None], digests: frozenset[str]
 ) -> dict[str, str]:
     if not digests:
         return {}
-    if reference is not None and reference.digest in digests:
-        return dict.fromkeys(("file-system", "executables"), f"reference value {reference.digest}")
+    for reference in references:
+        if reference is not None and reference.digest in digests:
+            return dict.fromkeys(("file-system", "executables"), f"reference value {reference.digest}")
     for file in () if listed is None else listed.files:
         for digest in (file.sha256, file.blake3):
             if digest is not None and digest.hex() in digests:

@@ -95,7 +95,8 @@ async def seed(db: Database, home: Home, config: VerifierConfig, now_ms: int) ->
     async with db.write() as tx:
         await policies.publish(tx, bundle, envelope, signer, who, now_ms)
         await policies.activate_first(tx, bundle, who, now_ms)
-        await references.announce(tx, bundle.documents, now_ms)
+        for document in bundle.documents:
+            await references.announce(tx, document, now_ms)
 
 
 def make_app(service: Service) -> web.Application:

@@ -8,6 +8,7 @@ change.  Another process may have made it.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class _State:
     generation: int
     blocks: Blocks
     active: Mapping[str, ReferenceName]
-    superseded: Mapping[str, tuple[_Superseded, ...]]
+    replaced: Mapping[str, tuple[_Superseded, ...]]
+    """By model, values that another replaces, or for some nodes does."""
+    retired: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class InForce:
         row = await tx.one("SELECT archive FROM policies WHERE digest = ?", digest)
         if row is None:
             raise PolicyError(f"no policy {digest[:64]!r}")
-        bundle, _ = bundles.read_archive(row["archive"])
+        # Unpacking and parsing: others must not wait for it.
+        bundle, _ = await asyncio.to_thread(bundles.read_archive, row["archive"])
         if bundle.digest != digest:
             raise PolicyError(f"the policy {digest} is not what was published")
         return self._bundles.put(digest, bundle)
@@ -109,35 +113,31 @@ class InForce:
         rollout = await self.rollout(tx)
         bundle = await self.bundle(tx, rollout.policy_for(node_id))
         state = await self._read(tx, rollout.generation)
-        own = bundle.references()
         found: dict[str, ModelReference] = {}
+        superseded: dict[str, tuple[ModelReference, ...]] = {}
         for model in models:
-            if model in own:
-                found[model] = own[model]
-            elif model in state.active:
+            own = bundle.references.get(model)
+            if own is not None and own.digest not in state.retired:
+                found[model] = own
+            elif own is None and model in state.active:
                 found[model] = await self.reference(tx, state.active[model])
-        superseded = {
-            model: tuple(
-                [
-                    await self._by_digest(tx, earlier.digest)
-                    for earlier in state.superseded.get(model, ())
-                    if earlier.until_ms > now_ms
-                ]
-            )
-            for model in models
-            if model in state.superseded
-        }
-        given = Given(found, {m: s for m, s in superseded.items() if s}, state.blocks)
-        return Grounds(rollout, bundle, given)
+            earlier = [
+                await self._by_digest(tx, replaced.digest)
+                for replaced in state.replaced.get(model, ())
+                if replaced.until_ms > now_ms and model in found and replaced.digest != found[model].digest
+            ]
+            if earlier:
+                superseded[model] = tuple(earlier)
+        return Grounds(rollout, bundle, Given(found, superseded, state.blocks))
 
     async def digests(self, tx: Tx, node_id: str) -> dict[str, str]:
         """By model the digest of the reference value in force for a node: what its challenges are of."""
         rollout = await self.rollout(tx)
         state = await self._read(tx, rollout.generation)
         bundle = await self.bundle(tx, rollout.policy_for(node_id))
-        return {model: name.digest for model, name in state.active.items()} | {
-            document.model: document.digest for document in bundle.documents
-        }
+        found = {model: name.digest for model, name in state.active.items()}
+        found |= {model: own.digest for model, own in bundle.references.items()}
+        return {model: digest for model, digest in found.items() if digest not in state.retired}
 
     async def reference(self, tx: Tx, name: ReferenceName) -> ModelReference:
         """A reference value as it was named, also one that is no longer in force."""
@@ -172,17 +172,21 @@ class InForce:
             return self._state
         blocks = await policies.blocks(tx)
         active: dict[str, ReferenceName] = {}
-        superseded: dict[str, tuple[_Superseded, ...]] = {}
-        for row in await references.in_force(tx):
+        replaced: dict[str, tuple[_Superseded, ...]] = {}
+        retired = set()
+        for row in await references.weighed(tx):
             model = row["model"]
+            if row["state"] == "retired":
+                retired.add(row["digest"])
+                continue
             if row["state"] == "active":
                 active[model] = ReferenceName(
                     row["digest"], row["source"], row["signer"], row["not_before"], row["not_after"]
                 )
-            else:
+            if row["grace_until_ms"]:
                 earlier = _Superseded(row["digest"], row["grace_until_ms"])
-                superseded[model] = (*superseded.get(model, ()), earlier)
-        state = _State(generation, blocks, active, superseded)
+                replaced[model] = (*replaced.get(model, ()), earlier)
+        state = _State(generation, blocks, active, replaced, frozenset(retired))
         again = await policies.rollout(tx)
         if again is not None and again.generation == generation:
             # Else something changed while we looked: use it once, and do not keep it.

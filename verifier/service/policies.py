@@ -17,9 +17,9 @@ from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
 from verifier.service.inforce import StoredLookup
-from verifier.service.state import Service, service_of
-from verifier.store import policies, recordings, references, shadows
-from verifier.store.database import Row, Tx
+from verifier.service.state import service_of
+from verifier.store import policies, recordings, shadows, steps
+from verifier.store.database import Row
 from verifier.store.policies import Who
 from verifier.store.recordings import Window
 
@@ -205,10 +205,7 @@ async def shadow(request: web.Request) -> web.Response:
 async def end_shadow(request: web.Request) -> web.Response:
     """Ask no policy beside the others any more."""
     given = await _who(request, WhoBody)
-    service = service_of(request)
-    async with service.db.write() as tx:
-        rollout = await policies.move(tx, "shadow", None, given.who(), service.now_ms())
-    return json_response(rollout_to_wire(rollout, {}))
+    return await _take(request, "shadow", None, given.who())
 
 
 async def shadow_report(request: web.Request) -> web.Response:
@@ -236,16 +233,9 @@ async def promote(request: web.Request) -> web.Response:
 
 
 async def rollback(request: web.Request) -> web.Response:
-    """End the canary, or go back to the policy that was active before, or to one that is named."""
+    """End the canary, or go back to the policy that was active before, or to an earlier one that is named."""
     given = await _who(request, _RollbackBody)
-    service = service_of(request)
-    async with service.db.write() as tx:
-        digest = None
-        if given.to is not None:
-            digest = (await policies.find(tx, given.to))["digest"]
-        rollout = await policies.move(tx, "rollback", digest, given.who(), service.now_ms())
-        rows = {row["digest"]: row["id"] for row in await policies.every(tx)}
-    return json_response(rollout_to_wire(rollout, rows))
+    return await _take(request, "rollback", given.to, given.who())
 
 
 async def _who(request: web.Request, kind: type[Any]) -> Any:
@@ -254,20 +244,24 @@ async def _who(request: web.Request, kind: type[Any]) -> Any:
 
 
 async def _move(request: web.Request, action: str, who: Who, *, permille: int = 0) -> web.Response:
+    return await _take(request, action, request.match_info["policy"], who, permille=permille)
+
+
+async def _take(
+    request: web.Request, action: str, name: str | None, who: Who, *, permille: int = 0
+) -> web.Response:
     service = service_of(request)
+    if name is not None:
+        async with service.db.read() as tx:
+            # Before the transaction: unpacking takes its time, and then it is known.
+            await service.inforce.bundle(tx, (await policies.find(tx, name))["digest"])
     async with service.db.write() as tx:
-        rollout = await move(tx, service, action, request.match_info["policy"], who, permille=permille)
+        rollout = await steps.take(
+            tx, action, name, who, service.now_ms(), load=service.inforce.bundle,
+            grace_ms=service.config.references.grace_s * 1000, permille=permille,
+        )  # fmt: skip
         rows = {row["digest"]: row["id"] for row in await policies.every(tx)}
     return json_response(rollout_to_wire(rollout, rows))
-
-
-async def move(tx: Tx, service: Service, action: str, name: str, who: Who, *, permille: int = 0) -> Rollout:
-    """A step of the rollout; what a policy brings along is known from then on."""
-    row = await policies.find(tx, name)
-    bundle = await service.inforce.bundle(tx, row["digest"])
-    if action in ("canary", "promote"):
-        await references.announce(tx, bundle.documents, service.now_ms())
-    return await policies.move(tx, action, row["digest"], who, service.now_ms(), permille=permille)
 
 
 async def list_blocks(request: web.Request) -> web.Response:

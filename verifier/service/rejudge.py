@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -25,10 +26,11 @@ from prometheus_client import Counter
 from attester import cbor
 from verifier import appraisal, trial
 from verifier.appraisal import Held
-from verifier.errors import PolicyError, StoreError
+from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.recording import Basis
+from verifier.schemes.base import Blocks
 from verifier.service.appraiser import Appraiser, devices_of, pin_of
 from verifier.service.inforce import StoredLookup
 from verifier.service.state import Service
@@ -68,18 +70,34 @@ class Rejudge:
         """Work until cancelled."""
         done = -1
         while True:
-            async with self._service.db.read() as tx:
-                rollout = await self._service.inforce.rollout(tx)
-            if rollout.generation != done:
-                try:
-                    await self.catch_up(rollout)
-                    done = rollout.generation
-                except StaleError:
-                    # A further change: begin again with that.
-                    continue
-                except (PolicyError, StoreError) as error:
-                    _log.error("live results could not be judged anew", error=str(error))
+            rollout = await self._rollout()
+            if rollout.generation != done and await self._finish(rollout):
+                done = rollout.generation
             await asyncio.sleep(_POLL_S)
+
+    async def _rollout(self) -> Rollout:
+        async with self._service.db.read() as tx:
+            return await self._service.inforce.rollout(tx)
+
+    async def _finish(self, rollout: Rollout) -> bool:
+        """Catch up with *rollout*, unless a further change comes: what it replaces need not be waited for."""
+        work = asyncio.create_task(self.catch_up(rollout), name="catch up")
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=_POLL_S)
+                if not work.done() and (await self._rollout()).generation != rollout.generation:
+                    return False
+            await work
+        except StaleError:
+            return False
+        except (PolicyError, StoreError) as error:
+            _log.error("live results could not be judged anew", error=str(error))
+            return False
+        finally:
+            work.cancel()
+            with suppress(asyncio.CancelledError, StaleError, PolicyError, StoreError):
+                await work
+        return True
 
     async def catch_up(self, rollout: Rollout) -> int:
         """
@@ -111,16 +129,37 @@ class Rejudge:
                 await appraisals.still_stands(tx, stands, rollout.generation)
             for known, fate in pairs:
                 if isinstance(fate, _Replaced):
-                    await appraisals.replace_result(tx, fate.anew, fate.sign, now_ms)
+                    try:
+                        await appraisals.replace_result(tx, fate.anew, fate.sign, now_ms)
+                    except EvidenceError as error:
+                        # It grew larger than readers accept: one node's trouble, and no other's.
+                        _log.warning("a result could not be judged anew", node=known.node_id, why=str(error))
+                        await appraisals.lose(tx, known, now_ms)
                     # What could not be replaced has been, by newer evidence.
                     await appraisals.still_stands(tx, [known], rollout.generation)
                 elif fate is Fate.LOST:
-                    await appraisals.revoke_one(tx, known, now_ms)
+                    await appraisals.lose(tx, known, now_ms)
         for _, fate in pairs:
             _rejudged.labels("replaced" if isinstance(fate, _Replaced) else fate).inc()
         return len(page) - len(stands)
 
     async def _judge(
+        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
+    ) -> Fate | _Replaced:
+        try:
+            return await self._fate(known, rollout, replays, now_ms)
+        except (
+            RecordingError,
+            PolicyError,
+            ReferenceValueError,
+            EvidenceError,
+            msgspec.MsgspecError,
+        ) as error:
+            # Written by another version, or damaged: it must not keep others from being judged.
+            _log.warning("a result could not be judged anew", node=known.node_id, why=str(error)[:300])
+            return Fate.LOST
+
+    async def _fate(
         self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
     ) -> Fate | _Replaced:
         service = self._service
@@ -135,7 +174,8 @@ class Rejudge:
             if before == basis:
                 return Fate.STANDS
             if before is None:
-                return Fate.LOST
+                # From before there were recordings: it stands for its few minutes, unless something is blocked.
+                return Fate.STANDS if basis.blocks == Blocks() else Fate.LOST
             first = await recordings.taken(tx, known.origin)
             if first is None:
                 return Fate.LOST
@@ -193,12 +233,13 @@ def _only_policy(before: Basis, after: Basis) -> bool:
 def _touches(before: Basis, after: Basis, evidence: bytes) -> bool:
     """Whether what was blocked or lifted can be in *evidence* at all: by its bytes in CBOR, for it is quick."""
     was, now = before.blocks, after.blocks
-    held = {reference.digest for reference in after.references.values()}
+    held = {name.digest for name in after.references.values()}
+    held |= {name.digest for earlier in after.superseded.values() for name in earlier}
     return (
         any(digest in held or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
         or any(cbor.encode(device) in evidence for device in was.devices ^ now.devices)
         or any(
-            all(cbor.encode(part) in evidence for part in engine.split("@", 1))
+            all(part.encode() in evidence for part in engine.split("@"))
             for engine in was.engines ^ now.engines
         )
     )

@@ -181,7 +181,8 @@ class Outdated:
 async def outdated(tx: Tx, generation: int, now_ms: int, limit: int) -> list[Outdated]:
     """Live results from before *generation*, the newest of their nodes."""
     rows = await tx.all(
-        "SELECT seq, id, session_id, node_id, origin, basis, claims, issued_ms, expires_ms FROM appraisals a"
+        "SELECT seq, id, session_id, node_id, origin, basis, claims, issued_ms, expires_ms"
+        " FROM appraisals a INDEXED BY appraisals_live"
         " WHERE public = 1 AND revoked_ms IS NULL AND generation < ? AND expires_ms > ?"
         " AND NOT EXISTS (SELECT 1 FROM appraisals n WHERE n.node_id = a.node_id AND n.public = 1 AND n.seq > a.seq)"
         " ORDER BY seq LIMIT ?",
@@ -232,18 +233,27 @@ async def replace_result(tx: Tx, anew: Anew, sign: Callable[[Held], Signed], now
     if newest is None or newest["id"] != anew.known.id or newest["revoked_ms"] is not None:
         return
     signed = sign(await held_now(tx, anew.node, anew.pin, anew.devices))
+    await _end_earlier(tx, anew.node.id, now_ms)
     await _insert(tx, signed, anew, anew.known.origin, anew.generation, anew.basis)
     data = {"node": anew.node.id, "result": signed.id, "token": signed.token}
     await events.append(tx, now_ms, "result", data)
 
 
-async def revoke_one(tx: Tx, known: Outdated, now_ms: int) -> None:
-    """A result that cannot be judged anew is worth nothing under what holds now."""
-    changed = await tx.execute(
-        "UPDATE appraisals SET revoked_ms = ? WHERE id = ? AND revoked_ms IS NULL", now_ms, known.id
-    )
-    if changed:
+async def lose(tx: Tx, known: Outdated, now_ms: int) -> None:
+    """A result that cannot be judged anew is worth nothing under what holds now, unless it is not the newest."""
+    newest = await latest(tx, known.node_id)
+    if newest is not None and newest["id"] == known.id and await _end_earlier(tx, known.node_id, now_ms):
         await events.append(tx, now_ms, "revocation", {"node": known.node_id})
+
+
+async def _end_earlier(tx: Tx, node_id: str, now_ms: int) -> int:
+    """Whoever shows an unexpired result of before is told at its status that it counts no more."""
+    return await tx.execute(
+        "UPDATE appraisals SET revoked_ms = ? WHERE node_id = ? AND revoked_ms IS NULL AND expires_ms > ?",
+        now_ms,
+        node_id,
+        now_ms,
+    )
 
 
 async def result_of(tx: Tx, session: StoredSession, evidence: bytes, now_ms: int) -> Row | None:
@@ -319,7 +329,8 @@ async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
     """The newest public result of each node that has an unexpired one, by node id; revoked or not."""
     return await tx.all(
         "SELECT a.* FROM appraisals a JOIN ("
-        "  SELECT node_id, max(seq) AS newest FROM appraisals WHERE public = 1 AND node_id > ?"
+        "  SELECT node_id, max(seq) AS newest FROM appraisals INDEXED BY appraisals_live"
+        "  WHERE public = 1 AND node_id > ?"
         "  AND expires_ms > ? GROUP BY node_id ORDER BY node_id LIMIT ?"
         ") n ON n.newest = a.seq ORDER BY a.node_id",
         after,

@@ -199,6 +199,11 @@ async def move(
     return now
 
 
+async def was_active(tx: Tx, digest: str) -> bool:
+    """Whether a policy ever judged all nodes."""
+    return await tx.one("SELECT 1 AS one FROM changes WHERE active = ? LIMIT 1", digest) is not None
+
+
 async def _before(tx: Tx, active: str) -> str | None:
     """
     What was active before *active* was promoted the last time.

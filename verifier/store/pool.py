@@ -20,6 +20,8 @@ class Entry:
     batch: int
     parameters: str
     commitments: bytes
+    reference: str | None = None
+    """The reference value that it was minted from, once it is taken."""
 
 
 async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "{}") -> int:
@@ -102,10 +104,13 @@ async def take(tx: Tx, model: str, kind: str, reference: str, session_id: str, n
     """Take the next free entry that was minted from a reference value, for ever."""
     row = await tx.one(
         "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
-        # By the index of the free, said: the planner would walk past every used one.
-        "  SELECT p.idx FROM pool p INDEXED BY pool_free JOIN batches b ON b.id = p.batch AND b.reference = ?"
-        "  WHERE p.model = ? AND p.kind = ? AND p.session_id IS NULL ORDER BY p.idx LIMIT 1"
-        ") RETURNING *, (SELECT first_used_ms FROM batches WHERE id = batch) AS batch_used",
+        # By the index of the free, batch by batch, said: the planner would walk past every used one,
+        # and past all that are left of values that are no longer in force.
+        "  SELECT p.idx FROM batches b CROSS JOIN pool p INDEXED BY pool_free ON p.batch = b.id"
+        "  WHERE b.reference = ? AND p.model = ? AND p.kind = ? AND p.session_id IS NULL"
+        "  ORDER BY b.id, p.idx LIMIT 1"
+        ") RETURNING *, (SELECT first_used_ms FROM batches WHERE id = batch) AS batch_used,"
+        " (SELECT reference FROM batches WHERE id = batch) AS reference",
         session_id,
         model,
         kind,
@@ -122,7 +127,12 @@ async def take(tx: Tx, model: str, kind: str, reference: str, session_id: str, n
 
 async def of_session(tx: Tx, session_id: str) -> list[Entry]:
     """The entries that a session has used."""
-    return [_entry(row) for row in await tx.all("SELECT * FROM pool WHERE session_id = ?", session_id)]
+    rows = await tx.all(
+        "SELECT p.*, b.reference FROM pool p JOIN batches b ON b.id = p.batch WHERE p.session_id = ?"
+        " ORDER BY p.model, p.kind, p.idx",
+        session_id,
+    )
+    return [_entry(row) for row in rows]
 
 
 async def levels(tx: Tx) -> list[Row]:
@@ -136,4 +146,12 @@ async def levels(tx: Tx) -> list[Row]:
 
 
 def _entry(row: Row) -> Entry:
-    return Entry(row["model"], row["kind"], row["idx"], row["batch"], row["parameters"], row["commitments"])
+    return Entry(
+        row["model"],
+        row["kind"],
+        row["idx"],
+        row["batch"],
+        row["parameters"],
+        row["commitments"],
+        row["reference"],
+    )

@@ -115,7 +115,7 @@ async def pages(db: Database, window: Window) -> AsyncIterator[list[Taken]]:
 
 
 def _where(window: Window) -> tuple[str, tuple[object, ...]]:
-    parts = ["r.public = 1 AND r.input != '' AND r.at_ms >= ? AND r.at_ms < ?"]
+    parts = ["r.public = 1 AND r.at_ms >= ? AND r.at_ms < ?"]
     values: list[object] = [window.since_ms, window.until_ms]
     if window.nodes:
         parts.append(f"r.node_id IN ({', '.join('?' for _ in window.nodes)})")

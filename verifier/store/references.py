@@ -8,7 +8,6 @@ that still have it, until its grace period ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -145,30 +144,57 @@ async def retire(tx: Tx, digest: str, who: Who, now_ms: int) -> None:
     await policies.note(tx, "reference-retire", digest, who, now_ms, decides=True)
 
 
-async def announce(tx: Tx, documents: Iterable[Document], now_ms: int) -> None:
+async def announce(tx: Tx, document: Document, now_ms: int, grace_ms: int = 0) -> None:
     """
-    Values that come into force with a policy: known from now on, as if just added.
+    A value that comes into force with a policy: known from now on, as if just added.
 
-    So that challenges can be minted from them, and that nobody is quarantined by a mistake
-    in one (`verifier.incidents`).
+    The one that is in force otherwise is a warning for nodes under the policy until *grace_ms* is over.
 
     Raises:
-        ReferenceValueError: one of them was retired.
+        ReferenceValueError: it was retired.
     """
-    for document in documents:
-        known = await by_digest(tx, document.digest)
-        if known is not None and known["state"] == "retired":
-            raise ReferenceValueError(
-                f"the policy brings {document.digest} for {document.model}, which was retired"
-            )
+    row = await by_digest(tx, document.digest)
+    if row is not None and row["state"] == "retired":
+        raise ReferenceValueError(
+            f"the policy brings {document.digest} for {document.model}, which was retired"
+        )
+    if row is not None and row["state"] == "active":
+        return
+    await tx.execute(
+        "INSERT INTO reference_values (digest, model, document, added_ms, state, source)"
+        " VALUES (?, ?, ?, ?, 'candidate', 'bundle') ON CONFLICT (digest) DO UPDATE SET"
+        " added_ms = excluded.added_ms, state = 'candidate', grace_until_ms = 0",
+        document.digest,
+        document.model,
+        msgspec.json.encode(document).decode(),
+        now_ms,
+    )
+    await tx.execute(
+        "UPDATE reference_values SET grace_until_ms = ? WHERE model = ? AND state = 'active'",
+        now_ms + grace_ms,
+        document.model,
+    )
+
+
+async def dismiss(tx: Tx, document: Document, now_ms: int, grace_ms: int, *, again: bool) -> None:
+    """
+    A value that goes with a policy: a warning until *grace_ms* is over.
+
+    Args:
+        again: Whether the value that was in force before it is so again, as if just added.
+    """
+    await tx.execute(
+        "UPDATE reference_values SET state = 'superseded', grace_until_ms = ? WHERE digest = ? AND state = 'candidate'",
+        now_ms + grace_ms,
+        document.digest,
+    )
+    if again:
         await tx.execute(
-            "INSERT INTO reference_values (digest, model, document, added_ms, state, source)"
-            " VALUES (?, ?, ?, ?, 'candidate', 'bundle') ON CONFLICT (digest) DO UPDATE SET"
-            " added_ms = CASE WHEN state = 'active' THEN added_ms ELSE excluded.added_ms END",
-            document.digest,
-            document.model,
-            msgspec.json.encode(document).decode(),
+            "UPDATE reference_values SET added_ms = ?, grace_until_ms = 0 WHERE model = ? AND state = 'active'"
+            " AND digest != ?",
             now_ms,
+            document.model,
+            document.digest,
         )
 
 
@@ -218,10 +244,11 @@ async def documents(tx: Tx, states: tuple[str, ...]) -> list[Row]:
     )
 
 
-async def in_force(tx: Tx) -> list[Row]:
-    """Every value that appraisals may be held against: in force, or replaced by another."""
+async def weighed(tx: Tx) -> list[Row]:
+    """Every value that appraisals may be held against, in force or replaced; and what was retired."""
     return await tx.all(
-        f"SELECT {_COLUMNS} FROM reference_values WHERE state = 'active' OR (state = 'superseded' AND grace_until_ms > 0)"
+        f"SELECT {_COLUMNS} FROM reference_values"
+        " WHERE state IN ('active', 'retired') OR (state = 'superseded' AND grace_until_ms > 0)"
         " ORDER BY model, added_ms DESC"
     )
 

@@ -19,20 +19,15 @@ async def count(
     tx: Tx, policy: str, taken: Taken, changes: Sequence[Change], *, failed: bool, skipped: int
 ) -> None:
     """Take in what one appraisal would have come to."""
-    await tx.execute(
+    row = await tx.one(
         "UPDATE shadow_counts SET appraised = appraised + 1, differing = differing + ?, failed = failed + ?,"
-        " skipped = skipped + ? WHERE policy = ?",
+        " skipped = skipped + ? WHERE policy = ? RETURNING differing",
         int(bool(changes)),
         int(failed),
         skipped,
         policy,
     )
-    row = (
-        await tx.one("SELECT count(*) AS n FROM shadow_differences WHERE policy = ?", policy)
-        if changes
-        else None
-    )
-    room = row is None or row["n"] < _MAX_DIFFERENCES
+    room = row is None or row["differing"] <= _MAX_DIFFERENCES
     for change in changes:
         text = msgspec.json.encode(change, order="deterministic").decode()
         changed = await tx.execute(

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,11 @@ def children() -> set[int]:
     task = Path(f"/proc/{os.getpid()}/task")
     found = set()
     for thread in task.iterdir():
-        for pid in (thread / "children").read_text().split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"verifier.policy.worker" in command:
-                found.add(int(pid))
+        # Threads and processes may end while we look.
+        with suppress(OSError):
+            for pid in (thread / "children").read_text().split():
+                if b"verifier.policy.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.add(int(pid))
     return found
 
 

@@ -55,6 +55,11 @@ CREATE TABLE shadow_differences (
     PRIMARY KEY (policy, node_id, submod, change)
 ) STRICT, WITHOUT ROWID;
 
+-- Free challenges by batch: those of a value that is no longer in force are not walked past.
+DROP INDEX pool_free;
+CREATE INDEX pool_free ON pool (model, kind, batch, idx) WHERE session_id IS NULL;
+CREATE INDEX batches_reference ON batches (reference, id);
+
 -- What was received, and all that its appraisal looked at: so that it can be appraised again.
 CREATE TABLE recordings (
     appraisal_id  TEXT PRIMARY KEY,
@@ -65,11 +70,12 @@ CREATE TABLE recordings (
     gist          TEXT NOT NULL,               -- what a policy can change, and what it came to, JSON
     record        BLOB NOT NULL,               -- context and findings, JSON, zlib
     size          INTEGER NOT NULL,
-    public        INTEGER NOT NULL CHECK (public IN (0, 1))
+    public        INTEGER NOT NULL CHECK (public IN (0, 1))  -- whether trials are of it
 ) STRICT;
-CREATE INDEX recordings_at ON recordings (at_ms, appraisal_id);
+-- Covering: what is kept is added up and counted without reading it.
+CREATE INDEX recordings_at ON recordings (at_ms, appraisal_id, public, size);
 CREATE INDEX recordings_node ON recordings (node_id, at_ms);
-INSERT INTO recordings SELECT id, node_id, issued_ms, evidence, '', '', x'', length(evidence), public FROM appraisals ORDER BY rowid;
+INSERT INTO recordings SELECT id, node_id, issued_ms, evidence, '', '', x'', length(evidence), 0 FROM appraisals ORDER BY rowid;
 
 -- A session has one appraisal of its own; judged anew under another policy it has a further result.
 CREATE TABLE appraisals_new (
@@ -96,9 +102,9 @@ DROP TABLE appraisals;
 ALTER TABLE appraisals_new RENAME TO appraisals;
 CREATE UNIQUE INDEX appraisals_session ON appraisals (session_id) WHERE origin = id;
 CREATE INDEX appraisals_node ON appraisals (node_id, seq) WHERE public = 1;
+CREATE INDEX appraisals_unrevoked ON appraisals (node_id, expires_ms) WHERE revoked_ms IS NULL;
 CREATE INDEX appraisals_live ON appraisals (expires_ms, node_id) WHERE public = 1;
 CREATE INDEX appraisals_issued ON appraisals (issued_ms);
-CREATE INDEX appraisals_generation ON appraisals (generation, expires_ms) WHERE public = 1 AND revoked_ms IS NULL;
 
 -- A reference value: in force, replaced (for a while only a warning), waiting to be chosen, or withdrawn.
 ALTER TABLE reference_values ADD COLUMN state TEXT NOT NULL DEFAULT 'superseded'
