@@ -35,7 +35,7 @@ def changed(base: Bundle, name: str, *, versions: list[str] | None = None, **fil
         data["approved_engines"] = {ENGINE: {"versions": versions, "weak": []}}
         content["data.json"] = json.dumps(data).encode()
     for file, text in files.items():
-        content[file.replace("__", "/").replace("_rego", ".rego")] = text.encode()
+        content[file.replace("__", "/").replace("_DOT_", ".").replace("_rego", ".rego")] = text.encode()
     return bundles.of_files(content)
 
 

@@ -13,7 +13,8 @@ from attester.cose import PrivateKey
 from attester.weights.folder import open_folder
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from tests.conftest import publish
-from tests.integration.lifecycle import post
+from tests.integration.lifecycle import changed, post, step
+from tests.integration.lifecycle import publish as publish_policy
 from verifier.references import corim, measured
 from verifier.references.measured import Document
 
@@ -211,3 +212,99 @@ async def test_a_value_is_given_out_as_a_corim(verifier) -> None:
         data = await response.read()
     (value,) = corim.to_documents(corim.read_unsigned(data))
     assert value.digest == row["digest"]
+
+
+async def both(verifier, newer: Path) -> tuple[str, str]:
+    """Challenges of both releases; the first one in force.  Their digests."""
+    await publish(verifier.service.db, verifier.service.pool_key, newer, verifier.clock.ms)
+    (old,) = await verifier.rows("SELECT digest FROM reference_values WHERE state = 'superseded'")
+    new = document(newer).digest
+    await activate(verifier, old["digest"], grace_s=0)
+    return old["digest"], new
+
+
+async def test_answers_to_challenges_of_one_value_say_nothing_of_another(verifier, newer: Path) -> None:
+    """Held back until another value is in force, with that one's public list of files: no pass, no walk kept."""
+    _, new = await both(verifier, newer)
+    node = await verifier.enrol()
+    session = await verifier.call(node)
+    answers = node.answers(session)
+    await verifier.client(node).answer_call(session, answers)
+    await activate(verifier, new, grace_s=0)
+    # It has the old release's weights, and lists the new one's files.
+    listing = SimulatedNode(
+        newer, key=node.key, tls_key=node.tls_key, id=node.id, ueid=node.ueid, audience=node.audience
+    )
+    evidence = listing.evidence(session, iat=verifier.clock.seconds, answers=answers)
+    result = (await verifier.submit(session, evidence, node))["submods"][SUBMOD]
+    assert result["ear_status"] != "affirming"
+    assert result["ear_trustworthiness_vector"]["file-system"] == -33
+    assert await verifier.rows("SELECT * FROM walks") == []
+    assert await verifier.rows("SELECT * FROM tallies WHERE cause LIKE '%' || ? || '%'", new) == []
+
+
+async def test_a_superseded_value_can_be_blocked(verifier, newer: Path) -> None:
+    """Grace does not stand above a block."""
+    old, new = await both(verifier, newer)
+    node = await verifier.enrol()
+    await activate(verifier, new, grace_s=3600)
+    assert (await verifier.attest(node))["submods"][SUBMOD]["ear_trustworthiness_vector"][
+        "file-system"
+    ] == -34
+    body = {**WHY, "kind": "digest", "value": old}
+    assert (await post(verifier, "/api/v1/policies/blocks", body))[0] == 201
+    result = (await verifier.attest(node))["submods"][SUBMOD]
+    assert result["ear_trustworthiness_vector"]["file-system"] == 96
+    assert "policy.blocked" in [r["code"] for r in result["ear_verifier_claims"]["reasons"]]
+
+
+async def bring(verifier, folder: Path) -> Any:
+    """A policy that brings a value along, published."""
+    text = msgspec.json.encode(document(folder)).decode()
+    bundle = changed(await verifier.policy(), "bringing", references__m_DOT_json=text)
+    await publish_policy(verifier, bundle)
+    return bundle
+
+
+async def test_a_value_comes_and_goes_with_its_policy(verifier, newer: Path) -> None:
+    """With a grace period each way: nodes that followed us are not at fault, and nobody is quarantined."""
+    await both(verifier, newer)
+    bundle = await bring(verifier, newer)
+    slow = await verifier.enrol(operator="slow")
+    quick = [await verifier.enrol(SimulatedNode(newer), operator=f"quick-{number}") for number in range(3)]
+    await step(verifier, "promote", bundle)
+    for node in quick:
+        assert (await verifier.attest(node))["ear_status"] == "affirming"
+    assert (await verifier.attest(slow))["submods"][SUBMOD]["ear_trustworthiness_vector"][
+        "file-system"
+    ] == -34
+    verifier.clock.forward(3600)
+    assert (await post(verifier, "/api/v1/policies/rollback", WHY))[0] == 200
+    assert (await verifier.attest(slow))["ear_status"] == "affirming"
+    for node in quick:
+        vector = (await verifier.attest(node))["submods"][SUBMOD]["ear_trustworthiness_vector"]
+        assert vector["file-system"] == -34
+    assert await verifier.rows("SELECT * FROM incidents WHERE severity = 'serious'") == []
+
+
+async def test_a_retired_value_is_retired_also_where_a_policy_brings_it(verifier, newer: Path) -> None:
+    """Its model has none then; and a policy that brings it cannot be put in force."""
+    await both(verifier, newer)
+    base, bundle = await verifier.policy(), await bring(verifier, newer)
+    node = await verifier.enrol(SimulatedNode(newer))
+    await step(verifier, "promote", bundle)
+    assert (await verifier.attest(node))["ear_status"] == "affirming"
+    assert (await post(verifier, f"{VALUES}/{document(newer).digest}/retire", WHY))[0] == 204
+    result = (await verifier.attest(node))["submods"][SUBMOD]
+    assert result["ear_trustworthiness_vector"]["file-system"] == 1
+    assert (await post(verifier, "/api/v1/policies/rollback", WHY))[0] == 200
+    status, body = await post(verifier, f"/api/v1/policies/{bundle.digest}/promote", WHY)
+    assert (status, body["type"].rpartition("#")[2]) == (422, "reference.unusable")
+    assert (await verifier.policy()).id == base.id
+
+
+async def test_a_policy_that_was_never_active_is_nothing_to_roll_back_to(verifier, newer: Path) -> None:
+    """It is promoted, with all that goes with it."""
+    bundle = await bring(verifier, newer)
+    status, _ = await post(verifier, "/api/v1/policies/rollback", {**WHY, "to": bundle.digest})
+    assert status == 409
