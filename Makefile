@@ -32,6 +32,7 @@ bench: $(VENV)/.dev  ## measure against peers, in one run
 	$(VENV)/bin/python -m bench.manifests
 	$(VENV)/bin/python -m bench.simultaneous
 	$(VENV)/bin/python -m bench.attesting
+	$(VENV)/bin/python -m bench.policies
 
 format: $(VENV)/.dev  ## let ruff lay the code out
 	$(VENV)/bin/ruff check --fix .

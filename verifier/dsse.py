@@ -70,8 +70,8 @@ def verify(data: bytes, payload_type: str, keys: Mapping[str, PublicKeyTypes]) -
         raise SignatureError(f"an envelope of {len(data)} bytes, more than {MAX_ENVELOPE}")
     try:
         envelope = msgspec.convert(strictjson.loads(data), _Envelope)
-        payload = base64.b64decode(envelope.payload, validate=True)
-        signatures = [base64.b64decode(s.sig, validate=True) for s in envelope.signatures]
+        payload = _unbase64(envelope.payload)
+        signatures = [_unbase64(signature.sig) for signature in envelope.signatures]
     except (msgspec.ValidationError, binascii.Error, ValueError, RecursionError) as error:
         raise SignatureError(f"not a DSSE envelope: {error}") from None
     if envelope.payload_type != payload_type:
@@ -81,6 +81,11 @@ def verify(data: bytes, payload_type: str, keys: Mapping[str, PublicKeyTypes]) -
         if any(_fits(key, signature, signed) for signature in signatures):
             return name, payload
     raise SignatureError(f"signed by none of the {len(keys)} keys that may")
+
+
+def _unbase64(text: str) -> bytes:
+    """Standard or URL-safe, as the protocol has verifiers accept both."""
+    return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
 
 
 def _fits(key: PublicKeyTypes, signature: bytes, data: bytes) -> bool:

@@ -126,6 +126,8 @@ def load(folder: Path) -> Bundle:
                 raise BundleError(f"{name}: a link; a bundle holds the files themselves")
             if path.is_dir():
                 continue
+            if not path.is_file():
+                raise BundleError(f"{name}: not a regular file")
             _check_place(name, len(files))
             with open(path, "rb") as stream:
                 files[name] = stream.read(MAX_FILE + 1)
@@ -229,6 +231,13 @@ def _json(name: str, data: bytes) -> Any:
         raise BundleError(f"{name}: {error}") from None
     if not isinstance(value, dict):
         raise BundleError(f"{name}: not a JSON object")
+    try:
+        # Half a character, or a number beyond all: what the rules would get is not what stands there.
+        same = msgspec.json.decode(msgspec.json.encode(value)) == value
+    except (UnicodeEncodeError, OverflowError, msgspec.DecodeError):
+        same = False
+    if not same:
+        raise BundleError(f"{name}: half a character, or a number beyond what JSON readers agree on")
     return value
 
 
@@ -317,12 +326,15 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
     total = 0
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for number, entry in enumerate(archive.infolist()):
-                _check_place(entry.filename, number)
+            for entry in archive.infolist():
+                _check_place(entry.filename, len(files) - (entry.filename == SIGNATURE or SIGNATURE in files))
                 if entry.filename in files:
                     raise BundleError(f"{entry.filename}: stands twice in the archive")
                 if entry.flag_bits & 1 or (entry.external_attr >> 28) not in (0, 0o10):
                     raise BundleError(f"{entry.filename}: encrypted, or not a regular file")
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    # Of the others one cannot say how much comes out before it does.
+                    raise BundleError(f"{entry.filename}: compressed in a way that no bundle has")
                 left = min(MAX_FILE, MAX_TOTAL - total)
                 with archive.open(entry) as stream:
                     content = stream.read(left + 1)
@@ -337,6 +349,7 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
         EOFError,
         ValueError,
         OSError,
+        OverflowError,
         RuntimeError,
     ) as error:
         raise BundleError(f"not a zip archive that can be read: {str(error)[:200]}") from None
@@ -369,7 +382,10 @@ def verify(bundle: Bundle, envelope: bytes | None, authors: Mapping[str, PublicK
 
 
 def _first_other(statement: bytes, bundle: Bundle) -> str:
-    signed = cbor.decode(statement, max_size=dsse.MAX_ENVELOPE)
+    try:
+        signed = cbor.decode(statement, max_size=dsse.MAX_ENVELOPE)
+    except CBORError:
+        return "it is no list of files"
     have = {name: hashlib.sha256(data).digest() for name, data in bundle.files.items()}
     named = {str(k): v for k, v in signed.items()} if isinstance(signed, dict) else {}
     differing = [n for n in sorted(have.keys() | named.keys()) if have.get(n) != named.get(n)]

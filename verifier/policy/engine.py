@@ -82,7 +82,9 @@ class Engines:
         while self._pools:
             await self._pools.popitem()[1].close()
         for task in list(self._closing):
-            await task
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     async def evaluate(self, bundle: Bundle, given: bytes) -> Any:
         """As `PolicyEngine.evaluate`."""
@@ -101,7 +103,7 @@ class Engines:
         self._pools[bundle.digest] = pool
         while len(self._pools) > self._kept:
             _, oldest = self._pools.popitem(last=False)
-            task = asyncio.create_task(oldest.close())
+            task = asyncio.create_task(oldest.finish())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         return pool
@@ -120,12 +122,21 @@ class WorkerPool:
         self._bundle = bundle
         self._limits = limits or Limits()
         self._waiting: asyncio.Queue[_Item] = asyncio.Queue()
+        self._asked: set[asyncio.Future[bytes]] = set()
         self._runners: list[asyncio.Task[None]] = []
         self._closed = False
 
     def open(self) -> None:
         """Take inputs; processes start with the first."""
         self._runners = [asyncio.create_task(self._run(), name="policy") for _ in range(self._limits.workers)]
+
+    async def finish(self) -> None:
+        """Answer what was asked, and then stop the workers."""
+        try:
+            while self._asked:
+                await asyncio.wait(self._asked)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Stop the workers; what still waits fails."""
@@ -147,6 +158,8 @@ class WorkerPool:
         if self._closed:
             raise PolicyError("the policy's workers were stopped")
         item = _Item(given)
+        self._asked.add(item.outcome)
+        item.outcome.add_done_callback(self._asked.discard)
         self._waiting.put_nowait(item)
         return await item.outcome
 
@@ -203,7 +216,10 @@ class WorkerPool:
                     _fail([await self._waiting.get()], why)
 
     async def _start(self) -> Worker:
-        worker = await Worker.start()
+        try:
+            worker = await Worker.start()
+        except PolicyError as error:
+            raise PolicyError(f"{self._bundle.id} does not start: {error}") from None
         try:
             await worker.ask(_setup("evaluate", self._bundle, self._limits.memory_bytes), _START_S)
         except PolicyError as error:
@@ -278,9 +294,14 @@ class Worker:
 
     @classmethod
     async def start(cls) -> Self:
-        """Start a process; it waits for its task."""
-        return cls(
-            await asyncio.create_subprocess_exec(
+        """
+        Start a process; it waits for its task.
+
+        Raises:
+            PolicyError: the machine has no room for one now.
+        """
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "verifier.policy.worker",
@@ -292,6 +313,15 @@ class Worker:
                 start_new_session=True,
             )
         )
+        try:
+            return cls(await asyncio.shield(starting))
+        except OSError as error:
+            raise PolicyError(f"no process for a policy: {error.strerror or error}") from None
+        except asyncio.CancelledError:
+            # It may be there already, and nobody else would end it.
+            with suppress(OSError):
+                await cls(await starting).stop()
+            raise
 
     async def ask(self, value: Mapping[str, Any], timeout_s: float) -> Any:
         """Send a task and wait for its one answer.  Raises `PolicyError`, also where the answer is an error."""

@@ -48,6 +48,8 @@ def bucket(node_id: str) -> int:
 def shadow(rollout: Rollout, policy: str | None) -> Rollout:
     """Ask *policy* beside the others, or nobody."""
     _refuse_active(rollout, policy)
+    if policy is None and rollout.shadow is None:
+        raise RequestError("no policy is asked beside the others", code="policy.state")
     return replace(rollout, shadow=policy)
 
 

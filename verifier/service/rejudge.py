@@ -121,7 +121,13 @@ class Rejudge:
         self, page: list[Outdated], rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
     ) -> int:
         service = self._service
-        found = await asyncio.gather(*(self._judge(known, rollout, replays, now_ms) for known in page))
+        tasks = [asyncio.create_task(self._judge(known, rollout, replays, now_ms)) for known in page]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            # Where one says that a further change came, the others need not go on.
+            for task in tasks:
+                task.cancel()
         pairs = list(zip(page, found, strict=True))
         stands = [known for known, fate in pairs if fate is Fate.STANDS]
         async with service.db.write() as tx:

@@ -215,7 +215,8 @@ async def _before(tx: Tx, active: str) -> str | None:
         if stack and row["active"] == stack[-1]:
             continue
         if row["action"] == "rollback" and row["active"] in stack:
-            del stack[stack.index(row["active"]) + 1 :]
+            while stack[-1] != row["active"]:
+                stack.pop()
         else:
             stack.append(row["active"])
     return stack[-2] if len(stack) > 1 and stack[-1] == active else None

@@ -49,7 +49,7 @@ async def add(
     Keep a value.  The first of a model is in force at once; a further one waits, unless it is to *replace*.
 
     Returns:
-        Its state: active, or candidate.
+        Its state: active, candidate, or, where it was replaced before, superseded.
 
     Raises:
         ReferenceValueError: it was withdrawn before.
@@ -82,17 +82,16 @@ async def add(
             provenance.not_after,
             document.digest,
         )
+        await policies.note(
+            tx, "reference-renew", document.digest, who, now_ms, {"model": document.model}, decides=True
+        )
     current = await active(tx, document.model)
     if current is not None and current["digest"] == document.digest:
-        if known is not None:
-            await policies.note(
-                tx, "reference-renew", document.digest, who, now_ms, {"model": document.model}, decides=True
-            )
         return "active"
     if current is None or replace:
         await activate(tx, document.digest, who, now_ms, grace_ms=grace_ms)
         return "active"
-    return "candidate"
+    return "candidate" if known is None else str(known["state"])
 
 
 async def activate(tx: Tx, digest: str, who: Who, now_ms: int, *, grace_ms: int) -> None:
