@@ -81,7 +81,7 @@ QUIET = {
     "comments beyond ASCII": RULES.replace("# Of a walk.", "# ………… \U0001f6b6"),
     "layout": RULES.replace("\t", "        ").replace("{\n", "{\n\n\n").replace(" := ", "   :=  "),
     "line ends": RULES.replace("\n", "\r\n"),
-    "order of rules": "\n\n".join([RULES.split("\n\n")[0], *reversed(RULES.split("\n\n")[1:])]),
+    "order of rules": "\n\n".join([RULES.split("\n\n", maxsplit=1)[0], *reversed(RULES.split("\n\n")[1:])]),
     "a redundant import": RULES.replace("touchstone\n", "touchstone\n\nimport rego.v1\n", 1),
     "an import of nothing new": RULES.replace("touchstone\n", "touchstone\n\nimport data.touchstone\n", 1),
 }
