@@ -209,7 +209,7 @@ class Replay:
         """Whether the same things are true as when it was recorded, all else as it was then."""
         for model, name in gist.references.items():
             own = self._own.get(model)
-            if (own is not None and own.digest != name.digest) or (own is None and name.source == "bundle"):
+            if (name.source == "bundle") if own is None else (ReferenceName.of(own) != name):
                 return False
         brought = any(
             f"model/{model}" in gist.submods and model not in gist.references for model in self._own

@@ -301,13 +301,21 @@ def _read_reference(name: str, data: bytes) -> tuple[Document, ...]:
 
 
 def write_archive(bundle: Bundle, envelope: bytes | None) -> bytes:
-    """The bundle as a zip archive; equal bundles give equal bytes."""
+    """
+    The bundle as a zip archive; equal bundles give equal bytes.
+
+    Raises:
+        BundleError: it would be larger than archives may be.
+    """
     files = dict(bundle.files) if envelope is None else {**bundle.files, SIGNATURE: envelope}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(files.items()):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
-    return out.getvalue()
+    data = out.getvalue()
+    if len(data) > MAX_ARCHIVE:
+        raise BundleError(f"an archive of {len(data)} bytes, more than {MAX_ARCHIVE}")
+    return data
 
 
 def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
@@ -327,6 +335,9 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for entry in archive.infolist():
+                if entry.is_dir() and not entry.file_size and _NAME.fullmatch(entry.filename.rstrip("/")):
+                    # Other tools list folders too.
+                    continue
                 _check_place(entry.filename, len(files) - (entry.filename == SIGNATURE or SIGNATURE in files))
                 if entry.filename in files:
                     raise BundleError(f"{entry.filename}: stands twice in the archive")

@@ -85,7 +85,8 @@ def _lines(rules: list[tuple[str, str]]) -> list[str]:
 
 
 def _data(path: str, old: Any, new: Any) -> list[Difference]:
-    if old == new and type(old) is type(new):
+    # As JSON: to Python 1 and true are equal.
+    if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
         return []
     if isinstance(old, dict) and isinstance(new, dict):
         found = []

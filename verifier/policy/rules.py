@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # What says where something stands, and nothing of what it means.
@@ -17,13 +17,30 @@ def of(modules: Sequence[Any]) -> dict[str, list[tuple[str, str, str]]]:
 
     The digest is over the tree without places, so that comments and layout do not matter.
     """
-    return {
-        module["source"]["file"]: [
-            (f"{package_of(module)}.{name_of(rule)}", _meaning(rule), _text(rule, module))
+    found = {}
+    for module in modules:
+        package, imports = package_of(module), _imports(module)
+        found[module["source"]["file"]] = [
+            (f"{package}.{name_of(rule)}", _meaning(rule, imports), _text(rule, module))
             for rule in module["ast"]["rules"]
         ]
-        for module in modules
-    }
+    return found
+
+
+def _imports(module: Any) -> dict[str, Any]:
+    """What each imported name of a module stands for."""
+    source, found = module["source"]["contents"].encode(), {}
+    for each in module["ast"]["imports"]:
+        (kind,) = each["refr"]
+        last = each["refr"][kind]
+        if given := each.get("as"):
+            name = source[given["start"] : given["end"]].decode()
+        elif kind == "RefDot":
+            name = str(last["field"][1])
+        else:
+            name = str(last["value"] if kind == "Var" else last["index"].get("String", {}).get("value", ""))
+        found[name] = _bare(each["refr"])
+    return found
 
 
 def tests(modules: Sequence[Any], files: Sequence[str]) -> Iterator[tuple[str, str, str, int]]:
@@ -72,12 +89,17 @@ def _path(refr: Any) -> str:
 
 
 def _text(rule: Any, module: Any) -> str:
-    span = span_of(rule)
-    return str(module["source"]["contents"].encode()[span["start"] : span["end"]].decode(errors="replace"))
+    source, span = module["source"]["contents"].encode(), span_of(rule)
+    end = span["end"]
+    # A rule that ends in a string ends for regorus before its quote.
+    end += source[end : end + 1] in (b'"', b"`")
+    return str(source[span["start"] : end].decode(errors="replace"))
 
 
-def _meaning(rule: Any) -> str:
-    return hashlib.sha256(json.dumps(_bare(rule), sort_keys=True).encode()).hexdigest()
+def _meaning(rule: Any, imports: Mapping[str, Any]) -> str:
+    bare = json.dumps(_bare(rule), sort_keys=True)
+    used = {name: path for name, path in imports.items() if f'"value": {json.dumps(name)}' in bare}
+    return hashlib.sha256((bare + json.dumps(used, sort_keys=True)).encode()).hexdigest()
 
 
 def _bare(node: Any) -> Any:

@@ -511,7 +511,7 @@ OUTSIDE = {
     "drive with backslash": "C:\\x.md",
     "share": "//host/x.md",
     "empty folder name": "a//x.md",
-    "folder": "a/",
+    "folder that climbs": "../a/",
     "hidden": ".x.md",
     "hidden folder": "a/.b/x.md",
     "deep": "a/b/c/x.md",
@@ -638,6 +638,15 @@ def test_too_many_entries_are_refused() -> None:
     files = {f"z{number:03}.md": b"" for number in range(bundle.MAX_FILES + 1)}
     message = refusal(bundle.read_archive, zip_of(files))
     assert message == f"'z{bundle.MAX_FILES}.md': more than {bundle.MAX_FILES} files"
+
+
+def test_archive_that_nobody_could_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused where it is packed, and not where it is needed."""
+    most = len(bundle.write_archive(BUNDLE, None))
+    monkeypatch.setattr(bundle, "MAX_ARCHIVE", most)
+    assert bundle.read_archive(bundle.write_archive(BUNDLE, None))[0] == BUNDLE
+    monkeypatch.setattr(bundle, "MAX_ARCHIVE", most - 1)
+    assert f"more than {most - 1}" in refusal(bundle.write_archive, BUNDLE, None)
 
 
 def test_archive_too_large_is_not_read() -> None:

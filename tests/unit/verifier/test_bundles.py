@@ -190,6 +190,12 @@ def test_a_bomb_that_lies_about_its_size_is_not_unpacked() -> None:
         bundles.read_archive(bytes(data))
 
 
+def test_an_archive_of_another_tool_may_list_its_folders() -> None:
+    """It is the files that count."""
+    again, _ = bundles.read_archive(packed({"ar4si/": b"", **BASE.files}))
+    assert again == BASE
+
+
 def test_too_many_files_are_refused() -> None:
     """Before they are read."""
     with pytest.raises(BundleError, match="more than 128 files"):
