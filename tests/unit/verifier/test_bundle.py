@@ -868,3 +868,13 @@ def test_bundle_is_never_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         BUNDLE.data = "{}"  # type: ignore[misc]
     assert isinstance(BUNDLE, Bundle)
+
+
+def test_archive_of_another_tool_may_list_its_folders() -> None:
+    """It is the files that count."""
+    entries = {"ar4si/": b"", **FILES}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as made:
+        for name, data in entries.items():
+            made.writestr(name, data)
+    assert bundle.read_archive(out.getvalue())[0] == bundle.of_files(FILES)
