@@ -12,7 +12,7 @@ import pytest
 
 from attester.cose import ES256, PrivateKey, PublicKey
 from verifier.errors import ReferenceValueError
-from verifier.references import corim
+from verifier.references import corim, profile
 
 # As its meta says: the years 2022 to 2025, in whole days of UTC.
 BEGIN, END = 1640908800, 1767139200
@@ -142,7 +142,7 @@ def test_no_manifest_can_hold_them(folder: Path, name: str) -> None:
     """They measure firmware by UUIDs, not files by their names."""
     read = corim.read_unsigned(corim.read_signed((folder / name).read_bytes()).message.payload)
     with pytest.raises(ReferenceValueError, match=r"measurements\[0\]: its key is not the name of a file"):
-        corim.to_documents(read)
+        profile.to_documents(read)
 
 
 def test_every_sample_is_accounted_for(folder: Path) -> None:

@@ -15,7 +15,7 @@ from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from tests.conftest import publish
 from tests.integration.lifecycle import changed, post, step
 from tests.integration.lifecycle import publish as publish_policy
-from verifier.references import corim, measured
+from verifier.references import corim, measured, profile
 from verifier.references.measured import Document
 
 SUBMOD = f"model/{MODEL}"
@@ -50,7 +50,7 @@ async def activate(verifier, digest: str, **more: Any) -> None:
 
 
 def signed(verifier, value: Document, **validity: int) -> bytes:
-    made = corim.from_document(value)
+    made = profile.from_document(value)
     given = {
         "not_before": verifier.clock.seconds - 10,
         "not_after": verifier.clock.seconds + 3600,
@@ -158,7 +158,7 @@ async def test_a_value_that_has_expired_is_as_good_as_none(verifier, newer: Path
 
 async def test_a_corim_of_nobody_we_trust_is_refused(verifier, newer: Path) -> None:
     """And leaves no trace."""
-    made = corim.from_document(document(newer))
+    made = profile.from_document(document(newer))
     now = verifier.clock.seconds
     data = corim.sign(made, PrivateKey.generate(), signer="them", not_before=now, not_after=now + 60)
     before = await verifier.rows("SELECT * FROM changes")
@@ -210,7 +210,7 @@ async def test_a_value_is_given_out_as_a_corim(verifier) -> None:
     async with verifier.http.get(f"{verifier.url}{VALUES}/{row['digest']}/corim") as response:
         assert response.content_type == "application/rim+cbor"
         data = await response.read()
-    (value,) = corim.to_documents(corim.read_unsigned(data))
+    (value,) = profile.to_documents(corim.read_unsigned(data))
     assert value.digest == row["digest"]
 
 

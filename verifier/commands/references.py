@@ -34,7 +34,7 @@ from verifier.commands.common import (
 from verifier.config import Home, read_anchor
 from verifier.errors import ReferenceValueError
 from verifier.references import conflicts as disagreeing
-from verifier.references import corim, handwritten, measured, oms, published
+from verifier.references import corim, handwritten, measured, oms, profile, published
 from verifier.references.measured import Document
 from verifier.schemes.base import shown
 from verifier.service.references import by_model, provenance_of, to_wire
@@ -288,7 +288,7 @@ def import_corim(
     trusted = {path.stem: read_anchor(path) for path in anchors} or Home(home).anchors()
     verified = corim.read_signed(read_file(file, corim.MAX_CORIM)).verify(trusted, now_ms() // 1000)
     provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
-    for document in corim.to_documents(verified.corim, model):
+    for document in profile.to_documents(verified.corim, model):
         _publish(document, provenance, home, as_json=False, activate=activate, who=Who(actor, reason))
     until = "for ever" if verified.not_after is None else f"until {_day(verified.not_after)}"
     click.echo(f"signed by {verified.signer}, valid {until}")
@@ -313,7 +313,7 @@ def export_corim(digest: str, key: Path | None, signer: str, days: int, out: Pat
     private = Home(home).author_key() if key is None else load_key(key)
     now = now_ms() // 1000
     data = corim.sign(
-        corim.from_document(document), private, signer=signer, not_before=now, not_after=now + days * 86400
+        profile.from_document(document), private, signer=signer, not_before=now, not_after=now + days * 86400
     )
     try:
         out.write_bytes(data)

@@ -36,7 +36,7 @@ from attester.errors import CBORError, SignatureError
 from verifier import dsse
 from verifier.errors import BundleError, ReferenceValueError
 from verifier.policy import ar4si
-from verifier.references import corim, handwritten, measured
+from verifier.references import corim, handwritten, measured, profile
 from verifier.references.measured import Document
 from verifier.schemes.base import ModelReference, Thresholds
 
@@ -293,7 +293,7 @@ def _read_reference(name: str, data: bytes) -> tuple[Document, ...]:
                 return (handwritten.read_yaml(data),)
             case "corim":
                 # The bundle's own signature covers it; one with a signature of its own is imported.
-                return corim.to_documents(corim.read_unsigned(data))
+                return profile.to_documents(corim.read_unsigned(data))
             case _:
                 raise BundleError(f"{name}: not .json, .yaml or .corim")
     except ReferenceValueError as error:

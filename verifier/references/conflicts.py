@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from verifier.references.corim import Match, compare_digests
+from verifier.references.comid import Match, compare_digests
 from verifier.schemes.base import ModelReference, ReferenceFile
 
 _SHOWN: Final = 20

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from attester.cose import PublicKey
 from verifier.errors import RequestError
-from verifier.references import conflicts, corim, handwritten, measured
+from verifier.references import conflicts, corim, handwritten, measured, profile
 from verifier.references.measured import Document
 from verifier.schemes.base import ModelReference
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body, require_bearer
@@ -86,7 +86,7 @@ async def export(request: web.Request) -> web.Response:
         raise RequestError("no such reference value", code="request.not-found")
     document = measured.read_document(row["document"])
     data = corim.encode(
-        corim.from_document(document, not_before=row["not_before"], not_after=row["not_after"])
+        profile.from_document(document, not_before=row["not_before"], not_after=row["not_after"])
     )
     return web.Response(body=data, content_type="application/rim+cbor")
 
@@ -136,7 +136,7 @@ def read_values(
         case "application/rim+cose":
             verified = corim.read_signed(body).verify(anchors, now_ms // 1000)
             provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
-            return [(document, provenance) for document in corim.to_documents(verified.corim)]
+            return [(document, provenance) for document in profile.to_documents(verified.corim)]
         case _:
             raise RequestError(f"{kind[:80]!r}: send {_DOCUMENT}, {_YAML} or {CORIM}")
 

@@ -31,7 +31,7 @@ from verifier.config import default_policy
 from verifier.errors import BundleError
 from verifier.policy import ar4si, bundle
 from verifier.policy.bundle import Bundle
-from verifier.references import corim
+from verifier.references import corim, profile
 from verifier.references.measured import Document, DocumentFile
 
 MANIFEST = {"name": "small", "version": "1", "author": "Acme", "description": "As little as a bundle can be."}
@@ -199,7 +199,7 @@ def test_reference_values_by_hand_are_read(name: str) -> None:
 def test_reference_values_from_an_unsigned_corim_are_read() -> None:
     """The bundle's signature covers it."""
     files = without("references/tiny.json")
-    files["references/tiny.corim"] = corim.encode(corim.from_document(DOCUMENT))
+    files["references/tiny.corim"] = corim.encode(profile.from_document(DOCUMENT))
     assert bundle.of_files(files).references.keys() == {"acme/tiny"}
 
 

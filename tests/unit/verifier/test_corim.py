@@ -20,24 +20,18 @@ from attester.cose import ED25519, ES256, PrivateKey
 from verifier.errors import ReferenceValueError
 from verifier.references import comid as comids
 from verifier.references import corim
-from verifier.references.corim import (
-    PROFILE,
+from verifier.references.comid import (
     Comid,
-    Corim,
     Environment,
     Match,
     Measurement,
     ReferenceTriple,
     compare_digest_lists,
     compare_digests,
-    encode,
-    from_document,
-    read_signed,
-    read_unsigned,
-    sign,
-    to_documents,
 )
+from verifier.references.corim import Corim, encode, read_signed, read_unsigned, sign
 from verifier.references.measured import Document, DocumentFile, DocumentTensor, Practice, Publisher
+from verifier.references.profile import PROFILE, from_document, to_documents
 
 KEYS = {ES256: PrivateKey.generate(ES256), ED25519: PrivateKey.generate(ED25519)}
 KEY, OTHER = KEYS[ES256], PrivateKey.generate(ES256)
