@@ -47,6 +47,14 @@ activate_option = click.option(
     "--activate", is_flag=True, help="Put it in force where another is; that one is then superseded."
 )
 
+keep_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=None,
+    envvar="TOUCHSTONE_VERIFIER_HOME",
+    help="Keep it as a reference value of this verifier; the first of a model is in force at once.",
+)
+
 
 @click.group()
 def reference() -> None:
@@ -62,13 +70,7 @@ def reference() -> None:
 @click.option("--no-cache", is_flag=True, help="Read every file, also those that have not changed.")
 @device_option
 @activate_option
-@click.option(
-    "--home",
-    type=click.Path(path_type=Path),
-    default=None,
-    envvar="TOUCHSTONE_VERIFIER_HOME",
-    help="Keep it as a reference value of this verifier; the first of a model is in force at once.",
-)
+@keep_option
 @json_option
 @errors
 def measure(
@@ -110,13 +112,7 @@ def measure(
     "--dir", "folder", type=click.Path(path_type=Path), help="The weights: measured, and held to the bundle."
 )
 @activate_option
-@click.option(
-    "--home",
-    type=click.Path(path_type=Path),
-    default=None,
-    envvar="TOUCHSTONE_VERIFIER_HOME",
-    help="Keep it as a reference value of this verifier; the first of a model is in force at once.",
-)
+@keep_option
 @json_option
 @errors
 def import_oms(

@@ -108,11 +108,6 @@ class UnknownFacts(Struct, frozen=True, kw_only=True, tag_field="kind", tag="unk
 Facts: TypeAlias = PlatformFacts | ModelFacts | GpuFacts | UnknownFacts
 
 
-def kind_of(facts: Facts) -> str:
-    """The tag under which policies know the facts."""
-    return str(facts.__struct_config__.tag)
-
-
 class NodeFacts(Struct, frozen=True, kw_only=True):
     """`node`: what the verifier itself knows of the node."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -221,10 +222,9 @@ class Rejudge:
         if bundle.digest not in replays:
             service = self._service
 
-            async def ask(given: bytes) -> bytes:
-                return await service.engine.ask(bundle, given)
-
-            replays[bundle.digest] = trial.Replay(bundle, ask, StoredLookup(service.db, service.inforce))
+            replays[bundle.digest] = trial.Replay(
+                bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
+            )
         return replays[bundle.digest]
 
 

@@ -8,6 +8,7 @@ broken and nothing waits for it.  What would differ is counted.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
 import structlog
@@ -73,9 +74,8 @@ class Shadow:
             async with service.db.read() as tx:
                 bundle = await service.inforce.bundle(tx, policy)
 
-            async def ask(given: bytes) -> bytes:
-                return await service.engine.ask(bundle, given)
-
-            replay = trial.Replay(bundle, ask, StoredLookup(service.db, service.inforce))
+            replay = trial.Replay(
+                bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
+            )
             self._replay = (policy, replay)
         return self._replay[1]
