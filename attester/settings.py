@@ -53,7 +53,8 @@ def to_toml(config: Struct) -> str:
     def section(path: tuple[str, ...], values: dict[str, Any]) -> None:
         scalars = {k: v for k, v in values.items() if v is not None and not isinstance(v, dict)}
         if scalars:
-            lines.append(f"[{'.'.join(_key(part) for part in path)}]")
+            if path:
+                lines.append(f"[{'.'.join(_key(part) for part in path)}]")
             lines.extend(f"{_key(name)} = {_value(value)}" for name, value in scalars.items())
             lines.append("")
         for name, value in values.items():

@@ -1,10 +1,11 @@
-"""`touchstone router …`: serving, and explaining what was decided."""
+"""`touchstone router …`: serving, explaining and replaying what was decided, reviewing what is held."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -13,7 +14,9 @@ from attester.cli import configure_logging, plain_errors
 from attester.errors import AttesterError, ConfigError
 from attester.settings import read_toml, to_toml
 from router.config import RouterConfig, ServiceSection
+from router.decision import Decision, replay
 from router.errors import RouterError
+from router.gates import in_order
 
 _errors = plain_errors(AttesterError, RouterError)
 _config = click.option(
@@ -26,6 +29,18 @@ _config = click.option(
     show_envvar=True,
     help="The router's configuration.",
 )
+_url = click.option(
+    "--url",
+    default=f"http://{ServiceSection().listen}",
+    show_default=True,
+    envvar="TOUCHSTONE_ROUTER_URL",
+    help="The router's base URL.",
+)
+_key = click.option(
+    "--key", default=None, envvar="TOUCHSTONE_API_KEY", help="An API key, where the router needs one."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_MAX_ANSWER: Final = 256 << 20
 
 
 @click.group()
@@ -40,25 +55,45 @@ def router() -> None:
 @click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
 @_errors
 def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
-    """Write a configuration with a workload for each model, to be edited."""
+    """Write a configuration, and a table with a workload for each model, to be edited."""
+    from router.workload import read_table, write_table
+
     short = [model.rpartition("/")[2] for model in models]
-    names = short if len(set(short)) == len(short) else list(models)
+    names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
     given = {
         "verifier": {"url": verifier.rstrip("/")},
         "service": {"listen": listen},
-        "workloads": {name: {"model": model} for name, model in zip(names, models, strict=True)},
+        "store": {"path": "router.db"},
     }
     try:
         config = msgspec.convert(given, RouterConfig)
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(to_toml(config))
+        table = write_table(dict(zip(names, models, strict=True)))
+        read_table(table.encode())
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from None
-    except FileExistsError:
-        raise ConfigError(f"{path} exists already") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    click.echo(f"Made {path}. Next: touchstone router serve --config {path}")
+    table_path = path.parent / config.workloads
+    for file_path, text in ((path, to_toml(config)), (table_path, table)):
+        try:
+            with open(file_path, "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise ConfigError(f"{file_path} exists already") from None
+        except OSError as error:
+            raise ConfigError(f"{file_path}: {error.strerror}") from None
+    click.echo(f"Made {path} and {table_path}. Next: touchstone router serve --config {path}")
+
+
+@router.command()
+@_config
+@_errors
+def check(path: Path) -> None:
+    """Check the configuration and the table of workloads, as the router would read them."""
+    from router.service.app import load
+
+    given = load(path, read_toml(path, RouterConfig, "touchstone router init"))
+    for name, workload in given.table.workloads.items():
+        click.echo(f"{name}: {workload.model}, tier {workload.tier}, {', '.join(workload.operations)}")
+    click.echo("It can be used. A running router takes it at SIGHUP.")
 
 
 @router.command()
@@ -66,77 +101,201 @@ def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> Non
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @_errors
 def serve(path: Path, log_json: bool) -> None:
-    """Run the router."""
-    from router.service.app import make_app
+    """Run the router.  At SIGHUP it reads its table of workloads again."""
+    from router.service.app import load, make_app, reload_table
     from verifier.service.serve import run_app
 
     configure_logging(as_json=log_json)
     config = read_toml(path, RouterConfig, "touchstone router init")
-    run_app(make_app(config), config.service.listen, f"http://{config.service.listen}", "router")
+    app = make_app(load(path, config))
+    run_app(
+        app,
+        config.service.listen,
+        f"http://{config.service.listen}",
+        "router",
+        on_hangup=lambda: reload_table(app),
+    )
 
 
 @router.command()
 @click.argument("decision")
-@click.option(
-    "--url",
-    default=f"http://{ServiceSection().listen}",
-    show_default=True,
-    envvar="TOUCHSTONE_ROUTER_URL",
-    help="The router's base URL.",
-)
-@click.option(
-    "--key", default=None, envvar="TOUCHSTONE_API_KEY", help="An API key, where the router needs one."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_url
+@_key
+@_json
 @_errors
 def explain(decision: str, url: str, key: str | None, as_json: bool) -> None:
     """Explain DECISION: who was chosen and why, and why the others were not."""
-    record = asyncio.run(_fetch(url, decision, key))
+    record = _decision(url, decision, key)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
+        _print_json(record)
         return
     for line in explanation(record):
         click.echo(line)
 
 
-async def _fetch(url: str, decision: str, key: str | None) -> dict[str, Any]:
+@router.command("replay")
+@click.argument("decision")
+@_url
+@_key
+@_errors
+def replay_decision(decision: str, url: str, key: str | None) -> None:
+    """
+    Make DECISION again, here, from its record alone, and hold it against what was decided.
+
+    DECISION is an id, or a file with a record as JSON.
+    """
+    if Path(decision).is_file():
+        try:
+            record = msgspec.json.decode(Path(decision).read_bytes(), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise RouterError(f"{decision} is no record: {error}") from None
+    else:
+        record = _decision(url, decision, key)
+    again = replay(Decision.from_wire(record))
+    chosen = "nobody" if again.chosen is None else again.chosen.node
+    click.echo(f"The same decision: {chosen}, by seed {again.seed} over snapshot {again.snapshot}.")
+
+
+@router.command()
+@click.argument("node")
+@_url
+@_key
+@_errors
+def standing(node: str, url: str, key: str | None) -> None:
+    """Show where NODE stands, why, and what would raise it, as JSON."""
+    _print_json(_call(url, f"/api/v1/nodes/{node}/standing", key))
+
+
+@router.group()
+def incidents() -> None:
+    """Review what nodes are held for."""
+
+
+@incidents.command("list")
+@_url
+@_key
+@_json
+@_errors
+def list_incidents(url: str, key: str | None, as_json: bool) -> None:
+    """List what waits for a person: the router's own holds, and the verifier's incidents."""
+    page = _call(url, "/api/v1/incidents", key)
+    if as_json:
+        _print_json(page)
+        return
+    for each in page["incidents"]:
+        who = (
+            f"node {each['node']} of {each['operator'] or 'nobody known'}"
+            if each["node"]
+            else "no node is held"
+        )
+        click.echo(f"{each['id']}  {each['state']}  {each['kind']}  (by the {each['held_by']})")
+        click.echo(f"    {who}; to be looked at {_in_words(each['review_due_in_s'])}")
+        click.echo(f"    {each['code']}: {_plain(each['detail'])}")
+    if not page["incidents"]:
+        click.echo("Nothing waits.")
+    if page["verifier_error"]:
+        raise RouterError(f"the verifier's incidents are not shown: {page['verifier_error']}")
+
+
+@incidents.command("show")
+@click.argument("incident")
+@_url
+@_key
+@_errors
+def show_incident(incident: str, url: str, key: str | None) -> None:
+    """Show INCIDENT with its evidence, its history and what was seen of the node, as JSON."""
+    _print_json(_call(url, f"/api/v1/incidents/{incident}", key))
+
+
+@incidents.command("release")
+@click.argument("incident")
+@click.option("--reason", required=True, help="Why; kept with the incident.")
+@_url
+@_key
+@_errors
+def release_incident(incident: str, reason: str, url: str, key: str | None) -> None:
+    """Let the node of INCIDENT go, to probation.  Who decides is whose key it is."""
+    answer = _call(url, f"/api/v1/incidents/{incident}/release", key, {"reason": reason})
+    if answer.get("awaiting_second"):
+        click.echo(f"{incident}: written down; a second person must say so too.")
+    else:
+        click.echo(f"{incident} is {answer['state']}.")
+
+
+def _decision(url: str, decision: str, key: str | None) -> dict[str, Any]:
+    record = _call(url, f"/api/v1/decisions/{decision}", key)
+    if record.get("id") != decision:
+        raise RouterError(f"what answers at {url} is no router of ours")
+    return record
+
+
+def _call(url: str, path: str, key: str | None, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return asyncio.run(_fetch(url.rstrip("/"), path, key, body))
+
+
+async def _fetch(url: str, path: str, key: str | None, body: Mapping[str, Any] | None) -> dict[str, Any]:
     import aiohttp
 
+    from attester.bounded import read_all
+
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    method, data = ("GET", None) if body is None else ("POST", msgspec.json.encode(body))
     try:
         async with (
             aiohttp.ClientSession(trust_env=False) as http,
-            http.get(f"{url}/api/v1/decisions/{decision}", headers=headers) as response,
+            http.request(method, url + path, headers=headers, data=data, allow_redirects=False) as response,
         ):
-            data = await response.read()
+            content = await read_all(response.content, _MAX_ANSWER)
+            if content is None:
+                raise RouterError("the answer is too large")
+            document = msgspec.json.decode(content, type=dict[str, Any])
             if response.status != 200:
-                raise RouterError(
-                    f"the router answers {response.status}: is it the id of a decision of this router?"
-                )
-            record = msgspec.json.decode(data, type=dict[str, Any])
-            if record.get("id") != decision:
-                raise RouterError(f"what answers at {url} is no router of ours")
-            return record
+                detail = document.get("detail")
+                said = _plain(detail) if isinstance(detail, str) else "is it an id of this router?"
+                raise RouterError(f"the router answers {response.status}: {said}")
+            return document
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
         raise RouterError(f"the router at {url} cannot be asked ({type(error).__name__})") from None
 
 
+def _print_json(document: Mapping[str, Any]) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere, without what could move a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
+
+
+def _in_words(seconds: int) -> str:
+    return f"within {seconds // 3600} h" if seconds >= 0 else f"{-seconds // 3600} h ago"
+
+
 def explanation(record: dict[str, Any]) -> list[str]:
     """A decision in sentences."""
-    workload = record["workload"]["model"]
-    lines = [f"Decision {record['id']} for {workload} (seed {record['seed']}, snapshot {record['snapshot']})"]
+    workload = record["workload"]
+    lines = [
+        f"Decision {record['id']} for {workload['model']} (seed {record['seed']}, snapshot {record['snapshot']})",
+        "  who may: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),
+    ]
     for place, ranked in enumerate(record["ranked"], 1):
         lines.append(
-            f"  {place}. {ranked['node']}  {ranked['tier']}: {ranked['score']:.3f} expected s per success "
+            f"  {place}. {ranked['node']}  {ranked['lane']}: {ranked['score']:.3f} expected s per success "
             f"= {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} under way ÷ "
-            f"{max(ranked['completion'], 0.05):.3f} completion ({ranked['evidence']:.0f} requests seen)"
+            f"{max(ranked['completion'], 0.05):.3f} completion ({ranked['evidence']:.0f} requests seen; {ranked['why']})"
         )
+        if ranked.get("cost"):
+            lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
     if not record["ranked"]:
         lines.append("  nobody may do it")
-    if record["failed_open"]:
-        lines.append(f"  failed open: {', '.join(record['failed_open'])}")
-    for node, verdict in record["excluded"].items():
-        lines.append(f"  ✗ {node}  {verdict['code']}: {verdict['detail']}")
+    if record["opened"]:
+        lines.append(f"  failed open, for want of anyone else: {', '.join(record['opened'])}")
+    if record["over"]:
+        lines.append(f"  passed over, with their share under way: {', '.join(record['over'])}")
+    counts = record["closed"]
+    lines += [f"  ✗ {counts[code]} {code}" for code in in_order(iter(counts))]
+    for node, verdict in record.get("excluded", {}).items():
+        lines.append(f"      {node}  {verdict['code']}: {verdict['detail']}")
     lines += [
         f"  → {attempt['node']}  {attempt['outcome']} in {attempt.get('ms', 0)} ms ({attempt['detail']})"
         for attempt in record["attempts"]

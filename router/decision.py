@@ -1,39 +1,62 @@
 """
 Decisions: the ranked answer with every verdict and score term, as data.
 
-`decide` is pure: the same snapshot, workload and seed give the same decision, today or in
-an audit next year.
+`decide` is pure: the same snapshot, workload and seed give the same decision.  A decision
+remembers what it looked at, which is little, so that it can be made again from its record
+alone, today or in an audit next year (`replay`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
-from router import gates, ranking
-from router.gates import Verdict
-from router.ranking import Ranked
-from router.snapshot import NodeView, Snapshot
+from router.errors import ReplayError
+from router.gates import FEED_SILENT, FEED_SILENT_S, GIVING_WAY, Verdict
+from router.lanes import LANES, Lane, Places, Seen, SeenLane, Watched
+from router.ranking import Facts, Pool, Ranked, rank
 from router.workload import Workload
 
 
-@dataclass(frozen=True)
-class Decision:
+class Snapshot(Struct, frozen=True):
+    """Everything a decision rests on, at one moment."""
+
+    version: int
+    """Of who may do what."""
+    now_ms: int
+    pool: Pool
+    closed: Mapping[str, int]
+    """How many nodes each code excludes."""
+    silent_s: float = 0.0
+    """How long nothing was heard from the verifier."""
+
+
+class Decision(Struct, frozen=True):
     """Who may do this work, in which order, and why the others may not."""
 
     workload: Workload
     seed: int
-    snapshot_version: int
+    snapshot: int
     at_ms: int
+    silent_s: float
     ranked: tuple[Ranked, ...]
-    excluded: Mapping[str, Verdict]
-    """The first gate that closed, for each node that may not."""
-    opened: tuple[str, ...] = ()
+    opened: tuple[str, ...]
     """Gates that failed open for want of anyone else, and let these nodes in."""
+    over: tuple[str, ...]
+    """Operators passed over, for they have their share of the work under way."""
+    lanes: dict[str, int]
+    """How many nodes stood in each."""
+    closed: dict[str, int]
+    """How many nodes each code excluded."""
+    seen: dict[str, Seen]
+    """What was asked of each lane, and answered."""
+    facts: dict[str, Facts]
+    """Of each node that was drawn."""
+    shares: dict[str, bool]
+    """Of each operator that was drawn, whether it had its share."""
 
     @property
     def chosen(self) -> Ranked | None:
@@ -42,61 +65,131 @@ class Decision:
 
     @property
     def gap(self) -> float | None:
-        """How many expected seconds the runner-up is behind; negative where chance chose."""
+        """How many expected seconds the runner-up is behind; negative where its lane or chance decided."""
         if len(self.ranked) < 2:
             return None
         return self.ranked[1].score - self.ranked[0].score
 
-    def counts(self) -> dict[str, int]:
-        """How many nodes each code excluded."""
-        return dict(Counter(verdict.code for verdict in self.excluded.values()))
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON-compatible data: `from_wire` reads it."""
+        wire: dict[str, Any] = msgspec.to_builtins(self)
+        return wire | self._derived()
 
-    def to_wire(self, *, full: bool = True) -> dict[str, Any]:
-        """As JSON-compatible data; without *full*, the excluded are only counted."""
-        wire: dict[str, Any] = {
-            "workload": msgspec.to_builtins(self.workload),
-            "seed": self.seed,
-            "snapshot": self.snapshot_version,
-            "at_ms": self.at_ms,
-            "chosen": None if self.chosen is None else self.chosen.node,
-            "runner_up_gap_s": self.gap,
-            "ranked": msgspec.to_builtins(self.ranked),
-            "excluded_counts": self.counts(),
-            "failed_open": list(self.opened),
-        }
-        if full:
-            wire["excluded"] = {node: msgspec.to_builtins(v) for node, v in self.excluded.items()}
-        return wire
+    def _derived(self) -> dict[str, Any]:
+        """What follows from the rest, for who reads the record."""
+        return {"chosen": None if self.chosen is None else self.chosen.node, "runner_up_gap_s": self.gap}
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Decision:
+        """
+        Read what `to_wire` wrote.
+
+        Raises:
+            ReplayError: it is no such thing.
+        """
+        try:
+            decision = msgspec.convert(wire, cls, strict=False)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise ReplayError(f"not a decision: {error}") from None
+        for name, value in decision._derived().items():
+            if wire.get(name) != value:
+                raise ReplayError(f"not a decision: its {name} does not follow from its ranked")
+        return decision
+
+
+_NAMES: Final = tuple((lane, lane.value) for lane in LANES)
 
 
 def decide(snapshot: Snapshot, workload: Workload, seed: int) -> Decision:
-    """Gate, then rank.  An empty pool is an answer."""
-    eligible: list[NodeView] = []
-    broken: list[NodeView] = []
-    excluded: dict[str, Verdict] = {}
-    for node in snapshot.nodes.values():
-        verdict = gates.check(node, workload, snapshot)
-        if verdict is not None:
-            excluded[node.node] = verdict
-        elif (busy := gates.capacity(node, workload, snapshot)) is not None:
-            excluded[node.node] = busy
-            if busy.code == gates.BREAKER:
-                broken.append(node)
-        else:
-            eligible.append(node)
-    opened: tuple[str, ...] = ()
-    if not eligible and broken:
-        # Everybody who may be trusted seems broken: better to try than to refuse.
-        eligible = broken
-        opened = (gates.BREAKER,)
-        for node in broken:
-            del excluded[node.node]
+    """Rank those who may.  An empty pool is an answer."""
+    lanes = snapshot.pool.lanes
+    sizes = {name: len(lanes[lane]) for lane, name in _NAMES}
+    watched = _WatchedPool(snapshot.pool)
+    closed = dict(snapshot.closed)
+    if snapshot.silent_s > FEED_SILENT_S:
+        # Whatever was known may have been revoked meanwhile: nobody may, whoever has room or has not.
+        closed = {code: count for code, count in closed.items() if code not in GIVING_WAY}
+        closed[FEED_SILENT] = sum(sizes.values())
+        ranking = None
+    else:
+        ranking = rank(watched, workload, seed)
     return Decision(
-        workload=workload,
-        seed=seed,
-        snapshot_version=snapshot.version,
-        at_ms=snapshot.now_ms,
-        ranked=ranking.rank(eligible, workload, snapshot, seed),
-        excluded=dict(sorted(excluded.items())),
-        opened=opened,
+        workload,
+        seed,
+        snapshot.version,
+        snapshot.now_ms,
+        snapshot.silent_s,
+        () if ranking is None else ranking.ranked,
+        () if ranking is None else ranking.opened,
+        () if ranking is None else ranking.over,
+        sizes,
+        closed,
+        watched.seen(),
+        watched.known,
+        watched.shares,
     )
+
+
+def replay(decision: Decision) -> Decision:
+    """
+    Make a decision again from its record alone.
+
+    Raises:
+        ReplayError: another one comes out, or it would have looked at something else.
+    """
+    pool = _SeenPool(decision)
+    closed = {code: n for code, n in decision.closed.items() if code != FEED_SILENT}
+    snapshot = Snapshot(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
+    try:
+        again = decide(snapshot, decision.workload, decision.seed)
+    except (LookupError, ValueError, ArithmeticError):
+        raise ReplayError("made again, it looks at something that the record does not have") from None
+    for name in ("ranked", "opened", "over", "lanes", "closed"):
+        if getattr(again, name) != getattr(decision, name):
+            raise ReplayError(f"made again, its {name} differ")
+    return again
+
+
+class _WatchedPool:
+    """A pool that remembers what it was asked."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        # The empty ones have nothing to say.
+        self._watched = {lane: Watched(places) for lane, places in pool.lanes.items() if len(places)}
+        self.lanes: dict[Lane, Places] = {**pool.lanes, **self._watched}
+        self.known: dict[str, Facts] = {}
+        self.shares: dict[str, bool] = {}
+
+    def facts(self, node: str) -> Facts:
+        facts = self.known[node] = self._pool.facts(node)
+        return facts
+
+    def is_over(self, operator: str) -> bool:
+        over = self.shares[operator] = self._pool.is_over(operator)
+        return over
+
+    def seen(self) -> dict[str, Seen]:
+        return {str(lane): watched.seen() for lane, watched in self._watched.items()}
+
+
+class _SeenPool:
+    """A pool as a record remembers it."""
+
+    def __init__(self, decision: Decision) -> None:
+        nothing = Seen(0, 0, {}, {}, {})
+        self.lanes: dict[Lane, Places] = {
+            lane: SeenLane(decision.seen.get(lane.value, nothing)) for lane in LANES
+        }
+        self._decision = decision
+
+    def facts(self, node: str) -> Facts:
+        return self._decision.facts[node]
+
+    def is_over(self, operator: str) -> bool:
+        return self._decision.shares[operator]
+
+
+def explain_closed(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Verdicts by node, as data."""
+    return {node: msgspec.to_builtins(verdict) for node, verdict in sorted(verdicts.items())}

@@ -2,9 +2,11 @@
 Errors of the router.
 
     RouterError
-    ├── WorkloadError    a request that maps to no workload, or a workload that cannot be used
+    ├── WorkloadError    a request maps to no workload, or to several
     ├── PoolEmptyError   no node may do this work; carries the decision that says why
-    └── AttemptError     one attempt at one node failed; carries the outcome
+    ├── AttemptError     one attempt at one node failed; carries the outcome
+    ├── ReplayError      a recorded decision does not come out again
+    └── HoldError        a step that cannot be taken about an incident of the router's own
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ class RouterError(Exception):
 
 
 class WorkloadError(RouterError):
-    """A request maps to no workload, or a workload cannot be used."""
+    """A request maps to no workload; the code is as OpenAI's clients know it."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class PoolEmptyError(RouterError):
@@ -38,3 +44,11 @@ class AttemptError(RouterError):
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)
         self.outcome = outcome
+
+
+class ReplayError(RouterError):
+    """A recorded decision does not come out again, or is no decision."""
+
+
+class HoldError(RouterError):
+    """A step that cannot be taken about an incident of the router's own."""

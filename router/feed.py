@@ -1,5 +1,5 @@
 """
-The feed: live results, revocations and incidents of the verifier, kept as a snapshot.
+The feed: live results, revocations and incidents of the verifier, told to the fleet.
 
 Every result's signature is checked here, and none gives way to an older one.  That a node
 was released is taken on the stream's word, as are the incidents it was held for; but what
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Final, TypeVar
 from urllib.parse import quote
 
@@ -24,12 +24,13 @@ from prometheus_client import Counter
 from attester.bounded import read_all
 from attester.errors import VerifierError
 from attester.sse import read_events
+from router.clock import Clock
 from router.config import VerifierSection
-from router.snapshot import NodeView, Snapshot
-from router.standing import Standing
+from router.fleet import Fleet
+from router.snapshot import NodeView
 from verifier import results
 from verifier.errors import ResultError
-from verifier.incidents import HOLDING
+from verifier.incidents import HOLDING, State
 from verifier.results import VerifyingKey
 
 _MAX_PAGE: Final = 256 << 20
@@ -42,14 +43,6 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 10.0
 
 _log = structlog.get_logger("router")
 _refused = Counter("touchstone_router_results_refused_total", "Results that were not accepted.")
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The router's clocks."""
-
-    wall_ms: Callable[[], int]
-    monotonic: Callable[[], float]
 
 
 class FeedError(Exception):
@@ -65,6 +58,8 @@ class _Incident(Struct, frozen=True):
     id: str
     state: str
     node: str | None = None
+    operator: str | None = None
+    opened: float | None = None
 
 
 class _Page(Struct, frozen=True):
@@ -85,6 +80,8 @@ class _Event(Struct, frozen=True):
     token: str | None = None
     incident: str | None = None
     state: str | None = None
+    operator: str | None = None
+    opened: float | None = None
 
 
 P = TypeVar("P", _ResultsPage, _IncidentsPage)
@@ -93,31 +90,23 @@ P = TypeVar("P", _ResultsPage, _IncidentsPage)
 class Feed:
     """Follows one verifier."""
 
-    def __init__(self, http: aiohttp.ClientSession, config: VerifierSection, clock: Clock) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, config: VerifierSection, clock: Clock, fleet: Fleet
+    ) -> None:
         self._http = http
         self._config = config
         self._clock = clock
+        self.fleet = fleet
         self._keys: Mapping[str, VerifyingKey] = {}
         self._nodes: dict[str, NodeView] = {}
-        self._version = 0
-        self._heard: float | None = None
         self._keys_at = 0.0
         self._seq = 0
         self._owners: dict[str, str] = {}
         """Which node a ueid belongs to."""
-
-    def snapshot(self, standings: Mapping[tuple[str, str], Standing]) -> Snapshot:
-        """What is known now."""
-        now = self._clock.monotonic()
-        silent = float("inf") if self._heard is None else now - self._heard
-        return Snapshot(
-            version=self._version,
-            now_ms=self._clock.wall_ms(),
-            monotonic=now,
-            nodes=self._nodes,
-            standings=standings,
-            feed_silent_s=silent,
-        )
+        self._operators: dict[str, str] = {}
+        """Whose node each open incident is about."""
+        self.decided: Callable[[str, str], None] = lambda _incident, _state: None
+        """Called where the verifier says what became of an incident."""
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Follow until cancelled; come back after a growing, jittered wait."""
@@ -150,6 +139,8 @@ class Feed:
         self._keys_at = self._clock.monotonic()
         nodes: dict[str, NodeView] = {}
         seq: int | None = None
+        operators: dict[str, str] = {}
+        opened: dict[str, float] = {}
         async for page in self._pages("/api/v1/results", _ResultsPage):
             # Events from the first page on are followed: none falls between the pages.
             seq = page.seq if seq is None else seq
@@ -159,9 +150,16 @@ class Feed:
             for held in incidents.incidents:
                 if held.node is not None and held.state in HOLDING:
                     _hold(nodes, held.node, held.id)
+                    if held.operator is not None and held.opened is not None:
+                        operators[held.id], opened[held.id] = held.operator, held.opened
         self._seq = seq or 0
-        self._put({name: self._not_older(view) for name, view in nodes.items()})
-        self._heard = self._clock.monotonic()
+        self._replace({name: self._not_older(view) for name, view in nodes.items()})
+        for incident, operator in self._operators.items() - operators.items():
+            self.fleet.operator_held(operator, incident, None)
+        for incident, operator in operators.items():
+            self.fleet.operator_held(operator, incident, opened[incident])
+        self._operators = operators
+        self.fleet.heard()
         _log.info("snapshot taken", nodes=len(nodes), seq=self._seq)
 
     async def _renew_keys(self) -> None:
@@ -200,7 +198,7 @@ class Feed:
                         await self._renew_keys()
                     self.apply(event.kind, told)
                 # Heard is what was understood: noise must not keep the gate open.
-                self._heard = self._clock.monotonic()
+                self.fleet.heard()
                 if event.id is not None and event.id.isascii() and event.id.isdigit():
                     self._seq = int(event.id[:18])
 
@@ -208,20 +206,40 @@ class Feed:
         """Take in one event."""
         if event.node is None or kind not in ("result", "revocation", "incident", "node"):
             return
-        nodes = dict(self._nodes)
+        nodes = self._nodes
         match kind:
             case "result" if event.token is not None:
                 self._accept(nodes, event.node, event.token)
             case "revocation" if event.node in nodes:
                 nodes[event.node] = replace(nodes[event.node], revoked=True)
             case "incident" if event.incident is not None:
-                act = _hold if event.state in HOLDING else _let_go
-                act(nodes, event.node, event.incident)
+                self._incident(nodes, event.node, event)
             case "node" if event.state == "retired" and len(nodes) < _MAX_NODES:
                 nodes[event.node] = replace(nodes.get(event.node, NodeView(event.node)), retired=True)
             case _:
                 return
-        self._put(nodes)
+        if event.node in nodes:
+            self.fleet.put(nodes[event.node])
+
+    def _incident(self, nodes: dict[str, NodeView], name: str, event: _Event) -> None:
+        assert event.incident is not None
+        before = nodes.get(name, NodeView(name))
+        if event.state in HOLDING:
+            if name in nodes or len(nodes) < _MAX_NODES:
+                _hold(nodes, name, event.incident)
+            if event.operator is not None and event.opened is not None:
+                self._operators[event.incident] = event.operator
+                self.fleet.operator_held(event.operator, event.incident, event.opened)
+            return
+        if name in nodes:
+            nodes[name] = replace(before, incidents=before.incidents - {event.incident})
+        operator = self._operators.pop(event.incident, None)
+        if operator is not None:
+            self.fleet.operator_held(operator, event.incident, None)
+        if event.incident in before.incidents and event.state == State.RELEASED:
+            self.fleet.released(name)
+        if event.state is not None:
+            self.decided(event.incident, event.state)
 
     def _accept(self, nodes: dict[str, NodeView], name: str, token: str) -> None:
         try:
@@ -229,7 +247,7 @@ class Feed:
                 token,
                 self._keys,
                 issuer=self._config.url,
-                now=self._clock.wall_ms() // 1000,
+                now=self._clock.now_ms() // 1000,
                 leeway=_LEEWAY_S,
             )
         except ResultError as error:
@@ -259,9 +277,18 @@ class Feed:
         if not keep and name in nodes:
             nodes[name] = replace(nodes[name], revoked=True)
 
-    def _put(self, nodes: dict[str, NodeView]) -> None:
-        self._nodes = nodes
-        self._version += 1
+    def _replace(self, nodes: dict[str, NodeView]) -> None:
+        """A whole snapshot takes the place of what was known."""
+        before, self._nodes = self._nodes, nodes
+        for name in before.keys() - nodes.keys():
+            self.fleet.drop(name)
+        for view in nodes.values():
+            known = before.get(view.node)
+            if known is not view:
+                self.fleet.put(view)
+            if known is not None and known.incidents - view.incidents:
+                # Decided while we were not listening.
+                self.fleet.released(view.node)
 
     def _trusted(self, keys: Mapping[str, VerifyingKey]) -> Mapping[str, VerifyingKey]:
         if not self._config.kids:
@@ -301,9 +328,3 @@ class Feed:
 def _hold(nodes: dict[str, NodeView], name: str, incident: str) -> None:
     node = nodes.get(name, NodeView(name))
     nodes[name] = replace(node, incidents=node.incidents | {incident})
-
-
-def _let_go(nodes: dict[str, NodeView], name: str, incident: str) -> None:
-    node = nodes.get(name)
-    if node is not None:
-        nodes[name] = replace(node, incidents=node.incidents - {incident})

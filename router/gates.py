@@ -1,26 +1,29 @@
 """
 The gates, in order.  The first five fail closed: an empty pool is an answer.
 
-Each gives `None` or the verdict that closed it.  The breaker alone may fail open, and then
-the decision says so.
+Each gives `None` or the verdict that closed it.  The last, capacity, is where a node may do
+the work and has no room: what of it gives way when nobody else is left stands in a lane of
+its own (`router.lanes`), and the decision says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from router.snapshot import NodeView, Snapshot
+from msgspec import Struct
+
+from router.snapshot import NodeView
 from router.workload import ASSURANCES, Workload
 from verifier.trust import Tier, tier_of
 
 FEED_SILENT_S: Final = 60.0
 """Longer without a word from the verifier, and a revocation may have been missed."""
+FEED_SILENT: Final = "incident.feed-silent"
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """Why a gate is closed to a node."""
 
     gate: str
@@ -28,13 +31,21 @@ class Verdict:
     detail: str
 
 
-BREAKER: Final = "capacity.breaker"
-"""The one verdict that gives way when nobody else is left."""
+@dataclass(frozen=True)
+class Around:
+    """What a gate looks at beside the node itself."""
 
-Gate: TypeAlias = Callable[[NodeView, Workload, Snapshot], Verdict | None]
+    now_ms: int
+    held_since: float | None = None
+    """When the first of the open incidents of its operator's nodes was opened, Unix seconds."""
+    pace: float | None = None
+    """Tokens per second that routers saw in the last hour, where they saw enough."""
 
 
-def identity(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
+Gate: TypeAlias = Callable[[NodeView, Workload, Around], Verdict | None]
+
+
+def identity(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
     """Enrolled, not retired, with an endpoint and a pin in its result."""
     if node.retired:
         return Verdict("identity", "identity.retired", "the node was retired")
@@ -43,18 +54,18 @@ def identity(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict 
     return None
 
 
-def result(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
+def result(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
     """A live result, young enough, with every required claim affirming and the assurance."""
     ear = node.result
     if ear is None:
         return Verdict("result", "result.missing", "no result yet")
     if node.revoked:
         return Verdict("result", "result.revoked", f"result {ear.jti} was revoked")
-    now = snapshot.now_ms // 1000
+    now = around.now_ms // 1000
     if ear.exp <= now:
-        return Verdict("result", "result.expired", f"expired {now - ear.exp} s ago")
+        return Verdict("result", "result.expired", f"ran out at {ear.exp}")
     if now - ear.iat > workload.max_age_s:
-        return Verdict("result", "result.old", f"{now - ear.iat} s old, at most {workload.max_age_s}")
+        return Verdict("result", "result.old", f"issued at {ear.iat}, and {workload.max_age_s} s is the most")
     model = f"model/{workload.model}"
     required = (
         ("platform", workload.platform_claims, workload.platform_assurance),
@@ -76,18 +87,29 @@ def result(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | 
     return None
 
 
-def incident(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
-    """No open quarantine; closed for all while the verifier is silent."""
-    if snapshot.feed_silent_s > FEED_SILENT_S:
-        return Verdict(
-            "incident", "incident.feed-silent", f"nothing heard for {snapshot.feed_silent_s:.0f} s"
-        )
+def closes_at(node: NodeView, workload: Workload) -> float:
+    """The Unix second from which its result will not do any more, however it is now."""
+    ear = node.result
+    return 0.0 if ear is None else min(ear.exp, ear.iat + workload.max_age_s + 1)
+
+
+def incident(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+    """
+    No open quarantine, of the node or of what it may be a new name for.
+
+    Whoever enrols a node while another of theirs is held waits for that review: a new name
+    must not be worth more than a bad one.
+    """
     if node.incidents:
         return Verdict("incident", "incident.quarantine", f"incident {min(node.incidents)} is open")
+    enrolled = node.enrolled
+    if around.held_since is not None and enrolled is not None and enrolled >= int(around.held_since):
+        detail = "enrolled after a node of its operator was quarantined, and that is not decided yet"
+        return Verdict("incident", "incident.operator", detail)
     return None
 
 
-def capability(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
+def capability(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
     """What the node declares meets what the work needs; declared values can only exclude."""
     declared = node.capabilities
 
@@ -95,7 +117,7 @@ def capability(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdic
         return Verdict("capability", f"capability.{name}", f"has {str(have)[:80]}, and {need} is needed")
 
     allowed = (
-        ("hardware-class", declared.get("hardware_class"), workload.hardware_classes),
+        ("hardware-class", node.hardware_class, workload.hardware_classes),
         ("quantisation", declared.get("quantisation"), workload.quantisations),
         ("region", declared.get("region"), workload.regions),
     )
@@ -116,26 +138,28 @@ def capability(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdic
     return None
 
 
-def floors(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
-    """The verified rate meets the floor; no rate does not."""
+def floors(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+    """The verified rate and the pace that was seen meet the floors, and the price the ceiling."""
     least = workload.min_walk_bytes_per_second
-    if not least or node.result is None:
-        return None
-    measured = node.result.submods[f"model/{workload.model}"].ear_verifier_claims.measured
-    rate = measured.get("walk_bytes_per_second")
-    if type(rate) is not int or rate < least:
-        return Verdict("floors", "floors.walk-rate", f"verified {rate}, and {least} bytes/s is the floor")
-    return None
-
-
-def capacity(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
-    """Room for one more, and the breaker closed."""
-    standing = snapshot.standing(node.node, workload.model)
-    # Room first: it never gives way, and the breaker may.
-    if standing.in_flight >= workload.concurrency:
-        return Verdict("capacity", "capacity.full", f"{standing.in_flight} requests under way")
-    if not standing.breaker_is_closed(snapshot.monotonic):
-        return Verdict("capacity", BREAKER, f"{standing.failures_in_a_row} failures in a row")
+    if least and node.result is not None:
+        measured = node.result.submods[f"model/{workload.model}"].ear_verifier_claims.measured
+        rate = measured.get("walk_bytes_per_second")
+        if type(rate) is not int or rate < least:
+            return Verdict("floors", "floors.walk-rate", f"verified {rate}, and {least} bytes/s is the floor")
+    pace = around.pace
+    if workload.min_tokens_per_second and pace is not None and pace < workload.min_tokens_per_second:
+        detail = f"{pace:.1f} tokens/s in the last hour, and {workload.min_tokens_per_second} is the floor"
+        return Verdict("floors", "floors.pace", detail)
+    ceiling = workload.price_ceiling
+    if ceiling is not None:
+        price = workload.price_of(node.operator)
+        for what, asked, most in (
+            ("input", price.input, ceiling.input),
+            ("output", price.output, ceiling.output),
+        ):
+            if asked > most:
+                detail = f"{asked} for a million tokens of {what}, and {most} is the ceiling"
+                return Verdict("floors", "floors.price", detail)
     return None
 
 
@@ -143,10 +167,50 @@ CLOSED_GATES: Final[tuple[Gate, ...]] = (identity, result, incident, capability,
 """They fail closed, always."""
 
 
-def check(node: NodeView, workload: Workload, snapshot: Snapshot) -> Verdict | None:
+def check(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
     """The first gate of those that fail closed that is closed to *node*."""
     for gate in CLOSED_GATES:
-        verdict = gate(node, workload, snapshot)
+        verdict = gate(node, workload, around)
         if verdict is not None:
             return verdict
     return None
+
+
+CODES: Final = {
+    "identity.retired": "The node was retired.",
+    "identity.endpoint": "Its result names no endpoint that it has proven to be its own.",
+    "result.missing": "The verifier has said nothing of it.",
+    "result.revoked": "Its result was revoked.",
+    "result.expired": "Its result has run out.",
+    "result.old": "Its result is older than the workload allows.",
+    "result.no-submod": "Its result says nothing of what is required.",
+    "result.not-affirming": "A required claim is not affirming.",
+    "result.assurance": "What its result rests on is less than what is required.",
+    "incident.quarantine": "An incident is open; a person must review it.",
+    "incident.operator": "It was enrolled while another node of its operator was in quarantine.",
+    FEED_SILENT: "Nothing was heard from the verifier: a revocation may have been missed.",
+    "capability.hardware-class": "Its hardware class is none of those that suit.",
+    "capability.quantisation": "Its quantisation is none of those allowed.",
+    "capability.region": "It is in none of the regions allowed.",
+    "capability.memory": "It has too little memory.",
+    "capability.context": "Its context is too short.",
+    "capability.feature": "Its engine lacks a feature.",
+    "floors.walk-rate": "The rate that a challenge showed is below the floor, or there is none.",
+    "floors.pace": "It was seen to be slower than the floor.",
+    "floors.price": "It costs more than the ceiling.",
+    "capacity.full": "It has as much under way as it may.",
+    "capacity.warming": "It is on probation, and has as much under way as its evidence allows.",
+    "capacity.breaker": "It failed several times in a row, and is not tried for a while.",
+    "capacity.silent": "It has not answered for longer than is usual.",
+}
+"""Every code of a closed gate, with its sentence."""
+
+
+GIVING_WAY: Final = frozenset({"capacity.warming", "capacity.breaker", "capacity.silent"})
+"""Of those whom they close, some are tried where there is nobody else."""
+
+
+def in_order(codes: Iterator[str]) -> list[str]:
+    """Codes in the order of the gates."""
+    known = list(CODES)
+    return sorted(codes, key=lambda code: known.index(code) if code in known else len(known))

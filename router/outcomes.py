@@ -31,6 +31,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     BUSY = "busy"
     UNSERVED = "unserved"
+    HOLLOW = "hollow"
     TIMED_OUT = "timed-out"
     ABANDONED = "abandoned"
 
@@ -58,6 +59,8 @@ _BLAME = {
     Outcome.BUSY: Blame.NOBODY,
     # It does not have this operation or model: perhaps nobody has, and the client knew.
     Outcome.UNSERVED: Blame.NOBODY,
+    # A whole answer with nothing in it: perhaps the request wants just that.
+    Outcome.HOLLOW: Blame.NOBODY,
     Outcome.TIMED_OUT: Blame.ROUTER,
     Outcome.ABANDONED: Blame.CLIENT,
 }

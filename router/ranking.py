@@ -1,96 +1,219 @@
 """
 The order inside the eligible set: pure, seeded, replayable.
 
-Tiers first (established, on probation, degraded), never terms of a sum.  Inside a tier,
-power of two choices on the expected seconds of a *successful* answer
-(Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+Lanes first (established, on probation, degraded), never terms of a sum.  Inside a lane, power
+of two choices (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
+on the expected seconds, and where money counts the expected cost, of a *successful* answer.
+Of the two, one is drawn among nodes and one among operators: many nodes bring an operator
+more work, and never all of it.  Nothing is relative to the other candidates, so that nobody
+can move another's score, and nothing depends on how many nodes there are.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
-from router.snapshot import NodeView, Snapshot
-from router.standing import ESTABLISHED_LOWER, UNKNOWN_LATENCY_S
+from msgspec import Struct
+
+from router.chance import Chance
+from router.lanes import FAILING_OPEN, LANES, Key, Lane, Places
+from router.standing import Rating
 from router.workload import Workload
 
-TRIAL_SHARE: Final = 0.1
-"""Of decisions, how many try a node of a lesser tier first, so that evidence can come to be."""
-_MAX_DRAWN: Final = 16
-"""More are never tried; the rest of a tier follows by score alone."""
-_UNKNOWN_COMPLETION: Final = 0.05
+WIDTH: Final = 4
+"""So many are ranked; nobody tries more."""
+_LEAST_COMPLETION: Final = 0.05
+_YOUNG_PER_MILLE: Final = 250
+"""While hardly anybody is established, a node on probation is tried so often: one node is no pool."""
+_TRIES: Final = 6
+"""Draws for one who was not drawn yet, before operators are asked in turn."""
+_ALL: Final = 100
 
 
-class Tier(StrEnum):
-    """Where a node stands for a model."""
+class Facts(Struct, frozen=True):
+    """What a decision knows of a node."""
 
-    ESTABLISHED = "established"
-    PROBATION = "probation"
-    DEGRADED = "degraded"
+    rating: Rating
+    in_flight: int = 0
+    closed: str = ""
+    """The code of capacity that keeps it out where there is anybody else."""
 
 
-@dataclass(frozen=True)
-class Ranked:
+class Pool(Protocol):
+    """What a decision rests on."""
+
+    @property
+    def lanes(self) -> dict[Lane, Places]:
+        """Who may do the work."""
+
+    def facts(self, node: str) -> Facts:
+        """What is known of a node that stands in a lane."""
+
+    def is_over(self, operator: str) -> bool:
+        """Whether an operator has its share of the work under way already."""
+
+
+class Ranked(Struct, frozen=True):
     """A node in its place, with every term of its score."""
 
     node: str
-    tier: Tier
+    operator: str
+    lane: Lane
     score: float
-    """Expected seconds of a successful answer; less is better."""
+    """Expected seconds of a successful answer, and what its cost is worth in seconds; less is better."""
     completion: float
     latency_s: float
     in_flight: int
     evidence: float
+    why: str
+    """What put it in its tier."""
+    cost: float = 0.0
+    """Expected millionths of the unit for a successful answer of usual length."""
+    below_energy: bool = False
+    """Cheaper than the energy of its work: to be audited."""
+    closed: str = ""
+    """The gate of capacity that it passes for want of anyone else."""
 
 
-def rate(node: NodeView, workload: Workload, snapshot: Snapshot) -> Ranked:
-    """A node's tier and score, by what the router has seen."""
-    now = snapshot.monotonic
-    standing = snapshot.standing(node.node, workload.model).decayed_to(now)
-    completion, evidence = standing.completion(now), standing.evidence(now)
-    if standing.is_degraded(now):
-        tier = Tier.DEGRADED
-    elif completion >= ESTABLISHED_LOWER:
-        tier = Tier.ESTABLISHED
-    else:
-        tier = Tier.PROBATION
-    latency = UNKNOWN_LATENCY_S if standing.latency_s is None else standing.latency_s
-    score = latency * (standing.in_flight + 1) / max(completion, _UNKNOWN_COMPLETION)
-    return Ranked(node.node, tier, score, completion, latency, standing.in_flight, evidence)
+class Ranking(Struct, frozen=True):
+    """Who is to be tried, in order, and what was passed over for it."""
+
+    ranked: tuple[Ranked, ...]
+    opened: tuple[str, ...] = ()
+    """Gates that failed open for want of anyone else."""
+    over: tuple[str, ...] = ()
+    """Operators that were drawn and passed over, for they have their share."""
 
 
-def rank(nodes: Sequence[NodeView], workload: Workload, snapshot: Snapshot, seed: int) -> tuple[Ranked, ...]:
-    """
-    The eligible nodes in the order in which they are to be tried.
+def score(key: Key, lane: Lane, facts: Facts, workload: Workload) -> Ranked:
+    """A node's score, by what routers have seen."""
+    operator, node = key
+    rating = facts.rating
+    completion = max(rating.completion, _LEAST_COMPLETION)
+    seconds = rating.latency_s * (facts.in_flight + 1) / completion
+    cost, cheap = 0.0, False
+    if workload.prices:
+        price = workload.price_of(operator)
+        cost = workload.cost_of(price) / completion
+        if workload.second_is_worth:
+            seconds += cost / workload.second_is_worth
+        floor = workload.energy_floor
+        cheap = floor is not None and workload.cost_of(price) < workload.cost_of(floor)
+    return Ranked(
+        node,
+        operator,
+        lane,
+        seconds,
+        rating.completion,
+        rating.latency_s,
+        facts.in_flight,
+        rating.evidence,
+        rating.why,
+        cost,
+        cheap,
+        facts.closed,
+    )
 
-    The order of *nodes* does not matter: they are put into one before the seed has a say.
-    """
-    rng = random.Random(seed)
-    by_tier: dict[Tier, list[Ranked]] = {tier: [] for tier in Tier}
-    for node in sorted(nodes, key=lambda view: view.node):
-        rated = rate(node, workload, snapshot)
-        by_tier[rated.tier].append(rated)
-    drawn = {tier: _two_choices(by_tier[tier], rng) for tier in Tier}
-    first: list[Ranked] = []
-    if rng.random() < TRIAL_SHARE and drawn[Tier.ESTABLISHED]:
+
+def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
+    """The nodes in the order in which they are to be tried, the first few of them."""
+    draw = _Draw(pool, workload, Chance(seed))
+    lanes = pool.lanes
+    filled = [lane for lane in LANES if len(lanes[lane])]
+    ranked: list[Ranked] = []
+    number = draw.chance.below(1000)
+    probation = workload.probation_per_mille
+    if probation and 0 < len(lanes[Lane.ESTABLISHED]) < WIDTH:
+        probation = max(probation, _YOUNG_PER_MILLE)
+    if filled and number < probation + workload.degraded_per_mille:
         # One only: a crowd of newcomers must not stand between the work and those who do it.
-        lesser = drawn[Tier.PROBATION] + drawn[Tier.DEGRADED]
-        first = [lesser[rng.randrange(len(lesser))]] if lesser else []
-    return (*first, *(ranked for tier in Tier for ranked in drawn[tier] if ranked not in first))
+        tried = Lane.PROBATION if number < probation else Lane.DEGRADED
+        if tried in filled and filled[0] is not tried:
+            ranked += draw.take(tried, 1)
+    for lane in filled:
+        if len(ranked) >= WIDTH or (ranked and lane in FAILING_OPEN):
+            break
+        ranked += draw.take(lane, WIDTH - len(ranked))
+    opened = [r.closed for r in ranked if r.lane in FAILING_OPEN]
+    if draw.over and any(r.operator in draw.over for r in ranked):
+        opened.append("capacity.operator-share")
+    return Ranking(tuple(ranked), tuple(dict.fromkeys(opened)), tuple(sorted(draw.over)))
 
 
-def _two_choices(pool: list[Ranked], rng: random.Random) -> list[Ranked]:
-    """Draw two, take the better, again and again; the rest by score."""
-    left = list(pool)
-    taken: list[Ranked] = []
-    while left and len(taken) < _MAX_DRAWN:
-        pair = rng.sample(range(len(left)), min(2, len(left)))
-        best = min(pair, key=lambda index: (left[index].score, index))
-        # The last fills the gap: popping from the middle of a fleet would move all behind it.
-        left[best], left[-1] = left[-1], left[best]
-        taken.append(left.pop())
-    return taken + sorted(left, key=lambda ranked: (ranked.score, ranked.node))
+class _Draw:
+    """Draws from lanes, nobody twice."""
+
+    def __init__(self, pool: Pool, workload: Workload, chance: Chance) -> None:
+        self._pool = pool
+        self._workload = workload
+        self.chance = chance
+        self._drawn: set[Key] = set()
+        self.over: set[str] = set()
+        """Operators that were drawn and have their share already."""
+
+    def take(self, lane: Lane, count: int) -> list[Ranked]:
+        """Up to *count*: two are drawn and the better taken, the other meets the next one drawn."""
+        taken: list[Ranked] = []
+        # Those of whom little is known are drawn by operator alone, so that many names are worth one.
+        among_nodes = lane not in (Lane.PROBATION, Lane.WARMING)
+        waiting = self._next(lane, among_nodes=among_nodes)
+        while waiting is not None and len(taken) < count:
+            # For the same reason two of them are of two operators, where there are.
+            drawn = self._next(lane, apart=None if among_nodes else waiting.operator)
+            if drawn is not None and (
+                drawn.score < waiting.score or (drawn.score == waiting.score and self.chance.below(2))
+            ):
+                drawn, waiting = waiting, drawn
+            taken.append(waiting)
+            waiting = drawn
+        if waiting is not None:
+            # Who waits in vain may be drawn again: its lane may have its turn still.
+            self._drawn.discard((waiting.operator, waiting.node))
+        return taken
+
+    def _next(self, lane: Lane, *, among_nodes: bool = False, apart: str | None = None) -> Ranked | None:
+        """One who was not drawn yet, of another operator than *apart*, where there is any."""
+        places = self._pool.lanes[lane]
+        others = [] if apart is None or places.operators < 2 else [apart]
+        key = None
+        # Where nobody else is left the share gives way, and the decision says so.
+        for shares in (True, False):
+            for barred in (*others, None):
+                if key is None and (shares or self.over):
+                    key = self._find(places, among_nodes=among_nodes, shares=shares, barred=barred)
+        if key is None:
+            return None
+        self._drawn.add(key)
+        return score(key, lane, self._pool.facts(key[1]), self._workload)
+
+    def _find(self, places: Places, *, among_nodes: bool, shares: bool, barred: str | None) -> Key | None:
+        chance, operators = self.chance, places.operators
+        for tried in range(_TRIES):
+            if among_nodes and not tried:
+                key = places.at(chance.below(len(places)))
+            else:
+                number = chance.below(operators)
+                key = places.node_of(number, chance.below(places.nodes_of(number)))
+            if key not in self._drawn and self._may(key[0], shares=shares, barred=barred):
+                return key
+        # Few are in the way: those drawn, and operators that have their share, of which there are few too.
+        first = chance.below(operators)
+        for step in range(operators):
+            number = (first + step) % operators
+            size = places.nodes_of(number)
+            place = chance.below(size)
+            for further in range(min(size, len(self._drawn) + 1)):
+                key = places.node_of(number, (place + further) % size)
+                if not self._may(key[0], shares=shares, barred=barred):
+                    break
+                if key not in self._drawn:
+                    return key
+        return None
+
+    def _may(self, operator: str, *, shares: bool, barred: str | None) -> bool:
+        if operator == barred:
+            return False
+        if shares and self._workload.max_operator_share < _ALL and self._pool.is_over(operator):
+            self.over.add(operator)
+            return False
+        return True

@@ -1,18 +1,17 @@
-"""What the router knows at one moment: results, incidents, standings.  A value, never changed."""
+"""One node as the router sees it.  A value, never changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from router.standing import Standing
-from verifier.results import AttestationResult
+from verifier.results import AttestationResult, NodeRecord
 
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node as the router sees it."""
+    """What the verifier has said of one node."""
 
     node: str
     result: AttestationResult | None = None
@@ -20,7 +19,7 @@ class NodeView:
     revoked: bool = False
     retired: bool = False
     incidents: frozenset[str] = frozenset()
-    """Open quarantines."""
+    """Open quarantines: the verifier's, and the router's own."""
 
     @property
     def endpoint(self) -> tuple[str, str] | None:
@@ -38,25 +37,30 @@ class NodeView:
         found = self._platform().get("capabilities")
         return found if isinstance(found, dict) else {}
 
+    @property
+    def operator(self) -> str:
+        """Whose node it is, by the verifier's word; empty where it does not say."""
+        record = self._record()
+        return "" if record is None else record.operator
+
+    @property
+    def enrolled(self) -> int | None:
+        """When it was enrolled, Unix seconds, by the verifier's word."""
+        record = self._record()
+        return None if record is None else record.enrolled
+
+    @property
+    def hardware_class(self) -> Any:
+        """By the verifier's word; by the node's own, which can only exclude it, where that is missing."""
+        record = self._record()
+        return self.capabilities.get("hardware_class") if record is None else record.hardware_class
+
+    def _record(self) -> NodeRecord | None:
+        if self.result is None or "platform" not in self.result.submods:
+            return None
+        return self.result.submods["platform"].ear_verifier_claims.node
+
     def _platform(self) -> Mapping[str, Any]:
         if self.result is None or "platform" not in self.result.submods:
             return {}
         return self.result.submods["platform"].ear_attester_claims
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything a decision rests on."""
-
-    version: int
-    now_ms: int
-    monotonic: float
-    nodes: Mapping[str, NodeView]
-    standings: Mapping[tuple[str, str], Standing] = field(default_factory=dict)
-    """By node and model."""
-    feed_silent_s: float = 0.0
-    """How long nothing was heard from the verifier."""
-
-    def standing(self, node: str, model: str) -> Standing:
-        """A node's standing for a model."""
-        return self.standings.get((node, model), Standing())

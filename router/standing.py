@@ -1,92 +1,121 @@
 """
-What the router has seen of a node, per node and model: never what the node says of itself.
+What routers have seen of a node, per node and model tier: never what the node says of itself.
 
 Completion is judged by the lower end of Wilson's interval over counts that are halved at
 two half-lives, an hour and a week; the lower of the two counts, where there is enough to
-judge by: an idle node is not a failing one (`docs/adr/0005-ranking.md`).  Latency
-is a mean that jumps up at once and comes down slowly (peak EWMA, Finagle).
+judge by: an idle node is not a failing one (`docs/adr/0005-ranking.md`).  What a half-life
+forgets bounds what any node can bank against a bad day to come.  Latency is a mean that jumps
+up at once and comes down slowly (peak EWMA, Finagle), and quantiles of the last hour.
+
+A standing is an aggregate: those of several routers are merged by adding.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from enum import StrEnum
 from typing import Final
+
+from msgspec import Struct, structs
 
 from router.outcomes import Blame, Outcome
 
 HALF_LIVES_S: Final = (3600.0, 7 * 86400.0)
 ESTABLISHED_LOWER: Final = 0.9
-"""Reached after 25 requests without a failure."""
+PROVEN: Final = 25
+"""Requests without a failure after which a node is established: Wilson's lower end is at 0.9 then."""
 DEGRADED_UPPER: Final = 0.8
 """A node is degraded where even the upper end of the interval is below this."""
+CLEAN_UPPER: Final = 0.98
+"""Likewise for exchanges that kept to the protocol."""
 ENOUGH: Final = 10.0
 """Requests within a half-life, below which that half-life judges nobody."""
 UNKNOWN_LATENCY_S: Final = 30.0
-"""Nobody has measured it yet, and no evidence never helps."""
+"""Nobody has measured it yet; nor is anybody rated slower, for no evidence never helps."""
 FAILURE_WEIGHT: Final = 3.0
 _LATENCY_TAU_S: Final = 60.0
 _NOTHING: Final = 1e-9
 _Z: Final = 1.6449  # one-sided 95 %
 BREAKER_FAILURES: Final = 3
 BREAKER_OPEN_S: Final = 10.0
+BREAKER_LONGEST_S: Final = 300.0
+
+Counts = tuple[float, float]
+"""Decayed, one for each half-life."""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A node's standing for one model.  Times are monotonic seconds of the router."""
+class Tier(StrEnum):
+    """Where a node stands for a model tier."""
 
-    completed: tuple[float, float] = (0.0, 0.0)
-    """Decayed counts, one for each half-life."""
-    failed: tuple[float, float] = (0.0, 0.0)
+    ESTABLISHED = "established"
+    PROBATION = "probation"
+    DEGRADED = "degraded"
+
+
+class Standing(Struct, frozen=True):
+    """Counts of how work at a node ended, as of *at*: Unix seconds of a clock that does not jump."""
+
+    completed: Counts = (0.0, 0.0)
+    failed: Counts = (0.0, 0.0)
+    """Each failure weighs three."""
+    exchanges: float = 0.0
+    """Answers of any kind, at the longer half-life."""
+    rejects: float = 0.0
+    """Of these, how many broke the protocol, or lied about what they used."""
     at: float = 0.0
     latency_s: float | None = None
-    in_flight: int = 0
-    failures_in_a_row: int = 0
-    """Also refusals for want of room and answers by another key: all that work cannot be sent to."""
-    open_until: float = 0.0
-    """The breaker: no work before then, and one probe at a time after."""
+    """Seconds of a usual answer, by this router's own measure."""
 
-    def started(self) -> Standing:
-        """With one more request under way."""
-        return replace(self, in_flight=self.in_flight + 1)
+    def ended(
+        self, outcome: Outcome, seconds: float, now: float, *, clean: bool = True, credit: bool = True
+    ) -> Standing:
+        """
+        With a request ended: only the node's blame moves its standing.
 
-    def ended(self, outcome: Outcome, seconds: float, now: float) -> Standing:
-        """With a request ended: only the node's blame moves its standing."""
-        released = replace(self, in_flight=max(self.in_flight - 1, 0))
+        Without *credit* (the node's own operator sent the work) a good end earns nothing.
+        """
         if outcome is Outcome.COMPLETED:
-            decayed = released.decayed_to(now)
-            return replace(
-                decayed,
-                completed=_add(decayed.completed, 1.0),
-                latency_s=_peak_ewma(self.latency_s, seconds, now - self.at),
-                failures_in_a_row=0,
-                open_until=0.0,
-            )
-        if outcome not in BREAKING:
-            return released
-        in_a_row = self.failures_in_a_row + 1
-        broken = replace(
-            released,
-            failures_in_a_row=in_a_row,
-            open_until=now + BREAKER_OPEN_S if in_a_row >= BREAKER_FAILURES else self.open_until,
-        )
+            if not credit and clean:
+                return self
+            return self._completed(seconds, now, clean=clean, credit=credit)
         if outcome.blame is not Blame.NODE:
-            return broken
-        decayed = broken.decayed_to(now)
-        return replace(decayed, failed=_add(decayed.failed, FAILURE_WEIGHT))
+            return self
+        decayed = self.decayed_to(now)
+        return structs.replace(
+            decayed,
+            failed=_add(decayed.failed, FAILURE_WEIGHT),
+            exchanges=decayed.exchanges + 1,
+            rejects=decayed.rejects + (outcome is Outcome.CORRUPTED),
+        )
+
+    def _completed(self, seconds: float, now: float, *, clean: bool, credit: bool) -> Standing:
+        decayed = self.decayed_to(now)
+        latency = _peak_ewma(self.latency_s, seconds, now - self.at) if credit else self.latency_s
+        return structs.replace(
+            decayed,
+            completed=_add(decayed.completed, 1.0) if credit else decayed.completed,
+            exchanges=decayed.exchanges + 1,
+            rejects=decayed.rejects + (not clean),
+            latency_s=latency,
+        )
 
     def completion(self, now: float) -> float:
         """The lower bound of the share of requests completed; 0 without evidence."""
         short, long = self._intervals(now)
         return long[0] if short is None else min(short[0], long[0])
 
-    def is_degraded(self, now: float) -> bool:
+    def is_failing(self, now: float) -> bool:
         """Whether it surely fails often, recently or over the week."""
         short, long = self._intervals(now)
         return (short is not None and short[1] < DEGRADED_UPPER) or (
             self.evidence(now) >= ENOUGH and long[1] < DEGRADED_UPPER
         )
+
+    @property
+    def is_unclean(self) -> bool:
+        """Whether it surely breaks the protocol more often than a clean node."""
+        return self.rejects >= 1 and wilson(self.exchanges - self.rejects, self.exchanges)[1] < CLEAN_UPPER
 
     def _intervals(self, now: float) -> tuple[tuple[float, float] | None, tuple[float, float]]:
         """Wilson's interval for the hour, where there is enough to judge by, and for the week."""
@@ -100,24 +129,114 @@ class Standing:
         decayed = self.decayed_to(now)
         return decayed.completed[-1] + decayed.failed[-1]
 
-    def breaker_is_closed(self, now: float) -> bool:
-        """Whether work may go: yes, or one probe where the wait is over."""
-        if self.failures_in_a_row < BREAKER_FAILURES:
-            return True
-        return now >= self.open_until and self.in_flight == 0
-
     def decayed_to(self, now: float) -> Standing:
         """With its counts halved as time goes by."""
-        if now <= self.at:
+        passed = now - self.at
+        if passed <= 0:
             return self
-        passed = max(now - self.at, 0.0)
-        factors = [math.exp2(-passed / half_life) for half_life in HALF_LIVES_S]
-        return replace(
-            self,
-            completed=(self.completed[0] * factors[0], self.completed[1] * factors[1]),
-            failed=(self.failed[0] * factors[0], self.failed[1] * factors[1]),
-            at=max(now, self.at),
+        short, long = math.exp2(-passed / HALF_LIVES_S[0]), math.exp2(-passed / HALF_LIVES_S[1])
+        return Standing(
+            (self.completed[0] * short, self.completed[1] * long),
+            (self.failed[0] * short, self.failed[1] * long),
+            self.exchanges * long,
+            self.rejects * long,
+            now,
+            self.latency_s,
         )
+
+
+def merge(own: Standing, others: Iterable[Standing], now: float) -> Standing:
+    """
+    What several routers have seen together.
+
+    Latency stays the router's own measure, for it holds the way from this router to the node;
+    where there is none, the slowest of the others' is taken.
+    """
+    total = own.decayed_to(now)
+    for other in others:
+        seen = other.decayed_to(now)
+        latency = total.latency_s
+        if own.latency_s is None and seen.latency_s is not None:
+            latency = max(seen.latency_s, latency or 0.0)
+        total = Standing(
+            (total.completed[0] + seen.completed[0], total.completed[1] + seen.completed[1]),
+            (total.failed[0] + seen.failed[0], total.failed[1] + seen.failed[1]),
+            total.exchanges + seen.exchanges,
+            total.rejects + seen.rejects,
+            max(total.at, seen.at),
+            latency,
+        )
+    return total
+
+
+class Rating(Struct, frozen=True):
+    """What ranking goes by: a standing brought to the point."""
+
+    tier: Tier = Tier.PROBATION
+    completion: float = 0.0
+    latency_s: float = UNKNOWN_LATENCY_S
+    evidence: float = 0.0
+    clean: float = 0.0
+    """The lower bound of the share of exchanges that kept to the protocol."""
+    why: str = "standing.little-evidence"
+    """What put it in its tier, as a code."""
+
+
+def rate(standing: Standing, now: float, missed: str | None = None) -> Rating:
+    """
+    The rating that follows from a standing.
+
+    Args:
+        standing: Of all routers together.
+        now: In its clock.
+        missed: The latency objective that the node surely misses, if any.
+    """
+    seen = standing.decayed_to(now)
+    completion, evidence = seen.completion(now), seen.evidence(now)
+    if seen.is_failing(now):
+        tier, why = Tier.DEGRADED, "standing.failing"
+    elif seen.is_unclean:
+        tier, why = Tier.DEGRADED, "standing.unclean"
+    elif missed is not None:
+        tier, why = Tier.DEGRADED, missed
+    elif completion >= ESTABLISHED_LOWER:
+        tier, why = Tier.ESTABLISHED, "standing.proven"
+    else:
+        tier, why = Tier.PROBATION, "standing.little-evidence"
+    latency = UNKNOWN_LATENCY_S if seen.latency_s is None else min(seen.latency_s, UNKNOWN_LATENCY_S)
+    clean = wilson(seen.exchanges - seen.rejects, seen.exchanges)[0]
+    return Rating(tier, completion, latency, evidence, clean, why)
+
+
+class Load:
+    """What one router has under way at a node, and its breaker there.  Monotonic seconds."""
+
+    __slots__ = ("failures_in_a_row", "in_flight", "open_until")
+
+    def __init__(self, in_flight: int = 0, failures_in_a_row: int = 0, open_until: float = 0.0) -> None:
+        self.in_flight = in_flight
+        self.failures_in_a_row = failures_in_a_row
+        """Also refusals for want of room and answers by another key: all that work cannot be sent to."""
+        self.open_until = open_until
+        """The breaker: no work before then, and one probe at a time after."""
+
+    def ended(self, outcome: Outcome, now: float) -> None:
+        """A request is over; three failures in a row open the breaker, each further one for twice as long."""
+        self.in_flight = max(self.in_flight - 1, 0)
+        if outcome is Outcome.COMPLETED:
+            self.failures_in_a_row = 0
+            self.open_until = 0.0
+        elif outcome in BREAKING:
+            self.failures_in_a_row += 1
+            beyond = self.failures_in_a_row - BREAKER_FAILURES
+            if beyond >= 0:
+                self.open_until = now + min(BREAKER_OPEN_S * 2.0 ** min(beyond, 8), BREAKER_LONGEST_S)
+
+    def is_open(self, now: float) -> bool:
+        """Whether the breaker keeps work away: until its time is over, and then while a probe is under way."""
+        if self.failures_in_a_row < BREAKER_FAILURES:
+            return False
+        return now < self.open_until or self.in_flight > 0
 
 
 BREAKING: Final = frozenset(outcome for outcome in Outcome if outcome.blame is Blame.NODE) | {
@@ -134,18 +253,19 @@ def wilson(good: float, total: float) -> tuple[float, float]:
     """
     if total < _NOTHING:
         return 0.0, 1.0
-    p, z2 = good / total, _Z * _Z
+    p, z2 = min(max(good / total, 0.0), 1.0), _Z * _Z
     centre = p + z2 / (2 * total)
     spread = _Z * math.sqrt(max(p * (1 - p) / total + z2 / (4 * total * total), 0.0))
     return max((centre - spread) / (1 + z2 / total), 0.0), min((centre + spread) / (1 + z2 / total), 1.0)
 
 
 def _peak_ewma(before: float | None, seconds: float, passed: float) -> float:
-    if before is None or seconds > before:
+    if before is None or seconds >= before:
         return seconds
     weight = math.exp(-max(passed, 0.0) / _LATENCY_TAU_S)
-    return weight * before + (1 - weight) * seconds
+    # The sum may be rounded up, and a quick answer must not make anybody slower.
+    return min(seconds + weight * (before - seconds), before)
 
 
-def _add(counts: tuple[float, float], amount: float) -> tuple[float, float]:
+def _add(counts: Counts, amount: float) -> Counts:
     return counts[0] + amount, counts[1] + amount

@@ -33,7 +33,7 @@ from attester.errors import CBORError, ClaimError, COSEError, SignatureError
 from verifier import results, trust
 from verifier.errors import EvidenceError, PolicyError
 from verifier.reasons import REASONS
-from verifier.results import Appraisal, AttestationResult, ReasonEntry, VerifierClaims
+from verifier.results import Appraisal, AttestationResult, NodeRecord, ReasonEntry, VerifierClaims
 from verifier.schemes import gpu, platform, weights
 from verifier.schemes.base import Checked, Context, Finding, Submods
 from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts
@@ -117,6 +117,11 @@ class Held:
     """Devices it declares that another live node declared before."""
     retired: bool = False
     """The node was retired, or its key rolled, while its evidence was appraised."""
+    node: NodeRecord | None = None
+    """
+    Whose node it is.  Recordings from before results said so lack it: replayed, they give the
+    result of then, without it; judged anew, they are given what the database knows by now.
+    """
 
 
 @dataclass(frozen=True)
@@ -346,6 +351,7 @@ def _appraise(
             reasons=tuple(ReasonEntry(f.code, f.detail, f.expected, f.actual) for f in findings),
             measured=dict(checked.measured),
             reference=checked.reference,
+            node=held.node if name == platform.SUBMOD else None,
         ),
     )
 

@@ -116,6 +116,13 @@ class ReferencesConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """So long a value that another has replaced is a warning, and not a mismatch."""
 
 
+class IncidentsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[incidents]``."""
+
+    two_person: bool = False
+    """Whether a release takes effect only when a second person takes it too."""
+
+
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``verifier.toml``."""
 
@@ -127,6 +134,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     policy: PolicyConfig = PolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
+    incidents: IncidentsConfig = IncidentsConfig()
 
 
 def default_policy() -> Path:

@@ -8,6 +8,7 @@ Errors of the verifier.
     ├── PolicyError          a policy that failed: it did not answer, or not as it must
     │   └── BundleError      a policy bundle that is refused: file, place and sentence
     ├── ReferenceValueError  a reference value or a pool of challenges that cannot be used
+    ├── PlainYAMLError       a file is not of the small part of YAML that is read: line, column and sentence
     └── StoreError           the database refused or cannot be used
         └── RecordingError   a recording cannot be read: written by another version, or damaged
 
@@ -72,6 +73,12 @@ class ReferenceValueError(VerifierError):
     """A reference value or a pool of challenges cannot be used as asked."""
 
     code = "reference.unusable"
+
+
+class PlainYAMLError(VerifierError):
+    """A file that a person wrote is not of the part of YAML that is read, or not of its form: each message has the place."""
+
+    code = "request.malformed"
 
 
 class StoreError(VerifierError):

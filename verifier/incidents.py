@@ -12,6 +12,8 @@ Only a person leaves quarantine.  `suspected` holds nobody: right after a change
 waits for someone else to pass at the same reference or batch, or for the window to end.
 What nobody has ever passed quarantines nobody: it is a review of what is ours.  Results
 fail in any case (docs/adr/0004-blast-radius.md, 0014).
+
+Where two people are asked for, a release waits as a proposal until another one takes it too.
 """
 
 from __future__ import annotations
@@ -93,6 +95,11 @@ def step(state: State, name: str) -> State:
     if state not in allowed:
         raise RequestError(f"an incident that is {state} cannot be moved by {name}", code="incident.state")
     return target
+
+
+def is_another(actor: str, proposer: str) -> bool:
+    """Whether two names are of two people, as far as names can tell."""
+    return actor.strip().casefold() != proposer.strip().casefold()
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ _TABLE: Final = (
     Reason("token.unusable", "The enrolment token is unknown, used, expired, or for something else.", "Ask the verifier's operator for a new one."),
     Reason("node.exists", "The key is enrolled already.", "Use the node as it is, or make a new key."),
     Reason("incident.state", "The incident is not in a state that allows this.", "Look at it first."),
+    Reason("incident.report-reused", "The id of this report was given to one about another node or kind.", "Give each report an id of its own."),
     Reason("reference.unusable", "A reference value or pool cannot be used as asked.", "See the message."),
     Reason("store.refused", "The database refused.", "Try again; if it stays, the verifier's log says why."),
     Reason("config.unusable", "The configuration cannot be used.", "See the message."),

@@ -57,6 +57,18 @@ class ReasonEntry(Struct, frozen=True, omit_defaults=True):
     actual: str | None = None
 
 
+class NodeRecord(Struct, frozen=True):
+    """Whose node it is, by the verifier's own record: the node has no word in it."""
+
+    operator: str
+    """As its enrolment token named it."""
+    enrolled: int
+    """Seconds since 1970."""
+    state: str
+    """active, or on probation after a release; retired where that came while its evidence was appraised."""
+    hardware_class: str
+
+
 class VerifierClaims(Struct, frozen=True, omit_defaults=True):
     """`ear_verifier_claims`: what the verifier adds to the vector."""
 
@@ -69,6 +81,8 @@ class VerifierClaims(Struct, frozen=True, omit_defaults=True):
     """Rates that a challenge showed, and how; integers with the unit in the name."""
     reference: str | None = None
     """The reference value that the evidence was held against, by its digest."""
+    node: NodeRecord | None = None
+    """On `platform` alone, when the result was signed."""
 
 
 class Appraisal(Struct, frozen=True, omit_defaults=True):

@@ -1,306 +1,318 @@
 """
 Dispatch: a decision, then attempts at its nodes in order until one completes.
 
-An answer is read whole before a byte goes to the client, so that a failed attempt can move
-on; the outcome is decided at the end of each, and only the node's blame moves its standing.
+Until the first byte has gone to the client a failed attempt moves on to the next node; after
+it the stream ends with an explicit error, never with a splice.  The outcome is decided at the
+end of each attempt, and only the node's blame moves its standing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import aiohttp
-import msgspec
 import structlog
 from prometheus_client import Counter
 
-from attester.bounded import read_all
-from router import gates
+from router.clock import Clock
 from router.config import GatewaySection
 from router.decision import Decision, decide
 from router.errors import AttemptError, PoolEmptyError
-from router.feed import Clock, Feed
+from router.fleet import Fleet
 from router.gates import Verdict
-from router.gateway.pinned import PinError, check_url, pin_for
-from router.outcomes import Outcome, of_status
-from router.snapshot import NodeView
-from router.standing import Standing
+from router.gateway.answers import Answer, with_usage
+from router.gateway.exchange import Exchanges, Progress, Sink, Work
+from router.outcomes import Outcome
+from router.ranking import Ranked
+from router.records import Record, Records
+from router.settlement import Meter, Mismatch, Usage, is_true
+from router.tokens import Tally, Tokeniser, estimated, prompt_ids, prompt_text
 from router.workload import Workload
 
-MAX_ANSWER: Final = 64 << 20
-COMPLETED_STATUS: Final = 200
-_KEPT: Final = 10_000
-_KEPT_VERDICTS: Final = 500_000
-"""Verdicts kept in all: in a large fleet fewer decisions, so that memory stays bounded."""
+_LONG: Final = 8192
+"""Characters above which tokens are counted in a thread."""
 
 _log = structlog.get_logger("router")
 _outcomes = Counter("touchstone_router_outcomes_total", "How attempts ended.", ["outcome"])
+_by_outcome = {outcome: _outcomes.labels(outcome) for outcome in Outcome}
 
 
 @dataclass
-class Record:
-    """A decision and what became of it."""
+class Run:
+    """One request on its way."""
 
-    id: str
-    decision: Decision
-    attempts: list[dict[str, Any]] = field(default_factory=list)
+    record: Record
+    work: Work
+    deadline: float
+    sink: Sink | None = None
+    doubtful: list[tuple[str, Outcome]] = field(default_factory=list)
+    """Nodes whose failure may be the request's doing."""
+    hollow: Answer | Progress | None = None
+    """A whole answer with nothing in it, for want of a better one."""
+    counted: Usage | None = None
+    prompt_tokens: int | None = None
 
     @property
-    def size(self) -> int:
-        """How many verdicts and ranks it keeps."""
-        return len(self.decision.excluded) + len(self.decision.ranked)
-
-    def to_wire(self, *, full: bool = True) -> dict[str, Any]:
-        """As JSON-compatible data."""
-        return {"id": self.id, **self.decision.to_wire(full=full), "attempts": self.attempts}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A node's whole answer."""
-
-    status: int
-    body: bytes
+    def begun(self) -> bool:
+        """Whether anything has gone to the client."""
+        return self.sink is not None and self.sink.begun
 
 
 class Dispatcher:
-    """Decides, tries, records.  The newest decisions are kept in memory."""
+    """Decides, tries, records."""
 
-    def __init__(self, feed: Feed, http: aiohttp.ClientSession, config: GatewaySection, clock: Clock) -> None:
-        self._feed = feed
-        self._http = http
+    def __init__(
+        self, fleet: Fleet, exchanges: Exchanges, config: GatewaySection, clock: Clock, records: Records
+    ) -> None:
+        self.fleet = fleet
+        self.records = records
+        self._exchanges = exchanges
         self._config = config
         self._clock = clock
-        self._standings: dict[tuple[str, str], Standing] = {}
-        self._records: OrderedDict[str, Record] = OrderedDict()
-        self._verdicts = 0
+        self._meter = Meter()
+        self.seed: Callable[[], int] = lambda: secrets.randbits(64)
+        self.tokenisers: Mapping[str, Tokeniser] = {}
+        """By workload."""
+        self.on_mismatch: Callable[[str, str, Mismatch], None] = lambda *_: None
 
-    def decide(self, workload: Workload) -> Record:
+    def decide(self, workload: Workload, caller: str = "") -> Record:
         """Decide and keep the record."""
-        decision = decide(self._feed.snapshot(self._standings), workload, secrets.randbits(64))
-        record = Record(secrets.token_hex(16), decision)
-        self._records[record.id] = record
-        self._verdicts += record.size
-        while len(self._records) > _KEPT or (self._verdicts > _KEPT_VERDICTS and len(self._records) > 1):
-            _, oldest = self._records.popitem(last=False)
-            self._verdicts -= oldest.size
+        decision = decide(self.fleet.snapshot(workload), workload, self.seed())
+        record = Record(decision, caller)
+        self.records.add(record)
         return record
 
-    def record(self, decision_id: str) -> Record | None:
-        """A kept record."""
-        return self._records.get(decision_id)
-
-    def standing(self, node: str, model: str) -> Standing:
-        """A node's standing for a model."""
-        return self._standings.get((node, model), Standing())
+    def excluded(self, decision: Decision) -> dict[str, Verdict]:
+        """Who was excluded from a decision, as far as that is remembered."""
+        return self.fleet.excluded(decision.workload, decision.snapshot)
 
     def endpoints(self, record: Record) -> dict[str, dict[str, str]]:
         """Where the ranked nodes serve, with the pins of their TLS keys."""
-        nodes = self._feed.snapshot({}).nodes
-        found = {ranked.node: nodes[ranked.node].endpoint for ranked in record.decision.ranked}
+        found = {r.node: self.fleet.view(r.node).endpoint for r in record.decision.ranked}
         return {
             node: {"url": endpoint[0], "spki_sha256": endpoint[1]}
             for node, endpoint in found.items()
             if endpoint is not None
         }
 
-    async def execute(self, record: Record, path: str, body: bytes) -> Answer:
+    async def run(self, run: Run) -> Answer | None:
         """
         Send the work to the nodes of a decision, in order, until one completes.
 
+        Returns:
+            The answer; `None` where it has gone to the sink.
+
         Raises:
             PoolEmptyError: the decision has no nodes.
-            AttemptError: the last attempt's failure, when none completed.
+            AttemptError: the last attempt's failure, when none completed; also after the
+                sink has begun, which then lacks its end.
         """
-        decision = record.decision
+        try:
+            return await self._run(run)
+        finally:
+            self.records.ended(run.record)
+
+    async def _run(self, run: Run) -> Answer | None:
+        decision = run.record.decision
         if not decision.ranked:
             raise PoolEmptyError(decision)
-        failure = AttemptError(Outcome.TIMED_OUT, "no time was left for an attempt")
-        deadline = self._clock.monotonic() + self._config.timeout_s
-        crashed: list[tuple[str, float]] = []
+        failure = AttemptError(Outcome.BUSY, "every node was closed since the decision")
         tried = 0
         for ranked in decision.ranked:
-            left = deadline - self._clock.monotonic()
-            if left <= 0 or tried >= self._config.attempts:
+            left = run.deadline - self._clock.monotonic()
+            if left <= 0:
+                failure = failure if tried else AttemptError(Outcome.TIMED_OUT, "no time was left")
+                break
+            if tried >= self._config.attempts:
                 break
             if (verdict := self._closed_since(ranked.node, decision)) is not None:
-                record.attempts.append({"node": ranked.node, "outcome": "skipped", "detail": verdict.code})
+                run.record.attempts.append(
+                    {"node": ranked.node, "outcome": "skipped", "detail": verdict.code}
+                )
                 continue
             tried += 1
             try:
-                answer = await self._attempt(record, ranked.node, path, body, left, crashed)
+                answer = await self._attempt(run, ranked, left)
             except AttemptError as error:
                 failure = error
-                if not error.outcome.may_move_on:
+                if run.begun or not error.outcome.may_move_on:
                     break
             else:
-                if answer.status == COMPLETED_STATUS:
-                    self._blame(crashed, decision.workload.model)
+                if answer is None or answer.outcome is Outcome.COMPLETED:
+                    self._blame(run, {Outcome.CRASHED, Outcome.HOLLOW})
                 return answer
-        if len(crashed) == 1 and tried == 1 and len(decision.ranked) == 1:
+        if not run.begun and run.hollow is not None:
+            # Whoever was asked had nothing to say: that is the answer.
+            return await self._give_hollow(run)
+        if len(run.doubtful) == 1 and tried == 1 and len(decision.ranked) == 1:
             # Nobody else to ask whether it was the request.
-            self._blame(crashed, decision.workload.model)
+            self._blame(run, {Outcome.CRASHED})
         raise failure
+
+    async def _give_hollow(self, run: Run) -> Answer | None:
+        hollow = run.hollow
+        if isinstance(hollow, Progress):
+            assert run.sink is not None
+            await run.sink.send(hollow.held)
+            return None
+        return hollow
 
     def _closed_since(self, node: str, decision: Decision) -> Verdict | None:
         """What has happened to a node since the decision: work must not go where trust has gone."""
-        snapshot = self._feed.snapshot(self._standings)
-        view = snapshot.nodes.get(node, NodeView(node))
-        verdict = gates.check(view, decision.workload, snapshot)
-        if verdict is None:
-            verdict = gates.capacity(view, decision.workload, snapshot)
-            if verdict is not None and verdict.code in decision.opened:
-                return None
-        return verdict
+        verdict = self.fleet.verdict(node, decision.workload)
+        return None if verdict is not None and verdict.code in decision.opened else verdict
 
-    def _blame(self, crashed: list[tuple[str, float]], model: str) -> None:
+    def _blame(self, run: Run, which: set[Outcome]) -> None:
         """
-        Hold answers of status 5xx against the nodes that gave them.
+        Hold doubtful answers against the nodes that gave them.
 
         Only where another node completed the same request, or there was no other: what every
         node stumbles over is the request, and a client must not eject nodes with one.
         """
-        for node, seconds in crashed:
-            standing = self.standing(node, model).started()
-            self._standings[node, model] = standing.ended(Outcome.CRASHED, seconds, self._clock.monotonic())
+        for node, outcome in run.doubtful:
+            if outcome in which:
+                self.fleet.blamed(node, run.work.workload, Outcome.CRASHED)
 
-    async def _attempt(
-        self,
-        record: Record,
-        node: str,
-        path: str,
-        body: bytes,
-        left: float,
-        crashed: list[tuple[str, float]],
-    ) -> Answer:
-        model = record.decision.workload.model
-        key = (node, model)
-        self._standings[key] = self.standing(*key).started()
+    async def _attempt(self, run: Run, ranked: Ranked, left: float) -> Answer | None:
+        node, work = ranked.node, run.work
+        self.fleet.started(node, work.workload)
         start = self._clock.monotonic()
-        outcome, detail, answer = Outcome.ABANDONED, "the client went away", None
+        outcome, detail = Outcome.ABANDONED, "the client went away"
+        progress = Progress(Tally(self.tokenisers.get(work.workload.name)))
+        answer: Answer | None = None
         try:
-            answer = await self._ask(node, path, body, left)
-            outcome, detail, answer = judge(path, answer)
+            answer = await self._ask(run, node, left, progress)
+            outcome, detail = self._judge(run, progress, answer)
         except AttemptError as error:
             outcome, detail = error.outcome, str(error)
+        except ConnectionError:
+            # Only the client's side raises it here: the node's is an AttemptError.
+            pass
         except Exception:  # noqa: BLE001
             # The outermost of an attempt: whatever it was, this node is not the client's concern.
             outcome, detail = Outcome.CRASHED, "the attempt failed in a way that was not foreseen"
             _log.exception("an attempt failed", node=node)
-            raise AttemptError(outcome, detail) from None
         finally:
             # Also where the client went away and this task was cancelled: the place is freed.
-            now = self._clock.monotonic()
-            ambiguous = outcome is Outcome.CRASHED and answer is not None
-            counted = Outcome.UNSERVED if ambiguous else outcome
-            self._standings[key] = self.standing(*key).ended(counted, now - start, now)
-            if ambiguous:
-                crashed.append((node, now - start))
-            record.attempts.append(
-                {
-                    "node": node,
-                    "outcome": outcome,
-                    "blame": outcome.blame,
-                    "detail": detail,
-                    "ms": int((now - start) * 1000),
-                }
-            )
-            _outcomes.labels(outcome).inc()
-        if answer is not None and outcome in (Outcome.COMPLETED, Outcome.REFUSED):
+            seconds = self._clock.monotonic() - start
+            entry: dict[str, Any] = {
+                "node": node,
+                "outcome": outcome,
+                "blame": outcome.blame,
+                "detail": detail,
+                "ms": int(seconds * 1000),
+            }
+            run.record.attempts.append(entry)
+            _by_outcome[outcome].inc()
+            if outcome is not Outcome.COMPLETED:
+                doubtful = outcome is Outcome.HOLLOW or (outcome is Outcome.CRASHED and answer is not None)
+                if doubtful:
+                    run.doubtful.append((node, outcome))
+                counted = Outcome.UNSERVED if doubtful else outcome
+                self.fleet.ended(node, work.workload, counted, seconds)
+        if outcome is Outcome.COMPLETED:
+            return await self._completed(run, ranked, progress, answer, seconds, entry)
+        if outcome is Outcome.REFUSED and answer is not None:
             return answer
-        _log.warning("an attempt failed", node=node, outcome=outcome, detail=detail)
+        if outcome is Outcome.HOLLOW:
+            run.hollow = answer or progress
+        if outcome is not Outcome.ABANDONED:
+            _log.warning("an attempt failed", node=node, outcome=outcome, detail=detail)
         raise AttemptError(outcome, detail)
 
-    async def _ask(self, node: str, path: str, body: bytes, left: float) -> Answer:
-        view = self._feed.snapshot({}).nodes.get(node)
-        if view is None or view.endpoint is None:
+    async def _ask(self, run: Run, node: str, left: float, progress: Progress) -> Answer | None:
+        endpoint = self.fleet.view(node).endpoint
+        if endpoint is None:
             raise AttemptError(Outcome.IMPOSTOR, "the node has no endpoint any more")
-        url, pin = view.endpoint
-        allowance = min(left, self._config.attempt_timeout_s)
-        # Whose time ran out: the attempt's, and the node is slow; or the caller's.
-        late = Outcome.STALLED if allowance * 2 >= self._config.attempt_timeout_s else Outcome.TIMED_OUT
+        if run.sink is None:
+            return await self._exchanges.whole(endpoint, run.work, left)
+        return await self._exchanges.stream(endpoint, run.work, left, run.sink, progress)
+
+    @staticmethod
+    def _judge(run: Run, progress: Progress, answer: Answer | None) -> tuple[Outcome, str]:
+        if answer is not None:
+            if run.sink is not None and answer.outcome is Outcome.COMPLETED:
+                return Outcome.CORRUPTED, "a whole answer where a stream was asked for"
+            return answer.outcome, answer.detail
+        if not progress.events:
+            return Outcome.HOLLOW, "a whole stream with nothing in it"
+        return Outcome.COMPLETED, "a whole stream" if progress.done else "a whole stream without [DONE]"
+
+    async def _completed(
+        self,
+        run: Run,
+        ranked: Ranked,
+        progress: Progress,
+        answer: Answer | None,
+        seconds: float,
+        entry: dict[str, Any],
+    ) -> Answer | None:
+        """Count what was used, hold it against what the node says, and book the good end."""
+        work, clean = run.work, answer is not None or progress.done
+        claimed = progress.claimed if answer is None else answer.claimed
         try:
-            place = check_url(url, allow_private=self._config.allow_private)
-            async with (
-                asyncio.timeout(allowance),
-                self._http.post(
-                    place.with_path(path),
-                    data=body,
-                    headers={"Content-Type": "application/json", "Accept": "application/json"},
-                    ssl=pin_for(pin),
-                    allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, connect=self._config.connect_timeout_s),
-                ) as response,
-            ):
-                return Answer(response.status, await _read(response))
-        except aiohttp.ConnectionTimeoutError:
-            raise AttemptError(Outcome.CRASHED, "no connection in time") from None
-        except TimeoutError:
-            raise AttemptError(late, f"no whole answer within {allowance:.1f} s") from None
-        except PinError as error:
-            raise AttemptError(Outcome.IMPOSTOR, str(error)) from None
-        except aiohttp.ClientPayloadError:
-            raise AttemptError(Outcome.TRUNCATED, "the answer ended early") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise AttemptError(Outcome.CRASHED, f"no answer: {type(error).__name__}") from None
+            counted = run.counted = await self._count(run, progress, answer)
+        except asyncio.CancelledError:
+            self.fleet.ended(
+                ranked.node, work.workload, Outcome.COMPLETED, seconds, clean=clean, credit=False
+            )
+            raise
+        measured = work.workload.name in self.tokenisers and not work.path.endswith("/embeddings")
+        if measured and claimed is not None:
+            clean = clean and is_true(claimed, counted)
+            now = self._clock.monotonic()
+            mismatch = self._meter.add(ranked.node, ranked.operator, claimed, counted, now)
+            if mismatch is not None:
+                self.on_mismatch(ranked.node, ranked.operator, mismatch)
+        token_s = None
+        if progress.first_s is not None and counted.completion > 1:
+            token_s = max(seconds - progress.first_s, 0.0) / (counted.completion - 1)
+        self.fleet.ended(
+            ranked.node,
+            work.workload,
+            Outcome.COMPLETED,
+            seconds,
+            clean=clean,
+            # Who pays himself for work proves nothing by it.
+            credit=not work.operator or work.operator != ranked.operator,
+            first_s=progress.first_s,
+            token_s=token_s,
+        )
+        entry["tokens"] = counted.prompt + counted.completion
+        if not clean:
+            entry["unclean"] = True
+        if claimed is not None:
+            entry["claimed"] = claimed.prompt + claimed.completion
+        if progress.first_s is not None:
+            entry["first_ms"] = int(progress.first_s * 1000)
+        if answer is not None and measured and claimed != counted:
+            body = with_usage(answer.body, counted)
+            return Answer(answer.status, body, answer.outcome, answer.detail, answer.text, claimed)
+        return answer
 
+    async def _count(self, run: Run, progress: Progress, answer: Answer | None) -> Usage:
+        """Tokens by the router's own count: by the model's tokeniser where one is given, by bytes else."""
+        if run.prompt_tokens is None:
+            run.prompt_tokens = await self._tokens_of_prompt(run.work)
+        if answer is None:
+            long = progress.text.size > _LONG
+            total = await asyncio.to_thread(progress.text.total) if long else progress.text.total()
+            return Usage(run.prompt_tokens, total)
+        return Usage(run.prompt_tokens, await self._tokens_of(run.work, answer.text))
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    data = await read_all(response.content, MAX_ANSWER)
-    if data is None:
-        raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
-    return data
+    async def _tokens_of_prompt(self, work: Work) -> int:
+        if work.workload.name not in self.tokenisers and len(work.body) > _LONG:
+            # An estimate by bytes needs no more than the number of bytes.
+            return estimated(len(work.body))
+        return await self._tokens_of(work, prompt_text(work.document)) + prompt_ids(work.document)
 
-
-class _Embedding(msgspec.Struct, frozen=True):
-    embedding: Annotated[list[float], msgspec.Meta(min_length=1)] | Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class _Embeddings(msgspec.Struct, frozen=True):
-    data: Annotated[list[_Embedding], msgspec.Meta(min_length=1)]
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    message: dict[str, Any]
-
-
-class _Completions(msgspec.Struct, frozen=True):
-    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
-
-
-_REFUSED: Final = msgspec.json.encode(
-    {
-        "error": {
-            "message": "the node refused the request",
-            "type": "invalid_request_error",
-            "param": None,
-            "code": None,
-        }
-    }
-)
-
-
-def judge(path: str, answer: Answer) -> tuple[Outcome, str, Answer]:
-    """
-    The outcome of a whole answer, and what the client gets of it.
-
-    A 200 must hold what the operation is for.  A refusal is the client's, however the node
-    words it: a client must not be able to have nodes ejected for how they say no.
-    """
-    outcome = of_status(answer.status)
-    detail = f"status {answer.status}"
-    kind: Any = _Embeddings if path.endswith("/embeddings") else _Completions
-    try:
-        if outcome is Outcome.COMPLETED:
-            msgspec.json.decode(answer.body, type=kind)
-        elif outcome is Outcome.REFUSED:
-            msgspec.json.decode(answer.body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if outcome is Outcome.REFUSED:
-            return outcome, detail, Answer(answer.status, _REFUSED)
-        return Outcome.CORRUPTED, f"{detail} with a body that is no such answer", answer
-    return outcome, detail, answer
+    async def _tokens_of(self, work: Work, text: str) -> int:
+        tokeniser = self.tokenisers.get(work.workload.name)
+        if tokeniser is None:
+            return estimated(len(text) if text.isascii() else len(text.encode(errors="replace")))
+        if len(text) > _LONG:
+            return await asyncio.to_thread(tokeniser.count, text)
+        return tokeniser.count(text)

@@ -152,9 +152,15 @@ def check_url(url: str, *, allow_private: bool) -> yarl.URL:
 
 
 def open_session(*, allow_private: bool) -> aiohttp.ClientSession:
-    """A client for nodes: no proxies, no cookies, bounded connections."""
+    """A client for nodes: no proxies, no cookies, and nothing compressed, which could be a bomb."""
     connector = aiohttp.TCPConnector(
         resolver=GuardedResolver(allow_private=allow_private), limit=0, limit_per_host=0, ttl_dns_cache=60
     )
     jar: Any = aiohttp.DummyCookieJar()
-    return aiohttp.ClientSession(connector=connector, cookie_jar=jar, trust_env=False)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=jar,
+        trust_env=False,
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept"),
+    )

@@ -1,48 +1,209 @@
-"""The application: feed, dispatcher and resources put together."""
+"""The application: feed, fleet, gateway and resources put together."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import aiohttp
+import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
-from router.config import RouterConfig
-from router.feed import Clock, Feed
+from attester.errors import ConfigError
+from router.clock import Clock
+from router.config import RouterConfig, read_token
+from router.feed import Feed
+from router.fleet import Fleet
 from router.gateway import openai, pinned
 from router.gateway.dispatch import Dispatcher
-from router.service import decisions
+from router.gateway.exchange import Exchanges
+from router.gateway.idempotency import Replays
+from router.gateway.keys import Keyring
+from router.gateway.openai import GATEWAY, Gateway
+from router.keeper import Keeper, records_lost
+from router.prober import Prober
+from router.records import Records
+from router.review import Holds, VerifierTeller
+from router.service import decisions, incidents, standing, status
+from router.service.state import STATE, State
+from router.tokens import Tokeniser
+from router.workload import Table, load_table
 from verifier.service import problem
+from verifier.store.sqlite import SqliteDatabase
 
-FEED: web.AppKey[Feed] = web.AppKey("feed", Feed)
+_SWEEP_EVERY_S: Final = 1.0
+_SWEPT_IN_S: Final = 60
+"""Every node is looked at again within this time."""
+_SCHEMA: Final = "router.store"
+
+_log = structlog.get_logger("router")
+_silent = Gauge("touchstone_router_feed_silent_seconds", "How long nothing was heard from the verifier.")
+_nodes = Gauge("touchstone_router_nodes", "Nodes in each lane of each workload.", ["workload", "lane"])
+_reloads = Counter(
+    "touchstone_router_table_reloads_total", "Tables of workloads that were read again.", ["how"]
+)
 
 
-def make_app(config: RouterConfig, clock: Clock | None = None) -> web.Application:
+@dataclass(frozen=True)
+class Given:
+    """What a router is made of."""
+
+    config: RouterConfig
+    table: Table
+    folder: Path = Path()
+    """Where the files that the configuration names are."""
+
+
+def load(path: Path, config: RouterConfig) -> Given:
+    """
+    The table and what else the configuration names.
+
+    Raises:
+        ConfigError: a file cannot be read, or holds something else.
+    """
+    folder = path.parent
+    given = Given(config, load_table(folder / config.workloads), folder)
+    tokenisers(given.table, folder)
+    read_token(folder, config.verifier.router_token_file)
+    read_token(folder, config.verifier.admin_token_file)
+    return given
+
+
+def tokenisers(table: Table, folder: Path) -> dict[str, Tokeniser]:
+    """
+    The tokenisers that a table names, by workload.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    return {
+        name: Tokeniser.load(folder / workload.tokeniser)
+        for name, workload in table.workloads.items()
+        if workload.tokeniser is not None
+    }
+
+
+def make_app(given: Given, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
     app = web.Application(middlewares=[problem.middleware])
-    app[openai.CONFIG] = config
-    app.add_routes([*openai.routes(), *decisions.routes(), web.get("/metrics", _metrics)])
+    app.add_routes(
+        [
+            *openai.routes(),
+            *decisions.routes(),
+            *incidents.routes(),
+            *standing.routes(),
+            *status.routes(),
+            web.get("/metrics", _metrics),
+        ]
+    )
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        async with (
-            aiohttp.ClientSession(trust_env=False) as to_verifier,
-            pinned.open_session(allow_private=config.gateway.allow_private) as to_nodes,
-        ):
-            app[FEED] = feed = Feed(to_verifier, config.verifier, clock)
-            app[openai.DISPATCHER] = Dispatcher(feed, to_nodes, config.gateway, clock)
-            task = asyncio.create_task(feed.run(), name="feed")
+        async with opened(given, clock) as (state, gateway):
+            app[STATE], app[GATEWAY] = state, gateway
             yield
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     app.cleanup_ctx.append(run)
     return app
+
+
+@asynccontextmanager
+async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gateway]]:
+    """Everything that runs, until the block ends."""
+    config = given.config
+    async with AsyncExitStack() as stack:
+        to_verifier = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        to_nodes = await stack.enter_async_context(
+            pinned.open_session(allow_private=config.gateway.allow_private)
+        )
+        if config.store.path is None:
+            # Holds need a place; without a configured one they last as long as the process.
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="touchstone-"))) / "router.db"
+        else:
+            path = given.folder / config.store.path
+        db = SqliteDatabase(path, schema=_SCHEMA)
+        await stack.enter_async_context(db)
+        fleet = Fleet(given.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
+        keyring = Keyring(config.keys, wall_ms=clock.now_ms, monotonic=clock.monotonic)
+        records = Records(writes=config.store.path is not None, lost=records_lost.inc)
+        feed = Feed(to_verifier, config.verifier, clock, fleet)
+        token = read_token(given.folder, config.verifier.router_token_file)
+        tell = None if token is None else VerifierTeller(to_verifier, config.verifier, token)
+        held = Holds(db, fleet, clock, config.review, tell)
+        feed.decided = held.decided
+        dispatcher = Dispatcher(fleet, Exchanges(to_nodes, config.gateway), config.gateway, clock, records)
+        dispatcher.on_mismatch = held.on_mismatch
+        dispatcher.tokenisers = tokenisers(given.table, given.folder)
+        keeper = Keeper(db, config.name, config.store, clock, fleet, records, keyring)
+        state = State(given.config, given.folder, clock, fleet, feed, held, keeper, records, to_verifier)
+        gateway = Gateway(dispatcher, config.gateway, clock, keyring, Replays(monotonic=clock.monotonic))
+        # Before the first byte: what was held is held.
+        await keeper.load()
+        await held.sync()
+        loops: dict[str, Coroutine[Any, Any, None]] = {
+            "feed": feed.run(),
+            "holds": held.run(),
+            "sweep": _sweep(fleet),
+        }
+        if config.store.path is not None:
+            loops["keeper"] = keeper.run()
+        if config.gateway.probe_every_s:
+            prober = Prober(
+                fleet,
+                to_nodes,
+                clock,
+                every_s=config.gateway.probe_every_s,
+                allow_private=config.gateway.allow_private,
+            )
+            loops["prober"] = prober.run()
+        tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        # What is here now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        try:
+            yield state, gateway
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await held.close()
+            if config.store.path is not None:
+                await keeper.flush()
+
+
+def reload_table(app: web.Application) -> None:
+    """Read the table again; one that is refused leaves the one before in force."""
+    state, gateway = app[STATE], app[GATEWAY]
+    path = state.folder / state.config.workloads
+    try:
+        table = load_table(path)
+        gateway.dispatcher.tokenisers = tokenisers(table, state.folder)
+    except ConfigError as error:
+        _reloads.labels("refused").inc()
+        _log.error("the table was refused, and the one before stays in force", why=str(error))
+        return
+    state.fleet.use(table)
+    _reloads.labels("taken").inc()
+    _log.info("another table of workloads is in force", workloads=len(table.workloads))
+
+
+async def _sweep(fleet: Fleet) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_EVERY_S)
+        fleet.advance()
+        fleet.sweep(len(fleet) // _SWEPT_IN_S + 10)
+        _silent.set(fleet.silent_s)
+        for name, lanes in fleet.census().items():
+            for lane, count in lanes.items():
+                _nodes.labels(name, lane).set(count)
 
 
 async def _metrics(_: web.Request) -> web.Response:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from router.gateway.openai import CONFIG, DISPATCHER, has_key
+from router.errors import WorkloadError
+from router.gateway.openai import GATEWAY
+from router.service.state import STATE, require_key
 from verifier.errors import RequestError
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 
 
 class _DecisionBody(Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, Meta(max_length=128)]
+    workload: Annotated[str, Meta(max_length=64)] | None = None
     explain: bool = True
 
 
@@ -25,29 +29,34 @@ def routes() -> list[web.RouteDef]:
     ]
 
 
-def _require_key(request: web.Request) -> None:
-    if not has_key(request):
-        raise RequestError("a valid API key is needed", code="request.unauthorised")
-
-
 async def make(request: web.Request) -> web.Response:
     """Decide for someone who dispatches the work: endpoints and pins come with it."""
-    _require_key(request)
+    key = require_key(request)
     given = parse_json(await read_body(request, MAX_JSON), _DecisionBody)
-    workload = request.app[CONFIG].workload_for(given.model)
-    if workload is None:
-        raise RequestError("no workload for this model", code="request.not-found")
-    dispatcher = request.app[DISPATCHER]
-    record = dispatcher.decide(workload)
-    wire = record.to_wire(full=given.explain)
+    gateway = request.app[GATEWAY]
+    try:
+        workload = gateway.table.route(given.model, given.workload, key.workloads)
+    except WorkloadError as error:
+        code = "request.not-found" if error.code == "model_not_found" else "request.malformed"
+        raise RequestError(str(error), code=code) from None
+    dispatcher = gateway.dispatcher
+    record = dispatcher.decide(workload, key.name)
+    dispatcher.records.ended(record)
+    wire = record.to_wire(dispatcher.excluded(record.decision) if given.explain else None)
     wire["endpoints"] = dispatcher.endpoints(record)
     return json_response(wire, status=201, headers={"Location": f"/api/v1/decisions/{record.id}"})
 
 
 async def show(request: web.Request) -> web.Response:
     """A decision with every verdict and term, and what became of it."""
-    _require_key(request)
-    record = request.app[DISPATCHER].record(request.match_info["id"])
-    if record is None:
+    require_key(request)
+    state = request.app[STATE]
+    record_id = request.match_info["id"]
+    dispatcher = request.app[GATEWAY].dispatcher
+    record = state.records.get(record_id)
+    if record is not None:
+        return json_response(record.to_wire(dispatcher.excluded(record.decision)))
+    written = await state.keeper.find(record_id[:64])
+    if written is None:
         raise RequestError("no such decision is kept", code="request.not-found")
-    return json_response(record.to_wire())
+    return json_response(msgspec.Raw(written))

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
+from router.clock import Clock
 from router.config import VerifierSection
-from router.decision import Decision, decide
-from router.feed import Clock, Feed
-from router.workload import Workload
+from router.decision import decide
+from router.feed import Feed
+from router.fleet import Fleet
+from router.workload import Table, Workload
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.store import policies
 from verifier.store.policies import Who
 
 WHO = Who("kim", "because")
-WORKLOAD = Workload(MODEL)
+WORKLOAD = Workload(MODEL, name="tiny")
 
 
 def changed(base: Bundle, name: str, *, versions: list[str] | None = None, **files: str) -> Bundle:
@@ -75,6 +79,20 @@ async def step(verifier: Any, action: str, bundle: Bundle, **more: Any) -> Any:
     return answer
 
 
+async def age_recordings(verifier: Any) -> None:
+    """As if they were from before results said whose node it is."""
+    async with verifier.service.db.write() as tx:
+        for row in await tx.all("SELECT appraisal_id, record, gist FROM recordings"):
+            record, gist = json.loads(zlib.decompress(row["record"])), json.loads(row["gist"])
+            del record["node"]["enrolled_ms"], record["held"]["node"], gist["held"]["node"]
+            await tx.execute(
+                "UPDATE recordings SET record = ?, gist = ? WHERE appraisal_id = ?",
+                zlib.compress(json.dumps(record).encode()),
+                json.dumps(gist),
+                row["appraisal_id"],
+            )
+
+
 async def smuggle(verifier: Any, bundle: Bundle) -> None:
     """Make a policy active past lint and tests."""
     async with verifier.service.db.write() as tx:
@@ -82,16 +100,25 @@ async def smuggle(verifier: Any, bundle: Bundle) -> None:
         await policies.move(tx, "promote", bundle.digest, WHO, verifier.clock.ms)
 
 
+@dataclass(frozen=True)
+class Now:
+    """A decision, without chance."""
+
+    may: set[str]
+    closed: dict[str, int]
+
+
 @asynccontextmanager
-async def router(verifier: Any) -> AsyncIterator[Callable[[], Decision]]:
-    """A router's feed that follows the verifier; gives the decision of now."""
+async def router(verifier: Any) -> AsyncIterator[Callable[[], Now]]:
+    """A router's feed that follows the verifier; gives who may do the work now."""
     clock = Clock(lambda: verifier.clock.ms, time.monotonic)
     async with aiohttp.ClientSession() as http:
-        feed = Feed(http, VerifierSection(verifier.url), clock)
+        fleet = Fleet(Table([WORKLOAD]), clock)
+        feed = Feed(http, VerifierSection(verifier.url), clock, fleet)
         task = asyncio.create_task(feed.run())
         try:
-            await within(5, lambda: feed.snapshot({}).version > 0)
-            yield lambda: decide(feed.snapshot({}), WORKLOAD, 1)
+            await within(5, lambda: fleet.silent_s < 1)
+            yield lambda: _now(fleet)
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -107,6 +134,13 @@ async def within(seconds: float, holds: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def chosen(decision: Decision) -> set[str]:
-    """The nodes that may do the work."""
-    return {ranked.node for ranked in decision.ranked}
+def _now(fleet: Fleet) -> Now:
+    decision = decide(fleet.snapshot(WORKLOAD), WORKLOAD, 1)
+    may = {node for node in fleet.nodes() if fleet.verdict(node, WORKLOAD) is None}
+    assert {ranked.node for ranked in decision.ranked} <= may
+    return Now(may, decision.closed)
+
+
+def chosen(now: Now) -> set[str]:
+    """Who may do the work."""
+    return now.may

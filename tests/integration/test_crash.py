@@ -136,7 +136,7 @@ async def report_and_kill(fleet: Fleet, token: str, pid: int, node: SimulatedNod
         body = {"node": given["node"], "kind": "settlement-mismatch", "detail": "10 times too much"}
         url = f"{fleet.verifier_url}/api/v1/incidents"
         async with http.post(url, json=body, headers=headers) as response:
-            assert response.status == 204
+            assert response.status == 201
         os.kill(pid, signal.SIGKILL)
         return str(given["node"])
 

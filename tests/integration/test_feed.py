@@ -13,10 +13,12 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from router import gates
 from router.config import VerifierSection
 from router.feed import Feed
+from router.fleet import Fleet
+from router.gates import FEED_SILENT_S
 from router.snapshot import NodeView
+from router.workload import Table
 from tests.unit.router.doubles import FakeVerifier, Moved, fake_verifier, result_key, until
 from tests.unit.router.support import MODEL, WEIGHTS, WORKLOAD
 from verifier.results import encode_jwt
@@ -36,7 +38,9 @@ async def followed(verifier: FakeVerifier, *, ready: bool = True, **section: Any
         await asyncio.sleep(0.002)
 
     async with aiohttp.ClientSession() as http:
-        feed = Feed(http, VerifierSection(verifier.url, **section), verifier.clock.clock())
+        clock = verifier.clock.clock()
+        fleet = Fleet(Table([WORKLOAD]), clock)
+        feed = Feed(http, VerifierSection(verifier.url, **section), clock, fleet)
         task = asyncio.create_task(feed.run(at_once))
         try:
             if ready:
@@ -50,13 +54,12 @@ async def followed(verifier: FakeVerifier, *, ready: bool = True, **section: Any
 
 
 def node(feed: Feed, name: str = "a") -> NodeView:
-    return feed.snapshot({}).nodes.get(name, NodeView(name))
+    return feed.fleet.view(name)
 
 
 def code(feed: Feed, name: str = "a") -> str | None:
     """The gate that is closed to a node; None where it may do the work."""
-    snapshot = feed.snapshot({})
-    verdict = gates.check(snapshot.nodes.get(name, NodeView(name)), WORKLOAD, snapshot)
+    verdict = feed.fleet.verdict(name, WORKLOAD)
     return None if verdict is None else verdict.code
 
 
@@ -575,7 +578,7 @@ async def test_a_heartbeat_keeps_the_pool_open(verifier) -> None:
     async with followed(verifier) as feed:
         verifier.clock.forward(59)
         verifier.send_raw(b"event: heartbeat\ndata: {}\n\n")
-        await until(lambda: feed.snapshot({}).feed_silent_s == 0)
+        await until(lambda: feed.fleet.silent_s == 0)
         verifier.clock.forward(59)
         assert code(feed) is None
 
@@ -606,8 +609,9 @@ async def test_a_verifier_that_only_talks_nonsense_closes_the_pool(verifier) -> 
 async def test_a_router_that_has_heard_nothing_yet_is_closed(verifier) -> None:
     """It starts with silence, not with trust."""
     async with aiohttp.ClientSession() as http:
-        feed = Feed(http, VerifierSection(verifier.url), verifier.clock.clock())
-        assert feed.snapshot({}).feed_silent_s == float("inf")
+        clock = verifier.clock.clock()
+        feed = Feed(http, VerifierSection(verifier.url), clock, Fleet(Table([WORKLOAD]), clock))
+        assert feed.fleet.silent_s > FEED_SILENT_S
 
 
 # Keys.
@@ -661,7 +665,5 @@ async def test_a_verifier_without_a_pinned_key_is_not_followed(verifier) -> None
     verifier.trust("a")
     async with followed(verifier, ready=False, kids=(result_key().kid,)) as feed:
         await until(lambda: len(verifier.asked) >= 3)
-        assert (feed.snapshot({}).feed_silent_s, set(verifier.asked)) == (
-            float("inf"),
-            {"/.well-known/jwks.json"},
-        )
+        assert feed.fleet.silent_s > FEED_SILENT_S
+        assert set(verifier.asked) == {"/.well-known/jwks.json"}

@@ -7,119 +7,32 @@ import gzip
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import msgspec
 import openai
 import pytest
 from aiohttp import web
 
-from router.config import RouterConfig
-from router.gateway.openai import DISPATCHER
-from router.service.app import FEED, make_app
+from router.service.state import STATE
 from router.standing import BREAKER_OPEN_S, Standing
+from tests.integration.gateway import WORK, Fleet, official, opened
 from tests.unit.router.doubles import (
     VECTORS,
-    Certificate,
-    FakeNode,
-    FakeVerifier,
-    Moved,
     answers,
-    fake_verifier,
     honest,
-    raw_server,
-    serving,
     until,
 )
 from tests.unit.router.support import MODEL
 
-WORK = {"model": MODEL, "input": "a secret prompt"}
 ERROR = {"message", "type", "param", "code"}
-
-
-class Fleet:
-    """A router over nodes and a verifier of our own."""
-
-    def __init__(
-        self, stack: AsyncExitStack, verifier: FakeVerifier, http: aiohttp.ClientSession, tls: Path
-    ) -> None:
-        self._stack = stack
-        self._tls = tls
-        self.verifier = verifier
-        self.clock = verifier.clock
-        self.http = http
-        self.app = web.Application()
-        self.url = ""
-
-    def certificate(self, name: str) -> Certificate:
-        return Certificate(self._tls, name)
-
-    async def node(self, name: str) -> FakeNode:
-        """An honest node with a live result."""
-        certificate = self.certificate(name)
-        node = FakeNode(name, certificate)
-        node.url = await self._stack.enter_async_context(serving(node.app(), certificate.context))
-        self.verifier.trust(name, endpoint=node.endpoint)
-        return node
-
-    async def raw(self, name: str, act: Any, *, tls: bool = True, pin: str | None = None) -> str:
-        """A node that speaks bytes; its URL."""
-        certificate = self.certificate(name)
-        url = await self._stack.enter_async_context(raw_server(act, certificate.context if tls else None))
-        endpoint = {"url": url, "spki_sha256": pin or certificate.pin}
-        self.verifier.trust(name, endpoint=endpoint)
-        return url
-
-    async def start(self, workload: dict[str, Any] | None = None, **gateway: Any) -> None:
-        """Start the router and wait until it has taken its snapshot."""
-        given = {"timeout_s": 5, "attempt_timeout_s": 3, "connect_timeout_s": 2, "allow_private": True}
-        config = {
-            "verifier": {"url": self.verifier.url},
-            "workloads": {"tiny": {"model": MODEL, **(workload or {})}},
-            "gateway": {**given, **gateway},
-        }
-        self.app = make_app(msgspec.convert(config, RouterConfig), self.clock.clock())
-        self.url = await self._stack.enter_async_context(serving(self.app))
-        await until(lambda: self.verifier.followers)
-
-    async def post(
-        self, body: Any = WORK, path: str = "/v1/embeddings", **headers: str
-    ) -> tuple[int, Any, dict[str, str]]:
-        """Status, JSON and headers."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.http.post(self.url + path, data=data, headers=headers) as response:
-            return response.status, await response.json(content_type=None), dict(response.headers)
-
-    async def get(self, path: str, **headers: str) -> tuple[int, Any]:
-        async with self.http.get(self.url + path, headers=headers) as response:
-            return response.status, await response.json(content_type=None)
-
-    async def attempts(self, body: Any = WORK, path: str = "/v1/embeddings") -> list[tuple[str, str]]:
-        """The nodes that a request went to, each with its outcome."""
-        _, _, headers = await self.post(body, path)
-        _, record = await self.get(f"/api/v1/decisions/{headers['X-Touchstone-Decision']}")
-        return [(attempt["node"], attempt["outcome"]) for attempt in record["attempts"]]
-
-    def standing(self, name: str) -> Standing:
-        return self.app[DISPATCHER].standing(name, MODEL)
-
-    def failed(self, name: str) -> float:
-        return self.standing(name).failed[1]
 
 
 @pytest.fixture
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
-    async with AsyncExitStack() as stack:
-        verifier = await stack.enter_async_context(fake_verifier(Moved()))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Fleet(stack, verifier, http, tmp_path / "tls")
-
-
-def official(fleet: Fleet, key: str = "none") -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{fleet.url}/v1", api_key=key, max_retries=0)
+    async with opened(tmp_path) as fleet:
+        yield fleet
 
 
 # Honest work.
@@ -184,7 +97,11 @@ async def test_completed_work_counts_for_the_node(fleet: Fleet) -> None:
     await fleet.start()
     await fleet.post()
     standing = fleet.standing("a")
-    assert (standing.completed, standing.failed, standing.in_flight) == ((1.0, 1.0), (0.0, 0.0), 0)
+    assert (standing.completed, standing.failed, fleet.kept("a").load.in_flight) == (
+        (1.0, 1.0),
+        (0.0, 0.0),
+        0,
+    )
 
 
 # The decision on every answer.
@@ -394,7 +311,7 @@ async def test_an_impostor_does_not_cost_the_node_its_standing(fleet: Fleet) -> 
     for _ in range(5):
         await fleet.post()
     standing = fleet.standing("a")
-    assert (standing.failed, standing.failures_in_a_row) == ((0.0, 0.0), 5)
+    assert (standing.failed, fleet.kept("a").load.failures_in_a_row) == ((0.0, 0.0), 5)
 
 
 async def test_a_kept_connection_is_not_lent_to_another_key(fleet: Fleet) -> None:
@@ -405,7 +322,7 @@ async def test_a_kept_connection_is_not_lent_to_another_key(fleet: Fleet) -> Non
     fleet.verifier.send("revocation", node="a")
     endpoint = {"url": node.url, "spki_sha256": "cd" * 32}
     fleet.verifier.send("result", node="b", token=fleet.verifier.token("b", endpoint=endpoint))
-    await until(lambda: "b" in fleet.app[FEED].snapshot({}).nodes)
+    await until(lambda: "b" in fleet.router)
     assert await fleet.attempts() == [("b", "impostor")]
     assert len(node.requests) == 1
 
@@ -530,7 +447,7 @@ async def test_a_busy_node_moves_on(fleet: Fleet, status: int) -> None:
     await fleet.node("b")
     await fleet.start()
     assert await fleet.attempts() == [("a", "busy"), ("b", "completed")]
-    assert (fleet.failed("a"), fleet.standing("a").failures_in_a_row) == (0.0, 1)
+    assert (fleet.failed("a"), fleet.kept("a").load.failures_in_a_row) == (0.0, 1)
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
@@ -649,9 +566,9 @@ async def test_a_node_that_lost_trust_meanwhile_is_skipped(fleet: Fleet, event: 
     node, other = await fleet.node("a"), await fleet.node("b")
 
     async def meanwhile(request: web.Request) -> web.StreamResponse:
-        before = fleet.app[FEED].snapshot({}).version
+        before = fleet.router.version
         fleet.verifier.send(event[0], **event[1])
-        await until(lambda: fleet.app[FEED].snapshot({}).version > before)
+        await until(lambda: fleet.router.version > before)
         return await answers(500)(request)
 
     node.act = meanwhile
@@ -689,7 +606,7 @@ async def test_a_node_that_keeps_failing_gets_no_more_work(fleet: Fleet) -> None
     await fleet.node("b")
     token = fleet.verifier.results["b"]
     fleet.verifier.send("result", node="b", token=token)
-    await until(lambda: "b" in fleet.app[FEED].snapshot({}).nodes)
+    await until(lambda: "b" in fleet.router)
     _, document, _ = await fleet.post(**{"X-Touchstone-Explain": "1"})
     assert document["touchstone"]["excluded"]["a"]["code"] == "capacity.breaker"
 
@@ -701,7 +618,7 @@ async def test_the_last_node_is_tried_though_broken(fleet: Fleet) -> None:
     for _ in range(3):
         await fleet.post()
     _, document, _ = await fleet.post(**{"X-Touchstone-Explain": "1"})
-    assert document["touchstone"]["failed_open"] == ["capacity.breaker"]
+    assert document["touchstone"]["opened"] == ["capacity.breaker"]
 
 
 async def test_a_mended_node_comes_back_by_a_probe(fleet: Fleet) -> None:
@@ -714,7 +631,7 @@ async def test_a_mended_node_comes_back_by_a_probe(fleet: Fleet) -> None:
     node.act = honest
     fleet.clock.forward(BREAKER_OPEN_S)
     await fleet.post()
-    assert (fleet.standing("a").failures_in_a_row, fleet.standing("a").breaker_is_closed(0)) == (0, True)
+    assert (fleet.kept("a").load.failures_in_a_row, not fleet.kept("a").load.is_open(0)) == (0, True)
 
 
 # Requests.
@@ -856,7 +773,6 @@ async def test_an_unknown_model_is_404(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/v1/completions"),
         ("POST", "/v1/nothing/at/all"),
         ("GET", "/v1/embeddings"),
         ("DELETE", "/v1/models"),
@@ -1033,9 +949,9 @@ async def test_a_client_that_leaves_frees_the_node_and_blames_nobody(fleet: Flee
     await fleet.start()
     leaving = asyncio.create_task(fleet.post())
     await until(lambda: node.requests)
-    busy = fleet.standing("a").in_flight
+    busy = fleet.kept("a").load.in_flight
     leaving.cancel()
-    await until(lambda: fleet.standing("a").in_flight == 0)
+    await until(lambda: fleet.kept("a").load.in_flight == 0)
     async with asyncio.timeout(5):
         await ended.wait()
     assert (busy, fleet.standing("a")) == (1, Standing())
@@ -1054,7 +970,7 @@ async def test_a_client_that_leaves_is_in_the_record(fleet: Fleet) -> None:
     await fleet.start()
     leaving = asyncio.create_task(fleet.post())
     await until(lambda: node.requests)
-    (record,) = fleet.app[DISPATCHER]._records.values()
+    (record,) = fleet.app[STATE].records._newest.values()
     leaving.cancel()
     await until(lambda: record.attempts)
     assert ([(a["outcome"], a["blame"]) for a in record.attempts], other.requests) == (
@@ -1097,7 +1013,7 @@ async def test_a_decision_without_explanation_counts_only(fleet: Fleet) -> None:
     fleet.verifier.trust("a", platform_assurance="none")
     await fleet.start()
     _, document, _ = await fleet.post({"model": MODEL, "explain": False}, "/api/v1/decisions")
-    assert (document["excluded_counts"], "excluded" in document) == ({"result.assurance": 1}, False)
+    assert (document["closed"], "excluded" in document) == ({"result.assurance": 1}, False)
 
 
 @pytest.mark.parametrize(

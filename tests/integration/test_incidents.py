@@ -177,6 +177,6 @@ async def test_a_router_reports_what_it_metered(verifier) -> None:
     async with verifier.http.post(url, json=report) as r:
         assert r.status == 401
     async with verifier.http.post(url, json=report, headers=headers) as r:
-        assert r.status == 204
+        assert r.status == 201
     (incident,) = await open_incidents(verifier)
     assert (incident["kind"], incident["node"]) == ("settlement-mismatch", node.id)

@@ -14,14 +14,14 @@ from fixtures.simulator import MODEL
 from verifier.errors import StoreError
 from verifier.references.minting import Goal, take_up
 from verifier.schemes.base import WalkRecord
-from verifier.store import nodes, pool, recordings, sessions
+from verifier.store import incidents, nodes, pool, recordings, sessions
 from verifier.store.database import ConflictError
 from verifier.store.pool import Entry
 from verifier.store.sqlite import SqliteDatabase
 
 NOW_MS = 1_795_000_000_000
 DIGEST = "d" * 64
-CHANGED = ("pool", "sessions", "walks", "batches")
+CHANGED = ("pool", "sessions", "walks", "batches", "incidents", "incident_steps")
 MIGRATIONS = resources.files("verifier.store") / "migrations"
 NEWEST = max(int(entry.name[:4]) for entry in MIGRATIONS.iterdir() if entry.name.endswith(".sql"))
 RECORD = {"channel": "call", "verdict": "right", "at_ms": 5, "source": "engine", "reference": DIGEST}
@@ -53,6 +53,37 @@ def old(tmp_path: Path) -> Path:
         put(db, "walks", 12, "s2", "n", MODEL, 0, msgspec.json.encode(RECORD).decode(), 6)
         put(db, "appraisals", "a1", "s1", "n", 1, 2, "affirming", "t", "{}", b"e", 1, None)
         put(db, "endpoints", "pin", "n")
+        for number, operator in enumerate(("acme", None)):
+            said = (
+                "challenge-unanswered",
+                "minor",
+                "noted",
+                "n",
+                operator,
+                "weights.walk.missed",
+                "d",
+                None,
+                "s1",
+            )
+            put(db, "incidents", f"i{number}", *said, 1, 5, 5, 9)
+        put(
+            db,
+            "incidents",
+            "i2",
+            "reference-suspect",
+            "serious",
+            "open",
+            *[None] * 2,
+            "c",
+            "d",
+            "c@r",
+            None,
+            1,
+            5,
+            5,
+            9,
+        )
+        put(db, "incident_steps", "i0", 5, "verifier", "noted", "d")
     db.close()
     return path
 
@@ -88,10 +119,14 @@ async def test_every_row_is_kept_as_it_was(old: Path) -> None:
     async with SqliteDatabase(old):
         pass
     after = all_rows(old)
+    for row in before["incidents"]:
+        # Calls without an answer were noted without the operator.
+        row["operator"] = None if row["node_id"] is None else "acme"
     new = {
         "sessions": {"together": 0},
         "walks": {"wide": 0},
         "batches": {"goal": "{}"},
+        "incident_steps": {"step": None},
         "appraisals": {"seq": 1, "origin": "a1", "basis": "", "generation": 0},
         "reference_values": {
             "state": "active", "source": "measured", "signer": None, "not_before": None, "not_after": None,
@@ -262,6 +297,15 @@ async def test_devices_are_those_of_nodes(old: Path) -> None:
             with pytest.raises(ConflictError):
                 async with db.write() as tx:
                     await tx.execute("INSERT INTO devices VALUES (?, ?)", *row)
+
+
+async def test_an_incident_knows_its_operator(old: Path) -> None:
+    """Also one that was noted without; one that holds no node has none."""
+    async with SqliteDatabase(old) as db, db.read() as tx:
+        found = await incidents.page(tx, open_only=False, after="", limit=10)
+        assert [row["operator"] for row in found] == ["acme", "acme", None]
+        assert [row["proposed_by"] for row in found] == [None] * 3
+        assert [step["step"] for step in await incidents.steps(tx, "i0")] == [None]
 
 
 async def test_a_migration_that_fails_leaves_the_first_version(old: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from attester.evidence import Inventory, write_submod
 from fixtures.simulator import SimulatedNode
-from tests.integration.lifecycle import changed, smuggle
+from tests.integration.lifecycle import age_recordings, changed, smuggle
 from verifier import appraisal, recording
 from verifier.schemes.base import ModelReference
 from verifier.service.app import sweep
@@ -89,6 +89,16 @@ async def test_a_replay_stays_the_same_whatever_has_changed_since(verifier) -> N
     assert second["ear_status"] == "contraindicated"
     assert await again(verifier, first["jti"]) == first
     assert await again(verifier, second["jti"]) == second
+
+
+async def test_a_recording_from_before_results_named_the_node_replays(verifier) -> None:
+    """To the result of then, which did not name it, and nothing else is different."""
+    node = await verifier.enrol()
+    result = await verifier.attest(node)
+    await age_recordings(verifier)
+    replayed = await again(verifier, result["jti"])
+    del result["submods"]["platform"]["ear_verifier_claims"]["node"]
+    assert replayed == result
 
 
 async def test_a_session_goes_on_showing_its_evidence(verifier) -> None:

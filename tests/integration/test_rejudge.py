@@ -16,6 +16,7 @@ from attester.weights.folder import open_folder
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode
 from tests.integration.lifecycle import (
     WHO,
+    age_recordings,
     changed,
     chosen,
     post,
@@ -114,6 +115,27 @@ async def test_a_result_judged_anew_names_the_policy_and_keeps_its_times(verifie
     assert new["status"]["uri"].endswith(new["jti"])
 
 
+@pytest.mark.parametrize("aged", [False, True])
+async def test_a_result_judged_anew_says_whose_node_it_is(verifier, *, aged: bool) -> None:
+    """As the verifier's record has it by then; also from a recording that lacks it."""
+    node = await verifier.enrol(operator="acme")
+    enrolled = verifier.clock.seconds
+    verifier.clock.forward(40)
+    await verifier.attest(node)
+    if aged:
+        await age_recordings(verifier)
+    async with verifier.service.db.write() as tx:
+        await tx.execute("UPDATE nodes SET state = 'probation' WHERE id = ?", node.id)
+    bundle = await strict(verifier)
+    await smuggle(verifier, bundle)
+    await caught_up(verifier)
+    _, new = await verifier.get(f"/api/v1/nodes/{node.id}/result", Accept="application/json")
+    assert new["submods"]["platform"]["ear_appraisal_policy_ids"] == [bundle.id]
+    assert new["submods"]["platform"]["ear_verifier_claims"]["node"] == {
+        "operator": "acme", "enrolled": enrolled, "state": "probation", "hardware_class": "cpu",
+    }  # fmt: skip
+
+
 async def test_a_replaced_result_is_no_longer_said_to_be_live(verifier) -> None:
     """Who holds the old token and looks where its status points must not be told that it stands."""
     node = await verifier.enrol()
@@ -200,7 +222,7 @@ async def test_a_result_revoked_by_quarantine_is_not_revived(verifier) -> None:
     async with verifier.http.post(
         f"{verifier.url}/api/v1/incidents", json=report, headers=headers
     ) as response:
-        assert response.status == 204
+        assert response.status == 201
     await smuggle(verifier, await strict(verifier))
     await caught_up(verifier)
     await post(verifier, ROLLBACK, WHY)
@@ -219,7 +241,7 @@ async def test_a_result_that_says_quarantined_goes_on_saying_so(verifier) -> Non
     async with verifier.http.post(
         f"{verifier.url}/api/v1/incidents", json=report, headers=headers
     ) as response:
-        assert response.status == 204
+        assert response.status == 201
     old = await verifier.attest(node)
     await smuggle(verifier, await strict(verifier))
     await caught_up(verifier)
@@ -316,7 +338,7 @@ async def test_a_result_without_its_recording_is_revoked(verifier) -> None:
         base = await verifier.policy()
         await smuggle(verifier, changed(base, "looser", versions=[ENGINE_VERSION, "7"]))
         assert await within(1, lambda: chosen(decision()) == {kept.id}) < 1
-        assert decision().excluded[lost.id].code == "result.revoked"
+        assert decision().closed == {"result.revoked": 1}
 
 
 @pytest.mark.parametrize("column", ["record", "gist", "input", "evidence"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,32 @@ async def test_an_honest_node_becomes_affirming_when_called(verifier) -> None:
     assert model["ear_trustworthiness_vector"] == {"file-system": 2, "executables": -2}
     assert model["ear_verifier_claims"]["assurance"] == "challenged"
     assert claims["submods"]["platform"]["ear_verifier_claims"]["assurance"] == "declared"
+
+
+async def test_a_result_says_whose_node_it_is(verifier) -> None:
+    """By the verifier's own record, and on `platform` alone."""
+    node = await verifier.enrol(operator="acme")
+    enrolled = verifier.clock.seconds
+    verifier.clock.forward(40)
+    claims = await verifier.attest(node)
+    said = {name: submod["ear_verifier_claims"].get("node") for name, submod in claims["submods"].items()}
+    record = {"operator": "acme", "enrolled": enrolled, "state": "active", "hardware_class": "cpu"}
+    assert said == {"platform": record, f"model/{MODEL}": None}
+
+
+async def test_a_result_says_the_state_of_the_moment_it_is_signed(verifier, monkeypatch) -> None:
+    """Also where that changed after its evidence came in."""
+    node = await verifier.enrol()
+    evaluate = verifier.service.engine.evaluate
+
+    async def meanwhile(*given: Any) -> Any:
+        async with verifier.service.db.write() as tx:
+            await tx.execute("UPDATE nodes SET state = 'probation' WHERE id = ?", node.id)
+        return await evaluate(*given)
+
+    monkeypatch.setattr(verifier.service.engine, "evaluate", meanwhile)
+    claims = await verifier.attest(node)
+    assert claims["submods"]["platform"]["ear_verifier_claims"]["node"]["state"] == "probation"
 
 
 async def test_a_session_carries_the_nonce_as_issued_and_its_evidence(verifier) -> None:

@@ -14,7 +14,7 @@ from verifier.commands.common import errors, home_option, in_transaction, json_o
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.schemes.base import Thresholds, shown
-from verifier.service.incidents import to_wire
+from verifier.service.incidents import describe, to_wire
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
 from verifier.store import policies
@@ -173,6 +173,8 @@ def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
         click.echo(f"{row['id']}  {row['state']}  {row['severity']}  {row['kind']}")
         click.echo(f"    {who}; {row['count']} times; review due in {left} h")
         click.echo(f"    {row['code']}: {shown(row['detail'])}")
+        if row["awaiting_second"]:
+            click.echo(f"    {shown(row['proposed_by'])} proposes its release; a second person is needed")
     if not rows:
         click.echo("No incidents." if everything else "No open incidents.")
 
@@ -183,14 +185,8 @@ def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
 @errors
 def show_incident(incident: str, home: Path) -> None:
     """Show an incident with its history, as JSON."""
-
-    async def work(tx: Tx) -> dict[str, Any]:
-        row = await stored_incidents.get(tx, incident)
-        causes = await stored_incidents.causes(tx, incident)
-        history = await stored_incidents.steps(tx, incident)
-        return {**to_wire(row, now_ms()), "causes": causes, "history": history}
-
-    click.echo(msgspec.json.format(msgspec.json.encode(in_transaction(home, work)), indent=2).decode())
+    found = in_transaction(home, lambda tx: describe(tx, incident, now_ms()))
+    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
 
 
 @incidents.command("step")
@@ -201,11 +197,19 @@ def show_incident(incident: str, home: Path) -> None:
 @home_option
 @errors
 def step_incident(incident: str, name: str, reason: str, actor: str, home: Path) -> None:
-    """Take INCIDENT under review, release its node to probation, or retire the node."""
+    """Take INCIDENT under review, release its node to probation (with two_person by two), or retire the node."""
+    two = Home(home).config().incidents.two_person
     row = in_transaction(
-        home, lambda tx: stored_incidents.take_step(tx, incident, name, actor, reason, now_ms())
+        home,
+        lambda tx: stored_incidents.take_step(tx, incident, name, actor, reason, now_ms(), two_person=two),
     )
-    click.echo(f"{incident} is {row['state']}.")
+    if name == "release" and row["proposed_by"] is not None:
+        proposer = shown(row["proposed_by"])
+        click.echo(
+            f"{incident} is still {row['state']}: {proposer} proposes its release, and a second person is needed."
+        )
+    else:
+        click.echo(f"{incident} is {row['state']}.")
 
 
 @incidents.command("release-cause")
@@ -216,7 +220,11 @@ def step_incident(incident: str, name: str, reason: str, actor: str, home: Path)
 @errors
 def release_cause(cause: str, reason: str, actor: str, home: Path) -> None:
     """Release in bulk everything that rests on CAUSE (a bad reference, a bad batch)."""
-    count = in_transaction(
-        home, lambda tx: stored_incidents.release_cause(tx, cause, actor, reason, now_ms())
+    two = Home(home).config().incidents.two_person
+    count, waiting = in_transaction(
+        home,
+        lambda tx: stored_incidents.release_cause(tx, cause, actor, reason, now_ms(), two_person=two),
     )
     click.echo(f"Released {count}.")
+    if waiting:
+        click.echo(f"Proposed for {waiting}: a second person is needed.")

@@ -194,6 +194,8 @@ class Node:
     """By the word of the verifier's operator: the node does not choose its own deadlines."""
     state: Literal["active", "probation", "retired"]
     """Quarantine is an open incident, not a state."""
+    enrolled_ms: int = 0
+    """0 in recordings from before it was kept; what a result says of it never comes from a recording."""
 
 
 @dataclass(frozen=True)

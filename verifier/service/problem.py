@@ -48,6 +48,7 @@ _STATUS: Final = {
     "token.unusable": 403,
     "node.exists": 409,
     "incident.state": 409,
+    "incident.report-reused": 409,
     "reference.unusable": 422,
     "policy.unusable": 422,
     "policy.state": 409,

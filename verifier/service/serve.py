@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -28,9 +28,16 @@ async def _serve(home: Home) -> None:
         await serve_app(make_app(service), config.service.listen, service.issuer, "verifier")
 
 
-def run_app(app: web.Application, listen: str, url: str, name: str) -> None:
-    """Serve *app* until SIGTERM or SIGINT.  Raises `ConfigError` where it cannot start."""
-    _run(serve_app(app, listen, url, name))
+def run_app(
+    app: web.Application, listen: str, url: str, name: str, *, on_hangup: Callable[[], None] | None = None
+) -> None:
+    """
+    Serve *app* until SIGTERM or SIGINT, and call *on_hangup* at SIGHUP.
+
+    Raises:
+        ConfigError: it cannot start.
+    """
+    _run(serve_app(app, listen, url, name, on_hangup=on_hangup))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
@@ -43,12 +50,16 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
         uvloop.run(main)
 
 
-async def serve_app(app: web.Application, listen: str, url: str, name: str) -> None:
+async def serve_app(
+    app: web.Application, listen: str, url: str, name: str, *, on_hangup: Callable[[], None] | None = None
+) -> None:
     """Serve *app* on ``HOST:PORT`` until a signal; in-flight requests end first."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     host, _, port = listen.rpartition(":")
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5)
     await runner.setup()

@@ -13,7 +13,7 @@ from verifier.appraisal import Held
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
 from verifier.recording import Basis, Record, gist_of
-from verifier.results import AttestationResult
+from verifier.results import AttestationResult, NodeRecord
 from verifier.schemes.base import Finding, Node, WalkRecord
 from verifier.store import events, incidents, nodes, policies, recordings, sessions
 from verifier.store.database import Row, Tx
@@ -160,7 +160,12 @@ async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) 
         owner not in (None, node.id),
         await _foreign(tx, devices, node.id),
         retired=not live,
+        node=None if current is None else _record_of(current),
     )
+
+
+def _record_of(node: Node) -> NodeRecord:
+    return NodeRecord(node.operator, node.enrolled_ms // 1000, node.state, node.hardware_class)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Final
 
 from verifier import reasons
 from verifier.errors import RequestError
@@ -12,14 +13,13 @@ from verifier.incidents import (
     HOLDING,
     MANY_MINOR,
     REFERENCE_SUSPECT,
-    REPORTABLE,
     REVIEW_TARGET_MS,
-    SEVERITY,
     Draft,
     Severity,
     State,
     Tally,
     Weight,
+    is_another,
     step,
     weigh,
 )
@@ -30,6 +30,10 @@ from verifier.store.database import Row, Tx
 _HOLDING = ", ".join(f"'{state}'" for state in HOLDING)
 _NOTE_TOGETHER_MS = 3600 * 1000
 """Minor incidents of one node and code within this time are one, counted."""
+_SELECT: Final = (
+    "SELECT i.*, p.actor AS proposed_by FROM incidents i"
+    " LEFT JOIN proposals p ON p.incident_id = i.id AND p.cause = ''"
+)
 
 
 async def holding(tx: Tx, node_id: str) -> str | None:
@@ -55,11 +59,15 @@ async def apply(
     if passed and held is None and node.state != "retired":
         await _speak_for(tx, passed, node.operator, now_ms)
     for draft in found:
-        if draft.severity is Severity.MINOR:
-            await _note_minor(tx, draft, node.id, node.operator, session_id, now_ms)
-        else:
-            await _serious(tx, draft, node, session_id, now_ms)
+        await take_in(tx, draft, node, session_id, now_ms)
     return await holding(tx, node.id) if found else held
+
+
+async def take_in(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> str:
+    """Make an incident of a finding about *node*, or count it into one that is known; its id."""
+    if draft.severity is Severity.MINOR:
+        return await _note_minor(tx, draft, node.id, node.operator, session_id, now_ms)
+    return await _serious(tx, draft, node, session_id, now_ms)
 
 
 async def _speak_for(tx: Tx, passed: Sequence[str], operator: str, now_ms: int) -> None:
@@ -76,8 +84,8 @@ async def _speak_for(tx: Tx, passed: Sequence[str], operator: str, now_ms: int) 
             await _confirm(tx, cause, now_ms, but_not=operator)
 
 
-async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> None:
-    """One incident a node and kind, resting on everything it failed at."""
+async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> str:
+    """One incident a node and kind, resting on everything it failed at; its id, or that of the review."""
     weight = Weight.QUARANTINE
     if draft.cause is not None:
         weight = weigh(await _tally_of(tx, draft.cause, now_ms), node.operator, now_ms)
@@ -87,8 +95,7 @@ async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now
             node.operator,
         )
     if weight is Weight.REFERENCE_SUSPECT:
-        await _fold(tx, draft, now_ms)
-        return
+        return await _fold(tx, draft, now_ms)
     known = await tx.one(
         f"SELECT id, state FROM incidents WHERE node_id = ? AND kind = ? AND state IN ({_HOLDING}, 'suspected')",
         node.id,
@@ -96,15 +103,34 @@ async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now
     )
     if known is None:
         state = State.OPEN if weight is Weight.QUARANTINE else State.SUSPECTED
-        await _insert(tx, draft, state, node.id, node.operator, session_id, now_ms)
+        incident_id = await _insert(tx, draft, state, node.id, node.operator, session_id, now_ms)
         if state is State.OPEN:
             await revoke(tx, node.id, now_ms)
-        return
-    await tx.execute("UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, known["id"])
+        return incident_id
+    await _count(tx, known["id"], node.id, now_ms)
     await _rest_on(tx, known["id"], draft.cause)
     if known["state"] == State.SUSPECTED and weight is Weight.QUARANTINE:
         await _move(tx, known["id"], State.OPEN, "verifier", "confirmed", now_ms)
         await revoke(tx, node.id, now_ms)
+    return str(known["id"])
+
+
+async def _count(tx: Tx, incident_id: str, node_id: str | None, now_ms: int) -> None:
+    await tx.execute("UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, incident_id)
+    await _void_proposals(tx, incident_id, node_id, now_ms)
+
+
+async def _void_proposals(tx: Tx, incident_id: str, node_id: str | None, now_ms: int) -> None:
+    """Who proposed a release did not know of this finding: it takes two who do."""
+    rows = await tx.all(
+        "DELETE FROM proposals WHERE incident_id = ?"
+        " OR incident_id IN (SELECT id FROM incidents WHERE node_id = ?) RETURNING incident_id",
+        incident_id,
+        node_id,
+    )
+    for each in sorted({row["incident_id"] for row in rows}):
+        state = State((await get(tx, each))["state"])
+        await _record(tx, each, state, "verifier", "there is a new finding", now_ms, "void-proposal")
 
 
 async def _rest_on(tx: Tx, incident_id: str, cause: str | None) -> None:
@@ -116,38 +142,44 @@ async def _rest_on(tx: Tx, incident_id: str, cause: str | None) -> None:
         )
 
 
-async def _void(tx: Tx, cause: str, states: str) -> list[str]:
-    """Nothing rests on *cause* any more; gives the incidents in *states* that rested on it alone."""
+async def _resting_on(tx: Tx, cause: str, states: str) -> list[str]:
+    """The incidents in *states* that rest on *cause*, alone or among others."""
     rows = await tx.all(
         "SELECT i.id FROM incidents i JOIN incident_causes c ON c.incident_id = i.id"
         f" WHERE c.cause = ? AND c.void = 0 AND i.state IN ({states}) AND i.kind != ?",
         cause,
         REFERENCE_SUSPECT,
     )
+    return [str(row["id"]) for row in rows]
+
+
+async def _void(tx: Tx, cause: str, resting: Sequence[str]) -> list[str]:
+    """Those *resting* on *cause* do so no more; gives the ones that rested on it alone."""
     emptied = []
-    for row in rows:
+    for incident_id in resting:
         await tx.execute(
-            "UPDATE incident_causes SET void = 1 WHERE incident_id = ? AND cause = ?", row["id"], cause
+            "UPDATE incident_causes SET void = 1 WHERE incident_id = ? AND cause = ?", incident_id, cause
         )
+        await tx.execute("DELETE FROM proposals WHERE incident_id = ? AND cause = ?", incident_id, cause)
         left = await tx.one(
-            "SELECT 1 AS one FROM incident_causes WHERE incident_id = ? AND void = 0", row["id"]
+            "SELECT 1 AS one FROM incident_causes WHERE incident_id = ? AND void = 0", incident_id
         )
         if left is None:
-            emptied.append(str(row["id"]))
+            emptied.append(incident_id)
     return emptied
 
 
-async def _fold(tx: Tx, draft: Draft, now_ms: int) -> None:
+async def _fold(tx: Tx, draft: Draft, now_ms: int) -> str:
     """Several operators fail at the same thing of ours: one review of that, no quarantine of them."""
     assert draft.cause is not None
-    for incident_id in await _void(tx, draft.cause, "'suspected'"):
+    for incident_id in await _void(tx, draft.cause, await _resting_on(tx, draft.cause, "'suspected'")):
         await _move(tx, incident_id, State.FOLDED, "verifier", "the reference is suspect", now_ms)
     review = await _review_of(tx, draft.cause)
     if review is None:
         suspect = Draft(REFERENCE_SUSPECT, Severity.SERIOUS, draft.finding, draft.cause)
-        await _insert(tx, suspect, State.OPEN, None, None, None, now_ms)
-    else:
-        await tx.execute("UPDATE incidents SET count = count + 1, last_ms = ? WHERE id = ?", now_ms, review)
+        return await _insert(tx, suspect, State.OPEN, None, None, None, now_ms)
+    await _count(tx, review, None, now_ms)
+    return review
 
 
 async def _confirm(tx: Tx, cause: str, now_ms: int, *, but_not: str | None = None) -> None:
@@ -219,8 +251,8 @@ async def _review_of(tx: Tx, cause: str) -> str | None:
 
 
 async def _note_minor(
-    tx: Tx, draft: Draft, node_id: str, operator: str | None, session_id: str | None, now_ms: int
-) -> None:
+    tx: Tx, draft: Draft, node_id: str, operator: str, session_id: str | None, now_ms: int
+) -> str:
     known = await tx.one(
         "UPDATE incidents SET count = count + 1, last_ms = ? WHERE node_id = ? AND kind = ?"
         " AND code = ? AND state IN ('noted', 'flagged') AND opened_ms > ? RETURNING id, state, count",
@@ -230,46 +262,42 @@ async def _note_minor(
         draft.finding.code,
         now_ms - _NOTE_TOGETHER_MS,
     )
-    if known is not None:
-        if known["state"] == State.NOTED and known["count"] >= MANY_MINOR:
-            reason = f"{known['count']} within the hour"
-            await _move(tx, known["id"], State.FLAGGED, "verifier", reason, now_ms)
-    else:
-        await _insert(tx, draft, State.NOTED, node_id, operator, session_id, now_ms)
+    if known is None:
+        return await _insert(tx, draft, State.NOTED, node_id, operator, session_id, now_ms)
+    await _void_proposals(tx, known["id"], node_id, now_ms)
+    if known["state"] == State.NOTED and known["count"] >= MANY_MINOR:
+        reason = f"{known['count']} within the hour"
+        await _move(tx, known["id"], State.FLAGGED, "verifier", reason, now_ms)
+    return str(known["id"])
 
 
 async def note_missed(tx: Tx, node_id: str, session_id: str, now_ms: int) -> None:
     """A call ended without evidence."""
     finding = Finding("weights.walk.missed", "a call was not answered")
     draft = Draft(reasons.UNANSWERED, Severity.MINOR, finding, None)
-    await _note_minor(tx, draft, node_id, None, session_id, now_ms)
+    row = await tx.one("SELECT operator FROM nodes WHERE id = ?", node_id)
+    assert row is not None
+    await _note_minor(tx, draft, node_id, row["operator"], session_id, now_ms)
 
 
-async def report(tx: Tx, node: Node, kind: str, code: str, detail: str, now_ms: int) -> None:
+async def take_step(
+    tx: Tx, incident_id: str, name: str, actor: str, reason: str, now_ms: int, *, two_person: bool
+) -> Row:
     """
-    What a router has seen and metered itself.
+    A person's step: quarantine, review, release or retire.
+
+    Args:
+        two_person: A release waits as a proposal (`proposed_by` in the row) until another takes it too.
 
     Raises:
-        RequestError: not a kind that a router may report.
+        RequestError: no such incident, nobody, no reason, or not a step from where it stands.
     """
-    if kind not in REPORTABLE:
-        raise RequestError(f"a router reports {', '.join(sorted(REPORTABLE))}, not {kind[:60]!r}")
-    draft = Draft(kind, SEVERITY[kind], Finding(code, detail), None)
-    await apply(tx, node, None, [draft], (), now_ms)
-
-
-async def take_step(tx: Tx, incident_id: str, name: str, actor: str, reason: str, now_ms: int) -> Row:
-    """
-    A person's step: review, release or retire.
-
-    Raises:
-        RequestError: no such incident, no reason, or not a step from where it stands.
-    """
-    if not reason.strip():
-        raise RequestError("a step needs a reason")
+    _check_said(actor, reason)
     row = await get(tx, incident_id)
     target = step(State(row["state"]), name)
-    await _move(tx, incident_id, target, actor, reason, now_ms)
+    if name == "release" and two_person and not await _is_second(tx, row, "", actor, reason, now_ms):
+        return await get(tx, incident_id)
+    await _move(tx, incident_id, target, actor, reason, now_ms, name)
     node_id = row["node_id"]
     if node_id is None:
         return await get(tx, incident_id)
@@ -281,6 +309,30 @@ async def take_step(tx: Tx, incident_id: str, name: str, actor: str, reason: str
         # What it was caught with does not follow it out: it must walk anew to be affirmed.
         await _set_state(tx, node_id, "probation", ("active",), now_ms)
     return await get(tx, incident_id)
+
+
+def _check_said(actor: str, reason: str) -> None:
+    if not actor.strip():
+        raise RequestError("a step needs the name of who takes it")
+    if not reason.strip():
+        raise RequestError("a step needs a reason")
+
+
+async def _is_second(tx: Tx, row: Row, cause: str, actor: str, reason: str, now_ms: int) -> bool:
+    """Whether another person has proposed the same release; if not, *actor* does by this."""
+    known = await tx.one("SELECT actor FROM proposals WHERE incident_id = ? AND cause = ?", row["id"], cause)
+    if known is not None and is_another(actor, known["actor"]):
+        return True
+    await tx.execute(
+        "INSERT INTO proposals (incident_id, cause, actor, at_ms) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        row["id"],
+        cause,
+        actor,
+        now_ms,
+    )
+    said = f"from {cause}: {reason}" if cause else reason
+    await _record(tx, row["id"], State(row["state"]), actor, said, now_ms, "propose-release")
+    return False
 
 
 async def retire_node(tx: Tx, node_id: str, now_ms: int) -> bool:
@@ -307,16 +359,29 @@ async def _set_state(tx: Tx, node_id: str, state: str, before: tuple[str, ...], 
     return changed > 0
 
 
-async def release_cause(tx: Tx, cause: str, actor: str, reason: str, now_ms: int) -> int:
+async def release_cause(
+    tx: Tx, cause: str, actor: str, reason: str, now_ms: int, *, two_person: bool
+) -> tuple[int, int]:
     """
-    Release everything that rests on one cause, in bulk; returns how many.
+    Release everything that rests on one cause, in bulk.
 
     What rests on something else too stays, and rests on that alone.
+
+    Returns:
+        How many were released, and for how many a second person must say the same.
     """
-    emptied = await _void(tx, cause, f"{_HOLDING}, 'suspected'")
+    _check_said(actor, reason)
+    agreed, waiting = [], 0
+    for incident_id in await _resting_on(tx, cause, f"{_HOLDING}, 'suspected'"):
+        row = await get(tx, incident_id)
+        if two_person and not await _is_second(tx, row, cause, actor, reason, now_ms):
+            waiting += 1
+        else:
+            agreed.append(incident_id)
+    emptied = await _void(tx, cause, agreed)
     for incident_id in emptied:
-        await take_step(tx, incident_id, "release", actor, reason, now_ms)
-    return len(emptied)
+        await take_step(tx, incident_id, "release", actor, reason, now_ms, two_person=False)
+    return len(emptied), waiting
 
 
 async def causes(tx: Tx, incident_id: str) -> list[str]:
@@ -329,12 +394,12 @@ async def causes(tx: Tx, incident_id: str) -> list[str]:
 
 async def get(tx: Tx, incident_id: str) -> Row:
     """
-    An incident by id.
+    An incident by id, with who has proposed its release.
 
     Raises:
         RequestError: there is none.
     """
-    row = await tx.one("SELECT * FROM incidents WHERE id = ?", incident_id)
+    row = await tx.one(f"{_SELECT} WHERE i.id = ?", incident_id)
     if row is None:
         raise RequestError(f"no incident {incident_id[:40]!r}", code="request.not-found")
     return row
@@ -343,15 +408,17 @@ async def get(tx: Tx, incident_id: str) -> Row:
 async def steps(tx: Tx, incident_id: str) -> list[Row]:
     """What became of an incident, oldest first."""
     return await tx.all(
-        "SELECT at_ms, actor, state, reason FROM incident_steps WHERE incident_id = ? ORDER BY rowid",
+        "SELECT at_ms, actor, state, reason, step FROM incident_steps WHERE incident_id = ? ORDER BY rowid",
         incident_id,
     )
 
 
-async def page(tx: Tx, *, open_only: bool, after: str, limit: int) -> list[Row]:
-    """Incidents by id, after *after*."""
-    only = f"AND state IN ({_HOLDING}, 'suspected', 'flagged')" if open_only else ""
-    return await tx.all(f"SELECT * FROM incidents WHERE id > ? {only} ORDER BY id LIMIT ?", after, limit)
+async def page(tx: Tx, *, open_only: bool, after: str, limit: int, node_id: str | None = None) -> list[Row]:
+    """Incidents by id, after *after*: all, or those of one node."""
+    only = f" AND i.state IN ({_HOLDING}, 'suspected', 'flagged')" if open_only else ""
+    of_node = "" if node_id is None else " AND i.node_id = ?"
+    values = [after] if node_id is None else [after, node_id]
+    return await tx.all(f"{_SELECT} WHERE i.id > ?{of_node}{only} ORDER BY i.id LIMIT ?", *values, limit)
 
 
 async def _insert(
@@ -362,7 +429,7 @@ async def _insert(
     operator: str | None,
     session_id: str | None,
     now_ms: int,
-) -> None:
+) -> str:
     # Time first, so that ids sort as they came.
     incident_id = f"{now_ms:012x}{secrets.token_hex(4)}"
     await tx.execute(
@@ -383,31 +450,50 @@ async def _insert(
         now_ms + REVIEW_TARGET_MS,
     )
     await _rest_on(tx, incident_id, draft.cause)
-    await _step_row(tx, incident_id, state, "verifier", draft.finding.detail, now_ms)
+    await _record(tx, incident_id, state, "verifier", draft.finding.detail, now_ms)
+    await _tell(tx, incident_id, now_ms)
+    await _void_proposals(tx, incident_id, node_id, now_ms)
+    return incident_id
 
 
-async def _move(tx: Tx, incident_id: str, state: State, actor: str, reason: str, now_ms: int) -> None:
+async def _move(
+    tx: Tx, incident_id: str, state: State, actor: str, reason: str, now_ms: int, step_name: str | None = None
+) -> None:
     await tx.execute("UPDATE incidents SET state = ?, last_ms = ? WHERE id = ?", state, now_ms, incident_id)
-    await _step_row(tx, incident_id, state, actor, reason, now_ms)
+    if state is not State.UNDER_REVIEW:
+        # Only taking it under review leaves what was proposed as it was.
+        await tx.execute("DELETE FROM proposals WHERE incident_id = ?", incident_id)
+    await _record(tx, incident_id, state, actor, reason, now_ms, step_name)
+    await _tell(tx, incident_id, now_ms)
 
 
-async def _step_row(tx: Tx, incident_id: str, state: State, actor: str, reason: str, now_ms: int) -> None:
+async def _record(
+    tx: Tx, incident_id: str, state: State, actor: str, reason: str, now_ms: int, step_name: str | None = None
+) -> None:
+    """Keep in the history what was done, and by whom."""
     await tx.execute(
-        "INSERT INTO incident_steps (incident_id, at_ms, actor, state, reason) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO incident_steps (incident_id, at_ms, actor, state, reason, step) VALUES (?, ?, ?, ?, ?, ?)",
         incident_id,
         now_ms,
         actor,
         state,
         reason,
+        step_name,
     )
+
+
+async def _tell(tx: Tx, incident_id: str, now_ms: int) -> None:
+    """Routers follow where an incident stands."""
     row = await get(tx, incident_id)
     data = {
         "incident": incident_id,
         "node": row["node_id"],
+        "operator": row["operator"],
         "kind": row["kind"],
         "severity": row["severity"],
-        "state": state,
+        "state": row["state"],
         "code": row["code"],
+        "opened": row["opened_ms"] // 1000,
     }
     await events.append(tx, now_ms, "incident", data)
 

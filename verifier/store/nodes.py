@@ -106,7 +106,7 @@ async def enrol(tx: Tx, grant: Grant, models: tuple[str, ...], key: PublicKey, n
     )
     await _insert_key(tx, node_id, key, now_ms)
     await events.append(tx, now_ms, "node", {"node": node_id, "state": "active"})
-    return Node(node_id, ueid, key, grant.operator, models, grant.hardware_class, "active")
+    return Node(node_id, ueid, key, grant.operator, models, grant.hardware_class, "active", now_ms)
 
 
 async def replace_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
@@ -174,7 +174,16 @@ def _node(row: Row | None) -> Node | None:
         return None
     models = msgspec.json.decode(row["models"], type=tuple[str, ...])
     key = PublicKey.decode(row["key"])
-    return Node(row["id"], row["ueid"], key, row["operator"], models, row["hardware_class"], row["state"])
+    return Node(
+        row["id"],
+        row["ueid"],
+        key,
+        row["operator"],
+        models,
+        row["hardware_class"],
+        row["state"],
+        row["enrolled_ms"],
+    )
 
 
 async def see_request(tx: Tx, kid: bytes, random: bytes, expires_ms: int) -> None:

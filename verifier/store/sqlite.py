@@ -19,10 +19,17 @@ _BUSY_MS = 10_000
 
 
 class SqliteDatabase:
-    """A database file; use as an async context manager."""
+    """
+    A database file; use as an async context manager.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: Where it is.
+        schema: The package whose ``migrations`` make its tables.
+    """
+
+    def __init__(self, path: Path, *, schema: str = "verifier.store") -> None:
         self._path = path
+        self._schema = schema
         self._lock = asyncio.Lock()
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
@@ -77,7 +84,7 @@ class SqliteDatabase:
 
     async def _migrate(self) -> None:
         assert self._writer is not None
-        folder = resources.files("verifier.store") / "migrations"
+        folder = resources.files(self._schema) / "migrations"
         scripts = sorted(
             (int(entry.name[:4]), entry.read_text())
             for entry in folder.iterdir()

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from router.snapshot import NodeView, Snapshot
-from router.standing import Standing
-from router.workload import Workload
+from router import decision
+from router.clock import Clock
+from router.decision import Decision
+from router.fleet import Fleet
+from router.gates import Verdict
+from router.kept import Account
+from router.snapshot import NodeView
+from router.standing import Load, Standing
+from router.workload import Table, Workload
 from verifier import trust
-from verifier.results import Appraisal, AttestationResult, VerifierClaims, VerifierId
+from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
 
 MODEL = "example/tiny"
 ISSUER = "https://verifier.test"
 NOW = 1_795_000_000
 TICKS = 1000.0
 PIN = "ab" * 32
-WORKLOAD = Workload(MODEL)
+WORKLOAD = Workload(MODEL, name="tiny")
 
 PLATFORM: dict[str, int] = {"instance-identity": 2, "configuration": 2}
 WEIGHTS: dict[str, int] = {"file-system": 2, "executables": -2}
 
 
 def submod(
-    vector: Mapping[str, int], assurance: str, claims: Mapping[str, Any], measured: Mapping[str, Any]
+    vector: Mapping[str, int],
+    assurance: str,
+    claims: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    record: NodeRecord | None = None,
 ) -> Appraisal:
     return Appraisal(
         ear_status=trust.worst(vector),
         ear_trustworthiness_vector=dict(vector),
         ear_appraisal_policy_ids=("policy",),
-        ear_verifier_claims=VerifierClaims(assurance=assurance, bound="true", measured=dict(measured)),
+        ear_verifier_claims=VerifierClaims(
+            assurance=assurance, bound="true", measured=dict(measured), node=record
+        ),
         ear_attester_claims=dict(claims),
     )
 
@@ -53,6 +65,9 @@ def ear(
     jti: str | None = None,
     ueid: str | None = None,
     without: tuple[str, ...] = (),
+    operator: str | None = None,
+    enrolled: int = NOW - 86400,
+    hardware_class: str = "cpu",
 ) -> AttestationResult:
     """An honest result of node *name*, but for what is given."""
     given = {
@@ -61,7 +76,13 @@ def ear(
         **(claims or {}),
     }
     submods = {
-        "platform": submod(PLATFORM if platform is None else platform, platform_assurance, given, {}),
+        "platform": submod(
+            PLATFORM if platform is None else platform,
+            platform_assurance,
+            given,
+            {},
+            None if operator is None else NodeRecord(operator, enrolled, "active", hardware_class),
+        ),
         f"model/{MODEL}": submod(
             WEIGHTS if weights is None else weights, model_assurance, {}, measured or {}
         ),
@@ -88,13 +109,56 @@ def view(name: str = "n", **given: Any) -> NodeView:
     return NodeView(name, result=ear(name, jti=f"jti-{name}", **given), **about)
 
 
-def snapshot(*nodes: NodeView, standings: Mapping[str, Standing] | None = None, **given: Any) -> Snapshot:
-    """A snapshot of *nodes*, with standings by node for the one model."""
-    found = Snapshot(
-        version=1,
-        now_ms=NOW * 1000,
-        monotonic=TICKS,
-        nodes={node.node: node for node in nodes},
-        standings={(name, MODEL): standing for name, standing in (standings or {}).items()},
-    )
-    return replace(found, **given)
+@dataclass(frozen=True)
+class Given:
+    """What a router knows at one moment, put together in the order of its nodes."""
+
+    nodes: Mapping[str, NodeView]
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    loads: Mapping[str, Load] = field(default_factory=dict)
+    holds: Mapping[str, float] = field(default_factory=dict)
+    """By operator, since when one of its nodes is held."""
+    now_ms: int = NOW * 1000
+    monotonic: float = TICKS
+    silent_s: float = 0.0
+
+    def fleet(self, workload: Workload = WORKLOAD) -> Fleet:
+        silent_ms = int(self.silent_s * 1000)
+        at = [self.now_ms - silent_ms, self.monotonic - self.silent_s]
+        clock = Clock(lambda: int(at[0]), lambda: at[1])
+        made = Fleet(Table([workload]), clock)
+        made.heard()
+        at[:] = self.now_ms, self.monotonic
+        for operator, since in self.holds.items():
+            made.operator_held(operator, "i", since)
+        for node in self.nodes.values():
+            made.put(node)
+        for name, standing in self.standings.items():
+            made.restore(name, workload.kept_under, Account(standing))
+        for name, load in self.loads.items():
+            if (kept := made.kept(name, workload.kept_under)) is None:
+                made.restore(name, workload.kept_under, Account(Standing(at=self.now_ms / 1000)))
+                kept = made.kept(name, workload.kept_under)
+            assert kept is not None
+            kept.load = Load(load.in_flight, load.failures_in_a_row, load.open_until)
+            made.put(self.nodes[name])
+        return made
+
+
+def snapshot(*nodes: NodeView, **given: Any) -> Given:
+    """A moment with *nodes*."""
+    return Given({node.node: node for node in nodes}, **given)
+
+
+def decide(given: Given, workload: Workload = WORKLOAD, seed: int = 0) -> Decision:
+    return decision.decide(given.fleet(workload).snapshot(workload), workload, seed)
+
+
+def excluded(given: Given, workload: Workload = WORKLOAD) -> dict[str, Verdict]:
+    made = given.fleet(workload)
+    made.advance()
+    return made.excluded(workload)
+
+
+def nodes_of(ranked: Iterable[Any]) -> list[str]:
+    return [entry.node for entry in ranked]

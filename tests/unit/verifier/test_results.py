@@ -18,7 +18,7 @@ from attester import cose
 from attester.cose import PrivateKey
 from verifier import results, trust
 from verifier.errors import ResultError
-from verifier.results import Appraisal, AttestationResult, ResultKey, VerifierClaims
+from verifier.results import Appraisal, AttestationResult, NodeRecord, ResultKey, VerifierClaims
 from verifier.trust import Tier
 
 NOW, ISSUER = 1_795_000_000, "https://v.example"
@@ -35,7 +35,7 @@ def result(**changes: Any) -> AttestationResult:
         Tier.AFFIRMING,
         {"instance-identity": 2, "configuration": 2},
         ("default@1#sha-256;" + "0" * 64,),
-        VerifierClaims("declared", "true"),
+        VerifierClaims("declared", "true", node=NodeRecord("acme", NOW - 86_400, "active", "cpu")),
         eat_nonce=results.b64url(bytes(32)),
         ear_attester_claims={"endpoint": {"url": "https://n.example"}},
     )
@@ -72,6 +72,22 @@ def test_a_cwt_comes_back_as_it_was() -> None:
     """The same claims under their CBOR keys."""
     data = results.encode_cwt(result(), KEY)
     assert results.decode_cwt(data, KEYS, issuer=ISSUER, now=NOW) == result()
+
+
+def test_a_result_without_the_node_is_read() -> None:
+    """Those from before results said whose node it is; a relying party that needs to know takes it as not met."""
+    claims = msgspec.json.decode(msgspec.json.encode(result().to_claims()))
+    del claims["submods"]["platform"]["ear_verifier_claims"]["node"]
+    assert read(signed(claims)).submods["platform"].ear_verifier_claims.node is None
+
+
+@pytest.mark.parametrize("member", ["operator", "enrolled", "state", "hardware_class"])
+def test_half_a_word_about_the_node_is_refused(member: str) -> None:
+    """All of it or nothing."""
+    claims = msgspec.json.decode(msgspec.json.encode(result().to_claims()))
+    del claims["submods"]["platform"]["ear_verifier_claims"]["node"][member]
+    with pytest.raises(ResultError, match="malformed"):
+        read(signed(claims))
 
 
 @pytest.mark.parametrize(

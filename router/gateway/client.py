@@ -1,0 +1,91 @@
+"""The client's side of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from router.gateway.idempotency import Kept
+from router.gateway.sse import DONE, event
+
+_CONTENT_TYPE: Final = "text/event-stream"
+_KEEP: Final = 1 << 20
+"""Bytes of a stream that are kept to be given again."""
+
+
+class ClientGoneError(ConnectionError):
+    """The client takes nothing more."""
+
+
+class ClientStream:
+    """
+    Begins with the first bytes that are sent, and not before.
+
+    What a client does not read waits in the kernel and in 64 KiB here; beyond that the node
+    is read no further either, so that slow readers cost no memory.
+    """
+
+    def __init__(
+        self, request: web.Request, headers: Mapping[str, str], *, write_timeout_s: float, keep: bool
+    ) -> None:
+        self._request = request
+        self._headers = {
+            **headers,
+            "Content-Type": _CONTENT_TYPE,
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+        }
+        self._timeout_s = write_timeout_s
+        self._response: web.StreamResponse | None = None
+        self._parts: list[bytes] | None = [] if keep else None
+        self._size = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has gone to the client."""
+        return self._response is not None
+
+    async def send(self, data: bytes) -> None:
+        """Send whole events on.  Raises `ClientGoneError` where the client is gone or does not read."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if self._response is None:
+                    response = web.StreamResponse(headers=self._headers)
+                    await response.prepare(self._request)
+                    self._response = response
+                await self._response.write(data)
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ClientGoneError("the client does not read") from None
+        self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        if self._parts is not None:
+            self._size += len(data)
+            self._parts = [*self._parts, data] if self._size <= _KEEP else None
+
+    async def give(self, document: Mapping[str, Any]) -> None:
+        """An event of the router's own."""
+        await self.send(event(msgspec.json.encode(document)))
+
+    async def done(self) -> None:
+        """The last event of a whole answer."""
+        await self.send(event(DONE))
+
+    async def end(self) -> web.StreamResponse:
+        """Nothing more comes."""
+        assert self._response is not None
+        await self._response.write_eof()
+        return self._response
+
+    def kept(self) -> Kept | None:
+        """The stream as it was, where it was to be kept and is not too large."""
+        if self._parts is None:
+            return None
+        headers = {k: v for k, v in self._headers.items() if k != "Content-Type"}
+        return Kept(200, _CONTENT_TYPE, tuple(headers.items()), b"".join(self._parts))

@@ -1,0 +1,315 @@
+"""
+One exchange with one node: a whole answer, or a stream passed through as it comes.
+
+Nothing of a stream goes to the client before the node has given the first text, so that
+everything until then can be tried elsewhere.  From then on only whole events go on, at once;
+and how it ended is known at its end: text, a reason to finish for every choice, and
+``[DONE]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+import aiohttp
+import yarl
+
+from attester.bounded import read_all
+from router.config import GatewaySection
+from router.errors import AttemptError
+from router.gateway.answers import Answer, Chunk, judge, read_chunk
+from router.gateway.pinned import PinError, check_url, pin_for
+from router.gateway.sse import DONE, EventError, Events, event
+from router.outcomes import Outcome
+from router.settlement import Usage
+from router.tokens import Tally
+from router.workload import Workload
+
+MAX_ANSWER: Final = 64 << 20
+_MAX_FAILURE: Final = 64 << 10
+_MAX_HELD: Final = 1 << 20
+_EXTRA_EVENTS: Final = 16
+_LEAST_PACE: Final = 1.0
+"""Tokens per second: whose stream is slower when the caller's time is over, is stalling."""
+_GOODBYE_S: Final = 0.2
+_HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request as nodes will see it."""
+
+    workload: Workload
+    path: str
+    body: bytes
+    document: Mapping[str, Any]
+    stream: bool = False
+    caller: str = ""
+    operator: str | None = None
+    """The operator that the caller belongs to, if it is one's."""
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream is to end with what was used."""
+        options = self.document.get("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens the answer may have, all its choices together."""
+        given = [self.document.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        limits = [limit for limit in given if type(limit) is int and limit > 0]
+        choices = self.document.get("n")
+        return max(limits) * (choices if type(choices) is int and choices > 0 else 1) if limits else None
+
+
+class Sink(Protocol):
+    """The client's side of a stream."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has gone to the client, so that no other node can take over."""
+
+    async def send(self, data: bytes) -> None:
+        """Send whole events on.  Raises `ConnectionError` where the client is gone or does not read."""
+
+
+@dataclass
+class Progress:
+    """What was seen of an answer so far."""
+
+    text: Tally
+    first_s: float | None = None
+    events: int = 0
+    """That carried text."""
+    claimed: Usage | None = None
+    done: bool = False
+    held: bytes = b""
+    """Of a stream: what was not sent on yet."""
+    open_choices: set[int] = field(default_factory=set)
+    ended_choices: set[int] = field(default_factory=set)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has come to its end."""
+        return bool(self.ended_choices) and not self.open_choices
+
+    def take(self, chunk: Chunk) -> bool:
+        """Count an event; gives whether it carried text."""
+        for choice in chunk.choices:
+            if choice.finish_reason is not None:
+                self.ended_choices.add(choice.index)
+                self.open_choices.discard(choice.index)
+            elif choice.index not in self.ended_choices:
+                self.open_choices.add(choice.index)
+        if chunk.usage is not None:
+            self.claimed = chunk.usage.usage
+        text = chunk.text
+        if not text:
+            return False
+        self.text.add(text)
+        self.events += 1
+        return True
+
+
+@lru_cache(maxsize=100_000)
+def _target(url: str, path: str, *, allow_private: bool) -> yarl.URL:
+    return check_url(url, allow_private=allow_private).with_path(path)
+
+
+class Exchanges:
+    """Asks nodes, each over TLS pinned to its key."""
+
+    def __init__(self, http: aiohttp.ClientSession, config: GatewaySection) -> None:
+        self._http = http
+        self._config = config
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=config.connect_timeout_s)
+
+    async def whole(self, endpoint: tuple[str, str], work: Work, left_s: float) -> Answer:
+        """
+        A whole answer, judged.
+
+        Raises:
+            AttemptError: there is none.
+        """
+        allowance = min(left_s, self._config.attempt_timeout_s)
+        try:
+            async with asyncio.timeout(allowance), self._post(endpoint, work) as response:
+                data = await read_all(response.content, MAX_ANSWER)
+        except TimeoutError:
+            raise AttemptError(self._late(allowance), f"no whole answer within {allowance:.1f} s") from None
+        if data is None:
+            raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
+        return judge(work.path, response.status, data)
+
+    async def stream(
+        self, endpoint: tuple[str, str], work: Work, left_s: float, sink: Sink, progress: Progress
+    ) -> Answer | None:
+        """
+        Pass a stream on as it comes.
+
+        Returns:
+            `None` where it came to its end; an answer where the node refused.
+
+        Raises:
+            AttemptError: it did not; `sink` says whether another node may take over.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        last = began + left_s
+        allowance = min(left_s, self._config.attempt_timeout_s)
+        try:
+            async with asyncio.timeout(allowance) as timer, self._post(endpoint, work) as response:
+                if response.status != 200:
+                    return await _failure(response, work)
+                if response.content_type != "text/event-stream":
+                    raise AttemptError(Outcome.CORRUPTED, "status 200 that is no stream of events")
+                await self._pass_on(response, work, sink, progress, timer, began, last)
+        except TimeoutError:
+            if progress.finished:
+                # All was said but [DONE].
+                return None
+            now = loop.time()
+            if not sink.begun:
+                raise AttemptError(self._late(allowance), f"no text within {allowance:.1f} s") from None
+            if now < last:
+                raise AttemptError(
+                    Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s"
+                ) from None
+            slow = progress.text.total() < _LEAST_PACE * (now - began)
+            raise AttemptError(
+                Outcome.STALLED if slow else Outcome.TIMED_OUT,
+                "the stream did not end within the time there was",
+            ) from None
+        return None
+
+    async def _pass_on(
+        self,
+        response: aiohttp.ClientResponse,
+        work: Work,
+        sink: Sink,
+        progress: Progress,
+        timer: asyncio.Timeout,
+        began: float,
+        last: float,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        events = Events()
+        most = work.most_tokens
+        try:
+            async for data in response.content.iter_any():
+                moved = False
+                for payload in events.feed(data):
+                    moved |= _take(payload, progress)
+                    if progress.done:
+                        break
+                if moved and progress.first_s is None:
+                    progress.first_s = loop.time() - began
+                if most is not None and progress.events > most + _EXTRA_EVENTS:
+                    raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
+                if progress.events and progress.held:
+                    due = timer.when()
+                    # While the client reads, the node's clock stands still.
+                    timer.reschedule(None)
+                    sending, progress.held = progress.held, b""
+                    await sink.send(sending)
+                    if moved or due is None:
+                        due = min(last, loop.time() + self._config.stall_s)
+                    timer.reschedule(due)
+                if progress.done:
+                    return
+        except aiohttp.ClientPayloadError:
+            if not progress.finished:
+                raise AttemptError(Outcome.TRUNCATED, "the stream broke off") from None
+        except EventError as error:
+            raise AttemptError(Outcome.CORRUPTED, str(error)) from None
+        if not progress.finished:
+            raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
+
+    @asynccontextmanager
+    async def _post(self, endpoint: tuple[str, str], work: Work) -> AsyncIterator[aiohttp.ClientResponse]:
+        url, pin = endpoint
+        response: aiohttp.ClientResponse | None = None
+        try:
+            response = await self._http.post(
+                _target(url, work.path, allow_private=self._config.allow_private),
+                data=work.body,
+                headers=_HEADERS,
+                ssl=pin_for(pin),
+                allow_redirects=False,
+                timeout=self._timeout,
+            )
+            yield response
+        except aiohttp.ConnectionTimeoutError:
+            raise AttemptError(Outcome.CRASHED, "no connection in time") from None
+        except PinError as error:
+            raise AttemptError(Outcome.IMPOSTOR, str(error)) from None
+        except aiohttp.ClientPayloadError:
+            raise AttemptError(Outcome.TRUNCATED, "the answer ended early") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise AttemptError(Outcome.CRASHED, f"no answer: {type(error).__name__}") from None
+        finally:
+            if response is not None:
+                self._leave(response)
+
+    def _leave(self, response: aiohttp.ClientResponse) -> None:
+        """A connection can be used again once the end of its answer was read; the client does not wait for it."""
+        if response.content.at_eof():
+            response.release()
+        elif sys.exc_info()[0] is None:
+            task = asyncio.create_task(_read_end(response), name="the end of an answer")
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        else:
+            response.close()
+
+    def _late(self, allowance: float) -> Outcome:
+        """Whose time ran out: the attempt's, and the node is slow; or the caller's."""
+        return Outcome.STALLED if allowance * 2 >= self._config.attempt_timeout_s else Outcome.TIMED_OUT
+
+
+async def _read_end(response: aiohttp.ClientResponse) -> None:
+    try:
+        async with asyncio.timeout(_GOODBYE_S):
+            while not response.content.at_eof() and not await response.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError):
+        pass
+    finally:
+        # Where the end has not come, this closes the connection.
+        response.release()
+
+
+async def _failure(response: aiohttp.ClientResponse, work: Work) -> Answer:
+    data = await read_all(response.content, _MAX_FAILURE)
+    return judge(work.path, response.status, data or b"")
+
+
+def _take(payload: bytes, progress: Progress) -> bool:
+    """Count an event, and hold it for the client; gives whether it carried text."""
+    if payload == DONE:
+        if not progress.finished:
+            raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
+        progress.done = True
+        return False
+    chunk = read_chunk(payload)
+    if chunk is None:
+        raise AttemptError(Outcome.CORRUPTED, "an event that is no part of an answer")
+    if chunk.error is not None:
+        raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error")
+    moved = progress.take(chunk)
+    # What was used is told at the end, by the router.
+    if chunk.usage is None or chunk.choices:
+        progress.held += event(payload)
+    if len(progress.held) > _MAX_HELD and not progress.events:
+        raise AttemptError(Outcome.CORRUPTED, f"{_MAX_HELD} bytes of events without text")
+    return moved

@@ -1,0 +1,204 @@
+"""
+Answers kept for clients that try again: ``Idempotency-Key``.
+
+By draft-ietf-httpapi-idempotency-key-header-07 the key is a string of RFC 8941, in quotes; most
+clients send it bare.  Both forms are read, and are the same key.
+
+ 1. The first request with a key goes on; until it is over, another is refused (409).
+ 2. Once it is over, its answer is given again, for a time, without the work.
+ 3. An answer too large to be kept is not given again, and the work is not done again (409).
+ 4. The key of one request does not fit another (422).
+ 5. What failed or was abandoned may be tried again.
+
+Memory is bounded, so what 2 to 4 say holds while there is room: the finished that were asked for
+least recently are forgotten first.  What is under way is never forgotten.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from router.errors import RouterError
+
+_MAX_KEY: Final = 255
+_QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+_ESCAPED: Final = re.compile(r"\\(.)")
+_RETRY_AFTER_S: Final = 1
+# At most so many at a time, lest one request waits until thousands are freed.
+_SWEEP: Final = 32
+
+_Id = tuple[str, str]
+
+
+class ReplayError(RouterError):
+    """A request with a key is refused; `status` is of HTTP, `retry_after` in seconds or `None`."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A whole answer; of a stream, its bytes joined."""
+
+    status: int
+    content_type: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return (
+            len(self.body)
+            + len(self.content_type)
+            + sum(len(name) + len(value) for name, value in self.headers)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    fingerprint: bytes
+    answer: Kept | None
+    size: int
+
+
+class Replays:
+    """
+    Requests with a key, under way and finished, in bounded memory.
+
+    Args:
+        monotonic: A monotonic clock in seconds.
+        ttl_s: For how long a finished request is remembered, in seconds.
+        max_entries: How many requests are remembered, those under way included.
+        max_bytes: How many bytes of answers are kept in all.
+        max_answer: How many bytes an answer may have to be kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        monotonic: Callable[[], float],
+        ttl_s: float = 600.0,
+        max_entries: int = 10_000,
+        max_bytes: int = 64 << 20,
+        max_answer: int = 1 << 20,
+    ) -> None:
+        self._monotonic = monotonic
+        self._ttl_s = ttl_s
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._max_answer = min(max_answer, max_bytes)
+        self._running: dict[_Id, bytes] = {}
+        # The finished ones twice: by when they were last asked for, and by when they expire.
+        self._by_use: OrderedDict[_Id, _Finished] = OrderedDict()
+        self._by_end: OrderedDict[_Id, float] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._running) + len(self._by_use)
+
+    @property
+    def size(self) -> int:
+        """Bytes of answers that are kept."""
+        return self._bytes
+
+    def begin(self, owner: str, key: str, fingerprint: bytes) -> Kept | None:
+        """
+        The answer to give again; or `None` for the first, which is now under way.
+
+        Who is given `None` ends it by `keep` or `forget`, and nobody else does.
+
+        Args:
+            owner: The caller: keys of different callers are different.
+            key: The header as it was sent.
+            fingerprint: A digest of what was asked, resource and body.
+
+        Raises:
+            ReplayError: 400 not a key; 422 another request's; 409 under way, or finished without
+                an answer that could be kept; 503 no room, for all that there is is under way.
+        """
+        entry = (owner, _unquoted(key))
+        self._expire(entry)
+        running, finished = self._running.get(entry), self._by_use.get(entry)
+        known = finished.fingerprint if finished is not None else running
+        if known is None:
+            if len(self) >= self._max_entries:
+                self._make_room()
+            self._running[entry] = fingerprint
+            return None
+        if known != fingerprint:
+            raise ReplayError(
+                422, "idempotency_key_reused", "the Idempotency-Key was used for another request"
+            )
+        if finished is None:
+            message = "a request with this Idempotency-Key is under way"
+            raise ReplayError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
+        self._by_use.move_to_end(entry)
+        if finished.answer is None:
+            message = "the request with this Idempotency-Key was completed, and its answer could not be kept"
+            raise ReplayError(409, "idempotency_answer_not_kept", message)
+        return finished.answer
+
+    def keep(self, owner: str, key: str, answer: Kept | None) -> None:
+        """
+        It is completed; without an answer to keep, or with one too large, that alone is remembered.
+
+        Nothing happens where it is not under way.
+        """
+        entry = (owner, _unquoted(key))
+        fingerprint = self._running.pop(entry, None)
+        if fingerprint is None:
+            return
+        size = 0 if answer is None else answer.size
+        if size > self._max_answer:
+            answer, size = None, 0
+        while self._bytes + size > self._max_bytes:
+            self._drop(next(iter(self._by_use)))
+        self._by_use[entry] = _Finished(fingerprint, answer, size)
+        self._by_end[entry] = self._monotonic() + self._ttl_s
+        self._bytes += size
+
+    def forget(self, owner: str, key: str) -> None:
+        """It failed or was abandoned, and may be tried again; nothing happens where it is not under way."""
+        self._running.pop((owner, _unquoted(key)), None)
+
+    def _make_room(self) -> None:
+        if not self._by_use:
+            message = "too many requests with an Idempotency-Key are under way"
+            raise ReplayError(503, "idempotency_full", message, _RETRY_AFTER_S)
+        self._drop(next(iter(self._by_use)))
+
+    def _expire(self, wanted: _Id) -> None:
+        now = self._monotonic()
+        if self._by_end.get(wanted, now + 1) <= now:
+            self._drop(wanted)
+        for _ in range(min(_SWEEP, len(self._by_end))):
+            oldest = next(iter(self._by_end))
+            if self._by_end[oldest] > now:
+                break
+            self._drop(oldest)
+
+    def _drop(self, entry: _Id) -> None:
+        self._bytes -= self._by_use.pop(entry).size
+        del self._by_end[entry]
+
+
+def _unquoted(header: str) -> str:
+    """The key that a header carries, in quotes or bare; raises `ReplayError`."""
+    key = header
+    if header.startswith('"'):
+        # No longer than a key of escapes only: what is longer is not looked through.
+        match = _QUOTED.fullmatch(header) if len(header) <= 2 * _MAX_KEY + 2 else None
+        key = _ESCAPED.sub(r"\1", match[1]) if match is not None else ""
+    if not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+        message = f"an Idempotency-Key is 1 to {_MAX_KEY} printable characters of ASCII"
+        raise ReplayError(400, "idempotency_key_invalid", message)
+    return key

@@ -1,0 +1,115 @@
+"""Where a node stands, why, and what would raise it: for its operator."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from router.fleet import Fleet
+from router.gates import CODES
+from router.kept import SERIES, Kept
+from router.service.state import STATE, State, require_key
+from router.sketch import quantile
+from router.standing import ESTABLISHED_LOWER, PROVEN, Standing, Tier
+from verifier.errors import RequestError
+from verifier.service.http import json_response
+
+_QUANTILES: Final = (0.5, 0.9, 0.99)
+_WHAT_HELPS: Final = {
+    "standing.little-evidence": f"complete work: about {PROVEN} requests without a failure make a node established",
+    "standing.failing": "complete what is begun; a failure weighs three, and is half forgotten after an hour and a week",
+    "standing.unclean": "keep to the protocol to the end ([DONE]) and claim the tokens that were delivered",
+    "standing.first-token-p90": "give the first token sooner",
+    "standing.first-token-p99": "give the first token sooner, also at the worst of times",
+    "standing.token-p90": "give tokens faster",
+    "standing.token-p99": "give tokens faster, also at the worst of times",
+    "standing.answer-p90": "answer sooner",
+    "standing.answer-p99": "answer sooner, also at the worst of times",
+    "standing.proven": "nothing more is needed: established nodes are told apart by their pace alone",
+}
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [web.get("/api/v1/nodes/{id}/standing", show)]
+
+
+async def show(request: web.Request) -> web.Response:
+    """A node's standing, by workload and by tier."""
+    require_key(request)
+    state = request.app[STATE]
+    node = request.match_info["id"]
+    if node not in state.fleet:
+        raise RequestError("no such node is known", code="request.not-found")
+    return json_response(of(state, node))
+
+
+def of(state: State, node: str) -> dict[str, Any]:
+    """All that the router knows of a node."""
+    fleet, now = state.fleet, state.clock.unix()
+    fleet.advance()
+    view = fleet.view(node)
+    heartbeat = fleet.heartbeat(node)
+    return {
+        "node": node,
+        "operator": view.operator,
+        "phi": None if heartbeat is None else round(heartbeat.phi(state.clock.monotonic()), 2),
+        "workloads": {name: _place(fleet, node, name) for name in fleet.table.workloads},
+        "tiers": {tier: _kept(kept, now) for tier, kept in fleet.tiers(node).items()},
+    }
+
+
+def _place(fleet: Fleet, node: str, name: str) -> dict[str, Any]:
+    workload = fleet.table.workloads[name]
+    verdict, lane = fleet.verdict(node, workload), fleet.lane(node, workload)
+    kept = fleet.kept(node, workload.kept_under)
+    why = "standing.little-evidence" if kept is None else kept.rating.why
+    return {
+        "model": workload.model,
+        "tier": workload.kept_under,
+        "lane": None if verdict is not None and lane is None else lane,
+        "closed": None if verdict is None else msgspec.to_builtins(verdict),
+        "what_would_help": _WHAT_HELPS.get(why, "") if verdict is None else CODES.get(verdict.code, ""),
+    }
+
+
+def _kept(kept: Kept, now: float) -> dict[str, Any]:
+    own = kept.own.decayed_to(now)
+    rating = kept.rating
+    lacking = max(PROVEN - own.completed[1], 0) if rating.tier is Tier.PROBATION else 0
+    return {
+        "standing": rating.tier,
+        "why": rating.why,
+        "completion_lower_bound": round(rating.completion, 4),
+        "established_from": ESTABLISHED_LOWER,
+        "clean_lower_bound": round(rating.clean, 4),
+        "evidence": round(rating.evidence, 1),
+        "requests_to_go": round(lacking),
+        "usual_answer_s": kept.own.latency_s,
+        "under_way": kept.load.in_flight,
+        "failures_in_a_row": kept.load.failures_in_a_row,
+        "seen_here": _counts(own),
+        "seen_by_others": {router: _counts(o.decayed_to(now)) for router, o in kept.others.items()},
+        "last_hour_s": {series: _quantiles(kept, series, now) for series in SERIES},
+    }
+
+
+def _counts(standing: Standing) -> dict[str, Any]:
+    names = ("hour", "week")
+    return {
+        "completed": dict(zip(names, (round(c, 1) for c in standing.completed), strict=True)),
+        "failed_weighted": dict(zip(names, (round(c, 1) for c in standing.failed), strict=True)),
+        "exchanges": round(standing.exchanges, 1),
+        "rejects": round(standing.rejects, 1),
+    }
+
+
+def _quantiles(kept: Kept, series: str, now: float) -> dict[str, Any]:
+    counts = kept.last_hour(series, now)
+    found: dict[str, Any] = {"count": sum(counts.values())}
+    for share in _QUANTILES:
+        value = quantile(counts, share)
+        found[f"p{share * 100:g}"] = None if value is None else round(value, 4)
+    return found

@@ -1,0 +1,36 @@
+"""How the router is: what it hears, and what it could do with the work that comes."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from router.gates import FEED_SILENT_S
+from router.gateway.openai import GATEWAY
+from router.service.state import STATE, require_key
+from verifier.service.http import json_response
+
+
+def routes() -> list[web.RouteDef]:
+    """The resources of this file."""
+    return [web.get("/api/v1/status", show)]
+
+
+async def show(request: web.Request) -> web.Response:
+    """Whether work can be done, and why not; 503 while the verifier is silent."""
+    require_key(request)
+    state, gateway = request.app[STATE], request.app[GATEWAY]
+    fleet = state.fleet
+    fleet.advance()
+    open_to_work = fleet.silent_s <= FEED_SILENT_S
+    document = {
+        "router": state.config.name,
+        "open": open_to_work,
+        "feed_silent_s": round(fleet.silent_s, 1),
+        "snapshot": fleet.version,
+        "nodes": len(fleet),
+        "in_flight": gateway.in_flight,
+        "workloads": {
+            name: {"lanes": lanes, "closed": fleet.closed(name)} for name, lanes in fleet.census().items()
+        },
+    }
+    return json_response(document, status=200 if open_to_work else 503)

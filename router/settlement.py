@@ -1,0 +1,87 @@
+"""
+What nodes claim to have used, against what the router has counted.
+
+The router counts with the model's own tokeniser, so an honest engine claims the same but for
+special tokens and its chat template.  Within the tolerance nothing happens; beyond it an
+answer is unclean; and who claims half as much again over many answers is held: a large
+settlement mismatch is a gate.  Where nodes of several operators come to be so, it is our
+tokeniser that is wrong, and nobody is held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+ANSWERS: Final = 20
+"""Fewer say nothing of a node."""
+WINDOW_S: Final = 3600.0
+_SLACK: Final = 1.25
+_SLACK_TOKENS: Final = 8
+"""For one answer: special tokens, and an engine that counts what it stripped."""
+_TEMPLATE_TOKENS: Final = 64
+"""A prompt's chat template is the node's to add."""
+_MAJOR: Final = 1.5
+OPERATORS: Final = 3
+"""So many with a mismatch within the window, and it is ours."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer."""
+
+    prompt: int
+    completion: int
+
+
+def is_true(claimed: Usage, counted: Usage) -> bool:
+    """Whether what a node claims for one answer is what was counted, within the tolerance."""
+    return (
+        claimed.completion <= counted.completion * _SLACK + _SLACK_TOKENS
+        and claimed.prompt <= counted.prompt * _SLACK + _TEMPLATE_TOKENS
+    )
+
+
+@dataclass
+class _Sum:
+    since: float
+    operator: str
+    answers: int = 0
+    claimed: int = 0
+    counted: int = 0
+    """With what the tolerance for each answer allows."""
+
+
+class Meter:
+    """What each node claimed and was counted for, over the last hour or so.  Monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sum] = {}
+        self._beyond: dict[str, float] = {}
+        """When an operator's nodes were last found beyond the threshold."""
+
+    def add(self, node: str, operator: str, claimed: Usage, counted: Usage, now: float) -> Mismatch | None:
+        """Count an answer; gives the mismatch, where this one makes it large."""
+        found = self._sums.get(node)
+        if found is None or now - found.since > WINDOW_S:
+            found = self._sums[node] = _Sum(now, operator)
+        found.answers += 1
+        found.claimed += claimed.prompt + claimed.completion
+        found.counted += counted.prompt + counted.completion + _SLACK_TOKENS + _TEMPLATE_TOKENS
+        if found.answers < ANSWERS or found.claimed <= _MAJOR * found.counted:
+            return None
+        del self._sums[node]
+        self._beyond[operator] = now
+        beyond = [o for o, at in self._beyond.items() if now - at <= WINDOW_S]
+        return Mismatch(found.answers, found.claimed, found.counted, ours=len(beyond) >= OPERATORS)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Far more was claimed than was delivered."""
+
+    answers: int
+    claimed: int
+    counted: int
+    ours: bool
+    """Nodes of several operators are so: our count is what is wrong."""
