@@ -169,10 +169,14 @@ class Bench:
         # As text: another checkout may know of other settings.
         path.write_text(
             f'[verifier]\nurl = "{issuer}"\n[service]\nlisten = "{listen}"\n'
-            "[gateway]\nallow_private = true\n"
-            f'key_digests = ["{hashlib.sha256(peer.KEY.encode()).hexdigest()}"]\n'
-            f'[workloads.tiny]\nmodel = "{answers.MODEL}"\nmax_age_s = {LIFE_S}\n'
+            '[gateway]\nallow_private = true\n[store]\npath = "router.db"\n'
+            f'[[keys]]\nname = "bench"\nsha256 = "{hashlib.sha256(peer.KEY.encode()).hexdigest()}"\n'
         )
+        table = {
+            "tiers": {"small": {"max_age_s": LIFE_S}},
+            "workloads": {"tiny": {"model": answers.MODEL, "tier": "small"}},
+        }
+        (self._folder / "workloads.yaml").write_bytes(msgspec.json.encode(table))
         await self._start(
             OURS, sys.executable, "-m", "touchstone", "router", "serve", "--config", str(path),
             cores=self._between, cwd=self._tree,

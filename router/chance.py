@@ -26,4 +26,4 @@ class Chance:
             data = hashlib.blake2b(self._seed, salt=self._counter.to_bytes(16, "little")).digest()
             self._left = list(_BLOCK.unpack(data))
             self._counter += 1
-        return (self._left.pop() * bound) >> 64
+        return self._left.pop() * bound >> 64

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 class Clock:
     """
-    A wall clock that does not go back, and a monotonic one.
+    A wall clock that is never behind where the process began and how long it has run, and a monotonic one.
 
     A wall clock that jumps ahead is followed: results may have run out while the machine slept.
-    One that is set back is not, for what has run out must not come to life again: time goes
-    on from where the process began.
+    One that is set back is followed no further than that, for what has run out must not come
+    to life again; a jump ahead that is corrected is.
     """
 
     def __init__(self, wall_ms: Callable[[], int], monotonic: Callable[[], float]) -> None:

@@ -54,7 +54,7 @@ class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
     """A client that takes nothing for so long has gone."""
     connect_timeout_s: Annotated[float, Meta(ge=0.1, le=60)] = 3
     """For TCP and TLS together: who does not even greet is not waited for."""
-    attempts: Annotated[int, Meta(ge=1, le=WIDTH)] = 3
+    attempts: Annotated[int, Meta(ge=1, le=WIDTH)] = WIDTH
     max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000
     """Requests under way; more are told to come back."""
     probe_every_s: Annotated[float, Meta(ge=0, le=3600)] = 5

@@ -21,7 +21,7 @@ from router.ranking import Facts, Pool, Ranked, rank
 from router.workload import Workload
 
 
-class Snapshot(Struct, frozen=True):
+class Snapshot(Struct, frozen=True, gc=False):
     """Everything a decision rests on, at one moment."""
 
     version: int
@@ -34,7 +34,7 @@ class Snapshot(Struct, frozen=True):
     """How long nothing was heard from the verifier."""
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """Who may do this work, in which order, and why the others may not."""
 
     workload: Workload
@@ -73,9 +73,9 @@ class Decision(Struct, frozen=True):
     def to_wire(self) -> dict[str, Any]:
         """As JSON-compatible data: `from_wire` reads it."""
         wire: dict[str, Any] = msgspec.to_builtins(self)
-        return wire | self._derived()
+        return wire | self.derived()
 
-    def _derived(self) -> dict[str, Any]:
+    def derived(self) -> dict[str, Any]:
         """What follows from the rest, for who reads the record."""
         return {"chosen": None if self.chosen is None else self.chosen.node, "runner_up_gap_s": self.gap}
 
@@ -91,7 +91,7 @@ class Decision(Struct, frozen=True):
             decision = msgspec.convert(wire, cls, strict=False)
         except (msgspec.ValidationError, ValueError) as error:
             raise ReplayError(f"not a decision: {error}") from None
-        for name, value in decision._derived().items():
+        for name, value in decision.derived().items():
             if wire.get(name) != value:
                 raise ReplayError(f"not a decision: its {name} does not follow from its ranked")
         return decision
@@ -102,9 +102,8 @@ _NAMES: Final = tuple((lane, lane.value) for lane in LANES)
 
 def decide(snapshot: Snapshot, workload: Workload, seed: int) -> Decision:
     """Rank those who may.  An empty pool is an answer."""
-    lanes = snapshot.pool.lanes
-    sizes = {name: len(lanes[lane]) for lane, name in _NAMES}
     watched = _WatchedPool(snapshot.pool)
+    sizes = {name: watched.sizes[lane] for lane, name in _NAMES}
     closed = dict(snapshot.closed)
     if snapshot.silent_s > FEED_SILENT_S:
         # Whatever was known may have been revoked meanwhile: nobody may, whoever has room or has not.
@@ -137,10 +136,10 @@ def replay(decision: Decision) -> Decision:
     Raises:
         ReplayError: another one comes out, or it would have looked at something else.
     """
-    pool = _SeenPool(decision)
     closed = {code: n for code, n in decision.closed.items() if code != FEED_SILENT}
-    snapshot = Snapshot(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
     try:
+        pool = _SeenPool(decision)
+        snapshot = Snapshot(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
         again = decide(snapshot, decision.workload, decision.seed)
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, it looks at something that the record does not have") from None
@@ -156,7 +155,8 @@ class _WatchedPool:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         # The empty ones have nothing to say.
-        self._watched = {lane: Watched(places) for lane, places in pool.lanes.items() if len(places)}
+        self.sizes = dict(pool.sizes)
+        self._watched = {lane: Watched(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
         self.lanes: dict[Lane, Places] = {**pool.lanes, **self._watched}
         self.known: dict[str, Facts] = {}
         self.shares: dict[str, bool] = {}
@@ -181,6 +181,7 @@ class _SeenPool:
         self.lanes: dict[Lane, Places] = {
             lane: SeenLane(decision.seen.get(lane.value, nothing)) for lane in LANES
         }
+        self.sizes = {lane: len(places) for lane, places in self.lanes.items()}
         self._decision = decision
 
     def facts(self, node: str) -> Facts:

@@ -239,6 +239,13 @@ class Fleet:
         for entry in self._entries.values():
             entry.heartbeat.expect(seconds)
 
+    def asked(self, node: str) -> None:
+        """A node is asked whether it is there."""
+        entry = self._entries.get(node)
+        if entry is not None and entry.heartbeat.heard is None:
+            entry.heartbeat.asked(self._clock.monotonic())
+            self._place_everywhere(entry)
+
     def answered(self, node: str) -> None:
         """A node answered a probe."""
         entry = self._entries.get(node)
@@ -287,7 +294,9 @@ class Fleet:
             self._count(entry.key[0], {workload.name: -1})
         if left > 0:
             entry.under_way[workload.name] = left
-        kept.load.ended(outcome, now)
+        # Nor does what earns nothing shut a breaker: it is no sign that the node works for others.
+        unearned = outcome is Outcome.COMPLETED and not credit
+        kept.load.ended(Outcome.UNSERVED if unearned else outcome, now)
         kept.ended(outcome, seconds, self._clock.unix(), clean=clean, credit=credit)
         if outcome is Outcome.COMPLETED:
             entry.heartbeat.served(now)
@@ -390,10 +399,11 @@ class Fleet:
         view = entry.view
         due = math.inf
         for pool in self._pools.values():
-            verdict = gates.check(view, pool.workload, self._around(view.node, pool.workload))
+            around = self._around(view.node, pool.workload)
+            verdict = gates.check(view, pool.workload, around)
             pool.closed_by[view.node] = verdict
-            if verdict is None:
-                due = min(due, gates.closes_at(view, pool.workload) * 1000)
+            # Also where it is closed: the story is told of the first gate that is.
+            due = min(due, gates.changes_at(view, pool.workload, around.now_ms))
         if due < entry.due_ms:
             entry.due_ms = due
             heapq.heappush(self._wall, (due, view.node))

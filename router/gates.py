@@ -8,6 +8,7 @@ its own (`router.lanes`), and the decision says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -87,10 +88,11 @@ def result(node: NodeView, workload: Workload, around: Around) -> Verdict | None
     return None
 
 
-def closes_at(node: NodeView, workload: Workload) -> float:
-    """The Unix second from which its result will not do any more, however it is now."""
+def changes_at(node: NodeView, workload: Workload, now_ms: int) -> float:
+    """When time alone will next change what is to be said of its result, Unix milliseconds."""
     ear = node.result
-    return 0.0 if ear is None else min(ear.exp, ear.iat + workload.max_age_s + 1)
+    ends = () if ear is None else (ear.exp * 1000, (ear.iat + workload.max_age_s + 1) * 1000)
+    return min((at for at in ends if at > now_ms), default=math.inf)
 
 
 def incident(node: NodeView, workload: Workload, around: Around) -> Verdict | None:

@@ -17,7 +17,7 @@ from router.clock import Clock
 from router.config import StoreSection
 from router.fleet import Fleet
 from router.gateway.keys import Keyring
-from router.records import Record, Records
+from router.records import Records
 from router.store import decisions, standings
 from verifier.errors import StoreError
 from verifier.store.database import Database
@@ -82,7 +82,7 @@ class Keeper:
                 if changed:
                     await standings.save(tx, self._name, changed, now_ms)
                 if self._config.keep_decisions:
-                    await decisions.save(tx, self._name, _rows(records))
+                    await decisions.save(tx, self._name, records)
                 await standings.save_budgets(tx, self._name, self._keyring.spent())
                 if self._clock.monotonic() - self._tidied > _TIDY_EVERY_S:
                     self._tidied = self._clock.monotonic()
@@ -116,10 +116,6 @@ class Keeper:
                 return
             self._revision = revision
             await asyncio.sleep(0)
-
-
-def _rows(records: list[Record]) -> list[tuple[str, int, bytes]]:
-    return [(record.id, record.decision.at_ms, record.to_json()) for record in records]
 
 
 def _together(spent: dict[str, dict[str, tuple[int, int]]], own: str) -> dict[str, tuple[int, int]]:

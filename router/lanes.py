@@ -108,7 +108,7 @@ class KeptLane:
             del self._operators[bisect_left(self._operators, operator)]
 
 
-class Seen(Struct, frozen=True):
+class Seen(Struct, frozen=True, gc=False):
     """What a decision saw of a lane: enough to make it again."""
 
     size: int

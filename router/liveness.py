@@ -46,6 +46,11 @@ class Heartbeat:
                 self._mean = max(self._mean, interval_s)
             self._interval = interval_s
 
+    def asked(self, now: float) -> None:
+        """It is asked; whoever never answers has been silent since it was first asked."""
+        if self.heard is None:
+            self.heard = now
+
     def answered(self, now: float) -> None:
         """It answered a probe."""
         if self._last_probe is not None:
@@ -54,12 +59,11 @@ class Heartbeat:
             if interval <= 2 * self._interval + PAUSE_S:
                 self.intervals.append(interval)
                 self._measure()
-        self._last_probe = now
-        self.served(now)
+        self._last_probe = self.heard = now
 
     def served(self, now: float) -> None:
-        """It did work: it is there, but work has no rhythm to learn from."""
-        if self._last_probe is not None:
+        """It did work: it is there, but work has no rhythm to learn from.  Without probes nobody is judged."""
+        if self.heard is not None:
             self.heard = now
 
     def _measure(self) -> None:

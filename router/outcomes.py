@@ -6,7 +6,9 @@ Classified by where it failed, never by text that a node supplies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Final
 
 
 class Blame(StrEnum):
@@ -38,7 +40,7 @@ class Outcome(StrEnum):
     @property
     def blame(self) -> Blame:
         """Who is to blame."""
-        return _BLAME[self]
+        return OUTCOMES[self][0]
 
     @property
     def may_move_on(self) -> bool:
@@ -46,24 +48,34 @@ class Outcome(StrEnum):
         return self not in (Outcome.COMPLETED, Outcome.REFUSED, Outcome.TIMED_OUT, Outcome.ABANDONED)
 
 
-_BLAME = {
-    Outcome.COMPLETED: Blame.NOBODY,
-    Outcome.CRASHED: Blame.NODE,
-    Outcome.STALLED: Blame.NODE,
-    Outcome.TRUNCATED: Blame.NODE,
-    Outcome.CORRUPTED: Blame.NODE,
-    # Another key answers at the node's address: whoever it is, it is not the node.
-    Outcome.IMPOSTOR: Blame.NETWORK,
-    # The node refused the request as such: a client must not be able to have a node ejected.
-    Outcome.REFUSED: Blame.CLIENT,
-    Outcome.BUSY: Blame.NOBODY,
-    # It does not have this operation or model: perhaps nobody has, and the client knew.
-    Outcome.UNSERVED: Blame.NOBODY,
-    # A whole answer with nothing in it: perhaps the request wants just that.
-    Outcome.HOLLOW: Blame.NOBODY,
-    Outcome.TIMED_OUT: Blame.ROUTER,
-    Outcome.ABANDONED: Blame.CLIENT,
+OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
+    Outcome.COMPLETED: (Blame.NOBODY, "A whole answer, to its end."),
+    Outcome.CRASHED: (
+        Blame.NODE,
+        "No connection, a broken one, a redirect, a demand for credentials, or 5xx.",
+    ),
+    Outcome.STALLED: (Blame.NODE, "No answer, or no further text, in time."),
+    Outcome.TRUNCATED: (Blame.NODE, "The answer ended, and its text had not."),
+    Outcome.CORRUPTED: (
+        Blame.NODE,
+        "200 with what is no such answer, is too large, or goes on beyond what was asked for.",
+    ),
+    Outcome.IMPOSTOR: (
+        Blame.NETWORK,
+        "Another key answers at the node's address: whoever it is, it is not the node.",
+    ),
+    # A client must not be able to have a node ejected.
+    Outcome.REFUSED: (Blame.CLIENT, "The node refused the request as such (400, 413, 415, 422)."),
+    Outcome.BUSY: (Blame.NOBODY, "The node has no room (429, 503)."),
+    Outcome.UNSERVED: (
+        Blame.NOBODY,
+        "It does not have this operation or model (404, 405); perhaps nobody has.",
+    ),
+    Outcome.HOLLOW: (Blame.NOBODY, "A whole answer with nothing in it: perhaps the request wants just that."),
+    Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time was over, and the node was not slow."),
+    Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
 }
+"""Who is to blame for each, and what it is."""
 
 
 _REFUSALS = frozenset({400, 413, 415, 422})

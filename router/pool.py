@@ -44,6 +44,7 @@ class KeptPool:
         self.workload = workload
         self._lanes = {lane: KeptLane() for lane in LANES}
         self.lanes: dict[Lane, Places] = dict(self._lanes)
+        self.sizes = dict.fromkeys(LANES, 0)
         self.closed: dict[str, int] = {}
         """How many nodes each code keeps out."""
         self.closed_by: dict[str, Verdict | None] = {}
@@ -100,8 +101,10 @@ class KeptPool:
         if where.lane is not lane:
             if where.lane is not None:
                 self._lanes[where.lane].remove(key)
+                self.sizes[where.lane] -= 1
             if lane is not None:
                 self._lanes[lane].add(key)
+                self.sizes[lane] += 1
             where.lane = lane
         if where.code != code:
             self._count(where.code, -1)
@@ -117,6 +120,7 @@ class KeptPool:
             return
         if where.lane is not None:
             self._lanes[where.lane].remove(key)
+            self.sizes[where.lane] -= 1
         self._count(where.code, -1)
 
     def _count(self, code: str, change: int) -> None:

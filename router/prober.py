@@ -80,6 +80,7 @@ class Prober:
         if endpoint is None:
             return False
         url, pin = endpoint
+        self._fleet.asked(node)
         try:
             place = check_url(url, allow_private=self._allow_private).with_path("/v1/models")
             async with self._http.get(

@@ -20,7 +20,7 @@ from router.lanes import FAILING_OPEN, LANES, Key, Lane, Places
 from router.standing import Rating
 from router.workload import Workload
 
-WIDTH: Final = 4
+WIDTH: Final = 3
 """So many are ranked; nobody tries more."""
 _LEAST_COMPLETION: Final = 0.05
 _YOUNG_PER_MILLE: Final = 250
@@ -30,7 +30,7 @@ _TRIES: Final = 6
 _ALL: Final = 100
 
 
-class Facts(Struct, frozen=True):
+class Facts(Struct, frozen=True, gc=False):
     """What a decision knows of a node."""
 
     rating: Rating
@@ -46,6 +46,10 @@ class Pool(Protocol):
     def lanes(self) -> dict[Lane, Places]:
         """Who may do the work."""
 
+    @property
+    def sizes(self) -> dict[Lane, int]:
+        """How many stand in each lane."""
+
     def facts(self, node: str) -> Facts:
         """What is known of a node that stands in a lane."""
 
@@ -53,7 +57,7 @@ class Pool(Protocol):
         """Whether an operator has its share of the work under way already."""
 
 
-class Ranked(Struct, frozen=True):
+class Ranked(Struct, frozen=True, gc=False):
     """A node in its place, with every term of its score."""
 
     node: str
@@ -75,7 +79,7 @@ class Ranked(Struct, frozen=True):
     """The gate of capacity that it passes for want of anyone else."""
 
 
-class Ranking(Struct, frozen=True):
+class Ranking(Struct, frozen=True, gc=False):
     """Who is to be tried, in order, and what was passed over for it."""
 
     ranked: tuple[Ranked, ...]
@@ -89,7 +93,7 @@ def score(key: Key, lane: Lane, facts: Facts, workload: Workload) -> Ranked:
     """A node's score, by what routers have seen."""
     operator, node = key
     rating = facts.rating
-    completion = max(rating.completion, _LEAST_COMPLETION)
+    completion = max(_LEAST_COMPLETION, rating.completion)
     seconds = rating.latency_s * (facts.in_flight + 1) / completion
     cost, cheap = 0.0, False
     if workload.prices:
@@ -118,12 +122,12 @@ def score(key: Key, lane: Lane, facts: Facts, workload: Workload) -> Ranked:
 def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
     """The nodes in the order in which they are to be tried, the first few of them."""
     draw = _Draw(pool, workload, Chance(seed))
-    lanes = pool.lanes
-    filled = [lane for lane in LANES if len(lanes[lane])]
+    sizes = pool.sizes
+    filled = [lane for lane in LANES if sizes[lane]]
     ranked: list[Ranked] = []
     number = draw.chance.below(1000)
     probation = workload.probation_per_mille
-    if probation and 0 < len(lanes[Lane.ESTABLISHED]) < WIDTH:
+    if probation and 0 < sizes[Lane.ESTABLISHED] < WIDTH:
         probation = max(probation, _YOUNG_PER_MILLE)
     if filled and number < probation + workload.degraded_per_mille:
         # One only: a crowd of newcomers must not stand between the work and those who do it.
@@ -147,7 +151,10 @@ class _Draw:
         self._pool = pool
         self._workload = workload
         self.chance = chance
+        self._limited = workload.max_operator_share < _ALL
         self._drawn: set[Key] = set()
+        self._left = dict(pool.sizes)
+        """How many of each lane were not drawn yet."""
         self.over: set[str] = set()
         """Operators that were drawn and have their share already."""
 
@@ -160,30 +167,40 @@ class _Draw:
         while waiting is not None and len(taken) < count:
             # For the same reason two of them are of two operators, where there are.
             drawn = self._next(lane, apart=None if among_nodes else waiting.operator)
-            if drawn is not None and (
-                drawn.score < waiting.score or (drawn.score == waiting.score and self.chance.below(2))
-            ):
+            if drawn is not None and self._is_better(drawn, waiting):
                 drawn, waiting = waiting, drawn
             taken.append(waiting)
             waiting = drawn
         if waiting is not None:
             # Who waits in vain may be drawn again: its lane may have its turn still.
             self._drawn.discard((waiting.operator, waiting.node))
+            self._left[lane] += 1
         return taken
+
+    def _is_better(self, one: Ranked, other: Ranked) -> bool:
+        is_over = one.operator in self.over
+        if is_over != (other.operator in self.over):
+            # Who has its share comes after all who have not.
+            return not is_over
+        return one.score < other.score or (one.score == other.score and bool(self.chance.below(2)))
 
     def _next(self, lane: Lane, *, among_nodes: bool = False, apart: str | None = None) -> Ranked | None:
         """One who was not drawn yet, of another operator than *apart*, where there is any."""
+        if not self._left[lane]:
+            return None
         places = self._pool.lanes[lane]
-        others = [] if apart is None or places.operators < 2 else [apart]
         key = None
-        # Where nobody else is left the share gives way, and the decision says so.
-        for shares in (True, False):
-            for barred in (*others, None):
-                if key is None and (shares or self.over):
-                    key = self._find(places, among_nodes=among_nodes, shares=shares, barred=barred)
+        if apart is not None and places.operators > 1:
+            key = self._find(places, among_nodes=among_nodes, shares=True, barred=apart)
+        if key is None:
+            key = self._find(places, among_nodes=among_nodes, shares=True, barred=None)
+        if key is None and self.over:
+            # Nobody else is left: the share gives way, and the decision says so.
+            key = self._find(places, among_nodes=among_nodes, shares=False, barred=None)
         if key is None:
             return None
         self._drawn.add(key)
+        self._left[lane] -= 1
         return score(key, lane, self._pool.facts(key[1]), self._workload)
 
     def _find(self, places: Places, *, among_nodes: bool, shares: bool, barred: str | None) -> Key | None:
@@ -194,7 +211,9 @@ class _Draw:
             else:
                 number = chance.below(operators)
                 key = places.node_of(number, chance.below(places.nodes_of(number)))
-            if key not in self._drawn and self._may(key[0], shares=shares, barred=barred):
+            if key in self._drawn or key[0] == barred:
+                continue
+            if not self._limited or self._may(key[0], shares=shares):
                 return key
         # Few are in the way: those drawn, and operators that have their share, of which there are few too.
         first = chance.below(operators)
@@ -204,16 +223,14 @@ class _Draw:
             place = chance.below(size)
             for further in range(min(size, len(self._drawn) + 1)):
                 key = places.node_of(number, (place + further) % size)
-                if not self._may(key[0], shares=shares, barred=barred):
+                if key[0] == barred or not self._may(key[0], shares=shares):
                     break
                 if key not in self._drawn:
                     return key
         return None
 
-    def _may(self, operator: str, *, shares: bool, barred: str | None) -> bool:
-        if operator == barred:
-            return False
-        if shares and self._workload.max_operator_share < _ALL and self._pool.is_over(operator):
+    def _may(self, operator: str, *, shares: bool) -> bool:
+        if shares and self._limited and self._pool.is_over(operator):
             self.over.add(operator)
             return False
         return True

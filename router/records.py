@@ -28,26 +28,36 @@ class Record:
         self.caller = caller
         self.attempts: list[dict[str, Any]] = []
 
+    def to_json(self) -> bytes:
+        """As it is written down: one object, the decision's members among its own."""
+        head = {"id": self.id, "caller": self.caller, "attempts": self.attempts, **self.decision.derived()}
+        return msgspec.json.encode(head)[:-1] + b"," + msgspec.json.encode(self.decision)[1:]
+
     def to_wire(self, excluded: Mapping[str, Verdict] | None = None) -> dict[str, Any]:
         """As JSON-compatible data; the excluded are only counted, where they are not given."""
-        wire = {"id": self.id, "caller": self.caller, **self.decision.to_wire(), "attempts": self.attempts}
-        if excluded is not None:
-            ranked = {entry.node for entry in self.decision.ranked}
-            wire["excluded"] = explain_closed({n: v for n, v in excluded.items() if n not in ranked})
-        return wire
+        return shown(self.to_json(), excluded)
 
-    def to_json(self) -> bytes:
-        """As it is written down."""
-        return msgspec.json.encode(self.to_wire())
+
+def shown(record: bytes, excluded: Mapping[str, Verdict] | None = None) -> dict[str, Any]:
+    """A record as JSON-compatible data, with who was excluded, where that is given."""
+    wire = msgspec.json.decode(record, type=dict[str, Any])
+    if excluded is not None:
+        ranked = {entry["node"] for entry in wire["ranked"]}
+        wire["excluded"] = explain_closed({n: v for n, v in excluded.items() if n not in ranked})
+    return wire
 
 
 class Records:
-    """The newest are at hand."""
+    """
+    The newest are at hand, those that have ended as bytes.
+
+    Ten thousand small objects would be looked at by the collector of garbage again and again.
+    """
 
     def __init__(self, *, writes: bool, lost: Callable[[], None] = lambda: None) -> None:
-        self._newest: OrderedDict[str, Record] = OrderedDict()
+        self._newest: OrderedDict[str, Record | bytes] = OrderedDict()
         self._writes = writes
-        self._waiting: list[Record] = []
+        self._waiting: list[tuple[str, int, bytes]] = []
         self._lost = lost
 
     def add(self, record: Record) -> None:
@@ -58,22 +68,30 @@ class Records:
 
     def ended(self, record: Record) -> None:
         """All that became of it is known: it can be written down."""
+        data = record.to_json()
+        if record.id in self._newest:
+            self._newest[record.id] = data
         if not self._writes:
             return
         if len(self._waiting) >= _WAITING:
             self._lost()
             return
-        self._waiting.append(record)
+        self._waiting.append((record.id, record.decision.at_ms, data))
 
-    def get(self, record_id: str) -> Record | None:
-        """One of the newest."""
-        return self._newest.get(record_id)
+    def get(self, record_id: str) -> bytes | None:
+        """One of the newest, as JSON."""
+        found = self._newest.get(record_id)
+        return found.to_json() if isinstance(found, Record) else found
 
-    def take(self) -> list[Record]:
-        """Those that are to be written down."""
+    def newest(self) -> list[dict[str, Any]]:
+        """All that are at hand, the oldest first."""
+        return [shown(found) for found in map(self.get, list(self._newest)) if found is not None]
+
+    def take(self) -> list[tuple[str, int, bytes]]:
+        """Those that are to be written down: id, time and JSON."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def put_back(self, records: list[Record]) -> None:
+    def put_back(self, records: list[tuple[str, int, bytes]]) -> None:
         """They could not be written."""
         self._waiting = (records + self._waiting)[:_WAITING]

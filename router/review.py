@@ -70,12 +70,18 @@ class Holds:
         self._tell = tell
         self._new_id = new_id
         self._known: dict[str, Hold] = {}
+        self._moves = 0
+        """How often this router has begun or ended a hold."""
         self._writing: set[asyncio.Task[None]] = set()
 
     async def sync(self) -> None:
         """Bring the fleet up to what is written: of this router before, and of the others."""
-        async with self._db.read() as tx:
-            found = {hold.id: hold for hold in await holds.open_ones(tx)}
+        before = -1
+        while before != self._moves:
+            # What moved while the store was read may not be in what was read.
+            before = self._moves
+            async with self._db.read() as tx:
+                found = {hold.id: hold for hold in await holds.open_ones(tx)}
         for hold in found.values():
             if hold.id not in self._known and hold.holding and hold.node is not None:
                 self._fleet.hold(hold.node, hold.id)
@@ -140,6 +146,7 @@ class Holds:
             except StoreError as error:
                 _log.error("a hold could not be written, and is tried again", why=str(error)[:300])
                 await asyncio.sleep(1)
+        self._moves += 1
         if added:
             self._known[hold.id] = hold
             return
@@ -173,7 +180,8 @@ class Holds:
                 if state not in HOLDING:
                     detail = f"the verifier's incident is {state[:40]}, and holds nobody; this router does"
                     await holds.add_step(tx, hold.id, "told", "router", detail, self._clock.now_ms())
-            self._known[hold.id] = msgspec.structs.replace(hold, incident=incident)
+            if hold.id in self._known:
+                self._known[hold.id] = msgspec.structs.replace(hold, incident=incident)
 
     def decided(self, incident: str, state: str) -> None:
         """The verifier says what became of an incident; of one that we told it of, too."""
@@ -242,6 +250,7 @@ class Holds:
         self._let_go(hold)
 
     def _let_go(self, hold: Hold) -> None:
+        self._moves += 1
         self._known.pop(hold.id, None)
         if hold.node is not None:
             self._fleet.let_go(hold.node, hold.id)

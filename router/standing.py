@@ -53,7 +53,7 @@ class Tier(StrEnum):
     DEGRADED = "degraded"
 
 
-class Standing(Struct, frozen=True):
+class Standing(Struct, frozen=True, gc=False):
     """Counts of how work at a node ended, as of *at*: Unix seconds of a clock that does not jump."""
 
     completed: Counts = (0.0, 0.0)
@@ -102,26 +102,28 @@ class Standing(Struct, frozen=True):
 
     def completion(self, now: float) -> float:
         """The lower bound of the share of requests completed; 0 without evidence."""
-        short, long = self._intervals(now)
+        short, long = self.decayed_to(now).intervals()
         return long[0] if short is None else min(short[0], long[0])
 
     def is_failing(self, now: float) -> bool:
         """Whether it surely fails often, recently or over the week."""
-        short, long = self._intervals(now)
-        return (short is not None and short[1] < DEGRADED_UPPER) or (
-            self.evidence(now) >= ENOUGH and long[1] < DEGRADED_UPPER
-        )
+        return _fails(*self.decayed_to(now).intervals(), self.evidence(now))
+
+    def clean(self) -> tuple[float, float]:
+        """Wilson's interval for the share of exchanges that kept to the protocol, as of *at*."""
+        return wilson(self.exchanges - self.rejects, self.exchanges)
 
     @property
     def is_unclean(self) -> bool:
         """Whether it surely breaks the protocol more often than a clean node."""
-        return self.rejects >= 1 and wilson(self.exchanges - self.rejects, self.exchanges)[1] < CLEAN_UPPER
+        return self.rejects >= 1 and self.clean()[1] < CLEAN_UPPER
 
-    def _intervals(self, now: float) -> tuple[tuple[float, float] | None, tuple[float, float]]:
+    def intervals(self) -> tuple[tuple[float, float] | None, tuple[float, float]]:
         """Wilson's interval for the hour, where there is enough to judge by, and for the week."""
-        decayed = self.decayed_to(now)
-        (good, long_good), (bad, long_bad) = decayed.completed, decayed.failed
-        short = wilson(good, good + bad) if good + bad >= ENOUGH else None
+        (good, long_good), (bad, long_bad) = self.completed, self.failed
+        # Of a quiet hour without a failure the lower end is low for want of work, not for anything done badly.
+        enough = good + bad >= (ENOUGH if bad >= 1 else PROVEN)
+        short = wilson(good, good + bad) if enough else None
         return short, wilson(long_good, long_good + long_bad)
 
     def evidence(self, now: float) -> float:
@@ -169,15 +171,13 @@ def merge(own: Standing, others: Iterable[Standing], now: float) -> Standing:
     return total
 
 
-class Rating(Struct, frozen=True):
+class Rating(Struct, frozen=True, gc=False):
     """What ranking goes by: a standing brought to the point."""
 
     tier: Tier = Tier.PROBATION
     completion: float = 0.0
     latency_s: float = UNKNOWN_LATENCY_S
     evidence: float = 0.0
-    clean: float = 0.0
-    """The lower bound of the share of exchanges that kept to the protocol."""
     why: str = "standing.little-evidence"
     """What put it in its tier, as a code."""
 
@@ -192,8 +192,11 @@ def rate(standing: Standing, now: float, missed: str | None = None) -> Rating:
         missed: The latency objective that the node surely misses, if any.
     """
     seen = standing.decayed_to(now)
-    completion, evidence = seen.completion(now), seen.evidence(now)
-    if seen.is_failing(now):
+    # By its parts and not by its methods: this runs at the end of every request.
+    short, long = seen.intervals()
+    completion = long[0] if short is None else min(short[0], long[0])
+    evidence = seen.completed[1] + seen.failed[1]
+    if _fails(short, long, evidence):
         tier, why = Tier.DEGRADED, "standing.failing"
     elif seen.is_unclean:
         tier, why = Tier.DEGRADED, "standing.unclean"
@@ -204,8 +207,7 @@ def rate(standing: Standing, now: float, missed: str | None = None) -> Rating:
     else:
         tier, why = Tier.PROBATION, "standing.little-evidence"
     latency = UNKNOWN_LATENCY_S if seen.latency_s is None else min(seen.latency_s, UNKNOWN_LATENCY_S)
-    clean = wilson(seen.exchanges - seen.rejects, seen.exchanges)[0]
-    return Rating(tier, completion, latency, evidence, clean, why)
+    return Rating(tier, completion, latency, evidence, why)
 
 
 class Load:
@@ -257,6 +259,12 @@ def wilson(good: float, total: float) -> tuple[float, float]:
     centre = p + z2 / (2 * total)
     spread = _Z * math.sqrt(max(p * (1 - p) / total + z2 / (4 * total * total), 0.0))
     return max((centre - spread) / (1 + z2 / total), 0.0), min((centre + spread) / (1 + z2 / total), 1.0)
+
+
+def _fails(short: tuple[float, float] | None, long: tuple[float, float], evidence: float) -> bool:
+    return (short is not None and short[1] < DEGRADED_UPPER) or (
+        evidence >= ENOUGH and long[1] < DEGRADED_UPPER
+    )
 
 
 def _peak_ewma(before: float | None, seconds: float, passed: float) -> float:

@@ -108,6 +108,10 @@ class Tally:
         """Bytes of UTF-8 that are to be counted by the tokeniser."""
         return self._kept_bytes
 
+    def estimate(self) -> int:
+        """As `total`, without the tokeniser."""
+        return estimated(self._kept_bytes + self._other_bytes)
+
     def total(self) -> int:
         """Tokens of all that was added."""
         if self._total is None:

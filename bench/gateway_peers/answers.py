@@ -8,6 +8,7 @@ import msgspec
 
 MODEL: Final = "bench/tiny"
 TOKENS: Final = 16
+FIRST_TOKEN: Final = b'"content":"word'
 AT_ONCE: Final = "all at once"
 """A prompt with these words gets its chunks in one write."""
 

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
+from bench.gateway_peers import answers
+
 
 class Job(msgspec.Struct):
     """What to ask, how often, and how many at a time."""
@@ -36,7 +38,7 @@ class Report(msgspec.Struct):
 
     latencies: list[float]
     first: list[float]
-    """Until the first byte of an answer's content."""
+    """Until the first token of an answer's text; a role alone is none."""
     seconds: float
     status: int
     """200, or the first other that came: then nothing else counts."""
@@ -84,7 +86,7 @@ class Connection(asyncio.Protocol):
             head = bytes(got[: self._head]).lower()
             place = head.find(b"content-length:")
             self._length = -2 if place < 0 else self._head + int(head[place + 15 :].split(b"\r\n", 1)[0])
-        if not self.first and len(got) > self._head:
+        if not self.first and got.find(answers.FIRST_TOKEN, self._head) >= 0:
             self.first = perf_counter() - self._begun
         if len(got) == self._length or (self._length == -2 and got.endswith(b"\r\n0\r\n\r\n")):
             self._done.set_result(None)

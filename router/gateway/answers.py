@@ -163,8 +163,15 @@ def judge(path: str, status: int, body: bytes) -> Answer:
     return Answer(status, body, outcome, detail, text, _claimed(completion.usage))
 
 
+def without_usage(payload: bytes) -> bytes:
+    """An event of a stream without what the node says that it used."""
+    document: dict[str, Any] = msgspec.json.decode(payload)
+    del document["usage"]
+    return msgspec.json.encode(document)
+
+
 def with_usage(body: bytes, counted: Usage) -> bytes:
-    """An answer, or an event of a stream, with the usage that the router counted."""
+    """An answer with the usage that the router counted."""
     document: dict[str, Any] = msgspec.json.decode(body)
     usage = document.get("usage")
     document["usage"] = {

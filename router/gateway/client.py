@@ -9,16 +9,15 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import Kept
 from router.gateway.sse import DONE, event
 
 _CONTENT_TYPE: Final = "text/event-stream"
+_WAITING: Final = 32 << 10
+"""Bytes on their way to the kernel; with less, half of where the transport asks for a pause, no write waits."""
 _KEEP: Final = 1 << 20
 """Bytes of a stream that are kept to be given again."""
-
-
-class ClientGoneError(ConnectionError):
-    """The client takes nothing more."""
 
 
 class ClientStream:
@@ -41,33 +40,43 @@ class ClientStream:
         }
         self._timeout_s = write_timeout_s
         self._response: web.StreamResponse | None = None
-        self._parts: list[bytes] | None = [] if keep else None
-        self._size = 0
+        self._parts = bytearray() if keep else None
 
     @property
     def begun(self) -> bool:
         """Whether anything has gone to the client."""
         return self._response is not None
 
+    def may_wait(self, size: int) -> bool:
+        """Whether sending so many bytes may have to wait for the client to read."""
+        transport = self._request.transport
+        return transport is None or transport.get_write_buffer_size() + size >= _WAITING
+
     async def send(self, data: bytes) -> None:
         """Send whole events on.  Raises `ClientGoneError` where the client is gone or does not read."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                if self._response is None:
-                    response = web.StreamResponse(headers=self._headers)
-                    await response.prepare(self._request)
-                    self._response = response
+            if self._response is None:
+                response = web.StreamResponse(headers=self._headers)
+                await response.prepare(self._request)
+                self._response = response
+            if not self.may_wait(len(data)):
                 await self._response.write(data)
+            else:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._response.write(data)
         except TimeoutError:
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise ClientGoneError("the client does not read") from None
+        except ConnectionError:
+            raise ClientGoneError("the client is gone") from None
         self._remember(data)
 
     def _remember(self, data: bytes) -> None:
         if self._parts is not None:
-            self._size += len(data)
-            self._parts = [*self._parts, data] if self._size <= _KEEP else None
+            self._parts += data
+            if len(self._parts) > _KEEP:
+                self._parts = None
 
     async def give(self, document: Mapping[str, Any]) -> None:
         """An event of the router's own."""
@@ -77,15 +86,13 @@ class ClientStream:
         """The last event of a whole answer."""
         await self.send(event(DONE))
 
-    async def end(self) -> web.StreamResponse:
-        """Nothing more comes."""
-        assert self._response is not None
-        await self._response.write_eof()
-        return self._response
+    def end(self) -> web.StreamResponse:
+        """Nothing more comes, or nothing more is taken: the server closes it, and bears with a client that is gone."""
+        return self._response or web.Response(status=503)
 
     def kept(self) -> Kept | None:
         """The stream as it was, where it was to be kept and is not too large."""
         if self._parts is None:
             return None
         headers = {k: v for k, v in self._headers.items() if k != "Content-Type"}
-        return Kept(200, _CONTENT_TYPE, tuple(headers.items()), b"".join(self._parts))
+        return Kept(200, _CONTENT_TYPE, tuple(headers.items()), bytes(self._parts))

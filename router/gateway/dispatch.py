@@ -24,8 +24,8 @@ from router.errors import AttemptError, PoolEmptyError
 from router.fleet import Fleet
 from router.gates import Verdict
 from router.gateway.answers import Answer, with_usage
-from router.gateway.exchange import Exchanges, Progress, Sink, Work
-from router.outcomes import Outcome
+from router.gateway.exchange import ClientGoneError, Exchanges, Progress, Sink, Work
+from router.outcomes import Blame, Outcome
 from router.ranking import Ranked
 from router.records import Record, Records
 from router.settlement import Meter, Mismatch, Usage, is_true
@@ -48,8 +48,8 @@ class Run:
     work: Work
     deadline: float
     sink: Sink | None = None
-    doubtful: list[tuple[str, Outcome]] = field(default_factory=list)
-    """Nodes whose failure may be the request's doing."""
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
+    """Attempts whose failure may be the request's doing."""
     hollow: Answer | Progress | None = None
     """A whole answer with nothing in it, for want of a better one."""
     counted: Usage | None = None
@@ -142,14 +142,14 @@ class Dispatcher:
                     break
             else:
                 if answer is None or answer.outcome is Outcome.COMPLETED:
-                    self._blame(run, {Outcome.CRASHED, Outcome.HOLLOW})
+                    self._blame(run, {Outcome.CRASHED, Outcome.STALLED, Outcome.HOLLOW})
                 return answer
         if not run.begun and run.hollow is not None:
             # Whoever was asked had nothing to say: that is the answer.
             return await self._give_hollow(run)
         if len(run.doubtful) == 1 and tried == 1 and len(decision.ranked) == 1:
             # Nobody else to ask whether it was the request.
-            self._blame(run, {Outcome.CRASHED})
+            self._blame(run, {Outcome.CRASHED, Outcome.STALLED})
         raise failure
 
     async def _give_hollow(self, run: Run) -> Answer | None:
@@ -172,9 +172,10 @@ class Dispatcher:
         Only where another node completed the same request, or there was no other: what every
         node stumbles over is the request, and a client must not eject nodes with one.
         """
-        for node, outcome in run.doubtful:
-            if outcome in which:
-                self.fleet.blamed(node, run.work.workload, Outcome.CRASHED)
+        for attempt in run.doubtful:
+            if attempt["outcome"] in which:
+                attempt["blame"] = Blame.NODE
+                self.fleet.blamed(attempt["node"], run.work.workload, Outcome.CRASHED)
 
     async def _attempt(self, run: Run, ranked: Ranked, left: float) -> Answer | None:
         node, work = ranked.node, run.work
@@ -188,8 +189,7 @@ class Dispatcher:
             outcome, detail = self._judge(run, progress, answer)
         except AttemptError as error:
             outcome, detail = error.outcome, str(error)
-        except ConnectionError:
-            # Only the client's side raises it here: the node's is an AttemptError.
+        except ClientGoneError:
             pass
         except Exception:  # noqa: BLE001
             # The outermost of an attempt: whatever it was, this node is not the client's concern.
@@ -207,10 +207,20 @@ class Dispatcher:
             }
             run.record.attempts.append(entry)
             _by_outcome[outcome].inc()
+            if outcome in (Outcome.ABANDONED, Outcome.TIMED_OUT) and progress.events:
+                # Who leaves before the end, or gives too little time, pays for what came.
+                prompt = estimated(len(work.body)) if run.prompt_tokens is None else run.prompt_tokens
+                run.counted = Usage(prompt, progress.text.estimate())
             if outcome is not Outcome.COMPLETED:
-                doubtful = outcome is Outcome.HOLLOW or (outcome is Outcome.CRASHED and answer is not None)
+                doubtful = (
+                    outcome is Outcome.HOLLOW
+                    or (outcome is Outcome.CRASHED and answer is not None)
+                    # An answer may be so long that no node has it ready in the time of an attempt.
+                    or (outcome is Outcome.STALLED and not run.begun)
+                )
                 if doubtful:
-                    run.doubtful.append((node, outcome))
+                    entry["blame"] = Blame.NOBODY
+                    run.doubtful.append(entry)
                 counted = Outcome.UNSERVED if doubtful else outcome
                 self.fleet.ended(node, work.workload, counted, seconds)
         if outcome is Outcome.COMPLETED:

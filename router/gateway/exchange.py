@@ -10,22 +10,21 @@ and how it ended is known at its end: text, a reason to finish for every choice,
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import aiohttp
-import yarl
+from aiohttp.http_exceptions import HttpProcessingError
 
 from attester.bounded import read_all
 from router.config import GatewaySection
 from router.errors import AttemptError
-from router.gateway.answers import Answer, Chunk, judge, read_chunk
-from router.gateway.pinned import PinError, check_url, pin_for
+from router.gateway.answers import Answer, Chunk, judge, read_chunk, without_usage
+from router.gateway.pinned import PinError
 from router.gateway.sse import DONE, EventError, Events, event
+from router.gateway.upstream import NodeResponse, Upstream
 from router.outcomes import Outcome
 from router.settlement import Usage
 from router.tokens import Tally
@@ -37,8 +36,6 @@ _MAX_HELD: Final = 1 << 20
 _EXTRA_EVENTS: Final = 16
 _LEAST_PACE: Final = 1.0
 """Tokens per second: whose stream is slower when the caller's time is over, is stalling."""
-_GOODBYE_S: Final = 0.2
-_HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,10 @@ class Work:
         return max(limits) * (choices if type(choices) is int and choices > 0 else 1) if limits else None
 
 
+class ClientGoneError(ConnectionError):
+    """The client takes nothing more."""
+
+
 class Sink(Protocol):
     """The client's side of a stream."""
 
@@ -76,8 +77,11 @@ class Sink(Protocol):
     def begun(self) -> bool:
         """Whether anything has gone to the client, so that no other node can take over."""
 
+    def may_wait(self, size: int) -> bool:
+        """Whether sending so many bytes may have to wait for the client to read."""
+
     async def send(self, data: bytes) -> None:
-        """Send whole events on.  Raises `ConnectionError` where the client is gone or does not read."""
+        """Send whole events on.  Raises `ClientGoneError` where the client is gone or does not read."""
 
 
 @dataclass
@@ -118,19 +122,14 @@ class Progress:
         return True
 
 
-@lru_cache(maxsize=100_000)
-def _target(url: str, path: str, *, allow_private: bool) -> yarl.URL:
-    return check_url(url, allow_private=allow_private).with_path(path)
-
-
 class Exchanges:
     """Asks nodes, each over TLS pinned to its key."""
 
     def __init__(self, http: aiohttp.ClientSession, config: GatewaySection) -> None:
-        self._http = http
         self._config = config
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=config.connect_timeout_s)
+        self._upstream = Upstream(
+            http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
+        )
 
     async def whole(self, endpoint: tuple[str, str], work: Work, left_s: float) -> Answer:
         """
@@ -192,7 +191,7 @@ class Exchanges:
 
     async def _pass_on(
         self,
-        response: aiohttp.ClientResponse,
+        response: NodeResponse,
         work: Work,
         sink: Sink,
         progress: Progress,
@@ -215,14 +214,7 @@ class Exchanges:
                 if most is not None and progress.events > most + _EXTRA_EVENTS:
                     raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
                 if progress.events and progress.held:
-                    due = timer.when()
-                    # While the client reads, the node's clock stands still.
-                    timer.reschedule(None)
-                    sending, progress.held = progress.held, b""
-                    await sink.send(sending)
-                    if moved or due is None:
-                        due = min(last, loop.time() + self._config.stall_s)
-                    timer.reschedule(due)
+                    await self._send_on(sink, progress, timer, last if moved else None)
                 if progress.done:
                     return
         except aiohttp.ClientPayloadError:
@@ -233,63 +225,52 @@ class Exchanges:
         if not progress.finished:
             raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
 
+    async def _send_on(
+        self, sink: Sink, progress: Progress, timer: asyncio.Timeout, last: float | None
+    ) -> None:
+        """Send what is held; with *last*, there was text, and the node has its time anew, until then at most."""
+        sending, progress.held = progress.held, b""
+        due = timer.when()
+        if sink.may_wait(len(sending)):
+            # While a slow client reads, the node's clock stands still.
+            timer.reschedule(None)
+        await sink.send(sending)
+        if last is not None:
+            due = min(last, asyncio.get_running_loop().time() + self._config.stall_s)
+        if timer.when() != due:
+            timer.reschedule(due)
+
     @asynccontextmanager
-    async def _post(self, endpoint: tuple[str, str], work: Work) -> AsyncIterator[aiohttp.ClientResponse]:
-        url, pin = endpoint
-        response: aiohttp.ClientResponse | None = None
+    async def _post(self, endpoint: tuple[str, str], work: Work) -> AsyncIterator[NodeResponse]:
+        response: NodeResponse | None = None
+        well = False
         try:
-            response = await self._http.post(
-                _target(url, work.path, allow_private=self._config.allow_private),
-                data=work.body,
-                headers=_HEADERS,
-                ssl=pin_for(pin),
-                allow_redirects=False,
-                timeout=self._timeout,
-            )
+            response = await self._upstream.post(endpoint, work.path, work.body)
             yield response
+            well = True
+        except ClientGoneError:
+            # An OSError as well, and not the node's.
+            raise
         except aiohttp.ConnectionTimeoutError:
             raise AttemptError(Outcome.CRASHED, "no connection in time") from None
         except PinError as error:
             raise AttemptError(Outcome.IMPOSTOR, str(error)) from None
         except aiohttp.ClientPayloadError:
             raise AttemptError(Outcome.TRUNCATED, "the answer ended early") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError):
                 raise
             raise AttemptError(Outcome.CRASHED, f"no answer: {type(error).__name__}") from None
         finally:
             if response is not None:
-                self._leave(response)
-
-    def _leave(self, response: aiohttp.ClientResponse) -> None:
-        """A connection can be used again once the end of its answer was read; the client does not wait for it."""
-        if response.content.at_eof():
-            response.release()
-        elif sys.exc_info()[0] is None:
-            task = asyncio.create_task(_read_end(response), name="the end of an answer")
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
-        else:
-            response.close()
+                response.leave(well=well)
 
     def _late(self, allowance: float) -> Outcome:
         """Whose time ran out: the attempt's, and the node is slow; or the caller's."""
         return Outcome.STALLED if allowance * 2 >= self._config.attempt_timeout_s else Outcome.TIMED_OUT
 
 
-async def _read_end(response: aiohttp.ClientResponse) -> None:
-    try:
-        async with asyncio.timeout(_GOODBYE_S):
-            while not response.content.at_eof() and not await response.content.readany():
-                pass
-    except (TimeoutError, aiohttp.ClientError):
-        pass
-    finally:
-        # Where the end has not come, this closes the connection.
-        response.release()
-
-
-async def _failure(response: aiohttp.ClientResponse, work: Work) -> Answer:
+async def _failure(response: NodeResponse, work: Work) -> Answer:
     data = await read_all(response.content, _MAX_FAILURE)
     return judge(work.path, response.status, data or b"")
 
@@ -308,8 +289,10 @@ def _take(payload: bytes, progress: Progress) -> bool:
         raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error")
     moved = progress.take(chunk)
     # What was used is told at the end, by the router.
-    if chunk.usage is None or chunk.choices:
+    if chunk.usage is None:
         progress.held += event(payload)
+    elif chunk.choices:
+        progress.held += event(without_usage(payload))
     if len(progress.held) > _MAX_HELD and not progress.events:
         raise AttemptError(Outcome.CORRUPTED, f"{_MAX_HELD} bytes of events without text")
     return moved

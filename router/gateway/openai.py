@@ -7,11 +7,13 @@ for carries its id, errors included.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from router.clock import Clock
@@ -19,7 +21,7 @@ from router.config import GatewaySection
 from router.errors import AttemptError, PoolEmptyError, WorkloadError
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
-from router.gateway.exchange import Work
+from router.gateway.exchange import ClientGoneError, Work
 from router.gateway.idempotency import Kept, ReplayError, Replays
 from router.gateway.keys import ANONYMOUS, Key, Keyring, LimitError
 from router.outcomes import Outcome
@@ -41,6 +43,9 @@ _MAX_NAME: Final = 128
 _READ_EXACTLY: Final = ("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens")
 """Keys that the router goes by: in another spelling a node might read them, and the router not."""
 _SPELLINGS: Final = frozenset(_READ_EXACTLY)
+
+
+_log = structlog.get_logger("router")
 
 
 @dataclass
@@ -172,6 +177,13 @@ async def work(request: web.Request) -> web.StreamResponse:
     handler = _Handler(gateway, request, key)
     try:
         return await handler.answer()
+    except ConnectionError:
+        # The client has gone.
+        raise
+    except Exception:  # noqa: BLE001
+        # The outermost of a request: nothing of an internal failure may reach the caller.
+        _log.exception("a request failed", path=request.path[:100])
+        return AnswerError(500, "internal_error", "the router failed").response()
     finally:
         gateway.in_flight -= 1
         gateway.keyring.leave(key, handler.tokens)
@@ -219,7 +231,10 @@ class _Handler:
 
     async def answer(self) -> web.StreamResponse:
         try:
-            work = await self._read()
+            allowed_s = self._allowed_s()
+            deadline = self._gateway.clock.monotonic() + allowed_s
+            async with asyncio.timeout(self._gateway.config.timeout_s):
+                work = await self._read()
             if (kept := self._begin(work)) is not None:
                 headers = {**dict(kept.headers), "Idempotent-Replayed": "true"}
                 return web.Response(
@@ -227,9 +242,10 @@ class _Handler:
                     body=kept.body,
                     headers={"Content-Type": kept.content_type, **headers},
                 )
-            deadline = self._gateway.clock.monotonic() + self._allowed_s()
         except AnswerError as error:
             return error.response()
+        except TimeoutError:
+            return AnswerError(408, "invalid_request_error", "the request did not come in time").response()
         run = self._run = Run(self._gateway.dispatcher.decide(work.workload, self._key.name), work, deadline)
         return await (self._streamed(run) if work.stream else self._whole(run))
 
@@ -337,13 +353,19 @@ class _Handler:
         )
 
     async def _streamed(self, run: Run) -> web.StreamResponse:
-        record = run.record
         sink = run.sink = ClientStream(
             self._request,
-            {DECISION_HEADER: record.id},
+            {DECISION_HEADER: run.record.id},
             write_timeout_s=self._gateway.config.write_timeout_s,
             keep=self._replay is not None,
         )
+        try:
+            return await self._stream_into(sink, run)
+        except ClientGoneError:
+            return sink.end()
+
+    async def _stream_into(self, sink: ClientStream, run: Run) -> web.StreamResponse:
+        record = run.record
         try:
             answer = await self._gateway.dispatcher.run(run)
         except (PoolEmptyError, AttemptError) as error:
@@ -353,7 +375,7 @@ class _Handler:
                 return failure.response(record, extra)
             # Half an answer is out: it ends with an error that every client sees, and no [DONE].
             await sink.give({**failure.document(), **(extra or {})})
-            return await sink.end()
+            return sink.end()
         if answer is not None:
             return web.Response(
                 status=answer.status,
@@ -366,7 +388,7 @@ class _Handler:
             await sink.give({**_empty_chunk(run.work, record.id), **extra})
         await sink.done()
         self._keep(sink.kept())
-        return await sink.end()
+        return sink.end()
 
 
 def _empty_chunk(work: Work, record_id: str) -> dict[str, Any]:

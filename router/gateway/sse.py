@@ -14,6 +14,8 @@ from typing import Final
 MAX_EVENT: Final = 1 << 20
 """Bytes of one event."""
 DONE: Final = b"[DONE]"
+_BOM: Final = b"\xef\xbb\xbf"
+"""A stream may begin with it."""
 
 
 class EventError(Exception):
@@ -59,7 +61,7 @@ def _data_of(block: bytes) -> bytes | None:
     lines = []
     for line in block.split(b"\n"):
         name, _, value = line.partition(b":")
-        if name == b"data":
+        if name.removeprefix(_BOM) == b"data":
             lines.append(value.removeprefix(b" "))
     return b"\n".join(lines) if lines else None
 

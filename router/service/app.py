@@ -36,6 +36,7 @@ from router.service import decisions, incidents, standing, status
 from router.service.state import STATE, State
 from router.tokens import Tokeniser
 from router.workload import Table, load_table
+from verifier.errors import RequestError
 from verifier.service import problem
 from verifier.store.sqlite import SqliteDatabase
 
@@ -43,6 +44,8 @@ _SWEEP_EVERY_S: Final = 1.0
 _SWEPT_IN_S: Final = 60
 """Every node is looked at again within this time."""
 _SCHEMA: Final = "router.store"
+_COLLECT: Final = (20_000, 50, 100)
+"""Requests make no cycles, so the collector need not run every few of them."""
 
 _log = structlog.get_logger("router")
 _silent = Gauge("touchstone_router_feed_silent_seconds", "How long nothing was heard from the verifier.")
@@ -94,17 +97,13 @@ def tokenisers(table: Table, folder: Path) -> dict[str, Tokeniser]:
 def make_app(given: Given, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
-    app = web.Application(middlewares=[problem.middleware])
-    app.add_routes(
-        [
-            *openai.routes(),
-            *decisions.routes(),
-            *incidents.routes(),
-            *standing.routes(),
-            *status.routes(),
-            web.get("/metrics", _metrics),
-        ]
-    )
+    app = web.Application()
+    # The work has errors of its own form; everything else has problem documents.
+    app.add_routes(openai.routes())
+    api = [*decisions.routes(), *incidents.routes(), *standing.routes(), *status.routes()]
+    api += [web.get("/metrics", _metrics), web.route("*", "/{rest:.*}", _nothing)]
+    for route in api:
+        app.router.add_route(route.method, route.path, _guarded(route.handler))
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with opened(given, clock) as (state, gateway):
@@ -168,6 +167,7 @@ async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gatew
         # What is here now stays: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_COLLECT)
         try:
             yield state, gateway
         finally:
@@ -204,6 +204,17 @@ async def _sweep(fleet: Fleet) -> None:
         for name, lanes in fleet.census().items():
             for lane, count in lanes.items():
                 _nodes.labels(name, lane).set(count)
+
+
+def _guarded(handler: Any) -> Any:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        return await problem.middleware(request, handler)
+
+    return guarded
+
+
+async def _nothing(_: web.Request) -> web.Response:
+    raise RequestError("no such resource", code="request.not-found")
 
 
 async def _metrics(_: web.Request) -> web.Response:

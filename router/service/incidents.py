@@ -84,6 +84,10 @@ async def release(request: web.Request) -> web.Response:
         hold, _ = await state.holds.show(which)
     except HoldError:
         return json_response(await _release_theirs(state, which, key.name, given.reason))
+    if not given.reason.strip():
+        raise RequestError("a release needs a reason")
+    if hold.state != "open":
+        raise RequestError(f"it is {hold.state} already", code="incident.state")
     if hold.incident is not None:
         # Told to the verifier: it must let go too, and its word comes back by the feed.
         answer = await _release_theirs(state, hold.incident, key.name, given.reason)
@@ -92,7 +96,10 @@ async def release(request: web.Request) -> web.Response:
     try:
         done = await state.holds.release(which, key.name, given.reason)
     except HoldError as error:
-        raise RequestError(str(error), code="incident.state") from None
+        if hold.incident is None:
+            raise RequestError(str(error), code="incident.state") from None
+        # The verifier's word came by the feed before its answer.
+        done = True
     shown, _ = await state.holds.show(which)
     return json_response({**_wire(shown, state.clock.now_ms()), "awaiting_second": not done})
 

@@ -84,7 +84,7 @@ def _kept(kept: Kept, now: float) -> dict[str, Any]:
         "why": rating.why,
         "completion_lower_bound": round(rating.completion, 4),
         "established_from": ESTABLISHED_LOWER,
-        "clean_lower_bound": round(rating.clean, 4),
+        "clean_lower_bound": round(own.clean()[0], 4),
         "evidence": round(rating.evidence, 1),
         "requests_to_go": round(lacking),
         "usual_answer_s": kept.own.latency_s,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from fixtures.streaming import HONEST, Behaviour, StreamingEngine, made_up
 from router.config import RouterConfig
 from router.decision import decide
 from router.fleet import Fleet as RouterFleet
+from router.gateway.keys import Key
 from router.gateway.openai import GATEWAY
 from router.kept import Account, Kept
 from router.service.app import Given, make_app
@@ -348,7 +350,10 @@ class RouterProcess:
             "verifier": {"url": verifier.url, **sections.get("verifier", {})},
             "gateway": {"allow_private": True, "probe_every_s": 0, **sections.get("gateway", {})},
         }
-        self.config.write_text(to_toml(msgspec.convert(given, RouterConfig)), encoding="utf-8")
+        # A list of tables is for people to write.
+        keys = "".join("\n[[keys]]\n" + to_toml(msgspec.convert(each, Key)) for each in given.pop("keys", ()))
+        config = to_toml(msgspec.convert(given, RouterConfig)).replace("keys = []\n", "")
+        self.config.write_text(config + keys, encoding="utf-8")
         self.write_table(TABLE)
         self.process: subprocess.Popen[bytes] | None = None
         self._read = 0
@@ -368,9 +373,7 @@ class RouterProcess:
         command = ["-m", "touchstone", "router", "serve", "--config", str(self.config), *options]
         self.process = await asyncio.to_thread(self._spawn, [sys.executable, *command])
         await until(lambda: self._alive() and "snapshot taken" in self.logged(), 30)
-        async with asyncio.timeout(30), aiohttp.ClientSession() as http:
-            while not await self._answers(http):
-                await asyncio.sleep(0.02)
+        await until(self._answers, 30)
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as log:
@@ -381,12 +384,10 @@ class RouterProcess:
         assert self.process.poll() is None, self.logged()
         return True
 
-    async def _answers(self, http: aiohttp.ClientSession) -> bool:
-        try:
-            async with http.get(f"{self.url}/metrics"):
-                return True
-        except aiohttp.ClientConnectionError:
-            return False
+    def _answers(self) -> bool:
+        host, port = self.listen.split(":")
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
 
     def send(self, number: int) -> None:
         assert self.process is not None

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from attester.evidence import CLAIMS, MEDIA_TYPE, PROFILE
+from router.gates import CODES
+from router.outcomes import OUTCOMES
+from router.workload import Requirements
 from verifier.policy import contract
 from verifier.reasons import REASONS
 
@@ -42,6 +45,23 @@ def test_the_reason_codes_page_is_the_table() -> None:
 def test_the_contract_of_policies_is_generated_from_the_types(name: str, expected: bytes) -> None:
     """Written by `python -m verifier.policy.contract docs`, so that they cannot drift."""
     assert (ROOT / "docs" / name).read_bytes() == expected
+
+
+def test_the_routing_page_has_the_gates_and_outcomes() -> None:
+    """Every code and every outcome with its sentence and blame, in order, and no other."""
+    text = (ROOT / "docs" / "routing.md").read_text()
+    gates = [f"| `{code}` | {sentence} |" for code, sentence in CODES.items()]
+    assert re.findall(r"^\| `[a-z]+\.[a-z-]+` \| .*$", text, re.MULTILINE) == gates
+    ends = [f"| {outcome} | {blame} | {meaning} |" for outcome, (blame, meaning) in OUTCOMES.items()]
+    assert re.findall(r"^\| [a-z-]+ \| [a-z]+ \| .*$", text, re.MULTILINE) == ends
+
+
+def test_the_routing_page_names_every_setting_of_a_tier() -> None:
+    """Nobody has to read the code to learn what may be asked of nodes."""
+    text = (ROOT / "docs" / "routing.md").read_text()
+    listed = re.search(r"A tier may have: (.*?)\.$", text, re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    assert re.findall(r"`([a-z0-9_]+)`", listed[1]) == list(Requirements.__struct_fields__)
 
 
 @pytest.mark.parametrize("code", REASONS)

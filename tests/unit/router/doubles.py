@@ -64,6 +64,11 @@ class FakeVerifier:
         self.incidents: list[dict[str, Any]] = []
         self.bodies: dict[str, Any] = {}
         """By path: bytes or a response in place of the honest page."""
+        self.reports: list[dict[str, Any]] = []
+        """What routers report; each makes an incident."""
+        self.steps: list[dict[str, Any]] = []
+        """What people do about incidents, by way of a router."""
+        self.on_release: Callable[[web.Request], Awaitable[web.Response]] | None = None
         self.asked: list[str] = []
         self.loads = 0
         self.connections = 0
@@ -110,6 +115,9 @@ class FakeVerifier:
                 web.get("/.well-known/jwks.json", self._page),
                 web.get("/api/v1/results", self._page),
                 web.get("/api/v1/incidents", self._page),
+                web.post("/api/v1/incidents", self._report),
+                web.get("/api/v1/incidents/{id}", self._incident),
+                web.post("/api/v1/incidents/{id}/release", self._release),
                 web.get("/api/v1/events", self._events),
             ]
         )
@@ -129,6 +137,35 @@ class FakeVerifier:
             case _:
                 page = {"incidents": self.incidents, "next": None}
         return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    async def _report(self, request: web.Request) -> web.Response:
+        if (given := self.bodies.get("reports")) is not None:
+            return given()
+        report = {**await request.json(), "by": request.headers.get("Authorization")}
+        self.reports.append(report)
+        incident = {"id": f"i-{len(self.reports)}", "node": report["node"], "state": "open"}
+        self.incidents.append(incident)
+        self.send("incident", node=report["node"], incident=incident["id"], state="open")
+        return web.json_response({"id": incident["id"], "state": "open"}, status=201)
+
+    async def _incident(self, request: web.Request) -> web.Response:
+        found = [each for each in self.incidents if each["id"] == request.match_info["id"]]
+        return web.json_response(found[0] if found else {}, status=200 if found else 404)
+
+    async def _release(self, request: web.Request) -> web.Response:
+        step = {**await request.json(), "by": request.headers.get("Authorization")}
+        self.steps.append(step)
+        if self.on_release is not None:
+            return await self.on_release(request)
+        (incident,) = [each for each in self.incidents if each["id"] == request.match_info["id"]]
+        self.release(incident)
+        return web.json_response(incident)
+
+    def release(self, incident: dict[str, Any]) -> None:
+        """A person lets its node go."""
+        self.incidents.remove(incident)
+        incident["state"] = "released"
+        self.send("incident", node=incident["node"], incident=incident["id"], state="released")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path_qs)

@@ -8,11 +8,13 @@ import msgspec
 import pytest
 
 from router import gates
-from router.decision import decide
+from router.clock import Clock
+from router.fleet import Fleet
+from router.gates import CLOSED_GATES, CODES, Around
 from router.outcomes import Outcome
-from router.snapshot import NodeView, Snapshot
-from router.standing import BREAKER_OPEN_S, Standing
-from router.workload import Workload
+from router.snapshot import NodeView
+from router.standing import BREAKER_OPEN_S, Load, Standing
+from router.workload import Table, Workload
 from tests.unit.router.support import (
     MODEL,
     NOW,
@@ -21,18 +23,23 @@ from tests.unit.router.support import (
     TICKS,
     WEIGHTS,
     WORKLOAD,
+    decide,
+    excluded,
+    nodes_of,
     snapshot,
     view,
 )
 
+NOW_MS = NOW * 1000
 
-def code(node: NodeView, workload: Workload = WORKLOAD, **given: Any) -> str | None:
-    verdict = gates.check(node, workload, snapshot(node, **given))
+
+def code(node: NodeView, workload: Workload = WORKLOAD, now_ms: int = NOW_MS, **given: Any) -> str | None:
+    verdict = gates.check(node, workload, Around(now_ms, **given))
     return None if verdict is None else verdict.code
 
 
 def asks(**given: Any) -> Workload:
-    return msgspec.convert({"model": MODEL, **given}, Workload)
+    return msgspec.convert({"model": MODEL, "name": "tiny", **given}, Workload)
 
 
 def test_an_honest_node_may() -> None:
@@ -107,8 +114,7 @@ def test_age_is_judged_at_the_time_of_the_snapshot() -> None:
 @pytest.mark.parametrize("lacking", ["platform", f"model/{MODEL}"])
 def test_a_result_that_says_nothing_of_a_submodule_may_not(lacking: str) -> None:
     """What is not concluded is not affirmed."""
-    node = view(without=(lacking,))
-    verdict = gates.result(node, WORKLOAD, snapshot(node))
+    verdict = gates.result(view(without=(lacking,)), WORKLOAD, Around(NOW_MS))
     assert verdict is not None
     assert verdict.code == "result.no-submod"
 
@@ -204,12 +210,36 @@ def test_an_open_incident_closes() -> None:
         (0.0, None),
         (60.0, None),
         (60.001, "incident.feed-silent"),
-        (float("inf"), "incident.feed-silent"),
     ],
 )
 def test_a_silent_verifier_closes_for_all(silent: float, expected: str | None) -> None:
     """A revocation may have been missed."""
-    assert code(view(), feed_silent_s=silent) == expected
+    decision = decide(snapshot(view(), silent_s=silent))
+    assert (decision.closed, len(decision.ranked)) == (({}, 1) if expected is None else ({expected: 1}, 0))
+
+
+def test_a_verifier_that_was_never_heard_closes_for_all() -> None:
+    """A router that has just begun knows of no revocation."""
+    fleet = Fleet(Table([WORKLOAD]), Clock(lambda: NOW_MS, lambda: TICKS))
+    fleet.put(view())
+    verdict = fleet.verdict("n", WORKLOAD)
+    assert verdict is not None
+    assert verdict.code == "incident.feed-silent"
+
+
+@pytest.mark.parametrize(
+    ("enrolled", "expected"),
+    [(NOW - 501, None), (NOW - 500, "incident.operator"), (NOW - 1, "incident.operator")],
+)
+def test_an_operator_that_is_held_brings_in_nobody_new(enrolled: int, expected: str | None) -> None:
+    """From the second of the incident on: a new name must not be worth more than a bad one."""
+    node = view(operator="acme", enrolled=enrolled)
+    assert code(node, held_since=NOW - 500 + 0.9) == expected
+
+
+def test_a_node_of_which_nobody_says_when_it_was_enrolled_is_not_held_for_others() -> None:
+    """The verifier's word on its own nodes is missing, so there is no operator either."""
+    assert code(view(), held_since=0.0) is None
 
 
 # Capability.
@@ -290,9 +320,14 @@ GARBAGE = [None, 7, True, 1.5, [["chat"]], [{}], [{"chat": 1}]]
 @pytest.mark.parametrize("have", GARBAGE)
 def test_garbage_for_features_excludes_the_node_alone(have: Any) -> None:
     """One node's nonsense must not end the decision for all the others."""
-    pool = snapshot(view("a"), view("b", capabilities={"features": have}))
-    decision = decide(pool, asks(features=["chat"]), 0)
-    assert decision.excluded["b"].code == "capability.feature"
+    honest = view("a", capabilities={"features": ["chat"]})
+    given = snapshot(honest, view("b", capabilities={"features": have}))
+    workload = asks(features=["chat"])
+    verdicts = excluded(given, workload)
+    assert (nodes_of(decide(given, workload).ranked), {n: v.code for n, v in verdicts.items()}) == (
+        ["a"],
+        {"b": "capability.feature"},
+    )
 
 
 def test_mixed_features_exclude_the_node_alone() -> None:
@@ -329,18 +364,56 @@ def test_a_rate_that_the_node_declares_is_none() -> None:
     assert code(node, asks(min_walk_bytes_per_second=100)) == "floors.walk-rate"
 
 
+@pytest.mark.parametrize(("pace", "expected"), [(None, None), (49.9, "floors.pace"), (50.0, None)])
+def test_a_pace_that_was_seen_meets_the_floor(pace: float | None, expected: str | None) -> None:
+    """Who was not seen enough is not judged, for the floor would keep it from ever being seen."""
+    assert code(view(), asks(min_tokens_per_second=50), pace=pace) == expected
+
+
+def test_a_pace_without_a_floor_closes_nothing() -> None:
+    """However slow."""
+    assert code(view(), pace=0.001) is None
+
+
+@pytest.mark.parametrize("what", ["input", "output"])
+@pytest.mark.parametrize(("price", "expected"), [(100, None), (101, "floors.price")])
+def test_a_price_ceiling_is_hard(what: str, price: int, expected: str | None) -> None:
+    """For what goes in and for what comes out, each on its own."""
+    workload = asks(
+        prices={"acme": {"input": 1, "output": 1, what: price}}, price_ceiling={"input": 100, "output": 100}
+    )
+    assert code(view(operator="acme"), workload) == expected
+
+
+def test_a_price_is_the_tables_and_not_the_nodes() -> None:
+    """What a node says that it costs is nothing to anybody."""
+    workload = asks(prices={"acme": {"output": 500}}, price_ceiling={"output": 100})
+    node = view(operator="acme", capabilities={"price": 0}, claims={"prices": {"acme": {"output": 0}}})
+    assert code(node, workload) == "floors.price"
+
+
+def test_a_node_without_an_operator_has_the_price_of_all_others() -> None:
+    """It does not come cheaper than those of whom one knows whose they are."""
+    workload = asks(prices={"acme": {"output": 1}, "*": {"output": 500}}, price_ceiling={"output": 100})
+    assert (code(view(), workload), code(view(operator="acme"), workload)) == ("floors.price", None)
+
+
 # Capacity.
 
 
-def capacity(standing: Standing, workload: Workload = WORKLOAD, **given: Any) -> str | None:
-    verdict = gates.capacity(view(), workload, snapshot(view(), standings={"n": standing}, **given))
+def capacity(load: Load, workload: Workload = WORKLOAD, waited: float = 0.0, **given: Any) -> str | None:
+    moment = snapshot(view(), loads={"n": load}, monotonic=TICKS + waited, **given)
+    verdict = excluded(moment, workload).get("n")
     return None if verdict is None else verdict.code
+
+
+SEEN = {"n": Standing(completed=(100.0, 100.0), at=NOW)}
 
 
 @pytest.mark.parametrize(("in_flight", "expected"), [(1, None), (2, "capacity.full"), (3, "capacity.full")])
 def test_a_node_is_full_at_its_concurrency(in_flight: int, expected: str | None) -> None:
     """One more would be one too many."""
-    assert capacity(Standing(in_flight=in_flight), asks(concurrency=2)) == expected
+    assert capacity(Load(in_flight), asks(concurrency=2), standings=SEEN) == expected
 
 
 @pytest.mark.parametrize(
@@ -348,44 +421,50 @@ def test_a_node_is_full_at_its_concurrency(in_flight: int, expected: str | None)
 )
 def test_the_breaker_is_open_for_its_time(waited: float, expected: str | None) -> None:
     """Then one probe may go."""
-    standing = Standing(at=TICKS)
+    load = Load(3)
     for _ in range(3):
-        standing = standing.started().ended(Outcome.CRASHED, 1.0, TICKS)
-    assert capacity(standing, monotonic=TICKS + waited) == expected
+        load.ended(Outcome.CRASHED, TICKS)
+    assert capacity(load, waited=waited, standings=SEEN) == expected
 
 
-BROKEN = Standing(at=TICKS, failures_in_a_row=3, open_until=TICKS + 10)
+BROKEN = Load(0, 3, TICKS + 10)
 
 
 def test_a_breaker_gives_way_when_nobody_else_is_left() -> None:
     """And the decision says so."""
-    decision = decide(snapshot(view(), standings={"n": BROKEN}), WORKLOAD, 0)
-    assert (decision.opened, [ranked.node for ranked in decision.ranked]) == (("capacity.breaker",), ["n"])
+    decision = decide(snapshot(view(), loads={"n": BROKEN}))
+    assert (decision.opened, nodes_of(decision.ranked)) == (("capacity.breaker",), ["n"])
 
 
 def test_a_breaker_does_not_give_way_while_somebody_is_left() -> None:
     """One who may be tried is enough."""
-    decision = decide(snapshot(view("a"), view("b"), standings={"b": BROKEN}), WORKLOAD, 0)
-    assert (decision.opened, decision.excluded["b"].code) == ((), "capacity.breaker")
+    decision = decide(snapshot(view("a"), view("b"), loads={"b": BROKEN}))
+    assert (decision.opened, nodes_of(decision.ranked), decision.closed) == (
+        (),
+        ["a"],
+        {"capacity.breaker": 1},
+    )
 
 
 def test_no_other_gate_gives_way() -> None:
     """A pool of which nobody may be trusted is empty, and stays empty."""
-    pool = snapshot(
+    given = snapshot(
         view("a", revoked=True),
         view("b", incidents=frozenset({"i"})),
         view("c"),
-        standings=dict.fromkeys("ab", BROKEN) | {"c": Standing(in_flight=64)},
+        loads=dict.fromkeys("ab", BROKEN) | {"c": Load(64)},
     )
-    decision = decide(pool, WORKLOAD, 0)
-    assert decision.counts() == {"result.revoked": 1, "incident.quarantine": 1, "capacity.full": 1}
+    decision = decide(given)
+    assert (decision.ranked, decision.closed) == (
+        (),
+        {"result.revoked": 1, "incident.quarantine": 1, "capacity.full": 1},
+    )
 
 
 def test_failing_open_does_not_overfill_a_node() -> None:
     """The breaker alone may give way, not the room."""
-    full = Standing(at=TICKS, failures_in_a_row=3, open_until=TICKS + 10, in_flight=WORKLOAD.concurrency)
-    decision = decide(snapshot(view(), standings={"n": full}), WORKLOAD, 0)
-    assert decision.ranked == ()
+    full = Load(WORKLOAD.concurrency, 3, TICKS + 10)
+    assert decide(snapshot(view(), loads={"n": full})).ranked == ()
 
 
 # Order.
@@ -401,6 +480,7 @@ PEELED = [
     ("incident.quarantine", {"incidents": frozenset({"i"})}),
     ("capability.hardware-class", {"capabilities": {"hardware_class": "tpu"}}),
     ("floors.walk-rate", {"measured": {}}),
+    ("floors.price", {}),
 ]
 
 
@@ -413,16 +493,45 @@ def test_the_first_gate_that_closes_is_the_one_that_is_named(first: int) -> None
     }
     for _, fault in reversed(PEELED[first:]):
         faults.update(fault)
-    workload = asks(hardware_classes=["gpu"], min_walk_bytes_per_second=100)
+    workload = asks(
+        hardware_classes=["gpu"],
+        min_walk_bytes_per_second=100,
+        prices={"*": {"input": 2}},
+        price_ceiling={"input": 1},
+    )
     assert code(view(**faults), workload) == PEELED[first][0]
 
 
-def test_silence_is_named_before_the_quarantine() -> None:
-    """It is true of everybody."""
-    assert code(view(incidents=frozenset({"i"})), feed_silent_s=61.0) == "incident.feed-silent"
+def test_silence_is_named_before_what_gives_way() -> None:
+    """Nobody is let in on old news, and who stands broken is counted once."""
+    given = snapshot(view("a"), view("b"), loads={"b": BROKEN}, silent_s=61.0)
+    assert decide(given).closed == {"incident.feed-silent": 2}
 
 
 def test_an_excluded_node_has_one_verdict() -> None:
     """Counts are of nodes, not of faults."""
-    pool: Snapshot = snapshot(view("a", revoked=True, retired=True, incidents=frozenset({"i"})))
-    assert decide(pool, WORKLOAD, 0).counts() == {"identity.retired": 1}
+    given = snapshot(view("a", revoked=True, retired=True, incidents=frozenset({"i"})))
+    assert decide(given).closed == {"identity.retired": 1}
+
+
+def test_no_price_and_no_ceiling_is_free() -> None:
+    """Nothing is asked of whoever is in no table."""
+    assert code(view(operator="acme"), asks(price_ceiling={"input": 0, "output": 0})) is None
+
+
+def test_each_code_has_its_sentence() -> None:
+    """A code is named after its gate, and people can read what it means."""
+    gate_names = [gate.__name__ for gate in CLOSED_GATES] + ["capacity"]
+    assert ({code.partition(".")[0] for code in CODES}, all(CODES.values())) == (set(gate_names), True)
+
+
+def test_codes_come_in_the_order_of_the_gates() -> None:
+    """Those that are not known come last."""
+    mixed = ["x.new", "floors.price", "capacity.full", "identity.retired", "incident.quarantine"]
+    assert gates.in_order(iter(mixed)) == [
+        "identity.retired",
+        "incident.quarantine",
+        "floors.price",
+        "capacity.full",
+        "x.new",
+    ]

@@ -78,3 +78,9 @@ FINAL = {Outcome.COMPLETED, Outcome.REFUSED, Outcome.TIMED_OUT, Outcome.ABANDONE
 def test_another_node_is_tried_unless_it_is_over(outcome: Outcome) -> None:
     """What another node might do better moves on; what is answered, out of time or unwanted does not."""
     assert outcome.may_move_on == (outcome not in FINAL)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.HOLLOW, Outcome.UNSERVED, Outcome.BUSY])
+def test_what_may_be_the_request_blames_nobody_at_once(outcome: Outcome) -> None:
+    """Another node is tried, and shows whose fault it was."""
+    assert (outcome.blame, outcome.may_move_on) == (Blame.NOBODY, True)

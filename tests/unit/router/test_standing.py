@@ -7,20 +7,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.outcomes import Blame, Outcome
-from router.ranking import Tier, rate
-from router.standing import BREAKER_OPEN_S, Standing, wilson
-from tests.unit.router.support import TICKS, WORKLOAD, snapshot, view
+from router.standing import (
+    BREAKER_LONGEST_S,
+    BREAKER_OPEN_S,
+    PROVEN,
+    UNKNOWN_LATENCY_S,
+    Load,
+    Standing,
+    Tier,
+    merge,
+    rate,
+    wilson,
+)
+from tests.unit.router.support import TICKS
 
 NODES_FAULT = [o for o in Outcome if o.blame is Blame.NODE]
-HARMLESS = [Outcome.REFUSED, Outcome.ABANDONED, Outcome.TIMED_OUT, Outcome.UNSERVED]
+HARMLESS = [Outcome.REFUSED, Outcome.ABANDONED, Outcome.TIMED_OUT, Outcome.UNSERVED, Outcome.HOLLOW]
 WEEK = 7 * 86400.0
 
 
 def after(outcomes: list[Outcome], *, now: float = TICKS, standing: Standing | None = None) -> Standing:
     standing = standing or Standing(at=now)
     for outcome in outcomes:
-        standing = standing.started().ended(outcome, 1.0, now)
+        standing = standing.ended(outcome, 1.0, now)
     return standing
+
+
+def load_after(outcomes: list[Outcome], *, now: float = TICKS, load: Load | None = None) -> Load:
+    load = load or Load()
+    for outcome in outcomes:
+        load.in_flight += 1
+        load.ended(outcome, now)
+    return load
 
 
 @pytest.mark.parametrize(
@@ -93,7 +111,7 @@ def test_a_clock_that_goes_back_gives_nothing_back() -> None:
 def test_what_is_not_the_nodes_fault_moves_nothing(outcome: Outcome) -> None:
     """Clients, networks and the router's own time leave a standing as it was."""
     standing = after([Outcome.COMPLETED] * 5 + [Outcome.CRASHED])
-    assert standing.started().ended(outcome, 99.0, TICKS + 100) == standing
+    assert standing.ended(outcome, 99.0, TICKS + 100) == standing
 
 
 @pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.IMPOSTOR])
@@ -110,53 +128,60 @@ def test_busy_and_impostors_do_not_move_completion(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", [*NODES_FAULT, Outcome.BUSY, Outcome.IMPOSTOR])
 def test_the_breaker_opens_after_three(outcome: Outcome) -> None:
     """Two may happen; at the third no work is sent."""
-    assert [after([outcome] * n).breaker_is_closed(TICKS) for n in (2, 3)] == [True, False]
+    assert [load_after([outcome] * n).is_open(TICKS) for n in (2, 3)] == [False, True]
 
 
 @pytest.mark.parametrize("outcome", HARMLESS)
 def test_nobody_elses_fault_opens_the_breaker(outcome: Outcome) -> None:
     """A client cannot eject a node."""
-    assert after([outcome] * 100).breaker_is_closed(TICKS)
+    assert not load_after([outcome] * 100).is_open(TICKS)
 
 
 @pytest.mark.parametrize("outcome", HARMLESS)
 def test_nobody_elses_fault_closes_the_breaker(outcome: Outcome) -> None:
     """A request that the node refused does not show that it works again."""
-    broken = after([Outcome.CRASHED] * 3)
-    assert not after([outcome], standing=broken).breaker_is_closed(TICKS)
+    assert load_after([outcome], load=load_after([Outcome.CRASHED] * 3)).is_open(TICKS)
 
 
 def test_a_success_between_failures_starts_the_count_anew() -> None:
     """Three in a row, not three in all."""
     crashed, done = Outcome.CRASHED, Outcome.COMPLETED
-    assert after([crashed, crashed, done, crashed, crashed]).breaker_is_closed(TICKS)
+    assert not load_after([crashed, crashed, done, crashed, crashed]).is_open(TICKS)
 
 
-@pytest.mark.parametrize(("waited", "closed"), [(BREAKER_OPEN_S - 0.001, False), (BREAKER_OPEN_S, True)])
-def test_a_probe_goes_when_the_wait_is_over(waited: float, closed: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize(("waited", "is_open"), [(BREAKER_OPEN_S - 0.001, True), (BREAKER_OPEN_S, False)])
+def test_a_probe_goes_when_the_wait_is_over(waited: float, is_open: bool) -> None:  # noqa: FBT001
     """Not before."""
-    assert after([Outcome.CRASHED] * 3).breaker_is_closed(TICKS + waited) is closed
+    assert load_after([Outcome.CRASHED] * 3).is_open(TICKS + waited) is is_open
 
 
 def test_one_probe_at_a_time() -> None:
     """While it is under way, nothing follows."""
-    probing = after([Outcome.CRASHED] * 3).started()
-    assert not probing.breaker_is_closed(TICKS + BREAKER_OPEN_S)
+    probing = load_after([Outcome.CRASHED] * 3)
+    probing.in_flight += 1
+    assert probing.is_open(TICKS + BREAKER_OPEN_S)
 
 
 def test_a_success_closes_the_breaker() -> None:
-    """The probe came through."""
+    """The probe came through, and as many as there is room for may follow."""
     later = TICKS + BREAKER_OPEN_S
-    probed = after([Outcome.COMPLETED], standing=after([Outcome.CRASHED] * 3), now=later)
-    assert probed.started().breaker_is_closed(later)
+    probed = load_after([Outcome.COMPLETED], load=load_after([Outcome.CRASHED] * 3), now=later)
+    probed.in_flight += 1
+    assert not probed.is_open(later)
 
 
-def test_a_failed_probe_opens_it_again() -> None:
-    """For as long as before, from then on."""
-    later = TICKS + BREAKER_OPEN_S
-    probed = after([Outcome.CRASHED], standing=after([Outcome.CRASHED] * 3), now=later)
-    waits = (later + BREAKER_OPEN_S - 0.001, later + BREAKER_OPEN_S)
-    assert [probed.breaker_is_closed(at) for at in waits] == [False, True]
+@pytest.mark.parametrize(
+    ("further", "expected"), [(0, 10.0), (1, 20.0), (2, 40.0), (4, 160.0), (5, 300.0), (500, 300.0)]
+)
+def test_each_failed_probe_keeps_it_open_for_twice_as_long(further: int, expected: float) -> None:
+    """Up to five minutes, so that a node that is well again is seen to be."""
+    broken = load_after([Outcome.CRASHED] * (3 + further))
+    assert (broken.is_open(TICKS + expected - 0.001), broken.is_open(TICKS + expected)) == (True, False)
+
+
+def test_no_breaker_is_open_for_longer_than_the_longest() -> None:
+    """Not by any number of failures: two to the power of them would be for ever."""
+    assert load_after([Outcome.CRASHED] * 5000).open_until == TICKS + BREAKER_LONGEST_S
 
 
 def test_a_failure_weighs_three_times() -> None:
@@ -165,7 +190,7 @@ def test_a_failure_weighs_three_times() -> None:
 
 
 def tier(standing: Standing, now: float = TICKS) -> Tier:
-    return rate(view(), WORKLOAD, snapshot(view(), standings={"n": standing}, monotonic=now)).tier
+    return rate(standing, now).tier
 
 
 def test_nobody_starts_established() -> None:
@@ -182,8 +207,30 @@ def test_established_after_25_without_a_failure(requests: int, expected: Tier) -
 @pytest.mark.parametrize("idle", [3600.0, 86400.0, WEEK, 30 * WEEK, 500 * WEEK])
 def test_an_idle_node_is_not_degraded(idle: float) -> None:
     """Nothing asked of it is nothing failed, however long."""
-    standing = after([Outcome.COMPLETED] * 40)
-    assert not standing.is_degraded(TICKS + idle)
+    assert tier(after([Outcome.COMPLETED] * 40), TICKS + idle) is not Tier.DEGRADED
+
+
+@pytest.mark.parametrize("idle", [600.0 * n for n in range(1, 24)])
+def test_a_quiet_hour_does_not_cost_the_standing(idle: float) -> None:
+    """At no time on the way from a busy hour to an idle one."""
+    assert tier(after([Outcome.COMPLETED] * 60), TICKS + idle) is Tier.ESTABLISHED
+
+
+def test_seldom_work_done_well_establishes() -> None:
+    """Ten requests an hour are too few for the hour to say more than that nothing failed."""
+    now, standing = TICKS, Standing(at=TICKS)
+    for _ in range(200):
+        now += 360
+        standing = standing.ended(Outcome.COMPLETED, 1.0, now)
+    assert tier(standing, now) is Tier.ESTABLISHED
+
+
+def test_a_failure_in_a_quiet_hour_costs_the_standing() -> None:
+    """Then the hour speaks, however good the week was."""
+    good = after([Outcome.COMPLETED] * 1000)
+    later = TICKS + 86400
+    seen = [Outcome.CRASHED, *[Outcome.COMPLETED] * 12]
+    assert tier(after(seen, standing=good, now=later), later) is Tier.PROBATION
 
 
 def test_an_idle_day_does_not_cost_the_standing() -> None:
@@ -217,15 +264,15 @@ def test_a_good_hour_does_not_hide_a_bad_week() -> None:
 
 def test_latency_rises_at_once() -> None:
     """A slow answer is believed."""
-    standing = Standing(at=TICKS).started().ended(Outcome.COMPLETED, 0.1, TICKS)
-    assert standing.started().ended(Outcome.COMPLETED, 5.0, TICKS + 1).latency_s == 5.0
+    standing = Standing(at=TICKS).ended(Outcome.COMPLETED, 0.1, TICKS)
+    assert standing.ended(Outcome.COMPLETED, 5.0, TICKS + 1).latency_s == 5.0
 
 
 def test_latency_falls_slowly() -> None:
     """A quick one after it is believed a minute later, not at once."""
-    slow = Standing(at=TICKS).started().ended(Outcome.COMPLETED, 5.0, TICKS)
-    soon = slow.started().ended(Outcome.COMPLETED, 0.1, TICKS + 1).latency_s
-    late = slow.started().ended(Outcome.COMPLETED, 0.1, TICKS + 600).latency_s
+    slow = Standing(at=TICKS).ended(Outcome.COMPLETED, 5.0, TICKS)
+    soon = slow.ended(Outcome.COMPLETED, 0.1, TICKS + 1).latency_s
+    late = slow.ended(Outcome.COMPLETED, 0.1, TICKS + 600).latency_s
     assert soon is not None
     assert late is not None
     assert (soon > 4.9, 0.1 < late < 0.2) == (True, True)
@@ -234,22 +281,170 @@ def test_latency_falls_slowly() -> None:
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.COMPLETED])
 def test_only_completed_work_has_a_latency(outcome: Outcome) -> None:
     """A node must not look quick by failing quickly."""
-    assert Standing(at=TICKS, latency_s=2.0).started().ended(outcome, 0.001, TICKS + 1).latency_s == 2.0
+    assert Standing(at=TICKS, latency_s=2.0).ended(outcome, 0.001, TICKS + 1).latency_s == 2.0
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_every_end_frees_a_place(outcome: Outcome) -> None:
     """Whatever the outcome, what was under way is no longer."""
-    assert Standing(at=TICKS).started().started().ended(outcome, 1.0, TICKS).in_flight == 1
+    load = Load(2)
+    load.ended(outcome, TICKS)
+    assert load.in_flight == 1
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(st.none(), st.sampled_from(list(Outcome))), max_size=30))
 def test_in_flight_is_never_negative(steps: list[Outcome | None]) -> None:
     """Not by any sequence of starts and ends."""
-    standing = Standing(at=TICKS)
-    lowest = 0
+    load, lowest = Load(), 0
     for step in steps:
-        standing = standing.started() if step is None else standing.ended(step, 1.0, TICKS)
-        lowest = min(lowest, standing.in_flight)
+        if step is None:
+            load.in_flight += 1
+        else:
+            load.ended(step, TICKS)
+        lowest = min(lowest, load.in_flight)
     assert lowest == 0
+
+
+# The clean share.
+
+
+def exchanges(unclean: int, total: int) -> Standing:
+    standing = Standing(at=TICKS)
+    for number in range(total):
+        standing = standing.ended(Outcome.COMPLETED, 1.0, TICKS, clean=number >= unclean)
+    return standing
+
+
+@pytest.mark.parametrize(
+    ("unclean", "total", "expected"),
+    [
+        (1, 100, Tier.ESTABLISHED),
+        (2, 100, Tier.ESTABLISHED),
+        (5, 100, Tier.DEGRADED),
+        (30, 1000, Tier.DEGRADED),
+        (20, 1000, Tier.ESTABLISHED),
+    ],
+)
+def test_who_surely_breaks_the_protocol_more_often_than_one_in_fifty_is_degraded(
+    unclean: int, total: int, expected: Tier
+) -> None:
+    """However well it completes; a slip or two is no habit."""
+    assert tier(exchanges(unclean, total)) is expected
+
+
+def test_a_corrupted_answer_is_unclean_too() -> None:
+    """What broke the protocol so far that it failed counts beside what merely bent it."""
+    standing = after([Outcome.CORRUPTED, Outcome.CRASHED])
+    assert (standing.exchanges, standing.rejects) == (2.0, 1.0)
+
+
+def test_what_put_a_node_into_its_tier_is_said() -> None:
+    """As a code, the worst first."""
+    reasons = [
+        rate(standing, TICKS, missed).why
+        for standing, missed in [
+            (Standing(), None),
+            (after([Outcome.COMPLETED] * PROVEN), None),
+            (after([Outcome.COMPLETED] * PROVEN), "standing.first-token-p90"),
+            (exchanges(10, 100), "standing.first-token-p90"),
+            (after([Outcome.CORRUPTED] * 20), "standing.first-token-p90"),
+        ]
+    ]
+    assert reasons == [
+        "standing.little-evidence",
+        "standing.proven",
+        "standing.first-token-p90",
+        "standing.unclean",
+        "standing.failing",
+    ]
+
+
+# The node's own operator.
+
+
+def test_work_of_its_own_operator_earns_a_node_nothing() -> None:
+    """Sending oneself work is how one buys a standing: counts and latency stay as they are."""
+    standing = after([Outcome.COMPLETED] * 5)
+    assert standing.ended(Outcome.COMPLETED, 0.001, TICKS + 9, credit=False) == standing
+
+
+@pytest.mark.parametrize("outcome", NODES_FAULT)
+def test_failures_before_its_own_operator_count(outcome: Outcome) -> None:
+    """Whoever sent the work, the node failed at it."""
+    assert Standing(at=TICKS).ended(outcome, 1.0, TICKS, credit=False).failed == (3.0, 3.0)
+
+
+def test_an_unclean_answer_to_its_own_operator_counts() -> None:
+    """As an exchange that was none, and as no good work."""
+    standing = Standing(at=TICKS).ended(Outcome.COMPLETED, 1.0, TICKS, clean=False, credit=False)
+    assert (standing.completed, standing.exchanges, standing.rejects) == ((0.0, 0.0), 1.0, 1.0)
+
+
+# Latency in the rating.
+
+
+@pytest.mark.parametrize(
+    ("latency", "expected"), [(None, UNKNOWN_LATENCY_S), (99.0, UNKNOWN_LATENCY_S), (2.0, 2.0)]
+)
+def test_nobody_is_rated_slower_than_who_was_never_measured(latency: float | None, expected: float) -> None:
+    """Else a new name would be worth more than a slow one."""
+    assert rate(Standing(latency_s=latency), TICKS).latency_s == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(0.0001, 1e4), st.floats(0.0001, 1e4), st.floats(0, 1e6))
+def test_latency_stays_between_what_it_was_and_what_was_seen(before, seconds, passed) -> None:
+    """To the last digit: nobody is slower for having been quick."""
+    found = Standing(at=TICKS, latency_s=before).ended(Outcome.COMPLETED, seconds, TICKS + passed).latency_s
+    assert seconds <= found <= max(before, seconds)
+
+
+def test_a_mean_is_not_rounded_above_what_it_was() -> None:
+    """As this one would be, by its last digit."""
+    before, seconds = 31.150884268958446, 5.404626659096563
+    assert Standing(at=TICKS, latency_s=before).ended(Outcome.COMPLETED, seconds, TICKS).latency_s == before
+
+
+# Several routers.
+
+STANDINGS = st.builds(
+    Standing,
+    completed=st.tuples(st.floats(0, 1e4), st.floats(0, 1e4)),
+    failed=st.tuples(st.floats(0, 1e3), st.floats(0, 1e3)),
+    exchanges=st.floats(0, 1e4),
+    rejects=st.floats(0, 100),
+    at=st.floats(TICKS - 1e6, TICKS),
+    latency_s=st.one_of(st.none(), st.floats(0.001, 60)),
+)
+
+
+def amounts(standing: Standing) -> list[float]:
+    return [*standing.completed, *standing.failed, standing.exchanges, standing.rejects]
+
+
+def test_what_routers_saw_together_is_what_one_would_have_seen() -> None:
+    """Counts are added as of one moment."""
+    half, whole = after([Outcome.COMPLETED, Outcome.CRASHED]), after([Outcome.COMPLETED, Outcome.CRASHED] * 2)
+    later = TICKS + 5000
+    assert amounts(merge(half, [half], later)) == pytest.approx(amounts(whole.decayed_to(later)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(STANDINGS, st.lists(STANDINGS, max_size=4), st.randoms(use_true_random=False))
+def test_in_which_order_routers_are_heard_does_not_matter(own, others, random) -> None:
+    """The sum is the same, and so is the latency."""
+    shuffled = list(others)
+    random.shuffle(shuffled)
+    first, second = merge(own, others, TICKS), merge(own, shuffled, TICKS)
+    assert amounts(first) == pytest.approx(amounts(second))
+    assert first.latency_s == second.latency_s
+
+
+@settings(max_examples=100, deadline=None)
+@given(STANDINGS, st.lists(STANDINGS, max_size=4))
+def test_a_router_goes_by_its_own_latency(own, others) -> None:
+    """It holds the way from here to the node; where there is none, the slowest of the others' is taken."""
+    found = merge(own, others, TICKS).latency_s
+    slowest = max((o.latency_s for o in others if o.latency_s is not None), default=None)
+    assert found == (slowest if own.latency_s is None else own.latency_s)

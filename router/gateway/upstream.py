@@ -1,0 +1,149 @@
+"""
+Requests to nodes over kept connections: aiohttp's connector and parser, without its client's upper half.
+
+The connector keeps connections by host and pin, resolves and checks addresses and does TLS;
+the parser bounds what it reads.  What lies between in aiohttp (cookies, redirects,
+authentication, compression, middleware) nodes have no business with, and half of the time
+that a gateway adds is spent there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from functools import lru_cache
+from typing import Any, Final
+
+import aiohttp
+import yarl
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest
+from aiohttp.connector import Connection
+
+from router.gateway.pinned import AddressError, check_url, pin_for
+
+_GOODBYE_S: Final = 0.2
+_MOST_INTERIM: Final = 8
+"""Answers of status 1xx that are passed over."""
+_KEPT: Final = 100_000
+
+
+class NodeResponse:
+    """The head of a node's answer, and its body to be read."""
+
+    __slots__ = ("_connection", "_leaving", "content", "content_type", "status")
+
+    def __init__(
+        self, connection: Connection, message: Any, content: aiohttp.StreamReader, leaving: set[Any]
+    ) -> None:
+        self._connection = connection
+        self._leaving = leaving
+        self.status: int = message.code
+        self.content_type = message.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        self.content = content
+
+    def leave(self, *, well: bool) -> None:
+        """
+        Be done with it.
+
+        A connection can be used again once the end of its answer was read; nobody waits for
+        that.  Where it did not go well, the connection is closed.
+        """
+        if self.content.at_eof():
+            self._connection.release()
+        elif well:
+            task = asyncio.create_task(self._read_end(), name="the end of an answer")
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        else:
+            self._connection.close()
+
+    async def _read_end(self) -> None:
+        try:
+            async with asyncio.timeout(_GOODBYE_S):
+                while not self.content.at_eof() and not await self.content.readany():
+                    pass
+        except (TimeoutError, aiohttp.ClientError):
+            pass
+        finally:
+            # Where the end has not come, the connector closes it.
+            self._connection.release()
+
+
+class Upstream:
+    """Posts to nodes."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, *, connect_timeout_s: float, allow_private: bool
+    ) -> None:
+        connector = session.connector
+        assert connector is not None
+        self._session = session
+        self._connector = connector
+        self._allow_private = allow_private
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s)
+        self._used: weakref.WeakSet[ResponseHandler] = weakref.WeakSet()
+        """Connections that have served before."""
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._places = lru_cache(maxsize=_KEPT)(self._place)
+
+    async def post(self, endpoint: tuple[str, str], path: str, body: bytes) -> NodeResponse:
+        """
+        Send *body*, JSON, and read the head of the answer.
+
+        Raises:
+            AddressError: an address that nodes must not have.
+            aiohttp.ConnectionTimeoutError: no connection in time.
+            aiohttp.ClientError, OSError: no answer.
+        """
+        request, head = self._places(endpoint, path)
+        while True:
+            try:
+                connection = await self._connector.connect(request, [], self._timeout)
+            except TimeoutError:
+                raise aiohttp.ConnectionTimeoutError("no connection in time") from None
+            protocol = connection.protocol
+            assert protocol is not None
+            used_before = protocol in self._used
+            self._used.add(protocol)
+            try:
+                return await self._ask(connection, protocol, head, body)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                connection.close()
+                if not used_before:
+                    raise
+                # It was closed for having been idle, which is no fault; a new one is not tried twice.
+            except BaseException:
+                connection.close()
+                raise
+
+    async def _ask(
+        self, connection: Connection, protocol: ResponseHandler, head: bytes, body: bytes
+    ) -> NodeResponse:
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+        transport = protocol.transport
+        if transport is None:
+            raise aiohttp.ServerDisconnectedError
+        transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        for _ in range(_MOST_INTERIM):
+            message, content = await protocol.read()
+            if not 100 <= message.code <= 199:
+                return NodeResponse(connection, message, content, self._leaving)
+        raise aiohttp.ClientPayloadError("interim answers without end")
+
+    def _place(self, endpoint: tuple[str, str], path: str) -> tuple[ClientRequest, bytes]:
+        """What the connector knows a node by, and the head of a request up to the length of its body."""
+        url, pin = endpoint
+        place = check_url(url, allow_private=self._allow_private).with_path(path)
+        head = (
+            f"POST {place.raw_path} HTTP/1.1\r\nHost: {_authority(place)}\r\n"
+            "Content-Type: application/json\r\nAccept-Encoding: identity\r\nContent-Length: "
+        )
+        return ClientRequest("POST", place, ssl=pin_for(pin), session=self._session), head.encode("ascii")
+
+
+def _authority(url: yarl.URL) -> str:
+    host = url.host_port_subcomponent
+    if not host or not host.isascii() or not host.isprintable() or " " in host:
+        raise AddressError("a host that is no name and no address")
+    return host

@@ -1,0 +1,131 @@
+"""What nodes claim to have used, against what was counted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.settlement import ANSWERS, OPERATORS, WINDOW_S, Meter, Mismatch, Usage, is_true
+
+COUNTED = Usage(1000, 400)
+HONEST = Usage(1040, 402)
+DOUBLE = Usage(2200, 900)
+
+
+def claims(
+    meter: Meter, claimed: Usage, count: int, node: str = "n", operator: str = "acme", now: float = 0.0
+) -> list[Mismatch]:
+    """What comes of so many answers."""
+    found = [meter.add(node, operator, claimed, COUNTED, now) for _ in range(count)]
+    return [mismatch for mismatch in found if mismatch is not None]
+
+
+@pytest.mark.parametrize(
+    ("claimed", "expected"),
+    [
+        (COUNTED, True),
+        (HONEST, True),
+        (Usage(0, 0), True),
+        (Usage(1000, 508), True),
+        (Usage(1000, 509), False),
+        (Usage(1314, 400), True),
+        (Usage(1315, 400), False),
+    ],
+)
+def test_a_claim_is_true_within_the_tolerance(claimed: Usage, expected: bool) -> None:  # noqa: FBT001
+    """A quarter, and a few tokens: special ones of the answer, the template of the prompt."""
+    assert is_true(claimed, COUNTED) is expected
+
+
+def test_a_prompt_that_was_saved_does_not_pay_for_an_answer_that_was_inflated() -> None:
+    """Each is held against its own count."""
+    assert not is_true(Usage(0, 900), COUNTED)
+
+
+def test_one_large_claim_holds_nobody() -> None:
+    """Fewer than twenty answers say nothing of a node."""
+    assert claims(Meter(), DOUBLE, ANSWERS - 1) == []
+
+
+def test_who_claims_half_as_much_again_over_many_answers_is_a_mismatch() -> None:
+    """With the sums, for the person who reviews it."""
+    assert claims(Meter(), DOUBLE, ANSWERS) == [Mismatch(20, 20 * 3100, 20 * (1400 + 8 + 64), ours=False)]
+
+
+@pytest.mark.parametrize("claimed", [HONEST, Usage(1300, 520), Usage(1500, 700)])
+def test_a_claim_below_the_threshold_holds_nobody(claimed: Usage) -> None:
+    """However often: beyond the tolerance it costs the clean share, and no more."""
+    assert claims(Meter(), claimed, 500) == []
+
+
+def test_short_answers_have_the_tolerance_of_each() -> None:
+    """A template of thirty tokens on prompts of five is no fraud."""
+    meter = Meter()
+    found = [meter.add("n", "acme", Usage(35, 4), Usage(5, 2), 0.0) for _ in range(200)]
+    assert found == [None] * 200
+
+
+def test_a_mismatch_is_told_once() -> None:
+    """Then the count begins anew."""
+    meter = Meter()
+    assert [len(claims(meter, DOUBLE, count)) for count in (ANSWERS, ANSWERS - 1, 1)] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(("waited", "expected"), [(WINDOW_S, 1), (WINDOW_S + 1, 0)])
+def test_what_is_older_than_the_window_is_forgotten(waited: float, expected: int) -> None:
+    """Nineteen answers of an hour ago and one of now are no twenty."""
+    meter = Meter()
+    claims(meter, DOUBLE, ANSWERS - 1)
+    assert len(claims(meter, DOUBLE, 1, now=waited)) == expected
+
+
+def test_a_node_is_not_held_for_what_another_claims() -> None:
+    """Not even of its own operator."""
+    meter = Meter()
+    claims(meter, DOUBLE, ANSWERS - 1, node="a")
+    assert claims(meter, HONEST, ANSWERS, node="b") == []
+
+
+def ours(meter: Meter, operators: list[str], now: float = 0.0) -> list[bool]:
+    return [
+        mismatch.ours
+        for number, operator in enumerate(operators)
+        for mismatch in claims(meter, DOUBLE, ANSWERS, node=f"n-{number}", operator=operator, now=now)
+    ]
+
+
+def test_where_nodes_of_several_operators_are_so_it_is_our_count_that_is_wrong() -> None:
+    """From the third on, and nobody is held for our tokeniser."""
+    assert ours(Meter(), ["a", "b", "c", "d"]) == [False, False, True, True]
+    assert OPERATORS == 3
+
+
+def test_many_nodes_of_one_operator_do_not_make_it_ours() -> None:
+    """Else whoever cheats with three nodes goes free."""
+    assert ours(Meter(), ["a"] * 10) == [False] * 10
+
+
+def test_mismatches_of_long_ago_do_not_make_it_ours() -> None:
+    """Three operators at once are our fault; three over the months are theirs."""
+    meter = Meter()
+    ours(meter, ["a", "b"])
+    assert ours(meter, ["c"], now=WINDOW_S + 1) == [False]
+
+
+usages = st.builds(Usage, st.integers(0, 10**6), st.integers(0, 10**6))
+
+
+@given(st.lists(usages, min_size=1, max_size=60))
+def test_who_claims_what_was_counted_is_never_a_mismatch(counted: list[Usage]) -> None:
+    """Whatever the sizes."""
+    meter = Meter()
+    assert [meter.add("n", "acme", usage, usage, 0.0) for usage in counted] == [None] * len(counted)
+
+
+@given(usages, usages)
+def test_what_is_true_is_never_a_mismatch(claimed: Usage, counted: Usage) -> None:
+    """The tolerance for one answer is within the threshold for many."""
+    if is_true(claimed, counted):
+        meter = Meter()
+        assert [meter.add("n", "acme", claimed, counted, 0.0) for _ in range(40)] == [None] * 40
