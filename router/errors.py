@@ -41,9 +41,11 @@ class PoolEmptyError(RouterError):
 class AttemptError(RouterError):
     """One attempt at one node failed."""
 
-    def __init__(self, outcome: Outcome, message: str) -> None:
+    def __init__(self, outcome: Outcome, message: str, *, doubtful: bool = False) -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.doubtful = doubtful
+        """Whether it may be the request's doing."""
 
 
 class ReplayError(RouterError):

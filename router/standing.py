@@ -213,7 +213,7 @@ def rate(standing: Standing, now: float, missed: str | None = None) -> Rating:
 class Load:
     """What one router has under way at a node, and its breaker there.  Monotonic seconds."""
 
-    __slots__ = ("failures_in_a_row", "in_flight", "open_until")
+    __slots__ = ("failures_in_a_row", "in_flight", "open_until", "refusals_in_a_row")
 
     def __init__(self, in_flight: int = 0, failures_in_a_row: int = 0, open_until: float = 0.0) -> None:
         self.in_flight = in_flight
@@ -221,13 +221,17 @@ class Load:
         """Also refusals for want of room and answers by another key: all that work cannot be sent to."""
         self.open_until = open_until
         """The breaker: no work before then, and one probe at a time after."""
+        self.refusals_in_a_row = 0
+        """Of requests, as such, with nothing completed between them."""
 
     def ended(self, outcome: Outcome, now: float) -> None:
         """A request is over; three failures in a row open the breaker, each further one for twice as long."""
         self.in_flight = max(self.in_flight - 1, 0)
         if outcome is Outcome.COMPLETED:
-            self.failures_in_a_row = 0
+            self.failures_in_a_row = self.refusals_in_a_row = 0
             self.open_until = 0.0
+        elif outcome is Outcome.REFUSED:
+            self.refusals_in_a_row += 1
         elif outcome in BREAKING:
             self.failures_in_a_row += 1
             beyond = self.failures_in_a_row - BREAKER_FAILURES

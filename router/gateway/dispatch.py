@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +33,11 @@ from router.settlement import Meter, Mismatch, Usage, is_true
 from router.tokens import Tally, Tokeniser, estimated, prompt_ids, prompt_text
 from router.workload import Workload
 
+_OFTEN: Final = 3
+"""A node that refused so many requests in a row is not taken at its word: another is asked too."""
+_DOUBTFUL: Final = frozenset(
+    {Outcome.CRASHED, Outcome.STALLED, Outcome.HOLLOW, Outcome.UNSERVED, Outcome.REFUSED}
+)
 _LONG: Final = 8192
 """Characters above which tokens are counted in a thread."""
 
@@ -52,6 +58,8 @@ class Run:
     """Attempts whose failure may be the request's doing."""
     hollow: Answer | Progress | None = None
     """A whole answer with nothing in it, for want of a better one."""
+    refusal: Answer | None = None
+    """What a node said that refuses often; the client's answer, where no other node completes."""
     counted: Usage | None = None
     prompt_tokens: int | None = None
 
@@ -142,8 +150,10 @@ class Dispatcher:
                     break
             else:
                 if answer is None or answer.outcome is Outcome.COMPLETED:
-                    self._blame(run, {Outcome.CRASHED, Outcome.STALLED, Outcome.HOLLOW})
+                    self._blame(run, _DOUBTFUL)
                 return answer
+        if run.refusal is not None and not run.begun:
+            return run.refusal
         if not run.begun and run.hollow is not None:
             # Whoever was asked had nothing to say: that is the answer.
             return await self._give_hollow(run)
@@ -165,7 +175,7 @@ class Dispatcher:
         verdict = self.fleet.verdict(node, decision.workload)
         return None if verdict is not None and verdict.code in decision.opened else verdict
 
-    def _blame(self, run: Run, which: set[Outcome]) -> None:
+    def _blame(self, run: Run, which: AbstractSet[Outcome]) -> None:
         """
         Hold doubtful answers against the nodes that gave them.
 
@@ -184,11 +194,15 @@ class Dispatcher:
         outcome, detail = Outcome.ABANDONED, "the client went away"
         progress = Progress(Tally(self.tokenisers.get(work.workload.name)))
         answer: Answer | None = None
+        doubtful = False
         try:
             answer = await self._ask(run, node, left, progress)
             outcome, detail = self._judge(run, progress, answer)
+            doubtful = self._is_doubtful(node, work, outcome)
         except AttemptError as error:
             outcome, detail = error.outcome, str(error)
+            # An answer may be so long that no node has it ready in the time of an attempt.
+            doubtful = not run.begun and (error.doubtful or outcome is Outcome.STALLED)
         except ClientGoneError:
             pass
         except Exception:  # noqa: BLE001
@@ -212,26 +226,30 @@ class Dispatcher:
                 prompt = estimated(len(work.body)) if run.prompt_tokens is None else run.prompt_tokens
                 run.counted = Usage(prompt, progress.text.estimate())
             if outcome is not Outcome.COMPLETED:
-                doubtful = (
-                    outcome is Outcome.HOLLOW
-                    or (outcome is Outcome.CRASHED and answer is not None)
-                    # An answer may be so long that no node has it ready in the time of an attempt.
-                    or (outcome is Outcome.STALLED and not run.begun)
-                )
                 if doubtful:
                     entry["blame"] = Blame.NOBODY
                     run.doubtful.append(entry)
-                counted = Outcome.UNSERVED if doubtful else outcome
+                counted = Outcome.UNSERVED if doubtful and outcome is not Outcome.REFUSED else outcome
                 self.fleet.ended(node, work.workload, counted, seconds)
         if outcome is Outcome.COMPLETED:
             return await self._completed(run, ranked, progress, answer, seconds, entry)
         if outcome is Outcome.REFUSED and answer is not None:
-            return answer
+            if not doubtful:
+                return answer
+            run.refusal = answer
+            raise AttemptError(Outcome.UNSERVED, "it refuses often: another is asked")
         if outcome is Outcome.HOLLOW:
             run.hollow = answer or progress
         if outcome is not Outcome.ABANDONED:
             _log.warning("an attempt failed", node=node, outcome=outcome, detail=detail)
         raise AttemptError(outcome, detail)
+
+    def _is_doubtful(self, node: str, work: Work, outcome: Outcome) -> bool:
+        """Whether an answer, whole and no success, may be the request's doing."""
+        if outcome is not Outcome.REFUSED:
+            return outcome in _DOUBTFUL
+        kept = self.fleet.kept(node, work.workload.kept_under)
+        return kept is not None and kept.load.refusals_in_a_row >= _OFTEN
 
     async def _ask(self, run: Run, node: str, left: float, progress: Progress) -> Answer | None:
         endpoint = self.fleet.view(node).endpoint

@@ -260,7 +260,11 @@ class Exchanges:
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise AttemptError(Outcome.CRASHED, f"no answer: {type(error).__name__}") from None
+            # Who takes a request and hangs up without a word may do so for what was asked.
+            asked = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
+            doubtful = asked and not isinstance(error, aiohttp.ClientConnectorError)
+            message = f"no answer: {type(error).__name__}"
+            raise AttemptError(Outcome.CRASHED, message, doubtful=doubtful) from None
         finally:
             if response is not None:
                 response.leave(well=well)

@@ -8,12 +8,14 @@ import msgspec
 from aiohttp import web
 
 from router.fleet import Fleet
-from router.gates import CODES
+from router.gates import CODES, Verdict
 from router.kept import SERIES, Kept
 from router.service.state import STATE, State, require_key
 from router.sketch import quantile
 from router.standing import ESTABLISHED_LOWER, PROVEN, Standing, Tier
+from router.workload import Workload
 from verifier.errors import RequestError
+from verifier.reasons import REASONS
 from verifier.service.http import json_response
 
 _QUANTILES: Final = (0.5, 0.9, 0.99)
@@ -29,6 +31,25 @@ _WHAT_HELPS: Final = {
     "standing.answer-p99": "answer sooner, also at the worst of times",
     "standing.proven": "nothing more is needed: established nodes are told apart by their pace alone",
 }
+
+_WHAT_OPENS: Final = {
+    "identity.retired": "enrol it again with a new token",
+    "identity.endpoint": "set [serve] in the attester's configuration, and let the engine's TLS key sign",
+    "result.missing": "run the attester: touchstone attester check",
+    "result.revoked": "look at the node's result at the verifier; another one follows the next call",
+    "result.expired": "keep the attester running, and its call channel open",
+    "result.old": "keep the attester running, and its call channel open",
+    "result.no-submod": "enrol the node with this model, and add it to the attester's configuration",
+    "result.assurance": "the workload asks for evidence that the node does not give",
+    "incident.quarantine": "a person must review the incident",
+    "incident.operator": "it waits for the review of the operator's other node",
+    "floors.pace": "give tokens faster; the slow hour passes",
+    "capacity.full": "nothing: it has all the work it may have",
+    "capacity.warming": "complete work: what it is given at a time grows with that",
+    "capacity.breaker": "be reachable and answer; one request at a time tries it again",
+    "capacity.silent": "be reachable over TLS with the key of the evidence",
+}
+"""What an operator can do about a gate; about the others, what the gate says."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -55,7 +76,7 @@ def of(state: State, node: str) -> dict[str, Any]:
     return {
         "node": node,
         "operator": view.operator,
-        "phi": None if heartbeat is None else round(heartbeat.phi(state.clock.monotonic()), 2),
+        "phi": None if heartbeat is None else round(max(heartbeat.phi(state.clock.monotonic()), 0.0), 2),
         "workloads": {name: _place(fleet, node, name) for name in fleet.table.workloads},
         "tiers": {tier: _kept(kept, now) for tier, kept in fleet.tiers(node).items()},
     }
@@ -64,15 +85,25 @@ def of(state: State, node: str) -> dict[str, Any]:
 def _place(fleet: Fleet, node: str, name: str) -> dict[str, Any]:
     workload = fleet.table.workloads[name]
     verdict, lane = fleet.verdict(node, workload), fleet.lane(node, workload)
-    kept = fleet.kept(node, workload.kept_under)
-    why = "standing.little-evidence" if kept is None else kept.rating.why
     return {
         "model": workload.model,
         "tier": workload.kept_under,
         "lane": None if verdict is not None and lane is None else lane,
         "closed": None if verdict is None else msgspec.to_builtins(verdict),
-        "what_would_help": _WHAT_HELPS.get(why, "") if verdict is None else CODES.get(verdict.code, ""),
+        "what_would_help": _help(fleet, node, workload, verdict),
     }
+
+
+def _help(fleet: Fleet, node: str, workload: Workload, verdict: Verdict | None) -> str:
+    if verdict is None:
+        kept = fleet.kept(node, workload.kept_under)
+        return _WHAT_HELPS.get("standing.little-evidence" if kept is None else kept.rating.why, "")
+    result = fleet.view(node).result
+    if verdict.code == "result.not-affirming" and result is not None:
+        reasons = [r.code for a in result.submods.values() for r in a.ear_verifier_claims.reasons]
+        hints = [REASONS[code].hint for code in dict.fromkeys(reasons) if code in REASONS]
+        return " ".join(hints) or CODES[verdict.code]
+    return _WHAT_OPENS.get(verdict.code) or CODES.get(verdict.code, "")
 
 
 def _kept(kept: Kept, now: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from router import standing
 from router.errors import AttemptError
 from router.fleet import Fleet as RouterFleet
 from router.gateway import answers as gateway_answers
-from router.gateway import exchange
+from router.gateway import dispatch, exchange
 from router.gateway.answers import Answer
 from router.gateway.exchange import Exchanges
 from router.kept import Account
@@ -290,11 +290,6 @@ async def test_attack_25_immunity_by_error_wording(fleet: Fleet, how: str, words
     assert 0 < asked <= BREAKER_FAILURES
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a refusal goes to the client as it is and is asked of nobody else: "
-    "a node that answers 400 to everything keeps its standing, its rank and its share",
-)
 @pytest.mark.parametrize("status", [400, 404])
 async def test_attack_25_immunity_by_status(fleet: Fleet, status: int) -> None:
     """25, its cousin: who refuses what another completes, again and again, is not first for ever."""
@@ -325,6 +320,7 @@ def by_wording(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(exchange, "judge", lenient)
     monkeypatch.setattr(exchange, "read_chunk", lenient_chunk)
+    monkeypatch.setattr(dispatch, "_DOUBTFUL", frozenset({Outcome.CRASHED}))
 
 
 # 26: making honest nodes look bad.
@@ -407,11 +403,6 @@ async def test_attack_26_ejection_by_long_answers(fleet: Fleet) -> None:
     assert {each.status for each in heard} == {504}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a connection dropped without an answer is the node's at once, also where all drop it: "
-    "a prompt that kills an engine ejects every node that it is tried at",
-)
 async def test_attack_26_ejection_by_a_query_of_death(fleet: Fleet) -> None:
     """26, a request at which every engine drops the connection."""
 

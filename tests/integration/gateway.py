@@ -144,6 +144,10 @@ class EngineNode:
         self.engine = StreamingEngine(MODEL, behaviour)
         self.url = ""
         self.handshakes = 0
+        self.gate = asyncio.Event()
+        """While it is cleared, requests wait at the node's door."""
+        self.gate.set()
+        self.waiting = 0
         certificate.context.sni_callback = self._greeted
 
     def _greeted(self, *_: Any) -> None:
@@ -152,6 +156,20 @@ class EngineNode:
     @property
     def endpoint(self) -> dict[str, str]:
         return {"url": self.url, "spki_sha256": self.pin}
+
+    def app(self) -> web.Application:
+        app = self.engine.app()
+        app.middlewares.append(self._wait)
+        return app
+
+    @web.middleware
+    async def _wait(self, request: web.Request, handler: Any) -> Any:
+        self.waiting += 1
+        try:
+            await self.gate.wait()
+        finally:
+            self.waiting -= 1
+        return await handler(request)
 
     def behave(self, kind: str = "honest", **how: Any) -> None:
         self.engine.behaviour = Behaviour(kind, **how)
@@ -192,7 +210,7 @@ class Fleet:
         """A node with a streaming engine and a live result."""
         certificate = self.certificate(name)
         node = EngineNode(name, certificate, behaviour)
-        node.url = await self._stack.enter_async_context(serving(node.engine.app(), certificate.context))
+        node.url = await self._stack.enter_async_context(serving(node.app(), certificate.context))
         self.verifier.trust(name, endpoint=node.endpoint, **trusted)
         return node
 

@@ -430,13 +430,43 @@ async def test_a_redirect_is_not_followed(fleet: Fleet, status: int) -> None:
 
 @pytest.mark.parametrize("status", [404, 405])
 async def test_not_served_here_moves_on(fleet: Fleet, status: int) -> None:
-    """Another may have it, and nobody is to blame."""
+    """Another has it, so that it was the node: its result says that it serves the model."""
     node = await fleet.node("a")
     node.act = answers(status)
     await fleet.node("b")
     await fleet.start()
     assert await fleet.attempts() == [("a", "unserved"), ("b", "completed")]
-    assert fleet.standing("a") == Standing()
+    assert fleet.failed("a") == 3.0
+
+
+@pytest.mark.parametrize("status", [404, 405])
+async def test_what_nobody_serves_is_nobodys_fault(fleet: Fleet, status: int) -> None:
+    """Perhaps the client knew."""
+    for name in "ab":
+        (await fleet.node(name)).act = answers(status)
+    await fleet.start()
+    assert await fleet.attempts() == [("a", "unserved"), ("b", "unserved")]
+    assert (fleet.standing("a"), fleet.standing("b")) == (Standing(), Standing())
+
+
+async def test_a_node_that_refuses_everything_is_not_taken_at_its_word(fleet: Fleet) -> None:
+    """Another is asked too, and where that one completes, it was the node."""
+    node = await fleet.node("a")
+    node.act = answers(400, b'{"error": {"message": "no"}}')
+    await fleet.node("b")
+    await fleet.start()
+    assert [(await fleet.attempts())[-1][1] for _ in range(3)] == ["refused"] * 3
+    assert await fleet.attempts() == [("a", "refused"), ("b", "completed")]
+    assert fleet.failed("a") == 3.0
+
+
+async def test_what_every_node_refuses_is_refused(fleet: Fleet) -> None:
+    """However often: a client cannot have nodes ejected by bad requests."""
+    for name in "ab":
+        (await fleet.node(name)).act = answers(400, b'{"error": {"message": "no"}}')
+    await fleet.start()
+    assert {(await fleet.post())[0] for _ in range(12)} == {400}
+    assert (fleet.failed("a"), fleet.failed("b")) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -429,7 +429,7 @@ async def test_a_record_that_was_changed_is_not_the_same_decision(place: Place) 
     record["ranked"].reverse()
     (place.folder / "record.json").write_bytes(msgspec.json.encode(record))
     status, said = await router.touchstone("replay", str(place.folder / "record.json"))
-    assert (status, "made again" in said) == (1, True), said
+    assert (status, said.startswith("Error: ")) == (1, True)
 
 
 async def test_the_commands_review_a_hold(place: Place) -> None:
