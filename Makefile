@@ -33,13 +33,16 @@ bench: $(VENV)/.dev  ## measure against peers, in one run
 	$(VENV)/bin/python -m bench.simultaneous
 	$(VENV)/bin/python -m bench.attesting
 	$(VENV)/bin/python -m bench.policies
+	$(VENV)/bin/python -m bench.routing
+	$(VENV)/bin/python -m bench.gateway
+	$(VENV)/bin/python -m bench.fleet
 
 format: $(VENV)/.dev  ## let ruff lay the code out
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -102,12 +102,13 @@ def check(path: Path) -> None:
 @_errors
 def serve(path: Path, log_json: bool) -> None:
     """Run the router.  At SIGHUP it reads its table of workloads again."""
-    from router.service.app import load, make_app, reload_table
+    from router.service.app import load, make_app, reload_table, spare_the_collector
     from verifier.service.serve import run_app
 
     configure_logging(as_json=log_json)
     config = read_toml(path, RouterConfig, "touchstone router init")
     app = make_app(load(path, config))
+    app.on_startup.append(spare_the_collector)
     run_app(
         app,
         config.service.listen,

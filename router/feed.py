@@ -36,6 +36,8 @@ from verifier.results import VerifyingKey
 _MAX_PAGE: Final = 256 << 20
 _MAX_EVENT: Final = 1 << 20
 _MAX_NODES: Final = 1_000_000
+_AT_ONCE: Final = 200
+"""Nodes that are put into their places before other work has a turn."""
 _SILENCE_S: Final = 10.0
 _KEYS_EVERY_S: Final = 30.0
 _LEEWAY_S: Final = 5
@@ -153,7 +155,7 @@ class Feed:
                     if held.operator is not None and held.opened is not None:
                         operators[held.id], opened[held.id] = held.operator, held.opened
         self._seq = seq or 0
-        self._replace({name: self._not_older(view) for name, view in nodes.items()})
+        await self._replace({name: self._not_older(view) for name, view in nodes.items()})
         for incident, operator in self._operators.items() - operators.items():
             self.fleet.operator_held(operator, incident, None)
         for incident, operator in operators.items():
@@ -277,12 +279,14 @@ class Feed:
         if not keep and name in nodes:
             nodes[name] = replace(nodes[name], revoked=True)
 
-    def _replace(self, nodes: dict[str, NodeView]) -> None:
-        """A whole snapshot takes the place of what was known."""
+    async def _replace(self, nodes: dict[str, NodeView]) -> None:
+        """A whole snapshot takes the place of what was known, letting other work go on meanwhile."""
         before, self._nodes = self._nodes, nodes
         for name in before.keys() - nodes.keys():
             self.fleet.drop(name)
-        for view in nodes.values():
+        for number, view in enumerate(nodes.values()):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             known = before.get(view.node)
             if known is not view:
                 self.fleet.put(view)

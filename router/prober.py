@@ -14,6 +14,7 @@ from typing import Final
 import aiohttp
 import structlog
 
+from attester.bounded import read_all
 from router.clock import Clock
 from router.fleet import Fleet
 from router.gateway.pinned import AddressError, check_url, pin_for
@@ -21,6 +22,7 @@ from router.gateway.pinned import AddressError, check_url, pin_for
 PER_SECOND: Final = 100
 _AT_ONCE: Final = 64
 _TIMEOUT_S: Final = 5.0
+_MAX_ANSWER: Final = 256 << 10
 
 _log = structlog.get_logger("router")
 
@@ -86,8 +88,8 @@ class Prober:
             async with self._http.get(
                 place, ssl=pin_for(pin), allow_redirects=False, timeout=self._timeout
             ) as response:
-                # Its status is all that is wanted: what it has to say is not read.
-                response.close()
+                # Whatever it says, it is there; read to its end, the connection serves the next probe.
+                await read_all(response.content, _MAX_ANSWER)
         except (aiohttp.ClientError, TimeoutError, AddressError, OSError, ValueError):
             return False
         self._fleet.answered(node)

@@ -164,10 +164,6 @@ async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gatew
             )
             loops["prober"] = prober.run()
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
-        # What is here now stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_COLLECT)
         try:
             yield state, gateway
         finally:
@@ -177,6 +173,13 @@ async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gatew
             await held.close()
             if config.store.path is not None:
                 await keeper.flush()
+
+
+async def spare_the_collector(_: web.Application) -> None:
+    """For a process that does nothing else: what is here now stays, and need not be looked at again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
 
 
 def reload_table(app: web.Application) -> None:

@@ -545,14 +545,17 @@ async def test_probes_ask_for_nothing_but_the_models(fleet: Fleet) -> None:
 
 
 async def test_another_key_answers_no_probe(fleet: Fleet) -> None:
-    """Whoever serves at a node's address is not the node."""
+    """Whoever serves at a node's address is not the node: it comes to be silent."""
     node = await fleet.node("a")
     fleet.verifier.trust("a", endpoint={**node.endpoint, "spki_sha256": "cd" * 32})
     await fleet.start(probe_every_s=0.1)
-    await asyncio.sleep(0.5)
     heartbeat = fleet.router.heartbeat("a")
     assert heartbeat is not None
-    assert (node.requests, heartbeat.heard) == ([], None)
+    await until(lambda: heartbeat.heard is not None)
+    fleet.clock.forward(30)
+    await asyncio.sleep(0.3)
+    closed = (await place_of(fleet))["closed"]
+    assert (node.requests, list(heartbeat.intervals), closed["code"]) == ([], [], "capacity.silent")
 
 
 # In one process: what is counted when the store is written.
