@@ -47,11 +47,22 @@ def read_toml(path: Path, kind: type[T], make_with: str) -> T:
 
 
 def to_toml(config: Struct) -> str:
-    """A configuration as TOML text: sections, sub-sections, scalars; what is `None` is left out."""
+    """
+    A configuration as TOML text: sections, sub-sections, scalars, lists of tables at the top.
+
+    What is `None` is left out, and an empty list at the top: written down, it could not become one of tables.
+    """
     lines: list[str] = []
+    tables: list[str] = []
 
     def section(path: tuple[str, ...], values: dict[str, Any]) -> None:
         scalars = {k: v for k, v in values.items() if v is not None and not isinstance(v, dict)}
+        if not path:
+            for name in [name for name, value in scalars.items() if isinstance(value, (list, tuple))]:
+                for entry in scalars.pop(name):
+                    tables.append(f"[[{_key(name)}]]")
+                    tables.extend(f"{_key(k)} = {_value(v)}" for k, v in entry.items() if v is not None)
+                    tables.append("")
         if scalars:
             if path:
                 lines.append(f"[{'.'.join(_key(part) for part in path)}]")
@@ -62,7 +73,7 @@ def to_toml(config: Struct) -> str:
                 section((*path, name), value)
 
     section((), msgspec.to_builtins(config))
-    return "\n".join(lines)
+    return "\n".join(lines + tables)
 
 
 def _key(name: str) -> str:

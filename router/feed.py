@@ -284,7 +284,8 @@ class Feed:
         before, self._nodes = self._nodes, nodes
         for name in before.keys() - nodes.keys():
             self.fleet.drop(name)
-        for number, view in enumerate(nodes.values()):
+        # Those that are held come first.
+        for number, view in enumerate(sorted(nodes.values(), key=lambda view: not view.incidents)):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             known = before.get(view.node)

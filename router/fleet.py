@@ -61,6 +61,8 @@ class Fleet:
         self._operators: dict[str, set[str]] = {}
         self._holds: dict[str, dict[str, float]] = {}
         """By operator, the open incidents of its nodes with the time they were opened."""
+        self._held_since: dict[str, float] = {}
+        """The first of those times."""
         self._wall: list[tuple[float, str]] = []
         self._ticks: list[tuple[float, str]] = []
         self._heard: float | None = None
@@ -190,6 +192,9 @@ class Fleet:
             self._operators[entry.key[0]].discard(view.node)
             self._operators.setdefault(key[0], set()).add(view.node)
             entry.key = key
+        if view.retired:
+            # Nothing that happens to its operator's other nodes changes anything for it.
+            self._operators[key[0]].discard(view.node)
         entry.said = view.incidents
         entry.view = replace(view, incidents=view.incidents | entry.own_holds)
         self._settle(entry)
@@ -221,7 +226,16 @@ class Fleet:
             held.pop(incident, None)
         else:
             held[incident] = opened
-        for node in self._operators.get(operator, ()):
+        since = min(held.values(), default=None)
+        if not held:
+            del self._holds[operator]
+        if since == self._held_since.get(operator):
+            return
+        if since is None:
+            del self._held_since[operator]
+        else:
+            self._held_since[operator] = since
+        for node in list(self._operators.get(operator, ())):
             self._settle(self._entries[node])
 
     def released(self, node: str) -> None:
@@ -410,11 +424,10 @@ class Fleet:
         self._place_everywhere(entry)
 
     def _around(self, node: str, workload: Workload) -> Around:
-        held = self._holds.get(self.view(node).operator)
         kept = self.kept(node, workload.kept_under)
         return Around(
             self._clock.now_ms(),
-            min(held.values()) if held else None,
+            self._held_since.get(self.view(node).operator),
             None if kept is None else kept.pace,
         )
 

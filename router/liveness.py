@@ -18,7 +18,7 @@ from typing import Final
 WINDOW: Final = 200
 LEAST_DEVIATION_S: Final = 0.5
 PAUSE_S: Final = 10.0
-"""So long a silence is borne on top of what is usual: one lost answer is no outage."""
+"""So long a silence, and never less than an interval, is borne on top of what is usual: one lost answer is no outage."""
 SUSPECT: Final = 5.0
 """φ from which a node is only tried, as one on probation."""
 UNAVAILABLE: Final = 8.0
@@ -39,6 +39,10 @@ class Heartbeat:
         self._mean = interval_s
         self._deviation = LEAST_DEVIATION_S
 
+    @property
+    def _pause(self) -> float:
+        return max(PAUSE_S, self._interval)
+
     def expect(self, interval_s: float) -> None:
         """It is asked at another interval from now on."""
         if interval_s != self._interval:
@@ -56,7 +60,7 @@ class Heartbeat:
         if self._last_probe is not None:
             interval = now - self._last_probe
             # The interval that ended an outage says nothing of how the node usually answers.
-            if interval <= 2 * self._interval + PAUSE_S:
+            if interval <= 2 * self._interval + self._pause:
                 self.intervals.append(interval)
                 self._measure()
         self._last_probe = self.heard = now
@@ -77,13 +81,13 @@ class Heartbeat:
         """How surprising the silence is: −log₁₀ of the chance that the node is still there."""
         if self.heard is None:
             return 0.0
-        return _phi((now - self.heard - self._mean - PAUSE_S) / self._deviation)
+        return _phi((now - self.heard - self._mean - self._pause) / self._deviation)
 
     def reaches(self, phi: float) -> float:
         """When its silence will be that surprising; never, for one that never answered."""
         if self.heard is None:
             return math.inf
-        return self.heard + self._mean + PAUSE_S + _DEVIATIONS[phi] * self._deviation
+        return self.heard + self._mean + self._pause + _DEVIATIONS[phi] * self._deviation
 
 
 def _phi(y: float) -> float:

@@ -28,6 +28,7 @@ _YOUNG_PER_MILLE: Final = 250
 _TRIES: Final = 6
 """Draws for one who was not drawn yet, before operators are asked in turn."""
 _ALL: Final = 100
+_UNPROVEN: Final = (Lane.PROBATION, Lane.WARMING)
 
 
 class Facts(Struct, frozen=True, gc=False):
@@ -162,7 +163,7 @@ class _Draw:
         """Up to *count*: two are drawn and the better taken, the other meets the next one drawn."""
         taken: list[Ranked] = []
         # Those of whom little is known are drawn by operator alone, so that many names are worth one.
-        among_nodes = lane not in (Lane.PROBATION, Lane.WARMING)
+        among_nodes = lane not in _UNPROVEN
         waiting = self._next(lane, among_nodes=among_nodes)
         while waiting is not None and len(taken) < count:
             # For the same reason two of them are of two operators, where there are.
@@ -182,6 +183,9 @@ class _Draw:
         if is_over != (other.operator in self.over):
             # Who has its share comes after all who have not.
             return not is_over
+        if one.lane in _UNPROVEN and (nearer := round(one.completion - other.completion, 2)):
+            # Who is nearer to proof comes first: evidence spread thin over many proves nobody.
+            return nearer > 0
         return one.score < other.score or (one.score == other.score and bool(self.chance.below(2)))
 
     def _next(self, lane: Lane, *, among_nodes: bool = False, apart: str | None = None) -> Ranked | None:

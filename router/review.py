@@ -97,9 +97,13 @@ class Holds:
         evidence = {
             "answers": mismatch.answers,
             "claimed_tokens": mismatch.claimed,
-            "counted_tokens": mismatch.counted,
+            "allowed_tokens": mismatch.allowed,
+            "of": mismatch.what,
         }
-        detail = f"claimed {mismatch.claimed} tokens over {mismatch.answers} answers, {mismatch.counted} allowed for"
+        detail = (
+            f"claimed {mismatch.claimed} tokens of {mismatch.what} over {mismatch.answers} answers,"
+            f" and {mismatch.allowed} were allowed for"
+        )
         if mismatch.ours:
             self._start(None, "", OUR_COUNT, detail, {**evidence, "node": node}, holding=False)
         else:

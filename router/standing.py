@@ -25,6 +25,8 @@ HALF_LIVES_S: Final = (3600.0, 7 * 86400.0)
 ESTABLISHED_LOWER: Final = 0.9
 PROVEN: Final = 25
 """Requests without a failure after which a node is established: Wilson's lower end is at 0.9 then."""
+SEEN_ENOUGH: Final = 100.0
+"""Requests within a week after which a node that is not established by them is degraded."""
 DEGRADED_UPPER: Final = 0.8
 """A node is degraded where even the upper end of the interval is below this."""
 CLEAN_UPPER: Final = 0.98
@@ -204,6 +206,9 @@ def rate(standing: Standing, now: float, missed: str | None = None) -> Rating:
         tier, why = Tier.DEGRADED, missed
     elif completion >= ESTABLISHED_LOWER:
         tier, why = Tier.ESTABLISHED, "standing.proven"
+    elif evidence >= SEEN_ENOUGH and long[0] < ESTABLISHED_LOWER:
+        # Probation ends with evidence, this way or that.
+        tier, why = Tier.DEGRADED, "standing.unreliable"
     else:
         tier, why = Tier.PROBATION, "standing.little-evidence"
     latency = UNKNOWN_LATENCY_S if seen.latency_s is None else min(seen.latency_s, UNKNOWN_LATENCY_S)

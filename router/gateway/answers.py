@@ -19,16 +19,16 @@ from router.settlement import Usage
 _Tokens = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
-class _Function(Struct, frozen=True):
+class _Function(Struct, frozen=True, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class _ToolCall(Struct, frozen=True):
+class _ToolCall(Struct, frozen=True, gc=False):
     function: _Function | None = None
 
 
-class _Said(Struct, frozen=True):
+class _Said(Struct, frozen=True, gc=False):
     """A message, or what a chunk adds to it."""
 
     content: str | None = None
@@ -42,8 +42,8 @@ class _Said(Struct, frozen=True):
     def text(self) -> str:
         """All that a model made of it."""
         thought = self.reasoning or self.reasoning_content
-        if self.content and not (thought or self.refusal or self.tool_calls):
-            return self.content
+        if not (thought or self.refusal or self.tool_calls):
+            return self.content or ""
         parts = [thought or "", self.content or "", self.refusal or ""]
         for call in self.tool_calls or ():
             if call.function is not None:
@@ -51,7 +51,7 @@ class _Said(Struct, frozen=True):
         return "".join(parts)
 
 
-class _Usage(Struct, frozen=True):
+class _Usage(Struct, frozen=True, gc=False):
     prompt_tokens: _Tokens = 0
     completion_tokens: _Tokens = 0
 
@@ -60,37 +60,40 @@ class _Usage(Struct, frozen=True):
         return Usage(self.prompt_tokens, self.completion_tokens)
 
 
-class _Choice(Struct, frozen=True):
+class _Choice(Struct, frozen=True, gc=False):
     index: int = 0
     delta: _Said | None = None
     message: _Said | None = None
     text: str | None = None
     finish_reason: str | None = None
 
+    @property
+    def said(self) -> str:
+        """What the model said in it."""
+        if self.text:
+            return self.text
+        said = self.message if self.delta is None else self.delta
+        return "" if said is None else said.text
 
-class Chunk(Struct, frozen=True):
+
+class Chunk(Struct, frozen=True, gc=False):
     """One event of a stream."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: Any = None
 
-    @property
-    def text(self) -> str:
-        """What it adds."""
-        return "".join([c.text or (c.delta.text if c.delta is not None else "") for c in self.choices])
 
-
-class _Completion(Struct, frozen=True):
+class _Completion(Struct, frozen=True, gc=False):
     choices: Annotated[list[_Choice], Meta(min_length=1)]
     usage: _Usage | None = None
 
 
-class _Embedding(Struct, frozen=True):
+class _Embedding(Struct, frozen=True, gc=False):
     embedding: Annotated[list[float], Meta(min_length=1)] | Annotated[str, Meta(min_length=1)]
 
 
-class _Embeddings(Struct, frozen=True):
+class _Embeddings(Struct, frozen=True, gc=False):
     data: Annotated[list[_Embedding], Meta(min_length=1)]
     usage: _Usage | None = None
 
@@ -157,7 +160,7 @@ def judge(path: str, status: int, body: bytes) -> Answer:
     for choice in completion.choices:
         if (choice.message is None if chat else choice.text is None) or choice.finish_reason is None:
             return Answer(status, b"", Outcome.CORRUPTED, "a choice without its text, or without its end")
-    text = "".join([c.text or (c.message.text if c.message is not None else "") for c in completion.choices])
+    text = "".join([choice.said for choice in completion.choices])
     if not text:
         outcome, detail = Outcome.HOLLOW, "a whole answer with nothing in it"
     return Answer(status, body, outcome, detail, text, _claimed(completion.usage))

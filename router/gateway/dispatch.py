@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -62,11 +63,24 @@ class Run:
     """What a node said that refuses often; the client's answer, where no other node completes."""
     counted: Usage | None = None
     prompt_tokens: int | None = None
+    later: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done once the answer is on its way: nobody waits for books to be kept."""
 
     @property
     def begun(self) -> bool:
         """Whether anything has gone to the client."""
         return self.sink is not None and self.sink.begun
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How an attempt ended."""
+
+    outcome: Outcome
+    detail: str
+    answer: Answer | None = None
+    doubtful: bool = False
+    """Whether it may be the request's doing."""
 
 
 class Dispatcher:
@@ -121,7 +135,7 @@ class Dispatcher:
         try:
             return await self._run(run)
         finally:
-            self.records.ended(run.record)
+            run.later.append(partial(self.records.ended, run.record))
 
     async def _run(self, run: Run) -> Answer | None:
         decision = run.record.decision
@@ -191,58 +205,71 @@ class Dispatcher:
         node, work = ranked.node, run.work
         self.fleet.started(node, work.workload)
         start = self._clock.monotonic()
-        outcome, detail = Outcome.ABANDONED, "the client went away"
         progress = Progress(Tally(self.tokenisers.get(work.workload.name)))
-        answer: Answer | None = None
-        doubtful = False
+        ended = _Ended(Outcome.ABANDONED, "the client went away")
         try:
-            answer = await self._ask(run, node, left, progress)
-            outcome, detail = self._judge(run, progress, answer)
-            doubtful = self._is_doubtful(node, work, outcome)
-        except AttemptError as error:
-            outcome, detail = error.outcome, str(error)
-            # An answer may be so long that no node has it ready in the time of an attempt.
-            doubtful = not run.begun and (error.doubtful or outcome is Outcome.STALLED)
-        except ClientGoneError:
-            pass
-        except Exception:  # noqa: BLE001
-            # The outermost of an attempt: whatever it was, this node is not the client's concern.
-            outcome, detail = Outcome.CRASHED, "the attempt failed in a way that was not foreseen"
-            _log.exception("an attempt failed", node=node)
+            ended = await self._try(run, node, left, progress)
         finally:
             # Also where the client went away and this task was cancelled: the place is freed.
             seconds = self._clock.monotonic() - start
-            entry: dict[str, Any] = {
-                "node": node,
-                "outcome": outcome,
-                "blame": outcome.blame,
-                "detail": detail,
-                "ms": int(seconds * 1000),
-            }
-            run.record.attempts.append(entry)
-            _by_outcome[outcome].inc()
-            if outcome in (Outcome.ABANDONED, Outcome.TIMED_OUT) and progress.events:
-                # Who leaves before the end, or gives too little time, pays for what came.
-                prompt = estimated(len(work.body)) if run.prompt_tokens is None else run.prompt_tokens
-                run.counted = Usage(prompt, progress.text.estimate())
-            if outcome is not Outcome.COMPLETED:
-                if doubtful:
-                    entry["blame"] = Blame.NOBODY
-                    run.doubtful.append(entry)
-                counted = Outcome.UNSERVED if doubtful and outcome is not Outcome.REFUSED else outcome
-                self.fleet.ended(node, work.workload, counted, seconds)
+            entry = self._note(run, node, ended, progress, seconds)
+        outcome, answer = ended.outcome, ended.answer
         if outcome is Outcome.COMPLETED:
+            if answer is not None and not self._measures(work):
+                run.later.append(partial(self._book, run, ranked, progress, answer, seconds, entry))
+                return answer
             return await self._completed(run, ranked, progress, answer, seconds, entry)
         if outcome is Outcome.REFUSED and answer is not None:
-            if not doubtful:
+            if not ended.doubtful:
                 return answer
             run.refusal = answer
             raise AttemptError(Outcome.UNSERVED, "it refuses often: another is asked")
         if outcome is Outcome.HOLLOW:
             run.hollow = answer or progress
         if outcome is not Outcome.ABANDONED:
-            _log.warning("an attempt failed", node=node, outcome=outcome, detail=detail)
-        raise AttemptError(outcome, detail)
+            _log.warning("an attempt failed", node=node, outcome=outcome, detail=ended.detail)
+        raise AttemptError(outcome, ended.detail)
+
+    async def _try(self, run: Run, node: str, left: float, progress: Progress) -> _Ended:
+        try:
+            answer = await self._ask(run, node, left, progress)
+            outcome, detail = self._judge(run, progress, answer)
+            return _Ended(outcome, detail, answer, doubtful=self._is_doubtful(node, run.work, outcome))
+        except AttemptError as error:
+            # An answer may be so long that no node has it ready in the time of an attempt.
+            doubtful = not run.begun and (error.doubtful or error.outcome is Outcome.STALLED)
+            return _Ended(error.outcome, str(error), doubtful=doubtful)
+        except ClientGoneError:
+            return _Ended(Outcome.ABANDONED, "the client went away")
+        except Exception:  # noqa: BLE001
+            # The outermost of an attempt: whatever it was, this node is not the client's concern.
+            _log.exception("an attempt failed", node=node)
+            return _Ended(Outcome.CRASHED, "the attempt failed in a way that was not foreseen")
+
+    def _note(self, run: Run, node: str, ended: _Ended, progress: Progress, seconds: float) -> dict[str, Any]:
+        """Write down how an attempt ended, and let its standing have a bad end."""
+        outcome = ended.outcome
+        entry: dict[str, Any] = {
+            "node": node,
+            "outcome": outcome,
+            "blame": outcome.blame,
+            "detail": ended.detail,
+            "ms": int(seconds * 1000),
+        }
+        run.record.attempts.append(entry)
+        _by_outcome[outcome].inc()
+        if outcome is Outcome.COMPLETED:
+            return entry
+        if outcome in (Outcome.ABANDONED, Outcome.TIMED_OUT) and progress.events:
+            # Who leaves before the end, or gives too little time, pays for what came.
+            prompt = estimated(len(run.work.body)) if run.prompt_tokens is None else run.prompt_tokens
+            run.counted = Usage(prompt, progress.text.estimate())
+        if ended.doubtful:
+            entry["blame"] = Blame.NOBODY
+            run.doubtful.append(entry)
+        counted = Outcome.UNSERVED if ended.doubtful and outcome is not Outcome.REFUSED else outcome
+        self.fleet.ended(node, run.work.workload, counted, seconds)
+        return entry
 
     def _is_doubtful(self, node: str, work: Work, outcome: Outcome) -> bool:
         """Whether an answer, whole and no success, may be the request's doing."""
@@ -269,6 +296,10 @@ class Dispatcher:
             return Outcome.HOLLOW, "a whole stream with nothing in it"
         return Outcome.COMPLETED, "a whole stream" if progress.done else "a whole stream without [DONE]"
 
+    def _measures(self, work: Work) -> bool:
+        """Whether what is claimed for this work is held against the router's own count."""
+        return work.workload.name in self.tokenisers and not work.path.endswith("/embeddings")
+
     async def _completed(
         self,
         run: Run,
@@ -278,18 +309,35 @@ class Dispatcher:
         seconds: float,
         entry: dict[str, Any],
     ) -> Answer | None:
-        """Count what was used, hold it against what the node says, and book the good end."""
+        """Count what was used, and book the good end; gives the answer with the router's own count."""
+        try:
+            run.counted = await self._count(run, progress, answer)
+        except asyncio.CancelledError:
+            self.fleet.ended(ranked.node, run.work.workload, Outcome.COMPLETED, seconds, credit=False)
+            raise
+        self._book(run, ranked, progress, answer, seconds, entry)
+        if answer is not None and answer.claimed != run.counted:
+            body = with_usage(answer.body, run.counted)
+            return Answer(answer.status, body, answer.outcome, answer.detail, answer.text, answer.claimed)
+        return answer
+
+    def _book(
+        self,
+        run: Run,
+        ranked: Ranked,
+        progress: Progress,
+        answer: Answer | None,
+        seconds: float,
+        entry: dict[str, Any],
+    ) -> None:
+        """Hold what the node says against what was counted, and let its standing have the good end."""
         work, clean = run.work, answer is not None or progress.done
         claimed = progress.claimed if answer is None else answer.claimed
-        try:
-            counted = run.counted = await self._count(run, progress, answer)
-        except asyncio.CancelledError:
-            self.fleet.ended(
-                ranked.node, work.workload, Outcome.COMPLETED, seconds, clean=clean, credit=False
-            )
-            raise
-        measured = work.workload.name in self.tokenisers and not work.path.endswith("/embeddings")
-        if measured and claimed is not None:
+        if run.counted is None:
+            assert answer is not None
+            run.counted = Usage(_estimate_of_prompt(work), _estimate_of(answer.text))
+        counted = run.counted
+        if claimed is not None and self._measures(work):
             clean = clean and is_true(claimed, counted)
             now = self._clock.monotonic()
             mismatch = self._meter.add(ranked.node, ranked.operator, claimed, counted, now)
@@ -316,10 +364,6 @@ class Dispatcher:
             entry["claimed"] = claimed.prompt + claimed.completion
         if progress.first_s is not None:
             entry["first_ms"] = int(progress.first_s * 1000)
-        if answer is not None and measured and claimed != counted:
-            body = with_usage(answer.body, counted)
-            return Answer(answer.status, body, answer.outcome, answer.detail, answer.text, claimed)
-        return answer
 
     async def _count(self, run: Run, progress: Progress, answer: Answer | None) -> Usage:
         """Tokens by the router's own count: by the model's tokeniser where one is given, by bytes else."""
@@ -332,15 +376,25 @@ class Dispatcher:
         return Usage(run.prompt_tokens, await self._tokens_of(run.work, answer.text))
 
     async def _tokens_of_prompt(self, work: Work) -> int:
-        if work.workload.name not in self.tokenisers and len(work.body) > _LONG:
-            # An estimate by bytes needs no more than the number of bytes.
-            return estimated(len(work.body))
+        if work.workload.name not in self.tokenisers:
+            return _estimate_of_prompt(work)
         return await self._tokens_of(work, prompt_text(work.document)) + prompt_ids(work.document)
 
     async def _tokens_of(self, work: Work, text: str) -> int:
         tokeniser = self.tokenisers.get(work.workload.name)
         if tokeniser is None:
-            return estimated(len(text) if text.isascii() else len(text.encode(errors="replace")))
+            return _estimate_of(text)
         if len(text) > _LONG:
             return await asyncio.to_thread(tokeniser.count, text)
         return tokeniser.count(text)
+
+
+def _estimate_of_prompt(work: Work) -> int:
+    if len(work.body) > _LONG:
+        # An estimate by bytes needs no more than the number of bytes.
+        return estimated(len(work.body))
+    return _estimate_of(prompt_text(work.document)) + prompt_ids(work.document)
+
+
+def _estimate_of(text: str) -> int:
+    return estimated(len(text) if text.isascii() else len(text.encode(errors="replace")))

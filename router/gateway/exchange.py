@@ -94,6 +94,8 @@ class Progress:
     """That carried text."""
     claimed: Usage | None = None
     done: bool = False
+    waited_s: float = 0.0
+    """For the client to read."""
     held: bytes = b""
     """Of a stream: what was not sent on yet."""
     open_choices: set[int] = field(default_factory=set)
@@ -106,7 +108,9 @@ class Progress:
 
     def take(self, chunk: Chunk) -> bool:
         """Count an event; gives whether it carried text."""
+        text = ""
         for choice in chunk.choices:
+            text += choice.said
             if choice.finish_reason is not None:
                 self.ended_choices.add(choice.index)
                 self.open_choices.discard(choice.index)
@@ -114,7 +118,6 @@ class Progress:
                 self.open_choices.add(choice.index)
         if chunk.usage is not None:
             self.claimed = chunk.usage.usage
-        text = chunk.text
         if not text:
             return False
         self.text.add(text)
@@ -182,7 +185,7 @@ class Exchanges:
                 raise AttemptError(
                     Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s"
                 ) from None
-            slow = progress.text.total() < _LEAST_PACE * (now - began)
+            slow = progress.text.total() < _LEAST_PACE * (now - began - progress.waited_s)
             raise AttemptError(
                 Outcome.STALLED if slow else Outcome.TIMED_OUT,
                 "the stream did not end within the time there was",
@@ -234,7 +237,13 @@ class Exchanges:
         if sink.may_wait(len(sending)):
             # While a slow client reads, the node's clock stands still.
             timer.reschedule(None)
-        await sink.send(sending)
+            began = asyncio.get_running_loop().time()
+            await sink.send(sending)
+            waited = asyncio.get_running_loop().time() - began
+            progress.waited_s += waited
+            due = None if due is None else due + waited
+        else:
+            await sink.send(sending)
         if last is not None:
             due = min(last, asyncio.get_running_loop().time() + self._config.stall_s)
         if timer.when() != due:

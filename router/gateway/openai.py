@@ -176,18 +176,18 @@ async def work(request: web.Request) -> web.StreamResponse:
     gateway.in_flight += 1
     handler = _Handler(gateway, request, key)
     try:
-        return await handler.answer()
-    except ConnectionError:
+        response = await handler.answer()
+    except (ConnectionError, asyncio.CancelledError):
         # The client has gone.
+        handler.finish()
         raise
     except Exception:  # noqa: BLE001
         # The outermost of a request: nothing of an internal failure may reach the caller.
         _log.exception("a request failed", path=request.path[:100])
-        return AnswerError(500, "internal_error", "the router failed").response()
-    finally:
-        gateway.in_flight -= 1
-        gateway.keyring.leave(key, handler.tokens)
-        handler.forget()
+        response = AnswerError(500, "internal_error", "the router failed").response()
+    # After the answer was written, in this turn of the loop: the client need not wait for our books.
+    asyncio.get_running_loop().call_soon(handler.finish)
+    return response
 
 
 def _admit(gateway: Gateway, key: Key) -> None:
@@ -218,23 +218,29 @@ class _Handler:
         self._replay: str | None = None
         self._run: Run | None = None
 
-    @property
-    def tokens(self) -> int:
-        """What it used, by the router's count."""
-        counted = None if self._run is None else self._run.counted
-        return 0 if counted is None else counted.prompt + counted.completion
-
-    def forget(self) -> None:
-        """Let it be tried again, unless it was kept."""
-        if self._replay is not None:
-            self._gateway.replays.forget(self._key.name, self._replay)
+    def finish(self) -> None:
+        """Keep the books, and free the places that it had."""
+        run, gateway = self._run, self._gateway
+        try:
+            for each in () if run is None else run.later:
+                each()
+        finally:
+            counted = None if run is None else run.counted
+            gateway.in_flight -= 1
+            gateway.keyring.leave(self._key, 0 if counted is None else counted.prompt + counted.completion)
+            if self._replay is not None:
+                # It may be tried again, unless it was kept.
+                gateway.replays.forget(self._key.name, self._replay)
 
     async def answer(self) -> web.StreamResponse:
         try:
             allowed_s = self._allowed_s()
             deadline = self._gateway.clock.monotonic() + allowed_s
-            async with asyncio.timeout(self._gateway.config.timeout_s):
+            if self._request.content.is_eof():
                 work = await self._read()
+            else:
+                async with asyncio.timeout(self._gateway.config.timeout_s):
+                    work = await self._read()
             if (kept := self._begin(work)) is not None:
                 headers = {**dict(kept.headers), "Idempotent-Replayed": "true"}
                 return web.Response(

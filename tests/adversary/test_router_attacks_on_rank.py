@@ -155,16 +155,16 @@ async def test_attack_20_usage_inflation_is_held(fleet: Fleet) -> None:
 
 def by_claimed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's rule: the latency is divided by the node's own `completion_tokens`."""
-    completed = Dispatcher._completed
+    book = Dispatcher._book
 
-    async def divided(
+    def divided(
         self: Dispatcher, run: Any, ranked: Any, progress: Any, answer: Any, seconds: float, entry: Any
-    ) -> Any:
+    ) -> None:
         claimed = progress.claimed if answer is None else answer.claimed
         seconds /= claimed.completion if claimed is not None else 1
-        return await completed(self, run, ranked, progress, answer, seconds, entry)
+        book(self, run, ranked, progress, answer, seconds, entry)
 
-    monkeypatch.setattr(Dispatcher, "_completed", divided)
+    monkeypatch.setattr(Dispatcher, "_book", divided)
 
 
 def by_claimed_pace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,13 +50,28 @@ def test_one_large_claim_holds_nobody() -> None:
 
 def test_who_claims_half_as_much_again_over_many_answers_is_a_mismatch() -> None:
     """With the sums, for the person who reviews it."""
-    assert claims(Meter(), DOUBLE, ANSWERS) == [Mismatch(20, 20 * 3100, 20 * (1400 + 8 + 64), ours=False)]
+    assert claims(Meter(), DOUBLE, ANSWERS) == [Mismatch(20, "answers", 20 * 900, 20 * (400 + 8), ours=False)]
 
 
-@pytest.mark.parametrize("claimed", [HONEST, Usage(1300, 520), Usage(1500, 700)])
+@pytest.mark.parametrize("claimed", [HONEST, Usage(1300, 520), Usage(1590, 610)])
 def test_a_claim_below_the_threshold_holds_nobody(claimed: Usage) -> None:
     """However often: beyond the tolerance it costs the clean share, and no more."""
     assert claims(Meter(), claimed, 500) == []
+
+
+@pytest.mark.parametrize("claimed", [Usage(1000, 620), Usage(1600, 400)], ids=["answers", "prompts"])
+def test_prompts_and_answers_are_each_held_against_their_own_count(claimed: Usage) -> None:
+    """Long prompts do not hide what is claimed for answers."""
+    assert len(claims(Meter(), claimed, ANSWERS)) == 1
+
+
+def test_a_crowd_of_inflating_operators_is_not_ours_where_more_are_honest() -> None:
+    """Three who agree with each other, against four who agree with us."""
+    meter = Meter()
+    for honest in "abcd":
+        claims(meter, HONEST, ANSWERS, honest, honest)
+    found = [claims(meter, DOUBLE, ANSWERS, cheat, cheat)[0].ours for cheat in "xyz"]
+    assert found == [False, False, False]
 
 
 def test_short_answers_have_the_tolerance_of_each() -> None:
