@@ -31,6 +31,8 @@ from router.tokens import Tally
 from router.workload import Workload
 
 MAX_ANSWER: Final = 64 << 20
+MAX_READING: Final = 1 << 30
+"""Bytes of whole answers that are being read at a time: nodes could agree to fill the router's memory."""
 _MAX_FAILURE: Final = 64 << 10
 _MAX_HELD: Final = 1 << 20
 _EXTRA_EVENTS: Final = 16
@@ -130,6 +132,7 @@ class Exchanges:
 
     def __init__(self, http: aiohttp.ClientSession, config: GatewaySection) -> None:
         self._config = config
+        self._reading = 0
         self._upstream = Upstream(
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
@@ -144,12 +147,29 @@ class Exchanges:
         allowance = min(left_s, self._config.attempt_timeout_s)
         try:
             async with asyncio.timeout(allowance), self._post(endpoint, work) as response:
-                data = await read_all(response.content, MAX_ANSWER)
+                data = await self._read(response.content)
         except TimeoutError:
             raise AttemptError(self._late(allowance), f"no whole answer within {allowance:.1f} s") from None
-        if data is None:
-            raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
         return judge(work.path, response.status, data)
+
+    async def _read(self, content: aiohttp.StreamReader) -> bytes:
+        """A whole body, within what one answer may have, and what all that are being read may have together."""
+        if content.is_eof():
+            return content.read_nowait()
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in content.iter_any():
+                parts.append(part)
+                size += len(part)
+                self._reading += len(part)
+                if size > MAX_ANSWER:
+                    raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
+                if self._reading > MAX_READING:
+                    raise AttemptError(Outcome.BUSY, "the router is reading as much as it can hold")
+        finally:
+            self._reading -= size
+        return b"".join(parts)
 
     async def stream(
         self, endpoint: tuple[str, str], work: Work, left_s: float, sink: Sink, progress: Progress

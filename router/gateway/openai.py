@@ -172,7 +172,7 @@ async def work(request: web.Request) -> web.StreamResponse:
         key = key_of(request)
         _admit(gateway, key)
     except AnswerError as error:
-        return error.response()
+        return _closing(request, error.response())
     gateway.in_flight += 1
     handler = _Handler(gateway, request, key)
     try:
@@ -187,6 +187,13 @@ async def work(request: web.Request) -> web.StreamResponse:
         response = AnswerError(500, "internal_error", "the router failed").response()
     # After the answer was written, in this turn of the loop: the client need not wait for our books.
     asyncio.get_running_loop().call_soon(handler.finish)
+    return _closing(request, response)
+
+
+def _closing(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """An unread body is not worth reading: the connection ends with the answer."""
+    if not request.content.is_eof():
+        response.force_close()
     return response
 
 

@@ -15,6 +15,7 @@ import openai
 import pytest
 from aiohttp import web
 
+from router.gateway import exchange
 from router.service.state import STATE
 from router.standing import BREAKER_OPEN_S, Standing
 from tests.integration.gateway import WORK, Fleet, official, opened
@@ -860,6 +861,21 @@ async def test_without_a_key_nothing_is_done(fleet: Fleet, path: str, header: st
     assert (status, node.requests) == (401, [])
 
 
+async def test_a_body_that_nobody_wants_is_not_read(fleet: Fleet) -> None:
+    """The connection ends with the refusal, however much is still to come."""
+    await fleet.start(key_digests=[DIGEST])
+    begun = asyncio.Event()
+
+    async def forever() -> AsyncIterator[bytes]:
+        yield b"{"
+        await begun.wait()
+
+    async with fleet.http.post(f"{fleet.url}/v1/embeddings", data=forever()) as response:
+        found = response.status, response.headers.get("Connection")
+    begun.set()
+    assert found == (401, "close")
+
+
 @pytest.mark.parametrize("path", ["/v1/models", f"/api/v1/decisions/{'0' * 32}"])
 async def test_without_a_key_nothing_is_shown(fleet: Fleet, path: str) -> None:
     """Neither models nor decisions."""
@@ -1081,3 +1097,20 @@ async def test_what_a_node_said_is_not_in_an_error(fleet: Fleet) -> None:
         "no node completed the work; the last: crashed",
         3.0,
     )
+
+
+async def test_answers_together_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that agree to send as much as one may cannot fill the router's memory."""
+
+    async def large(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(8):
+            await response.write(bytes(1 << 20))
+        return response
+
+    monkeypatch.setattr(exchange, "MAX_READING", 4 << 20)
+    (await fleet.node("a")).act = large
+    await fleet.node("b")
+    await fleet.start()
+    assert await fleet.attempts() == [("a", "busy"), ("b", "completed")]
