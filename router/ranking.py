@@ -166,6 +166,9 @@ class _Draw:
         among_nodes = lane not in _UNPROVEN
         waiting = self._next(lane, among_nodes=among_nodes)
         while waiting is not None and len(taken) < count:
+            if taken and len(taken) == count - 1:
+                # The last place needs no other to be held against.
+                return [*taken, waiting]
             # For the same reason two of them are of two operators, where there are.
             drawn = self._next(lane, apart=None if among_nodes else waiting.operator)
             if drawn is not None and self._is_better(drawn, waiting):

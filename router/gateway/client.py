@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import Kept
@@ -18,6 +18,12 @@ _WAITING: Final = 32 << 10
 """Bytes on their way to the kernel; with less, half of where the transport asks for a pause, no write waits."""
 _KEEP: Final = 1 << 20
 """Bytes of a stream that are kept to be given again."""
+
+
+class _Response(web.StreamResponse):
+    """Its head goes out with its first bytes, in one packet, and not before."""
+
+    _send_headers_immediately = False
 
 
 class ClientStream:
@@ -39,13 +45,31 @@ class ClientStream:
             "X-Accel-Buffering": "no",
         }
         self._timeout_s = write_timeout_s
-        self._response: web.StreamResponse | None = None
+        self._response: _Response | None = None
+        self._begun = False
         self._parts = bytearray() if keep else None
 
     @property
     def begun(self) -> bool:
         """Whether anything has gone to the client."""
-        return self._response is not None
+        return self._begun
+
+    async def ready(self) -> None:
+        """Make the head ready, which takes its time, while the node has not answered yet."""
+        if self._response is None:
+            response = _Response(headers=self._headers)
+            try:
+                await response.prepare(self._request)
+            except ConnectionError:
+                raise ClientGoneError("the client is gone") from None
+            self._response = response
+
+    def instead(self, response: web.Response) -> web.Response:
+        """Another answer, where nothing of the stream has gone out."""
+        if self._response is not None and self._request.version >= HttpVersion11:
+            # As the head was made ready for, and may be no longer.
+            response.enable_chunked_encoding()
+        return response
 
     def may_wait(self, size: int) -> bool:
         """Whether sending so many bytes may have to wait for the client to read."""
@@ -55,10 +79,9 @@ class ClientStream:
     async def send(self, data: bytes) -> None:
         """Send whole events on.  Raises `ClientGoneError` where the client is gone or does not read."""
         try:
-            if self._response is None:
-                response = web.StreamResponse(headers=self._headers)
-                await response.prepare(self._request)
-                self._response = response
+            await self.ready()
+            assert self._response is not None
+            self._begun = True
             if not self.may_wait(len(data)):
                 await self._response.write(data)
             else:
@@ -88,7 +111,7 @@ class ClientStream:
 
     def end(self) -> web.StreamResponse:
         """Nothing more comes, or nothing more is taken: the server closes it, and bears with a client that is gone."""
-        return self._response or web.Response(status=503)
+        return self._response if self._response is not None and self._begun else web.Response(status=503)
 
     def kept(self) -> Kept | None:
         """The stream as it was, where it was to be kept and is not too large."""

@@ -10,7 +10,7 @@ and how it ended is known at its end: text, a reason to finish for every choice,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -78,6 +78,9 @@ class Sink(Protocol):
     @property
     def begun(self) -> bool:
         """Whether anything has gone to the client, so that no other node can take over."""
+
+    async def ready(self) -> None:
+        """Make ready what can be, without anything going to the client."""
 
     def may_wait(self, size: int) -> bool:
         """Whether sending so many bytes may have to wait for the client to read."""
@@ -188,7 +191,10 @@ class Exchanges:
         last = began + left_s
         allowance = min(left_s, self._config.attempt_timeout_s)
         try:
-            async with asyncio.timeout(allowance) as timer, self._post(endpoint, work) as response:
+            async with (
+                asyncio.timeout(allowance) as timer,
+                self._post(endpoint, work, sink.ready) as response,
+            ):
                 if response.status != 200:
                     return await _failure(response, work)
                 if response.content_type != "text/event-stream":
@@ -270,11 +276,13 @@ class Exchanges:
             timer.reschedule(due)
 
     @asynccontextmanager
-    async def _post(self, endpoint: tuple[str, str], work: Work) -> AsyncIterator[NodeResponse]:
+    async def _post(
+        self, endpoint: tuple[str, str], work: Work, meanwhile: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[NodeResponse]:
         response: NodeResponse | None = None
         well = False
         try:
-            response = await self._upstream.post(endpoint, work.path, work.body)
+            response = await self._upstream.post(endpoint, work.path, work.body, meanwhile)
             yield response
             well = True
         except ClientGoneError:

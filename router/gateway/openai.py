@@ -385,16 +385,13 @@ class _Handler:
             failure = _failure(error)
             extra = self._explained(record)
             if not sink.begun:
-                return failure.response(record, extra)
+                return sink.instead(failure.response(record, extra))
             # Half an answer is out: it ends with an error that every client sees, and no [DONE].
             await sink.give({**failure.document(), **(extra or {})})
             return sink.end()
         if answer is not None:
-            return web.Response(
-                status=answer.status,
-                body=answer.body,
-                headers={"Content-Type": "application/json", DECISION_HEADER: record.id},
-            )
+            headers = {"Content-Type": "application/json", DECISION_HEADER: record.id}
+            return sink.instead(web.Response(status=answer.status, body=answer.body, headers=headers))
         if run.work.wants_usage and run.counted is not None:
             await sink.give(_usage_chunk(run.work, record.id, run.counted))
         if (extra := self._explained(record)) is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -87,9 +88,15 @@ class Upstream:
         self._leaving: set[asyncio.Task[None]] = set()
         self._places = lru_cache(maxsize=_KEPT)(self._place)
 
-    async def post(self, endpoint: tuple[str, str], path: str, body: bytes) -> NodeResponse:
+    async def post(
+        self,
+        endpoint: tuple[str, str],
+        path: str,
+        body: bytes,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> NodeResponse:
         """
-        Send *body*, JSON, and read the head of the answer.
+        Send *body*, JSON, and read the head of the answer; *meanwhile* is done while the node works.
 
         Raises:
             AddressError: an address that nodes must not have.
@@ -107,7 +114,7 @@ class Upstream:
             used_before = protocol in self._used
             self._used.add(protocol)
             try:
-                return await self._ask(connection, protocol, head, body)
+                return await self._ask(connection, protocol, head, body, meanwhile)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 connection.close()
                 if not used_before:
@@ -118,13 +125,20 @@ class Upstream:
                 raise
 
     async def _ask(
-        self, connection: Connection, protocol: ResponseHandler, head: bytes, body: bytes
+        self,
+        connection: Connection,
+        protocol: ResponseHandler,
+        head: bytes,
+        body: bytes,
+        meanwhile: Callable[[], Awaitable[None]] | None,
     ) -> NodeResponse:
         protocol.set_response_params(read_until_eof=True, auto_decompress=False)
         transport = protocol.transport
         if transport is None:
             raise aiohttp.ServerDisconnectedError
         transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        if meanwhile is not None:
+            await meanwhile()
         for _ in range(_MOST_INTERIM):
             message, content = await protocol.read()
             if not 100 <= message.code <= 199:
