@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.gates import CODES, Verdict
 from router.kept import Kept
-from router.lanes import FAILING_OPEN, LANES, KeptLane, Key, Lane, Places
+from router.lanes import LANES, KeptLane, Key, Lane, Places
 from router.ranking import Facts
 from router.standing import Rating
 from router.workload import Workload
@@ -144,10 +144,6 @@ class KeptPool:
             if code:
                 found[node] = _verdict(code, detail)
         return found
-
-    def is_failing_open(self, node: str) -> bool:
-        """Whether a node stands in a lane that is turned to only where all others are empty."""
-        return self.lane(node) in FAILING_OPEN
 
 
 def _verdict(code: str, detail: str) -> Verdict:

@@ -107,10 +107,6 @@ class Standing(Struct, frozen=True, gc=False):
         short, long = self.decayed_to(now).intervals()
         return long[0] if short is None else min(short[0], long[0])
 
-    def is_failing(self, now: float) -> bool:
-        """Whether it surely fails often, recently or over the week."""
-        return _fails(*self.decayed_to(now).intervals(), self.evidence(now))
-
     def clean(self) -> tuple[float, float]:
         """Wilson's interval for the share of exchanges that kept to the protocol, as of *at*."""
         return wilson(self.exchanges - self.rejects, self.exchanges)

@@ -152,26 +152,6 @@ def prompt_ids(body: Mapping[str, Any]) -> int:
     return count
 
 
-def completion_text(document: Mapping[str, Any]) -> str:
-    """
-    The text of a completion, or of one chunk of a stream: all that the model has written.
-
-    A line for each choice and field.  What is malformed contributes nothing.
-    """
-    parts: list[str] = []
-    for choice in _list(document.get("choices")):
-        if not isinstance(choice, dict):
-            continue
-        parts += _content(choice.get("text"))
-        said = choice["message"] if "message" in choice else choice.get("delta")
-        if isinstance(said, dict):
-            # vLLM has renamed it to reasoning, and sent both for a while.
-            reasoning = list(_content(said.get("reasoning") or said.get("reasoning_content")))
-            parts += [*reasoning, *_content(said.get("content")), *_content(said.get("refusal"))]
-            parts += _arguments(said)
-    return "\n".join(parts)
-
-
 def _content(value: Any) -> Iterator[str]:
     """The texts of a string, or of parts of content."""
     if isinstance(value, str):

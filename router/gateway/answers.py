@@ -37,17 +37,19 @@ class _Said(Struct, frozen=True, gc=False):
     """vLLM's older name for it; both were sent for a while."""
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
+    """The older form of a tool's call."""
 
     @property
     def text(self) -> str:
         """All that a model made of it."""
         thought = self.reasoning or self.reasoning_content
-        if not (thought or self.refusal or self.tool_calls):
+        if not (thought or self.refusal or self.tool_calls or self.function_call):
             return self.content or ""
         parts = [thought or "", self.content or "", self.refusal or ""]
-        for call in self.tool_calls or ():
-            if call.function is not None:
-                parts += [call.function.name or "", call.function.arguments or ""]
+        for function in (*(call.function for call in self.tool_calls or ()), self.function_call):
+            if function is not None:
+                parts += [function.name or "", function.arguments or ""]
         return "".join(parts)
 
 

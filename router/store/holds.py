@@ -75,12 +75,6 @@ async def release(tx: Tx, hold_id: str) -> None:
     await tx.execute("UPDATE holds SET state = 'released' WHERE id = ? AND state = 'open'", hold_id)
 
 
-async def by_incident(tx: Tx, incident: str) -> list[Hold]:
-    """The open holds that the verifier calls *incident*."""
-    rows = await tx.all("SELECT * FROM holds WHERE incident = ? AND state = 'open'", incident)
-    return [_hold(row) for row in rows]
-
-
 async def add_step(tx: Tx, hold_id: str, step: str, actor: str, reason: str, now_ms: int) -> None:
     """Write down who did what, and why."""
     await tx.execute(

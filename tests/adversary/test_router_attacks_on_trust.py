@@ -103,7 +103,7 @@ async def test_attack_2_writing_over_the_api(fleet: Fleet) -> None:
     fleet.verifier.trust("held")
     await fleet.start(sections={"keys": KEYS})
     holds = fleet.app[STATE].holds
-    holds.on_mismatch("held", "attacker", Mismatch(20, 1000, 10, ours=False))
+    holds.on_mismatch("held", "attacker", Mismatch(20, "answers", 1000, 10, ours=False))
     await until(lambda: holds._known)
     (hold,) = await holds.open_ones()
     before = known(fleet, "b")

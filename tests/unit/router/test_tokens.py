@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from attester.errors import ConfigError
 from fixtures.minilm import published_folder
 from router import tokens
-from router.tokens import Tally, Tokeniser, completion_text, estimated, prompt_ids, prompt_text
+from router.tokens import Tally, Tokeniser, estimated, prompt_ids, prompt_text
 
 FILE = published_folder() / "tokenizer.json"
 TOKENISER = Tokeniser.load(FILE)
@@ -227,42 +227,6 @@ def test_any_request_has_a_text(body: dict[str, Any]) -> None:
 def test_tokens_given_as_ids_are_counted(body: dict[str, Any], count: int) -> None:
     """They have no text, and are not for nothing."""
     assert prompt_ids(body) == count
-
-
-@pytest.mark.parametrize(
-    ("choice", "text"),
-    [
-        ({"message": {"role": "assistant", "content": "a"}}, "a"),
-        ({"message": {"content": None, "refusal": "a"}}, "a"),
-        ({"message": {"content": "a", "reasoning_content": "b"}}, "b\na"),
-        ({"message": {"content": "a", "reasoning": "b"}}, "b\na"),
-        ({"message": {"reasoning": "b", "reasoning_content": "b"}}, "b"),
-        ({"message": {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}}, "{}"),
-        ({"text": "a"}, "a"),
-        ({"delta": {"content": "a"}}, "a"),
-        ({"delta": {"content": ""}}, ""),
-        ({"delta": {"tool_calls": [{"index": 0, "function": {"arguments": '{"'}}]}}, '{"'),
-        ({"message": "a"}, ""),
-        ({"message": {"content": 1, "refusal": [], "reasoning": {}}}, ""),
-        ("a", ""),
-        (None, ""),
-    ],
-)
-def test_the_text_of_an_answer(choice: Any, text: str) -> None:
-    """All that the model wrote, once, whole or as a chunk; and nothing of the malformed."""
-    assert completion_text({"choices": [choice]}) == text
-
-
-def test_every_choice_counts() -> None:
-    """Who asks for two gets two."""
-    assert completion_text({"choices": [{"text": "a"}, {"text": "b"}]}) == "a\nb"
-
-
-@settings(max_examples=100)
-@given(bodies("choices", "usage"))
-def test_any_answer_has_a_text(document: dict[str, Any]) -> None:
-    """However malformed."""
-    assert isinstance(completion_text(document), str)
 
 
 def test_a_stream_has_the_tokens_of_its_whole() -> None:
