@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Annotated, Final, TypeVar
 from urllib.parse import quote
@@ -109,6 +110,8 @@ class Feed:
         """Whose node each open incident is about."""
         self.decided: Callable[[str, str], None] = lambda _incident, _state: None
         """Called where the verifier says what became of an incident."""
+        self.awaited: Callable[[], AbstractSet[str]] = frozenset
+        """Open incidents of which the end is awaited: one may have come while nobody listened."""
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Follow until cancelled; come back after a growing, jittered wait."""
@@ -137,6 +140,8 @@ class Feed:
         Raises:
             FeedError, ResultError, aiohttp.ClientError: it cannot be had, or not be read.
         """
+        awaited = self.awaited()
+        still_open: set[str] = set()
         self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
         self._keys_at = self._clock.monotonic()
         nodes: dict[str, NodeView] = {}
@@ -150,6 +155,7 @@ class Feed:
                 self._accept(nodes, entry.node, entry.token)
         async for incidents in self._pages("/api/v1/incidents?open=1", _IncidentsPage):
             for held in incidents.incidents:
+                still_open.add(held.id)
                 if held.node is not None and held.state in HOLDING:
                     _hold(nodes, held.node, held.id)
                     if held.operator is not None and held.opened is not None:
@@ -161,6 +167,8 @@ class Feed:
         for incident, operator in operators.items():
             self.fleet.operator_held(operator, incident, opened[incident])
         self._operators = operators
+        for incident in awaited - still_open:
+            self.decided(incident, State.RELEASED)
         self.fleet.heard()
         _log.info("snapshot taken", nodes=len(nodes), seq=self._seq)
 

@@ -199,6 +199,10 @@ class Holds:
                 self._writing.add(task)
                 task.add_done_callback(self._writing.discard)
 
+    def awaited(self) -> frozenset[str]:
+        """The verifier's incidents whose end would end a hold."""
+        return frozenset(hold.incident for hold in self._known.values() if hold.incident is not None)
+
     async def open_ones(self) -> list[Hold]:
         """What nobody has decided yet."""
         async with self._db.read() as tx:

@@ -3,7 +3,7 @@ What routers have seen of a node, per node and model tier: never what the node s
 
 Completion is judged by the lower end of Wilson's interval over counts that are halved at
 two half-lives, an hour and a week; the lower of the two counts, where there is enough to
-judge by: an idle node is not a failing one (`docs/adr/0005-ranking.md`).  What a half-life
+judge by: an idle node is not a failing one (`docs/adr/0016-lanes-and-decisions-that-remember.md`).  What a half-life
 forgets bounds what any node can bank against a bad day to come.  Latency is a mean that jumps
 up at once and comes down slowly (peak EWMA, Finagle), and quantiles of the last hour.
 

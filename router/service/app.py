@@ -137,7 +137,7 @@ async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gatew
         token = read_token(given.folder, config.verifier.router_token_file)
         tell = None if token is None else VerifierTeller(to_verifier, config.verifier, token)
         held = Holds(db, fleet, clock, config.review, tell)
-        feed.decided = held.decided
+        feed.decided, feed.awaited = held.decided, held.awaited
         dispatcher = Dispatcher(fleet, Exchanges(to_nodes, config.gateway), config.gateway, clock, records)
         dispatcher.on_mismatch = held.on_mismatch
         dispatcher.tokenisers = tokenisers(given.table, given.folder)

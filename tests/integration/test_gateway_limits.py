@@ -788,6 +788,17 @@ async def test_a_release_at_the_verifier_comes_by_the_feed(fleet: Fleet, tmp_pat
     assert (fleet.standing("a").completed, await open_holds(fleet)) == ((0.0, 0.0), [])
 
 
+async def test_a_release_that_nobody_heard_comes_with_the_next_snapshot(fleet: Fleet, tmp_path: Path) -> None:
+    """The verifier lists it as open no more."""
+    await metered(fleet, tmp_path, "a")
+    await claim(fleet)
+    await told(fleet)
+    fleet.verifier.incidents = []
+    fleet.verifier.hang_up()
+    await until(lambda: fleet.router.verdict("a", fleet.router.table.workloads["tiny"]) is None)
+    assert await open_holds(fleet) == []
+
+
 async def test_a_released_node_is_held_again_for_the_same(fleet: Fleet, tmp_path: Path) -> None:
     """It begins to be counted anew."""
     await metered(fleet, tmp_path, "a")
