@@ -32,6 +32,7 @@ from verifier.store.database import Database, Row
 
 SETTLEMENT: Final = "settlement-mismatch"
 OUR_COUNT: Final = "token-count-suspect"
+BELOW_ENERGY: Final = "price-below-energy"
 _RETRY_S: Final = 5.0
 _MAX_ANSWER: Final = 64 << 10
 
@@ -73,6 +74,8 @@ class Holds:
         self._moves = 0
         """How often this router has begun or ended a hold."""
         self._writing: set[asyncio.Task[None]] = set()
+        self._cheap: set[str] = set()
+        """Nodes whose price was brought to people's notice."""
 
     async def sync(self) -> None:
         """Bring the fleet up to what is written: of this router before, and of the others."""
@@ -108,6 +111,13 @@ class Holds:
             self._start(None, "", OUR_COUNT, detail, {**evidence, "node": node}, holding=False)
         else:
             self._start(node, operator, SETTLEMENT, detail, evidence, holding=True)
+
+    def on_cheap(self, node: str, operator: str) -> None:
+        """A price below what the energy alone costs asks for an audit; the node goes on meanwhile."""
+        if node not in self._cheap:
+            self._cheap.add(node)
+            detail = "its price is below the energy floor of the tier: what does it run on?"
+            self._start(node, operator, BELOW_ENERGY, detail, {}, holding=False)
 
     def _start(
         self,

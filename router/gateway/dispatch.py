@@ -99,12 +99,17 @@ class Dispatcher:
         self.tokenisers: Mapping[str, Tokeniser] = {}
         """By workload."""
         self.on_mismatch: Callable[[str, str, Mismatch], None] = lambda *_: None
+        self.on_cheap: Callable[[str, str], None] = lambda *_: None
 
     def decide(self, workload: Workload, caller: str = "") -> Record:
         """Decide and keep the record."""
         decision = decide(self.fleet.snapshot(workload), workload, self.seed())
         record = Record(decision, caller)
         self.records.add(record)
+        if workload.energy_floor is not None:
+            for ranked in decision.ranked:
+                if ranked.below_energy:
+                    self.on_cheap(ranked.node, ranked.operator)
         return record
 
     def excluded(self, decision: Decision) -> dict[str, Verdict]:

@@ -139,7 +139,7 @@ async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gatew
         held = Holds(db, fleet, clock, config.review, tell)
         feed.decided, feed.awaited = held.decided, held.awaited
         dispatcher = Dispatcher(fleet, Exchanges(to_nodes, config.gateway), config.gateway, clock, records)
-        dispatcher.on_mismatch = held.on_mismatch
+        dispatcher.on_mismatch, dispatcher.on_cheap = held.on_mismatch, held.on_cheap
         dispatcher.tokenisers = tokenisers(given.table, given.folder)
         keeper = Keeper(db, config.name, config.store, clock, fleet, records, keyring)
         state = State(given.config, given.folder, clock, fleet, feed, held, keeper, records, to_verifier)

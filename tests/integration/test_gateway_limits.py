@@ -955,3 +955,15 @@ async def test_many_lies_make_a_node_degraded(fleet: Fleet, tmp_path: Path) -> N
     await metered(fleet, tmp_path, "a")
     await claim(fleet, 15)
     assert (fleet.kept("a").rating.tier, fleet.kept("a").rating.why) == (Tier.DEGRADED, "standing.unclean")
+
+
+async def test_a_price_below_its_energy_asks_for_an_audit(fleet: Fleet) -> None:
+    """People are told once, and the node goes on."""
+    cheap = {"prices": {"*": {"output": 1}}, "energy_floor": {"output": 1000}}
+    await fleet.engine("a", operator="op-a")
+    await fleet.start(cheap, sections={"keys": [key("ada"), key("rae", role="reviewer")]})
+    for _ in range(3):
+        assert (await chat(fleet)).status == 200
+    await until(lambda: fleet.app[STATE].holds._known)
+    (review,) = await open_holds(fleet)
+    assert (review["node"], review["kind"], review["holding"]) == ("a", "price-below-energy", False)
