@@ -66,6 +66,9 @@ class Keeper:
                 await self.flush()
             except StoreError as error:
                 _log.error("what was seen could not be written, and is tried again", why=str(error)[:300])
+            except Exception:  # noqa: BLE001
+                # The outermost of the keeper: without it nothing would be written any more, and nobody told.
+                _log.exception("the keeper failed")
 
     async def flush(self) -> None:
         """

@@ -20,6 +20,8 @@ _OBJECTIVES: Final = (
     ("answer", 0.99, "answer_p99_ms"),
 )
 """Series, quantile, and the setting of the workload that bounds it."""
+_MOST: Final = 1e12
+_MOST_COUNTS: Final = 100_000
 SERIES: Final = ("first", "token", "answer")
 
 
@@ -29,6 +31,24 @@ class Account(Struct, frozen=True, array_like=True):
     standing: Standing
     slices: dict[str, dict[int, Counts]] = {}
     """By series, the slices of `router.sketch.Recent`."""
+
+    def is_sound(self) -> bool:
+        """Whether its numbers are such as a router counts: another wrote it."""
+        seen = self.standing
+        numbers = (
+            *seen.completed,
+            *seen.failed,
+            seen.exchanges,
+            seen.rejects,
+            seen.at,
+            seen.latency_s or 0.0,
+        )
+        counts = [c for slices in self.slices.values() for counts in slices.values() for c in counts.values()]
+        return (
+            all(0 <= number <= _MOST for number in numbers)
+            and len(counts) <= _MOST_COUNTS
+            and all(0 <= count <= _MOST for count in counts)
+        )
 
 
 class Kept:

@@ -94,4 +94,7 @@ class Records:
 
     def put_back(self, records: list[tuple[str, int, bytes]]) -> None:
         """They could not be written."""
-        self._waiting = (records + self._waiting)[:_WAITING]
+        waiting = records + self._waiting
+        for _ in waiting[_WAITING:]:
+            self._lost()
+        self._waiting = waiting[:_WAITING]

@@ -177,6 +177,9 @@ class Holds:
                 await self.tell()
             except StoreError as error:
                 _log.error("holds could not be read", why=str(error)[:300])
+            except Exception:  # noqa: BLE001
+                # The outermost of the holds: without it nothing would be told or heard any more.
+                _log.exception("the holds failed")
             await asyncio.sleep(_RETRY_S)
 
     async def tell(self) -> None:

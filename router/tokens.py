@@ -142,6 +142,15 @@ def prompt_text(body: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def counts_all(body: Mapping[str, Any]) -> bool:
+    """Whether `prompt_text` has all of a request that an engine counts: no tools, formats or images."""
+    if any(body.get(name) for name in ("tools", "functions", "response_format")):
+        return False
+    contents = [m.get("content") for m in _list(body.get("messages")) if isinstance(m, dict)]
+    parts = [part for content in contents for part in _list(content)]
+    return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
+
+
 def prompt_ids(body: Mapping[str, Any]) -> int:
     """How many tokens a request gives as ids, which `prompt_text` has no text for."""
     count = 0

@@ -133,6 +133,9 @@ _REFUSED: Final = msgspec.json.encode(
 def read_chunk(data: bytes) -> Chunk | None:
     """An event's JSON; `None` where it is no such thing."""
     try:
+        if not data.isascii():
+            # Also where nothing is read of it: clients read all of it.
+            data.decode()
         return _chunk.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
@@ -153,9 +156,13 @@ def judge(path: str, status: int, body: bytes) -> Answer:
         return Answer(status, b"", outcome, detail)
     try:
         if path.endswith("/embeddings"):
+            if not body.isascii():
+                body.decode()
             found = _embeddings.decode(body)
             return Answer(status, body, outcome, detail, "", _claimed(found.usage))
         completion = _completion.decode(body)
+        # Also what is not looked at must be what clients can read.
+        msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Answer(status, b"", Outcome.CORRUPTED, "status 200 with a body that is no such answer")
     chat = path.endswith("/chat/completions")
@@ -168,9 +175,12 @@ def judge(path: str, status: int, body: bytes) -> Answer:
     return Answer(status, body, outcome, detail, text, _claimed(completion.usage))
 
 
-def without_usage(payload: bytes) -> bytes:
-    """An event of a stream without what the node says that it used."""
-    document: dict[str, Any] = msgspec.json.decode(payload)
+def without_usage(payload: bytes) -> bytes | None:
+    """An event of a stream without what the node says that it used; `None` where it cannot be read whole."""
+    try:
+        document: dict[str, Any] = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, RecursionError):
+        return None
     del document["usage"]
     return msgspec.json.encode(document)
 

@@ -31,7 +31,7 @@ from router.outcomes import Blame, Outcome
 from router.ranking import Ranked
 from router.records import Record, Records
 from router.settlement import Meter, Mismatch, Usage, is_true
-from router.tokens import Tally, Tokeniser, estimated, prompt_ids, prompt_text
+from router.tokens import Tally, Tokeniser, counts_all, estimated, prompt_ids, prompt_text
 from router.workload import Workload
 
 _OFTEN: Final = 3
@@ -185,7 +185,7 @@ class Dispatcher:
         hollow = run.hollow
         if isinstance(hollow, Progress):
             assert run.sink is not None
-            await run.sink.send(hollow.held)
+            await run.sink.send(bytes(hollow.held))
             return None
         return hollow
 
@@ -318,6 +318,9 @@ class Dispatcher:
         try:
             run.counted = await self._count(run, progress, answer)
         except asyncio.CancelledError:
+            # Who leaves while it is counted pays by the estimate.
+            text = progress.text.estimate() if answer is None else _estimate_of(answer.text)
+            run.counted = Usage(_estimate_of_prompt(run.work), text)
             self.fleet.ended(ranked.node, run.work.workload, Outcome.COMPLETED, seconds, credit=False)
             raise
         self._book(run, ranked, progress, answer, seconds, entry)
@@ -343,6 +346,9 @@ class Dispatcher:
             run.counted = Usage(_estimate_of_prompt(work), _estimate_of(answer.text))
         counted = run.counted
         if claimed is not None and self._measures(work):
+            if not counts_all(work.document):
+                # What the router does not count it holds against nobody.
+                claimed = Usage(counted.prompt, claimed.completion)
             clean = clean and is_true(claimed, counted)
             now = self._clock.monotonic()
             mismatch = self._meter.add(ranked.node, ranked.operator, claimed, counted, now)

@@ -36,6 +36,8 @@ MAX_READING: Final = 1 << 30
 _MAX_FAILURE: Final = 64 << 10
 _MAX_HELD: Final = 1 << 20
 _EXTRA_EVENTS: Final = 16
+_LEAST_S: Final = 5.0
+"""In less time nobody is called slow."""
 _LEAST_PACE: Final = 1.0
 """Tokens per second: whose stream is slower when the caller's time is over, is stalling."""
 
@@ -64,8 +66,15 @@ class Work:
         """How many tokens the answer may have, all its choices together."""
         given = [self.document.get(name) for name in ("max_tokens", "max_completion_tokens")]
         limits = [limit for limit in given if type(limit) is int and limit > 0]
-        choices = self.document.get("n")
-        return max(limits) * (choices if type(choices) is int and choices > 0 else 1) if limits else None
+        choices, prompts = self.document.get("n"), self.document.get("prompt")
+        several = (
+            len(prompts) if isinstance(prompts, list) and not all(type(p) is int for p in prompts) else 1
+        )
+        return (
+            max(limits) * (choices if type(choices) is int and choices > 0 else 1) * several
+            if limits
+            else None
+        )
 
 
 class ClientGoneError(ConnectionError):
@@ -101,7 +110,7 @@ class Progress:
     done: bool = False
     waited_s: float = 0.0
     """For the client to read."""
-    held: bytes = b""
+    held: bytearray = field(default_factory=bytearray)
     """Of a stream: what was not sent on yet."""
     open_choices: set[int] = field(default_factory=set)
     ended_choices: set[int] = field(default_factory=set)
@@ -135,7 +144,7 @@ class Exchanges:
 
     def __init__(self, http: aiohttp.ClientSession, config: GatewaySection) -> None:
         self._config = config
-        self._reading = 0
+        self._reading: dict[NodeResponse, int] = {}
         self._upstream = Upstream(
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
@@ -150,28 +159,29 @@ class Exchanges:
         allowance = min(left_s, self._config.attempt_timeout_s)
         try:
             async with asyncio.timeout(allowance), self._post(endpoint, work) as response:
-                data = await self._read(response.content)
+                data = await self._read(response)
         except TimeoutError:
             raise AttemptError(self._late(allowance), f"no whole answer within {allowance:.1f} s") from None
         return judge(work.path, response.status, data)
 
-    async def _read(self, content: aiohttp.StreamReader) -> bytes:
+    async def _read(self, response: NodeResponse) -> bytes:
         """A whole body, within what one answer may have, and what all that are being read may have together."""
+        content = response.content
         if content.is_eof():
             return content.read_nowait()
         parts: list[bytes] = []
-        size = 0
+        self._reading[response] = 0
         try:
             async for part in content.iter_any():
                 parts.append(part)
-                size += len(part)
-                self._reading += len(part)
-                if size > MAX_ANSWER:
+                self._reading[response] += len(part)
+                if self._reading[response] > MAX_ANSWER:
                     raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
-                if self._reading > MAX_READING:
-                    raise AttemptError(Outcome.BUSY, "the router is reading as much as it can hold")
+                if sum(self._reading.values()) > MAX_READING:
+                    # The largest makes room, whoever came last.
+                    max(self._reading, key=self._reading.__getitem__).abort()
         finally:
-            self._reading -= size
+            del self._reading[response]
         return b"".join(parts)
 
     async def stream(
@@ -211,7 +221,9 @@ class Exchanges:
                 raise AttemptError(
                     Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s"
                 ) from None
-            slow = progress.text.total() < _LEAST_PACE * (now - began - progress.waited_s)
+            # By the time since its first text: how long that took was for the attempt to judge.
+            since = now - began - (progress.first_s or 0.0) - progress.waited_s
+            slow = since > _LEAST_S and progress.text.estimate() < _LEAST_PACE * since
             raise AttemptError(
                 Outcome.STALLED if slow else Outcome.TIMED_OUT,
                 "the stream did not end within the time there was",
@@ -258,7 +270,7 @@ class Exchanges:
         self, sink: Sink, progress: Progress, timer: asyncio.Timeout, last: float | None
     ) -> None:
         """Send what is held; with *last*, there was text, and the node has its time anew, until then at most."""
-        sending, progress.held = progress.held, b""
+        sending, progress.held = bytes(progress.held), bytearray()
         due = timer.when()
         if sink.may_wait(len(sending)):
             # While a slow client reads, the node's clock stands still.
@@ -333,7 +345,10 @@ def _take(payload: bytes, progress: Progress) -> bool:
     if chunk.usage is None:
         progress.held += event(payload)
     elif chunk.choices:
-        progress.held += event(without_usage(payload))
+        stripped = without_usage(payload)
+        if stripped is None:
+            raise AttemptError(Outcome.CORRUPTED, "an event that is no part of an answer")
+        progress.held += event(stripped)
     if len(progress.held) > _MAX_HELD and not progress.events:
         raise AttemptError(Outcome.CORRUPTED, f"{_MAX_HELD} bytes of events without text")
     return moved

@@ -40,6 +40,10 @@ TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 _RETRY_AFTER_S: Final = 2
 _STATUS: Final = {Outcome.TIMED_OUT: 504, Outcome.STALLED: 504, Outcome.BUSY: 503}
 _MAX_NAME: Final = 128
+_LARGE: Final = 64 << 10
+_LEAST_PACE: Final = 64 << 10
+"""Bytes per second that a client takes of a large answer."""
+_COUNTS: Final = ("n", "max_tokens", "max_completion_tokens")
 _READ_EXACTLY: Final = ("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens")
 """Keys that the router goes by: in another spelling a node might read them, and the router not."""
 _SPELLINGS: Final = frozenset(_READ_EXACTLY)
@@ -184,10 +188,26 @@ async def work(request: web.Request) -> web.StreamResponse:
     except Exception:  # noqa: BLE001
         # The outermost of a request: nothing of an internal failure may reach the caller.
         _log.exception("a request failed", path=request.path[:100])
-        response = AnswerError(500, "internal_error", "the router failed").response()
+        response = handler.failed()
+    await _write_large(request, response, gateway.config.write_timeout_s)
     # After the answer was written, in this turn of the loop: the client need not wait for our books.
     asyncio.get_running_loop().call_soon(handler.finish)
     return _closing(request, response)
+
+
+async def _write_large(request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
+    """A large answer keeps its places until the client has it; who reads too slowly is given up."""
+    size = response.content_length or 0
+    if isinstance(response, web.Response) and size > _LARGE:
+        try:
+            async with asyncio.timeout(timeout_s + size / _LEAST_PACE):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass
 
 
 def _closing(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -224,6 +244,18 @@ class _Handler:
         self._explain = request.headers.get(EXPLAIN_HEADER) == "1"
         self._replay: str | None = None
         self._run: Run | None = None
+        self._sink: ClientStream | None = None
+
+    def failed(self) -> web.StreamResponse:
+        """What the client gets where the router itself failed, as far as it can still be told."""
+        response = AnswerError(500, "internal_error", "the router failed").response()
+        if self._sink is None:
+            return response
+        if not self._sink.begun:
+            return self._sink.instead(response)
+        if self._request.transport is not None:
+            self._request.transport.abort()
+        return self._sink.end()
 
     def finish(self) -> None:
         """Keep the books, and free the places that it had."""
@@ -285,6 +317,11 @@ class _Handler:
         for name in document:
             if name not in _SPELLINGS and name.casefold() in _SPELLINGS:
                 raise AnswerError(400, "invalid_request_error", f"{name[:40]!r}: keys are in lower case")
+        for name in _COUNTS:
+            # What engines would read as a number, and the router not, would make a liar of an honest node.
+            value = document.get(name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise AnswerError(400, "invalid_request_error", f"{name} is no whole number")
         stream = document.get("stream")
         if stream is not None and not isinstance(stream, bool):
             raise AnswerError(400, "invalid_request_error", "stream is neither true nor false")
@@ -366,7 +403,7 @@ class _Handler:
         )
 
     async def _streamed(self, run: Run) -> web.StreamResponse:
-        sink = run.sink = ClientStream(
+        sink = self._sink = run.sink = ClientStream(
             self._request,
             {DECISION_HEADER: run.record.id},
             write_timeout_s=self._gateway.config.write_timeout_s,

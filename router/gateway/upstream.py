@@ -10,7 +10,6 @@ that a gateway adds is spent there.
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any, Final
@@ -50,7 +49,11 @@ class NodeResponse:
         A connection can be used again once the end of its answer was read; nobody waits for
         that.  Where it did not go well, the connection is closed.
         """
-        if self.content.at_eof():
+        transport = self._connection.transport
+        if transport is None or transport.get_write_buffer_size():
+            # It answered before it had read the request: the rest of that would stand before the next one.
+            self._connection.close()
+        elif self.content.at_eof():
             self._connection.release()
         elif well:
             task = asyncio.create_task(self._read_end(), name="the end of an answer")
@@ -58,6 +61,11 @@ class NodeResponse:
             task.add_done_callback(self._leaving.discard)
         else:
             self._connection.close()
+
+    def abort(self) -> None:
+        """Whoever reads it learns that there is no more."""
+        if self._connection.transport is not None:
+            self._connection.transport.abort()
 
     async def _read_end(self) -> None:
         try:
@@ -83,8 +91,6 @@ class Upstream:
         self._connector = connector
         self._allow_private = allow_private
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s)
-        self._used: weakref.WeakSet[ResponseHandler] = weakref.WeakSet()
-        """Connections that have served before."""
         self._leaving: set[asyncio.Task[None]] = set()
         self._places = lru_cache(maxsize=_KEPT)(self._place)
 
@@ -104,6 +110,7 @@ class Upstream:
             aiohttp.ClientError, OSError: no answer.
         """
         request, head = self._places(endpoint, path)
+        again = False
         while True:
             try:
                 connection = await self._connector.connect(request, [], self._timeout)
@@ -111,8 +118,11 @@ class Upstream:
                 raise aiohttp.ConnectionTimeoutError("no connection in time") from None
             protocol = connection.protocol
             assert protocol is not None
-            used_before = protocol in self._used
-            self._used.add(protocol)
+            used_before = protocol._parser is not None  # noqa: SLF001  # set for its first answer
+            if used_before and (again or protocol.should_close):
+                # Once a kept one failed only a new one will do; and what came unasked answers nothing.
+                connection.close()
+                continue
             try:
                 return await self._ask(connection, protocol, head, body, meanwhile)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
@@ -120,6 +130,7 @@ class Upstream:
                 if not used_before:
                     raise
                 # It was closed for having been idle, which is no fault; a new one is not tried twice.
+                again = True
             except BaseException:
                 connection.close()
                 raise

@@ -92,5 +92,9 @@ async def steps(tx: Tx, hold_id: str) -> list[Row]:
 
 
 def _hold(row: Row) -> Hold:
-    evidence: dict[str, Any] = msgspec.json.decode(row["evidence"])
+    try:
+        evidence = msgspec.json.decode(row["evidence"], type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError):
+        # Another router wrote it, perhaps of another version: what it holds is held.
+        evidence = {"unreadable": True}
     return Hold(**{**row, "evidence": evidence, "holding": bool(row["holding"])})

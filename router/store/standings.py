@@ -15,6 +15,8 @@ from verifier.store.database import Tx
 _KEEP_MS: Final = 60 * 86400 * 1000
 """After two months nothing of a standing is left."""
 _PAGE: Final = 5000
+_BEYOND: Final = 1 << 62
+"""No revision comes so far; what stands there was written by nobody of ours."""
 
 
 class Row(Struct, frozen=True):
@@ -28,7 +30,9 @@ class Row(Struct, frozen=True):
 
 async def save(tx: Tx, router: str, accounts: Iterable[tuple[str, str, Account]], now_ms: int) -> int:
     """Write what *router* has seen, by node and tier; returns the revision under which others find it."""
-    last = await tx.one("SELECT coalesce(max(revision), 0) AS revision FROM standings")
+    last = await tx.one(
+        "SELECT coalesce(max(revision), 0) AS revision FROM standings WHERE revision < ?", _BEYOND
+    )
     assert last is not None
     revision = int(last["revision"]) + 1
     rows = [
@@ -49,8 +53,9 @@ async def since(tx: Tx, revision: int) -> tuple[list[Row], int]:
     """The accounts written after *revision*, at most a page, and the revision they reach to."""
     rows = await tx.all(
         "SELECT node, tier, router, account, revision FROM standings WHERE revision > ?"
-        " ORDER BY revision, node, tier, router LIMIT ?",
+        " AND revision < ? ORDER BY revision, node, tier, router LIMIT ?",
         revision,
+        _BEYOND,
         _PAGE,
     )
     if len(rows) == _PAGE and rows[0]["revision"] != rows[-1]["revision"]:
@@ -61,10 +66,15 @@ async def since(tx: Tx, revision: int) -> tuple[list[Row], int]:
             "SELECT node, tier, router, account, revision FROM standings WHERE revision = ?",
             rows[0]["revision"],
         )
-    found = [
-        Row(row["node"], row["tier"], row["router"], msgspec.msgpack.decode(row["account"], type=Account))
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        try:
+            account = msgspec.msgpack.decode(row["account"], type=Account)
+        except (msgspec.DecodeError, UnicodeError):
+            continue
+        # Another router wrote it, perhaps of another version: what cannot be is as if it were not there.
+        if account.is_sound():
+            found.append(Row(row["node"], row["tier"], row["router"], account))
     return found, rows[-1]["revision"] if rows else revision
 
 
