@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct, structs
 
 from router.outcomes import Outcome
-from router.sketch import Counts, Recent, enough_for, merged, quantile
+from router.sketch import Counts, Recent, bucket_of, enough_for, merged, quantile
 from router.standing import Load, Rating, Standing, merge, rate
 from router.workload import Workload
 
@@ -22,6 +22,7 @@ _OBJECTIVES: Final = (
 """Series, quantile, and the setting of the workload that bounds it."""
 _MOST: Final = 1e12
 _MOST_COUNTS: Final = 100_000
+_FARTHEST: Final = bucket_of(1e9)
 SERIES: Final = ("first", "token", "answer")
 
 
@@ -48,6 +49,12 @@ class Account(Struct, frozen=True, array_like=True):
             all(0 <= number <= _MOST for number in numbers)
             and len(counts) <= _MOST_COUNTS
             and all(0 <= count <= _MOST for count in counts)
+            and all(
+                abs(b) <= _FARTHEST
+                for slices in self.slices.values()
+                for counts in slices.values()
+                for b in counts
+            )
         )
 
 

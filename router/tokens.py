@@ -142,13 +142,51 @@ def prompt_text(body: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+_NO_TEXT: Final = frozenset(
+    {
+        "model",
+        "messages",
+        "prompt",
+        "input",
+        "stream",
+        "stream_options",
+        "n",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "stop",
+        "seed",
+        "user",
+        "logprobs",
+        "top_logprobs",
+        "logit_bias",
+        "echo",
+        "best_of",
+        "encoding_format",
+        "dimensions",
+    }
+)
+"""What of a request adds no text to a prompt beside `prompt_text`."""
+
+
 def counts_all(body: Mapping[str, Any]) -> bool:
-    """Whether `prompt_text` has all of a request that an engine counts: no tools, formats or images."""
-    if any(body.get(name) for name in ("tools", "functions", "response_format")):
+    """Whether `prompt_text` has all of a request that an engine counts: nothing but known, plain texts."""
+    if not body.keys() <= _NO_TEXT:
         return False
-    contents = [m.get("content") for m in _list(body.get("messages")) if isinstance(m, dict)]
-    parts = [part for content in contents for part in _list(content)]
-    return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
+    for message in _list(body.get("messages")):
+        if not isinstance(message, dict) or not message.keys() <= {"role", "content"}:
+            return False
+        if any(not isinstance(p, dict) or p.get("type") != "text" for p in _list(message.get("content"))):
+            return False
+    return True
+
+
+def templates(body: Mapping[str, Any]) -> int:
+    """How many texts of a request a chat template may put something around."""
+    return max(len(_list(body.get("messages"))), 1)
 
 
 def prompt_ids(body: Mapping[str, Any]) -> int:

@@ -31,7 +31,7 @@ from router.outcomes import Blame, Outcome
 from router.ranking import Ranked
 from router.records import Record, Records
 from router.settlement import Meter, Mismatch, Usage, is_true
-from router.tokens import Tally, Tokeniser, counts_all, estimated, prompt_ids, prompt_text
+from router.tokens import Tally, Tokeniser, counts_all, estimated, prompt_ids, prompt_text, templates
 from router.workload import Workload
 
 _OFTEN: Final = 3
@@ -39,6 +39,8 @@ _OFTEN: Final = 3
 _DOUBTFUL: Final = frozenset(
     {Outcome.CRASHED, Outcome.STALLED, Outcome.HOLLOW, Outcome.UNSERVED, Outcome.REFUSED}
 )
+_TEMPLATE_TOKENS: Final = 16
+"""That a chat template may add for each message."""
 _LONG: Final = 8192
 """Characters above which tokens are counted in a thread."""
 
@@ -349,9 +351,10 @@ class Dispatcher:
             if not counts_all(work.document):
                 # What the router does not count it holds against nobody.
                 claimed = Usage(counted.prompt, claimed.completion)
-            clean = clean and is_true(claimed, counted)
+            allowed = Usage(counted.prompt + _TEMPLATE_TOKENS * templates(work.document), counted.completion)
+            clean = clean and is_true(claimed, allowed)
             now = self._clock.monotonic()
-            mismatch = self._meter.add(ranked.node, ranked.operator, claimed, counted, now)
+            mismatch = self._meter.add(ranked.node, ranked.operator, claimed, allowed, now)
             if mismatch is not None:
                 self.on_mismatch(ranked.node, ranked.operator, mismatch)
         token_s = None

@@ -145,6 +145,7 @@ class Exchanges:
     def __init__(self, http: aiohttp.ClientSession, config: GatewaySection) -> None:
         self._config = config
         self._reading: dict[NodeResponse, int] = {}
+        self._reading_now = 0
         self._upstream = Upstream(
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
@@ -175,13 +176,20 @@ class Exchanges:
             async for part in content.iter_any():
                 parts.append(part)
                 self._reading[response] += len(part)
+                self._reading_now += len(part)
                 if self._reading[response] > MAX_ANSWER:
                     raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
-                if sum(self._reading.values()) > MAX_READING:
-                    # The largest makes room, whoever came last.
-                    max(self._reading, key=self._reading.__getitem__).abort()
+                if self._reading_now > MAX_READING:
+                    # The largest makes room, whoever came last; that is no fault of it.
+                    largest = max(self._reading, key=self._reading.__getitem__)
+                    largest.dropped = True
+                    largest.abort()
+        except aiohttp.ClientPayloadError:
+            if response.dropped:
+                raise AttemptError(Outcome.UNSERVED, "dropped, for more was being read than may be") from None
+            raise
         finally:
-            del self._reading[response]
+            self._reading_now -= self._reading.pop(response)
         return b"".join(parts)
 
     async def stream(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -181,6 +183,7 @@ async def work(request: web.Request) -> web.StreamResponse:
     handler = _Handler(gateway, request, key)
     try:
         response = await handler.answer()
+        await _write_large(request, response, gateway.config.write_timeout_s)
     except (ConnectionError, asyncio.CancelledError):
         # The client has gone.
         handler.finish()
@@ -189,7 +192,6 @@ async def work(request: web.Request) -> web.StreamResponse:
         # The outermost of a request: nothing of an internal failure may reach the caller.
         _log.exception("a request failed", path=request.path[:100])
         response = handler.failed()
-    await _write_large(request, response, gateway.config.write_timeout_s)
     # After the answer was written, in this turn of the loop: the client need not wait for our books.
     asyncio.get_running_loop().call_soon(handler.finish)
     return _closing(request, response)
@@ -234,6 +236,15 @@ def _admit(gateway: Gateway, key: Key) -> None:
         ) from None
 
 
+@contextmanager
+def _logged() -> Iterator[None]:
+    """One book that cannot be kept keeps no other from being kept."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001
+        _log.exception("what became of a request could not be written down")
+
+
 class _Handler:
     """One request, from its body to its answer."""
 
@@ -262,7 +273,8 @@ class _Handler:
         run, gateway = self._run, self._gateway
         try:
             for each in () if run is None else run.later:
-                each()
+                with _logged():
+                    each()
         finally:
             counted = None if run is None else run.counted
             gateway.in_flight -= 1

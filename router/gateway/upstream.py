@@ -31,13 +31,15 @@ _KEPT: Final = 100_000
 class NodeResponse:
     """The head of a node's answer, and its body to be read."""
 
-    __slots__ = ("_connection", "_leaving", "content", "content_type", "status")
+    __slots__ = ("_connection", "_leaving", "content", "content_type", "dropped", "status")
 
     def __init__(
         self, connection: Connection, message: Any, content: aiohttp.StreamReader, leaving: set[Any]
     ) -> None:
         self._connection = connection
         self._leaving = leaving
+        self.dropped = False
+        """Whether it had to make room for others."""
         self.status: int = message.code
         self.content_type = message.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.content = content
@@ -52,6 +54,7 @@ class NodeResponse:
         transport = self._connection.transport
         if transport is None or transport.get_write_buffer_size():
             # It answered before it had read the request: the rest of that would stand before the next one.
+            self.abort()
             self._connection.close()
         elif self.content.at_eof():
             self._connection.release()
@@ -119,9 +122,11 @@ class Upstream:
             protocol = connection.protocol
             assert protocol is not None
             used_before = protocol._parser is not None  # noqa: SLF001  # set for its first answer
-            if used_before and (again or protocol.should_close):
+            if protocol.should_close or (used_before and again):
                 # Once a kept one failed only a new one will do; and what came unasked answers nothing.
                 connection.close()
+                if not used_before:
+                    raise aiohttp.ServerDisconnectedError("it spoke before it was asked")
                 continue
             try:
                 return await self._ask(connection, protocol, head, body, meanwhile)

@@ -201,8 +201,12 @@ def reload_table(app: web.Application) -> None:
 async def _sweep(fleet: Fleet) -> None:
     while True:
         await asyncio.sleep(_SWEEP_EVERY_S)
-        fleet.advance()
-        fleet.sweep(len(fleet) // _SWEPT_IN_S + 10)
+        try:
+            fleet.advance()
+            fleet.sweep(len(fleet) // _SWEPT_IN_S + 10)
+        except Exception:  # noqa: BLE001
+            # The outermost of the sweep: one node must not end it for all.
+            _log.exception("the sweep failed")
         _silent.set(fleet.silent_s)
         for name, lanes in fleet.census().items():
             for lane, count in lanes.items():

@@ -477,7 +477,7 @@ async def test_a_busy_node_moves_on(fleet: Fleet, status: int) -> None:
     node.act = answers(status)
     await fleet.node("b")
     await fleet.start()
-    assert await fleet.attempts() == [("a", "truncated"), ("b", "completed")]
+    assert await fleet.attempts() == [("a", "busy"), ("b", "completed")]
     assert (fleet.failed("a"), fleet.kept("a").load.failures_in_a_row) == (0.0, 1)
 
 
@@ -1113,4 +1113,4 @@ async def test_answers_together_are_bounded(fleet: Fleet, monkeypatch: pytest.Mo
     (await fleet.node("a")).act = large
     await fleet.node("b")
     await fleet.start()
-    assert await fleet.attempts() == [("a", "truncated"), ("b", "completed")]
+    assert await fleet.attempts() == [("a", "unserved"), ("b", "completed")]
