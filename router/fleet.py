@@ -151,7 +151,7 @@ class Fleet:
     def census(self) -> dict[str, dict[str, int]]:
         """How many nodes stand in each lane, by workload."""
         return {
-            name: {str(lane): len(places) for lane, places in pool.lanes.items()}
+            name: {str(lane): count for lane, count in pool.sizes.items()}
             for name, pool in self._pools.items()
         }
 
@@ -323,8 +323,7 @@ class Fleet:
         """What ended before turns out to be the node's fault."""
         entry = self._entry(node)
         kept = self._kept(entry, workload)
-        kept.load.in_flight += 1
-        kept.load.ended(outcome, self._clock.monotonic())
+        kept.load.saw(outcome, self._clock.monotonic())
         kept.ended(outcome, 0.0, self._clock.unix())
         self._changed.add((node, workload.kept_under))
         self._place(entry, workload.kept_under)

@@ -35,16 +35,19 @@ class Record:
 
     def to_wire(self, excluded: Mapping[str, Verdict] | None = None) -> dict[str, Any]:
         """As JSON-compatible data; the excluded are only counted, where they are not given."""
-        return shown(self.to_json(), excluded)
+        wire = shown(self.to_json())
+        return wire if excluded is None else with_excluded(wire, excluded)
 
 
-def shown(record: bytes, excluded: Mapping[str, Verdict] | None = None) -> dict[str, Any]:
-    """A record as JSON-compatible data, with who was excluded, where that is given."""
-    wire = msgspec.json.decode(record, type=dict[str, Any])
-    if excluded is not None:
-        ranked = {entry["node"] for entry in wire["ranked"]}
-        wire["excluded"] = explain_closed({n: v for n, v in excluded.items() if n not in ranked})
-    return wire
+def shown(record: bytes) -> dict[str, Any]:
+    """A record as JSON-compatible data."""
+    return msgspec.json.decode(record, type=dict[str, Any])
+
+
+def with_excluded(wire: dict[str, Any], excluded: Mapping[str, Verdict]) -> dict[str, Any]:
+    """A record with who was excluded, but for those that were ranked for want of anyone else."""
+    ranked = {entry["node"] for entry in wire["ranked"]}
+    return {**wire, "excluded": explain_closed({n: v for n, v in excluded.items() if n not in ranked})}
 
 
 class Records:

@@ -33,6 +33,14 @@ class Usage:
     prompt: int
     completion: int
 
+    def to_wire(self) -> dict[str, int]:
+        """As OpenAI's clients read it."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        }
+
 
 def is_true(claimed: Usage, counted: Usage) -> bool:
     """Whether what a node claims for one answer is what was counted, within the tolerance."""

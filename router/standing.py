@@ -102,11 +102,6 @@ class Standing(Struct, frozen=True, gc=False):
             latency_s=latency,
         )
 
-    def completion(self, now: float) -> float:
-        """The lower bound of the share of requests completed; 0 without evidence."""
-        short, long = self.decayed_to(now).intervals()
-        return long[0] if short is None else min(short[0], long[0])
-
     def clean(self) -> tuple[float, float]:
         """Wilson's interval for the share of exchanges that kept to the protocol, as of *at*."""
         return wilson(self.exchanges - self.rejects, self.exchanges)
@@ -123,11 +118,6 @@ class Standing(Struct, frozen=True, gc=False):
         enough = good + bad >= (ENOUGH if bad >= 1 else PROVEN)
         short = wilson(good, good + bad) if enough else None
         return short, wilson(long_good, long_good + long_bad)
-
-    def evidence(self, now: float) -> float:
-        """How many requests the standing rests on, decayed at the longer half-life."""
-        decayed = self.decayed_to(now)
-        return decayed.completed[-1] + decayed.failed[-1]
 
     def decayed_to(self, now: float) -> Standing:
         """With its counts halved as time goes by."""
@@ -190,7 +180,6 @@ def rate(standing: Standing, now: float, missed: str | None = None) -> Rating:
         missed: The latency objective that the node surely misses, if any.
     """
     seen = standing.decayed_to(now)
-    # By its parts and not by its methods: this runs at the end of every request.
     short, long = seen.intervals()
     completion = long[0] if short is None else min(short[0], long[0])
     evidence = seen.completed[1] + seen.failed[1]
@@ -226,8 +215,12 @@ class Load:
         """Of requests, as such, with nothing completed between them."""
 
     def ended(self, outcome: Outcome, now: float) -> None:
-        """A request is over; three failures in a row open the breaker, each further one for twice as long."""
+        """A request is over."""
         self.in_flight = max(self.in_flight - 1, 0)
+        self.saw(outcome, now)
+
+    def saw(self, outcome: Outcome, now: float) -> None:
+        """Three failures in a row open the breaker, each further one for twice as long."""
         if outcome is Outcome.COMPLETED:
             self.failures_in_a_row = self.refusals_in_a_row = 0
             self.open_until = 0.0

@@ -189,12 +189,7 @@ def with_usage(body: bytes, counted: Usage) -> bytes:
     """An answer with the usage that the router counted."""
     document: dict[str, Any] = msgspec.json.decode(body)
     usage = document.get("usage")
-    document["usage"] = {
-        **(usage if isinstance(usage, dict) else {}),
-        "prompt_tokens": counted.prompt,
-        "completion_tokens": counted.completion,
-        "total_tokens": counted.prompt + counted.completion,
-    }
+    document["usage"] = {**(usage if isinstance(usage, dict) else {}), **counted.to_wire()}
     return msgspec.json.encode(document)
 
 

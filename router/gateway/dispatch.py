@@ -348,13 +348,13 @@ class Dispatcher:
             run.counted = Usage(_estimate_of_prompt(work), _estimate_of(answer.text))
         counted = run.counted
         if claimed is not None and self._measures(work):
-            if not counts_all(work.document):
-                # What the router does not count it holds against nobody.
-                claimed = Usage(counted.prompt, claimed.completion)
+            # What the router does not count it holds against nobody.
+            prompt = claimed.prompt if counts_all(work.document) else counted.prompt
+            held = Usage(prompt, claimed.completion)
             allowed = Usage(counted.prompt + _TEMPLATE_TOKENS * templates(work.document), counted.completion)
-            clean = clean and is_true(claimed, allowed)
+            clean = clean and is_true(held, allowed)
             now = self._clock.monotonic()
-            mismatch = self._meter.add(ranked.node, ranked.operator, claimed, allowed, now)
+            mismatch = self._meter.add(ranked.node, ranked.operator, held, allowed, now)
             if mismatch is not None:
                 self.on_mismatch(ranked.node, ranked.operator, mismatch)
         token_s = None

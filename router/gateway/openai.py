@@ -28,7 +28,6 @@ from router.gateway.idempotency import Kept, ReplayError, Replays
 from router.gateway.keys import ANONYMOUS, Key, Keyring, LimitError
 from router.outcomes import Outcome
 from router.records import Record
-from router.settlement import Usage
 from router.workload import Table
 from verifier.errors import RequestError
 from verifier.service.http import read_body
@@ -317,6 +316,10 @@ class _Handler:
         try:
             data = await read_body(request, MAX_REQUEST)
             document = msgspec.json.decode(data, type=dict[str, Any])
+            stream = document.get("stream")
+            if stream is None or stream is False:
+                # Said or not, it is the same; so nodes are told nothing of it.
+                document.pop("stream", None)
             body = msgspec.json.encode(document)
         except RequestError as error:
             status = 413 if error.code == "request.too-large" else 400
@@ -334,16 +337,11 @@ class _Handler:
             value = document.get(name)
             if value is not None and (type(value) is not int or value < 0):
                 raise AnswerError(400, "invalid_request_error", f"{name} is no whole number")
-        stream = document.get("stream")
         if stream is not None and not isinstance(stream, bool):
             raise AnswerError(400, "invalid_request_error", "stream is neither true nor false")
         operation = request.path.removeprefix("/v1/")
         if stream and operation == "embeddings":
             raise AnswerError(400, "invalid_request_error", "embeddings are not streamed")
-        if stream is not True and "stream" in document:
-            # Said or not, it is the same; so nodes are told nothing of it.
-            del document["stream"]
-            body = msgspec.json.encode(document)
         try:
             named = request.headers.get(WORKLOAD_HEADER)
             workload = self._gateway.table.route(model, named, self._key.workloads)
@@ -442,7 +440,7 @@ class _Handler:
             headers = {"Content-Type": "application/json", DECISION_HEADER: record.id}
             return sink.instead(web.Response(status=answer.status, body=answer.body, headers=headers))
         if run.work.wants_usage and run.counted is not None:
-            await sink.give(_usage_chunk(run.work, record.id, run.counted))
+            await sink.give({**_empty_chunk(run.work, record.id), "usage": run.counted.to_wire()})
         if (extra := self._explained(record)) is not None:
             await sink.give({**_empty_chunk(run.work, record.id), **extra})
         await sink.done()
@@ -459,15 +457,6 @@ def _empty_chunk(work: Work, record_id: str) -> dict[str, Any]:
         "model": work.workload.model,
         "choices": [],
     }
-
-
-def _usage_chunk(work: Work, record_id: str, counted: Usage) -> dict[str, Any]:
-    usage = {
-        "prompt_tokens": counted.prompt,
-        "completion_tokens": counted.completion,
-        "total_tokens": counted.prompt + counted.completion,
-    }
-    return {**_empty_chunk(work, record_id), "usage": usage}
 
 
 def _failure(error: PoolEmptyError | AttemptError) -> AnswerError:

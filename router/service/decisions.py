@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from router.decision import Decision
 from router.errors import WorkloadError
 from router.gateway.openai import GATEWAY
-from router.records import shown
+from router.records import shown, with_excluded
 from router.service.state import STATE, require_key
 from verifier.errors import RequestError
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
@@ -57,8 +57,8 @@ async def show(request: web.Request) -> web.Response:
     dispatcher = request.app[GATEWAY].dispatcher
     record = state.records.get(record_id)
     if record is not None:
-        decision = Decision.from_wire(shown(record))
-        return json_response(shown(record, dispatcher.excluded(decision)))
+        wire = shown(record)
+        return json_response(with_excluded(wire, dispatcher.excluded(Decision.from_wire(wire))))
     written = await state.keeper.find(record_id[:64])
     if written is None:
         raise RequestError("no such decision is kept", code="request.not-found")

@@ -7,9 +7,8 @@ Each test fails where its attack succeeds; the last one takes the defences away 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from router.kept import Account
 from router.lanes import Lane
 from router.outcomes import Blame, Outcome
 from router.standing import BREAKER_FAILURES, PROVEN, Standing, Tier, rate
+from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, STREAM, WORK, Fleet, by, key, opened
 from tests.unit.router.doubles import Handler, answers, honest, until
 from tests.unit.router.support import NOW
@@ -445,8 +445,7 @@ def with_doubts_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     blaming(monkeypatch, Outcome.UNSERVED)
 
 
-Attack = Callable[..., Awaitable[None]]
-WITHOUT: list[tuple[int, Attack, Callable[[pytest.MonkeyPatch], None], tuple[Any, ...]]] = [
+WITHOUT: list[Row] = [
     (9, test_attack_9_wash_traffic, with_credit, ()),
     (9, test_attack_9_wash_traffic_hides_no_failures, without_own_failures, ()),
     (9, test_attack_9_wash_traffic_keeps_no_breaker_shut, with_credit, ()),
@@ -469,21 +468,9 @@ WITHOUT: list[tuple[int, Attack, Callable[[pytest.MonkeyPatch], None], tuple[Any
 ]
 
 
-@pytest.mark.parametrize(
-    ("number", "attack", "defenceless", "given"),
-    WITHOUT,
-    ids=[f"{number}-{defenceless.__name__}-{n}" for n, (number, _, defenceless, _) in enumerate(WITHOUT)],
-)
+@pytest.mark.parametrize("row", WITHOUT, ids=names(WITHOUT))
 async def test_without_its_defence_attack_NN_succeeds(  # noqa: N802
-    fleet: Fleet,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    attack: Attack,
-    defenceless: Callable[[pytest.MonkeyPatch], None],
-    given: tuple[Any, ...],
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, row: Row
 ) -> None:
     """The very test of the attack fails by its success, where the defence is taken away."""
-    defenceless(monkeypatch)
-    sockets = [fleet] if "fleet" in inspect.signature(attack).parameters else []
-    with pytest.raises(AssertionError, match=f"attack {number} succeeds"):
-        await attack(*sockets, *given)
+    await succeeds_without(row, fleet, monkeypatch)

@@ -6,8 +6,7 @@ Each test fails where its attack succeeds; the last one takes the defences away 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from router.settlement import Mismatch
 from router.snapshot import NodeView
 from router.standing import Rating, Standing
 from router.workload import Table
+from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, Fleet, by, key, opened
 from tests.unit.router.doubles import Handler, Moved, answers, result_key, until
 from tests.unit.router.support import NOW, WEIGHTS, WORKLOAD, view
@@ -361,8 +361,7 @@ def without_caps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Heartbeat, "answered", answered)
 
 
-Attack = Callable[..., Awaitable[None]]
-WITHOUT: list[tuple[int, Attack, Callable[[pytest.MonkeyPatch], None], tuple[Any, ...]]] = [
+WITHOUT: list[Row] = [
     (2, test_attack_2_writing_over_the_api, without_reviewers, ()),
     (2, test_attack_2_results_that_the_verifier_did_not_sign, without_signatures, ()),
     (8, test_attack_8_validate_once_then_downgrade, without_freshness, (301, "result.old")),
@@ -376,21 +375,9 @@ WITHOUT: list[tuple[int, Attack, Callable[[pytest.MonkeyPatch], None], tuple[Any
 ]
 
 
-@pytest.mark.parametrize(
-    ("number", "attack", "defenceless", "given"),
-    WITHOUT,
-    ids=[f"{number}-{defenceless.__name__}-{n}" for n, (number, _, defenceless, _) in enumerate(WITHOUT)],
-)
+@pytest.mark.parametrize("row", WITHOUT, ids=names(WITHOUT))
 async def test_without_its_defence_attack_NN_succeeds(  # noqa: N802
-    fleet: Fleet,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    attack: Attack,
-    defenceless: Callable[[pytest.MonkeyPatch], None],
-    given: tuple[Any, ...],
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, row: Row
 ) -> None:
     """The very test of the attack fails by its success, where the defence is taken away."""
-    defenceless(monkeypatch)
-    sockets = [fleet] if "fleet" in inspect.signature(attack).parameters else []
-    with pytest.raises(AssertionError, match=f"attack {number} succeeds"):
-        await attack(*sockets, *given)
+    await succeeds_without(row, fleet, monkeypatch)

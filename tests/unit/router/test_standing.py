@@ -119,9 +119,9 @@ def test_busy_and_impostors_do_not_move_completion(outcome: Outcome) -> None:
     """A node that says that it is full, or whose address was taken, has failed at nothing."""
     standing = after([Outcome.COMPLETED] * 30)
     moved = after([outcome] * 50, standing=standing)
-    assert (moved.completion(TICKS), moved.evidence(TICKS)) == (
-        standing.completion(TICKS),
-        standing.evidence(TICKS),
+    assert (rate(moved, TICKS).completion, rate(moved, TICKS).evidence) == (
+        rate(standing, TICKS).completion,
+        rate(standing, TICKS).evidence,
     )
 
 
