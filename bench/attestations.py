@@ -36,8 +36,9 @@ from verifier.config import Home
 from verifier.policy import bundle
 from verifier.policy.engine import Limits
 from verifier.policy.engine import opened as workers
-from verifier.references import challenges, measured
-from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.challenges import derivation as challenges
+from verifier.references import measured
+from verifier.challenges.derivation import (Minter, PoolKey, ReadParameters, WalkParameters)
 from verifier.results import ResultKey
 from verifier.schemes.base import Context, Node
 from verifier.schemes.base import Session as Asked

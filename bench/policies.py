@@ -33,7 +33,7 @@ from verifier.policy.engine import Limits, opened
 from verifier.policy.worker import RULE
 from verifier.service.app import open_service
 from verifier.service.appraiser import Appraiser
-from verifier.service.inforce import InForce, StoredLookup
+from verifier.service.inputs import (InForce, StoredLookup)
 from verifier.service.rejudge import Rejudge
 from verifier.store import policies, recordings
 from verifier.store.policies import Who

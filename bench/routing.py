@@ -24,13 +24,13 @@ from typing import Final
 from bench.common import machine, row
 from bench.gateway_peers import peer
 from fixtures import simulator
-from router.clock import Clock
-from router.decision import decide
-from router.fleet import Fleet
-from router.kept import Account
-from router.snapshot import NodeView
-from router.standing import Standing
-from router.workload import Table, Workload
+from router.model.clock import Clock
+from router.choose.decision import decide
+from router.state.fleet import Fleet
+from router.model.statistics import Account
+from router.model.node import NodeView
+from router.model.standing import Standing
+from router.model.workload import (Table, Workload)
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
 from verifier.trust import Tier, worst
 

@@ -14,9 +14,9 @@ from attester.cli import configure_logging, plain_errors
 from attester.errors import AttesterError, ConfigError
 from attester.settings import read_toml, to_toml
 from router.config import RouterConfig, ServiceSection
-from router.decision import Decision, replay
-from router.errors import RouterError
-from router.gates import in_order
+from router.choose.decision import (Decision, replay)
+from router.model.errors import RouterError
+from router.choose.gates import in_order
 
 _errors = plain_errors(AttesterError, RouterError)
 _config = click.option(
@@ -56,7 +56,7 @@ def router() -> None:
 @_errors
 def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
     """Write a configuration, and a table with a workload for each model, to be edited."""
-    from router.workload import read_table, write_table
+    from router.model.workload import (read_table, write_table)
 
     short = [model.rpartition("/")[2] for model in models]
     names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]

@@ -27,8 +27,9 @@ from verifier import results
 from verifier.config import Home, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
-from verifier.references import challenges, measured
-from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.challenges import derivation as challenges
+from verifier.references import measured
+from verifier.challenges.derivation import (Minter, PoolKey, ReadParameters, WalkParameters)
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALLER
 from verifier.service.sessions import open_session, wants_for

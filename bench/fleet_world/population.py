@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Final
 
 from bench.fleet_world.tally import Recovery
-from router.snapshot import NodeView
-from router.workload import Workload
+from router.model.node import NodeView
+from router.model.workload import Workload
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
 from verifier.trust import Tier
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 from bench.fleet_world.baselines import ATTEMPTS, Picker, RoundRobin, Sent, Uniform, ask, attempt
 from bench.fleet_world.population import DAY, TIER, WORKLOAD, Again, Identity, Seat
 from bench.fleet_world.tally import BIN_S, Clients
-from router.decision import Decision, decide
-from router.kept import Account
-from router.lanes import Lane
-from router.outcomes import Outcome
-from router.settlement import Meter, Usage, is_true
-from router.standing import FAILURE_WEIGHT, Standing
+from router.choose.decision import (Decision, decide)
+from router.model.statistics import Account
+from router.choose.candidates import Lane
+from router.model.outcomes import Outcome
+from router.model.usage import (Meter, Usage, is_true)
+from router.model.standing import (FAILURE_WEIGHT, Standing)
 
 if TYPE_CHECKING:
     from bench.fleet_world.world import World

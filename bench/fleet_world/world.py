@@ -16,13 +16,13 @@ from msgspec import structs
 from bench.fleet_world.population import DAY, START, TIER, WORKLOAD, Again, Identity, Seat, populate
 from bench.fleet_world.tally import Recovery, Tally
 from bench.fleet_world.traffic import Traffic
-from router.clock import Clock
-from router.fleet import Fleet
-from router.kept import Account
-from router.liveness import Heartbeat
-from router.prober import interval_for
-from router.standing import FAILURE_WEIGHT, HALF_LIVES_S, Standing
-from router.workload import Table
+from router.model.clock import Clock
+from router.state.fleet import Fleet
+from router.model.statistics import Account
+from router.model.liveness import Heartbeat
+from router.state.prober import interval_for
+from router.model.standing import (FAILURE_WEIGHT, HALF_LIVES_S, Standing)
+from router.model.workload import Table
 
 CALL_S: Final = (45.0, 180.0)
 WALKS: Final = 0.25

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from router.outcomes import Outcome, of_status
-from router.settlement import Usage
+from router.model.outcomes import (Outcome, of_status)
+from router.model.usage import Usage
 
 _Tokens = Annotated[int, Meta(ge=0, le=1 << 40)]
 

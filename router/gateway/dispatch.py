@@ -19,20 +19,20 @@ from typing import Any, Final
 import structlog
 from prometheus_client import Counter
 
-from router.clock import Clock
+from router.model.clock import Clock
 from router.config import GatewaySection
-from router.decision import Decision, decide
-from router.errors import AttemptError, PoolEmptyError
-from router.fleet import Fleet
-from router.gates import Verdict
+from router.choose.decision import (Decision, decide)
+from router.model.errors import (AttemptError, PoolEmptyError)
+from router.state.fleet import Fleet
+from router.choose.gates import Verdict
 from router.gateway.answers import Answer, with_usage
 from router.gateway.exchange import ClientGoneError, Exchanges, Progress, Sink, Work
-from router.outcomes import Blame, Outcome
-from router.ranking import Ranked
-from router.records import Record, Records
-from router.settlement import Meter, Mismatch, Usage, is_true
-from router.tokens import Tally, Tokeniser, counts_all, estimated, prompt_ids, prompt_text, templates
-from router.workload import Workload
+from router.model.outcomes import (Blame, Outcome)
+from router.choose.ranking import Ranked
+from router.state.records import (Record, Records)
+from router.model.usage import (Meter, Mismatch, Usage, is_true)
+from router.model.tokens import (Tally, Tokeniser, counts_all, estimated, prompt_ids, prompt_text, templates)
+from router.model.workload import Workload
 
 _OFTEN: Final = 3
 """A node that refused so many requests in a row is not taken at its word: another is asked too."""

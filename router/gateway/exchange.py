@@ -20,15 +20,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from attester.bounded import read_all
 from router.config import GatewaySection
-from router.errors import AttemptError
+from router.model.errors import AttemptError
 from router.gateway.answers import Answer, Chunk, judge, read_chunk, without_usage
 from router.gateway.pinned import PinError
 from router.gateway.sse import DONE, EventError, Events, event
 from router.gateway.upstream import NodeResponse, Upstream
-from router.outcomes import Outcome
-from router.settlement import Usage
-from router.tokens import Tally
-from router.workload import Workload
+from router.model.outcomes import Outcome
+from router.model.usage import Usage
+from router.model.tokens import Tally
+from router.model.workload import Workload
 
 MAX_ANSWER: Final = 64 << 20
 MAX_READING: Final = 1 << 30

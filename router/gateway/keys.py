@@ -20,7 +20,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from router.errors import RouterError
+from router.model.errors import RouterError
 
 _DAY_MS: Final = 86_400_000
 _STEP_S: Final = 43_200.0

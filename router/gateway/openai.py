@@ -18,17 +18,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from router.clock import Clock
+from router.model.clock import Clock
 from router.config import GatewaySection
-from router.errors import AttemptError, PoolEmptyError, WorkloadError
+from router.model.errors import (AttemptError, PoolEmptyError, WorkloadError)
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.exchange import ClientGoneError, Work
 from router.gateway.idempotency import Kept, ReplayError, Replays
 from router.gateway.keys import ANONYMOUS, Key, Keyring, LimitError
-from router.outcomes import Outcome
-from router.records import Record
-from router.workload import Table
+from router.model.outcomes import Outcome
+from router.state.records import Record
+from router.model.workload import Table
 from verifier.errors import RequestError
 from verifier.service.http import read_body
 

@@ -18,24 +18,24 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
 from attester.errors import ConfigError
-from router.clock import Clock
+from router.model.clock import Clock
 from router.config import RouterConfig, read_token
-from router.feed import Feed
-from router.fleet import Fleet
+from router.state.feed import Feed
+from router.state.fleet import Fleet
 from router.gateway import openai, pinned
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchange import Exchanges
 from router.gateway.idempotency import Replays
 from router.gateway.keys import Keyring
 from router.gateway.openai import GATEWAY, Gateway
-from router.keeper import Keeper, records_lost
-from router.prober import Prober
-from router.records import Records
-from router.review import Holds, VerifierTeller
+from router.state.persistence import (Keeper, records_lost)
+from router.state.prober import Prober
+from router.state.records import Records
+from router.state.holds import (Holds, VerifierTeller)
 from router.service import decisions, incidents, standing, status
 from router.service.state import STATE, State
-from router.tokens import Tokeniser
-from router.workload import Table, load_table
+from router.model.tokens import Tokeniser
+from router.model.workload import (Table, load_table)
 from verifier.errors import RequestError
 from verifier.service import problem
 from verifier.store.sqlite import SqliteDatabase

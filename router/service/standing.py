@@ -7,13 +7,13 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from router.fleet import Fleet
-from router.gates import CODES, Verdict
-from router.kept import SERIES, Kept
+from router.state.fleet import Fleet
+from router.choose.gates import (CODES, Verdict)
+from router.model.statistics import (SERIES, Kept)
 from router.service.state import STATE, State, require_key
-from router.sketch import quantile
-from router.standing import ESTABLISHED_LOWER, PROVEN, Standing, Tier
-from router.workload import Workload
+from router.model.quantiles import quantile
+from router.model.standing import (ESTABLISHED_LOWER, PROVEN, Standing, Tier)
+from router.model.workload import Workload
 from verifier.errors import RequestError
 from verifier.reasons import REASONS
 from verifier.service.http import json_response

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from router.kept import Account
+from router.model.statistics import Account
 from router.store.batches import in_batches
 from verifier.store.database import Tx
 

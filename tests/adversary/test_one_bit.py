@@ -26,7 +26,7 @@ from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, WorkerPool
 from verifier.policy.engine import opened as workers
-from verifier.references.challenges import Minter, PoolKey, WalkParameters, pose
+from verifier.challenges.derivation import (Minter, PoolKey, WalkParameters, pose)
 from verifier.schemes.base import Answers, Context, ModelReference, Node, ReferenceFile, Session
 
 KEY = PoolKey(bytes(range(32)))

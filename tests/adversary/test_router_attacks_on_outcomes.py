@@ -17,17 +17,17 @@ import pytest
 from aiohttp import web
 
 from fixtures.streaming import Behaviour
-from router import standing
-from router.errors import AttemptError
-from router.fleet import Fleet as RouterFleet
+from router.model import standing
+from router.model.errors import AttemptError
+from router.state.fleet import Fleet as RouterFleet
 from router.gateway import answers as gateway_answers
 from router.gateway import dispatch, exchange
 from router.gateway.answers import Answer
 from router.gateway.exchange import Exchanges
-from router.kept import Account
-from router.lanes import Lane
-from router.outcomes import Blame, Outcome
-from router.standing import BREAKER_FAILURES, PROVEN, Standing, Tier, rate
+from router.model.statistics import Account
+from router.choose.candidates import Lane
+from router.model.outcomes import (Blame, Outcome)
+from router.model.standing import (BREAKER_FAILURES, PROVEN, Standing, Tier, rate)
 from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, STREAM, WORK, Fleet, by, key, opened
 from tests.unit.router.doubles import Handler, answers, honest, until

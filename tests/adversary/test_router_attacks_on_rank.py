@@ -16,23 +16,23 @@ import pytest
 from msgspec import structs
 
 from fixtures.streaming import Behaviour, count_tokens
-from router import fleet as fleets
-from router import pool as pools
-from router import ranking
-from router.decision import Decision, decide
-from router.fleet import Fleet as RouterFleet
+from router.state import fleet as fleets
+from router.state import pool as pools
+from router.choose import ranking
+from router.choose.decision import (Decision, decide)
+from router.state.fleet import Fleet as RouterFleet
 from router.gateway import dispatch
 from router.gateway.dispatch import Dispatcher
 from router.gateway.openai import GATEWAY
-from router.kept import Account
-from router.lanes import KeptLane, Lane, Watched
-from router.outcomes import Outcome
-from router.pool import KeptPool
-from router.ranking import Ranked
-from router.settlement import ANSWERS, Meter
-from router.standing import Rating, Standing, Tier
-from router.tokens import Tokeniser
-from router.workload import Table, Workload
+from router.model.statistics import Account
+from router.choose.candidates import (KeptLane, Lane, Watched)
+from router.model.outcomes import Outcome
+from router.state.pool import KeptPool
+from router.choose.ranking import Ranked
+from router.model.usage import (ANSWERS, Meter)
+from router.model.standing import (Rating, Standing, Tier)
+from router.model.tokens import Tokeniser
+from router.model.workload import (Table, Workload)
 from tests.integration.gateway import CHAT, CHATS, STREAM, Fleet, Running, opened
 from tests.unit.router.doubles import Moved, until
 from tests.unit.router.support import MODEL, NOW, view

@@ -14,21 +14,23 @@ import jwt
 import pytest
 from aiohttp import web
 
-from router import feed, gates, liveness
-from router.fleet import Fleet as RouterFleet
+from router.state import feed
+from router.choose import gates
+from router.model import liveness
+from router.state.fleet import Fleet as RouterFleet
 from router.gateway.pinned import open_session
-from router.kept import Account, Kept
-from router.lanes import Lane
-from router.liveness import Heartbeat
-from router.pool import KeptPool
-from router.prober import Prober
-from router.ranking import Facts
+from router.model.statistics import (Account, Kept)
+from router.choose.candidates import Lane
+from router.model.liveness import Heartbeat
+from router.state.pool import KeptPool
+from router.state.prober import Prober
+from router.choose.ranking import Facts
 from router.service import state
 from router.service.state import STATE
-from router.settlement import Mismatch
-from router.snapshot import NodeView
-from router.standing import Rating, Standing
-from router.workload import Table
+from router.model.usage import Mismatch
+from router.model.node import NodeView
+from router.model.standing import (Rating, Standing)
+from router.model.workload import Table
 from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, Fleet, by, key, opened
 from tests.unit.router.doubles import Handler, Moved, answers, result_key, until

@@ -26,15 +26,15 @@ from attester.settings import to_toml
 from fixtures.fleet import free_port
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine, made_up
 from router.config import RouterConfig
-from router.decision import decide
-from router.fleet import Fleet as RouterFleet
+from router.choose.decision import decide
+from router.state.fleet import Fleet as RouterFleet
 from router.gateway.keys import Key
 from router.gateway.openai import GATEWAY
-from router.kept import Account, Kept
+from router.model.statistics import (Account, Kept)
 from router.service.app import Given, make_app
 from router.service.state import STATE
-from router.standing import Standing
-from router.workload import Table, Workload
+from router.model.standing import Standing
+from router.model.workload import (Table, Workload)
 from tests.unit.router.doubles import (
     Certificate,
     FakeNode,

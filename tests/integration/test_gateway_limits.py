@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 
 from fixtures.streaming import Behaviour, count_tokens
-from router import review
+from router.state import holds as review
 from router.gateway.openai import GATEWAY
 from router.service.state import STATE
-from router.settlement import ANSWERS
-from router.standing import Tier
-from router.tokens import Tokeniser
-from router.workload import Table, Workload
+from router.model.usage import ANSWERS
+from router.model.standing import Tier
+from router.model.tokens import Tokeniser
+from router.model.workload import (Table, Workload)
 from tests.integration.gateway import (
     CHAT,
     CHATS,

@@ -35,7 +35,7 @@ from verifier.policy import rollout as steps
 from verifier.policy.engine import decode
 from verifier.references import measured
 from verifier.service.app import sweep
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.store import recordings
 from verifier.trial import Replay
 
@@ -392,7 +392,7 @@ async def test_a_replay_gives_the_recorded_result_claim_for_claim(verifier, tmp_
     session = await verifier.client(honest[0]).open_session()
     evidence = honest[0].evidence(session, iat=verifier.clock.seconds, answers={})
     await verifier.submit(session, evidence, honest[0])
-    service, lookup = verifier.service, StoredLookup(verifier.service.db, verifier.service.inforce)
+    service, lookup = verifier.service, StoredLookup(verifier.service.db, verifier.service.inputs)
     statuses = set()
     for row in await verifier.rows("SELECT id, claims, status FROM appraisals"):
         async with service.db.read() as tx:

@@ -15,20 +15,20 @@ import pytest
 
 from attester.bounded import read_all
 from fixtures.misbehaviour import Behaviour
-from router.decision import Decision, replay
+from router.choose.decision import (Decision, replay)
 from router.gateway import exchange
 from router.gateway.openai import GATEWAY
 from router.gateway.pinned import open_session
 from router.gateway.upstream import Upstream
-from router.kept import Account
-from router.prober import Prober
-from router.records import Records
+from router.model.statistics import Account
+from router.state.prober import Prober
+from router.state.records import Records
 from router.service.state import STATE
-from router.settlement import ANSWERS
-from router.standing import BREAKER_FAILURES, Standing
+from router.model.usage import ANSWERS
+from router.model.standing import (BREAKER_FAILURES, Standing)
 from router.store import holds, standings
 from router.store.holds import Hold
-from router.tokens import Tokeniser
+from router.model.tokens import Tokeniser
 from tests.integration.gateway import CHAT, CHATS, STREAM, TEXT, TEXTS, Fleet, by, key, opened
 from tests.unit.router.doubles import CHAT as CHAT_ANSWER
 from tests.unit.router.doubles import Certificate, raw_server, until
@@ -377,7 +377,7 @@ async def test_events_without_text_stall_nobody(fleet: Fleet) -> None:
 
 async def test_what_is_put_back_and_does_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records that are dropped because the store could not take them are lost without being counted."""
-    monkeypatch.setattr("router.records._WAITING", 2)
+    monkeypatch.setattr("router.state.records._WAITING", 2)
     lost: list[None] = []
     records = Records(writes=True, lost=lambda: lost.append(None))
     taken = [("a", 1, b""), ("b", 1, b"")]

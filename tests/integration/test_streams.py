@@ -20,8 +20,8 @@ from router.gateway import openai as gateway
 from router.gateway.client import ClientStream
 from router.gateway.openai import GATEWAY
 from router.service.state import STATE
-from router.standing import Standing
-from router.tokens import estimated
+from router.model.standing import Standing
+from router.model.tokens import estimated
 from tests.integration.gateway import (
     CHAT,
     CHATS,

@@ -16,8 +16,8 @@ from attester.weights.folder import open_folder
 from attester.weights.kernels import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL, SimulatedNode
-from verifier.references import challenges
-from verifier.references.challenges import Minter, WalkParameters
+from verifier.challenges import derivation as challenges
+from verifier.challenges.derivation import (Minter, WalkParameters)
 from verifier.schemes.base import WalkRecord
 from verifier.service.calls import Caller
 from verifier.service.sessions import open_session, wants_for

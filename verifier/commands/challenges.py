@@ -14,8 +14,8 @@ from verifier.commands.common import device_option, digest_cache, errors, home_o
 from verifier.config import Home
 from verifier.errors import ReferenceValueError
 from verifier.references import measured
-from verifier.references.challenges import WIDE_ROWS, Minter, ReadParameters, WalkParameters
-from verifier.references.minting import Goal, fill, goal_left, take_up
+from verifier.challenges.derivation import (WIDE_ROWS, Minter, ReadParameters, WalkParameters)
+from verifier.challenges.minting import (Goal, fill, goal_left, take_up)
 from verifier.store import references
 from verifier.store.database import Database
 

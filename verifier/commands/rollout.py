@@ -34,7 +34,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.schemes.base import shown
-from verifier.service.inforce import InForce, StoredLookup
+from verifier.service.inputs import (InForce, StoredLookup)
 from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
 from verifier.store import recordings, shadows, steps

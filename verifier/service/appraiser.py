@@ -17,11 +17,11 @@ from verifier.appraisal import CheckedEvidence, Held, Opened, Outcome, Terms
 from verifier.errors import EvidenceError, PolicyError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
-from verifier.references import challenges
+from verifier.challenges import derivation as challenges
 from verifier.results import AttestationResult
 from verifier.schemes import platform
 from verifier.schemes.base import Context, Node, Session
-from verifier.service.inforce import Grounds
+from verifier.service.inputs import Grounds
 from verifier.service.shadow import Shadow
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, sessions

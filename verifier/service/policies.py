@@ -16,7 +16,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.service.state import service_of
 from verifier.store import policies, recordings, shadows, steps
 from verifier.store.database import Row

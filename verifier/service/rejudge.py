@@ -33,7 +33,7 @@ from verifier.policy.rollout import Rollout
 from verifier.recording import Basis
 from verifier.schemes.base import Blocks
 from verifier.service.appraiser import Appraiser, devices_of, pin_of
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
 from verifier.store.appraisals import Anew, Outdated, Signed, StaleError

@@ -16,7 +16,7 @@ import structlog
 from verifier import trial
 from verifier.errors import PolicyError, StoreError
 from verifier.policy.rollout import Rollout
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.service.state import Service
 from verifier.store import recordings, shadows
 

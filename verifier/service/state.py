@@ -15,11 +15,11 @@ from attester.proof import Proof, Request
 from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine
-from verifier.references.challenges import PoolKey
+from verifier.challenges.derivation import PoolKey
 from verifier.results import ResultKey, VerifyingKey
 from verifier.schemes.base import Node
 from verifier.service.http import Rates
-from verifier.service.inforce import InForce
+from verifier.service.inputs import InForce
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
 

@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from router import decision
-from router.clock import Clock
-from router.decision import Decision
-from router.fleet import Fleet
-from router.kept import Account
-from router.outcomes import Outcome
-from router.snapshot import NodeView
-from router.standing import BREAKER_FAILURES, Standing
-from router.workload import Table, Workload
+from router.choose import decision
+from router.model.clock import Clock
+from router.choose.decision import Decision
+from router.state.fleet import Fleet
+from router.model.statistics import Account
+from router.model.outcomes import Outcome
+from router.model.node import NodeView
+from router.model.standing import (BREAKER_FAILURES, Standing)
+from router.model.workload import (Table, Workload)
 from tests.unit.router.support import MODEL, NOW, PLATFORM, TICKS, WEIGHTS, view
 
 # What closes a gate that never opens: as arguments of `view`.

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from router import decision
-from router.clock import Clock
-from router.decision import Decision
-from router.fleet import Fleet
-from router.gates import Verdict
-from router.kept import Account
-from router.snapshot import NodeView
-from router.standing import Load, Standing
-from router.workload import Table, Workload
+from router.choose import decision
+from router.model.clock import Clock
+from router.choose.decision import Decision
+from router.state.fleet import Fleet
+from router.choose.gates import Verdict
+from router.model.statistics import Account
+from router.model.node import NodeView
+from router.model.standing import (Load, Standing)
+from router.model.workload import (Table, Workload)
 from verifier import trust
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
 

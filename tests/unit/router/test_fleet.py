@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.clock import Clock
-from router.decision import Decision, decide
-from router.fleet import Fleet
-from router.kept import Account
-from router.lanes import Lane
-from router.outcomes import Outcome
-from router.sketch import Recent
-from router.snapshot import NodeView
-from router.standing import BREAKER_LONGEST_S, PROVEN, Standing
-from router.workload import Table, Workload
+from router.model.clock import Clock
+from router.choose.decision import (Decision, decide)
+from router.state.fleet import Fleet
+from router.model.statistics import Account
+from router.choose.candidates import Lane
+from router.model.outcomes import Outcome
+from router.model.quantiles import Recent
+from router.model.node import NodeView
+from router.model.standing import (BREAKER_LONGEST_S, PROVEN, Standing)
+from router.model.workload import (Table, Workload)
 from tests.unit.router.support import MODEL, NOW, nodes_of, view
 
 WORKLOAD = Workload(MODEL, name="tiny", tier="small", concurrency=8)

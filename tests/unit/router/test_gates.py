@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from router import gates
-from router.clock import Clock
-from router.fleet import Fleet
-from router.gates import CLOSED_GATES, CODES, Around
-from router.outcomes import Outcome
-from router.snapshot import NodeView
-from router.standing import BREAKER_OPEN_S, Load, Standing
-from router.workload import Table, Workload
+from router.choose import gates
+from router.model.clock import Clock
+from router.state.fleet import Fleet
+from router.choose.gates import (CLOSED_GATES, CODES, Around)
+from router.model.outcomes import Outcome
+from router.model.node import NodeView
+from router.model.standing import (BREAKER_OPEN_S, Load, Standing)
+from router.model.workload import (Table, Workload)
 from tests.unit.router.support import (
     MODEL,
     NOW,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.lanes import FAILING_OPEN, LANES, KeptLane, Key, Lane, Places, SeenLane, Watched
+from router.choose.candidates import (FAILING_OPEN, LANES, KeptLane, Key, Lane, Places, SeenLane, Watched)
 
 keys = st.tuples(st.sampled_from(["", "acme", "beta", "core"]), st.text("abc", min_size=1, max_size=2))
 

@@ -11,18 +11,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from router import gates
-from router.clock import Clock
-from router.decision import Decision, decide, replay
-from router.fleet import Fleet
-from router.gates import GIVING_WAY, Around
-from router.kept import Account
-from router.lanes import LANES, Lane
-from router.liveness import SUSPECT, UNAVAILABLE
-from router.outcomes import Outcome
-from router.snapshot import NodeView
-from router.standing import BREAKER_FAILURES, PROVEN, Standing, Tier
-from router.workload import Table, Workload
+from router.choose import gates
+from router.model.clock import Clock
+from router.choose.decision import (Decision, decide, replay)
+from router.state.fleet import Fleet
+from router.choose.gates import (GIVING_WAY, Around)
+from router.model.statistics import Account
+from router.choose.candidates import (LANES, Lane)
+from router.model.liveness import (SUSPECT, UNAVAILABLE)
+from router.model.outcomes import Outcome
+from router.model.node import NodeView
+from router.model.standing import (BREAKER_FAILURES, PROVEN, Standing, Tier)
+from router.model.workload import (Table, Workload)
 from tests.unit.router.support import MODEL, NOW, PLATFORM, view
 
 CHAT = Workload(MODEL, name="chat", tier="large", concurrency=3, max_operator_share=50)

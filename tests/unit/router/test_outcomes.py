@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.outcomes import Blame, Outcome, of_status
+from router.model.outcomes import (Blame, Outcome, of_status)
 
 STATUSES = [
     (200, Outcome.COMPLETED),

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router import ranking
-from router.decision import Decision, decide, replay
-from router.errors import ReplayError
-from router.gates import GIVING_WAY
-from router.lanes import FAILING_OPEN, LANES, Lane
-from router.outcomes import Outcome
-from router.ranking import WIDTH
-from router.standing import Standing
+from router.choose import ranking
+from router.choose.decision import (Decision, decide, replay)
+from router.model.errors import ReplayError
+from router.choose.gates import GIVING_WAY
+from router.choose.candidates import (FAILING_OPEN, LANES, Lane)
+from router.model.outcomes import Outcome
+from router.choose.ranking import WIDTH
+from router.model.standing import Standing
 from tests.unit.router.drawn import (
     BEFORE_S,
     FAULTS,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.chance import Chance
-from router.lanes import LANES, KeptLane, Lane
-from router.ranking import WIDTH, Facts, Ranked, Ranking, rank, score
-from router.standing import Rating, Tier
-from router.workload import Price, Workload
+from router.choose.seeded_random import Chance
+from router.choose.candidates import (LANES, KeptLane, Lane)
+from router.choose.ranking import (WIDTH, Facts, Ranked, Ranking, rank, score)
+from router.model.standing import (Rating, Tier)
+from router.model.workload import (Price, Workload)
 
 WORKLOAD = Workload("m", name="w", probation_per_mille=0, degraded_per_mille=0)
 SEEDS = 4000

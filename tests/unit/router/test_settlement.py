@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.settlement import ANSWERS, OPERATORS, WINDOW_S, Meter, Mismatch, Usage, is_true
+from router.model.usage import (ANSWERS, OPERATORS, WINDOW_S, Meter, Mismatch, Usage, is_true)
 
 COUNTED = Usage(1000, 400)
 HONEST = Usage(1040, 402)

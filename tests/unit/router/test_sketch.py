@@ -9,17 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.sketch import (
-    ALPHA,
-    SLICE_S,
-    SLICES,
-    Recent,
-    bucket_of,
-    enough_for,
-    merged,
-    quantile,
-    value_of,
-)
+from router.model.quantiles import (ALPHA, SLICE_S, SLICES, Recent, bucket_of, enough_for, merged, quantile, value_of)
 from tests.unit.router.support import NOW
 
 HOUR = SLICE_S * SLICES

@@ -6,19 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.outcomes import Blame, Outcome
-from router.standing import (
-    BREAKER_LONGEST_S,
-    BREAKER_OPEN_S,
-    PROVEN,
-    UNKNOWN_LATENCY_S,
-    Load,
-    Standing,
-    Tier,
-    merge,
-    rate,
-    wilson,
-)
+from router.model.outcomes import (Blame, Outcome)
+from router.model.standing import (BREAKER_LONGEST_S, BREAKER_OPEN_S, PROVEN, UNKNOWN_LATENCY_S, Load, Standing, Tier, merge, rate, wilson)
 from tests.unit.router.support import TICKS
 
 NODES_FAULT = [o for o in Outcome if o.blame is Blame.NODE]

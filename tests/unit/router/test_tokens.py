@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from attester.errors import ConfigError
 from fixtures.minilm import published_folder
-from router import tokens
-from router.tokens import Tally, Tokeniser, estimated, prompt_ids, prompt_text
+from router.model import tokens
+from router.model.tokens import (Tally, Tokeniser, estimated, prompt_ids, prompt_text)
 
 FILE = published_folder() / "tokenizer.json"
 TOKENISER = Tokeniser.load(FILE)

@@ -13,19 +13,9 @@ from hypothesis import strategies as st
 
 from attester.errors import ConfigError
 from router.config import RouterConfig
-from router.errors import WorkloadError
+from router.model.errors import WorkloadError
 from router.gateway.keys import Key
-from router.workload import (
-    MAX_TABLE,
-    OPERATIONS,
-    Price,
-    Requirements,
-    Table,
-    Workload,
-    load_table,
-    read_table,
-    write_table,
-)
+from router.model.workload import (MAX_TABLE, OPERATIONS, Price, Requirements, Table, Workload, load_table, read_table, write_table)
 
 TABLE = """\
 # What work requires.

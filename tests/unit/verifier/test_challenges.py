@@ -18,8 +18,9 @@ from attester.weights.kernels import Int8, Int32, Kernel, kernel, row_words
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
 from verifier.errors import ReferenceValueError
-from verifier.references import challenges, measured
-from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.challenges import derivation as challenges
+from verifier.references import measured
+from verifier.challenges.derivation import (Minter, PoolKey, ReadParameters, WalkParameters)
 
 KEY = PoolKey(bytes(range(32)))
 

@@ -15,8 +15,8 @@ import aiohttp
 import structlog
 
 from attester.bounded import read_all
-from router.clock import Clock
-from router.fleet import Fleet
+from router.model.clock import Clock
+from router.state.fleet import Fleet
 from router.gateway.pinned import AddressError, check_url, pin_for
 
 PER_SECOND: Final = 100

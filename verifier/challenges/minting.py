@@ -14,13 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from verifier.errors import ReferenceValueError
-from verifier.references.challenges import (
-    GROUP,
-    WIDE_ROWS,
-    Minter,
-    ReadParameters,
-    WalkParameters,
-)
+from verifier.challenges.derivation import (GROUP, WIDE_ROWS, Minter, ReadParameters, WalkParameters)
 from verifier.store import pool
 from verifier.store.database import ConflictError, Database, Tx
 from verifier.store.pool import Entry

@@ -6,10 +6,10 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from router.outcomes import Outcome
-from router.sketch import Counts, Recent, bucket_of, enough_for, merged, quantile
-from router.standing import Load, Rating, Standing, merge, rate
-from router.workload import Workload
+from router.model.outcomes import Outcome
+from router.model.quantiles import (Counts, Recent, bucket_of, enough_for, merged, quantile)
+from router.model.standing import (Load, Rating, Standing, merge, rate)
+from router.model.workload import Workload
 
 _OBJECTIVES: Final = (
     ("first", 0.9, "first_token_p90_ms"),
@@ -31,7 +31,7 @@ class Account(Struct, frozen=True, array_like=True):
 
     standing: Standing
     slices: dict[str, dict[int, Counts]] = {}
-    """By series, the slices of `router.sketch.Recent`."""
+    """By series, the slices of `router.model.quantiles.Recent`."""
 
     def is_sound(self) -> bool:
         """Whether its numbers are such as a router counts: another wrote it."""

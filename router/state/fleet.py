@@ -1,7 +1,7 @@
 """
 The fleet as one router knows it: kept by events, so that a decision need not look at it whole.
 
-What comes in: results and incidents (`router.feed`), answers to probes, work begun and ended,
+What comes in: results and incidents (`router.state.feed`), answers to probes, work begun and ended,
 what other routers have seen.  Each event moves the few nodes it is about from lane to lane;
 time moves them too, by a heap of when each is next due.  What goes out is a `Snapshot` for
 each workload, in constant time.
@@ -15,18 +15,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from router import gates
-from router.clock import Clock
-from router.decision import Snapshot
-from router.gates import Around, Verdict
-from router.kept import Account, Kept
-from router.lanes import Key, Lane
-from router.liveness import SUSPECT, UNAVAILABLE, Heartbeat
-from router.outcomes import Outcome
-from router.pool import KeptPool
-from router.snapshot import NodeView
-from router.standing import PROVEN, Tier
-from router.workload import Table, Workload
+from router.choose import gates
+from router.model.clock import Clock
+from router.choose.decision import Snapshot
+from router.choose.gates import (Around, Verdict)
+from router.model.statistics import (Account, Kept)
+from router.choose.candidates import (Key, Lane)
+from router.model.liveness import (SUSPECT, UNAVAILABLE, Heartbeat)
+from router.model.outcomes import Outcome
+from router.state.pool import KeptPool
+from router.model.node import NodeView
+from router.model.standing import (PROVEN, Tier)
+from router.model.workload import (Table, Workload)
 
 _FAR: Final = 1e9
 """Seconds: silence from the beginning."""

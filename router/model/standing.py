@@ -19,7 +19,7 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from router.outcomes import Blame, Outcome
+from router.model.outcomes import (Blame, Outcome)
 
 HALF_LIVES_S: Final = (3600.0, 7 * 86400.0)
 ESTABLISHED_LOWER: Final = 0.9

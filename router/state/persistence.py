@@ -13,11 +13,11 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 
-from router.clock import Clock
+from router.model.clock import Clock
 from router.config import StoreSection
-from router.fleet import Fleet
+from router.state.fleet import Fleet
 from router.gateway.keys import Keyring
-from router.records import Records
+from router.state.records import Records
 from router.store import decisions, standings
 from verifier.errors import StoreError
 from verifier.store.database import Database

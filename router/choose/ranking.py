@@ -15,10 +15,10 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from router.chance import Chance
-from router.lanes import FAILING_OPEN, LANES, Key, Lane, Places
-from router.standing import Rating
-from router.workload import Workload
+from router.choose.seeded_random import Chance
+from router.choose.candidates import (FAILING_OPEN, LANES, Key, Lane, Places)
+from router.model.standing import Rating
+from router.model.workload import Workload
 
 WIDTH: Final = 3
 """So many are ranked; nobody tries more."""

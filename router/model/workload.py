@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
-from router.errors import WorkloadError
+from router.model.errors import WorkloadError
 from verifier.errors import PlainYAMLError
 from verifier.plainyaml import Parsed, parse_yaml
 from verifier.trust import CLAIM_NAMES

@@ -19,11 +19,11 @@ from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from attester.bounded import read_all
-from router.clock import Clock
+from router.model.clock import Clock
 from router.config import ReviewSection, VerifierSection
-from router.errors import HoldError
-from router.fleet import Fleet
-from router.settlement import Mismatch
+from router.model.errors import HoldError
+from router.state.fleet import Fleet
+from router.model.usage import Mismatch
 from router.store import holds
 from router.store.holds import Hold
 from verifier.errors import StoreError

@@ -3,7 +3,7 @@ The gates, in order.  The first five fail closed: an empty pool is an answer.
 
 Each gives `None` or the verdict that closed it.  The last, capacity, is where a node may do
 the work and has no room: what of it gives way when nobody else is left stands in a lane of
-its own (`router.lanes`), and the decision says so.
+its own (`router.choose.candidates`), and the decision says so.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from router.snapshot import NodeView
-from router.workload import ASSURANCES, Workload
+from router.model.node import NodeView
+from router.model.workload import (ASSURANCES, Workload)
 from verifier.trust import Tier, tier_of
 
 FEED_SILENT_S: Final = 60.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from router.gates import CODES, Verdict
-from router.kept import Kept
-from router.lanes import LANES, KeptLane, Key, Lane, Places
-from router.ranking import Facts
-from router.standing import Rating
-from router.workload import Workload
+from router.choose.gates import (CODES, Verdict)
+from router.model.statistics import Kept
+from router.choose.candidates import (LANES, KeptLane, Key, Lane, Places)
+from router.choose.ranking import Facts
+from router.model.standing import Rating
+from router.model.workload import Workload
 
 if TYPE_CHECKING:
-    from router.fleet import Fleet
+    from router.state.fleet import Fleet
 
 _STORY: Final = 32
 """Changes that are remembered of a node, so that a decision can be explained after them."""
@@ -37,7 +37,7 @@ class _Where:
 
 
 class KeptPool:
-    """As `router.ranking.Pool`, kept by events."""
+    """As `router.choose.ranking.Pool`, kept by events."""
 
     def __init__(self, fleet: Fleet, workload: Workload) -> None:
         self._fleet = fleet

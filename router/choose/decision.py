@@ -14,11 +14,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from router.errors import ReplayError
-from router.gates import FEED_SILENT, FEED_SILENT_S, GIVING_WAY, Verdict
-from router.lanes import LANES, Lane, Places, Seen, SeenLane, Watched
-from router.ranking import Facts, Pool, Ranked, rank
-from router.workload import Workload
+from router.model.errors import ReplayError
+from router.choose.gates import (FEED_SILENT, FEED_SILENT_S, GIVING_WAY, Verdict)
+from router.choose.candidates import (LANES, Lane, Places, Seen, SeenLane, Watched)
+from router.choose.ranking import (Facts, Pool, Ranked, rank)
+from router.model.workload import Workload
 
 
 class Snapshot(Struct, frozen=True, gc=False):

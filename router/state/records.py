@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from router.decision import Decision, explain_closed
-from router.gates import Verdict
+from router.choose.decision import (Decision, explain_closed)
+from router.choose.gates import Verdict
 
 _KEPT: Final = 10_000
 _WAITING: Final = 20_000
