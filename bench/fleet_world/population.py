@@ -17,7 +17,7 @@ from verifier.trust import Tier
 MODEL: Final = "example/large"
 WORKLOAD: Final = Workload(MODEL, name="chat", max_age_s=86400)
 """A day's age, where 300 s are the default: results are renewed seldom here, to save time."""
-TIER: Final = WORKLOAD.kept_under
+TIER: Final = WORKLOAD.standing_key
 DAY: Final = 86400.0
 START: Final = 1_795_000_000
 """Unix seconds when the simulation begins."""

@@ -151,7 +151,7 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
 
     @property
-    def kept_under(self) -> str:
+    def standing_key(self) -> str:
         """What standings of nodes for this work are kept under."""
         return self.tier or self.model
 

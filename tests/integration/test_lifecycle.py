@@ -37,7 +37,7 @@ from verifier.references import measured
 from verifier.service.app import sweep
 from verifier.service.inputs import StoredLookup
 from verifier.store import recordings
-from verifier.trial import Replay
+from verifier.trial import Reappraiser
 
 SUBMOD = f"model/{MODEL}"
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"
@@ -399,7 +399,7 @@ async def test_a_replay_gives_the_recorded_result_claim_for_claim(verifier, tmp_
             taken = await recordings.of_appraisal(tx, row["id"])
         assert taken is not None
         bundle = await lookup.bundle(taken.record.basis.policy)
-        replay = Replay(bundle, lambda given, bundle=bundle: service.engine.ask(bundle, given), lookup)
+        replay = Reappraiser(bundle, lambda given, bundle=bundle: service.engine.ask(bundle, given), lookup)
         given = await replay._given_then(taken.record)
         context = taken.record.context(given.references, given.superseded, bundle.thresholds, given.blocks)
         checked = recording.examine(taken, context)

@@ -14,9 +14,9 @@ import pytest
 
 from fixtures.streaming import HONEST, Behaviour, count_tokens
 from router.gateway.openai import GATEWAY
-from router.service.state import STATE
-from router.model.usage import ANSWERS
 from router.model.tokens import Tokeniser
+from router.model.usage import ANSWERS
+from router.service.state import STATE
 from tests.integration.gateway import (
     CHAT,
     PROMPT,

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.model.clock import Clock
-from router.state.fleet import Fleet
 from router.model.workload import Table
+from router.state.fleet import Fleet
 from tests.unit.router.support import NOW, WORKLOAD, view
 
 

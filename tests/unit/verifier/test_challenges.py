@@ -17,10 +17,10 @@ from attester.weights.folder import open_folder
 from attester.weights.kernels import Int8, Int32, Kernel, kernel, row_words
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
-from verifier.errors import ReferenceValueError
 from verifier.challenges import derivation as challenges
+from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.errors import ReferenceValueError
 from verifier.references import measured
-from verifier.challenges.derivation import (Minter, PoolKey, ReadParameters, WalkParameters)
 
 KEY = PoolKey(bytes(range(32)))
 
