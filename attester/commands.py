@@ -265,7 +265,7 @@ def benchmark(
 @_errors
 def show(home: Path) -> None:
     """Show what would be sent, readable, without sending anything."""
-    from attester.evidence import read_submod
+    from attester.kinds import read_submod
 
     place = Home(home)
     config = place.config()
@@ -388,7 +388,9 @@ async def _open(
         client = VerifierClient(http, config.verifier.url, key)
         engine = open_engine(config, http, place)
         cache = DigestCache(place.path / "digests.db")
-        collector = Collector(config, engine, place.tls_key(), key.public.kid, cache, place.benchmarks)
+        collector = Collector(
+            config, engine, place.tls_key(), key.public.kid, cache=cache, benchmarks=place.benchmarks
+        )
         try:
             yield client, collector, key
         finally:

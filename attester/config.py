@@ -30,7 +30,8 @@ from msgspec import Meta, Struct
 
 from attester import cose, identity
 from attester.errors import ConfigError, WeightsError
-from attester.evidence import ENDPOINT_URL, MODEL_NAME, Benchmark, Count, Name
+from attester.evidence import ENDPOINT_URL, Benchmark, Count, Name
+from attester.kinds import MODEL_NAME
 from attester.settings import new_folder, read_toml, to_toml
 from attester.weights.hashing import check_algorithms
 

@@ -1,18 +1,17 @@
 """
 Evidence: the claims, the EAT profile, and how they are signed (RFC 9711, RFC 8392).
 
-On the wire: ``61(18([protected, {}, payload, signature]))``, deterministic CBOR.  One
-table, `CLAIMS`, drives encoding, decoding, ``docs/evidence-profile.md`` and the test for
-collisions with the private claims of others.
+On the wire: ``61(18([protected, {}, payload, signature]))``, deterministic CBOR.  Two tables,
+`TOKEN_CLAIMS` here and `attester.kinds.KINDS`, drive encoding, decoding,
+``docs/evidence-profile.md`` and the test for collisions with the private claims of others.
 
-Reading goes in two steps, because only what a key has signed may be held against it:
-`Token.decode` reads the envelope and the claims every token has; `read_submod` reads one
-submodule and is called after the signature was checked.
+Evidence is read in two steps, because only what a key has signed may be held against its node.
+`decode_envelope` and `Token.from_payload` read the envelope and the claims of the token;
+`attester.kinds.read_submod` reads one submodule, and is called after the signature was checked.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -42,14 +41,12 @@ Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 ENDPOINT_URL = r"^https://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?\Z"
 """Scheme, host, port: nothing else, and nothing that a resolver would have to normalise."""
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
-
-class _Claims(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class Claims(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """The value of one claim: a map with text keys and nothing unknown in it."""
 
 
-class File(_Claims, frozen=True):
+class File(Claims, frozen=True):
     """One file of a model: its name relative to the folder, size in bytes, at least one digest."""
 
     name: Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -58,12 +55,12 @@ class File(_Claims, frozen=True):
     blake3: Digest | None = None
 
     def __post_init__(self) -> None:
-        """A file without a digest says nothing."""
+        """Refuse a file without a digest: it says nothing."""
         if self.sha256 is None and self.blake3 is None:
-            raise ValueError("a file has at least one digest")
+            raise ValueError("a file must have at least one digest")
 
 
-class Cached(_Claims, frozen=True):
+class Cached(Claims, frozen=True):
     """What of a manifest was not read now, but taken from a cache."""
 
     files: Annotated[int, Meta(ge=1, le=MAX_FILES)]
@@ -71,7 +68,7 @@ class Cached(_Claims, frozen=True):
     """When the oldest of their digests was taken, seconds since 1970 by the node's clock."""
 
 
-class Manifest(_Claims, frozen=True):
+class Manifest(Claims, frozen=True):
     """Every file of a model, by name's UTF-8 bytes."""
 
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=MAX_FILES)]
@@ -80,7 +77,7 @@ class Manifest(_Claims, frozen=True):
     cached: Cached | None = None
 
 
-class ReadAnswer(_Claims, frozen=True):
+class ReadAnswer(Claims, frozen=True):
     """The answer to a `read` challenge (`attester.weights.possession.read`)."""
 
     answer: Digest
@@ -88,7 +85,7 @@ class ReadAnswer(_Claims, frozen=True):
     """Time taken, microseconds, by the node's clock: declared, and used for nothing."""
 
 
-class WalkAnswer(_Claims, frozen=True):
+class WalkAnswer(Claims, frozen=True):
     """The answers to a `walk` challenge, one per row in row order."""
 
     answers: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_ROWS)]
@@ -98,7 +95,7 @@ class WalkAnswer(_Claims, frozen=True):
     micros: Count
 
 
-class Endpoint(_Claims, frozen=True):
+class Endpoint(Claims, frozen=True):
     """
     Where the node serves: nobody can claim another's, for its TLS key has signed.
 
@@ -111,7 +108,7 @@ class Endpoint(_Claims, frozen=True):
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
-class Runtime(_Claims, frozen=True):
+class Runtime(Claims, frozen=True):
     """What runs: everything that may change an answer."""
 
     engine: Name
@@ -126,7 +123,7 @@ class Runtime(_Claims, frozen=True):
     driver: Line | None = None
 
 
-class Capabilities(_Claims, frozen=True):
+class Capabilities(Claims, frozen=True):
     """What the node can take on.  Declared, and used only to exclude, never to rank."""
 
     hardware_class: Name
@@ -137,7 +134,7 @@ class Capabilities(_Claims, frozen=True):
     region: Name | None = None
 
 
-class Inventory(_Claims, frozen=True):
+class Inventory(Claims, frozen=True):
     """A GPU as its driver's library names it (NVML).  Declared: that library is the node's own."""
 
     model: Name
@@ -153,7 +150,7 @@ class Inventory(_Claims, frozen=True):
     """The confidential-computing mode: on, off, devtools."""
 
 
-class Measure(_Claims, frozen=True):
+class Measure(Claims, frozen=True):
     """One number of a benchmark run."""
 
     name: Name
@@ -165,7 +162,7 @@ class Measure(_Claims, frozen=True):
     warm_up: Annotated[int, Meta(ge=0, le=100_000)]
 
 
-class Benchmark(_Claims, frozen=True):
+class Benchmark(Claims, frozen=True):
     """A benchmark run on one device (`attester.gpu.benchmark`)."""
 
     device: Line
@@ -179,9 +176,9 @@ class Benchmark(_Claims, frozen=True):
     """Clocks, temperature and power while it ran, where the driver tells."""
 
     def __post_init__(self) -> None:
-        """A measure that stands twice says two things."""
+        """Refuse a measure that stands twice: it says two things."""
         if len({measure.name for measure in self.measures}) != len(self.measures):
-            raise ValueError("a measure stands in it twice")
+            raise ValueError("two measures have the same name")
 
 
 @dataclass(frozen=True)
@@ -196,78 +193,18 @@ class Claim:
     meaning: str
 
 
-CLAIMS: Final = (
+TOKEN_CLAIMS: Final = (
     Claim(265, "eat_profile", "token", str, "This profile's URI; no other is accepted (RFC 9711 §4.3.2)."),
     Claim(10, "eat_nonce", "token", bytes, "The session's nonce, exactly as issued (RFC 9711 §4.1)."),
     Claim(256, "ueid", "token", bytes, "The id that the verifier gave the node at enrolment (RFC 9711 §4.2.1)."),
     Claim(6, "iat", "token", int, "When the evidence was signed, whole seconds (RFC 8392 §3.1.6)."),
     Claim(3, "aud", "token", str, "The verifier this evidence is for (RFC 8392 §3.1.3)."),
     Claim(266, "submods", "token", dict, "One claims-set for each thing measured (RFC 9711 §4.2.18)."),
-    Claim(-80001, "endpoint", "platform", Endpoint, "Where the node serves, and its TLS key's word for it."),
-    Claim(-80002, "runtime", "platform", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
-    Claim(-80008, "capabilities", "platform", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
-    Claim(-80003, "manifest", "model", Manifest, "Every file of the model with size and digests, bytes of weights by type, and what came from a cache."),
-    Claim(-80004, "read", "model", ReadAnswer, "The answer to a read challenge."),
-    Claim(-80005, "walk", "model", WalkAnswer, "The answers to a walk challenge."),
-    Claim(-80006, "inventory", "gpu", Inventory, "A GPU as its driver's library names it."),
-    Claim(-80007, "benchmark", "gpu", Benchmark, "A benchmark run on one device, each measure with unit, repeats, median and spread."),
 )  # fmt: skip
+"""The claims of the token itself.  Those of submodules are in `attester.kinds`."""
 
-_BY_PLACE: Final[Mapping[str, Mapping[int, Claim]]] = {
-    place: {claim.key: claim for claim in CLAIMS if claim.place == place}
-    for place in {claim.place for claim in CLAIMS}
-}
-_KEYS: Final[Mapping[str, int]] = {claim.name: claim.key for claim in CLAIMS}
-
-Submod = Mapping[str, _Claims]
-"""The claims of one submodule by name."""
-
-
-def kind_of(submod: str) -> str | None:
-    """The kind of a submodule by its name, `None` where this profile has no such kind."""
-    if submod == "platform":
-        return "platform"
-    kind, _, name = submod.partition("/")
-    if kind == "gpu" and re.fullmatch(r"0|[1-9][0-9]?", name):
-        return "gpu"
-    if kind == "model" and len(name) <= 128 and MODEL_NAME.fullmatch(name):
-        return "model"
-    return None
-
-
-def model_submod(model: str) -> str:
-    """The submodule's name for *model*."""
-    return f"model/{model}"
-
-
-def read_submod(name: str, raw: Any) -> Submod:
-    """
-    Read the claims of one submodule strictly.
-
-    Raises:
-        ClaimError: an unknown claim, or one without the form of the claims table.
-    """
-    kind = kind_of(name)
-    if kind is None:
-        raise ClaimError(name, "this profile has no such submodule")
-    if not isinstance(raw, dict):
-        raise ClaimError(name, "not a claims-set")
-    table = _BY_PLACE[kind]
-    claims: dict[str, _Claims] = {}
-    for key, value in raw.items():
-        claim = table.get(key)
-        if claim is None:
-            raise ClaimError(name, f"unknown claim {str(key)[:40]}")
-        try:
-            claims[claim.name] = msgspec.convert(value, claim.type, builtin_types=(bytes,))
-        except msgspec.ValidationError as error:
-            raise ClaimError(claim.name, str(error)) from None
-    return claims
-
-
-def write_submod(claims: Submod) -> dict[int, Any]:
-    """The claims-set of a submodule with its keys, ready to encode."""
-    return {_KEYS[name]: msgspec.to_builtins(value, builtin_types=(bytes,)) for name, value in claims.items()}
+_TOKEN_BY_KEY: Final[Mapping[int, Claim]] = {claim.key: claim for claim in TOKEN_CLAIMS}
+_TOKEN_KEYS: Final[Mapping[str, int]] = {claim.name: claim.key for claim in TOKEN_CLAIMS}
 
 
 @dataclass(frozen=True)
@@ -279,17 +216,17 @@ class Token:
     iat: int
     aud: str
     submods: Mapping[str, Any]
-    """By name, each the raw claims-set for `read_submod`."""
+    """By name, the raw claims-sets for `attester.kinds.read_submod`."""
 
     def sign(self, key: cose.Signer) -> bytes:
         """Encode and sign."""
         claims = {
-            _KEYS["eat_profile"]: PROFILE,
-            _KEYS["eat_nonce"]: self.nonce,
-            _KEYS["ueid"]: self.ueid,
-            _KEYS["iat"]: self.iat,
-            _KEYS["aud"]: self.aud,
-            _KEYS["submods"]: dict(self.submods),
+            _TOKEN_KEYS["eat_profile"]: PROFILE,
+            _TOKEN_KEYS["eat_nonce"]: self.nonce,
+            _TOKEN_KEYS["ueid"]: self.ueid,
+            _TOKEN_KEYS["iat"]: self.iat,
+            _TOKEN_KEYS["aud"]: self.aud,
+            _TOKEN_KEYS["submods"]: dict(self.submods),
         }
         return cose.sign(
             cbor.encode(claims),
@@ -310,11 +247,11 @@ class Token:
         raw = cbor.decode(payload, max_size=MAX_EVIDENCE)
         if not isinstance(raw, dict):
             raise ClaimError("token", "not a claims-set")
-        table = _BY_PLACE["token"]
+        table = _TOKEN_BY_KEY
         if unknown := [key for key in raw if key not in table]:
             raise ClaimError("token", f"unknown claim {str(unknown[0])[:40]}")
         named = {claim.name: raw.get(claim.key) for claim in table.values()}
-        # The profile first: under another one, nothing below has the meaning we give it.
+        # The profile comes first: under another one, nothing below has the meaning that this profile gives it.
         if named["eat_profile"] != PROFILE:
             raise ClaimError("eat_profile", f"not {PROFILE}")
         try:
@@ -324,7 +261,7 @@ class Token:
         return cls(fields.eat_nonce, fields.ueid, fields.iat, fields.aud, fields.submods)
 
 
-class _TokenClaims(_Claims, frozen=True):
+class _TokenClaims(Claims, frozen=True):
     eat_profile: str
     eat_nonce: Annotated[bytes, Meta(min_length=8, max_length=64)]
     ueid: Annotated[bytes, Meta(min_length=7, max_length=33)]

@@ -41,7 +41,7 @@ from verifier.policy.engine import opened as workers
 from verifier.references import measured
 from verifier.results import ResultKey
 from verifier.schemes.base import Context, Node
-from verifier.schemes.base import Session as IssuedChallenges
+from verifier.schemes.base import Session as AppraisalSession
 from verifier.store import pool, references
 from verifier.store.database import Database
 from verifier.store.policies import Who
@@ -123,7 +123,7 @@ class Steps:
         self.policy = bundle.load(Path(__file__).parent.parent / "policies" / "default")
         reference = measured.measure_folder(MODEL, opened).to_reference()
         stored = Node("n", self.node.ueid, self.node.key.public, "o", (MODEL,), "cpu", "active")
-        given = IssuedChallenges("s", "announced", bytes(32), now * 1000, now * 1000 + 1, asked)
+        given = AppraisalSession("s", "announced", bytes(32), now * 1000, now * 1000 + 1, asked)
         thresholds = self.policy.thresholds
         self.context = Context(now * 1000, "v", 30, given, stored, {MODEL: reference}, {}, thresholds)
         self.key = ResultKey(PrivateKey.generate().native)  # type: ignore[arg-type]  # ES256 by default

@@ -45,18 +45,18 @@ def ours(nodes: int) -> Callable[[int], object]:
     began = time.time_ns() // 1_000_000
     # The wall clock stands still: building the larger fleets takes longer than a silence may.
     fleet = Fleet(Table([workload]), Clock(lambda: began, lambda: 0.0))
-    fleet.heard()
+    fleet.note_verifier_contact()
     chance = random.Random(1)
     now = began // 1000
     for number in range(nodes):
-        view = NodeView(f"n-{number * 7919 % nodes:06}", _result(f"o-{number % 50:02}", now))
-        fleet.put(view)
+        view = NodeView(f"n-{number * 7919 % nodes:06}", result=_result(f"o-{number % 50:02}", now))
+        fleet.put_node(view)
         seen = Standing((100.0, 100.0), exchanges=100.0, at=now, latency_s=0.1 + chance.random())
-        fleet.restore(view.node, workload.standing_key, StatisticsAggregate(seen))
+        fleet.restore_statistics(view.node, workload.standing_key, StatisticsAggregate(seen))
     # As the service does once it has begun.
     gc.collect()
     gc.freeze()
-    return lambda seed: decide(fleet.snapshot(workload), workload, seed)
+    return lambda seed: decide(fleet.view_for(workload), workload, seed)
 
 
 def _result(operator: str, now: int) -> AttestationResult:

@@ -23,7 +23,7 @@ from statistics import median
 from bench.common import machine, row
 from verifier.policy import bundle
 from verifier.schemes.base import WalkRecord
-from verifier.schemes.weights import slowdown_permille
+from verifier.schemes.walks import slowdown_permille
 
 _WORKER = """
 import os, sys

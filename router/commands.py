@@ -56,7 +56,7 @@ def router() -> None:
 @_errors
 def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
     """Write a configuration, and a table with a workload for each model, to be edited."""
-    from router.model.workload import read_table, write_table
+    from router.model.table import read_table, write_table
 
     short = [model.rpartition("/")[2] for model in models]
     names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]

@@ -28,13 +28,13 @@ from typing import Any, Final
 
 import msgspec
 
-from attester import cose, evidence
+from attester import cose, evidence, kinds
 from attester.errors import CBORError, ClaimError, COSEError, SignatureError
 from verifier import results, trust
 from verifier.errors import EvidenceError, PolicyError
 from verifier.reasons import REASONS
 from verifier.results import Appraisal, AttestationResult, NodeRecord, ReasonEntry, VerifierClaims
-from verifier.schemes import gpu, platform, weights
+from verifier.schemes import platform, registry
 from verifier.schemes.base import CheckedSubmod, Context, Finding, Submods
 from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts
 from verifier.trust import Tier
@@ -221,29 +221,22 @@ def examine(opened: OpenedEvidence, context: Context) -> CheckedEvidence:
 
     Alone it serves to look again at what was authenticated when it came (`verifier.trial`).
     """
-    node, session, token = context.node, context.session, opened.token
-    submods = _read_submods(token)
-    checked: dict[str, CheckedSubmod] = {platform.SUBMOD: platform.check(submods, context)}
-    named = {name.partition("/")[2] for name in token.submods if evidence.kind_of(name) == "model"}
-    for model in sorted({*node.models, *session.asked, *named}):
-        checked[evidence.model_submod(model)] = weights.check(model, submods, context)
-    for name in sorted(token.submods):
-        kind = evidence.kind_of(name)
-        if kind == "gpu":
-            checked[name] = gpu.check(name, submods, context)
-        elif kind is None:
-            checked[name] = weights.unknown(name)
+    submods = _read_submods(opened.token)
+    checked = {
+        name: registry.scheme_of(name).check(name, submods, context)
+        for name in registry.submods_to_check(opened.token.submods, context)
+    }
     return CheckedEvidence(checked)
 
 
 def _read_submods(token: evidence.Token) -> Submods:
-    read_ones: dict[str, evidence.Submod] = {}
+    read_ones: dict[str, kinds.Submod] = {}
     errors: dict[str, ClaimError] = {}
     for name, raw in token.submods.items():
-        if evidence.kind_of(name) is None:
+        if kinds.kind_of(name) is None:
             continue
         try:
-            read_ones[name] = evidence.read_submod(name, raw)
+            read_ones[name] = kinds.read_submod(name, raw)
         except ClaimError as error:
             errors[name] = error
     return Submods(read_ones, errors)
@@ -281,20 +274,10 @@ def read_outcome(raw: Any, submods: Collection[str]) -> PolicyOutcome:
     return PolicyOutcome(vectors, reasons)
 
 
-_MALFUNCTION: Final = {
-    "platform": ("instance-identity", "configuration"),
-    "model": ("file-system", "executables"),
-    "gpu": ("hardware",),
-}
-
-
 def malfunction(submods: Iterable[str]) -> PolicyOutcome:
-    """The outcome where the policy failed: −1 for every claim it should have set."""
-    vectors = {
-        name: dict.fromkeys(_MALFUNCTION.get(evidence.kind_of(name) or "", ("configuration",)), -1)
-        for name in submods
-    }
-    return PolicyOutcome(vectors, dict.fromkeys(submods, ("policy.failed",)))
+    """The outcome if the policy failed: −1 for every claim that it should have set."""
+    vectors = registry.malfunction(submods)
+    return PolicyOutcome(vectors, dict.fromkeys(vectors, ("policy.failed",)))
 
 
 def conclude(

@@ -32,6 +32,7 @@ from verifier.schemes.base import (
     Thresholds,
     WalkRecord,
 )
+from verifier.schemes.registry import read_facts
 
 _MAX_RECORD: Final = 64 << 20
 
@@ -193,7 +194,7 @@ def pack(record: Record) -> bytes:
     return zlib.compress(msgspec.json.encode(record), 1)
 
 
-_DECODER: Final = msgspec.json.Decoder(Record)
+_DECODER: Final = msgspec.json.Decoder(Record, dec_hook=read_facts)
 _GIST: Final = msgspec.json.Decoder(AppraisalSummary)
 
 

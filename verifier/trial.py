@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from attester import kinds
 from verifier import appraisal, recording, results, trust
 from verifier.appraisal import CheckedEvidence, Held, PolicyOutcome
 from verifier.errors import PolicyError
@@ -219,7 +220,7 @@ class Reappraiser:
             if (name.source == "bundle") if own is None else (ReferenceName.of(own) != name):
                 return False
         brought = any(
-            f"model/{model}" in gist.submods and model not in gist.references for model in self._own
+            kinds.model_submod(model) in gist.submods and model not in gist.references for model in self._own
         )
         return not brought and await self._same_schemes(gist.build, gist.policy)
 
@@ -233,10 +234,10 @@ class Reappraiser:
         """As it was then, but for the reference values that a policy brings: of then, or this one."""
         references = {}
         for name in record.checked:
-            model = name.removeprefix("model/")
-            known = record.basis.references.get(model)
-            if model == name:
+            model = kinds.model_of(name)
+            if model is None:
                 continue
+            known = record.basis.references.get(model)
             if model in self._own:
                 references[model] = self._own[model]
             elif known is not None and known.source != "bundle":

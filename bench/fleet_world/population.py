@@ -166,8 +166,8 @@ class Identity:
         """What the verifier says of it."""
         record = NodeRecord(self.operator, int(START + self.enrolled), "active", "cpu")
         return NodeView(
-            self.name, _result(self.name, record, now, self.until), self.revoked, self.retired,
-            frozenset(self.incidents),
+            self.name, result=_result(self.name, record, now, self.until), revoked=self.revoked,
+            retired=self.retired, incidents=frozenset(self.incidents),
         )  # fmt: skip
 
 

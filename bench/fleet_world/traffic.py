@@ -12,7 +12,7 @@ from bench.fleet_world.population import DAY, TIER, WORKLOAD, Again, Identity, S
 from bench.fleet_world.tally import BIN_S, Clients
 from router.choose.candidates import Lane
 from router.choose.decision import Decision, decide
-from router.model.outcomes import Outcome
+from router.model.outcomes import Execution, Outcome
 from router.model.standing import FAILURE_WEIGHT, Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.usage import Usage, UsageMeter, is_true
@@ -71,7 +71,7 @@ class Traffic:
         self._begin(session)
 
     def _begin(self, session: Session) -> None:
-        decision = decide(self._fleet.snapshot(WORKLOAD), WORKLOAD, self._rng.getrandbits(64))
+        decision = decide(self._fleet.view_for(WORKLOAD), WORKLOAD, self._rng.getrandbits(64))
         session.decision, session.place, session.tried, session.waited = decision, 0, 0, 0.0
         self._tally.empty += not decision.ranked
         self._try(session)
@@ -147,29 +147,28 @@ class Traffic:
         if session.wash:
             tally.wash["own" if seat.kind.batch > 50 else "others'"] += 1
         tally.bins[name, int((self._now - seat.turn) // BIN_S)] += 1
-        self._fleet.started(identity.name, WORKLOAD)
+        self._fleet.start_work(identity.name, WORKLOAD)
         return attempt(seat, self._now, self._truth)
 
     def _book(self, identity: Identity, sent: Sent, session: Session) -> None:
         session.waited += sent.seconds
         if not sent.completed:
-            self._fleet.ended(identity.name, WORKLOAD, Outcome.CRASHED, sent.seconds)
+            self._fleet.end_work(identity.name, WORKLOAD, Execution(Outcome.CRASHED, sent.seconds))
             return
         seat, clients = identity.seat, self._tally.ours
         claimed = self._claim(seat)
         clean = is_true(claimed, _COUNTED)
         mismatch = self._meter.add(identity.name, identity.operator, claimed, _COUNTED, self._now)
         credit = session.operator is None or session.operator != identity.operator
-        self._fleet.ended(
-            identity.name, WORKLOAD, Outcome.COMPLETED, sent.seconds, clean=clean, credit=credit
-        )  # fmt: skip
+        execution = Execution(Outcome.COMPLETED, sent.seconds, is_clean=clean, earns_credit=credit)
+        self._fleet.end_work(identity.name, WORKLOAD, execution)
         clients.requests += 1
         clients.completed += 1
         clients.wrong += sent.wrong
         clients.seconds += session.waited
         if mismatch is not None:
-            self._tally.holds_ours += mismatch.ours
-            if not mismatch.ours and not identity.incidents:
+            self._tally.holds_ours += mismatch.router_is_wrong
+            if not mismatch.router_is_wrong and not identity.incidents:
                 self._tally.holds += 1
                 self._world.told(identity, f"r-{next(self._world.incidents)}")
 
@@ -195,7 +194,7 @@ class Traffic:
             before.rejects + unclean,
             self._world.unix(),
         )
-        self._fleet.hear(identity.name, TIER, "others", StatisticsAggregate(standing))
+        self._fleet.merge_peer_statistics(identity.name, TIER, "others", StatisticsAggregate(standing))
 
     def look(self, identity: Identity) -> None:
         """See what has become of it."""

@@ -77,7 +77,7 @@ class World:
         self.incidents = itertools.count()
         self.fleet = Fleet(Table([WORKLOAD]), clock)
         self._probes_s = interval_for(settings.nodes, 5.0)
-        self.fleet.probed_every(self._probes_s)
+        self.fleet.set_probe_interval(self._probes_s)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self.others: dict[str, Standing] = {}
@@ -110,7 +110,7 @@ class World:
                 break
             self.now = when
             # Its heartbeat comes every second.
-            self.fleet.heard()
+            self.fleet.note_verifier_contact()
             what()
         self.now = self.end
 
@@ -151,7 +151,7 @@ class World:
         standing = Standing(
             (0.0, count), (0.0, failed), count, 0.0, self.unix(), seat.kind.latency_s
         )  # fmt: skip
-        self.fleet.restore(identity.name, TIER, StatisticsAggregate(standing))
+        self.fleet.restore_statistics(identity.name, TIER, StatisticsAggregate(standing))
         identity.proven = self.now
 
     def _enrol(self, seat: Seat, operator: str, enrolled: float) -> Identity:
@@ -174,7 +174,7 @@ class World:
 
     def _certify(self, identity: Identity) -> None:
         identity.revoked, identity.until = False, self.now + _LIFETIME_S
-        self.fleet.put(identity.view(self.now))
+        self.fleet.put_node(identity.view(self.now))
 
     def _away(self, seat: Seat, seconds: float = 0.0) -> None:
         """A machine goes away; how its probes were answered until now is told to its detector."""
@@ -192,10 +192,10 @@ class World:
             if not seat.kind.stretches or k % 2 or self._rng.random() < 0.5
         ]
         for answer in answers:
-            heartbeat.answered(answer)
+            heartbeat.note_probe_answer(answer)
         if not identity.incidents and not identity.revoked:
             identity.until = min(identity.until, self.now + _RESULT_S)
-        self.fleet.put(identity.view(self.now))
+        self.fleet.put_node(identity.view(self.now))
         away = seconds or self._rng.expovariate(1 / self.settings.outage_s)
         self.tally.away_s[seat.kind.name] += int(away)
         self.after(away, partial(self._back, seat))
@@ -274,10 +274,10 @@ class World:
             seat.caught, seat.work_before = self.now, seat.work
         if hold is None:
             identity.revoked = True
-            self.fleet.put(identity.view(self.now))
+            self.fleet.put_node(identity.view(self.now))
         else:
-            self.fleet.hold(identity.name, hold)
-        self.fleet.operator_held(identity.operator, incident, self.unix())
+            self.fleet.begin_hold(identity.name, hold)
+        self.fleet.set_operator_incident(identity.operator, incident, self.unix())
         self.after(self._rng.uniform(*_REVIEW_S), partial(self._reviewed, identity, incident))
         if seat.kind.again is Again.SAME:
             self.after(3600.0, partial(self.again, seat, identity.operator))
@@ -296,28 +296,28 @@ class World:
             return
         if not old.retired:
             old.retired = True
-            self.fleet.put(old.view(self.now))
+            self.fleet.put_node(old.view(self.now))
         self._enrol(seat, operator, self.now)
 
     def _reviewed(self, identity: Identity, incident: str) -> None:
         assert identity.told is not None
         identity.incidents.discard(incident)
-        self.fleet.operator_held(identity.operator, incident, None)
+        self.fleet.set_operator_incident(identity.operator, incident, None)
         if incident.startswith("r-"):
-            self.fleet.let_go(identity.name, incident)
+            self.fleet.end_hold(identity.name, incident)
         if identity.seat.kind.honest:
             recovery = Recovery("quarantine", self.now, self.now - identity.told)
             identity.recovery = recovery
             self.tally.recoveries.append(recovery)
             identity.told = None
-            self.fleet.released(identity.name)
+            self.fleet.release_node(identity.name)
             if (others := self.others.get(identity.name)) is not None:
                 self.others[identity.name] = structs.replace(others, completed=(0.0, 0.0))
             if identity.seat.up:
                 self._certify(identity)
         else:
             identity.retired = True
-            self.fleet.put(identity.view(self.now))
+            self.fleet.put_node(identity.view(self.now))
         for name in [n for n in self._waiting if self.identities[n].operator == identity.operator]:
             verdict = self.fleet.verdict(name, WORKLOAD)
             if verdict is None or verdict.code != "incident.operator":

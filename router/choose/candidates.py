@@ -1,8 +1,9 @@
 """
-Lanes: the nodes that may do a workload's work, by how much is known to speak for them.
+The candidate index: the nodes that may do a workload's work, in lanes by how far they are proven.
 
-A lane is kept in the order of (operator, node) and nothing else, so that a place in it means
-the same whatever order events came in.  A decision asks a lane for a few places and never walks through it.
+A lane is sorted by (operator, node) and nothing else, so that a position in it means the same
+in whatever order events came.  A decision asks a lane for a few positions, and never walks
+through it.
 """
 
 from __future__ import annotations
@@ -18,44 +19,44 @@ Key = tuple[str, str]
 
 
 class Lane(StrEnum):
-    """In the order in which they are turned to: each only where those before it are empty."""
+    """In the order of preference: a lane counts only if those before it cannot fill the ranking."""
 
     ESTABLISHED = "established"
     PROBATION = "probation"
     DEGRADED = "degraded"
     WARMING = "warming"
-    """On probation, with as much under way as its evidence allows."""
+    """On probation, with as much in flight as the node's evidence allows."""
     BROKEN = "broken"
-    """Its breaker is open, or it has gone silent: better to try than to refuse, where all are."""
+    """The node's breaker is open, or the node is silent: if all are, trying is better than refusing."""
 
 
 LANES: Final = tuple(Lane)
 FAIL_OPEN_LANES: Final = frozenset({Lane.WARMING, Lane.BROKEN})
-"""Whoever is taken from these passes a gate that is closed, and the decision says so."""
+"""A node from these lanes passes a gate that is closed to it, and the decision says so."""
 
 
 class CandidateIndex(Protocol):
-    """What a decision asks of a lane."""
+    """What a decision can ask of a lane."""
 
     def __len__(self) -> int:
-        """How many nodes stand in it."""
+        """How many nodes are in it."""
 
-    def at(self, place: int) -> Key:
-        """Who stands at a place."""
+    def at(self, position: int) -> Key:
+        """The node at a position."""
 
     @property
     def operators(self) -> int:
         """How many operators have nodes in it."""
 
     def nodes_of(self, number: int) -> int:
-        """How many nodes an operator has in it, by its number in their order."""
+        """How many nodes an operator has in it; *number* is the operator's place in their order."""
 
-    def node_of(self, number: int, place: int) -> Key:
-        """Who stands at a place among the nodes of an operator."""
+    def node_of(self, number: int, position: int) -> Key:
+        """The node at a position among an operator's nodes."""
 
 
 class SortedCandidates:
-    """A lane that events keep."""
+    """A lane that events keep up to date."""
 
     __slots__ = ("_keys", "_nodes", "_operators")
 
@@ -65,29 +66,29 @@ class SortedCandidates:
         self._nodes: dict[str, list[str]] = {}
 
     def __len__(self) -> int:
-        """As `CandidateIndex`."""
+        """See `CandidateIndex`."""
         return len(self._keys)
 
-    def at(self, place: int) -> Key:
-        """As `CandidateIndex`."""
-        return self._keys[place]
+    def at(self, position: int) -> Key:
+        """See `CandidateIndex`."""
+        return self._keys[position]
 
     @property
     def operators(self) -> int:
-        """As `CandidateIndex`."""
+        """See `CandidateIndex`."""
         return len(self._operators)
 
     def nodes_of(self, number: int) -> int:
-        """As `CandidateIndex`."""
+        """See `CandidateIndex`."""
         return len(self._nodes[self._operators[number]])
 
-    def node_of(self, number: int, place: int) -> Key:
-        """As `CandidateIndex`."""
+    def node_of(self, number: int, position: int) -> Key:
+        """See `CandidateIndex`."""
         operator = self._operators[number]
-        return operator, self._nodes[operator][place]
+        return operator, self._nodes[operator][position]
 
     def add(self, key: Key) -> None:
-        """A node comes to stand here."""
+        """Put a node into the lane."""
         insort(self._keys, key)
         operator, node = key
         nodes = self._nodes.get(operator)
@@ -98,7 +99,7 @@ class SortedCandidates:
             insort(nodes, node)
 
     def remove(self, key: Key) -> None:
-        """A node stands here no more."""
+        """Take a node out of the lane."""
         del self._keys[bisect_left(self._keys, key)]
         operator, node = key
         nodes = self._nodes[operator]
@@ -109,42 +110,42 @@ class SortedCandidates:
 
 
 class LaneRecord(Struct, frozen=True, gc=False):
-    """What a decision saw of a lane: enough to make it again."""
+    """What a decision saw of a lane: enough to replay it."""
 
     size: int
     operators: int
     at: dict[int, Key]
     nodes_of: dict[int, int]
     node_of: dict[str, Key]
-    """By number of the operator and place, ``NUMBER/PLACE``."""
+    """By number of the operator and position, ``NUMBER/POSITION``."""
 
 
 class ReplayIndex:
-    """A lane as a record remembers it; raises `KeyError` where something else is asked than was then."""
+    """A lane as a record has it.  Raises `KeyError` if something is asked that the decision did not ask."""
 
     def __init__(self, seen: LaneRecord) -> None:
         self._seen = seen
         self.operators = seen.operators
 
     def __len__(self) -> int:
-        """As `CandidateIndex`."""
+        """See `CandidateIndex`."""
         return self._seen.size
 
-    def at(self, place: int) -> Key:
-        """As `CandidateIndex`."""
-        return self._seen.at[place]
+    def at(self, position: int) -> Key:
+        """See `CandidateIndex`."""
+        return self._seen.at[position]
 
     def nodes_of(self, number: int) -> int:
-        """As `CandidateIndex`."""
+        """See `CandidateIndex`."""
         return self._seen.nodes_of[number]
 
-    def node_of(self, number: int, place: int) -> Key:
-        """As `CandidateIndex`."""
-        return self._seen.node_of[f"{number}/{place}"]
+    def node_of(self, number: int, position: int) -> Key:
+        """See `CandidateIndex`."""
+        return self._seen.node_of[f"{number}/{position}"]
 
 
 class RecordingIndex:
-    """A lane that remembers what it was asked."""
+    """A lane that records what it is asked."""
 
     __slots__ = ("_at", "_lane", "_node_of", "_nodes_of", "_size", "operators")
 
@@ -157,24 +158,30 @@ class RecordingIndex:
         self._node_of: dict[str, Key] = {}
 
     def __len__(self) -> int:
-        """As `CandidateIndex`."""
+        """See `CandidateIndex`."""
         return self._size
 
-    def at(self, place: int) -> Key:
-        """As `CandidateIndex`."""
-        key = self._at[place] = self._lane.at(place)
+    def at(self, position: int) -> Key:
+        """See `CandidateIndex`."""
+        key = self._at[position] = self._lane.at(position)
         return key
 
     def nodes_of(self, number: int) -> int:
-        """As `CandidateIndex`."""
+        """See `CandidateIndex`."""
         count = self._nodes_of[number] = self._lane.nodes_of(number)
         return count
 
-    def node_of(self, number: int, place: int) -> Key:
-        """As `CandidateIndex`."""
-        key = self._node_of[f"{number}/{place}"] = self._lane.node_of(number, place)
+    def node_of(self, number: int, position: int) -> Key:
+        """See `CandidateIndex`."""
+        key = self._node_of[f"{number}/{position}"] = self._lane.node_of(number, position)
         return key
 
-    def seen(self) -> LaneRecord:
-        """What was asked, and what it answered."""
-        return LaneRecord(self._size, self.operators, self._at, self._nodes_of, self._node_of)
+    def record(self) -> LaneRecord:
+        """What was asked, and the answers."""
+        return LaneRecord(
+            size=self._size,
+            operators=self.operators,
+            at=self._at,
+            nodes_of=self._nodes_of,
+            node_of=self._node_of,
+        )

@@ -1,9 +1,9 @@
 """
-Decisions: the ranked answer with every verdict and score term, as data.
+Decisions: the ranked answer with every verdict and every term of the scores, as data.
 
-`decide` is pure: the same snapshot, workload and seed give the same decision.  A decision
-remembers what it looked at, which is little, so that it can be made again from its record
-alone, today or in an audit next year (`replay`).
+`decide` is pure: the same fleet, workload and seed give the same decision.  A decision records
+what it looked at, which is little.  So it can be made again from its record alone, today or in
+an audit next year (`replay`).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from router.model.workload import Workload
 
 
 class FleetView(Struct, frozen=True, gc=False):
-    """Everything a decision rests on, at one moment."""
+    """Everything that a decision rests on, at one moment."""
 
     version: int
-    """Of who may do what."""
+    """Of the fleet: it counts changes of who may do what."""
     now_ms: int
     pool: Pool
     closed: Mapping[str, int]
     """How many nodes each code excludes."""
     silent_s: float = 0.0
-    """How long nothing was heard from the verifier."""
+    """Seconds since the verifier was last heard."""
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """Who may do this work, in which order, and why the others may not."""
+    """Which nodes may do this work, in which order, and why the others may not."""
 
     workload: Workload
     seed: int
@@ -44,19 +44,19 @@ class Decision(Struct, frozen=True, gc=False):
     silent_s: float
     ranked: tuple[Ranked, ...]
     opened: tuple[str, ...]
-    """Gates that failed open for want of anyone else, and let these nodes in."""
+    """Gates that failed open because no other node was left."""
     over: tuple[str, ...]
-    """Operators passed over, for they have their share of the work under way."""
+    """Operators that were passed over, because they have their share of the work in flight."""
     lanes: dict[str, int]
-    """How many nodes stood in each."""
+    """How many nodes were in each lane."""
     closed: dict[str, int]
     """How many nodes each code excluded."""
     seen: dict[str, LaneRecord]
-    """What was asked of each lane, and answered."""
+    """What was asked of each lane, and its answers."""
     facts: dict[str, CandidateFacts]
-    """Of each node that was drawn."""
+    """What was known of each node that was drawn."""
     shares: dict[str, bool]
-    """Of each operator that was drawn, whether it had its share."""
+    """For each operator that was drawn, whether it had its share."""
 
     @property
     def chosen(self) -> Ranked | None:
@@ -65,7 +65,7 @@ class Decision(Struct, frozen=True, gc=False):
 
     @property
     def gap(self) -> float | None:
-        """How many expected seconds the runner-up is behind; negative where its lane or chance decided."""
+        """How many expected seconds the second is behind; negative if its lane or a random draw decided."""
         if len(self.ranked) < 2:
             return None
         return self.ranked[1].score - self.ranked[0].score
@@ -76,7 +76,7 @@ class Decision(Struct, frozen=True, gc=False):
         return wire | self.derived()
 
     def derived(self) -> dict[str, Any]:
-        """What follows from the rest, for who reads the record."""
+        """What follows from the rest, for people who read the record."""
         return {"chosen": None if self.chosen is None else self.chosen.node, "runner_up_gap_s": self.gap}
 
     @classmethod
@@ -85,7 +85,7 @@ class Decision(Struct, frozen=True, gc=False):
         Read what `to_wire` wrote.
 
         Raises:
-            ReplayError: it is no such thing.
+            ReplayError: it is not a decision.
         """
         try:
             decision = msgspec.convert(wire, cls, strict=False)
@@ -100,32 +100,32 @@ class Decision(Struct, frozen=True, gc=False):
 _NAMES: Final = tuple((lane, lane.value) for lane in LANES)
 
 
-def decide(snapshot: FleetView, workload: Workload, seed: int) -> Decision:
-    """Rank those who may.  An empty pool is an answer."""
-    watched = _RecordingPool(snapshot.pool)
-    sizes = {name: watched.sizes[lane] for lane, name in _NAMES}
-    closed = dict(snapshot.closed)
-    if snapshot.silent_s > FEED_SILENT_S:
-        # Whatever was known may have been revoked meanwhile: nobody may, whoever has room or has not.
+def decide(view: FleetView, workload: Workload, seed: int) -> Decision:
+    """Rank the nodes that may do the work.  An empty ranking is an answer."""
+    pool = _RecordingPool(view.pool)
+    sizes = {name: pool.sizes[lane] for lane, name in _NAMES}
+    closed = dict(view.closed)
+    if view.silent_s > FEED_SILENT_S:
+        # Any result may have been revoked meanwhile: no node may do the work, with room or without.
         closed = {code: count for code, count in closed.items() if code not in FAIL_OPEN_CODES}
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = None
     else:
-        ranking = rank(watched, workload, seed)
+        ranking = rank(pool, workload, seed)
     return Decision(
-        workload,
-        seed,
-        snapshot.version,
-        snapshot.now_ms,
-        snapshot.silent_s,
-        () if ranking is None else ranking.ranked,
-        () if ranking is None else ranking.opened,
-        () if ranking is None else ranking.over,
-        sizes,
-        closed,
-        watched.seen(),
-        watched.known,
-        watched.shares,
+        workload=workload,
+        seed=seed,
+        snapshot=view.version,
+        at_ms=view.now_ms,
+        silent_s=view.silent_s,
+        ranked=() if ranking is None else ranking.ranked,
+        opened=() if ranking is None else ranking.opened,
+        over=() if ranking is None else ranking.over,
+        lanes=sizes,
+        closed=closed,
+        seen=pool.records(),
+        facts=pool.known,
+        shares=pool.shares,
     )
 
 
@@ -134,30 +134,30 @@ def replay(decision: Decision) -> Decision:
     Make a decision again from its record alone.
 
     Raises:
-        ReplayError: another one comes out, or it would have looked at something else.
+        ReplayError: another decision comes out, or it asks something that the record does not have.
     """
     closed = {code: n for code, n in decision.closed.items() if code != FEED_SILENT}
     try:
         pool = _ReplayPool(decision)
-        snapshot = FleetView(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
-        again = decide(snapshot, decision.workload, decision.seed)
+        view = FleetView(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
+        again = decide(view, decision.workload, decision.seed)
     except (LookupError, ValueError, ArithmeticError):
-        raise ReplayError("made again, it looks at something that the record does not have") from None
+        raise ReplayError("made again, the decision asks something that the record does not have") from None
     for name in ("ranked", "opened", "over", "lanes", "closed"):
         if getattr(again, name) != getattr(decision, name):
-            raise ReplayError(f"made again, its {name} differ")
+            raise ReplayError(f"made again, the decision's {name} differ")
     return again
 
 
 class _RecordingPool:
-    """A pool that remembers what it was asked."""
+    """A pool that records what it is asked."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        # The empty ones have nothing to say.
         self.sizes = dict(pool.sizes)
-        self._watched = {lane: RecordingIndex(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
-        self.lanes: dict[Lane, CandidateIndex] = {**pool.lanes, **self._watched}
+        # Nothing can be asked of empty lanes.
+        self._recording = {lane: RecordingIndex(pool.lanes[lane]) for lane, n in self.sizes.items() if n}
+        self.lanes: dict[Lane, CandidateIndex] = {**pool.lanes, **self._recording}
         self.known: dict[str, CandidateFacts] = {}
         self.shares: dict[str, bool] = {}
 
@@ -165,29 +165,29 @@ class _RecordingPool:
         facts = self.known[node] = self._pool.facts(node)
         return facts
 
-    def is_over(self, operator: str) -> bool:
-        over = self.shares[operator] = self._pool.is_over(operator)
-        return over
+    def has_full_share(self, operator: str) -> bool:
+        full = self.shares[operator] = self._pool.has_full_share(operator)
+        return full
 
-    def seen(self) -> dict[str, LaneRecord]:
-        return {str(lane): watched.seen() for lane, watched in self._watched.items()}
+    def records(self) -> dict[str, LaneRecord]:
+        return {str(lane): recording.record() for lane, recording in self._recording.items()}
 
 
 class _ReplayPool:
-    """A pool as a record remembers it."""
+    """A pool as a record has it."""
 
     def __init__(self, decision: Decision) -> None:
-        nothing = LaneRecord(0, 0, {}, {}, {})
+        empty = LaneRecord(size=0, operators=0, at={}, nodes_of={}, node_of={})
         self.lanes: dict[Lane, CandidateIndex] = {
-            lane: ReplayIndex(decision.seen.get(lane.value, nothing)) for lane in LANES
+            lane: ReplayIndex(decision.seen.get(lane.value, empty)) for lane in LANES
         }
-        self.sizes = {lane: len(places) for lane, places in self.lanes.items()}
+        self.sizes = {lane: len(index) for lane, index in self.lanes.items()}
         self._decision = decision
 
     def facts(self, node: str) -> CandidateFacts:
         return self._decision.facts[node]
 
-    def is_over(self, operator: str) -> bool:
+    def has_full_share(self, operator: str) -> bool:
         return self._decision.shares[operator]
 
 

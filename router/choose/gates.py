@@ -1,15 +1,16 @@
 """
-The gates, in order.  The first five fail closed: an empty pool is an answer.
+The gates that a node must pass before it can be ranked, in order.
 
-Each gives `None` or the verdict that closed it.  The last, capacity, is where a node may do
-the work and has no room: what of it gives way when nobody else is left stands in a lane of
-its own (`router.choose.candidates`), and the decision says so.
+Each gives `None`, or the verdict that closes it.  The first five fail closed: an empty pool is
+an answer.  The last one, capacity, is closed to nodes that may do the work and have no room.
+Some of its codes fail open if no other node is left: those nodes have lanes of their own
+(`router.choose.candidates`), and the decision says so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -17,10 +18,11 @@ from msgspec import Struct
 
 from router.model.node import NodeView
 from router.model.workload import ASSURANCES, Workload
+from verifier.results import AttestationResult
 from verifier.trust import Tier, tier_of
 
 FEED_SILENT_S: Final = 60.0
-"""Longer without a word from the verifier, and a revocation may have been missed."""
+"""After a longer silence of the verifier, a revocation may have been missed."""
 FEED_SILENT: Final = "incident.feed-silent"
 
 
@@ -38,15 +40,15 @@ class GateContext:
 
     now_ms: int
     held_since: float | None = None
-    """When the first of the open incidents of its operator's nodes was opened, Unix seconds."""
+    """When the first open incident of its operator's nodes was opened, Unix seconds."""
     pace: float | None = None
-    """Tokens per second that routers saw in the last hour, where they saw enough."""
+    """Tokens per second that routers measured in the last hour, if they measured enough."""
 
 
 Gate: TypeAlias = Callable[[NodeView, Workload, GateContext], GateVerdict | None]
 
 
-def identity(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
+def identity(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
     """Enrolled, not retired, with an endpoint and a pin in its result."""
     if node.retired:
         return GateVerdict("identity", "identity.retired", "the node was retired")
@@ -55,68 +57,84 @@ def identity(node: NodeView, workload: Workload, around: GateContext) -> GateVer
     return None
 
 
-def result(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
+def result(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
     """A live result, young enough, with every required claim affirming and the assurance."""
     ear = node.result
     if ear is None:
         return GateVerdict("result", "result.missing", "no result yet")
     if node.revoked:
         return GateVerdict("result", "result.revoked", f"result {ear.jti} was revoked")
-    now = around.now_ms // 1000
+    now = context.now_ms // 1000
     if ear.exp <= now:
-        return GateVerdict("result", "result.expired", f"ran out at {ear.exp}")
+        return GateVerdict("result", "result.expired", f"it ran out at {ear.exp}")
     if now - ear.iat > workload.max_age_s:
         return GateVerdict(
             "result", "result.old", f"issued at {ear.iat}, and {workload.max_age_s} s is the most"
         )
-    model = f"model/{workload.model}"
-    required = (
-        ("platform", workload.platform_claims, workload.platform_assurance),
-        (model, workload.model_claims, workload.model_assurance),
-    )
-    for submod, claims, assurance in required:
-        if submod not in ear.submods:
-            return GateVerdict("result", "result.no-submod", f"its result says nothing of {submod}")
-        for claim in claims:
-            value = ear.value(submod, claim)
-            tier = tier_of(value)
-            if tier is not Tier.AFFIRMING:
-                reasons = [r.code for r in ear.submods[submod].ear_verifier_claims.reasons]
-                detail = f"{submod} {claim} is {value} ({tier}); {', '.join(reasons) or 'no reason given'}"
-                return GateVerdict("result", "result.not-affirming", detail)
-        given = ear.submods[submod].ear_verifier_claims.assurance
-        if given not in ASSURANCES or ASSURANCES.index(given) < ASSURANCES.index(assurance):
-            return GateVerdict(
-                "result", "result.assurance", f"{submod} is {given}, and {assurance} is required"
-            )
+    for name, claims, assurance in workload.required_submods():
+        found = _submods_of(ear, name)
+        if not found:
+            return GateVerdict("result", "result.no-submod", f"its result says nothing of {name}")
+        for submod in found:
+            verdict = _submod_falls_short(ear, submod, claims, assurance)
+            if verdict is not None:
+                return verdict
+    return None
+
+
+def _submods_of(ear: AttestationResult, name: str) -> list[str]:
+    """The submodule of this name; if it is the name of a kind, all submodules of the kind."""
+    if name in ear.submods:
+        return [name]
+    if "/" in name:
+        # Exactly this one: `model/a` must not be met by the claims of another model `a/b`.
+        return []
+    return sorted(submod for submod in ear.submods if submod.startswith(f"{name}/"))
+
+
+def _submod_falls_short(
+    ear: AttestationResult, submod: str, claims: Sequence[str], assurance: str
+) -> GateVerdict | None:
+    appraised = ear.submods[submod].ear_verifier_claims
+    for claim in claims:
+        value = ear.value(submod, claim)
+        tier = tier_of(value)
+        if tier is not Tier.AFFIRMING:
+            reasons = ", ".join(reason.code for reason in appraised.reasons) or "no reason given"
+            detail = f"{submod} {claim} is {value} ({tier}); {reasons}"
+            return GateVerdict("result", "result.not-affirming", detail)
+    given = appraised.assurance
+    if given not in ASSURANCES or ASSURANCES.index(given) < ASSURANCES.index(assurance):
+        detail = f"{submod} is {given}, and {assurance} is required"
+        return GateVerdict("result", "result.assurance", detail)
     return None
 
 
 def changes_at(node: NodeView, workload: Workload, now_ms: int) -> float:
-    """When time alone will next change what is to be said of its result, Unix milliseconds."""
+    """When time alone will next change the verdict about its result, Unix milliseconds."""
     ear = node.result
     ends = () if ear is None else (ear.exp * 1000, (ear.iat + workload.max_age_s + 1) * 1000)
     return min((at for at in ends if at > now_ms), default=math.inf)
 
 
-def incident(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
+def incident(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
     """
-    No open quarantine, of the node or of what it may be a new name for.
+    No open quarantine, of the node or of a node that it may replace.
 
-    Whoever enrols a node while another of theirs is held waits for that review: a new name
-    must not be worth more than a bad one.
+    If an operator enrols a node while another of its nodes is held, the new node waits for that
+    review: a new name must not be worth more than a bad one (ADR 0017).
     """
     if node.incidents:
         return GateVerdict("incident", "incident.quarantine", f"incident {min(node.incidents)} is open")
     enrolled = node.enrolled
-    if around.held_since is not None and enrolled is not None and enrolled >= int(around.held_since):
+    if context.held_since is not None and enrolled is not None and enrolled >= int(context.held_since):
         detail = "enrolled after a node of its operator was quarantined, and that is not decided yet"
         return GateVerdict("incident", "incident.operator", detail)
     return None
 
 
-def capability(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
-    """What the node declares meets what the work needs; declared values can only exclude."""
+def capability(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
+    """What the node declares meets what the work needs.  Declared values can only exclude a node."""
     declared = node.capabilities
 
     def closed(name: str, have: object, need: object) -> GateVerdict:
@@ -144,8 +162,8 @@ def capability(node: NodeView, workload: Workload, around: GateContext) -> GateV
     return None
 
 
-def floors(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
-    """The verified rate and the pace that was seen meet the floors, and the price the ceiling."""
+def floors(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
+    """The verified rate and the measured pace meet the floors, and the price meets the ceiling."""
     least = workload.min_walk_bytes_per_second
     if least and node.result is not None:
         measured = node.result.submods[f"model/{workload.model}"].ear_verifier_claims.measured
@@ -154,7 +172,7 @@ def floors(node: NodeView, workload: Workload, around: GateContext) -> GateVerdi
             return GateVerdict(
                 "floors", "floors.walk-rate", f"verified {rate}, and {least} bytes/s is the floor"
             )
-    pace = around.pace
+    pace = context.pace
     if workload.min_tokens_per_second and pace is not None and pace < workload.min_tokens_per_second:
         detail = f"{pace:.1f} tokens/s in the last hour, and {workload.min_tokens_per_second} is the floor"
         return GateVerdict("floors", "floors.pace", detail)
@@ -175,10 +193,10 @@ CLOSED_GATES: Final[tuple[Gate, ...]] = (identity, result, incident, capability,
 """They fail closed, always."""
 
 
-def check(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
-    """The first gate of those that fail closed that is closed to *node*."""
+def check(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
+    """The verdict of the first gate that is closed to *node*, of those that fail closed."""
     for gate in CLOSED_GATES:
-        verdict = gate(node, workload, around)
+        verdict = gate(node, workload, context)
         if verdict is not None:
             return verdict
     return None
@@ -215,7 +233,7 @@ CODES: Final = {
 
 
 FAIL_OPEN_CODES: Final = frozenset({"capacity.warming", "capacity.breaker", "capacity.silent"})
-"""Of those whom they close, some are tried where there is nobody else."""
+"""Codes of capacity that fail open if no other node is left."""
 
 
 def sort_codes(codes: Iterator[str]) -> list[str]:

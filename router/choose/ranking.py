@@ -1,12 +1,12 @@
 """
-The order inside the eligible set: pure, seeded, replayable.
+The order of the nodes that may do the work: pure, seeded, replayable.
 
-Lanes first (established, on probation, degraded), never terms of a sum.  Inside a lane, power
-of two choices (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001)
-on the expected seconds, and where money counts the expected cost, of a *successful* answer.
-Of the two, one is drawn among nodes and one among operators: many nodes bring an operator
-more work, and never all of it.  Nothing is relative to the other candidates, so that nobody
-can move another's score, and nothing depends on how many nodes there are.
+Lanes come first (established, on probation, degraded); they are never terms of a sum.  Inside a
+lane, power of two choices (Mitzenmacher, "The Power of Two Choices in Randomized Load
+Balancing", 2001) on the expected seconds of a *successful* answer, and on its expected cost if
+money counts.  Of the two, one is drawn among nodes and one among operators: many nodes bring
+an operator more work, but never all of it.  No score depends on the other candidates, so that
+no node can move another node's score, and nothing depends on how many nodes there are.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from router.model.standing import Rating
 from router.model.workload import Workload
 
 WIDTH: Final = 3
-"""So many are ranked; nobody tries more."""
+"""How many nodes are ranked, and at most tried."""
 _LEAST_COMPLETION: Final = 0.05
-_YOUNG_PER_MILLE: Final = 250
-"""While hardly anybody is established, a node on probation is tried so often: one node is no pool."""
-_TRIES: Final = 6
-"""Draws for one who was not drawn yet, before operators are asked in turn."""
-_ALL: Final = 100
+_YOUNG_POOL_PER_MILLE: Final = 250
+"""How many decisions in a thousand try a node on probation while hardly any node is established."""
+_RANDOM_DRAWS: Final = 6
+"""Random draws of a node that was not drawn yet; after them, operators are asked in turn."""
+_WHOLE_SHARE: Final = 100
 _UNPROVEN: Final = (Lane.PROBATION, Lane.WARMING)
 
 
@@ -37,101 +37,101 @@ class CandidateFacts(Struct, frozen=True, gc=False):
     rating: Rating
     in_flight: int = 0
     closed: str = ""
-    """The code of capacity that keeps it out where there is anybody else."""
+    """The code of capacity that keeps it out while any other node is left."""
 
 
 class Pool(Protocol):
-    """What a decision rests on."""
+    """The candidates that a decision draws from."""
 
     @property
     def lanes(self) -> dict[Lane, CandidateIndex]:
-        """Who may do the work."""
+        """The nodes that may do the work."""
 
     @property
     def sizes(self) -> dict[Lane, int]:
-        """How many stand in each lane."""
+        """How many nodes are in each lane."""
 
     def facts(self, node: str) -> CandidateFacts:
-        """What is known of a node that stands in a lane."""
+        """What is known of a node that is in a lane."""
 
-    def is_over(self, operator: str) -> bool:
-        """Whether an operator has its share of the work under way already."""
+    def has_full_share(self, operator: str) -> bool:
+        """Whether an operator has its share of the work in flight already."""
 
 
-class Ranked(Struct, frozen=True, gc=False):
-    """A node in its place, with every term of its score."""
+class Ranked(Struct, frozen=True, gc=False, kw_only=True):
+    """A ranked node, with every term of its score."""
 
     node: str
     operator: str
     lane: Lane
     score: float
-    """Expected seconds of a successful answer, and what its cost is worth in seconds; less is better."""
+    """Expected seconds of a successful answer, plus its cost expressed in seconds.  Less is better."""
     completion: float
     latency_s: float
     in_flight: int
     evidence: float
     why: str
-    """What put it in its tier."""
+    """The reason for its grade, as a code."""
     cost: float = 0.0
     """Expected millionths of the unit for a successful answer of usual length."""
     below_energy: bool = False
-    """Cheaper than the energy of its work: to be audited."""
+    """Whether it is cheaper than the energy of its work, which asks for an audit."""
     closed: str = ""
-    """The gate of capacity that it passes for want of anyone else."""
+    """The code of capacity that failed open for it."""
 
 
 class Ranking(Struct, frozen=True, gc=False):
-    """Who is to be tried, in order, and what was passed over for it."""
+    """The nodes to try, in order, and what was passed over."""
 
     ranked: tuple[Ranked, ...]
     opened: tuple[str, ...] = ()
-    """Gates that failed open for want of anyone else."""
+    """Gates that failed open because no other node was left."""
     over: tuple[str, ...] = ()
-    """Operators that were drawn and passed over, for they have their share."""
+    """Operators that were drawn and passed over, because they have their share."""
 
 
 def score(key: Key, lane: Lane, facts: CandidateFacts, workload: Workload) -> Ranked:
-    """A node's score, by what routers have seen."""
+    """A node's score, from what routers measured."""
     operator, node = key
     rating = facts.rating
     completion = max(_LEAST_COMPLETION, rating.completion)
     seconds = rating.latency_s * (facts.in_flight + 1) / completion
-    cost, cheap = 0.0, False
+    cost, is_cheap = 0.0, False
     if workload.prices:
         price = workload.price_of(operator)
         cost = workload.cost_of(price) / completion
         if workload.second_is_worth:
             seconds += cost / workload.second_is_worth
         floor = workload.energy_floor
-        cheap = floor is not None and workload.cost_of(price) < workload.cost_of(floor)
+        is_cheap = floor is not None and workload.cost_of(price) < workload.cost_of(floor)
     return Ranked(
-        node,
-        operator,
-        lane,
-        seconds,
-        rating.completion,
-        rating.latency_s,
-        facts.in_flight,
-        rating.evidence,
-        rating.why,
-        cost,
-        cheap,
-        facts.closed,
+        node=node,
+        operator=operator,
+        lane=lane,
+        score=seconds,
+        completion=rating.completion,
+        latency_s=rating.latency_s,
+        in_flight=facts.in_flight,
+        evidence=rating.evidence,
+        why=rating.why,
+        cost=cost,
+        below_energy=is_cheap,
+        closed=facts.closed,
     )
 
 
 def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
-    """The nodes in the order in which they are to be tried, the first few of them."""
+    """The first few nodes, in the order in which they must be tried."""
     draw = _Draw(pool, workload, SeededRandom(seed))
     sizes = pool.sizes
     filled = [lane for lane in LANES if sizes[lane]]
     ranked: list[Ranked] = []
-    number = draw.chance.below(1000)
+    number = draw.random.below(1000)
     probation = workload.probation_per_mille
     if probation and 0 < sizes[Lane.ESTABLISHED] < WIDTH:
-        probation = max(probation, _YOUNG_PER_MILLE)
+        probation = max(probation, _YOUNG_POOL_PER_MILLE)
     if filled and number < probation + workload.degraded_per_mille:
-        # One only: a crowd of newcomers must not stand between the work and those who do it.
+        # Only one: a crowd of new nodes must not stand between the work and the nodes that do it.
         tried = Lane.PROBATION if number < probation else Lane.DEGRADED
         if tried in filled and filled[0] is not tried:
             ranked += draw.take(tried, 1)
@@ -146,64 +146,64 @@ def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
 
 
 class _Draw:
-    """Draws from lanes, nobody twice."""
+    """Draws nodes from lanes, no node twice."""
 
-    def __init__(self, pool: Pool, workload: Workload, chance: SeededRandom) -> None:
+    def __init__(self, pool: Pool, workload: Workload, random: SeededRandom) -> None:
         self._pool = pool
         self._workload = workload
-        self.chance = chance
-        self._limited = workload.max_operator_share < _ALL
+        self.random = random
+        self._limited = workload.max_operator_share < _WHOLE_SHARE
         self._drawn: set[Key] = set()
         self._left = dict(pool.sizes)
-        """How many of each lane were not drawn yet."""
+        """By lane, how many nodes were not drawn yet."""
         self.over: set[str] = set()
         """Operators that were drawn and have their share already."""
 
     def take(self, lane: Lane, count: int) -> list[Ranked]:
-        """Up to *count*: two are drawn and the better taken, the other meets the next one drawn."""
+        """Take up to *count* nodes: of two that are drawn the better is taken; the other meets the next one."""
         taken: list[Ranked] = []
-        # Those of whom little is known are drawn by operator alone, so that many names are worth one.
+        # Nodes of which little is known are drawn by operator alone, so that many names are worth one.
         among_nodes = lane not in _UNPROVEN
         waiting = self._next(lane, among_nodes=among_nodes)
         while waiting is not None and len(taken) < count:
             if taken and len(taken) == count - 1:
-                # The last place needs no other to be held against.
+                # The last place needs no comparison.
                 return [*taken, waiting]
-            # For the same reason two of them are of two operators, where there are.
+            # For the same reason the two are of different operators, if there are several.
             drawn = self._next(lane, apart=None if among_nodes else waiting.operator)
             if drawn is not None and self._is_better(drawn, waiting):
                 drawn, waiting = waiting, drawn
             taken.append(waiting)
             waiting = drawn
         if waiting is not None:
-            # Who waits in vain may be drawn again: its lane may have its turn still.
+            # The node that was not taken may be drawn again: its lane may come up again.
             self._drawn.discard((waiting.operator, waiting.node))
             self._left[lane] += 1
         return taken
 
     def _is_better(self, one: Ranked, other: Ranked) -> bool:
-        is_over = one.operator in self.over
-        if is_over != (other.operator in self.over):
-            # Who has its share comes after all who have not.
-            return not is_over
+        has_share = one.operator in self.over
+        if has_share != (other.operator in self.over):
+            # Nodes of operators that have their share come after all others.
+            return not has_share
         if one.lane in _UNPROVEN and (nearer := round(one.completion - other.completion, 2)):
-            # Who is nearer to proof comes first: evidence spread thin over many proves nobody.
+            # The node that is nearer to proof comes first: evidence that is spread over many nodes proves none.
             return nearer > 0
-        return one.score < other.score or (one.score == other.score and bool(self.chance.below(2)))
+        return one.score < other.score or (one.score == other.score and bool(self.random.below(2)))
 
     def _next(self, lane: Lane, *, among_nodes: bool = False, apart: str | None = None) -> Ranked | None:
-        """One who was not drawn yet, of another operator than *apart*, where there is any."""
+        """A node that was not drawn yet; of another operator than *apart*, if there is one."""
         if not self._left[lane]:
             return None
-        places = self._pool.lanes[lane]
+        index = self._pool.lanes[lane]
         key = None
-        if apart is not None and places.operators > 1:
-            key = self._find(places, among_nodes=among_nodes, shares=True, barred=apart)
+        if apart is not None and index.operators > 1:
+            key = self._find(index, among_nodes=among_nodes, shares=True, barred=apart)
         if key is None:
-            key = self._find(places, among_nodes=among_nodes, shares=True, barred=None)
+            key = self._find(index, among_nodes=among_nodes, shares=True, barred=None)
         if key is None and self.over:
-            # Nobody else is left: the share gives way, and the decision says so.
-            key = self._find(places, among_nodes=among_nodes, shares=False, barred=None)
+            # No other node is left: the limit of shares fails open, and the decision says so.
+            key = self._find(index, among_nodes=among_nodes, shares=False, barred=None)
         if key is None:
             return None
         self._drawn.add(key)
@@ -211,35 +211,35 @@ class _Draw:
         return score(key, lane, self._pool.facts(key[1]), self._workload)
 
     def _find(
-        self, places: CandidateIndex, *, among_nodes: bool, shares: bool, barred: str | None
+        self, index: CandidateIndex, *, among_nodes: bool, shares: bool, barred: str | None
     ) -> Key | None:
-        chance, operators = self.chance, places.operators
-        for tried in range(_TRIES):
+        random, operators = self.random, index.operators
+        for tried in range(_RANDOM_DRAWS):
             if among_nodes and not tried:
-                key = places.at(chance.below(len(places)))
+                key = index.at(random.below(len(index)))
             else:
-                number = chance.below(operators)
-                key = places.node_of(number, chance.below(places.nodes_of(number)))
+                number = random.below(operators)
+                key = index.node_of(number, random.below(index.nodes_of(number)))
             if key in self._drawn or key[0] == barred:
                 continue
-            if not self._limited or self._may(key[0], shares=shares):
+            if not self._limited or self._is_allowed(key[0], shares=shares):
                 return key
-        # Few are in the way: those drawn, and operators that have their share, of which there are few too.
-        first = chance.below(operators)
+        # Few nodes are passed over here: those already drawn, and those of the few operators that have their share.
+        first = random.below(operators)
         for step in range(operators):
             number = (first + step) % operators
-            size = places.nodes_of(number)
-            place = chance.below(size)
+            size = index.nodes_of(number)
+            place = random.below(size)
             for further in range(min(size, len(self._drawn) + 1)):
-                key = places.node_of(number, (place + further) % size)
-                if key[0] == barred or not self._may(key[0], shares=shares):
+                key = index.node_of(number, (place + further) % size)
+                if key[0] == barred or not self._is_allowed(key[0], shares=shares):
                     break
                 if key not in self._drawn:
                     return key
         return None
 
-    def _may(self, operator: str, *, shares: bool) -> bool:
-        if shares and self._limited and self._pool.is_over(operator):
+    def _is_allowed(self, operator: str, *, shares: bool) -> bool:
+        if shares and self._limited and self._pool.has_full_share(operator):
             self.over.add(operator)
             return False
         return True

@@ -11,13 +11,14 @@ from aiohttp import HttpVersion11, web
 
 from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import CachedResponse
-from router.gateway.sse import DONE, event
+from router.gateway.sse import encode_event
+from router.model.answers import DONE
 
 _CONTENT_TYPE: Final = "text/event-stream"
-_WAITING: Final = 32 << 10
-"""Bytes on their way to the kernel; with less, half of where the transport asks for a pause, no write waits."""
-_KEEP: Final = 1 << 20
-"""Bytes of a stream that are kept to be given again."""
+_UNBLOCKED_BYTES: Final = 32 << 10
+"""Bytes in the transport's buffer up to which no write waits: half of where it asks for a pause."""
+_MAX_CACHED: Final = 1 << 20
+"""Bytes of a stream that are cached, to be given again."""
 
 
 class _Response(web.StreamResponse):
@@ -28,14 +29,14 @@ class _Response(web.StreamResponse):
 
 class ClientStream:
     """
-    Begins with the first bytes that are sent, and not before.
+    A `Sink` that begins with the first bytes that are sent, and not before.
 
-    What a client does not read waits in the kernel and in 64 KiB here; beyond that the node
-    is read no further either, so that slow readers cost no memory.
+    What a client does not read waits in the kernel and in 64 KiB here.  Beyond that the node is
+    read no further either, so that slow readers cost no memory.
     """
 
     def __init__(
-        self, request: web.Request, headers: Mapping[str, str], *, write_timeout_s: float, keep: bool
+        self, request: web.Request, headers: Mapping[str, str], *, write_timeout_s: float, is_cached: bool
     ) -> None:
         self._request = request
         self._headers = {
@@ -46,16 +47,16 @@ class ClientStream:
         }
         self._timeout_s = write_timeout_s
         self._response: _Response | None = None
-        self._begun = False
-        self._parts = bytearray() if keep else None
+        self._has_begun = False
+        self._cached = bytearray() if is_cached else None
 
     @property
-    def begun(self) -> bool:
-        """Whether anything has gone to the client."""
-        return self._begun
+    def has_begun(self) -> bool:
+        """See `Sink`."""
+        return self._has_begun
 
-    async def ready(self) -> None:
-        """Make the head ready, which takes its time, while the node has not answered yet."""
+    async def prepare(self) -> None:
+        """Prepare the head, which takes time, while the node has not answered yet."""
         if self._response is None:
             response = _Response(headers=self._headers)
             try:
@@ -64,25 +65,25 @@ class ClientStream:
                 raise ClientGoneError("the client is gone") from None
             self._response = response
 
-    def instead(self, response: web.Response) -> web.Response:
-        """Another answer, where nothing of the stream has gone out."""
+    def replace_with(self, response: web.Response) -> web.Response:
+        """Another answer, if nothing of the stream has gone out."""
         if self._response is not None and self._request.version >= HttpVersion11:
-            # As the head was made ready for, and may be no longer.
+            # The connection was prepared for chunks, and cannot be prepared again.
             response.enable_chunked_encoding()
         return response
 
-    def may_wait(self, size: int) -> bool:
-        """Whether sending so many bytes may have to wait for the client to read."""
+    def may_block(self, size: int) -> bool:
+        """See `Sink`."""
         transport = self._request.transport
-        return transport is None or transport.get_write_buffer_size() + size >= _WAITING
+        return transport is None or transport.get_write_buffer_size() + size >= _UNBLOCKED_BYTES
 
     async def send(self, data: bytes) -> None:
-        """Send whole events on.  Raises `ClientGoneError` where the client is gone or does not read."""
+        """See `Sink`."""
         try:
-            await self.ready()
+            await self.prepare()
             assert self._response is not None
-            self._begun = True
-            if not self.may_wait(len(data)):
+            self._has_begun = True
+            if not self.may_block(len(data)):
                 await self._response.write(data)
             else:
                 async with asyncio.timeout(self._timeout_s):
@@ -93,29 +94,29 @@ class ClientStream:
             raise ClientGoneError("the client does not read") from None
         except ConnectionError:
             raise ClientGoneError("the client is gone") from None
-        self._remember(data)
+        self._cache(data)
 
-    def _remember(self, data: bytes) -> None:
-        if self._parts is not None:
-            self._parts += data
-            if len(self._parts) > _KEEP:
-                self._parts = None
+    def _cache(self, data: bytes) -> None:
+        if self._cached is not None:
+            self._cached += data
+            if len(self._cached) > _MAX_CACHED:
+                self._cached = None
 
-    async def give(self, document: Mapping[str, Any]) -> None:
-        """An event of the router's own."""
-        await self.send(event(msgspec.json.encode(document)))
+    async def send_document(self, document: Mapping[str, Any]) -> None:
+        """Send an event of the router's own."""
+        await self.send(encode_event(msgspec.json.encode(document)))
 
-    async def done(self) -> None:
-        """The last event of a whole answer."""
-        await self.send(event(DONE))
+    async def send_done(self) -> None:
+        """Send the last event of a whole answer."""
+        await self.send(encode_event(DONE))
 
     def end(self) -> web.StreamResponse:
-        """Nothing more comes, or nothing more is taken: the server closes it, and bears with a client that is gone."""
-        return self._response if self._response is not None and self._begun else web.Response(status=503)
+        """End the stream.  The server closes it, also if the client is gone."""
+        return self._response if self._response is not None and self._has_begun else web.Response(status=503)
 
-    def kept(self) -> CachedResponse | None:
-        """The stream as it was, where it was to be kept and is not too large."""
-        if self._parts is None:
+    def cached_response(self) -> CachedResponse | None:
+        """The whole stream, if it was to be cached and is not too large."""
+        if self._cached is None:
             return None
         headers = {k: v for k, v in self._headers.items() if k != "Content-Type"}
-        return CachedResponse(200, _CONTENT_TYPE, tuple(headers.items()), bytes(self._parts))
+        return CachedResponse(200, _CONTENT_TYPE, tuple(headers.items()), bytes(self._cached))

@@ -1,80 +1,49 @@
 """
-One exchange with one node: a whole answer, or a stream passed through as it comes.
+One exchange with one node: a whole answer, or a stream that is passed on as it comes.
 
 Nothing of a stream goes to the client before the node has given the first text, so that
-everything until then can be tried elsewhere.  From then on only whole events go on, at once;
-and how it ended is known at its end: text, a reason to finish for every choice, and
-``[DONE]``.
+another node can be tried until then.  After it, each whole event goes on at once.  How the
+stream ended is known at its end: there was text, a reason to finish for every choice, and the
+protocol's last event.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import aiohttp
+import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
 from attester.bounded import read_all
+from router.choose.ranking import Ranked
 from router.config import GatewaySection
-from router.gateway.answers import Answer, Chunk, judge, read_chunk, without_usage
+from router.gateway.attempts import DOUBTFUL, Attempt, StreamSummary
 from router.gateway.pinned import PinError
-from router.gateway.sse import DONE, EventError, Events, event
+from router.gateway.request import NodeRequest
+from router.gateway.sse import EventError, EventParser, encode_event
 from router.gateway.upstream import NodeResponse, Upstream
+from router.model.answers import Answer, StreamReader
+from router.model.clock import Clock
 from router.model.errors import AttemptError
 from router.model.outcomes import Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
-from router.model.workload import Workload
 
-MAX_ANSWER: Final = 64 << 20
 MAX_READING: Final = 1 << 30
 """Bytes of whole answers that are being read at a time: nodes could agree to fill the router's memory."""
-_MAX_FAILURE: Final = 64 << 10
-_MAX_HELD: Final = 1 << 20
+_MAX_ERROR_BODY: Final = 64 << 10
+_MAX_UNSENT: Final = 1 << 20
 _EXTRA_EVENTS: Final = 16
 _LEAST_S: Final = 5.0
-"""In less time nobody is called slow."""
+"""A node is not called slow within less time."""
 _LEAST_PACE: Final = 1.0
-"""Tokens per second: whose stream is slower when the caller's time is over, is stalling."""
+"""Tokens per second: a slower stream stalls, if the caller's time runs out meanwhile."""
 
-
-@dataclass(frozen=True)
-class Work:
-    """A request as nodes will see it."""
-
-    workload: Workload
-    path: str
-    body: bytes
-    document: Mapping[str, Any]
-    stream: bool = False
-    caller: str = ""
-    operator: str | None = None
-    """The operator that the caller belongs to, if it is one's."""
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether the stream is to end with what was used."""
-        options = self.document.get("stream_options")
-        return isinstance(options, dict) and options.get("include_usage") is True
-
-    @property
-    def most_tokens(self) -> int | None:
-        """How many tokens the answer may have, all its choices together."""
-        given = [self.document.get(name) for name in ("max_tokens", "max_completion_tokens")]
-        limits = [limit for limit in given if type(limit) is int and limit > 0]
-        choices, prompts = self.document.get("n"), self.document.get("prompt")
-        several = (
-            len(prompts) if isinstance(prompts, list) and not all(type(p) is int for p in prompts) else 1
-        )
-        return (
-            max(limits) * (choices if type(choices) is int and choices > 0 else 1) * several
-            if limits
-            else None
-        )
+_log = structlog.get_logger("router")
 
 
 class ClientGoneError(ConnectionError):
@@ -85,88 +54,61 @@ class Sink(Protocol):
     """The client's side of a stream."""
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether anything has gone to the client, so that no other node can take over."""
 
-    async def ready(self) -> None:
-        """Make ready what can be, without anything going to the client."""
+    async def prepare(self) -> None:
+        """Prepare what can be prepared without anything going to the client."""
 
-    def may_wait(self, size: int) -> bool:
+    def may_block(self, size: int) -> bool:
         """Whether sending so many bytes may have to wait for the client to read."""
 
     async def send(self, data: bytes) -> None:
-        """Send whole events on.  Raises `ClientGoneError` where the client is gone or does not read."""
-
-
-@dataclass
-class Progress:
-    """What was seen of an answer so far."""
-
-    text: TokenCounter
-    first_s: float | None = None
-    events: int = 0
-    """That carried text."""
-    claimed: Usage | None = None
-    done: bool = False
-    waited_s: float = 0.0
-    """For the client to read."""
-    held: bytearray = field(default_factory=bytearray)
-    """Of a stream: what was not sent on yet."""
-    open_choices: set[int] = field(default_factory=set)
-    ended_choices: set[int] = field(default_factory=set)
-
-    @property
-    def finished(self) -> bool:
-        """Whether every choice has come to its end."""
-        return bool(self.ended_choices) and not self.open_choices
-
-    def take(self, chunk: Chunk) -> bool:
-        """Count an event; gives whether it carried text."""
-        text = ""
-        for choice in chunk.choices:
-            text += choice.said
-            if choice.finish_reason is not None:
-                self.ended_choices.add(choice.index)
-                self.open_choices.discard(choice.index)
-            elif choice.index not in self.ended_choices:
-                self.open_choices.add(choice.index)
-        if chunk.usage is not None:
-            self.claimed = chunk.usage.usage
-        if not text:
-            return False
-        self.text.add(text)
-        self.events += 1
-        return True
+        """Send whole events on.  Raises `ClientGoneError` if the client is gone or does not read."""
 
 
 class Exchanges:
-    """Asks nodes, each over TLS pinned to its key."""
+    """Exchanges with nodes, each over TLS pinned to the node's key, within bounds for all together."""
 
-    def __init__(self, http: aiohttp.ClientSession, config: GatewaySection) -> None:
-        self._config = config
+    def __init__(self, http: aiohttp.ClientSession, config: GatewaySection, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
         self._reading: dict[NodeResponse, int] = {}
         self._reading_now = 0
         self._upstream = Upstream(
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
 
-    async def whole(self, endpoint: tuple[str, str], work: Work, left_s: float) -> Answer:
+    def open(
+        self,
+        candidate: Ranked,
+        endpoint: tuple[str, str] | None,
+        request: NodeRequest,
+        *,
+        left_s: float,
+        sink: Sink | None,
+        text: TokenCounter,
+    ) -> Exchange:
         """
-        A whole answer, judged.
+        An exchange that can be run once.
+
+        Args:
+            candidate: The node.
+            endpoint: Its URL and the pin of its TLS key; `None` if it has none any more.
+            request: What it is sent.
+            left_s: Seconds until the caller's time runs out.
+            sink: The client's side, if the answer is streamed.
+            text: Counts the tokens of a stream.
+        """
+        return Exchange(self, candidate, endpoint, request, left_s=left_s, sink=sink, text=text)
+
+    async def read_body(self, response: NodeResponse, limit: int) -> bytes:
+        """
+        Read a whole body, within *limit* and within what all bodies may have together.
 
         Raises:
-            AttemptError: there is none.
+            AttemptError: it is larger, or it had to make room for others.
         """
-        allowance = min(left_s, self._config.attempt_timeout_s)
-        try:
-            async with asyncio.timeout(allowance), self._post(endpoint, work) as response:
-                data = await self._read(response)
-        except TimeoutError:
-            raise AttemptError(self._late(allowance), f"no whole answer within {allowance:.1f} s") from None
-        return judge(work.path, response.status, data)
-
-    async def _read(self, response: NodeResponse) -> bytes:
-        """A whole body, within what one answer may have, and what all that are being read may have together."""
         content = response.content
         if content.is_eof():
             return content.read_nowait()
@@ -177,138 +119,44 @@ class Exchanges:
                 parts.append(part)
                 self._reading[response] += len(part)
                 self._reading_now += len(part)
-                if self._reading[response] > MAX_ANSWER:
-                    raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {MAX_ANSWER} bytes")
+                if self._reading[response] > limit:
+                    raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {limit} bytes")
                 if self._reading_now > MAX_READING:
-                    # The largest makes room, whoever came last; that is no fault of it.
+                    # The largest body makes room, whichever came last.  That is not its node's fault.
                     largest = max(self._reading, key=self._reading.__getitem__)
-                    largest.dropped = True
+                    largest.was_dropped = True
                     largest.abort()
         except aiohttp.ClientPayloadError:
-            if response.dropped:
-                raise AttemptError(
-                    Outcome.UNSUPPORTED, "dropped, for more was being read than may be"
-                ) from None
+            if response.was_dropped:
+                detail = "dropped, because answers that are being read have too many bytes"
+                raise AttemptError(Outcome.UNSUPPORTED, detail) from None
             raise
         finally:
             self._reading_now -= self._reading.pop(response)
         return b"".join(parts)
 
-    async def stream(
-        self, endpoint: tuple[str, str], work: Work, left_s: float, sink: Sink, progress: Progress
-    ) -> Answer | None:
+    @asynccontextmanager
+    async def post(
+        self,
+        endpoint: tuple[str, str],
+        request: NodeRequest,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[NodeResponse]:
         """
-        Pass a stream on as it comes.
-
-        Returns:
-            `None` where it came to its end; an answer where the node refused.
+        Send a request, and give the connection back once its answer was read.
 
         Raises:
-            AttemptError: it did not; `sink` says whether another node may take over.
+            AttemptError: there is no answer, or it breaks off.
+            TimeoutError: the caller's own timeout, passed on.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        last = began + left_s
-        allowance = min(left_s, self._config.attempt_timeout_s)
-        try:
-            async with (
-                asyncio.timeout(allowance) as timer,
-                self._post(endpoint, work, sink.ready) as response,
-            ):
-                if response.status != 200:
-                    return await _failure(response, work)
-                if response.content_type != "text/event-stream":
-                    raise AttemptError(Outcome.CORRUPTED, "status 200 that is no stream of events")
-                await self._pass_on(response, work, sink, progress, timer, began, last)
-        except TimeoutError:
-            if progress.finished:
-                # All was said but [DONE].
-                return None
-            now = loop.time()
-            if not sink.begun:
-                raise AttemptError(self._late(allowance), f"no text within {allowance:.1f} s") from None
-            if now < last:
-                raise AttemptError(
-                    Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s"
-                ) from None
-            # By the time since its first text: how long that took was for the attempt to judge.
-            since = now - began - (progress.first_s or 0.0) - progress.waited_s
-            slow = since > _LEAST_S and progress.text.estimate() < _LEAST_PACE * since
-            raise AttemptError(
-                Outcome.STALLED if slow else Outcome.TIMED_OUT,
-                "the stream did not end within the time there was",
-            ) from None
-        return None
-
-    async def _pass_on(
-        self,
-        response: NodeResponse,
-        work: Work,
-        sink: Sink,
-        progress: Progress,
-        timer: asyncio.Timeout,
-        began: float,
-        last: float,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        events = Events()
-        most = work.most_tokens
-        try:
-            async for data in response.content.iter_any():
-                moved = False
-                for payload in events.feed(data):
-                    moved |= _take(payload, progress)
-                    if progress.done:
-                        break
-                if moved and progress.first_s is None:
-                    progress.first_s = loop.time() - began
-                if most is not None and progress.events > most + _EXTRA_EVENTS:
-                    raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
-                if progress.events and progress.held:
-                    await self._send_on(sink, progress, timer, last if moved else None)
-                if progress.done:
-                    return
-        except aiohttp.ClientPayloadError:
-            if not progress.finished:
-                raise AttemptError(Outcome.TRUNCATED, "the stream broke off") from None
-        except EventError as error:
-            raise AttemptError(Outcome.CORRUPTED, str(error)) from None
-        if not progress.finished:
-            raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
-
-    async def _send_on(
-        self, sink: Sink, progress: Progress, timer: asyncio.Timeout, last: float | None
-    ) -> None:
-        """Send what is held; with *last*, there was text, and the node has its time anew, until then at most."""
-        sending, progress.held = bytes(progress.held), bytearray()
-        due = timer.when()
-        if sink.may_wait(len(sending)):
-            # While a slow client reads, the node's clock stands still.
-            timer.reschedule(None)
-            began = asyncio.get_running_loop().time()
-            await sink.send(sending)
-            waited = asyncio.get_running_loop().time() - began
-            progress.waited_s += waited
-            due = None if due is None else due + waited
-        else:
-            await sink.send(sending)
-        if last is not None:
-            due = min(last, asyncio.get_running_loop().time() + self._config.stall_s)
-        if timer.when() != due:
-            timer.reschedule(due)
-
-    @asynccontextmanager
-    async def _post(
-        self, endpoint: tuple[str, str], work: Work, meanwhile: Callable[[], Awaitable[None]] | None = None
-    ) -> AsyncIterator[NodeResponse]:
         response: NodeResponse | None = None
-        well = False
+        went_well = False
         try:
-            response = await self._upstream.post(endpoint, work.path, work.body, meanwhile)
+            response = await self._upstream.post(endpoint, request.operation.path, request.body, meanwhile)
             yield response
-            well = True
+            went_well = True
         except ClientGoneError:
-            # An OSError as well, and not the node's.
+            # It is an OSError too, and not the node's.
             raise
         except aiohttp.ConnectionTimeoutError:
             raise AttemptError(Outcome.CRASHED, "no connection in time") from None
@@ -319,46 +167,240 @@ class Exchanges:
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            # Who takes a request and hangs up without a word may do so for what was asked.
-            asked = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
-            doubtful = asked and not isinstance(error, aiohttp.ClientConnectorError)
+            # A node that takes a request and hangs up without a word may do so because of the request.
+            was_sent = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
+            is_doubtful = was_sent and not isinstance(error, aiohttp.ClientConnectorError)
             message = f"no answer: {type(error).__name__}"
-            raise AttemptError(Outcome.CRASHED, message, doubtful=doubtful) from None
+            raise AttemptError(Outcome.CRASHED, message, is_doubtful=is_doubtful) from None
         finally:
             if response is not None:
-                response.leave(well=well)
-
-    def _late(self, allowance: float) -> Outcome:
-        """Whose time ran out: the attempt's, and the node is slow; or the caller's."""
-        return Outcome.STALLED if allowance * 2 >= self._config.attempt_timeout_s else Outcome.TIMED_OUT
+                response.leave(went_well=went_well)
 
 
-async def _failure(response: NodeResponse, work: Work) -> Answer:
-    data = await read_all(response.content, _MAX_FAILURE)
-    return judge(work.path, response.status, data or b"")
+class Exchange:
+    """One attempt at one node while it runs.  `run` gives the frozen `Attempt`."""
 
+    def __init__(
+        self,
+        exchanges: Exchanges,
+        candidate: Ranked,
+        endpoint: tuple[str, str] | None,
+        request: NodeRequest,
+        *,
+        left_s: float,
+        sink: Sink | None,
+        text: TokenCounter,
+    ) -> None:
+        self._exchanges = exchanges
+        self._config = exchanges.config
+        self._clock = exchanges.clock
+        self._candidate = candidate
+        self._endpoint = endpoint
+        self._request = request
+        self._sink = sink
+        self._text = text
+        self._loop = asyncio.get_running_loop()
+        self._started = exchanges.clock.monotonic()
+        self._began = self._loop.time()
+        self._deadline = self._began + left_s
+        self._allowance_s = min(left_s, self._config.attempt_timeout_s)
+        """Seconds for a whole answer, or for the first text of a stream."""
+        self._reader: StreamReader | None = None
+        self._events = 0
+        self._first_token_s: float | None = None
+        self._claimed: Usage | None = None
+        self._unsent = bytearray()
+        self._waited_s = 0.0
+        """Seconds that the client took to read."""
 
-def _take(payload: bytes, progress: Progress) -> bool:
-    """Count an event, and hold it for the client; gives whether it carried text."""
-    if payload == DONE:
-        if not progress.finished:
+    async def run(self) -> Attempt:
+        """Send the request, pass the answer on, and say how it ended."""
+        try:
+            answer = await (self._read_whole() if self._sink is None else self._pass_stream(self._sink))
+        except AttemptError as error:
+            # An answer may be so long that no node has it ready in an attempt's time.
+            is_slow = error.outcome is Outcome.STALLED
+            is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
+            return self._ended(error.outcome, str(error), is_doubtful=is_doubtful)
+        except ClientGoneError:
+            return self.abandoned()
+        except Exception:  # noqa: BLE001
+            # The outermost of an attempt: whatever this node's answer did to us, the next node may be tried.
+            _log.exception("an attempt failed", node=self._candidate.node)
+            return self._ended(Outcome.CRASHED, "the attempt failed in an unforeseen way")
+        if answer is None:
+            return self._ended_stream()
+        if self._sink is not None and answer.outcome is Outcome.COMPLETED:
+            return self._ended(
+                Outcome.CORRUPTED, "a whole answer although a stream was asked for", answer=answer
+            )
+        is_doubtful = answer.outcome in DOUBTFUL and answer.outcome is not Outcome.REFUSED
+        return self._ended(answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer)
+
+    def abandoned(self) -> Attempt:
+        """The attempt as it stands if the client has gone."""
+        return self._ended(Outcome.ABANDONED, "the client went away")
+
+    @property
+    def _has_begun(self) -> bool:
+        return self._sink is not None and self._sink.has_begun
+
+    def _ended_stream(self) -> Attempt:
+        if not self._events:
+            return self._ended(Outcome.EMPTY, "a whole stream with nothing in it", is_doubtful=True)
+        is_done = self._reader is not None and self._reader.is_done
+        return self._ended(
+            Outcome.COMPLETED, "a whole stream" if is_done else "a whole stream without [DONE]"
+        )
+
+    def _ended(
+        self, outcome: Outcome, detail: str, *, is_doubtful: bool = False, answer: Answer | None = None
+    ) -> Attempt:
+        stream = None
+        if self._sink is not None and answer is None:
+            stream = StreamSummary(
+                events=self._events,
+                text=self._text,
+                first_token_s=self._first_token_s,
+                claimed=self._claimed,
+                is_done=self._reader is not None and self._reader.is_done,
+                unsent=bytes(self._unsent),
+            )
+        return Attempt(
+            node=self._candidate.node,
+            operator=self._candidate.operator,
+            outcome=outcome,
+            detail=detail,
+            seconds=self._clock.monotonic() - self._started,
+            is_doubtful=is_doubtful,
+            has_begun=self._has_begun,
+            answer=answer,
+            stream=stream,
+        )
+
+    async def _read_whole(self) -> Answer:
+        """A whole answer, judged.  Raises `AttemptError`."""
+        allowance_s, operation = self._allowance_s, self._request.operation
+        try:
+            async with (
+                asyncio.timeout(allowance_s),
+                self._exchanges.post(self._required_endpoint(), self._request) as response,
+            ):
+                data = await self._exchanges.read_body(response, operation.max_answer)
+        except TimeoutError:
+            raise AttemptError(self._late(), f"no whole answer within {allowance_s:.1f} s") from None
+        return operation.judge(response.status, data)
+
+    async def _pass_stream(self, sink: Sink) -> Answer | None:
+        """
+        Pass a stream on as it comes.
+
+        Returns:
+            `None` if it came to its end; an answer if the node did not begin a stream.
+
+        Raises:
+            AttemptError: it did not come to its end.
+        """
+        endpoint, allowance_s = self._required_endpoint(), self._allowance_s
+        try:
+            async with (
+                asyncio.timeout(allowance_s) as timer,
+                self._exchanges.post(endpoint, self._request, sink.prepare) as response,
+            ):
+                if response.status != 200:
+                    body = await read_all(response.content, _MAX_ERROR_BODY)
+                    return self._request.operation.judge(response.status, body or b"")
+                if response.content_type != "text/event-stream":
+                    raise AttemptError(Outcome.CORRUPTED, "status 200 with something else than a stream")
+                await self._pass_events(response, sink, timer)
+        except TimeoutError:
+            self._check_late_stream(sink)
+        return None
+
+    def _check_late_stream(self, sink: Sink) -> None:
+        """Whose time ran out.  Raises `AttemptError`, unless all was said but the protocol's last event."""
+        if self._reader is not None and self._reader.is_finished:
+            return
+        now = self._loop.time()
+        if not sink.has_begun:
+            raise AttemptError(self._late(), f"no text within {self._allowance_s:.1f} s") from None
+        if now < self._deadline:
+            raise AttemptError(Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s") from None
+        # The pace counts from the first text: the attempt's own time limit judges how long that took.
+        since = now - self._began - (self._first_token_s or 0.0) - self._waited_s
+        is_slow = since > _LEAST_S and self._text.estimate() < _LEAST_PACE * since
+        raise AttemptError(
+            Outcome.STALLED if is_slow else Outcome.TIMED_OUT,
+            "the stream did not end within the time there was",
+        ) from None
+
+    async def _pass_events(self, response: NodeResponse, sink: Sink, timer: asyncio.Timeout) -> None:
+        make_reader = self._request.operation.read_stream
+        assert make_reader is not None
+        reader = self._reader = make_reader()
+        parser, max_tokens = EventParser(), self._request.max_tokens
+        try:
+            async for data in response.content.iter_any():
+                has_text = False
+                for name, payload in parser.feed(data):
+                    has_text |= self._take(reader, name, payload)
+                    if reader.is_done:
+                        break
+                if has_text and self._first_token_s is None:
+                    self._first_token_s = self._loop.time() - self._began
+                if max_tokens is not None and self._events > max_tokens + _EXTRA_EVENTS:
+                    raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
+                if self._events and self._unsent:
+                    await self._send(sink, timer, has_text=has_text)
+                if reader.is_done:
+                    return
+        except aiohttp.ClientPayloadError:
+            if not reader.is_finished:
+                raise AttemptError(Outcome.TRUNCATED, "the stream broke off") from None
+        except EventError as error:
+            raise AttemptError(Outcome.CORRUPTED, str(error)) from None
+        if not reader.is_finished:
             raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
-        progress.done = True
-        return False
-    chunk = read_chunk(payload)
-    if chunk is None:
-        raise AttemptError(Outcome.CORRUPTED, "an event that is no part of an answer")
-    if chunk.error is not None:
-        raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error")
-    moved = progress.take(chunk)
-    # What was used is told at the end, by the router.
-    if chunk.usage is None:
-        progress.held += event(payload)
-    elif chunk.choices:
-        stripped = without_usage(payload)
-        if stripped is None:
-            raise AttemptError(Outcome.CORRUPTED, "an event that is no part of an answer")
-        progress.held += event(stripped)
-    if len(progress.held) > _MAX_HELD and not progress.events:
-        raise AttemptError(Outcome.CORRUPTED, f"{_MAX_HELD} bytes of events without text")
-    return moved
+
+    def _take(self, reader: StreamReader, name: bytes, data: bytes) -> bool:
+        """Count an event, and keep it for the client; returns whether it carried text."""
+        part = reader.read(data)
+        if part.claimed is not None:
+            self._claimed = part.claimed
+        if part.text:
+            self._text.add(part.text)
+            self._events += 1
+        if part.forward is not None:
+            self._unsent += encode_event(part.forward, name)
+        if len(self._unsent) > _MAX_UNSENT and not self._events:
+            raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")
+        return bool(part.text)
+
+    async def _send(self, sink: Sink, timer: asyncio.Timeout, *, has_text: bool) -> None:
+        """Send on what is unsent.  If the node gave text, its time for the next text begins."""
+        sending, self._unsent = bytes(self._unsent), bytearray()
+        due = timer.when()
+        if sink.may_block(len(sending)):
+            # While a slow client reads, the node's clock stands still.
+            timer.reschedule(None)
+            began = self._loop.time()
+            await sink.send(sending)
+            waited_s = self._loop.time() - began
+            self._waited_s += waited_s
+            due = None if due is None else due + waited_s
+        else:
+            await sink.send(sending)
+        if has_text:
+            due = min(self._deadline, self._loop.time() + self._config.stall_s)
+        if timer.when() != due:
+            timer.reschedule(due)
+
+    def _required_endpoint(self) -> tuple[str, str]:
+        if self._endpoint is None:
+            raise AttemptError(Outcome.IMPOSTOR, "the node has no endpoint any more")
+        return self._endpoint
+
+    def _late(self) -> Outcome:
+        """Whose time ran out: the attempt's, and the node is slow; or the caller's."""
+        is_attempts = self._allowance_s * 2 >= self._config.attempt_timeout_s
+        return Outcome.STALLED if is_attempts else Outcome.TIMED_OUT

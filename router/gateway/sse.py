@@ -1,46 +1,54 @@
 """
-Server-sent events of nodes, cut out of what arrives (WHATWG HTML §9.2).
+Server-sent events of nodes, cut out of the bytes that arrive (WHATWG HTML §9.2).
 
-Only whole events go on to a client, so that a node that dies in the middle of one leaves no
-half of it before the router's own word.  Of an event only its data counts: names, ids and
-retry times are a node's way to speak to somebody else's client.
+Only whole events go on to a client.  So a node that dies in the middle of an event leaves no
+half of it before the router's own events.  An event's name and data count; its id and retry
+time do not, because they would tell the client how to come back to the node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 MAX_EVENT: Final = 1 << 20
 """Bytes of one event."""
-DONE: Final = b"[DONE]"
-_BOM: Final = b"\xef\xbb\xbf"
+_MAX_NAME: Final = 128
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 """A stream may begin with it."""
 
 
 class EventError(Exception):
-    """An event larger than may be."""
+    """An event is larger than it may be."""
 
 
-class Events:
-    """Takes bytes as they arrive, gives the data of each event that is whole."""
+class ServerEvent(NamedTuple):
+    """A whole event."""
+
+    name: bytes
+    """Empty for an event without a name."""
+    data: bytes
+
+
+class EventParser:
+    """Takes bytes as they arrive, and gives the events that are whole."""
 
     __slots__ = ("_rest",)
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterator[ServerEvent]:
         """
-        The events that *data* completes.
+        Yield the events that *data* completes.  An event without data is passed over.
 
         Raises:
-            EventError: what is not complete yet is too large already.
+            EventError: the event that is not complete yet is too large already.
         """
         if self._rest:
             data = self._rest + data
         if b"\r" in data:
-            # The last may be half of a line's end.
+            # The last byte may be half of a line's end.
             tail = b"\r" if data.endswith(b"\r") else b""
             data = data[: len(data) - len(tail)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
         start = 0
@@ -48,26 +56,35 @@ class Events:
             block = data[start:end]
             start = end + 2
             if block.startswith(b"data: ") and b"\n" not in block:
-                yield block[6:]
-            elif (found := _data_of(block)) is not None:
+                yield ServerEvent(b"", block[6:])
+            elif (found := _parse(block)) is not None:
                 yield found
         self._rest = data[start:]
         if len(self._rest) > MAX_EVENT:
             raise EventError(f"an event of more than {MAX_EVENT} bytes")
 
 
-def _data_of(block: bytes) -> bytes | None:
-    """The data of an event, its lines joined; `None` where it has none, as a comment."""
-    lines = []
+def _parse(block: bytes) -> ServerEvent | None:
+    """An event, the lines of its data joined; `None` if it has no data."""
+    lines, name = [], b""
     for line in block.split(b"\n"):
-        name, _, value = line.partition(b":")
-        if name.removeprefix(_BOM) == b"data":
-            lines.append(value.removeprefix(b" "))
-    return b"\n".join(lines) if lines else None
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        match field.removeprefix(_BYTE_ORDER_MARK):
+            case b"data":
+                lines.append(value)
+            case b"event":
+                name = value
+    if not lines:
+        return None
+    is_plain = len(name) <= _MAX_NAME and name.isascii() and name.decode("ascii").isprintable()
+    return ServerEvent(name if is_plain else b"", b"\n".join(lines))
 
 
-def event(data: bytes) -> bytes:
-    """An event of this data.  A line's end within JSON is only space between its parts."""
+def encode_event(data: bytes, name: bytes = b"") -> bytes:
+    """An event with this data, which is JSON: a line's end within it is only space between its parts."""
     if b"\n" in data:
         data = data.replace(b"\n", b" ")
+    if name:
+        return b"event: " + name + b"\ndata: " + data + b"\n\n"
     return b"data: " + data + b"\n\n"

@@ -31,20 +31,20 @@ _KEPT: Final = 100_000
 class NodeResponse:
     """The head of a node's answer, and its body to be read."""
 
-    __slots__ = ("_connection", "_leaving", "content", "content_type", "dropped", "status")
+    __slots__ = ("_connection", "_leaving", "content", "content_type", "status", "was_dropped")
 
     def __init__(
         self, connection: Connection, message: Any, content: aiohttp.StreamReader, leaving: set[Any]
     ) -> None:
         self._connection = connection
         self._leaving = leaving
-        self.dropped = False
-        """Whether it had to make room for others."""
+        self.was_dropped = False
+        """Whether the router ended it to make room for others."""
         self.status: int = message.code
         self.content_type = message.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.content = content
 
-    def leave(self, *, well: bool) -> None:
+    def leave(self, *, went_well: bool) -> None:
         """
         Be done with it.
 
@@ -58,7 +58,7 @@ class NodeResponse:
             self._connection.close()
         elif self.content.at_eof():
             self._connection.release()
-        elif well:
+        elif went_well:
             task = asyncio.create_task(self._read_end(), name="the end of an answer")
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 class Clock:
     """
-    A wall clock that is never behind where the process began and how long it has run, and a monotonic one.
+    A wall clock that never runs behind the monotonic one, and a monotonic clock.
 
-    A wall clock that jumps ahead is followed: results may have run out while the machine slept.
-    One that is set back is followed no further than that, for what has run out must not come
-    to life again; a jump ahead that is corrected is.
+    The wall clock follows a jump ahead: results may have run out while the machine slept.  If
+    it is set back, it is followed no further back than the process' start plus its running
+    time, because a result that has run out must not become valid again.
     """
 
     def __init__(self, wall_ms: Callable[[], int], monotonic: Callable[[], float]) -> None:
@@ -25,5 +25,5 @@ class Clock:
         return max(self._wall_ms(), self._began_ms + int((self.monotonic() - self._began) * 1000))
 
     def unix(self) -> float:
-        """Seconds since 1970, without a jump: what standings are dated by."""
+        """Seconds since 1970 without jumps: standings are dated by it."""
         return self._began_ms / 1000 + self.monotonic() - self._began

@@ -1,18 +1,20 @@
 """
-How one execution ended and who is to blame, decided by the router at its end.
+How one execution at a node ended, and who is to blame for it.
 
-Classified by where it failed, never by text that a node supplies.
+The router decides both at the end of the execution, by where it failed.  Text that a node
+supplies never decides anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from typing import Final
 
 
 class Blame(StrEnum):
-    """Whose fault an outcome is.  Only the node's moves its standing."""
+    """Whose fault an outcome is.  Only the node's own faults change its standing."""
 
     NOBODY = "nobody"
     NODE = "node"
@@ -22,7 +24,12 @@ class Blame(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How an execution ended."""
+    """
+    How an execution ended.
+
+    The values are what records of decisions and clients see.  Two of them are older than the
+    names that the code uses: `EMPTY` is ``hollow`` there, and `UNSUPPORTED` is ``unserved``.
+    """
 
     COMPLETED = "completed"
     CRASHED = "crashed"
@@ -44,42 +51,68 @@ class Outcome(StrEnum):
 
     @property
     def may_move_on(self) -> bool:
-        """Whether another node may be tried."""
+        """Whether another node may be tried after this outcome."""
         return self not in (Outcome.COMPLETED, Outcome.REFUSED, Outcome.TIMED_OUT, Outcome.ABANDONED)
 
 
 OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
-    Outcome.COMPLETED: (Blame.NOBODY, "A whole answer, to its end."),
+    Outcome.COMPLETED: (Blame.NOBODY, "The answer is whole."),
     Outcome.CRASHED: (
         Blame.NODE,
-        "No connection, a broken one, a redirect, a demand for credentials, or 5xx.",
+        "There was no connection, a broken one, a redirect, a demand for credentials, or status 5xx.",
     ),
-    Outcome.STALLED: (Blame.NODE, "No answer, or no further text, in time."),
-    Outcome.TRUNCATED: (Blame.NODE, "The answer ended, and its text had not."),
+    Outcome.STALLED: (Blame.NODE, "No answer, or no further text, came in time."),
+    Outcome.TRUNCATED: (Blame.NODE, "The answer ended before its text did."),
     Outcome.CORRUPTED: (
         Blame.NODE,
-        "200 with what is no such answer, is too large, or goes on beyond what was asked for.",
+        "The status is 200, but the body is not such an answer, is too large, or has more than was asked for.",
     ),
     Outcome.IMPOSTOR: (
         Blame.NETWORK,
-        "Another key answers at the node's address: whoever it is, it is not the node.",
+        "Another key answered at the node's address: what answered is not the node.",
     ),
     # A client must not be able to have a node ejected.
-    Outcome.REFUSED: (Blame.CLIENT, "The node refused the request as such (400, 413, 415, 422)."),
-    Outcome.BUSY: (Blame.NOBODY, "The node has no room (429, 503)."),
+    Outcome.REFUSED: (Blame.CLIENT, "The node refused the request (status 400, 413, 415 or 422)."),
+    Outcome.BUSY: (Blame.NOBODY, "The node has no room (status 429 or 503)."),
     Outcome.UNSUPPORTED: (
         Blame.NOBODY,
-        "It does not have this operation or model (404, 405); perhaps nobody has.",
+        "The node does not have this operation or model (status 404 or 405); perhaps no node has it.",
     ),
-    Outcome.EMPTY: (Blame.NOBODY, "A whole answer with nothing in it: perhaps the request wants just that."),
-    Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time was over, and the node was not slow."),
+    Outcome.EMPTY: (
+        Blame.NOBODY,
+        "The answer is whole and has nothing in it; perhaps the request asks for just that.",
+    ),
+    Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time ran out, and the node was not slow."),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
 }
-"""Who is to blame for each, and what it is."""
+"""For each outcome, who is to blame, and what it means."""
 
 
-_REFUSALS = frozenset({400, 413, 415, 422})
-_BUSY = frozenset({429, 503})
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """
+    One execution at a node: how it ended, and what the router measured.
+
+    Statistics of nodes are made from these records.  A new signal for the ranking begins with a
+    field here.
+    """
+
+    outcome: Outcome
+    seconds: float
+    _: KW_ONLY
+    is_clean: bool = True
+    """Whether the node kept to the protocol and claimed the usage that was counted."""
+    earns_credit: bool = True
+    """Whether a good end counts for the node: not if its own operator sent the work."""
+    first_token_s: float | None = None
+    """Of a stream, seconds until the first token."""
+    token_s: float | None = None
+    """Of a stream, seconds for each token after the first."""
+
+
+_REFUSALS: Final = frozenset({400, 413, 415, 422})
+_BUSY: Final = frozenset({429, 503})
+_UNSUPPORTED: Final = frozenset({404, 405})
 
 
 def of_status(status: int) -> Outcome:
@@ -90,7 +123,7 @@ def of_status(status: int) -> Outcome:
         return Outcome.BUSY
     if status in _REFUSALS:
         return Outcome.REFUSED
-    if status in (404, 405):
+    if status in _UNSUPPORTED:
         return Outcome.UNSUPPORTED
-    # Also redirects, and demands for credentials: nodes have no business with either.
+    # Redirects and demands for credentials are crashes too: a node must send neither.
     return Outcome.CRASHED

@@ -1,10 +1,10 @@
 """
-Quantiles of what took how long: a log-histogram that merges by adding.
+Quantiles of durations: a log-histogram that merges by adding.
 
 The mapping is DDSketch's (Masson, Rim, Lee, "DDSketch: a fast and fully-mergeable quantile
-sketch", VLDB 2019): bucket i holds (γ^(i−1), γ^i], γ = (1+α)/(1−α), so that a quantile is off
-by at most α = 1 %, whatever the distribution.  Counts are kept in slices of five minutes;
-the newest twelve say what holds now.
+sketch", VLDB 2019).  Bucket i holds (γ^(i−1), γ^i] with γ = (1+α)/(1−α), so that a quantile is
+off by at most α = 1 %, whatever the distribution.  Counts are kept in slices of five minutes;
+the newest twelve are the last hour.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _SHORTEST_S: Final = 1e-4
 _LONGEST_S: Final = 1e5
 
 Counts: TypeAlias = dict[int, int]
-"""How many fell into each bucket."""
+"""How many durations fell into each bucket."""
 
 
 def bucket_of(seconds: float) -> int:
-    """The bucket for a duration; from 0.1 ms to a day."""
+    """The bucket for a duration; the histogram covers 0.1 ms to a day."""
     return math.ceil(math.log(min(max(seconds, _SHORTEST_S), _LONGEST_S)) * _PER_LOG)
 
 
 def value_of(bucket: int) -> float:
-    """What a bucket stands for, in seconds: 2γ^i/(γ+1), within α of all it holds."""
+    """The value that stands for a bucket, in seconds: 2γ^i/(γ+1), within α of all that it holds."""
     return 2 * math.pow(_GAMMA, bucket) / (_GAMMA + 1)
 
 
 class RecentDurations:
-    """Durations of the last hour."""
+    """The durations of the last hour."""
 
     __slots__ = ("slices",)
 
@@ -45,7 +45,7 @@ class RecentDurations:
         """By number of the slice: its start in Unix seconds, divided by its length."""
 
     def add(self, seconds: float, now: float) -> None:
-        """Count one more."""
+        """Count one more duration."""
         number = int(now // SLICE_S)
         counts = self.slices.get(number)
         if counts is None:
@@ -55,7 +55,7 @@ class RecentDurations:
         counts[bucket] = counts.get(bucket, 0) + 1
 
     def forget(self, now: float) -> None:
-        """Drop the slices that are older than an hour, and those of a time that has not come."""
+        """Drop the slices that are older than an hour, and those that lie in the future."""
         newest = int(now // SLICE_S)
         for number in [n for n in self.slices if not newest - SLICES < n <= newest]:
             del self.slices[number]
@@ -74,7 +74,7 @@ def merged(recents: Iterable[RecentDurations], now: float) -> Counts:
 
 
 def quantile(counts: Counts, share: float) -> float | None:
-    """The duration that *share* of the counted did not exceed; `None` where nothing was counted."""
+    """The duration that *share* of the counted ones did not exceed; `None` if nothing was counted."""
     total = sum(counts.values())
     if not total:
         return None
@@ -89,9 +89,9 @@ def quantile(counts: Counts, share: float) -> float | None:
 
 def enough_for(share: float) -> int:
     """
-    How many must be counted before a quantile is judged.
+    How many durations must be counted before a quantile is judged.
 
-    Fewer, and with 95 % confidence even the largest may be below the true quantile:
+    With fewer, even the largest may be below the true quantile with 95 % confidence:
     share^n ≤ 0.05, which is 29 for p90 and 299 for p99.
     """
     return math.ceil(math.log(0.05) / math.log(share))

@@ -1,4 +1,4 @@
-"""What one router keeps of a node for one tier: its standing, its latencies, its load."""
+"""What one router measures of a node for one tier: its standing, its latencies, its load."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from router.model.outcomes import Outcome
+from router.model.load import Load
+from router.model.outcomes import Execution, Outcome
 from router.model.quantiles import Counts, RecentDurations, bucket_of, enough_for, merged, quantile
-from router.model.standing import Load, Rating, Standing, merge, rate
+from router.model.standing import Rating, Standing, merge, rate
 from router.model.workload import Workload
 
+SERIES: Final = ("first", "token", "answer")
+"""Durations that are measured: to the first token, for each further token, of a whole answer."""
 _OBJECTIVES: Final = (
     ("first", 0.9, "first_token_p90_ms"),
     ("first", 0.99, "first_token_p99_ms"),
@@ -20,21 +23,20 @@ _OBJECTIVES: Final = (
     ("answer", 0.99, "answer_p99_ms"),
 )
 """Series, quantile, and the setting of the workload that bounds it."""
-_MOST: Final = 1e12
-_MOST_COUNTS: Final = 100_000
-_FARTHEST: Final = bucket_of(1e9)
-SERIES: Final = ("first", "token", "answer")
+_MAX_NUMBER: Final = 1e12
+_MAX_BUCKETS: Final = 100_000
+_HIGHEST_BUCKET: Final = bucket_of(1e9)
 
 
 class StatisticsAggregate(Struct, frozen=True, array_like=True):
-    """What one router has seen of a node for a tier."""
+    """What one router measured of a node for a tier, in the form that routers share."""
 
     standing: Standing
     slices: dict[str, dict[int, Counts]] = {}
-    """By series, the slices of `router.model.quantiles.RecentDurations`."""
+    """By series, the slices of `RecentDurations`."""
 
     def is_sound(self) -> bool:
-        """Whether its numbers are such as a router counts: another wrote it."""
+        """Whether its numbers are such as a router counts: another router wrote them."""
         seen = self.standing
         numbers = (
             *seen.completed,
@@ -44,109 +46,103 @@ class StatisticsAggregate(Struct, frozen=True, array_like=True):
             seen.at,
             seen.latency_s or 0.0,
         )
-        counts = [c for slices in self.slices.values() for counts in slices.values() for c in counts.values()]
+        buckets = [
+            item for slices in self.slices.values() for counts in slices.values() for item in counts.items()
+        ]
         return (
-            all(0 <= number <= _MOST for number in numbers)
-            and len(counts) <= _MOST_COUNTS
-            and all(0 <= count <= _MOST for count in counts)
-            and all(
-                abs(b) <= _FARTHEST
-                for slices in self.slices.values()
-                for counts in slices.values()
-                for b in counts
-            )
+            all(0 <= number <= _MAX_NUMBER for number in numbers)
+            and len(buckets) <= _MAX_BUCKETS
+            and all(abs(bucket) <= _HIGHEST_BUCKET and 0 <= n <= _MAX_NUMBER for bucket, n in buckets)
         )
 
 
 class NodeStatistics:
-    """NodeStatistics by events; its rating is what decisions go by."""
+    """Kept up to date by events.  Decisions go by its rating."""
 
-    __slots__ = ("load", "missed", "others", "own", "pace", "rating", "recent", "recent_of_others")
+    __slots__ = ("load", "missed_objective", "others", "own", "pace", "rating", "recent", "recent_of_others")
 
     def __init__(self) -> None:
         self.own = Standing()
         self.others: dict[str, Standing] = {}
-        """What other routers have seen, by router."""
-        self.recent_of_others: dict[str, dict[str, RecentDurations]] = {}
+        """What other routers measured, by router."""
         self.recent: dict[str, RecentDurations] = {name: RecentDurations() for name in SERIES}
-        """Seconds to the first token, for each further token, for a whole answer."""
+        self.recent_of_others: dict[str, dict[str, RecentDurations]] = {}
         self.load = Load()
         self.rating = Rating()
-        self.missed: str | None = None
-        """The objective that it surely misses, as a code."""
+        self.missed_objective: str | None = None
+        """The latency objective that the node surely misses, as a code."""
         self.pace: float | None = None
-        """Tokens per second, where enough were seen in the last hour."""
+        """Tokens per second over the last hour, if enough were measured."""
 
     @property
     def proven(self) -> float:
-        """Requests completed, by all routers' count, as far as warm-up needs to know."""
+        """Requests completed within the week, by all routers' count: warm-up goes by it."""
         return self.own.completed[1] + sum(other.completed[1] for other in self.others.values())
 
-    def ended(
-        self, outcome: Outcome, seconds: float, now: float, *, clean: bool = True, credit: bool = True
-    ) -> None:
-        """A request is over.  *now* in Unix seconds."""
+    def add(self, execution: Execution, now: float) -> None:
+        """Count an execution that ended at *now*, Unix seconds."""
         before = self.own
-        self.own = before.ended(outcome, seconds, now, clean=clean, credit=credit)
+        self.own = before.add(execution, now)
         if self.own is not before:
-            self.rate(now)
+            self.update_rating(now)
+        if execution.outcome is Outcome.COMPLETED and execution.earns_credit:
+            self._add_durations(execution, now)
 
-    def took(self, seconds: float, first_s: float | None, token_s: float | None, now: float) -> None:
-        """How long a completed request took."""
-        if first_s is None:
-            self.recent["answer"].add(seconds, now)
+    def _add_durations(self, execution: Execution, now: float) -> None:
+        if execution.first_token_s is None:
+            self.recent["answer"].add(execution.seconds, now)
             return
-        self.recent["first"].add(first_s, now)
-        if token_s is not None:
-            self.recent["token"].add(token_s, now)
+        self.recent["first"].add(execution.first_token_s, now)
+        if execution.token_s is not None:
+            self.recent["token"].add(execution.token_s, now)
 
-    def start_over(self, now: float) -> None:
-        """To probation: what was good is forgotten, what was bad is not."""
+    def forget_completions(self, now: float) -> None:
+        """Return the node to probation: good work is forgotten, failures are not."""
         self.own = structs.replace(self.own, completed=(0.0, 0.0), latency_s=None)
         self.others = {
             router: structs.replace(other, completed=(0.0, 0.0)) for router, other in self.others.items()
         }
-        self.rate(now)
+        self.update_rating(now)
 
-    def account(self, now: float) -> StatisticsAggregate:
-        """What this router has seen, to be written down."""
+    def aggregate(self, now: float) -> StatisticsAggregate:
+        """What this router measured, to be stored and shared."""
         slices = {}
         for name, recent in self.recent.items():
             recent.forget(now)
             slices[name] = recent.slices
         return StatisticsAggregate(self.own, slices)
 
-    def restore(self, account: StatisticsAggregate, now: float) -> None:
-        """What this router had seen before it was started again."""
-        self.own = account.standing
-        self.recent = {name: RecentDurations(account.slices.get(name)) for name in SERIES}
-        self.rate(now)
+    def restore(self, aggregate: StatisticsAggregate, now: float) -> None:
+        """Take up what this router measured before it was restarted."""
+        self.own = aggregate.standing
+        self.recent = {name: RecentDurations(aggregate.slices.get(name)) for name in SERIES}
+        self.update_rating(now)
 
-    def hear(self, router: str, account: StatisticsAggregate, now: float) -> None:
-        """What another router has seen."""
-        self.others[router] = account.standing
-        self.recent_of_others[router] = {name: RecentDurations(s) for name, s in account.slices.items()}
-        self.rate(now)
+    def merge_peer(self, router: str, aggregate: StatisticsAggregate, now: float) -> None:
+        """Take in what another router measured."""
+        self.others[router] = aggregate.standing
+        self.recent_of_others[router] = {name: RecentDurations(s) for name, s in aggregate.slices.items()}
+        self.update_rating(now)
 
     def last_hour(self, series: str, now: float) -> Counts:
-        """The durations of a series that all routers saw."""
+        """The durations of a series that all routers measured."""
         others = (of[series] for of in self.recent_of_others.values() if series in of)
         return merged([self.recent[series], *others], now)
 
-    def rate(self, now: float) -> None:
-        """Bring the rating up to what is known now."""
+    def update_rating(self, now: float) -> None:
+        """Bring the rating up to *now*."""
         standing = merge(self.own, self.others.values(), now) if self.others else self.own
-        self.rating = rate(standing, now, self.missed)
+        self.rating = rate(standing, now, self.missed_objective)
 
-    def judge(self, workload: Workload | None, now: float) -> None:
-        """Hold the last hour against the objectives, and bring the rating up to now."""
-        self.missed = None if workload is None else self._missed(workload, now)
+    def check_objectives(self, workload: Workload | None, now: float) -> None:
+        """Compare the last hour with the workload's latency objectives, and update pace and rating."""
+        self.missed_objective = None if workload is None else self._find_missed_objective(workload, now)
         counts = self.last_hour("token", now)
         median = quantile(counts, 0.5) if sum(counts.values()) >= enough_for(0.9) else None
         self.pace = None if median is None else 1 / median
-        self.rate(now)
+        self.update_rating(now)
 
-    def _missed(self, workload: Workload, now: float) -> str | None:
+    def _find_missed_objective(self, workload: Workload, now: float) -> str | None:
         for series, share, setting in _OBJECTIVES:
             bound_ms = getattr(workload, setting)
             if not bound_ms:

@@ -1,24 +1,24 @@
 """
-The router's own count of tokens: what a node says of its work is not what it is paid by.
+The router's own count of tokens: callers are charged by it, and not by what nodes claim.
 
-It counts text.  What an engine's chat template puts around the text, and the definitions of tools,
-are not counted; nor are images.
+It counts text.  It does not count what an engine's chat template puts around the text, the
+definitions of tools, or images.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from attester.errors import ConfigError
 
-_MAX_FILE: Final = 64 << 20
+MAX_TOKENISER: Final = 64 << 20
+"""Bytes of a ``tokenizer.json``."""
 _MAX_PIECE: Final = 1 << 20
 _MAX_ANSWER: Final = 4 << 20
 _BYTES_PER_TOKEN: Final = 4
-# Letters, a script and a sign that few vocabularies have: what a tokeniser cannot do shows at once.
+# Letters, a script and a sign that few vocabularies have show at once what a tokeniser cannot do.
 _PROBE: Final = "Touchstone ꙮ 試金石 \U0001fa84"
 
 
@@ -29,72 +29,74 @@ class Tokeniser:
         self._encode = encode
 
     @classmethod
-    def load(cls, path: Path) -> Tokeniser:
+    def parse(cls, data: bytes) -> Tokeniser:
         """
-        Read a ``tokenizer.json`` of Hugging Face's ``tokenizers``.
+        Read the contents of a ``tokenizer.json`` of Hugging Face's ``tokenizers``.
 
         Raises:
-            ConfigError: the package or the file is missing, the file is larger than 64 MiB, or it
-                describes no tokeniser that can take any text.
+            ConfigError: the package is missing, *data* is larger than 64 MiB, or it describes no
+                tokeniser that can take any text.  The message continues the file's name.
         """
         try:
             from tokenizers import Tokenizer
         except ImportError:
             raise ConfigError(
-                f"{path} is read with the package tokenizers: pip install 'touchstone[tokens]'"
+                "is read with the package tokenizers: pip install 'touchstone-attestation[tokens]'"
             ) from None
+        if len(data) > MAX_TOKENISER:
+            raise ConfigError(f"is larger than {MAX_TOKENISER >> 20} MiB")
         try:
-            tokenizer = Tokenizer.from_buffer(_read(path))
+            tokenizer = Tokenizer.from_buffer(data)
         except ValueError as error:
-            raise ConfigError(f"{path}: {str(error)[:200]}") from None
-        # Published files cut and pad to the length that a model was trained with.
+            raise ConfigError(f"is not a tokeniser: {str(error)[:200]}") from None
+        # Published files truncate and pad to the length that a model was trained with.
         tokenizer.no_truncation()
         tokenizer.no_padding()
 
         def encode(text: str) -> int:
-            # This one of its functions keeps no offsets, and lets other threads run meanwhile.
+            # Of the package's functions this one keeps no offsets, and lets other threads run.
             return len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
 
         try:
             encode(_PROBE)
         except Exception as error:  # noqa: BLE001  # the package raises nothing narrower
-            raise ConfigError(f"{path} cannot take any text: {str(error)[:200]}") from None
+            raise ConfigError(f"cannot take any text: {str(error)[:200]}") from None
         return cls(encode)
 
     def count(self, text: str) -> int:
         """
-        Tokens of *text*, special ones not added.
+        Tokens of *text*, without special tokens.
 
-        A text of more than 1 Mi characters is counted in pieces, cut before whitespace where there
-        is any; a cut may change the count by a token.  It takes some tenths of a µs a character,
-        without holding the GIL: long texts are for a thread.
+        A text of more than 1 Mi characters is counted in pieces, cut before whitespace if there
+        is any; a cut may change the count by a token.  Counting takes some tenths of a µs for
+        each character and does not hold the GIL: long texts should be counted in a thread.
         """
         try:
             return sum(map(self._encode, _pieces(text)))
         except Exception:  # noqa: BLE001  # the package raises nothing narrower
-            # A lone surrogate, or what the vocabulary has no token for.
+            # The text has a lone surrogate, or something that the vocabulary has no token for.
             return estimated(_utf8_length(text))
 
 
 class TokenCounter:
     """
-    The tokens of one answer, counted once, at its end.
+    Counts the tokens of one answer, once, at its end.
 
-    Without a tokeniser, and for what comes after the first 4 MiB, they are estimated.
+    Without a tokeniser, and after the first 4 MiB, the count is an estimate.
     """
 
     __slots__ = ("_kept", "_kept_bytes", "_other_bytes", "_tokeniser", "_total")
 
     def __init__(self, tokeniser: Tokeniser | None) -> None:
         self._tokeniser = tokeniser
-        # A list of the parts would be some fifty times as large where each is a letter or two.
+        # If each part is a letter or two, a list of them would be some fifty times as large.
         self._kept = io.StringIO()
         self._kept_bytes = 0
         self._other_bytes = 0
         self._total: int | None = None
 
     def add(self, text: str) -> None:
-        """The next part of the answer's text."""
+        """Add the next part of the answer's text."""
         size = _utf8_length(text)
         if self._tokeniser is not None and self._kept_bytes + size <= _MAX_ANSWER:
             self._kept.write(text)
@@ -105,11 +107,11 @@ class TokenCounter:
 
     @property
     def size(self) -> int:
-        """Bytes of UTF-8 that are to be counted by the tokeniser."""
+        """Bytes of UTF-8 that the tokeniser will count."""
         return self._kept_bytes
 
     def estimate(self) -> int:
-        """As `total`, without the tokeniser."""
+        """`total` without the tokeniser."""
         return estimated(self._kept_bytes + self._other_bytes)
 
     def total(self) -> int:
@@ -121,7 +123,7 @@ class TokenCounter:
 
 
 def estimated(text_bytes: int) -> int:
-    """Tokens of so many bytes of UTF-8, without a tokeniser: one for every four that were begun."""
+    """Tokens of so many bytes of UTF-8 without a tokeniser: one for every four bytes, rounded up."""
     return max(0, -(-text_bytes // _BYTES_PER_TOKEN))
 
 
@@ -129,7 +131,7 @@ def prompt_text(body: Mapping[str, Any]) -> str:
     """
     The text of a request: its messages with the arguments of their tool calls, prompt and input.
 
-    A line each.  What is malformed, or given as token ids, contributes nothing.
+    One line each.  Malformed parts, and token ids, contribute nothing.
     """
     parts: list[str] = []
     for message in _list(body.get("messages")):
@@ -142,7 +144,7 @@ def prompt_text(body: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-_NO_TEXT: Final = frozenset(
+_ADDS_NO_TEXT: Final = frozenset(
     {
         "model",
         "messages",
@@ -169,12 +171,12 @@ _NO_TEXT: Final = frozenset(
         "dimensions",
     }
 )
-"""What of a request adds no text to a prompt beside `prompt_text`."""
+"""Members of a request that add no text to the prompt beyond `prompt_text`."""
 
 
 def counts_all(body: Mapping[str, Any]) -> bool:
-    """Whether `prompt_text` has all of a request that an engine counts: nothing but known, plain texts."""
-    if not body.keys() <= _NO_TEXT:
+    """Whether `prompt_text` has all that an engine counts of a request: only known members and plain texts."""
+    if not body.keys() <= _ADDS_NO_TEXT:
         return False
     for message in _list(body.get("messages")):
         if not isinstance(message, dict) or not message.keys() <= {"role", "content"}:
@@ -185,12 +187,12 @@ def counts_all(body: Mapping[str, Any]) -> bool:
 
 
 def templates(body: Mapping[str, Any]) -> int:
-    """How many texts of a request a chat template may put something around."""
+    """How many texts of a request a chat template may add tokens to."""
     return max(len(_list(body.get("messages"))), 1)
 
 
 def prompt_ids(body: Mapping[str, Any]) -> int:
-    """How many tokens a request gives as ids, which `prompt_text` has no text for."""
+    """How many tokens a request gives as ids: `prompt_text` has no text for them."""
     count = 0
     for name in ("prompt", "input"):
         items = _list(body.get(name))
@@ -200,7 +202,7 @@ def prompt_ids(body: Mapping[str, Any]) -> int:
 
 
 def _content(value: Any) -> Iterator[str]:
-    """The texts of a string, or of parts of content."""
+    """The texts of a message's content: a string, or a list of parts."""
     if isinstance(value, str):
         yield value
         return
@@ -210,7 +212,7 @@ def _content(value: Any) -> Iterator[str]:
 
 
 def _arguments(message: dict[str, Any]) -> Iterator[str]:
-    """The arguments of a message's calls, in the older form too."""
+    """The arguments of a message's tool calls, also in the older form."""
     calls = [call.get("function") for call in _list(message.get("tool_calls")) if isinstance(call, dict)]
     for function in (*calls, message.get("function_call")):
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
@@ -229,22 +231,9 @@ def _pieces(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > _MAX_PIECE:
         end = start + _MAX_PIECE
-        # Before the whitespace: many vocabularies have words with the space before them.
+        # Cut before the whitespace: many vocabularies have words together with the space before them.
         cut = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
         cut = cut if cut > 0 else end
         yield text[start:cut]
         start = cut
     yield text[start:]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE + 1)
-    except ValueError:
-        raise ConfigError(f"{str(path)!r} is not a path") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > _MAX_FILE:
-        raise ConfigError(f"{path} is larger than {_MAX_FILE >> 20} MiB")
-    return data

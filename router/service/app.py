@@ -1,4 +1,4 @@
-"""The application: feed, fleet, gateway and resources put together."""
+"""The router's application: its resources, and everything that runs behind them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import gc
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,34 +19,38 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
 from attester.errors import ConfigError
-from router.config import RouterConfig, read_token
-from router.gateway import openai, pinned
+from router.config import RouterConfig, load_table, load_tokenisers, read_token
+from router.gateway import openai, pinned, probe
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchange import Exchanges
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
+from router.gateway.metering import Metering
 from router.gateway.openai import GATEWAY, Gateway
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
-from router.model.workload import Table, load_table
+from router.model.workload import Table
 from router.service import decisions, incidents, standing, status
+from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.state.feed import Feed
 from router.state.fleet import Fleet
-from router.state.holds import Holds, VerifierIncidentReporter
+from router.state.holds import Holds
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.records import Records
 from verifier.errors import RequestError
 from verifier.service import problem
+from verifier.store.database import Database
 from verifier.store.sqlite import SqliteDatabase
 
 _SWEEP_EVERY_S: Final = 1.0
 _SWEPT_IN_S: Final = 60
-"""Every node is looked at again within this time."""
+"""Every node is swept within this time."""
+_SWEPT_AT_LEAST: Final = 10
 _SCHEMA: Final = "router.store"
-_COLLECT: Final = (20_000, 50, 100)
-"""Requests make no cycles, so the collector need not run every few of them."""
+_GC_THRESHOLDS: Final = (20_000, 50, 100)
+"""Requests make no reference cycles, so the garbage collector need not run every few of them."""
 
 _log = structlog.get_logger("router")
 _silent = Gauge("touchstone_router_feed_silent_seconds", "How long nothing was heard from the verifier.")
@@ -57,48 +62,38 @@ _reloads = Counter(
 
 @dataclass(frozen=True)
 class RouterSetup:
-    """What a router is made of."""
+    """What a router is made from."""
 
     config: RouterConfig
     table: Table
     folder: Path = Path()
-    """Where the files that the configuration names are."""
+    """The folder of the files that the configuration names."""
+
+    def tokenisers(self) -> dict[str, Tokeniser]:
+        """The tokenisers of the table, by workload.  Raises `ConfigError`."""
+        return load_tokenisers(self.table, self.folder)
 
 
 def load(path: Path, config: RouterConfig) -> RouterSetup:
     """
-    The table and what else the configuration names.
+    Read the table, and check every other file that the configuration names.
 
     Raises:
-        ConfigError: a file cannot be read, or holds something else.
+        ConfigError: a file cannot be read, or does not hold what it should.
     """
     folder = path.parent
-    given = RouterSetup(config, load_table(folder / config.workloads), folder)
-    tokenisers(given.table, folder)
+    setup = RouterSetup(config, load_table(folder / config.workloads), folder)
+    setup.tokenisers()
     read_token(folder, config.verifier.router_token_file)
     read_token(folder, config.verifier.admin_token_file)
-    return given
+    return setup
 
 
-def tokenisers(table: Table, folder: Path) -> dict[str, Tokeniser]:
-    """
-    The tokenisers that a table names, by workload.
-
-    Raises:
-        ConfigError: one cannot be read.
-    """
-    return {
-        name: Tokeniser.load(folder / workload.tokeniser)
-        for name, workload in table.workloads.items()
-        if workload.tokeniser is not None
-    }
-
-
-def make_app(given: RouterSetup, clock: Clock | None = None) -> web.Application:
+def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
     app = web.Application()
-    # The work has errors of its own form; everything else has problem documents.
+    # OpenAI's resources have errors of their own form; all others answer with problem documents.
     app.add_routes(openai.routes())
     api = [*decisions.routes(), *incidents.routes(), *standing.routes(), *status.routes()]
     api += [web.get("/metrics", _metrics), web.route("*", "/{rest:.*}", _nothing)]
@@ -106,7 +101,7 @@ def make_app(given: RouterSetup, clock: Clock | None = None) -> web.Application:
         app.router.add_route(route.method, route.path, _guarded(route.handler))
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        async with opened(given, clock) as (state, gateway):
+        async with running(setup, clock) as (state, gateway):
             app[STATE], app[GATEWAY] = state, gateway
             yield
 
@@ -115,56 +110,26 @@ def make_app(given: RouterSetup, clock: Clock | None = None) -> web.Application:
 
 
 @asynccontextmanager
-async def opened(given: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State, Gateway]]:
+async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State, Gateway]]:
     """Everything that runs, until the block ends."""
-    config = given.config
+    config = setup.config
     async with AsyncExitStack() as stack:
         to_verifier = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
         to_nodes = await stack.enter_async_context(
             pinned.open_session(allow_private=config.gateway.allow_private)
         )
         if config.store.path is None:
-            # Holds need a place; without a configured one they last as long as the process.
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="touchstone-"))) / "router.db"
+            # Holds need a store; without a configured one they last as long as the process.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="touchstone-"))
+            path = Path(folder) / "router.db"
         else:
-            path = given.folder / config.store.path
-        db = SqliteDatabase(path, schema=_SCHEMA)
-        await stack.enter_async_context(db)
-        fleet = Fleet(given.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
-        keyring = Keyring(config.keys, wall_ms=clock.now_ms, monotonic=clock.monotonic)
-        records = Records(writes=config.store.path is not None, lost=records_lost.inc)
-        feed = Feed(to_verifier, config.verifier, clock, fleet)
-        token = read_token(given.folder, config.verifier.router_token_file)
-        tell = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
-        held = Holds(db, fleet, clock, config.review, tell)
-        feed.decided, feed.awaited = held.decided, held.awaited
-        dispatcher = Dispatcher(fleet, Exchanges(to_nodes, config.gateway), config.gateway, clock, records)
-        dispatcher.on_mismatch, dispatcher.on_cheap = held.on_mismatch, held.on_cheap
-        dispatcher.tokenisers = tokenisers(given.table, given.folder)
-        keeper = Persistence(db, config.name, config.store, clock, fleet, records, keyring)
-        state = State(given.config, given.folder, clock, fleet, feed, held, keeper, records, to_verifier)
-        gateway = Gateway(
-            dispatcher, config.gateway, clock, keyring, IdempotencyCache(monotonic=clock.monotonic)
-        )
-        # Before the first byte: what was held is held.
-        await keeper.load()
-        await held.sync()
-        loops: dict[str, Coroutine[Any, Any, None]] = {
-            "feed": feed.run(),
-            "holds": held.run(),
-            "sweep": _sweep(fleet),
-        }
-        if config.store.path is not None:
-            loops["keeper"] = keeper.run()
-        if config.gateway.probe_every_s:
-            prober = Prober(
-                fleet,
-                to_nodes,
-                clock,
-                every_s=config.gateway.probe_every_s,
-                allow_private=config.gateway.allow_private,
-            )
-            loops["prober"] = prober.run()
+            path = setup.folder / config.store.path
+        db = await stack.enter_async_context(SqliteDatabase(path, schema=_SCHEMA))
+        state, gateway = assemble(setup, clock, db, to_verifier=to_verifier, to_nodes=to_nodes)
+        # Before the first request: what was held is held.
+        await state.persistence.load()
+        await state.holds.sync()
+        loops = _loops(state, to_nodes)
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         try:
             yield state, gateway
@@ -172,30 +137,97 @@ async def opened(given: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State,
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await held.close()
+            await state.holds.close()
             if config.store.path is not None:
-                await keeper.flush()
+                await state.persistence.flush()
+
+
+def assemble(
+    setup: RouterSetup,
+    clock: Clock,
+    db: Database,
+    *,
+    to_verifier: aiohttp.ClientSession,
+    to_nodes: aiohttp.ClientSession,
+) -> tuple[State, Gateway]:
+    """Make all parts and connect them; nothing runs yet."""
+    config = setup.config
+    fleet = Fleet(setup.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
+    keyring = Keyring(config.keys, wall_ms=clock.now_ms, monotonic=clock.monotonic)
+    records = Records(writes=config.store.path is not None, lost=records_lost.inc)
+    token = read_token(setup.folder, config.verifier.router_token_file)
+    report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
+    holds = Holds(db, fleet, clock, config.review, report=report)
+    feed = Feed(
+        to_verifier,
+        config.verifier,
+        clock,
+        fleet,
+        on_incident_state=holds.note_incident_state,
+        reported_incidents=holds.reported_incidents,
+    )
+    persistence = Persistence(
+        db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring
+    )
+    exchanges = Exchanges(to_nodes, config.gateway, clock)
+    metering = Metering(clock, holds, setup.tokenisers())
+    dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
+    state = State(
+        config=config,
+        folder=setup.folder,
+        clock=clock,
+        fleet=fleet,
+        feed=feed,
+        holds=holds,
+        persistence=persistence,
+        records=records,
+        to_verifier=to_verifier,
+    )
+    gateway = Gateway(
+        dispatcher=dispatcher,
+        config=config.gateway,
+        clock=clock,
+        keyring=keyring,
+        replays=IdempotencyCache(monotonic=clock.monotonic),
+    )
+    return state, gateway
+
+
+def _loops(state: State, to_nodes: aiohttp.ClientSession) -> Mapping[str, Coroutine[Any, Any, None]]:
+    """The loops that run until the router ends, by name."""
+    config = state.config
+    loops: dict[str, Coroutine[Any, Any, None]] = {
+        "feed": state.feed.run(),
+        "holds": state.holds.run(),
+        "sweep": _sweep(state.fleet),
+    }
+    if config.store.path is not None:
+        loops["persistence"] = state.persistence.run()
+    if config.gateway.probe_every_s:
+        ask = partial(probe.ask, to_nodes, allow_private=config.gateway.allow_private)
+        prober = Prober(state.fleet, ask, state.clock, every_s=config.gateway.probe_every_s)
+        loops["prober"] = prober.run()
+    return loops
 
 
 async def tune_garbage_collector(_: web.Application) -> None:
-    """For a process that does nothing else: what is here now stays, and need not be looked at again and again."""
+    """Exempt what exists now from garbage collection, for a process that only routes."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECT)
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def reload_table(app: web.Application) -> None:
-    """Read the table again; one that is refused leaves the one before in force."""
+    """Read the table again.  If it is refused, the table before it stays in force."""
     state, gateway = app[STATE], app[GATEWAY]
-    path = state.folder / state.config.workloads
     try:
-        table = load_table(path)
-        gateway.dispatcher.tokenisers = tokenisers(table, state.folder)
+        table = load_table(state.folder / state.config.workloads)
+        gateway.dispatcher.metering.tokenisers = load_tokenisers(table, state.folder)
     except ConfigError as error:
         _reloads.labels("refused").inc()
-        _log.error("the table was refused, and the one before stays in force", why=str(error))
+        _log.error("the table is refused; the one before it stays in force", why=str(error))
         return
-    state.fleet.use(table)
+    state.fleet.use_table(table)
     _reloads.labels("taken").inc()
     _log.info("another table of workloads is in force", workloads=len(table.workloads))
 
@@ -205,7 +237,7 @@ async def _sweep(fleet: Fleet) -> None:
         await asyncio.sleep(_SWEEP_EVERY_S)
         try:
             fleet.advance()
-            fleet.sweep(len(fleet) // _SWEPT_IN_S + 10)
+            fleet.sweep(len(fleet) // _SWEPT_IN_S + _SWEPT_AT_LEAST)
         except Exception:  # noqa: BLE001
             # The outermost of the sweep: one node must not end it for all.
             _log.exception("the sweep failed")

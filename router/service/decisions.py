@@ -1,4 +1,4 @@
-"""Decisions as a resource: look one up, or ask for one and dispatch yourself."""
+"""Decisions as a resource: look one up, or ask for one and dispatch the work yourself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from router.choose.decision import Decision
 from router.gateway.openai import GATEWAY
 from router.model.errors import WorkloadError
 from router.service.state import STATE, require_key
-from router.state.records import shown, with_excluded
+from router.state.records import decode_record, with_excluded
 from verifier.errors import RequestError
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 
@@ -32,7 +32,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def make(request: web.Request) -> web.Response:
-    """Decide for someone who dispatches the work: endpoints and pins come with it."""
+    """Decide for a caller that dispatches the work itself: endpoints and pins come with the decision."""
     key = require_key(request)
     given = parse_json(await read_body(request, MAX_JSON), _DecisionBody)
     gateway = request.app[GATEWAY]
@@ -43,23 +43,23 @@ async def make(request: web.Request) -> web.Response:
         raise RequestError(str(error), code=code) from None
     dispatcher = gateway.dispatcher
     record = dispatcher.decide(workload, key.name)
-    dispatcher.records.ended(record)
+    dispatcher.records.finish(record)
     wire = record.to_wire(dispatcher.excluded(record.decision) if given.explain else None)
     wire["endpoints"] = dispatcher.endpoints(record)
     return json_response(wire, status=201, headers={"Location": f"/api/v1/decisions/{record.id}"})
 
 
 async def show(request: web.Request) -> web.Response:
-    """A decision with every verdict and term, and what became of it."""
+    """A decision with every verdict and every term, and what became of it."""
     require_key(request)
     state = request.app[STATE]
     record_id = request.match_info["id"]
     dispatcher = request.app[GATEWAY].dispatcher
     record = state.records.get(record_id)
     if record is not None:
-        wire = shown(record)
+        wire = decode_record(record)
         return json_response(with_excluded(wire, dispatcher.excluded(Decision.from_wire(wire))))
-    written = await state.keeper.find(record_id[:64])
-    if written is None:
+    stored = await state.persistence.find(record_id[:64])
+    if stored is None:
         raise RequestError("no such decision is kept", code="request.not-found")
-    return json_response(msgspec.Raw(written))
+    return json_response(msgspec.Raw(stored))

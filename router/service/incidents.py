@@ -1,8 +1,8 @@
 """
-The review queue: what the router holds and what the verifier holds, with what is known of each.
+The review queue: the router's holds and the verifier's incidents, with what is known of each.
 
-People look here, and let a node go to probation with a reason: a hold of the router's own at
-once, an incident of the verifier's by its API, where the router was given the means.
+People look here, and release a node to probation with a reason.  A hold of the router is
+released at once; an incident of the verifier by the verifier's API, if the router has a token for it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def routes() -> list[web.RouteDef]:
 
 
 async def list_open(request: web.Request) -> web.Response:
-    """What waits for a person, the router's own first; each with the time left to look."""
+    """What waits for a person, the router's own holds first; each with the time that is left."""
     require_reviewer(request)
     state = request.app[STATE]
     now_ms = state.clock.now_ms()
-    own = [_wire(hold, now_ms) for hold in await state.holds.open_ones()]
+    own = [_wire(hold, now_ms) for hold in await state.holds.list_open()]
     known = {hold["incident"] for hold in own}
     try:
         page = await _ask(state, "GET", "?open=1&limit=500")
@@ -58,7 +58,7 @@ async def list_open(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    """One of them, with its evidence, its history, and what the router has seen of the node."""
+    """One of them, with its evidence, its history, and what the router measured of the node."""
     require_reviewer(request)
     state = request.app[STATE]
     which = request.match_info["id"]
@@ -70,12 +70,12 @@ async def show(request: web.Request) -> web.Response:
         document = {**_wire(hold, state.clock.now_ms()), "history": steps}
     node = document.get("node")
     if isinstance(node, str) and node in state.fleet:
-        document["seen"] = standing.of(state, node)
+        document["seen"] = standing.standing_of(state, node)
     return json_response(document)
 
 
 async def release(request: web.Request) -> web.Response:
-    """A person, whom the key names, lets a node go to probation, and says why."""
+    """Release a node to probation.  The API key names the person; the body says why."""
     key = require_reviewer(request)
     state = request.app[STATE]
     given = parse_json(await read_body(request, MAX_JSON), _ReleaseBody)
@@ -89,7 +89,7 @@ async def release(request: web.Request) -> web.Response:
     if hold.state != "open":
         raise RequestError(f"it is {hold.state} already", code="incident.state")
     if hold.incident is not None:
-        # Told to the verifier: it must let go too, and its word comes back by the feed.
+        # It was reported to the verifier, which must release it too; its decision comes back by the feed.
         answer = await _release_theirs(state, hold.incident, key.name, given.reason)
         if answer.get("awaiting_second"):
             return json_response({**_wire(hold, state.clock.now_ms()), "awaiting_second": True})
@@ -98,7 +98,7 @@ async def release(request: web.Request) -> web.Response:
     except HoldError as error:
         if hold.incident is None:
             raise RequestError(str(error), code="incident.state") from None
-        # The verifier's word came by the feed before its answer.
+        # The verifier's decision came by the feed before its answer.
         done = True
     shown, _ = await state.holds.show(which)
     return json_response({**_wire(shown, state.clock.now_ms()), "awaiting_second": not done})
@@ -109,7 +109,7 @@ async def _release_theirs(state: State, incident: str, actor: str, reason: str) 
     if token is None:
         hint = "decide it at the verifier: touchstone verifier incidents step"
         raise RequestError(
-            f"this router has no say in the verifier's incidents; {hint}", code="request.forbidden"
+            f"this router may not release the verifier's incidents; {hint}", code="request.forbidden"
         )
     body = msgspec.json.encode({"actor": actor, "reason": reason})
     return await _ask(state, "POST", f"/{_plain(incident)}/release", body, token)

@@ -1,4 +1,4 @@
-"""Where a node stands, why, and what would raise it: for its operator."""
+"""A node's standing, the reasons, and what would raise it: for its operator."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _WHAT_OPENS: Final = {
     "capacity.breaker": "be reachable and answer; one request at a time tries it again",
     "capacity.silent": "be reachable over TLS with the key of the evidence",
 }
-"""What an operator can do about a gate; about the others, what the gate says."""
+"""What an operator can do about a closed gate; for other codes, the gate's own sentence says it."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -65,11 +65,11 @@ async def show(request: web.Request) -> web.Response:
     node = request.match_info["id"]
     if node not in state.fleet:
         raise RequestError("no such node is known", code="request.not-found")
-    return json_response(of(state, node))
+    return json_response(standing_of(state, node))
 
 
-def of(state: State, node: str) -> dict[str, Any]:
-    """All that the router knows of a node."""
+def standing_of(state: State, node: str) -> dict[str, Any]:
+    """Everything that the router knows of a node."""
     fleet, now = state.fleet, state.clock.unix()
     fleet.advance()
     view = fleet.view(node)
@@ -79,7 +79,9 @@ def of(state: State, node: str) -> dict[str, Any]:
         "operator": view.operator,
         "phi": None if heartbeat is None else round(max(heartbeat.phi(state.clock.monotonic()), 0.0), 2),
         "workloads": {name: _place(fleet, node, name) for name in fleet.table.workloads},
-        "tiers": {tier: _kept(kept, now) for tier, kept in fleet.tiers(node).items()},
+        "tiers": {
+            tier: _of_tier(statistics, now) for tier, statistics in fleet.statistics_by_tier(node).items()
+        },
     }
 
 
@@ -97,8 +99,9 @@ def _place(fleet: Fleet, node: str, name: str) -> dict[str, Any]:
 
 def _help(fleet: Fleet, node: str, workload: Workload, verdict: GateVerdict | None) -> str:
     if verdict is None:
-        kept = fleet.kept(node, workload.standing_key)
-        return _WHAT_HELPS.get("standing.little-evidence" if kept is None else kept.rating.why, "")
+        statistics = fleet.statistics(node, workload.standing_key)
+        why = "standing.little-evidence" if statistics is None else statistics.rating.why
+        return _WHAT_HELPS.get(why, "")
     result = fleet.view(node).result
     if verdict.code == "result.not-affirming" and result is not None:
         reasons = [r.code for a in result.submods.values() for r in a.ear_verifier_claims.reasons]
@@ -107,24 +110,24 @@ def _help(fleet: Fleet, node: str, workload: Workload, verdict: GateVerdict | No
     return _WHAT_OPENS.get(verdict.code) or CODES.get(verdict.code, "")
 
 
-def _kept(kept: NodeStatistics, now: float) -> dict[str, Any]:
-    own = kept.own.decayed_to(now)
-    rating = kept.rating
-    lacking = max(PROVEN - own.completed[1], 0) if rating.tier is Grade.PROBATION else 0
+def _of_tier(statistics: NodeStatistics, now: float) -> dict[str, Any]:
+    own = statistics.own.decayed_to(now)
+    rating = statistics.rating
+    lacking = max(PROVEN - own.completed[1], 0) if rating.grade is Grade.PROBATION else 0
     return {
-        "standing": rating.tier,
+        "standing": rating.grade,
         "why": rating.why,
         "completion_lower_bound": round(rating.completion, 4),
         "established_from": ESTABLISHED_LOWER,
         "clean_lower_bound": round(own.clean()[0], 4),
         "evidence": round(rating.evidence, 1),
         "requests_to_go": round(lacking),
-        "usual_answer_s": kept.own.latency_s,
-        "under_way": kept.load.in_flight,
-        "failures_in_a_row": kept.load.failures_in_a_row,
+        "usual_answer_s": statistics.own.latency_s,
+        "under_way": statistics.load.in_flight,
+        "failures_in_a_row": statistics.load.failures_in_a_row,
         "seen_here": _counts(own),
-        "seen_by_others": {router: _counts(o.decayed_to(now)) for router, o in kept.others.items()},
-        "last_hour_s": {series: _quantiles(kept, series, now) for series in SERIES},
+        "seen_by_others": {router: _counts(o.decayed_to(now)) for router, o in statistics.others.items()},
+        "last_hour_s": {series: _quantiles(statistics, series, now) for series in SERIES},
     }
 
 
@@ -138,8 +141,8 @@ def _counts(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _quantiles(kept: NodeStatistics, series: str, now: float) -> dict[str, Any]:
-    counts = kept.last_hour(series, now)
+def _quantiles(statistics: NodeStatistics, series: str, now: float) -> dict[str, Any]:
+    counts = statistics.last_hour(series, now)
     found: dict[str, Any] = {"count": sum(counts.values())}
     for share in _QUANTILES:
         value = quantile(counts, share)

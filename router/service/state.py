@@ -8,8 +8,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from router.config import RouterConfig
-from router.gateway.keys import Key
+from router.config import ApiKey, RouterConfig
 from router.gateway.openai import GATEWAY, may_review
 from router.model.clock import Clock
 from router.state.feed import Feed
@@ -20,9 +19,9 @@ from router.state.records import Records
 from verifier.errors import RequestError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
-    """All that runs."""
+    """Everything that runs."""
 
     config: RouterConfig
     folder: Path
@@ -30,7 +29,7 @@ class State:
     fleet: Fleet
     feed: Feed
     holds: Holds
-    keeper: Persistence
+    persistence: Persistence
     records: Records
     to_verifier: aiohttp.ClientSession
 
@@ -38,12 +37,12 @@ class State:
 STATE: web.AppKey[State] = web.AppKey("state", State)
 
 
-def require_key(request: web.Request) -> Key:
+def require_key(request: web.Request) -> ApiKey:
     """
-    The caller's API key, where one is needed.
+    The caller's API key, if keys are configured.
 
     Raises:
-        RequestError: it has none.
+        RequestError: the caller has no valid key.
     """
     key = request.app[GATEWAY].keyring.find(request.headers.get("Authorization"))
     if key is None:
@@ -51,12 +50,12 @@ def require_key(request: web.Request) -> Key:
     return key
 
 
-def require_reviewer(request: web.Request) -> Key:
+def require_reviewer(request: web.Request) -> ApiKey:
     """
-    The caller's API key, with which incidents may be decided.
+    The caller's API key, which must be a reviewer's.
 
     Raises:
-        RequestError: it has none, or one for work alone; without keys nobody has.
+        RequestError: it is not a reviewer's; if no keys are configured, no caller is a reviewer.
     """
     key = require_key(request)
     if not may_review(key):

@@ -1,9 +1,9 @@
 """
-The feed: live results, revocations and incidents of the verifier, told to the fleet.
+The feed: the verifier's live results, revocations and incidents, for the fleet.
 
-Every result's signature is checked here, and none gives way to an older one.  That a node
-was released is taken on the stream's word, as are the incidents it was held for; but what
-lets a node in is always a signed, live, affirming result.
+Every result's signature is checked here, and an older result never replaces a newer one.  The
+stream's word is enough for an incident and for its release.  But work goes to a node only by
+a signed, live, affirming result.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from verifier.results import VerifyingKey
 _MAX_PAGE: Final = 256 << 20
 _MAX_EVENT: Final = 1 << 20
 _MAX_NODES: Final = 1_000_000
-_AT_ONCE: Final = 200
-"""Nodes that are put into their places before other work has a turn."""
+_PLACED_AT_ONCE: Final = 200
+"""Nodes that are placed before other work has its turn."""
 _SILENCE_S: Final = 10.0
 _KEYS_EVERY_S: Final = 30.0
 _LEEWAY_S: Final = 5
@@ -91,10 +91,28 @@ P = TypeVar("P", _ResultsPage, _IncidentsPage)
 
 
 class Feed:
-    """Follows one verifier."""
+    """
+    Follows one verifier.
+
+    Args:
+        http: For the verifier's API.
+        config: Where the verifier is, and which keys to trust.
+        clock: For the validity of results.
+        fleet: Takes in what the verifier says.
+        on_incident_state: Called with an incident and its state, if the verifier decides about it.
+        reported_incidents: The incidents whose end this router waits for; one may have ended while
+            the feed was broken.
+    """
 
     def __init__(
-        self, http: aiohttp.ClientSession, config: VerifierSection, clock: Clock, fleet: Fleet
+        self,
+        http: aiohttp.ClientSession,
+        config: VerifierSection,
+        clock: Clock,
+        fleet: Fleet,
+        *,
+        on_incident_state: Callable[[str, str], None] = lambda _incident, _state: None,
+        reported_incidents: Callable[[], AbstractSet[str]] = frozenset,
     ) -> None:
         self._http = http
         self._config = config
@@ -105,28 +123,26 @@ class Feed:
         self._keys_at = 0.0
         self._seq = 0
         self._owners: dict[str, str] = {}
-        """Which node a ueid belongs to."""
+        """By ueid, the node that it belongs to."""
         self._operators: dict[str, str] = {}
-        """Whose node each open incident is about."""
-        self.decided: Callable[[str, str], None] = lambda _incident, _state: None
-        """Called where the verifier says what became of an incident."""
-        self.awaited: Callable[[], AbstractSet[str]] = frozenset
-        """Open incidents of which the end is awaited: one may have come while nobody listened."""
+        """By open incident, the operator of its node."""
+        self._on_incident_state = on_incident_state
+        self._reported_incidents = reported_incidents
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Follow until cancelled; come back after a growing, jittered wait."""
+        """Follow until cancelled.  After an error, wait for a growing, jittered time."""
         wait_s = _FIRST_WAIT_S
         while True:
             start = self._clock.monotonic()
             try:
-                # A whole snapshot each time: keys may have changed, and an event that could not
-                # be read must not be met again and again.
+                # A whole snapshot each time: keys may have changed, and the feed must not stop again and
+                # again at an event that it cannot read.
                 await self.load()
                 await self._follow()
             except (aiohttp.ClientError, TimeoutError, FeedError, VerifierError, ResultError) as error:
                 _log.warning("the verifier's feed broke", why=f"{type(error).__name__}: {error}"[:300])
             except Exception:  # noqa: BLE001
-                # The outermost loop: without it the router would go deaf and not know.
+                # The outermost loop: if it ended, the router would hear nothing any more, unnoticed.
                 _log.exception("the verifier's feed failed")
             if self._clock.monotonic() - start > _LONGEST_WAIT_S:
                 wait_s = _FIRST_WAIT_S
@@ -138,9 +154,9 @@ class Feed:
         Take a whole snapshot: keys, live results, open incidents.
 
         Raises:
-            FeedError, ResultError, aiohttp.ClientError: it cannot be had, or not be read.
+            FeedError, ResultError, aiohttp.ClientError: it cannot be fetched or read.
         """
-        awaited = self.awaited()
+        reported = self._reported_incidents()
         still_open: set[str] = set()
         self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
         self._keys_at = self._clock.monotonic()
@@ -149,7 +165,7 @@ class Feed:
         operators: dict[str, str] = {}
         opened: dict[str, float] = {}
         async for page in self._pages("/api/v1/results", _ResultsPage):
-            # Events from the first page on are followed: none falls between the pages.
+            # Events are followed from the first page on, so that none is lost between the pages.
             seq = page.seq if seq is None else seq
             for entry in page.results:
                 self._accept(nodes, entry.node, entry.token)
@@ -163,24 +179,24 @@ class Feed:
         self._seq = seq or 0
         await self._replace({name: self._not_older(view) for name, view in nodes.items()})
         for incident, operator in self._operators.items() - operators.items():
-            self.fleet.operator_held(operator, incident, None)
+            self.fleet.set_operator_incident(operator, incident, None)
         for incident, operator in operators.items():
-            self.fleet.operator_held(operator, incident, opened[incident])
+            self.fleet.set_operator_incident(operator, incident, opened[incident])
         self._operators = operators
-        for incident in awaited - still_open:
-            self.decided(incident, State.RELEASED)
-        self.fleet.heard()
+        for incident in reported - still_open:
+            self._on_incident_state(incident, State.RELEASED)
+        self.fleet.note_verifier_contact()
         _log.info("snapshot taken", nodes=len(nodes), seq=self._seq)
 
     async def _renew_keys(self) -> None:
-        """Somebody signs with a key we do not know: a new one of the verifier's, perhaps; not too often."""
+        """Fetch the keys again, at most every 30 s: an unknown key may be a new one of the verifier's."""
         now = self._clock.monotonic()
         if now - self._keys_at > _KEYS_EVERY_S:
             self._keys_at = now
             self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
 
     def _not_older(self, view: NodeView) -> NodeView:
-        """A view from a page, unless the result we know is newer, or is the same and revoked."""
+        """A view from a page, unless the known result is newer, or is the same and revoked."""
         known = self._nodes.get(view.node)
         if known is None or known.result is None or view.result is None:
             return view
@@ -201,14 +217,14 @@ class Feed:
                     return
                 if event.kind != "heartbeat":
                     try:
-                        told = msgspec.json.decode(event.data, type=_Event)
+                        decoded = msgspec.json.decode(event.data, type=_Event)
                     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                        raise FeedError(f"an event that cannot be read: {error}") from None
-                    if told.token is not None and not results.is_signed_by(told.token, self._keys):
+                        raise FeedError(f"an event cannot be read: {error}") from None
+                    if decoded.token is not None and not results.is_signed_by(decoded.token, self._keys):
                         await self._renew_keys()
-                    self.apply(event.kind, told)
-                # Heard is what was understood: noise must not keep the gate open.
-                self.fleet.heard()
+                    self.apply(event.kind, decoded)
+                # Only what was understood counts as contact: noise must not keep the gate open.
+                self.fleet.note_verifier_contact()
                 if event.id is not None and event.id.isascii() and event.id.isdigit():
                     self._seq = int(event.id[:18])
 
@@ -229,7 +245,7 @@ class Feed:
             case _:
                 return
         if event.node in nodes:
-            self.fleet.put(nodes[event.node])
+            self.fleet.put_node(nodes[event.node])
 
     def _incident(self, nodes: dict[str, NodeView], name: str, event: _Event) -> None:
         assert event.incident is not None
@@ -239,17 +255,17 @@ class Feed:
                 _hold(nodes, name, event.incident)
             if event.operator is not None and event.opened is not None:
                 self._operators[event.incident] = event.operator
-                self.fleet.operator_held(event.operator, event.incident, event.opened)
+                self.fleet.set_operator_incident(event.operator, event.incident, event.opened)
             return
         if name in nodes:
             nodes[name] = replace(before, incidents=before.incidents - {event.incident})
         operator = self._operators.pop(event.incident, None)
         if operator is not None:
-            self.fleet.operator_held(operator, event.incident, None)
+            self.fleet.set_operator_incident(operator, event.incident, None)
         if event.incident in before.incidents and event.state == State.RELEASED:
-            self.fleet.released(name)
+            self.fleet.release_node(name)
         if event.state is not None:
-            self.decided(event.incident, event.state)
+            self._on_incident_state(event.incident, event.state)
 
     def _accept(self, nodes: dict[str, NodeView], name: str, token: str) -> None:
         try:
@@ -268,47 +284,47 @@ class Feed:
         if owner != name or (
             known is not None and known.result is not None and known.result.ueid != result.ueid
         ):
-            self._refuse(nodes, name, "its ueid is another node's")
+            self._refuse(nodes, name, "its ueid belongs to another node")
             return
         if known is not None and known.result is not None:
             if result.iat < known.result.iat:
-                self._refuse(nodes, name, "it is older than the one that is known", keep=True)
+                self._refuse(nodes, name, "it is older than the known one", keep=True)
                 return
             if result.jti == known.result.jti:
-                # The same again: also a revoked one stays revoked.
+                # The same result again.  If it is revoked, it stays revoked.
                 return
         if known is not None or len(nodes) < _MAX_NODES:
             nodes[name] = replace(known or NodeView(name), result=result, revoked=False)
 
     def _refuse(self, nodes: dict[str, NodeView], name: str, why: str, *, keep: bool = False) -> None:
-        """A result that is not accepted; the one before it is void too, for it was replaced."""
+        """Refuse a result.  The result before it is void too, because the verifier has replaced it."""
         _refused.inc()
         _log.warning("a result was refused", node=name[:64], why=why[:300])
         if not keep and name in nodes:
             nodes[name] = replace(nodes[name], revoked=True)
 
     async def _replace(self, nodes: dict[str, NodeView]) -> None:
-        """A whole snapshot takes the place of what was known, letting other work go on meanwhile."""
+        """Replace what was known by a whole snapshot, and let other work go on meanwhile."""
         before, self._nodes = self._nodes, nodes
         for name in before.keys() - nodes.keys():
-            self.fleet.drop(name)
-        # Those that are held come first.
+            self.fleet.drop_node(name)
+        # Held nodes come first.
         for number, view in enumerate(sorted(nodes.values(), key=lambda view: not view.incidents)):
-            if number % _AT_ONCE == 0:
+            if number % _PLACED_AT_ONCE == 0:
                 await asyncio.sleep(0)
             known = before.get(view.node)
             if known is not view:
-                self.fleet.put(view)
+                self.fleet.put_node(view)
             if known is not None and known.incidents - view.incidents:
-                # Decided while we were not listening.
-                self.fleet.released(view.node)
+                # The verifier decided while the feed was broken.
+                self.fleet.release_node(view.node)
 
     def _trusted(self, keys: Mapping[str, VerifyingKey]) -> Mapping[str, VerifyingKey]:
         if not self._config.kids:
             return keys
         trusted = {kid: key for kid, key in keys.items() if kid in self._config.kids}
         if not trusted:
-            raise FeedError("none of the keys that are to be trusted is in the verifier's JWKS")
+            raise FeedError("none of the trusted keys is in the verifier's JWKS")
         return trusted
 
     async def _pages(self, path: str, kind: type[P]) -> AsyncIterator[P]:

@@ -1,79 +1,51 @@
 """
-The fleet as one router knows it: kept by events, so that a decision need not look at it whole.
+The fleet as one router knows it.  Events keep it up to date, so that a decision need not look at all of it.
 
-What comes in: results and incidents (`router.state.feed`), answers to probes, work begun and ended,
-what other routers have seen.  Each event moves the few nodes it is about from lane to lane;
-time moves them too, by a heap of when each is next due.  What goes out is a `FleetView` for
-each workload, in constant time.
+What comes in: results and incidents (`router.state.feed`), answers to probes, work that begins
+and ends, what other routers measured.  Each event moves the few nodes that it is about from
+lane to lane (`router.state.placement`).  What goes out is a `FleetView` for each workload, in
+constant time.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from router.choose import gates
-from router.choose.candidates import Key, Lane
+from router.choose.candidates import Lane
 from router.choose.decision import FleetView
-from router.choose.gates import GateContext, GateVerdict
+from router.choose.gates import GateVerdict
 from router.model.clock import Clock
-from router.model.liveness import SUSPECT, UNAVAILABLE, Heartbeat
+from router.model.liveness import Heartbeat
 from router.model.node import NodeView
-from router.model.outcomes import Outcome
-from router.model.standing import PROVEN, Grade
+from router.model.outcomes import Execution, Outcome
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
-from router.state.pool import WorkloadPool
+from router.state.operator_holds import OperatorHolds
+from router.state.placement import NodeEntry, Placement
 
-_FAR: Final = 1e9
-"""Seconds: silence from the beginning."""
-
-
-@dataclass(eq=False)
-class Entry:
-    """One node: what was said of it, and what was seen."""
-
-    key: Key
-    view: NodeView
-    heartbeat: Heartbeat
-    said: frozenset[str] = frozenset()
-    """Open incidents by the verifier's word; the view has the router's own beside them."""
-    own_holds: set[str] = field(default_factory=set)
-    tiers: dict[str, NodeStatistics] = field(default_factory=dict)
-    under_way: dict[str, int] = field(default_factory=dict)
-    """Requests that this router has under way there, by workload."""
-    due_ms: float = math.inf
-    """When a timer is set for it, on the wall clock."""
-    due: float = math.inf
-    """Likewise on the monotonic one."""
+_NEVER_HEARD_S: Final = 1e9
+"""How long the verifier has been silent, in seconds, if it was never heard."""
 
 
 class Fleet:
     """All nodes, in the lanes of all workloads."""
 
     def __init__(self, table: Table, clock: Clock, *, probe_every_s: float = 5.0) -> None:
+        self.table = table
         self._clock = clock
         self._probe_every_s = probe_every_s
-        self._entries: dict[str, Entry] = {}
-        self._operators: dict[str, set[str]] = {}
-        self._holds: dict[str, dict[str, float]] = {}
-        """By operator, the open incidents of its nodes with the time they were opened."""
-        self._held_since: dict[str, float] = {}
-        """The first of those times."""
-        self._wall: list[tuple[float, str]] = []
-        self._ticks: list[tuple[float, str]] = []
-        self._heard: float | None = None
+        self._entries: dict[str, NodeEntry] = {}
+        self._nodes_of: dict[str, set[str]] = {}
+        """By operator.  Retired nodes are left out: nothing that happens to an operator concerns them."""
+        self._operator_holds = OperatorHolds()
+        self._placement = Placement(table, clock, self._operator_holds)
+        self._verifier_heard_at: float | None = None
         self._sweep: Iterator[str] = iter(())
         self._changed: set[tuple[str, str]] = set()
-        self.version = clock.now_ms()
-        """Of who may do what.  It begins with the time, so that no two processes share one."""
-        self.table = table
-        self._pools: dict[str, WorkloadPool] = {}
-        self._by_tier: dict[str, list[WorkloadPool]] = {}
-        self.use(table)
+        """Nodes and tiers whose statistics are not stored yet."""
 
     # What the router reads.
 
@@ -83,12 +55,17 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def version(self) -> int:
+        """Counts changes of who may do what."""
+        return self._placement.version
+
     def nodes(self) -> Iterable[str]:
-        """All that are known."""
+        """All nodes that are known."""
         return self._entries.keys()
 
     def view(self, node: str) -> NodeView:
-        """What was said of a node; nothing, for one that is not known."""
+        """What the verifier said of a node; an empty view if the node is not known."""
         entry = self._entries.get(node)
         return NodeView(node) if entry is None else entry.view
 
@@ -97,261 +74,236 @@ class Fleet:
         entry = self._entries.get(node)
         return None if entry is None else entry.heartbeat
 
-    def kept(self, node: str, tier: str) -> NodeStatistics | None:
-        """What was seen of a node for a tier."""
-        entry = self._entries.get(node)
-        return None if entry is None else entry.tiers.get(tier)
+    def statistics(self, node: str, tier: str) -> NodeStatistics | None:
+        """What was measured of a node for a tier."""
+        return self.statistics_by_tier(node).get(tier)
 
-    def tiers(self, node: str) -> Mapping[str, NodeStatistics]:
-        """What was seen of a node, by tier."""
+    def statistics_by_tier(self, node: str) -> Mapping[str, NodeStatistics]:
+        """What was measured of a node, by tier."""
         entry = self._entries.get(node)
-        return {} if entry is None else entry.tiers
+        return {} if entry is None else entry.statistics
 
-    def under_way(self, node: str) -> int:
-        """Requests that this router has under way at a node."""
-        return sum(kept.load.in_flight for kept in self.tiers(node).values())
+    def in_flight(self, node: str) -> int:
+        """Requests that this router has in flight at a node."""
+        return sum(each.load.in_flight for each in self.statistics_by_tier(node).values())
 
     @property
     def silent_s(self) -> float:
-        """How long nothing was heard from the verifier."""
-        return _FAR if self._heard is None else self._clock.monotonic() - self._heard
+        """Seconds since the verifier was last heard."""
+        if self._verifier_heard_at is None:
+            return _NEVER_HEARD_S
+        return self._clock.monotonic() - self._verifier_heard_at
 
-    def snapshot(self, workload: Workload) -> FleetView:
+    def view_for(self, workload: Workload) -> FleetView:
         """What a decision about *workload* rests on now."""
         self.advance()
-        pool = self._pools[workload.name]
+        pool = self._placement.pools[workload.name]
         return FleetView(self.version, self._clock.now_ms(), pool, pool.closed, self.silent_s)
 
     def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
         """
         Every node that may not do the work, with the first gate that is closed to it.
 
-        With *version*, as of then; nodes whose story is not kept back to it are left out.
+        With *version*, as of that version; nodes whose history does not reach back to it are left out.
         """
-        pool = self._pools.get(workload.name)
+        pool = self._placement.pools.get(workload.name)
         return {} if pool is None else pool.excluded(version)
 
     def verdict(self, node: str, workload: Workload) -> GateVerdict | None:
-        """What keeps a node from the work now: work must not go where trust has gone."""
+        """The gate that keeps a node from the work now.  Asked again before each attempt."""
         self.advance()
         if self.silent_s > gates.FEED_SILENT_S:
-            return GateVerdict(
-                "incident", gates.FEED_SILENT, f"nothing heard for {min(self.silent_s, _FAR):.0f} s"
-            )
-        pool = self._pools.get(workload.name)
-        if pool is None or node not in self._entries:
-            return gates.check(self.view(node), workload, self._around(node, workload))
+            detail = f"nothing heard for {min(self.silent_s, _NEVER_HEARD_S):.0f} s"
+            return GateVerdict("incident", gates.FEED_SILENT, detail)
+        pool, entry = self._placement.pools.get(workload.name), self._entries.get(node)
+        if pool is None or entry is None:
+            view = self.view(node)
+            return gates.check(view, workload, self._placement.gate_context(entry, view.operator, workload))
         return pool.verdict(node)
 
     def lane(self, node: str, workload: Workload) -> Lane | None:
         """The lane in which a node stands."""
-        pool = self._pools.get(workload.name)
+        pool = self._placement.pools.get(workload.name)
         return None if pool is None else pool.lane(node)
 
     def census(self) -> dict[str, dict[str, int]]:
         """How many nodes stand in each lane, by workload."""
         return {
             name: {str(lane): count for lane, count in pool.sizes.items()}
-            for name, pool in self._pools.items()
+            for name, pool in self._placement.pools.items()
         }
 
     def closed(self, workload: str) -> dict[str, int]:
         """How many nodes each code keeps out of a workload."""
-        return dict(self._pools[workload].closed)
+        return dict(self._placement.pools[workload].closed)
 
-    # What happens.
+    # What the verifier says.
 
-    def heard(self) -> None:
-        """The verifier was heard and understood."""
-        self._heard = self._clock.monotonic()
+    def note_verifier_contact(self) -> None:
+        """Note that the verifier was heard and understood."""
+        self._verifier_heard_at = self._clock.monotonic()
 
-    def use(self, table: Table) -> None:
-        """Another table of workloads from now on: every node is judged anew."""
+    def use_table(self, table: Table) -> None:
+        """Go by another table of workloads from now on."""
         self.table = table
-        self._pools = {name: WorkloadPool(self, workload) for name, workload in table.workloads.items()}
-        self._by_tier = {}
-        for pool in self._pools.values():
-            self._by_tier.setdefault(pool.workload.standing_key, []).append(pool)
+        self._placement.use_table(table)
         for entry in self._entries.values():
-            self._count(entry.key[0], entry.under_way)
-            self._settle(entry)
+            self._placement.count_in_flight(entry.key[0], entry.in_flight)
+            self._placement.check_gates(entry)
 
-    def put(self, view: NodeView) -> None:
-        """What was said of a node, anew.  Its incidents are those of the verifier."""
+    def put_node(self, view: NodeView) -> None:
+        """Take in what the verifier says of a node now.  The view's incidents are the verifier's."""
         entry = self._entries.get(view.node)
         key = (view.operator, view.node)
         if entry is None:
-            entry = Entry(key, view, Heartbeat(self._probe_every_s))
+            entry = NodeEntry(key=key, view=view, heartbeat=Heartbeat(self._probe_every_s))
             self._entries[view.node] = entry
-            self._operators.setdefault(key[0], set()).add(view.node)
+            self._nodes_of.setdefault(key[0], set()).add(view.node)
         elif entry.key != key:
-            # A result can name the operator of a node that was first heard of by an incident.
-            self._leave(entry)
-            self._count(entry.key[0], entry.under_way, -1)
-            self._count(key[0], entry.under_way)
-            self._operators[entry.key[0]].discard(view.node)
-            self._operators.setdefault(key[0], set()).add(view.node)
+            # A result can name the operator of a node that an incident made known first.
+            self._placement.remove(entry)
+            self._placement.count_in_flight(entry.key[0], entry.in_flight, -1)
+            self._placement.count_in_flight(key[0], entry.in_flight)
+            self._nodes_of[entry.key[0]].discard(view.node)
+            self._nodes_of.setdefault(key[0], set()).add(view.node)
             entry.key = key
         if view.retired:
-            # Nothing that happens to its operator's other nodes changes anything for it.
-            self._operators[key[0]].discard(view.node)
-        entry.said = view.incidents
+            self._nodes_of[key[0]].discard(view.node)
+        entry.verifier_incidents = view.incidents
         entry.view = replace(view, incidents=view.incidents | entry.own_holds)
-        self._settle(entry)
+        self._placement.check_gates(entry)
 
-    def drop(self, node: str) -> None:
-        """A node of which the verifier says nothing any more; what was seen of it is kept."""
-        self.put(NodeView(node))
+    def drop_node(self, node: str) -> None:
+        """Take in that the verifier no longer says anything of a node.  Its statistics stay."""
+        self.put_node(NodeView(node))
 
-    def hold(self, node: str, hold: str) -> None:
-        """The router itself keeps work from a node."""
-        self._own_hold(node, hold, add=True)
+    def set_operator_incident(self, operator: str, incident: str, opened: float | None) -> None:
+        """Note that an incident of one of an operator's nodes is open since *opened*; `None`: it is over."""
+        if self._operator_holds.set_incident(operator, incident, opened):
+            for node in list(self._nodes_of.get(operator, ())):
+                self._placement.check_gates(self._entries[node])
 
-    def let_go(self, node: str, hold: str) -> None:
-        """A hold of the router's own is over."""
-        self._own_hold(node, hold, add=False)
-
-    def _own_hold(self, node: str, hold: str, *, add: bool) -> None:
-        if node not in self._entries:
-            self.put(NodeView(node))
-        entry = self._entries[node]
-        (entry.own_holds.add if add else entry.own_holds.discard)(hold)
-        entry.view = replace(entry.view, incidents=entry.said | entry.own_holds)
-        self._settle(entry)
-
-    def operator_held(self, operator: str, incident: str, opened: float | None) -> None:
-        """An incident of one of an operator's nodes is open since then; `None`: it is over."""
-        held = self._holds.setdefault(operator, {})
-        if opened is None:
-            held.pop(incident, None)
-        else:
-            held[incident] = opened
-        since = min(held.values(), default=None)
-        if not held:
-            del self._holds[operator]
-        if since == self._held_since.get(operator):
-            return
-        if since is None:
-            del self._held_since[operator]
-        else:
-            self._held_since[operator] = since
-        for node in list(self._operators.get(operator, ())):
-            self._settle(self._entries[node])
-
-    def released(self, node: str) -> None:
-        """A person has let a node out of quarantine: to probation, its good works forgotten."""
+    def release_node(self, node: str) -> None:
+        """Return a node that a person released from quarantine to probation."""
         entry = self._entries.get(node)
         if entry is not None:
-            for tier, kept in entry.tiers.items():
-                kept.start_over(self._clock.unix())
+            for tier, statistics in entry.statistics.items():
+                statistics.forget_completions(self._clock.unix())
                 self._changed.add((node, tier))
-                self._place(entry, tier)
+                self._placement.place(entry, tier)
 
-    def probed_every(self, seconds: float) -> None:
-        """How often nodes are asked from now on."""
+    # What this router does and measures.
+
+    def begin_hold(self, node: str, hold: str) -> None:
+        """Keep work from a node, for a reason of this router's own."""
+        entry = self._entry(node)
+        entry.own_holds.add(hold)
+        self._apply_holds(entry)
+
+    def end_hold(self, node: str, hold: str) -> None:
+        """End a hold of this router's own."""
+        entry = self._entry(node)
+        entry.own_holds.discard(hold)
+        self._apply_holds(entry)
+
+    def _apply_holds(self, entry: NodeEntry) -> None:
+        entry.view = replace(entry.view, incidents=entry.verifier_incidents | entry.own_holds)
+        self._placement.check_gates(entry)
+
+    def set_probe_interval(self, seconds: float) -> None:
+        """Note how often nodes are probed from now on."""
         self._probe_every_s = seconds
         for entry in self._entries.values():
-            entry.heartbeat.expect(seconds)
+            entry.heartbeat.set_interval(seconds)
 
-    def asked(self, node: str) -> None:
-        """A node is asked whether it is there."""
+    def note_probe(self, node: str) -> None:
+        """Note that a node is asked whether it is there."""
         entry = self._entries.get(node)
-        if entry is not None and entry.heartbeat.heard is None:
-            entry.heartbeat.asked(self._clock.monotonic())
-            self._place_everywhere(entry)
+        if entry is not None and entry.heartbeat.last_contact is None:
+            entry.heartbeat.note_probe(self._clock.monotonic())
+            self._placement.place_everywhere(entry)
 
-    def answered(self, node: str) -> None:
-        """A node answered a probe."""
+    def note_probe_answer(self, node: str) -> None:
+        """Note that a node answered a probe."""
         entry = self._entries.get(node)
         if entry is not None:
-            entry.heartbeat.answered(self._clock.monotonic())
-            self._place_everywhere(entry)
+            entry.heartbeat.note_probe_answer(self._clock.monotonic())
+            self._placement.place_everywhere(entry)
 
-    def started(self, node: str, workload: Workload) -> None:
-        """Work for a node begins."""
+    def start_work(self, node: str, workload: Workload) -> None:
+        """Note that a request for a node begins."""
         entry = self._entry(node)
-        self._kept(entry, workload).load.in_flight += 1
-        entry.under_way[workload.name] = entry.under_way.get(workload.name, 0) + 1
-        self._count(entry.key[0], {workload.name: 1})
-        self._place(entry, workload.standing_key)
+        _statistics_of(entry, workload.standing_key).load.in_flight += 1
+        entry.in_flight[workload.name] = entry.in_flight.get(workload.name, 0) + 1
+        self._placement.count_in_flight(entry.key[0], {workload.name: 1})
+        self._placement.place(entry, workload.standing_key)
 
-    def ended(
-        self,
-        node: str,
-        workload: Workload,
-        outcome: Outcome,
-        seconds: float,
-        *,
-        clean: bool = True,
-        credit: bool = True,
-        first_s: float | None = None,
-        token_s: float | None = None,
-    ) -> None:
-        """
-        Work at a node is over.
-
-        Args:
-            node: The node.
-            workload: What it was for.
-            outcome: How it ended.
-            seconds: How long it took.
-            clean: Whether it kept to the protocol and told the truth of what it used.
-            credit: Whether a good end counts for it.
-            first_s: Seconds to the first token, of a stream.
-            token_s: Seconds for each token after it.
-        """
+    def end_work(self, node: str, workload: Workload, execution: Execution) -> None:
+        """Note that a request at a node has ended, and how."""
         entry = self._entry(node)
-        kept = self._kept(entry, workload)
         now = self._clock.monotonic()
-        left = entry.under_way.pop(workload.name, 0) - 1
+        left = entry.in_flight.pop(workload.name, 0) - 1
         if left >= 0:
-            self._count(entry.key[0], {workload.name: -1})
+            self._placement.count_in_flight(entry.key[0], {workload.name: -1})
         if left > 0:
-            entry.under_way[workload.name] = left
-        # Nor does what earns nothing shut a breaker: it is no sign that the node works for others.
-        unearned = outcome is Outcome.COMPLETED and not credit
-        kept.load.ended(Outcome.UNSUPPORTED if unearned else outcome, now)
-        kept.ended(outcome, seconds, self._clock.unix(), clean=clean, credit=credit)
-        if outcome is Outcome.COMPLETED:
-            entry.heartbeat.served(now)
-            if credit:
-                kept.took(seconds, first_s, token_s, self._clock.unix())
+            entry.in_flight[workload.name] = left
+        statistics = _statistics_of(entry, workload.standing_key)
+        completed = execution.outcome is Outcome.COMPLETED
+        # A good end without credit must not close a breaker: it does not show that the node works for others.
+        counted = Outcome.UNSUPPORTED if completed and not execution.earns_credit else execution.outcome
+        statistics.load.end_request(counted, now)
+        statistics.add(execution, self._clock.unix())
+        if completed:
+            entry.heartbeat.note_work(now)
         self._changed.add((node, workload.standing_key))
-        self._place(entry, workload.standing_key)
+        self._placement.place(entry, workload.standing_key)
 
-    def blamed(self, node: str, workload: Workload, outcome: Outcome) -> None:
-        """What ended before turns out to be the node's fault."""
+    def blame_node(self, node: str, workload: Workload, outcome: Outcome) -> None:
+        """Count an execution that ended before, and that turns out to be the node's fault."""
         entry = self._entry(node)
-        kept = self._kept(entry, workload)
-        kept.load.saw(outcome, self._clock.monotonic())
-        kept.ended(outcome, 0.0, self._clock.unix())
+        statistics = _statistics_of(entry, workload.standing_key)
+        statistics.load.count_outcome(outcome, self._clock.monotonic())
+        statistics.add(Execution(outcome, 0.0), self._clock.unix())
         self._changed.add((node, workload.standing_key))
-        self._place(entry, workload.standing_key)
+        self._placement.place(entry, workload.standing_key)
 
-    def restore(self, node: str, tier: str, account: StatisticsAggregate) -> None:
-        """What this router had seen before it was started again."""
+    # What is stored, and what other routers measured.
+
+    def restore_statistics(self, node: str, tier: str, aggregate: StatisticsAggregate) -> None:
+        """Take up what this router measured before it was restarted."""
         entry = self._entry(node)
-        entry.tiers.setdefault(tier, NodeStatistics()).restore(account, self._clock.unix())
-        self._place(entry, tier)
+        _statistics_of(entry, tier).restore(aggregate, self._clock.unix())
+        self._placement.place(entry, tier)
 
-    def hear(self, node: str, tier: str, router: str, account: StatisticsAggregate) -> None:
-        """What another router has seen."""
+    def merge_peer_statistics(
+        self, node: str, tier: str, router: str, aggregate: StatisticsAggregate
+    ) -> None:
+        """Take in what another router measured."""
         entry = self._entry(node)
-        entry.tiers.setdefault(tier, NodeStatistics()).hear(router, account, self._clock.unix())
-        self._place(entry, tier)
+        _statistics_of(entry, tier).merge_peer(router, aggregate, self._clock.unix())
+        self._placement.place(entry, tier)
 
-    def take_changed(self) -> list[tuple[str, str, StatisticsAggregate]]:
-        """What changed since the last time, by node and tier, to be written down."""
+    def drain_changes(self) -> list[tuple[str, str, StatisticsAggregate]]:
+        """The statistics that changed since the last call, by node and tier, to be stored."""
         changed, self._changed = self._changed, set()
         now = self._clock.unix()
-        return [(node, tier, self._entries[node].tiers[tier].account(now)) for node, tier in sorted(changed)]
+        return [
+            (node, tier, self._entries[node].statistics[tier].aggregate(now))
+            for node, tier in sorted(changed)
+        ]
 
-    def put_back(self, accounts: Iterable[tuple[str, str, StatisticsAggregate]]) -> None:
-        """It could not be written down; it is taken again the next time."""
-        self._changed |= {(node, tier) for node, tier, _ in accounts}
+    def requeue_changes(self, changes: Iterable[tuple[str, str, StatisticsAggregate]]) -> None:
+        """Give back changes that could not be stored: the next `drain_changes` has them again."""
+        self._changed |= {(node, tier) for node, tier, _ in changes}
+
+    # What time changes.
+
+    def advance(self) -> None:
+        """Bring what time alone changes up to now."""
+        self._placement.advance(self._entries)
 
     def sweep(self, count: int) -> None:
-        """Look again at some nodes: standings fade, and quantiles are too dear for every request."""
+        """Check the objectives of the next *count* nodes: standings fade, and quantiles cost too much per request."""
         now = self._clock.unix()
         for _ in range(min(count, len(self._entries))):
             node = next(self._sweep, None)
@@ -359,135 +311,21 @@ class Fleet:
                 self._sweep = iter(list(self._entries))
                 continue
             entry = self._entries[node]
-            for tier, kept in entry.tiers.items():
-                pace = kept.pace
-                pools = self._by_tier.get(tier, [])
-                kept.judge(pools[0].workload if pools else None, now)
-                if pace != kept.pace:
-                    self._settle(entry)
-                self._place(entry, tier)
+            for tier, statistics in entry.statistics.items():
+                pace = statistics.pace
+                statistics.check_objectives(self._placement.workload_of_tier(tier), now)
+                if pace != statistics.pace:
+                    self._placement.check_gates(entry)
+                self._placement.place(entry, tier)
 
-    def advance(self) -> None:
-        """Bring what time alone changes up to now."""
-        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
-        while self._wall and self._wall[0][0] <= now_ms:
-            due, node = heapq.heappop(self._wall)
-            entry = self._entries[node]
-            if due == entry.due_ms:
-                entry.due_ms = math.inf
-                self._settle(entry)
-        while self._ticks and self._ticks[0][0] <= now:
-            due, node = heapq.heappop(self._ticks)
-            entry = self._entries[node]
-            if due == entry.due:
-                entry.due = math.inf
-                self._place_everywhere(entry)
-
-    # Where a node stands.
-
-    def _entry(self, node: str) -> Entry:
+    def _entry(self, node: str) -> NodeEntry:
         if node not in self._entries:
-            self.put(NodeView(node))
+            self.put_node(NodeView(node))
         return self._entries[node]
 
-    @staticmethod
-    def _kept(entry: Entry, workload: Workload) -> NodeStatistics:
-        kept = entry.tiers.get(workload.standing_key)
-        if kept is None:
-            kept = entry.tiers[workload.standing_key] = NodeStatistics()
-        return kept
 
-    def _leave(self, entry: Entry) -> None:
-        for pool in self._pools.values():
-            pool.leave(entry.key)
-
-    def _count(self, operator: str, under_way: Mapping[str, int], sign: int = 1) -> None:
-        """Work of an operator's node has begun, or goes with it to another operator."""
-        for name, count in under_way.items():
-            if name in self._pools:
-                self._pools[name].begun(operator, sign * count)
-
-    def _settle(self, entry: Entry) -> None:
-        """Ask the gates that fail closed, for every workload."""
-        view = entry.view
-        due = math.inf
-        for pool in self._pools.values():
-            around = self._around(view.node, pool.workload)
-            verdict = gates.check(view, pool.workload, around)
-            pool.closed_by[view.node] = verdict
-            # Also where it is closed: the story is told of the first gate that is.
-            due = min(due, gates.changes_at(view, pool.workload, around.now_ms))
-        if due < entry.due_ms:
-            entry.due_ms = due
-            heapq.heappush(self._wall, (due, view.node))
-        self._place_everywhere(entry)
-
-    def _around(self, node: str, workload: Workload) -> GateContext:
-        kept = self.kept(node, workload.standing_key)
-        return GateContext(
-            self._clock.now_ms(),
-            self._held_since.get(self.view(node).operator),
-            None if kept is None else kept.pace,
-        )
-
-    def _place_everywhere(self, entry: Entry) -> None:
-        for tier in self._by_tier:
-            self._place(entry, tier)
-
-    def _place(self, entry: Entry, tier: str) -> None:
-        """Put a node into the lane in which it belongs now, for each workload of a tier."""
-        node = entry.view.node
-        now = self._clock.monotonic()
-        kept = entry.tiers.get(tier)
-        for pool in self._by_tier.get(tier, ()):
-            verdict = pool.closed_by.get(node)
-            if verdict is not None:
-                changed = pool.place(entry.key, kept, None, verdict.code, verdict.detail)
-            else:
-                changed = pool.place(entry.key, kept, *_lane_of(entry, kept, pool.workload, now))
-            if changed:
-                self.version += 1
-        self._set_timer(entry, now)
-
-    def _set_timer(self, entry: Entry, now: float) -> None:
-        due = math.inf
-        for phi in (SUSPECT, UNAVAILABLE):
-            reached = entry.heartbeat.reaches(phi)
-            if reached > now:
-                due = min(due, reached)
-                break
-        for kept in entry.tiers.values():
-            if kept.load.open_until > now:
-                due = min(due, kept.load.open_until)
-        if due < entry.due:
-            entry.due = due
-            heapq.heappush(self._ticks, (due, entry.view.node))
-
-
-def _lane_of(
-    entry: Entry, kept: NodeStatistics | None, workload: Workload, now: float
-) -> tuple[Lane | None, str]:
-    """The lane of a node that may do the work, and the code of capacity that closes it."""
-    heartbeat = entry.heartbeat
-    if kept is None:
-        if now >= heartbeat.reaches(UNAVAILABLE):
-            return Lane.BROKEN, "capacity.silent"
-        return Lane.PROBATION, ""
-    load = kept.load
-    # Room first: it never gives way, and the others may.
-    if load.in_flight >= workload.concurrency:
-        return None, "capacity.full"
-    if load.is_open(now):
-        return Lane.BROKEN, "capacity.breaker"
-    if now >= heartbeat.reaches(UNAVAILABLE):
-        return Lane.BROKEN, "capacity.silent"
-    tier = kept.rating.tier
-    if tier is Grade.DEGRADED:
-        return Lane.DEGRADED, ""
-    if tier is Grade.ESTABLISHED and now < heartbeat.reaches(SUSPECT):
-        return Lane.ESTABLISHED, ""
-    # Warm-up goes by evidence, not by time: who has done little is given little at a time.
-    allowance = max(1, int(workload.concurrency * min(kept.proven, PROVEN) / PROVEN))
-    if load.in_flight >= allowance:
-        return Lane.WARMING, "capacity.warming"
-    return Lane.PROBATION, ""
+def _statistics_of(entry: NodeEntry, tier: str) -> NodeStatistics:
+    statistics = entry.statistics.get(tier)
+    if statistics is None:
+        statistics = entry.statistics[tier] = NodeStatistics()
+    return statistics

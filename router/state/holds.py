@@ -1,25 +1,23 @@
 """
-What the router itself holds nodes for, and what it wants people to look at.
+Holds: what this router itself keeps nodes from work for, and what it wants people to look at.
 
-It acts at once, on what it has metered itself; writes it down; and tells the verifier, as often
-as it takes.  Only a person ends a hold: here, or at the verifier, whose word comes by the feed.
+The router acts at once on what it has metered itself, writes it to the store, and reports it to
+the verifier until the verifier takes it.  Only a person ends a hold: here, or at the verifier,
+whose decision comes by the feed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from typing import Annotated, Any, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
 
-import aiohttp
 import msgspec
 import structlog
-from msgspec import Meta, Struct
 from prometheus_client import Counter
 
-from attester.bounded import read_all
-from router.config import ReviewSection, VerifierSection
+from router.config import ReviewSection
 from router.model.clock import Clock
 from router.model.errors import HoldError
 from router.model.usage import UsageMismatch
@@ -34,26 +32,20 @@ SETTLEMENT: Final = "settlement-mismatch"
 OUR_COUNT: Final = "token-count-suspect"
 BELOW_ENERGY: Final = "price-below-energy"
 _RETRY_S: Final = 5.0
-_MAX_ANSWER: Final = 64 << 10
 
 _log = structlog.get_logger("router")
 _opened = Counter("touchstone_router_holds_total", "What the router held nodes for.", ["kind"])
 
 
-class _Told(Struct, frozen=True):
-    id: Annotated[str, Meta(min_length=1, max_length=128)]
-    state: str
-
-
 class IncidentReporter(Protocol):
-    """Tells the verifier of a hold; gives its incident's id and state."""
+    """Reports a hold to the verifier."""
 
     async def __call__(self, hold: Hold) -> tuple[str, str]:
-        """Raises `HoldError` where the verifier does not take it, for now."""
+        """The id and the state of the verifier's incident.  Raises `HoldError` if the report is not taken."""
 
 
 class Holds:
-    """Holds of this router, in the store that it shares with others."""
+    """This router's holds, in the store that it shares with other routers."""
 
     def __init__(
         self,
@@ -61,42 +53,43 @@ class Holds:
         fleet: Fleet,
         clock: Clock,
         config: ReviewSection,
-        tell: IncidentReporter | None = None,
+        *,
+        report: IncidentReporter | None = None,
         new_id: Callable[[], str] = lambda: f"r-{secrets.token_hex(8)}",
     ) -> None:
         self._db = db
         self._fleet = fleet
         self._clock = clock
         self._config = config
-        self._tell = tell
+        self._report = report
         self._new_id = new_id
         self._known: dict[str, Hold] = {}
-        self._moves = 0
+        self._changes = 0
         """How often this router has begun or ended a hold."""
-        self._writing: set[asyncio.Task[None]] = set()
-        self._cheap: set[str] = set()
-        """Nodes whose price was brought to people's notice."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cheap_nodes: set[str] = set()
+        """Nodes whose price was reported."""
 
     async def sync(self) -> None:
-        """Bring the fleet up to what is written: of this router before, and of the others."""
+        """Bring the fleet up to what is stored, by this router before a restart and by other routers."""
         before = -1
-        while before != self._moves:
-            # What moved while the store was read may not be in what was read.
-            before = self._moves
+        while before != self._changes:
+            # A hold that changed while the store was read may be missing in what was read.
+            before = self._changes
             async with self._db.read() as tx:
-                found = {hold.id: hold for hold in await holds.open_ones(tx)}
+                found = {hold.id: hold for hold in await holds.list_open(tx)}
         for hold in found.values():
             if hold.id not in self._known and hold.holding and hold.node is not None:
-                self._fleet.hold(hold.node, hold.id)
+                self._fleet.begin_hold(hold.node, hold.id)
         for hold in list(self._known.values()):
             if hold.id not in found and hold.node is not None:
-                self._fleet.let_go(hold.node, hold.id)
+                self._fleet.end_hold(hold.node, hold.id)
                 if hold.holding:
-                    self._fleet.released(hold.node)
+                    self._fleet.release_node(hold.node)
         self._known = found
 
-    def on_mismatch(self, node: str, operator: str, mismatch: UsageMismatch) -> None:
-        """A large settlement mismatch: a gate, unless our own count is what is wrong."""
+    def report_mismatch(self, node: str, operator: str, mismatch: UsageMismatch) -> None:
+        """Hold a node for a large settlement mismatch, unless the router's own count is wrong."""
         evidence = {
             "answers": mismatch.answers,
             "claimed_tokens": mismatch.claimed,
@@ -104,22 +97,22 @@ class Holds:
             "of": mismatch.what,
         }
         detail = (
-            f"claimed {mismatch.claimed} tokens of {mismatch.what} over {mismatch.answers} answers,"
-            f" and {mismatch.allowed} were allowed for"
+            f"the node claimed {mismatch.claimed} tokens of {mismatch.what} over {mismatch.answers} answers;"
+            f" at most {mismatch.allowed} were expected"
         )
-        if mismatch.ours:
-            self._start(None, "", OUR_COUNT, detail, {**evidence, "node": node}, holding=False)
+        if mismatch.router_is_wrong:
+            self._begin(None, "", OUR_COUNT, detail, {**evidence, "node": node}, holding=False)
         else:
-            self._start(node, operator, SETTLEMENT, detail, evidence, holding=True)
+            self._begin(node, operator, SETTLEMENT, detail, evidence, holding=True)
 
-    def on_cheap(self, node: str, operator: str) -> None:
-        """A price below what the energy alone costs asks for an audit; the node goes on meanwhile."""
-        if node not in self._cheap:
-            self._cheap.add(node)
+    def report_low_price(self, node: str, operator: str) -> None:
+        """Ask for an audit of a price below what the energy alone costs.  The node goes on meanwhile."""
+        if node not in self._cheap_nodes:
+            self._cheap_nodes.add(node)
             detail = "its price is below the energy floor of the tier: what does it run on?"
-            self._start(node, operator, BELOW_ENERGY, detail, {}, holding=False)
+            self._begin(node, operator, BELOW_ENERGY, detail, {}, holding=False)
 
-    def _start(
+    def _begin(
         self,
         node: str | None,
         operator: str,
@@ -131,99 +124,101 @@ class Holds:
     ) -> None:
         now_ms = self._clock.now_ms()
         hold = Hold(
-            self._new_id(),
-            node,
-            operator,
-            kind,
-            f"router.{kind}",
-            detail,
-            evidence,
-            holding,
-            now_ms,
-            now_ms + self._config.target_hours * 3_600_000,
+            id=self._new_id(),
+            node=node,
+            operator=operator,
+            kind=kind,
+            code=f"router.{kind}",
+            detail=detail,
+            evidence=evidence,
+            holding=holding,
+            opened_ms=now_ms,
+            due_ms=now_ms + self._config.target_hours * 3_600_000,
         )
         if holding and node is not None:
-            # At once: what is already decided for it is turned away at its attempt.
-            self._fleet.hold(node, hold.id)
+            # At once: work that is already decided for the node is turned away before its attempt.
+            self._fleet.begin_hold(node, hold.id)
         _opened.labels(kind).inc()
         _log.warning("held" if holding else "to be reviewed", node=node, kind=kind, detail=detail)
-        task = asyncio.create_task(self._write(hold), name="a hold")
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._start(self._write(hold), "a hold")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _write(self, hold: Hold) -> None:
         while True:
             try:
                 async with self._db.write() as tx:
-                    added = await holds.add(tx, hold)
+                    was_added = await holds.add(tx, hold)
                 break
             except StoreError as error:
-                _log.error("a hold could not be written, and is tried again", why=str(error)[:300])
+                _log.error("a hold could not be written; it is tried again", why=str(error)[:300])
                 await asyncio.sleep(1)
-        self._moves += 1
-        if added:
+        self._changes += 1
+        if was_added:
             self._known[hold.id] = hold
             return
         await self.sync()
         if hold.node is not None:
-            # There is one already, which holds it.
-            self._fleet.let_go(hold.node, hold.id)
+            # Another open hold of this kind keeps the node from work.
+            self._fleet.end_hold(hold.node, hold.id)
 
     async def run(self) -> None:
-        """Tell the verifier what it does not know yet, and hear what other routers hold, until cancelled."""
+        """Report holds to the verifier, and read other routers' holds, until cancelled."""
         while True:
             try:
                 await self.sync()
-                await self.tell()
+                await self.report_all()
             except StoreError as error:
                 _log.error("holds could not be read", why=str(error)[:300])
             except Exception:  # noqa: BLE001
-                # The outermost of the holds: without it nothing would be told or heard any more.
+                # The outermost of the loop: if it ended, nothing would be reported or read any more.
                 _log.exception("the holds failed")
             await asyncio.sleep(_RETRY_S)
 
-    async def tell(self) -> None:
-        """Tell the verifier of every hold that it has not been told of."""
+    async def report_all(self) -> None:
+        """Report every hold that the verifier does not know of."""
         for hold in list(self._known.values()):
-            if self._tell is None or hold.incident is not None or not hold.holding:
+            if self._report is None or hold.incident is not None or not hold.holding:
                 continue
             try:
-                incident, state = await self._tell(hold)
+                incident, state = await self._report(hold)
             except HoldError as error:
-                _log.warning("the verifier could not be told", hold=hold.id, why=str(error)[:300])
+                _log.warning("the verifier did not take a report", hold=hold.id, why=str(error)[:300])
                 continue
             async with self._db.write() as tx:
-                await holds.told(tx, hold.id, incident)
+                await holds.set_incident(tx, hold.id, incident)
                 if state not in HOLDING:
-                    detail = f"the verifier's incident is {state[:40]}, and holds nobody; this router does"
-                    await holds.add_step(tx, hold.id, "told", "router", detail, self._clock.now_ms())
+                    detail = f"the verifier's incident is {state[:40]} and holds nobody; this router holds the node"
+                    await holds.add_step(
+                        tx, hold.id, step="told", actor="router", reason=detail, now_ms=self._clock.now_ms()
+                    )
             if hold.id in self._known:
                 self._known[hold.id] = msgspec.structs.replace(hold, incident=incident)
 
-    def decided(self, incident: str, state: str) -> None:
-        """The verifier says what became of an incident; of one that we told it of, too."""
+    def note_incident_state(self, incident: str, state: str) -> None:
+        """End the hold that was reported as *incident*, if the verifier has decided about it."""
         if state not in (State.RELEASED, State.RETIRED, State.FOLDED):
             return
         for hold in list(self._known.values()):
             if hold.incident == incident:
-                task = asyncio.create_task(
-                    self._end(hold, "verifier", f"incident {incident} is {state}"), name="a hold's end"
-                )
-                self._writing.add(task)
-                task.add_done_callback(self._writing.discard)
+                reason = f"incident {incident} is {state}"
+                self._start(self._end_by_verifier(hold, reason), "a hold's end")
 
-    def awaited(self) -> frozenset[str]:
+    def reported_incidents(self) -> frozenset[str]:
         """The verifier's incidents whose end would end a hold."""
         return frozenset(hold.incident for hold in self._known.values() if hold.incident is not None)
 
-    async def open_ones(self) -> list[Hold]:
-        """What nobody has decided yet."""
+    async def list_open(self) -> list[Hold]:
+        """The holds that nobody has decided about."""
         async with self._db.read() as tx:
-            return await holds.open_ones(tx)
+            return await holds.list_open(tx)
 
     async def show(self, hold_id: str) -> tuple[Hold, list[Row]]:
         """
-        One hold, and what people did about it.
+        One hold, and the steps that people took.
 
         Raises:
             HoldError: there is none.
@@ -233,13 +228,13 @@ class Holds:
 
     async def release(self, hold_id: str, actor: str, reason: str) -> bool:
         """
-        A person lets a node go, to probation.
+        Release a node to probation, by a person's decision.
 
         Returns:
-            Whether that is done; not, where a second person has to say so too.
+            Whether it is released; `False` if a second person must say so too.
 
         Raises:
-            HoldError: no such hold, or it is decided; or no reason.
+            HoldError: there is no such hold, it is decided already, or there is no reason.
         """
         if not reason.strip():
             raise HoldError("a release needs a reason")
@@ -252,67 +247,38 @@ class Holds:
                 proposed = [s for s in await holds.steps(tx, hold_id) if s["step"] == "propose-release"]
                 others = {step["actor"] for step in proposed} - {actor}
                 if not others:
-                    await holds.add_step(tx, hold_id, "propose-release", actor, reason, now_ms)
+                    await holds.add_step(
+                        tx, hold_id, step="propose-release", actor=actor, reason=reason, now_ms=now_ms
+                    )
                     return False
-            await holds.add_step(tx, hold_id, "release", actor, reason, now_ms)
+            await holds.add_step(tx, hold_id, step="release", actor=actor, reason=reason, now_ms=now_ms)
             await holds.release(tx, hold_id)
-        self._let_go(hold)
+        self._end(hold)
         return True
 
-    async def _end(self, hold: Hold, actor: str, reason: str) -> None:
+    async def _end_by_verifier(self, hold: Hold, reason: str) -> None:
         try:
             async with self._db.write() as tx:
-                await holds.add_step(tx, hold.id, "release", actor, reason, self._clock.now_ms())
+                now_ms = self._clock.now_ms()
+                await holds.add_step(
+                    tx, hold.id, step="release", actor="verifier", reason=reason, now_ms=now_ms
+                )
                 await holds.release(tx, hold.id)
         except StoreError as error:
-            # It stays held; the next whole snapshot of the verifier's brings it up again.
+            # The node stays held; the verifier's next snapshot brings this decision up again.
             _log.error("a hold's end could not be written", hold=hold.id, why=str(error)[:300])
             return
-        self._let_go(hold)
+        self._end(hold)
 
-    def _let_go(self, hold: Hold) -> None:
-        self._moves += 1
+    def _end(self, hold: Hold) -> None:
+        self._changes += 1
         self._known.pop(hold.id, None)
         if hold.node is not None:
-            self._fleet.let_go(hold.node, hold.id)
+            self._fleet.end_hold(hold.node, hold.id)
             if hold.holding:
-                self._fleet.released(hold.node)
+                self._fleet.release_node(hold.node)
 
     async def close(self) -> None:
         """Wait for what is being written."""
-        if self._writing:
-            await asyncio.wait(self._writing, timeout=5)
-
-
-class VerifierIncidentReporter:
-    """Tells by the verifier's API."""
-
-    def __init__(self, http: aiohttp.ClientSession, config: VerifierSection, token: str) -> None:
-        self._http = http
-        self._url = f"{config.url}/api/v1/incidents"
-        self._token = token
-
-    async def __call__(self, hold: Hold) -> tuple[str, str]:
-        """As `IncidentReporter`."""
-        body = {
-            "node": hold.node,
-            "kind": hold.kind,
-            "detail": hold.detail,
-            "evidence": hold.evidence,
-            "report": hold.id,
-        }
-        try:
-            async with self._http.post(
-                self._url,
-                data=msgspec.json.encode(body),
-                headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
-                timeout=aiohttp.ClientTimeout(total=10, connect=5),
-                allow_redirects=False,
-            ) as response:
-                data = await read_all(response.content, _MAX_ANSWER)
-                if response.status != 201 or data is None:
-                    raise HoldError(f"it answers {response.status}")
-                told = msgspec.json.decode(data, type=_Told)
-        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeError) as error:
-            raise HoldError(type(error).__name__) from None
-        return told.id, told.state
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)

@@ -1,20 +1,20 @@
 """
-The keeper: writes down what this router has seen, and reads what the others have.
+Persistence: writes what this router has measured and decided, and reads what other routers measured.
 
-Every few seconds, in one transaction: standings that changed, records of decisions, budgets.
-A crash loses at most what came since; what is held is not the keeper's, and never lost.
+Every few seconds, in one transaction: statistics that changed, records of decisions, budgets.  A
+crash loses at most what came since.  Holds are not written here; they are never lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 import structlog
 from prometheus_client import Counter
 
 from router.config import StoreSection
-from router.gateway.keys import Keyring
 from router.model.clock import Clock
 from router.state.fleet import Fleet
 from router.state.records import Records
@@ -22,10 +22,23 @@ from router.store import decisions, standings
 from verifier.errors import StoreError
 from verifier.store.database import Database
 
-_TIDY_EVERY_S: Final = 600.0
+_FORGET_EVERY_S: Final = 600.0
 
 _log = structlog.get_logger("router")
 records_lost = Counter("touchstone_router_records_lost_total", "Records of decisions that were not written.")
+
+
+class Budgets(Protocol):
+    """What API keys have spent: by name of the key, the day since 1970 and tokens."""
+
+    def spent(self) -> dict[str, tuple[int, int]]:
+        """What was spent through this router."""
+
+    def restore(self, spent: Mapping[str, tuple[int, int]]) -> None:
+        """Take up what `spent` gave before a restart."""
+
+    def set_spent_by_others(self, spent: Mapping[str, tuple[int, int]]) -> None:
+        """Set what was spent through other routers."""
 
 
 class Persistence:
@@ -37,9 +50,10 @@ class Persistence:
         name: str,
         config: StoreSection,
         clock: Clock,
+        *,
         fleet: Fleet,
         records: Records,
-        keyring: Keyring,
+        budgets: Budgets,
     ) -> None:
         self._db = db
         self._name = name
@@ -47,16 +61,16 @@ class Persistence:
         self._clock = clock
         self._fleet = fleet
         self._records = records
-        self._keyring = keyring
+        self._budgets = budgets
         self._revision = 0
-        self._tidied = clock.monotonic()
+        self._forgot_at = clock.monotonic()
 
     async def load(self) -> None:
-        """What this router had seen before, and what the others have."""
-        await self._hear(own=True)
+        """Read what this router had measured before a restart, and what other routers measured."""
+        await self._read_statistics(own=True)
         async with self._db.read() as tx:
             spent = await standings.budgets(tx)
-        self._keyring.restore(spent.get(self._name, {}))
+        self._budgets.restore(spent.get(self._name, {}))
 
     async def run(self) -> None:
         """Write and read until cancelled."""
@@ -65,64 +79,66 @@ class Persistence:
             try:
                 await self.flush()
             except StoreError as error:
-                _log.error("what was seen could not be written, and is tried again", why=str(error)[:300])
+                _log.error(
+                    "statistics could not be written; the next round tries again", why=str(error)[:300]
+                )
             except Exception:  # noqa: BLE001
-                # The outermost of the keeper: without it nothing would be written any more, and nobody told.
-                _log.exception("the keeper failed")
+                # The outermost of the loop: if it ended, nothing would be written any more, unnoticed.
+                _log.exception("persistence failed")
 
     async def flush(self) -> None:
         """
-        Write what changed, and read what others wrote.
+        Write what changed, and read what other routers wrote.
 
         Raises:
-            StoreError: it could not be written; nothing is lost by that.
+            StoreError: it could not be written.  Nothing is lost: the next call writes it.
         """
-        changed = self._fleet.take_changed()
-        records = self._records.take()
+        changes = self._fleet.drain_changes()
+        records = self._records.drain()
         now_ms = self._clock.now_ms()
         try:
             async with self._db.write() as tx:
-                if changed:
-                    await standings.save(tx, self._name, changed, now_ms)
+                if changes:
+                    await standings.save(tx, self._name, changes, now_ms)
                 if self._config.keep_decisions:
                     await decisions.save(tx, self._name, records)
-                await standings.save_budgets(tx, self._name, self._keyring.spent())
-                if self._clock.monotonic() - self._tidied > _TIDY_EVERY_S:
-                    self._tidied = self._clock.monotonic()
+                await standings.save_budgets(tx, self._name, self._budgets.spent())
+                if self._clock.monotonic() - self._forgot_at > _FORGET_EVERY_S:
+                    self._forgot_at = self._clock.monotonic()
                     await standings.forget(tx, now_ms)
                     keep = self._config.keep_decisions
                     await decisions.forget(tx, now_ms, keep_days=self._config.keep_days, keep=keep)
         except BaseException:
-            self._fleet.put_back(changed)
-            self._records.put_back(records)
+            self._fleet.requeue_changes(changes)
+            self._records.requeue(records)
             raise
-        await self._hear(own=False)
+        await self._read_statistics(own=False)
         async with self._db.read() as tx:
             spent = await standings.budgets(tx)
-        self._keyring.others(_together(spent, self._name))
+        self._budgets.set_spent_by_others(_sum_of_others(spent, self._name))
 
     async def find(self, record_id: str) -> bytes | None:
-        """A record that was written down."""
+        """A record that was written."""
         async with self._db.read() as tx:
             return await decisions.find(tx, record_id)
 
-    async def _hear(self, *, own: bool) -> None:
+    async def _read_statistics(self, *, own: bool) -> None:
         while True:
             async with self._db.read() as tx:
                 rows, revision = await standings.since(tx, self._revision)
             for row in rows:
                 if row.router != self._name:
-                    self._fleet.hear(row.node, row.tier, row.router, row.account)
+                    self._fleet.merge_peer_statistics(row.node, row.tier, row.router, row.aggregate)
                 elif own:
-                    self._fleet.restore(row.node, row.tier, row.account)
+                    self._fleet.restore_statistics(row.node, row.tier, row.aggregate)
             if not rows or revision == self._revision:
                 return
             self._revision = revision
             await asyncio.sleep(0)
 
 
-def _together(spent: dict[str, dict[str, tuple[int, int]]], own: str) -> dict[str, tuple[int, int]]:
-    """What all other routers have spent: of the newest day, for each key."""
+def _sum_of_others(spent: dict[str, dict[str, tuple[int, int]]], own: str) -> dict[str, tuple[int, int]]:
+    """What all other routers have spent of each key: on the newest day that one of them names."""
     total: dict[str, tuple[int, int]] = {}
     for router, by_name in spent.items():
         if router == own:

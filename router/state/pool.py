@@ -1,9 +1,9 @@
-"""The nodes for one workload: lanes, and why the others stand in none."""
+"""The nodes for one workload: in which lane each is, and why the others are in none."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from router.choose.candidates import LANES, CandidateIndex, Key, Lane, SortedCandidates
 from router.choose.gates import CODES, GateVerdict
@@ -12,120 +12,136 @@ from router.model.standing import Rating
 from router.model.statistics import NodeStatistics
 from router.model.workload import Workload
 
-if TYPE_CHECKING:
-    from router.state.fleet import Fleet
-
-_STORY: Final = 32
-"""Changes that are remembered of a node, so that a decision can be explained after them."""
-_FEW: Final = 10
-"""With less under way there are no shares to speak of."""
+_HISTORY: Final = 32
+"""Changes that are remembered of a node, so that a past decision can be explained."""
+_MIN_IN_FLIGHT_FOR_SHARES: Final = 10
+"""With fewer requests in flight, an operator's share of them means nothing."""
 _UNSEEN: Final = Rating()
 
 
-class _Where:
-    """Where a node stands."""
+class _Placing:
+    """Where one node stands, and since which version of the fleet which code has kept it out."""
 
-    __slots__ = ("code", "detail", "kept", "lane", "story")
+    __slots__ = ("code", "detail", "history", "lane", "statistics")
 
     def __init__(self) -> None:
-        self.kept: NodeStatistics | None = None
+        self.statistics: NodeStatistics | None = None
         self.lane: Lane | None = None
         self.code = ""
         self.detail = ""
-        self.story: deque[tuple[int, str, str]] = deque(maxlen=_STORY)
-        """From which version on which code kept it out; none, where none did."""
+        self.history: deque[tuple[int, str, str]] = deque(maxlen=_HISTORY)
+        """Version, code and detail; an empty code from versions in which nothing kept it out."""
 
 
 class WorkloadPool:
-    """As `router.choose.ranking.Pool`, kept by events."""
+    """A `router.choose.ranking.Pool` that events keep up to date."""
 
-    def __init__(self, fleet: Fleet, workload: Workload) -> None:
-        self._fleet = fleet
+    def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._lanes = {lane: SortedCandidates() for lane in LANES}
-        self.lanes: dict[Lane, CandidateIndex] = dict(self._lanes)
+        self._candidates = {lane: SortedCandidates() for lane in LANES}
+        self.lanes: dict[Lane, CandidateIndex] = dict(self._candidates)
         self.sizes = dict.fromkeys(LANES, 0)
         self.closed: dict[str, int] = {}
         """How many nodes each code keeps out."""
         self.closed_by: dict[str, GateVerdict | None] = {}
-        """By node, the gate that fails closed and is closed to it."""
-        self._where: dict[str, _Where] = {}
-        self._under_way: dict[str, int] = {}
-        self._total = 0
+        """By node, the first gate that fails closed and is closed to it."""
+        self._placings: dict[str, _Placing] = {}
+        self._in_flight: dict[str, int] = {}
+        self._total_in_flight = 0
 
     def facts(self, node: str) -> CandidateFacts:
-        """As `Pool`."""
-        where = self._where[node]
-        kept = where.kept
-        if kept is None:
-            return CandidateFacts(_UNSEEN, 0, where.code)
-        return CandidateFacts(kept.rating, kept.load.in_flight, where.code)
+        """See `Pool`."""
+        placing = self._placings[node]
+        statistics = placing.statistics
+        if statistics is None:
+            return CandidateFacts(_UNSEEN, 0, placing.code)
+        return CandidateFacts(statistics.rating, statistics.load.in_flight, placing.code)
 
-    def is_over(self, operator: str) -> bool:
-        """As `Pool`."""
+    def has_full_share(self, operator: str) -> bool:
+        """See `Pool`."""
         share = self.workload.max_operator_share
-        if share >= 100 or self._total < _FEW:
+        if share >= 100 or self._total_in_flight < _MIN_IN_FLIGHT_FOR_SHARES:
             return False
-        return self._under_way.get(operator, 0) * 100 >= share * self._total
+        return self._in_flight.get(operator, 0) * 100 >= share * self._total_in_flight
 
-    def begun(self, operator: str, change: int) -> None:
-        """So much more work of an operator's nodes is under way, or less."""
-        count = max(self._under_way.get(operator, 0) + change, 0)
-        self._total = max(self._total + change, 0)
+    def count_in_flight(self, operator: str, change: int) -> None:
+        """Add *change*, which may be negative, to the requests in flight at an operator's nodes."""
+        count = max(self._in_flight.get(operator, 0) + change, 0)
+        self._total_in_flight = max(self._total_in_flight + change, 0)
         if count:
-            self._under_way[operator] = count
+            self._in_flight[operator] = count
         else:
-            self._under_way.pop(operator, None)
+            self._in_flight.pop(operator, None)
 
     def lane(self, node: str) -> Lane | None:
         """The lane in which a node stands."""
-        where = self._where.get(node)
-        return None if where is None else where.lane
+        placing = self._placings.get(node)
+        return None if placing is None else placing.lane
 
     def verdict(self, node: str) -> GateVerdict | None:
         """What keeps a node out."""
-        where = self._where.get(node)
-        return None if where is None or not where.code else _verdict(where.code, where.detail)
+        placing = self._placings.get(node)
+        return None if placing is None or not placing.code else _verdict(placing.code, placing.detail)
 
     def place(
-        self, key: Key, kept: NodeStatistics | None, lane: Lane | None, code: str, detail: str = ""
+        self,
+        key: Key,
+        statistics: NodeStatistics | None,
+        *,
+        lane: Lane | None,
+        code: str,
+        detail: str = "",
+        version: int,
     ) -> bool:
-        """Put a node into a lane, or into none; gives whether that is a change."""
+        """
+        Put a node into a lane, or into none.
+
+        Args:
+            key: The operator and the node.
+            statistics: What was measured of the node for the workload's tier.
+            lane: `None` if the node may not do the work.
+            code: What keeps it out; empty if nothing does.
+            detail: The particulars.
+            version: Of the fleet, once this change is made.
+
+        Returns:
+            Whether anything changed.
+        """
         node = key[1]
-        where = self._where.get(node)
-        if where is None:
-            where = self._where[node] = _Where()
-        where.kept = kept
-        if where.story and where.lane is lane and where.code == code:
+        placing = self._placings.get(node)
+        if placing is None:
+            placing = self._placings[node] = _Placing()
+        placing.statistics = statistics
+        if placing.history and placing.lane is lane and placing.code == code:
             if detail:
-                where.detail = detail
+                placing.detail = detail
             return False
-        if where.lane is not lane:
-            if where.lane is not None:
-                self._lanes[where.lane].remove(key)
-                self.sizes[where.lane] -= 1
+        if placing.lane is not lane:
+            if placing.lane is not None:
+                self._candidates[placing.lane].remove(key)
+                self.sizes[placing.lane] -= 1
             if lane is not None:
-                self._lanes[lane].add(key)
+                self._candidates[lane].add(key)
                 self.sizes[lane] += 1
-            where.lane = lane
-        if where.code != code:
-            self._count(where.code, -1)
-            self._count(code, 1)
-        where.code, where.detail = code, detail
-        where.story.append((self._fleet.version + 1, code, detail))
+            placing.lane = lane
+        if placing.code != code:
+            self._count_code(placing.code, -1)
+            self._count_code(code, 1)
+        placing.code, placing.detail = code, detail
+        placing.history.append((version, code, detail))
         return True
 
-    def leave(self, key: Key) -> None:
-        """A node is taken out, to be put in under another operator."""
-        where = self._where.pop(key[1], None)
-        if where is None:
+    def remove(self, key: Key) -> None:
+        """Take a node out, so that it can be placed under another operator."""
+        placing = self._placings.pop(key[1], None)
+        if placing is None:
             return
-        if where.lane is not None:
-            self._lanes[where.lane].remove(key)
-            self.sizes[where.lane] -= 1
-        self._count(where.code, -1)
+        if placing.lane is not None:
+            self._candidates[placing.lane].remove(key)
+            self.sizes[placing.lane] -= 1
+        self._count_code(placing.code, -1)
 
-    def _count(self, code: str, change: int) -> None:
+    def _count_code(self, code: str, change: int) -> None:
         if code:
             count = self.closed.get(code, 0) + change
             if count:
@@ -136,13 +152,13 @@ class WorkloadPool:
     def excluded(self, version: int | None = None) -> dict[str, GateVerdict]:
         """Every node that is kept out, now or as of *version*, as far as that is remembered."""
         found: dict[str, GateVerdict] = {}
-        for node, where in self._where.items():
-            code, detail = where.code, where.detail
+        for node, placing in self._placings.items():
+            code, detail = placing.code, placing.detail
             if version is not None:
-                then = [(c, d) for since, c, d in where.story if since <= version]
-                if not then:
+                past = [(c, d) for since, c, d in placing.history if since <= version]
+                if not past:
                     continue
-                code, detail = then[-1]
+                code, detail = past[-1]
             if code:
                 found[node] = _verdict(code, detail)
         return found

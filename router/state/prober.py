@@ -1,28 +1,27 @@
 """
-Probes: the router asks each node whether it is there, on a schedule of its own.
+Probes: the router asks each node whether it is there, on the router's own schedule.
 
-Any answer over the connection pinned to the node's key will do.  How many are asked in a
-second is bounded, so a large fleet is asked less often, and its silence is judged by that.
+How many nodes are asked in a second is bounded.  So a large fleet is asked less often, and its
+silence is judged by that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-import aiohttp
 import structlog
 
-from attester.bounded import read_all
-from router.gateway.pinned import AddressError, check_url, pin_for
 from router.model.clock import Clock
 from router.state.fleet import Fleet
 
 PER_SECOND: Final = 100
 _AT_ONCE: Final = 64
-_TIMEOUT_S: Final = 5.0
-_MAX_ANSWER: Final = 256 << 10
+_SPREAD: Final = 0.9
+"""Share of the interval over which the probes of a round are spread."""
+_SHORTEST_PAUSE_S: Final = 0.1
 
 _log = structlog.get_logger("router")
 
@@ -32,70 +31,65 @@ def interval_for(nodes: int, wanted_s: float) -> float:
     return max(wanted_s, nodes / PER_SECOND)
 
 
-def _place(node: str) -> bytes:
-    """Where a node stands in the round: by chance, and always there."""
+def _place_in_round(node: str) -> bytes:
+    """Where a node stands in each round: an arbitrary place, always the same."""
     return hashlib.blake2b(node.encode(), digest_size=8).digest()
 
 
 class Prober:
-    """Asks all nodes in turn."""
+    """
+    Asks all nodes in turn.
+
+    Args:
+        ask: Asks the node at an endpoint (URL and pin); returns whether it answered.
+        every_s: How often each node is asked, in seconds, if the fleet is small enough.
+    """
 
     def __init__(
         self,
         fleet: Fleet,
-        http: aiohttp.ClientSession,
+        ask: Callable[[tuple[str, str]], Awaitable[bool]],
         clock: Clock,
         *,
         every_s: float,
-        allow_private: bool,
     ) -> None:
         self._fleet = fleet
-        self._http = http
+        self._ask = ask
         self._clock = clock
         self._every_s = every_s
-        self._allow_private = allow_private
-        self._timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
 
     async def run(self) -> None:
         """Ask until cancelled."""
-        places = asyncio.Semaphore(_AT_ONCE)
+        slots = asyncio.Semaphore(_AT_ONCE)
         async with asyncio.TaskGroup() as tasks:
             while True:
                 began = self._clock.monotonic()
                 nodes = [n for n in self._fleet.nodes() if self._fleet.view(n).endpoint is not None]
                 every_s = interval_for(len(nodes), self._every_s)
-                self._fleet.probed_every(every_s)
-                # In the same order each time, so that a node is asked at even intervals.
-                for node in sorted(nodes, key=_place):
-                    await places.acquire()
-                    tasks.create_task(self._ask(node, places), name="probe")
-                    await asyncio.sleep(every_s / len(nodes) * 0.9)
-                await asyncio.sleep(max(every_s - (self._clock.monotonic() - began), 0.1))
+                self._fleet.set_probe_interval(every_s)
+                # The order is the same each time, so that each node is asked at even intervals.
+                for node in sorted(nodes, key=_place_in_round):
+                    await slots.acquire()
+                    tasks.create_task(self._probe_in_slot(node, slots), name="probe")
+                    await asyncio.sleep(every_s / len(nodes) * _SPREAD)
+                await asyncio.sleep(max(every_s - (self._clock.monotonic() - began), _SHORTEST_PAUSE_S))
 
-    async def _ask(self, node: str, places: asyncio.Semaphore) -> None:
+    async def _probe_in_slot(self, node: str, slots: asyncio.Semaphore) -> None:
         try:
-            await self.ask(node)
+            await self.probe(node)
         except Exception:  # noqa: BLE001
-            # The outermost of a probe: one node must not end the asking of all.
+            # The outermost of a probe: one node must not end the probing of all.
             _log.exception("a probe failed", node=node)
         finally:
-            places.release()
+            slots.release()
 
-    async def ask(self, node: str) -> bool:
-        """Ask one node; gives whether it answered."""
+    async def probe(self, node: str) -> bool:
+        """Ask one node; returns whether it answered."""
         endpoint = self._fleet.view(node).endpoint
         if endpoint is None:
             return False
-        url, pin = endpoint
-        self._fleet.asked(node)
-        try:
-            place = check_url(url, allow_private=self._allow_private).with_path("/v1/models")
-            async with self._http.get(
-                place, ssl=pin_for(pin), allow_redirects=False, timeout=self._timeout
-            ) as response:
-                # Whatever it says, it is there; read to its end, the connection serves the next probe.
-                await read_all(response.content, _MAX_ANSWER)
-        except (aiohttp.ClientError, TimeoutError, AddressError, OSError, ValueError):
-            return False
-        self._fleet.answered(node)
-        return True
+        self._fleet.note_probe(node)
+        answered = await self._ask(endpoint)
+        if answered:
+            self._fleet.note_probe_answer(node)
+        return answered

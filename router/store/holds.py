@@ -1,4 +1,4 @@
-"""Holds of the router's own, with the steps that people took."""
+"""The router's own holds, with the steps that people took."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from router.model.errors import HoldError
 from verifier.store.database import ConflictError, Row, Tx
 
 
-class Hold(Struct, frozen=True):
+class Hold(Struct, frozen=True, kw_only=True):
     """What a router keeps a node from work for, or wants people to look at."""
 
     id: str
@@ -25,15 +25,15 @@ class Hold(Struct, frozen=True):
     """Whether the node gets no work meanwhile."""
     opened_ms: int
     due_ms: int
-    """When a person is to have looked."""
+    """Until when a person should have looked at it."""
     state: str = "open"
-    """Open, or released."""
+    """``open`` or ``released``."""
     incident: str | None = None
-    """The verifier's incident, once it was told."""
+    """The verifier's incident, once the hold is reported."""
 
 
 async def add(tx: Tx, hold: Hold) -> bool:
-    """Write a new hold; gives whether there was no open one for that node and kind."""
+    """Write a new hold; returns `False` if there is an open one for that node and kind."""
     try:
         await tx.execute(
             "INSERT INTO holds (id, node, operator, kind, code, detail, evidence, holding, state, opened_ms, due_ms)"
@@ -46,8 +46,8 @@ async def add(tx: Tx, hold: Hold) -> bool:
     return True
 
 
-async def open_ones(tx: Tx) -> list[Hold]:
-    """All that nobody has decided yet, the oldest first."""
+async def list_open(tx: Tx) -> list[Hold]:
+    """The holds that nobody has decided about, the oldest first."""
     rows = await tx.all("SELECT * FROM holds WHERE state = 'open' ORDER BY opened_ms, id")
     return [_hold(row) for row in rows]
 
@@ -57,26 +57,26 @@ async def get(tx: Tx, hold_id: str) -> Hold:
     One hold.
 
     Raises:
-        HoldError: there is none of that id.
+        HoldError: there is none with that id.
     """
     row = await tx.one("SELECT * FROM holds WHERE id = ?", hold_id)
     if row is None:
-        raise HoldError("no such incident of this router's")
+        raise HoldError("this router has no such incident")
     return _hold(row)
 
 
-async def told(tx: Tx, hold_id: str, incident: str) -> None:
-    """The verifier knows of it, and calls it *incident*."""
+async def set_incident(tx: Tx, hold_id: str, incident: str) -> None:
+    """Note the verifier's incident that a hold was reported as."""
     await tx.execute("UPDATE holds SET incident = ? WHERE id = ?", incident, hold_id)
 
 
 async def release(tx: Tx, hold_id: str) -> None:
-    """It is over."""
+    """End an open hold."""
     await tx.execute("UPDATE holds SET state = 'released' WHERE id = ? AND state = 'open'", hold_id)
 
 
-async def add_step(tx: Tx, hold_id: str, step: str, actor: str, reason: str, now_ms: int) -> None:
-    """Write down who did what, and why."""
+async def add_step(tx: Tx, hold_id: str, *, step: str, actor: str, reason: str, now_ms: int) -> None:
+    """Write who did what, and why."""
     await tx.execute(
         "INSERT INTO hold_steps (hold, number, step, actor, reason, at_ms)"
         " SELECT ?, coalesce(max(number), 0) + 1, ?, ?, ?, ? FROM hold_steps WHERE hold = ?",
@@ -85,7 +85,7 @@ async def add_step(tx: Tx, hold_id: str, step: str, actor: str, reason: str, now
 
 
 async def steps(tx: Tx, hold_id: str) -> list[Row]:
-    """What people did about it, in order."""
+    """The steps that were taken, in order."""
     return await tx.all(
         "SELECT step, actor, reason, at_ms FROM hold_steps WHERE hold = ? ORDER BY number", hold_id
     )
@@ -95,6 +95,6 @@ def _hold(row: Row) -> Hold:
     try:
         evidence = msgspec.json.decode(row["evidence"], type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeError):
-        # Another router wrote it, perhaps of another version: what it holds is held.
+        # Another router wrote it, perhaps of another version: the hold counts all the same.
         evidence = {"unreadable": True}
     return Hold(**{**row, "evidence": evidence, "holding": bool(row["holding"])})

@@ -17,7 +17,8 @@ from prometheus_client import REGISTRY
 
 from attester import cbor, cose
 from attester.cose import PrivateKey
-from attester.evidence import COSE_TYP, MAX_EVIDENCE, write_submod
+from attester.evidence import COSE_TYP, MAX_EVIDENCE
+from attester.kinds import write_submod
 from fixtures.simulator import SimulatedNode
 
 Mutate = Callable[[bytes], bytes]

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from attester.errors import VerifierError
-from attester.evidence import write_submod
+from attester.kinds import write_submod
 from fixtures.simulator import MODEL, SimulatedNode
 from verifier import results
 from verifier.service.app import sweep

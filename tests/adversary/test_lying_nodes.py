@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from attester.evidence import Manifest, write_submod
+from attester.evidence import Manifest
+from attester.kinds import write_submod
 from attester.weights.folder import open_folder
 from attester.weights.manifest import measure
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model

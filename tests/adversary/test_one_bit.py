@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attester.evidence import Capabilities, Token, WalkAnswer, write_submod
+from attester.evidence import Capabilities, Token, WalkAnswer
+from attester.kinds import write_submod
 from attester.weights import possession
 from attester.weights.folder import open_folder
 from attester.weights.kernels import kernel, row_words

@@ -20,12 +20,13 @@ from fixtures.streaming import Behaviour
 from router.choose.candidates import Lane
 from router.gateway import answers as gateway_answers
 from router.gateway import dispatch, exchange
-from router.gateway.answers import Answer
 from router.gateway.exchange import Exchanges
 from router.model import standing
+from router.model.answers import Answer
 from router.model.errors import AttemptError
-from router.model.outcomes import Blame, Outcome
-from router.model.standing import BREAKER_FAILURES, PROVEN, Grade, Standing, rate
+from router.model.load import BREAKER_FAILURES
+from router.model.outcomes import Blame, Execution, Outcome
+from router.model.standing import PROVEN, Grade, Standing, rate
 from router.model.statistics import StatisticsAggregate
 from router.state.fleet import Fleet as RouterFleet
 from tests.adversary.defences import Row, names, succeeds_without
@@ -44,7 +45,7 @@ def prefer_a(fleet: Fleet) -> None:
     """Both are established, and the first is so much quicker that it is asked first as long as it is."""
     for name, latency_s in (("a", 0.01), ("b", 20.0)):
         seen = Standing((100.0,) * 2, exchanges=100.0, at=fleet.clock.ms / 1000, latency_s=latency_s)
-        fleet.router.restore(name, "small", StatisticsAggregate(seen))
+        fleet.router.restore_statistics(name, "small", StatisticsAggregate(seen))
     fleet.in_order()
 
 
@@ -63,14 +64,14 @@ async def test_attack_9_wash_traffic(fleet: Fleet) -> None:
     await fleet.engine("other", operator="other")
     await fleet.start(sections=OWN)
     for aside in ("own", "other"):
-        fleet.router.hold(aside, "aside")
+        fleet.router.begin_hold(aside, "aside")
         for body in (CHAT, STREAM) * PROVEN:
             assert (await fleet.ask(body, **by("acme"))).status == 200
-        fleet.router.let_go(aside, "aside")
+        fleet.router.end_hold(aside, "aside")
     assert lane(fleet, "other") is Lane.ESTABLISHED
-    own = fleet.kept("own")
+    own = fleet.statistics("own")
     assert own.own == Standing(), "attack 9 succeeds: it has bought a standing"
-    assert (lane(fleet, "own"), own.account(0.0).slices) == (
+    assert (lane(fleet, "own"), own.aggregate(0.0).slices) == (
         Lane.PROBATION,
         {"first": {}, "token": {}, "answer": {}},
     )
@@ -125,7 +126,7 @@ MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 def worked(seen: Standing, seconds: float, every_s: float, outcome: Outcome = Outcome.COMPLETED) -> Standing:
     """With so many seconds of work, a request each *every_s*."""
     for _ in range(int(seconds / every_s)):
-        seen = seen.ended(outcome, 1.0, seen.at + every_s)
+        seen = seen.add(Execution(outcome, 1.0), seen.at + every_s)
     return seen
 
 
@@ -133,8 +134,8 @@ def failures_to_fall(seen: Standing, every_s: float, bad_of: int = 1) -> int:
     """How many requests until it is established no more, one of *bad_of* failing."""
     for number in range(1, 100_000):
         outcome = Outcome.CRASHED if number % bad_of == 0 else Outcome.COMPLETED
-        seen = seen.ended(outcome, 1.0, seen.at + every_s)
-        if rate(seen, seen.at).tier is not Grade.ESTABLISHED:
+        seen = seen.add(Execution(outcome, 1.0), seen.at + every_s)
+        if rate(seen, seen.at).grade is not Grade.ESTABLISHED:
             return number
     raise AssertionError
 
@@ -152,7 +153,7 @@ async def test_attack_23_milking(every_s: float, bad_of: int, most: int) -> None
     half-life, and the breaker, after three failures in a row, comes before it.
     """
     week = worked(Standing(at=float(NOW)), 7 * DAY, every_s)
-    assert rate(week, week.at).tier is Grade.ESTABLISHED
+    assert rate(week, week.at).grade is Grade.ESTABLISHED
     found = failures_to_fall(week, every_s, bad_of)
     assert found <= most, f"attack 23 succeeds: only after {found}"
 
@@ -165,7 +166,7 @@ async def test_attack_23_on_off(hours: int, days: int) -> None:
         established = False
         for _ in range(24 - hours):
             seen = worked(seen, HOUR, MINUTE)
-            established |= rate(seen, seen.at).tier is Grade.ESTABLISHED
+            established |= rate(seen, seen.at).grade is Grade.ESTABLISHED
         assert not established or day < days, f"attack 23 succeeds: established on day {day}"
         assert established or day > 0
         seen = worked(seen, hours * HOUR, MINUTE, Outcome.CRASHED)
@@ -328,8 +329,8 @@ def by_wording(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def unharmed(fleet: Fleet, *names: str) -> None:
     """Nobody has lost anything."""
-    await until(lambda: not any(fleet.router.under_way(name) for name in names))
-    found = [(fleet.failed(name), fleet.kept(name).load.failures_in_a_row) for name in names]
+    await until(lambda: not any(fleet.router.in_flight(name) for name in names))
+    found = [(fleet.failed(name), fleet.statistics(name).load.failures_in_a_row) for name in names]
     assert found == [(0.0, 0)] * len(names), f"attack 26 succeeds: {found}"
 
 
@@ -363,7 +364,7 @@ async def test_attack_26_ejection_by_huge_prompts(fleet: Fleet, status: int) -> 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_attack_26_ejection_by_leaving(fleet: Fleet, stream: bool) -> None:  # noqa: FBT001
     """26, a client that asks and goes, before the first text and in the middle."""
-    node = await fleet.engine("a", Behaviour("slow", first_s=0.05, token_s=0.05, tokens=100))
+    node = await fleet.engine("a", Behaviour("slow", first_token_s=0.05, token_s=0.05, tokens=100))
     await fleet.start()
     for seconds in (0.02, 0.2, 0.02, 0.2, 0.2):
         with suppress(TimeoutError):

@@ -23,7 +23,7 @@ from router.choose.ranking import Ranked
 from router.gateway import dispatch
 from router.gateway.dispatch import Dispatcher
 from router.gateway.openai import GATEWAY
-from router.model.outcomes import Outcome
+from router.model.outcomes import Execution, Outcome
 from router.model.standing import Grade, Rating, Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.tokens import Tokeniser
@@ -62,15 +62,15 @@ class World:
         self.workload = workload or asks()
         self.clock = Moved(NOW * 1000)
         self.fleet = RouterFleet(Table([self.workload]), self.clock.clock())
-        self.fleet.heard()
+        self.fleet.note_verifier_contact()
 
     def add(self, node: str, operator: str, standing: Standing | None = None, **given: Any) -> None:
-        self.fleet.put(view(node, operator=operator, **given))
+        self.fleet.put_node(view(node, operator=operator, **given))
         if standing is not None:
-            self.fleet.restore(node, self.workload.standing_key, StatisticsAggregate(standing))
+            self.fleet.restore_statistics(node, self.workload.standing_key, StatisticsAggregate(standing))
 
     def decide(self, seed: int) -> Decision:
-        return decide(self.fleet.snapshot(self.workload), self.workload, seed)
+        return decide(self.fleet.view_for(self.workload), self.workload, seed)
 
     def first(self, seeds: range = SEEDS) -> Counter[str]:
         """How often each operator is tried first."""
@@ -101,7 +101,7 @@ async def two(fleet: Fleet, token_s: float, **workload: Any) -> None:
 def chosen(fleet: Fleet) -> Counter[str]:
     """Who is first in forty decisions."""
     workload = fleet.router.table.workloads["tiny"]
-    snapshot = fleet.router.snapshot(workload)
+    snapshot = fleet.router.view_for(workload)
     return Counter(decide(snapshot, workload, seed).ranked[0].node for seed in range(40))
 
 
@@ -109,10 +109,10 @@ async def test_attack_20_usage_inflation_in_latency(fleet: Fleet) -> None:
     """20, usage inflation to rank faster: LiteLLM's `latency-based-routing` chose the slower one 39 of 40 times."""
     await two(fleet, 0.02)
     for aside in ("honest", "inflated"):
-        fleet.router.hold(aside, "aside")
+        fleet.router.begin_hold(aside, "aside")
         for body in (CHAT, TOLD, TOLD):
             assert (await fleet.ask(body)).status == 200
-        fleet.router.let_go(aside, "aside")
+        fleet.router.end_hold(aside, "aside")
     won = chosen(fleet)["inflated"]
     assert won == 0, f"attack 20 succeeds: chosen {won} of 40 times"
 
@@ -120,12 +120,12 @@ async def test_attack_20_usage_inflation_in_latency(fleet: Fleet) -> None:
 async def test_attack_20_usage_inflation_in_pace(fleet: Fleet) -> None:
     """20, likewise for a floor on tokens per second: the router counts what it passes on."""
     await two(fleet, 0.002, min_tokens_per_second=5000)
-    fleet.router.hold("honest", "aside")
+    fleet.router.begin_hold("honest", "aside")
     for _ in range(30):
         assert (await fleet.ask(TOLD)).done
     for _ in range(2):
         fleet.router.sweep(2)
-    fleet.router.let_go("honest", "aside")
+    fleet.router.end_hold("honest", "aside")
     verdict = fleet.router.verdict("inflated", fleet.router.table.workloads["tiny"])
     assert verdict is not None, "attack 20 succeeds: it is as fast as it says"
     assert verdict.code == "floors.pace"
@@ -139,16 +139,16 @@ async def test_attack_20_usage_inflation_is_held(fleet: Fleet) -> None:
     fleet.app[GATEWAY].dispatcher.tokenisers = {"tiny": Tokeniser(count_tokens)}
     rejects = []
     for aside in ("honest", "inflated"):
-        fleet.router.hold(aside, "aside")
+        fleet.router.begin_hold(aside, "aside")
         for _ in range(ANSWERS):
             assert (await fleet.post(CHAT, CHATS))[0] == 200
-        fleet.router.let_go(aside, "aside")
+        fleet.router.end_hold(aside, "aside")
         rejects.append(fleet.standing("inflated" if aside == "honest" else "honest").rejects)
     assert rejects == [pytest.approx(ANSWERS, abs=0.01), 0.0], "attack 20 succeeds: its word is taken"
     workload = fleet.router.table.workloads["tiny"]
     codes = [fleet.router.verdict(node, workload) for node in ("inflated", "honest")]
     assert [verdict and verdict.code for verdict in codes] == ["incident.quarantine", None]
-    assert fleet.kept("inflated").rating.why == "standing.unclean"
+    assert fleet.statistics("inflated").rating.why == "standing.unclean"
     # It is written down before the router ends.
     await until(lambda: not fleet.app[GATEWAY].in_flight)
 
@@ -248,10 +248,10 @@ def poisoned(sybils: int) -> World:
     for node, operator, every in nodes:
         world.add(node, operator)
         for number in range(100):
-            world.fleet.started(node, world.workload)
+            world.fleet.start_work(node, world.workload)
             fails = number % every == every - 1 or (every == 5 and number % 5 == 2)
             outcome = Outcome.CRASHED if fails else Outcome.COMPLETED
-            world.fleet.ended(node, world.workload, outcome, 1.0)
+            world.fleet.end_work(node, world.workload, Execution(outcome, 1.0))
     for _ in range(2):
         world.fleet.sweep(len(world.fleet))
     return world
@@ -269,7 +269,7 @@ def test_attack_27_outlier_baseline_poisoning(sybils: int) -> None:
     assert lanes == {Lane.DEGRADED: sybils}, "attack 27 succeeds: the bad hide among the bad"
     for number in range(10):
         facts = [
-            world.fleet.snapshot(world.workload).pool.facts(f"honest-{number}") for world in (alone, among)
+            world.fleet.view_for(world.workload).pool.facts(f"honest-{number}") for world in (alone, among)
         ]
         assert facts[0] == facts[1], "attack 27 succeeds: others are rated by the company they keep"
 
@@ -311,7 +311,7 @@ def test_attack_28_junk_node_distorts_scores(junk: dict[str, Any]) -> None:
     scores = with_junk.scores()
     scores.pop("junk", None)
     assert scores == without.scores(), "attack 28 succeeds: others' scores moved"
-    if len(with_junk.fleet.snapshot(with_junk.workload).pool.lanes[Lane.ESTABLISHED]) == 3:
+    if len(with_junk.fleet.view_for(with_junk.workload).pool.lanes[Lane.ESTABLISHED]) == 3:
         chosen = [[world.decide(seed).chosen for seed in SEEDS] for world in (with_junk, without)]
         tried = [ranked for ranked in zip(*chosen, strict=True) if ranked[0] != ranked[1]]
         # A degraded node has its 1 % of first tries.
@@ -362,7 +362,7 @@ def test_attack_35_slot_monopoly() -> None:
     for seed in range(150):
         ranked = world.decide(seed).chosen
         assert ranked is not None
-        world.fleet.started(ranked.node, world.workload)
+        world.fleet.start_work(ranked.node, world.workload)
         under_way[ranked.operator] += 1
         # With less than ten under way there are no shares to speak of.
         if seed >= 20:
@@ -383,7 +383,7 @@ def by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks how much an operator has under way."""
-    monkeypatch.setattr(WorkloadPool, "is_over", lambda *_: False)
+    monkeypatch.setattr(WorkloadPool, "has_full_share", lambda *_: False)
 
 
 # 36: copies of oneself.

@@ -53,7 +53,7 @@ def code(fleet: Fleet, node: str) -> str | None:
 
 def known(fleet: Fleet, node: str) -> tuple[Any, ...]:
     """All that the router goes by about a node."""
-    kept = fleet.kept(node)
+    kept = fleet.statistics(node)
     return fleet.router.view(node), kept.own, kept.rating, kept.load.failures_in_a_row, code(fleet, node)
 
 
@@ -62,7 +62,7 @@ async def settled(fleet: Fleet) -> None:
     fleet.verifier.send("node", node="marker", state="retired")
     await until(lambda: fleet.router.view("marker").retired)
     fleet.verifier.results.pop("marker", None)
-    fleet.router.drop("marker")
+    fleet.router.drop_node("marker")
 
 
 async def heartbeat(fleet: Fleet) -> None:
@@ -105,9 +105,10 @@ async def test_attack_2_writing_over_the_api(fleet: Fleet) -> None:
     fleet.verifier.trust("held")
     await fleet.start(sections={"keys": KEYS})
     holds = fleet.app[STATE].holds
-    holds.on_mismatch("held", "attacker", UsageMismatch(20, "answers", 1000, 10, ours=False))
+    mismatch = UsageMismatch(answers=20, what="answers", claimed=1000, allowed=10, router_is_wrong=False)
+    holds.report_mismatch("held", "attacker", mismatch)
     await until(lambda: holds._known)
-    (hold,) = await holds.open_ones()
+    (hold,) = await holds.list_open()
     before = known(fleet, "b")
     for headers in ({}, by("attacker"), by("guessed"), {"Authorization": "Bearer " + KEYS[1]["sha256"]}):
         for method, path in WRITES:
@@ -118,9 +119,9 @@ async def test_attack_2_writing_over_the_api(fleet: Fleet) -> None:
                     pass
     for a.act in ACCUSES_B:
         given = {"X-Touchstone-Node": "b", "X-Touchstone-Outcome": "crashed", "X-Touchstone-Decision": "b"}
-        fleet.router.hold("b", "aside")
+        fleet.router.begin_hold("b", "aside")
         await fleet.post(CHAT | {"node": "b", "touchstone": {"node": "b"}}, CHATS, **given, **by("attacker"))
-        fleet.router.let_go("b", "aside")
+        fleet.router.end_hold("b", "aside")
     assert known(fleet, "b") == before, "attack 2 succeeds: a rival is another than before"
     assert code(fleet, "held") == "incident.quarantine", "attack 2 succeeds: a held node was let go"
 
@@ -223,7 +224,7 @@ async def test_attack_22_whitewashing_by_a_release(fleet: Fleet) -> None:
     workload = fleet.router.table.workloads["tiny"]
     lanes = [fleet.router.lane(node, workload) for node in ("bad", "new", "honest-new", "other")]
     assert lanes == [*[Lane.PROBATION] * 3, Lane.ESTABLISHED], "attack 22 succeeds: it is what it was"
-    pool = fleet.router.snapshot(workload).pool
+    pool = fleet.router.view_for(workload).pool
     assert pool.facts("new") == pool.facts("honest-new") == CandidateFacts(Rating())
 
 
@@ -303,17 +304,19 @@ async def test_attack_30_heartbeat_stretch(intervals: list[float]) -> None:
     """30, heartbeat stretch: however late it used to answer, a dead node is found within 47 s."""
     clock = Moved(NOW * 1000)
     fleet = RouterFleet(Table([WORKLOAD]), clock.clock(), probe_every_s=EVERY_S)
-    fleet.heard()
-    fleet.put(view("a", iat=NOW, exp=NOW + 10**9))
-    fleet.restore("a", WORKLOAD.standing_key, StatisticsAggregate(Standing((100.0,) * 2, at=float(NOW))))
+    fleet.note_verifier_contact()
+    fleet.put_node(view("a", iat=NOW, exp=NOW + 10**9))
+    fleet.restore_statistics(
+        "a", WORKLOAD.standing_key, StatisticsAggregate(Standing((100.0,) * 2, at=float(NOW)))
+    )
     for interval in intervals:
-        fleet.answered("a")
+        fleet.note_probe_answer("a")
         clock.forward(interval)
-    fleet.answered("a")
-    fleet.put(view("a", iat=clock.seconds, exp=clock.seconds + 10**6))
+    fleet.note_probe_answer("a")
+    fleet.put_node(view("a", iat=clock.seconds, exp=clock.seconds + 10**6))
     assert fleet.lane("a", WORKLOAD) is Lane.ESTABLISHED
     clock.forward(FOUND_WITHIN_S)
-    fleet.heard()
+    fleet.note_verifier_contact()
     fleet.advance()
     assert fleet.lane("a", WORKLOAD) is Lane.BROKEN, "attack 30 succeeds: its silence seems usual"
 

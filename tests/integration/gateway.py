@@ -26,8 +26,7 @@ from attester.settings import to_toml
 from fixtures.fleet import free_port
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine, made_up
 from router.choose.decision import decide
-from router.config import RouterConfig
-from router.gateway.keys import Key
+from router.config import ApiKey, RouterConfig
 from router.gateway.openai import GATEWAY
 from router.model.standing import Standing
 from router.model.statistics import NodeStatistics, StatisticsAggregate
@@ -262,7 +261,7 @@ class Fleet:
     def in_order(self, name: str | None = None) -> None:
         """Let chance rank equals by name from now on."""
         workload = self.router.table.workloads[name or next(iter(self.router.table.workloads))]
-        snapshot = self.router.snapshot(workload)
+        snapshot = self.router.view_for(workload)
         for seed in range(10_000):
             names = [ranked.node for ranked in decide(snapshot, workload, seed).ranked]
             if names == sorted(names):
@@ -274,7 +273,7 @@ class Fleet:
         """Nodes of which much good is known."""
         good = Standing((100.0, 100.0), (0.0, 0.0), 100.0, 0.0, self.app[STATE].clock.unix(), 0.1)
         for name in names:
-            self.router.restore(name, "small", StatisticsAggregate(good))
+            self.router.restore_statistics(name, "small", StatisticsAggregate(good))
 
     async def post(
         self, body: Any = WORK, path: str = "/v1/embeddings", **headers: str
@@ -303,7 +302,7 @@ class Fleet:
         return list(record["attempts"])
 
     def kept(self, name: str) -> NodeStatistics:
-        return self.router.kept(name, "small") or NodeStatistics()
+        return self.router.statistics(name, "small") or NodeStatistics()
 
     def standing(self, name: str) -> Standing:
         return self.kept(name).own
@@ -369,7 +368,9 @@ class RouterProcess:
             "gateway": {"allow_private": True, "probe_every_s": 0, **sections.get("gateway", {})},
         }
         # A list of tables is for people to write.
-        keys = "".join("\n[[keys]]\n" + to_toml(msgspec.convert(each, Key)) for each in given.pop("keys", ()))
+        keys = "".join(
+            "\n[[keys]]\n" + to_toml(msgspec.convert(each, ApiKey)) for each in given.pop("keys", ())
+        )
         config = to_toml(msgspec.convert(given, RouterConfig)).replace("keys = []\n", "")
         self.config.write_text(config + keys, encoding="utf-8")
         self.write_table(TABLE)

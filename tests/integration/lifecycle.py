@@ -135,7 +135,7 @@ async def within(seconds: float, holds: Callable[[], object]) -> float:
 
 
 def _now(fleet: Fleet) -> Now:
-    decision = decide(fleet.snapshot(WORKLOAD), WORKLOAD, 1)
+    decision = decide(fleet.view_for(WORKLOAD), WORKLOAD, 1)
     may = {node for node in fleet.nodes() if fleet.verdict(node, WORKLOAD) is None}
     assert {ranked.node for ranked in decision.ranked} <= may
     return Now(may, decision.closed)

@@ -16,7 +16,8 @@ import pytest
 from aiohttp import web
 
 from router.gateway import exchange
-from router.model.standing import BREAKER_OPEN_S, Standing
+from router.model.load import BREAKER_OPEN_S
+from router.model.standing import Standing
 from router.service.state import STATE
 from tests.integration.gateway import WORK, Fleet, official, opened
 from tests.unit.router.doubles import (
@@ -98,7 +99,7 @@ async def test_completed_work_counts_for_the_node(fleet: Fleet) -> None:
     await fleet.start()
     await fleet.post()
     standing = fleet.standing("a")
-    assert (standing.completed, standing.failed, fleet.kept("a").load.in_flight) == (
+    assert (standing.completed, standing.failed, fleet.statistics("a").load.in_flight) == (
         (1.0, 1.0),
         (0.0, 0.0),
         0,
@@ -312,7 +313,7 @@ async def test_an_impostor_does_not_cost_the_node_its_standing(fleet: Fleet) -> 
     for _ in range(5):
         await fleet.post()
     standing = fleet.standing("a")
-    assert (standing.failed, fleet.kept("a").load.failures_in_a_row) == ((0.0, 0.0), 5)
+    assert (standing.failed, fleet.statistics("a").load.failures_in_a_row) == ((0.0, 0.0), 5)
 
 
 async def test_a_kept_connection_is_not_lent_to_another_key(fleet: Fleet) -> None:
@@ -478,7 +479,7 @@ async def test_a_busy_node_moves_on(fleet: Fleet, status: int) -> None:
     await fleet.node("b")
     await fleet.start()
     assert await fleet.attempts() == [("a", "busy"), ("b", "completed")]
-    assert (fleet.failed("a"), fleet.kept("a").load.failures_in_a_row) == (0.0, 1)
+    assert (fleet.failed("a"), fleet.statistics("a").load.failures_in_a_row) == (0.0, 1)
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
@@ -662,7 +663,10 @@ async def test_a_mended_node_comes_back_by_a_probe(fleet: Fleet) -> None:
     node.act = honest
     fleet.clock.forward(BREAKER_OPEN_S)
     await fleet.post()
-    assert (fleet.kept("a").load.failures_in_a_row, not fleet.kept("a").load.is_open(0)) == (0, True)
+    assert (
+        fleet.statistics("a").load.failures_in_a_row,
+        not fleet.statistics("a").load.breaker_is_open(0),
+    ) == (0, True)
 
 
 # Requests.
@@ -995,9 +999,9 @@ async def test_a_client_that_leaves_frees_the_node_and_blames_nobody(fleet: Flee
     await fleet.start()
     leaving = asyncio.create_task(fleet.post())
     await until(lambda: node.requests)
-    busy = fleet.kept("a").load.in_flight
+    busy = fleet.statistics("a").load.in_flight
     leaving.cancel()
-    await until(lambda: fleet.kept("a").load.in_flight == 0)
+    await until(lambda: fleet.statistics("a").load.in_flight == 0)
     async with asyncio.timeout(5):
         await ended.wait()
     assert (busy, fleet.standing("a")) == (1, Standing())

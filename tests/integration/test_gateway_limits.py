@@ -675,7 +675,7 @@ async def test_without_keys_nobody_is_a_reviewer(fleet: Fleet) -> None:
 async def told(fleet: Fleet) -> Any:
     """The hold, once the verifier has been told of it."""
     await until(lambda: fleet.app[STATE].holds._known)
-    await fleet.app[STATE].holds.tell()
+    await fleet.app[STATE].holds.report_all()
     (hold,) = await open_holds(fleet)
     return hold
 
@@ -685,7 +685,7 @@ async def test_a_hold_is_reported_to_the_verifier(fleet: Fleet, tmp_path: Path) 
     await metered(fleet, tmp_path, "a")
     await claim(fleet)
     hold = await told(fleet)
-    await fleet.app[STATE].holds.tell()
+    await fleet.app[STATE].holds.report_all()
     (report,) = fleet.verifier.reports
     assert report == {
         "node": "a", "kind": "settlement-mismatch", "detail": hold["detail"], "evidence": hold["evidence"],
@@ -853,11 +853,11 @@ async def three(fleet: Fleet, tmp_path: Path) -> None:
     """Nodes of three operators that all claim too much; the last is the one that makes it three."""
     await metered(fleet, tmp_path, "a", "b", "c")
     for name in "abc":
-        fleet.router.let_go(name, "elsewhere")
+        fleet.router.end_hold(name, "elsewhere")
         for other in set("abc") - {name}:
-            fleet.router.hold(other, "elsewhere")
+            fleet.router.begin_hold(other, "elsewhere")
         await claim(fleet)
-    fleet.router.let_go("c", "elsewhere")
+    fleet.router.end_hold("c", "elsewhere")
 
 
 async def test_three_operators_with_it_hold_no_third(fleet: Fleet, tmp_path: Path) -> None:
@@ -879,7 +879,7 @@ async def test_a_review_without_a_node_is_not_reported(fleet: Fleet, tmp_path: P
     """The verifier has nobody to hold for it."""
     await three(fleet, tmp_path)
     await until(lambda: len(fleet.app[STATE].holds._known) == 3)
-    await fleet.app[STATE].holds.tell()
+    await fleet.app[STATE].holds.report_all()
     assert [report["node"] for report in fleet.verifier.reports] == ["a", "b"]
 
 
@@ -954,7 +954,10 @@ async def test_many_lies_make_a_node_degraded(fleet: Fleet, tmp_path: Path) -> N
     """Before it comes to a hold: who breaks the rules is asked last."""
     await metered(fleet, tmp_path, "a")
     await claim(fleet, 15)
-    assert (fleet.kept("a").rating.tier, fleet.kept("a").rating.why) == (Grade.DEGRADED, "standing.unclean")
+    assert (fleet.statistics("a").rating.grade, fleet.statistics("a").rating.why) == (
+        Grade.DEGRADED,
+        "standing.unclean",
+    )
 
 
 async def test_a_price_below_its_energy_asks_for_an_audit(fleet: Fleet) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from attester.evidence import Inventory, write_submod
+from attester.evidence import Inventory
+from attester.kinds import write_submod
 from fixtures.simulator import SimulatedNode
 from tests.integration.lifecycle import age_recordings, changed, smuggle
 from verifier import appraisal, recording

@@ -20,7 +20,8 @@ from router.gateway import exchange
 from router.gateway.openai import GATEWAY
 from router.gateway.pinned import open_session
 from router.gateway.upstream import Upstream
-from router.model.standing import BREAKER_FAILURES, Standing
+from router.model.load import BREAKER_FAILURES
+from router.model.standing import Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.tokens import Tokeniser
 from router.model.usage import ANSWERS
@@ -102,7 +103,7 @@ async def test_a_request_that_was_not_read_is_not_waited_for_by_the_next_one(tmp
             assert protocol.transport is not None
             most = max(most, protocol.transport.get_write_buffer_size())
             await read_all(response.content, 100)
-            response.leave(well=True)
+            response.leave(went_well=True)
     assert most < 10 << 20
 
 
@@ -280,7 +281,7 @@ async def test_what_one_node_fills_no_other_is_blamed_for(
     await asyncio.sleep(0.2)
     statuses = [(await fleet.ask(CHAT)).status for _ in range(BREAKER_FAILURES)]
     hoarding.cancel()
-    assert fleet.kept("b").load.failures_in_a_row == 0
+    assert fleet.statistics("b").load.failures_in_a_row == 0
     assert statuses == [200] * BREAKER_FAILURES
 
 
@@ -377,12 +378,12 @@ async def test_events_without_text_stall_nobody(fleet: Fleet) -> None:
 
 async def test_what_is_put_back_and_does_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records that are dropped because the store could not take them are lost without being counted."""
-    monkeypatch.setattr("router.state.records._WAITING", 2)
+    monkeypatch.setattr("router.state.records._MAX_UNWRITTEN", 2)
     lost: list[None] = []
     records = Records(writes=True, lost=lambda: lost.append(None))
     taken = [("a", 1, b""), ("b", 1, b"")]
-    records._waiting = [("c", 1, b""), ("d", 1, b"")]
-    records.put_back(taken)
+    records._unwritten = [("c", 1, b""), ("d", 1, b"")]
+    records.requeue(taken)
     assert len(lost) == 2
 
 
@@ -394,7 +395,7 @@ async def test_what_a_neighbour_counted_can_be_replayed(fleet: Fleet, tmp_path: 
     await fleet.start(sections={"store": {"path": str(tmp_path / "router.db"), "flush_s": 0.1}})
     odd: Any = float("nan")
     given: dict[str, Any] = {of: (odd, odd) if of in ("completed", "failed") else odd}
-    async with fleet.app[STATE].keeper._db.write() as tx:
+    async with fleet.app[STATE].persistence._db.write() as tx:
         await standings.save(tx, "evil", [("a", "small", StatisticsAggregate(Standing(**given)))], 1)
     await asyncio.sleep(0.5)
     found = await fleet.ask(CHAT)
@@ -426,7 +427,7 @@ async def test_a_router_starts_beside_a_neighbour_that_writes_otherwise(fleet: F
     await fleet.engine("a")
     sections = {"store": {"path": str(tmp_path / "router.db"), "flush_s": 60}}
     await fleet.start(sections=sections)
-    async with fleet.app[STATE].keeper._db.write() as tx:
+    async with fleet.app[STATE].persistence._db.write() as tx:
         await standings.save(tx, "newer", [("a", "small", StatisticsAggregate(Standing((1.0, 1.0))))], 1)
         await tx.execute("UPDATE standings SET account = ? WHERE router = 'newer'", b"\x91\x01")
     other = fleet.another()
@@ -502,14 +503,14 @@ async def test_a_node_that_gives_what_was_asked_for_is_no_liar(fleet: Fleet, ask
 
 async def test_a_caller_with_little_time_ejects_nobody(fleet: Fleet) -> None:
     """The wait for the first token counts into the pace, so a caller's own short timeout is the node's stall."""
-    await fleet.engine("a", Behaviour("honest", first_s=2.0, token_s=0.2, tokens=100))
+    await fleet.engine("a", Behaviour("honest", first_token_s=2.0, token_s=0.2, tokens=100))
     await fleet.start(sections={"keys": [key("ada", tokens_per_day=10_000)]}, attempt_timeout_s=60)
     found = await fleet.ask(STREAM, **by("ada"), **{"X-Touchstone-Timeout": "2.1"})
     gateway = fleet.app[GATEWAY]
     await until(lambda: gateway.in_flight == 0)
     assert found.streamed
     assert fleet.failed("a") == 0
-    assert fleet.kept("a").load.failures_in_a_row == 0
+    assert fleet.statistics("a").load.failures_in_a_row == 0
     assert gateway.keyring.spent().get("ada", (0, 0))[1] > 0
 
 

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from fixtures.streaming import HONEST, Behaviour, count_tokens
+from router.config import load_tokeniser
 from router.gateway.openai import GATEWAY
-from router.model.tokens import Tokeniser
 from router.model.usage import ANSWERS
 from router.service.state import STATE
 from tests.integration.gateway import (
@@ -551,7 +551,7 @@ async def test_another_key_answers_no_probe(fleet: Fleet) -> None:
     await fleet.start(probe_every_s=0.1)
     heartbeat = fleet.router.heartbeat("a")
     assert heartbeat is not None
-    await until(lambda: heartbeat.heard is not None)
+    await until(lambda: heartbeat.last_contact is not None)
     fleet.clock.forward(30)
     await asyncio.sleep(0.3)
     closed = (await place_of(fleet))["closed"]
@@ -564,7 +564,7 @@ async def test_another_key_answers_no_probe(fleet: Fleet) -> None:
 async def test_a_store_counts_words_as_the_router_does(fleet: Fleet, tmp_path: Path) -> None:
     """The stand-in tokeniser of this file's processes and the one of the fixtures agree."""
     (tmp_path / "tokenizer.json").write_bytes(msgspec.json.encode(TOKENISER))
-    assert Tokeniser.load(tmp_path / "tokenizer.json").count(PROMPT) == count_tokens(PROMPT)
+    assert load_tokeniser(tmp_path / "tokenizer.json").count(PROMPT) == count_tokens(PROMPT)
 
 
 async def test_a_flush_that_fails_loses_nothing(
@@ -583,7 +583,7 @@ async def test_a_flush_that_fails_loses_nothing(
 
     monkeypatch.setattr(keeper.decisions, "save", broken)
     with pytest.raises(RuntimeError):
-        await fleet.app[STATE].keeper.flush()
+        await fleet.app[STATE].persistence.flush()
     monkeypatch.setattr(keeper.decisions, "save", save)
     await fleet.stop()
     await fleet.start(sections={"store": {"path": str(tmp_path / "router.db"), "flush_s": 600}})

@@ -465,12 +465,12 @@ async def test_small_writes_are_not_held_back(
     gate = await gated(fleet)
     requests: list[web.Request] = []
 
-    class RecordingIndex(ClientStream):
+    class WatchedStream(ClientStream):
         def __init__(self, request: web.Request, *args: Any, **kwargs: Any) -> None:
             requests.append(request)
             super().__init__(request, *args, **kwargs)
 
-    monkeypatch.setattr(gateway, "ClientStream", RecordingIndex)
+    monkeypatch.setattr(gateway, "ClientStream", WatchedStream)
     asked = asyncio.create_task(fleet.ask())
     gate.tell(chunk("one"))
     await until(lambda: gate.written)
@@ -565,13 +565,13 @@ async def test_a_client_that_does_not_read_is_given_up(unread: tuple[Gated, list
 
 async def test_who_does_not_read_blames_nobody(unread: tuple[Gated, list[Any]], fleet: Fleet) -> None:
     """The node did what it was asked for."""
-    assert (fleet.standing("a"), fleet.kept("a").load.failures_in_a_row) == (Standing(), 0)
+    assert (fleet.standing("a"), fleet.statistics("a").load.failures_in_a_row) == (Standing(), 0)
 
 
 async def test_who_does_not_read_frees_the_node(unread: tuple[Gated, list[Any]], fleet: Fleet) -> None:
     """It sees that nobody listens, and its place is free."""
     await until(lambda: unread[0].gone)
-    assert fleet.kept("a").load.in_flight == 0
+    assert fleet.statistics("a").load.in_flight == 0
 
 
 async def test_a_slow_client_gets_all(fleet: Fleet) -> None:
@@ -620,7 +620,7 @@ async def test_a_client_that_leaves_frees_the_node_at_once(
     await fleet.start(attempt_timeout_s=30, stall_s=30, timeout_s=60)
     await leave(fleet, node, after=after)
     await until(lambda: node.engine.abandoned, 2)
-    assert (node.engine.open, fleet.kept("a").load.in_flight) == (0, 0)
+    assert (node.engine.open, fleet.statistics("a").load.in_flight) == (0, 0)
 
 
 @LEAVING
@@ -630,7 +630,7 @@ async def test_a_client_that_leaves_blames_nobody(fleet: Fleet, kind: str, after
     await fleet.start(attempt_timeout_s=30, stall_s=30, timeout_s=60)
     for _ in range(3):
         await leave(fleet, node, after=after)
-    assert (fleet.standing("a"), fleet.kept("a").load.failures_in_a_row) == (Standing(), 0)
+    assert (fleet.standing("a"), fleet.statistics("a").load.failures_in_a_row) == (Standing(), 0)
 
 
 @LEAVING

@@ -9,9 +9,10 @@ writes ``policy-input.md`` and the JSON schemas of input and outcome; a test hol
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, get_args, get_type_hints
 
 import msgspec
 
@@ -19,6 +20,7 @@ from verifier.appraisal import MAX_REASONS
 from verifier.policy import ar4si
 from verifier.reasons import REASONS
 from verifier.schemes.facts import PolicyInput
+from verifier.schemes.registry import facts_types, facts_union
 from verifier.trust import ANY_VALUES, TRUST_CLAIMS, tier_of
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -26,7 +28,18 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 def input_schema() -> dict[str, Any]:
     """The JSON schema of `input`."""
-    return {"$schema": _DIALECT, "title": "A policy's input", **msgspec.json.schema(PolicyInput)}
+    return {"$schema": _DIALECT, "title": "A policy's input", **_schema()}
+
+
+def _schema() -> dict[str, Any]:
+    """The schema of `PolicyInput`, with the facts of every registered kind."""
+    facts: Any = types.GenericAlias(dict, (str, facts_union()))
+    fields = get_type_hints(PolicyInput, include_extras=True)
+    fields["checked"] = Annotated[facts, *get_args(fields["checked"])[1:]]
+    described = msgspec.defstruct(
+        PolicyInput.__name__, list(fields.items()), namespace={"__doc__": PolicyInput.__doc__}
+    )
+    return msgspec.json.schema(described)
 
 
 def outcome_schema() -> dict[str, Any]:
@@ -79,16 +92,13 @@ _INTRODUCTION: Final = (
 
 
 def _fields() -> Iterator[str]:
-    schema = msgspec.json.schema(PolicyInput)
+    schema = _schema()
     definitions: Mapping[str, Any] = schema["$defs"]
     for name in (
         "PolicyInput",
         "NodeFacts",
         "ReferenceFacts",
-        "PlatformFacts",
-        "ModelFacts",
-        "GpuFacts",
-        "UnknownFacts",
+        *(facts.__name__ for facts in facts_types()),
         "Runtime",
         "Capabilities",
     ):
@@ -124,7 +134,7 @@ def _type(form: Mapping[str, Any]) -> str:
 
 def _outcome() -> Iterator[str]:
     yield ""
-    yield "## PolicyOutcome"
+    yield "## Outcome"
     yield ""
     yield "`data.touchstone.outcome`: for each submodule in `input.checked`, and no other, an object with exactly"
     yield "`trust_vector` (at least one claim; integers of −128 … 127) and `reasons` (codes of"

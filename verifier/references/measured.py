@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from attester import cbor
 from attester.errors import WeightsError
-from attester.evidence import MODEL_NAME
+from attester.kinds import MODEL_NAME
 from attester.weights import possession
 from attester.weights.cache import DigestCache
 from attester.weights.folder import Folder

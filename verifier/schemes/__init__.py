@@ -1,1 +1,1 @@
-"""One file per kind of evidence: raw claims in, what is true out."""
+"""One file for each kind of evidence: raw claims in, what is true out.  `registry` lists them."""

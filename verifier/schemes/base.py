@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from attester.cose import PublicKey
 from attester.errors import ClaimError
-from attester.evidence import Submod
+from attester.kinds import Submod
 from verifier.schemes.facts import Facts
 
 DECLARED: Final = "declared"

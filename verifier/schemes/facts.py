@@ -1,21 +1,33 @@
 """
 What schemes tell policies: the facts of each kind of submodule, field by field.
 
-These types are the contract.  ``docs/policy-input.md`` and ``docs/policy-input.schema.json``
-are generated from them, and schemes can say nothing else.  What differs every time (nonces,
-exact times) has no place here, so that nodes that are alike give equal inputs.
+These types are the contract with policies.  ``docs/policy-input.md`` and
+``docs/policy-input.schema.json`` are generated from them, and schemes can say nothing else.
+What differs every time (nonces, exact times) has no place here, so that nodes that are alike
+give equal inputs.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from attester.evidence import Capabilities, Runtime
 
 
-class PlatformFacts(Struct, frozen=True, kw_only=True, tag_field="kind", tag="platform"):
+class Facts:
+    """
+    The base of all facts.
+
+    A subclass is a `msgspec.Struct` with ``tag_field="kind"``.  `verifier.schemes.registry` names
+    it for its kind, and facts are read back by that table.
+    """
+
+    __slots__ = ()
+
+
+class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="platform"):
     """`platform`: who the node is, where it serves, what runs there."""
 
     malformed: Annotated[bool, Meta(description="Its claims do not have their form.")]
@@ -59,7 +71,7 @@ WalkFact = Literal[
 ]  # fmt: skip
 
 
-class ModelFacts(Struct, frozen=True, kw_only=True, tag_field="kind", tag="model"):
+class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="model"):
     """`model/NAME`: the weights, by manifest, `read` and `walk`."""
 
     manifest: Annotated[
@@ -87,7 +99,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True, tag_field="kind", tag="model
     ]
 
 
-class GpuFacts(Struct, frozen=True, kw_only=True, tag_field="kind", tag="gpu"):
+class GpuFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="gpu"):
     """`gpu/N`: one device, by the node's word, held against its class."""
 
     malformed: Annotated[bool, Meta(description="Its claims do not have their form.")]
@@ -101,11 +113,8 @@ class GpuFacts(Struct, frozen=True, kw_only=True, tag_field="kind", tag="gpu"):
     memory_fits: Annotated[bool, Meta(description="It names the amount of memory that its class has.")]
 
 
-class UnknownFacts(Struct, frozen=True, kw_only=True, tag_field="kind", tag="unknown"):
+class UnknownFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="unknown"):
     """A submodule of a kind that this verifier has no scheme for."""
-
-
-Facts: TypeAlias = PlatformFacts | ModelFacts | GpuFacts | UnknownFacts
 
 
 class NodeFacts(Struct, frozen=True, kw_only=True):

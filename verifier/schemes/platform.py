@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from attester.cose import PublicKey
 from attester.errors import SignatureError
-from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement, kind_of
+from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
+from attester.kinds import kind_of
 from verifier.schemes import rates
 from verifier.schemes.base import CheckedSubmod, Context, Finding, Submods, plain
 from verifier.schemes.facts import PlatformFacts
@@ -24,50 +25,36 @@ from verifier.schemes.facts import PlatformFacts
 SUBMOD = "platform"
 
 
-def check(submods: Submods, context: Context) -> CheckedSubmod:
+def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     """Say what is true of the platform."""
     findings: list[Finding] = []
-    if error := submods.errors.get(SUBMOD):
+    if error := submods.errors.get(submod):
         findings.append(Finding("evidence.claims.malformed", str(error)))
     claims: dict[str, Any] = {}
-    may_affirm = {"instance-identity": 2}
+    may_affirm: dict[str, int] = {}
 
-    endpoint: Endpoint | None = submods.claim(SUBMOD, "endpoint")
+    endpoint: Endpoint | None = submods.claim(submod, "endpoint")
     proven = endpoint is not None and _is_proven(endpoint, context)
+    if endpoint is None or proven:
+        may_affirm["instance-identity"] = 2
     if endpoint is None:
         findings.append(Finding("identity.endpoint.missing", "no endpoint claim"))
-    elif not proven:
-        findings.append(
-            Finding("identity.endpoint.unproven", f"the TLS key named for {endpoint.url} did not sign")
-        )
-        may_affirm = {}
-    else:
+    elif proven:
         claims["endpoint"] = {"url": endpoint.url, "spki_sha256": pin(endpoint)}
+    else:
+        detail = f"the TLS key named for {endpoint.url} did not sign"
+        findings.append(Finding("identity.endpoint.unproven", detail))
 
-    runtime: Runtime | None = submods.claim(SUBMOD, "runtime")
+    runtime: Runtime | None = submods.claim(submod, "runtime")
     if runtime is None:
         findings.append(Finding("runtime.missing", "no runtime claim"))
     else:
         may_affirm["configuration"] = 2
 
-    capabilities: Capabilities | None = submods.claim(SUBMOD, "capabilities")
-    if capabilities is None:
-        findings.append(Finding("capabilities.missing", "no capabilities claim"))
-    else:
+    capabilities: Capabilities | None = submods.claim(submod, "capabilities")
+    if capabilities is not None:
         claims["capabilities"] = plain(capabilities)
-        if capabilities.hardware_class != context.node.hardware_class:
-            findings.append(
-                Finding(
-                    "capabilities.class.mismatch",
-                    "another hardware class than the node was enrolled with",
-                    expected=context.node.hardware_class,
-                    actual=capabilities.hardware_class,
-                )
-            )
-    if context.node.hardware_class not in context.thresholds.classes:
-        findings.append(
-            Finding("capabilities.class.unknown", f"hardware class {context.node.hardware_class!r}")
-        )
+    findings += _check_class(capabilities, context)
     doubt = rates.class_finding(context)
     if doubt is not None:
         findings.append(doubt)
@@ -75,7 +62,7 @@ def check(submods: Submods, context: Context) -> CheckedSubmod:
         findings.append(Finding("identity.node.retired", f"node {context.node.id} was retired"))
 
     facts = PlatformFacts(
-        malformed=SUBMOD in submods.errors,
+        malformed=submod in submods.errors,
         node_state=context.node.state,
         endpoint="missing" if endpoint is None else "proven" if proven else "unproven",
         class_matches=capabilities is not None and capabilities.hardware_class == context.node.hardware_class,
@@ -85,11 +72,31 @@ def check(submods: Submods, context: Context) -> CheckedSubmod:
     )
     return CheckedSubmod(
         facts,
-        tuple(findings),
-        may_affirm,
+        findings=tuple(findings),
+        may_affirm=may_affirm,
         attester_claims=claims,
         blocked=_blocked(runtime, submods, context),
     )
+
+
+def _check_class(capabilities: Capabilities | None, context: Context) -> list[Finding]:
+    """The hardware class that the node declares against the one it was enrolled with."""
+    findings = []
+    enrolled = context.node.hardware_class
+    if capabilities is None:
+        findings.append(Finding("capabilities.missing", "no capabilities claim"))
+    elif capabilities.hardware_class != enrolled:
+        findings.append(
+            Finding(
+                "capabilities.class.mismatch",
+                "another hardware class than the node was enrolled with",
+                expected=enrolled,
+                actual=capabilities.hardware_class,
+            )
+        )
+    if enrolled not in context.thresholds.classes:
+        findings.append(Finding("capabilities.class.unknown", f"hardware class {enrolled!r}"))
+    return findings
 
 
 def _blocked(runtime: Runtime | None, submods: Submods, context: Context) -> dict[str, str]:

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter
 
-from attester import evidence
+from attester import kinds
 from verifier import appraisal, incidents, recording, results
 from verifier.appraisal import CheckedEvidence, Held, OpenedEvidence, PolicyOutcome, Terms
 from verifier.challenges import derivation as challenges
@@ -20,7 +20,7 @@ from verifier.policy.bundle import Bundle
 from verifier.recording import Record
 from verifier.results import AttestationResult
 from verifier.schemes import platform
-from verifier.schemes.base import Context, Node, Session
+from verifier.schemes.base import Context, Node, Session, WalkRecord
 from verifier.service.inputs import AppraisalInputs
 from verifier.service.shadow import Shadow
 from verifier.service.state import Service
@@ -101,9 +101,7 @@ class Appraiser:
             evidence=data,
             drafts=incidents.drafts(checked.findings),
             passed=[cause for c in checked.submods.values() for cause in c.passed],
-            walks={
-                name.partition("/")[2]: c.walk for name, c in checked.submods.items() if c.walk is not None
-            },
+            walks=walks_of(checked),
             pin=pin_of(checked),
             devices=devices_of(checked),
             public=session.channel != "caller",
@@ -160,7 +158,7 @@ class Appraiser:
     ) -> tuple[AppraisalInputs, Context]:
         service = self._service
         asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
-        named = {name.partition("/")[2] for name in opened.token.submods if evidence.kind_of(name) == "model"}
+        named = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
         models = sorted({*node.models, *asked, *named})
         grounds = await service.inforce.grounds(tx, node.id, models, now_ms)
         return grounds, Context(
@@ -200,6 +198,12 @@ async def offload_if_large(data: bytes, work: Callable[P, T], *args: P.args, **k
     if len(data) > _LARGE:
         return await asyncio.to_thread(work, *args, **kwargs)
     return work(*args, **kwargs)
+
+
+def walks_of(checked: CheckedEvidence) -> dict[str, WalkRecord]:
+    """By model, the walk that later appraisals must know of."""
+    found = {kinds.model_of(name): c.walk for name, c in checked.submods.items()}
+    return {model: walk for model, walk in found.items() if model is not None and walk is not None}
 
 
 def pin_of(checked: CheckedEvidence) -> str | None:

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from attester.cose import PublicKey
 from attester.errors import CBORError, COSEError
-from attester.evidence import MODEL_NAME
+from attester.kinds import MODEL_NAME
 from attester.proof import Proof
 from verifier import results
 from verifier.errors import RequestError

@@ -24,7 +24,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
-from attester import cbor
+from attester import cbor, kinds
 from verifier import appraisal, trial
 from verifier.appraisal import Held
 from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
@@ -171,7 +171,7 @@ class Rejudge:
     ) -> Fate | _Replaced:
         service = self._service
         verdicts = trial.verdicts_of(known.claims)
-        models = [name.removeprefix("model/") for name in verdicts if name.startswith("model/")]
+        models = [model for model in map(kinds.model_of, verdicts) if model is not None]
         async with service.db.read() as tx:
             grounds = await service.inforce.grounds(tx, known.node_id, models, now_ms)
             if grounds.rollout.generation != rollout.generation:

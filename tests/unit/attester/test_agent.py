@@ -19,7 +19,8 @@ from attester.client import Session
 from attester.config import Enrolment
 from attester.cose import PrivateKey
 from attester.errors import EngineError, VerifierError, WeightsError
-from attester.evidence import ReadAnswer, Token, WalkAnswer, model_submod, read_submod, write_submod
+from attester.evidence import ReadAnswer, Token, WalkAnswer
+from attester.kinds import model_submod, read_submod, write_submod
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 
 NOW = 1_795_000_000.75

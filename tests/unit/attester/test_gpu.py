@@ -18,10 +18,11 @@ from click.testing import CliRunner, Result
 
 from attester.config import Home
 from attester.errors import EngineError
-from attester.evidence import Benchmark, Inventory, Measure, read_submod, write_submod
+from attester.evidence import Benchmark, Inventory, Measure
 from attester.gpu import benchmark
 from attester.gpu.benchmark import CODE, MILLITOKENS, Shape, Size, human, plot, run, shape_of
 from attester.gpu.inventory import conditions, inventory
+from attester.kinds import read_submod, write_submod
 from fixtures.simulator import MODEL
 from tests.integration.test_cli import touchstone
 from touchstone import main

@@ -287,13 +287,13 @@ async def test_the_pace_is_kept(wire: Wire) -> None:
     """Before the first token and between tokens."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    await wire.ask("slow", first_s=0.05, token_s=0.01, tokens=6)
+    await wire.ask("slow", first_token_s=0.05, token_s=0.01, tokens=6)
     assert loop.time() - begun >= 0.1
 
 
 async def test_headers_come_before_the_first_token(wire: Wire) -> None:
     """However long that takes."""
-    heard = await wire.listen("slow", b"\r\n\r\n", first_s=60)
+    heard = await wire.listen("slow", b"\r\n\r\n", first_token_s=60)
     assert (heard.status, heard.body) == (200, b"")
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from router.choose import decision
 from router.choose.decision import Decision
 from router.model.clock import Clock
+from router.model.load import BREAKER_FAILURES
 from router.model.node import NodeView
-from router.model.outcomes import Outcome
-from router.model.standing import BREAKER_FAILURES, Standing
+from router.model.outcomes import Execution, Outcome
+from router.model.standing import Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.fleet import Fleet
@@ -75,9 +76,9 @@ class DrawnFleet:
         """Told of it all, in the order of time and in any order where that is the same."""
         at = [NOW * 1000 - int(BEFORE_S * 1000), TICKS - BEFORE_S]
         fleet = Fleet(Table([self.workload]), Clock(lambda: int(at[0]), lambda: at[1]))
-        events: list[tuple[float, str, Any]] = [(self.silent_s, "", fleet.heard)]
+        events: list[tuple[float, str, Any]] = [(self.silent_s, "", fleet.note_verifier_contact)]
         for operator, since in self.holds.items():
-            events.append((BEFORE_S, "", lambda o=operator, s=since: fleet.operator_held(o, "i", s)))
+            events.append((BEFORE_S, "", lambda o=operator, s=since: fleet.set_operator_incident(o, "i", s)))
         for name, node in self.nodes.items():
             events += self._events_of(fleet, name, node)
         if shuffle is not None:
@@ -91,32 +92,36 @@ class DrawnFleet:
 
     def _events_of(self, fleet: Fleet, name: str, node: Drawn) -> Iterable[tuple[float, str, Any]]:
         tier = self.workload.standing_key
-        yield BEFORE_S, name, lambda: fleet.put(node.view)
+        yield BEFORE_S, name, lambda: fleet.put_node(node.view)
         for standing, tell in ((node.standing, "restore"), (node.heard, "hear")):
             if standing is not None:
                 account = StatisticsAggregate(standing)
                 if tell == "restore":
-                    yield BEFORE_S, name, lambda a=account: fleet.restore(name, tier, a)
+                    yield BEFORE_S, name, lambda a=account: fleet.restore_statistics(name, tier, a)
                 else:
-                    yield BEFORE_S, name, lambda a=account: fleet.hear(name, tier, "other", a)
+                    yield (
+                        BEFORE_S,
+                        name,
+                        lambda a=account: fleet.merge_peer_statistics(name, tier, "other", a),
+                    )
         if node.own_hold:
-            yield BEFORE_S, name, lambda: fleet.hold(name, "h")
+            yield BEFORE_S, name, lambda: fleet.begin_hold(name, "h")
         silence = SILENCES[node.heart]
         if silence is not None:
-            yield silence, name, lambda: fleet.answered(name)
+            yield silence, name, lambda: fleet.note_probe_answer(name)
         failures = {"none": 0, "two": BREAKER_FAILURES - 1}.get(node.breaker, BREAKER_FAILURES)
         for _ in range(failures):
             yield BREAKERS[node.breaker] or 30.0, name, lambda: self._fail(fleet, name)
         for _ in range(node.in_flight):
-            yield 0.0, name, lambda: fleet.started(name, self.workload)
+            yield 0.0, name, lambda: fleet.start_work(name, self.workload)
 
     def _fail(self, fleet: Fleet, name: str) -> None:
-        fleet.started(name, self.workload)
+        fleet.start_work(name, self.workload)
         # Not the node's fault, so that its standing is the one that was drawn.
-        fleet.ended(name, self.workload, Outcome.BUSY, 0.1)
+        fleet.end_work(name, self.workload, Execution(Outcome.BUSY, 0.1))
 
     def decide(self, seed: int, shuffle: random.Random | None = None) -> Decision:
-        return decision.decide(self.fleet(shuffle).snapshot(self.workload), self.workload, seed)
+        return decision.decide(self.fleet(shuffle).view_for(self.workload), self.workload, seed)
 
     def beside(self, node: Drawn) -> DrawnFleet:
         """With one more node."""

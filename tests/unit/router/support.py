@@ -11,8 +11,9 @@ from router.choose import decision
 from router.choose.decision import Decision
 from router.choose.gates import GateVerdict
 from router.model.clock import Clock
+from router.model.load import Load
 from router.model.node import NodeView
-from router.model.standing import Load, Standing
+from router.model.standing import Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.fleet import Fleet
@@ -127,23 +128,23 @@ class Given:
         at = [self.now_ms - silent_ms, self.monotonic - self.silent_s]
         clock = Clock(lambda: int(at[0]), lambda: at[1])
         made = Fleet(Table([workload]), clock)
-        made.heard()
+        made.note_verifier_contact()
         at[:] = self.now_ms, self.monotonic
         for operator, since in self.holds.items():
-            made.operator_held(operator, "i", since)
+            made.set_operator_incident(operator, "i", since)
         for node in self.nodes.values():
-            made.put(node)
+            made.put_node(node)
         for name, standing in self.standings.items():
-            made.restore(name, workload.standing_key, StatisticsAggregate(standing))
+            made.restore_statistics(name, workload.standing_key, StatisticsAggregate(standing))
         for name, load in self.loads.items():
-            if (kept := made.kept(name, workload.standing_key)) is None:
-                made.restore(
+            if (kept := made.statistics(name, workload.standing_key)) is None:
+                made.restore_statistics(
                     name, workload.standing_key, StatisticsAggregate(Standing(at=self.now_ms / 1000))
                 )
-                kept = made.kept(name, workload.standing_key)
+                kept = made.statistics(name, workload.standing_key)
             assert kept is not None
             kept.load = Load(load.in_flight, load.failures_in_a_row, load.open_until)
-            made.put(self.nodes[name])
+            made.put_node(self.nodes[name])
         return made
 
 
@@ -153,7 +154,7 @@ def snapshot(*nodes: NodeView, **given: Any) -> Given:
 
 
 def decide(given: Given, workload: Workload = WORKLOAD, seed: int = 0) -> Decision:
-    return decision.decide(given.fleet(workload).snapshot(workload), workload, seed)
+    return decision.decide(given.fleet(workload).view_for(workload), workload, seed)
 
 
 def excluded(given: Given, workload: Workload = WORKLOAD) -> dict[str, GateVerdict]:

@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.gateway.answers import judge, read_chunk, with_usage, without_usage
+from router.model.answers import Answer, read_chunk, with_usage, without_usage
+from router.model.operations import OPERATIONS
 from router.model.outcomes import Outcome
 from router.model.usage import Usage
 
-CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+CHAT, COMPLETIONS, EMBEDDINGS = "chat/completions", "completions", "embeddings"
+
+
+def judge(operation: str, status: int, body: bytes) -> Answer:
+    return OPERATIONS[operation].judge(status, body)
+
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
@@ -40,7 +46,7 @@ def test_the_text_of_a_chunk(choice: Any, text: str) -> None:
     """All that the model wrote, once, whatever it is for."""
     chunk = read_chunk(json.dumps({"choices": [choice]}).encode())
     assert chunk is not None
-    assert [each.said for each in chunk.choices] == [text]
+    assert [each.generated for each in chunk.choices] == [text]
 
 
 @pytest.mark.parametrize(

@@ -83,13 +83,13 @@ def test_a_result_that_ran_out_stays_so_when_the_wall_is_set_back() -> None:
     """Also for a node of which something new is heard."""
     hands = Hands()
     fleet = Fleet(Table([WORKLOAD]), hands.clock)
-    fleet.heard()
-    fleet.put(view(exp=NOW + 30))
+    fleet.note_verifier_contact()
+    fleet.put_node(view(exp=NOW + 30))
     hands.forward(30.0)
     fleet.advance()
     hands.ms -= 3_600_000
-    fleet.hold("n", "h")
-    fleet.let_go("n", "h")
+    fleet.begin_hold("n", "h")
+    fleet.end_hold("n", "h")
     verdict = fleet.verdict("n", WORKLOAD)
     assert verdict is not None
     assert verdict.code == "result.expired"
@@ -99,8 +99,8 @@ def test_a_result_runs_out_by_a_jump_ahead() -> None:
     """At the next look, without any event."""
     hands = Hands()
     fleet = Fleet(Table([WORKLOAD]), hands.clock)
-    fleet.heard()
-    fleet.put(view())
+    fleet.note_verifier_contact()
+    fleet.put_node(view())
     hands.ms += 601_000
     verdict = fleet.verdict("n", WORKLOAD)
     assert verdict is not None

@@ -11,10 +11,11 @@ import pytest
 from router.choose.candidates import Lane
 from router.choose.decision import Decision, decide
 from router.model.clock import Clock
+from router.model.load import BREAKER_LONGEST_S
 from router.model.node import NodeView
-from router.model.outcomes import Outcome
+from router.model.outcomes import Execution, Outcome
 from router.model.quantiles import RecentDurations
-from router.model.standing import BREAKER_LONGEST_S, PROVEN, Standing
+from router.model.standing import PROVEN, Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.fleet import Fleet
@@ -32,29 +33,31 @@ class Told:
         self.ticks = 1000.0
         self.workloads = workloads or (WORKLOAD,)
         self.fleet = Fleet(Table(self.workloads), Clock(lambda: self.ms, lambda: self.ticks))
-        self.fleet.heard()
+        self.fleet.note_verifier_contact()
 
     def forward(self, seconds: float) -> None:
         """Time goes by, and the verifier is heard all along."""
         self.ms += round(seconds * 1000)
         self.ticks += seconds
-        self.fleet.heard()
+        self.fleet.note_verifier_contact()
 
     def put(self, *names: str, standing: Standing | None = None, **given: Any) -> None:
         given.setdefault("iat", self.ms // 1000)
         for name in names:
-            self.fleet.put(view(name, **given))
+            self.fleet.put_node(view(name, **given))
             if standing is not None:
-                self.fleet.restore(name, self.workloads[0].standing_key, StatisticsAggregate(standing))
+                self.fleet.restore_statistics(
+                    name, self.workloads[0].standing_key, StatisticsAggregate(standing)
+                )
 
     def do(self, *outcomes: Outcome, node: str = "n", workload: Workload | None = None, **given: Any) -> None:
         for outcome in outcomes:
-            self.fleet.started(node, workload or self.workloads[0])
-            self.fleet.ended(node, workload or self.workloads[0], outcome, 1.0, **given)
+            self.fleet.start_work(node, workload or self.workloads[0])
+            self.fleet.end_work(node, workload or self.workloads[0], Execution(outcome, 1.0, **given))
 
     def decide(self, seed: int = 0, workload: Workload | None = None) -> Decision:
         workload = workload or self.workloads[0]
-        return decide(self.fleet.snapshot(workload), workload, seed)
+        return decide(self.fleet.view_for(workload), workload, seed)
 
     def code(self, node: str = "n", workload: Workload | None = None) -> str | None:
         verdict = self.fleet.verdict(node, workload or self.workloads[0])
@@ -140,7 +143,7 @@ def test_a_breaker_lets_one_probe_through_when_its_time_is_over(told: Told) -> N
     told.do(*[Outcome.BUSY] * 3)
     told.forward(10.0)
     free = told.lane()
-    told.fleet.started("n", WORKLOAD)
+    told.fleet.start_work("n", WORKLOAD)
     assert (free, told.lane()) == (Lane.ESTABLISHED, Lane.BROKEN)
 
 
@@ -150,7 +153,7 @@ def test_a_probe_that_comes_through_closes_the_breaker(told: Told) -> None:
     told.do(*[Outcome.BUSY] * 3)
     told.forward(10.0)
     told.do(Outcome.COMPLETED)
-    told.fleet.started("n", WORKLOAD)
+    told.fleet.start_work("n", WORKLOAD)
     assert told.lane() is Lane.ESTABLISHED
 
 
@@ -161,7 +164,7 @@ def test_each_failed_probe_keeps_it_away_for_twice_as_long(told: Told, probes: i
     """Up to five minutes, and then it is tried again."""
     told.put("n", standing=GOOD, exp=NOW + 86400)
     workload = msgspec.structs.replace(WORKLOAD, max_age_s=86400)
-    told.fleet.use(Table([workload]))
+    told.fleet.use_table(Table([workload]))
     told.do(*[Outcome.BUSY] * 3)
     for _ in range(probes):
         told.forward(BREAKER_LONGEST_S)
@@ -179,7 +182,7 @@ def test_a_probe_that_is_nobodys_fault_leaves_the_breaker_to_the_next(told: Told
     told.forward(10.0)
     told.do(Outcome.ABANDONED)
     free = told.lane()
-    told.fleet.started("n", WORKLOAD)
+    told.fleet.start_work("n", WORKLOAD)
     assert (free, told.lane()) == (Lane.ESTABLISHED, Lane.BROKEN)
 
 
@@ -190,7 +193,7 @@ def rhythm(told: Told, answers: int = 40, every_s: float = 5.0) -> None:
     for _ in range(answers):
         told.forward(every_s)
         told.put("n", exp=NOW + 86400)
-        told.fleet.answered("n")
+        told.fleet.note_probe_answer("n")
 
 
 def test_a_node_that_is_late_is_only_tried_and_one_that_is_silent_seems_gone(told: Told) -> None:
@@ -215,7 +218,7 @@ def test_a_silent_node_is_named_so(told: Told) -> None:
 def test_a_silent_newcomer_seems_gone_too(told: Told) -> None:
     """Of whom nothing else is known."""
     told.put("n")
-    told.fleet.answered("n")
+    told.fleet.note_probe_answer("n")
     told.forward(60.0)
     assert told.lane() is Lane.BROKEN
 
@@ -226,7 +229,7 @@ def test_an_answer_brings_a_silent_node_back(told: Told) -> None:
     rhythm(told)
     told.forward(60.0)
     told.fleet.advance()
-    told.fleet.answered("n")
+    told.fleet.note_probe_answer("n")
     assert told.lane() is Lane.ESTABLISHED
 
 
@@ -251,7 +254,7 @@ def test_who_has_done_little_is_given_little_at_a_time(told: Told, completed: in
     lanes = []
     for _ in range(allowance):
         lanes.append(told.lane())
-        told.fleet.started("n", WORKLOAD)
+        told.fleet.start_work("n", WORKLOAD)
     assert ({*lanes}, told.lane(), told.code()) == ({Lane.PROBATION}, Lane.WARMING, "capacity.warming")
 
 
@@ -259,14 +262,14 @@ def test_waiting_does_not_warm_anybody_up(told: Told) -> None:
     """Time is what a newcomer has plenty of."""
     told.put("n", exp=NOW + 86400)
     told.forward(290.0)
-    told.fleet.started("n", WORKLOAD)
+    told.fleet.start_work("n", WORKLOAD)
     assert told.lane() is Lane.WARMING
 
 
 def test_an_idle_day_does_not_cool_anybody_down(told: Told) -> None:
     """The week's evidence counts, not the hour's."""
     told.put("n", standing=Standing((0.0, 24.0), at=NOW))
-    told.fleet.started("n", WORKLOAD)
+    told.fleet.start_work("n", WORKLOAD)
     assert told.lane() is Lane.PROBATION
 
 
@@ -277,15 +280,15 @@ def test_who_is_established_has_all_its_room(told: Told) -> None:
     lanes = []
     for _ in range(8):
         lanes.append(told.lane())
-        told.fleet.started("n", WORKLOAD)
+        told.fleet.start_work("n", WORKLOAD)
     assert ({*lanes}, told.lane(), told.code()) == ({Lane.ESTABLISHED}, None, "capacity.full")
 
 
 def test_work_of_its_own_operator_does_not_warm_a_node_up(told: Told) -> None:
     """Without credit there is no evidence."""
     told.put("n")
-    told.do(*[Outcome.COMPLETED] * 100, credit=False)
-    told.fleet.started("n", WORKLOAD)
+    told.do(*[Outcome.COMPLETED] * 100, earns_credit=False)
+    told.fleet.start_work("n", WORKLOAD)
     assert told.lane() is Lane.WARMING
 
 
@@ -302,10 +305,10 @@ def test_what_fails_open_says_so(told: Told, bad: str, opened: str) -> None:
     if bad == "breaker":
         told.do(*[Outcome.BUSY] * 3)
     elif bad == "silent":
-        told.fleet.answered("n")
+        told.fleet.note_probe_answer("n")
         told.forward(60.0)
     else:
-        told.fleet.started("n", WORKLOAD)
+        told.fleet.start_work("n", WORKLOAD)
     decision = told.decide()
     assert (nodes_of(decision.ranked), decision.opened) == (["n"], (opened,))
 
@@ -313,7 +316,7 @@ def test_what_fails_open_says_so(told: Told, bad: str, opened: str) -> None:
 def test_warm_up_gives_way_before_breakers_do(told: Told) -> None:
     """Who works and has little evidence is tried before who does not seem to work."""
     told.put("busy", "dead")
-    told.fleet.started("busy", WORKLOAD)
+    told.fleet.start_work("busy", WORKLOAD)
     told.do(*[Outcome.BUSY] * 3, node="dead")
     decision = told.decide()
     assert (nodes_of(decision.ranked), decision.opened) == (["busy"], ("capacity.warming",))
@@ -323,7 +326,7 @@ def test_a_full_node_never_gives_way(told: Told) -> None:
     """Not as the last one there is."""
     told.put("n", standing=GOOD)
     for _ in range(8):
-        told.fleet.started("n", WORKLOAD)
+        told.fleet.start_work("n", WORKLOAD)
     decision = told.decide()
     assert (decision.ranked, decision.opened, decision.closed) == ((), (), {"capacity.full": 1})
 
@@ -332,8 +335,8 @@ def test_a_node_that_frees_a_place_is_open_again(told: Told) -> None:
     """At once."""
     told.put("n", standing=GOOD)
     for _ in range(8):
-        told.fleet.started("n", WORKLOAD)
-    told.fleet.ended("n", WORKLOAD, Outcome.COMPLETED, 1.0)
+        told.fleet.start_work("n", WORKLOAD)
+    told.fleet.end_work("n", WORKLOAD, Execution(Outcome.COMPLETED, 1.0))
     assert told.lane() is Lane.ESTABLISHED
 
 
@@ -343,16 +346,16 @@ def test_a_node_that_frees_a_place_is_open_again(told: Told) -> None:
 def test_what_the_router_holds_itself_outlives_the_verifiers_word(told: Told) -> None:
     """A newer result of the verifier's does not end a hold of the router's own."""
     told.put("n")
-    told.fleet.hold("n", "h")
+    told.fleet.begin_hold("n", "h")
     told.put("n")
     held = told.code()
-    told.fleet.let_go("n", "h")
+    told.fleet.end_hold("n", "h")
     assert (held, told.code()) == ("incident.quarantine", None)
 
 
 def test_a_hold_may_come_before_the_node_is_known(told: Told) -> None:
     """As it does when the router is started again."""
-    told.fleet.hold("n", "h")
+    told.fleet.begin_hold("n", "h")
     told.put("n")
     assert told.code() == "incident.quarantine"
 
@@ -360,8 +363,8 @@ def test_a_hold_may_come_before_the_node_is_known(told: Told) -> None:
 def test_letting_go_of_the_routers_hold_leaves_the_verifiers(told: Told) -> None:
     """Each is decided where it was opened."""
     told.put("n", incidents=frozenset({"i"}))
-    told.fleet.hold("n", "h")
-    told.fleet.let_go("n", "h")
+    told.fleet.begin_hold("n", "h")
+    told.fleet.end_hold("n", "h")
     assert told.code() == "incident.quarantine"
 
 
@@ -369,9 +372,9 @@ def test_who_is_released_is_on_probation_again(told: Told) -> None:
     """Its good works are forgotten, and it is warmed up anew."""
     told.put("n")
     told.do(*[Outcome.COMPLETED] * 100)
-    told.fleet.released("n")
+    told.fleet.release_node("n")
     before = told.lane()
-    told.fleet.started("n", WORKLOAD)
+    told.fleet.start_work("n", WORKLOAD)
     assert (before, told.lane()) == (Lane.PROBATION, Lane.WARMING)
 
 
@@ -379,8 +382,8 @@ def test_who_is_released_keeps_its_failures(told: Told) -> None:
     """Quarantine must not be how one gets rid of a bad name."""
     told.put("n")
     told.do(*[Outcome.CRASHED] * 5, Outcome.COMPLETED)
-    told.fleet.released("n")
-    kept = told.fleet.kept("n", "small")
+    told.fleet.release_node("n")
+    kept = told.fleet.statistics("n", "small")
     assert kept is not None
     assert (kept.own.failed, kept.own.completed, told.lane()) == ((15.0, 15.0), (0.0, 0.0), Lane.DEGRADED)
 
@@ -388,9 +391,9 @@ def test_who_is_released_keeps_its_failures(told: Told) -> None:
 def test_what_other_routers_saw_of_who_is_released_is_forgotten_too(told: Told) -> None:
     """Else it would be established again by their word."""
     told.put("n")
-    told.fleet.hear("n", "small", "other", StatisticsAggregate(GOOD))
+    told.fleet.merge_peer_statistics("n", "small", "other", StatisticsAggregate(GOOD))
     before = told.lane()
-    told.fleet.released("n")
+    told.fleet.release_node("n")
     assert (before, told.lane()) == (Lane.ESTABLISHED, Lane.PROBATION)
 
 
@@ -398,9 +401,9 @@ def test_a_release_is_written_down(told: Told) -> None:
     """A restart must not bring the good works back."""
     told.put("n")
     told.do(Outcome.COMPLETED)
-    told.fleet.take_changed()
-    told.fleet.released("n")
-    assert [(node, tier, a.standing.completed) for node, tier, a in told.fleet.take_changed()] == [
+    told.fleet.drain_changes()
+    told.fleet.release_node("n")
+    assert [(node, tier, a.standing.completed) for node, tier, a in told.fleet.drain_changes()] == [
         ("n", "small", (0.0, 0.0))
     ]
 
@@ -409,7 +412,7 @@ def test_an_operator_under_review_brings_in_nobody_new(told: Told) -> None:
     """Who was there before may go on; who was enrolled since waits for the review."""
     for name, enrolled in (("before", NOW - 101), ("same", NOW - 100), ("after", NOW - 5)):
         told.put(name, operator="acme", enrolled=enrolled)
-    told.fleet.operator_held("acme", "i", NOW - 100 + 0.5)
+    told.fleet.set_operator_incident("acme", "i", NOW - 100 + 0.5)
     assert [told.code(name) for name in ("before", "same", "after")] == [
         None,
         "incident.operator",
@@ -419,7 +422,7 @@ def test_an_operator_under_review_brings_in_nobody_new(told: Told) -> None:
 
 def test_a_newcomer_of_an_operator_under_review_is_closed_when_it_comes(told: Told) -> None:
     """The incident may be known before the node is."""
-    told.fleet.operator_held("acme", "i", float(NOW - 100))
+    told.fleet.set_operator_incident("acme", "i", float(NOW - 100))
     told.put("n", operator="acme", enrolled=NOW - 5)
     assert told.code() == "incident.operator"
 
@@ -427,21 +430,21 @@ def test_a_newcomer_of_an_operator_under_review_is_closed_when_it_comes(told: To
 def test_an_operator_under_review_does_not_close_anothers_nodes(told: Told) -> None:
     """Nobody is held for what others did."""
     told.put("n", operator="beta", enrolled=NOW - 5)
-    told.fleet.operator_held("acme", "i", float(NOW - 100))
+    told.fleet.set_operator_incident("acme", "i", float(NOW - 100))
     assert told.code() is None
 
 
 def test_a_review_that_is_decided_opens_its_operators_nodes(told: Told) -> None:
     """Once the last of them is: the first of the open ones counts."""
     told.put("n", operator="acme", enrolled=NOW - 50)
-    told.fleet.operator_held("acme", "i", float(NOW - 100))
-    told.fleet.operator_held("acme", "j", float(NOW - 10))
+    told.fleet.set_operator_incident("acme", "i", float(NOW - 100))
+    told.fleet.set_operator_incident("acme", "j", float(NOW - 10))
     codes = [told.code()]
-    told.fleet.operator_held("acme", "i", None)
+    told.fleet.set_operator_incident("acme", "i", None)
     codes.append(told.code())
     told.put("m", operator="acme", enrolled=NOW - 5)
     codes.append(told.code("m"))
-    told.fleet.operator_held("acme", "j", None)
+    told.fleet.set_operator_incident("acme", "j", None)
     codes.append(told.code("m"))
     assert codes == ["incident.operator", None, "incident.operator", None]
 
@@ -449,8 +452,8 @@ def test_a_review_that_is_decided_opens_its_operators_nodes(told: Told) -> None:
 def test_a_review_of_the_operator_holds_for_work_that_no_table_has_any_more(told: Told) -> None:
     """Work that was routed by the table before must not go where trust has gone either."""
     told.put("n", operator="acme", enrolled=NOW - 5)
-    told.fleet.use(Table([msgspec.structs.replace(WORKLOAD, name="other")]))
-    told.fleet.operator_held("acme", "i", float(NOW - 100))
+    told.fleet.use_table(Table([msgspec.structs.replace(WORKLOAD, name="other")]))
+    told.fleet.set_operator_incident("acme", "i", float(NOW - 100))
     assert told.code(workload=WORKLOAD) == "incident.operator"
 
 
@@ -463,7 +466,7 @@ def test_a_node_that_is_dropped_may_not_and_keeps_what_was_seen(told: Told) -> N
     """The verifier says nothing of it any more; if it does again, it stands where it stood."""
     told.put("n")
     told.do(*[Outcome.COMPLETED] * PROVEN)
-    told.fleet.drop("n")
+    told.fleet.drop_node("n")
     dropped = told.code()
     told.put("n")
     assert (dropped, told.lane()) == ("result.missing", Lane.ESTABLISHED)
@@ -477,12 +480,12 @@ SHARED = msgspec.structs.replace(WORKLOAD, max_operator_share=50, concurrency=10
 def under_way(told: Told, **counts: int) -> None:
     for node, count in counts.items():
         for _ in range(count):
-            told.fleet.started(node, SHARED)
+            told.fleet.start_work(node, SHARED)
 
 
 def over(told: Told) -> dict[str, bool]:
-    pool = told.fleet.snapshot(SHARED).pool
-    return {operator: pool.is_over(operator) for operator in ("acme", "beta")}
+    pool = told.fleet.view_for(SHARED).pool
+    return {operator: pool.has_full_share(operator) for operator in ("acme", "beta")}
 
 
 @pytest.mark.parametrize(
@@ -512,9 +515,9 @@ def test_work_under_way_goes_with_its_node_to_another_operator() -> None:
     told.put("a", operator="acme")
     told.put("b", operator="beta")
     under_way(told, a=20, b=10)
-    told.fleet.drop("a")
+    told.fleet.drop_node("a")
     for _ in range(20):
-        told.fleet.ended("a", SHARED, Outcome.COMPLETED, 1.0)
+        told.fleet.end_work("a", SHARED, Execution(Outcome.COMPLETED, 1.0))
     told.put("a", operator="acme")
     assert over(told) == {"acme": False, "beta": True}
 
@@ -525,9 +528,9 @@ def test_work_under_way_counts_on_under_another_table() -> None:
     told.put("a", operator="acme")
     told.put("b", operator="beta")
     under_way(told, a=10, b=10)
-    told.fleet.use(Table([SHARED]))
+    told.fleet.use_table(Table([SHARED]))
     for _ in range(10):
-        told.fleet.ended("a", SHARED, Outcome.COMPLETED, 1.0)
+        told.fleet.end_work("a", SHARED, Execution(Outcome.COMPLETED, 1.0))
     assert over(told) == {"acme": False, "beta": True}
 
 
@@ -536,9 +539,9 @@ def test_what_ends_that_never_began_is_no_share() -> None:
     told = Told(SHARED)
     told.put("a", operator="acme")
     told.put("b", operator="beta")
-    told.fleet.ended("a", SHARED, Outcome.COMPLETED, 1.0)
+    told.fleet.end_work("a", SHARED, Execution(Outcome.COMPLETED, 1.0))
     under_way(told, a=5, b=5)
-    assert (over(told), told.fleet.under_way("a")) == ({"acme": True, "beta": True}, 5)
+    assert (over(told), told.fleet.in_flight("a")) == ({"acme": True, "beta": True}, 5)
 
 
 # Another table.
@@ -549,7 +552,7 @@ def test_another_table_keeps_standings(told: Told) -> None:
     told.put("n")
     told.do(*[Outcome.COMPLETED] * PROVEN)
     changed = msgspec.structs.replace(WORKLOAD, concurrency=2)
-    told.fleet.use(Table([changed]))
+    told.fleet.use_table(Table([changed]))
     assert told.lane(workload=changed) is Lane.ESTABLISHED
 
 
@@ -557,7 +560,7 @@ def test_another_table_is_judged_by_at_once(told: Told) -> None:
     """Everybody, by what it asks."""
     told.put("n", standing=GOOD)
     strict = msgspec.structs.replace(WORKLOAD, regions=("eu",))
-    told.fleet.use(Table([strict]))
+    told.fleet.use_table(Table([strict]))
     assert (told.code(workload=strict), told.decide(workload=strict).ranked) == ("capability.region", ())
 
 
@@ -565,7 +568,7 @@ def test_another_table_sets_its_own_timers(told: Told) -> None:
     """A shorter age is kept to without any further event."""
     told.put("n")
     strict = msgspec.structs.replace(WORKLOAD, max_age_s=10)
-    told.fleet.use(Table([strict]))
+    told.fleet.use_table(Table([strict]))
     told.forward(11.0)
     assert told.code(workload=strict) == "result.old"
 
@@ -623,7 +626,7 @@ def test_who_surely_misses_an_objective_is_degraded(
     timed(told, enough - 1, **seen)
     before = told.lane()
     timed(told, 1, **seen)
-    kept = told.fleet.kept("n", "small")
+    kept = told.fleet.statistics("n", "small")
     assert kept is not None
     assert (before, told.lane(), kept.rating.why) == (
         Lane.ESTABLISHED,
@@ -645,7 +648,7 @@ def test_an_hour_later_a_slow_time_is_forgotten() -> None:
     """Who is quick again is not degraded for what it was."""
     told = Told(msgspec.structs.replace(WORKLOAD, first_token_p90_ms=800, max_age_s=86400))
     told.put("n", exp=NOW + 86400)
-    timed(told, 40, first_s=0.9)
+    timed(told, 40, first_token_s=0.9)
     slow = told.lane()
     told.forward(3700.0)
     told.fleet.sweep(10)
@@ -657,9 +660,9 @@ def test_who_was_seen_to_be_slower_than_the_floor_may_not() -> None:
     """By the median of what routers saw, once there is enough of it."""
     told = Told(msgspec.structs.replace(WORKLOAD, min_tokens_per_second=20))
     told.put("n")
-    timed(told, 28, first_s=0.1, token_s=0.1)
+    timed(told, 28, first_token_s=0.1, token_s=0.1)
     before = told.code()
-    timed(told, 1, first_s=0.1, token_s=0.1)
+    timed(told, 1, first_token_s=0.1, token_s=0.1)
     assert (before, told.code()) == (None, "floors.pace")
 
 
@@ -670,7 +673,9 @@ def test_what_other_routers_saw_counts_for_the_objectives() -> None:
     recent = RecentDurations()
     for _ in range(40):
         recent.add(0.9, NOW)
-    told.fleet.hear("n", "small", "other", StatisticsAggregate(Standing(at=NOW), {"answer": recent.slices}))
+    told.fleet.merge_peer_statistics(
+        "n", "small", "other", StatisticsAggregate(Standing(at=NOW), {"answer": recent.slices})
+    )
     told.fleet.sweep(10)
     told.fleet.sweep(10)
     assert told.lane() is Lane.DEGRADED
@@ -694,10 +699,10 @@ def test_what_changed_is_taken_once(told: Told) -> None:
     """And again, where it could not be written."""
     told.put("n", "m")
     told.do(Outcome.COMPLETED, node="n")
-    first = told.fleet.take_changed()
-    told.fleet.put_back(first)
+    first = told.fleet.drain_changes()
+    told.fleet.requeue_changes(first)
     told.do(Outcome.COMPLETED, node="m")
-    taken = [[(node, tier) for node, tier, _ in told.fleet.take_changed()] for _ in range(2)]
+    taken = [[(node, tier) for node, tier, _ in told.fleet.drain_changes()] for _ in range(2)]
     assert (len(first), taken) == (1, [[("m", "small"), ("n", "small")], []])
 
 
@@ -707,9 +712,9 @@ def test_what_was_written_down_is_what_a_router_begins_with(told: Told) -> None:
     told.do(*[Outcome.COMPLETED] * 30, Outcome.CRASHED)
     again = Told()
     again.put("n")
-    for node, tier, account in told.fleet.take_changed():
-        again.fleet.restore(node, tier, account)
-    before, after = told.fleet.kept("n", "small"), again.fleet.kept("n", "small")
+    for node, tier, account in told.fleet.drain_changes():
+        again.fleet.restore_statistics(node, tier, account)
+    before, after = told.fleet.statistics("n", "small"), again.fleet.statistics("n", "small")
     assert before is not None
     assert after is not None
     assert (after.rating, after.proven) == (before.rating, before.proven)
@@ -718,12 +723,12 @@ def test_what_was_written_down_is_what_a_router_begins_with(told: Told) -> None:
 def test_blame_that_comes_late_counts(told: Told) -> None:
     """What ended before turns out to be the node's fault; its place was freed then already."""
     told.put("n")
-    told.fleet.started("n", WORKLOAD)
+    told.fleet.start_work("n", WORKLOAD)
     told.do(Outcome.EMPTY)
-    told.fleet.blamed("n", WORKLOAD, Outcome.CRASHED)
-    kept = told.fleet.kept("n", "small")
+    told.fleet.blame_node("n", WORKLOAD, Outcome.CRASHED)
+    kept = told.fleet.statistics("n", "small")
     assert kept is not None
-    assert (kept.own.failed, kept.load.failures_in_a_row, told.fleet.under_way("n")) == ((3.0, 3.0), 1, 1)
+    assert (kept.own.failed, kept.load.failures_in_a_row, told.fleet.in_flight("n")) == ((3.0, 3.0), 1, 1)
 
 
 # The story.
@@ -732,10 +737,10 @@ def test_blame_that_comes_late_counts(told: Told) -> None:
 def test_the_story_is_of_then(told: Told) -> None:
     """Who was excluded from a decision may be asked after the fleet has moved on."""
     told.put("n", "m", exp=NOW + 100)
-    told.fleet.hold("n", "h")
+    told.fleet.begin_hold("n", "h")
     then = told.decide().snapshot
-    told.fleet.let_go("n", "h")
-    told.fleet.hold("m", "h")
+    told.fleet.end_hold("n", "h")
+    told.fleet.begin_hold("m", "h")
     assert [
         {name: verdict.code for name, verdict in told.fleet.excluded(WORKLOAD, version).items()}
         for version in (then, told.decide().snapshot)
@@ -745,19 +750,19 @@ def test_the_story_is_of_then(told: Told) -> None:
 def test_a_story_that_is_not_kept_so_far_back_is_left_out(told: Told) -> None:
     """Rather nothing than what is not true."""
     told.put("n", "m")
-    told.fleet.hold("n", "h")
-    told.fleet.hold("m", "h")
+    told.fleet.begin_hold("n", "h")
+    told.fleet.begin_hold("m", "h")
     then = told.decide().snapshot
     for _ in range(50):
-        told.fleet.let_go("n", "h")
-        told.fleet.hold("n", "h")
+        told.fleet.end_hold("n", "h")
+        told.fleet.begin_hold("n", "h")
     assert list(told.fleet.excluded(WORKLOAD, then)) == ["m"]
 
 
 def test_nobody_had_a_story_before_the_fleet_began(told: Told) -> None:
     """A version of another process is none of this one's."""
     told.put("n")
-    told.fleet.hold("n", "h")
+    told.fleet.begin_hold("n", "h")
     assert told.fleet.excluded(WORKLOAD, told.fleet.version - 10**6) == {}
 
 
@@ -767,9 +772,9 @@ def test_the_version_grows_with_every_move_and_with_nothing_else(told: Told) -> 
     versions = [told.fleet.version]
     for step in (
         lambda: told.put("n"),
-        lambda: told.fleet.hold("n", "h"),
-        lambda: told.fleet.hold("n", "h"),
-        lambda: told.fleet.let_go("n", "h"),
+        lambda: told.fleet.begin_hold("n", "h"),
+        lambda: told.fleet.begin_hold("n", "h"),
+        lambda: told.fleet.end_hold("n", "h"),
         lambda: told.forward(301.0),
     ):
         step()

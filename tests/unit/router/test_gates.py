@@ -10,9 +10,10 @@ import pytest
 from router.choose import gates
 from router.choose.gates import CLOSED_GATES, CODES, GateContext
 from router.model.clock import Clock
+from router.model.load import BREAKER_OPEN_S, Load
 from router.model.node import NodeView
 from router.model.outcomes import Outcome
-from router.model.standing import BREAKER_OPEN_S, Load, Standing
+from router.model.standing import Standing
 from router.model.workload import Table, Workload
 from router.state.fleet import Fleet
 from tests.unit.router.support import (
@@ -221,7 +222,7 @@ def test_a_silent_verifier_closes_for_all(silent: float, expected: str | None) -
 def test_a_verifier_that_was_never_heard_closes_for_all() -> None:
     """A router that has just begun knows of no revocation."""
     fleet = Fleet(Table([WORKLOAD]), Clock(lambda: NOW_MS, lambda: TICKS))
-    fleet.put(view())
+    fleet.put_node(view())
     verdict = fleet.verdict("n", WORKLOAD)
     assert verdict is not None
     assert verdict.code == "incident.feed-silent"
@@ -423,7 +424,7 @@ def test_the_breaker_is_open_for_its_time(waited: float, expected: str | None) -
     """Then one probe may go."""
     load = Load(3)
     for _ in range(3):
-        load.ended(Outcome.CRASHED, TICKS)
+        load.end_request(Outcome.CRASHED, TICKS)
     assert capacity(load, waited=waited, standings=SEEN) == expected
 
 

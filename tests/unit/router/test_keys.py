@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.gateway.keys import ANONYMOUS, Key, Keyring, LimitError
+from router.config import ApiKey
+from router.gateway.keys import ANONYMOUS, Keyring, LimitError
 from tests.conftest import FakeClock
 
 DAY_S = 86_400
@@ -22,26 +23,26 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def key(name: str = "k", **limits: Any) -> Key:
-    return msgspec.convert({"name": name, "sha256": digest(f"secret-{name}"), **limits}, Key)
+def key(name: str = "k", **limits: Any) -> ApiKey:
+    return msgspec.convert({"name": name, "sha256": digest(f"secret-{name}"), **limits}, ApiKey)
 
 
 def noon() -> FakeClock:
     return FakeClock(NOON.ms, NOON.ticks)
 
 
-def ring(*keys: Key, clock: FakeClock | None = None) -> Keyring:
+def ring(*keys: ApiKey, clock: FakeClock | None = None) -> Keyring:
     clock = clock or noon()
     return Keyring(keys, wall_ms=lambda: clock.ms, monotonic=lambda: clock.ticks)
 
 
-def refusal(keys: Keyring, of: Key) -> LimitError:
+def refusal(keys: Keyring, of: ApiKey) -> LimitError:
     with pytest.raises(LimitError) as caught:
         keys.enter(of)
     return caught.value
 
 
-def admitted(keys: Keyring, of: Key, times: int) -> int:
+def admitted(keys: Keyring, of: ApiKey, times: int) -> int:
     """How many of so many requests are admitted, each over at once."""
     count = 0
     for _ in range(times):
@@ -85,19 +86,19 @@ def test_anything_else_finds_nothing(header: str | None) -> None:
 
 def test_the_empty_key_is_nobodys() -> None:
     """Not even where somebody configured its digest."""
-    assert ring(Key(name="k", sha256=digest(""))).find("Bearer ") is None
+    assert ring(ApiKey(name="k", sha256=digest(""))).find("Bearer ") is None
 
 
 def test_a_long_header_is_not_hashed() -> None:
     """Nobody makes the router work by what it would not accept."""
     secret = "x" * 512
-    assert ring(Key(name="k", sha256=digest(secret))).find(f"Bearer {secret}") is None
+    assert ring(ApiKey(name="k", sha256=digest(secret))).find(f"Bearer {secret}") is None
 
 
 def test_a_key_of_other_bytes_is_found() -> None:
     """As the server decodes headers: what was sent is what is hashed."""
     sent = b"k\xfc\xff"
-    entry = Key(name="k", sha256=hashlib.sha256(sent).hexdigest())
+    entry = ApiKey(name="k", sha256=hashlib.sha256(sent).hexdigest())
     assert ring(entry).find(f"Bearer {sent.decode(errors='surrogateescape')}") == entry
 
 
@@ -121,11 +122,11 @@ def test_the_anonymous_have_no_limits() -> None:
 @pytest.mark.parametrize(
     "entries",
     [
-        [key("a"), Key(name="a", sha256="0" * 64)],
-        [key("a"), Key(name="b", sha256=digest("secret-a"))],
+        [key("a"), ApiKey(name="a", sha256="0" * 64)],
+        [key("a"), ApiKey(name="b", sha256=digest("secret-a"))],
     ],
 )
-def test_two_entries_of_one_name_or_one_key_are_refused(entries: list[Key]) -> None:
+def test_two_entries_of_one_name_or_one_key_are_refused(entries: list[ApiKey]) -> None:
     """It would not be known whose work it is."""
     with pytest.raises(ValueError, match="two"):
         ring(*entries)
@@ -149,7 +150,7 @@ def test_two_entries_of_one_name_or_one_key_are_refused(entries: list[Key]) -> N
 def test_an_entry_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     """A misspelt limit is no limit, so it is an error."""
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"name": "k", "sha256": "0" * 64, **wrong}, Key)
+        msgspec.convert({"name": "k", "sha256": "0" * 64, **wrong}, ApiKey)
 
 
 @pytest.mark.parametrize(("per_minute", "burst"), [(1, 1), (6, 1), (60, 10), (600, 100)])
@@ -407,7 +408,7 @@ def test_what_was_stored_of_keys_that_are_gone_is_ignored() -> None:
     limited = key(tokens_per_day=100)
     keys = ring(limited)
     keys.restore({"gone": (TODAY, 5), "k": (TODAY, -5)})
-    keys.others({"gone": (TODAY, 5), "k": (TODAY, -5)})
+    keys.set_spent_by_others({"gone": (TODAY, 5), "k": (TODAY, -5)})
     assert keys.spent() == {}
 
 
@@ -416,7 +417,7 @@ def test_routers_share_a_budget() -> None:
     limited = key(tokens_per_day=100)
     keys = ring(limited)
     keys.leave(limited, 60)
-    keys.others({"k": (TODAY, 40)})
+    keys.set_spent_by_others({"k": (TODAY, 40)})
     assert (refusal(keys, limited).code, keys.spent()) == ("budget_exhausted", {"k": (TODAY, 60)})
 
 
@@ -424,12 +425,12 @@ def test_what_others_spent_is_said_anew_each_time() -> None:
     """Set, not added; and nothing, where they say nothing more."""
     limited = key(tokens_per_day=100)
     keys = ring(limited)
-    keys.others({"k": (TODAY, 60)})
-    keys.others({"k": (TODAY, 60)})
+    keys.set_spent_by_others({"k": (TODAY, 60)})
+    keys.set_spent_by_others({"k": (TODAY, 60)})
     keys.enter(limited)
-    keys.others({"k": (TODAY, 100)})
+    keys.set_spent_by_others({"k": (TODAY, 100)})
     refusal(keys, limited)
-    keys.others({})
+    keys.set_spent_by_others({})
     keys.enter(limited)
 
 
@@ -438,7 +439,7 @@ def test_others_count_for_their_day(day: int, counts: bool) -> None:  # noqa: FB
     """Yesterday's do not; those of one past midnight do; those of a wrong clock do not for ever."""
     limited = key(tokens_per_day=100)
     keys = ring(limited)
-    keys.others({"k": (TODAY + day, 100)})
+    keys.set_spent_by_others({"k": (TODAY + day, 100)})
     assert admitted(keys, limited, 1) == (not counts)
 
 
@@ -485,7 +486,7 @@ def test_a_budget_is_exceeded_by_no_more_than_what_was_under_way(steps: list[Any
         elif step[0] == "pass":
             clock.forward(step[1])
         elif step[0] == "others":
-            keys.others({"k": (TODAY, step[1])})
+            keys.set_spent_by_others({"k": (TODAY, step[1])})
         assert 0 <= running <= 3
         for day, tokens in keys.spent().values():
             days.add(day)

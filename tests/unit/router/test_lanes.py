@@ -96,7 +96,7 @@ def test_what_was_seen_answers_again() -> None:
     """From the record alone."""
     watched = RecordingIndex(lane_of(FULL))
     asked = ask(watched)
-    assert ask(ReplayIndex(watched.seen())) == asked
+    assert ask(ReplayIndex(watched.record())) == asked
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_what_was_not_seen_is_an_error(what) -> None:
     watched = RecordingIndex(lane_of(FULL))
     ask(watched)
     with pytest.raises(KeyError):
-        what(ReplayIndex(watched.seen()))
+        what(ReplayIndex(watched.record()))
 
 
 def test_a_record_holds_what_was_asked_and_no_more() -> None:
     """A lane of a million nodes leaves no million in it."""
     watched = RecordingIndex(lane_of(FULL))
     watched.at(1)
-    seen = watched.seen()
+    seen = watched.record()
     assert (seen.size, seen.operators, seen.at, seen.nodes_of, seen.node_of) == (
         3,
         2,

@@ -16,10 +16,10 @@ EVERY = 5.0
 def beating(intervals: list[float], every: float = EVERY, start: float = 1000.0) -> tuple[Heartbeat, float]:
     """A node that answered at these intervals, and when it did last."""
     heartbeat, now = Heartbeat(every), start
-    heartbeat.answered(now)
+    heartbeat.note_probe_answer(now)
     for interval in intervals:
         now += interval
-        heartbeat.answered(now)
+        heartbeat.note_probe_answer(now)
     return heartbeat, now
 
 
@@ -86,14 +86,14 @@ def test_who_never_answered_is_not_late(do: str) -> None:
     """There is no rhythm to be late by; work is none either."""
     heartbeat = Heartbeat(EVERY)
     if do == "served":
-        heartbeat.served(1000.0)
+        heartbeat.note_work(1000.0)
     assert (heartbeat.phi(1e9), heartbeat.reaches(UNAVAILABLE)) == (0.0, math.inf)
 
 
 def test_work_is_a_sign_of_life() -> None:
     """And no sample of how the node answers."""
     heartbeat, last = beating([EVERY] * 10)
-    heartbeat.served(last + 14.0)
+    heartbeat.note_work(last + 14.0)
     assert (heartbeat.phi(last + 14.0 + EVERY), len(heartbeat.intervals)) == (
         pytest.approx(0.0, abs=0.01),
         10,
@@ -103,8 +103,8 @@ def test_work_is_a_sign_of_life() -> None:
 def test_work_before_a_late_answer_does_not_shorten_the_rhythm() -> None:
     """Intervals are from answer to answer."""
     heartbeat, last = beating([EVERY] * 10)
-    heartbeat.served(last + 4.9)
-    heartbeat.answered(last + 5.0)
+    heartbeat.note_work(last + 4.9)
+    heartbeat.note_probe_answer(last + 5.0)
     assert heartbeat.intervals[-1] == pytest.approx(5.0)
 
 
@@ -114,7 +114,7 @@ def test_the_interval_that_ended_an_outage_is_no_sample() -> None:
     back, last = beating([EVERY] * 10 + [600.0])
     assert (list(back.intervals), back.reaches(UNAVAILABLE) - last) == (
         list(quiet.intervals),
-        pytest.approx(quiet.reaches(UNAVAILABLE) - quiet.heard),
+        pytest.approx(quiet.reaches(UNAVAILABLE) - quiet.last_contact),
     )
 
 
@@ -126,8 +126,8 @@ def test_only_the_newest_answers_count() -> None:
 
 def detection(heartbeat: Heartbeat) -> float:
     """How long a silence has to be before the node is taken to be gone."""
-    assert heartbeat.heard is not None
-    return heartbeat.reaches(UNAVAILABLE) - heartbeat.heard
+    assert heartbeat.last_contact is not None
+    return heartbeat.reaches(UNAVAILABLE) - heartbeat.last_contact
 
 
 def test_an_honest_node_is_found_out_within_eighteen_seconds() -> None:
@@ -155,11 +155,11 @@ def test_the_bound_of_stretching_is_46_seconds() -> None:
 def test_who_answers_ever_later_does_not_stretch_beyond_the_bound(every: float, factor: float) -> None:
     """Neither step by step nor in leaps: the mean, the deviation and the samples are all capped."""
     heartbeat, now, interval = Heartbeat(every), 1000.0, every
-    heartbeat.answered(now)
+    heartbeat.note_probe_answer(now)
     latest = 0.0
     for _ in range(3 * WINDOW):
         now += interval
-        heartbeat.answered(now)
+        heartbeat.note_probe_answer(now)
         latest = max(latest, detection(heartbeat))
         interval = interval * factor if interval < 1e4 else every
     assert detection(beating([every] * 20, every)[0]) < latest <= bound(every)
@@ -180,11 +180,11 @@ def test_no_rhythm_makes_a_node_gone_before_its_next_question(intervals: list[fl
 def test_who_is_asked_less_often_is_not_late_for_that() -> None:
     """Neither before the first question at the new interval nor with a window full of the old one."""
     heartbeat, now = beating([EVERY] * WINDOW)
-    heartbeat.expect(60.0)
+    heartbeat.set_interval(60.0)
     latest = [heartbeat.phi(now + 60.0)]
     for _ in range(5):
         now += 60.0
-        heartbeat.answered(now)
+        heartbeat.note_probe_answer(now)
         latest.append(heartbeat.phi(now + 60.0))
     assert max(latest) < 0.1
 
@@ -192,8 +192,8 @@ def test_who_is_asked_less_often_is_not_late_for_that() -> None:
 def test_who_is_asked_more_often_is_found_out_sooner() -> None:
     """Once its answers show the rhythm."""
     heartbeat, now = beating([60.0] * 20, 60.0)
-    heartbeat.expect(EVERY)
+    heartbeat.set_interval(EVERY)
     for _ in range(WINDOW):
         now += EVERY
-        heartbeat.answered(now)
+        heartbeat.note_probe_answer(now)
     assert detection(heartbeat) < 18

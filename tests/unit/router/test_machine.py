@@ -17,9 +17,10 @@ from router.choose.decision import Decision, decide, replay
 from router.choose.gates import FAIL_OPEN_CODES, GateContext
 from router.model.clock import Clock
 from router.model.liveness import SUSPECT, UNAVAILABLE
+from router.model.load import BREAKER_FAILURES
 from router.model.node import NodeView
-from router.model.outcomes import Outcome
-from router.model.standing import BREAKER_FAILURES, PROVEN, Grade, Standing
+from router.model.outcomes import Execution, Outcome
+from router.model.standing import PROVEN, Grade, Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.fleet import Fleet
@@ -77,7 +78,7 @@ class Events(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.fleet.heard()
+        self.fleet.note_verifier_contact()
 
     def know(self, node: str) -> None:
         self.said.setdefault(node, NodeView(node))
@@ -96,24 +97,24 @@ class Events(RuleBasedStateMachine):
         now = self.clock.now_ms() // 1000
         given = {"operator": operator} if operator else {}
         self.said[node] = view(node, iat=now - age, exp=now + life, enrolled=enrolled, **given, **fault)
-        self.fleet.put(self.said[node])
+        self.fleet.put_node(self.said[node])
 
     @rule(node=names)
     def drop(self, node: str) -> None:
         self.said[node] = NodeView(node)
-        self.fleet.drop(node)
+        self.fleet.drop_node(node)
 
     @rule(node=names, hold=st.sampled_from(["h", "k"]))
     def hold(self, node: str, hold: str) -> None:
         self.know(node)
         self.own_holds.setdefault(node, set()).add(hold)
-        self.fleet.hold(node, hold)
+        self.fleet.begin_hold(node, hold)
 
     @rule(node=names, hold=st.sampled_from(["h", "k"]))
     def let_go(self, node: str, hold: str) -> None:
         self.know(node)
         self.own_holds.setdefault(node, set()).discard(hold)
-        self.fleet.let_go(node, hold)
+        self.fleet.end_hold(node, hold)
 
     @rule(
         operator=operators,
@@ -126,7 +127,7 @@ class Events(RuleBasedStateMachine):
             held.pop(incident, None)
         else:
             held[incident] = opened
-        self.fleet.operator_held(operator, incident, opened)
+        self.fleet.set_operator_incident(operator, incident, opened)
 
     @rule(node=names, which=st.integers(0, 2), count=st.sampled_from([1, 1, 2, 9]))
     def started(self, node: str, which: int, count: int) -> None:
@@ -134,7 +135,7 @@ class Events(RuleBasedStateMachine):
         self.know(node)
         for _ in range(count):
             self.under_way.append((node, workload))
-            self.fleet.started(node, workload)
+            self.fleet.start_work(node, workload)
 
     @rule(
         which=st.integers(0, 50),
@@ -149,7 +150,9 @@ class Events(RuleBasedStateMachine):
         for _ in range(min(count, len(self.under_way))):
             node, workload = self.under_way.pop(which % len(self.under_way))
             times = {"first_s": seconds, "token_s": seconds} if stream else {}
-            self.fleet.ended(node, workload, outcome, seconds, clean=clean, credit=credit, **times)
+            self.fleet.end_work(
+                node, workload, Execution(outcome, seconds, is_clean=clean, earns_credit=credit, **times)
+            )
 
     @rule(node=names, which=st.integers(0, 2), outcome=st.sampled_from(list(Outcome)))
     def ended_without_a_beginning(self, node: str, which: int, outcome: Outcome) -> None:
@@ -159,7 +162,7 @@ class Events(RuleBasedStateMachine):
             others = [w for n, w in self.under_way if n == node and w.standing_key == workload.standing_key]
             if not others:
                 self.know(node)
-                self.fleet.ended(node, workload, outcome, 1.0)
+                self.fleet.end_work(node, workload, Execution(outcome, 1.0))
 
     @rule(
         node=names,
@@ -171,25 +174,27 @@ class Events(RuleBasedStateMachine):
         workload = self.workloads[which % len(self.workloads)]
         self.know(node)
         for _ in range(count):
-            self.fleet.started(node, workload)
-            self.fleet.ended(node, workload, Outcome.COMPLETED, seconds, first_s=seconds, token_s=seconds)
+            self.fleet.start_work(node, workload)
+            self.fleet.end_work(
+                node, workload, Execution(Outcome.COMPLETED, seconds, first_token_s=seconds, token_s=seconds)
+            )
 
     @rule(node=names, which=st.integers(0, 2), count=st.sampled_from([1, 3, 5]))
     def failed(self, node: str, which: int, count: int) -> None:
         workload = self.workloads[which % len(self.workloads)]
         self.know(node)
         for _ in range(count):
-            self.fleet.started(node, workload)
-            self.fleet.ended(node, workload, Outcome.BUSY, 1.0)
+            self.fleet.start_work(node, workload)
+            self.fleet.end_work(node, workload, Execution(Outcome.BUSY, 1.0))
 
     @rule(node=names, which=st.integers(0, 2))
     def blamed(self, node: str, which: int) -> None:
         self.know(node)
-        self.fleet.blamed(node, self.workloads[which % len(self.workloads)], Outcome.CRASHED)
+        self.fleet.blame_node(node, self.workloads[which % len(self.workloads)], Outcome.CRASHED)
 
     @rule(node=names)
     def answered(self, node: str) -> None:
-        self.fleet.answered(node)
+        self.fleet.note_probe_answer(node)
 
     @rule(seconds=st.sampled_from([0.0, 0.001, 1.0, 4.9, 10.0, 17.2, 59.0, 301.0, FADING_S]))
     def time_passes(self, seconds: float) -> None:
@@ -207,7 +212,7 @@ class Events(RuleBasedStateMachine):
     @rule(which=st.integers(0, len(TABLES) - 1))
     def use(self, which: int) -> None:
         self.workloads = TABLES[which]
-        self.fleet.use(Table(self.workloads))
+        self.fleet.use_table(Table(self.workloads))
         # Stories begin anew with the table.
         self.told, self.before = {}, (self.fleet.version, {})
 
@@ -218,7 +223,7 @@ class Events(RuleBasedStateMachine):
     )
     def restore(self, node: str, tier: str, standing: Standing) -> None:
         self.know(node)
-        self.fleet.restore(node, tier, StatisticsAggregate(standing))
+        self.fleet.restore_statistics(node, tier, StatisticsAggregate(standing))
 
     @rule(
         node=names,
@@ -228,25 +233,25 @@ class Events(RuleBasedStateMachine):
     )
     def hear(self, node: str, tier: str, router: str, standing: Standing) -> None:
         self.know(node)
-        self.fleet.hear(node, tier, router, StatisticsAggregate(standing))
+        self.fleet.merge_peer_statistics(node, tier, router, StatisticsAggregate(standing))
 
     @rule(node=names)
     def released(self, node: str) -> None:
-        self.fleet.released(node)
+        self.fleet.release_node(node)
 
     @rule(seconds=st.sampled_from([1.0, 5.0, 30.0]))
     def probed_every(self, seconds: float) -> None:
-        self.fleet.probed_every(seconds)
+        self.fleet.set_probe_interval(seconds)
 
     @rule()
     def heard(self) -> None:
-        self.fleet.heard()
+        self.fleet.note_verifier_contact()
 
     @rule(lost=st.booleans())
     def written_down(self, lost: bool) -> None:  # noqa: FBT001
-        taken = self.fleet.take_changed()
+        taken = self.fleet.drain_changes()
         if lost:
-            self.fleet.put_back(taken)
+            self.fleet.requeue_changes(taken)
 
     # What must hold.
 
@@ -255,7 +260,7 @@ class Events(RuleBasedStateMachine):
         said = self.said[node]
         known = replace(said, incidents=said.incidents | self.own_holds.get(node, set()))
         held = self.held.get(said.operator)
-        kept = self.fleet.kept(node, workload.standing_key)
+        kept = self.fleet.statistics(node, workload.standing_key)
         around = GateContext(
             self.clock.now_ms(), min(held.values()) if held else None, None if kept is None else kept.pace
         )
@@ -265,7 +270,7 @@ class Events(RuleBasedStateMachine):
         heart = self.fleet.heartbeat(node)
         phi = 0.0 if heart is None else heart.phi(self.ticks)
         load = sum(n == node and w.standing_key == workload.standing_key for n, w in self.under_way)
-        rating = Grade.PROBATION if kept is None else kept.rating.tier
+        rating = Grade.PROBATION if kept is None else kept.rating.grade
         if load >= workload.concurrency:
             return None, "capacity.full"
         failing = kept is not None and kept.load.failures_in_a_row >= BREAKER_FAILURES
@@ -324,13 +329,13 @@ class Events(RuleBasedStateMachine):
     def work_under_way_is_that_of_a_recount(self) -> None:
         """By node, and by operator of each workload."""
         for node in self.fleet.nodes():
-            assert self.fleet.under_way(node) == sum(n == node for n, _ in self.under_way)
+            assert self.fleet.in_flight(node) == sum(n == node for n, _ in self.under_way)
         for workload in self.workloads:
-            pool = self.fleet.snapshot(workload).pool
+            pool = self.fleet.view_for(workload).pool
             count = Counter(self.said[n].operator for n, w in self.under_way if w.name == workload.name)
             for operator in ("", "acme", "beta"):
                 share = 100 * count[operator] >= workload.max_operator_share * count.total()
-                assert pool.is_over(operator) == (
+                assert pool.has_full_share(operator) == (
                     workload.max_operator_share < 100 and count.total() >= 10 and share
                 )
 
@@ -351,7 +356,7 @@ class Events(RuleBasedStateMachine):
     def a_decision_is_made_and_comes_back(self) -> None:
         """Whatever happened."""
         for workload in self.workloads:
-            decision = decide(self.fleet.snapshot(workload), workload, self.ms & 0xFFFF)
+            decision = decide(self.fleet.view_for(workload), workload, self.ms & 0xFFFF)
             for entry in decision.ranked:
                 assert self.fleet.lane(entry.node, workload) is entry.lane
             record = msgspec.json.decode(msgspec.json.encode(decision.to_wire()))

@@ -18,7 +18,7 @@ from router.choose.decision import Decision, decide, replay
 from router.choose.gates import FAIL_OPEN_CODES
 from router.choose.ranking import WIDTH
 from router.model.errors import ReplayError
-from router.model.outcomes import Outcome
+from router.model.outcomes import Execution, Outcome
 from router.model.standing import Standing
 from tests.unit.router.drawn import (
     BEFORE_S,
@@ -96,7 +96,7 @@ def test_adding_a_node_that_seems_dead_changes_nothing(fleet, seed, why, name) -
 def place(fleet: DrawnFleet, name: str) -> tuple[int, float]:
     """The lane in which a node stands, and its score there; less is better."""
     made = fleet.fleet()
-    pool = made.snapshot(fleet.workload).pool
+    pool = made.view_for(fleet.workload).pool
     made.sweep(10 * len(made))
     lane = made.lane(name, fleet.workload)
     if lane is None:
@@ -120,7 +120,7 @@ def test_no_evidence_never_helps(workload, answers, idle, in_flight, heart, else
     standing = Standing(at=now)
     for waited, seconds in answers:
         now += waited
-        standing = standing.ended(Outcome.COMPLETED, seconds, now)
+        standing = standing.add(Execution(Outcome.COMPLETED, seconds), now)
     told = {"heard": standing} if elsewhere else {"standing": standing}
     fleet = DrawnFleet(
         msgspec.structs.replace(workload, price_ceiling=None),
@@ -282,9 +282,9 @@ def test_the_order_in_which_news_arrives_is_irrelevant(fleet, seed, random) -> N
 def test_a_decision_changes_nothing_it_looks_at(fleet, seed) -> None:
     """The same fleet, workload and seed: the same decision, and the fleet stands as it stood."""
     made = fleet.fleet()
-    first = decide(made.snapshot(fleet.workload), fleet.workload, seed)
+    first = decide(made.view_for(fleet.workload), fleet.workload, seed)
     before = (made.census(), made.closed("tiny"), made.version)
-    assert decide(made.snapshot(fleet.workload), fleet.workload, seed) == first
+    assert decide(made.view_for(fleet.workload), fleet.workload, seed) == first
     assert (made.census(), made.closed("tiny"), made.version) == before
 
 
@@ -308,7 +308,7 @@ def test_a_record_holds_little_of_the_fleet() -> None:
     """However many nodes there are, it is about those that were drawn."""
     nodes = {f"n-{i}": Drawn(view(f"n-{i}", operator=f"o-{i % 20}"), BEST) for i in range(500)}
     made = DrawnFleet(WORKLOAD, nodes).fleet()
-    records = [decide(made.snapshot(WORKLOAD), WORKLOAD, seed) for seed in range(200)]
+    records = [decide(made.view_for(WORKLOAD), WORKLOAD, seed) for seed in range(200)]
     assert max(len(record.facts) for record in records) <= WIDTH + 2
 
 
@@ -532,7 +532,7 @@ def test_a_number_beyond_its_bounds_is_refused_wherever_it_stands(number: float)
 def test_every_node_is_in_one_lane_or_excluded(fleet, seed) -> None:
     """Never both, never neither; who stands where capacity gives way is told of in both."""
     made = fleet.fleet()
-    census = made.snapshot(fleet.workload).pool.lanes
+    census = made.view_for(fleet.workload).pool.lanes
     where = {name: made.lane(name, fleet.workload) for name in fleet.nodes}
     excluded = made.excluded(fleet.workload)
     assert Counter(where.values()) - Counter({None: len(where)}) == +Counter(
@@ -586,13 +586,13 @@ def test_lanes_are_turned_to_in_their_order(fleet, seed) -> None:
 def test_who_has_its_share_comes_after_all_of_its_lane_who_have_not(fleet, seed) -> None:
     """The share gives way only where nobody else is left, and the decision says so."""
     made = fleet.fleet()
-    pool = made.snapshot(fleet.workload).pool
+    pool = made.view_for(fleet.workload).pool
     ranked = fleet.decide(seed).ranked
     for index, entry in enumerate(ranked):
-        if not pool.is_over(entry.operator):
+        if not pool.has_full_share(entry.operator):
             continue
         places = pool.lanes[entry.lane]
-        others = {places.at(i)[1] for i in range(len(places)) if not pool.is_over(places.at(i)[0])}
+        others = {places.at(i)[1] for i in range(len(places)) if not pool.has_full_share(places.at(i)[0])}
         assert others <= {before.node for before in ranked[:index]}
 
 
@@ -600,9 +600,9 @@ def test_who_has_its_share_comes_after_all_of_its_lane_who_have_not(fleet, seed)
 @given(fleets(least=2), seeds)
 def test_a_share_that_gave_way_is_said(fleet, seed) -> None:
     """Neither more often nor less often than it does."""
-    pool = fleet.fleet().snapshot(fleet.workload).pool
+    pool = fleet.fleet().view_for(fleet.workload).pool
     decision = fleet.decide(seed)
-    gave_way = any(pool.is_over(entry.operator) for entry in decision.ranked)
+    gave_way = any(pool.has_full_share(entry.operator) for entry in decision.ranked)
     assert ("capacity.operator-share" in decision.opened) == gave_way
 
 

@@ -59,7 +59,7 @@ class Nodes:
     def facts(self, node: str) -> CandidateFacts:
         return self.known[node]
 
-    def is_over(self, operator: str) -> bool:
+    def has_full_share(self, operator: str) -> bool:
         return operator in self.over
 
     def rankings(self, workload: Workload = WORKLOAD, seeds: int = SEEDS) -> list[Ranking]:
@@ -81,7 +81,7 @@ def near(expected: float) -> Any:
     return pytest.approx(expected, abs=4 * (expected * (1 - expected) / SEEDS) ** 0.5)
 
 
-# SeededRandom.
+# Chance.
 
 
 def test_chance_is_the_same_in_every_version() -> None:

@@ -51,7 +51,9 @@ def test_one_large_claim_holds_nobody() -> None:
 def test_who_claims_half_as_much_again_over_many_answers_is_a_mismatch() -> None:
     """With the sums, for the person who reviews it."""
     assert claims(UsageMeter(), DOUBLE, ANSWERS) == [
-        UsageMismatch(20, "answers", 20 * 900, 20 * (400 + 8), ours=False)
+        UsageMismatch(
+            answers=20, what="answers", claimed=20 * 900, allowed=20 * (400 + 8), router_is_wrong=False
+        )
     ]
 
 
@@ -72,7 +74,7 @@ def test_a_crowd_of_inflating_operators_is_not_ours_where_more_are_honest() -> N
     meter = UsageMeter()
     for honest in "abcd":
         claims(meter, HONEST, ANSWERS, honest, honest)
-    found = [claims(meter, DOUBLE, ANSWERS, cheat, cheat)[0].ours for cheat in "xyz"]
+    found = [claims(meter, DOUBLE, ANSWERS, cheat, cheat)[0].router_is_wrong for cheat in "xyz"]
     assert found == [False, False, False]
 
 
@@ -106,7 +108,7 @@ def test_a_node_is_not_held_for_what_another_claims() -> None:
 
 def ours(meter: UsageMeter, operators: list[str], now: float = 0.0) -> list[bool]:
     return [
-        mismatch.ours
+        mismatch.router_is_wrong
         for number, operator in enumerate(operators)
         for mismatch in claims(meter, DOUBLE, ANSWERS, node=f"n-{number}", operator=operator, now=now)
     ]

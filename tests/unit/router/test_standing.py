@@ -6,19 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.model.outcomes import Blame, Outcome
-from router.model.standing import (
-    BREAKER_LONGEST_S,
-    BREAKER_OPEN_S,
-    PROVEN,
-    UNKNOWN_LATENCY_S,
-    Grade,
-    Load,
-    Standing,
-    merge,
-    rate,
-    wilson,
-)
+from router.model.load import BREAKER_LONGEST_S, BREAKER_OPEN_S, Load
+from router.model.outcomes import Blame, Execution, Outcome
+from router.model.standing import PROVEN, UNKNOWN_LATENCY_S, Grade, Standing, merge, rate, wilson
 from tests.unit.router.support import TICKS
 
 NODES_FAULT = [o for o in Outcome if o.blame is Blame.NODE]
@@ -29,7 +19,7 @@ WEEK = 7 * 86400.0
 def after(outcomes: list[Outcome], *, now: float = TICKS, standing: Standing | None = None) -> Standing:
     standing = standing or Standing(at=now)
     for outcome in outcomes:
-        standing = standing.ended(outcome, 1.0, now)
+        standing = standing.add(Execution(outcome, 1.0), now)
     return standing
 
 
@@ -37,7 +27,7 @@ def load_after(outcomes: list[Outcome], *, now: float = TICKS, load: Load | None
     load = load or Load()
     for outcome in outcomes:
         load.in_flight += 1
-        load.ended(outcome, now)
+        load.end_request(outcome, now)
     return load
 
 
@@ -111,7 +101,7 @@ def test_a_clock_that_goes_back_gives_nothing_back() -> None:
 def test_what_is_not_the_nodes_fault_moves_nothing(outcome: Outcome) -> None:
     """Clients, networks and the router's own time leave a standing as it was."""
     standing = after([Outcome.COMPLETED] * 5 + [Outcome.CRASHED])
-    assert standing.ended(outcome, 99.0, TICKS + 100) == standing
+    assert standing.add(Execution(outcome, 99.0), TICKS + 100) == standing
 
 
 @pytest.mark.parametrize("outcome", [Outcome.BUSY, Outcome.IMPOSTOR])
@@ -128,38 +118,38 @@ def test_busy_and_impostors_do_not_move_completion(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", [*NODES_FAULT, Outcome.BUSY, Outcome.IMPOSTOR])
 def test_the_breaker_opens_after_three(outcome: Outcome) -> None:
     """Two may happen; at the third no work is sent."""
-    assert [load_after([outcome] * n).is_open(TICKS) for n in (2, 3)] == [False, True]
+    assert [load_after([outcome] * n).breaker_is_open(TICKS) for n in (2, 3)] == [False, True]
 
 
 @pytest.mark.parametrize("outcome", HARMLESS)
 def test_nobody_elses_fault_opens_the_breaker(outcome: Outcome) -> None:
     """A client cannot eject a node."""
-    assert not load_after([outcome] * 100).is_open(TICKS)
+    assert not load_after([outcome] * 100).breaker_is_open(TICKS)
 
 
 @pytest.mark.parametrize("outcome", HARMLESS)
 def test_nobody_elses_fault_closes_the_breaker(outcome: Outcome) -> None:
     """A request that the node refused does not show that it works again."""
-    assert load_after([outcome], load=load_after([Outcome.CRASHED] * 3)).is_open(TICKS)
+    assert load_after([outcome], load=load_after([Outcome.CRASHED] * 3)).breaker_is_open(TICKS)
 
 
 def test_a_success_between_failures_starts_the_count_anew() -> None:
     """Three in a row, not three in all."""
     crashed, done = Outcome.CRASHED, Outcome.COMPLETED
-    assert not load_after([crashed, crashed, done, crashed, crashed]).is_open(TICKS)
+    assert not load_after([crashed, crashed, done, crashed, crashed]).breaker_is_open(TICKS)
 
 
 @pytest.mark.parametrize(("waited", "is_open"), [(BREAKER_OPEN_S - 0.001, True), (BREAKER_OPEN_S, False)])
 def test_a_probe_goes_when_the_wait_is_over(waited: float, is_open: bool) -> None:  # noqa: FBT001
     """Not before."""
-    assert load_after([Outcome.CRASHED] * 3).is_open(TICKS + waited) is is_open
+    assert load_after([Outcome.CRASHED] * 3).breaker_is_open(TICKS + waited) is is_open
 
 
 def test_one_probe_at_a_time() -> None:
     """While it is under way, nothing follows."""
     probing = load_after([Outcome.CRASHED] * 3)
     probing.in_flight += 1
-    assert probing.is_open(TICKS + BREAKER_OPEN_S)
+    assert probing.breaker_is_open(TICKS + BREAKER_OPEN_S)
 
 
 def test_a_success_closes_the_breaker() -> None:
@@ -167,7 +157,7 @@ def test_a_success_closes_the_breaker() -> None:
     later = TICKS + BREAKER_OPEN_S
     probed = load_after([Outcome.COMPLETED], load=load_after([Outcome.CRASHED] * 3), now=later)
     probed.in_flight += 1
-    assert not probed.is_open(later)
+    assert not probed.breaker_is_open(later)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +166,10 @@ def test_a_success_closes_the_breaker() -> None:
 def test_each_failed_probe_keeps_it_open_for_twice_as_long(further: int, expected: float) -> None:
     """Up to five minutes, so that a node that is well again is seen to be."""
     broken = load_after([Outcome.CRASHED] * (3 + further))
-    assert (broken.is_open(TICKS + expected - 0.001), broken.is_open(TICKS + expected)) == (True, False)
+    assert (broken.breaker_is_open(TICKS + expected - 0.001), broken.breaker_is_open(TICKS + expected)) == (
+        True,
+        False,
+    )
 
 
 def test_no_breaker_is_open_for_longer_than_the_longest() -> None:
@@ -190,7 +183,7 @@ def test_a_failure_weighs_three_times() -> None:
 
 
 def tier(standing: Standing, now: float = TICKS) -> Grade:
-    return rate(standing, now).tier
+    return rate(standing, now).grade
 
 
 def test_nobody_starts_established() -> None:
@@ -221,7 +214,7 @@ def test_seldom_work_done_well_establishes() -> None:
     now, standing = TICKS, Standing(at=TICKS)
     for _ in range(200):
         now += 360
-        standing = standing.ended(Outcome.COMPLETED, 1.0, now)
+        standing = standing.add(Execution(Outcome.COMPLETED, 1.0), now)
     assert tier(standing, now) is Grade.ESTABLISHED
 
 
@@ -264,15 +257,15 @@ def test_a_good_hour_does_not_hide_a_bad_week() -> None:
 
 def test_latency_rises_at_once() -> None:
     """A slow answer is believed."""
-    standing = Standing(at=TICKS).ended(Outcome.COMPLETED, 0.1, TICKS)
-    assert standing.ended(Outcome.COMPLETED, 5.0, TICKS + 1).latency_s == 5.0
+    standing = Standing(at=TICKS).add(Execution(Outcome.COMPLETED, 0.1), TICKS)
+    assert standing.add(Execution(Outcome.COMPLETED, 5.0), TICKS + 1).latency_s == 5.0
 
 
 def test_latency_falls_slowly() -> None:
     """A quick one after it is believed a minute later, not at once."""
-    slow = Standing(at=TICKS).ended(Outcome.COMPLETED, 5.0, TICKS)
-    soon = slow.ended(Outcome.COMPLETED, 0.1, TICKS + 1).latency_s
-    late = slow.ended(Outcome.COMPLETED, 0.1, TICKS + 600).latency_s
+    slow = Standing(at=TICKS).add(Execution(Outcome.COMPLETED, 5.0), TICKS)
+    soon = slow.add(Execution(Outcome.COMPLETED, 0.1), TICKS + 1).latency_s
+    late = slow.add(Execution(Outcome.COMPLETED, 0.1), TICKS + 600).latency_s
     assert soon is not None
     assert late is not None
     assert (soon > 4.9, 0.1 < late < 0.2) == (True, True)
@@ -281,14 +274,14 @@ def test_latency_falls_slowly() -> None:
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.COMPLETED])
 def test_only_completed_work_has_a_latency(outcome: Outcome) -> None:
     """A node must not look quick by failing quickly."""
-    assert Standing(at=TICKS, latency_s=2.0).ended(outcome, 0.001, TICKS + 1).latency_s == 2.0
+    assert Standing(at=TICKS, latency_s=2.0).add(Execution(outcome, 0.001), TICKS + 1).latency_s == 2.0
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_every_end_frees_a_place(outcome: Outcome) -> None:
     """Whatever the outcome, what was under way is no longer."""
     load = Load(2)
-    load.ended(outcome, TICKS)
+    load.end_request(outcome, TICKS)
     assert load.in_flight == 1
 
 
@@ -301,7 +294,7 @@ def test_in_flight_is_never_negative(steps: list[Outcome | None]) -> None:
         if step is None:
             load.in_flight += 1
         else:
-            load.ended(step, TICKS)
+            load.end_request(step, TICKS)
         lowest = min(lowest, load.in_flight)
     assert lowest == 0
 
@@ -312,7 +305,7 @@ def test_in_flight_is_never_negative(steps: list[Outcome | None]) -> None:
 def exchanges(unclean: int, total: int) -> Standing:
     standing = Standing(at=TICKS)
     for number in range(total):
-        standing = standing.ended(Outcome.COMPLETED, 1.0, TICKS, clean=number >= unclean)
+        standing = standing.add(Execution(Outcome.COMPLETED, 1.0, is_clean=number >= unclean), TICKS)
     return standing
 
 
@@ -366,18 +359,20 @@ def test_what_put_a_node_into_its_tier_is_said() -> None:
 def test_work_of_its_own_operator_earns_a_node_nothing() -> None:
     """Sending oneself work is how one buys a standing: counts and latency stay as they are."""
     standing = after([Outcome.COMPLETED] * 5)
-    assert standing.ended(Outcome.COMPLETED, 0.001, TICKS + 9, credit=False) == standing
+    assert standing.add(Execution(Outcome.COMPLETED, 0.001, earns_credit=False), TICKS + 9) == standing
 
 
 @pytest.mark.parametrize("outcome", NODES_FAULT)
 def test_failures_before_its_own_operator_count(outcome: Outcome) -> None:
     """Whoever sent the work, the node failed at it."""
-    assert Standing(at=TICKS).ended(outcome, 1.0, TICKS, credit=False).failed == (3.0, 3.0)
+    assert Standing(at=TICKS).add(Execution(outcome, 1.0, earns_credit=False), TICKS).failed == (3.0, 3.0)
 
 
 def test_an_unclean_answer_to_its_own_operator_counts() -> None:
     """As an exchange that was none, and as no good work."""
-    standing = Standing(at=TICKS).ended(Outcome.COMPLETED, 1.0, TICKS, clean=False, credit=False)
+    standing = Standing(at=TICKS).add(
+        Execution(Outcome.COMPLETED, 1.0, is_clean=False, earns_credit=False), TICKS
+    )
     assert (standing.completed, standing.exchanges, standing.rejects) == ((0.0, 0.0), 1.0, 1.0)
 
 
@@ -396,14 +391,21 @@ def test_nobody_is_rated_slower_than_who_was_never_measured(latency: float | Non
 @given(st.floats(0.0001, 1e4), st.floats(0.0001, 1e4), st.floats(0, 1e6))
 def test_latency_stays_between_what_it_was_and_what_was_seen(before, seconds, passed) -> None:
     """To the last digit: nobody is slower for having been quick."""
-    found = Standing(at=TICKS, latency_s=before).ended(Outcome.COMPLETED, seconds, TICKS + passed).latency_s
+    found = (
+        Standing(at=TICKS, latency_s=before)
+        .add(Execution(Outcome.COMPLETED, seconds), TICKS + passed)
+        .latency_s
+    )
     assert seconds <= found <= max(before, seconds)
 
 
 def test_a_mean_is_not_rounded_above_what_it_was() -> None:
     """As this one would be, by its last digit."""
     before, seconds = 31.150884268958446, 5.404626659096563
-    assert Standing(at=TICKS, latency_s=before).ended(Outcome.COMPLETED, seconds, TICKS).latency_s == before
+    assert (
+        Standing(at=TICKS, latency_s=before).add(Execution(Outcome.COMPLETED, seconds), TICKS).latency_s
+        == before
+    )
 
 
 # Several routers.

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from attester.errors import ConfigError
 from fixtures.minilm import published_folder
+from router.config import load_tokeniser
 from router.model import tokens
 from router.model.tokens import TokenCounter, Tokeniser, estimated, prompt_ids, prompt_text
 
 FILE = published_folder() / "tokenizer.json"
-TOKENISER = Tokeniser.load(FILE)
+TOKENISER = load_tokeniser(FILE)
 
 NAMES = [
     "messages",
@@ -99,19 +100,19 @@ def test_counting_never_fails(text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """With what is wrong."""
     with pytest.raises(ConfigError, match=r"none\.json cannot be read: No such file"):
-        Tokeniser.load(tmp_path / "none.json")
+        load_tokeniser(tmp_path / "none.json")
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     """It is named as well."""
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        Tokeniser.load(tmp_path)
+        load_tokeniser(tmp_path)
 
 
 def test_a_path_that_cannot_be_is_refused() -> None:
     """It is no crash."""
     with pytest.raises(ConfigError, match="is not a path"):
-        Tokeniser.load(Path("a\0b"))
+        load_tokeniser(Path("a\0b"))
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.truncate((64 << 20) + 1)
     with pytest.raises(ConfigError, match="larger than 64 MiB"):
-        Tokeniser.load(path)
+        load_tokeniser(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"model": {"type": "New"}}'])
@@ -128,8 +129,8 @@ def test_what_is_no_tokeniser_is_refused(tmp_path: Path, data: bytes) -> None:
     """With the file's name and the parser's words."""
     path = tmp_path / "tokenizer.json"
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"tokenizer\.json: "):
-        Tokeniser.load(path)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not a tokeniser: "):
+        load_tokeniser(path)
 
 
 def test_a_tokeniser_that_fails_at_unknown_words_is_refused(tmp_path: Path) -> None:
@@ -139,14 +140,14 @@ def test_a_tokeniser_that_fails_at_unknown_words_is_refused(tmp_path: Path) -> N
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=r"tokenizer\.json cannot take any text"):
-        Tokeniser.load(path)
+        load_tokeniser(path)
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command to run."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ConfigError, match=r"pip install 'touchstone\[tokens\]'"):
-        Tokeniser.load(FILE)
+    with pytest.raises(ConfigError, match=r"pip install 'touchstone-attestation\[tokens\]'"):
+        load_tokeniser(FILE)
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attester.errors import ConfigError
-from router.config import RouterConfig
-from router.gateway.keys import Key
+from router.config import ApiKey, RouterConfig, load_table
 from router.model.errors import WorkloadError
+from router.model.table import MAX_TABLE, read_table, write_table
 from router.model.workload import (
-    MAX_TABLE,
     OPERATIONS,
     Price,
     Requirements,
     Table,
     Workload,
-    load_table,
-    read_table,
-    write_table,
 )
 
 TABLE = """\
@@ -476,4 +472,4 @@ def test_a_key_digest_is_a_sha256(digest: str) -> None:
 
 def test_a_key_with_a_digest_is_read() -> None:
     """So that the refusals above are of what is wrong in them."""
-    assert config(keys=[{"name": "a", "sha256": "ab" * 32}]).keys == (Key("a", "ab" * 32),)
+    assert config(keys=[{"name": "a", "sha256": "ab" * 32}]).keys == (ApiKey("a", "ab" * 32),)

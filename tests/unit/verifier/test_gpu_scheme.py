@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from attester.errors import ClaimError
-from attester.evidence import Benchmark, Inventory, Measure, read_submod, write_submod
+from attester.evidence import Benchmark, Inventory, Measure
+from attester.kinds import read_submod, write_submod
 from tests.unit.verifier.test_rates import GPU, context, reference, walk
 from verifier.config import default_policy
 from verifier.policy import bundle

@@ -12,7 +12,7 @@ from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.schemes import weights
 from verifier.schemes.base import CheckedSubmod, Submods, WalkRecord
-from verifier.schemes.weights import slowdown_permille
+from verifier.schemes.walks import slowdown_permille
 
 SUBMOD = f"model/{MODEL}"
 
@@ -31,7 +31,7 @@ def together(*times: int) -> list[WalkRecord]:
 
 def checked(*history: WalkRecord, hardware: str = "cpu", **thresholds: Any) -> CheckedSubmod:
     found = context(*history, weights=reference(1_000_000), hardware=hardware, **thresholds)
-    return weights.check(MODEL, Submods({SUBMOD: {}}, {}), found)
+    return weights.check(SUBMOD, Submods({SUBMOD: {}}, {}), found)
 
 
 def standing(*history: WalkRecord, **options: Any) -> str:

@@ -1,0 +1,52 @@
+"""What a collector of one kind of evidence is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from attester.config import AttesterConfig
+from attester.cose import PrivateKey
+from attester.engines.base import Engine
+from attester.evidence import Benchmark, ReadAnswer, WalkAnswer
+from attester.kinds import Submod
+from attester.model_files import ModelFiles
+
+Answers = Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
+"""By model, the answers to its challenges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a node has that evidence can be collected from."""
+
+    config: AttesterConfig
+    engine: Engine
+    files: ModelFiles
+    tls_key: PrivateKey
+    kid: bytes
+    """The thumbprint of the node key."""
+    benchmarks: Callable[[], Mapping[int, Benchmark]] = dict
+    """The stored benchmark runs, by number of the device."""
+
+
+@dataclass(frozen=True)
+class EvidenceSession:
+    """The session that the evidence is for."""
+
+    nonce: bytes
+    answers: Answers = field(default_factory=dict)
+
+
+class KindCollector(Protocol):
+    """Collects the submodules of one kind."""
+
+    async def collect(self, session: EvidenceSession) -> Mapping[str, Submod]:
+        """
+        The claims of each submodule of the kind, by the submodule's name; empty if there are none.
+
+        Raises:
+            AttesterError: without this kind there must be no evidence at all.
+        """
+        ...

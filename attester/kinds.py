@@ -1,0 +1,148 @@
+"""
+The registry of evidence kinds: how submodules of each are named, and which claims they have.
+
+A token holds one submodule for each thing measured (RFC 9711 §4.2.18).  Its name says its kind:
+``platform``, or ``KIND/NAME`` for kinds of which there may be several.  Everything that depends
+on the kind goes by a registry with an entry for each kind:
+
+    attester.kinds.KINDS            naming and claims: how it is read and written
+    attester.collectors.COLLECTORS  how a node collects it
+    verifier.schemes.registry.SCHEMES  what is true of it, and which claims fail with the policy
+
+A test holds their kinds equal.  CONTRIBUTING.md says how to add one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import msgspec
+
+from attester.errors import ClaimError
+from attester.evidence import (
+    TOKEN_CLAIMS,
+    Benchmark,
+    Capabilities,
+    Claim,
+    Claims,
+    Endpoint,
+    Inventory,
+    Manifest,
+    ReadAnswer,
+    Runtime,
+    WalkAnswer,
+)
+
+MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_MAX_MEMBER: Final = 128
+_SHOWN: Final = 40
+
+Submod = Mapping[str, Claims]
+"""The claims of one submodule by name."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of evidence."""
+
+    name: str
+    claims: tuple[Claim, ...]
+    members: re.Pattern[str] | None = None
+    """The form of NAME in ``KIND/NAME``.  `None`: there is one submodule, named as the kind."""
+
+    @cached_property
+    def claims_by_key(self) -> Mapping[int, Claim]:
+        """The claims by their CBOR key."""
+        return {claim.key: claim for claim in self.claims}
+
+    @cached_property
+    def keys(self) -> Mapping[str, int]:
+        """The CBOR keys by the claims' names."""
+        return {claim.name: claim.key for claim in self.claims}
+
+    def has_member(self, member: str) -> bool:
+        """Whether *member*, what stands after the slash, has the form of this kind."""
+        return (
+            self.members is not None and len(member) <= _MAX_MEMBER and bool(self.members.fullmatch(member))
+        )
+
+
+KINDS: Final[dict[str, Kind]] = {
+    kind.name: kind
+    for kind in (
+        Kind("platform", (
+            Claim(-80001, "endpoint", "platform", Endpoint, "Where the node serves, and its TLS key's word for it."),
+            Claim(-80002, "runtime", "platform", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
+            Claim(-80008, "capabilities", "platform", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
+        )),
+        Kind("model", (
+            Claim(-80003, "manifest", "model", Manifest, "Every file of the model with size and digests, bytes of weights by type, and what came from a cache."),
+            Claim(-80004, "read", "model", ReadAnswer, "The answer to a read challenge."),
+            Claim(-80005, "walk", "model", WalkAnswer, "The answers to a walk challenge."),
+        ), MODEL_NAME),
+        Kind("gpu", (
+            Claim(-80006, "inventory", "gpu", Inventory, "A GPU as its driver's library names it."),
+            Claim(-80007, "benchmark", "gpu", Benchmark, "A benchmark run on one device, each measure with unit, repeats, median and spread."),
+        ), re.compile(r"0|[1-9][0-9]?")),
+    )
+}  # fmt: skip
+
+
+def all_claims() -> tuple[Claim, ...]:
+    """The claims of a token and of each kind, in the order of ``docs/evidence-profile.md``."""
+    return (*TOKEN_CLAIMS, *(claim for kind in KINDS.values() for claim in kind.claims))
+
+
+def kind_of(submod: str) -> str | None:
+    """The kind of a submodule by its name; `None` if this profile has no such kind."""
+    name, slash, member = submod.partition("/")
+    kind = KINDS.get(name)
+    if kind is None:
+        return None
+    if not slash:
+        return name if kind.members is None else None
+    return name if kind.has_member(member) else None
+
+
+def model_submod(model: str) -> str:
+    """The submodule's name for *model*."""
+    return f"model/{model}"
+
+
+def model_of(submod: str) -> str | None:
+    """The model that a submodule is about; `None` if it is not about a model."""
+    return submod.partition("/")[2] if kind_of(submod) == "model" else None
+
+
+def read_submod(name: str, raw: Any) -> Submod:
+    """
+    Read the claims of one submodule strictly.
+
+    Raises:
+        ClaimError: an unknown submodule or claim, or a claim without the form of its type.
+    """
+    kind = kind_of(name)
+    if kind is None:
+        raise ClaimError(name, "this profile has no such submodule")
+    if not isinstance(raw, dict):
+        raise ClaimError(name, "not a claims-set")
+    claims: dict[str, Claims] = {}
+    for key, value in raw.items():
+        claim = KINDS[kind].claims_by_key.get(key)
+        if claim is None:
+            raise ClaimError(name, f"unknown claim {str(key)[:_SHOWN]}")
+        try:
+            claims[claim.name] = msgspec.convert(value, claim.type, builtin_types=(bytes,))
+        except msgspec.ValidationError as error:
+            raise ClaimError(claim.name, str(error)) from None
+    return claims
+
+
+def write_submod(claims: Submod) -> dict[int, Any]:
+    """The claims-set of a submodule with its keys, ready to encode.  Names of claims are unique over all kinds."""
+    keys = {name: key for kind in KINDS.values() for name, key in kind.keys.items()}
+    return {keys[name]: msgspec.to_builtins(value, builtin_types=(bytes,)) for name, value in claims.items()}

@@ -1,0 +1,89 @@
+"""A node's model folders: their manifests, and answers to `read` challenges.  Slow work runs in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import structlog
+
+from attester.config import AttesterConfig
+from attester.errors import WeightsError
+from attester.evidence import Manifest, ReadAnswer
+from attester.weights import possession
+from attester.weights.cache import DigestCache
+from attester.weights.folder import Folder, open_folder
+from attester.weights.hashing import Pace, check_algorithms
+from attester.weights.manifest import measure
+from attester.weights.possession import ReadChallenge
+
+_log = structlog.get_logger("attester")
+
+
+class ModelFiles:
+    """The folders that ``attester.toml`` names."""
+
+    def __init__(self, config: AttesterConfig, cache: DigestCache | None = None) -> None:
+        self._config = config
+        self._cache = cache or DigestCache()
+        self._algorithms = check_algorithms(config.manifest.digests)
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Make running manifests end early, with `WeightsError`."""
+        self._stopping.set()
+
+    async def read(self, model: str, challenge: ReadChallenge) -> ReadAnswer:
+        """Answer a `read` challenge from the files as they are now.  Raises `WeightsError`."""
+
+        def work() -> ReadAnswer:
+            start = time.monotonic_ns()
+            answer = possession.read(self._folder(model), bytes.fromhex(challenge.seed), challenge.windows)
+            return ReadAnswer(answer=answer, micros=(time.monotonic_ns() - start) // 1000)
+
+        return await asyncio.to_thread(work)
+
+    async def manifest(self, model: str) -> Manifest:
+        """
+        The model's files and digests.
+
+        A file is read again only if it changed or its digest is old.  A `read` challenge shows
+        what a stale cache could hide.
+
+        Raises:
+            WeightsError: the folder cannot be listed or read, or the attester is ending.
+        """
+        section = self._config.manifest
+
+        def work() -> Manifest:
+            limit = None if section.bytes_per_s is None else Pace(section.bytes_per_s)
+
+            def pace(count: int) -> None:
+                if self._stopping.is_set():
+                    raise WeightsError("the attester is ending")
+                if limit is not None:
+                    limit(count)
+
+            folder = self._folder(model)
+            return measure(
+                folder, self._algorithms, cache=self._cache, max_age_s=section.reread_s, pace=pace
+            ).to_claim()
+
+        return await asyncio.to_thread(work)
+
+    async def try_manifest(self, model: str) -> Manifest | None:
+        """The manifest of a model; `None`, with the reason in the log, if there is none."""
+        try:
+            return await self.manifest(model)
+        except WeightsError as error:
+            # The other models' evidence must not suffer from this one.
+            _log.error("a model's files cannot be listed", model=model, why=str(error))
+            return None
+
+    def _folder(self, model: str) -> Folder:
+        section = self._config.models.get(model)
+        if section is None:
+            raise WeightsError(f"the verifier asks about {model!r}, which is not in attester.toml")
+        return open_folder(Path(section.dir), section.ignore)

@@ -1,0 +1,142 @@
+"""
+Attempts of one request, and what follows from them.  Pure: the exchange makes attempts, the dispatcher books them.
+
+    decide_next(attempts)   go on to the next node, give the client an answer, or fail
+    find_blamed(attempts)   which failures turn out to be the nodes' fault
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from router.model.answers import Answer
+from router.model.outcomes import Outcome
+from router.model.tokens import TokenCounter
+from router.model.usage import Usage
+
+DOUBTFUL: Final = frozenset(
+    {Outcome.CRASHED, Outcome.STALLED, Outcome.EMPTY, Outcome.UNSUPPORTED, Outcome.REFUSED}
+)
+"""Outcomes of whole answers that the request itself may have caused (docs/adr/0019)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSummary:
+    """What was seen of a stream."""
+
+    events: int
+    """Events that carried text."""
+    text: TokenCounter
+    first_token_s: float | None
+    claimed: Usage | None
+    is_done: bool
+    """Whether the protocol's last event came."""
+    unsent: bytes
+    """Whole events that were not sent on to the client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """How one attempt at one node ended."""
+
+    node: str
+    operator: str
+    outcome: Outcome
+    detail: str
+    seconds: float
+    is_doubtful: bool = False
+    """Whether the request itself may be the cause of the failure."""
+    has_begun: bool = False
+    """Whether anything of the answer has gone to the client, so that no other node can take over."""
+    answer: Answer | None = None
+    """The whole answer, if there is one."""
+    stream: StreamSummary | None = None
+    """What was seen of the stream, if one was asked for."""
+    counted: Usage | None = None
+    """The router's own count, once it is made."""
+
+    @property
+    def claimed(self) -> Usage | None:
+        """The usage that the node claims."""
+        if self.answer is not None:
+            return self.answer.content.claimed
+        return None if self.stream is None else self.stream.claimed
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Try the next node."""
+
+
+@dataclass(frozen=True)
+class Return:
+    """Give the client what this attempt has."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Tell the client that no node completed its request."""
+
+    outcome: Outcome
+    detail: str
+
+
+Next: TypeAlias = Continue | Return | Fail
+CONTINUE: Final = Continue()
+
+
+def decide_next(attempts: Sequence[Attempt], *, is_exhausted: bool = False) -> Next:
+    """
+    What follows from the attempts so far.
+
+    Args:
+        attempts: In order; skipped nodes are not among them.
+        is_exhausted: No further node may be tried.
+    """
+    if not attempts:
+        if is_exhausted:
+            return Fail(Outcome.BUSY, "every node was closed since the decision")
+        return CONTINUE
+    last = attempts[-1]
+    if last.outcome is Outcome.COMPLETED or (last.outcome is Outcome.REFUSED and not last.is_doubtful):
+        return Return(last)
+    if last.has_begun:
+        return Fail(last.outcome, last.detail)
+    may_move_on = last.outcome.may_move_on or _is_doubtful_refusal(last)
+    if may_move_on and not is_exhausted:
+        return CONTINUE
+    # A second best answer is better than none: a refusal, or an answer with nothing in it.
+    for is_second_best in (_is_doubtful_refusal, _is_empty):
+        for attempt in reversed(attempts):
+            if is_second_best(attempt):
+                return Return(attempt)
+    return Fail(last.outcome, last.detail)
+
+
+def find_blamed(attempts: Sequence[Attempt], end: Next, *, ranked: int) -> list[Attempt]:
+    """
+    The doubtful failures that turn out to be the nodes' fault.
+
+    They are if another node completed the same request, or if there was no other node to ask
+    (*ranked*, how many nodes the decision had, is 1).  If every node fails at a request, the
+    request is the cause, and a client must not be able to eject nodes with it.
+    """
+    doubtful = [attempt for attempt in attempts if attempt.is_doubtful]
+    if isinstance(end, Return):
+        completed = end.attempt.outcome is Outcome.COMPLETED
+        return [a for a in doubtful if a.outcome in DOUBTFUL] if completed else []
+    if isinstance(end, Fail) and ranked == 1 and len(attempts) == 1:
+        return [a for a in doubtful if a.outcome in (Outcome.CRASHED, Outcome.STALLED)]
+    return []
+
+
+def _is_doubtful_refusal(attempt: Attempt) -> bool:
+    return attempt.outcome is Outcome.REFUSED and attempt.is_doubtful
+
+
+def _is_empty(attempt: Attempt) -> bool:
+    return attempt.outcome is Outcome.EMPTY

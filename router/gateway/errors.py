@@ -1,0 +1,88 @@
+"""Errors of the gateway in the form that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from router.choose.decision import Decision
+from router.gateway.attempts import Fail
+from router.model.outcomes import Outcome
+from router.state.records import Record
+
+DECISION_HEADER: Final = "X-Touchstone-Decision"
+_RETRY_AFTER_S: Final = 2
+_STATUS: Final[Mapping[Outcome, int]] = {Outcome.TIMED_OUT: 504, Outcome.STALLED: 504, Outcome.BUSY: 503}
+
+
+class GatewayError(Exception):
+    """
+    A request cannot be served.
+
+    Args:
+        status: Of HTTP.
+        kind: The ``type`` that OpenAI's clients know.
+        message: For people.
+        code: For programs.
+        retry_after: Seconds after which the client should try again.
+        retry: Whether it should; OpenAI's clients ask this before their own judgement.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after: int | None = None,
+        retry: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.retry_after = retry_after
+        self.retry = retry
+
+    def document(self) -> dict[str, Any]:
+        """The error as JSON-compatible data."""
+        return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code}}
+
+    def response(self, record: Record | None = None, extra: dict[str, Any] | None = None) -> web.Response:
+        """The error as an answer, with the id of the decision's record if there is one."""
+        headers = {} if record is None else {DECISION_HEADER: record.id}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        if self.retry is not None:
+            headers["x-should-retry"] = "true" if self.retry else "false"
+        return json_answer(self.status, {**self.document(), **(extra or {})}, headers)
+
+
+def nobody_may(decision: Decision) -> GatewayError:
+    """The error of a decision without nodes, with how many nodes each code keeps out."""
+    counts = ", ".join(f"{n} {code}" for code, n in sorted(decision.closed.items()))
+    message = f"no node may do this work now: {counts or 'no nodes are known'}"
+    return GatewayError(503, "service_unavailable", message, retry_after=_RETRY_AFTER_S)
+
+
+def nobody_completed(failure: Fail) -> GatewayError:
+    """The error of a request that no node completed."""
+    status = _STATUS.get(failure.outcome, 502)
+    return GatewayError(
+        status,
+        "upstream_error",
+        f"no node completed the work; the last: {failure.outcome}",
+        code=str(failure.outcome),
+        retry_after=_RETRY_AFTER_S if status == 503 else None,
+    )
+
+
+def json_answer(status: int, value: Any, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer."""
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
+    )

@@ -1,0 +1,235 @@
+"""One request of a client, from its body to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from router.config import ApiKey, GatewaySection
+from router.gateway.attempts import Attempt, Fail
+from router.gateway.client import ClientStream
+from router.gateway.dispatch import Dispatcher, Run
+from router.gateway.errors import DECISION_HEADER, GatewayError, nobody_completed, nobody_may
+from router.gateway.exchange import ClientGoneError
+from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
+from router.gateway.keys import Keyring
+from router.gateway.request import NodeRequest, read_request
+from router.model.answers import with_usage
+from router.model.clock import Clock
+from router.model.operations import Operation
+from router.model.workload import Table
+from router.state.records import Record
+from verifier.errors import RequestError
+from verifier.service.http import read_body
+
+EXPLAIN_HEADER: Final = "X-Touchstone-Explain"
+WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
+TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
+"""Seconds that the caller gives the request; the router's own limit is the most."""
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+
+_log = structlog.get_logger("router")
+
+
+@dataclass
+class Gateway:
+    """What requests share."""
+
+    dispatcher: Dispatcher
+    config: GatewaySection
+    clock: Clock
+    keyring: Keyring
+    replays: IdempotencyCache
+    in_flight: int = 0
+
+    @property
+    def table(self) -> Table:
+        """The workloads, as of now."""
+        return self.dispatcher.fleet.table
+
+
+class Handler:
+    """One request."""
+
+    def __init__(self, gateway: Gateway, operation: Operation, request: web.Request, key: ApiKey) -> None:
+        self._gateway = gateway
+        self._operation = operation
+        self._request = request
+        self._key = key
+        self._explain = request.headers.get(EXPLAIN_HEADER) == "1"
+        self._idempotency_key: str | None = None
+        self._run: Run | None = None
+        self._sink: ClientStream | None = None
+
+    async def answer(self) -> web.StreamResponse:
+        """What the client gets."""
+        try:
+            deadline = self._gateway.clock.monotonic() + self._allowed_s()
+            if self._request.content.is_eof():
+                request = await self._read()
+            else:
+                async with asyncio.timeout(self._gateway.config.timeout_s):
+                    request = await self._read()
+            cached = self._begin_idempotent(request)
+        except GatewayError as error:
+            return error.response()
+        except TimeoutError:
+            return GatewayError(408, "invalid_request_error", "the request did not come in time").response()
+        if cached is not None:
+            return _answer_again(cached)
+        record = self._gateway.dispatcher.decide(request.workload, self._key.name)
+        self._run = Run(record=record, request=request, deadline=deadline)
+        return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
+
+    def fail(self) -> web.StreamResponse:
+        """What the client gets if the router itself failed, as far as it can still be told."""
+        response = GatewayError(500, "internal_error", "the router failed").response()
+        if self._sink is None:
+            return response
+        if not self._sink.has_begun:
+            return self._sink.replace_with(response)
+        if self._request.transport is not None:
+            self._request.transport.abort()
+        return self._sink.end()
+
+    def finish(self) -> None:
+        """Book what became of the request, and free the places that it had."""
+        gateway, run = self._gateway, self._run
+        try:
+            if run is not None:
+                gateway.dispatcher.finish(run)
+        except Exception:  # noqa: BLE001
+            # The outermost of the bookkeeping: the places must be freed whatever fails.
+            _log.exception("what became of a request could not be booked")
+        finally:
+            usage = None if run is None else run.usage
+            gateway.in_flight -= 1
+            gateway.keyring.leave(self._key, 0 if usage is None else usage.total)
+            if self._idempotency_key is not None:
+                # The request may be tried again, unless its answer was cached.
+                gateway.replays.forget(self._key.name, self._idempotency_key)
+
+    async def _read(self) -> NodeRequest:
+        try:
+            data = await read_body(self._request, self._operation.max_request)
+        except RequestError as error:
+            status = 413 if error.code == "request.too-large" else 400
+            raise GatewayError(status, "invalid_request_error", str(error)) from None
+        named = self._request.headers.get(WORKLOAD_HEADER)
+        return read_request(data, self._operation, self._gateway.table, self._key, workload=named)
+
+    def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
+        """The cached answer, if the request has an ``Idempotency-Key`` and was answered before."""
+        header = self._request.headers.get(IDEMPOTENCY_HEADER)
+        if header is None:
+            return None
+        # The request itself is in the fingerprint, so that a key never gets another request's answer.
+        shape = f"{request.operation.path}\n{request.workload.name}\n{self._explain}\n".encode()
+        fingerprint = hashlib.sha256(shape + request.body).digest()
+        try:
+            cached = self._gateway.replays.begin(self._key.name, header, fingerprint)
+        except IdempotencyError as error:
+            raise GatewayError(
+                error.status,
+                "invalid_request_error" if error.status < 500 else "service_unavailable",
+                str(error),
+                code=error.code,
+                retry_after=error.retry_after,
+                retry=error.retry_after is not None,
+            ) from None
+        if cached is None:
+            self._idempotency_key = header
+        return cached
+
+    def _cache(self, make: Callable[[], CachedResponse | None]) -> None:
+        if self._idempotency_key is not None:
+            self._gateway.replays.keep(self._key.name, self._idempotency_key, make())
+
+    def _allowed_s(self) -> float:
+        longest = self._gateway.config.timeout_s
+        text = self._request.headers.get(TIMEOUT_HEADER)
+        if text is None:
+            return longest
+        whole, _, part = text.partition(".")
+        if not (text.isascii() and whole.isdigit() and (not part or part.isdigit()) and len(text) <= 12):
+            message = f"{TIMEOUT_HEADER} must be a number of seconds"
+            raise GatewayError(400, "invalid_request_error", message)
+        return min(float(text), longest)
+
+    def _explanation(self, record: Record) -> dict[str, Any]:
+        if not self._explain:
+            return {}
+        dispatcher = self._gateway.dispatcher
+        return {"touchstone": record.to_wire(dispatcher.excluded(record.decision))}
+
+    async def _dispatch(self, run: Run) -> Attempt | GatewayError:
+        """The attempt whose answer the client gets, or the error that it gets instead."""
+        if not run.record.decision.ranked:
+            return nobody_may(run.record.decision)
+        end = await self._gateway.dispatcher.run(run)
+        return nobody_completed(end) if isinstance(end, Fail) else end.attempt
+
+    async def _whole(self, run: Run) -> web.Response:
+        record = run.record
+        found = await self._dispatch(run)
+        if isinstance(found, GatewayError):
+            return found.response(record, self._explanation(record))
+        assert found.answer is not None
+        status, body = found.answer.status, found.answer.body
+        if found.counted is not None and found.counted != found.claimed:
+            body = with_usage(body, found.counted)
+        if status == 200 and (extra := self._explanation(record)):
+            body = msgspec.json.encode({**msgspec.json.decode(body, type=dict[str, msgspec.Raw]), **extra})
+        headers = {DECISION_HEADER: record.id}
+        if status == 200:
+            self._cache(lambda: CachedResponse(200, "application/json", tuple(headers.items()), body))
+        return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
+
+    async def _stream(self, run: Run) -> web.StreamResponse:
+        sink = self._sink = run.sink = ClientStream(
+            self._request,
+            {DECISION_HEADER: run.record.id},
+            write_timeout_s=self._gateway.config.write_timeout_s,
+            is_cached=self._idempotency_key is not None,
+        )
+        try:
+            return await self._stream_into(sink, run)
+        except ClientGoneError:
+            return sink.end()
+
+    async def _stream_into(self, sink: ClientStream, run: Run) -> web.StreamResponse:
+        record, request = run.record, run.request
+        found = await self._dispatch(run)
+        if isinstance(found, GatewayError):
+            extra = self._explanation(record)
+            if not sink.has_begun:
+                return sink.replace_with(found.response(record, extra))
+            # Half an answer is out.  It ends with an error that every client sees, and without [DONE].
+            await sink.send_document({**found.document(), **extra})
+            return sink.end()
+        if found.answer is not None:
+            headers = {"Content-Type": "application/json", DECISION_HEADER: record.id}
+            answer = web.Response(status=found.answer.status, body=found.answer.body, headers=headers)
+            return sink.replace_with(answer)
+        if found.stream is not None and found.stream.unsent:
+            await sink.send(found.stream.unsent)
+        chunk = request.operation.empty_chunk(request.workload.model, record.id)
+        if request.wants_usage and run.usage is not None:
+            await sink.send_document({**chunk, "usage": run.usage.to_wire()})
+        if extra := self._explanation(record):
+            await sink.send_document({**chunk, **extra})
+        await sink.send_done()
+        self._cache(sink.cached_response)
+        return sink.end()
+
+
+def _answer_again(cached: CachedResponse) -> web.Response:
+    headers = {**dict(cached.headers), "Idempotent-Replayed": "true", "Content-Type": cached.content_type}
+    return web.Response(status=cached.status, body=cached.body, headers=headers)

@@ -1,0 +1,127 @@
+"""A client's request, read strictly and written anew for nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from router.config import ApiKey
+from router.gateway.errors import GatewayError
+from router.model.errors import WorkloadError
+from router.model.operations import Operation
+from router.model.workload import Table, Workload
+
+_MAX_MODEL_NAME: Final = 128
+_SHOWN: Final = 40
+_NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens")
+_READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS})
+"""Keys that the router goes by.  In another spelling a node might read them, and the router would not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRequest:
+    """A request as nodes will see it."""
+
+    operation: Operation
+    workload: Workload
+    body: bytes
+    document: Mapping[str, Any]
+    """The decoded body."""
+    is_streamed: bool = False
+    operator: str | None = None
+    """The operator of nodes that the caller belongs to, if it belongs to one."""
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream is to end with the usage."""
+        options = self.document.get("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens the answer may have, all its choices together; `None` if the request does not say."""
+        limits = [self.document.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        given = [limit for limit in limits if type(limit) is int and limit > 0]
+        if not given:
+            return None
+        choices, prompts = self.document.get("n"), self.document.get("prompt")
+        # A list of token ids is one prompt; any other list holds several.
+        is_several = isinstance(prompts, list) and not all(type(p) is int for p in prompts)
+        return (
+            max(given)
+            * (choices if type(choices) is int and choices > 0 else 1)
+            * (len(prompts) if isinstance(prompts, list) and is_several else 1)
+        )
+
+
+def read_request(
+    data: bytes, operation: Operation, table: Table, key: ApiKey, *, workload: str | None
+) -> NodeRequest:
+    """
+    Read a client's request.
+
+    It is parsed whole and written anew, so that no node reads another model, or another wish to
+    stream, than the router did: each key stands once, and in one spelling.
+
+    Args:
+        data: The body.
+        operation: The endpoint.
+        table: The workloads.
+        key: The caller's API key.
+        workload: The workload that the caller names, if it names one.
+
+    Raises:
+        GatewayError: the body is malformed, or maps to no workload that may be used.
+    """
+    try:
+        document = msgspec.json.decode(data, type=dict[str, Any])
+        is_streamed = document.get("stream")
+        if is_streamed is None or is_streamed is False:
+            # The two mean the same, so that nodes are told neither.
+            document.pop("stream", None)
+        body = msgspec.json.encode(document)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise _invalid(str(error)) from None
+    model = _check_values(document)
+    if is_streamed is not None and not isinstance(is_streamed, bool):
+        raise _invalid("stream must be true or false")
+    if is_streamed and operation.read_stream is None:
+        raise _invalid(f"{operation.name} cannot be streamed")
+    try:
+        found = table.route(model, workload, key.workloads)
+    except WorkloadError as error:
+        status = 404 if error.code == "model_not_found" else 400
+        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
+    if operation.name not in found.operations:
+        raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
+    return NodeRequest(
+        operation=operation,
+        workload=found,
+        body=body,
+        document=document,
+        is_streamed=bool(is_streamed),
+        operator=key.operator,
+    )
+
+
+def _check_values(document: Mapping[str, Any]) -> str:
+    """Check the values that the router goes by; returns the model."""
+    model = document.get("model")
+    if not isinstance(model, str) or len(model) > _MAX_MODEL_NAME:
+        raise _invalid(f"model must be a name of at most {_MAX_MODEL_NAME} characters")
+    for name in document:
+        if name not in _READ_BY_THE_ROUTER and name.casefold() in _READ_BY_THE_ROUTER:
+            raise _invalid(f"{name[:_SHOWN]!r} must be written in lower case")
+    for name in _NUMBERS:
+        # If engines read a value as a number and the router does not, an honest node looks like a liar.
+        value = document.get(name)
+        if value is not None and (type(value) is not int or value < 0):
+            raise _invalid(f"{name} must be a non-negative integer")
+    return model
+
+
+def _invalid(message: str) -> GatewayError:
+    return GatewayError(400, "invalid_request_error", message)

@@ -1,0 +1,174 @@
+"""
+Where each node stands for each workload: which gate keeps it out, or which lane it is in.
+
+Events place the few nodes that they are about.  Time places nodes too: timers say when each
+is next due.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from router.choose import gates
+from router.choose.candidates import Key, Lane
+from router.choose.gates import GateContext
+from router.model.clock import Clock
+from router.model.liveness import SUSPECT, UNAVAILABLE, Heartbeat
+from router.model.node import NodeView
+from router.model.standing import PROVEN, Grade
+from router.model.statistics import NodeStatistics
+from router.model.workload import Table, Workload
+from router.state.operator_holds import OperatorHolds
+from router.state.pool import WorkloadPool
+from router.state.timers import Timers
+
+
+@dataclass(eq=False, kw_only=True)
+class NodeEntry:
+    """One node: what the verifier said of it, and what this router measured."""
+
+    key: Key
+    view: NodeView
+    """Its incidents are those of the verifier and this router's own holds together."""
+    heartbeat: Heartbeat
+    verifier_incidents: frozenset[str] = frozenset()
+    own_holds: set[str] = field(default_factory=set)
+    statistics: dict[str, NodeStatistics] = field(default_factory=dict)
+    """By model tier."""
+    in_flight: dict[str, int] = field(default_factory=dict)
+    """Requests of this router, by workload."""
+
+
+class Placement:
+    """All workloads' pools, and the timers that move nodes between their lanes."""
+
+    def __init__(self, table: Table, clock: Clock, operator_holds: OperatorHolds) -> None:
+        self._clock = clock
+        self._operator_holds = operator_holds
+        self.version = clock.now_ms()
+        """Counts changes of who may do what.  It begins with the time, so that no two processes share one."""
+        self.pools: dict[str, WorkloadPool] = {}
+        self._by_tier: dict[str, list[WorkloadPool]] = {}
+        self._gate_timers = Timers()
+        """On the wall clock: results run out."""
+        self._lane_timers = Timers()
+        """On the monotonic clock: silence grows, breakers close."""
+        self.use_table(table)
+
+    def use_table(self, table: Table) -> None:
+        """Begin with empty pools for the workloads of *table*."""
+        self.pools = {name: WorkloadPool(workload) for name, workload in table.workloads.items()}
+        self._by_tier = {}
+        for pool in self.pools.values():
+            self._by_tier.setdefault(pool.workload.standing_key, []).append(pool)
+
+    def workload_of_tier(self, tier: str) -> Workload | None:
+        """A workload of a tier, to take the tier's settings from."""
+        pools = self._by_tier.get(tier)
+        return pools[0].workload if pools else None
+
+    def count_in_flight(self, operator: str, in_flight: Mapping[str, int], sign: int = 1) -> None:
+        """Add or take away requests in flight at an operator's nodes, by workload."""
+        for name, count in in_flight.items():
+            if name in self.pools:
+                self.pools[name].count_in_flight(operator, sign * count)
+
+    def remove(self, entry: NodeEntry) -> None:
+        """Take a node out of all pools."""
+        for pool in self.pools.values():
+            pool.remove(entry.key)
+
+    def advance(self, entries: Mapping[str, NodeEntry]) -> None:
+        """Place the nodes that are due by now."""
+        for node in self._gate_timers.pop_due(self._clock.now_ms()):
+            self.check_gates(entries[node])
+        for node in self._lane_timers.pop_due(self._clock.monotonic()):
+            self.place_everywhere(entries[node])
+
+    def gate_context(self, entry: NodeEntry | None, operator: str, workload: Workload) -> GateContext:
+        """What the gates look at beside the node itself."""
+        statistics = None if entry is None else entry.statistics.get(workload.standing_key)
+        return GateContext(
+            self._clock.now_ms(),
+            self._operator_holds.since(operator),
+            None if statistics is None else statistics.pace,
+        )
+
+    def check_gates(self, entry: NodeEntry) -> None:
+        """Ask the gates that fail closed, for every workload, and place the node."""
+        view = entry.view
+        due = math.inf
+        for pool in self.pools.values():
+            context = self.gate_context(entry, view.operator, pool.workload)
+            pool.closed_by[view.node] = gates.check(view, pool.workload, context)
+            # Also if a gate is closed: time may change which gate is the first.
+            due = min(due, gates.changes_at(view, pool.workload, context.now_ms))
+        self._gate_timers.set_due(view.node, due)
+        self.place_everywhere(entry)
+
+    def place_everywhere(self, entry: NodeEntry) -> None:
+        """Place a node for every tier."""
+        for tier in self._by_tier:
+            self.place(entry, tier)
+
+    def place(self, entry: NodeEntry, tier: str) -> None:
+        """Put a node into the lane in which it belongs now, for each workload of a tier."""
+        now = self._clock.monotonic()
+        statistics = entry.statistics.get(tier)
+        for pool in self._by_tier.get(tier, ()):
+            verdict = pool.closed_by.get(entry.view.node)
+            if verdict is not None:
+                lane, code, detail = None, verdict.code, verdict.detail
+            else:
+                lane, code = _lane_of(entry, statistics, pool.workload, now)
+                detail = ""
+            if pool.place(
+                entry.key, statistics, lane=lane, code=code, detail=detail, version=self.version + 1
+            ):
+                self.version += 1
+        self._lane_timers.set_due(entry.view.node, _lane_changes_at(entry, now))
+
+
+def _lane_of(
+    entry: NodeEntry, statistics: NodeStatistics | None, workload: Workload, now: float
+) -> tuple[Lane | None, str]:
+    """The lane of a node that may do the work, and the code of the capacity gate that is closed to it."""
+    heartbeat = entry.heartbeat
+    if statistics is None:
+        if now >= heartbeat.reaches(UNAVAILABLE):
+            return Lane.BROKEN, "capacity.silent"
+        return Lane.PROBATION, ""
+    load = statistics.load
+    # A lack of room comes first: it never fails open, and the other capacity gates may.
+    if load.in_flight >= workload.concurrency:
+        return None, "capacity.full"
+    if load.breaker_is_open(now):
+        return Lane.BROKEN, "capacity.breaker"
+    if now >= heartbeat.reaches(UNAVAILABLE):
+        return Lane.BROKEN, "capacity.silent"
+    grade = statistics.rating.grade
+    if grade is Grade.DEGRADED:
+        return Lane.DEGRADED, ""
+    if grade is Grade.ESTABLISHED and now < heartbeat.reaches(SUSPECT):
+        return Lane.ESTABLISHED, ""
+    # Warm-up goes by evidence, not by time: a node that has done little gets little at a time.
+    allowance = max(1, int(workload.concurrency * min(statistics.proven, PROVEN) / PROVEN))
+    if load.in_flight >= allowance:
+        return Lane.WARMING, "capacity.warming"
+    return Lane.PROBATION, ""
+
+
+def _lane_changes_at(entry: NodeEntry, now: float) -> float:
+    """When time alone will next change a node's lane, monotonic seconds; infinity if never."""
+    due = math.inf
+    for phi in (SUSPECT, UNAVAILABLE):
+        reached = entry.heartbeat.reaches(phi)
+        if reached > now:
+            due = reached
+            break
+    for statistics in entry.statistics.values():
+        if statistics.load.open_until > now:
+            due = min(due, statistics.load.open_until)
+    return due
