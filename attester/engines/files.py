@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
+from attester import distribution
 from attester.engines.base import Description
 from attester.engines.walker import Walker
 from attester.errors import WeightsError
@@ -41,7 +41,7 @@ class FileEngine:
             engine="none",
             version="0",
             arguments={},
-            packages={"touchstone": metadata.version("touchstone")},
+            packages={"touchstone": distribution.version()},
             python=platform.python_version(),
             context_length=0,
         )

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 import aiohttp
 import msgspec
 
+from attester import distribution
 from attester.engines.base import Description
 from attester.engines.files import FileEngine
 from attester.engines.http import EngineHttp
@@ -70,7 +70,7 @@ class LlamaCppEngine:
                     "engine": "llama.cpp",
                     "version": props.build_info,
                     "arguments": {"model": shown, "slots": props.total_slots},
-                    "packages": {"touchstone": metadata.version("touchstone")},
+                    "packages": {"touchstone": distribution.version()},
                     "python": platform.python_version(),
                     "context_length": max(props.default_generation_settings.n_ctx, 0),
                     "features": ("chat", "completions"),

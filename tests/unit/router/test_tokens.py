@@ -145,7 +145,7 @@ def test_a_tokeniser_that_fails_at_unknown_words_is_refused(tmp_path: Path) -> N
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command to run."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ConfigError, match=r"pip install 'touchstone\[tokens\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'touchstone-attestation\[tokens\]'"):
         Tokeniser.load(FILE)
 
 
