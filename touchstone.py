@@ -12,8 +12,6 @@ from typing import Any
 
 import click
 
-from attester import distribution
-
 _GROUPS = {
     "attester": ("attester.commands", "attester", "Make evidence on a node.", None),
     "challenges": ("verifier.commands.challenges", "challenges", "Mint single-use challenges.", "verifier"),
@@ -42,6 +40,8 @@ class _Door(click.Group):
         except ModuleNotFoundError as error:
             if extra is None or (error.name or "").split(".")[0] in ("attester", "verifier", "router"):
                 raise
+            from attester import distribution
+
             raise click.ClickException(
                 f"`touchstone {cmd_name}` needs {error.name}, which is not installed: "
                 f"{distribution.install_hint(extra)}"
@@ -62,7 +62,7 @@ class _Door(click.Group):
 
 
 @click.group(cls=_Door, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name=distribution.NAME, prog_name="touchstone")
+@click.version_option(package_name="touchstone-attestation", prog_name="touchstone")
 def main() -> None:
     """Decide which GPU nodes may be trusted with an AI workload, and show why."""
 
