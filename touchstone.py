@@ -40,11 +40,10 @@ class _Door(click.Group):
         except ModuleNotFoundError as error:
             if extra is None or (error.name or "").split(".")[0] in ("attester", "verifier", "router"):
                 raise
-            from attester import distribution
+            from attester.version import install_hint
 
             raise click.ClickException(
-                f"`touchstone {cmd_name}` needs {error.name}, which is not installed: "
-                f"{distribution.install_hint(extra)}"
+                f"`touchstone {cmd_name}` needs {error.name}, which is not installed: {install_hint(extra)}"
             ) from None
         return command
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from attester import distribution
 from attester.errors import ConfigError
+from attester.version import install_hint
 
 _MAX_FILE: Final = 64 << 20
 _MAX_PIECE: Final = 1 << 20
@@ -42,7 +42,7 @@ class Tokeniser:
             from tokenizers import Tokenizer
         except ImportError:
             raise ConfigError(
-                f"{path} is read with the package tokenizers: {distribution.install_hint('tokens')}"
+                f"{path} is read with the package tokenizers: {install_hint('tokens')}"
             ) from None
         try:
             tokenizer = Tokenizer.from_buffer(_read(path))
