@@ -32,15 +32,16 @@ from fixtures.fleet import Fleet
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from verifier import appraisal, results
 from verifier.appraisal import Held, Terms
+from verifier.challenges import derivation as challenges
+from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
 from verifier.config import Home
 from verifier.policy import bundle
 from verifier.policy.engine import Limits
 from verifier.policy.engine import opened as workers
-from verifier.references import challenges, measured
-from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.references import measured
 from verifier.results import ResultKey
 from verifier.schemes.base import Context, Node
-from verifier.schemes.base import Session as Asked
+from verifier.schemes.base import Session as IssuedChallenges
 from verifier.store import pool, references
 from verifier.store.database import Database
 from verifier.store.policies import Who
@@ -122,12 +123,12 @@ class Steps:
         self.policy = bundle.load(Path(__file__).parent.parent / "policies" / "default")
         reference = measured.measure_folder(MODEL, opened).to_reference()
         stored = Node("n", self.node.ueid, self.node.key.public, "o", (MODEL,), "cpu", "active")
-        given = Asked("s", "announced", bytes(32), now * 1000, now * 1000 + 1, asked)
+        given = IssuedChallenges("s", "announced", bytes(32), now * 1000, now * 1000 + 1, asked)
         thresholds = self.policy.thresholds
         self.context = Context(now * 1000, "v", 30, given, stored, {MODEL: reference}, {}, thresholds)
         self.key = ResultKey(PrivateKey.generate().native)  # type: ignore[arg-type]  # ES256 by default
 
-    def read(self) -> appraisal.Opened:
+    def read(self) -> appraisal.OpenedEvidence:
         """Steps 0 to 2."""
         return appraisal.read("application/eat+cwt", self.evidence)
 
@@ -135,7 +136,7 @@ class Steps:
         """Steps 3 to 8."""
         return appraisal.check(self.read(), self.context)
 
-    def sign(self, checked: appraisal.CheckedEvidence, outcome: appraisal.Outcome) -> str:
+    def sign(self, checked: appraisal.CheckedEvidence, outcome: appraisal.PolicyOutcome) -> str:
         """Conclude and sign."""
         terms = Terms("v", 300, "{jti}")
         result = appraisal.conclude(

@@ -25,7 +25,7 @@ from bench.common import machine, row
 from fixtures.recorded import Template, fill
 from fixtures.simulator import ENGINE, tiny_model
 from verifier import trial
-from verifier.appraisal import Outcome, read_outcome
+from verifier.appraisal import PolicyOutcome, read_outcome
 from verifier.config import Home, VerifierConfig, default_policy
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
@@ -33,7 +33,7 @@ from verifier.policy.engine import Limits, opened
 from verifier.policy.worker import RULE
 from verifier.service.app import open_service
 from verifier.service.appraiser import Appraiser
-from verifier.service.inforce import InForce, StoredLookup
+from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.rejudge import Rejudge
 from verifier.store import policies, recordings
 from verifier.store.policies import Who
@@ -84,7 +84,7 @@ async def main_async(count: int, rounds: int) -> None:
         template = Template(folder, old, 1_795_000_000_000)
         bare_old = Bare(old)
 
-        def outcome_of(version: str) -> Outcome:
+        def outcome_of(version: str) -> PolicyOutcome:
             given, record = template.record("n", "0" * 32, version, {"numpy": "2.4.6"})
             return read_outcome(msgspec.json.decode(bare_old.evaluate(given)), record.checked)
 
@@ -110,7 +110,7 @@ async def _anew(nodes: int) -> None:
         template = Template(tiny_model(Path(name) / "model"), old, time.time_ns() // 1_000_000)
         bare = Bare(old)
 
-        def outcome_of(version: str) -> Outcome:
+        def outcome_of(version: str) -> PolicyOutcome:
             given, record = template.record("n", "0" * 32, version, {})
             return read_outcome(msgspec.json.decode(bare.evaluate(given)), record.checked)
 
@@ -189,9 +189,9 @@ async def _trials(
         for given in inputs:
             bare.evaluate(given)
 
-    async def tried(bundle: Bundle, window: Window) -> trial.Report:
+    async def tried(bundle: Bundle, window: Window) -> trial.TrialReport:
         async with opened(bundle, Limits(workers=1)) as pool:
-            replay = trial.Replay(bundle, pool.ask, StoredLookup(db, InForce()))
+            replay = trial.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
             return await trial.run(recordings.pages(db, window), replay, bundle.id)
 
     for _ in range(rounds):

@@ -24,13 +24,13 @@ from typing import Final
 from bench.common import machine, row
 from bench.gateway_peers import peer
 from fixtures import simulator
-from router.clock import Clock
-from router.decision import decide
-from router.fleet import Fleet
-from router.kept import Account
-from router.snapshot import NodeView
-from router.standing import Standing
-from router.workload import Table, Workload
+from router.choose.decision import decide
+from router.model.clock import Clock
+from router.model.node import NodeView
+from router.model.standing import Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.workload import Table, Workload
+from router.state.fleet import Fleet
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
 from verifier.trust import Tier, worst
 
@@ -52,7 +52,7 @@ def ours(nodes: int) -> Callable[[int], object]:
         view = NodeView(f"n-{number * 7919 % nodes:06}", _result(f"o-{number % 50:02}", now))
         fleet.put(view)
         seen = Standing((100.0, 100.0), exchanges=100.0, at=now, latency_s=0.1 + chance.random())
-        fleet.restore(view.node, workload.kept_under, Account(seen))
+        fleet.restore(view.node, workload.standing_key, StatisticsAggregate(seen))
     # As the service does once it has begun.
     gc.collect()
     gc.freeze()

@@ -13,10 +13,10 @@ import msgspec
 from attester.cli import configure_logging, plain_errors
 from attester.errors import AttesterError, ConfigError
 from attester.settings import read_toml, to_toml
+from router.choose.decision import Decision, replay
+from router.choose.gates import sort_codes
 from router.config import RouterConfig, ServiceSection
-from router.decision import Decision, replay
-from router.errors import RouterError
-from router.gates import in_order
+from router.model.errors import RouterError
 
 _errors = plain_errors(AttesterError, RouterError)
 _config = click.option(
@@ -56,7 +56,7 @@ def router() -> None:
 @_errors
 def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
     """Write a configuration, and a table with a workload for each model, to be edited."""
-    from router.workload import read_table, write_table
+    from router.model.workload import read_table, write_table
 
     short = [model.rpartition("/")[2] for model in models]
     names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
@@ -102,13 +102,13 @@ def check(path: Path) -> None:
 @_errors
 def serve(path: Path, log_json: bool) -> None:
     """Run the router.  At SIGHUP it reads its table of workloads again."""
-    from router.service.app import load, make_app, reload_table, spare_the_collector
+    from router.service.app import load, make_app, reload_table, tune_garbage_collector
     from verifier.service.serve import run_app
 
     configure_logging(as_json=log_json)
     config = read_toml(path, RouterConfig, "touchstone router init")
     app = make_app(load(path, config))
-    app.on_startup.append(spare_the_collector)
+    app.on_startup.append(tune_garbage_collector)
     run_app(
         app,
         config.service.listen,
@@ -294,7 +294,7 @@ def explanation(record: dict[str, Any]) -> list[str]:
     if record["over"]:
         lines.append(f"  passed over, with their share under way: {', '.join(record['over'])}")
     counts = record["closed"]
-    lines += [f"  ✗ {counts[code]} {code}" for code in in_order(iter(counts))]
+    lines += [f"  ✗ {counts[code]} {code}" for code in sort_codes(iter(counts))]
     for node, verdict in record.get("excluded", {}).items():
         lines.append(f"      {node}  {verdict['code']}: {verdict['detail']}")
     lines += [

@@ -9,8 +9,8 @@ from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
 from attester.settings import check_listen
+from router.choose.ranking import WIDTH
 from router.gateway.keys import Key
-from router.ranking import WIDTH
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 _File = Annotated[str, Meta(min_length=1, max_length=4096)]

@@ -24,11 +24,12 @@ from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from verifier import results
+from verifier.challenges import derivation as challenges
+from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
 from verifier.config import Home, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
-from verifier.references import challenges, measured
-from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.references import measured
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALLER
 from verifier.service.sessions import open_session, wants_for

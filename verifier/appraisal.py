@@ -1,9 +1,9 @@
 """
 From evidence to a result, in pure steps: no I/O, no clock, no globals.
 
-    read(media_type, bytes)         → Opened    steps 0-2: whose it claims to be
-    check(opened, context)          → Checked   steps 3-8: what is true
-    engine.evaluate(policy, input)  → Outcome   what it means (elsewhere, in a worker process)
+    read(media_type, bytes)         → OpenedEvidence    steps 0-2: whose it claims to be
+    check(opened, context)          → CheckedSubmod   steps 3-8: what is true
+    engine.evaluate(policy, input)  → PolicyOutcome   what it means (elsewhere, in a worker process)
     conclude(checked, outcome, …)   → Result    vector, status, assurance, expiry
 
 The steps are numbered, and each has its own error and its own negative test:
@@ -35,7 +35,7 @@ from verifier.errors import EvidenceError, PolicyError
 from verifier.reasons import REASONS
 from verifier.results import Appraisal, AttestationResult, NodeRecord, ReasonEntry, VerifierClaims
 from verifier.schemes import gpu, platform, weights
-from verifier.schemes.base import Checked, Context, Finding, Submods
+from verifier.schemes.base import CheckedSubmod, Context, Finding, Submods
 from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts
 from verifier.trust import Tier
 
@@ -44,7 +44,7 @@ MAX_REASONS: Final = 64
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedEvidence:
     """Evidence after step 2: well-formed, of our profile, and signed by nobody yet."""
 
     envelope: cose.Sign1
@@ -61,7 +61,7 @@ class Opened:
 class CheckedEvidence:
     """Evidence after step 8: what is true, submodule by submodule."""
 
-    submods: Mapping[str, Checked]
+    submods: Mapping[str, CheckedSubmod]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -99,7 +99,7 @@ def _day(seconds: int) -> str:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PolicyOutcome:
     """What a policy made of the facts: per submodule its trust vector and reason codes."""
 
     vectors: Mapping[str, Mapping[str, int]]
@@ -134,7 +134,7 @@ class Terms:
     """Where a relying party looks for revocation; ``{jti}`` stands for the result's id."""
 
 
-def read(media_type: str, data: bytes) -> Opened:
+def read(media_type: str, data: bytes) -> OpenedEvidence:
     """
     Steps 0 to 2.
 
@@ -157,7 +157,7 @@ def read(media_type: str, data: bytes) -> Opened:
         raise EvidenceError(1, "evidence.malformed", str(error)) from None
     except (CBORError, COSEError) as error:
         raise EvidenceError(1, "evidence.malformed", str(error)) from None
-    return Opened(envelope, token)
+    return OpenedEvidence(envelope, token)
 
 
 def is_accepted(media_type: str) -> bool:
@@ -169,7 +169,7 @@ def is_accepted(media_type: str) -> bool:
     return profile in ("", f'eat_profile="{evidence.PROFILE}"')
 
 
-def check(opened: Opened, context: Context) -> CheckedEvidence:
+def check(opened: OpenedEvidence, context: Context) -> CheckedEvidence:
     """
     Steps 3 to 8.
 
@@ -180,7 +180,7 @@ def check(opened: Opened, context: Context) -> CheckedEvidence:
     return examine(opened, context)
 
 
-def authenticate(opened: Opened, context: Context) -> None:
+def authenticate(opened: OpenedEvidence, context: Context) -> None:
     """
     Steps 3 to 6: by this session's node, for us, now.
 
@@ -215,7 +215,7 @@ def authenticate(opened: Opened, context: Context) -> None:
         )
 
 
-def examine(opened: Opened, context: Context) -> CheckedEvidence:
+def examine(opened: OpenedEvidence, context: Context) -> CheckedEvidence:
     """
     Steps 7 and 8: each submodule by its scheme, bindings included; every finding is collected.
 
@@ -223,7 +223,7 @@ def examine(opened: Opened, context: Context) -> CheckedEvidence:
     """
     node, session, token = context.node, context.session, opened.token
     submods = _read_submods(token)
-    checked: dict[str, Checked] = {platform.SUBMOD: platform.check(submods, context)}
+    checked: dict[str, CheckedSubmod] = {platform.SUBMOD: platform.check(submods, context)}
     named = {name.partition("/")[2] for name in token.submods if evidence.kind_of(name) == "model"}
     for model in sorted({*node.models, *session.asked, *named}):
         checked[evidence.model_submod(model)] = weights.check(model, submods, context)
@@ -249,7 +249,7 @@ def _read_submods(token: evidence.Token) -> Submods:
     return Submods(read_ones, errors)
 
 
-def read_outcome(raw: Any, submods: Collection[str]) -> Outcome:
+def read_outcome(raw: Any, submods: Collection[str]) -> PolicyOutcome:
     """
     Check what a policy gave, strictly.
 
@@ -278,7 +278,7 @@ def read_outcome(raw: Any, submods: Collection[str]) -> Outcome:
             if not isinstance(code, str) or code not in REASONS:
                 raise PolicyError(f"{name}: unknown reason code {str(code)[:60]!r}")
         vectors[name], reasons[name] = vector, codes
-    return Outcome(vectors, reasons)
+    return PolicyOutcome(vectors, reasons)
 
 
 _MALFUNCTION: Final = {
@@ -288,18 +288,18 @@ _MALFUNCTION: Final = {
 }
 
 
-def malfunction(submods: Iterable[str]) -> Outcome:
+def malfunction(submods: Iterable[str]) -> PolicyOutcome:
     """The outcome where the policy failed: −1 for every claim it should have set."""
     vectors = {
         name: dict.fromkeys(_MALFUNCTION.get(evidence.kind_of(name) or "", ("configuration",)), -1)
         for name in submods
     }
-    return Outcome(vectors, dict.fromkeys(submods, ("policy.failed",)))
+    return PolicyOutcome(vectors, dict.fromkeys(submods, ("policy.failed",)))
 
 
 def conclude(
     checked: CheckedEvidence,
-    outcome: Outcome,
+    outcome: PolicyOutcome,
     context: Context,
     held: Held,
     terms: Terms,
@@ -333,9 +333,9 @@ def conclude(
 
 
 def _appraise(
-    name: str, checked: Checked, outcome: Outcome, context: Context, held: Held, policy_id: str
+    name: str, checked: CheckedSubmod, outcome: PolicyOutcome, context: Context, held: Held, policy_id: str
 ) -> Appraisal:
-    vector, added = lower(name, checked.may_affirm, checked.blocked, outcome.vectors[name], held)
+    vector, added = apply_ceilings(name, checked.may_affirm, checked.blocked, outcome.vectors[name], held)
     findings = [*checked.findings, *added]
     found = {finding.code for finding in findings}
     findings += [Finding(code, REASONS[code].sentence) for code in outcome.reasons[name] if code not in found]
@@ -356,7 +356,7 @@ def _appraise(
     )
 
 
-def lower(
+def apply_ceilings(
     name: str,
     may_affirm: Mapping[str, int],
     blocked: Mapping[str, str],

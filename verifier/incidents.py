@@ -137,7 +137,7 @@ class Tally:
     """A review of the cause is open: a person looks at what of ours it is."""
 
 
-class Weight(StrEnum):
+class Disposition(StrEnum):
     """What a serious finding leads to."""
 
     QUARANTINE = "quarantine"
@@ -145,7 +145,7 @@ class Weight(StrEnum):
     REFERENCE_SUSPECT = "reference-suspect"
 
 
-def weigh(tally: Tally, operator: str, now_ms: int) -> Weight:
+def disposition(tally: Tally, operator: str, now_ms: int) -> Disposition:
     """
     Whether a serious finding about *operator*'s node quarantines it.
 
@@ -157,7 +157,7 @@ def weigh(tally: Tally, operator: str, now_ms: int) -> Weight:
     many = len(failed) >= BLAST_OPERATORS and len(failed) >= len(tally.passed)
     young = now_ms - tally.since_ms <= BLAST_WINDOW_MS
     if many and (young or tally.reviewed):
-        return Weight.REFERENCE_SUSPECT
+        return Disposition.REFERENCE_SUSPECT
     if young:
-        return Weight.QUARANTINE if tally.passed - {operator} else Weight.SUSPECT
-    return Weight.QUARANTINE if tally.passed else Weight.REFERENCE_SUSPECT
+        return Disposition.QUARANTINE if tally.passed - {operator} else Disposition.SUSPECT
+    return Disposition.QUARANTINE if tally.passed else Disposition.REFERENCE_SUSPECT

@@ -18,12 +18,12 @@ from msgspec import Struct
 
 from attester.evidence import MEDIA_TYPE
 from verifier import appraisal, results
-from verifier.appraisal import CheckedEvidence, Held, Outcome, Terms
+from verifier.appraisal import CheckedEvidence, Held, PolicyOutcome, Terms
 from verifier.errors import RecordingError
 from verifier.results import AttestationResult
 from verifier.schemes.base import (
     Blocks,
-    Checked,
+    CheckedSubmod,
     Context,
     ModelReference,
     Node,
@@ -53,7 +53,7 @@ class ReferenceName(Struct, frozen=True):
         )
 
 
-class Basis(Struct, frozen=True):
+class VerifierInputNames(Struct, frozen=True):
     """What of ours an appraisal rests on: it stands for as long as these do."""
 
     policy: str
@@ -68,7 +68,7 @@ class Record(Struct, frozen=True):
 
     build: str
     """Of the verifier: another may find other things true."""
-    basis: Basis
+    basis: VerifierInputNames
     policy_id: str
     now_ms: int
     audience: str
@@ -76,7 +76,7 @@ class Record(Struct, frozen=True):
     session: Session
     node: Node
     history: dict[str, tuple[WalkRecord, ...]]
-    checked: dict[str, Checked]
+    checked: dict[str, CheckedSubmod]
     held: Held
     terms: Terms
     jti: str
@@ -103,7 +103,7 @@ class Record(Struct, frozen=True):
         )
 
 
-class SubmodGist(Struct, frozen=True):
+class SubmodSummary(Struct, frozen=True):
     """Of one submodule, what a policy can change, and what it came to."""
 
     may_affirm: dict[str, int]
@@ -115,18 +115,18 @@ class SubmodGist(Struct, frozen=True):
     """Codes of all reasons."""
 
 
-class Gist(Struct, frozen=True):
+class AppraisalSummary(Struct, frozen=True):
     """The little of a recording that a trial needs where the same things are true."""
 
     build: str
     policy: str
     references: dict[str, ReferenceName]
     held: Held
-    submods: dict[str, SubmodGist]
+    submods: dict[str, SubmodSummary]
 
 
 @dataclass(frozen=True)
-class Taken:
+class RecordingHead:
     """What a trial reads of a recording first, and mostly at all."""
 
     appraisal_id: str
@@ -134,7 +134,7 @@ class Taken:
     at_ms: int
     input: bytes
     """The policy's input of then."""
-    gist: Gist
+    gist: AppraisalSummary
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Recording:
 
 def record_of(
     context: Context,
-    basis: Basis,
+    basis: VerifierInputNames,
     policy_id: str,
     checked: CheckedEvidence,
     held: Held,
@@ -173,19 +173,19 @@ def record_of(
     )
 
 
-def gist_of(record: Record, result: AttestationResult) -> Gist:
+def summary_of(record: Record, result: AttestationResult) -> AppraisalSummary:
     """The gist of a record and the result that it came to."""
     submods = {}
     for name, checked in record.checked.items():
         found = result.submods[name]
-        submods[name] = SubmodGist(
+        submods[name] = SubmodSummary(
             may_affirm=dict(checked.may_affirm),
             blocked=dict(checked.blocked),
             found=tuple(finding.code for finding in checked.findings),
             vector=found.ear_trustworthiness_vector,
             reasons=tuple(reason.code for reason in found.ear_verifier_claims.reasons),
         )
-    return Gist(record.build, record.basis.policy, record.basis.references, record.held, submods)
+    return AppraisalSummary(record.build, record.basis.policy, record.basis.references, record.held, submods)
 
 
 def pack(record: Record) -> bytes:
@@ -194,10 +194,10 @@ def pack(record: Record) -> bytes:
 
 
 _DECODER: Final = msgspec.json.Decoder(Record)
-_GIST: Final = msgspec.json.Decoder(Gist)
+_GIST: Final = msgspec.json.Decoder(AppraisalSummary)
 
 
-def read_gist(text: str) -> Gist:
+def read_summary(text: str) -> AppraisalSummary:
     """Read a gist.  Raises `RecordingError`."""
     try:
         return _GIST.decode(text)
@@ -232,7 +232,7 @@ def examine(recording: Recording, context: Context) -> CheckedEvidence:
 
 
 def conclude(
-    record: Record, checked: CheckedEvidence, outcome: Outcome, context: Context, policy_id: str
+    record: Record, checked: CheckedEvidence, outcome: PolicyOutcome, context: Context, policy_id: str
 ) -> AttestationResult:
     """The result that the recorded evidence comes to, with the id and times of then."""
     return appraisal.conclude(

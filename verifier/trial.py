@@ -19,11 +19,18 @@ import msgspec
 from msgspec import Struct
 
 from verifier import appraisal, recording, results, trust
-from verifier.appraisal import CheckedEvidence, Held, Outcome
+from verifier.appraisal import CheckedEvidence, Held, PolicyOutcome
 from verifier.errors import PolicyError
 from verifier.policy.bundle import Bundle
 from verifier.policy.engine import decode
-from verifier.recording import Basis, Gist, Record, Recording, ReferenceName, Taken
+from verifier.recording import (
+    AppraisalSummary,
+    Record,
+    Recording,
+    RecordingHead,
+    ReferenceName,
+    VerifierInputNames,
+)
 from verifier.schemes.base import Blocks, Context, ModelReference, Thresholds
 from verifier.trust import Tier
 
@@ -35,7 +42,7 @@ _LARGE: Final = 64 * 1024
 _ORDER: Final = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE, Tier.AFFIRMING)
 
 
-class Verdict(Struct, frozen=True):
+class SubmodVerdict(Struct, frozen=True):
     """What a submodule comes to: its trust vector, and the codes of its reasons in order."""
 
     vector: dict[str, int]
@@ -51,8 +58,8 @@ class Change(Struct, frozen=True):
     """A submodule that comes to something else; `None` where it has no verdict."""
 
     submod: str
-    before: Verdict | None
-    after: Verdict | None
+    before: SubmodVerdict | None
+    after: SubmodVerdict | None
 
     @property
     def direction(self) -> str:
@@ -82,16 +89,16 @@ class Lookup(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
+class VerifierInputs:
     """What of ours recorded evidence is held against, besides the policy."""
 
     references: Mapping[str, ModelReference]
     superseded: Mapping[str, tuple[ModelReference, ...]]
     blocks: Blocks
 
-    def basis(self, policy: str) -> Basis:
+    def basis(self, policy: str) -> VerifierInputNames:
         """As an appraisal under *policy* would rest on it."""
-        return Basis(
+        return VerifierInputNames(
             policy=policy,
             references={model: ReferenceName.of(r) for model, r in sorted(self.references.items())},
             superseded={
@@ -103,14 +110,14 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ReappraisedEvidence:
     """What recorded evidence comes to."""
 
     checked: CheckedEvidence
-    outcome: Outcome
+    outcome: PolicyOutcome
     context: Context
 
-    def verdicts(self, held: Held) -> dict[str, Verdict]:
+    def verdicts(self, held: Held) -> dict[str, SubmodVerdict]:
         """By submodule, with what is held against the node."""
         return {
             name: _verdict(
@@ -125,20 +132,20 @@ def _verdict(
     may_affirm: Mapping[str, int],
     blocked: Mapping[str, str],
     found: Sequence[str],
-    outcome: Outcome,
+    outcome: PolicyOutcome,
     held: Held,
-) -> Verdict:
-    vector, added = appraisal.lower(name, may_affirm, blocked, outcome.vectors[name], held)
+) -> SubmodVerdict:
+    vector, added = appraisal.apply_ceilings(name, may_affirm, blocked, outcome.vectors[name], held)
     codes = [*found, *(finding.code for finding in added)]
-    return Verdict(vector, (*codes, *(code for code in outcome.reasons[name] if code not in codes)))
+    return SubmodVerdict(vector, (*codes, *(code for code in outcome.reasons[name] if code not in codes)))
 
 
-def before(taken: Taken) -> dict[str, Verdict]:
+def before(taken: RecordingHead) -> dict[str, SubmodVerdict]:
     """What a recording came to."""
-    return {name: Verdict(submod.vector, submod.reasons) for name, submod in taken.gist.submods.items()}
+    return {name: SubmodVerdict(submod.vector, submod.reasons) for name, submod in taken.gist.submods.items()}
 
 
-class Replay:
+class Reappraiser:
     """
     Judges recordings under one policy.
 
@@ -164,7 +171,7 @@ class Replay:
         """How many were examined again, because what is true depends on what differs."""
         self.failures = 0
 
-    async def verdicts(self, page: Sequence[Taken]) -> list[dict[str, Verdict]]:
+    async def verdicts(self, page: Sequence[RecordingHead]) -> list[dict[str, SubmodVerdict]]:
         """What each submodule of each recording comes to, all else as it was then."""
         as_then = [await self._is_as_then(taken.gist) for taken in page]
         outcomes = [
@@ -186,11 +193,11 @@ class Replay:
             )
         return found
 
-    async def _again(self, appraisal_id: str) -> Judged:
+    async def _again(self, appraisal_id: str) -> ReappraisedEvidence:
         taken = await self._lookup.recording(appraisal_id)
         return await self.judge(taken, await self._given_then(taken.record))
 
-    async def judge(self, taken: Recording, given: Given) -> Judged:
+    async def judge(self, taken: Recording, given: VerifierInputs) -> ReappraisedEvidence:
         """What recorded evidence comes to under the policy; −1 where the policy fails."""
         record = taken.record
         context = record.context(given.references, given.superseded, self.bundle.thresholds, given.blocks)
@@ -203,9 +210,9 @@ class Replay:
             checked = await asyncio.to_thread(recording.examine, taken, context)
             question = checked.policy_input(context)
         outcome = await self._outcome(self._ask(question), checked.submods)
-        return Judged(checked, outcome, context)
+        return ReappraisedEvidence(checked, outcome, context)
 
-    async def _is_as_then(self, gist: Gist) -> bool:
+    async def _is_as_then(self, gist: AppraisalSummary) -> bool:
         """Whether the same things are true as when it was recorded, all else as it was then."""
         for model, name in gist.references.items():
             own = self._own.get(model)
@@ -222,7 +229,7 @@ class Replay:
             self._thresholds[policy] = (await self._lookup.bundle(policy)).thresholds
         return build == results.BUILD and self._thresholds[policy] == self.bundle.thresholds
 
-    async def _given_then(self, record: Record) -> Given:
+    async def _given_then(self, record: Record) -> VerifierInputs:
         """As it was then, but for the reference values that a policy brings: of then, or this one."""
         references = {}
         for name in record.checked:
@@ -240,7 +247,7 @@ class Replay:
             model: tuple([await self._lookup.reference(name) for name in names])
             for model, names in record.basis.superseded.items()
         }
-        return Given(references, superseded, record.basis.blocks)
+        return VerifierInputs(references, superseded, record.basis.blocks)
 
     def _ask(self, question: bytes) -> asyncio.Task[bytes] | bytes:
         """Ask the policy, unless it was asked the same before."""
@@ -266,7 +273,7 @@ class Replay:
             self._known[digest] = answer
         return answer
 
-    async def _outcome(self, asked: asyncio.Task[bytes] | bytes, submods: Collection[str]) -> Outcome:
+    async def _outcome(self, asked: asyncio.Task[bytes] | bytes, submods: Collection[str]) -> PolicyOutcome:
         try:
             answer = asked if isinstance(asked, bytes) else await asyncio.shield(asked)
             return appraisal.read_outcome(decode(answer), submods)
@@ -295,17 +302,17 @@ class _Claims(Struct, frozen=True):
 _CLAIMS: Final = msgspec.json.Decoder(_Claims)
 
 
-def verdicts_of(claims: str) -> dict[str, Verdict]:
+def verdicts_of(claims: str) -> dict[str, SubmodVerdict]:
     """The verdicts of a result, from its claims as JSON."""
     return {
-        name: Verdict(
+        name: SubmodVerdict(
             found.ear_trustworthiness_vector, tuple(r.code for r in found.ear_verifier_claims.reasons)
         )
         for name, found in _CLAIMS.decode(claims).submods.items()
     }
 
 
-def compare(before: Mapping[str, Verdict], after: Mapping[str, Verdict]) -> list[Change]:
+def compare(before: Mapping[str, SubmodVerdict], after: Mapping[str, SubmodVerdict]) -> list[Change]:
     """The submodules whose verdict differs, by name; the order of reasons does not matter."""
     changes = []
     for name in sorted(before.keys() | after.keys()):
@@ -319,7 +326,7 @@ def compare(before: Mapping[str, Verdict], after: Mapping[str, Verdict]) -> list
 
 
 @dataclass
-class Counted:
+class ChangeCount:
     """One change of one node: how often, and when last (milliseconds)."""
 
     node: str
@@ -329,7 +336,7 @@ class Counted:
 
 
 @dataclass
-class Report:
+class TrialReport:
     """What a trial found."""
 
     policy: str
@@ -340,20 +347,20 @@ class Report:
     gave_up: bool = False
     """The policy failed so often that the rest was not tried."""
     nodes: set[str] = field(default_factory=set)
-    changes: dict[bytes, Counted] = field(default_factory=dict)
+    changes: dict[bytes, ChangeCount] = field(default_factory=dict)
 
-    def count(self, taken: Taken, changes: Sequence[Change]) -> None:
+    def count(self, taken: RecordingHead, changes: Sequence[Change]) -> None:
         """Take in one appraisal."""
         self.appraisals += 1
         self.unchanged += not changes
         self.nodes.add(taken.node_id)
         for change in changes:
             key = taken.node_id.encode() + b" " + msgspec.json.encode(change, order="deterministic")
-            counted = self.changes.setdefault(key, Counted(taken.node_id, change))
+            counted = self.changes.setdefault(key, ChangeCount(taken.node_id, change))
             counted.count += 1
             counted.last_ms = max(counted.last_ms, taken.at_ms)
 
-    def in_order(self) -> list[Counted]:
+    def in_order(self) -> list[ChangeCount]:
         """The changes by node, submodule and time."""
         return sorted(self.changes.values(), key=lambda c: (c.node, c.change.submod, c.last_ms))
 
@@ -388,11 +395,11 @@ class Report:
 
 
 async def run(
-    pages: AsyncIterator[list[Taken]],
-    replay: Replay,
+    pages: AsyncIterator[list[RecordingHead]],
+    replay: Reappraiser,
     policy_id: str,
     progress: Callable[[int], None] | None = None,
-) -> Report:
+) -> TrialReport:
     """
     Try a policy on recordings.
 
@@ -402,7 +409,7 @@ async def run(
         policy_id: As results name it.
         progress: Called with how many were tried.
     """
-    report = Report(policy_id)
+    report = TrialReport(policy_id)
     async for page in pages:
         for taken, after in zip(page, await replay.verdicts(page), strict=True):
             report.count(taken, compare(before(taken), after))

@@ -9,15 +9,15 @@ from enum import StrEnum
 from typing import Final
 
 from bench.fleet_world.tally import Recovery
-from router.snapshot import NodeView
-from router.workload import Workload
+from router.model.node import NodeView
+from router.model.workload import Workload
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
 from verifier.trust import Tier
 
 MODEL: Final = "example/large"
 WORKLOAD: Final = Workload(MODEL, name="chat", max_age_s=86400)
 """A day's age, where 300 s are the default: results are renewed seldom here, to save time."""
-TIER: Final = WORKLOAD.kept_under
+TIER: Final = WORKLOAD.standing_key
 DAY: Final = 86400.0
 START: Final = 1_795_000_000
 """Unix seconds when the simulation begins."""

@@ -12,7 +12,7 @@ from bench.fleet_world.population import DAY, KINDS, WORKLOAD, Kind, Seat
 from bench.fleet_world.tally import BIN_S, Clients
 from bench.fleet_world.world import BAD_S, GOOD_S, World
 from bench.plot import Chart, Line
-from router.lanes import Lane
+from router.choose.candidates import Lane
 
 _PLOTTED = (
     "honest",

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from router.lanes import Lane
+from router.choose.candidates import Lane
 
 BIN_S: Final = 4 * 3600.0
 

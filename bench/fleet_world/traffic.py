@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 from bench.fleet_world.baselines import ATTEMPTS, Picker, RoundRobin, Sent, Uniform, ask, attempt
 from bench.fleet_world.population import DAY, TIER, WORKLOAD, Again, Identity, Seat
 from bench.fleet_world.tally import BIN_S, Clients
-from router.decision import Decision, decide
-from router.kept import Account
-from router.lanes import Lane
-from router.outcomes import Outcome
-from router.settlement import Meter, Usage, is_true
-from router.standing import FAILURE_WEIGHT, Standing
+from router.choose.candidates import Lane
+from router.choose.decision import Decision, decide
+from router.model.outcomes import Outcome
+from router.model.standing import FAILURE_WEIGHT, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.usage import Usage, UsageMeter, is_true
 
 if TYPE_CHECKING:
     from bench.fleet_world.world import World
@@ -48,7 +48,7 @@ class Traffic:
         self._fleet = world.fleet
         self._settings = world.settings
         self._rng, self._truth, self._theirs = (random.Random(seed * 10 + k) for k in (1, 2, 3))
-        self._meter = Meter()
+        self._meter = UsageMeter()
         self._every = world.end * world.settings.session / world.settings.requests
         self._pickers: list[tuple[Picker, Clients]] = [
             (Uniform(world.seats, self._theirs), self._tally.uniform),
@@ -195,7 +195,7 @@ class Traffic:
             before.rejects + unclean,
             self._world.unix(),
         )
-        self._fleet.hear(identity.name, TIER, "others", Account(standing))
+        self._fleet.hear(identity.name, TIER, "others", StatisticsAggregate(standing))
 
     def look(self, identity: Identity) -> None:
         """See what has become of it."""

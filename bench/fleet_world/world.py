@@ -16,13 +16,13 @@ from msgspec import structs
 from bench.fleet_world.population import DAY, START, TIER, WORKLOAD, Again, Identity, Seat, populate
 from bench.fleet_world.tally import Recovery, Tally
 from bench.fleet_world.traffic import Traffic
-from router.clock import Clock
-from router.fleet import Fleet
-from router.kept import Account
-from router.liveness import Heartbeat
-from router.prober import interval_for
-from router.standing import FAILURE_WEIGHT, HALF_LIVES_S, Standing
-from router.workload import Table
+from router.model.clock import Clock
+from router.model.liveness import Heartbeat
+from router.model.standing import FAILURE_WEIGHT, HALF_LIVES_S, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.workload import Table
+from router.state.fleet import Fleet
+from router.state.prober import interval_for
 
 CALL_S: Final = (45.0, 180.0)
 WALKS: Final = 0.25
@@ -151,7 +151,7 @@ class World:
         standing = Standing(
             (0.0, count), (0.0, failed), count, 0.0, self.unix(), seat.kind.latency_s
         )  # fmt: skip
-        self.fleet.restore(identity.name, TIER, Account(standing))
+        self.fleet.restore(identity.name, TIER, StatisticsAggregate(standing))
         identity.proven = self.now
 
     def _enrol(self, seat: Seat, operator: str, enrolled: float) -> Identity:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from router.outcomes import Outcome, of_status
-from router.settlement import Usage
+from router.model.outcomes import Outcome, of_status
+from router.model.usage import Usage
 
 _Tokens = Annotated[int, Meta(ge=0, le=1 << 40)]
 
@@ -171,7 +171,7 @@ def judge(path: str, status: int, body: bytes) -> Answer:
             return Answer(status, b"", Outcome.CORRUPTED, "a choice without its text, or without its end")
     text = "".join([choice.said for choice in completion.choices])
     if not text:
-        outcome, detail = Outcome.HOLLOW, "a whole answer with nothing in it"
+        outcome, detail = Outcome.EMPTY, "a whole answer with nothing in it"
     return Answer(status, body, outcome, detail, text, _claimed(completion.usage))
 
 

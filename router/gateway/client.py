@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from router.gateway.exchange import ClientGoneError
-from router.gateway.idempotency import Kept
+from router.gateway.idempotency import CachedResponse
 from router.gateway.sse import DONE, event
 
 _CONTENT_TYPE: Final = "text/event-stream"
@@ -113,9 +113,9 @@ class ClientStream:
         """Nothing more comes, or nothing more is taken: the server closes it, and bears with a client that is gone."""
         return self._response if self._response is not None and self._begun else web.Response(status=503)
 
-    def kept(self) -> Kept | None:
+    def kept(self) -> CachedResponse | None:
         """The stream as it was, where it was to be kept and is not too large."""
         if self._parts is None:
             return None
         headers = {k: v for k, v in self._headers.items() if k != "Content-Type"}
-        return Kept(200, _CONTENT_TYPE, tuple(headers.items()), bytes(self._parts))
+        return CachedResponse(200, _CONTENT_TYPE, tuple(headers.items()), bytes(self._parts))

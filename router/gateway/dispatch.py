@@ -19,25 +19,33 @@ from typing import Any, Final
 import structlog
 from prometheus_client import Counter
 
-from router.clock import Clock
+from router.choose.decision import Decision, decide
+from router.choose.gates import GateVerdict
+from router.choose.ranking import Ranked
 from router.config import GatewaySection
-from router.decision import Decision, decide
-from router.errors import AttemptError, PoolEmptyError
-from router.fleet import Fleet
-from router.gates import Verdict
 from router.gateway.answers import Answer, with_usage
 from router.gateway.exchange import ClientGoneError, Exchanges, Progress, Sink, Work
-from router.outcomes import Blame, Outcome
-from router.ranking import Ranked
-from router.records import Record, Records
-from router.settlement import Meter, Mismatch, Usage, is_true
-from router.tokens import Tally, Tokeniser, counts_all, estimated, prompt_ids, prompt_text, templates
-from router.workload import Workload
+from router.model.clock import Clock
+from router.model.errors import AttemptError, PoolEmptyError
+from router.model.outcomes import Blame, Outcome
+from router.model.tokens import (
+    TokenCounter,
+    Tokeniser,
+    counts_all,
+    estimated,
+    prompt_ids,
+    prompt_text,
+    templates,
+)
+from router.model.usage import Usage, UsageMeter, UsageMismatch, is_true
+from router.model.workload import Workload
+from router.state.fleet import Fleet
+from router.state.records import Record, Records
 
 _OFTEN: Final = 3
 """A node that refused so many requests in a row is not taken at its word: another is asked too."""
 _DOUBTFUL: Final = frozenset(
-    {Outcome.CRASHED, Outcome.STALLED, Outcome.HOLLOW, Outcome.UNSERVED, Outcome.REFUSED}
+    {Outcome.CRASHED, Outcome.STALLED, Outcome.EMPTY, Outcome.UNSUPPORTED, Outcome.REFUSED}
 )
 _TEMPLATE_TOKENS: Final = 16
 """That a chat template may add for each message."""
@@ -96,11 +104,11 @@ class Dispatcher:
         self._exchanges = exchanges
         self._config = config
         self._clock = clock
-        self._meter = Meter()
+        self._meter = UsageMeter()
         self.seed: Callable[[], int] = lambda: secrets.randbits(64)
         self.tokenisers: Mapping[str, Tokeniser] = {}
         """By workload."""
-        self.on_mismatch: Callable[[str, str, Mismatch], None] = lambda *_: None
+        self.on_mismatch: Callable[[str, str, UsageMismatch], None] = lambda *_: None
         self.on_cheap: Callable[[str, str], None] = lambda *_: None
 
     def decide(self, workload: Workload, caller: str = "") -> Record:
@@ -114,7 +122,7 @@ class Dispatcher:
                     self.on_cheap(ranked.node, ranked.operator)
         return record
 
-    def excluded(self, decision: Decision) -> dict[str, Verdict]:
+    def excluded(self, decision: Decision) -> dict[str, GateVerdict]:
         """Who was excluded from a decision, as far as that is remembered."""
         return self.fleet.excluded(decision.workload, decision.snapshot)
 
@@ -191,7 +199,7 @@ class Dispatcher:
             return None
         return hollow
 
-    def _closed_since(self, node: str, decision: Decision) -> Verdict | None:
+    def _closed_since(self, node: str, decision: Decision) -> GateVerdict | None:
         """What has happened to a node since the decision: work must not go where trust has gone."""
         verdict = self.fleet.verdict(node, decision.workload)
         return None if verdict is not None and verdict.code in decision.opened else verdict
@@ -212,7 +220,7 @@ class Dispatcher:
         node, work = ranked.node, run.work
         self.fleet.started(node, work.workload)
         start = self._clock.monotonic()
-        progress = Progress(Tally(self.tokenisers.get(work.workload.name)))
+        progress = Progress(TokenCounter(self.tokenisers.get(work.workload.name)))
         ended = _Ended(Outcome.ABANDONED, "the client went away")
         try:
             ended = await self._try(run, node, left, progress)
@@ -230,8 +238,8 @@ class Dispatcher:
             if not ended.doubtful:
                 return answer
             run.refusal = answer
-            raise AttemptError(Outcome.UNSERVED, "it refuses often: another is asked")
-        if outcome is Outcome.HOLLOW:
+            raise AttemptError(Outcome.UNSUPPORTED, "it refuses often: another is asked")
+        if outcome is Outcome.EMPTY:
             run.hollow = answer or progress
         if outcome is not Outcome.ABANDONED:
             _log.warning("an attempt failed", node=node, outcome=outcome, detail=ended.detail)
@@ -274,7 +282,7 @@ class Dispatcher:
         if ended.doubtful:
             entry["blame"] = Blame.NOBODY
             run.doubtful.append(entry)
-        counted = Outcome.UNSERVED if ended.doubtful and outcome is not Outcome.REFUSED else outcome
+        counted = Outcome.UNSUPPORTED if ended.doubtful and outcome is not Outcome.REFUSED else outcome
         self.fleet.ended(node, run.work.workload, counted, seconds)
         return entry
 
@@ -282,7 +290,7 @@ class Dispatcher:
         """Whether an answer, whole and no success, may be the request's doing."""
         if outcome is not Outcome.REFUSED:
             return outcome in _DOUBTFUL
-        kept = self.fleet.kept(node, work.workload.kept_under)
+        kept = self.fleet.kept(node, work.workload.standing_key)
         return kept is not None and kept.load.refusals_in_a_row >= _OFTEN
 
     async def _ask(self, run: Run, node: str, left: float, progress: Progress) -> Answer | None:
@@ -300,7 +308,7 @@ class Dispatcher:
                 return Outcome.CORRUPTED, "a whole answer where a stream was asked for"
             return answer.outcome, answer.detail
         if not progress.events:
-            return Outcome.HOLLOW, "a whole stream with nothing in it"
+            return Outcome.EMPTY, "a whole stream with nothing in it"
         return Outcome.COMPLETED, "a whole stream" if progress.done else "a whole stream without [DONE]"
 
     def _measures(self, work: Work) -> bool:

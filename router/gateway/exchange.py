@@ -20,15 +20,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from attester.bounded import read_all
 from router.config import GatewaySection
-from router.errors import AttemptError
 from router.gateway.answers import Answer, Chunk, judge, read_chunk, without_usage
 from router.gateway.pinned import PinError
 from router.gateway.sse import DONE, EventError, Events, event
 from router.gateway.upstream import NodeResponse, Upstream
-from router.outcomes import Outcome
-from router.settlement import Usage
-from router.tokens import Tally
-from router.workload import Workload
+from router.model.errors import AttemptError
+from router.model.outcomes import Outcome
+from router.model.tokens import TokenCounter
+from router.model.usage import Usage
+from router.model.workload import Workload
 
 MAX_ANSWER: Final = 64 << 20
 MAX_READING: Final = 1 << 30
@@ -102,7 +102,7 @@ class Sink(Protocol):
 class Progress:
     """What was seen of an answer so far."""
 
-    text: Tally
+    text: TokenCounter
     first_s: float | None = None
     events: int = 0
     """That carried text."""
@@ -186,7 +186,9 @@ class Exchanges:
                     largest.abort()
         except aiohttp.ClientPayloadError:
             if response.dropped:
-                raise AttemptError(Outcome.UNSERVED, "dropped, for more was being read than may be") from None
+                raise AttemptError(
+                    Outcome.UNSUPPORTED, "dropped, for more was being read than may be"
+                ) from None
             raise
         finally:
             self._reading_now -= self._reading.pop(response)

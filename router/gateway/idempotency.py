@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from router.errors import RouterError
+from router.model.errors import RouterError
 
 _MAX_KEY: Final = 255
 _QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
@@ -34,7 +34,7 @@ _SWEEP: Final = 32
 _Id = tuple[str, str]
 
 
-class ReplayError(RouterError):
+class IdempotencyError(RouterError):
     """A request with a key is refused; `status` is of HTTP, `retry_after` in seconds or `None`."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -45,7 +45,7 @@ class ReplayError(RouterError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedResponse:
     """A whole answer; of a stream, its bytes joined."""
 
     status: int
@@ -66,11 +66,11 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class _Finished:
     fingerprint: bytes
-    answer: Kept | None
+    answer: CachedResponse | None
     size: int
 
 
-class Replays:
+class IdempotencyCache:
     """
     Requests with a key, under way and finished, in bounded memory.
 
@@ -110,7 +110,7 @@ class Replays:
         """Bytes of answers that are kept."""
         return self._bytes
 
-    def begin(self, owner: str, key: str, fingerprint: bytes) -> Kept | None:
+    def begin(self, owner: str, key: str, fingerprint: bytes) -> CachedResponse | None:
         """
         The answer to give again; or `None` for the first, which is now under way.
 
@@ -122,7 +122,7 @@ class Replays:
             fingerprint: A digest of what was asked, resource and body.
 
         Raises:
-            ReplayError: 400 not a key; 422 another request's; 409 under way, or finished without
+            IdempotencyError: 400 not a key; 422 another request's; 409 under way, or finished without
                 an answer that could be kept; 503 no room, for all that there is is under way.
         """
         entry = (owner, _unquoted(key))
@@ -135,19 +135,19 @@ class Replays:
             self._running[entry] = fingerprint
             return None
         if known != fingerprint:
-            raise ReplayError(
+            raise IdempotencyError(
                 422, "idempotency_key_reused", "the Idempotency-Key was used for another request"
             )
         if finished is None:
             message = "a request with this Idempotency-Key is under way"
-            raise ReplayError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
+            raise IdempotencyError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
         self._by_use.move_to_end(entry)
         if finished.answer is None:
             message = "the request with this Idempotency-Key was completed, and its answer could not be kept"
-            raise ReplayError(409, "idempotency_answer_not_kept", message)
+            raise IdempotencyError(409, "idempotency_answer_not_kept", message)
         return finished.answer
 
-    def keep(self, owner: str, key: str, answer: Kept | None) -> None:
+    def keep(self, owner: str, key: str, answer: CachedResponse | None) -> None:
         """
         It is completed; without an answer to keep, or with one too large, that alone is remembered.
 
@@ -173,7 +173,7 @@ class Replays:
     def _make_room(self) -> None:
         if not self._by_use:
             message = "too many requests with an Idempotency-Key are under way"
-            raise ReplayError(503, "idempotency_full", message, _RETRY_AFTER_S)
+            raise IdempotencyError(503, "idempotency_full", message, _RETRY_AFTER_S)
         self._drop(next(iter(self._by_use)))
 
     def _expire(self, wanted: _Id) -> None:
@@ -192,7 +192,7 @@ class Replays:
 
 
 def _unquoted(header: str) -> str:
-    """The key that a header carries, in quotes or bare; raises `ReplayError`."""
+    """The key that a header carries, in quotes or bare; raises `IdempotencyError`."""
     key = header
     if header.startswith('"'):
         # No longer than a key of escapes only: what is longer is not looked through.
@@ -200,5 +200,5 @@ def _unquoted(header: str) -> str:
         key = _ESCAPED.sub(r"\1", match[1]) if match is not None else ""
     if not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
         message = f"an Idempotency-Key is 1 to {_MAX_KEY} printable characters of ASCII"
-        raise ReplayError(400, "idempotency_key_invalid", message)
+        raise IdempotencyError(400, "idempotency_key_invalid", message)
     return key

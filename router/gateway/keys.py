@@ -20,7 +20,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from router.errors import RouterError
+from router.model.errors import RouterError
 
 _DAY_MS: Final = 86_400_000
 _STEP_S: Final = 43_200.0
@@ -81,7 +81,7 @@ class _Bucket:
         return self.level
 
 
-class _Account:
+class _KeyUsage:
     """What one key has under way and has used."""
 
     __slots__ = ("day", "others", "places", "requests", "spent", "tokens")
@@ -124,7 +124,7 @@ class Keyring:
         self._monotonic = monotonic
         now = monotonic()
         self._keys = {bytes.fromhex(key.sha256): key for key in keys}
-        self._accounts = {key.name: _Account(key, now) for key in keys or (ANONYMOUS,)}
+        self._accounts = {key.name: _KeyUsage(key, now) for key in keys or (ANONYMOUS,)}
         if len(self._accounts) < len(keys):
             raise ValueError("two keys have one name")
         if len(self._keys) < len(keys):

@@ -18,17 +18,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from router.clock import Clock
 from router.config import GatewaySection
-from router.errors import AttemptError, PoolEmptyError, WorkloadError
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.exchange import ClientGoneError, Work
-from router.gateway.idempotency import Kept, ReplayError, Replays
+from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keys import ANONYMOUS, Key, Keyring, LimitError
-from router.outcomes import Outcome
-from router.records import Record
-from router.workload import Table
+from router.model.clock import Clock
+from router.model.errors import AttemptError, PoolEmptyError, WorkloadError
+from router.model.outcomes import Outcome
+from router.model.workload import Table
+from router.state.records import Record
 from verifier.errors import RequestError
 from verifier.service.http import read_body
 
@@ -61,7 +61,7 @@ class Gateway:
     config: GatewaySection
     clock: Clock
     keyring: Keyring
-    replays: Replays
+    replays: IdempotencyCache
     in_flight: int = 0
 
     @property
@@ -352,7 +352,7 @@ class _Handler:
             raise AnswerError(404, "invalid_request_error", "the model does not have this operation")
         return Work(workload, request.path, body, document, bool(stream), self._key.name, self._key.operator)
 
-    def _begin(self, work: Work) -> Kept | None:
+    def _begin(self, work: Work) -> CachedResponse | None:
         """Whether the request was answered before, where it has an ``Idempotency-Key``."""
         given = self._request.headers.get("Idempotency-Key")
         if given is None:
@@ -362,7 +362,7 @@ class _Handler:
         fingerprint = hashlib.sha256(shape + work.body).digest()
         try:
             kept = self._gateway.replays.begin(self._key.name, given, fingerprint)
-        except ReplayError as error:
+        except IdempotencyError as error:
             raise AnswerError(
                 error.status,
                 "invalid_request_error" if error.status < 500 else "service_unavailable",
@@ -375,7 +375,7 @@ class _Handler:
             self._replay = given
         return kept
 
-    def _keep(self, kept: Kept | None) -> None:
+    def _keep(self, kept: CachedResponse | None) -> None:
         if self._replay is not None:
             self._gateway.replays.keep(self._key.name, self._replay, kept)
 
@@ -407,7 +407,7 @@ class _Handler:
             data = msgspec.json.encode({**msgspec.json.decode(data, type=dict[str, msgspec.Raw]), **extra})
         headers = {DECISION_HEADER: record.id}
         if answer.status == 200:
-            self._keep(Kept(200, "application/json", tuple(headers.items()), data))
+            self._keep(CachedResponse(200, "application/json", tuple(headers.items()), data))
         return web.Response(
             status=answer.status, body=data, headers={"Content-Type": "application/json", **headers}
         )

@@ -18,24 +18,24 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
 from attester.errors import ConfigError
-from router.clock import Clock
 from router.config import RouterConfig, read_token
-from router.feed import Feed
-from router.fleet import Fleet
 from router.gateway import openai, pinned
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchange import Exchanges
-from router.gateway.idempotency import Replays
+from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
 from router.gateway.openai import GATEWAY, Gateway
-from router.keeper import Keeper, records_lost
-from router.prober import Prober
-from router.records import Records
-from router.review import Holds, VerifierTeller
+from router.model.clock import Clock
+from router.model.tokens import Tokeniser
+from router.model.workload import Table, load_table
 from router.service import decisions, incidents, standing, status
 from router.service.state import STATE, State
-from router.tokens import Tokeniser
-from router.workload import Table, load_table
+from router.state.feed import Feed
+from router.state.fleet import Fleet
+from router.state.holds import Holds, VerifierIncidentReporter
+from router.state.persistence import Persistence, records_lost
+from router.state.prober import Prober
+from router.state.records import Records
 from verifier.errors import RequestError
 from verifier.service import problem
 from verifier.store.sqlite import SqliteDatabase
@@ -56,7 +56,7 @@ _reloads = Counter(
 
 
 @dataclass(frozen=True)
-class Given:
+class RouterSetup:
     """What a router is made of."""
 
     config: RouterConfig
@@ -65,7 +65,7 @@ class Given:
     """Where the files that the configuration names are."""
 
 
-def load(path: Path, config: RouterConfig) -> Given:
+def load(path: Path, config: RouterConfig) -> RouterSetup:
     """
     The table and what else the configuration names.
 
@@ -73,7 +73,7 @@ def load(path: Path, config: RouterConfig) -> Given:
         ConfigError: a file cannot be read, or holds something else.
     """
     folder = path.parent
-    given = Given(config, load_table(folder / config.workloads), folder)
+    given = RouterSetup(config, load_table(folder / config.workloads), folder)
     tokenisers(given.table, folder)
     read_token(folder, config.verifier.router_token_file)
     read_token(folder, config.verifier.admin_token_file)
@@ -94,7 +94,7 @@ def tokenisers(table: Table, folder: Path) -> dict[str, Tokeniser]:
     }
 
 
-def make_app(given: Given, clock: Clock | None = None) -> web.Application:
+def make_app(given: RouterSetup, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
     app = web.Application()
@@ -115,7 +115,7 @@ def make_app(given: Given, clock: Clock | None = None) -> web.Application:
 
 
 @asynccontextmanager
-async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gateway]]:
+async def opened(given: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State, Gateway]]:
     """Everything that runs, until the block ends."""
     config = given.config
     async with AsyncExitStack() as stack:
@@ -135,15 +135,17 @@ async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gatew
         records = Records(writes=config.store.path is not None, lost=records_lost.inc)
         feed = Feed(to_verifier, config.verifier, clock, fleet)
         token = read_token(given.folder, config.verifier.router_token_file)
-        tell = None if token is None else VerifierTeller(to_verifier, config.verifier, token)
+        tell = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
         held = Holds(db, fleet, clock, config.review, tell)
         feed.decided, feed.awaited = held.decided, held.awaited
         dispatcher = Dispatcher(fleet, Exchanges(to_nodes, config.gateway), config.gateway, clock, records)
         dispatcher.on_mismatch, dispatcher.on_cheap = held.on_mismatch, held.on_cheap
         dispatcher.tokenisers = tokenisers(given.table, given.folder)
-        keeper = Keeper(db, config.name, config.store, clock, fleet, records, keyring)
+        keeper = Persistence(db, config.name, config.store, clock, fleet, records, keyring)
         state = State(given.config, given.folder, clock, fleet, feed, held, keeper, records, to_verifier)
-        gateway = Gateway(dispatcher, config.gateway, clock, keyring, Replays(monotonic=clock.monotonic))
+        gateway = Gateway(
+            dispatcher, config.gateway, clock, keyring, IdempotencyCache(monotonic=clock.monotonic)
+        )
         # Before the first byte: what was held is held.
         await keeper.load()
         await held.sync()
@@ -175,7 +177,7 @@ async def opened(given: Given, clock: Clock) -> AsyncIterator[tuple[State, Gatew
                 await keeper.flush()
 
 
-async def spare_the_collector(_: web.Application) -> None:
+async def tune_garbage_collector(_: web.Application) -> None:
     """For a process that does nothing else: what is here now stays, and need not be looked at again and again."""
     gc.collect()
     gc.freeze()

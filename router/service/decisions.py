@@ -8,11 +8,11 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from router.decision import Decision
-from router.errors import WorkloadError
+from router.choose.decision import Decision
 from router.gateway.openai import GATEWAY
-from router.records import shown, with_excluded
+from router.model.errors import WorkloadError
 from router.service.state import STATE, require_key
+from router.state.records import shown, with_excluded
 from verifier.errors import RequestError
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from attester.bounded import read_all
 from router.config import read_token
-from router.errors import HoldError
+from router.model.errors import HoldError
 from router.service import standing
 from router.service.state import STATE, State, require_reviewer
 from router.store.holds import Hold

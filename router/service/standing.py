@@ -7,13 +7,13 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from router.fleet import Fleet
-from router.gates import CODES, Verdict
-from router.kept import SERIES, Kept
+from router.choose.gates import CODES, GateVerdict
+from router.model.quantiles import quantile
+from router.model.standing import ESTABLISHED_LOWER, PROVEN, Grade, Standing
+from router.model.statistics import SERIES, NodeStatistics
+from router.model.workload import Workload
 from router.service.state import STATE, State, require_key
-from router.sketch import quantile
-from router.standing import ESTABLISHED_LOWER, PROVEN, Standing, Tier
-from router.workload import Workload
+from router.state.fleet import Fleet
 from verifier.errors import RequestError
 from verifier.reasons import REASONS
 from verifier.service.http import json_response
@@ -88,16 +88,16 @@ def _place(fleet: Fleet, node: str, name: str) -> dict[str, Any]:
     verdict, lane = fleet.verdict(node, workload), fleet.lane(node, workload)
     return {
         "model": workload.model,
-        "tier": workload.kept_under,
+        "tier": workload.standing_key,
         "lane": None if verdict is not None and lane is None else lane,
         "closed": None if verdict is None else msgspec.to_builtins(verdict),
         "what_would_help": _help(fleet, node, workload, verdict),
     }
 
 
-def _help(fleet: Fleet, node: str, workload: Workload, verdict: Verdict | None) -> str:
+def _help(fleet: Fleet, node: str, workload: Workload, verdict: GateVerdict | None) -> str:
     if verdict is None:
-        kept = fleet.kept(node, workload.kept_under)
+        kept = fleet.kept(node, workload.standing_key)
         return _WHAT_HELPS.get("standing.little-evidence" if kept is None else kept.rating.why, "")
     result = fleet.view(node).result
     if verdict.code == "result.not-affirming" and result is not None:
@@ -107,10 +107,10 @@ def _help(fleet: Fleet, node: str, workload: Workload, verdict: Verdict | None) 
     return _WHAT_OPENS.get(verdict.code) or CODES.get(verdict.code, "")
 
 
-def _kept(kept: Kept, now: float) -> dict[str, Any]:
+def _kept(kept: NodeStatistics, now: float) -> dict[str, Any]:
     own = kept.own.decayed_to(now)
     rating = kept.rating
-    lacking = max(PROVEN - own.completed[1], 0) if rating.tier is Tier.PROBATION else 0
+    lacking = max(PROVEN - own.completed[1], 0) if rating.tier is Grade.PROBATION else 0
     return {
         "standing": rating.tier,
         "why": rating.why,
@@ -138,7 +138,7 @@ def _counts(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _quantiles(kept: Kept, series: str, now: float) -> dict[str, Any]:
+def _quantiles(kept: NodeStatistics, series: str, now: float) -> dict[str, Any]:
     counts = kept.last_hour(series, now)
     found: dict[str, Any] = {"count": sum(counts.values())}
     for share in _QUANTILES:

@@ -8,15 +8,15 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from router.clock import Clock
 from router.config import RouterConfig
-from router.feed import Feed
-from router.fleet import Fleet
 from router.gateway.keys import Key
 from router.gateway.openai import GATEWAY, may_review
-from router.keeper import Keeper
-from router.records import Records
-from router.review import Holds
+from router.model.clock import Clock
+from router.state.feed import Feed
+from router.state.fleet import Fleet
+from router.state.holds import Holds
+from router.state.persistence import Persistence
+from router.state.records import Records
 from verifier.errors import RequestError
 
 
@@ -30,7 +30,7 @@ class State:
     fleet: Fleet
     feed: Feed
     holds: Holds
-    keeper: Keeper
+    keeper: Persistence
     records: Records
     to_verifier: aiohttp.ClientSession
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from router.gates import FEED_SILENT_S
+from router.choose.gates import FEED_SILENT_S
 from router.gateway.openai import GATEWAY
 from router.service.state import STATE, require_key
 from verifier.service.http import json_response

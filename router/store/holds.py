@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from router.errors import HoldError
+from router.model.errors import HoldError
 from verifier.store.database import ConflictError, Row, Tx
 
 

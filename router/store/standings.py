@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from router.kept import Account
+from router.model.statistics import StatisticsAggregate
 from router.store.batches import in_batches
 from verifier.store.database import Tx
 
@@ -25,10 +25,12 @@ class Row(Struct, frozen=True):
     node: str
     tier: str
     router: str
-    account: Account
+    account: StatisticsAggregate
 
 
-async def save(tx: Tx, router: str, accounts: Iterable[tuple[str, str, Account]], now_ms: int) -> int:
+async def save(
+    tx: Tx, router: str, accounts: Iterable[tuple[str, str, StatisticsAggregate]], now_ms: int
+) -> int:
     """Write what *router* has seen, by node and tier; returns the revision under which others find it."""
     last = await tx.one(
         "SELECT coalesce(max(revision), 0) AS revision FROM standings WHERE revision < ?", _BEYOND
@@ -69,7 +71,7 @@ async def since(tx: Tx, revision: int) -> tuple[list[Row], int]:
     found = []
     for row in rows:
         try:
-            account = msgspec.msgpack.decode(row["account"], type=Account)
+            account = msgspec.msgpack.decode(row["account"], type=StatisticsAggregate)
         except (msgspec.DecodeError, UnicodeError):
             continue
         # Another router wrote it, perhaps of another version: what cannot be is as if it were not there.

@@ -22,11 +22,11 @@ from fixtures.minilm import MODEL
 from fixtures.simulator import SimulatedNode
 from verifier import appraisal
 from verifier.appraisal import Held, Terms
+from verifier.challenges.derivation import Minter, PoolKey, WalkParameters, pose
 from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, WorkerPool
 from verifier.policy.engine import opened as workers
-from verifier.references.challenges import Minter, PoolKey, WalkParameters, pose
 from verifier.schemes.base import Answers, Context, ModelReference, Node, ReferenceFile, Session
 
 KEY = PoolKey(bytes(range(32)))

@@ -17,17 +17,17 @@ import pytest
 from aiohttp import web
 
 from fixtures.streaming import Behaviour
-from router import standing
-from router.errors import AttemptError
-from router.fleet import Fleet as RouterFleet
+from router.choose.candidates import Lane
 from router.gateway import answers as gateway_answers
 from router.gateway import dispatch, exchange
 from router.gateway.answers import Answer
 from router.gateway.exchange import Exchanges
-from router.kept import Account
-from router.lanes import Lane
-from router.outcomes import Blame, Outcome
-from router.standing import BREAKER_FAILURES, PROVEN, Standing, Tier, rate
+from router.model import standing
+from router.model.errors import AttemptError
+from router.model.outcomes import Blame, Outcome
+from router.model.standing import BREAKER_FAILURES, PROVEN, Grade, Standing, rate
+from router.model.statistics import StatisticsAggregate
+from router.state.fleet import Fleet as RouterFleet
 from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, STREAM, WORK, Fleet, by, key, opened
 from tests.unit.router.doubles import Handler, answers, honest, until
@@ -44,7 +44,7 @@ def prefer_a(fleet: Fleet) -> None:
     """Both are established, and the first is so much quicker that it is asked first as long as it is."""
     for name, latency_s in (("a", 0.01), ("b", 20.0)):
         seen = Standing((100.0,) * 2, exchanges=100.0, at=fleet.clock.ms / 1000, latency_s=latency_s)
-        fleet.router.restore(name, "small", Account(seen))
+        fleet.router.restore(name, "small", StatisticsAggregate(seen))
     fleet.in_order()
 
 
@@ -134,7 +134,7 @@ def failures_to_fall(seen: Standing, every_s: float, bad_of: int = 1) -> int:
     for number in range(1, 100_000):
         outcome = Outcome.CRASHED if number % bad_of == 0 else Outcome.COMPLETED
         seen = seen.ended(outcome, 1.0, seen.at + every_s)
-        if rate(seen, seen.at).tier is not Tier.ESTABLISHED:
+        if rate(seen, seen.at).tier is not Grade.ESTABLISHED:
             return number
     raise AssertionError
 
@@ -152,7 +152,7 @@ async def test_attack_23_milking(every_s: float, bad_of: int, most: int) -> None
     half-life, and the breaker, after three failures in a row, comes before it.
     """
     week = worked(Standing(at=float(NOW)), 7 * DAY, every_s)
-    assert rate(week, week.at).tier is Tier.ESTABLISHED
+    assert rate(week, week.at).tier is Grade.ESTABLISHED
     found = failures_to_fall(week, every_s, bad_of)
     assert found <= most, f"attack 23 succeeds: only after {found}"
 
@@ -165,7 +165,7 @@ async def test_attack_23_on_off(hours: int, days: int) -> None:
         established = False
         for _ in range(24 - hours):
             seen = worked(seen, HOUR, MINUTE)
-            established |= rate(seen, seen.at).tier is Tier.ESTABLISHED
+            established |= rate(seen, seen.at).tier is Grade.ESTABLISHED
         assert not established or day < days, f"attack 23 succeeds: established on day {day}"
         assert established or day > 0
         seen = worked(seen, hours * HOUR, MINUTE, Outcome.CRASHED)
@@ -310,12 +310,12 @@ def by_wording(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def lenient(path: str, status: int, body: bytes) -> Answer:
         if b"APIConnectionError" in body:
-            return Answer(status, b"", Outcome.UNSERVED, "a connection failed")
+            return Answer(status, b"", Outcome.UNSUPPORTED, "a connection failed")
         return judge(path, status, body)
 
     def lenient_chunk(data: bytes) -> Any:
         if b"APIConnectionError" in data:
-            raise AttemptError(Outcome.UNSERVED, "a connection failed")
+            raise AttemptError(Outcome.UNSUPPORTED, "a connection failed")
         return read_chunk(data)
 
     monkeypatch.setattr(exchange, "judge", lenient)
@@ -442,7 +442,7 @@ def with_leaving_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_doubts_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits to see whether another node can do it: what is in doubt is the node's."""
-    blaming(monkeypatch, Outcome.UNSERVED)
+    blaming(monkeypatch, Outcome.UNSUPPORTED)
 
 
 WITHOUT: list[Row] = [

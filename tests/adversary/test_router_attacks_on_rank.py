@@ -16,23 +16,23 @@ import pytest
 from msgspec import structs
 
 from fixtures.streaming import Behaviour, count_tokens
-from router import fleet as fleets
-from router import pool as pools
-from router import ranking
-from router.decision import Decision, decide
-from router.fleet import Fleet as RouterFleet
+from router.choose import ranking
+from router.choose.candidates import Lane, RecordingIndex, SortedCandidates
+from router.choose.decision import Decision, decide
+from router.choose.ranking import Ranked
 from router.gateway import dispatch
 from router.gateway.dispatch import Dispatcher
 from router.gateway.openai import GATEWAY
-from router.kept import Account
-from router.lanes import KeptLane, Lane, Watched
-from router.outcomes import Outcome
-from router.pool import KeptPool
-from router.ranking import Ranked
-from router.settlement import ANSWERS, Meter
-from router.standing import Rating, Standing, Tier
-from router.tokens import Tokeniser
-from router.workload import Table, Workload
+from router.model.outcomes import Outcome
+from router.model.standing import Grade, Rating, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.tokens import Tokeniser
+from router.model.usage import ANSWERS, UsageMeter
+from router.model.workload import Table, Workload
+from router.state import fleet as fleets
+from router.state import pool as pools
+from router.state.fleet import Fleet as RouterFleet
+from router.state.pool import WorkloadPool
 from tests.integration.gateway import CHAT, CHATS, STREAM, Fleet, Running, opened
 from tests.unit.router.doubles import Moved, until
 from tests.unit.router.support import MODEL, NOW, view
@@ -67,7 +67,7 @@ class World:
     def add(self, node: str, operator: str, standing: Standing | None = None, **given: Any) -> None:
         self.fleet.put(view(node, operator=operator, **given))
         if standing is not None:
-            self.fleet.restore(node, self.workload.kept_under, Account(standing))
+            self.fleet.restore(node, self.workload.standing_key, StatisticsAggregate(standing))
 
     def decide(self, seed: int) -> Decision:
         return decide(self.fleet.snapshot(self.workload), self.workload, seed)
@@ -181,7 +181,7 @@ def by_claimed_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_settlement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody holds what is claimed against what was counted."""
     monkeypatch.setattr(dispatch, "is_true", lambda *_: True)
-    monkeypatch.setattr(Meter, "add", lambda *_: None)
+    monkeypatch.setattr(UsageMeter, "add", lambda *_: None)
 
 
 WITHOUT_ON_SOCKETS: list[tuple[int, Callable[..., Awaitable[None]], Callable[..., None]]] = [
@@ -228,7 +228,7 @@ def test_attack_21_fresh_identity_beats_little_evidence() -> None:
 
 def with_hope(monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's prior: whoever was never seen has a latency of 0 and has failed at nothing."""
-    monkeypatch.setattr(pools, "_UNSEEN", Rating(Tier.ESTABLISHED, 1.0, 0.0))
+    monkeypatch.setattr(pools, "_UNSEEN", Rating(Grade.ESTABLISHED, 1.0, 0.0))
 
 
 def with_hope_and_without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +283,7 @@ def by_peers(monkeypatch: pytest.MonkeyPatch) -> None:
         mean = sum(rates) / len(rates)
         least = mean - 1.9 * (sum((rate - mean) ** 2 for rate in rates) / len(rates)) ** 0.5
         for (entry, kept), rate in zip(seen, rates, strict=True):
-            tier = Tier.DEGRADED if rate < least else Tier.ESTABLISHED
+            tier = Grade.DEGRADED if rate < least else Grade.ESTABLISHED
             kept.rating = structs.replace(kept.rating, tier=tier)
             self._place_everywhere(entry)
 
@@ -383,7 +383,7 @@ def by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks how much an operator has under way."""
-    monkeypatch.setattr(KeptPool, "is_over", lambda *_: False)
+    monkeypatch.setattr(WorkloadPool, "is_over", lambda *_: False)
 
 
 # 36: copies of oneself.
@@ -428,8 +428,8 @@ def by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     def operators(self: Any) -> int:
         return len(self)
 
-    for lane in (KeptLane, Watched):
-        if lane is KeptLane:
+    for lane in (SortedCandidates, RecordingIndex):
+        if lane is SortedCandidates:
             monkeypatch.setattr(lane, "operators", property(operators))
         monkeypatch.setattr(lane, "nodes_of", lambda *_: 1)
         monkeypatch.setattr(lane, "node_of", lambda self, number, _: self.at(number))

@@ -14,21 +14,23 @@ import jwt
 import pytest
 from aiohttp import web
 
-from router import feed, gates, liveness
-from router.fleet import Fleet as RouterFleet
+from router.choose import gates
+from router.choose.candidates import Lane
+from router.choose.ranking import CandidateFacts
 from router.gateway.pinned import open_session
-from router.kept import Account, Kept
-from router.lanes import Lane
-from router.liveness import Heartbeat
-from router.pool import KeptPool
-from router.prober import Prober
-from router.ranking import Facts
+from router.model import liveness
+from router.model.liveness import Heartbeat
+from router.model.node import NodeView
+from router.model.standing import Rating, Standing
+from router.model.statistics import NodeStatistics, StatisticsAggregate
+from router.model.usage import UsageMismatch
+from router.model.workload import Table
 from router.service import state
 from router.service.state import STATE
-from router.settlement import Mismatch
-from router.snapshot import NodeView
-from router.standing import Rating, Standing
-from router.workload import Table
+from router.state import feed
+from router.state.fleet import Fleet as RouterFleet
+from router.state.pool import WorkloadPool
+from router.state.prober import Prober
 from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, Fleet, by, key, opened
 from tests.unit.router.doubles import Handler, Moved, answers, result_key, until
@@ -103,7 +105,7 @@ async def test_attack_2_writing_over_the_api(fleet: Fleet) -> None:
     fleet.verifier.trust("held")
     await fleet.start(sections={"keys": KEYS})
     holds = fleet.app[STATE].holds
-    holds.on_mismatch("held", "attacker", Mismatch(20, "answers", 1000, 10, ours=False))
+    holds.on_mismatch("held", "attacker", UsageMismatch(20, "answers", 1000, 10, ours=False))
     await until(lambda: holds._known)
     (hold,) = await holds.open_ones()
     before = known(fleet, "b")
@@ -222,7 +224,7 @@ async def test_attack_22_whitewashing_by_a_release(fleet: Fleet) -> None:
     lanes = [fleet.router.lane(node, workload) for node in ("bad", "new", "honest-new", "other")]
     assert lanes == [*[Lane.PROBATION] * 3, Lane.ESTABLISHED], "attack 22 succeeds: it is what it was"
     pool = fleet.router.snapshot(workload).pool
-    assert pool.facts("new") == pool.facts("honest-new") == Facts(Rating())
+    assert pool.facts("new") == pool.facts("honest-new") == CandidateFacts(Rating())
 
 
 def without_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +234,7 @@ def without_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_starting_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release gives back what was held."""
-    monkeypatch.setattr(Kept, "start_over", lambda *_: None)
+    monkeypatch.setattr(NodeStatistics, "start_over", lambda *_: None)
 
 
 # 29: driving the pool empty.
@@ -275,12 +277,12 @@ async def test_attack_29_fail_open_extraction(fleet: Fleet) -> None:
 
 def failing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every gate gives way where nobody else is left, as in all routers of §A.3."""
-    place = KeptPool.place
+    place = WorkloadPool.place
 
-    def last_resort(self: KeptPool, key: Any, kept: Any, lane: Any, code: str, detail: str = "") -> bool:
+    def last_resort(self: WorkloadPool, key: Any, kept: Any, lane: Any, code: str, detail: str = "") -> bool:
         return place(self, key, kept, lane or Lane.BROKEN, code, detail)
 
-    monkeypatch.setattr(KeptPool, "place", last_resort)
+    monkeypatch.setattr(WorkloadPool, "place", last_resort)
 
 
 # 30: stretching one's heartbeat.
@@ -303,7 +305,7 @@ async def test_attack_30_heartbeat_stretch(intervals: list[float]) -> None:
     fleet = RouterFleet(Table([WORKLOAD]), clock.clock(), probe_every_s=EVERY_S)
     fleet.heard()
     fleet.put(view("a", iat=NOW, exp=NOW + 10**9))
-    fleet.restore("a", WORKLOAD.kept_under, Account(Standing((100.0,) * 2, at=float(NOW))))
+    fleet.restore("a", WORKLOAD.standing_key, StatisticsAggregate(Standing((100.0,) * 2, at=float(NOW))))
     for interval in intervals:
         fleet.answered("a")
         clock.forward(interval)

@@ -670,7 +670,7 @@ def test_deviation_empty_files_are_in_no_shard(theirs: Any, folder: Path) -> Non
 
 
 def test_deviation_blake2_is_called_blake2b(theirs: Any, folder: Path) -> None:
-    """Asked for by the one name and written by the other; theirs does not read it back by itself."""
+    """IssuedChallenges for by the one name and written by the other; theirs does not read it back by itself."""
     bundle, public = signed_by_them(theirs, folder, "files, blake2")
     assert payload_of(bundle)["predicate"]["serialization"]["hash_type"] == "blake2b"
     assert read_theirs(bundle, public).algorithm == "blake2b"

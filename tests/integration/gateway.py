@@ -25,16 +25,16 @@ from aiohttp import web
 from attester.settings import to_toml
 from fixtures.fleet import free_port
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine, made_up
+from router.choose.decision import decide
 from router.config import RouterConfig
-from router.decision import decide
-from router.fleet import Fleet as RouterFleet
 from router.gateway.keys import Key
 from router.gateway.openai import GATEWAY
-from router.kept import Account, Kept
-from router.service.app import Given, make_app
+from router.model.standing import Standing
+from router.model.statistics import NodeStatistics, StatisticsAggregate
+from router.model.workload import Table, Workload
+from router.service.app import RouterSetup, make_app
 from router.service.state import STATE
-from router.standing import Standing
-from router.workload import Table, Workload
+from router.state.fleet import Fleet as RouterFleet
 from tests.unit.router.doubles import (
     Certificate,
     FakeNode,
@@ -243,7 +243,7 @@ class Fleet:
         }
         tiny = {"model": MODEL, "name": "tiny", "tier": "small", **(workload or {})}
         table = table or Table([msgspec.convert(tiny, Workload)])
-        self.app = make_app(Given(msgspec.convert(config, RouterConfig), table), self.clock.clock())
+        self.app = make_app(RouterSetup(msgspec.convert(config, RouterConfig), table), self.clock.clock())
         before = self.verifier.followers
         self.url = await self._router.enter_async_context(serving(self.app))
         await until(lambda: self.verifier.followers > before)
@@ -274,7 +274,7 @@ class Fleet:
         """Nodes of which much good is known."""
         good = Standing((100.0, 100.0), (0.0, 0.0), 100.0, 0.0, self.app[STATE].clock.unix(), 0.1)
         for name in names:
-            self.router.restore(name, "small", Account(good))
+            self.router.restore(name, "small", StatisticsAggregate(good))
 
     async def post(
         self, body: Any = WORK, path: str = "/v1/embeddings", **headers: str
@@ -302,8 +302,8 @@ class Fleet:
         _, record = await self.get(f"/api/v1/decisions/{headers['X-Touchstone-Decision']}")
         return list(record["attempts"])
 
-    def kept(self, name: str) -> Kept:
-        return self.router.kept(name, "small") or Kept()
+    def kept(self, name: str) -> NodeStatistics:
+        return self.router.kept(name, "small") or NodeStatistics()
 
     def standing(self, name: str) -> Standing:
         return self.kept(name).own

@@ -14,12 +14,12 @@ from typing import Any
 import aiohttp
 
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
-from router.clock import Clock
+from router.choose.decision import decide
 from router.config import VerifierSection
-from router.decision import decide
-from router.feed import Feed
-from router.fleet import Fleet
-from router.workload import Table, Workload
+from router.model.clock import Clock
+from router.model.workload import Table, Workload
+from router.state.feed import Feed
+from router.state.fleet import Fleet
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.store import policies

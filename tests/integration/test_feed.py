@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from router.choose.gates import FEED_SILENT_S
 from router.config import VerifierSection
-from router.feed import Feed
-from router.fleet import Fleet
-from router.gates import FEED_SILENT_S
-from router.snapshot import NodeView
-from router.workload import Table
+from router.model.node import NodeView
+from router.model.workload import Table
+from router.state.feed import Feed
+from router.state.fleet import Fleet
 from tests.unit.router.doubles import FakeVerifier, Moved, fake_verifier, result_key, until
 from tests.unit.router.support import MODEL, WEIGHTS, WORKLOAD
 from verifier.results import encode_jwt

@@ -16,8 +16,8 @@ import pytest
 from aiohttp import web
 
 from router.gateway import exchange
+from router.model.standing import BREAKER_OPEN_S, Standing
 from router.service.state import STATE
-from router.standing import BREAKER_OPEN_S, Standing
 from tests.integration.gateway import WORK, Fleet, official, opened
 from tests.unit.router.doubles import (
     VECTORS,

@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 
 from fixtures.streaming import Behaviour, count_tokens
-from router import review
 from router.gateway.openai import GATEWAY
+from router.model.standing import Grade
+from router.model.tokens import Tokeniser
+from router.model.usage import ANSWERS
+from router.model.workload import Table, Workload
 from router.service.state import STATE
-from router.settlement import ANSWERS
-from router.standing import Tier
-from router.tokens import Tokeniser
-from router.workload import Table, Workload
+from router.state import holds as review
 from tests.integration.gateway import (
     CHAT,
     CHATS,
@@ -954,7 +954,7 @@ async def test_many_lies_make_a_node_degraded(fleet: Fleet, tmp_path: Path) -> N
     """Before it comes to a hold: who breaks the rules is asked last."""
     await metered(fleet, tmp_path, "a")
     await claim(fleet, 15)
-    assert (fleet.kept("a").rating.tier, fleet.kept("a").rating.why) == (Tier.DEGRADED, "standing.unclean")
+    assert (fleet.kept("a").rating.tier, fleet.kept("a").rating.why) == (Grade.DEGRADED, "standing.unclean")
 
 
 async def test_a_price_below_its_energy_asks_for_an_audit(fleet: Fleet) -> None:

@@ -35,9 +35,9 @@ from verifier.policy import rollout as steps
 from verifier.policy.engine import decode
 from verifier.references import measured
 from verifier.service.app import sweep
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.store import recordings
-from verifier.trial import Replay
+from verifier.trial import Reappraiser
 
 SUBMOD = f"model/{MODEL}"
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"
@@ -392,14 +392,14 @@ async def test_a_replay_gives_the_recorded_result_claim_for_claim(verifier, tmp_
     session = await verifier.client(honest[0]).open_session()
     evidence = honest[0].evidence(session, iat=verifier.clock.seconds, answers={})
     await verifier.submit(session, evidence, honest[0])
-    service, lookup = verifier.service, StoredLookup(verifier.service.db, verifier.service.inforce)
+    service, lookup = verifier.service, StoredLookup(verifier.service.db, verifier.service.inputs)
     statuses = set()
     for row in await verifier.rows("SELECT id, claims, status FROM appraisals"):
         async with service.db.read() as tx:
             taken = await recordings.of_appraisal(tx, row["id"])
         assert taken is not None
         bundle = await lookup.bundle(taken.record.basis.policy)
-        replay = Replay(bundle, lambda given, bundle=bundle: service.engine.ask(bundle, given), lookup)
+        replay = Reappraiser(bundle, lambda given, bundle=bundle: service.engine.ask(bundle, given), lookup)
         given = await replay._given_then(taken.record)
         context = taken.record.context(given.references, given.superseded, bundle.thresholds, given.blocks)
         checked = recording.examine(taken, context)

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from fixtures.simulator import MODEL
+from verifier.challenges.minting import Goal, take_up
 from verifier.errors import StoreError
-from verifier.references.minting import Goal, take_up
 from verifier.schemes.base import WalkRecord
 from verifier.store import incidents, nodes, pool, recordings, sessions
 from verifier.store.database import ConflictError

@@ -14,7 +14,7 @@ from tests.integration.lifecycle import age_recordings, changed, smuggle
 from verifier import appraisal, recording
 from verifier.schemes.base import ModelReference
 from verifier.service.app import sweep
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.store import recordings
 
 DAY = 24 * 3600

@@ -63,7 +63,7 @@ async def caught_up(verifier) -> None:
     deadline = time.monotonic() + 5
     while True:
         async with verifier.service.db.read() as tx:
-            rollout = await verifier.service.inforce.rollout(tx)
+            rollout = await verifier.service.inputs.rollout(tx)
             left = await appraisals.outdated(tx, rollout.generation, verifier.clock.ms, 10)
         if not left:
             return
@@ -234,7 +234,7 @@ async def test_a_result_revoked_by_quarantine_is_not_revived(verifier) -> None:
 
 
 async def test_a_result_that_says_quarantined_goes_on_saying_so(verifier) -> None:
-    """Judged anew it is held by the same incident."""
+    """ReappraisedEvidence anew it is held by the same incident."""
     node = await verifier.enrol()
     headers = {"Authorization": f"Bearer {verifier.service.router_token}"}
     report = {"node": node.id, "kind": "settlement-mismatch", "detail": "10 times too much"}

@@ -15,20 +15,20 @@ import pytest
 
 from attester.bounded import read_all
 from fixtures.misbehaviour import Behaviour
-from router.decision import Decision, replay
+from router.choose.decision import Decision, replay
 from router.gateway import exchange
 from router.gateway.openai import GATEWAY
 from router.gateway.pinned import open_session
 from router.gateway.upstream import Upstream
-from router.kept import Account
-from router.prober import Prober
-from router.records import Records
+from router.model.standing import BREAKER_FAILURES, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.tokens import Tokeniser
+from router.model.usage import ANSWERS
 from router.service.state import STATE
-from router.settlement import ANSWERS
-from router.standing import BREAKER_FAILURES, Standing
+from router.state.prober import Prober
+from router.state.records import Records
 from router.store import holds, standings
 from router.store.holds import Hold
-from router.tokens import Tokeniser
 from tests.integration.gateway import CHAT, CHATS, STREAM, TEXT, TEXTS, Fleet, by, key, opened
 from tests.unit.router.doubles import CHAT as CHAT_ANSWER
 from tests.unit.router.doubles import Certificate, raw_server, until
@@ -236,7 +236,7 @@ async def test_what_a_neighbour_wrote_does_not_end_the_keeper(
     await fleet.start(sections=sections)
     state = fleet.app[STATE]
     async with state.keeper._db.write() as tx:
-        account = Account(Standing((1.0, 1.0)))
+        account = StatisticsAggregate(Standing((1.0, 1.0)))
         await standings.save(tx, "evil", [("a", "small", account)], 1)
         if harm == "account":
             await tx.execute("UPDATE standings SET account = ? WHERE router = 'evil'", b"\xc1")
@@ -377,7 +377,7 @@ async def test_events_without_text_stall_nobody(fleet: Fleet) -> None:
 
 async def test_what_is_put_back_and_does_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records that are dropped because the store could not take them are lost without being counted."""
-    monkeypatch.setattr("router.records._WAITING", 2)
+    monkeypatch.setattr("router.state.records._WAITING", 2)
     lost: list[None] = []
     records = Records(writes=True, lost=lambda: lost.append(None))
     taken = [("a", 1, b""), ("b", 1, b"")]
@@ -395,7 +395,7 @@ async def test_what_a_neighbour_counted_can_be_replayed(fleet: Fleet, tmp_path: 
     odd: Any = float("nan")
     given: dict[str, Any] = {of: (odd, odd) if of in ("completed", "failed") else odd}
     async with fleet.app[STATE].keeper._db.write() as tx:
-        await standings.save(tx, "evil", [("a", "small", Account(Standing(**given)))], 1)
+        await standings.save(tx, "evil", [("a", "small", StatisticsAggregate(Standing(**given)))], 1)
     await asyncio.sleep(0.5)
     found = await fleet.ask(CHAT)
     assert found.status == 200
@@ -427,7 +427,7 @@ async def test_a_router_starts_beside_a_neighbour_that_writes_otherwise(fleet: F
     sections = {"store": {"path": str(tmp_path / "router.db"), "flush_s": 60}}
     await fleet.start(sections=sections)
     async with fleet.app[STATE].keeper._db.write() as tx:
-        await standings.save(tx, "newer", [("a", "small", Account(Standing((1.0, 1.0))))], 1)
+        await standings.save(tx, "newer", [("a", "small", StatisticsAggregate(Standing((1.0, 1.0))))], 1)
         await tx.execute("UPDATE standings SET account = ? WHERE router = 'newer'", b"\x91\x01")
     other = fleet.another()
     started = True

@@ -14,9 +14,9 @@ import pytest
 
 from fixtures.streaming import HONEST, Behaviour, count_tokens
 from router.gateway.openai import GATEWAY
+from router.model.tokens import Tokeniser
+from router.model.usage import ANSWERS
 from router.service.state import STATE
-from router.settlement import ANSWERS
-from router.tokens import Tokeniser
 from tests.integration.gateway import (
     CHAT,
     PROMPT,
@@ -571,7 +571,7 @@ async def test_a_flush_that_fails_loses_nothing(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could not be written is written the next time."""
-    from router import keeper
+    from router.state import persistence as keeper
 
     await fleet.engine("a")
     await fleet.start(sections={"store": {"path": str(tmp_path / "router.db"), "flush_s": 600}})

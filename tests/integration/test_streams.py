@@ -19,9 +19,9 @@ from fixtures.streaming import KINDS, Behaviour, made_up
 from router.gateway import openai as gateway
 from router.gateway.client import ClientStream
 from router.gateway.openai import GATEWAY
+from router.model.standing import Standing
+from router.model.tokens import estimated
 from router.service.state import STATE
-from router.standing import Standing
-from router.tokens import estimated
 from tests.integration.gateway import (
     CHAT,
     CHATS,
@@ -465,12 +465,12 @@ async def test_small_writes_are_not_held_back(
     gate = await gated(fleet)
     requests: list[web.Request] = []
 
-    class Watched(ClientStream):
+    class RecordingIndex(ClientStream):
         def __init__(self, request: web.Request, *args: Any, **kwargs: Any) -> None:
             requests.append(request)
             super().__init__(request, *args, **kwargs)
 
-    monkeypatch.setattr(gateway, "ClientStream", Watched)
+    monkeypatch.setattr(gateway, "ClientStream", RecordingIndex)
     asked = asyncio.create_task(fleet.ask())
     gate.tell(chunk("one"))
     await until(lambda: gate.written)

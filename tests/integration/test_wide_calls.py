@@ -16,10 +16,10 @@ from attester.weights.folder import open_folder
 from attester.weights.kernels import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL, SimulatedNode
-from verifier.references import challenges
-from verifier.references.challenges import Minter, WalkParameters
+from verifier.challenges import derivation as challenges
+from verifier.challenges.derivation import Minter, WalkParameters
 from verifier.schemes.base import WalkRecord
-from verifier.service.calls import Caller
+from verifier.service.calls import CallScheduler
 from verifier.service.sessions import open_session, wants_for
 from verifier.store import nodes, pool, references, sessions
 from verifier.store.nodes import Grant
@@ -89,16 +89,18 @@ async def stranger(verifier, operator: str, *models: str) -> str:
     return node.id
 
 
-def listening(caller: Caller, *ids: str) -> dict[str, asyncio.Queue[Any]]:
+def listening(caller: CallScheduler, *ids: str) -> dict[str, asyncio.Queue[Any]]:
     """Open channels without sockets."""
     queues: dict[str, asyncio.Queue[Any]] = {node_id: asyncio.Queue(maxsize=1) for node_id in ids}
     caller._channels.update(queues)
     return queues
 
 
-async def ready(verifier, rng: Drawn, *ids: str, due: str) -> tuple[Caller, dict[str, asyncio.Queue[Any]]]:
+async def ready(
+    verifier, rng: Drawn, *ids: str, due: str
+) -> tuple[CallScheduler, dict[str, asyncio.Queue[Any]]]:
     """A caller to whom nobody owes a first walk, and for which *due* alone is due."""
-    caller = Caller(verifier.service, rng=rng)
+    caller = CallScheduler(verifier.service, rng=rng)
     queues = listening(caller, *ids)
     await caller.refresh()
     caller._owed_a_walk.clear()
@@ -282,7 +284,7 @@ async def test_a_new_node_owes_an_ordinary_walk_first(verifier) -> None:
     await mint_wides(verifier, 2)
     node = await verifier.enrol()
     rng = Drawn(wide=True)
-    caller = Caller(verifier.service, rng=rng)
+    caller = CallScheduler(verifier.service, rng=rng)
     queues = listening(caller, node.id)
     await caller.refresh()
     rows = []

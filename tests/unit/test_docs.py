@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from attester.evidence import CLAIMS, MEDIA_TYPE, PROFILE
-from router.gates import CODES
-from router.outcomes import OUTCOMES
-from router.workload import Requirements
+from router.choose.gates import CODES
+from router.model.outcomes import OUTCOMES
+from router.model.workload import Requirements
 from verifier.policy import contract
 from verifier.reasons import REASONS
 

@@ -10,12 +10,12 @@ from attester.cli import progress
 from attester.weights.folder import open_folder
 from attester.weights.kernels import best_device, kernel
 from attester.weights.tensors import TensorFiles
+from verifier.challenges.derivation import WIDE_ROWS, Minter, ReadParameters, WalkParameters
+from verifier.challenges.minting import Goal, fill, goal_left, take_up
 from verifier.commands.common import device_option, digest_cache, errors, home_option, now_ms, with_database
 from verifier.config import Home
 from verifier.errors import ReferenceValueError
 from verifier.references import measured
-from verifier.references.challenges import WIDE_ROWS, Minter, ReadParameters, WalkParameters
-from verifier.references.minting import Goal, fill, goal_left, take_up
 from verifier.store import references
 from verifier.store.database import Database
 

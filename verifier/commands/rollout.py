@@ -34,14 +34,14 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.schemes.base import shown
-from verifier.service.inforce import InForce, StoredLookup
+from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
 from verifier.store import recordings, shadows, steps
 from verifier.store.database import Database, Tx
 from verifier.store.policies import Who
 from verifier.store.recordings import Window
-from verifier.trial import Report, Verdict
+from verifier.trial import SubmodVerdict, TrialReport
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -133,13 +133,13 @@ def trial(
     now = now_ms()
     window = Window(nodes, operator, now - _seconds(since) * 1000, now - _seconds(until) * 1000 + 1, newest)
 
-    async def work(db: Database) -> Report:
+    async def work(db: Database) -> TrialReport:
         config = Home(home).config().policy
         async with db.read() as tx:
             bundle = await find(tx, subject)
             count = await recordings.count(tx, window)
         async with opened(bundle, Limits(1, config.timeout_s, config.memory_mib << 20)) as pool:
-            replay = trials.Replay(bundle, pool.ask, StoredLookup(db, InForce()))
+            replay = trials.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
             with progress("trying", count, quiet=as_json) as step:
                 report = await trials.run(recordings.pages(db, window), replay, bundle.id, step)
         detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
@@ -154,7 +154,7 @@ def trial(
     _show_report(report)
 
 
-def _show_report(report: Report) -> None:
+def _show_report(report: TrialReport) -> None:
     wire = report.to_wire()
     for counted in report.in_order():
         change = counted.change
@@ -175,7 +175,7 @@ def _show_report(report: Report) -> None:
         )
 
 
-def _verdict(verdict: Verdict | None) -> str:
+def _verdict(verdict: SubmodVerdict | None) -> str:
     if verdict is None:
         return "nothing"
     vector = " ".join(f"{claim} {value}" for claim, value in verdict.vector.items())
@@ -221,7 +221,7 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
         return
     for change in found["changes"]:
         before, after = (
-            None if change[side] is None else msgspec.convert(change[side], Verdict)
+            None if change[side] is None else msgspec.convert(change[side], SubmodVerdict)
             for side in ("from", "to")
         )
         click.echo(f"{change['node']}  {change['submod']}  {change['direction']}  ×{change['count']}")
@@ -339,7 +339,7 @@ def history(limit: int, home: Path, as_json: bool) -> None:
 
 def _take(home: Path, action: str, name: str | None, who: Who, permille: int = 0) -> Rollout:
     grace_ms = Home(home).config().references.grace_s * 1000
-    known = InForce()
+    known = InputLoader()
     return in_transaction(
         home,
         lambda tx: steps.take(

@@ -124,7 +124,7 @@ def _type(form: Mapping[str, Any]) -> str:
 
 def _outcome() -> Iterator[str]:
     yield ""
-    yield "## Outcome"
+    yield "## PolicyOutcome"
     yield ""
     yield "`data.touchstone.outcome`: for each submodule in `input.checked`, and no other, an object with exactly"
     yield "`trust_vector` (at least one claim; integers of −128 … 127) and `reasons` (codes of"

@@ -61,7 +61,7 @@ def with_weights(
     Args:
         model: The model's name.
         statement: As verified.
-        folder: Opened without the statement's `ignore_paths`.
+        folder: OpenedEvidence without the statement's `ignore_paths`.
         progress: Called with the bytes read.
 
     Raises:

@@ -33,7 +33,7 @@ Source = Literal["measured", "oms", "corim", "yaml", "bundle"]
 """Where a reference value is from."""
 
 
-class ReadAsked(Struct, frozen=True):
+class IssuedRead(Struct, frozen=True):
     """A `read` challenge with what the verifier knows of its answer."""
 
     seed: str
@@ -44,7 +44,7 @@ class ReadAsked(Struct, frozen=True):
     """The reference value that it is of: it says nothing of another."""
 
 
-class WalkAsked(Struct, frozen=True):
+class IssuedWalk(Struct, frozen=True):
     """A `walk` challenge with the commitments of the rows that are checked."""
 
     seed: str
@@ -58,11 +58,11 @@ class WalkAsked(Struct, frozen=True):
     """The reference value that it is of."""
 
 
-class Asked(Struct, frozen=True):
+class IssuedChallenges(Struct, frozen=True):
     """What a session asked about one model."""
 
-    read: ReadAsked | None = None
-    walk: WalkAsked | None = None
+    read: IssuedRead | None = None
+    walk: IssuedWalk | None = None
     exhausted: tuple[str, ...] = ()
     """Kinds that should have been asked, and the pool was empty."""
 
@@ -172,7 +172,7 @@ class Session:
     nonce: bytes
     issued_ms: int
     expires_ms: int
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, IssuedChallenges]
     answers: Mapping[str, Answers] | None = None
     """What the node answered to a call, before it sent evidence."""
     answer_ms: int | None = None
@@ -253,7 +253,7 @@ def shown(text: str, limit: int = 300) -> str:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedSubmod:
     """What is true of one submodule."""
 
     facts: Facts

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from attester.evidence import Benchmark, Inventory
 from verifier.schemes import rates
-from verifier.schemes.base import Checked, Context, Finding, HardwareClass, Submods, plain
+from verifier.schemes.base import CheckedSubmod, Context, Finding, HardwareClass, Submods, plain
 from verifier.schemes.facts import GpuFacts
 
 COPY: Final = "memory-copy"
@@ -27,7 +27,7 @@ _MEMORY_SHARE: Final = (800, 1050)
 """Thousandths of the class's memory that a driver may name: it keeps some for itself."""
 
 
-def check(name: str, submods: Submods, context: Context) -> Checked:
+def check(name: str, submods: Submods, context: Context) -> CheckedSubmod:
     """Say what is true of one device."""
     findings: list[Finding] = []
     if error := submods.errors.get(name):
@@ -46,7 +46,7 @@ def check(name: str, submods: Submods, context: Context) -> Checked:
         # What a relying party may look for; all of it is in the evidence.
         claims["benchmark"] = {"at": benchmark.at, "code": benchmark.code}
     codes = {finding.code for finding in findings}
-    return Checked(
+    return CheckedSubmod(
         facts=GpuFacts(
             malformed=malformed,
             named=inventory is not None,

@@ -18,13 +18,13 @@ from attester.cose import PublicKey
 from attester.errors import SignatureError
 from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement, kind_of
 from verifier.schemes import rates
-from verifier.schemes.base import Checked, Context, Finding, Submods, plain
+from verifier.schemes.base import CheckedSubmod, Context, Finding, Submods, plain
 from verifier.schemes.facts import PlatformFacts
 
 SUBMOD = "platform"
 
 
-def check(submods: Submods, context: Context) -> Checked:
+def check(submods: Submods, context: Context) -> CheckedSubmod:
     """Say what is true of the platform."""
     findings: list[Finding] = []
     if error := submods.errors.get(SUBMOD):
@@ -83,7 +83,7 @@ def check(submods: Submods, context: Context) -> Checked:
         runtime=runtime,
         capabilities=capabilities,
     )
-    return Checked(
+    return CheckedSubmod(
         facts,
         tuple(findings),
         may_affirm,

@@ -21,10 +21,10 @@ from verifier.schemes.base import (
     CHALLENGED,
     DECLARED,
     Answers,
-    Asked,
-    Checked,
+    CheckedSubmod,
     Context,
     Finding,
+    IssuedChallenges,
     ModelReference,
     Submods,
     WalkRecord,
@@ -40,11 +40,11 @@ _IN_TIME: Final = 1000
 """Thousandths of the deadline."""
 
 
-def check(model: str, submods: Submods, context: Context) -> Checked:
+def check(model: str, submods: Submods, context: Context) -> CheckedSubmod:
     """Say what is true of one model."""
     submod = model_submod(model)
     reference, findings = _in_force(model, context)
-    asked = _asked_of(reference, context.session.asked.get(model, Asked()))
+    asked = _asked_of(reference, context.session.asked.get(model, IssuedChallenges()))
     expired = reference is None and model in context.references
     if error := submods.errors.get(submod):
         findings.append(_malformed(error.claim, str(error)))
@@ -101,7 +101,7 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
         may_affirm["file-system"] = 2
     if standing == "called":
         may_affirm["executables"] = -2
-    return Checked(
+    return CheckedSubmod(
         facts=ModelFacts(manifest=manifest, read=read, walk=standing),
         findings=tuple(findings),
         may_affirm=may_affirm,
@@ -114,7 +114,7 @@ def check(model: str, submods: Submods, context: Context) -> Checked:
     )
 
 
-def _asked_of(reference: ModelReference | None, asked: Asked) -> Asked:
+def _asked_of(reference: ModelReference | None, asked: IssuedChallenges) -> IssuedChallenges:
     """
     What was asked of the value in force.
 
@@ -123,7 +123,7 @@ def _asked_of(reference: ModelReference | None, asked: Asked) -> Asked:
     """
     if reference is None:
         return asked
-    return Asked(
+    return IssuedChallenges(
         asked.read if asked.read is not None and asked.read.reference in (None, reference.digest) else None,
         asked.walk if asked.walk is not None and asked.walk.reference in (None, reference.digest) else None,
         asked.exhausted,
@@ -179,7 +179,12 @@ def _malformed(claim: str, detail: str) -> Finding:
 
 
 def _read(
-    claim: ReadAnswer | None, asked: Asked, answered: Answers | None, *, malformed: bool, cached: bool
+    claim: ReadAnswer | None,
+    asked: IssuedChallenges,
+    answered: Answers | None,
+    *,
+    malformed: bool,
+    cached: bool,
 ) -> tuple[ReadFact, list[Finding]]:
     if asked.read is None:
         return "unasked", []
@@ -201,7 +206,7 @@ def _read(
 
 
 def _walk(
-    claim: WalkAnswer | None, asked: Asked, answered: Answers | None, *, malformed: bool
+    claim: WalkAnswer | None, asked: IssuedChallenges, answered: Answers | None, *, malformed: bool
 ) -> tuple[str, list[Finding]]:
     if asked.walk is None:
         return "unasked", []
@@ -239,7 +244,7 @@ def _digest(reference: ModelReference | None) -> str:
 def _record(
     walk: str,
     claim: WalkAnswer | None,
-    asked: Asked,
+    asked: IssuedChallenges,
     reference: ModelReference | None,
     context: Context,
 ) -> WalkRecord | None:
@@ -351,7 +356,7 @@ def slowdown_permille(right: Sequence[WalkRecord]) -> int | None:
 
 
 def _rates(
-    record: WalkRecord | None, asked: Asked, reference: ModelReference | None, context: Context
+    record: WalkRecord | None, asked: IssuedChallenges, reference: ModelReference | None, context: Context
 ) -> Mapping[str, int | str]:
     """The rate a called walk showed: a lower bound, rounded down to two digits."""
     taken = context.session.answer_ms
@@ -374,7 +379,7 @@ def _two_digits(value: int) -> int:
 
 
 def _passed(
-    manifest: str, read: str, walk: str, asked: Asked, reference: ModelReference | None
+    manifest: str, read: str, walk: str, asked: IssuedChallenges, reference: ModelReference | None
 ) -> tuple[str, ...]:
     causes: set[str] = set()
     # The manifest alone is the node's word: it speaks for the reference only with the bytes behind it.
@@ -389,7 +394,7 @@ def _passed(
     return tuple(sorted(causes))
 
 
-def unknown(name: str) -> Checked:
+def unknown(name: str) -> CheckedSubmod:
     """A submodule of a kind this verifier has no scheme for."""
     finding = Finding("evidence.submod.unknown", f"submodule {name[:80]!r}")
-    return Checked(UnknownFacts(), (finding,), bound="unknown")
+    return CheckedSubmod(UnknownFacts(), (finding,), bound="unknown")

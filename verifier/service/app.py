@@ -20,7 +20,7 @@ from verifier.service import calls, discovery, events, incidents, nodes, problem
 from verifier.service import policies as policy_resources
 from verifier.service import references as reference_resources
 from verifier.service.appraiser import Appraiser
-from verifier.service.calls import CALLER, Caller
+from verifier.service.calls import CALLER, CallScheduler
 from verifier.service.events import FEED, EventFeed
 from verifier.service.rejudge import REJUDGE, Rejudge
 from verifier.service.sessions import APPRAISER
@@ -105,7 +105,7 @@ def make_app(service: Service) -> web.Application:
     app[SERVICE] = service
     app[APPRAISER] = Appraiser(service)
     app[REJUDGE] = Rejudge(service, app[APPRAISER])
-    app[CALLER] = Caller(service)
+    app[CALLER] = CallScheduler(service)
     app[FEED] = EventFeed(service)
     for resource in (
         sessions, calls, nodes, events, incidents, discovery, policy_resources, reference_resources,

@@ -13,15 +13,15 @@ from prometheus_client import Counter
 
 from attester import evidence
 from verifier import appraisal, incidents, recording, results
-from verifier.appraisal import CheckedEvidence, Held, Opened, Outcome, Terms
+from verifier.appraisal import CheckedEvidence, Held, OpenedEvidence, PolicyOutcome, Terms
+from verifier.challenges import derivation as challenges
 from verifier.errors import EvidenceError, PolicyError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
-from verifier.references import challenges
 from verifier.results import AttestationResult
 from verifier.schemes import platform
 from verifier.schemes.base import Context, Node, Session
-from verifier.service.inforce import Grounds
+from verifier.service.inputs import AppraisalInputs
 from verifier.service.shadow import Shadow
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, sessions
@@ -57,7 +57,7 @@ class Appraiser:
             RequestError: the session is not there, over, or was given other evidence.
         """
         now_ms = self._service.now_ms()
-        opened = await _aside(data, appraisal.read, media_type, data)
+        opened = await offload_if_large(data, appraisal.read, media_type, data)
         for _ in range(_TRIES):
             try:
                 return await self._appraise(session, data, opened, now_ms)
@@ -66,7 +66,9 @@ class Appraiser:
                 continue
         raise StoreError("what is in force changes faster than evidence can be appraised")
 
-    async def _appraise(self, session: StoredSession, data: bytes, opened: Opened, now_ms: int) -> Row:
+    async def _appraise(
+        self, session: StoredSession, data: bytes, opened: OpenedEvidence, now_ms: int
+    ) -> Row:
         service = self._service
         async with service.db.read() as tx:
             known = await appraisals.result_of(tx, session, data, now_ms)
@@ -74,7 +76,7 @@ class Appraiser:
                 return known
             node = await self._node(tx, session, opened)
             grounds, context = await self._context(tx, session, node, opened, now_ms)
-        checked = await _aside(data, appraisal.check, opened, context)
+        checked = await offload_if_large(data, appraisal.check, opened, context)
         given = checked.policy_input(context)
         outcome = await self.outcome(grounds.bundle, given, checked)
         terms = Terms(
@@ -144,7 +146,7 @@ class Appraiser:
             expires_ms=result.exp * 1000,
         )
 
-    async def _node(self, tx: Tx, session: StoredSession, opened: Opened) -> Node:
+    async def _node(self, tx: Tx, session: StoredSession, opened: OpenedEvidence) -> Node:
         if session.node_id is None:
             node = await nodes.by_kid(tx, opened.kid)
         else:
@@ -154,8 +156,8 @@ class Appraiser:
         return node
 
     async def _context(
-        self, tx: Tx, session: StoredSession, node: Node, opened: Opened, now_ms: int
-    ) -> tuple[Grounds, Context]:
+        self, tx: Tx, session: StoredSession, node: Node, opened: OpenedEvidence, now_ms: int
+    ) -> tuple[AppraisalInputs, Context]:
         service = self._service
         asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
         named = {name.partition("/")[2] for name in opened.token.submods if evidence.kind_of(name) == "model"}
@@ -184,7 +186,7 @@ class Appraiser:
             blocks=grounds.given.blocks,
         )
 
-    async def outcome(self, bundle: Bundle, given: bytes, checked: CheckedEvidence) -> Outcome:
+    async def outcome(self, bundle: Bundle, given: bytes, checked: CheckedEvidence) -> PolicyOutcome:
         """What a policy makes of evidence; −1 for every claim where it fails."""
         try:
             return appraisal.read_outcome(await self._service.engine.evaluate(bundle, given), checked.submods)
@@ -193,7 +195,7 @@ class Appraiser:
             return appraisal.malfunction(checked.submods)
 
 
-async def _aside(data: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def offload_if_large(data: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do *work* on evidence, in a thread where it takes so long that others would notice."""
     if len(data) > _LARGE:
         return await asyncio.to_thread(work, *args, **kwargs)

@@ -44,7 +44,7 @@ class _AnswersBody(Struct, frozen=True, forbid_unknown_fields=True):
     answers: Annotated[tuple[_ModelAnswers, ...], Meta(max_length=64)]
 
 
-class Caller:
+class CallScheduler:
     """
     Who is connected, and when each node is called.
 
@@ -239,7 +239,7 @@ def _end(queue: asyncio.Queue[Mapping[str, Any]]) -> None:
     queue.put_nowait({})
 
 
-CALLER: web.AppKey[Caller] = web.AppKey("caller", Caller)
+CALLER: web.AppKey[CallScheduler] = web.AppKey("caller", CallScheduler)
 
 
 def routes() -> list[web.RouteDef]:

@@ -16,7 +16,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.service.state import service_of
 from verifier.store import policies, recordings, shadows, steps
 from verifier.store.database import Row
@@ -187,7 +187,7 @@ async def try_out(request: web.Request) -> web.Response:
         )
     policy = service.config.policy
     async with opened(bundle, Limits(1, policy.timeout_s, policy.memory_mib << 20)) as pool:
-        replay = trial.Replay(bundle, pool.ask, StoredLookup(service.db, service.inforce))
+        replay = trial.Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inforce))
         report = await trial.run(recordings.pages(service.db, window), replay, bundle.id)
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}

@@ -30,10 +30,10 @@ from verifier.appraisal import Held
 from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
-from verifier.recording import Basis
+from verifier.recording import VerifierInputNames
 from verifier.schemes.base import Blocks
 from verifier.service.appraiser import Appraiser, devices_of, pin_of
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
 from verifier.store.appraisals import Anew, Outdated, Signed, StaleError
@@ -108,7 +108,7 @@ class Rejudge:
             StaleError: something changed meanwhile.
         """
         service = self._service
-        replays: dict[str, trial.Replay] = {}
+        replays: dict[str, trial.Reappraiser] = {}
         changed = 0
         while True:
             now_ms = service.now_ms()
@@ -119,7 +119,7 @@ class Rejudge:
             changed += await self._judge_page(page, rollout, replays, now_ms)
 
     async def _judge_page(
-        self, page: list[Outdated], rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
+        self, page: list[Outdated], rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
     ) -> int:
         service = self._service
         tasks = [asyncio.create_task(self._judge(known, rollout, replays, now_ms)) for known in page]
@@ -151,7 +151,7 @@ class Rejudge:
         return len(page) - len(stands)
 
     async def _judge(
-        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
+        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
     ) -> Fate | _Replaced:
         try:
             return await self._fate(known, rollout, replays, now_ms)
@@ -167,7 +167,7 @@ class Rejudge:
             return Fate.LOST
 
     async def _fate(
-        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Replay], now_ms: int
+        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
     ) -> Fate | _Replaced:
         service = self._service
         verdicts = trial.verdicts_of(known.claims)
@@ -177,7 +177,7 @@ class Rejudge:
             if grounds.rollout.generation != rollout.generation:
                 raise StaleError
             basis = grounds.given.basis(grounds.bundle.digest)
-            before = msgspec.json.decode(known.basis, type=Basis) if known.basis else None
+            before = msgspec.json.decode(known.basis, type=VerifierInputNames) if known.basis else None
             if before == basis:
                 return Fate.STANDS
             if before is None:
@@ -218,25 +218,25 @@ class Rejudge:
 
         return _Replaced(anew, sign)
 
-    def _replay(self, replays: dict[str, trial.Replay], bundle: Bundle) -> trial.Replay:
+    def _replay(self, replays: dict[str, trial.Reappraiser], bundle: Bundle) -> trial.Reappraiser:
         if bundle.digest not in replays:
             service = self._service
 
-            replays[bundle.digest] = trial.Replay(
+            replays[bundle.digest] = trial.Reappraiser(
                 bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
             )
         return replays[bundle.digest]
 
 
-def _only_blocks(before: Basis, after: Basis) -> bool:
+def _only_blocks(before: VerifierInputNames, after: VerifierInputNames) -> bool:
     return msgspec.structs.replace(before, blocks=after.blocks) == after
 
 
-def _only_policy(before: Basis, after: Basis) -> bool:
+def _only_policy(before: VerifierInputNames, after: VerifierInputNames) -> bool:
     return msgspec.structs.replace(before, policy=after.policy) == after
 
 
-def _touches(before: Basis, after: Basis, evidence: bytes) -> bool:
+def _touches(before: VerifierInputNames, after: VerifierInputNames, evidence: bytes) -> bool:
     """Whether what was blocked or lifted can be in *evidence* at all: by its bytes in CBOR, for it is quick."""
     was, now = before.blocks, after.blocks
     held = {name.digest for name in after.references.values()}

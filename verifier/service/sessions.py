@@ -15,8 +15,8 @@ from aiohttp import web
 
 from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
 from attester.proof import Proof
+from verifier.challenges import derivation as challenges
 from verifier.errors import RequestError
-from verifier.references import challenges
 from verifier.schemes.base import Channel, Node
 from verifier.service.appraiser import Appraiser
 from verifier.service.http import integer, json_response, read_body

@@ -1,7 +1,7 @@
 """
 The shadow: a policy that is asked beside the one in force, and judges nobody.
 
-Asked after the result was given, from its recording, one at a time: it can be slow or
+IssuedChallenges after the result was given, from its recording, one at a time: it can be slow or
 broken and nothing waits for it.  What would differ is counted.
 """
 
@@ -16,7 +16,7 @@ import structlog
 from verifier import trial
 from verifier.errors import PolicyError, StoreError
 from verifier.policy.rollout import Rollout
-from verifier.service.inforce import StoredLookup
+from verifier.service.inputs import StoredLookup
 from verifier.service.state import Service
 from verifier.store import recordings, shadows
 
@@ -32,7 +32,7 @@ class Shadow:
         self._service = service
         self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_WAITING)
         self._skipped: dict[str, int] = {}
-        self._replay: tuple[str, trial.Replay] | None = None
+        self._replay: tuple[str, trial.Reappraiser] | None = None
 
     def take(self, appraisal_id: str, rollout: Rollout) -> None:
         """Take in an appraisal, where there is a shadow; one too many is skipped, and counted."""
@@ -68,13 +68,13 @@ class Shadow:
                 tx, policy, taken, changes, failed=replay.failures > failures, skipped=skipped
             )
 
-    async def _replay_under(self, policy: str) -> trial.Replay:
+    async def _replay_under(self, policy: str) -> trial.Reappraiser:
         if self._replay is None or self._replay[0] != policy:
             service = self._service
             async with service.db.read() as tx:
                 bundle = await service.inforce.bundle(tx, policy)
 
-            replay = trial.Replay(
+            replay = trial.Reappraiser(
                 bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
             )
             self._replay = (policy, replay)

@@ -12,14 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from attester.cose import PublicKey
 from attester.errors import COSEError
 from attester.proof import Proof, Request
+from verifier.challenges.derivation import PoolKey
 from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine
-from verifier.references.challenges import PoolKey
 from verifier.results import ResultKey, VerifyingKey
 from verifier.schemes.base import Node
 from verifier.service.http import Rates
-from verifier.service.inforce import InForce
+from verifier.service.inputs import InputLoader
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
 
@@ -45,7 +45,7 @@ class Service:
     admin_token: str
     router_token: str
     clock: Clock
-    inforce: InForce = field(default_factory=InForce)
+    inforce: InputLoader = field(default_factory=InputLoader)
     authors: Mapping[str, PublicKeyTypes] = field(default_factory=dict)
     """Whose policies are taken, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import msgspec
 from verifier.appraisal import Held
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
-from verifier.recording import Basis, Record, gist_of
+from verifier.recording import Record, VerifierInputNames, summary_of
 from verifier.results import AttestationResult, NodeRecord
 from verifier.schemes.base import Finding, Node, WalkRecord
 from verifier.store import events, incidents, nodes, policies, recordings, sessions
@@ -55,7 +55,7 @@ class Submission:
     """False for background checks: their result goes to the caller alone."""
     generation: int
     """The newest change of ours that it was appraised under."""
-    basis: Basis
+    basis: VerifierInputNames
     input: bytes
     """The policy's input."""
     record: Callable[[Held, AttestationResult], Record]
@@ -104,7 +104,7 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
         submission.evidence,
         submission.input,
         kept,
-        gist_of(kept, signed.result),
+        summary_of(kept, signed.result),
         public=submission.public,
     )
     await tx.execute(
@@ -131,7 +131,9 @@ class _Of(Protocol):
     def public(self) -> bool: ...
 
 
-async def _insert(tx: Tx, signed: Signed, of: _Of, origin: str, generation: int, basis: Basis) -> None:
+async def _insert(
+    tx: Tx, signed: Signed, of: _Of, origin: str, generation: int, basis: VerifierInputNames
+) -> None:
     await tx.execute(
         "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims, public,"
         " origin, basis, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -214,7 +216,7 @@ class Anew:
     node: Node
     pin: str | None
     devices: Sequence[str]
-    basis: Basis
+    basis: VerifierInputNames
     generation: int
     public: bool = True
 

@@ -14,14 +14,14 @@ from verifier.incidents import (
     MANY_MINOR,
     REFERENCE_SUSPECT,
     REVIEW_TARGET_MS,
+    Disposition,
     Draft,
     Severity,
     State,
     Tally,
-    Weight,
+    disposition,
     is_another,
     step,
-    weigh,
 )
 from verifier.schemes.base import Finding, Node
 from verifier.store import events
@@ -86,15 +86,15 @@ async def _speak_for(tx: Tx, passed: Sequence[str], operator: str, now_ms: int) 
 
 async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now_ms: int) -> str:
     """One incident a node and kind, resting on everything it failed at; its id, or that of the review."""
-    weight = Weight.QUARANTINE
+    weight = Disposition.QUARANTINE
     if draft.cause is not None:
-        weight = weigh(await _tally_of(tx, draft.cause, now_ms), node.operator, now_ms)
+        weight = disposition(await _tally_of(tx, draft.cause, now_ms), node.operator, now_ms)
         await tx.execute(
             "INSERT INTO tallies (cause, operator, passed) VALUES (?, ?, 0) ON CONFLICT DO NOTHING",
             draft.cause,
             node.operator,
         )
-    if weight is Weight.REFERENCE_SUSPECT:
+    if weight is Disposition.REFERENCE_SUSPECT:
         return await _fold(tx, draft, now_ms)
     known = await tx.one(
         f"SELECT id, state FROM incidents WHERE node_id = ? AND kind = ? AND state IN ({_HOLDING}, 'suspected')",
@@ -102,14 +102,14 @@ async def _serious(tx: Tx, draft: Draft, node: Node, session_id: str | None, now
         draft.kind,
     )
     if known is None:
-        state = State.OPEN if weight is Weight.QUARANTINE else State.SUSPECTED
+        state = State.OPEN if weight is Disposition.QUARANTINE else State.SUSPECTED
         incident_id = await _insert(tx, draft, state, node.id, node.operator, session_id, now_ms)
         if state is State.OPEN:
             await revoke(tx, node.id, now_ms)
         return incident_id
     await _count(tx, known["id"], node.id, now_ms)
     await _rest_on(tx, known["id"], draft.cause)
-    if known["state"] == State.SUSPECTED and weight is Weight.QUARANTINE:
+    if known["state"] == State.SUSPECTED and weight is Disposition.QUARANTINE:
         await _move(tx, known["id"], State.OPEN, "verifier", "confirmed", now_ms)
         await revoke(tx, node.id, now_ms)
     return str(known["id"])

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from verifier import recording
-from verifier.recording import Gist, Record, Recording, Taken
+from verifier.recording import AppraisalSummary, Record, Recording, RecordingHead
 from verifier.store.database import Database, Row, Tx
 
 _PAGE: Final = 256
@@ -36,7 +36,7 @@ async def keep(
     evidence: bytes,
     given: bytes,
     record: Record,
-    gist: Gist,
+    gist: AppraisalSummary,
     *,
     public: bool,
 ) -> None:
@@ -74,7 +74,7 @@ async def of_appraisal(tx: Tx, appraisal_id: str) -> Recording | None:
     return Recording(bytes(row["evidence"]), row["input"].encode(), recording.unpack(row["record"]))
 
 
-async def taken(tx: Tx, appraisal_id: str) -> Taken | None:
+async def taken(tx: Tx, appraisal_id: str) -> RecordingHead | None:
     """The first of a recording; `None` where it is not kept, or from before there were any."""
     row = await tx.one(
         f"SELECT {_FIRST} FROM recordings r WHERE appraisal_id = ? AND input != ''", appraisal_id
@@ -90,7 +90,7 @@ async def count(tx: Tx, window: Window) -> int:
     return int(row["n"])
 
 
-async def pages(db: Database, window: Window) -> AsyncIterator[list[Taken]]:
+async def pages(db: Database, window: Window) -> AsyncIterator[list[RecordingHead]]:
     """
     The recordings of a window, oldest first.
 
@@ -158,11 +158,11 @@ async def prune(tx: Tx, before_ms: int, max_bytes: int, live_ms: int) -> int:
     return forgotten
 
 
-def _taken(row: Row) -> Taken:
-    return Taken(
+def _taken(row: Row) -> RecordingHead:
+    return RecordingHead(
         row["appraisal_id"],
         row["node_id"],
         row["at_ms"],
         row["input"].encode(),
-        recording.read_gist(row["gist"]),
+        recording.read_summary(row["gist"]),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from verifier.recording import Taken
+from verifier.recording import RecordingHead
 from verifier.store.database import Tx
 from verifier.trial import Change
 
@@ -16,7 +16,7 @@ _MAX_DIFFERENCES = 100_000
 
 
 async def count(
-    tx: Tx, policy: str, taken: Taken, changes: Sequence[Change], *, failed: bool, skipped: int
+    tx: Tx, policy: str, taken: RecordingHead, changes: Sequence[Change], *, failed: bool, skipped: int
 ) -> None:
     """Take in what one appraisal would have come to."""
     row = await tx.one(

@@ -127,18 +127,18 @@ class SqliteDatabase:
         if connection is None:
             raise StoreError("the database is closed")
         try:
-            await _to_its_end(connection.execute("BEGIN IMMEDIATE"))
+            await run_uncancelled(connection.execute("BEGIN IMMEDIATE"))
             yield _SqliteTx(connection)
-            await _to_its_end(connection.execute("COMMIT"))
+            await run_uncancelled(connection.execute("COMMIT"))
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: {error}") from None
         finally:
             if connection.in_transaction:
                 with suppress(sqlite3.Error):
-                    await _to_its_end(connection.execute("ROLLBACK"))
+                    await run_uncancelled(connection.execute("ROLLBACK"))
 
 
-async def _to_its_end(work: Awaitable[object]) -> None:
+async def run_uncancelled(work: Awaitable[object]) -> None:
     """Wait for *work* also when cancelled meanwhile, and only then be cancelled."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

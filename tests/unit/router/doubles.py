@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attester import identity
 from attester.config import self_signed
 from attester.cose import PrivateKey
-from router.clock import Clock
+from router.model.clock import Clock
 from tests.unit.router.support import ear
 from verifier.results import AttestationResult, ResultKey, encode_jwt
 

@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from router import decision
-from router.clock import Clock
-from router.decision import Decision
-from router.fleet import Fleet
-from router.kept import Account
-from router.outcomes import Outcome
-from router.snapshot import NodeView
-from router.standing import BREAKER_FAILURES, Standing
-from router.workload import Table, Workload
+from router.choose import decision
+from router.choose.decision import Decision
+from router.model.clock import Clock
+from router.model.node import NodeView
+from router.model.outcomes import Outcome
+from router.model.standing import BREAKER_FAILURES, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.workload import Table, Workload
+from router.state.fleet import Fleet
 from tests.unit.router.support import MODEL, NOW, PLATFORM, TICKS, WEIGHTS, view
 
 # What closes a gate that never opens: as arguments of `view`.
@@ -90,11 +90,11 @@ class DrawnFleet:
         return fleet
 
     def _events_of(self, fleet: Fleet, name: str, node: Drawn) -> Iterable[tuple[float, str, Any]]:
-        tier = self.workload.kept_under
+        tier = self.workload.standing_key
         yield BEFORE_S, name, lambda: fleet.put(node.view)
         for standing, tell in ((node.standing, "restore"), (node.heard, "hear")):
             if standing is not None:
-                account = Account(standing)
+                account = StatisticsAggregate(standing)
                 if tell == "restore":
                     yield BEFORE_S, name, lambda a=account: fleet.restore(name, tier, a)
                 else:

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from router import decision
-from router.clock import Clock
-from router.decision import Decision
-from router.fleet import Fleet
-from router.gates import Verdict
-from router.kept import Account
-from router.snapshot import NodeView
-from router.standing import Load, Standing
-from router.workload import Table, Workload
+from router.choose import decision
+from router.choose.decision import Decision
+from router.choose.gates import GateVerdict
+from router.model.clock import Clock
+from router.model.node import NodeView
+from router.model.standing import Load, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.workload import Table, Workload
+from router.state.fleet import Fleet
 from verifier import trust
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
 
@@ -134,11 +134,13 @@ class Given:
         for node in self.nodes.values():
             made.put(node)
         for name, standing in self.standings.items():
-            made.restore(name, workload.kept_under, Account(standing))
+            made.restore(name, workload.standing_key, StatisticsAggregate(standing))
         for name, load in self.loads.items():
-            if (kept := made.kept(name, workload.kept_under)) is None:
-                made.restore(name, workload.kept_under, Account(Standing(at=self.now_ms / 1000)))
-                kept = made.kept(name, workload.kept_under)
+            if (kept := made.kept(name, workload.standing_key)) is None:
+                made.restore(
+                    name, workload.standing_key, StatisticsAggregate(Standing(at=self.now_ms / 1000))
+                )
+                kept = made.kept(name, workload.standing_key)
             assert kept is not None
             kept.load = Load(load.in_flight, load.failures_in_a_row, load.open_until)
             made.put(self.nodes[name])
@@ -154,7 +156,7 @@ def decide(given: Given, workload: Workload = WORKLOAD, seed: int = 0) -> Decisi
     return decision.decide(given.fleet(workload).snapshot(workload), workload, seed)
 
 
-def excluded(given: Given, workload: Workload = WORKLOAD) -> dict[str, Verdict]:
+def excluded(given: Given, workload: Workload = WORKLOAD) -> dict[str, GateVerdict]:
     made = given.fleet(workload)
     made.advance()
     return made.excluded(workload)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.gateway.answers import judge, read_chunk, with_usage, without_usage
-from router.outcomes import Outcome
-from router.settlement import Usage
+from router.model.outcomes import Outcome
+from router.model.usage import Usage
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 

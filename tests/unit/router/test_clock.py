@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.clock import Clock
-from router.fleet import Fleet
-from router.workload import Table
+from router.model.clock import Clock
+from router.model.workload import Table
+from router.state.fleet import Fleet
 from tests.unit.router.support import NOW, WORKLOAD, view
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.clock import Clock
-from router.decision import Decision, decide
-from router.fleet import Fleet
-from router.kept import Account
-from router.lanes import Lane
-from router.outcomes import Outcome
-from router.sketch import Recent
-from router.snapshot import NodeView
-from router.standing import BREAKER_LONGEST_S, PROVEN, Standing
-from router.workload import Table, Workload
+from router.choose.candidates import Lane
+from router.choose.decision import Decision, decide
+from router.model.clock import Clock
+from router.model.node import NodeView
+from router.model.outcomes import Outcome
+from router.model.quantiles import RecentDurations
+from router.model.standing import BREAKER_LONGEST_S, PROVEN, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.workload import Table, Workload
+from router.state.fleet import Fleet
 from tests.unit.router.support import MODEL, NOW, nodes_of, view
 
 WORKLOAD = Workload(MODEL, name="tiny", tier="small", concurrency=8)
@@ -45,7 +45,7 @@ class Told:
         for name in names:
             self.fleet.put(view(name, **given))
             if standing is not None:
-                self.fleet.restore(name, self.workloads[0].kept_under, Account(standing))
+                self.fleet.restore(name, self.workloads[0].standing_key, StatisticsAggregate(standing))
 
     def do(self, *outcomes: Outcome, node: str = "n", workload: Workload | None = None, **given: Any) -> None:
         for outcome in outcomes:
@@ -388,7 +388,7 @@ def test_who_is_released_keeps_its_failures(told: Told) -> None:
 def test_what_other_routers_saw_of_who_is_released_is_forgotten_too(told: Told) -> None:
     """Else it would be established again by their word."""
     told.put("n")
-    told.fleet.hear("n", "small", "other", Account(GOOD))
+    told.fleet.hear("n", "small", "other", StatisticsAggregate(GOOD))
     before = told.lane()
     told.fleet.released("n")
     assert (before, told.lane()) == (Lane.ESTABLISHED, Lane.PROBATION)
@@ -667,10 +667,10 @@ def test_what_other_routers_saw_counts_for_the_objectives() -> None:
     """A router that saw little of a node goes by all."""
     told = Told(msgspec.structs.replace(WORKLOAD, answer_p90_ms=800))
     told.put("n", standing=GOOD)
-    recent = Recent()
+    recent = RecentDurations()
     for _ in range(40):
         recent.add(0.9, NOW)
-    told.fleet.hear("n", "small", "other", Account(Standing(at=NOW), {"answer": recent.slices}))
+    told.fleet.hear("n", "small", "other", StatisticsAggregate(Standing(at=NOW), {"answer": recent.slices}))
     told.fleet.sweep(10)
     told.fleet.sweep(10)
     assert told.lane() is Lane.DEGRADED
@@ -719,7 +719,7 @@ def test_blame_that_comes_late_counts(told: Told) -> None:
     """What ended before turns out to be the node's fault; its place was freed then already."""
     told.put("n")
     told.fleet.started("n", WORKLOAD)
-    told.do(Outcome.HOLLOW)
+    told.do(Outcome.EMPTY)
     told.fleet.blamed("n", WORKLOAD, Outcome.CRASHED)
     kept = told.fleet.kept("n", "small")
     assert kept is not None

@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from router import gates
-from router.clock import Clock
-from router.fleet import Fleet
-from router.gates import CLOSED_GATES, CODES, Around
-from router.outcomes import Outcome
-from router.snapshot import NodeView
-from router.standing import BREAKER_OPEN_S, Load, Standing
-from router.workload import Table, Workload
+from router.choose import gates
+from router.choose.gates import CLOSED_GATES, CODES, GateContext
+from router.model.clock import Clock
+from router.model.node import NodeView
+from router.model.outcomes import Outcome
+from router.model.standing import BREAKER_OPEN_S, Load, Standing
+from router.model.workload import Table, Workload
+from router.state.fleet import Fleet
 from tests.unit.router.support import (
     MODEL,
     NOW,
@@ -34,7 +34,7 @@ NOW_MS = NOW * 1000
 
 
 def code(node: NodeView, workload: Workload = WORKLOAD, now_ms: int = NOW_MS, **given: Any) -> str | None:
-    verdict = gates.check(node, workload, Around(now_ms, **given))
+    verdict = gates.check(node, workload, GateContext(now_ms, **given))
     return None if verdict is None else verdict.code
 
 
@@ -114,7 +114,7 @@ def test_age_is_judged_at_the_time_of_the_snapshot() -> None:
 @pytest.mark.parametrize("lacking", ["platform", f"model/{MODEL}"])
 def test_a_result_that_says_nothing_of_a_submodule_may_not(lacking: str) -> None:
     """What is not concluded is not affirmed."""
-    verdict = gates.result(view(without=(lacking,)), WORKLOAD, Around(NOW_MS))
+    verdict = gates.result(view(without=(lacking,)), WORKLOAD, GateContext(NOW_MS))
     assert verdict is not None
     assert verdict.code == "result.no-submod"
 
@@ -528,7 +528,7 @@ def test_each_code_has_its_sentence() -> None:
 def test_codes_come_in_the_order_of_the_gates() -> None:
     """Those that are not known come last."""
     mixed = ["x.new", "floors.price", "capacity.full", "identity.retired", "incident.quarantine"]
-    assert gates.in_order(iter(mixed)) == [
+    assert gates.sort_codes(iter(mixed)) == [
         "identity.retired",
         "incident.quarantine",
         "floors.price",

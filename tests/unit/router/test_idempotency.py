@@ -8,29 +8,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.gateway.idempotency import Kept, ReplayError, Replays
+from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from tests.conftest import FakeClock
 
-ANSWER = Kept(200, "application/json", (("X-Touchstone-Decision", "d"),), b'{"id":1}')
+ANSWER = CachedResponse(200, "application/json", (("X-Touchstone-Decision", "d"),), b'{"id":1}')
 PRINT = b"f" * 32
 
 
-def replays(clock: FakeClock | None = None, **bounds: Any) -> Replays:
+def replays(clock: FakeClock | None = None, **bounds: Any) -> IdempotencyCache:
     clock = clock or FakeClock()
-    return Replays(monotonic=lambda: clock.ticks, **bounds)
+    return IdempotencyCache(monotonic=lambda: clock.ticks, **bounds)
 
 
-def answer(size: int) -> Kept:
-    return Kept(200, "", (), b"x" * size)
+def answer(size: int) -> CachedResponse:
+    return CachedResponse(200, "", (), b"x" * size)
 
 
-def done(kept: Replays, key: str, what: Kept | None = ANSWER) -> None:
+def done(kept: IdempotencyCache, key: str, what: CachedResponse | None = ANSWER) -> None:
     assert kept.begin("o", key, PRINT) is None
     kept.keep("o", key, what)
 
 
-def refusal(kept: Replays, key: str, fingerprint: bytes = PRINT) -> tuple[int, str, int | None]:
-    with pytest.raises(ReplayError) as caught:
+def refusal(kept: IdempotencyCache, key: str, fingerprint: bytes = PRINT) -> tuple[int, str, int | None]:
+    with pytest.raises(IdempotencyError) as caught:
         kept.begin("o", key, fingerprint)
     return caught.value.status, caught.value.code, caught.value.retry_after
 
@@ -79,7 +79,7 @@ def test_owner_and_key_do_not_run_together() -> None:
 
 
 @pytest.mark.parametrize("what", [None, answer(101)])
-def test_what_cannot_be_kept_is_not_done_twice(what: Kept | None) -> None:
+def test_what_cannot_be_kept_is_not_done_twice(what: CachedResponse | None) -> None:
     """It is said that it was completed."""
     kept = replays(max_answer=100)
     done(kept, "k", what)
@@ -96,7 +96,7 @@ def test_what_all_the_room_is_too_small_for_is_not_kept() -> None:
 
 def test_the_largest_answer_is_kept() -> None:
     """Its headers count as well."""
-    whole = Kept(200, "t" * 10, (("n" * 5, "v" * 5),), b"x" * 80)
+    whole = CachedResponse(200, "t" * 10, (("n" * 5, "v" * 5),), b"x" * 80)
     kept = replays(max_answer=100)
     done(kept, "k", whole)
     assert (kept.begin("o", "k", PRINT), kept.size) == (whole, 100)
@@ -186,7 +186,7 @@ def test_a_malformed_key_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(("passed", "expected"), [(599.0, ANSWER), (600.0, None)])
-def test_answers_expire(passed: float, expected: Kept | None) -> None:
+def test_answers_expire(passed: float, expected: CachedResponse | None) -> None:
     """Ten minutes after they were completed; then the request is a new one."""
     clock = FakeClock()
     kept = replays(clock)
@@ -317,7 +317,7 @@ def test_bounds_hold_and_nothing_is_done_twice_at_once(steps: list[tuple[str, st
                 running.discard(entry)
             elif step == "pass":
                 clock.forward(size)
-        except ReplayError as error:
+        except IdempotencyError as error:
             statuses.add(error.status)
         assert len(running) <= len(kept) <= 4
         assert 0 <= kept.size <= 100

@@ -8,23 +8,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.lanes import FAILING_OPEN, LANES, KeptLane, Key, Lane, Places, SeenLane, Watched
+from router.choose.candidates import (
+    FAIL_OPEN_LANES,
+    LANES,
+    CandidateIndex,
+    Key,
+    Lane,
+    RecordingIndex,
+    ReplayIndex,
+    SortedCandidates,
+)
 
 keys = st.tuples(st.sampled_from(["", "acme", "beta", "core"]), st.text("abc", min_size=1, max_size=2))
 
 
-def lane_of(found: list[Key]) -> KeptLane:
-    lane = KeptLane()
+def lane_of(found: list[Key]) -> SortedCandidates:
+    lane = SortedCandidates()
     for key in found:
         lane.add(key)
     return lane
 
 
-def listed(lane: Places) -> list[Key]:
+def listed(lane: CandidateIndex) -> list[Key]:
     return [lane.at(place) for place in range(len(lane))]
 
 
-def by_operator(lane: Places) -> list[Key]:
+def by_operator(lane: CandidateIndex) -> list[Key]:
     return [
         lane.node_of(number, place)
         for number in range(lane.operators)
@@ -35,7 +44,7 @@ def by_operator(lane: Places) -> list[Key]:
 def test_lanes_are_in_the_order_in_which_they_are_turned_to() -> None:
     """Evidence first, and last what is turned to only where all others are empty."""
     assert LANES == (Lane.ESTABLISHED, Lane.PROBATION, Lane.DEGRADED, Lane.WARMING, Lane.BROKEN)
-    assert set(LANES[3:]) == FAILING_OPEN
+    assert set(LANES[3:]) == FAIL_OPEN_LANES
 
 
 @given(st.sets(keys))
@@ -56,7 +65,7 @@ def test_in_which_order_nodes_came_does_not_matter(found: set[Key], chance: rand
 @given(st.lists(keys, max_size=60))
 def test_a_lane_is_what_came_and_did_not_go(steps: list[Key]) -> None:
     """After any coming and going; each step takes a node in or out."""
-    lane, there = KeptLane(), set()
+    lane, there = SortedCandidates(), set()
     for key in steps:
         (lane.remove if key in there else lane.add)(key)
         there ^= {key}
@@ -74,20 +83,20 @@ def test_the_last_node_of_an_operator_takes_it_along() -> None:
 FULL = [("acme", "a"), ("acme", "b"), ("beta", "c")]
 
 
-def ask(lane: Places) -> list[object]:
+def ask(lane: CandidateIndex) -> list[object]:
     return [len(lane), lane.operators, lane.at(2), lane.nodes_of(0), lane.node_of(0, 1), lane.at(0)]
 
 
 def test_a_watched_lane_answers_as_the_lane_does() -> None:
     """Looking on changes nothing."""
-    assert ask(Watched(lane_of(FULL))) == ask(lane_of(FULL))
+    assert ask(RecordingIndex(lane_of(FULL))) == ask(lane_of(FULL))
 
 
 def test_what_was_seen_answers_again() -> None:
     """From the record alone."""
-    watched = Watched(lane_of(FULL))
+    watched = RecordingIndex(lane_of(FULL))
     asked = ask(watched)
-    assert ask(SeenLane(watched.seen())) == asked
+    assert ask(ReplayIndex(watched.seen())) == asked
 
 
 @pytest.mark.parametrize(
@@ -97,15 +106,15 @@ def test_what_was_seen_answers_again() -> None:
 )
 def test_what_was_not_seen_is_an_error(what) -> None:
     """A record that is asked for something else is of another decision."""
-    watched = Watched(lane_of(FULL))
+    watched = RecordingIndex(lane_of(FULL))
     ask(watched)
     with pytest.raises(KeyError):
-        what(SeenLane(watched.seen()))
+        what(ReplayIndex(watched.seen()))
 
 
 def test_a_record_holds_what_was_asked_and_no_more() -> None:
     """A lane of a million nodes leaves no million in it."""
-    watched = Watched(lane_of(FULL))
+    watched = RecordingIndex(lane_of(FULL))
     watched.at(1)
     seen = watched.seen()
     assert (seen.size, seen.operators, seen.at, seen.nodes_of, seen.node_of) == (

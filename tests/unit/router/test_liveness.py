@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.liveness import (
-    LEAST_DEVIATION_S,
-    PAUSE_S,
-    SUSPECT,
-    UNAVAILABLE,
-    WINDOW,
-    Heartbeat,
-)
+from router.model.liveness import LEAST_DEVIATION_S, PAUSE_S, SUSPECT, UNAVAILABLE, WINDOW, Heartbeat
 
 EVERY = 5.0
 

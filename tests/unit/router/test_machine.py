@@ -11,18 +11,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from router import gates
-from router.clock import Clock
-from router.decision import Decision, decide, replay
-from router.fleet import Fleet
-from router.gates import GIVING_WAY, Around
-from router.kept import Account
-from router.lanes import LANES, Lane
-from router.liveness import SUSPECT, UNAVAILABLE
-from router.outcomes import Outcome
-from router.snapshot import NodeView
-from router.standing import BREAKER_FAILURES, PROVEN, Standing, Tier
-from router.workload import Table, Workload
+from router.choose import gates
+from router.choose.candidates import LANES, Lane
+from router.choose.decision import Decision, decide, replay
+from router.choose.gates import FAIL_OPEN_CODES, GateContext
+from router.model.clock import Clock
+from router.model.liveness import SUSPECT, UNAVAILABLE
+from router.model.node import NodeView
+from router.model.outcomes import Outcome
+from router.model.standing import BREAKER_FAILURES, PROVEN, Grade, Standing
+from router.model.statistics import StatisticsAggregate
+from router.model.workload import Table, Workload
+from router.state.fleet import Fleet
 from tests.unit.router.support import MODEL, NOW, PLATFORM, view
 
 CHAT = Workload(MODEL, name="chat", tier="large", concurrency=3, max_operator_share=50)
@@ -156,7 +156,7 @@ class Events(RuleBasedStateMachine):
         workload = self.workloads[which % len(self.workloads)]
         if (node, workload) not in self.under_way:
             # Of the same tier another may be under way, and a place freed twice is freed once too often.
-            others = [w for n, w in self.under_way if n == node and w.kept_under == workload.kept_under]
+            others = [w for n, w in self.under_way if n == node and w.standing_key == workload.standing_key]
             if not others:
                 self.know(node)
                 self.fleet.ended(node, workload, outcome, 1.0)
@@ -218,7 +218,7 @@ class Events(RuleBasedStateMachine):
     )
     def restore(self, node: str, tier: str, standing: Standing) -> None:
         self.know(node)
-        self.fleet.restore(node, tier, Account(standing))
+        self.fleet.restore(node, tier, StatisticsAggregate(standing))
 
     @rule(
         node=names,
@@ -228,7 +228,7 @@ class Events(RuleBasedStateMachine):
     )
     def hear(self, node: str, tier: str, router: str, standing: Standing) -> None:
         self.know(node)
-        self.fleet.hear(node, tier, router, Account(standing))
+        self.fleet.hear(node, tier, router, StatisticsAggregate(standing))
 
     @rule(node=names)
     def released(self, node: str) -> None:
@@ -255,8 +255,8 @@ class Events(RuleBasedStateMachine):
         said = self.said[node]
         known = replace(said, incidents=said.incidents | self.own_holds.get(node, set()))
         held = self.held.get(said.operator)
-        kept = self.fleet.kept(node, workload.kept_under)
-        around = Around(
+        kept = self.fleet.kept(node, workload.standing_key)
+        around = GateContext(
             self.clock.now_ms(), min(held.values()) if held else None, None if kept is None else kept.pace
         )
         verdict = gates.check(known, workload, around)
@@ -264,8 +264,8 @@ class Events(RuleBasedStateMachine):
             return None, verdict.code
         heart = self.fleet.heartbeat(node)
         phi = 0.0 if heart is None else heart.phi(self.ticks)
-        load = sum(n == node and w.kept_under == workload.kept_under for n, w in self.under_way)
-        rating = Tier.PROBATION if kept is None else kept.rating.tier
+        load = sum(n == node and w.standing_key == workload.standing_key for n, w in self.under_way)
+        rating = Grade.PROBATION if kept is None else kept.rating.tier
         if load >= workload.concurrency:
             return None, "capacity.full"
         failing = kept is not None and kept.load.failures_in_a_row >= BREAKER_FAILURES
@@ -273,9 +273,9 @@ class Events(RuleBasedStateMachine):
             return Lane.BROKEN, "capacity.breaker"
         if phi >= UNAVAILABLE:
             return Lane.BROKEN, "capacity.silent"
-        if rating is Tier.DEGRADED:
+        if rating is Grade.DEGRADED:
             return Lane.DEGRADED, ""
-        if rating is Tier.ESTABLISHED and phi < SUSPECT:
+        if rating is Grade.ESTABLISHED and phi < SUSPECT:
             return Lane.ESTABLISHED, ""
         proven = 0.0 if kept is None else min(kept.proven, PROVEN)
         if load >= max(1, int(workload.concurrency * proven / PROVEN)):
@@ -318,7 +318,7 @@ class Events(RuleBasedStateMachine):
     def everybody_is_in_one_lane_or_excluded(self) -> None:
         """And in a lane that gives way exactly by a code that gives way."""
         for lane, code in self.stands().values():
-            assert (lane is None) == (bool(code) and code not in GIVING_WAY)
+            assert (lane is None) == (bool(code) and code not in FAIL_OPEN_CODES)
 
     @invariant()
     def work_under_way_is_that_of_a_recount(self) -> None:

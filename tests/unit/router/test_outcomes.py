@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.outcomes import Blame, Outcome, of_status
+from router.model.outcomes import Blame, Outcome, of_status
 
 STATUSES = [
     (200, Outcome.COMPLETED),
@@ -12,8 +12,8 @@ STATUSES = [
     (413, Outcome.REFUSED),
     (415, Outcome.REFUSED),
     (422, Outcome.REFUSED),
-    (404, Outcome.UNSERVED),
-    (405, Outcome.UNSERVED),
+    (404, Outcome.UNSUPPORTED),
+    (405, Outcome.UNSUPPORTED),
     (429, Outcome.BUSY),
     (503, Outcome.BUSY),
     (500, Outcome.CRASHED),
@@ -80,7 +80,7 @@ def test_another_node_is_tried_unless_it_is_over(outcome: Outcome) -> None:
     assert outcome.may_move_on == (outcome not in FINAL)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.HOLLOW, Outcome.UNSERVED, Outcome.BUSY])
+@pytest.mark.parametrize("outcome", [Outcome.EMPTY, Outcome.UNSUPPORTED, Outcome.BUSY])
 def test_what_may_be_the_request_blames_nobody_at_once(outcome: Outcome) -> None:
     """Another node is tried, and shows whose fault it was."""
     assert (outcome.blame, outcome.may_move_on) == (Blame.NOBODY, True)

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router import ranking
-from router.decision import Decision, decide, replay
-from router.errors import ReplayError
-from router.gates import GIVING_WAY
-from router.lanes import FAILING_OPEN, LANES, Lane
-from router.outcomes import Outcome
-from router.ranking import WIDTH
-from router.standing import Standing
+from router.choose import ranking
+from router.choose.candidates import FAIL_OPEN_LANES, LANES, Lane
+from router.choose.decision import Decision, decide, replay
+from router.choose.gates import FAIL_OPEN_CODES
+from router.choose.ranking import WIDTH
+from router.model.errors import ReplayError
+from router.model.outcomes import Outcome
+from router.model.standing import Standing
 from tests.unit.router.drawn import (
     BEFORE_S,
     FAULTS,
@@ -229,7 +229,7 @@ def test_an_integrity_failure_beats_any_history(fleet, seed, failure) -> None:
     """The best of histories does not let such a node in, not even as the last one there is."""
     best = Drawn(view("A", **failure), BEST, BEST, heart="well")
     crowded = fleet.beside(best)
-    assert crowded.fleet().excluded(fleet.workload)["A"].code not in GIVING_WAY
+    assert crowded.fleet().excluded(fleet.workload)["A"].code not in FAIL_OPEN_CODES
     assert "A" not in nodes_of(crowded.decide(seed).ranked)
 
 
@@ -540,8 +540,8 @@ def test_every_node_is_in_one_lane_or_excluded(fleet, seed) -> None:
     )
     for name, lane in where.items():
         code = excluded[name].code if name in excluded else ""
-        assert (lane is None) == (bool(code) and code not in GIVING_WAY)
-        assert (lane in FAILING_OPEN) == (code in GIVING_WAY)
+        assert (lane is None) == (bool(code) and code not in FAIL_OPEN_CODES)
+        assert (lane in FAIL_OPEN_LANES) == (code in FAIL_OPEN_CODES)
 
 
 @often
@@ -567,7 +567,7 @@ def test_every_node_is_counted_where_the_verifier_is_silent(fleet, seed) -> None
 def test_as_many_are_ranked_as_may_be(fleet, seed) -> None:
     """Four, or all there are, and nobody twice; from where capacity gives way only where nobody else is."""
     decision = fleet.decide(seed)
-    may = sum(count for lane, count in decision.lanes.items() if lane not in FAILING_OPEN)
+    may = sum(count for lane, count in decision.lanes.items() if lane not in FAIL_OPEN_LANES)
     # The first of those that give way has to do, so that a breaker is not opened where warm-up would do.
     expected = may or decision.lanes["warming"] or decision.lanes["broken"]
     assert len(set(nodes_of(decision.ranked))) == len(decision.ranked) == min(expected, WIDTH)

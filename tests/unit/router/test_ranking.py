@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.chance import Chance
-from router.lanes import LANES, KeptLane, Lane
-from router.ranking import WIDTH, Facts, Ranked, Ranking, rank, score
-from router.standing import Rating, Tier
-from router.workload import Price, Workload
+from router.choose.candidates import LANES, Lane, SortedCandidates
+from router.choose.ranking import WIDTH, CandidateFacts, Ranked, Ranking, rank, score
+from router.choose.seeded_random import SeededRandom
+from router.model.standing import Grade, Rating
+from router.model.workload import Price, Workload
 
 WORKLOAD = Workload("m", name="w", probation_per_mille=0, degraded_per_mille=0)
 SEEDS = 4000
@@ -30,9 +30,9 @@ class Nodes:
     """A pool of which tests say who stands where."""
 
     def __init__(self, over: tuple[str, ...] = ()) -> None:
-        self.kept = {lane: KeptLane() for lane in LANES}
+        self.kept = {lane: SortedCandidates() for lane in LANES}
         self.lanes: Any = self.kept
-        self.known: dict[str, Facts] = {}
+        self.known: dict[str, CandidateFacts] = {}
         self.over = set(over)
 
     def add(
@@ -46,7 +46,7 @@ class Nodes:
     ) -> None:
         self.kept[lane].add((operator, node))
         closed = {Lane.WARMING: "capacity.warming", Lane.BROKEN: "capacity.breaker"}.get(lane, "")
-        self.known[node] = Facts(Rating(Tier.PROBATION, completion, latency_s), in_flight, closed)
+        self.known[node] = CandidateFacts(Rating(Grade.PROBATION, completion, latency_s), in_flight, closed)
 
     def crowd(self, operator: str, count: int, lane: Lane = Lane.ESTABLISHED, **facts: Any) -> None:
         for number in range(count):
@@ -56,7 +56,7 @@ class Nodes:
     def sizes(self) -> dict[Lane, int]:
         return {lane: len(places) for lane, places in self.kept.items()}
 
-    def facts(self, node: str) -> Facts:
+    def facts(self, node: str) -> CandidateFacts:
         return self.known[node]
 
     def is_over(self, operator: str) -> bool:
@@ -81,29 +81,29 @@ def near(expected: float) -> Any:
     return pytest.approx(expected, abs=4 * (expected * (1 - expected) / SEEDS) ** 0.5)
 
 
-# Chance.
+# SeededRandom.
 
 
 def test_chance_is_the_same_in_every_version() -> None:
     """Written down once: a decision of today replays in years to come."""
-    chance = Chance(1)
+    chance = SeededRandom(1)
     assert [chance.below(1000) for _ in range(10)] == [966, 307, 349, 937, 995, 71, 451, 549, 105, 810]
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(1, 2**53))
 def test_chance_is_below_its_bound(seed: int, bound: int) -> None:
     """And never below zero."""
-    chance = Chance(seed)
+    chance = SeededRandom(seed)
     assert all(0 <= chance.below(bound) < bound for _ in range(20))
 
 
 @pytest.mark.parametrize("bound", [2, 3, 7, 1000])
 def test_chance_is_even(bound: int) -> None:
     """By χ², over the numbers of one seed and over the first numbers of many."""
-    chance = Chance(7)
+    chance = SeededRandom(7)
     for found in (
         [chance.below(bound) for _ in range(20_000)],
-        [Chance(s).below(bound) for s in range(20_000)],
+        [SeededRandom(s).below(bound) for s in range(20_000)],
     ):
         expected = 20_000 / bound
         counts = Counter(found)
@@ -177,14 +177,16 @@ def test_nobody_is_ranked_where_nobody_is() -> None:
 def test_work_under_way_counts_as_waiting() -> None:
     """Expected seconds are those of all that stand before."""
     assert (
-        score(("a", "n"), Lane.ESTABLISHED, Facts(Rating(completion=0.5, latency_s=2.0), 3), WORKLOAD).score
+        score(
+            ("a", "n"), Lane.ESTABLISHED, CandidateFacts(Rating(completion=0.5, latency_s=2.0), 3), WORKLOAD
+        ).score
         == 16.0
     )
 
 
 def test_a_completion_of_nothing_is_no_division_by_zero() -> None:
     """Nor is it worse than one in twenty, so that evidence can come to be."""
-    scored = score(("a", "n"), Lane.PROBATION, Facts(Rating()), WORKLOAD)
+    scored = score(("a", "n"), Lane.PROBATION, CandidateFacts(Rating()), WORKLOAD)
     assert (scored.score, scored.completion) == (600.0, 0.0)
 
 
@@ -369,7 +371,10 @@ def priced(**given: Any) -> Workload:
 
 def scored(operator: str, workload: Workload, completion: float = 1.0) -> Ranked:
     return score(
-        (operator, "n"), Lane.ESTABLISHED, Facts(Rating(completion=completion, latency_s=2.0)), workload
+        (operator, "n"),
+        Lane.ESTABLISHED,
+        CandidateFacts(Rating(completion=completion, latency_s=2.0)),
+        workload,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.settlement import ANSWERS, OPERATORS, WINDOW_S, Meter, Mismatch, Usage, is_true
+from router.model.usage import ANSWERS, OPERATORS, WINDOW_S, Usage, UsageMeter, UsageMismatch, is_true
 
 COUNTED = Usage(1000, 400)
 HONEST = Usage(1040, 402)
@@ -14,8 +14,8 @@ DOUBLE = Usage(2200, 900)
 
 
 def claims(
-    meter: Meter, claimed: Usage, count: int, node: str = "n", operator: str = "acme", now: float = 0.0
-) -> list[Mismatch]:
+    meter: UsageMeter, claimed: Usage, count: int, node: str = "n", operator: str = "acme", now: float = 0.0
+) -> list[UsageMismatch]:
     """What comes of so many answers."""
     found = [meter.add(node, operator, claimed, COUNTED, now) for _ in range(count)]
     return [mismatch for mismatch in found if mismatch is not None]
@@ -45,29 +45,31 @@ def test_a_prompt_that_was_saved_does_not_pay_for_an_answer_that_was_inflated() 
 
 def test_one_large_claim_holds_nobody() -> None:
     """Fewer than twenty answers say nothing of a node."""
-    assert claims(Meter(), DOUBLE, ANSWERS - 1) == []
+    assert claims(UsageMeter(), DOUBLE, ANSWERS - 1) == []
 
 
 def test_who_claims_half_as_much_again_over_many_answers_is_a_mismatch() -> None:
     """With the sums, for the person who reviews it."""
-    assert claims(Meter(), DOUBLE, ANSWERS) == [Mismatch(20, "answers", 20 * 900, 20 * (400 + 8), ours=False)]
+    assert claims(UsageMeter(), DOUBLE, ANSWERS) == [
+        UsageMismatch(20, "answers", 20 * 900, 20 * (400 + 8), ours=False)
+    ]
 
 
 @pytest.mark.parametrize("claimed", [HONEST, Usage(1300, 520), Usage(1590, 610)])
 def test_a_claim_below_the_threshold_holds_nobody(claimed: Usage) -> None:
     """However often: beyond the tolerance it costs the clean share, and no more."""
-    assert claims(Meter(), claimed, 500) == []
+    assert claims(UsageMeter(), claimed, 500) == []
 
 
 @pytest.mark.parametrize("claimed", [Usage(1000, 620), Usage(1600, 400)], ids=["answers", "prompts"])
 def test_prompts_and_answers_are_each_held_against_their_own_count(claimed: Usage) -> None:
     """Long prompts do not hide what is claimed for answers."""
-    assert len(claims(Meter(), claimed, ANSWERS)) == 1
+    assert len(claims(UsageMeter(), claimed, ANSWERS)) == 1
 
 
 def test_a_crowd_of_inflating_operators_is_not_ours_where_more_are_honest() -> None:
     """Three who agree with each other, against four who agree with us."""
-    meter = Meter()
+    meter = UsageMeter()
     for honest in "abcd":
         claims(meter, HONEST, ANSWERS, honest, honest)
     found = [claims(meter, DOUBLE, ANSWERS, cheat, cheat)[0].ours for cheat in "xyz"]
@@ -76,33 +78,33 @@ def test_a_crowd_of_inflating_operators_is_not_ours_where_more_are_honest() -> N
 
 def test_short_answers_have_the_tolerance_of_each() -> None:
     """A template of thirty tokens on prompts of five is no fraud."""
-    meter = Meter()
+    meter = UsageMeter()
     found = [meter.add("n", "acme", Usage(35, 4), Usage(5, 2), 0.0) for _ in range(200)]
     assert found == [None] * 200
 
 
 def test_a_mismatch_is_told_once() -> None:
     """Then the count begins anew."""
-    meter = Meter()
+    meter = UsageMeter()
     assert [len(claims(meter, DOUBLE, count)) for count in (ANSWERS, ANSWERS - 1, 1)] == [1, 0, 1]
 
 
 @pytest.mark.parametrize(("waited", "expected"), [(WINDOW_S, 1), (WINDOW_S + 1, 0)])
 def test_what_is_older_than_the_window_is_forgotten(waited: float, expected: int) -> None:
     """Nineteen answers of an hour ago and one of now are no twenty."""
-    meter = Meter()
+    meter = UsageMeter()
     claims(meter, DOUBLE, ANSWERS - 1)
     assert len(claims(meter, DOUBLE, 1, now=waited)) == expected
 
 
 def test_a_node_is_not_held_for_what_another_claims() -> None:
     """Not even of its own operator."""
-    meter = Meter()
+    meter = UsageMeter()
     claims(meter, DOUBLE, ANSWERS - 1, node="a")
     assert claims(meter, HONEST, ANSWERS, node="b") == []
 
 
-def ours(meter: Meter, operators: list[str], now: float = 0.0) -> list[bool]:
+def ours(meter: UsageMeter, operators: list[str], now: float = 0.0) -> list[bool]:
     return [
         mismatch.ours
         for number, operator in enumerate(operators)
@@ -112,18 +114,18 @@ def ours(meter: Meter, operators: list[str], now: float = 0.0) -> list[bool]:
 
 def test_where_nodes_of_several_operators_are_so_it_is_our_count_that_is_wrong() -> None:
     """From the third on, and nobody is held for our tokeniser."""
-    assert ours(Meter(), ["a", "b", "c", "d"]) == [False, False, True, True]
+    assert ours(UsageMeter(), ["a", "b", "c", "d"]) == [False, False, True, True]
     assert OPERATORS == 3
 
 
 def test_many_nodes_of_one_operator_do_not_make_it_ours() -> None:
     """Else whoever cheats with three nodes goes free."""
-    assert ours(Meter(), ["a"] * 10) == [False] * 10
+    assert ours(UsageMeter(), ["a"] * 10) == [False] * 10
 
 
 def test_mismatches_of_long_ago_do_not_make_it_ours() -> None:
     """Three operators at once are our fault; three over the months are theirs."""
-    meter = Meter()
+    meter = UsageMeter()
     ours(meter, ["a", "b"])
     assert ours(meter, ["c"], now=WINDOW_S + 1) == [False]
 
@@ -134,7 +136,7 @@ usages = st.builds(Usage, st.integers(0, 10**6), st.integers(0, 10**6))
 @given(st.lists(usages, min_size=1, max_size=60))
 def test_who_claims_what_was_counted_is_never_a_mismatch(counted: list[Usage]) -> None:
     """Whatever the sizes."""
-    meter = Meter()
+    meter = UsageMeter()
     assert [meter.add("n", "acme", usage, usage, 0.0) for usage in counted] == [None] * len(counted)
 
 
@@ -142,5 +144,5 @@ def test_who_claims_what_was_counted_is_never_a_mismatch(counted: list[Usage]) -
 def test_what_is_true_is_never_a_mismatch(claimed: Usage, counted: Usage) -> None:
     """The tolerance for one answer is within the threshold for many."""
     if is_true(claimed, counted):
-        meter = Meter()
+        meter = UsageMeter()
         assert [meter.add("n", "acme", claimed, counted, 0.0) for _ in range(40)] == [None] * 40

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.sketch import (
+from router.model.quantiles import (
     ALPHA,
     SLICE_S,
     SLICES,
-    Recent,
+    RecentDurations,
     bucket_of,
     enough_for,
     merged,
@@ -30,8 +30,8 @@ durations = st.floats(1e-4, 1e5)
 shares = st.sampled_from([0.01, 0.25, 0.5, 0.9, 0.99, 0.999, 1.0])
 
 
-def recent(values: list[float], now: float = NOW) -> Recent:
-    made = Recent()
+def recent(values: list[float], now: float = NOW) -> RecentDurations:
+    made = RecentDurations()
     for value in values:
         made.add(value, now)
     return made
@@ -127,7 +127,7 @@ def test_what_is_older_than_an_hour_or_of_a_time_to_come_does_not_count(waited: 
 @given(st.lists(st.integers(-2 * HOUR, 2 * HOUR), max_size=60))
 def test_no_more_slices_are_kept_than_an_hour_has(steps: list[int]) -> None:
     """However time goes: memory is bounded."""
-    made = Recent()
+    made = RecentDurations()
     for step in steps:
         made.add(1.0, NOW + step)
     assert len(made.slices) <= SLICES
@@ -135,7 +135,7 @@ def test_no_more_slices_are_kept_than_an_hour_has(steps: list[int]) -> None:
 
 def test_forgotten_slices_are_dropped() -> None:
     """From memory, not only from what is counted; also those of a time that has not come."""
-    made = Recent({START // SLICE_S + offset: {1: 1} for offset in (-SLICES, -SLICES + 1, 0, 1)})
+    made = RecentDurations({START // SLICE_S + offset: {1: 1} for offset in (-SLICES, -SLICES + 1, 0, 1)})
     made.forget(START)
     assert sorted(made.slices) == [START // SLICE_S - SLICES + 1, START // SLICE_S]
 

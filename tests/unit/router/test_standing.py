@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.outcomes import Blame, Outcome
-from router.standing import (
+from router.model.outcomes import Blame, Outcome
+from router.model.standing import (
     BREAKER_LONGEST_S,
     BREAKER_OPEN_S,
     PROVEN,
     UNKNOWN_LATENCY_S,
+    Grade,
     Load,
     Standing,
-    Tier,
     merge,
     rate,
     wilson,
@@ -22,7 +22,7 @@ from router.standing import (
 from tests.unit.router.support import TICKS
 
 NODES_FAULT = [o for o in Outcome if o.blame is Blame.NODE]
-HARMLESS = [Outcome.REFUSED, Outcome.ABANDONED, Outcome.TIMED_OUT, Outcome.UNSERVED, Outcome.HOLLOW]
+HARMLESS = [Outcome.REFUSED, Outcome.ABANDONED, Outcome.TIMED_OUT, Outcome.UNSUPPORTED, Outcome.EMPTY]
 WEEK = 7 * 86400.0
 
 
@@ -189,17 +189,17 @@ def test_a_failure_weighs_three_times() -> None:
     assert after([Outcome.CRASHED]).failed == (3.0, 3.0)
 
 
-def tier(standing: Standing, now: float = TICKS) -> Tier:
+def tier(standing: Standing, now: float = TICKS) -> Grade:
     return rate(standing, now).tier
 
 
 def test_nobody_starts_established() -> None:
     """A node of which nothing was seen is on probation."""
-    assert tier(Standing()) is Tier.PROBATION
+    assert tier(Standing()) is Grade.PROBATION
 
 
-@pytest.mark.parametrize(("requests", "expected"), [(24, Tier.PROBATION), (25, Tier.ESTABLISHED)])
-def test_established_after_25_without_a_failure(requests: int, expected: Tier) -> None:
+@pytest.mark.parametrize(("requests", "expected"), [(24, Grade.PROBATION), (25, Grade.ESTABLISHED)])
+def test_established_after_25_without_a_failure(requests: int, expected: Grade) -> None:
     """Probation ends with evidence, not with time."""
     assert tier(after([Outcome.COMPLETED] * requests)) is expected
 
@@ -207,13 +207,13 @@ def test_established_after_25_without_a_failure(requests: int, expected: Tier) -
 @pytest.mark.parametrize("idle", [3600.0, 86400.0, WEEK, 30 * WEEK, 500 * WEEK])
 def test_an_idle_node_is_not_degraded(idle: float) -> None:
     """Nothing asked of it is nothing failed, however long."""
-    assert tier(after([Outcome.COMPLETED] * 40), TICKS + idle) is not Tier.DEGRADED
+    assert tier(after([Outcome.COMPLETED] * 40), TICKS + idle) is not Grade.DEGRADED
 
 
 @pytest.mark.parametrize("idle", [600.0 * n for n in range(1, 24)])
 def test_a_quiet_hour_does_not_cost_the_standing(idle: float) -> None:
     """At no time on the way from a busy hour to an idle one."""
-    assert tier(after([Outcome.COMPLETED] * 60), TICKS + idle) is Tier.ESTABLISHED
+    assert tier(after([Outcome.COMPLETED] * 60), TICKS + idle) is Grade.ESTABLISHED
 
 
 def test_seldom_work_done_well_establishes() -> None:
@@ -222,7 +222,7 @@ def test_seldom_work_done_well_establishes() -> None:
     for _ in range(200):
         now += 360
         standing = standing.ended(Outcome.COMPLETED, 1.0, now)
-    assert tier(standing, now) is Tier.ESTABLISHED
+    assert tier(standing, now) is Grade.ESTABLISHED
 
 
 def test_a_failure_in_a_quiet_hour_costs_the_standing() -> None:
@@ -230,36 +230,36 @@ def test_a_failure_in_a_quiet_hour_costs_the_standing() -> None:
     good = after([Outcome.COMPLETED] * 1000)
     later = TICKS + 86400
     seen = [Outcome.CRASHED, *[Outcome.COMPLETED] * 12]
-    assert tier(after(seen, standing=good, now=later), later) is Tier.PROBATION
+    assert tier(after(seen, standing=good, now=later), later) is Grade.PROBATION
 
 
 def test_an_idle_day_does_not_cost_the_standing() -> None:
     """The hour without requests judges nobody; the week still counts."""
-    assert tier(after([Outcome.COMPLETED] * 60), TICKS + 86400) is Tier.ESTABLISHED
+    assert tier(after([Outcome.COMPLETED] * 60), TICKS + 86400) is Grade.ESTABLISHED
 
 
 def test_a_failing_node_is_degraded() -> None:
     """Even the upper end of what is believable is too low."""
-    assert tier(after([Outcome.CRASHED] * 5)) is Tier.DEGRADED
+    assert tier(after([Outcome.CRASHED] * 5)) is Grade.DEGRADED
 
 
 def test_one_failure_of_a_newcomer_degrades_nobody() -> None:
     """It is not enough to judge by."""
-    assert tier(after([Outcome.CRASHED])) is Tier.PROBATION
+    assert tier(after([Outcome.CRASHED])) is Grade.PROBATION
 
 
 def test_a_good_week_does_not_hide_a_bad_hour() -> None:
     """The lower of the two half-lives counts."""
     good = after([Outcome.COMPLETED] * 1000, now=TICKS)
     later = TICKS + 6 * 86400
-    assert tier(after([Outcome.CRASHED] * 10, standing=good, now=later), later) is Tier.DEGRADED
+    assert tier(after([Outcome.CRASHED] * 10, standing=good, now=later), later) is Grade.DEGRADED
 
 
 def test_a_good_hour_does_not_hide_a_bad_week() -> None:
     """Behaving for an hour is how one milks a reputation."""
     bad = after([Outcome.CRASHED] * 100, now=TICKS)
     later = TICKS + 86400
-    assert tier(after([Outcome.COMPLETED] * 60, standing=bad, now=later), later) is not Tier.ESTABLISHED
+    assert tier(after([Outcome.COMPLETED] * 60, standing=bad, now=later), later) is not Grade.ESTABLISHED
 
 
 def test_latency_rises_at_once() -> None:
@@ -319,15 +319,15 @@ def exchanges(unclean: int, total: int) -> Standing:
 @pytest.mark.parametrize(
     ("unclean", "total", "expected"),
     [
-        (1, 100, Tier.ESTABLISHED),
-        (2, 100, Tier.ESTABLISHED),
-        (5, 100, Tier.DEGRADED),
-        (30, 1000, Tier.DEGRADED),
-        (20, 1000, Tier.ESTABLISHED),
+        (1, 100, Grade.ESTABLISHED),
+        (2, 100, Grade.ESTABLISHED),
+        (5, 100, Grade.DEGRADED),
+        (30, 1000, Grade.DEGRADED),
+        (20, 1000, Grade.ESTABLISHED),
     ],
 )
 def test_who_surely_breaks_the_protocol_more_often_than_one_in_fifty_is_degraded(
-    unclean: int, total: int, expected: Tier
+    unclean: int, total: int, expected: Grade
 ) -> None:
     """However well it completes; a slip or two is no habit."""
     assert tier(exchanges(unclean, total)) is expected

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from attester.errors import ConfigError
 from fixtures.minilm import published_folder
-from router import tokens
-from router.tokens import Tally, Tokeniser, estimated, prompt_ids, prompt_text
+from router.model import tokens
+from router.model.tokens import TokenCounter, Tokeniser, estimated, prompt_ids, prompt_text
 
 FILE = published_folder() / "tokenizer.json"
 TOKENISER = Tokeniser.load(FILE)
@@ -231,7 +231,7 @@ def test_tokens_given_as_ids_are_counted(body: dict[str, Any], count: int) -> No
 
 def test_a_stream_has_the_tokens_of_its_whole() -> None:
     """Not of its parts, where words are cut in two."""
-    tally = Tally(TOKENISER)
+    tally = TokenCounter(TOKENISER)
     for part in ("attest", "ation is ", "", "not an ave", "rage"):
         tally.add(part)
     assert tally.total() == TOKENISER.count("attestation is not an average")
@@ -239,7 +239,7 @@ def test_a_stream_has_the_tokens_of_its_whole() -> None:
 
 def test_a_total_may_be_asked_for_on_the_way() -> None:
     """And goes on."""
-    tally = Tally(TOKENISER)
+    tally = TokenCounter(TOKENISER)
     tally.add("one ")
     first = tally.total()
     tally.add("two")
@@ -248,7 +248,7 @@ def test_a_total_may_be_asked_for_on_the_way() -> None:
 
 def test_without_a_tokeniser_the_whole_is_estimated() -> None:
     """By bytes of UTF-8 in all, not by a token a part."""
-    tally = Tally(None)
+    tally = TokenCounter(None)
     for part in "abcdefg试":
         tally.add(part)
     assert tally.total() == estimated(10)
@@ -257,13 +257,13 @@ def test_without_a_tokeniser_the_whole_is_estimated() -> None:
 @pytest.mark.parametrize("tokeniser", [None, TOKENISER])
 def test_an_answer_without_text_has_no_tokens(tokeniser: Tokeniser | None) -> None:
     """Nothing came, nothing is booked."""
-    assert Tally(tokeniser).total() == 0
+    assert TokenCounter(tokeniser).total() == 0
 
 
 def test_an_endless_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after the bound is estimated."""
     monkeypatch.setattr(tokens, "_MAX_ANSWER", 10)
-    tally = Tally(TOKENISER)
+    tally = TokenCounter(TOKENISER)
     for _ in range(100):
         tally.add("word ")
     assert (tally.total(), tally._kept.getvalue()) == (2 + estimated(98 * 5), "word word ")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from attester.errors import ConfigError
 from router.config import RouterConfig
-from router.errors import WorkloadError
 from router.gateway.keys import Key
-from router.workload import (
+from router.model.errors import WorkloadError
+from router.model.workload import (
     MAX_TABLE,
     OPERATIONS,
     Price,
@@ -205,7 +205,7 @@ def test_a_usual_exchange_costs_what_its_tokens_cost() -> None:
 def test_a_workload_has_its_tiers_requirements() -> None:
     """All of them, beside what is its own."""
     chat = read_table(TABLE.encode()).workloads["chat"]
-    assert (chat.name, chat.model, chat.tier, chat.kept_under, chat.operations) == (
+    assert (chat.name, chat.model, chat.tier, chat.standing_key, chat.operations) == (
         "chat",
         "example/large",
         "large",
@@ -240,7 +240,7 @@ def test_what_a_workload_does_not_say_has_its_usual_value() -> None:
 
 def test_a_workload_without_a_tier_is_kept_under_its_model() -> None:
     """So that no two models ever share a standing unasked."""
-    assert read(model="m").kept_under == "m"
+    assert read(model="m").standing_key == "m"
 
 
 WRONG = {

@@ -17,9 +17,10 @@ from attester.weights.folder import open_folder
 from attester.weights.kernels import Int8, Int32, Kernel, kernel, row_words
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
+from verifier.challenges import derivation as challenges
+from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
 from verifier.errors import ReferenceValueError
-from verifier.references import challenges, measured
-from verifier.references.challenges import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.references import measured
 
 KEY = PoolKey(bytes(range(32)))
 

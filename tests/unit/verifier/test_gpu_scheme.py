@@ -14,7 +14,7 @@ from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, opened
 from verifier.schemes import gpu
-from verifier.schemes.base import DECLARED, Checked, Context, Submods
+from verifier.schemes.base import DECLARED, CheckedSubmod, Context, Submods
 from verifier.schemes.rates import LARGE
 from verifier.trust import Tier, tier_of
 
@@ -33,11 +33,11 @@ def benchmark(**medians: int) -> Benchmark:
     return Benchmark(device="cuda:0: X1", at=1, code="1", versions={}, measures=measures)
 
 
-def check(claims: dict[str, Any], found: Context | None = None) -> Checked:
+def check(claims: dict[str, Any], found: Context | None = None) -> CheckedSubmod:
     return gpu.check(NAME, Submods({NAME: claims}, {}), found or context())
 
 
-def codes(checked: Checked) -> list[str]:
+def codes(checked: CheckedSubmod) -> list[str]:
     return [finding.code for finding in checked.findings]
 
 

@@ -17,7 +17,7 @@ from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, opened
-from verifier.schemes.base import Checked
+from verifier.schemes.base import CheckedSubmod
 from verifier.schemes.facts import ModelFacts
 
 DEFAULT = bundle.load(default_policy())
@@ -122,7 +122,7 @@ async def test_a_failing_policy_ends_none_and_not_contraindicated(verifier) -> N
     assert await verifier.rows("SELECT * FROM incidents") == []
 
 
-SUBMODS = {"a": Checked(ModelFacts(manifest="equal", read="right", walk="called"))}
+SUBMODS = {"a": CheckedSubmod(ModelFacts(manifest="equal", read="right", walk="called"))}
 GOOD = {"trust_vector": {"executables": 2}, "reasons": []}
 OUTCOMES: dict[str, Any] = {
     "nothing": None,

@@ -11,7 +11,7 @@ from tests.unit.verifier.test_rates import MODEL, context, reference, walk
 from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.schemes import weights
-from verifier.schemes.base import Checked, Submods, WalkRecord
+from verifier.schemes.base import CheckedSubmod, Submods, WalkRecord
 from verifier.schemes.weights import slowdown_permille
 
 SUBMOD = f"model/{MODEL}"
@@ -29,7 +29,7 @@ def together(*times: int) -> list[WalkRecord]:
     return [wide(ms, together=True) for ms in times]
 
 
-def checked(*history: WalkRecord, hardware: str = "cpu", **thresholds: Any) -> Checked:
+def checked(*history: WalkRecord, hardware: str = "cpu", **thresholds: Any) -> CheckedSubmod:
     found = context(*history, weights=reference(1_000_000), hardware=hardware, **thresholds)
     return weights.check(MODEL, Submods({SUBMOD: {}}, {}), found)
 

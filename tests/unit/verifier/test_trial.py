@@ -25,16 +25,16 @@ from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
-from verifier.recording import Gist, Recording, ReferenceName, SubmodGist, Taken
+from verifier.recording import AppraisalSummary, Recording, RecordingHead, ReferenceName, SubmodSummary
 from verifier.schemes.base import ModelReference
-from verifier.trial import MAX_FAILURES, Change, Counted, Replay, Report, Verdict, compare
+from verifier.trial import MAX_FAILURES, Change, ChangeCount, Reappraiser, SubmodVerdict, TrialReport, compare
 
 DEFAULT = bundles.load(default_policy())
 NOW = 1_795_000_000_000
-GOOD = Verdict({"configuration": 2}, ())
-FAIR = Verdict({"configuration": 36}, ("runtime.engine.weak",))
-BAD = Verdict({"configuration": 96}, ("runtime.engine.unapproved",))
-NONE = Verdict({"configuration": -1}, ("policy.failed",))
+GOOD = SubmodVerdict({"configuration": 2}, ())
+FAIR = SubmodVerdict({"configuration": 36}, ("runtime.engine.weak",))
+BAD = SubmodVerdict({"configuration": 96}, ("runtime.engine.unapproved",))
+NONE = SubmodVerdict({"configuration": -1}, ("policy.failed",))
 
 
 # What counts as a change.
@@ -55,20 +55,22 @@ SAME = {
 @pytest.mark.parametrize(("old", "new"), SAME.values(), ids=SAME)
 def test_reasons_are_compared_as_a_set(old: tuple[str, ...], new: tuple[str, ...]) -> None:
     """Neither their order nor their number matters."""
-    assert compare({"a": Verdict({"hardware": 2}, old)}, {"a": Verdict({"hardware": 2}, new)}) == []
+    assert (
+        compare({"a": SubmodVerdict({"hardware": 2}, old)}, {"a": SubmodVerdict({"hardware": 2}, new)}) == []
+    )
 
 
 DIFFERENT = {
-    "another value": Verdict({"configuration": 3}, ()),
-    "another claim": Verdict({"hardware": 2}, ()),
-    "a claim more": Verdict({"configuration": 2, "hardware": 2}, ()),
-    "no claim": Verdict({}, ()),
-    "a reason": Verdict({"configuration": 2}, ("policy.failed",)),
+    "another value": SubmodVerdict({"configuration": 3}, ()),
+    "another claim": SubmodVerdict({"hardware": 2}, ()),
+    "a claim more": SubmodVerdict({"configuration": 2, "hardware": 2}, ()),
+    "no claim": SubmodVerdict({}, ()),
+    "a reason": SubmodVerdict({"configuration": 2}, ("policy.failed",)),
 }
 
 
 @pytest.mark.parametrize("other", DIFFERENT.values(), ids=DIFFERENT)
-def test_anything_else_is_a_change(other: Verdict) -> None:
+def test_anything_else_is_a_change(other: SubmodVerdict) -> None:
     """Also where the status stays."""
     assert compare({"a": GOOD}, {"a": other}) == [Change("a", GOOD, other)]
     assert compare({"a": other}, {"a": GOOD}) == [Change("a", other, GOOD)]
@@ -83,7 +85,7 @@ def test_submodule_that_comes_or_goes_is_a_change() -> None:
 
 
 VERDICTS = st.builds(
-    Verdict,
+    SubmodVerdict,
     st.dictionaries(st.sampled_from(["hardware", "configuration"]), st.sampled_from([-1, 2, 36, 96])),
     st.lists(st.sampled_from(["policy.failed", "policy.ceiling"]), max_size=3).map(tuple),
 )
@@ -91,12 +93,14 @@ RESULTS = st.dictionaries(st.sampled_from("abc"), VERDICTS)
 
 
 @given(RESULTS, RESULTS)
-def test_changes_are_exactly_what_differs(old: dict[str, Verdict], new: dict[str, Verdict]) -> None:
+def test_changes_are_exactly_what_differs(
+    old: dict[str, SubmodVerdict], new: dict[str, SubmodVerdict]
+) -> None:
     """Each submodule once, none too many, and the same ones the other way round."""
     assert compare(old, old) == []
     found = {change.submod: (change.before, change.after) for change in compare(old, new)}
 
-    def meaning(verdict: Verdict | None) -> Any:
+    def meaning(verdict: SubmodVerdict | None) -> Any:
         return None if verdict is None else (verdict.vector, set(verdict.reasons))
 
     names = old.keys() | new.keys()
@@ -105,7 +109,7 @@ def test_changes_are_exactly_what_differs(old: dict[str, Verdict], new: dict[str
     assert {c.submod: (c.after, c.before) for c in compare(new, old)} == found
 
 
-RANKED: list[Verdict] = [BAD, FAIR, NONE, GOOD]
+RANKED: list[SubmodVerdict] = [BAD, FAIR, NONE, GOOD]
 
 
 @pytest.mark.parametrize(("low", "high"), list(itertools.combinations(range(4), 2)))
@@ -116,9 +120,9 @@ def test_change_has_a_direction(low: int, high: int) -> None:
 
 
 @pytest.mark.parametrize("verdict", RANKED, ids=["contraindicated", "warning", "none", "affirming"])
-def test_change_within_a_status_has_none(verdict: Verdict) -> None:
+def test_change_within_a_status_has_none(verdict: SubmodVerdict) -> None:
     """What a router does stays."""
-    other = Verdict(verdict.vector, ("policy.ceiling",))
+    other = SubmodVerdict(verdict.vector, ("policy.ceiling",))
     assert Change("a", verdict, other).direction == "other"
 
 
@@ -130,8 +134,8 @@ def test_submodule_that_goes_is_worse() -> None:
 
 def test_status_of_a_verdict_is_that_of_its_worst_claim() -> None:
     """As for a result."""
-    assert Verdict({"configuration": 2, "hardware": 96}, ()).tier == "contraindicated"
-    assert Verdict({}, ()).tier == "none"
+    assert SubmodVerdict({"configuration": 2, "hardware": 96}, ()).tier == "contraindicated"
+    assert SubmodVerdict({}, ()).tier == "none"
 
 
 # Counting.
@@ -139,13 +143,13 @@ def test_status_of_a_verdict_is_that_of_its_worst_claim() -> None:
 
 def taken(
     node: str = "n", at_ms: int = 0, *, appraisal_id: str = "", given: bytes = b"{}", **gist: Any
-) -> Taken:
-    made = Gist(results.BUILD, DEFAULT.digest, {}, Held(), {})
-    return Taken(appraisal_id, node, at_ms, given, msgspec.structs.replace(made, **gist))
+) -> RecordingHead:
+    made = AppraisalSummary(results.BUILD, DEFAULT.digest, {}, Held(), {})
+    return RecordingHead(appraisal_id, node, at_ms, given, msgspec.structs.replace(made, **gist))
 
 
-def report_of(*appraisals: tuple[str, int, Sequence[Change]]) -> Report:
-    report = Report("p@1")
+def report_of(*appraisals: tuple[str, int, Sequence[Change]]) -> TrialReport:
+    report = TrialReport("p@1")
     for node, at_ms, changes in appraisals:
         report.count(taken(node, at_ms), changes)
     return report
@@ -154,13 +158,13 @@ def report_of(*appraisals: tuple[str, int, Sequence[Change]]) -> Report:
 WORSE, BETTER, OTHER = (
     Change("platform", GOOD, BAD),
     Change("model/m", BAD, GOOD),
-    Change("model/m", BAD, Verdict({"configuration": 97}, ())),
+    Change("model/m", BAD, SubmodVerdict({"configuration": 97}, ())),
 )
 
 
 def test_empty_report() -> None:
     """Nothing was tried, and nothing is said of anybody."""
-    assert Report("p@1").to_wire() == {
+    assert TrialReport("p@1").to_wire() == {
         "policy": "p@1", "appraisals": 0, "unchanged": 0, "nodes": 0, "nodes_changed": 0, "better": 0,
         "worse": 0, "other": 0, "examined": 0, "failures": 0, "gave_up": False, "changes": [],
     }  # fmt: skip
@@ -178,7 +182,7 @@ def test_report_counts_appraisals_and_nodes() -> None:
 def test_same_change_of_a_node_is_counted_together() -> None:
     """How often, and when last, whatever the order in which they come."""
     report = report_of(("a", 5000, [WORSE]), ("a", 9999, [WORSE]), ("a", 7000, [WORSE]))
-    assert report.in_order() == [Counted("a", WORSE, 3, 9999)]
+    assert report.in_order() == [ChangeCount("a", WORSE, 3, 9999)]
     (shown,) = report.to_wire()["changes"]
     assert (shown["count"], shown["last"]) == (3, 9)
 
@@ -186,8 +190,8 @@ def test_same_change_of_a_node_is_counted_together() -> None:
 def test_equal_change_written_otherwise_is_counted_together() -> None:
     """The order of claims is no difference."""
     claims = {"configuration": 96, "instance-identity": 2}
-    one = Change("platform", GOOD, Verdict(claims, ()))
-    other = Change("platform", GOOD, Verdict(dict(reversed(claims.items())), ()))
+    one = Change("platform", GOOD, SubmodVerdict(claims, ()))
+    other = Change("platform", GOOD, SubmodVerdict(dict(reversed(claims.items())), ()))
     assert [c.count for c in report_of(("a", 1, [one]), ("a", 2, [other])).in_order()] == [2]
 
 
@@ -286,19 +290,19 @@ def entry(vector: dict[str, int], *reasons: str) -> dict[str, Any]:
     return {"trust_vector": vector, "reasons": list(reasons)}
 
 
-CONFIGURATION = SubmodGist({"configuration": 2}, {}, (), {"configuration": 2}, ())
+CONFIGURATION = SubmodSummary({"configuration": 2}, {}, (), {"configuration": 2}, ())
 
 
-def platform(node: str = "n", given: bytes = b"{}", at_ms: int = 0, **gist: Any) -> Taken:
+def platform(node: str = "n", given: bytes = b"{}", at_ms: int = 0, **gist: Any) -> RecordingHead:
     """A recording of one submodule that was affirming."""
     return taken(node, at_ms, given=given, **{"submods": {"platform": CONFIGURATION}, **gist})
 
 
-def replay(policy: Policy, library: Library | None = None, bundle: Bundle = DEFAULT) -> Replay:
-    return Replay(bundle, policy, library or Library(DEFAULT))
+def replay(policy: Policy, library: Library | None = None, bundle: Bundle = DEFAULT) -> Reappraiser:
+    return Reappraiser(bundle, policy, library or Library(DEFAULT))
 
 
-async def pages(*given: list[Taken]) -> AsyncIterator[list[Taken]]:
+async def pages(*given: list[RecordingHead]) -> AsyncIterator[list[RecordingHead]]:
     for page in given:
         yield page
 
@@ -313,8 +317,8 @@ async def test_trial_finds_what_changes() -> None:
     page = [platform("a", b"old", 1000), platform("b", b"new", 2000), platform("a", b"old", 3000)]
     report = await trial.run(pages(page), replay(policy), "p@1")
     assert (report.appraisals, report.unchanged, report.examined, report.failures) == (3, 1, 0, 0)
-    after = Verdict({"configuration": 96}, ())
-    assert report.in_order() == [Counted("a", Change("platform", GOOD, after), 2, 3000)]
+    after = SubmodVerdict({"configuration": 96}, ())
+    assert report.in_order() == [ChangeCount("a", Change("platform", GOOD, after), 2, 3000)]
 
 
 async def test_equal_inputs_are_asked_once() -> None:
@@ -347,8 +351,8 @@ async def test_progress_is_told_by_page() -> None:
 async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> None:
     """As an appraisal would lower it, and for the same reasons."""
     submods = {
-        "platform": SubmodGist({}, {}, ("evidence.time",), {"configuration": 2}, ()),
-        "model/m": SubmodGist({"executables": -2}, {"file-system": "file x"}, (), {"executables": -2}, ()),
+        "platform": SubmodSummary({}, {}, ("evidence.time",), {"configuration": 2}, ()),
+        "model/m": SubmodSummary({"executables": -2}, {"file-system": "file x"}, (), {"executables": -2}, ()),
     }
     policy = Policy(
         lambda _: {
@@ -366,9 +370,9 @@ async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> Non
 async def test_what_is_held_against_a_node_stays_held() -> None:
     """No policy ends a quarantine."""
     policy = Policy(lambda _: {"platform": entry({"instance-identity": 2})})
-    submods = {"platform": SubmodGist({"instance-identity": 2}, {}, (), {"instance-identity": 96}, ())}
+    submods = {"platform": SubmodSummary({"instance-identity": 2}, {}, (), {"instance-identity": 96}, ())}
     (found,) = await replay(policy).verdicts([taken(submods=submods, held=Held(quarantined_by="i1"))])
-    assert found["platform"] == Verdict({"instance-identity": 96}, ("identity.node.quarantined",))
+    assert found["platform"] == SubmodVerdict({"instance-identity": 96}, ("identity.node.quarantined",))
 
 
 WRONG: dict[str, Any] = {
@@ -386,7 +390,9 @@ async def test_failing_policy_comes_to_none(answer: Any) -> None:
     """−1 and never contraindicated, as an appraisal would; and it is counted."""
     trying = replay(Policy(lambda _: answer))
     (found,) = await trying.verdicts([platform()])
-    assert found == {"platform": Verdict({"instance-identity": -1, "configuration": -1}, ("policy.failed",))}
+    assert found == {
+        "platform": SubmodVerdict({"instance-identity": -1, "configuration": -1}, ("policy.failed",))
+    }
     assert trying.failures == 1
 
 
@@ -396,7 +402,7 @@ async def test_outcome_that_is_no_json_is_a_failure() -> None:
     async def ask(_: bytes) -> bytes:
         return b"{"
 
-    trying = Replay(DEFAULT, ask, Library(DEFAULT))
+    trying = Reappraiser(DEFAULT, ask, Library(DEFAULT))
     (found,) = await trying.verdicts([platform()])
     assert found["platform"].reasons == ("policy.failed",)
     assert trying.failures == 1
@@ -470,7 +476,7 @@ def rules(bundle: Bundle) -> Policy:
     return Policy(answer)
 
 
-def recorded(template: Template, library: Library, **changes: Any) -> Taken:
+def recorded(template: Template, library: Library, **changes: Any) -> RecordingHead:
     """An appraisal of the template's node as it was recorded, also with the library."""
     given, record = template.record("n1", "j1", ENGINE_VERSION, {})
     record = msgspec.structs.replace(record, **changes)
@@ -479,12 +485,12 @@ def recorded(template: Template, library: Library, **changes: Any) -> Taken:
     result = recording.conclude(record, checked, outcome, template.context, template.bundle.id)
     library.recordings["j1"] = Recording(template.evidence(ENGINE_VERSION), given, record)
     library.references[template.document.digest] = template.given.references[MODEL]
-    return Taken("j1", "n1", NOW, given, recording.gist_of(record, result))
+    return RecordingHead("j1", "n1", NOW, given, recording.summary_of(record, result))
 
 
-async def try_on(template: Template, bundle: Bundle, library: Library, **changes: Any) -> Report:
+async def try_on(template: Template, bundle: Bundle, library: Library, **changes: Any) -> TrialReport:
     page = [recorded(template, library, **changes)]
-    return await trial.run(pages(page), Replay(bundle, rules(bundle), library), bundle.id)
+    return await trial.run(pages(page), Reappraiser(bundle, rules(bundle), library), bundle.id)
 
 
 async def test_same_policy_changes_nothing(template: Template) -> None:
@@ -593,7 +599,7 @@ def test_damaged_recording_is_an_error_of_the_store(data: bytes) -> None:
     with pytest.raises(recording.RecordingError):
         recording.unpack(data)
     with pytest.raises(recording.RecordingError):
-        recording.read_gist(data.hex())
+        recording.read_summary(data.hex())
 
 
 def test_verdicts_are_read_from_a_result() -> None:

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
-from router.errors import WorkloadError
+from router.model.errors import WorkloadError
 from verifier.errors import PlainYAMLError
 from verifier.plainyaml import Parsed, parse_yaml
 from verifier.trust import CLAIM_NAMES
@@ -151,7 +151,7 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
 
     @property
-    def kept_under(self) -> str:
+    def standing_key(self) -> str:
         """What standings of nodes for this work are kept under."""
         return self.tier or self.model
 

@@ -3,7 +3,7 @@ The gates, in order.  The first five fail closed: an empty pool is an answer.
 
 Each gives `None` or the verdict that closed it.  The last, capacity, is where a node may do
 the work and has no room: what of it gives way when nobody else is left stands in a lane of
-its own (`router.lanes`), and the decision says so.
+its own (`router.choose.candidates`), and the decision says so.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from router.snapshot import NodeView
-from router.workload import ASSURANCES, Workload
+from router.model.node import NodeView
+from router.model.workload import ASSURANCES, Workload
 from verifier.trust import Tier, tier_of
 
 FEED_SILENT_S: Final = 60.0
@@ -24,7 +24,7 @@ FEED_SILENT_S: Final = 60.0
 FEED_SILENT: Final = "incident.feed-silent"
 
 
-class Verdict(Struct, frozen=True):
+class GateVerdict(Struct, frozen=True):
     """Why a gate is closed to a node."""
 
     gate: str
@@ -33,7 +33,7 @@ class Verdict(Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Around:
+class GateContext:
     """What a gate looks at beside the node itself."""
 
     now_ms: int
@@ -43,30 +43,32 @@ class Around:
     """Tokens per second that routers saw in the last hour, where they saw enough."""
 
 
-Gate: TypeAlias = Callable[[NodeView, Workload, Around], Verdict | None]
+Gate: TypeAlias = Callable[[NodeView, Workload, GateContext], GateVerdict | None]
 
 
-def identity(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+def identity(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
     """Enrolled, not retired, with an endpoint and a pin in its result."""
     if node.retired:
-        return Verdict("identity", "identity.retired", "the node was retired")
+        return GateVerdict("identity", "identity.retired", "the node was retired")
     if node.result is not None and node.endpoint is None:
-        return Verdict("identity", "identity.endpoint", "its result names no proven endpoint")
+        return GateVerdict("identity", "identity.endpoint", "its result names no proven endpoint")
     return None
 
 
-def result(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+def result(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
     """A live result, young enough, with every required claim affirming and the assurance."""
     ear = node.result
     if ear is None:
-        return Verdict("result", "result.missing", "no result yet")
+        return GateVerdict("result", "result.missing", "no result yet")
     if node.revoked:
-        return Verdict("result", "result.revoked", f"result {ear.jti} was revoked")
+        return GateVerdict("result", "result.revoked", f"result {ear.jti} was revoked")
     now = around.now_ms // 1000
     if ear.exp <= now:
-        return Verdict("result", "result.expired", f"ran out at {ear.exp}")
+        return GateVerdict("result", "result.expired", f"ran out at {ear.exp}")
     if now - ear.iat > workload.max_age_s:
-        return Verdict("result", "result.old", f"issued at {ear.iat}, and {workload.max_age_s} s is the most")
+        return GateVerdict(
+            "result", "result.old", f"issued at {ear.iat}, and {workload.max_age_s} s is the most"
+        )
     model = f"model/{workload.model}"
     required = (
         ("platform", workload.platform_claims, workload.platform_assurance),
@@ -74,17 +76,19 @@ def result(node: NodeView, workload: Workload, around: Around) -> Verdict | None
     )
     for submod, claims, assurance in required:
         if submod not in ear.submods:
-            return Verdict("result", "result.no-submod", f"its result says nothing of {submod}")
+            return GateVerdict("result", "result.no-submod", f"its result says nothing of {submod}")
         for claim in claims:
             value = ear.value(submod, claim)
             tier = tier_of(value)
             if tier is not Tier.AFFIRMING:
                 reasons = [r.code for r in ear.submods[submod].ear_verifier_claims.reasons]
                 detail = f"{submod} {claim} is {value} ({tier}); {', '.join(reasons) or 'no reason given'}"
-                return Verdict("result", "result.not-affirming", detail)
+                return GateVerdict("result", "result.not-affirming", detail)
         given = ear.submods[submod].ear_verifier_claims.assurance
         if given not in ASSURANCES or ASSURANCES.index(given) < ASSURANCES.index(assurance):
-            return Verdict("result", "result.assurance", f"{submod} is {given}, and {assurance} is required")
+            return GateVerdict(
+                "result", "result.assurance", f"{submod} is {given}, and {assurance} is required"
+            )
     return None
 
 
@@ -95,7 +99,7 @@ def changes_at(node: NodeView, workload: Workload, now_ms: int) -> float:
     return min((at for at in ends if at > now_ms), default=math.inf)
 
 
-def incident(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+def incident(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
     """
     No open quarantine, of the node or of what it may be a new name for.
 
@@ -103,20 +107,20 @@ def incident(node: NodeView, workload: Workload, around: Around) -> Verdict | No
     must not be worth more than a bad one.
     """
     if node.incidents:
-        return Verdict("incident", "incident.quarantine", f"incident {min(node.incidents)} is open")
+        return GateVerdict("incident", "incident.quarantine", f"incident {min(node.incidents)} is open")
     enrolled = node.enrolled
     if around.held_since is not None and enrolled is not None and enrolled >= int(around.held_since):
         detail = "enrolled after a node of its operator was quarantined, and that is not decided yet"
-        return Verdict("incident", "incident.operator", detail)
+        return GateVerdict("incident", "incident.operator", detail)
     return None
 
 
-def capability(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+def capability(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
     """What the node declares meets what the work needs; declared values can only exclude."""
     declared = node.capabilities
 
-    def closed(name: str, have: object, need: object) -> Verdict:
-        return Verdict("capability", f"capability.{name}", f"has {str(have)[:80]}, and {need} is needed")
+    def closed(name: str, have: object, need: object) -> GateVerdict:
+        return GateVerdict("capability", f"capability.{name}", f"has {str(have)[:80]}, and {need} is needed")
 
     allowed = (
         ("hardware-class", node.hardware_class, workload.hardware_classes),
@@ -140,18 +144,20 @@ def capability(node: NodeView, workload: Workload, around: Around) -> Verdict | 
     return None
 
 
-def floors(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+def floors(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
     """The verified rate and the pace that was seen meet the floors, and the price the ceiling."""
     least = workload.min_walk_bytes_per_second
     if least and node.result is not None:
         measured = node.result.submods[f"model/{workload.model}"].ear_verifier_claims.measured
         rate = measured.get("walk_bytes_per_second")
         if type(rate) is not int or rate < least:
-            return Verdict("floors", "floors.walk-rate", f"verified {rate}, and {least} bytes/s is the floor")
+            return GateVerdict(
+                "floors", "floors.walk-rate", f"verified {rate}, and {least} bytes/s is the floor"
+            )
     pace = around.pace
     if workload.min_tokens_per_second and pace is not None and pace < workload.min_tokens_per_second:
         detail = f"{pace:.1f} tokens/s in the last hour, and {workload.min_tokens_per_second} is the floor"
-        return Verdict("floors", "floors.pace", detail)
+        return GateVerdict("floors", "floors.pace", detail)
     ceiling = workload.price_ceiling
     if ceiling is not None:
         price = workload.price_of(node.operator)
@@ -161,7 +167,7 @@ def floors(node: NodeView, workload: Workload, around: Around) -> Verdict | None
         ):
             if asked > most:
                 detail = f"{asked} for a million tokens of {what}, and {most} is the ceiling"
-                return Verdict("floors", "floors.price", detail)
+                return GateVerdict("floors", "floors.price", detail)
     return None
 
 
@@ -169,7 +175,7 @@ CLOSED_GATES: Final[tuple[Gate, ...]] = (identity, result, incident, capability,
 """They fail closed, always."""
 
 
-def check(node: NodeView, workload: Workload, around: Around) -> Verdict | None:
+def check(node: NodeView, workload: Workload, around: GateContext) -> GateVerdict | None:
     """The first gate of those that fail closed that is closed to *node*."""
     for gate in CLOSED_GATES:
         verdict = gate(node, workload, around)
@@ -208,11 +214,11 @@ CODES: Final = {
 """Every code of a closed gate, with its sentence."""
 
 
-GIVING_WAY: Final = frozenset({"capacity.warming", "capacity.breaker", "capacity.silent"})
+FAIL_OPEN_CODES: Final = frozenset({"capacity.warming", "capacity.breaker", "capacity.silent"})
 """Of those whom they close, some are tried where there is nobody else."""
 
 
-def in_order(codes: Iterator[str]) -> list[str]:
+def sort_codes(codes: Iterator[str]) -> list[str]:
     """Codes in the order of the gates."""
     known = list(CODES)
     return sorted(codes, key=lambda code: known.index(code) if code in known else len(known))

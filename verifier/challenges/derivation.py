@@ -23,7 +23,7 @@ from attester.weights.kernels import Kernel, row_words
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.errors import ReferenceValueError
-from verifier.schemes.base import Asked, ReadAsked, WalkAsked
+from verifier.schemes.base import IssuedChallenges, IssuedRead, IssuedWalk
 from verifier.store.pool import Entry
 
 CHECKED_ROWS: Final = 4
@@ -73,30 +73,34 @@ class PoolKey:
         return hashlib.shake_256(self.secret + place + suffix).digest(size)
 
 
-def pose(entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: PoolKey) -> dict[str, Asked]:
+def pose(
+    entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: PoolKey
+) -> dict[str, IssuedChallenges]:
     """What a session asks, with what the verifier knows of the answers."""
-    asked: dict[str, Asked] = {model: Asked(exhausted=tuple(kinds)) for model, kinds in exhausted.items()}
+    asked: dict[str, IssuedChallenges] = {
+        model: IssuedChallenges(exhausted=tuple(kinds)) for model, kinds in exhausted.items()
+    }
     for entry in entries:
         seed = key.seed(entry.model, entry.kind, entry.index).hex()
-        before = asked.get(entry.model, Asked())
+        before = asked.get(entry.model, IssuedChallenges())
         if entry.kind == "read":
             read = msgspec.json.decode(entry.parameters, type=ReadParameters)
-            posed = ReadAsked(seed, read.windows, entry.commitments, entry.batch, entry.reference)
-            asked[entry.model] = Asked(posed, before.walk, before.exhausted)
+            posed = IssuedRead(seed, read.windows, entry.commitments, entry.batch, entry.reference)
+            asked[entry.model] = IssuedChallenges(posed, before.walk, before.exhausted)
         else:
             walk = msgspec.json.decode(entry.parameters, type=WalkParameters)
             rows = key.checked_rows(entry.model, entry.kind, entry.index, walk.rows)
             parts = [entry.commitments[i : i + 32] for i in range(0, len(entry.commitments), 32)]
             commitments = dict(zip(rows, parts, strict=True))
             wide = entry.kind == "wide"
-            posed_walk = WalkAsked(
+            posed_walk = IssuedWalk(
                 seed, walk.rows, walk.passes, commitments, entry.batch, wide, entry.reference
             )
-            asked[entry.model] = Asked(before.read, posed_walk, before.exhausted)
+            asked[entry.model] = IssuedChallenges(before.read, posed_walk, before.exhausted)
     return asked
 
 
-def to_wire(asked: Mapping[str, Asked]) -> list[ModelChallenge]:
+def to_wire(asked: Mapping[str, IssuedChallenges]) -> list[ModelChallenge]:
     """What the node is told: never commitments, never which rows are checked."""
     return [
         ModelChallenge(

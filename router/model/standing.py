@@ -19,7 +19,7 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from router.outcomes import Blame, Outcome
+from router.model.outcomes import Blame, Outcome
 
 HALF_LIVES_S: Final = (3600.0, 7 * 86400.0)
 ESTABLISHED_LOWER: Final = 0.9
@@ -47,7 +47,7 @@ Counts = tuple[float, float]
 """Decayed, one for each half-life."""
 
 
-class Tier(StrEnum):
+class Grade(StrEnum):
     """Where a node stands for a model tier."""
 
     ESTABLISHED = "established"
@@ -162,7 +162,7 @@ def merge(own: Standing, others: Iterable[Standing], now: float) -> Standing:
 class Rating(Struct, frozen=True, gc=False):
     """What ranking goes by: a standing brought to the point."""
 
-    tier: Tier = Tier.PROBATION
+    tier: Grade = Grade.PROBATION
     completion: float = 0.0
     latency_s: float = UNKNOWN_LATENCY_S
     evidence: float = 0.0
@@ -184,18 +184,18 @@ def rate(standing: Standing, now: float, missed: str | None = None) -> Rating:
     completion = long[0] if short is None else min(short[0], long[0])
     evidence = seen.completed[1] + seen.failed[1]
     if _fails(short, long, evidence):
-        tier, why = Tier.DEGRADED, "standing.failing"
+        tier, why = Grade.DEGRADED, "standing.failing"
     elif seen.is_unclean:
-        tier, why = Tier.DEGRADED, "standing.unclean"
+        tier, why = Grade.DEGRADED, "standing.unclean"
     elif missed is not None:
-        tier, why = Tier.DEGRADED, missed
+        tier, why = Grade.DEGRADED, missed
     elif completion >= ESTABLISHED_LOWER:
-        tier, why = Tier.ESTABLISHED, "standing.proven"
+        tier, why = Grade.ESTABLISHED, "standing.proven"
     elif evidence >= SEEN_ENOUGH and long[0] < ESTABLISHED_LOWER:
         # Probation ends with evidence, this way or that.
-        tier, why = Tier.DEGRADED, "standing.unreliable"
+        tier, why = Grade.DEGRADED, "standing.unreliable"
     else:
-        tier, why = Tier.PROBATION, "standing.little-evidence"
+        tier, why = Grade.PROBATION, "standing.little-evidence"
     latency = UNKNOWN_LATENCY_S if seen.latency_s is None else min(seen.latency_s, UNKNOWN_LATENCY_S)
     return Rating(tier, completion, latency, evidence, why)
 

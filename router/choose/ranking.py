@@ -15,10 +15,10 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from router.chance import Chance
-from router.lanes import FAILING_OPEN, LANES, Key, Lane, Places
-from router.standing import Rating
-from router.workload import Workload
+from router.choose.candidates import FAIL_OPEN_LANES, LANES, CandidateIndex, Key, Lane
+from router.choose.seeded_random import SeededRandom
+from router.model.standing import Rating
+from router.model.workload import Workload
 
 WIDTH: Final = 3
 """So many are ranked; nobody tries more."""
@@ -31,7 +31,7 @@ _ALL: Final = 100
 _UNPROVEN: Final = (Lane.PROBATION, Lane.WARMING)
 
 
-class Facts(Struct, frozen=True, gc=False):
+class CandidateFacts(Struct, frozen=True, gc=False):
     """What a decision knows of a node."""
 
     rating: Rating
@@ -44,14 +44,14 @@ class Pool(Protocol):
     """What a decision rests on."""
 
     @property
-    def lanes(self) -> dict[Lane, Places]:
+    def lanes(self) -> dict[Lane, CandidateIndex]:
         """Who may do the work."""
 
     @property
     def sizes(self) -> dict[Lane, int]:
         """How many stand in each lane."""
 
-    def facts(self, node: str) -> Facts:
+    def facts(self, node: str) -> CandidateFacts:
         """What is known of a node that stands in a lane."""
 
     def is_over(self, operator: str) -> bool:
@@ -90,7 +90,7 @@ class Ranking(Struct, frozen=True, gc=False):
     """Operators that were drawn and passed over, for they have their share."""
 
 
-def score(key: Key, lane: Lane, facts: Facts, workload: Workload) -> Ranked:
+def score(key: Key, lane: Lane, facts: CandidateFacts, workload: Workload) -> Ranked:
     """A node's score, by what routers have seen."""
     operator, node = key
     rating = facts.rating
@@ -122,7 +122,7 @@ def score(key: Key, lane: Lane, facts: Facts, workload: Workload) -> Ranked:
 
 def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
     """The nodes in the order in which they are to be tried, the first few of them."""
-    draw = _Draw(pool, workload, Chance(seed))
+    draw = _Draw(pool, workload, SeededRandom(seed))
     sizes = pool.sizes
     filled = [lane for lane in LANES if sizes[lane]]
     ranked: list[Ranked] = []
@@ -136,10 +136,10 @@ def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
         if tried in filled and filled[0] is not tried:
             ranked += draw.take(tried, 1)
     for lane in filled:
-        if len(ranked) >= WIDTH or (ranked and lane in FAILING_OPEN):
+        if len(ranked) >= WIDTH or (ranked and lane in FAIL_OPEN_LANES):
             break
         ranked += draw.take(lane, WIDTH - len(ranked))
-    opened = [r.closed for r in ranked if r.lane in FAILING_OPEN]
+    opened = [r.closed for r in ranked if r.lane in FAIL_OPEN_LANES]
     if draw.over and any(r.operator in draw.over for r in ranked):
         opened.append("capacity.operator-share")
     return Ranking(tuple(ranked), tuple(dict.fromkeys(opened)), tuple(sorted(draw.over)))
@@ -148,7 +148,7 @@ def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
 class _Draw:
     """Draws from lanes, nobody twice."""
 
-    def __init__(self, pool: Pool, workload: Workload, chance: Chance) -> None:
+    def __init__(self, pool: Pool, workload: Workload, chance: SeededRandom) -> None:
         self._pool = pool
         self._workload = workload
         self.chance = chance
@@ -210,7 +210,9 @@ class _Draw:
         self._left[lane] -= 1
         return score(key, lane, self._pool.facts(key[1]), self._workload)
 
-    def _find(self, places: Places, *, among_nodes: bool, shares: bool, barred: str | None) -> Key | None:
+    def _find(
+        self, places: CandidateIndex, *, among_nodes: bool, shares: bool, barred: str | None
+    ) -> Key | None:
         chance, operators = self.chance, places.operators
         for tried in range(_TRIES):
             if among_nodes and not tried:

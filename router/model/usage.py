@@ -67,7 +67,7 @@ class _Sum:
         return None
 
 
-class Meter:
+class UsageMeter:
     """What each node claimed and was counted for, over a day or so.  Monotonic seconds."""
 
     def __init__(self) -> None:
@@ -77,7 +77,9 @@ class Meter:
         self._within: dict[str, float] = {}
         """Likewise within it, over enough answers."""
 
-    def add(self, node: str, operator: str, claimed: Usage, counted: Usage, now: float) -> Mismatch | None:
+    def add(
+        self, node: str, operator: str, claimed: Usage, counted: Usage, now: float
+    ) -> UsageMismatch | None:
         """Count an answer; gives the mismatch, where this one makes it large."""
         found = self._sums.get(node)
         if found is None or now - found.since > WINDOW_S:
@@ -96,7 +98,7 @@ class Meter:
         beyond = {o for o, at in self._beyond.items() if now - at <= WINDOW_S}
         within = {o for o, at in self._within.items() if now - at <= WINDOW_S} - beyond
         ours = len(beyond) >= OPERATORS and len(beyond) >= len(within)
-        return Mismatch(found.answers, *large, ours=ours)
+        return UsageMismatch(found.answers, *large, ours=ours)
 
 
 def _plus(*usages: Usage) -> Usage:
@@ -104,7 +106,7 @@ def _plus(*usages: Usage) -> Usage:
 
 
 @dataclass(frozen=True)
-class Mismatch:
+class UsageMismatch:
     """Far more was claimed than was delivered."""
 
     answers: int

@@ -22,14 +22,14 @@ from verifier.recording import Recording, ReferenceName
 from verifier.schemes.base import Blocks, ModelReference
 from verifier.store import policies, recordings, references
 from verifier.store.database import Database, Tx
-from verifier.trial import Given
+from verifier.trial import VerifierInputs
 
 _KEPT: Final = 64
 
 T = TypeVar("T")
 
 
-class _Kept(Generic[T]):
+class _LRU(Generic[T]):
     """The last so many of what does not change under its name."""
 
     def __init__(self) -> None:
@@ -66,20 +66,20 @@ class _State:
 
 
 @dataclass(frozen=True)
-class Grounds:
+class AppraisalInputs:
     """What of ours an appraisal of one node now would rest on."""
 
     rollout: Rollout
     bundle: Bundle
-    given: Given
+    given: VerifierInputs
 
 
-class InForce:
+class InputLoader:
     """Reads what is in force, and keeps what does not change."""
 
     def __init__(self) -> None:
-        self._bundles: _Kept[Bundle] = _Kept()
-        self._references: _Kept[ModelReference] = _Kept()
+        self._bundles: _LRU[Bundle] = _LRU()
+        self._references: _LRU[ModelReference] = _LRU()
         self._state: _State | None = None
 
     async def rollout(self, tx: Tx) -> Rollout:
@@ -108,7 +108,7 @@ class InForce:
             raise PolicyError(f"the policy {digest} is not what was published")
         return self._bundles.put(digest, bundle)
 
-    async def grounds(self, tx: Tx, node_id: str, models: list[str], now_ms: int) -> Grounds:
+    async def grounds(self, tx: Tx, node_id: str, models: list[str], now_ms: int) -> AppraisalInputs:
         """What an appraisal of a node would rest on, for *models*."""
         rollout = await self.rollout(tx)
         bundle = await self.bundle(tx, rollout.policy_for(node_id))
@@ -128,7 +128,7 @@ class InForce:
             ]
             if earlier:
                 superseded[model] = tuple(earlier)
-        return Grounds(rollout, bundle, Given(found, superseded, state.blocks))
+        return AppraisalInputs(rollout, bundle, VerifierInputs(found, superseded, state.blocks))
 
     async def digests(self, tx: Tx, node_id: str) -> dict[str, str]:
         """By model the digest of the reference value in force for a node: what its challenges are of."""
@@ -197,7 +197,7 @@ class InForce:
 class StoredLookup:
     """What recordings name, from a database (`verifier.trial.Lookup`)."""
 
-    def __init__(self, db: Database, inforce: InForce) -> None:
+    def __init__(self, db: Database, inforce: InputLoader) -> None:
         self._db = db
         self._inforce = inforce
 

@@ -13,14 +13,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from verifier.challenges.derivation import GROUP, WIDE_ROWS, Minter, ReadParameters, WalkParameters
 from verifier.errors import ReferenceValueError
-from verifier.references.challenges import (
-    GROUP,
-    WIDE_ROWS,
-    Minter,
-    ReadParameters,
-    WalkParameters,
-)
 from verifier.store import pool
 from verifier.store.database import ConflictError, Database, Tx
 from verifier.store.pool import Entry

@@ -1,4 +1,4 @@
-"""Chance that can be had again: numbers that follow from a seed, in any version of Python."""
+"""SeededRandom that can be had again: numbers that follow from a seed, in any version of Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 _BLOCK: Final = struct.Struct("<8Q")
 
 
-class Chance:
+class SeededRandom:
     """Uniform draws by BLAKE2b over the seed and a counter (RFC 7693)."""
 
     __slots__ = ("_counter", "_left", "_seed")

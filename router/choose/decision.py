@@ -14,14 +14,14 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from router.errors import ReplayError
-from router.gates import FEED_SILENT, FEED_SILENT_S, GIVING_WAY, Verdict
-from router.lanes import LANES, Lane, Places, Seen, SeenLane, Watched
-from router.ranking import Facts, Pool, Ranked, rank
-from router.workload import Workload
+from router.choose.candidates import LANES, CandidateIndex, Lane, LaneRecord, RecordingIndex, ReplayIndex
+from router.choose.gates import FAIL_OPEN_CODES, FEED_SILENT, FEED_SILENT_S, GateVerdict
+from router.choose.ranking import CandidateFacts, Pool, Ranked, rank
+from router.model.errors import ReplayError
+from router.model.workload import Workload
 
 
-class Snapshot(Struct, frozen=True, gc=False):
+class FleetView(Struct, frozen=True, gc=False):
     """Everything a decision rests on, at one moment."""
 
     version: int
@@ -51,9 +51,9 @@ class Decision(Struct, frozen=True, gc=False):
     """How many nodes stood in each."""
     closed: dict[str, int]
     """How many nodes each code excluded."""
-    seen: dict[str, Seen]
+    seen: dict[str, LaneRecord]
     """What was asked of each lane, and answered."""
-    facts: dict[str, Facts]
+    facts: dict[str, CandidateFacts]
     """Of each node that was drawn."""
     shares: dict[str, bool]
     """Of each operator that was drawn, whether it had its share."""
@@ -100,14 +100,14 @@ class Decision(Struct, frozen=True, gc=False):
 _NAMES: Final = tuple((lane, lane.value) for lane in LANES)
 
 
-def decide(snapshot: Snapshot, workload: Workload, seed: int) -> Decision:
+def decide(snapshot: FleetView, workload: Workload, seed: int) -> Decision:
     """Rank those who may.  An empty pool is an answer."""
-    watched = _WatchedPool(snapshot.pool)
+    watched = _RecordingPool(snapshot.pool)
     sizes = {name: watched.sizes[lane] for lane, name in _NAMES}
     closed = dict(snapshot.closed)
     if snapshot.silent_s > FEED_SILENT_S:
         # Whatever was known may have been revoked meanwhile: nobody may, whoever has room or has not.
-        closed = {code: count for code, count in closed.items() if code not in GIVING_WAY}
+        closed = {code: count for code, count in closed.items() if code not in FAIL_OPEN_CODES}
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = None
     else:
@@ -138,8 +138,8 @@ def replay(decision: Decision) -> Decision:
     """
     closed = {code: n for code, n in decision.closed.items() if code != FEED_SILENT}
     try:
-        pool = _SeenPool(decision)
-        snapshot = Snapshot(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
+        pool = _ReplayPool(decision)
+        snapshot = FleetView(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
         again = decide(snapshot, decision.workload, decision.seed)
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, it looks at something that the record does not have") from None
@@ -149,19 +149,19 @@ def replay(decision: Decision) -> Decision:
     return again
 
 
-class _WatchedPool:
+class _RecordingPool:
     """A pool that remembers what it was asked."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         # The empty ones have nothing to say.
         self.sizes = dict(pool.sizes)
-        self._watched = {lane: Watched(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
-        self.lanes: dict[Lane, Places] = {**pool.lanes, **self._watched}
-        self.known: dict[str, Facts] = {}
+        self._watched = {lane: RecordingIndex(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
+        self.lanes: dict[Lane, CandidateIndex] = {**pool.lanes, **self._watched}
+        self.known: dict[str, CandidateFacts] = {}
         self.shares: dict[str, bool] = {}
 
-    def facts(self, node: str) -> Facts:
+    def facts(self, node: str) -> CandidateFacts:
         facts = self.known[node] = self._pool.facts(node)
         return facts
 
@@ -169,28 +169,28 @@ class _WatchedPool:
         over = self.shares[operator] = self._pool.is_over(operator)
         return over
 
-    def seen(self) -> dict[str, Seen]:
+    def seen(self) -> dict[str, LaneRecord]:
         return {str(lane): watched.seen() for lane, watched in self._watched.items()}
 
 
-class _SeenPool:
+class _ReplayPool:
     """A pool as a record remembers it."""
 
     def __init__(self, decision: Decision) -> None:
-        nothing = Seen(0, 0, {}, {}, {})
-        self.lanes: dict[Lane, Places] = {
-            lane: SeenLane(decision.seen.get(lane.value, nothing)) for lane in LANES
+        nothing = LaneRecord(0, 0, {}, {}, {})
+        self.lanes: dict[Lane, CandidateIndex] = {
+            lane: ReplayIndex(decision.seen.get(lane.value, nothing)) for lane in LANES
         }
         self.sizes = {lane: len(places) for lane, places in self.lanes.items()}
         self._decision = decision
 
-    def facts(self, node: str) -> Facts:
+    def facts(self, node: str) -> CandidateFacts:
         return self._decision.facts[node]
 
     def is_over(self, operator: str) -> bool:
         return self._decision.shares[operator]
 
 
-def explain_closed(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+def explain_closed(verdicts: Mapping[str, GateVerdict]) -> dict[str, Any]:
     """Verdicts by node, as data."""
     return {node: msgspec.to_builtins(verdict) for node, verdict in sorted(verdicts.items())}

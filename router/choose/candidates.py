@@ -30,11 +30,11 @@ class Lane(StrEnum):
 
 
 LANES: Final = tuple(Lane)
-FAILING_OPEN: Final = frozenset({Lane.WARMING, Lane.BROKEN})
+FAIL_OPEN_LANES: Final = frozenset({Lane.WARMING, Lane.BROKEN})
 """Whoever is taken from these passes a gate that is closed, and the decision says so."""
 
 
-class Places(Protocol):
+class CandidateIndex(Protocol):
     """What a decision asks of a lane."""
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Places(Protocol):
         """Who stands at a place among the nodes of an operator."""
 
 
-class KeptLane:
+class SortedCandidates:
     """A lane that events keep."""
 
     __slots__ = ("_keys", "_nodes", "_operators")
@@ -65,24 +65,24 @@ class KeptLane:
         self._nodes: dict[str, list[str]] = {}
 
     def __len__(self) -> int:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return len(self._keys)
 
     def at(self, place: int) -> Key:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return self._keys[place]
 
     @property
     def operators(self) -> int:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return len(self._operators)
 
     def nodes_of(self, number: int) -> int:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return len(self._nodes[self._operators[number]])
 
     def node_of(self, number: int, place: int) -> Key:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         operator = self._operators[number]
         return operator, self._nodes[operator][place]
 
@@ -108,7 +108,7 @@ class KeptLane:
             del self._operators[bisect_left(self._operators, operator)]
 
 
-class Seen(Struct, frozen=True, gc=False):
+class LaneRecord(Struct, frozen=True, gc=False):
     """What a decision saw of a lane: enough to make it again."""
 
     size: int
@@ -119,36 +119,36 @@ class Seen(Struct, frozen=True, gc=False):
     """By number of the operator and place, ``NUMBER/PLACE``."""
 
 
-class SeenLane:
+class ReplayIndex:
     """A lane as a record remembers it; raises `KeyError` where something else is asked than was then."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: LaneRecord) -> None:
         self._seen = seen
         self.operators = seen.operators
 
     def __len__(self) -> int:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return self._seen.size
 
     def at(self, place: int) -> Key:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return self._seen.at[place]
 
     def nodes_of(self, number: int) -> int:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return self._seen.nodes_of[number]
 
     def node_of(self, number: int, place: int) -> Key:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return self._seen.node_of[f"{number}/{place}"]
 
 
-class Watched:
+class RecordingIndex:
     """A lane that remembers what it was asked."""
 
     __slots__ = ("_at", "_lane", "_node_of", "_nodes_of", "_size", "operators")
 
-    def __init__(self, lane: Places) -> None:
+    def __init__(self, lane: CandidateIndex) -> None:
         self._lane = lane
         self._size = len(lane)
         self.operators = lane.operators
@@ -157,24 +157,24 @@ class Watched:
         self._node_of: dict[str, Key] = {}
 
     def __len__(self) -> int:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         return self._size
 
     def at(self, place: int) -> Key:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         key = self._at[place] = self._lane.at(place)
         return key
 
     def nodes_of(self, number: int) -> int:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         count = self._nodes_of[number] = self._lane.nodes_of(number)
         return count
 
     def node_of(self, number: int, place: int) -> Key:
-        """As `Places`."""
+        """As `CandidateIndex`."""
         key = self._node_of[f"{number}/{place}"] = self._lane.node_of(number, place)
         return key
 
-    def seen(self) -> Seen:
+    def seen(self) -> LaneRecord:
         """What was asked, and what it answered."""
-        return Seen(self._size, self.operators, self._at, self._nodes_of, self._node_of)
+        return LaneRecord(self._size, self.operators, self._at, self._nodes_of, self._node_of)

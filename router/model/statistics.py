@@ -6,10 +6,10 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from router.outcomes import Outcome
-from router.sketch import Counts, Recent, bucket_of, enough_for, merged, quantile
-from router.standing import Load, Rating, Standing, merge, rate
-from router.workload import Workload
+from router.model.outcomes import Outcome
+from router.model.quantiles import Counts, RecentDurations, bucket_of, enough_for, merged, quantile
+from router.model.standing import Load, Rating, Standing, merge, rate
+from router.model.workload import Workload
 
 _OBJECTIVES: Final = (
     ("first", 0.9, "first_token_p90_ms"),
@@ -26,12 +26,12 @@ _FARTHEST: Final = bucket_of(1e9)
 SERIES: Final = ("first", "token", "answer")
 
 
-class Account(Struct, frozen=True, array_like=True):
+class StatisticsAggregate(Struct, frozen=True, array_like=True):
     """What one router has seen of a node for a tier."""
 
     standing: Standing
     slices: dict[str, dict[int, Counts]] = {}
-    """By series, the slices of `router.sketch.Recent`."""
+    """By series, the slices of `router.model.quantiles.RecentDurations`."""
 
     def is_sound(self) -> bool:
         """Whether its numbers are such as a router counts: another wrote it."""
@@ -58,8 +58,8 @@ class Account(Struct, frozen=True, array_like=True):
         )
 
 
-class Kept:
-    """Kept by events; its rating is what decisions go by."""
+class NodeStatistics:
+    """NodeStatistics by events; its rating is what decisions go by."""
 
     __slots__ = ("load", "missed", "others", "own", "pace", "rating", "recent", "recent_of_others")
 
@@ -67,8 +67,8 @@ class Kept:
         self.own = Standing()
         self.others: dict[str, Standing] = {}
         """What other routers have seen, by router."""
-        self.recent_of_others: dict[str, dict[str, Recent]] = {}
-        self.recent: dict[str, Recent] = {name: Recent() for name in SERIES}
+        self.recent_of_others: dict[str, dict[str, RecentDurations]] = {}
+        self.recent: dict[str, RecentDurations] = {name: RecentDurations() for name in SERIES}
         """Seconds to the first token, for each further token, for a whole answer."""
         self.load = Load()
         self.rating = Rating()
@@ -108,24 +108,24 @@ class Kept:
         }
         self.rate(now)
 
-    def account(self, now: float) -> Account:
+    def account(self, now: float) -> StatisticsAggregate:
         """What this router has seen, to be written down."""
         slices = {}
         for name, recent in self.recent.items():
             recent.forget(now)
             slices[name] = recent.slices
-        return Account(self.own, slices)
+        return StatisticsAggregate(self.own, slices)
 
-    def restore(self, account: Account, now: float) -> None:
+    def restore(self, account: StatisticsAggregate, now: float) -> None:
         """What this router had seen before it was started again."""
         self.own = account.standing
-        self.recent = {name: Recent(account.slices.get(name)) for name in SERIES}
+        self.recent = {name: RecentDurations(account.slices.get(name)) for name in SERIES}
         self.rate(now)
 
-    def hear(self, router: str, account: Account, now: float) -> None:
+    def hear(self, router: str, account: StatisticsAggregate, now: float) -> None:
         """What another router has seen."""
         self.others[router] = account.standing
-        self.recent_of_others[router] = {name: Recent(s) for name, s in account.slices.items()}
+        self.recent_of_others[router] = {name: RecentDurations(s) for name, s in account.slices.items()}
         self.rate(now)
 
     def last_hour(self, series: str, now: float) -> Counts:

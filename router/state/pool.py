@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from router.gates import CODES, Verdict
-from router.kept import Kept
-from router.lanes import LANES, KeptLane, Key, Lane, Places
-from router.ranking import Facts
-from router.standing import Rating
-from router.workload import Workload
+from router.choose.candidates import LANES, CandidateIndex, Key, Lane, SortedCandidates
+from router.choose.gates import CODES, GateVerdict
+from router.choose.ranking import CandidateFacts
+from router.model.standing import Rating
+from router.model.statistics import NodeStatistics
+from router.model.workload import Workload
 
 if TYPE_CHECKING:
-    from router.fleet import Fleet
+    from router.state.fleet import Fleet
 
 _STORY: Final = 32
 """Changes that are remembered of a node, so that a decision can be explained after them."""
@@ -28,7 +28,7 @@ class _Where:
     __slots__ = ("code", "detail", "kept", "lane", "story")
 
     def __init__(self) -> None:
-        self.kept: Kept | None = None
+        self.kept: NodeStatistics | None = None
         self.lane: Lane | None = None
         self.code = ""
         self.detail = ""
@@ -36,30 +36,30 @@ class _Where:
         """From which version on which code kept it out; none, where none did."""
 
 
-class KeptPool:
-    """As `router.ranking.Pool`, kept by events."""
+class WorkloadPool:
+    """As `router.choose.ranking.Pool`, kept by events."""
 
     def __init__(self, fleet: Fleet, workload: Workload) -> None:
         self._fleet = fleet
         self.workload = workload
-        self._lanes = {lane: KeptLane() for lane in LANES}
-        self.lanes: dict[Lane, Places] = dict(self._lanes)
+        self._lanes = {lane: SortedCandidates() for lane in LANES}
+        self.lanes: dict[Lane, CandidateIndex] = dict(self._lanes)
         self.sizes = dict.fromkeys(LANES, 0)
         self.closed: dict[str, int] = {}
         """How many nodes each code keeps out."""
-        self.closed_by: dict[str, Verdict | None] = {}
+        self.closed_by: dict[str, GateVerdict | None] = {}
         """By node, the gate that fails closed and is closed to it."""
         self._where: dict[str, _Where] = {}
         self._under_way: dict[str, int] = {}
         self._total = 0
 
-    def facts(self, node: str) -> Facts:
+    def facts(self, node: str) -> CandidateFacts:
         """As `Pool`."""
         where = self._where[node]
         kept = where.kept
         if kept is None:
-            return Facts(_UNSEEN, 0, where.code)
-        return Facts(kept.rating, kept.load.in_flight, where.code)
+            return CandidateFacts(_UNSEEN, 0, where.code)
+        return CandidateFacts(kept.rating, kept.load.in_flight, where.code)
 
     def is_over(self, operator: str) -> bool:
         """As `Pool`."""
@@ -82,12 +82,14 @@ class KeptPool:
         where = self._where.get(node)
         return None if where is None else where.lane
 
-    def verdict(self, node: str) -> Verdict | None:
+    def verdict(self, node: str) -> GateVerdict | None:
         """What keeps a node out."""
         where = self._where.get(node)
         return None if where is None or not where.code else _verdict(where.code, where.detail)
 
-    def place(self, key: Key, kept: Kept | None, lane: Lane | None, code: str, detail: str = "") -> bool:
+    def place(
+        self, key: Key, kept: NodeStatistics | None, lane: Lane | None, code: str, detail: str = ""
+    ) -> bool:
         """Put a node into a lane, or into none; gives whether that is a change."""
         node = key[1]
         where = self._where.get(node)
@@ -131,9 +133,9 @@ class KeptPool:
             else:
                 del self.closed[code]
 
-    def excluded(self, version: int | None = None) -> dict[str, Verdict]:
+    def excluded(self, version: int | None = None) -> dict[str, GateVerdict]:
         """Every node that is kept out, now or as of *version*, as far as that is remembered."""
-        found: dict[str, Verdict] = {}
+        found: dict[str, GateVerdict] = {}
         for node, where in self._where.items():
             code, detail = where.code, where.detail
             if version is not None:
@@ -146,5 +148,5 @@ class KeptPool:
         return found
 
 
-def _verdict(code: str, detail: str) -> Verdict:
-    return Verdict(code.partition(".")[0], code, detail or CODES[code])
+def _verdict(code: str, detail: str) -> GateVerdict:
+    return GateVerdict(code.partition(".")[0], code, detail or CODES[code])

@@ -35,7 +35,7 @@ def value_of(bucket: int) -> float:
     return 2 * math.pow(_GAMMA, bucket) / (_GAMMA + 1)
 
 
-class Recent:
+class RecentDurations:
     """Durations of the last hour."""
 
     __slots__ = ("slices",)
@@ -61,7 +61,7 @@ class Recent:
             del self.slices[number]
 
 
-def merged(recents: Iterable[Recent], now: float) -> Counts:
+def merged(recents: Iterable[RecentDurations], now: float) -> Counts:
     """The counts of the last hour, of several routers together."""
     newest = int(now // SLICE_S)
     total: Counts = {}

@@ -77,7 +77,7 @@ class Tokeniser:
             return estimated(_utf8_length(text))
 
 
-class Tally:
+class TokenCounter:
     """
     The tokens of one answer, counted once, at its end.
 

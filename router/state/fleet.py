@@ -1,9 +1,9 @@
 """
 The fleet as one router knows it: kept by events, so that a decision need not look at it whole.
 
-What comes in: results and incidents (`router.feed`), answers to probes, work begun and ended,
+What comes in: results and incidents (`router.state.feed`), answers to probes, work begun and ended,
 what other routers have seen.  Each event moves the few nodes it is about from lane to lane;
-time moves them too, by a heap of when each is next due.  What goes out is a `Snapshot` for
+time moves them too, by a heap of when each is next due.  What goes out is a `FleetView` for
 each workload, in constant time.
 """
 
@@ -15,18 +15,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from router import gates
-from router.clock import Clock
-from router.decision import Snapshot
-from router.gates import Around, Verdict
-from router.kept import Account, Kept
-from router.lanes import Key, Lane
-from router.liveness import SUSPECT, UNAVAILABLE, Heartbeat
-from router.outcomes import Outcome
-from router.pool import KeptPool
-from router.snapshot import NodeView
-from router.standing import PROVEN, Tier
-from router.workload import Table, Workload
+from router.choose import gates
+from router.choose.candidates import Key, Lane
+from router.choose.decision import FleetView
+from router.choose.gates import GateContext, GateVerdict
+from router.model.clock import Clock
+from router.model.liveness import SUSPECT, UNAVAILABLE, Heartbeat
+from router.model.node import NodeView
+from router.model.outcomes import Outcome
+from router.model.standing import PROVEN, Grade
+from router.model.statistics import NodeStatistics, StatisticsAggregate
+from router.model.workload import Table, Workload
+from router.state.pool import WorkloadPool
 
 _FAR: Final = 1e9
 """Seconds: silence from the beginning."""
@@ -42,7 +42,7 @@ class Entry:
     said: frozenset[str] = frozenset()
     """Open incidents by the verifier's word; the view has the router's own beside them."""
     own_holds: set[str] = field(default_factory=set)
-    tiers: dict[str, Kept] = field(default_factory=dict)
+    tiers: dict[str, NodeStatistics] = field(default_factory=dict)
     under_way: dict[str, int] = field(default_factory=dict)
     """Requests that this router has under way there, by workload."""
     due_ms: float = math.inf
@@ -71,8 +71,8 @@ class Fleet:
         self.version = clock.now_ms()
         """Of who may do what.  It begins with the time, so that no two processes share one."""
         self.table = table
-        self._pools: dict[str, KeptPool] = {}
-        self._by_tier: dict[str, list[KeptPool]] = {}
+        self._pools: dict[str, WorkloadPool] = {}
+        self._by_tier: dict[str, list[WorkloadPool]] = {}
         self.use(table)
 
     # What the router reads.
@@ -97,12 +97,12 @@ class Fleet:
         entry = self._entries.get(node)
         return None if entry is None else entry.heartbeat
 
-    def kept(self, node: str, tier: str) -> Kept | None:
+    def kept(self, node: str, tier: str) -> NodeStatistics | None:
         """What was seen of a node for a tier."""
         entry = self._entries.get(node)
         return None if entry is None else entry.tiers.get(tier)
 
-    def tiers(self, node: str) -> Mapping[str, Kept]:
+    def tiers(self, node: str) -> Mapping[str, NodeStatistics]:
         """What was seen of a node, by tier."""
         entry = self._entries.get(node)
         return {} if entry is None else entry.tiers
@@ -116,13 +116,13 @@ class Fleet:
         """How long nothing was heard from the verifier."""
         return _FAR if self._heard is None else self._clock.monotonic() - self._heard
 
-    def snapshot(self, workload: Workload) -> Snapshot:
+    def snapshot(self, workload: Workload) -> FleetView:
         """What a decision about *workload* rests on now."""
         self.advance()
         pool = self._pools[workload.name]
-        return Snapshot(self.version, self._clock.now_ms(), pool, pool.closed, self.silent_s)
+        return FleetView(self.version, self._clock.now_ms(), pool, pool.closed, self.silent_s)
 
-    def excluded(self, workload: Workload, version: int | None = None) -> dict[str, Verdict]:
+    def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
         """
         Every node that may not do the work, with the first gate that is closed to it.
 
@@ -131,11 +131,11 @@ class Fleet:
         pool = self._pools.get(workload.name)
         return {} if pool is None else pool.excluded(version)
 
-    def verdict(self, node: str, workload: Workload) -> Verdict | None:
+    def verdict(self, node: str, workload: Workload) -> GateVerdict | None:
         """What keeps a node from the work now: work must not go where trust has gone."""
         self.advance()
         if self.silent_s > gates.FEED_SILENT_S:
-            return Verdict(
+            return GateVerdict(
                 "incident", gates.FEED_SILENT, f"nothing heard for {min(self.silent_s, _FAR):.0f} s"
             )
         pool = self._pools.get(workload.name)
@@ -168,10 +168,10 @@ class Fleet:
     def use(self, table: Table) -> None:
         """Another table of workloads from now on: every node is judged anew."""
         self.table = table
-        self._pools = {name: KeptPool(self, workload) for name, workload in table.workloads.items()}
+        self._pools = {name: WorkloadPool(self, workload) for name, workload in table.workloads.items()}
         self._by_tier = {}
         for pool in self._pools.values():
-            self._by_tier.setdefault(pool.workload.kept_under, []).append(pool)
+            self._by_tier.setdefault(pool.workload.standing_key, []).append(pool)
         for entry in self._entries.values():
             self._count(entry.key[0], entry.under_way)
             self._settle(entry)
@@ -273,7 +273,7 @@ class Fleet:
         self._kept(entry, workload).load.in_flight += 1
         entry.under_way[workload.name] = entry.under_way.get(workload.name, 0) + 1
         self._count(entry.key[0], {workload.name: 1})
-        self._place(entry, workload.kept_under)
+        self._place(entry, workload.standing_key)
 
     def ended(
         self,
@@ -310,14 +310,14 @@ class Fleet:
             entry.under_way[workload.name] = left
         # Nor does what earns nothing shut a breaker: it is no sign that the node works for others.
         unearned = outcome is Outcome.COMPLETED and not credit
-        kept.load.ended(Outcome.UNSERVED if unearned else outcome, now)
+        kept.load.ended(Outcome.UNSUPPORTED if unearned else outcome, now)
         kept.ended(outcome, seconds, self._clock.unix(), clean=clean, credit=credit)
         if outcome is Outcome.COMPLETED:
             entry.heartbeat.served(now)
             if credit:
                 kept.took(seconds, first_s, token_s, self._clock.unix())
-        self._changed.add((node, workload.kept_under))
-        self._place(entry, workload.kept_under)
+        self._changed.add((node, workload.standing_key))
+        self._place(entry, workload.standing_key)
 
     def blamed(self, node: str, workload: Workload, outcome: Outcome) -> None:
         """What ended before turns out to be the node's fault."""
@@ -325,28 +325,28 @@ class Fleet:
         kept = self._kept(entry, workload)
         kept.load.saw(outcome, self._clock.monotonic())
         kept.ended(outcome, 0.0, self._clock.unix())
-        self._changed.add((node, workload.kept_under))
-        self._place(entry, workload.kept_under)
+        self._changed.add((node, workload.standing_key))
+        self._place(entry, workload.standing_key)
 
-    def restore(self, node: str, tier: str, account: Account) -> None:
+    def restore(self, node: str, tier: str, account: StatisticsAggregate) -> None:
         """What this router had seen before it was started again."""
         entry = self._entry(node)
-        entry.tiers.setdefault(tier, Kept()).restore(account, self._clock.unix())
+        entry.tiers.setdefault(tier, NodeStatistics()).restore(account, self._clock.unix())
         self._place(entry, tier)
 
-    def hear(self, node: str, tier: str, router: str, account: Account) -> None:
+    def hear(self, node: str, tier: str, router: str, account: StatisticsAggregate) -> None:
         """What another router has seen."""
         entry = self._entry(node)
-        entry.tiers.setdefault(tier, Kept()).hear(router, account, self._clock.unix())
+        entry.tiers.setdefault(tier, NodeStatistics()).hear(router, account, self._clock.unix())
         self._place(entry, tier)
 
-    def take_changed(self) -> list[tuple[str, str, Account]]:
+    def take_changed(self) -> list[tuple[str, str, StatisticsAggregate]]:
         """What changed since the last time, by node and tier, to be written down."""
         changed, self._changed = self._changed, set()
         now = self._clock.unix()
         return [(node, tier, self._entries[node].tiers[tier].account(now)) for node, tier in sorted(changed)]
 
-    def put_back(self, accounts: Iterable[tuple[str, str, Account]]) -> None:
+    def put_back(self, accounts: Iterable[tuple[str, str, StatisticsAggregate]]) -> None:
         """It could not be written down; it is taken again the next time."""
         self._changed |= {(node, tier) for node, tier, _ in accounts}
 
@@ -391,10 +391,10 @@ class Fleet:
         return self._entries[node]
 
     @staticmethod
-    def _kept(entry: Entry, workload: Workload) -> Kept:
-        kept = entry.tiers.get(workload.kept_under)
+    def _kept(entry: Entry, workload: Workload) -> NodeStatistics:
+        kept = entry.tiers.get(workload.standing_key)
         if kept is None:
-            kept = entry.tiers[workload.kept_under] = Kept()
+            kept = entry.tiers[workload.standing_key] = NodeStatistics()
         return kept
 
     def _leave(self, entry: Entry) -> None:
@@ -422,9 +422,9 @@ class Fleet:
             heapq.heappush(self._wall, (due, view.node))
         self._place_everywhere(entry)
 
-    def _around(self, node: str, workload: Workload) -> Around:
-        kept = self.kept(node, workload.kept_under)
-        return Around(
+    def _around(self, node: str, workload: Workload) -> GateContext:
+        kept = self.kept(node, workload.standing_key)
+        return GateContext(
             self._clock.now_ms(),
             self._held_since.get(self.view(node).operator),
             None if kept is None else kept.pace,
@@ -464,7 +464,9 @@ class Fleet:
             heapq.heappush(self._ticks, (due, entry.view.node))
 
 
-def _lane_of(entry: Entry, kept: Kept | None, workload: Workload, now: float) -> tuple[Lane | None, str]:
+def _lane_of(
+    entry: Entry, kept: NodeStatistics | None, workload: Workload, now: float
+) -> tuple[Lane | None, str]:
     """The lane of a node that may do the work, and the code of capacity that closes it."""
     heartbeat = entry.heartbeat
     if kept is None:
@@ -480,9 +482,9 @@ def _lane_of(entry: Entry, kept: Kept | None, workload: Workload, now: float) ->
     if now >= heartbeat.reaches(UNAVAILABLE):
         return Lane.BROKEN, "capacity.silent"
     tier = kept.rating.tier
-    if tier is Tier.DEGRADED:
+    if tier is Grade.DEGRADED:
         return Lane.DEGRADED, ""
-    if tier is Tier.ESTABLISHED and now < heartbeat.reaches(SUSPECT):
+    if tier is Grade.ESTABLISHED and now < heartbeat.reaches(SUSPECT):
         return Lane.ESTABLISHED, ""
     # Warm-up goes by evidence, not by time: who has done little is given little at a time.
     allowance = max(1, int(workload.concurrency * min(kept.proven, PROVEN) / PROVEN))

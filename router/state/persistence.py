@@ -13,11 +13,11 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 
-from router.clock import Clock
 from router.config import StoreSection
-from router.fleet import Fleet
 from router.gateway.keys import Keyring
-from router.records import Records
+from router.model.clock import Clock
+from router.state.fleet import Fleet
+from router.state.records import Records
 from router.store import decisions, standings
 from verifier.errors import StoreError
 from verifier.store.database import Database
@@ -28,7 +28,7 @@ _log = structlog.get_logger("router")
 records_lost = Counter("touchstone_router_records_lost_total", "Records of decisions that were not written.")
 
 
-class Keeper:
+class Persistence:
     """One router's side of the shared store."""
 
     def __init__(

@@ -32,8 +32,8 @@ class Outcome(StrEnum):
     IMPOSTOR = "impostor"
     REFUSED = "refused"
     BUSY = "busy"
-    UNSERVED = "unserved"
-    HOLLOW = "hollow"
+    UNSUPPORTED = "unserved"
+    EMPTY = "hollow"
     TIMED_OUT = "timed-out"
     ABANDONED = "abandoned"
 
@@ -67,11 +67,11 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
     # A client must not be able to have a node ejected.
     Outcome.REFUSED: (Blame.CLIENT, "The node refused the request as such (400, 413, 415, 422)."),
     Outcome.BUSY: (Blame.NOBODY, "The node has no room (429, 503)."),
-    Outcome.UNSERVED: (
+    Outcome.UNSUPPORTED: (
         Blame.NOBODY,
         "It does not have this operation or model (404, 405); perhaps nobody has.",
     ),
-    Outcome.HOLLOW: (Blame.NOBODY, "A whole answer with nothing in it: perhaps the request wants just that."),
+    Outcome.EMPTY: (Blame.NOBODY, "A whole answer with nothing in it: perhaps the request wants just that."),
     Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time was over, and the node was not slow."),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
 }
@@ -91,6 +91,6 @@ def of_status(status: int) -> Outcome:
     if status in _REFUSALS:
         return Outcome.REFUSED
     if status in (404, 405):
-        return Outcome.UNSERVED
+        return Outcome.UNSUPPORTED
     # Also redirects, and demands for credentials: nodes have no business with either.
     return Outcome.CRASHED

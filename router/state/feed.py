@@ -25,10 +25,10 @@ from prometheus_client import Counter
 from attester.bounded import read_all
 from attester.errors import VerifierError
 from attester.sse import read_events
-from router.clock import Clock
 from router.config import VerifierSection
-from router.fleet import Fleet
-from router.snapshot import NodeView
+from router.model.clock import Clock
+from router.model.node import NodeView
+from router.state.fleet import Fleet
 from verifier import results
 from verifier.errors import ResultError
 from verifier.incidents import HOLDING, State

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from router.decision import Decision
-    from router.outcomes import Outcome
+    from router.choose.decision import Decision
+    from router.model.outcomes import Outcome
 
 
 class RouterError(Exception):

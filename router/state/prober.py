@@ -15,9 +15,9 @@ import aiohttp
 import structlog
 
 from attester.bounded import read_all
-from router.clock import Clock
-from router.fleet import Fleet
 from router.gateway.pinned import AddressError, check_url, pin_for
+from router.model.clock import Clock
+from router.state.fleet import Fleet
 
 PER_SECOND: Final = 100
 _AT_ONCE: Final = 64

@@ -19,11 +19,11 @@ from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from attester.bounded import read_all
-from router.clock import Clock
 from router.config import ReviewSection, VerifierSection
-from router.errors import HoldError
-from router.fleet import Fleet
-from router.settlement import Mismatch
+from router.model.clock import Clock
+from router.model.errors import HoldError
+from router.model.usage import UsageMismatch
+from router.state.fleet import Fleet
 from router.store import holds
 from router.store.holds import Hold
 from verifier.errors import StoreError
@@ -45,7 +45,7 @@ class _Told(Struct, frozen=True):
     state: str
 
 
-class Teller(Protocol):
+class IncidentReporter(Protocol):
     """Tells the verifier of a hold; gives its incident's id and state."""
 
     async def __call__(self, hold: Hold) -> tuple[str, str]:
@@ -61,7 +61,7 @@ class Holds:
         fleet: Fleet,
         clock: Clock,
         config: ReviewSection,
-        tell: Teller | None = None,
+        tell: IncidentReporter | None = None,
         new_id: Callable[[], str] = lambda: f"r-{secrets.token_hex(8)}",
     ) -> None:
         self._db = db
@@ -95,7 +95,7 @@ class Holds:
                     self._fleet.released(hold.node)
         self._known = found
 
-    def on_mismatch(self, node: str, operator: str, mismatch: Mismatch) -> None:
+    def on_mismatch(self, node: str, operator: str, mismatch: UsageMismatch) -> None:
         """A large settlement mismatch: a gate, unless our own count is what is wrong."""
         evidence = {
             "answers": mismatch.answers,
@@ -284,7 +284,7 @@ class Holds:
             await asyncio.wait(self._writing, timeout=5)
 
 
-class VerifierTeller:
+class VerifierIncidentReporter:
     """Tells by the verifier's API."""
 
     def __init__(self, http: aiohttp.ClientSession, config: VerifierSection, token: str) -> None:
@@ -293,7 +293,7 @@ class VerifierTeller:
         self._token = token
 
     async def __call__(self, hold: Hold) -> tuple[str, str]:
-        """As `Teller`."""
+        """As `IncidentReporter`."""
         body = {
             "node": hold.node,
             "kind": hold.kind,

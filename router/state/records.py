@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from router.decision import Decision, explain_closed
-from router.gates import Verdict
+from router.choose.decision import Decision, explain_closed
+from router.choose.gates import GateVerdict
 
 _KEPT: Final = 10_000
 _WAITING: Final = 20_000
@@ -33,7 +33,7 @@ class Record:
         head = {"id": self.id, "caller": self.caller, "attempts": self.attempts, **self.decision.derived()}
         return msgspec.json.encode(head)[:-1] + b"," + msgspec.json.encode(self.decision)[1:]
 
-    def to_wire(self, excluded: Mapping[str, Verdict] | None = None) -> dict[str, Any]:
+    def to_wire(self, excluded: Mapping[str, GateVerdict] | None = None) -> dict[str, Any]:
         """As JSON-compatible data; the excluded are only counted, where they are not given."""
         wire = shown(self.to_json())
         return wire if excluded is None else with_excluded(wire, excluded)
@@ -44,7 +44,7 @@ def shown(record: bytes) -> dict[str, Any]:
     return msgspec.json.decode(record, type=dict[str, Any])
 
 
-def with_excluded(wire: dict[str, Any], excluded: Mapping[str, Verdict]) -> dict[str, Any]:
+def with_excluded(wire: dict[str, Any], excluded: Mapping[str, GateVerdict]) -> dict[str, Any]:
     """A record with who was excluded, but for those that were ranked for want of anyone else."""
     ranked = {entry["node"] for entry in wire["ranked"]}
     return {**wire, "excluded": explain_closed({n: v for n, v in excluded.items() if n not in ranked})}
