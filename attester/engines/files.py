@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from attester.engines.base import Description
 from attester.engines.walker import Walker
 from attester.errors import WeightsError
 from attester.evidence import WalkAnswer
+from attester.version import installed_version
 from attester.weights.folder import Folder, open_folder
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import TensorFiles
@@ -41,7 +41,7 @@ class FileEngine:
             engine="none",
             version="0",
             arguments={},
-            packages={"touchstone": metadata.version("touchstone")},
+            packages={"touchstone": installed_version()},
             python=platform.python_version(),
             context_length=0,
         )

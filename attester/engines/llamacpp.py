@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 import aiohttp
@@ -22,6 +21,7 @@ from attester.engines.http import EngineHttp
 from attester.engines.walker import Walker
 from attester.errors import EngineError
 from attester.evidence import WalkAnswer
+from attester.version import installed_version
 from attester.weights.possession import WalkChallenge
 
 _ASK_S = 10.0
@@ -70,7 +70,7 @@ class LlamaCppEngine:
                     "engine": "llama.cpp",
                     "version": props.build_info,
                     "arguments": {"model": shown, "slots": props.total_slots},
-                    "packages": {"touchstone": metadata.version("touchstone")},
+                    "packages": {"touchstone": installed_version()},
                     "python": platform.python_version(),
                     "context_length": max(props.default_generation_settings.n_ctx, 0),
                     "features": ("chat", "completions"),

@@ -12,13 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from statistics import quantiles
 from typing import Any, Final
 
 from attester.errors import EngineError
 from attester.evidence import Benchmark, Measure
 from attester.gpu import inventory
+from attester.version import install_hint, installed_version
 from attester.weights.kernels import has_torch
 
 CODE: Final = "1"
@@ -104,7 +104,7 @@ def run(
         EngineError: torch or the device is not there.
     """
     if not has_torch():
-        raise EngineError("a benchmark needs torch: pip install 'touchstone[torch]'")
+        raise EngineError(f"a benchmark needs torch: {install_hint('torch')}")
     import torch
 
     try:
@@ -127,7 +127,7 @@ def run(
                 conditions[name] = worst(conditions.get(name, value), value)
         if report is not None:
             report(measure)
-    versions = {"torch": str(torch.__version__), "touchstone": metadata.version("touchstone")}
+    versions = {"torch": str(torch.__version__), "touchstone": installed_version()}
     if torch.version.cuda:
         versions["cuda"] = str(torch.version.cuda)
     return Benchmark(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from attester.errors import ConfigError
+from attester.version import install_hint
 
 MAX_TOKENISER: Final = 64 << 20
 """Bytes of a ``tokenizer.json``."""
@@ -41,7 +42,7 @@ class Tokeniser:
             from tokenizers import Tokenizer
         except ImportError:
             raise ConfigError(
-                "is read with the package tokenizers: pip install 'touchstone-attestation[tokens]'"
+                f"is read with the package tokenizers: {install_hint('tokens')}"
             ) from None
         if len(data) > MAX_TOKENISER:
             raise ConfigError(f"is larger than {MAX_TOKENISER >> 20} MiB")

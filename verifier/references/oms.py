@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester import strictjson
+from attester.version import install_hint
 from attester.weights.hashing import BLAKE3, SHA256
 from verifier.dsse import pae
 from verifier.errors import ReferenceValueError
@@ -217,7 +218,7 @@ def verify_keyless(bundle: Bundle, trusted_root: Path, identity: str, issuer: st
     """
     _expect(bundle, "certificate", "give --trusted-root, --identity and --issuer for a keyless bundle")
     if importlib.util.find_spec("sigstore") is None:
-        raise ReferenceValueError("keyless bundles need: pip install 'touchstone[sigstore]'")
+        raise ReferenceValueError(f"keyless bundles need: {install_hint('sigstore')}")
     # One library that its makers keep up with their logs; slow to import, and few need it.
     from sigstore.models import Bundle as SigstoreBundle
     from sigstore.models import TrustedRoot
