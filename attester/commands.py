@@ -231,7 +231,7 @@ def benchmark(
 ) -> None:  # fmt: skip
     """Measure a device: matrix products, memory, host link, decoding steps."""
     from attester.gpu import benchmark as benchmarks
-    from attester.weights.kernels import best_device
+    from attester.weights.select import best_device
 
     if home is not None:
         Home(home).config()
@@ -336,8 +336,9 @@ def answer(
     """Answer challenges by hand, for anyone who wants to check us."""
     from attester.weights import possession
     from attester.weights.folder import open_folder
-    from attester.weights.kernels import kernel, row_words
+    from attester.weights.kernels import row_words
     from attester.weights.manifest import measure
+    from attester.weights.select import kernel
     from attester.weights.tensors import TensorFiles
 
     try:

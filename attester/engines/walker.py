@@ -11,8 +11,9 @@ from attester.engines.budget import Budget
 from attester.errors import EngineError
 from attester.evidence import WalkAnswer
 from attester.weights import possession
-from attester.weights.kernels import Backend, Kernel, kernel, row_words
+from attester.weights.kernels import Backend, Kernel, row_words
 from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import Source
 
 

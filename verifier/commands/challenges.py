@@ -8,7 +8,7 @@ import click
 
 from attester.cli import progress
 from attester.weights.folder import open_folder
-from attester.weights.kernels import best_device, kernel
+from attester.weights.select import best_device, kernel
 from attester.weights.tensors import TensorFiles
 from verifier.commands.common import device_option, digest_cache, errors, home_option, now_ms, with_database
 from verifier.config import Home

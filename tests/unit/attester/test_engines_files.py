@@ -16,8 +16,9 @@ from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
 from attester.weights import possession
 from attester.weights.folder import open_folder
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 
 CHALLENGE = WalkChallenge("cd" * 32, rows=5, passes=2)

@@ -23,8 +23,9 @@ from attester.engines.loopback import LoopbackEngine
 from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
 from attester.weights import possession
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor
 from fixtures.fleet import free_port
 

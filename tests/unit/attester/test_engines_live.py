@@ -15,9 +15,10 @@ from attester.engines.live import LiveTensors
 from attester.errors import EngineError
 from attester.weights import possession
 from attester.weights.device import DeviceKernel
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.layout import TensorInfo
 from attester.weights.safetensors import parse_header
+from attester.weights.select import kernel
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
