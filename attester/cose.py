@@ -154,7 +154,7 @@ _SMALL_ORDER: Final = frozenset(
 
 
 def _is_ed25519_key(encoded: bytes) -> bool:
-    """Canonical, on the curve, and not of small order (RFC 8032 §5.1.3).  The library checks none of these."""
+    """Canonical, on the curve, and not of small order (RFC 8032 §5.1.3).  The library does not check this."""
     y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
     if y >= _P or y in _SMALL_ORDER:
         return False
@@ -250,7 +250,7 @@ class Sign1:
         if ALG not in header:
             raise COSEError("the protected header has no algorithm")
         if CRIT in header:
-            raise COSEError("the header lists critical parameters, which this profile does not support")
+            raise COSEError("the header lists critical parameters, which are not supported")
         if duplicates := header.keys() & unprotected.keys():
             raise COSEError(f"header {min(duplicates, key=str)} is both protected and unprotected")
         if ALG in unprotected or CRIT in unprotected:

@@ -2,7 +2,7 @@
 Errors of the attester.
 
     AttesterError
-    ├── CBORError            bytes that are not the deterministic CBOR of our profile
+    ├── CBORError            bytes that are not the deterministic CBOR of this profile
     ├── COSEError            a COSE_Sign1 message that is refused
     │   └── SignatureError   ... because its signature is wrong
     ├── ClaimError           a claim that does not have the form of the claims table

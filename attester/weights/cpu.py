@@ -115,10 +115,10 @@ class CpuWalk:
         self._block = 0
         self._state = np.empty((K, words.shape[0]), np.uint32)
         self._inputs = np.empty((K, words.shape[0]), np.int8)
-        self._each_part(self._make_first)
+        self._for_each_part(self._init_part)
         self._begin_step()
 
-    def _each_part(self, work: Callable[[slice], None]) -> None:
+    def _for_each_part(self, work: Callable[[slice], None]) -> None:
         """Run *work* on slices of the state's rows that fit a cache, on all threads."""
         rows = max(_PART_WORDS // max(self._state.shape[1], 1), 1)
         parts = [slice(start, start + rows) for start in range(0, K, rows)]
@@ -128,11 +128,11 @@ class CpuWalk:
         else:
             list(self._pool.map(work, parts, chunksize=1))
 
-    def _make_first(self, part: slice) -> None:
+    def _init_part(self, part: slice) -> None:
         self._state[part] = first_state(self._words, part)
         self._inputs[part] = inputs_of(self._state[part])
 
-    def _mix(self, part: slice) -> None:
+    def _mix_part(self, part: slice) -> None:
         state = self._state[part]
         mix_in_place(state, np.empty_like(state))
         self._inputs[part] = inputs_of(state)
@@ -142,7 +142,7 @@ class CpuWalk:
         self._multiply = self._products(self._inputs)
         self._rows = 0
         self._pending: list[tuple[int, Int8]] = []
-        self._waiting = 0
+        self._pending_bytes = 0
 
     def feed(self, chunk: Chunk) -> None:
         """As `Walk.feed`."""
@@ -154,19 +154,19 @@ class CpuWalk:
             tail = np.zeros((1, K), np.int8)
             tail[0, : chunk.size - whole] = chunk[whole:]
             self._queue(tail)
-        if self._waiting >= LARGE_CHUNK_BYTES:
+        if self._pending_bytes >= LARGE_CHUNK_BYTES:
             self._flush()
 
     def _queue(self, rows: Int8) -> None:
         self._pending.append((self._rows, rows))
         self._rows += rows.shape[0]
-        self._waiting += rows.size
+        self._pending_bytes += rows.size
 
     def end_step(self) -> None:
         """As `Walk.end_step`."""
         self._flush()
         self._block += -(-self._rows // K)
-        self._each_part(self._mix)
+        self._for_each_part(self._mix_part)
         self._begin_step()
 
     def states(self) -> Words:
@@ -178,31 +178,31 @@ class CpuWalk:
             return
         first = self._pending[0][0] // K
         factors = multipliers(self._words, self._block + first, -(-self._rows // K) - first)
-        work = partial(self._work, self._pending, first, factors)
+        work = partial(self._fold_tiles, self._pending, first, factors)
         if self._threads == 1:
             work(0)
         else:
             list(self._pool.map(work, range(self._threads)))
-        self._pending, self._waiting = [], 0
+        self._pending, self._pending_bytes = [], 0
 
-    def _work(self, pending: list[tuple[int, Int8]], first: int, factors: Words, thread: int) -> None:
+    def _fold_tiles(self, pending: list[tuple[int, Int8]], first: int, factors: Words, thread: int) -> None:
         """Multiply and fold the tiles that belong to *thread*."""
         tile, out = self._tile, self._out[thread]
         for start, rows in pending:
-            at = 0
-            while at < rows.shape[0]:
-                place = (start + at) % K
-                count = min(tile - place % tile, K - place, rows.shape[0] - at)
+            done = 0
+            while done < rows.shape[0]:
+                place = (start + done) % K
+                count = min(tile - place % tile, K - place, rows.shape[0] - done)
                 if place // tile % self._threads == thread:
                     products = out[:count]
-                    self._multiply(rows[at : at + count], products)
-                    factor = factors[(start + at) // K - first]
+                    self._multiply(rows[done : done + count], products)
+                    factor = factors[(start + done) // K - first]
                     self._fold(self._state[place : place + count], products, factor)
-                at += count
+                done += count
 
 
 def torch_products(inputs: Int8) -> Multiply:
-    """`torch._int_mm`."""
+    """Products by `torch._int_mm`."""
     import torch
 
     right = torch.from_numpy(np.ascontiguousarray(inputs))
@@ -230,7 +230,7 @@ def numpy_products(inputs: Int8) -> Multiply:
 
 
 def numpy_fold(total: Words, products: Int32, factor: Words) -> None:
-    """The fold without a compiler."""
+    """The fold in numpy, for machines without a compiler."""
     x = products.view(np.uint32)
     x *= factor
     mix_in_place(x, np.empty_like(x))
@@ -259,7 +259,7 @@ def c_fold() -> Fold:
 def _compile(source: Path) -> ctypes._NamedFuncPointer:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise WeightsError("no C compiler")
+        raise WeightsError("there is no C compiler")
     try:
         with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
             library = Path(folder) / "fold.so"

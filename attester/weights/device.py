@@ -3,9 +3,9 @@ The walk on an accelerator, through torch: the weights stay where the engine has
 
 State, inputs and products stay on the device; only the rows' words are sent to it, and only
 the final states come back.  The work runs in its own stream at the lowest priority, at most
-two chunks ahead, so that serving comes first.  The fold is one torch expression: torch.compile fuses it if
-there is a compiler (Triton on CUDA); otherwise torch runs it step by step.  All of this also
-runs on torch's CPU device, and is tested there without a GPU.
+two chunks ahead, so that serving comes first.  The fold is one torch expression.  torch.compile
+fuses it if there is a compiler (Triton on CUDA); otherwise torch runs it step by step.  All of
+this also runs on torch's CPU device, and is tested there without a GPU.
 """
 
 from __future__ import annotations

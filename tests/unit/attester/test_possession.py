@@ -248,7 +248,7 @@ def test_an_empty_file_counts(tmp_path):
 
 def test_a_read_of_no_bytes_is_an_error(tmp_path):
     """There is nothing to possess."""
-    with pytest.raises(WeightsError, match="holds no bytes"):
+    with pytest.raises(WeightsError, match="has no bytes"):
         possession.read(write(tmp_path, [b"", b""]), SEED, 1)
 
 
@@ -563,7 +563,7 @@ def test_without_a_compiler_there_is_a_slower_way(no_compiler):
 
 def test_a_compiler_that_was_named_and_is_missing_is_an_error(no_compiler):
     """And the sentence says so."""
-    with pytest.raises(WeightsError, match="numpy and C: no C compiler"):
+    with pytest.raises(WeightsError, match="numpy and C: there is no C compiler"):
         select.kernel.__wrapped__("numpy", fused=True)
 
 
