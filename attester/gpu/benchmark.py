@@ -109,20 +109,9 @@ def run(
     Raises:
         EngineError: torch is not installed, or cannot use the device.
     """
-    if not has_torch():
-        raise EngineError(
-            f"a benchmark needs torch, which is not installed. Run pip install '{DISTRIBUTION}[torch]' "
-            "(from a wheel or from git until it is published)"
-        )
+    place = _open_device(device)
     import torch
 
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise EngineError(f"torch cannot use {device[:40]!r}: {str(error).splitlines()[0][:120]}") from None
-    if place.type not in _DEVICES:
-        raise EngineError(f"no benchmark runs on {device[:40]!r}, only on {' and '.join(_DEVICES)}")
     bench = _Bench(torch, place, repeats, clock)
     chosen = size or Size.of(place.type)
     found: list[Measure] = []
@@ -147,6 +136,25 @@ def run(
         measures=tuple(found),
         conditions=conditions,
     )
+
+
+def _open_device(device: str) -> Any:
+    """The torch device of that name.  Raises `EngineError` if no benchmark can run on it."""
+    if not has_torch():
+        raise EngineError(
+            f"a benchmark needs torch, which is not installed. Run pip install '{DISTRIBUTION}[torch]' "
+            "(from a wheel or from git until it is published)"
+        )
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise EngineError(f"torch cannot use {device[:40]!r}: {str(error).splitlines()[0][:120]}") from None
+    if place.type not in _DEVICES:
+        raise EngineError(f"no benchmark runs on {device[:40]!r}, only on {' and '.join(_DEVICES)}")
+    return place
 
 
 def _describe(torch: Any, place: Any) -> str:

@@ -54,7 +54,7 @@ class ModelChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 def commitment(answer: bytes) -> bytes:
-    """What the pool stores of an answer: whoever steals the database still cannot answer."""
+    """What the pool stores of an answer: a stolen database does not let anyone answer."""
     return hashlib.sha256(answer).digest()
 
 
