@@ -1,8 +1,9 @@
 """
-The agent: for ever hold the call channel open, answer calls at once, attest.
+The agent: it keeps the call channel open, answers each call at once, and attests.
 
-A round that fails is logged and the next begins; the channel is opened again after a wait
-that grows and is jittered, so that a fleet does not come back all at once.
+If a round fails, the agent logs it and waits for the next call.  If the channel closes, the
+agent opens it again after a random wait whose upper bound doubles, so that the nodes of a
+fleet do not all reconnect at the same moment.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from attester.cose import PrivateKey
 from attester.errors import AttesterError
 from attester.evidence import Token
 
-_FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 60.0
+_MIN_RECONNECT_WAIT_S = 0.5
+_MAX_RECONNECT_WAIT_S = 60.0
 
 _log = structlog.get_logger("attester")
 
@@ -35,7 +36,7 @@ class Agent:
 
     Args:
         now: Seconds since 1970, for `iat`.
-        sleep: Waits; a test replaces it.
+        sleep: Waits for a number of seconds; tests replace it.
     """
 
     def __init__(
@@ -62,31 +63,31 @@ class Agent:
         try:
             await self._collector.prepare()
         except AttesterError as error:
-            # Calls will find the same, and be answered as far as they can.
+            # Calls meet the same error later, and answer as much as they can.
             _log.error("not ready for calls", why=str(error))
         except Exception:  # noqa: BLE001
             _log.exception("not ready for calls")
-        wait_s = _FIRST_WAIT_S
+        wait_s = _MIN_RECONNECT_WAIT_S
         while True:
             try:
                 async for session in self._client.calls(self._enrolment.node):
-                    wait_s = _FIRST_WAIT_S
+                    wait_s = _MIN_RECONNECT_WAIT_S
                     await self._round(session)
-                _log.info("the channel ended, and will be opened again")
+                _log.info("the verifier closed the channel; it will be opened again")
             except AttesterError as error:
                 _log.warning("the channel is closed", why=str(error))
             except Exception:  # noqa: BLE001
-                # The outermost loop: an attester that dies of one surprise is missed for ever.
+                # The outermost loop: one unexpected error must not end the attester.
                 _log.exception("the channel failed")
             await self._sleep(self._rng.uniform(0, wait_s))
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+            wait_s = min(wait_s * 2, _MAX_RECONNECT_WAIT_S)
 
     async def once(self) -> str:
         """
-        Attest once in a session of our own; returns the result, a JWT.
+        Attest once in a session that the agent opens itself; returns the result, a JWT.
 
         Raises:
-            VerifierError, WeightsError, EngineError: why it did not come about.
+            VerifierError, WeightsError, EngineError: the attestation failed.
         """
         return await self.attest(await self._client.open_session(), called=False)
 
@@ -108,36 +109,36 @@ class Agent:
 
     async def _round(self, session: Session) -> None:
         start = time.monotonic()
-        asked = sorted(
+        challenges = sorted(
             kind
             for challenge in session.models
             for kind, part in (("read", challenge.read), ("walk", challenge.walk))
             if part is not None
         )
-        left = None if session.expiry is None else session.expiry - self._now()
+        left_s = None if session.expiry is None else session.expiry - self._now()
         try:
-            # An engine that hangs must not make us miss the calls after this one.
-            async with asyncio.timeout(left):
+            # If the engine hangs, the agent must still answer the next calls.
+            async with asyncio.timeout(left_s):
                 result = await self.attest(session, called=True)
         except TimeoutError:
-            _log.error("attestation failed", asked=asked, why="the session expired first")
+            _log.error("attestation failed", asked=challenges, why="the session expired first")
             return
         except AttesterError as error:
-            # One round lost; the channel is still good for the next.
-            _log.error("attestation failed", asked=asked, why=str(error))
+            # This round is lost, but the channel still works.
+            _log.error("attestation failed", asked=challenges, why=str(error))
             return
         except Exception:  # noqa: BLE001
-            _log.exception("attestation failed", asked=asked)
+            _log.exception("attestation failed", asked=challenges)
             return
-        took_ms = int((time.monotonic() - start) * 1000)
-        claims = peek(result)
-        _log.info("attested", asked=asked, status=claims.get("ear_status"), took_ms=took_ms)
-        for code, detail in reasons(claims):
+        duration_ms = int((time.monotonic() - start) * 1000)
+        claims = decode_unverified(result)
+        _log.info("attested", asked=challenges, status=claims.get("ear_status"), duration_ms=duration_ms)
+        for code, detail in read_reasons(claims):
             _log.warning("finding", code=code, detail=detail)
 
 
-def peek(result: str) -> dict[str, object]:
-    """The claims of a result, unverified: for the operator's eyes, never for a decision."""
+def decode_unverified(result: str) -> dict[str, object]:
+    """The claims of a result whose signature is not checked: only to show them to the operator."""
     try:
         body = result.split(".")[1]
         data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
@@ -146,8 +147,8 @@ def peek(result: str) -> dict[str, object]:
         return {}
 
 
-def reasons(claims: dict[str, object]) -> list[tuple[str, str]]:
-    """Codes and details of a result's findings; what is not of a result's form is passed over."""
+def read_reasons(claims: dict[str, object]) -> list[tuple[str, str]]:
+    """The codes and details of a result's findings; empty if the claims do not have a result's form."""
     try:
         submods = msgspec.convert(claims.get("submods"), dict[str, _Appraisal])
     except msgspec.ValidationError:

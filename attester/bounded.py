@@ -1,4 +1,4 @@
-"""Reading what somebody else sends, up to a limit."""
+"""Reads an HTTP body up to a limit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import aiohttp
 
 
 async def read_all(content: aiohttp.StreamReader, limit: int) -> bytes | None:
-    """The whole of a stream, or `None` where it is longer than *limit* bytes; no more is then read."""
+    """The whole stream; `None` if it is longer than *limit* bytes, and the rest is not read."""
     if content.is_eof():
-        # It is all here already, as most are.
+        # The usual case: the whole body has arrived already.
         data = content.read_nowait()
         return data if len(data) <= limit else None
     parts: list[bytes] = []

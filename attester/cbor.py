@@ -1,11 +1,11 @@
 """
-Deterministic CBOR (RFC 8949 §4.2.1), strictly.
+Strict deterministic CBOR (RFC 8949 §4.2.1).
 
-cbor2 reads and writes the bytes.  What it leaves to its callers is done here: keys in
-bytewise order of their encodings, no trailing bytes, no encoding but the shortest, and
-no tag except those a caller names.  Values are integers of 64 bits, byte strings, text,
-arrays, maps, booleans and null; the profile has no floats, so equal values have equal
-bytes.
+cbor2 reads and writes the bytes.  This module adds what cbor2 leaves to its callers: map keys
+are in bytewise order of their encodings, there are no trailing bytes, only the shortest
+encoding is accepted, and only tags that the caller names.  Values are integers of 64 bits,
+byte strings, text, arrays, maps, booleans and null.  The profile has no floats, so equal
+values have equal bytes.
 """
 
 import io
@@ -17,12 +17,12 @@ import cbor2
 from attester.errors import CBORError
 
 MAX_DEPTH = 16
-"""Containers and tags inside each other.  Evidence needs 9."""
+"""The deepest nesting of containers and tags.  Evidence needs 9."""
 MAX_ITEMS = 60_000
-"""Values in one item.  4,096 files need 29,000; a million empty maps would take seconds."""
+"""The most values in one item.  4,096 files need 29,000; a million empty maps would take seconds."""
 
-# Every tag cbor2 6 gives a meaning of its own.  Decoding one would build bignums, compile
-# regular expressions (35) or make cycles (28, 29) before we could look at the value.
+# Every tag that cbor2 6 interprets itself.  Decoding one would build bignums, compile regular
+# expressions (35) or make cycles (28, 29) before this module could check the value.
 _LIBRARY_TAGS = (
     *range(17),
     *range(21, 61),
@@ -46,21 +46,21 @@ def encode(value: Any) -> bytes:
     Encode *value* deterministically.
 
     Raises:
-        CBORError: *value* holds a type or an integer the profile does not have.
+        CBORError: *value* holds a type or an integer that the profile does not have.
     """
     try:
-        return cbor2.dumps(_Order().of(value, MAX_DEPTH))
+        return cbor2.dumps(_Normalizer().normalize(value, MAX_DEPTH))
     except (UnicodeEncodeError, cbor2.CBOREncodeError):
         raise CBORError("text that is not Unicode") from None
 
 
-class _Order:
-    """Puts the keys of maps in order, and counts what it meets."""
+class _Normalizer:
+    """Sorts the keys of maps, and limits the number and the nesting of values."""
 
     def __init__(self) -> None:
         self._left = MAX_ITEMS
 
-    def of(self, value: Any, depth: int) -> Any:
+    def normalize(self, value: Any, depth: int) -> Any:
         if depth < 0:
             raise CBORError(f"nested deeper than {MAX_DEPTH}")
         self._left -= 1
@@ -73,13 +73,13 @@ class _Order:
                 raise CBORError("an integer beyond 64 bits")
             return value
         if isinstance(value, (list, tuple)):
-            return [self.of(item, depth - 1) for item in value]
+            return [self.normalize(item, depth - 1) for item in value]
         if isinstance(value, Mapping):
-            items = [(cbor2.dumps(_key(k)), k, self.of(v, depth - 1)) for k, v in value.items()]
+            items = [(cbor2.dumps(_key(k)), k, self.normalize(v, depth - 1)) for k, v in value.items()]
             items.sort(key=lambda item: item[0])
             return {k: v for _, k, v in items}
         if isinstance(value, cbor2.CBORTag):
-            return cbor2.CBORTag(value.tag, self.of(value.value, depth - 1))
+            return cbor2.CBORTag(value.tag, self.normalize(value.value, depth - 1))
         raise CBORError(f"a value of type {type(value).__name__}, which the profile does not have")
 
 
@@ -89,8 +89,8 @@ def _key(key: Any) -> int | str | bytes:
     return key
 
 
-def _kept(number: int) -> Callable[..., cbor2.CBORTag]:
-    """Leaves a tag as it is, where the library would make something else of it."""
+def _keep_tag(number: int) -> Callable[..., cbor2.CBORTag]:
+    """A decoder that leaves tag *number* as it is, instead of the library's own decoder."""
 
     def keep(value: Any, *_: object) -> cbor2.CBORTag:
         return cbor2.CBORTag(number, value)
@@ -103,19 +103,20 @@ def decode(data: bytes, *, max_size: int, tags: Collection[int] = (), determinis
     Decode one CBOR item that fills *data* exactly.
 
     Args:
-        data: What came.
-        max_size: Refuse more bytes than this before reading them.
-        tags: Tags that may occur; they come back as `cbor2.CBORTag`.  Those to which the
-            library gives a meaning may occur only where *deterministic* is not asked.
+        data: The bytes to decode.
+        max_size: More bytes than this are refused before they are read.
+        tags: Tags that may occur; they are returned as `cbor2.CBORTag`.  Tags that cbor2
+            interprets itself may occur only if *deterministic* is false.
         deterministic: Whether the order of keys and the length of integers must be those of
-            RFC 8949 §4.2.1.  Others' formats do not ask for it; all else is asked of them too.
+            RFC 8949 §4.2.1.  Formats of other authors do not require it; all other checks
+            apply to them too.
 
     Raises:
-        CBORError: too long, not well-formed, indefinite, with duplicate keys, too deep,
-            with trailing bytes, with an unknown tag, or not in deterministic encoding.
+        CBORError: *data* is too long, not well-formed, of indefinite length, nested too deep or
+            not in deterministic encoding, or has duplicate keys, trailing bytes or an unknown tag.
     """
     if len(data) > max_size:
-        raise CBORError(f"{len(data)} bytes, more than the {max_size} allowed")
+        raise CBORError(f"{len(data)} bytes, but at most {max_size} are allowed")
     if not data:
         raise CBORError("no bytes")
 
@@ -126,8 +127,8 @@ def decode(data: bytes, *, max_size: int, tags: Collection[int] = (), determinis
 
     decoders = _SEMANTIC_DECODERS
     if not deterministic:
-        # Others' formats use what our profile never does, e.g. times, addresses and UUIDs.
-        decoders = {**decoders, **{number: _kept(number) for number in tags}}
+        # Formats of other authors use tags that this profile never uses, e.g. times and UUIDs.
+        decoders = {**decoders, **{number: _keep_tag(number) for number in tags}}
     stream = io.BytesIO(data)
     try:
         value = cbor2.load(
@@ -145,8 +146,8 @@ def decode(data: bytes, *, max_size: int, tags: Collection[int] = (), determinis
         while isinstance(cause.__cause__, (CBORError, cbor2.CBORDecodeError)):
             cause = cause.__cause__
         raise CBORError(_one_line(cause)) from None
-    # Plain lists and dicts: cbor2 hands out immutable ones inside a tag.
-    value = _Order().of(value, MAX_DEPTH)
+    # Makes plain lists and dicts, because cbor2 returns immutable ones inside a tag.
+    value = _Normalizer().normalize(value, MAX_DEPTH)
     if rest := len(data) - stream.tell():
         raise CBORError(f"{rest} bytes after the end of the item")
     if deterministic and cbor2.dumps(value) != data:

@@ -1,4 +1,4 @@
-"""What the commands of every floor share: errors as sentences, log lines, progress, tables."""
+"""What the commands of all roles share: errors without stack traces, logging, progress bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def plain_errors(*kinds: type[Exception]) -> Callable[[F], F]:
-    """Show errors of *kinds* as one sentence and exit with 1: no user meets a stack trace."""
+    """Show errors of *kinds* as a message, without a stack trace, and exit with status 1."""
 
     def wrap(function: F) -> F:
         @functools.wraps(function)
@@ -31,7 +31,7 @@ def plain_errors(*kinds: type[Exception]) -> Callable[[F], F]:
 
 
 def configure_logging(*, as_json: bool, level: str = "info") -> None:
-    """One line an event: for people on a terminal, JSON for machines.  Nothing secret is logged."""
+    """Log one line for each event to standard error: as text for people, or as JSON for machines."""
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if as_json
@@ -52,7 +52,12 @@ def configure_logging(*, as_json: bool, level: str = "info") -> None:
 
 @contextmanager
 def progress(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A progress bar over *total* bytes on standard error; called with what was just done."""
+    """
+    A progress bar over *total* bytes on standard error.
+
+    It yields a function to call with the number of bytes just done.  There is no bar if
+    *quiet*, or if standard error is not a terminal.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return

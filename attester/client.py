@@ -1,4 +1,4 @@
-"""The verifier as the attester sees it: signed requests, bounded answers, plain errors."""
+"""The client of the verifier's API: signed requests, bounded answers, errors in plain sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from attester.bounded import read_all
 from attester.cose import PrivateKey
-from attester.errors import VerifierError
+from attester.errors import VerifierError, join_sentences
 from attester.evidence import MEDIA_TYPE, ReadAnswer, WalkAnswer
 from attester.proof import Request
 from attester.sse import read_events
@@ -25,14 +25,16 @@ from attester.weights.possession import ModelChallenge
 _MAX_ANSWER = 8 << 20
 _MAX_EVENT = 1 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=60, connect=10)
-_SILENCE_S = 30.0
+_CALLS_TIMEOUT_S = 30.0
+"""The verifier sends something on the call channel at least this often."""
+_MAX_PROBLEM_CHARS = 600
 
 
 class _Challenge(Struct, frozen=True):
     models: Annotated[tuple[ModelChallenge, ...], Meta(max_length=32)]
 
 
-class _SessionBody(Struct, frozen=True):
+class _SessionBody(Struct, frozen=True, kw_only=True):
     nonce: str
     expiry: str
     status: str
@@ -43,13 +45,13 @@ class _SessionBody(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Session:
-    """A session that waits for evidence."""
+    """A challenge-response session that waits for evidence."""
 
     id: str
     nonce: bytes
     models: tuple[ModelChallenge, ...]
     expiry: float | None = None
-    """Seconds since 1970; what comes later is worth nothing."""
+    """Seconds since 1970; evidence that comes later is refused."""
 
 
 class VerifierClient:
@@ -74,7 +76,7 @@ class VerifierClient:
         self._now = now
 
     def with_key(self, key: PrivateKey) -> VerifierClient:
-        """The same verifier, asked with another key."""
+        """A client of the same verifier that signs with *key*."""
         return VerifierClient(self._http, self._url, key, now=self._now)
 
     async def discover(self) -> Mapping[str, Any]:
@@ -92,14 +94,14 @@ class VerifierClient:
         return await self._json("POST", "/api/v1/nodes", body)
 
     async def roll(self, node: str, new: PrivateKey) -> None:
-        """Give the node a new key: signed by this one, proved by the new one."""
+        """Replace the node's key: the current key signs the request, and *new* proves its possession."""
         target = f"/api/v1/nodes/{node}/key"
         proof = self._request("POST", target, b"").authorize(new, now=int(self._now()))
         key = base64.b64encode(new.public.encode()).decode()
         await self._json("POST", target, msgspec.json.encode({"key": key, "proof": proof}))
 
     async def open_session(self) -> Session:
-        """Open a session of our own; its walk is announced, and worth less than a call's."""
+        """Open a session without a call; its walk counts for less, because the node chose the moment."""
         response, data = await self._ask("POST", "/challenge-response/v1/newSession", b"")
         location = response.headers.get("Location", "")
         return _session(data, location.rpartition("/")[2])
@@ -110,14 +112,14 @@ class VerifierClient:
         _, data = await self._ask("POST", path, evidence, content_type=MEDIA_TYPE, signed=False)
         result: str | None = _decode(data, _SessionBody).result
         if result is None:
-            raise VerifierError("the verifier took the evidence and gave no result")
+            raise VerifierError("the verifier accepted the evidence but returned no result")
         return result
 
     async def answer_call(
         self, session: Session, answers: Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
     ) -> None:
-        """Send the answers to a call, alone and at once: the verifier's clock is running."""
-        given = [
+        """Send the answers to a call ahead of the evidence: the verifier measures the time they take."""
+        entries = [
             {
                 "model": model,
                 "read": None if read is None else read.answer.hex(),
@@ -125,15 +127,15 @@ class VerifierClient:
             }
             for model, (read, walk) in answers.items()
         ]
-        body = msgspec.json.encode({"answers": given})
+        body = msgspec.json.encode({"answers": entries})
         await self._json("POST", f"/api/v1/calls/{session.id}/answers", body)
 
     async def calls(self, node: str) -> AsyncIterator[Session]:
         """
-        Hold the call channel open and give each call as it comes.
+        Keep the call channel open and yield each call as it arrives.
 
         Raises:
-            VerifierError: refused, or nothing was heard for half a minute.
+            VerifierError: the verifier refuses, or sends nothing for 30 seconds.
         """
         target = f"/api/v1/nodes/{node}/calls"
         header = self._request("GET", target, b"").authorize(self._key, now=int(self._now()))
@@ -141,7 +143,7 @@ class VerifierClient:
             async with self._http.get(
                 self._url + target,
                 headers={"Authorization": header, "Accept": "text/event-stream"},
-                timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=_SILENCE_S),
+                timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=_CALLS_TIMEOUT_S),
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:
@@ -213,23 +215,23 @@ def _session(data: bytes, session_id: str) -> Session:
     except (binascii.Error, ValueError):
         raise VerifierError("the verifier's nonce is not base64") from None
     if not 8 <= len(nonce) <= 64:
-        raise VerifierError("the verifier's nonce does not have 8 to 64 bytes")
+        raise VerifierError("the verifier's nonce must have 8 to 64 bytes")
     models = () if body.challenge is None else body.challenge.models
     try:
         expiry = datetime.fromisoformat(body.expiry).timestamp()
     except (ValueError, OverflowError):
-        raise VerifierError("the verifier's expiry is not a time") from None
+        raise VerifierError("the verifier's expiry is not an ISO 8601 time") from None
     return Session(body.session or session_id, nonce, models, expiry)
 
 
 def _refusal(status: int, data: bytes) -> VerifierError:
-    """A problem document as a sentence; what a verifier writes is shown without control characters."""
+    """A problem document (RFC 9457) as sentences, without unprintable characters."""
     try:
         problem = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return VerifierError(f"the verifier answers {status}", status=status)
+        return VerifierError(f"the verifier answers with HTTP status {status}", status=status)
     parts = [str(problem[name]) for name in ("title", "detail", "hint") if problem.get(name)]
-    text = "".join(c for c in " ".join(parts)[:600] if c.isprintable())
+    text = "".join(c for c in join_sentences(parts)[:_MAX_PROBLEM_CHARS] if c.isprintable())
     code = str(problem.get("type", "")).rpartition("#")[2][:80] or None
     return VerifierError(f"the verifier refuses: {text}", status=status, code=code)
 

@@ -1,4 +1,4 @@
-"""`touchstone attester …`: what a node's operator needs."""
+"""The commands `touchstone attester …`, for the operator of a node."""
 
 from __future__ import annotations
 
@@ -15,15 +15,8 @@ import msgspec
 
 from attester import cose
 from attester.cli import configure_logging, plain_errors, progress
-from attester.config import (
-    AttesterConfig,
-    EngineSection,
-    Enrolment,
-    Home,
-)
+from attester.config import ADAPTERS, AttesterConfig, EngineSection, Enrolment, Home
 from attester.errors import AttesterError, ConfigError, VerifierError
-
-ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 
 if TYPE_CHECKING:
     from attester.agent import Agent
@@ -35,6 +28,7 @@ T = TypeVar("T")
 _errors = plain_errors(AttesterError, UnicodeEncodeError)
 _home = click.option(
     "--home",
+    "home_path",
     type=click.Path(path_type=Path),
     default=Path("touchstone-attester"),
     envvar="TOUCHSTONE_ATTESTER_HOME",
@@ -68,9 +62,14 @@ def attester() -> None:
     default="loopback",
     show_default=True,
     type=click.Choice(ADAPTERS),
-    help="How the engine is asked.",
+    help="How the attester talks to the engine.",
 )
-@click.option("--hardware-class", default="cpu", show_default=True, help="As the verifier's policy names it.")
+@click.option(
+    "--hardware-class",
+    default="cpu",
+    show_default=True,
+    help="The node's hardware class, as the verifier's policy names it.",
+)
 @click.option(
     "--alg",
     default="ES256",
@@ -80,15 +79,15 @@ def attester() -> None:
 )
 @_errors
 def init(
-    home: Path, verifier: str, models: tuple[str, ...], serve: str, engine: str, adapter: str,
+    home_path: Path, verifier: str, models: tuple[str, ...], serve: str, engine: str, adapter: str,
     hardware_class: str, alg: str,
 ) -> None:  # fmt: skip
-    """Make a home: keys, the engine's secret and configuration."""
+    """Make a home folder: keys, the engine's secret and the configuration."""
     folders = {}
     for entry in models:
         name, separator, folder = entry.partition("=")
         if not separator:
-            raise click.UsageError(f"--model {entry}: give NAME=DIR")
+            raise click.UsageError(f"--model {entry} must have the form NAME=DIR")
         if name in folders:
             raise click.UsageError(f"--model {name} is given twice")
         folders[name] = {"dir": str(Path(folder).absolute())}
@@ -105,66 +104,65 @@ def init(
         )
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from None
-    Home(home).create(config, alg=_ALGS[alg])
-    click.echo(f"Made {home}. Next:")
+    Home(home_path).create(config, alg=_ALGS[alg])
+    click.echo(f"Made {home_path}. Next:")
     click.echo(
-        f"  1. serve the model with {home}/tls.crt and {home}/tls.key, and give the engine {home}/engine.secret"
+        f"  1. serve the model with {home_path}/tls.crt and {home_path}/tls.key, and give the engine {home_path}/engine.secret"
     )
-    click.echo(f"  2. touchstone attester check --home {home}")
-    click.echo(f"  3. touchstone attester enrol --home {home} --token TOKEN")
-    click.echo(f"  4. touchstone attester run --home {home}")
+    click.echo(f"  2. touchstone attester check --home {home_path}")
+    click.echo(f"  3. touchstone attester enrol --home {home_path} --token TOKEN")
+    click.echo(f"  4. touchstone attester run --home {home_path}")
 
 
 @attester.command()
 @_home
 @click.option("--token", required=True, help="The one-time token from the verifier's operator.")
 @_errors
-def enrol(home: Path, token: str) -> None:
+def enrol(home_path: Path, token: str) -> None:
     """Enrol the node's key with the verifier."""
-    place = Home(home)
-    config = place.config()
-
-    place.check_writable()
+    home = Home(home_path)
+    config = home.config()
+    home.check_writable()
 
     async def work(client: VerifierClient) -> Enrolment:
-        # Its own name first: afterwards the token would be used up.
+        # Check the name before the token is used up.
         issuer = (await client.discover()).get("issuer")
         if issuer != config.verifier.url:
             raise ConfigError(
-                f"the verifier calls itself {issuer}, and the configuration {config.verifier.url}: "
-                "use its own name in attester.toml"
+                f"the verifier calls itself {issuer}, but the configuration has {config.verifier.url}. "
+                "Set the verifier's own name in attester.toml"
             )
-        given = await client.enrol(token, list(config.models))
+        answer = await client.enrol(token, list(config.models))
         try:
-            return msgspec.convert(given, Enrolment)
+            return msgspec.convert(answer, Enrolment)
         except msgspec.ValidationError as error:
             raise ConfigError(f"the verifier's answer to the enrolment is malformed: {error}") from None
 
-    enrolment = _with_client(place, config, work)
-    place.keep_enrolment(enrolment)
+    enrolment = _with_client(home, config, work)
+    home.save_enrolment(enrolment)
     click.echo(f"Enrolled as node {enrolment.node} of {enrolment.operator}.")
 
 
 @attester.command()
 @_home
 @_errors
-def check(home: Path) -> None:
-    """Test everything before the verifier does: keys, folders, engine, clock, verifier, practice challenge."""
+def check(home_path: Path) -> None:
+    """Check keys, engine, verifier, clock and folders, and answer a practice challenge."""
     from attester.selftest import run_checks
 
-    place = Home(home)
-    config = place.config()
+    home = Home(home_path)
+    config = home.config()
 
     async def work() -> list[tuple[bool, str, str]]:
-        async with _open(place, config) as (client, collector, _):
-            return await run_checks(place, config, client, collector, time.time)
+        async with _open(home, config) as (client, collector, _):
+            return await run_checks(home, config, client, collector, time.time)
 
     failed = 0
-    for good, what, detail in asyncio.run(work()):
+    for passed, what, detail in asyncio.run(work()):
         click.echo(
-            f"{click.style('ok  ', fg='green') if good else click.style('FAIL', fg='red')}  {what}: {detail}"
+            f"{click.style('ok  ', fg='green') if passed else click.style('FAIL', fg='red')}  {what}: {detail}"
         )
-        failed += not good
+        failed += not passed
     if failed:
         raise click.ClickException(f"{failed} of the checks failed")
 
@@ -173,8 +171,8 @@ def check(home: Path) -> None:
 @_home
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @_errors
-def run(home: Path, log_json: bool) -> None:
-    """Attest for ever: hold the call channel open and answer calls at once."""
+def run(home_path: Path, log_json: bool) -> None:
+    """Attest until stopped: keep the call channel open and answer each call at once."""
     configure_logging(as_json=log_json)
 
     async def work(agent: Agent) -> None:
@@ -185,56 +183,71 @@ def run(home: Path, log_json: bool) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    _with_agent(Home(home), work)
+    _with_agent(Home(home_path), work)
 
 
 @attester.command()
 @_home
 @click.option("--json", "as_json", is_flag=True, help="Print the result's claims as JSON.")
 @_errors
-def once(home: Path, as_json: bool) -> None:
-    """Attest once, in a session of our own, and show the result."""
-    from attester.agent import peek, reasons
+def once(home_path: Path, as_json: bool) -> None:
+    """Attest once, without a call from the verifier, and show the result."""
+    from attester.agent import decode_unverified, read_reasons
 
-    result = _with_agent(Home(home), lambda agent: agent.once())
-    claims = peek(result)
+    result = _with_agent(Home(home_path), lambda agent: agent.once())
+    claims = decode_unverified(result)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(claims), indent=2).decode())
         return
     click.echo(f"status: {claims.get('ear_status')}")
-    for code, detail in reasons(claims):
+    for code, detail in read_reasons(claims):
         click.echo(f"  {code}  {detail}")
 
 
 @attester.command()
-@click.option("--device", default=None, help="cpu, or torch's name of a GPU; the first GPU if there is one.")
 @click.option(
-    "--number", default=0, show_default=True, type=click.IntRange(0, 99), help="N of the submodule gpu/N."
+    "--device", default=None, help="cpu, or torch's name of a GPU.  [default: the first GPU, else cpu]"
+)
+@click.option(
+    "--number",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 99),
+    help="The device's number in evidence: N of the submodule gpu/N.",
 )
 @click.option(
     "--model", "folder", type=click.Path(path_type=Path), help="Imitate this model's decoding steps."
 )
-@click.option("--repeats", default=20, show_default=True, type=click.IntRange(2, 10_000))
-@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw it, as SVG, into this file.")
+@click.option(
+    "--repeats",
+    default=20,
+    show_default=True,
+    type=click.IntRange(2, 10_000),
+    help="How often each measure is taken.",
+)
+@click.option(
+    "--plot", "picture", type=click.Path(path_type=Path), help="Draw the run as SVG into this file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the run as JSON.")
 @click.option(
     "--home",
+    "home_path",
     type=click.Path(path_type=Path),
     default=None,
     envvar="TOUCHSTONE_ATTESTER_HOME",
-    help="Keep the run there: from then on it is in the node's evidence.",
+    help="Save the run in this attester's home; the node's evidence then includes it.",
 )
 @_errors
 def benchmark(
     device: str | None, number: int, folder: Path | None, repeats: int, picture: Path | None,
-    as_json: bool, home: Path | None,
+    as_json: bool, home_path: Path | None,
 ) -> None:  # fmt: skip
     """Measure a device: matrix products, memory, host link, decoding steps."""
     from attester.gpu import benchmark as benchmarks
-    from attester.weights.kernels import best_device
+    from attester.weights.select import best_device
 
-    if home is not None:
-        Home(home).config()
+    if home_path is not None:
+        Home(home_path).config()
     shape = None
     if folder is not None:
         from attester.weights.folder import open_folder
@@ -246,16 +259,16 @@ def benchmark(
         device or best_device(),
         shape=shape,
         repeats=repeats,
-        report=None if as_json else lambda m: click.echo(f"  {m.name:<16} {benchmarks.human(m)}"),
+        report=None if as_json else lambda m: click.echo(f"  {m.name:<16} {benchmarks.format_measure(m)}"),
     )
     if picture is not None:
         try:
             picture.write_text(benchmarks.plot(found), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{picture} cannot be written: {error.strerror}") from None
-    if home is not None:
-        kept = Home(home).keep_benchmark(number, found)
-        click.echo(f"Kept in {kept}: in the evidence from now on.", err=as_json)
+    if home_path is not None:
+        saved = Home(home_path).save_benchmark(number, found)
+        click.echo(f"Saved {saved}. The evidence includes it from now on.", err=as_json)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
 
@@ -263,15 +276,15 @@ def benchmark(
 @attester.command()
 @_home
 @_errors
-def show(home: Path) -> None:
-    """Show what would be sent, readable, without sending anything."""
+def show(home_path: Path) -> None:
+    """Print the claims that evidence would carry now, without sending anything."""
     from attester.kinds import read_submod
 
-    place = Home(home)
-    config = place.config()
+    home = Home(home_path)
+    config = home.config()
 
     async def work() -> dict[str, Any]:
-        async with _open(place, config) as (_, collector, _):
+        async with _open(home, config) as (_, collector, _):
             return await collector.submods(bytes(32), {})
 
     found = {
@@ -288,35 +301,37 @@ def show(home: Path) -> None:
 @attester.command()
 @_home
 @_errors
-def roll(home: Path) -> None:
-    """Give the node a new key, signed for by the old one."""
+def roll(home_path: Path) -> None:
+    """Replace the node's key; the old key signs the request."""
     from attester.identity import create_key, load_key
 
-    place = Home(home)
-    enrolment = place.enrolment()
-    new_path = home / "node.key.new"
-    # On disk before the verifier knows of it: after a crash, one of the two is the node's.
-    new = load_key(new_path) if new_path.exists() else create_key(new_path, place.node_key().public.alg)
+    home = Home(home_path)
+    enrolment = home.enrolment()
+    new_path = home_path / "node.key.new"
+    # Saved before the verifier learns of it: after a crash, one of the two files holds the node's key.
+    new = load_key(new_path) if new_path.exists() else create_key(new_path, home.node_key().public.alg)
 
     async def work(client: VerifierClient) -> None:
         try:
             await client.roll(enrolment.node, new)
         except VerifierError as error:
-            # Refused as unknown: perhaps an earlier try got through, and we crashed after it.
+            # The key is unknown: an earlier attempt may have succeeded before a crash.
             if error.code != "request.unauthorised":
                 raise
             await client.with_key(new).open_session()
 
-    _with_client(place, place.config(), work)
-    new_path.replace(home / "node.key")
-    click.echo("The node has a new key. Restart `touchstone attester run`: it still signs with the old one.")
+    _with_client(home, home.config(), work)
+    new_path.replace(home_path / "node.key")
+    click.echo(
+        "The node has a new key. Restart `touchstone attester run`, which still signs with the old one."
+    )
 
 
 @attester.command()
 @click.option("--model", "folder", required=True, type=click.Path(path_type=Path), help="The model's folder.")
-@click.option("--seed", required=True, help="32 bytes, hex.")
+@click.option("--seed", required=True, help="The challenge's seed: 32 bytes in hex.")
 @click.option(
-    "--windows", default=None, type=click.IntRange(1, 65536), help="Answer a read of so many windows."
+    "--windows", default=None, type=click.IntRange(1, 65536), help="Answer a read with this many windows."
 )
 @click.option("--rows", default=None, help="Answer these rows of a walk, e.g. 0,5,17.")
 @click.option(
@@ -326,27 +341,30 @@ def roll(home: Path) -> None:
     "--backend",
     default=None,
     type=click.Choice(["numpy", "torch"]),
-    help="Which kernel; the best one if not given.",
+    help="The kernel's library.  [default: the fastest]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (the only form there is).")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Hide the progress bars.  The output is JSON in any case."
+)
 @_errors
 def answer(
     folder: Path, seed: str, windows: int | None, rows: str | None, passes: int, backend: Any, as_json: bool
 ) -> None:
-    """Answer challenges by hand, for anyone who wants to check us."""
+    """Answer a challenge from a folder, to compare with another implementation."""
     from attester.weights import possession
     from attester.weights.folder import open_folder
-    from attester.weights.kernels import kernel, row_words
+    from attester.weights.kernels import row_words
     from attester.weights.manifest import measure
+    from attester.weights.select import kernel
     from attester.weights.tensors import TensorFiles
 
     try:
         seed_bytes = bytes.fromhex(seed)
         wanted = [] if rows is None else [int(row) for row in rows.split(",")]
     except ValueError:
-        raise click.UsageError("--seed is hex, --rows is numbers with commas between") from None
+        raise click.UsageError("--seed must be hex, and --rows must be numbers separated by commas") from None
     if len(seed_bytes) != possession.SEED_BYTES or any(not 0 <= row < 1 << 32 for row in wanted):
-        raise click.UsageError("a seed has 32 bytes, a row is a number of 32 bits")
+        raise click.UsageError("--seed must have 32 bytes, and each row must be a 32-bit number")
     opened = open_folder(folder)
     with progress("hashing", opened.total, quiet=as_json) as step:
         manifest = measure(opened, progress=step).to_claim()
@@ -374,7 +392,7 @@ def _hex(value: Any) -> Any:
 
 @contextlib.asynccontextmanager
 async def _open(
-    place: Home, config: AttesterConfig
+    home: Home, config: AttesterConfig
 ) -> AsyncIterator[tuple[VerifierClient, Collector, cose.PrivateKey]]:
     import aiohttp
 
@@ -383,13 +401,13 @@ async def _open(
     from attester.engines import open_engine
     from attester.weights.cache import DigestCache
 
-    key = place.node_key()
+    key = home.node_key()
     async with aiohttp.ClientSession(trust_env=False) as http:
         client = VerifierClient(http, config.verifier.url, key)
-        engine = open_engine(config, http, place)
-        cache = DigestCache(place.path / "digests.db")
+        engine = open_engine(config, http, home)
+        cache = DigestCache(home.path / "digests.db")
         collector = Collector(
-            config, engine, place.tls_key(), key.public.kid, cache=cache, benchmarks=place.benchmarks
+            config, engine, home.tls_key(), key.public.kid, cache=cache, benchmarks=home.benchmarks
         )
         try:
             yield client, collector, key
@@ -398,21 +416,21 @@ async def _open(
             cache.close()
 
 
-def _with_client(place: Home, config: AttesterConfig, work: Callable[[VerifierClient], Awaitable[T]]) -> T:
+def _with_client(home: Home, config: AttesterConfig, work: Callable[[VerifierClient], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with _open(place, config) as (client, _, _):
+        async with _open(home, config) as (client, _, _):
             return await work(client)
 
     return asyncio.run(run())
 
 
-def _with_agent(place: Home, work: Callable[[Agent], Awaitable[T]]) -> T:
+def _with_agent(home: Home, work: Callable[[Agent], Awaitable[T]]) -> T:
     from attester.agent import Agent
 
-    config, enrolment = place.config(), place.enrolment()
+    config, enrolment = home.config(), home.enrolment()
 
     async def run() -> T:
-        async with _open(place, config) as (client, collector, key):
+        async with _open(home, config) as (client, collector, key):
             return await work(Agent(client, collector, key, enrolment))
 
     return asyncio.run(run())

@@ -1,13 +1,13 @@
 """
 The attester's home: its configuration, keys and enrolment in one folder.
 
-    attester.toml     what is configured
+    attester.toml     the configuration
     node.key          the node key
-    tls.key, tls.crt  what the engine serves with; the key signs for the endpoint
+    tls.key, tls.crt  the engine's TLS key and certificate; the key signs the endpoint claim
     engine.secret     shared with the engine, so that nobody else can ask it to walk
-    node.json         what enrolment gave
+    node.json         the enrolment
     benchmark-N.json  the last benchmark run of device N
-    digests.db        digests of files that have not changed since; may be removed
+    digests.db        the cache of file digests; it may be removed
 """
 
 from __future__ import annotations
@@ -35,40 +35,43 @@ from attester.kinds import MODEL_NAME
 from attester.settings import new_folder, read_toml, to_toml
 from attester.weights.hashing import check_algorithms
 
+ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
+"""The engine adapters; `attester.engines.open_engine` opens each."""
+
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 
 
 class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[verifier]``: its base URL, which is also its name: evidence is for this audience."""
+    """``[verifier]``: the base URL is also the verifier's name, and so the audience of evidence."""
 
     url: _Url
 
 
-class EngineSection(Struct, frozen=True, forbid_unknown_fields=True):
+class EngineSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[engine]``: how the attester reaches the serving process."""
 
     adapter: str = "loopback"
     url: _Url = "http://127.0.0.1:8000"
     device: Name = "cpu"
-    """Where the attester itself walks files: ``cpu``, or torch's name of a GPU."""
+    """The device for walks that the attester makes itself: ``cpu``, or torch's name of a GPU."""
     walk_s: Annotated[float, Meta(gt=0)] = 60.0
-    """Seconds that one walk may take …"""
+    """Seconds that one walk of the attester itself may take."""
     hour_s: Annotated[float, Meta(gt=0)] = 600.0
-    """… and all walks of an hour, where the attester walks."""
+    """Seconds that all walks of the attester itself may take within an hour."""
 
 
 class ManifestSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[manifest]``: how the files are read."""
 
     digests: Annotated[tuple[str, ...], Meta(min_length=1, max_length=4)] = ("sha256",)
-    """``sha256``, ``blake3``, or both; those that the reference has too are compared."""
+    """``sha256``, ``blake3``, or both; the verifier compares those that the reference value has too."""
     reread_s: Annotated[int, Meta(ge=0)] = 86_400
-    """Files are read again after so many seconds, though nothing tells of a change."""
+    """Read a file again after this many seconds, even if nothing shows a change."""
     bytes_per_s: Annotated[int, Meta(ge=1_000_000)] | None = None
-    """Read no faster than that; as fast as it goes if left out."""
+    """The highest reading rate; unlimited if left out."""
 
     def __post_init__(self) -> None:
-        """Say now what would be said at the first manifest."""
+        """Refuse unknown algorithms now, before the first manifest."""
         try:
             check_algorithms(self.digests)
         except WeightsError as error:
@@ -76,20 +79,20 @@ class ManifestSection(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[models.NAME]``."""
+    """``[models.NAME]``: a model's folder."""
 
     dir: str
     ignore: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
-    """Files and folders in it, by their names relative to it, that are not the model's."""
+    """Files and folders that are not the model's, by their names relative to the folder."""
 
 
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[serve]``: where routers reach the engine; https, with the key in ``tls.key``."""
+    """``[serve]``: the https URL where routers reach the engine, which serves with ``tls.key``."""
 
     url: Annotated[str, Meta(max_length=256, pattern=ENDPOINT_URL)]
 
     def __post_init__(self) -> None:
-        """What has the form of a URL may still be none."""
+        """Refuse an address or a port that the pattern of the URL lets through."""
         try:
             parts = urlsplit(self.url)
             if parts.netloc.startswith("["):
@@ -98,11 +101,11 @@ class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
         except ValueError:
             reachable = False
         if not reachable:
-            raise ValueError(f"{self.url} is no URL that could be reached")
+            raise ValueError(f"{self.url} is not a URL that can be reached")
 
 
 class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[capabilities]``: what the node can take on; memory is measured where left out."""
+    """``[capabilities]``: what the node can serve; memory is measured if left out."""
 
     hardware_class: Name = "cpu"
     memory_bytes: Count | None = None
@@ -111,14 +114,14 @@ class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GpuSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[gpu]``."""
+    """``[gpu]``: which devices are the node's."""
 
     devices: Annotated[tuple[Name, ...], Meta(max_length=64)] | None = None
-    """The node's own, by index or UUID; those of ``CUDA_VISIBLE_DEVICES`` if left out, or all."""
+    """Indexes or UUIDs; if left out, the devices of ``CUDA_VISIBLE_DEVICES``, or all."""
 
 
-class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``attester.toml``."""
+class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The contents of ``attester.toml``."""
 
     verifier: VerifierSection
     models: Annotated[dict[str, ModelSection], Meta(min_length=1, max_length=32)]
@@ -131,11 +134,11 @@ class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name in self.models:
             if len(name) > 128 or not MODEL_NAME.fullmatch(name):
-                raise ValueError(f"{name[:80]!r} is not a model's name: letters, digits, . _ - and /")
+                raise ValueError(f"{name[:80]!r} is not a model's name: use letters, digits, . _ - and /")
 
 
-class Enrolment(Struct, frozen=True, forbid_unknown_fields=True):
-    """``node.json``: what the verifier said at enrolment."""
+class Enrolment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The contents of ``node.json``: the verifier's answer to the enrolment."""
 
     node: Annotated[str, Meta(max_length=64)]
     ueid: bytes
@@ -152,15 +155,17 @@ class Home:
 
     def create(self, config: AttesterConfig, *, alg: int = cose.ES256) -> None:
         """
-        Make a home: keys, the engine's secret, configuration.
+        Make the folder with keys, the engine's secret and the configuration.
 
         Raises:
-            ConfigError: there is one already, or it cannot be written.
+            ConfigError: the folder exists and is not empty, or it cannot be written.
         """
         with new_folder(self.path) as folder:
             identity.create_key(folder / "node.key", alg)
             tls = identity.create_key(folder / "tls.key", cose.ES256)
-            (folder / "tls.crt").write_bytes(self_signed(tls, urlsplit(config.serve.url).hostname or ""))
+            (folder / "tls.crt").write_bytes(
+                create_certificate(tls, urlsplit(config.serve.url).hostname or "")
+            )
             identity.write_private(folder / "engine.secret", secrets.token_urlsafe(32).encode())
             (folder / "attester.toml").write_text(to_toml(config), encoding="utf-8")
 
@@ -182,28 +187,28 @@ class Home:
 
     def enrolment(self) -> Enrolment:
         """
-        What enrolment gave.
+        Read ``node.json``.
 
         Raises:
-            ConfigError: not enrolled yet, or the file is damaged.
+            ConfigError: the node is not enrolled yet, or the file is damaged.
         """
         path = self.path / "node.json"
         try:
             return msgspec.json.decode(path.read_bytes(), type=Enrolment)
         except FileNotFoundError:
             raise ConfigError(
-                f"{self.path} is not enrolled: ask the verifier's operator for a token, then: "
-                "touchstone attester enrol --token TOKEN"
+                f"{self.path} is not enrolled. Ask the verifier's operator for a token, and run "
+                "`touchstone attester enrol --token TOKEN`"
             ) from None
         except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
 
-    def keep_enrolment(self, enrolment: Enrolment) -> None:
+    def save_enrolment(self, enrolment: Enrolment) -> None:
         """
-        Keep what enrolment gave, atomically.
+        Write ``node.json`` atomically.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         temporary = self.path / ".node.json"
         try:
@@ -220,7 +225,7 @@ class Home:
         The last benchmark run of each device, by its number.
 
         Raises:
-            ConfigError: a run was kept and is damaged.
+            ConfigError: a file of a run cannot be read, or is damaged.
         """
         found = {}
         for path in sorted(self.path.glob("benchmark-*.json")):
@@ -230,15 +235,15 @@ class Home:
             try:
                 found[int(number)] = msgspec.json.decode(path.read_bytes(), type=Benchmark)
             except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-                raise ConfigError(f"{path}: {error}; run the benchmark again") from None
+                raise ConfigError(f"{path}: {error}. Run the benchmark again") from None
         return found
 
-    def keep_benchmark(self, number: int, benchmark: Benchmark) -> Path:
+    def save_benchmark(self, number: int, benchmark: Benchmark) -> Path:
         """
-        Keep a benchmark run, atomically, in place of the one before.
+        Write a benchmark run atomically; it replaces the last one of device *number*.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         path = self.path / f"benchmark-{number}.json"
         text = msgspec.json.format(msgspec.json.encode(benchmark), indent=2)
@@ -251,16 +256,16 @@ class Home:
         return path
 
     def check_writable(self) -> None:
-        """Raises `ConfigError` where nothing can be kept here; asked before a token is used up."""
+        """Raise `ConfigError` if the folder cannot be written to.  Called before a token is used up."""
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ConfigError(f"{self.path} cannot be written to")
 
 
-def self_signed(key: cose.PrivateKey, host: str) -> bytes:
+def create_certificate(key: cose.PrivateKey, host: str) -> bytes:
     """
-    A self-signed certificate for *host*, PEM.
+    A self-signed certificate of *key* for *host*, PEM.
 
-    Routers pin its key, not its name or dates; those are there for TLS libraries.
+    Routers pin the key and ignore name and dates, which only TLS libraries need.
     """
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
     try:

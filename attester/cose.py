@@ -1,8 +1,8 @@
 """
 COSE_Sign1 (RFC 9052 §4.2) with ES256 and Ed25519, and COSE keys (RFC 9052 §7).
 
-The key decides the algorithm; the header only has to agree.  Both libraries for Python
-lag behind the cbor2 we need (docs/dependencies.md), and what is needed is small.
+The key decides the algorithm, and the header must agree with it.  Neither Python library for
+COSE works with the version of cbor2 used here (docs/dependencies.md), and little is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALG, CRIT, CONTENT_TYPE, KID, TYP = 1, 2, 3, 4, 16
 TAG_SIGN1, TAG_CWT = 18, 61
 
 ES256, ED25519 = -7, -19
-# The polymorphic and the fully specified name of one algorithm (RFC 9864).
+# The polymorphic and the fully specified identifier of each algorithm (RFC 9864).
 _SAME_ALGORITHM = {ES256: (ES256, -9), ED25519: (ED25519, -8)}
 ALGORITHM_NAMES = {ES256: "ES256", ED25519: "Ed25519"}
 
@@ -37,8 +37,8 @@ _KTY, _CRV, _X, _Y = 1, -1, -2, -3
 _KTY_OKP, _KTY_EC2 = 1, 2
 _CRV_P256, _CRV_ED25519 = 1, 6
 
-_MAX_HEADER = 1024
-_MAX_KEY = 256
+_MAX_HEADER_BYTES = 1024
+_MAX_KEY_BYTES = 256
 
 
 class Signer(Protocol):
@@ -56,7 +56,7 @@ class Signer(Protocol):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key of one of our two algorithms."""
+    """A public key for ES256 or Ed25519."""
 
     alg: int
     point: bytes
@@ -85,9 +85,9 @@ class PublicKey:
 
         Raises:
             CBORError: not deterministic CBOR.
-            COSEError: not a public key of our algorithms, or not a point of its curve.
+            COSEError: not a public key for ES256 or Ed25519, or not a point of its curve.
         """
-        return cls.from_map(cbor.decode(data, max_size=_MAX_KEY))
+        return cls.from_map(cbor.decode(data, max_size=_MAX_KEY_BYTES))
 
     @classmethod
     def from_map(cls, value: Any) -> PublicKey:
@@ -100,7 +100,7 @@ class PublicKey:
             case _:
                 raise COSEError("not a COSE_Key of P-256 or Ed25519 with exactly its public parameters")
         if cbor.encode(key.to_map()) != cbor.encode(value):
-            # True equals 1 in Python, and is another encoding.
+            # In Python, True equals 1, but its encoding differs.
             raise COSEError("not a COSE_Key of P-256 or Ed25519 with exactly its public parameters")
         try:
             key._native()
@@ -115,7 +115,7 @@ class PublicKey:
         Check a raw signature.
 
         Raises:
-            SignatureError: it does not fit.
+            SignatureError: *signature* is not by this key over *data*.
         """
         try:
             native = self._native()
@@ -127,7 +127,7 @@ class PublicKey:
             r, s = (int.from_bytes(part, "big") for part in (signature[:32], signature[32:]))
             native.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
-            raise SignatureError("the signature does not fit the key and the bytes") from None
+            raise SignatureError("the signature does not match the key and the data") from None
 
     def _native(self) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
         if self.alg == ES256:
@@ -150,11 +150,11 @@ _SMALL_ORDER: Final = frozenset(
         ),
     }
 )
-"""The y of all eight points of small order: under them a constant signature fits every message."""
+"""The y of all eight points of small order: with such a key, one signature fits every message."""
 
 
 def _is_ed25519_key(encoded: bytes) -> bool:
-    """Canonical, on the curve, and not of small order (RFC 8032 §5.1.3); the library checks none of it."""
+    """Canonical, on the curve, and not of small order (RFC 8032 §5.1.3).  The library does not check this."""
     y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
     if y >= _P or y in _SMALL_ORDER:
         return False
@@ -171,12 +171,12 @@ class PrivateKey:
 
     @classmethod
     def generate(cls, alg: int = ES256) -> PrivateKey:
-        """Make a new key.  Raises `COSEError` for an algorithm we do not have."""
+        """Make a new key.  Raises `COSEError` for any other algorithm than ES256 and Ed25519."""
         if alg == ES256:
             return cls(ec.generate_private_key(ec.SECP256R1()))
         if alg == ED25519:
             return cls(ed25519.Ed25519PrivateKey.generate())
-        raise COSEError(f"no algorithm {alg}; this profile has ES256 (-7) and Ed25519 (-19)")
+        raise COSEError(f"algorithm {alg} is not supported; use ES256 (-7) or Ed25519 (-19)")
 
     @property
     def public(self) -> PublicKey:
@@ -187,14 +187,14 @@ class PrivateKey:
         return PublicKey(ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
 
     def sign(self, data: bytes) -> bytes:
-        """A raw signature: r ‖ s for ES256 (RFC 9053 §2.1), 64 bytes for either."""
+        """A raw signature, 64 bytes: r ‖ s for ES256 (RFC 9053 §2.1)."""
         if isinstance(self.native, ed25519.Ed25519PrivateKey):
             return self.native.sign(data)
         r, s = decode_dss_signature(self.native.sign(data, ec.ECDSA(hashes.SHA256())))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sign1:
     """A decoded COSE_Sign1 whose signature has **not** been checked yet."""
 
@@ -212,21 +212,21 @@ class Sign1:
         max_size: int,
         tags: tuple[int, ...] = (TAG_SIGN1,),
         deterministic: bool = True,
-        max_header: int = _MAX_HEADER,
+        max_header: int = _MAX_HEADER_BYTES,
     ) -> Sign1:
         """
         Read a message that carries exactly *tags*, outermost first.
 
         Args:
-            data: What came.
-            max_size: Of the whole message, bytes.
-            tags: Outermost first.
-            deterministic: As for `cbor.decode`, of the message and of its protected header.
-            max_header: Of the protected header, bytes.
+            data: The message.
+            max_size: The most bytes of the whole message.
+            tags: The tags that the message must have, outermost first.
+            deterministic: As for `cbor.decode`, for the message and its protected header.
+            max_header: The most bytes of the protected header.
 
         Raises:
-            CBORError: not the CBOR that is asked for.
-            COSEError: not a COSE_Sign1, or one with a header we must refuse.
+            CBORError: the message or its protected header is not the required CBOR.
+            COSEError: not a COSE_Sign1, or its header must be refused.
         """
         value = cbor.decode(data, max_size=max_size, tags=tags, deterministic=deterministic)
         for tag in tags:
@@ -248,26 +248,34 @@ class Sign1:
         if not isinstance(header, dict):
             raise COSEError("the protected header is not a map")
         if ALG not in header:
-            raise COSEError("no algorithm in the protected header")
+            raise COSEError("the protected header has no algorithm")
         if CRIT in header:
-            raise COSEError("a critical header, and this profile knows none")
-        if twice := header.keys() & unprotected.keys():
-            raise COSEError(f"header {min(twice, key=str)} is both protected and unprotected")
+            raise COSEError("the header lists critical parameters, which are not supported")
+        if duplicates := header.keys() & unprotected.keys():
+            raise COSEError(f"header {min(duplicates, key=str)} is both protected and unprotected")
         if ALG in unprotected or CRIT in unprotected:
-            raise COSEError("alg and crit belong in the protected header")
-        return cls(protected, header, unprotected, payload, signature)
+            raise COSEError("alg and crit must be in the protected header")
+        return cls(
+            protected=protected,
+            header=header,
+            unprotected=unprotected,
+            payload=payload,
+            signature=signature,
+        )
 
     def verify(self, key: PublicKey, *, external_aad: bytes = b"") -> None:
         """
-        Check the signature with *key*, whose algorithm decides.
+        Check the signature with *key*, which decides the algorithm.
 
         Raises:
             COSEError: the header names another algorithm.
-            SignatureError: the signature does not fit.
+            SignatureError: the signature is wrong.
         """
         alg = self.header[ALG]
         if type(alg) is not int or alg not in _SAME_ALGORITHM[key.alg]:
-            raise COSEError(f"algorithm {str(alg)[:40]} where the key is for {ALGORITHM_NAMES[key.alg]}")
+            raise COSEError(
+                f"the header has algorithm {repr(alg)[:40]}, but the key is for {ALGORITHM_NAMES[key.alg]}"
+            )
         key.verify(self.signature, _to_be_signed(self.protected, external_aad, self.payload))
 
 
@@ -280,7 +288,7 @@ def sign(
     external_aad: bytes = b"",
 ) -> bytes:
     """
-    Sign *payload*; alg and kid go into the protected header, with whatever *header* adds.
+    Sign *payload*.  The protected header has alg, kid and the parameters of *header*.
 
     Returns:
         The tagged message, deterministic CBOR.

@@ -2,8 +2,8 @@
 Errors of the attester.
 
     AttesterError
-    ├── CBORError            bytes that are not the deterministic CBOR of our profile
-    ├── COSEError            a COSE_Sign1 message that cannot be accepted
+    ├── CBORError            bytes that are not the deterministic CBOR of this profile
+    ├── COSEError            a COSE_Sign1 message that is refused
     │   └── SignatureError   ... because its signature is wrong
     ├── ClaimError           a claim that does not have the form of the claims table
     ├── KeyFileError         a key file that is missing, damaged or open to others
@@ -12,13 +12,15 @@ Errors of the attester.
     ├── EngineError          the inference engine does not answer as it should
     └── VerifierError        the verifier refused, or cannot be reached
 
-Leaf names end in ``Error``.  Every message says what is wrong and, where the operator
-can do something about it, what.
+Leaf names end in ``Error``.  Every message says what is wrong and, if the operator can do
+something about it, what to do.
 """
+
+from collections.abc import Iterable
 
 
 class AttesterError(Exception):
-    """Never raised itself."""
+    """The base of all of them; it is never raised itself."""
 
 
 class CBORError(AttesterError):
@@ -26,7 +28,7 @@ class CBORError(AttesterError):
 
 
 class COSEError(AttesterError):
-    """A COSE_Sign1 message cannot be accepted (RFC 9052 §4.2)."""
+    """A COSE_Sign1 message is refused (RFC 9052 §4.2)."""
 
 
 class SignatureError(COSEError):
@@ -37,7 +39,7 @@ class ClaimError(AttesterError):
     """A claim does not have the form that the claims table gives it."""
 
     def __init__(self, claim: str, message: str) -> None:
-        # Parsers quote what they were given; what a node sends is not repeated at length.
+        # Parsers quote their input, which a node sends: it is shortened, and unprintable characters are replaced.
         text = "".join(c if c.isprintable() else "?" for c in message[:200])
         super().__init__(f"{claim}: {text}")
         self.claim = claim
@@ -56,7 +58,7 @@ class WeightsError(AttesterError):
 
 
 class EngineError(AttesterError):
-    """The inference engine did not answer, or not as it should."""
+    """The inference engine did not answer, or its answer is wrong."""
 
 
 class VerifierError(AttesterError):
@@ -66,3 +68,13 @@ class VerifierError(AttesterError):
         super().__init__(message)
         self.status = status
         self.code = code
+
+
+def join_sentences(parts: Iterable[str]) -> str:
+    """Join *parts* with spaces; each part that another one follows ends in a full stop, ``!`` or ``?``."""
+    text = ""
+    for part in (part.strip() for part in parts):
+        if text and part:
+            text += " " if text.endswith((".", "!", "?")) else ". "
+        text += part
+    return text

@@ -1,9 +1,9 @@
 """
-The node key and the TLS key: made, kept safely, read back.
+The files of private keys: the node key and the TLS key.
 
-A key file is PKCS #8 PEM, mode 0600, written under another name and renamed, so that it
-is either there whole or not at all.  A file that others can read is refused: what was
-readable may have been copied.
+A key file is PKCS #8 PEM with mode 0600.  It is written under a temporary name and linked, so
+that it is either complete or absent.  A key file that others can read is refused, because it
+may have been copied.
 """
 
 import os
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from attester.cose import PrivateKey
 from attester.errors import KeyFileError
 
-_MAX_KEY_FILE = 8192
+_MAX_KEY_BYTES = 8192
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -36,26 +36,26 @@ def write_private(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            # link, unlike rename, never replaces a key that is there.
+            # Unlike rename, link never replaces an existing key.
             os.link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except FileExistsError:
-        raise KeyFileError(f"{path} exists already, and a key is never overwritten") from None
+        raise KeyFileError(f"{path} exists already. A key is never overwritten") from None
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def read_private(path: Path, *, max_size: int = _MAX_KEY_FILE) -> bytes:
+def read_private(path: Path, *, max_size: int = _MAX_KEY_BYTES) -> bytes:
     """
     Read a file that only its owner may read.
 
     Raises:
-        KeyFileError: missing, not a regular file, too large, or open to others.
+        KeyFileError: the file is missing, not a regular file, too large, or readable by others.
     """
     try:
-        # Not to hang where it is a pipe.
+        # O_NONBLOCK: opening a pipe must not hang.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise KeyFileError(f"{path} does not exist") from None
@@ -69,16 +69,16 @@ def read_private(path: Path, *, max_size: int = _MAX_KEY_FILE) -> bytes:
         if status.st_mode & 0o077:
             raise KeyFileError(
                 f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}), so the key "
-                "may have been copied: make a new one, or, if you are sure, chmod 600"
+                "may have been copied. Make a new one or, if you are sure that it was not copied, run chmod 600"
             )
         if status.st_size > max_size:
-            raise KeyFileError(f"{path} has {status.st_size} bytes, more than a key has")
+            raise KeyFileError(f"{path} has {status.st_size} bytes, but a key file has at most {max_size}")
         return file.read(max_size)
 
 
 def create_key(path: Path, alg: int) -> PrivateKey:
     """
-    Make a key and keep it at *path*.
+    Make a key and write it to *path*.
 
     Raises:
         KeyFileError: *path* exists already, or cannot be written.
@@ -93,7 +93,7 @@ def load_key(path: Path) -> PrivateKey:
     Read the key at *path*.
 
     Raises:
-        KeyFileError: missing, open to others, or not a P-256 or Ed25519 key.
+        KeyFileError: the file is missing or readable by others, or it is not a P-256 or Ed25519 key.
     """
     data = read_private(path)
     try:

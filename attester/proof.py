@@ -1,9 +1,9 @@
 """
 Proof that a request comes from a node's key: ``Authorization: Touchstone-Node …``.
 
-The header carries a COSE_Sign1 over what the request is (method, authority, target,
-digest of the body), who sends it, when, and a random value that the verifier accepts
-once.  Challenges cost entries of the pool, so a stranger must not be able to burn them.
+The header carries a COSE_Sign1 over the request (method, authority, target, digest of the
+body), the sender, the time, and a random value that the verifier accepts once.  Each challenge
+uses up an entry of the pool, so only enrolled nodes may request one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from attester.errors import ClaimError, COSEError
 SCHEME: Final = "Touchstone-Node"
 DOMAIN: Final = "touchstone/request/1"
 _TYP: Final = "application/touchstone-request+cose"
-_MAX_HEADER = 2048
+_MAX_HEADER_BYTES = 2048
 
 
-class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     domain: str
     method: Annotated[str, Meta(max_length=16)]
     authority: Annotated[str, Meta(max_length=256)]
@@ -39,17 +39,17 @@ class _Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Request:
-    """What is signed of an HTTP request."""
+    """The signed parts of an HTTP request."""
 
     method: str
     authority: str
-    """The Host header: host, and port where it is not the scheme's own."""
+    """The Host header: the host, and the port unless it is the scheme's default."""
     target: str
-    """Path and query as sent."""
+    """The path and the query as sent."""
     body: bytes = b""
 
     def authorize(self, key: cose.Signer, *, now: int) -> str:
-        """The value of an Authorization header, good for one use."""
+        """The value of an Authorization header for one use; *now* is in seconds since 1970."""
         claims = _Claims(
             domain=DOMAIN,
             method=self.method,
@@ -76,35 +76,35 @@ class Proof:
 
     @property
     def kid(self) -> bytes:
-        """Who claims to have signed."""
+        """The thumbprint of the key that claims to have signed."""
         kid: bytes = self.message.header[cose.KID]
         return kid
 
     @property
     def random(self) -> bytes:
-        """Accepted once per key within twice the skew: the verifier's database sees to it."""
+        """The random value.  The verifier's database accepts it once per key within twice the skew."""
         return self.claims.random
 
     @classmethod
     def decode(cls, header: str) -> Proof:
         """
-        Read an Authorization header of our scheme.
+        Read an Authorization header of the scheme `SCHEME`.
 
         Raises:
-            COSEError, CBORError, ClaimError: it is not one.
+            COSEError, CBORError, ClaimError: the header does not have the scheme's form.
         """
         scheme, _, value = header.partition(" ")
-        if scheme != SCHEME or len(value) > _MAX_HEADER:
+        if scheme != SCHEME or len(value) > _MAX_HEADER_BYTES:
             raise COSEError(f"not an Authorization header of scheme {SCHEME}")
         try:
             data = base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
-            raise COSEError("not base64url") from None
-        message = cose.Sign1.decode(data, max_size=_MAX_HEADER)
+            raise COSEError("the Authorization header is not base64url") from None
+        message = cose.Sign1.decode(data, max_size=_MAX_HEADER_BYTES)
         kid = message.header.get(cose.KID)
         if not isinstance(kid, bytes) or len(kid) != 32 or message.header.get(cose.TYP) != _TYP:
-            raise COSEError("kid or typ is not what this scheme has")
-        raw = cbor.decode(message.payload, max_size=_MAX_HEADER)
+            raise COSEError("kid or typ does not have the form of this scheme")
+        raw = cbor.decode(message.payload, max_size=_MAX_HEADER_BYTES)
         try:
             claims = msgspec.convert(raw, _Claims, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
@@ -113,10 +113,10 @@ class Proof:
 
     def verify(self, request: Request, key: cose.PublicKey, *, now: int, skew: int) -> None:
         """
-        Check that *key* signed exactly this request, *skew* seconds around *now* at most.
+        Check that *key* signed exactly this request, at most *skew* seconds from *now*.
 
         Raises:
-            COSEError: the signature, the key, the request or the time does not fit.
+            COSEError: the signature or the key is wrong, or the request or the time differs.
         """
         if self.kid != key.kid:
             raise COSEError("signed by another key")
@@ -128,6 +128,6 @@ class Proof:
             raise COSEError("signed for another request")
         if abs(claims.time - now) > skew:
             raise COSEError(
-                f"signed {claims.time - now:+d} s from the verifier's time, more than {skew} s: "
-                "set the node's clock"
+                f"signed {claims.time - now:+d} s from the verifier's time, but at most {skew} s are allowed. "
+                "Set the node's clock"
             )

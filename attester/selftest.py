@@ -1,4 +1,4 @@
-"""The self-test: what the verifier will look at, looked at first, each with what to do."""
+"""The self-test: it checks what the verifier will check, and says what to do about each failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attester.weights.tensors import TensorFiles
 Check = tuple[bool, str, str]
 
 
-class _Practice(msgspec.Struct, frozen=True):
+class _Practice(msgspec.Struct, frozen=True, kw_only=True):
     seed: str
     windows: int
     read: str
@@ -27,7 +27,7 @@ class _Practice(msgspec.Struct, frozen=True):
     walk: tuple[str, ...]
 
 
-_CLOCK_S = 10
+_MAX_CLOCK_OFFSET_S = 10
 
 
 async def run_checks(
@@ -37,21 +37,23 @@ async def run_checks(
     collector: Collector,
     now: Callable[[], float],
 ) -> list[Check]:
-    """Run every check, also after one has failed: (good, what, detail) each."""
+    """Run every check, even after a failure.  A `Check` is (passed, what was checked, detail)."""
     found = [
-        await _try("node key", _key(home)),
-        await _try("enrolment", _enrolled(home)),
-        await _try("engine", _engine(collector)),
-        await _try("verifier", _verifier(client, config)),
-        await _try("clock", _clock(client, now)),
+        await _run_check("node key", _check_keys(home)),
+        await _run_check("enrolment", _check_enrolment(home)),
+        await _run_check("engine", _check_engine(collector)),
+        await _run_check("verifier", _check_verifier(client, config)),
+        await _run_check("clock", _check_clock(client, now)),
     ]
     for model, section in config.models.items():
-        found.append(await _try(f"folder of {model}", _folder(section)))
-        found.append(await _try(f"practice challenge of {model}", _practice(model, client, collector)))
+        found.append(await _run_check(f"folder of {model}", _check_folder(section)))
+        found.append(
+            await _run_check(f"practice challenge of {model}", _check_practice(model, client, collector))
+        )
     return found
 
 
-async def _try(what: str, check: Awaitable[str]) -> Check:
+async def _run_check(what: str, check: Awaitable[str]) -> Check:
     try:
         return True, what, await check
     except AttesterError as error:
@@ -60,45 +62,48 @@ async def _try(what: str, check: Awaitable[str]) -> Check:
         return False, what, f"the verifier's answer is malformed: {error}"
 
 
-async def _key(home: Home) -> str:
-    return f"kid {home.node_key().public.kid.hex()[:16]}…, TLS key there" if home.tls_key() else ""
+async def _check_keys(home: Home) -> str:
+    kid = home.node_key().public.kid
+    home.tls_key()
+    return f"kid {kid.hex()[:16]}…, TLS key present"
 
 
-async def _enrolled(home: Home) -> str:
+async def _check_enrolment(home: Home) -> str:
     enrolment = home.enrolment()
     return f"node {enrolment.node} of {enrolment.operator}"
 
 
-async def _engine(collector: Collector) -> str:
+async def _check_engine(collector: Collector) -> str:
     description = await collector.describe()
     return f"{description.engine} {description.version}, arguments {description.arguments or 'none'}"
 
 
-async def _verifier(client: VerifierClient, config: AttesterConfig) -> str:
+async def _check_verifier(client: VerifierClient, config: AttesterConfig) -> str:
     document = await client.discover()
     issuer = document.get("issuer")
     if issuer != config.verifier.url:
         raise ConfigError(
-            f"it calls itself {issuer}, and the configuration {config.verifier.url}: use its own name"
+            f"the verifier calls itself {issuer}, but the configuration has {config.verifier.url}. "
+            "Set the verifier's own name in attester.toml"
         )
     return f"{issuer}, {document.get('version')}"
 
 
-async def _clock(client: VerifierClient, now: Callable[[], float]) -> str:
+async def _check_clock(client: VerifierClient, now: Callable[[], float]) -> str:
     document = await client.discover()
     offset = now() - msgspec.convert(document.get("time"), int)
-    if abs(offset) > _CLOCK_S:
-        raise ConfigError(f"{offset:+.0f} s from the verifier's: set it, e.g. with chrony or timesyncd")
-    return f"{offset:+.1f} s from the verifier's"
+    if abs(offset) > _MAX_CLOCK_OFFSET_S:
+        raise ConfigError(f"{offset:+.0f} s from the verifier's clock. Set it, e.g. with chrony or timesyncd")
+    return f"{offset:+.1f} s from the verifier's clock"
 
 
-async def _folder(section: ModelSection) -> str:
+async def _check_folder(section: ModelSection) -> str:
     opened = open_folder(Path(section.dir), section.ignore)
     tensors = TensorFiles(opened)
     return f"{len(opened.files)} files, {len(tensors)} tensors, {opened.total:,} bytes"
 
 
-async def _practice(model: str, client: VerifierClient, collector: Collector) -> str:
+async def _check_practice(model: str, client: VerifierClient, collector: Collector) -> str:
     document = await client.reference(model)
     practice = msgspec.convert(document.get("practice"), _Practice)
     challenge = ModelChallenge(
@@ -110,13 +115,15 @@ async def _practice(model: str, client: VerifierClient, collector: Collector) ->
     )
     read, walk = await collector.answer(challenge)
     if read is None:
-        raise ConfigError("the files could not be read; the line above says why")
+        raise ConfigError("the files could not be read. The log line above says why")
     if walk is None:
-        raise ConfigError("the engine could not walk; the line above says why")
+        raise ConfigError("the engine could not walk. The log line above says why")
     if read.answer.hex() != practice.read:
-        raise ConfigError("the read is wrong: the files differ from the published ones; download them again")
+        raise ConfigError(
+            "the answer to the read is wrong: the files differ from the published ones. Download them again"
+        )
     if [answer.hex() for answer in walk.answers] != list(practice.walk):
         raise ConfigError(
-            "the walk is wrong: the engine has other weights loaded (quantised, cast, or another model)"
+            "the answer to the walk is wrong: the engine has loaded other weights (quantised, cast, or another model)"
         )
-    return f"read right; walk right, from {walk.source} on {walk.device}, {walk.micros / 1e6:.2f} s"
+    return f"read correct; walk correct, from {walk.source} on {walk.device}, {walk.micros / 1e6:.2f} s"

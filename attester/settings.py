@@ -1,4 +1,4 @@
-"""Configuration files: TOML read strictly into a frozen type, every setting with a default."""
+"""Configuration files: TOML, read strictly into a frozen type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from attester.errors import ConfigError, KeyFileError
 
-_MAX_CONFIG = 256 * 1024
+_MAX_CONFIG_BYTES = 256 * 1024
 
 T = TypeVar("T", bound=Struct)
 
@@ -26,20 +26,20 @@ def read_toml(path: Path, kind: type[T], make_with: str) -> T:
     Read a configuration file strictly.
 
     Raises:
-        ConfigError: missing, too large, not TOML, or with a setting that is unknown or out
-            of range, named.
+        ConfigError: the file is missing, too large or not TOML, or a setting is unknown or out
+            of range; the message names it.
     """
     try:
         with open(path, "rb") as stream:
-            text = stream.read(_MAX_CONFIG + 1)
+            text = stream.read(_MAX_CONFIG_BYTES + 1)
     except ValueError:
         raise ConfigError(f"{str(path)!r} is not a path") from None
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; make one with: {make_with}") from None
+        raise ConfigError(f"{path} does not exist. Make it with `{make_with}`") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if len(text) > _MAX_CONFIG:
-        raise ConfigError(f"{path} is larger than a configuration")
+    if len(text) > _MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes")
     try:
         return msgspec.convert(tomllib.loads(text.decode()), kind)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
@@ -48,9 +48,10 @@ def read_toml(path: Path, kind: type[T], make_with: str) -> T:
 
 def to_toml(config: Struct) -> str:
     """
-    A configuration as TOML text: sections, sub-sections, scalars, lists of tables at the top.
+    A configuration as TOML text: sections, sub-sections, scalars, and lists of tables at the top level.
 
-    What is `None` is left out, and an empty list at the top: written down, it could not become one of tables.
+    Values of `None` are left out, and so is an empty list at the top level: TOML could not
+    extend it to a list of tables.
     """
     lines: list[str] = []
     tables: list[str] = []
@@ -81,27 +82,27 @@ def _key(name: str) -> str:
 
 
 def _value(value: Any) -> str:
-    # As JSON, but for what TOML escapes otherwise.
+    # JSON's syntax is valid TOML, except that TOML also escapes U+007F.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def check_listen(listen: str) -> None:
-    """Refuse a ``HOST:PORT`` whose port cannot be; raises `ValueError`, as converters expect."""
+    """Check the port of a ``HOST:PORT``; raises `ValueError`, which msgspec's converters report."""
     if not 1 <= int(listen.rpartition(":")[2]) <= 65535:
-        raise ValueError(f"{listen} has no port from 1 to 65535")
+        raise ValueError(f"{listen} must end in a port from 1 to 65535")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """
-    A new folder *path*, filled under another name, and there whole or not at all.
+    Create the folder *path* atomically: yields a temporary folder, which is renamed at the end.
 
     Raises:
-        ConfigError: *path* exists and is not empty, or cannot be written.
+        ConfigError: *path* exists and is not empty, or it cannot be written.
     """
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} is there already, and is not empty")
+            raise ConfigError(f"{path} exists already and is not empty")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -112,6 +113,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     except KeyFileError as error:
         raise ConfigError(str(error)) from None
     except UnicodeEncodeError:
-        raise ConfigError(f"{str(path)!r}: a name or a setting that is not Unicode text") from None
+        raise ConfigError(f"{str(path)!r}: a name or a setting is not Unicode text") from None
     except OSError as error:
         raise ConfigError(f"{error.filename or path}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Server-sent events: reading a stream, bounded (WHATWG HTML §9.2)."""
+"""A bounded reader of server-sent events (WHATWG HTML §9.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attester.errors import VerifierError
 
 @dataclass(frozen=True)
 class Event:
-    """One event."""
+    """One server-sent event."""
 
     kind: str
     data: str
@@ -21,10 +21,10 @@ class Event:
 
 async def read_events(content: aiohttp.StreamReader, *, max_size: int) -> AsyncIterator[Event]:
     """
-    The events of a stream until it ends; lines end in LF or CR LF.
+    Yield the events of a stream until it ends; lines end in LF or CR LF.
 
     Raises:
-        VerifierError: a line or an event of more than *max_size* bytes, or not UTF-8.
+        VerifierError: a line or an event has more than *max_size* bytes, or is not UTF-8.
     """
     kind = ""
     event_id: str | None = None
@@ -35,7 +35,7 @@ async def read_events(content: aiohttp.StreamReader, *, max_size: int) -> AsyncI
         try:
             line = raw.removesuffix(b"\r").decode()
         except UnicodeDecodeError:
-            raise VerifierError("an event that is not UTF-8") from None
+            raise VerifierError("the verifier sent an event that is not UTF-8") from None
         if first:
             line, first = line.removeprefix("\ufeff"), False
         if not line:
@@ -48,7 +48,7 @@ async def read_events(content: aiohttp.StreamReader, *, max_size: int) -> AsyncI
             continue
         size += len(raw)
         if size > max_size:
-            raise VerifierError(f"an event of more than {max_size} bytes")
+            raise VerifierError(f"the verifier sent an event of more than {max_size} bytes")
         value = value.removeprefix(" ")
         if name == "event":
             kind = value
@@ -65,11 +65,11 @@ async def _lines(content: aiohttp.StreamReader, max_size: int) -> AsyncIterator[
         *lines, rest = chunk.split(b"\n")
         for line in lines:
             if held + len(line) > max_size:
-                raise VerifierError(f"an event of more than {max_size} bytes")
-            # Joined once, at the end of its line: a drip of bytes must not cost a copy each.
+                raise VerifierError(f"the verifier sent an event of more than {max_size} bytes")
+            # A line is joined once, at its end: many small chunks must not cost a copy each.
             yield b"".join([*pending, line])
             pending, held = [], 0
         held += len(rest)
         if held > max_size:
-            raise VerifierError(f"an event of more than {max_size} bytes")
+            raise VerifierError(f"the verifier sent an event of more than {max_size} bytes")
         pending.append(rest)

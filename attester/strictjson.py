@@ -1,4 +1,4 @@
-"""JSON from outside: UTF-8, no name twice, no numbers that are none, never a surprise."""
+"""Strict JSON for untrusted input: UTF-8, no duplicate names, no NaN or infinity."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 def loads(data: bytes) -> Any:
     """
-    Read JSON strictly; bounding its size is the caller's.
+    Parse JSON strictly.  The caller limits the size.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, nests too deep, or a name stands twice.
+        ValueError: *data* is not JSON in UTF-8, is nested too deep, or has a duplicate name.
     """
     try:
-        # UTF-8 said, or json would take UTF-16 too.
+        # Decoded here, because json would also accept UTF-16.
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
-        raise ValueError("it nests too deep") from None
+        raise ValueError("it is nested too deep") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"{counts.most_common(1)[0][0][:80]!r} stands twice")
+        raise ValueError(f"{counts.most_common(1)[0][0][:80]!r} occurs twice")
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -25,7 +25,7 @@ import aiohttp
 from attester.client import Session, VerifierClient
 from attester.cose import PrivateKey
 from attester.weights.folder import open_folder
-from attester.weights.kernels import kernel
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from bench.common import machine, row
 from fixtures.fleet import Fleet

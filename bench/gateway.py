@@ -30,7 +30,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 
 from attester import identity
-from attester.config import self_signed
+from attester.config import create_certificate
 from attester.cose import PrivateKey
 from bench.common import machine, row
 from bench.gateway_peers import answers, peer
@@ -81,7 +81,7 @@ class Certificate:
     def __init__(self, folder: Path, name: str) -> None:
         key = PrivateKey.generate()
         self.pin = hashlib.sha256(identity.spki(key)).hexdigest()
-        (folder / f"{name}.crt").write_bytes(self_signed(key, "127.0.0.1"))
+        (folder / f"{name}.crt").write_bytes(create_certificate(key, "127.0.0.1"))
         (folder / f"{name}.key").write_bytes(
             key.native.private_bytes(
                 serialization.Encoding.PEM,

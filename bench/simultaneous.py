@@ -32,7 +32,8 @@ cores = {int(c) for c in sys.argv[1].split(",")}
 os.sched_setaffinity(0, cores)
 import numpy as np
 from attester.weights import possession
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor
 mib, rows = int(sys.argv[2]), int(sys.argv[3])
 ready = kernel()

@@ -19,7 +19,8 @@ import numpy as np
 from attester.weights import cpu, possession
 from attester.weights.cpu import CpuKernel
 from attester.weights.folder import Bytes
-from attester.weights.kernels import Int32, K, Kernel, Words, has_torch, kernel, row_words
+from attester.weights.kernels import Int32, K, Kernel, Words, has_torch, row_words
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor
 from bench.common import interleave, machine, row
 

@@ -19,7 +19,7 @@ from hypothesis import settings
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
 from attester.weights.folder import open_folder
-from attester.weights.kernels import kernel
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model

@@ -1,10 +1,11 @@
-"""One adapter per inference engine: its configuration, and a walk over what it has loaded."""
+"""One adapter for each inference engine: it reads the configuration and answers walks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attester.config import ADAPTERS, AttesterConfig, Home
 from attester.engines.base import Engine
 from attester.engines.budget import Budget
 from attester.engines.files import FileEngine
@@ -17,18 +18,13 @@ from attester.errors import ConfigError
 if TYPE_CHECKING:
     import aiohttp
 
-    from attester.config import AttesterConfig, Home
-
-
-ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
-
 
 def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home) -> Engine:
     """
-    The adapter that the configuration names.
+    Open the adapter that the configuration names.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no adapter has that name.
     """
     section = config.engine
     folders = {name: Path(model.dir) for name, model in config.models.items()}
@@ -44,4 +40,4 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
         case "files":
             return FileEngine(folders, walker, ignore)
         case name:
-            raise ConfigError(f"no adapter {name[:40]!r}; there are {', '.join(ADAPTERS)}")
+            raise ConfigError(f"there is no adapter {name[:40]!r}. Choose one of {', '.join(ADAPTERS)}")

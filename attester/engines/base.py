@@ -1,4 +1,4 @@
-"""What the attester asks of an inference engine, whichever it is."""
+"""The interface between the attester and an inference engine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from attester.evidence import Line, Name, WalkAnswer
 from attester.weights.possession import WalkChallenge
 
 
-class Description(Struct, frozen=True, forbid_unknown_fields=True):
-    """An engine's word about itself: everything that may change an answer."""
+class Description(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an engine describes itself: everything that may change its output."""
 
     engine: Name
     version: Name
@@ -26,24 +26,24 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Engine(Protocol):
     """
-    An adapter to one engine.
+    The adapter of one engine.
 
-    A new engine is one file here: how to ask for its configuration, and how to walk the
-    tensors that it has loaded.
+    To support a new engine, add one module here: it reads the engine's configuration, and
+    walks the tensors that the engine has loaded.
     """
 
     async def describe(self) -> Description:
-        """The running configuration.  Raises `EngineError`."""
+        """Read the running configuration.  Raises `EngineError`."""
         ...
 
     async def prepare(self) -> str:
         """
-        Make everything ready that a walk needs, so that the verifier's clock measures the walk.
+        Prepare everything that a walk needs, so that a call measures only the walk.
 
-        Says with what it will walk.  Raises `EngineError` or `WeightsError`.
+        Returns a description of what will walk, for the log.  Raises `EngineError` or `WeightsError`.
         """
         ...
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
-        """Answer a walk from the tensors that are loaded.  Raises `EngineError`."""
+        """Answer a walk from the loaded tensors.  Raises `EngineError`."""
         ...

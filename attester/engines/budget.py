@@ -1,8 +1,8 @@
 """
-What walks may cost: a cap on the time of one walk, and on that of all within an hour.
+Limits on the time of walks: of one walk, and of all walks within an hour.
 
-Time is that of the whole walk by the wall clock, which on a busy device is more than the
-device spent on it: the operator's cap errs on the operator's side.
+The time of a walk is its wall-clock time.  On a busy device that is more than the device's own
+time, so the limits err in the operator's favour.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _HOUR_S: Final = 3600.0
 
 class Budget:
     """
-    Caps on walks; thread-safe.
+    The limits on walks; thread-safe.
 
     Args:
-        walk_s: Seconds one walk may take.
-        hour_s: Seconds all walks of an hour may take.
+        walk_s: Seconds that one walk may take.
+        hour_s: Seconds that all walks within an hour may take.
         clock: Monotonic seconds.
     """
 
@@ -45,28 +45,28 @@ class Budget:
     def spent_s(self) -> float:
         """Seconds spent on walks that ended within the last hour."""
         with self._lock:
-            return self._within_hour()
+            return self._sum_last_hour()
 
     @contextmanager
     def walk(self) -> Iterator[Callable[[int], None]]:
         """
-        A walk under the caps; what it gives is the walk's `progress`, and raises when they are reached.
+        Count a walk; yields the walk's `progress` callback, which raises when a limit is reached.
 
         Raises:
-            EngineError: a cap is reached, before or during the walk.
+            EngineError: a limit is reached, before or during the walk.
         """
         with self._lock:
-            left = self._hour_s - self._within_hour()
-        if left <= 0:
-            raise EngineError(f"walks have taken {self._hour_s:g} s within the hour, which is their cap")
+            left_s = self._hour_s - self._sum_last_hour()
+        if left_s <= 0:
+            raise EngineError(f"walks have used their limit of {self._hour_s:g} s within the hour")
         start = self._clock()
 
         def check(_: int) -> None:
-            taken = self._clock() - start
-            if taken > self._walk_s:
-                raise EngineError(f"the walk took longer than its cap of {self._walk_s:g} s")
-            if taken > left:
-                raise EngineError(f"walks reach their cap of {self._hour_s:g} s an hour")
+            elapsed_s = self._clock() - start
+            if elapsed_s > self._walk_s:
+                raise EngineError(f"the walk exceeds its limit of {self._walk_s:g} s")
+            if elapsed_s > left_s:
+                raise EngineError(f"walks exceed their limit of {self._hour_s:g} s within the hour")
 
         try:
             yield check
@@ -75,8 +75,8 @@ class Budget:
             with self._lock:
                 self._spent.append((now, now - start))
 
-    def _within_hour(self) -> float:
+    def _sum_last_hour(self) -> float:
         oldest = self._clock() - _HOUR_S
         while self._spent and self._spent[0][0] < oldest:
             self._spent.popleft()
-        return sum(taken for _, taken in self._spent)
+        return sum(spent_s for _, spent_s in self._spent)

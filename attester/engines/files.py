@@ -1,7 +1,7 @@
 """
-Engines that cannot walk what they have loaded: the attester walks the files instead.
+Walks over files, for engines that cannot walk the tensors that they have loaded.
 
-The evidence says so (`source: file`), and the default policy makes a warning of it.
+The evidence says so (`source: file`), and the default policy turns that into a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attester.weights.tensors import TensorFiles
 
 
 class FileEngine:
-    """No engine at all, but the folders its models came from."""
+    """The adapter without an engine: it walks the folders of the models."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class FileEngine:
         self._folders = folders
         self._ignore = ignore or {}
         self._walker = walker
-        self._known: dict[str, tuple[Folder, TensorFiles]] = {}
+        self._cached: dict[str, tuple[Folder, TensorFiles]] = {}
 
     async def describe(self) -> Description:
-        """Nothing is known of an engine, and the evidence says that too."""
+        """A description that says that no engine is known."""
         return Description(
             engine="none",
             version="0",
@@ -54,7 +54,7 @@ class FileEngine:
         return kernel.name
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
-        """Walk the files."""
+        """As `Engine.walk`, over the files."""
 
         def work() -> WalkAnswer:
             return self._walker.answer(self._tensors(model), challenge, "file")
@@ -62,12 +62,12 @@ class FileEngine:
         return await asyncio.to_thread(work)
 
     def _tensors(self, model: str) -> TensorFiles:
-        """The model's tensors; headers are read again only where a file changed."""
+        """The model's tensors; the headers are read again only if a file has changed."""
         if model not in self._folders:
-            raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
+            raise WeightsError(f"the verifier asks about {model!r}, which is not in attester.toml")
         folder = open_folder(self._folders[model], self._ignore.get(model, ()))
-        known = self._known.get(model)
-        if known is None or known[0] != folder:
-            known = (folder, TensorFiles(folder))
-            self._known[model] = known
-        return known[1]
+        cached = self._cached.get(model)
+        if cached is None or cached[0] != folder:
+            cached = (folder, TensorFiles(folder))
+            self._cached[model] = cached
+        return cached[1]

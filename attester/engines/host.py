@@ -1,15 +1,15 @@
 """
-What a Python engine mounts in its own process, so that it walks the tensors it has loaded.
+HTTP resources for a Python engine's own process, so that it walks the tensors it has loaded.
 
-    from attester.engines.host import Hosted, serve_in_thread
+    from attester.engines.host import HostedEngine, serve_in_thread
 
     def tensors():
         return LiveTensors(published, [module.state_dict()])
 
-    serve_in_thread(Hosted(describe, {"org/model": tensors}), secret, port=8000)
+    serve_in_thread(HostedEngine(describe, {"org/model": tensors}), secret, port=8000)
 
-`tensors` is called at each walk and gives what is loaded then: `live.LiveTensors` over the
-module's state dict, or any other `Source`s in walking order.
+Each walk calls `tensors`, which returns what is loaded at that moment: `live.LiveTensors` over
+the module's state dict, or any other `Source`s in walking order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from attester.errors import AttesterError
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import Source
 
-_MAX_BODY = 4096
+_MAX_BODY_BYTES = 4096
 
 
 class _WalkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,16 +43,16 @@ class _WalkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Hosted:
-    """An engine's side: its word about itself, and its models' tensors."""
+class HostedEngine:
+    """The engine's side: its description, and the tensors of its models."""
 
     describe: Callable[[], Description]
     models: Mapping[str, Callable[[], Iterable[Source]]]
     walker: Walker = field(default_factory=Walker)
 
     def app(self, secret: str) -> web.Application:
-        """The two resources that `engines.loopback` asks, behind *secret*."""
-        app = web.Application(client_max_size=_MAX_BODY, middlewares=[_behind(secret)])
+        """An application with the two resources that `engines.loopback` requests; they need *secret*."""
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_require_secret(secret)])
         app.router.add_get("/touchstone/engine", self._engine)
         app.router.add_post("/touchstone/walk", self._walk)
         return app
@@ -66,7 +66,7 @@ class Hosted:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _json({"error": str(error)}, 400)
         if body.model not in self.models:
-            return _json({"error": f"no model {body.model!r}"}, 404)
+            return _json({"error": f"there is no model {body.model!r}"}, 404)
         challenge = WalkChallenge(body.seed, body.rows, body.passes)
         try:
             answer = await asyncio.to_thread(
@@ -83,13 +83,13 @@ class Hosted:
         )
 
 
-def _behind(secret: str) -> Middleware:
+def _require_secret(secret: str) -> Middleware:
     expected = f"Bearer {secret}".encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, expected):
+        sent = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(sent, expected):
             raise web.HTTPUnauthorized
         return await handler(request)
 
@@ -100,18 +100,20 @@ def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
-def serve_in_thread(hosted: Hosted, secret: str, *, port: int, host: str = "127.0.0.1") -> threading.Thread:
+def serve_in_thread(
+    hosted: HostedEngine, secret: str, *, port: int, host: str = "127.0.0.1"
+) -> threading.Thread:
     """
-    Serve the two resources from a thread of their own, for engines without an event loop.
+    Serve the two resources from a thread, for engines without an event loop.
 
-    The kernel is made ready before this returns.
+    The kernel is ready when this returns.
 
     Raises:
         WeightsError: no kernel is exact on the walker's device.
-        OSError, OverflowError: the port is taken, or is none.
+        OSError, OverflowError: the port is in use, or is not a port number.
     """
     hosted.walker.prepare()
-    started: list[BaseException] = []
+    failures: list[BaseException] = []
     ready = threading.Event()
 
     async def serve() -> None:
@@ -120,8 +122,8 @@ def serve_in_thread(hosted: Hosted, secret: str, *, port: int, host: str = "127.
             await runner.setup()
             await web.TCPSite(runner, host, port).start()
         except Exception as error:  # noqa: BLE001
-            # Raised where the caller is, whatever it is.
-            started.append(error)
+            # The caller's thread raises it again.
+            failures.append(error)
             return
         finally:
             ready.set()
@@ -130,6 +132,6 @@ def serve_in_thread(hosted: Hosted, secret: str, *, port: int, host: str = "127.
     thread = threading.Thread(target=lambda: asyncio.run(serve()), name="touchstone", daemon=True)
     thread.start()
     ready.wait()
-    if started:
-        raise started[0]
+    if failures:
+        raise failures[0]
     return thread

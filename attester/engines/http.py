@@ -1,4 +1,4 @@
-"""Asking an engine over HTTP on this machine: bounded, timed, and refused in sentences."""
+"""Requests to an engine over HTTP on this machine, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import msgspec
 from attester.bounded import read_all
 from attester.errors import EngineError
 
-MAX_ANSWER = 1 << 20
+MAX_ANSWER_BYTES = 1 << 20
 T = TypeVar("T")
 
 
 class EngineHttp:
-    """One engine's base URL."""
+    """An HTTP client of one engine."""
 
     def __init__(
         self, http: aiohttp.ClientSession, url: str, headers: Mapping[str, str] | None = None
@@ -25,14 +25,14 @@ class EngineHttp:
         self.url = url
         self._headers = dict(headers or {})
 
-    async def ask(
+    async def request(
         self, method: str, path: str, answer: type[T], body: object = None, *, timeout_s: float
     ) -> T:
         """
-        One request, and its JSON answer as *answer*.
+        Send one request, and return its JSON answer as a value of type *answer*.
 
         Raises:
-            EngineError: no answer, not 200, too large, or not of the type.
+            EngineError: there is no answer, its status is not 200, or it is too large or malformed.
         """
         try:
             async with self._http.request(
@@ -43,29 +43,31 @@ class EngineHttp:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 allow_redirects=False,
             ) as response:
-                data = await read_all(response.content, MAX_ANSWER)
+                data = await read_all(response.content, MAX_ANSWER_BYTES)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EngineError(
-                f"the engine at {self.url} does not answer ({type(error).__name__}): is it running?"
+                f"the engine at {self.url} does not answer ({type(error).__name__}). Is it running?"
             ) from None
         if status != 200:
-            raise EngineError(f"the engine answers {status} to {method} {path}{_why(data)}")
+            raise EngineError(f"the engine answers {method} {path} with HTTP status {status}{_reason(data)}")
         if data is None:
-            raise EngineError(f"the engine's answer to {path} is larger than {MAX_ANSWER} bytes")
+            raise EngineError(f"the engine's answer to {path} is larger than {MAX_ANSWER_BYTES} bytes")
         try:
             return msgspec.json.decode(data, type=answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise EngineError(f"the engine at {self.url} answers {path} wrongly: {error}") from None
+            raise EngineError(
+                f"the answer of the engine at {self.url} to {path} is malformed: {error}"
+            ) from None
 
 
-class _Refusal(msgspec.Struct):
+class _ErrorBody(msgspec.Struct):
     error: str
 
 
-def _why(data: bytes | None) -> str:
+def _reason(data: bytes | None) -> str:
     try:
-        why = msgspec.json.decode(data or b"", type=_Refusal).error
+        reason = msgspec.json.decode(data or b"", type=_ErrorBody).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
-    return ": " + "".join(c if c.isprintable() else "?" for c in why[:200])
+    return ": " + "".join(c if c.isprintable() else "?" for c in reason[:200])

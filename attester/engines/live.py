@@ -1,9 +1,9 @@
 """
-The tensors of a live torch module, brought back to the layout they were published in.
+The tensors of a live torch module, converted back to their published layout.
 
-Engines fuse, shard and pad what they load.  A small table says how; everything else is
-told by the shapes.  What cannot be brought back byte for byte (weights that were cast or
-quantised while loading) is refused: such an engine needs a reference value of its own.
+Engines fuse, shard and pad the tensors that they load.  The tables below say which names they
+fuse; the shapes say the rest.  Tensors that cannot be restored byte for byte, because loading
+cast or quantised them, are refused: such an engine needs its own reference value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attester.weights.layout import TensorInfo
 
 @dataclass(frozen=True)
 class Fusion:
-    """Published parameters whose rows an engine stacks into one."""
+    """Published parameters that an engine stacks by rows into one parameter."""
 
     fused: str
     parts: tuple[str, ...]
@@ -32,20 +32,20 @@ FUSIONS: Final = (
     Fusion("qkv", ("q_proj", "k_proj", "v_proj")),
     Fusion("c_attn", ("q_attn", "k_attn", "v_attn")),
 )
-"""Segments of a parameter's name: ``layers.0.self_attn.q_proj.weight`` is rows of ``….qkv_proj.weight``."""
+"""Segments of names: the rows of ``layers.0.self_attn.q_proj.weight`` are in ``….qkv_proj.weight``."""
 
 TIES: Final = (
     ("lm_head.weight", "model.embed_tokens.weight"),
     ("lm_head.weight", "transformer.wte.weight"),
     ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
 )
-"""Parameters of one storage: either name may stand for both."""
+"""Tied parameters, which share storage: a module may have both under either name."""
 
 DERIVED: Final = ("position_ids", "token_type_ids", "inv_freq", "cos_sin_cache", "masked_bias")
-"""Last segments of buffers that engines make themselves and nobody publishes."""
+"""Last segments of the names of buffers that engines compute and nobody publishes."""
 
 _VOCABULARIES: Final = ("embed", "lm_head", "wte", "decoder")
-"""In the names of parameters with a row for each token: the only ones that engines pad."""
+"""Parts of the names of parameters with one row per token: engines pad only these."""
 
 _DTYPES: Final[Mapping[str, str]] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -54,7 +54,7 @@ _DTYPES: Final[Mapping[str, str]] = {
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
-"""Torch's types by the names of safetensors."""
+"""The names in safetensors of torch's types."""
 
 State = Mapping[str, Any]
 """A state dict: names to torch tensors."""
@@ -62,12 +62,12 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a published tensor's rows stand: in which live one, from which of its rows on, of how many."""
+    """Where the rows of a published tensor are: the live tensor, and the first row in it."""
 
     name: str
     start: int = 0
     rows: int | None = None
-    """Rows of the whole fused tensor as published; `None` where it is not fused."""
+    """Rows of the whole fused tensor as published; `None` if the tensor is not fused."""
 
 
 @dataclass(frozen=True)
@@ -89,24 +89,24 @@ class LiveTensor:
         return self.info.size
 
     def chunks(self) -> Iterator[Any]:
-        """As `Source.chunks`: one view, or one copy where columns or parts must be put together."""
+        """As `Source.chunks`: one view, or one copy if columns or parts must be joined."""
         data = _bytes_of(self.info, self.place, self.states)
         yield data.numpy() if data.device.type == "cpu" else data
 
 
 class LiveTensors:
     """
-    A live module's tensors in walking order, in their published layout.
+    The tensors of a live module in walking order and in their published layout.
 
     Args:
         published: The tensors of the published files.
-        states: The module's state dict; those of all ranks, in order, where it is sharded.
-        prefix: What the module's names have before the published ones.
-        derived: Last segments of names that need not be published.
+        states: The module's state dict; if the module is sharded, the state dicts of all ranks in order.
+        prefix: The prefix that the module's names have before the published names.
+        derived: Last segments of the names of tensors that need not be published.
 
     Raises:
-        EngineError: the module lacks a published tensor, holds one that was not published,
-            or has one in another type or shape.
+        EngineError: a published tensor is missing or has another type or shape, or the module
+            has a tensor that was not published.
     """
 
     def __init__(
@@ -124,11 +124,11 @@ class LiveTensors:
         for info in sorted(published, key=lambda info: info.name.encode()):
             place = _find(info, infos, first, prefix)
             tensor = LiveTensor(info, place, states)
-            # Now, not when a call comes: what does not fit is for the operator to hear.
+            # Checked now, so that the operator learns of a mismatch before a call comes.
             for state in states:
                 _check_dtype(info, state[place.name])
             if _bytes_of(info, place, states).numel() != info.size:
-                raise EngineError(f"{info.name}: the module has another number of bytes of it")
+                raise EngineError(f"{info.name}: its size in the module differs from the published size")
             self._tensors.append(tensor)
         for state in states:
             _check_rest(state, {tensor.place.name for tensor in self._tensors}, derived)
@@ -163,15 +163,15 @@ def _find(info: TensorInfo, infos: Mapping[str, TensorInfo], state: State, prefi
         for name, tied in ((one, other), (other, one)):
             if info.name == name and prefix + tied in state:
                 return _Place(prefix + tied)
-    raise EngineError(f"the module has no {info.name[:120]!r}, which the published files have")
+    raise EngineError(f"the module does not have {info.name[:120]!r}, which the published files have")
 
 
 def _check_dtype(info: TensorInfo, tensor: Any) -> None:
     dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."), str(tensor.dtype))
     if dtype != info.dtype:
         raise EngineError(
-            f"{info.name[:120]}: loaded as {dtype}, published as {info.dtype}; weights that are cast or "
-            "quantised while loading need a reference value of their own"
+            f"{info.name[:120]}: loaded as {dtype}, published as {info.dtype}. Weights that are cast or "
+            "quantised while loading need their own reference value"
         )
 
 
@@ -182,31 +182,31 @@ def _check_states(states: Sequence[State]) -> None:
         raise EngineError("there is no state dict")
     for state in states:
         if state.keys() != states[0].keys():
-            differ = sorted(state.keys() ^ states[0].keys())
-            raise EngineError(f"{differ[0][:120]!r} is not on every rank")
+            missing = sorted(state.keys() ^ states[0].keys())
+            raise EngineError(f"{missing[0][:120]!r} is not on every rank")
         for name, tensor in state.items():
             if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_conj():
-                raise EngineError(f"{name[:120]!r} is no plain tensor, so its bytes cannot be walked")
+                raise EngineError(f"{name[:120]!r} is not a plain tensor, so its bytes cannot be walked")
 
 
 def _check_rest(state: State, used: set[str], derived: Collection[str]) -> None:
-    kept = {_identity(state[name]) for name in used}
+    walked = {_identity(state[name]) for name in used}
     for name, tensor in state.items():
         if name in used or name.rpartition(".")[2] in derived or tensor.numel() == 0:
             continue
-        if _identity(tensor) not in kept:
+        if _identity(tensor) not in walked:
             raise EngineError(
-                f"the module holds {name[:120]!r}, which the published files have not (an adapter?)"
+                f"the module has {name[:120]!r}, which the published files do not have. Is an adapter loaded?"
             )
 
 
 def _identity(tensor: Any) -> tuple[int, int, str]:
-    """The same for two names of one parameter, and for nothing else."""
+    """Equal for two names of one parameter, and different for any two other tensors."""
     return tensor.data_ptr(), tensor.numel(), str(tensor.dtype)
 
 
 def _bytes_of(info: TensorInfo, place: _Place, states: Sequence[State]) -> Any:
-    """The published bytes, one-dimensional int8; a view where the layout allows."""
+    """The published bytes, one-dimensional int8; a view if the layout allows it."""
     parts = [state[place.name].detach() for state in states]
     whole = _unsharded(info, parts) if place.rows is None else _unfused(info, place, parts)
     return _raw(whole)
@@ -217,19 +217,19 @@ def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
 
     shape = tuple(parts[0].shape)
     if any(tuple(part.shape) != shape for part in parts):
-        raise EngineError(f"{info.name[:120]}: the ranks have unequal shares of it")
+        raise EngineError(f"{info.name[:120]}: its shapes differ between the ranks")
     if shape == info.shape and _are_copies(parts):
         return parts[0]
     if len(shape) == len(info.shape) > 0 and shape[1:] == info.shape[1:]:
         whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-        # Vocabularies are rounded up by rows of zeros; rows that hold anything are not padding.
+        # Engines pad vocabularies with rows of zeros; rows with any other value are not padding.
         rows = info.shape[0]
         vocabulary = any(part in info.name for part in _VOCABULARIES)
         padded = vocabulary and whole.shape[0] > rows and not _raw(whole[rows:]).count_nonzero()
         if whole.shape[0] == rows or padded:
             return whole[:rows]
     if shape == info.shape:
-        raise EngineError(f"{info.name[:120]}: the ranks have different copies of it")
+        raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
     if len(shape) == len(info.shape) > 1 and shape[0] == info.shape[0]:
         whole = torch.cat(list(parts), dim=1)
         if tuple(whole.shape) == info.shape:
@@ -240,7 +240,7 @@ def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
 def _are_copies(parts: Sequence[Any]) -> bool:
     import torch
 
-    # Their bytes: as numbers, no NaN equals itself.
+    # Compared as bytes, because NaN does not equal itself.
     first = _raw(parts[0])
     return all(torch.equal(_raw(part), first) for part in parts[1:])
 
@@ -257,12 +257,12 @@ def _unfused(info: TensorInfo, place: _Place, parts: Sequence[Any]) -> Any:
     rows, whole = parts[0].shape[0], place.rows or 0
     if rows == whole:
         if not _are_copies(parts):
-            raise EngineError(f"{info.name[:120]}: the ranks have different copies of it")
+            raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
         return parts[0][place.start : place.start + info.shape[0]]
-    # Each rank has its share of each part, stacked.
+    # Each rank stacks its share of each part.
     if rows * len(parts) != whole or place.start % len(parts) or info.shape[0] % len(parts):
         raise EngineError(
-            f"{info.name[:120]}: fused into {rows} rows of {len(parts)} ranks, published {whole}"
+            f"{info.name[:120]}: fused into {rows} rows on each of {len(parts)} ranks, published as {whole} rows"
         )
     start, count = place.start // len(parts), info.shape[0] // len(parts)
     return torch.cat([part[start : start + count] for part in parts])

@@ -1,8 +1,8 @@
 """
-llama.cpp's server: described over ``GET /props``, walked by its GGUF file.
+llama.cpp's server: ``GET /props`` describes it, and its GGUF file is walked.
 
-Its process has no way to be asked about the tensors it holds, so the evidence says
-`source: file`.  What can be seen is checked: the file it serves must be the model's.
+Its process offers no access to the tensors that it has loaded, so the evidence says
+`source: file`.  The adapter checks that the server's file is in the folder of a configured model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from attester.evidence import WalkAnswer
 from attester.version import installed_version
 from attester.weights.possession import WalkChallenge
 
-_ASK_S = 10.0
+_REQUEST_TIMEOUT_S = 10.0
 
 
 class _Generation(msgspec.Struct, frozen=True):
@@ -54,22 +54,24 @@ class LlamaCppEngine:
         self._files = FileEngine(folders, walker, ignore)
 
     async def describe(self) -> Description:
-        """As `Engine.describe`; raises `EngineError` where it serves a file that is no model's of ours."""
-        props = await self._http.ask("GET", "/props", _Props, timeout_s=_ASK_S)
+        """As `Engine.describe`; raises `EngineError` if the server's file is not a configured model's."""
+        props = await self._http.request("GET", "/props", _Props, timeout_s=_REQUEST_TIMEOUT_S)
         try:
             served = await asyncio.to_thread(Path(props.model_path).resolve)
         except (OSError, ValueError, RuntimeError):
-            raise EngineError("llama.cpp names a model's path that is none") from None
+            raise EngineError("llama.cpp names a model path that is not valid") from None
         if not any(served.is_relative_to(folder.resolve()) for folder in self._folders.values()):
-            raise EngineError(f"llama.cpp serves {str(served)[:200]!r}, which is in no model's folder")
-        # Evidence is printable ASCII; the manifest has the name as it is.
-        shown = "".join(c if " " <= c <= "~" else "?" for c in served.name)
+            raise EngineError(
+                f"llama.cpp serves {str(served)[:200]!r}, which is not in the folder of any model in attester.toml"
+            )
+        # This claim must be printable ASCII; the manifest has the exact name.
+        printable = "".join(c if " " <= c <= "~" else "?" for c in served.name)
         try:
             return msgspec.convert(
                 {
                     "engine": "llama.cpp",
                     "version": props.build_info,
-                    "arguments": {"model": shown, "slots": props.total_slots},
+                    "arguments": {"model": printable, "slots": props.total_slots},
                     "packages": {"touchstone": installed_version()},
                     "python": platform.python_version(),
                     "context_length": max(props.default_generation_settings.n_ctx, 0),
@@ -78,12 +80,12 @@ class LlamaCppEngine:
                 Description,
             )
         except msgspec.ValidationError as error:
-            raise EngineError(f"llama.cpp describes itself wrongly: {error}") from None
+            raise EngineError(f"llama.cpp's description is malformed: {error}") from None
 
     async def prepare(self) -> str:
         """As `Engine.prepare`."""
         return await self._files.prepare()
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
-        """Walk the file."""
+        """As `Engine.walk`, over the file."""
         return await self._files.walk(model, challenge)

@@ -1,10 +1,10 @@
 """
-vLLM: its workers walk what they have loaded, asked over vLLM's own development endpoints.
+vLLM: its worker walks the tensors it has loaded, called over vLLM's development endpoints.
 
 Start it with ``--worker-extension-cls attester.engines.vllm_worker.WalkExtension`` and
 ``VLLM_SERVER_DEV_MODE=1`` on a loopback address: ``POST /collective_rpc`` calls the
-extension's methods, ``GET /version`` and ``GET /v1/models`` describe the engine.  These
-endpoints are open to whoever reaches them, so they must not be reachable from elsewhere.
+extension's methods; ``GET /version`` and ``GET /v1/models`` describe the engine.  These
+endpoints check no credentials, so they must not be reachable from other machines.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from attester.errors import EngineError, WeightsError
 from attester.evidence import WalkAnswer
 from attester.weights.possession import WalkChallenge
 
-_ASK_S = 10.0
-_START_S = 300.0
-_WALK_S = 600.0
-_POLL_S = 0.02
+_REQUEST_TIMEOUT_S = 10.0
+_PREPARE_TIMEOUT_S = 300.0
+_WALK_TIMEOUT_S = 600.0
+_POLL_INTERVAL_S = 0.02
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class _Results(msgspec.Struct, frozen=True):
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What the extension says of the engine it is in."""
+    """The extension's description of its engine."""
 
     packages: dict[str, str]
     arguments: dict[str, str | int | bool | None]
@@ -58,7 +58,7 @@ class _Facts(msgspec.Struct, frozen=True):
 
 
 class VllmEngine:
-    """A vLLM server on this machine."""
+    """The adapter of a vLLM server on this machine."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class VllmEngine:
 
     async def describe(self) -> Description:
         """As `Engine.describe`."""
-        version = await self._http.ask("GET", "/version", _Version, timeout_s=_ASK_S)
-        models = await self._http.ask("GET", "/v1/models", _Models, timeout_s=_ASK_S)
-        told = await self._call("touchstone_describe", _ASK_S)
+        version = await self._http.request("GET", "/version", _Version, timeout_s=_REQUEST_TIMEOUT_S)
+        models = await self._http.request("GET", "/v1/models", _Models, timeout_s=_REQUEST_TIMEOUT_S)
+        described = await self._call("touchstone_describe", _REQUEST_TIMEOUT_S)
         lengths = [model.max_model_len for model in models.data if model.max_model_len]
         try:
-            facts = msgspec.convert(told, _Facts)
+            facts = msgspec.convert(described, _Facts)
             return msgspec.convert(
                 {
                     "engine": "vllm",
@@ -93,56 +93,56 @@ class VllmEngine:
                 Description,
             )
         except msgspec.ValidationError as error:
-            raise EngineError(f"vLLM describes itself wrongly: {error}") from None
+            raise EngineError(f"vLLM's description is malformed: {error}") from None
 
     async def prepare(self) -> str:
-        """As `Engine.prepare`: views of all tensors and the kernel, in each worker."""
+        """As `Engine.prepare`: the worker prepares views of all tensors and its kernel."""
         for model in self._folders:
-            await self._call("touchstone_prepare", _START_S, **self._files(model))
+            await self._call("touchstone_prepare", _PREPARE_TIMEOUT_S, **self._files(model))
         return f"vLLM at {self._http.url}"
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
-        """As `Engine.walk`.  The worker walks in a thread of its own, and goes on serving."""
+        """As `Engine.walk`.  The worker walks in a separate thread and continues to serve."""
         if model not in self._folders:
-            raise WeightsError(f"asked about {model!r}, which is not in attester.toml")
+            raise WeightsError(f"the verifier asks about {model!r}, which is not in attester.toml")
         await self._call(
             "touchstone_walk",
-            _ASK_S,
+            _REQUEST_TIMEOUT_S,
             **self._files(model),
             seed=challenge.seed,
             rows=challenge.rows,
             passes=challenge.passes,
         )
         try:
-            async with asyncio.timeout(_WALK_S):
+            async with asyncio.timeout(_WALK_TIMEOUT_S):
                 found = await self._answer(challenge.seed)
         except TimeoutError:
-            raise EngineError(f"vLLM's worker has not answered within {_WALK_S:.0f} s") from None
+            raise EngineError(f"vLLM's worker did not answer within {_WALK_TIMEOUT_S:.0f} s") from None
         if isinstance(found, dict) and found.keys() == {"error"}:
             raise EngineError(f"vLLM's worker cannot walk: {str(found['error'])[:200]}")
         try:
             return to_answer(msgspec.convert(found, WalkBody), challenge)
         except msgspec.ValidationError as error:
-            raise EngineError(f"vLLM's worker walks wrongly: {error}") from None
+            raise EngineError(f"the answer of vLLM's worker to the walk is malformed: {error}") from None
 
     def _files(self, model: str) -> dict[str, object]:
-        named: dict[str, object] = {"folder": str(self._folders[model])}
+        arguments: dict[str, object] = {"folder": str(self._folders[model])}
         if self._ignore.get(model):
-            named["ignore"] = list(self._ignore[model])
-        return named
+            arguments["ignore"] = list(self._ignore[model])
+        return arguments
 
     async def _answer(self, seed: str) -> Any:
-        # Asked for again and again: its worker has no way to call us.
-        while (found := await self._call("touchstone_answer", _ASK_S, seed=seed)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)
+        # Polled, because the worker cannot call the attester.
+        while (found := await self._call("touchstone_answer", _REQUEST_TIMEOUT_S, seed=seed)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_INTERVAL_S)
         return found
 
     async def _call(self, method: str, timeout_s: float, **arguments: object) -> Any:
         body = {"method": method, "kwargs": arguments, "timeout": timeout_s}
-        answer = await self._http.ask("POST", "/collective_rpc", _Results, body, timeout_s=timeout_s)
+        answer = await self._http.request("POST", "/collective_rpc", _Results, body, timeout_s=timeout_s)
         if len(answer.results) != 1:
             raise EngineError(
-                f"vLLM has {len(answer.results)} workers; a walk over sharded workers is not there yet, "
-                "so use the adapter files, which the policy takes for less"
+                f"vLLM has {len(answer.results)} workers, but walks over sharded workers are not supported. "
+                "Use the adapter files, which the policy trusts less"
             )
         return answer.results[0]

@@ -1,9 +1,9 @@
 """
-What runs inside a vLLM worker: ``--worker-extension-cls attester.engines.vllm_worker.WalkExtension``.
+The extension of a vLLM worker: ``--worker-extension-cls attester.engines.vllm_worker.WalkExtension``.
 
-vLLM mixes this class into its worker; the methods are called over ``collective_rpc``, and
-so give JSON.  A worker serves requests and calls by turns in one loop, so a walk runs in a
-thread of its own and in a stream of its own, and its answer is asked for afterwards.
+vLLM mixes this class into its worker, and ``collective_rpc`` calls the methods, which therefore
+return JSON values.  One loop in the worker handles requests and calls in turn.  So a walk runs
+in a separate thread and stream, and `touchstone_answer` is polled for its answer.
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ from typing import Any
 from attester.engines.live import LiveTensors
 from attester.engines.walker import Walker
 from attester.errors import AttesterError
+from attester.version import DISTRIBUTION
 from attester.weights.folder import open_folder
 from attester.weights.layout import TensorInfo
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import TensorFiles
 
-_PACKAGES = ("vllm", "torch", "transformers", "flashinfer-python", "flash-attn", "triton", "touchstone")
+_PACKAGES = {
+    **{name: name for name in ("vllm", "torch", "transformers", "flashinfer-python", "flash-attn", "triton")},
+    "touchstone": DISTRIBUTION,
+}
+"""The names of packages in evidence, and their distributions."""
 _ARGUMENTS = ("dtype", "quantization", "trust_remote_code", "revision", "max_model_len", "enforce_eager")
 
 
 class WalkExtension:
-    """Mixed into vLLM's worker, whose `get_model`, `device` and `vllm_config` it uses."""
+    """A mixin for vLLM's worker; it uses the worker's `get_model`, `device` and `vllm_config`."""
 
     def touchstone_describe(self) -> dict[str, Any]:
         """Versions and arguments that change results."""
         packages = {}
-        for name in _PACKAGES:
+        for name, distribution in _PACKAGES.items():
             try:
-                packages[name] = metadata.version(name)
+                packages[name] = metadata.version(distribution)
             except metadata.PackageNotFoundError:
                 continue
         config = self.vllm_config.model_config  # type: ignore[attr-defined]  # vLLM's worker has it
@@ -43,16 +48,16 @@ class WalkExtension:
         return {"packages": packages, "arguments": arguments, "python": platform.python_version()}
 
     def touchstone_prepare(self, folder: str, ignore: Sequence[str] = ()) -> None:
-        """Map the module back to the published layout, and prove a kernel on the device."""
+        """Map the module to the published layout, and select a kernel for the device."""
         self._touchstone_tensors(folder, ignore)
         self._touchstone_walker().prepare()
 
     def touchstone_walk(
         self, folder: str, seed: str, rows: int, passes: int, ignore: Sequence[str] = ()
     ) -> None:
-        """Begin a walk; `touchstone_answer` gives what comes of it."""
+        """Start a walk; `touchstone_answer` returns its answer or error."""
         answers: dict[str, Any] = self.__dict__.setdefault("_touchstone_answers", {})
-        # One walk is asked at a time: what was never fetched is not kept for ever.
+        # There is one walk at a time, so older answers that nobody fetched are dropped.
         answers.clear()
 
         def work() -> None:
@@ -65,7 +70,7 @@ class WalkExtension:
                 answers[seed] = {"error": str(error)[:200]}
                 return
             except Exception as error:  # noqa: BLE001
-                # The thread's outermost: unsaid, the asker would wait for its whole time-out.
+                # The thread's outermost handler: without it, the caller would wait until its timeout.
                 answers[seed] = {"error": f"{type(error).__name__}: {error}"[:200]}
                 return
             answers[seed] = {
@@ -77,7 +82,7 @@ class WalkExtension:
         threading.Thread(target=work, name="touchstone-walk", daemon=True).start()
 
     def touchstone_answer(self, seed: str) -> dict[str, Any] | None:
-        """The answer to the walk of *seed*; `None` while it is under way."""
+        """The answer to the walk of *seed*; `None` while the walk runs."""
         found: dict[str, Any] | None = self.__dict__.get("_touchstone_answers", {}).pop(seed, None)
         return found
 
@@ -85,14 +90,14 @@ class WalkExtension:
         known: dict[str, tuple[TensorInfo, ...]] = self.__dict__.setdefault("_touchstone_published", {})
         if folder not in known:
             known[folder] = TensorFiles(open_folder(Path(folder), ignore)).infos
-        # The module as it is now: weights may have been replaced, or an adapter loaded, since the last walk.
+        # Mapped for each walk: weights may have been replaced, or an adapter loaded, since the last one.
         return LiveTensors(known[folder], [self.get_model().state_dict()])  # type: ignore[attr-defined]
 
     def _touchstone_walker(self) -> Walker:
-        walker: Walker | None = self.__dict__.get("_touchstone_walker_made")
+        walker: Walker | None = self.__dict__.get("_touchstone_walker_instance")
         if walker is None:
             walker = Walker(str(self.device))  # type: ignore[attr-defined]
-            self.__dict__["_touchstone_walker_made"] = walker
+            self.__dict__["_touchstone_walker_instance"] = walker
         return walker
 
 

@@ -1,4 +1,4 @@
-"""Answering walks: tensors from anywhere, one kernel made ready before a call comes, and a budget."""
+"""Answers walks over tensors from any source, with one kernel and within a budget."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from attester.engines.budget import Budget
 from attester.errors import EngineError
 from attester.evidence import WalkAnswer
 from attester.weights import possession
-from attester.weights.kernels import Backend, Kernel, kernel, row_words
+from attester.weights.kernels import Backend, Kernel, row_words
 from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import Source
 
 
@@ -22,8 +23,8 @@ class Walker:
 
     Args:
         device: ``cpu``, or torch's name of an accelerator.
-        budget: What walks may cost.
-        backend: The library on the CPU; the fastest there is if not given.
+        budget: Limits on the time of walks.
+        backend: The library on the CPU; `None` for the fastest.
     """
 
     def __init__(
@@ -32,12 +33,12 @@ class Walker:
         self._device = device
         self._backend = backend
         self._budget = budget or Budget()
-        # Two walks at once would only make both late.
+        # Two walks at once would only delay both.
         self._turn = threading.Lock()
 
     def prepare(self) -> Kernel:
         """
-        Choose, compile and prove the kernel, so that a call finds it ready.
+        Select and compile the kernel, so that it is ready when a call comes.
 
         Raises:
             WeightsError: no kernel is exact on this device.
@@ -48,11 +49,11 @@ class Walker:
         self, tensors: Iterable[Source], challenge: WalkChallenge, source: Literal["engine", "file"]
     ) -> WalkAnswer:
         """
-        Walk *tensors*.
+        Answer *challenge* with a walk over *tensors*.
 
         Raises:
-            WeightsError: they cannot be read, or no kernel is exact.
-            EngineError: the budget is spent.
+            WeightsError: the tensors cannot be read, or no kernel is exact.
+            EngineError: a limit of the budget is reached, or the device fails.
         """
         ready = self.prepare()
         seed = bytes.fromhex(challenge.seed)
@@ -62,7 +63,7 @@ class Walker:
             try:
                 answers = possession.walk(tensors, words, challenge.passes, ready, check)
             except (RuntimeError, MemoryError) as error:
-                # A device's own: out of memory, lost, busy with something else.
+                # The device fails: it is out of memory, lost, or busy.
                 raise EngineError(f"the walk failed on {ready.name}: {str(error)[:200]}") from None
             micros = (time.monotonic_ns() - start) // 1000
         return WalkAnswer(answers=tuple(answers), source=source, device=ready.name, micros=micros)

@@ -1,9 +1,10 @@
 """
-A benchmark run on one device: the same code on CUDA and on the CPU.
+A benchmark run on one device, with the same code on CUDA and on the CPU.
 
-Each measure is warmed up, repeated, and given as median and spread between the quartiles.
-Numbers are what this device reached in this run under these conditions, in its owner's
-words; a verifier holds them against the hardware class and against what walks have shown.
+Each measure has a warm-up and repeats; its result is the median and the spread between the
+quartiles.  The numbers hold for this device, this run and these conditions, and the node's
+operator declares them.  A verifier compares them with the hardware class and with the speed of
+walks.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from attester.version import install_hint, installed_version
 from attester.weights.kernels import has_torch
 
 CODE: Final = "1"
-"""Version of what is measured here, and how: numbers of different versions are not comparable."""
+"""The version of the method: numbers of different versions are not comparable."""
 
 MILLITOKENS: Final = "mtokens/s"
 _DEVICES: Final = ("cpu", "cuda")
 _WARM_UP: Final = 3
-_MOST_ROUNDS: Final = 1000
-_SMALLEST_S: Final = 0.002
-"""Shorter than that, one repeat holds several rounds: clocks and launches must not count."""
+_MAX_ROUNDS: Final = 1000
+_MIN_REPEAT_S: Final = 0.002
+"""A repeat has as many rounds as fill this time, so that clock reads and launches do not count."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the work is: enough for the device to be the limit, small enough to end soon."""
+    """The size of the work: large enough that the device is the limit, small enough to end soon."""
 
     matrix: int
     copy_bytes: int
@@ -43,30 +44,33 @@ class Size:
 
     @classmethod
     def of(cls, device: str) -> Size:
-        """What suits a device."""
+        """The size that suits a device type."""
         return cls(1024, 64 << 20, 1) if device == "cpu" else cls(8192, 1 << 30, 4)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's own layers, as far as a decoding step reads them: rows and columns of each matrix of each."""
+    """The matrices of each layer that a decoding step reads, as (rows, columns)."""
 
     layers: tuple[tuple[tuple[int, int], ...], ...]
 
     def elements(self, layers: int) -> int:
-        """Elements of the first *layers* layers: a step's time goes with them."""
+        """Elements of the first *layers* layers; the time of a step is proportional to them."""
         return sum(rows * columns for layer in self.layers[:layers] for rows, columns in layer)
 
 
 _LLAMA_8B: Final = Shape((((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)),) * 32)
-"""Used where no model is named: qkv, output, gate-up and down of an 8-billion-parameter decoder."""
+"""The default model: qkv, output, gate-up and down of a decoder with 8 billion parameters."""
 
 
 def shape_of(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Shape:
     """
-    The matrices that a decoding step multiplies with, from a model's own tensors.
+    The matrices that a decoding step multiplies, from the names and shapes of a model's tensors.
 
-    Embeddings stand outside the numbered layers; they are looked up, not multiplied with.
+    Embeddings are outside the numbered layers: a step looks them up and does not multiply them.
+
+    Raises:
+        EngineError: no tensor is a matrix of a numbered layer.
     """
     by_layer: dict[str, list[tuple[int, int]]] = {}
     for name, shape in tensors:
@@ -74,7 +78,9 @@ def shape_of(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> Shape:
         if number is not None and len(shape) == 2 and min(shape) > 1:
             by_layer.setdefault(number, []).append((shape[0], shape[1]))
     if not by_layer:
-        raise EngineError("the model has no numbered layers with matrices, so there is no step to imitate")
+        raise EngineError(
+            "the model has no numbered layers with matrices, so its decoding step cannot be imitated"
+        )
     return Shape(tuple(tuple(by_layer[number]) for number in sorted(by_layer, key=int)))
 
 
@@ -93,27 +99,19 @@ def run(
 
     Args:
         device: ``cpu``, or torch's name of an accelerator.
-        size: How large the work is; what suits the device if not given.
-        shape: The model whose decoding steps are imitated.
+        size: The size of the work; `None` for the size that suits the device.
+        shape: The model whose decoding steps are imitated; `None` for the default model.
         repeats: How often each measure is taken.
         now: Seconds since 1970.
-        clock: Seconds, monotonic.
-        report: Called with each measure as soon as it is there.
+        clock: Monotonic seconds.
+        report: Called with each measure as soon as it is taken.
 
     Raises:
-        EngineError: torch or the device is not there.
+        EngineError: torch is not installed, or cannot use the device.
     """
-    if not has_torch():
-        raise EngineError(f"a benchmark needs torch: {install_hint('torch')}")
+    place = _open_device(device)
     import torch
 
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise EngineError(f"torch cannot use {device[:40]!r}: {str(error).splitlines()[0][:120]}") from None
-    if place.type not in _DEVICES:
-        raise EngineError(f"no benchmark runs on {device[:40]!r}; there are {', '.join(_DEVICES)}")
     bench = _Bench(torch, place, repeats, clock)
     chosen = size or Size.of(place.type)
     found: list[Measure] = []
@@ -121,7 +119,7 @@ def run(
     for measure in _measures(bench, chosen, shape or _LLAMA_8B):
         found.append(measure)
         if place.type == "cuda":
-            # While it is hot: the worst clock and the highest temperature of the run.
+            # Right after the measure: the run keeps the lowest clocks and the highest temperature and power.
             for name, value in inventory.conditions(place.index or 0).items():
                 worst = min if "clock" in name else max
                 conditions[name] = worst(conditions.get(name, value), value)
@@ -138,6 +136,22 @@ def run(
         measures=tuple(found),
         conditions=conditions,
     )
+
+
+def _open_device(device: str) -> Any:
+    """The torch device of that name.  Raises `EngineError` if no benchmark can run on it."""
+    if not has_torch():
+        raise EngineError(f"a benchmark needs torch, which is not installed: {install_hint('torch')}")
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise EngineError(f"torch cannot use {device[:40]!r}: {str(error).splitlines()[0][:120]}") from None
+    if place.type not in _DEVICES:
+        raise EngineError(f"no benchmark runs on {device[:40]!r}, only on {' and '.join(_DEVICES)}")
+    return place
 
 
 def _describe(torch: Any, place: Any) -> str:
@@ -158,15 +172,15 @@ class _Bench:
             self.torch.cuda.synchronize(self.place)
 
     def measure(self, name: str, unit: str, work: Callable[[], object], amount: float) -> Measure:
-        """*amount* of *unit* is done by one round of *work*, a second."""
+        """Measure the rate of *work* in *unit*, of which one round does *amount*, per second."""
         for _ in range(_WARM_UP):
             work()
         self.synchronize()
         start = self.clock()
         work()
         self.synchronize()
-        took = max(self.clock() - start, _SMALLEST_S / _MOST_ROUNDS)
-        rounds = max(1, math.ceil(_SMALLEST_S / took))
+        elapsed_s = max(self.clock() - start, _MIN_REPEAT_S / _MAX_ROUNDS)
+        rounds = max(1, math.ceil(_MIN_REPEAT_S / elapsed_s))
         rates = []
         for _ in range(self.repeats):
             start = self.clock()
@@ -211,7 +225,7 @@ def _copies(bench: _Bench, size: Size) -> Iterator[Measure]:
     torch, place = bench.torch, bench.place
     source = torch.empty(size.copy_bytes, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
-    # A copy reads every byte and writes it.
+    # A copy reads and writes every byte.
     yield bench.measure("memory-copy", "bytes/s", lambda: target.copy_(source), 2.0 * size.copy_bytes)
     if place.type != "cpu":
         host = torch.empty(size.copy_bytes, dtype=torch.uint8, pin_memory=True)
@@ -225,9 +239,9 @@ def _copies(bench: _Bench, size: Size) -> Iterator[Measure]:
 
 def _decoding(bench: _Bench, size: Size, shape: Shape) -> Iterator[Measure]:
     """
-    Tokens a second of steps that only multiply: an upper bound of what an engine reaches.
+    Tokens per second of steps that only multiply: an upper bound for an engine.
 
-    The first few layers stand for all, by their share of the weights.
+    Only the first layers are measured; the result is scaled by their share of the weights.
     """
     torch, place = bench.torch, bench.place
     matrices = [matrix for layer in shape.layers[: size.layers] for matrix in layer]
@@ -242,12 +256,12 @@ def _decoding(bench: _Bench, size: Size, shape: Shape) -> Iterator[Measure]:
             for weight in weights:
                 torch.mm(weight, inputs[weight.shape[1]])
 
-        # In thousandths: a large model on a small device makes less than one a second.
+        # In thousandths, because a large model on a small device makes less than one token per second.
         yield bench.measure(f"decode-{batch}", MILLITOKENS, step, 1000.0 * batch * share)
 
 
 def plot(benchmark: Benchmark) -> str:
-    """A picture for people: one bar for each measure, as SVG, scaled within its unit."""
+    """Draw a run as SVG: one bar for each measure, scaled within its unit."""
     import html
 
     rows = []
@@ -263,27 +277,27 @@ def plot(benchmark: Benchmark) -> str:
             f'<rect x="160" y="{y}" width="{width:.1f}" height="20" rx="2" fill="#3b6ea5"/>'
             f'<line x1="{160 + width - spread:.1f}" x2="{160 + width + spread:.1f}" y1="{y + 10}" y2="{y + 10}" '
             'stroke="#d98e04" stroke-width="3"/>'
-            f'<text x="{170 + width + spread:.1f}" y="{y + 15}">{html.escape(human(measure))}</text>'
+            f'<text x="{170 + width + spread:.1f}" y="{y + 15}">{html.escape(format_measure(measure))}</text>'
         )
     height = 90 + 34 * len(rows)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(benchmark.at))
-    told = ", ".join(f"{name} {version}" for name, version in sorted(benchmark.versions.items()))
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(benchmark.versions.items()))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" '
         'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
         f'<text x="20" y="28" font-size="16">{html.escape(benchmark.device)}</text>'
-        f'<text x="20" y="50" fill="#555">{when}; {html.escape(told)}; bar: median, line: between quartiles</text>'
+        f'<text x="20" y="50" fill="#555">{when}; {html.escape(versions)}; bar: median, line: between quartiles</text>'
         f"{''.join(rows)}</svg>\n"
     )
 
 
-def human(measure: Measure) -> str:
-    """A measure as people write it: ``1.23 TB/s``."""
+def format_measure(measure: Measure) -> str:
+    """A measure with an SI prefix: ``1.23 TB/s``."""
     value, unit = float(measure.median), measure.unit
     if unit == MILLITOKENS:
         value, unit = value / 1000, "tokens/s"
     for prefix in ("", "k", "M", "G", "T", "P"):
-        # Rounded first: 999,700 is 1 M and not 1000 k.
+        # Rounded before the prefix is chosen: 999,700 is 1 M and not 1000 k.
         rounded = float(f"{value:.3g}")
         if rounded < 1000 or prefix == "P":
             return f"{rounded:.12g} {prefix}{unit.replace('bytes', 'B')}"

@@ -1,8 +1,8 @@
 """
-The GPUs of this machine as NVIDIA's management library names them.
+The GPUs of this machine, from NVIDIA's management library (NVML).
 
-Declared, no more: the library belongs to the node.  Safe and quiet without a driver:
-no GPU is no error, and a value that a card does not have is left out.
+The node controls that library, so the claims are only declared.  A machine without a driver or
+GPU is not an error, and a value that a GPU does not have is left out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 def inventory(only: Collection[str] | None = None) -> tuple[Inventory, ...]:
     """
-    The GPUs, by the driver's index; empty without ``nvidia-ml-py``, driver or card.
+    The GPUs in the order of the driver's index; empty without ``nvidia-ml-py``, driver or GPU.
 
     Args:
-        only: Indexes or UUIDs of those that are the node's, where a machine has several nodes.
+        only: The indexes or UUIDs of the node's GPUs, if several nodes share the machine; `None` for all.
     """
     with _nvml() as nvml:
         if nvml is None:
@@ -39,32 +39,32 @@ def inventory(only: Collection[str] | None = None) -> tuple[Inventory, ...]:
 
 
 def visible() -> tuple[str, ...] | None:
-    """The devices that ``CUDA_VISIBLE_DEVICES`` names; `None` where it names none, and so all are."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if told is None else tuple(part.strip() for part in told.split(",") if part.strip())
+    """The devices that ``CUDA_VISIBLE_DEVICES`` names; `None` if it is not set, so that all are visible."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if names is None else tuple(part.strip() for part in names.split(",") if part.strip())
 
 
 def conditions(index: int) -> dict[str, int]:
-    """Clocks in MHz, temperature in °C and power in mW of a GPU now, those that the driver tells."""
+    """Clocks in MHz, temperature in °C and power in mW of a GPU now, as far as the driver reports them."""
     with _nvml() as nvml:
         if nvml is None:
             return {}
         handle = _try(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(index))
         if handle is None:
             return {}
-        asked: dict[str, Callable[[], int]] = {
+        readers: dict[str, Callable[[], int]] = {
             "clock-sm-mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "clock-memory-mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
             "temperature-c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
             "power-mw": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
         }
-        told = {name: _try(nvml, ask) for name, ask in asked.items()}
-        return {name: value for name, value in told.items() if isinstance(value, int) and value >= 0}
+        values = {name: _try(nvml, read) for name, read in readers.items()}
+        return {name: value for name, value in values.items() if isinstance(value, int) and value >= 0}
 
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """The library, started; `None` where there is none."""
+    """The initialised library; `None` if it is not installed or has no driver."""
     if importlib.util.find_spec("pynvml") is None:
         yield None
         return
@@ -108,7 +108,7 @@ def _device(nvml: Any, index: int, driver: str | None) -> Inventory | None:
 
 
 def _confidential(nvml: Any) -> str | None:
-    # Older libraries do not have it: looked up within the try.
+    # Older libraries do not have this function, so the lookup must happen inside `_try`.
     state = _try(nvml, lambda: nvml.nvmlSystemGetConfComputeState())  # noqa: PLW0108
     if state is None:
         return None
@@ -117,16 +117,16 @@ def _confidential(nvml: Any) -> str | None:
     return "on" if getattr(state, "ccFeature", 0) else "off"
 
 
-def _try(nvml: Any, ask: Callable[[], T]) -> T | None:
-    """What the library answers; `None` where this card or driver does not have it."""
+def _try(nvml: Any, read: Callable[[], T]) -> T | None:
+    """The library's answer; `None` if this GPU or driver does not have it."""
     try:
-        return ask()
+        return read()
     except (nvml.NVMLError, AttributeError, ValueError):
         return None
 
 
 def _line(value: Any) -> str | None:
-    """Text of the library as evidence may carry it."""
+    """A text of the library in the form that evidence allows; `None` if it is empty."""
     if value is None:
         return None
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)

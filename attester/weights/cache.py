@@ -1,9 +1,9 @@
 """
-Digests that were taken before, by what tells that a file is still the same.
+A cache of file digests, found by what shows that a file is unchanged.
 
-A file is taken for unchanged if device, inode, size, mtime and ctime are as they were.
-Root can forge all five, so what comes from here is declared as cached in the evidence,
-is taken anew when it grows old, and `read` challenges go to the bytes themselves.
+A file counts as unchanged if its device, inode, size, mtime and ctime are the same.  Root can
+forge all five.  So the evidence declares which digests are cached, old entries are computed
+again, and `read` challenges always read the bytes themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from attester.weights.folder import ModelFile
 from attester.weights.hashing import Digests
 
 _SETTLED_NS: Final = 2_000_000_000
-"""A file written to within so short a time may be written to again within its clock's tick."""
+"""A digest is stored only if the file's last change is at least this old: a second write within one
+tick of the file system's clock would not show."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS digests (
     device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER,
@@ -35,20 +36,20 @@ _Key = tuple[int, int, str]
 
 class DigestCache:
     """
-    A cache of digests, kept in one SQLite file; what was kept survives a crash.
+    A cache of digests in one SQLite file, which survives a crash.
 
     Args:
-        path: Where it is kept; `None` keeps it in memory.
+        path: The file; `None` for a cache in memory.
         now: Seconds since 1970.
 
     Raises:
-        WeightsError: the file cannot be opened, or is no cache.
+        WeightsError: the file cannot be opened, or is not a cache.
     """
 
     def __init__(self, path: Path | None = None, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self.recent: dict[tuple[str, ...], Any] = {}
-        """Whole folders by place and algorithms: `manifest.measure` keeps there what came from here alone."""
+        """Measurements of whole folders, by path and algorithms, in which all digests came from the cache."""
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
@@ -58,7 +59,7 @@ class DigestCache:
                 "SELECT device, inode, algorithm, size, mtime_ns, ctime_ns, digest, read_at FROM digests"
             ).fetchall()
         except sqlite3.Error as error:
-            raise WeightsError(f"{path}: not a usable cache ({error}); remove it") from None
+            raise WeightsError(f"{path} is not a usable cache ({error}). Remove it") from None
         self._known: dict[_Key, tuple[int, int, int, bytes, int]] = {
             (device, inode, algorithm): rest for device, inode, algorithm, *rest in rows
         }
@@ -67,9 +68,9 @@ class DigestCache:
         self, file: ModelFile, algorithms: Sequence[str], max_age_s: int | None = None
     ) -> tuple[Digests, int] | None:
         """
-        The digests of an unchanged file, and when the oldest of them was taken, seconds since 1970.
+        The digests of an unchanged file, and when the oldest of them was computed (seconds since 1970).
 
-        `None` where one is missing, or older than *max_age_s*.
+        `None` if a digest is missing or older than *max_age_s*.
         """
         device, inode, mtime_ns, ctime_ns = _signed(file.stamp)
         found: Digests = {}
@@ -80,7 +81,7 @@ class DigestCache:
                 return None
             found[algorithm] = row[3]
             oldest = row[4] if oldest is None else min(oldest, row[4])
-        # A clock that was set back makes ages that mean nothing.
+        # If the clock was set back, ages mean nothing.
         if oldest is None or oldest > self._now():
             return None
         if max_age_s is not None and self._now() - oldest > max_age_s:
@@ -92,14 +93,14 @@ class DigestCache:
         """Seconds since 1970, by the cache's clock."""
         return self._now()
 
-    def keep(self, file: ModelFile, digests: Digests, began: float | None = None) -> None:
+    def store(self, file: ModelFile, digests: Digests, began: float | None = None) -> None:
         """
-        Keep digests just taken, unless the file was written to a moment before.
+        Store new digests, unless the file was written to shortly before it was read.
 
         Args:
-            file: As it was listed.
-            digests: Taken since.
-            began: When the reading began, seconds since 1970 by `now`; now if not given.
+            file: As listed.
+            digests: Computed after the file was listed.
+            began: When the reading began, in seconds since 1970; the current time if `None`.
         """
         device, inode, mtime_ns, ctime_ns = _signed(file.stamp)
         now = self._now()
@@ -108,7 +109,7 @@ class DigestCache:
         with self._lock:
             for algorithm, digest in digests.items():
                 row = (file.size, mtime_ns, ctime_ns, digest, int(now))
-                # A full disk costs the next process a reading, and this one nothing.
+                # If the disk is full, only the next process must read the file again.
                 with suppress(sqlite3.Error):
                     self._db.execute(
                         "INSERT OR REPLACE INTO digests"
@@ -124,5 +125,5 @@ class DigestCache:
 
 
 def _signed(stamp: tuple[int, int, int, int]) -> tuple[int, ...]:
-    """As SQLite holds integers: devices and inodes may use all 64 bits."""
+    """As signed 64-bit integers, for SQLite: devices and inodes may use all 64 bits."""
     return tuple(value - (1 << 64) if value >= 1 << 63 else value for value in stamp)

@@ -1,9 +1,10 @@
 """
 The walk on the CPU: integer products by torch or numpy, the fold in C or numpy.
 
-Threads own the rows of a block by turns, a tile each, and fold a tile's products while
-they are in their core's cache.  Products are exact: torch's are int8 × int8 → int32;
-numpy's are float32 of blocks of 1,024, where every sum stays below 2²⁴.
+The tiles of a block are dealt to the threads in turn.  A thread folds the products of a tile
+while they are still in its core's cache.  Products are exact: torch multiplies
+int8 × int8 → int32; numpy multiplies float32 in blocks of 1,024 columns, so every sum stays
+below 2²⁴.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -23,13 +24,12 @@ import numpy as np
 
 from attester.errors import WeightsError
 from attester.weights.kernels import (
-    LARGE,
+    LARGE_CHUNK_BYTES,
     Backend,
     Chunk,
     Int8,
     Int32,
     K,
-    Kernel,
     Words,
     first_state,
     has_torch,
@@ -39,33 +39,30 @@ from attester.weights.kernels import (
 )
 
 Multiply: TypeAlias = Callable[[Int8, Int32], None]
-"""``multiply(weights, out)`` writes weights · inputs into *out*."""
+"""``multiply(weights, out)`` writes weights · inputs into *out*, int32 [rows, columns]."""
 Products: TypeAlias = Callable[[Int8], Multiply]
-"""``products(inputs)`` takes the inputs of a step, int8 [K, columns]."""
+"""``products(inputs)`` returns the `Multiply` of one step; *inputs* is int8 [K, columns]."""
 Fold: TypeAlias = Callable[[Words, Int32, Words], None]
-"""``fold(total, products, factor)``: ``total += mix(products · factor)``; may spoil *products*."""
+"""``fold(total, products, factor)``: ``total += mix(products · factor)``; may overwrite *products*."""
 
-_SPLIT: Final = 1024
-_TILE: Final = 1024
-"""Rows of a tile: at 32 columns its products stay in a core's cache until they are folded."""
+_EXACT_COLUMNS: Final = 1024
+"""Columns of one float32 product: its sums stay below 2²⁴ and are exact."""
+_TILE_ROWS: Final = 1024
+"""Rows of a tile: with 32 columns its products stay in a core's cache until they are folded."""
 _PART_WORDS: Final = 1 << 17
-_COMPILE_S: Final = 60.0
+_COMPILE_TIMEOUT_S: Final = 60.0
 
 
-def candidates(backend: Backend | None, *, fused: bool | None) -> Iterator[tuple[str, Callable[[], Kernel]]]:
-    """Ways to walk on the CPU, the fastest first."""
-    for name in ("torch", "numpy"):
-        if backend not in (None, name):
-            continue
-        for compiled in (True, False):
-            if fused in (None, compiled):
-                yield f"{name} and {'C' if compiled else 'numpy'}", partial(_make, name, compiled)
+def make_kernel(library: Backend, *, compiled: bool) -> CpuKernel:
+    """
+    A kernel with the products of *library*; the fold is in C if *compiled*, else in numpy.
 
-
-def _make(name: str, compiled: bool) -> Kernel:  # noqa: FBT001
+    Raises:
+        WeightsError: torch is not installed, or no C compiler works.
+    """
     fold = c_fold() if compiled else numpy_fold
-    if name == "numpy":
-        # BLAS brings threads of its own.
+    if library == "numpy":
+        # BLAS starts its own threads.
         return CpuKernel(numpy_products, fold, "numpy", 1)
     if not has_torch():
         raise WeightsError("torch is not installed")
@@ -73,14 +70,14 @@ def _make(name: str, compiled: bool) -> Kernel:  # noqa: FBT001
 
 
 def threads() -> int:
-    """How many threads walk: one for each core we may use, or as many as OMP_NUM_THREADS says."""
+    """How many threads walk: one for each core this process may use, but at most OMP_NUM_THREADS."""
     cores = len(os.sched_getaffinity(0))
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(told))) if told.isdecimal() else cores
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(limit))) if limit.isdecimal() else cores
 
 
 class CpuKernel:
-    """A kernel on the CPU."""
+    """Starts walks on the CPU."""
 
     def __init__(self, products: Products, fold: Fold, label: str, threads: int) -> None:
         self._products = products
@@ -95,7 +92,7 @@ class CpuKernel:
 
 
 def _one_thread() -> None:
-    # OpenMP's setting, and so this thread's alone: each of ours multiplies by itself.
+    # OpenMP keeps this setting for each thread.  Each walking thread multiplies alone.
     import torch
 
     torch.set_num_threads(1)
@@ -112,17 +109,17 @@ class CpuWalk:
         self._fold = fold
         self._pool = pool
         self._threads = threads
-        # Smaller ones would stay in a nearer cache, but each product packs its right side anew.
-        self._tile = min(_TILE, max(K // threads, 64))
+        # Smaller tiles would fit a nearer cache, but each product packs its right side again.
+        self._tile = min(_TILE_ROWS, max(K // threads, 64))
         self._out = [np.empty((self._tile, words.shape[0]), np.int32) for _ in range(threads)]
         self._block = 0
         self._state = np.empty((K, words.shape[0]), np.uint32)
         self._inputs = np.empty((K, words.shape[0]), np.int8)
-        self._each_part(self._make_first)
+        self._for_each_part(self._init_part)
         self._begin_step()
 
-    def _each_part(self, work: Callable[[slice], None]) -> None:
-        """Do *work* on parts of the state's rows small enough for a cache, on all threads."""
+    def _for_each_part(self, work: Callable[[slice], None]) -> None:
+        """Run *work* on slices of the state's rows that fit a cache, on all threads."""
         rows = max(_PART_WORDS // max(self._state.shape[1], 1), 1)
         parts = [slice(start, start + rows) for start in range(0, K, rows)]
         if self._threads == 1:
@@ -131,45 +128,45 @@ class CpuWalk:
         else:
             list(self._pool.map(work, parts, chunksize=1))
 
-    def _make_first(self, part: slice) -> None:
+    def _init_part(self, part: slice) -> None:
         self._state[part] = first_state(self._words, part)
         self._inputs[part] = inputs_of(self._state[part])
 
-    def _mix(self, part: slice) -> None:
+    def _mix_part(self, part: slice) -> None:
         state = self._state[part]
         mix_in_place(state, np.empty_like(state))
         self._inputs[part] = inputs_of(state)
 
     def _begin_step(self) -> None:
-        # The sum begins with the state, of which nothing but the inputs is needed any more: it is summed in place.
+        # The sum starts from the state, and the products need only the inputs: so the sum is made in place.
         self._multiply = self._products(self._inputs)
         self._rows = 0
         self._pending: list[tuple[int, Int8]] = []
-        self._waiting = 0
+        self._pending_bytes = 0
 
     def feed(self, chunk: Chunk) -> None:
         """As `Walk.feed`."""
         whole = chunk.size - chunk.size % K
         if whole:
-            self._take(chunk[:whole].reshape(-1, K))
+            self._queue(chunk[:whole].reshape(-1, K))
         if whole < chunk.size:
-            # Only ragged tails are copied, to be padded.
+            # Only a ragged tail is copied, to pad it.
             tail = np.zeros((1, K), np.int8)
             tail[0, : chunk.size - whole] = chunk[whole:]
-            self._take(tail)
-        if self._waiting >= LARGE:
+            self._queue(tail)
+        if self._pending_bytes >= LARGE_CHUNK_BYTES:
             self._flush()
 
-    def _take(self, rows: Int8) -> None:
+    def _queue(self, rows: Int8) -> None:
         self._pending.append((self._rows, rows))
         self._rows += rows.shape[0]
-        self._waiting += rows.size
+        self._pending_bytes += rows.size
 
     def end_step(self) -> None:
         """As `Walk.end_step`."""
         self._flush()
         self._block += -(-self._rows // K)
-        self._each_part(self._mix)
+        self._for_each_part(self._mix_part)
         self._begin_step()
 
     def states(self) -> Words:
@@ -181,31 +178,31 @@ class CpuWalk:
             return
         first = self._pending[0][0] // K
         factors = multipliers(self._words, self._block + first, -(-self._rows // K) - first)
-        work = partial(self._work, self._pending, first, factors)
+        work = partial(self._fold_tiles, self._pending, first, factors)
         if self._threads == 1:
             work(0)
         else:
             list(self._pool.map(work, range(self._threads)))
-        self._pending, self._waiting = [], 0
+        self._pending, self._pending_bytes = [], 0
 
-    def _work(self, pending: list[tuple[int, Int8]], first: int, factors: Words, thread: int) -> None:
-        """Multiply and fold the tiles that are *thread*'s."""
+    def _fold_tiles(self, pending: list[tuple[int, Int8]], first: int, factors: Words, thread: int) -> None:
+        """Multiply and fold the tiles that belong to *thread*."""
         tile, out = self._tile, self._out[thread]
         for start, rows in pending:
-            at = 0
-            while at < rows.shape[0]:
-                place = (start + at) % K
-                count = min(tile - place % tile, K - place, rows.shape[0] - at)
+            done = 0
+            while done < rows.shape[0]:
+                place = (start + done) % K
+                count = min(tile - place % tile, K - place, rows.shape[0] - done)
                 if place // tile % self._threads == thread:
                     products = out[:count]
-                    self._multiply(rows[at : at + count], products)
-                    factor = factors[(start + at) // K - first]
+                    self._multiply(rows[done : done + count], products)
+                    factor = factors[(start + done) // K - first]
                     self._fold(self._state[place : place + count], products, factor)
-                at += count
+                done += count
 
 
 def torch_products(inputs: Int8) -> Multiply:
-    """`torch._int_mm`."""
+    """Products by `torch._int_mm`."""
     import torch
 
     right = torch.from_numpy(np.ascontiguousarray(inputs))
@@ -217,23 +214,23 @@ def torch_products(inputs: Int8) -> Multiply:
 
 
 def numpy_products(inputs: Int8) -> Multiply:
-    """Float32 products of blocks short enough to be exact."""
+    """Float32 products of blocks that are narrow enough to be exact."""
     parts = [
-        np.ascontiguousarray(inputs[start : start + _SPLIT], dtype=np.float32)
-        for start in range(0, K, _SPLIT)
+        np.ascontiguousarray(inputs[start : start + _EXACT_COLUMNS], dtype=np.float32)
+        for start in range(0, K, _EXACT_COLUMNS)
     ]
 
     def multiply(weights: Int8, out: Int32) -> None:
         left = weights.astype(np.float32)
         out[:] = 0
         for number, part in enumerate(parts):
-            out += (left[:, number * _SPLIT : (number + 1) * _SPLIT] @ part).astype(np.int32)
+            out += (left[:, number * _EXACT_COLUMNS : (number + 1) * _EXACT_COLUMNS] @ part).astype(np.int32)
 
     return multiply
 
 
 def numpy_fold(total: Words, products: Int32, factor: Words) -> None:
-    """The fold where there is no compiler."""
+    """The fold in numpy, for machines without a compiler."""
     x = products.view(np.uint32)
     x *= factor
     mix_in_place(x, np.empty_like(x))
@@ -243,10 +240,10 @@ def numpy_fold(total: Words, products: Int32, factor: Words) -> None:
 @cache
 def c_fold() -> Fold:
     """
-    The fold compiled for this processor, in a folder that nobody else can write to.
+    The fold, compiled for this processor in a folder that only this user can write to.
 
     Raises:
-        WeightsError: no C compiler, or it fails.
+        WeightsError: there is no C compiler, or it fails.
     """
     function = _compile(Path(__file__).with_name("fold.c"))
     function.restype = None
@@ -262,12 +259,12 @@ def c_fold() -> Fold:
 def _compile(source: Path) -> ctypes._NamedFuncPointer:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise WeightsError("no C compiler")
+        raise WeightsError("there is no C compiler")
     try:
         with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
             library = Path(folder) / "fold.so"
             command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)  # noqa: S603
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)  # noqa: S603
             return ctypes.CDLL(str(library)).touchstone_fold
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         raise WeightsError(f"{compiler} cannot compile the fold ({type(error).__name__})") from None

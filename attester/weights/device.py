@@ -1,48 +1,40 @@
 """
-The walk on an accelerator, through torch: the weights stay where the engine has them.
+The walk on an accelerator, through torch: the weights stay where the engine has loaded them.
 
-State, inputs and products stay on the device; only seeds go there and digests' states come
-back.  Work goes into a stream of its own at the lowest priority, and never more than two
-chunks ahead, so that serving comes first.  The fold is one torch expression, fused by
-torch.compile where there is a compiler (Triton on CUDA), and run as it stands where not.
-Everything here runs on torch's CPU device too, which is how it is tested without a GPU.
+State, inputs and products stay on the device; only the rows' words are sent to it, and only
+the final states come back.  The work runs in its own stream at the lowest priority, at most
+two chunks ahead, so that serving comes first.  The fold is one torch expression.  torch.compile
+fuses it if there is a compiler (Triton on CUDA); otherwise torch runs it step by step.  All of
+this also runs on torch's CPU device, and is tested there without a GPU.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
 from attester.errors import WeightsError
-from attester.weights.kernels import Chunk, K, Kernel, Words, first_state, has_torch, multipliers
+from attester.weights.kernels import Chunk, K, Words, first_state, has_torch, multipliers
 
-_ROWS_AT_LEAST: Final = 32
-"""`torch._int_mm` on CUDA takes more than 16 rows …"""
-_COLUMNS_OF: Final = 8
-"""… and columns in multiples of 8."""
+_MIN_ROWS: Final = 32
+"""`torch._int_mm` on CUDA needs more than 16 rows."""
+_COLUMN_MULTIPLE: Final = 8
+"""`torch._int_mm` on CUDA needs a multiple of 8 columns."""
 _PRODUCT_WORDS: Final = 1 << 23
-"""Products held at a time: 32 MiB, which stays in the second-level cache of a large GPU."""
-_AHEAD: Final = 2
-
-
-def candidates(device: str, *, fused: bool | None) -> Iterator[tuple[str, Callable[[], Kernel]]]:
-    """Ways to walk on *device*, the fastest first."""
-    for compiled in (True, False):
-        if fused in (None, compiled):
-            name = f"torch{' compiled' if compiled else ''} on {device}"
-            yield name, partial(DeviceKernel, device, compiled=compiled)
+"""Products held at a time: 32 MiB, which fit the second-level cache of a large GPU."""
+_MAX_CHUNKS_AHEAD: Final = 2
 
 
 class DeviceKernel:
     """
-    A kernel on a torch device.
+    Starts walks on a torch device.
 
     Raises:
-        WeightsError: torch or the device is not there, or the compiler fails.
+        WeightsError: torch is not installed, it cannot use the device, or the compiler fails.
     """
 
     def __init__(self, device: str, *, compiled: bool) -> None:
@@ -52,7 +44,7 @@ class DeviceKernel:
 
         try:
             self._device = torch.device(device)
-            # Not every build knows every device, and not every machine has it.
+            # Fails if this build of torch does not know the device, or this machine does not have it.
             torch.empty(1, device=self._device)
         except (RuntimeError, AssertionError) as error:
             raise WeightsError(
@@ -60,7 +52,7 @@ class DeviceKernel:
             ) from None
         self._fold = compiled_fold() if compiled else fold
         if compiled:
-            _warm(self._fold, self._device)
+            _compile_now(self._fold, self._device)
         self.name = f"torch{' compiled' if compiled else ''} on {device}"
 
     def begin(self, words: Words) -> DeviceWalk:
@@ -69,7 +61,7 @@ class DeviceKernel:
 
 
 def _mix(x: Any) -> Any:
-    """`kernels.mix` on int32: shifts are arithmetic there, so what they drag in is masked off."""
+    """`kernels.mix` on int32, where shifts copy the sign bit: the copies are masked off."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x21F0AAAD
     x = x ^ ((x >> 15) & 0x1FFFF)
@@ -86,7 +78,7 @@ def fold(total: Any, products: Any, factors: Any) -> None:
 
 @cache
 def compiled_fold() -> Callable[[Any, Any, Any], None]:
-    """`fold`, fused; raises `WeightsError` where torch cannot compile at all."""
+    """`fold`, fused by torch.compile.  Raises `WeightsError` if torch cannot compile at all."""
     import torch
 
     try:
@@ -96,17 +88,17 @@ def compiled_fold() -> Callable[[Any, Any, Any], None]:
     return compiled
 
 
-def _warm(function: Callable[[Any, Any, Any], None], device: Any) -> None:
-    """Compile now, before a call comes: for one block and for several."""
+def _compile_now(function: Callable[[Any, Any, Any], None], device: Any) -> None:
+    """Compile for one block and for several blocks before the verifier calls."""
     import torch
 
     for blocks in (1, 3):
-        total = torch.zeros((K, _COLUMNS_OF), dtype=torch.int32, device=device)
-        products = torch.zeros((blocks, K, _COLUMNS_OF), dtype=torch.int32, device=device)
+        total = torch.zeros((K, _COLUMN_MULTIPLE), dtype=torch.int32, device=device)
+        products = torch.zeros((blocks, K, _COLUMN_MULTIPLE), dtype=torch.int32, device=device)
         try:
             function(total, products, products[:, 0])
         except Exception as error:  # noqa: BLE001
-            # Compilers fail in ways of their own; without one there is a slower way.
+            # Compilers raise many kinds of errors; a slower kernel works without them.
             raise WeightsError(f"torch.compile fails ({type(error).__name__})") from None
 
 
@@ -120,23 +112,23 @@ class DeviceWalk:
         self._device = device
         self._fold = function
         self._stream = self._torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._under_way: deque[Any] = deque()
+        self._events: deque[Any] = deque()
         self._rows = words.shape[0]
-        # Rows beyond those asked are walked for nothing, so that the columns come out even.
-        filler = np.zeros((-words.shape[0] % _COLUMNS_OF, 4), np.uint32)
+        # Extra rows, whose states are dropped, fill the columns up to a multiple.
+        filler = np.zeros((-words.shape[0] % _COLUMN_MULTIPLE, 4), np.uint32)
         self._words = np.concatenate([words, filler])
         self._columns = self._words.shape[0]
         blocks = max(_PRODUCT_WORDS // (K * self._columns), 1)
         with self._in_stream():
             self._state = self._to_device(first_state(self._words).view(np.int32))
             self._products = torch.empty((blocks * K, self._columns), dtype=torch.int32, device=device)
-            self._scratch = torch.empty((_ROWS_AT_LEAST, K), dtype=torch.int8, device=device)
-            self._few = torch.empty((_ROWS_AT_LEAST, self._columns), dtype=torch.int32, device=device)
+            self._scratch = torch.empty((_MIN_ROWS, K), dtype=torch.int8, device=device)
+            self._small_products = torch.empty((_MIN_ROWS, self._columns), dtype=torch.int32, device=device)
         self._block = 0
         self._begin_step()
 
     def _in_stream(self) -> Any:
-        # The stream waits for what the engine has queued before: weights may just have been loaded.
+        # Wait for the engine's earlier work: it may still be loading weights.
         if self._stream is None:
             return self._torch.no_grad()
         self._stream.wait_stream(self._torch.cuda.current_stream(self._device))
@@ -148,7 +140,7 @@ class DeviceWalk:
     def _begin_step(self) -> None:
         with self._in_stream():
             top = ((self._state >> 24) & 0xFF) | 1
-            # Column-major, as cuBLASLt likes its right side.
+            # Column-major: cuBLASLt needs the right side in this layout.
             self._inputs = top.to(self._torch.uint8).view(self._torch.int8).t().contiguous().t()
             self._total = self._state.clone()
         self._filled = 0
@@ -158,18 +150,18 @@ class DeviceWalk:
         with self._in_stream(), self._torch.no_grad():
             data = self._to_device(chunk) if isinstance(chunk, np.ndarray) else chunk
             if self._stream is not None:
-                # Freed by its owner while we still read it, its memory must not be given to others.
+                # If the owner frees the chunk while the walk reads it, its memory must not be reused yet.
                 data.record_stream(self._stream)
             whole = data.numel() // K
             if whole:
-                self._take(data[: whole * K].view(whole, K))
+                self._multiply_rows(data[: whole * K].view(whole, K))
             if whole * K < data.numel():
                 self._scratch[0].zero_()
                 self._scratch[0, : data.numel() - whole * K] = data[whole * K :]
-                self._take(self._scratch[:1])
+                self._multiply_rows(self._scratch[:1])
             self._pace()
 
-    def _take(self, rows: Any) -> None:
+    def _multiply_rows(self, rows: Any) -> None:
         capacity = self._products.shape[0]
         while rows.shape[0]:
             count = min(capacity - self._filled, rows.shape[0])
@@ -180,16 +172,16 @@ class DeviceWalk:
                 self._flush()
 
     def _multiply(self, rows: Any, out: Any) -> None:
-        if rows.shape[0] >= _ROWS_AT_LEAST:
+        if rows.shape[0] >= _MIN_ROWS:
             self._torch._int_mm(rows, self._inputs, out=out)
             return
         if rows.data_ptr() != self._scratch.data_ptr():
             self._scratch[: rows.shape[0]] = rows
-        self._torch._int_mm(self._scratch, self._inputs, out=self._few)
-        out.copy_(self._few[: rows.shape[0]])
+        self._torch._int_mm(self._scratch, self._inputs, out=self._small_products)
+        out.copy_(self._small_products[: rows.shape[0]])
 
     def _flush(self) -> None:
-        """Fold the products held: whole blocks at once, then the last one as far as it goes."""
+        """Fold the products held: all whole blocks at once, then the part of the last block."""
         whole, rest = divmod(self._filled, K)
         count = whole + (rest > 0)
         if not count:
@@ -205,14 +197,14 @@ class DeviceWalk:
         self._filled = 0
 
     def _pace(self) -> None:
-        """Wait for the chunk before the last: the device must not be promised far ahead."""
+        """Wait for older chunks, so that only a little work is queued on the device."""
         if self._stream is None:
             return
         event = self._torch.cuda.Event()
         event.record(self._stream)
-        self._under_way.append(event)
-        if len(self._under_way) > _AHEAD:
-            self._under_way.popleft().synchronize()
+        self._events.append(event)
+        if len(self._events) > _MAX_CHUNKS_AHEAD:
+            self._events.popleft().synchronize()
 
     def end_step(self) -> None:
         """As `Walk.end_step`."""

@@ -1,5 +1,5 @@
-/* total += mix(products * factor), for a tile of rows: what a walk does after its products.
-   Unsigned arithmetic wraps modulo 2^32, as docs/possession.md has it. */
+/* total += mix(products * factor), for a tile of rows: the step of a walk that follows its products.
+   Unsigned arithmetic wraps modulo 2^32, as docs/possession.md specifies. */
 #include <stddef.h>
 #include <stdint.h>
 

@@ -1,11 +1,10 @@
 """
-The files of a model folder: which there are, and how their bytes are read.
+The files of a model folder: how they are listed, and how their bytes are read.
 
-Which files: every regular file below the folder, except version control's own at the
-top (as OpenSSF Model Signing ignores them) and what the caller names.  Symbolic links are
-followed where they lead inside the folder, or, in a Hugging Face cache, inside the model's
-``models--…`` folder, whose ``snapshots`` are links into ``blobs``; any other link is
-refused by name.
+A model has every regular file below its folder, except the files of version control at the top
+(the ones that OpenSSF Model Signing ignores) and those that the caller excludes.  A symbolic
+link is followed if it leads inside the folder or, in a Hugging Face cache, inside the model's
+``models--…`` folder, whose ``snapshots`` are links into ``blobs``.  Any other link is refused.
 """
 
 from __future__ import annotations
@@ -28,33 +27,33 @@ from attester.errors import WeightsError
 from attester.evidence import MAX_FILES
 
 IGNORED_AT_TOP: Final = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".cache", "model.sig"})
-"""The first four as OMS has them; where download tools keep their own notes; a publisher's signature."""
-SLICE: Final = 16 << 20
-"""Bytes of a file that are at hand at a time."""
-_MAX_NAME = 1024
+"""The first four as in OMS; ``.cache``, where download tools keep their state; the publisher's signature."""
+SLICE_BYTES: Final = 16 << 20
+"""Bytes of a file that are read or mapped at a time."""
+_MAX_NAME_BYTES = 1024
 
 Bytes = npt.NDArray[np.int8]
 
 
 class ModelFile(Struct, frozen=True, gc=False):
-    """A file of a model: its name in the manifest, where it lies, its size when listed."""
+    """A file of a model: its name in the manifest, its path, and its size when it was listed."""
 
     name: str
     path: Path | str
     size: int
     stamp: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Device, inode, mtime and ctime in nanoseconds: with the size, what a cache goes by."""
+    """Device, inode, mtime and ctime in nanoseconds; with the size, they show whether the file changed."""
 
 
 class Folder(Struct, frozen=True):
-    """A model folder whose files were listed, ordered by the UTF-8 bytes of their names."""
+    """A model folder and its files, in the order of the UTF-8 bytes of their names."""
 
     root: Path
     files: tuple[ModelFile, ...]
 
     @property
     def total(self) -> int:
-        """Bytes of all files."""
+        """The size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
@@ -64,11 +63,11 @@ def open_folder(root: Path, ignore: Collection[str] = ()) -> Folder:
 
     Args:
         root: The folder.
-        ignore: Names, relative to it, of files and folders that are not the model's.
+        ignore: Files and folders that are not the model's, by their names relative to *root*.
 
     Raises:
-        WeightsError: not a folder, empty, too many files, a link that leads outside, a
-            name that is not UTF-8, or something that is neither file, folder nor link.
+        WeightsError: *root* is not a folder, is empty, has too many files, a link that leads
+            outside, a name that is not UTF-8, or an entry that is not a file, folder or link.
     """
     try:
         real = root.resolve(strict=True)
@@ -78,13 +77,13 @@ def open_folder(root: Path, ignore: Collection[str] = ()) -> Folder:
     except FileNotFoundError as error:
         raise WeightsError(f"{error.filename or root} does not exist") from None
     except RuntimeError:
-        raise WeightsError(f"{root} holds a symbolic link that leads in a circle") from None
+        raise WeightsError(f"{root} has a symbolic link that leads in a circle") from None
     except ValueError:
-        raise WeightsError(f"{str(root)!r} is no folder's name") from None
+        raise WeightsError(f"{str(root)!r} is not a valid path") from None
     except OSError as error:
         raise WeightsError(f"{error.filename or root} cannot be read: {error.strerror}") from None
     if not files:
-        raise WeightsError(f"{root} holds no files")
+        raise WeightsError(f"{root} has no files")
     return Folder(real, tuple(files))
 
 
@@ -99,8 +98,8 @@ def _list(root: Path, ignore: frozenset[str]) -> Iterator[ModelFile]:
                 if not prefix and entry.name in IGNORED_AT_TOP:
                     continue
                 name = prefix + entry.name
-                # What most names are is seen at once; the others are looked at.
-                if not name.isascii() or len(name) > _MAX_NAME:
+                # A fast test that most names pass; the full check is only for the others.
+                if not name.isascii() or len(name) > _MAX_NAME_BYTES:
                     _check_name(name)
                 if name in ignore:
                     continue
@@ -118,18 +117,18 @@ def _list(root: Path, ignore: frozenset[str]) -> Iterator[ModelFile]:
                     raise WeightsError(f"{name} is neither a file nor a folder")
                 count += 1
                 if count > MAX_FILES:
-                    raise WeightsError(f"{root} holds more than {MAX_FILES} files")
+                    raise WeightsError(f"{root} has more than {MAX_FILES} files")
                 stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
                 yield ModelFile(name, entry.path, status.st_size, stamp)
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What, with the size, tells that a file is the one it was."""
+    """The stamp of a file, as `ModelFile.stamp`."""
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _cache_root(root: Path) -> Path | None:
-    """``models--ORG--NAME`` for ``models--ORG--NAME/snapshots/REVISION``."""
+    """``models--ORG--NAME`` if *root* is ``models--ORG--NAME/snapshots/REVISION``, else `None`."""
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         return root.parent.parent
     return None
@@ -140,18 +139,18 @@ def _check_name(name: str) -> None:
         length = len(name.encode())
     except UnicodeEncodeError:
         raise WeightsError(f"{os.fsencode(name)!r}: the name is not UTF-8") from None
-    if length > _MAX_NAME:
-        raise WeightsError(f"{name[:80]}…: a name of more than {_MAX_NAME} bytes")
+    if length > _MAX_NAME_BYTES:
+        raise WeightsError(f"{name[:80]}…: the name has more than {_MAX_NAME_BYTES} bytes")
 
 
 class OpenFile:
     """
     An open file of a model, whose bytes are read slice by slice.
 
-    Mapped, without a copy, where the kernel grants a read lease (fcntl(2)): then whoever
-    wants to write to the file or cut it short waits until we have noticed, and a mapping
-    cannot be pulled from under us.  Copied where it does not (another owner, a network
-    file system, a file that somebody has open for writing).
+    If the operating system grants a read lease (fcntl(2)), slices are mapped without a copy: a
+    process that wants to write to the file or truncate it must then wait until this one has
+    noticed.  Otherwise slices are copied: for example if the file has another owner, is on a
+    network file system, or is open for writing.
     """
 
     def __init__(self, file: ModelFile, descriptor: int) -> None:
@@ -161,14 +160,14 @@ class OpenFile:
 
     def slices(self, start: int = 0, size: int | None = None, at_most: int | None = None) -> Iterator[Bytes]:
         """
-        The bytes from *start* on, in arrays of at most *at_most* bytes, `SLICE` if not given.
+        Yield the bytes from *start* on, in arrays of at most *at_most* bytes, `SLICE_BYTES` if not given.
 
         Raises:
-            WeightsError: the file cannot be read, or is changed while it is read.
+            WeightsError: the file cannot be read, or changes while it is read.
         """
         end = self._file.size if size is None else start + size
         while start < end:
-            count = min(at_most or SLICE, end - start)
+            count = min(at_most or SLICE_BYTES, end - start)
             yield self._mapped(start, count) if self._leased else self._copied(start, count)
             start += count
 
@@ -177,7 +176,7 @@ class OpenFile:
             raise WeightsError(f"{self._file.name} is written to while it is read")
         before = start % mmap.ALLOCATIONGRANULARITY
         try:
-            # Private pages: torch takes only arrays that could be written to.
+            # Private pages, because torch takes only writable arrays.
             mapped = mmap.mmap(
                 self._descriptor, before + count, access=mmap.ACCESS_COPY, offset=start - before
             )
@@ -192,22 +191,22 @@ class OpenFile:
         done = 0
         while done < count:
             try:
-                got = os.preadv(self._descriptor, [view[done:]], start + done)
+                count_read = os.preadv(self._descriptor, [view[done:]], start + done)
             except OSError as error:
                 raise WeightsError(f"{self._file.name} cannot be read: {error.strerror}") from None
-            if not got:
+            if not count_read:
                 raise WeightsError(f"{self._file.name} changed while it was read")
-            done += got
+            done += count_read
         return data
 
 
 @contextmanager
-def opened(file: ModelFile) -> Iterator[OpenFile]:
+def open_model_file(file: ModelFile) -> Iterator[OpenFile]:
     """
-    Open a file of a model, which must be as it was listed, and still be at the end.
+    Open a file of a model, and check that it is unchanged since it was listed, now and at the end.
 
     Raises:
-        WeightsError: it cannot be read, or changed since it was listed or while it was read.
+        WeightsError: the file cannot be read, or changed since it was listed or while it was read.
     """
     try:
         descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -222,12 +221,12 @@ def opened(file: ModelFile) -> Iterator[OpenFile]:
         unchanged = before.st_size == after.st_size and stamp_of(before) == stamp_of(after)
         _check_same(file, unchanged, "while it was read")
     except BaseException:
-        # What is mapped keeps the lease, and a traceback keeps what is mapped: nobody must wait for that.
+        # The traceback keeps the mapping, and the mapping keeps the lease: writers must not wait for it.
         with suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         raise
     finally:
-        # The lease lasts for as long as a slice is mapped.
+        # The lease lasts as long as a slice is mapped.
         os.close(descriptor)
 
 
@@ -238,7 +237,7 @@ def _check_same(file: ModelFile, same: bool, when: str) -> None:  # noqa: FBT001
 
 def _lease(descriptor: int) -> bool:
     try:
-        # What tells of a writer must be a signal that nobody minds: the default one kills.
+        # A harmless signal announces a writer; the default signal would end the process.
         fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError:
@@ -247,4 +246,4 @@ def _lease(descriptor: int) -> bool:
 
 
 _F_SETSIG: Final = 10
-"""Linux's; the module `fcntl` of Python 3.11 does not name it."""
+"""Linux's F_SETSIG, which the module `fcntl` of Python 3.11 does not have."""

@@ -1,10 +1,10 @@
 """
-The header of a GGUF file: input like any other, bounded, strict, refused by name.
+The header of a GGUF file, read strictly and within bounds; errors name the file.
 
-Format (ggml-org/ggml, docs/gguf.md): magic, version, counts, typed key–value pairs, tensor
+Format (ggml-org/ggml, docs/gguf.md): magic, version, counts, typed key-value pairs, tensor
 table, padding to ``general.alignment``, then the tensors' bytes, each aligned.  Versions 2
-and 3, little-endian.  Only what a walk needs is kept; the metadata is walked over, and every
-length in it is checked against what the file still has.
+and 3, little-endian.  Only what a walk needs is kept.  The metadata is skipped, but every
+length in it is checked against the rest of the file.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from attester.errors import WeightsError
 from attester.weights.folder import ModelFile
 from attester.weights.layout import MAX_TENSORS, TensorInfo
 
-MAX_HEADER: Final = 64 << 20
-"""Bytes before the tensors: vocabularies stand there."""
-_MAX_NAME: Final = 1 << 10
+MAX_HEADER_BYTES: Final = 64 << 20
+"""Bytes before the tensors, which include the vocabulary."""
+_MAX_NAME_BYTES: Final = 1 << 10
 _MAX_KEYS: Final = 1 << 16
 _MAX_DEPTH: Final = 4
 _ALIGNMENT: Final = "general.alignment"
@@ -35,12 +36,12 @@ _TYPES: Final[Mapping[int, tuple[str, int, int]]] = {
     28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54),
     35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
-"""ggml's types that files hold: name, elements of a block, bytes of a block."""
+"""ggml's types in files: name, elements of a block, bytes of a block."""
 
 _SCALARS: Final[Mapping[int, int]] = {
     0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8,
 }  # fmt: skip
-"""Bytes of a value by its type; 7 is a bool, 8 a string, 9 an array."""
+"""Bytes of a scalar value by its type; 7 is a bool."""
 _STRING, _ARRAY, _U32 = 8, 9, 4
 
 
@@ -49,24 +50,24 @@ def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
     Read the header of a GGUF file, strictly.
 
     Raises:
-        WeightsError: truncated, lying, overlapping, of another version, or not GGUF.
+        WeightsError: the header is truncated, contradicts the file, or is not GGUF of version 2 or 3.
     """
     try:
         with open(file.path, "rb") as stream:
-            # Most headers are small; only one that says so gets more.
+            # Most headers are small; more is read only if the header needs it.
             data = stream.read(min(file.size, 1 << 20))
             while True:
                 try:
                     return parse_header(file.name, data, file.size)
-                except _Short:
-                    if len(data) >= min(file.size, MAX_HEADER):
+                except _TruncatedHeader:
+                    if len(data) >= min(file.size, MAX_HEADER_BYTES):
                         what = (
                             "is truncated in its header"
                             if len(data) == file.size
                             else "has too long a header"
                         )
                         raise WeightsError(f"{file.name} {what}") from None
-                    more = stream.read(min(7 * len(data), MAX_HEADER - len(data)))
+                    more = stream.read(min(7 * len(data), MAX_HEADER_BYTES - len(data)))
                     if not more:
                         raise WeightsError(f"{file.name} changed while it was read") from None
                     data += more
@@ -74,12 +75,12 @@ def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
         raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
 
 
-class _Short(Exception):  # noqa: N818
-    """More of the header is needed than is at hand."""
+class _TruncatedHeader(Exception):  # noqa: N818
+    """The bytes read so far end within the header."""
 
 
 class _Reader:
-    """A place in the header; every length is checked before it is believed."""
+    """A cursor over the header, which checks every length before it uses it."""
 
     def __init__(self, name: str, data: bytes, size: int) -> None:
         self.name = name
@@ -91,12 +92,12 @@ class _Reader:
         return WeightsError(f"{self.name}: {what}")
 
     def skip(self, count: int) -> int:
-        """Step over *count* bytes; gives where they begin."""
+        """Skip *count* bytes; returns where they begin."""
         start = self.at
         if start + count > self._size:
-            raise self.refuse(f"its header claims {count} bytes at {start}, and the file has {self._size}")
+            raise self.refuse(f"its header claims {count} bytes at {start}, but the file has {self._size}")
         if start + count > len(self._data):
-            raise _Short
+            raise _TruncatedHeader
         self.at = start + count
         return start
 
@@ -111,7 +112,7 @@ class _Reader:
     def text(self, what: str, limit: int) -> str:
         length = self.u64()
         if length > limit:
-            raise self.refuse(f"{what} claims {length} bytes, and at most {limit} are read")
+            raise self.refuse(f"{what} claims {length} bytes, but at most {limit} are allowed")
         start = self.skip(length)
         try:
             return self._data[start : start + length].decode()
@@ -119,7 +120,7 @@ class _Reader:
             raise self.refuse(f"{what} is not UTF-8") from None
 
     def skip_value(self, key: str, kind: int, depth: int = 0) -> None:
-        """Step over the value of a key."""
+        """Skip the value of a key."""
         if kind in _SCALARS:
             self.skip(_SCALARS[kind])
         elif kind == _STRING:
@@ -131,14 +132,14 @@ class _Reader:
 
     def _skip_array(self, key: str, depth: int) -> None:
         if depth == _MAX_DEPTH:
-            raise self.refuse(f"{key[:80]!r} is an array of arrays too deep")
+            raise self.refuse(f"{key[:80]!r} has arrays that are nested too deep")
         kind, count = self.u32(), self.u64()
         if kind in _SCALARS:
             self.skip(_SCALARS[kind] * count)
             return
         if kind not in (_STRING, _ARRAY):
             raise self.refuse(f"{key[:80]!r} holds values of the unknown type {kind}")
-        # Each takes at least its own length: a count cannot be larger than what is left.
+        # Each value has at least its length field, so the rest of the file limits the count.
         least = 8 if kind == _STRING else 12
         if count * least > self._size - self.at:
             raise self.refuse(f"{key[:80]!r} claims {count} values, more than the file could hold")
@@ -148,28 +149,28 @@ class _Reader:
 
 def parse_header(name: str, data: bytes, size: int) -> tuple[TensorInfo, ...]:
     """
-    Parse the header of a file of *size* bytes, of which *data* are the first.
+    Parse the header of a file of *size* bytes, which begins with *data*.
 
     Raises:
         WeightsError: as `read_header`.
     """
     reader = _Reader(name, data, size)
     if size < 24 or data[:4] != b"GGUF":
-        raise WeightsError(f"{name}: {size} bytes are no GGUF file")
+        raise WeightsError(f"{name} is not a GGUF file ({size} bytes)")
     reader.skip(4)
     version = reader.u32()
     if version not in (2, 3):
         other = " (big-endian?)" if version in (2 << 24, 3 << 24) else ""
-        raise reader.refuse(f"version {version}{other}, and 2 and 3 are read")
+        raise reader.refuse(f"version {version}{other} is not supported, only 2 and 3")
     tensors, keys = reader.u64(), reader.u64()
     if tensors > MAX_TENSORS or keys > _MAX_KEYS:
-        raise reader.refuse(f"claims {tensors} tensors and {keys} keys")
+        raise reader.refuse(f"claims {tensors} tensors and {keys} keys, which are too many")
     alignment = _alignment(reader, keys)
     infos = [_tensor(reader) for _ in range(tensors)]
     if len({info.name for info in infos}) != len(infos):
         seen: set[str] = set()
-        twice = next(i.name for i in infos if i.name in seen or seen.add(i.name))  # type: ignore[func-returns-value]
-        raise reader.refuse(f"tensor {twice[:80]!r} stands twice")
+        duplicate = next(i.name for i in infos if i.name in seen or seen.add(i.name))  # type: ignore[func-returns-value]
+        raise reader.refuse(f"tensor {duplicate[:80]!r} occurs twice")
     start = reader.at + -reader.at % alignment
     return _placed(reader, infos, start, alignment, size)
 
@@ -178,24 +179,24 @@ def _alignment(reader: _Reader, keys: int) -> int:
     found = 32
     seen = set()
     for _ in range(keys):
-        key = reader.text("a key", _MAX_NAME)
+        key = reader.text("a key", _MAX_NAME_BYTES)
         if key in seen:
-            raise reader.refuse(f"key {key[:80]!r} stands twice")
+            raise reader.refuse(f"key {key[:80]!r} occurs twice")
         seen.add(key)
         kind = reader.u32()
         if key != _ALIGNMENT:
             reader.skip_value(key, kind)
             continue
         if kind != _U32:
-            raise reader.refuse(f"{_ALIGNMENT} is not a 32-bit number")
+            raise reader.refuse(f"{_ALIGNMENT} must be a 32-bit number")
         found = reader.u32()
         if found == 0 or found % 8 or found > 1 << 16:
-            raise reader.refuse(f"an alignment of {found}")
+            raise reader.refuse(f"an alignment of {found} is not allowed")
     return found
 
 
 def _tensor(reader: _Reader) -> TensorInfo:
-    name = reader.text("a tensor's name", _MAX_NAME)
+    name = reader.text("a tensor's name", _MAX_NAME_BYTES)
     dimensions = reader.u32()
     if dimensions > 4:
         raise reader.refuse(f"tensor {name[:80]!r} has {dimensions} dimensions")
@@ -211,14 +212,15 @@ def _tensor(reader: _Reader) -> TensorInfo:
     row = shape[0] if shape else 1
     if row % block:
         raise reader.refuse(f"tensor {name[:80]!r}: rows of {row} do not divide into blocks of {block}")
-    # ggml names the fastest dimension first; everyone else last.
-    return TensorInfo(name, dtype, shape[::-1], offset, elements // block * block_bytes)
+    # ggml lists the fastest dimension first, and all other formats list it last.
+    size = elements // block * block_bytes
+    return TensorInfo(name=name, dtype=dtype, shape=shape[::-1], offset=offset, size=size)
 
 
 def _placed(
     reader: _Reader, infos: list[TensorInfo], start: int, alignment: int, size: int
 ) -> tuple[TensorInfo, ...]:
-    """The tensors with their place in the file: aligned, in it, without overlap, without holes."""
+    """The tensors with offsets in the file, which must be aligned, without overlap and without holes."""
     end = 0
     for info in sorted(infos, key=lambda info: (info.offset, info.size)):
         expected = end + -end % alignment
@@ -226,13 +228,11 @@ def _placed(
             if info.offset % alignment:
                 what = "is not aligned"
             else:
-                what = "overlaps the one before" if info.offset < end else "leaves a hole before it"
+                what = "overlaps the previous one" if info.offset < end else "leaves a hole before it"
             raise reader.refuse(f"tensor {info.name[:80]!r} {what}")
         end = info.offset + info.size
-    # A file of metadata alone need not be padded, and holds nothing behind it.
-    have = max(size - start, 0) if not infos else size - start
-    if not end <= have <= end + -end % alignment:
-        raise reader.refuse(f"its tensors need {end} bytes, and the file has {max(have, 0)}")
-    return tuple(
-        TensorInfo(info.name, info.dtype, info.shape, start + info.offset, info.size) for info in infos
-    )
+    # A file without tensors need not be padded, and nothing follows its metadata.
+    available = max(size - start, 0) if not infos else size - start
+    if not end <= available <= end + -end % alignment:
+        raise reader.refuse(f"its tensors need {end} bytes, but the file has {max(available, 0)}")
+    return tuple(replace(info, offset=start + info.offset) for info in infos)

@@ -1,4 +1,4 @@
-"""The manifest of a model: every file with size and digests, what is unchanged from the cache."""
+"""The manifest of a model: every file with its size and digests; unchanged files come from the cache."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from attester.weights.tensors import TensorFiles, tensor_files
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Digests of a folder's files, in their order, and which of them came from the cache."""
+class FolderMeasurement:
+    """The digests of a folder's files, in the files' order, and how many came from the cache."""
 
     folder: Folder
     digests: tuple[Digests, ...]
     cached: int
     oldest: int | None
-    """When the oldest digest from the cache was taken, seconds since 1970."""
+    """When the oldest digest from the cache was computed, in seconds since 1970."""
 
     def to_claim(self) -> Manifest:
-        """As evidence carries it."""
+        """The manifest claim for evidence."""
         return self._claim
 
     @cached_property
@@ -45,24 +45,24 @@ def measure(
     cache: DigestCache | None = None,
     max_age_s: int | None = None,
     pace: Progress | None = None,
-) -> Measured:
+) -> FolderMeasurement:
     """
-    Digests of a folder's files: each read once, files in parallel, unchanged ones not at all.
+    The digests of a folder's files; each file is read at most once, and unchanged files not at all.
 
-    A run that was interrupted goes on where it was: what was hashed is in the cache.
+    After an interruption, the next call reads only the rest: finished files are in the cache.
 
     Args:
         folder: As listed now.
-        algorithms: `hashing.ALGORITHMS`, or some of them.
-        progress: Called with the bytes just read, or found in the cache.
-        cache: Where digests are found and kept; `None` reads everything.
-        max_age_s: Digests older than that are taken anew.
-        pace: Called with the bytes just read; returns when more may be.
+        algorithms: Names from `hashing.ALGORITHMS`.
+        progress: Called with the number of bytes just read or found in the cache.
+        cache: Where digests are looked up and stored; `None` reads every file.
+        max_age_s: Older digests are computed again.
+        pace: Called with the number of bytes just read; it may wait before it returns.
 
     Raises:
         WeightsError: a file cannot be read, or changed while it was read.
     """
-    known: Measured | None = None if cache is None else cache.recent.get(_place(folder, algorithms))
+    known: FolderMeasurement | None = None if cache is None else cache.recent.get(_place(folder, algorithms))
     if cache is not None and known is not None:
         fresh = max_age_s is None or cache.now - (known.oldest or 0) <= max_age_s
         if known.folder == folder and fresh:
@@ -73,26 +73,27 @@ def measure(
     oldest: int | None = None
     if cache is not None:
         for number, file in enumerate(folder.files):
-            entry = cache.find(file, algorithms, max_age_s)
-            if entry is not None:
-                found[number] = entry[0]
-                oldest = entry[1] if oldest is None else min(oldest, entry[1])
-    rest = [number for number, digests in enumerate(found) if digests is None]
+            hit = cache.find(file, algorithms, max_age_s)
+            if hit is not None:
+                found[number] = hit[0]
+                oldest = hit[1] if oldest is None else min(oldest, hit[1])
+    rest = [number for number, entry in enumerate(found) if entry is None]
     cached = len(found) - len(rest)
     if progress is not None and cached:
         progress(folder.total - sum(folder.files[number].size for number in rest))
 
-    def told(count: int) -> None:
-        for tell in (pace, progress):
-            if tell is not None:
-                tell(count)
+    def report(count: int) -> None:
+        for callback in (pace, progress):
+            if callback is not None:
+                callback(count)
 
     files = [folder.files[number] for number in rest]
-    keep = None if cache is None else partial(cache.keep, began=cache.now)
-    taken = hash_files(files, algorithms, told, keep) if files else []
-    for number, digests in zip(rest, taken, strict=True):
-        found[number] = digests
-    measured = Measured(folder, tuple(digests for digests in found if digests is not None), cached, oldest)
+    store = None if cache is None else partial(cache.store, began=cache.now)
+    computed = hash_files(files, algorithms, report, store) if files else []
+    for number, entry in zip(rest, computed, strict=True):
+        found[number] = entry
+    digests = tuple(entry for entry in found if entry is not None)
+    measured = FolderMeasurement(folder, digests, cached, oldest)
     if cache is not None and not rest:
         cache.recent[_place(folder, algorithms)] = measured
     return measured
@@ -106,15 +107,16 @@ def _dtypes(folder: Folder) -> dict[str, int]:
     try:
         return bytes_by_dtype(folder)
     except WeightsError:
-        # Headers that do not fit together are for a walk to refuse; the files are listed all the same.
+        # A walk refuses inconsistent headers; the manifest still lists the files.
         return {}
 
 
 def bytes_by_dtype(folder: Folder) -> dict[str, int]:
     """
-    How many bytes of weights there are of each type: what tells a quantised copy at a glance.
+    Bytes of weights by type, which show a quantised copy at once; empty if the folder has no tensors.
 
-    Empty where the folder holds no tensors.  Raises `WeightsError` where their headers are refused.
+    Raises:
+        WeightsError: a header is refused.
     """
     files = tensor_files(folder)
     return dict(_bytes_by_dtype(Folder(folder.root, files))) if files else {}
@@ -122,7 +124,7 @@ def bytes_by_dtype(folder: Folder) -> dict[str, int]:
 
 @lru_cache(maxsize=32)
 def _bytes_by_dtype(folder: Folder) -> dict[str, int]:
-    # By the files' stamps: headers are read again only where one has changed.
+    # The files' stamps are part of the cache key, so headers are read again only after a change.
     found: dict[str, int] = {}
     for tensor in TensorFiles(folder).infos:
         found[tensor.dtype] = found.get(tensor.dtype, 0) + tensor.size

@@ -1,9 +1,9 @@
 """
 The two challenges that only the weights can answer: `read` and `walk`.
 
-Integers and hashes only, so the same answer on every device and library; exact to the
-byte in ``docs/possession.md``, with vectors in ``fixtures/vectors``.  Both sides use this
-module: the node to answer, the minter to know the answers.
+They use only integers and hashes, so every device and library gives the same answer.
+``docs/possession.md`` specifies them to the byte, and ``fixtures/vectors`` has test vectors.
+Both sides use this module: the node to answer, and the minter to compute the answers in advance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from attester.weights.tensors import Source
 
 READ_DOMAIN: Final = b"touchstone/possession-read/1"
 WHOLE_UP_TO: Final = 67108864
+"""Files of at most this many bytes are hashed whole."""
 WINDOW: Final = 4096
+"""Bytes of one window."""
 SEED_BYTES: Final = 32
 
 
@@ -44,7 +46,7 @@ class WalkChallenge(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a session asks about one model."""
+    """The challenges of a session for one model."""
 
     model: Annotated[str, Meta(max_length=128)]
     read: ReadChallenge | None = None
@@ -52,12 +54,12 @@ class ModelChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 def commitment(answer: bytes) -> bytes:
-    """What the pool keeps of an answer: a stolen database lets nobody answer."""
+    """What the pool stores of an answer: a stolen database does not let anyone answer."""
     return hashlib.sha256(answer).digest()
 
 
 def window(seed: bytes, index: int, total: int) -> tuple[int, int]:
-    """The half-open range of bytes that window *index* covers of *total* bytes in all."""
+    """The half-open range of bytes that window *index* covers, out of *total* bytes."""
     digest = hashlib.shake_256(READ_DOMAIN + seed + index.to_bytes(4, "little")).digest(16)
     place = int.from_bytes(digest, "little") % (total + WINDOW - 1) - (WINDOW - 1)
     return max(place, 0), min(place + WINDOW, total)
@@ -70,18 +72,18 @@ def read(folder: Folder, seed: bytes, windows: int, *, whole_up_to: int = WHOLE_
     Args:
         folder: The model's files.
         seed: 32 bytes.
-        windows: How many.
-        whole_up_to: Files of at most so many bytes are hashed whole; for tests only.
+        windows: The number of windows.
+        whole_up_to: Files of at most this many bytes are hashed whole; only tests change it.
 
     Returns:
         32 bytes.
 
     Raises:
-        WeightsError: a file cannot be read or changed, or there are no bytes at all.
+        WeightsError: a file cannot be read, a file changed, or the files have no bytes at all.
     """
     total = folder.total
     if total == 0:
-        raise WeightsError(f"{folder.root} holds no bytes")
+        raise WeightsError(f"{folder.root} has no bytes")
     digest = hashlib.sha256(READ_DOMAIN + seed)
     for file in folder.files:
         if file.size <= whole_up_to:
@@ -89,7 +91,7 @@ def read(folder: Folder, seed: bytes, windows: int, *, whole_up_to: int = WHOLE_
     starts = np.cumsum([0, *(file.size for file in folder.files)]).tolist()
 
     def piece(number: int, start: int, size: int) -> bytes:
-        # Opened for each: a model may have more files than a process may have open.
+        # Opened for each window: a model may have more files than a process may have open.
         file = folder.files[number]
         try:
             descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -107,10 +109,10 @@ def read(folder: Folder, seed: bytes, windows: int, *, whole_up_to: int = WHOLE_
         begin, end = window(seed, index, total)
         number = int(np.searchsorted(starts, begin, side="right")) - 1
         while begin < end:
-            upto = min(end, starts[number + 1])
-            if upto > begin:
-                digest.update(piece(number, begin - starts[number], upto - begin))
-            begin, number = upto, number + 1
+            stop = min(end, starts[number + 1])
+            if stop > begin:
+                digest.update(piece(number, begin - starts[number], stop - begin))
+            begin, number = stop, number + 1
     return digest.digest()
 
 
@@ -122,16 +124,16 @@ def walk(
     progress: Callable[[int], None] | None = None,
 ) -> list[bytes]:
     """
-    Push *rows* through every byte of *tensors*, *passes* times.
+    Walk *rows* through every byte of *tensors*, *passes* times.
 
-    Rows are independent, so that rows of many challenges can go through in one pass.
+    Rows are independent, so one walk can answer rows of many challenges.
 
     Args:
         tensors: In walking order; iterated once for each pass.
         rows: The words of each row, from `row_words`.
-        passes: How often.
-        kernel: What carries the rows over the weights.
-        progress: Called with the number of bytes just fed; what it raises ends the walk.
+        passes: How often the rows pass all tensors.
+        kernel: Computes the walk on its device.
+        progress: Called with the number of bytes just fed; an exception from it stops the walk.
 
     Returns:
         32 bytes for each row, in order.
@@ -139,7 +141,7 @@ def walk(
     Raises:
         WeightsError: the tensors have no bytes at all.
     """
-    under_way = kernel.begin(np.array(rows, dtype=np.uint32).reshape(-1, 4))
+    walk_state = kernel.begin(np.array(rows, dtype=np.uint32).reshape(-1, 4))
     for _ in range(passes):
         walked = 0
         filled = 0
@@ -147,17 +149,17 @@ def walk(
             if tensor.size == 0:
                 continue
             for chunk in tensor.chunks():
-                under_way.feed(chunk)
+                walk_state.feed(chunk)
                 walked += len(chunk)
                 if progress is not None:
                     progress(len(chunk))
-            # Whole tensors are stacked until a step has at least K rows.
+            # A step has whole tensors, as many as give at least K rows.
             filled += -(-tensor.size // K)
             if filled >= K:
-                under_way.end_step()
+                walk_state.end_step()
                 filled = 0
         if filled:
-            under_way.end_step()
+            walk_state.end_step()
         if not walked:
             raise WeightsError("there are no bytes to walk")
-    return [hashlib.sha256(state.astype("<u4").tobytes()).digest() for state in under_way.states()]
+    return [hashlib.sha256(state.astype("<u4").tobytes()).digest() for state in walk_state.states()]

@@ -1,8 +1,8 @@
 """
-A second `walk`, written from the specification alone: slow, short, float64 products.
+A second implementation of `walk`, written from the specification alone: short, slow, with float64 products.
 
-It shares no code with `possession` and `kernels`, so that a wrong library or a slip there
-cannot poison a pool unseen: every minted batch is spot-checked with it.
+It shares no code with `possession` and `kernels`.  Minting spot-checks its answers with it, so
+that an error in a library or in those modules cannot fill a pool with wrong answers unnoticed.
 """
 
 import hashlib
@@ -15,11 +15,14 @@ _MASK = 0xFFFFFFFF
 
 def walk_row(tensors: Sequence[Iterable[bytes]], seed: bytes, row: int, passes: int) -> bytes:
     """
-    The answer of one row.
+    The answer of row *row*, 32 bytes.
 
     Args:
-        tensors: In walking order, each its raw bytes in pieces; all pieces but a tensor's
-            last are multiples of 4,096 bytes.  Iterated once for each pass.
+        tensors: In walking order, each as pieces of its raw bytes; every piece except the last
+            of a tensor is a multiple of 4,096 bytes.  Iterated once for each pass.
+        seed: 32 bytes.
+        row: The number of the row.
+        passes: How often the row passes all tensors.
     """
     head = hashlib.shake_256(b"touchstone/weight-walk/1" + seed + row.to_bytes(4, "little"))
     words = head.digest(16)
@@ -41,7 +44,7 @@ def walk_row(tensors: Sequence[Iterable[bytes]], seed: bytes, row: int, passes: 
                         y = (weights.astype(np.float64) @ x).astype(np.int64)
                         index = np.arange(rows, rows + len(y))
                         c = _mixed(_mixed((g + index // 4096) ^ s0) + s1) | 1
-                        # Unsigned 64 bits hold the product of two words; at most 512 rows, so none comes twice.
+                        # 64 bits hold the product of two words.  At most 512 rows, so no index of acc repeats.
                         product = (y & _MASK).astype(np.uint64) * c.astype(np.uint64)
                         acc[index % 4096] += _mixed((product & np.uint64(_MASK)).astype(np.int64))
                         rows += len(y)

@@ -1,8 +1,8 @@
 """
-The header of a safetensors file: input like any other, bounded, strict, refused by name.
+The header of a safetensors file, read strictly and within bounds; errors name the file.
 
-Format: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes back
-to back without holes (huggingface/safetensors, README, "Format").
+Format: the length in 8 bytes, little-endian; that many bytes of JSON; then the bytes of the
+tensors without holes (huggingface/safetensors, README, "Format").
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from attester.errors import WeightsError
 from attester.weights.folder import ModelFile
 from attester.weights.layout import MAX_TENSORS, TensorInfo
 
-MAX_HEADER: Final = 25_000_000
-"""Bytes of JSON: a quarter of the reference implementation's limit, since what is read is held many times over."""
+MAX_HEADER_BYTES: Final = 25_000_000
+"""Bytes of JSON: a quarter of the reference implementation's limit, because parsed JSON takes much more memory."""
 
 _BITS: Final[Mapping[str, int]] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -34,35 +34,36 @@ def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
     Read the header of a safetensors file, strictly.
 
     Raises:
-        WeightsError: truncated, lying, overlapping, with holes, or not JSON of the format.
+        WeightsError: the header is truncated, contradicts the file, has overlaps or holes, or is
+            not JSON of the format.
     """
     try:
         with open(file.path, "rb") as stream:
             head = stream.read(8)
             if len(head) < 8:
-                raise WeightsError(f"{file.name}: {file.size} bytes are no safetensors file")
+                raise WeightsError(f"{file.name} is not a safetensors file ({file.size} bytes)")
             length = int.from_bytes(head, "little")
-            if length > MAX_HEADER or length > file.size - 8:
+            if length > MAX_HEADER_BYTES or length > file.size - 8:
                 raise WeightsError(
-                    f"{file.name}: its header claims {length} bytes, and the file has {file.size}"
+                    f"{file.name}: its header claims {length} bytes, but the file has {file.size}"
                 )
             text = stream.read(length)
     except OSError as error:
         raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
     if len(text) != length:
-        raise WeightsError(f"{file.name}: truncated in its header")
+        raise WeightsError(f"{file.name} is truncated in its header")
     return parse_header(file.name, text, file.size - 8 - length, 8 + length)
 
 
 def parse_header(name: str, text: bytes, payload: int, start: int) -> tuple[TensorInfo, ...]:
     """
-    Parse the JSON of a header for a file with *payload* bytes of tensors from *start* on.
+    Parse the JSON of a header.  The file has *payload* bytes of tensors, from offset *start* on.
 
     Raises:
         WeightsError: as `read_header`.
     """
     if not text.startswith(b"{"):
-        raise WeightsError(f"{name}: its header does not begin as the format has it")
+        raise WeightsError(f"{name}: its header does not begin with an opening brace")
     raw = load_json(name, text)
     if not isinstance(raw, dict):
         raise WeightsError(f"{name}: its header is not an object")
@@ -75,11 +76,11 @@ def parse_header(name: str, text: bytes, payload: int, start: int) -> tuple[Tens
     end = start
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.size)):
         if tensor.offset != end:
-            what = "overlaps the one before" if tensor.offset < end else "leaves a hole before it"
+            what = "overlaps the previous one" if tensor.offset < end else "leaves a hole before it"
             raise WeightsError(f"{name}: tensor {tensor.name[:80]!r} {what}")
         end += tensor.size
     if end != start + payload:
-        raise WeightsError(f"{name}: its tensors need {end - start} bytes, and the file has {payload}")
+        raise WeightsError(f"{name}: its tensors need {end - start} bytes, but the file has {payload}")
     return tuple(tensors)
 
 
@@ -90,7 +91,9 @@ def _tensor(file: str, name: str, value: Any, start: int) -> TensorInfo:
         ):
             pass
         case _:
-            raise WeightsError(f"{file}: tensor {name[:80]!r} is not dtype, shape and data_offsets")
+            raise WeightsError(
+                f"{file}: tensor {name[:80]!r} must have exactly dtype, shape and data_offsets"
+            )
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -103,19 +106,19 @@ def _tensor(file: str, name: str, value: Any, start: int) -> TensorInfo:
     bits = math.prod(shape) * _BITS[dtype]
     if bits % 8 or bits // 8 != end - begin:
         raise WeightsError(
-            f"{file}: tensor {name[:80]!r} claims {end - begin} bytes, and its shape needs {bits // 8}"
+            f"{file}: tensor {name[:80]!r} claims {end - begin} bytes, but its shape needs {bits // 8}"
         )
-    return TensorInfo(name, dtype, tuple(shape), start + begin, end - begin)
+    return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), offset=start + begin, size=end - begin)
 
 
 def load_json(name: str, text: bytes) -> Any:
     """
-    The JSON of a file.
+    Parse the JSON of the file *name*.
 
     Raises:
-        WeightsError: it is not JSON, or a name stands twice in it.
+        WeightsError: *text* is not JSON, or has a duplicate name.
     """
     try:
         return strictjson.loads(text)
     except ValueError as error:
-        raise WeightsError(f"{name}: not JSON: {str(error)[:120]}") from None
+        raise WeightsError(f"{name} is not JSON: {str(error)[:120]}") from None

@@ -1,7 +1,7 @@
 """
 The tensors of a model in walking order, from safetensors or GGUF files.
 
-The order is that of the names' UTF-8 bytes, whatever file each stands in.
+Walking order is the order of the names' UTF-8 bytes, across all files.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import numpy as np
 
 from attester.errors import WeightsError
 from attester.weights import gguf, safetensors
-from attester.weights.folder import Bytes, Folder, ModelFile, opened
+from attester.weights.folder import Bytes, Folder, ModelFile, open_model_file
 from attester.weights.layout import TensorInfo
 
-_MAX_INDEX: Final = 100_000_000
+_MAX_INDEX_BYTES: Final = 100_000_000
 _SAFETENSORS: Final = ".safetensors"
 _INDEX: Final = ".safetensors.index.json"
 _GGUF: Final = ".gguf"
 
 
 class Source(Protocol):
-    """A tensor to walk, wherever its bytes are."""
+    """A tensor to walk: in memory, in a file, or on a device."""
 
     @property
     def name(self) -> str:
-        """Its published name."""
+        """The published name."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         ...
 
     def chunks(self) -> Iterator[Any]:
         """
-        Its raw little-endian bytes as one-dimensional int8, numpy arrays or torch tensors.
+        Yield the raw little-endian bytes as one-dimensional int8: numpy arrays or torch tensors.
 
-        Each but the last is a multiple of 4,096 bytes.
+        The size of each chunk except the last is a multiple of 4,096.
         """
         ...
 
@@ -65,7 +65,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor in a file, read slice by slice, so that it may be larger than memory."""
+    """A tensor in a file, read slice by slice, because it may be larger than memory."""
 
     info: TensorInfo
     file: ModelFile
@@ -81,13 +81,13 @@ class FileTensor:
         return self.info.size
 
     def chunks(self) -> Iterator[Bytes]:
-        """As `Source.chunks`; raises `WeightsError` where the file cannot be read or changes."""
-        with opened(self.file) as stream:
+        """As `Source.chunks`; raises `WeightsError` if the file cannot be read or has changed."""
+        with open_model_file(self.file) as stream:
             yield from stream.slices(self.info.offset, self.info.size)
 
     @property
     def data(self) -> Bytes:
-        """All bytes at once, read now."""
+        """All bytes in one array, read now."""
         return np.concatenate([np.empty(0, np.int8), *self.chunks()])
 
 
@@ -95,60 +95,60 @@ class TensorFiles:
     """
     The tensors of a folder in walking order.
 
-    Which files: in each folder, the shards its ``*.safetensors.index.json`` names if it
-    has one, else all its ``*.safetensors``; a folder without any has its ``*.gguf``.
+    In each folder, the tensors come from the shards that ``*.safetensors.index.json`` names; if
+    there is no index, from all ``*.safetensors``; if there are none, from all ``*.gguf``.
 
     Raises:
-        WeightsError: no tensor file, an index that does not fit, a tensor's name twice, no
-            bytes at all, or a header that is refused.
+        WeightsError: the folder has no tensor file or no bytes of tensors, an index does not
+            match its shards, two tensors have the same name, or a header is refused.
     """
 
     def __init__(self, folder: Folder) -> None:
-        placed: dict[str, FileTensor] = {}
-        for file in _tensor_files(folder):
+        found: dict[str, FileTensor] = {}
+        for file in _chosen_files(folder):
             for tensor in read_header(file):
-                if tensor.name in placed:
+                if tensor.name in found:
                     raise WeightsError(
-                        f"tensor {tensor.name[:80]!r} is in {placed[tensor.name].file.name} and in {file.name}"
+                        f"tensor {tensor.name[:80]!r} is in {found[tensor.name].file.name} and in {file.name}"
                     )
-                placed[tensor.name] = FileTensor(tensor, file)
-        self._placed = sorted(placed.values(), key=lambda tensor: tensor.name.encode())
-        if not any(tensor.size for tensor in self._placed):
-            raise WeightsError(f"{folder.root} holds no tensor with any bytes")
+                found[tensor.name] = FileTensor(tensor, file)
+        self._tensors = sorted(found.values(), key=lambda tensor: tensor.name.encode())
+        if not any(tensor.size for tensor in self._tensors):
+            raise WeightsError(f"{folder.root} has no tensor with any bytes")
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
-        """What there is, in walking order."""
-        return tuple(tensor.info for tensor in self._placed)
+        """Name, type, shape and place of each tensor, in walking order."""
+        return tuple(tensor.info for tensor in self._tensors)
 
     @property
     def total(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.size for tensor in self._placed)
+        """The size of all tensors in bytes."""
+        return sum(tensor.size for tensor in self._tensors)
 
     def __len__(self) -> int:
-        return len(self._placed)
+        return len(self._tensors)
 
     def __iter__(self) -> Iterator[FileTensor]:
-        return iter(self._placed)
+        return iter(self._tensors)
 
 
 def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
     """
-    What a file's header says of its tensors.
+    Read the header of a safetensors or GGUF file.
 
     Raises:
-        WeightsError: truncated, lying, overlapping, or not of its format.
+        WeightsError: the header is truncated, contradicts the file, or is not of its format.
     """
     return gguf.read_header(file) if file.name.endswith(_GGUF) else safetensors.read_header(file)
 
 
 def tensor_files(folder: Folder) -> tuple[ModelFile, ...]:
-    """The files that hold tensors, or say where they are."""
+    """The files that hold tensors, and the index files."""
     return tuple(file for file in folder.files if file.name.endswith((_SAFETENSORS, _INDEX, _GGUF)))
 
 
-def _tensor_files(folder: Folder) -> list[ModelFile]:
+def _chosen_files(folder: Folder) -> list[ModelFile]:
     by_folder: dict[PurePosixPath, list[ModelFile]] = {}
     for file in tensor_files(folder):
         by_folder.setdefault(PurePosixPath(file.name).parent, []).append(file)
@@ -157,19 +157,23 @@ def _tensor_files(folder: Folder) -> list[ModelFile]:
         indexes = [file for file in files if file.name.endswith(_INDEX)]
         shards = [file for file in files if file.name.endswith(_SAFETENSORS)]
         if len(indexes) > 1:
-            raise WeightsError(f"two index files: {indexes[0].name} and {indexes[1].name}")
+            raise WeightsError(
+                f"{indexes[0].name} and {indexes[1].name} are both index files; only one may be in a folder"
+            )
         if indexes:
             chosen += _shards(indexes[0], shards)
         else:
             chosen += shards or files
     if not chosen:
-        raise WeightsError(f"{folder.root} holds no safetensors file and no GGUF file")
+        raise WeightsError(f"{folder.root} has no safetensors file and no GGUF file")
     return chosen
 
 
 def _shards(index: ModelFile, files: Sequence[ModelFile]) -> list[ModelFile]:
-    if index.size > _MAX_INDEX:
-        raise WeightsError(f"{index.name}: {index.size} bytes are no index")
+    if index.size > _MAX_INDEX_BYTES:
+        raise WeightsError(
+            f"{index.name} has {index.size} bytes, but an index has at most {_MAX_INDEX_BYTES}"
+        )
     try:
         raw = safetensors.load_json(index.name, Path(index.path).read_bytes())
     except OSError as error:
@@ -179,10 +183,10 @@ def _shards(index: ModelFile, files: Sequence[ModelFile]) -> list[ModelFile]:
         raise WeightsError(f"{index.name}: its weight_map does not name files")
     present = {PurePosixPath(file.name).name: file for file in files}
     if missing := sorted(set(names.values()) - present.keys()):
-        raise WeightsError(f"{index.name} names {missing[0][:80]!r}, which is not there")
+        raise WeightsError(f"{index.name} names {missing[0][:80]!r}, which is not a file in its folder")
     shards = [present[name] for name in sorted(set(names.values()))]
     holds = {tensor.name: PurePosixPath(file.name).name for file in shards for tensor in read_header(file)}
     if holds != names:
         wrong = sorted(name for name in holds.keys() | names.keys() if holds.get(name) != names.get(name))
-        raise WeightsError(f"{index.name}: tensor {wrong[0][:80]!r} is not where it says")
+        raise WeightsError(f"{index.name}: tensor {wrong[0][:80]!r} is not in the file that the index names")
     return shards

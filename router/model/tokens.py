@@ -41,9 +41,7 @@ class Tokeniser:
         try:
             from tokenizers import Tokenizer
         except ImportError:
-            raise ConfigError(
-                f"is read with the package tokenizers: {install_hint('tokens')}"
-            ) from None
+            raise ConfigError(f"is read with the package tokenizers: {install_hint('tokens')}") from None
         if len(data) > MAX_TOKENISER:
             raise ConfigError(f"is larger than {MAX_TOKENISER >> 20} MiB")
         try:

@@ -16,8 +16,9 @@ from attester.evidence import Capabilities, Token, WalkAnswer
 from attester.kinds import write_submod
 from attester.weights import possession
 from attester.weights.folder import open_folder
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.manifest import measure
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor, TensorFiles
 from fixtures.minilm import MODEL
 from fixtures.simulator import SimulatedNode

@@ -14,14 +14,14 @@ from attester.errors import CBORError, COSEError
 
 # What the profile refuses, and why: the sample's file, and words of the refusal.
 REFUSED = {
-    "sign1-tests/sign-pass-01.json": "no algorithm in the protected header",
+    "sign1-tests/sign-pass-01.json": "the protected header has no algorithm",
     "sign1-tests/sign-pass-03.json": "not tagged 18",
     "sign1-tests/sign-fail-01.json": "a tag that this profile does not use",
-    "sign1-tests/sign-fail-02.json": "does not fit",
+    "sign1-tests/sign-fail-02.json": "does not match",
     "sign1-tests/sign-fail-03.json": "algorithm -999",
-    "sign1-tests/sign-fail-04.json": "algorithm unknown",
-    "sign1-tests/sign-fail-06.json": "does not fit",
-    "sign1-tests/sign-fail-07.json": "does not fit",
+    "sign1-tests/sign-fail-04.json": "algorithm 'unknown'",
+    "sign1-tests/sign-fail-06.json": "does not match",
+    "sign1-tests/sign-fail-07.json": "does not match",
     "ecdsa-examples/ecdsa-sig-04.json": "algorithm -36",
 }
 PASSES = [

@@ -12,7 +12,8 @@ from attester.engines.live import LiveTensors
 from attester.weights import possession
 from attester.weights.device import DeviceKernel
 from attester.weights.folder import open_folder
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.minilm import MiniLM
 

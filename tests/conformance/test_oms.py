@@ -858,7 +858,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], dict[str, str | None]], str]] = {
     "a folder for a bundle": (lambda p: {"bundle": str(p)}, "cannot be read: Is a directory"),
     "an empty bundle": (lambda p: {"bundle": write(p, "b", b"")}, "the bundle is empty"),
     "no JSON": (lambda p: {"bundle": write(p, "b", b"\xff")}, "the bundle is not JSON"),
-    "nested too deep": (lambda p: {"bundle": write(p, "b", b"[" * 100_000)}, "nests too deep"),
+    "nested too deep": (lambda p: {"bundle": write(p, "b", b"[" * 100_000)}, "is nested too deep"),
     "a media type of half a character": (
         lambda p: {"bundle": write(p, "b", {"mediaType": "\ud800\x1b[31m"})},
         r"of media type '\ud800\x1b[31m'",
@@ -889,7 +889,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], dict[str, str | None]], str]] = {
         "'a' was signed and is not in the folder",
     ),
     "no folder": (lambda p: {"dir": str(p / "none")}, "does not exist"),
-    "an empty folder": (lambda p: {"dir": str(p / "empty")}, "holds no files"),
+    "an empty folder": (lambda p: {"dir": str(p / "empty")}, "has no files"),
     "other weights": (lambda p: {"dir": other_weights(p)}, "'config.json' is not what was signed"),
     "a bad model name": (lambda p: {"model": "../x"}, "is not a model's name"),
     "a home that is none": (lambda p: {"home": str(p / "none")}, ""),
@@ -1024,7 +1024,7 @@ def test_weights_with_their_bundle_beside_them_can_be_minted_from(
 
 EXPORT_REFUSALS: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
     "no folder": (lambda p: {"folder": str(p / "none")}, "does not exist"),
-    "an empty folder": (lambda p: {"folder": str(p / "empty")}, "holds no files"),
+    "an empty folder": (lambda p: {"folder": str(p / "empty")}, "has no files"),
     "no key": (lambda p: {"private-key": str(p / "none")}, "cannot be read: No such file"),
     "no PEM": (lambda p: {"private-key": write(p, "k", b"k")}, "is not an unencrypted private key in PEM"),
     "a public key": (

@@ -12,7 +12,8 @@ import pytest
 from attester.weights import possession, reference
 from attester.weights.device import DeviceKernel
 from attester.weights.folder import open_folder
-from attester.weights.kernels import Kernel, has_torch, kernel, row_words
+from attester.weights.kernels import Kernel, has_torch, row_words
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor
 
 VECTORS = Path(__file__).parents[2] / "fixtures" / "vectors" / "possession.json"

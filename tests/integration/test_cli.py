@@ -111,7 +111,7 @@ def test_a_verifier_from_nothing(tmp_path: Path, model_folder: Path) -> None:
     assert touchstone("verifier", "init", "--home", home).returncode == 0
     assert oct((tmp_path / "v").stat().st_mode)[-3:] == "700"
     again = touchstone("verifier", "init", "--home", home)
-    assert (again.returncode, "is there already" in again.stderr) == (1, True)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
     done = touchstone("reference", "measure", str(model_folder), "--model", MODEL, "--home", home, "--json")
     assert json.loads(done.stdout)["model"] == MODEL
     mint = ("challenges", "mint", "--model", MODEL, "--dir", str(model_folder), "--home", home)

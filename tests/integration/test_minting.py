@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attester.cose import PrivateKey
 from attester.weights.cpu import CpuKernel, numpy_fold, numpy_products
 from attester.weights.folder import open_folder
-from attester.weights.kernels import Int8, Int32, kernel
+from attester.weights.kernels import Int8, Int32
+from attester.weights.select import kernel
 from fixtures.simulator import MODEL
 from tests.integration.test_cli import touchstone
 from touchstone import main
@@ -156,7 +157,7 @@ def test_wide_walks_are_minted_and_taken(home: Path, model_folder: Path) -> None
 
 DYING = """
 import os, signal, sys
-from attester.weights.kernels import kernel
+from attester.weights.select import kernel
 from verifier import commands
 from verifier.references import minting
 commands.kernel = lambda **_: kernel("numpy")

@@ -13,7 +13,7 @@ import pytest
 from attester.client import Session
 from attester.cose import PrivateKey
 from attester.weights.folder import open_folder
-from attester.weights.kernels import kernel
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL, SimulatedNode
 from verifier.challenges import derivation as challenges

@@ -8,7 +8,7 @@ import click
 
 from attester.cli import progress
 from attester.weights.folder import open_folder
-from attester.weights.kernels import best_device, kernel
+from attester.weights.select import best_device, kernel
 from attester.weights.tensors import TensorFiles
 from verifier.challenges.derivation import WIDE_ROWS, Minter, ReadParameters, WalkParameters
 from verifier.challenges.minting import Goal, fill, goal_left, take_up

@@ -16,7 +16,7 @@ from attester.cli import progress
 from attester.identity import load_key
 from attester.weights.folder import IGNORED_AT_TOP, open_folder
 from attester.weights.hashing import ALGORITHMS, check_algorithms
-from attester.weights.kernels import best_device
+from attester.weights.select import best_device
 from verifier.commands.common import (
     MAX_PEM,
     actor_option,

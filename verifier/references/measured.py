@@ -22,8 +22,9 @@ from attester.weights import possession
 from attester.weights.cache import DigestCache
 from attester.weights.folder import Folder
 from attester.weights.hashing import SHA256
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.manifest import measure
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from verifier.errors import ReferenceValueError
 from verifier.references.information import examine

@@ -9,7 +9,7 @@ from typing import Any
 import blake3
 import msgspec
 
-from attester.weights.folder import IGNORED_AT_TOP, Folder, ModelFile, opened
+from attester.weights.folder import IGNORED_AT_TOP, Folder, ModelFile, open_model_file
 from attester.weights.hashing import ALGORITHMS, BLAKE3, SHA256
 from verifier.errors import ReferenceValueError
 from verifier.references.measured import Document, DocumentFile, measure_folder
@@ -107,7 +107,7 @@ def _refuse_left_out(statement: Statement) -> None:
 def _holds(file: ModelFile, resources: list[Resource], statement: Statement) -> bool:
     """Whether the parts of a file have their digests, and leave nothing of it out."""
     expected = 0
-    with opened(file) as stream:
+    with open_model_file(file) as stream:
         for resource in sorted(resources, key=lambda r: r.start):
             end = file.size if resource.end is None else resource.end
             if resource.start != expected or end > file.size:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from attester import agent as agent_module
 from attester import cbor, evidence
-from attester.agent import Agent, peek, reasons
+from attester.agent import Agent, decode_unverified, read_reasons
 from attester.client import Session
 from attester.config import Enrolment
 from attester.cose import PrivateKey
@@ -501,7 +501,7 @@ def jwt(claims: object) -> str:
 
 def test_a_result_is_shown():
     """Its claims, without looking at the signature."""
-    assert peek(jwt({"ear_status": "affirming"})) == {"ear_status": "affirming"}
+    assert decode_unverified(jwt({"ear_status": "affirming"})) == {"ear_status": "affirming"}
 
 
 @pytest.mark.parametrize(
@@ -510,20 +510,20 @@ def test_a_result_is_shown():
 )
 def test_a_result_that_cannot_be_read_is_empty(result):
     """For the operator's eyes only: it must never fail."""
-    assert peek(result) == {}
+    assert decode_unverified(result) == {}
 
 
 @given(st.one_of(st.text(max_size=40), st.binary(max_size=40).map(lambda b: jwt(b.hex()))))
 @settings(max_examples=100)
 def test_any_result_is_read_or_empty(result):
     """Whatever the verifier answers."""
-    assert isinstance(peek(result), dict)
+    assert isinstance(decode_unverified(result), dict)
 
 
 def test_a_nested_result_is_empty():
     """A bomb of brackets is not followed."""
     body = base64.urlsafe_b64encode(b'{"a":' + b"[" * 100_000).decode()
-    assert peek(f"e30.{body}.c2ln") == {}
+    assert decode_unverified(f"e30.{body}.c2ln") == {}
 
 
 FINDINGS = {
@@ -546,7 +546,7 @@ FINDINGS = {
 def test_findings_are_shown_where_they_are(name):
     """And what is not of a result's form is passed over."""
     claims, expected = FINDINGS[name]
-    assert reasons(claims) == expected
+    assert read_reasons(claims) == expected
 
 
 def test_a_tokens_bytes_are_deterministic():

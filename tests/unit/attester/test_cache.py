@@ -70,29 +70,29 @@ def later(tmp_path):
 def reads(monkeypatch):
     """Names of the files that are opened to be hashed."""
     found = []
-    real = hashing.opened
+    real = hashing.open_model_file
 
     def spied(file):
         found.append(file.name)
         return real(file)
 
-    monkeypatch.setattr(hashing, "opened", spied)
+    monkeypatch.setattr(hashing, "open_model_file", spied)
     return found
 
 
 def test_what_was_kept_is_found(cache):
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     assert cache.find(FILE, ALGORITHMS) == (DIGESTS, NOW)
 
 
 def test_what_was_never_kept_is_not_found(cache):
     assert cache.find(FILE, ALGORITHMS) is None
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     assert cache.find(ModelFile("a", None, 5, (1, 3, *STAMP[2:])), ALGORITHMS) is None
 
 
 def test_a_file_goes_by_its_inode_and_not_by_its_name(cache):
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     assert cache.find(ModelFile("b", None, 5, STAMP), ALGORITHMS) == (DIGESTS, NOW)
 
 
@@ -100,7 +100,7 @@ def test_a_file_goes_by_its_inode_and_not_by_its_name(cache):
 @pytest.mark.parametrize("part", range(4), ids=["device", "inode", "mtime", "ctime"])
 def test_a_file_whose_stamp_differs_is_not_found(cache, part, by):
     """To the nanosecond, and backwards too."""
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     stamp = [*STAMP]
     stamp[part] += by
     assert cache.find(ModelFile("a", None, 5, tuple(stamp)), ALGORITHMS) is None
@@ -108,33 +108,33 @@ def test_a_file_whose_stamp_differs_is_not_found(cache, part, by):
 
 @pytest.mark.parametrize("size", [0, 4, 6])
 def test_a_file_of_another_size_is_not_found(cache, size):
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     assert cache.find(ModelFile("a", None, size, STAMP), ALGORITHMS) is None
 
 
 def test_what_is_kept_anew_takes_the_place_of_what_was(cache, now):
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     now.seconds += 10
     changed = ModelFile("a", None, 6, (1, 2, (NOW - 20) * SECOND, (NOW - 20) * SECOND))
-    cache.keep(changed, {"sha256": b"t" * 32})
+    cache.store(changed, {"sha256": b"t" * 32})
     assert cache.find(changed, ["sha256"]) == ({"sha256": b"t" * 32}, NOW + 10)
     assert cache.find(changed, ["blake3"]) is None
     assert cache.find(FILE, ["sha256"]) is None
 
 
 def test_two_algorithms_are_kept_by_themselves(cache, now):
-    cache.keep(FILE, {"sha256": b"s" * 32})
+    cache.store(FILE, {"sha256": b"s" * 32})
     assert cache.find(FILE, ALGORITHMS) is None
     assert cache.find(FILE, ["blake3"]) is None
     now.seconds += 7
-    cache.keep(FILE, {"blake3": b"b" * 32})
+    cache.store(FILE, {"blake3": b"b" * 32})
     assert cache.find(FILE, ["sha256"]) == ({"sha256": b"s" * 32}, NOW)
     assert cache.find(FILE, ["blake3"]) == ({"blake3": b"b" * 32}, NOW + 7)
     assert cache.find(FILE, ALGORITHMS) == (DIGESTS, NOW)
 
 
 def test_no_algorithm_finds_nothing(cache):
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     assert cache.find(FILE, []) is None
 
 
@@ -142,16 +142,16 @@ def test_no_algorithm_finds_nothing(cache):
     ("age", "found"), [(0, True), (99, True), (100, True), (101, False), (1 << 40, False)]
 )
 def test_digests_grow_old(cache, now, age, found):
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     now.seconds += age
     assert (cache.find(FILE, ALGORITHMS, 100) is not None) == found
     assert cache.find(FILE, ALGORITHMS) is not None
 
 
 def test_the_oldest_of_two_digests_counts(cache, now):
-    cache.keep(FILE, {"sha256": b"s" * 32})
+    cache.store(FILE, {"sha256": b"s" * 32})
     now.seconds += 60
-    cache.keep(FILE, {"blake3": b"b" * 32})
+    cache.store(FILE, {"blake3": b"b" * 32})
     now.seconds += 60
     assert cache.find(FILE, ALGORITHMS, 100) is None
     assert cache.find(FILE, ["blake3"], 100) is not None
@@ -172,19 +172,19 @@ def test_the_oldest_of_two_digests_counts(cache, now):
 def test_what_was_written_a_moment_ago_is_not_kept(cache, mtime, ctime, kept):
     """It may be written to again within a tick of its clock."""
     file = ModelFile("a", None, 5, (1, 2, NOW * SECOND + mtime, NOW * SECOND + ctime))
-    cache.keep(file, DIGESTS)
+    cache.store(file, DIGESTS)
     assert (cache.find(file, ALGORITHMS) is not None) == kept
 
 
 def test_a_cache_in_memory_works_alike(now):
     with closing(DigestCache(None, now)) as cache:
-        cache.keep(FILE, DIGESTS)
+        cache.store(FILE, DIGESTS)
         assert cache.find(FILE, ALGORITHMS) == (DIGESTS, NOW)
 
 
 def test_a_cache_survives_being_closed(tmp_path, now):
     with closing(DigestCache(tmp_path / "cache.db", now)) as cache:
-        cache.keep(FILE, DIGESTS)
+        cache.store(FILE, DIGESTS)
     with closing(DigestCache(tmp_path / "cache.db", now)) as cache:
         assert cache.find(FILE, ALGORITHMS) == (DIGESTS, NOW)
 
@@ -195,8 +195,8 @@ def test_two_that_keep_at_once_keep_both(tmp_path, now):
         closing(DigestCache(tmp_path / "cache.db", now)) as first,
         closing(DigestCache(tmp_path / "cache.db", now)) as second,
     ):
-        first.keep(FILE, DIGESTS)
-        second.keep(other, DIGESTS)
+        first.store(FILE, DIGESTS)
+        second.store(other, DIGESTS)
     with closing(DigestCache(tmp_path / "cache.db", now)) as cache:
         assert None not in (cache.find(FILE, ALGORITHMS), cache.find(other, ALGORITHMS))
 
@@ -210,7 +210,7 @@ def of_another_kind(path) -> None:
 def damaged(path) -> None:
     with closing(DigestCache(path, Now())) as cache:
         for inode in range(2000):
-            cache.keep(ModelFile("a", None, 5, (1, inode, *STAMP[2:])), DIGESTS)
+            cache.store(ModelFile("a", None, 5, (1, inode, *STAMP[2:])), DIGESTS)
     data = bytearray(path.read_bytes())
     data[8192:-8192] = b"\xa5" * (len(data) - 16384)
     path.write_bytes(data)
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_cache_is_said(tmp_path, name):
 
 def test_a_cache_that_cannot_be_written_to_costs_this_process_nothing(cache):
     cache.close()
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     found = cache.find(FILE, tuple(DIGESTS))
     assert found is not None
     assert found[0] == DIGESTS
@@ -247,7 +247,7 @@ def test_devices_and_inodes_of_64_bits_are_kept(tmp_path):
     large = ModelFile("a", "/a", 1, ((1 << 64) - 1, 1 << 63, 1, 1))
     for _ in range(2):
         cache = DigestCache(tmp_path / "c.db", lambda: 1e9)
-        cache.keep(large, DIGESTS)
+        cache.store(large, DIGESTS)
         assert cache.find(large, tuple(DIGESTS)) is not None
         cache.close()
 
@@ -255,7 +255,7 @@ def test_devices_and_inodes_of_64_bits_are_kept(tmp_path):
 def test_digests_from_the_future_are_not_found(tmp_path):
     times = [2e9, 2e9, 1e9]
     cache = DigestCache(None, lambda: times[0])
-    cache.keep(FILE, DIGESTS)
+    cache.store(FILE, DIGESTS)
     assert cache.find(FILE, tuple(DIGESTS)) is not None
     times[0] = 1.9e9
     assert cache.find(FILE, tuple(DIGESTS)) is None
@@ -417,8 +417,8 @@ from attester.weights.folder import open_folder
 from attester.weights.manifest import measure
 
 class Telling(DigestCache):
-    def keep(self, file, digests, began=None):
-        super().keep(file, digests, began)
+    def store(self, file, digests, began=None):
+        super().store(file, digests, began)
         print("kept", file.name, flush=True)
 
 def progress(count):

@@ -269,7 +269,7 @@ def test_bytes_outside_the_profile_are_refused(name):
 
 
 def test_a_message_does_not_repeat_what_was_sent_at_length():
-    """A key of 60,000 characters that stands twice does not fill the log."""
+    """A key of 60,000 characters that occurs twice does not fill the log."""
     key = head(3, 60_000) + b"x" * 60_000
     with pytest.raises(CBORError) as refusal:
         decode(b"\xa2" + key + b"\x00" + key + b"\x01")
@@ -373,7 +373,7 @@ def test_more_values_than_allowed_are_not_written():
 @pytest.mark.parametrize("size", [0, 1, 8])
 def test_a_byte_more_than_allowed_is_refused(size):
     """The size is compared before a byte is read: even valid bytes are refused for it."""
-    with pytest.raises(CBORError, match=f"{size + 1} bytes, more than the {size} allowed"):
+    with pytest.raises(CBORError, match=f"{size + 1} bytes, but at most {size} are allowed"):
         decode(b"\x40" + b"\xff" * size, max_size=size)
 
 

@@ -15,8 +15,9 @@ from attester.engines.budget import Budget
 from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
 from attester.weights import possession
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor
 from tests.conftest import FakeClock
 
@@ -73,7 +74,7 @@ def test_a_walk_beyond_its_cap_is_ended(clock, over):
         clock.forward(5)
         check(1)
         clock.forward(over)
-        with pytest.raises(EngineError, match=r"^the walk took longer than its cap of 5 s$"):
+        with pytest.raises(EngineError, match=r"^the walk exceeds its limit of 5 s$"):
             check(1)
 
 
@@ -94,7 +95,7 @@ def test_a_walk_is_ended_where_the_hour_is_spent(clock):
         clock.forward(2)
         check(1)
         clock.forward(0.001)
-        with pytest.raises(EngineError, match=r"^walks reach their cap of 12 s an hour$"):
+        with pytest.raises(EngineError, match=r"^walks exceed their limit of 12 s within the hour$"):
             check(1)
 
 
@@ -104,7 +105,7 @@ def test_no_walk_begins_where_the_hour_is_spent(clock):
     take(budget, clock, 5)
     take(budget, clock, 5)
     for _ in range(3):
-        with pytest.raises(EngineError, match=r"^walks have taken 10 s within the hour, which is their cap$"):
+        with pytest.raises(EngineError, match=r"^walks have used their limit of 10 s within the hour$"):
             take(budget, clock, 1)
     assert budget.spent_s == 10
 
@@ -210,7 +211,7 @@ def test_a_walker_ends_a_walk_beyond_the_cap(clock):
             return super().chunks()
 
     walker = Walker("cpu", budget_of(clock), "numpy")
-    with pytest.raises(EngineError, match="longer than its cap of 5 s"):
+    with pytest.raises(EngineError, match="exceeds its limit of 5 s"):
         answer(walker, *(Noted(clock, 4, name) for name in "abcd"))
     assert read == ["a", "b"]
 

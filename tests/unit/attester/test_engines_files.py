@@ -16,8 +16,9 @@ from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
 from attester.weights import possession
 from attester.weights.folder import open_folder
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 
 CHALLENGE = WalkChallenge("cd" * 32, rows=5, passes=2)
@@ -133,7 +134,9 @@ async def test_a_change_of_one_model_leaves_the_other_alone(folder, headers):
 
 async def test_an_unknown_model_is_refused(folder):
     """By name, and nothing is read."""
-    with pytest.raises(WeightsError, match=r"^asked about 'org/else', which is not in attester\.toml$"):
+    with pytest.raises(
+        WeightsError, match=r"^the verifier asks about 'org/else', which is not in attester\.toml$"
+    ):
         await engine_of(folder).walk("org/else", CHALLENGE)
 
 
@@ -144,10 +147,10 @@ def remove(folder: Path) -> None:
 
 BROKEN = {
     "no folder": (remove, "does not exist"),
-    "no files": (lambda folder: (folder / "model.safetensors").unlink(), "holds no files"),
+    "no files": (lambda folder: (folder / "model.safetensors").unlink(), "has no files"),
     "not a model": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
-        "no safetensors file",
+        "is not a safetensors file",
     ),
 }
 
@@ -170,7 +173,7 @@ async def test_a_folder_that_cannot_be_walked_is_told_of_when_making_ready(folde
 async def test_the_budget_ends_a_walk(folder, clock):
     """Files are walked at the operator's cost too."""
     engine = engine_of(folder, budget=Budget(60, 600, lambda: clock.forward(61) or clock.ticks))
-    with pytest.raises(EngineError, match="longer than its cap of 60 s"):
+    with pytest.raises(EngineError, match="exceeds its limit of 60 s"):
         await engine.walk("model", CHALLENGE)
 
 

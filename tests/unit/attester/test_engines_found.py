@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from attester.engines.host import Hosted, serve_in_thread
+from attester.engines.host import HostedEngine, serve_in_thread
 from attester.engines.llamacpp import LlamaCppEngine
 from attester.engines.walker import Walker
 from attester.errors import EngineError
@@ -95,7 +95,7 @@ async def test_llama_cpp_with_a_nul_in_its_path(tmp_path):
 
 def test_a_port_that_is_none_is_told_of():
     with pytest.raises((OSError, OverflowError, ValueError)):  # returns a dead thread
-        serve_in_thread(Hosted(lambda: None, {}, Walker(backend="numpy")), "s", port=99999)
+        serve_in_thread(HostedEngine(lambda: None, {}, Walker(backend="numpy")), "s", port=99999)
 
 
 async def test_a_surprise_while_making_ready_does_not_end_the_agent():

@@ -16,8 +16,9 @@ from attester.engines.llamacpp import LlamaCppEngine
 from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
 from attester.weights import possession
-from attester.weights.kernels import kernel, row_words
+from attester.weights.kernels import row_words
 from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor
 
 CHALLENGE = WalkChallenge("ef" * 32, rows=5, passes=2)
@@ -92,7 +93,10 @@ OUTSIDE: dict[str, Callable[[Path], Path | str]] = {
 async def test_a_model_outside_the_folder_is_refused(engine, props, folder, name):
     """What is walked would not be what is served."""
     props["model_path"] = str(OUTSIDE[name](folder))
-    with pytest.raises(EngineError, match=r"^llama\.cpp serves '.*', which is in no model's folder$"):
+    with pytest.raises(
+        EngineError,
+        match=r"^llama\.cpp serves '.*', which is not in the folder of any model in attester\.toml$",
+    ):
         await engine.describe()
 
 
@@ -121,7 +125,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
 async def test_a_description_that_is_none_is_refused(engine, props, name):
     """The operator is told that the engine is wrong, and nothing else breaks."""
     WRONG[name](props)
-    with pytest.raises(EngineError, match="wrongly"):
+    with pytest.raises(EngineError, match="malformed"):
         await engine.describe()
 
 
@@ -186,11 +190,11 @@ async def test_one_bit_of_the_file_changes_every_answer(engine, folder):
 
 async def test_a_file_that_is_not_gguf_is_told_of_when_making_ready(engine):
     """Before a call comes."""
-    with pytest.raises(WeightsError, match="no GGUF file"):
+    with pytest.raises(WeightsError, match="not a GGUF file"):
         await engine.prepare()
 
 
 async def test_an_unknown_model_is_refused(engine):
     """By name."""
-    with pytest.raises(WeightsError, match="asked about 'org/else'"):
+    with pytest.raises(WeightsError, match="asks about 'org/else'"):
         await engine.walk("org/else", CHALLENGE)

@@ -53,7 +53,7 @@ async def test_an_unknown_adapter_is_refused(home):
     """With those that there are."""
     async with aiohttp.ClientSession() as http:
         with pytest.raises(
-            ConfigError, match=r"no adapter 'tgi'; there are loopback, vllm, llama\.cpp, files"
+            ConfigError, match=r"no adapter 'tgi'\. Choose one of loopback, vllm, llama\.cpp, files"
         ):
             open_engine(config_of(adapter="tgi"), http, home)
 

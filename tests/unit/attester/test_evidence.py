@@ -593,7 +593,7 @@ def test_a_token_with_an_unknown_claim_is_refused(key):
 
 def test_a_payload_larger_than_evidence_is_refused():
     """Bounded before it is read."""
-    with pytest.raises(CBORError, match="more than the 1048576 allowed"):
+    with pytest.raises(CBORError, match="at most 1048576 are allowed"):
         Token.from_payload(b"\x00" * (evidence.MAX_EVIDENCE + 1))
 
 

@@ -20,7 +20,7 @@ from attester.config import Home
 from attester.errors import EngineError
 from attester.evidence import Benchmark, Inventory, Measure
 from attester.gpu import benchmark
-from attester.gpu.benchmark import CODE, MILLITOKENS, Shape, Size, human, plot, run, shape_of
+from attester.gpu.benchmark import CODE, MILLITOKENS, Shape, Size, format_measure, plot, run, shape_of
 from attester.gpu.inventory import conditions, inventory
 from attester.kinds import read_submod, write_submod
 from fixtures.simulator import MODEL
@@ -306,7 +306,7 @@ def test_a_clock_that_stands_still_is_no_division_by_nothing() -> None:
     """Coarse clocks tell no time of very short work."""
     pytest.importorskip("torch")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(benchmark, "_SMALLEST_S", 1e-9)
+        patched.setattr(benchmark, "_MIN_REPEAT_S", 1e-9)
         found = run("cpu", size=TINY, shape=SHAPE, repeats=2, clock=lambda: 0.0)
     assert all(measure.median > 0 for measure in found.measures)
 
@@ -341,11 +341,11 @@ def test_a_run_fits_the_evidence(tiny_run: Benchmark) -> None:
 def test_a_run_is_kept_in_a_home_and_found_again(tiny_run: Benchmark, tmp_path: Path) -> None:
     """By its number; a second run takes the place of the first."""
     home = Home(tmp_path)
-    home.keep_benchmark(2, tiny_run)
+    home.save_benchmark(2, tiny_run)
     assert home.benchmarks() == {2: tiny_run}
     later = msgspec.structs.replace(tiny_run, at=9999)
-    home.keep_benchmark(2, later)
-    home.keep_benchmark(10, tiny_run)
+    home.save_benchmark(2, later)
+    home.save_benchmark(10, tiny_run)
     assert home.benchmarks() == {2: later, 10: tiny_run}
 
 
@@ -416,7 +416,7 @@ def test_a_picture_has_every_measure(tiny_run: Benchmark) -> None:
     shown = texts(picture)
     for measure in tiny_run.measures:
         assert measure.name in shown
-        assert human(measure) in shown
+        assert format_measure(measure) in shown
     assert tiny_run.device in shown
     assert any("1970-01-01 00:20 UTC" in text for text in shown)
     assert len(bars(picture)) == len(tiny_run.measures)
@@ -458,7 +458,7 @@ def test_a_picture_escapes_what_stands_in_it() -> None:
 )
 def test_a_measure_as_people_write_it(median: int, unit: str, text: str) -> None:
     """Three digits and a prefix."""
-    assert human(of("x", median, unit)) == text
+    assert format_measure(of("x", median, unit)) == text
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_a_measure_as_people_write_it(median: int, unit: str, text: str) -> None
 )
 def test_a_measure_is_never_written_with_an_exponent(median: int, text: str) -> None:
     """Also where rounding makes a thousand of it, and beyond the last prefix."""
-    assert human(of("x", median)) == text
+    assert format_measure(of("x", median)) == text
 
 
 @pytest.fixture
@@ -537,7 +537,7 @@ def test_a_damaged_run_is_said_and_not_sent(node_home: Path) -> None:
     (node_home / "benchmark-0.json").write_text("{")
     done = invoke("show", "--home", node_home)
     assert done.exit_code == 0
-    assert "run the benchmark again" in done.output
+    assert "Run the benchmark again" in done.output
     assert '"gpu/0"' not in done.output
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from attester.errors import WeightsError
 from attester.weights import folder as folder_module
 from attester.weights import hashing
-from attester.weights.folder import ModelFile, OpenFile, open_folder, opened
+from attester.weights.folder import ModelFile, OpenFile, open_folder, open_model_file
 from attester.weights.hashing import ALGORITHMS, Pace, check_algorithms, hash_file, hash_files
 from attester.weights.manifest import measure
 
@@ -50,16 +50,16 @@ def noise(size: int) -> bytes:
 @pytest.fixture
 def small(monkeypatch):
     """A few thousand bytes are several slices, and a piece is smaller yet."""
-    monkeypatch.setattr(folder_module, "SLICE", 1 << 13)
-    monkeypatch.setattr(hashing, "_SLICE_ALONE", 1 << 13)
-    monkeypatch.setattr(hashing, "_PIECE", 1 << 10)
+    monkeypatch.setattr(folder_module, "SLICE_BYTES", 1 << 13)
+    monkeypatch.setattr(hashing, "_ALONE_SLICE_BYTES", 1 << 13)
+    monkeypatch.setattr(hashing, "_PIECE_BYTES", 1 << 10)
 
 
 @pytest.fixture
 def leased(tmp_path):
     """Skips where no file can be mapped under a lease."""
     file = ModelFile("probe", put(tmp_path.parent / "probe"), 1)
-    with opened(file) as stream:
+    with open_model_file(file) as stream:
         if not stream._leased:
             pytest.skip("this file system grants no leases")
 
@@ -83,6 +83,7 @@ def elsewhere(code: str, *arguments: object) -> subprocess.Popen[bytes]:
     """Python in another process."""
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", f"import os, sys\n{code}", *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
 
@@ -100,7 +101,7 @@ def test_both_digests_of_a_file_are_those_of_its_bytes(tmp_path, small, size):
 def test_a_file_of_a_real_slice(tmp_path, more):
     data = noise(1 << 20) * 16
     data = data[: len(data) + more] + b"x" * (more == 1)
-    assert len(data) == folder_module.SLICE + more
+    assert len(data) == folder_module.SLICE_BYTES + more
     put(tmp_path / "a", data)
     done = []
     assert hash_files([only(tmp_path)], ALGORITHMS, done.append) == [digests_of(data)]
@@ -116,9 +117,9 @@ def test_any_files_have_their_digests_in_their_order(tmp_path_factory, sizes, al
         put(root / str(number), noise(size))
     algorithms = ALGORITHMS if alone is None else (alone,)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_module, "SLICE", 1 << 13)
-        patch.setattr(hashing, "_SLICE_ALONE", 1 << 13)
-        patch.setattr(hashing, "_PIECE", 1 << 10)
+        patch.setattr(folder_module, "SLICE_BYTES", 1 << 13)
+        patch.setattr(hashing, "_ALONE_SLICE_BYTES", 1 << 13)
+        patch.setattr(hashing, "_PIECE_BYTES", 1 << 10)
         found = hash_files(open_folder(root).files, algorithms)
     assert found == [{name: digests_of(noise(size))[name] for name in algorithms} for size in sizes]
 
@@ -164,7 +165,7 @@ def test_only_a_digest_that_can_be_divided_is_taken_alone(tmp_path, small, ways,
 def test_the_way_alone_and_the_way_beside_agree(tmp_path, small, ways, monkeypatch):
     put(tmp_path / "a", noise(100_001))
     alone = hash_files([only(tmp_path)], ALGORITHMS)
-    monkeypatch.setattr(hashing, "_PIECE", 1 << 30)
+    monkeypatch.setattr(hashing, "_PIECE_BYTES", 1 << 30)
     beside = hash_files([only(tmp_path)], ALGORITHMS)
     assert alone == beside == [digests_of(noise(100_001))]
     assert ways == {"alone": ["a"], "beside": ["a"]}
@@ -217,12 +218,12 @@ def test_no_files_have_no_digests():
 
 @pytest.mark.parametrize("names", [["md5"], ["SHA256"], ["sha256", "md5"], [""], ["sha256 "], ["sha-256"]])
 def test_an_unknown_algorithm_is_refused(names):
-    with pytest.raises(WeightsError, match=r"no digest algorithm '.*'; there are sha256, blake3"):
+    with pytest.raises(WeightsError, match=r"no digest algorithm '.*'; use sha256 or blake3"):
         check_algorithms(names)
 
 
 def test_no_algorithm_is_refused():
-    with pytest.raises(WeightsError, match="no digest algorithm was named"):
+    with pytest.raises(WeightsError, match="no digest algorithm is named"):
         check_algorithms([])
 
 
@@ -392,7 +393,7 @@ def test_a_lease_ends_with_the_reading(tmp_path, leased):
 
 def test_a_file_that_nobody_writes_to_is_mapped(tmp_path, leased):
     put(tmp_path / "a", noise(100))
-    with opened(only(tmp_path)) as stream:
+    with open_model_file(only(tmp_path)) as stream:
         assert stream._leased
         (data,) = stream.slices()
         assert data.base is not None
@@ -437,7 +438,7 @@ def test_any_part_of_a_file_is_read(tmp_path, small, monkeypatch, lease, places)
         monkeypatch.setattr(folder_module, "_lease", lambda _: False)
     put(tmp_path / "a", noise(30_001))
     start, size = places
-    with opened(only(tmp_path)) as stream:
+    with open_model_file(only(tmp_path)) as stream:
         slices = [data.tobytes() for data in stream.slices(start, size)]
     assert b"".join(slices) == noise(30_001)[start : None if size is None else start + size]
     assert max(map(len, slices)) <= 1 << 13
@@ -445,7 +446,7 @@ def test_any_part_of_a_file_is_read(tmp_path, small, monkeypatch, lease, places)
 
 def test_a_part_beyond_the_file_is_refused(tmp_path):
     put(tmp_path / "a", noise(100))
-    with opened(only(tmp_path)) as stream:
+    with open_model_file(only(tmp_path)) as stream:
         stream._leased = False
         with pytest.raises(WeightsError, match=r"^a changed while it was read"):
             list(stream.slices(50, 51))

@@ -231,7 +231,7 @@ def test_a_file_too_large_is_refused(folder):
     """One byte more than a key file may have, valid PEM or not."""
     data = pem(PrivateKey.generate().native)
     keep(folder / "key", data + b"\n" * (8193 - len(data)))
-    with pytest.raises(KeyFileError, match="8193 bytes, more than a key has"):
+    with pytest.raises(KeyFileError, match="8193 bytes, but a key file has at most 8192"):
         identity.load_key(folder / "key")
 
 

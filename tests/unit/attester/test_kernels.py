@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from attester.errors import WeightsError
 from attester.weights import device as device_module
-from attester.weights import kernels, possession, reference
+from attester.weights import possession, reference, select
 from attester.weights.cpu import CpuKernel, numpy_fold, numpy_products
 from attester.weights.device import DeviceKernel
-from attester.weights.kernels import LARGE, K, has_torch, kernel, row_words
+from attester.weights.kernels import LARGE_CHUNK_BYTES, K, has_torch, row_words
+from attester.weights.select import kernel
 
 SEED = bytes(range(32))
 NO_TORCH = pytest.mark.skipif(not has_torch(), reason="torch is not installed")
@@ -161,8 +162,8 @@ def test_a_device_walks_tensors_that_are_there_already():
 
 @EVERY
 def test_a_large_chunk_may_be_overwritten_when_the_next_is_taken(name):
-    data = (noise(4, 3 * K) * 2000)[: 3 * LARGE + 9]
-    buffer = np.empty(LARGE, np.int8)
+    data = (noise(4, 3 * K) * 2000)[: 3 * LARGE_CHUNK_BYTES + 9]
+    buffer = np.empty(LARGE_CHUNK_BYTES, np.int8)
 
     class Reused(Chunked):
         def chunks(self):
@@ -172,10 +173,15 @@ def test_a_large_chunk_may_be_overwritten_when_the_next_is_taken(name):
                 yield chunk
                 buffer[:] = 0
 
-    tensor = Reused(*(data[start : start + LARGE] for start in range(0, 3 * LARGE, LARGE)))
-    tail = Chunked(data[3 * LARGE :])
+    tensor = Reused(
+        *(
+            data[start : start + LARGE_CHUNK_BYTES]
+            for start in range(0, 3 * LARGE_CHUNK_BYTES, LARGE_CHUNK_BYTES)
+        )
+    )
+    tail = Chunked(data[3 * LARGE_CHUNK_BYTES :])
     answers = possession.walk([tensor, tail], words_of([0]), 1, made(name))
-    assert answers == slow([data[: 3 * LARGE], data[3 * LARGE :]], [0])
+    assert answers == slow([data[: 3 * LARGE_CHUNK_BYTES], data[3 * LARGE_CHUNK_BYTES :]], [0])
 
 
 @EVERY
@@ -201,7 +207,7 @@ def test_the_weights_stay_as_they_are(name):
 
 @EVERY
 def test_every_kernel_answers_the_known_walk(name):
-    assert kernels.is_exact(made(name))
+    assert select.is_exact(made(name))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +237,7 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch, slip):
         return right(parts[0], parts[1] + (parts[1] == parts[1].max()), parts[2])
 
     monkeypatch.setattr(device_module, slip, wrong)
-    assert not kernels.is_exact(DeviceKernel("cpu", compiled=False))
+    assert not select.is_exact(DeviceKernel("cpu", compiled=False))
 
 
 @NO_TORCH
@@ -242,7 +248,7 @@ def test_a_device_whose_compiler_fails_walks_without_it(monkeypatch):
     monkeypatch.setattr(device_module, "compiled_fold", lambda: fails)
     with pytest.raises(WeightsError, match=r"torch\.compile fails \(RuntimeError\)"):
         DeviceKernel("cpu", compiled=True)
-    tried = dict(device_module.candidates("cpu", fused=None))
+    tried = dict(select.device_candidates("cpu", fused=None))
     assert list(tried) == ["torch compiled on cpu", "torch on cpu"]
     assert tried["torch on cpu"]().name == "torch on cpu"
 
@@ -251,7 +257,7 @@ def test_a_device_whose_compiler_fails_walks_without_it(monkeypatch):
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
 def test_a_compiled_device_has_the_same_answers():
     compiled = DeviceKernel("cpu", compiled=True)
-    assert kernels.is_exact(compiled)
+    assert select.is_exact(compiled)
     assert possession.walk([cut(part) for part in BLOCKS], words_of(range(3)), 2, compiled) == block_answers()
     for columns in (1, 33):
         tensors = [Chunked(noise(0, 40 * K + 99)), Chunked(noise(1, 17))]

@@ -236,14 +236,14 @@ def test_a_file_is_no_folder(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     """Folders alone are no model."""
     (tmp_path / "sub").mkdir()
-    with pytest.raises(WeightsError, match="holds no files"):
+    with pytest.raises(WeightsError, match="has no files"):
         open_folder(tmp_path)
 
 
 def test_a_folder_of_ignored_files_is_empty(tmp_path):
     """Version control alone is no model."""
     put(tmp_path / ".gitattributes")
-    with pytest.raises(WeightsError, match="holds no files"):
+    with pytest.raises(WeightsError, match="has no files"):
         open_folder(tmp_path)
 
 
@@ -329,7 +329,7 @@ def test_the_longest_name(tmp_path):
 def test_a_name_too_long_is_refused(tmp_path):
     """Here, where the operator sees it, not by the verifier later."""
     put(tmp_path.joinpath(*["d" * 200] * 5, "f" * 40))
-    with pytest.raises(WeightsError, match="a name of more than 1024 bytes"):
+    with pytest.raises(WeightsError, match="the name has more than 1024 bytes"):
         open_folder(tmp_path)
 
 
@@ -393,7 +393,7 @@ def only(root) -> ModelFile:
 @pytest.fixture
 def small_slices(monkeypatch):
     """A few thousand bytes are several slices."""
-    monkeypatch.setattr(folder_module, "SLICE", 1 << 16)
+    monkeypatch.setattr(folder_module, "SLICE_BYTES", 1 << 16)
 
 
 def test_a_file_is_read_in_pieces(tmp_path, small_slices):

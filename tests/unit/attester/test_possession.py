@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attester.errors import WeightsError
-from attester.weights import cpu, kernels, possession, reference
+from attester.weights import cpu, kernels, possession, reference, select
 from attester.weights.cpu import CpuKernel, numpy_fold, numpy_products
 from attester.weights.folder import open_folder
-from attester.weights.kernels import K, kernel, row_words
+from attester.weights.kernels import K, row_words
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
+from attester.weights.select import kernel
 from attester.weights.tensors import Tensor
 
 SEED = bytes(range(32))
@@ -247,7 +248,7 @@ def test_an_empty_file_counts(tmp_path):
 
 def test_a_read_of_no_bytes_is_an_error(tmp_path):
     """There is nothing to possess."""
-    with pytest.raises(WeightsError, match="holds no bytes"):
+    with pytest.raises(WeightsError, match="has no bytes"):
         possession.read(write(tmp_path, [b"", b""]), SEED, 1)
 
 
@@ -329,7 +330,7 @@ def broken(spoil):
     return products
 
 
-ROWS_OF_FIRST_STEP = sum(-(-data.size // K) for data in kernels.known_weights()[:3])
+ROWS_OF_FIRST_STEP = sum(-(-data.size // K) for data in select.known_weights()[:3])
 
 
 def add(place, by=1):
@@ -397,7 +398,7 @@ SPOILT = {
 
 def test_the_known_walk_has_the_rows_that_are_spoilt():
     """Two steps, the first of more than a block, the second of six rows."""
-    rows = [-(-data.size // K) for data in kernels.known_weights()]
+    rows = [-(-data.size // K) for data in select.known_weights()]
     assert rows == [32, 18, ROWS_OF_FIRST_STEP - 50, 6]
     assert K < ROWS_OF_FIRST_STEP < 2 * K
 
@@ -406,12 +407,12 @@ def test_the_known_walk_has_the_rows_that_are_spoilt():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_broken_kernel_is_caught(name):
     """One wrong product is enough."""
-    assert not kernels.is_exact(on_cpu(broken(SPOILT[name])))
+    assert not select.is_exact(on_cpu(broken(SPOILT[name])))
 
 
 def test_a_spoiler_that_spoils_nothing_is_not_caught():
     """What is caught above is the spoiling, and not how it is done."""
-    assert kernels.is_exact(on_cpu(broken(lambda _, out, first: None)))
+    assert select.is_exact(on_cpu(broken(lambda _, out, first: None)))
 
 
 def test_a_kernel_that_adds_in_single_precision_is_caught():
@@ -428,7 +429,7 @@ def test_a_kernel_that_adds_in_single_precision_is_caught():
 
         return multiply
 
-    assert not kernels.is_exact(on_cpu(products))
+    assert not select.is_exact(on_cpu(products))
 
 
 def test_a_kernel_with_sums_of_16_bits_is_caught():
@@ -447,7 +448,7 @@ def test_a_kernel_with_sums_of_16_bits_is_caught():
 
         return multiply
 
-    assert not kernels.is_exact(on_cpu(products))
+    assert not select.is_exact(on_cpu(products))
 
 
 def signed_shift(total, products, factor):
@@ -499,27 +500,27 @@ FOLDS = {
 @pytest.mark.parametrize("name", FOLDS)
 def test_a_broken_fold_is_caught(name):
     """Products alone are not the walk."""
-    assert not kernels.is_exact(on_cpu(fold=FOLDS[name]))
+    assert not select.is_exact(on_cpu(fold=FOLDS[name]))
 
 
 def test_the_numpy_kernel_is_exact():
     """On this machine, as it says of itself."""
-    assert kernels.is_exact(on_cpu())
+    assert select.is_exact(on_cpu())
 
 
 def test_the_known_answer_is_the_second_implementations():
     """All rows of the known walk, by the way that shares nothing with the kernels."""
-    pieces = [[data.tobytes()] for data in kernels.known_weights()]
-    rows = range(kernels.KNOWN_ROWS)
-    answers = b"".join(reference.walk_row(pieces, kernels.KNOWN_SEED, row, 1) for row in rows)
-    assert hashlib.sha256(answers).hexdigest() == kernels.KNOWN_ANSWER
+    pieces = [[data.tobytes()] for data in select.known_weights()]
+    rows = range(select.KNOWN_ROWS)
+    answers = b"".join(reference.walk_row(pieces, select.KNOWN_SEED, row, 1) for row in rows)
+    assert hashlib.sha256(answers).hexdigest() == select.KNOWN_ANSWER
 
 
 def test_no_kernel_is_handed_out_that_is_not_exact(monkeypatch):
     """An operator sees a sentence, not a wrong answer."""
     monkeypatch.setattr(cpu, "numpy_products", broken(SPOILT["last product"]))
     with pytest.raises(WeightsError, match="not exact on this machine"):
-        kernels.kernel.__wrapped__("numpy")
+        select.kernel.__wrapped__("numpy")
 
 
 @pytest.fixture
@@ -532,20 +533,20 @@ def inexact_torch(monkeypatch):
 
 def test_an_inexact_torch_is_passed_over(inexact_torch):
     """Numpy takes its place where nothing was named."""
-    assert kernels.kernel.__wrapped__().name.startswith("numpy and ")
+    assert select.kernel.__wrapped__().name.startswith("numpy and ")
 
 
 def test_an_inexact_torch_that_was_named_is_an_error(inexact_torch):
     """It is not replaced behind the caller's back."""
     with pytest.raises(WeightsError, match="torch and numpy: not exact on this machine"):
-        kernels.kernel.__wrapped__("torch")
+        select.kernel.__wrapped__("torch")
 
 
 def test_a_missing_torch_that_was_named_is_an_error(monkeypatch):
     """And the sentence says so."""
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(WeightsError, match="torch is not installed"):
-        kernels.kernel.__wrapped__("torch")
+        select.kernel.__wrapped__("torch")
 
 
 @pytest.fixture
@@ -557,13 +558,13 @@ def no_compiler(monkeypatch, tmp_path):
 
 def test_without_a_compiler_there_is_a_slower_way(no_compiler):
     """It folds by numpy, and is as exact."""
-    assert kernels.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
+    assert select.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
 
 
 def test_a_compiler_that_was_named_and_is_missing_is_an_error(no_compiler):
     """And the sentence says so."""
-    with pytest.raises(WeightsError, match="numpy and C: no C compiler"):
-        kernels.kernel.__wrapped__("numpy", fused=True)
+    with pytest.raises(WeightsError, match="numpy and C: there is no C compiler"):
+        select.kernel.__wrapped__("numpy", fused=True)
 
 
 @pytest.mark.parametrize("script", ["exit 1", "exit 0"], ids=["that fails", "that makes nothing"])
@@ -573,21 +574,21 @@ def test_a_compiler_that_is_broken_is_passed_over(no_compiler, monkeypatch, tmp_
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert kernels.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
+    assert select.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
     with pytest.raises(WeightsError, match="mycc cannot compile the fold"):
-        kernels.kernel.__wrapped__("numpy", fused=True)
+        select.kernel.__wrapped__("numpy", fused=True)
 
 
 def test_a_compiled_fold_that_is_wrong_is_passed_over(monkeypatch):
     """What a compiler makes is held to the known walk like any library."""
     monkeypatch.setattr(cpu, "c_fold", lambda: FOLDS["shifts that drag the sign in"])
-    assert kernels.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
+    assert select.kernel.__wrapped__("numpy").name == "numpy and numpy on the CPU"
     with pytest.raises(WeightsError, match="numpy and C: not exact on this machine"):
-        kernels.kernel.__wrapped__("numpy", fused=True)
+        select.kernel.__wrapped__("numpy", fused=True)
 
 
 @pytest.mark.parametrize("device", ["nothing", "cuda:99", ""])
 def test_a_device_that_is_not_there_is_an_error(device):
     """Named, and in a sentence."""
     with pytest.raises(WeightsError, match="no kernel can walk on "):
-        kernels.kernel.__wrapped__(device=device, fused=False)
+        select.kernel.__wrapped__(device=device, fused=False)

@@ -93,7 +93,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
     """The operator is told what to type."""
-    with pytest.raises(ConfigError, match=f"does not exist; make one with: {COMMAND}"):
+    with pytest.raises(ConfigError, match=f"does not exist. Make it with `{COMMAND}`"):
         read_toml(tmp_path / "attester.toml", AttesterConfig, COMMAND)
 
 
@@ -105,7 +105,7 @@ def test_a_folder_in_its_place_is_said(tmp_path):
 
 def test_a_file_too_large_is_refused(tmp_path):
     """Valid TOML or not, one byte more than allowed."""
-    with pytest.raises(ConfigError, match="is larger than a configuration"):
+    with pytest.raises(ConfigError, match="is larger than 262144 bytes"):
         read(tmp_path, GOOD + "#" * (256 * 1024 + 1 - len(GOOD)))
 
 
@@ -253,7 +253,7 @@ def test_a_home_is_never_overwritten(tmp_path, config):
     home = Home(tmp_path / "home")
     home.create(config)
     before = home.node_key().public
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         home.create(config)
     assert home.node_key().public == before
 

@@ -71,7 +71,9 @@ def head_of(root, data: bytes) -> tuple[TensorInfo, ...]:
 def test_a_header_is_read(tmp_path):
     """Names, types, shapes, and places counted from the start of the file."""
     data = whole({"a": entry([1, 2]), "__metadata__": {"format": "pt"}}, bytes(8))
-    assert head_of(tmp_path, data) == (TensorInfo("a", "F32", (1, 2), len(data) - 8, 8),)
+    assert head_of(tmp_path, data) == (
+        TensorInfo(name="a", dtype="F32", shape=(1, 2), offset=len(data) - 8, size=8),
+    )
 
 
 def test_tensors_may_stand_in_any_order():
@@ -107,7 +109,7 @@ def test_a_header_may_be_padded():
 @pytest.mark.parametrize("size", range(8))
 def test_a_file_shorter_than_a_length_is_refused(tmp_path, size):
     """Eight bytes are the least."""
-    with pytest.raises(WeightsError, match=f"{size} bytes are no safetensors file"):
+    with pytest.raises(WeightsError, match=rf"not a safetensors file \({size} bytes\)"):
         head_of(tmp_path, bytes(size))
 
 
@@ -137,7 +139,7 @@ def test_a_length_one_byte_beyond_the_file_is_refused(tmp_path):
 
 def test_a_header_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
     """Even where the file is large enough to hold it."""
-    monkeypatch.setattr(header_module, "MAX_HEADER", 10)
+    monkeypatch.setattr(header_module, "MAX_HEADER_BYTES", 10)
     with pytest.raises(WeightsError, match="its header claims 11 bytes"):
         head_of(tmp_path, whole(b"{}" + b" " * 9))
 
@@ -153,19 +155,19 @@ def test_a_file_cut_after_it_was_listed_is_refused(tmp_path):
 
 def test_a_file_cut_in_its_payload_is_refused(tmp_path):
     """The last tensor must come whole."""
-    with pytest.raises(WeightsError, match="its tensors need 8 bytes, and the file has 7"):
+    with pytest.raises(WeightsError, match="its tensors need 8 bytes, but the file has 7"):
         head_of(tmp_path, whole({"a": entry()}, bytes(7)))
 
 
 def test_bytes_after_the_last_tensor_are_refused(tmp_path):
     """No room for what is hashed and not walked."""
-    with pytest.raises(WeightsError, match="its tensors need 8 bytes, and the file has 9"):
+    with pytest.raises(WeightsError, match="its tensors need 8 bytes, but the file has 9"):
         head_of(tmp_path, whole({"a": entry()}, bytes(9)))
 
 
 def test_bytes_without_a_tensor_are_refused(tmp_path):
     """Nor in a file without tensors."""
-    with pytest.raises(WeightsError, match="its tensors need 0 bytes, and the file has 1"):
+    with pytest.raises(WeightsError, match="its tensors need 0 bytes, but the file has 1"):
         head_of(tmp_path, whole({}, b"x"))
 
 
@@ -456,7 +458,7 @@ def test_whatever_is_written_is_read(wanted, metadata, order):
         shape = [*shape, 8] if bits % 8 else shape  # noqa: PLW2901
         size = math.prod(shape) * header_module._BITS[dtype] // 8
         header[name] = entry(shape, end, end + size, dtype)
-        expected[name] = TensorInfo(name, dtype, tuple(shape), START + end, size)
+        expected[name] = TensorInfo(name=name, dtype=dtype, shape=tuple(shape), offset=START + end, size=size)
         end += size
     names = list(header)
     order.shuffle(names)
@@ -585,7 +587,7 @@ def test_one_tensor_in_two_folders_is_refused(tmp_path):
 def test_a_folder_without_tensors_is_refused(tmp_path):
     """Other formats are not walked."""
     put(tmp_path, "pytorch_model.bin", b"x")
-    with pytest.raises(WeightsError, match="holds no safetensors file"):
+    with pytest.raises(WeightsError, match="has no safetensors file"):
         files(tmp_path)
 
 
@@ -647,7 +649,7 @@ def test_two_indexes_in_a_folder_are_refused(tmp_path):
     put(tmp_path, "1.safetensors", shard("a"))
     for name in ("m.safetensors.index.json", "m.fp16.safetensors.index.json"):
         put(tmp_path, name, index({"a": "1.safetensors"}))
-    with pytest.raises(WeightsError, match="two index files"):
+    with pytest.raises(WeightsError, match="both index files"):
         files(tmp_path)
 
 
@@ -658,19 +660,19 @@ INDEXES = {
     ),
     "a tensor in the other shard": (
         index({"a": "2.safetensors", "b": "1.safetensors"}),
-        "is not where it says",
+        "is not in the file that the index names",
     ),
     "a tensor that is nowhere": (
         index({"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}),
-        "'c' is not where it says",
+        "'c' is not in the file that the index names",
     ),
     "a tensor of a named shard left out": (index({"a": "3.safetensors"}), "names '3.safetensors'"),
-    "a path": (index({"a": "./1.safetensors", "b": "2.safetensors"}), "which is not there"),
-    "a path out": (index({"a": "../1.safetensors"}), "which is not there"),
-    "an absolute path": (index({"a": "/etc/passwd"}), "which is not there"),
-    "a file in a sub-folder": (index({"a": "sub/4.safetensors"}), "which is not there"),
-    "an empty name": (index({"a": ""}), "which is not there"),
-    "another kind of file": (index({"a": "x.bin"}), "which is not there"),
+    "a path": (index({"a": "./1.safetensors", "b": "2.safetensors"}), "which is not a file in its folder"),
+    "a path out": (index({"a": "../1.safetensors"}), "which is not a file in its folder"),
+    "an absolute path": (index({"a": "/etc/passwd"}), "which is not a file in its folder"),
+    "a file in a sub-folder": (index({"a": "sub/4.safetensors"}), "which is not a file in its folder"),
+    "an empty name": (index({"a": ""}), "which is not a file in its folder"),
+    "another kind of file": (index({"a": "x.bin"}), "which is not a file in its folder"),
     "names that are numbers": (index({"a": 1}), "does not name files"),
     "names that are lists": (index({"a": ["1.safetensors"]}), "does not name files"),
     "nothing": (index({}), "does not name files"),
@@ -678,16 +680,16 @@ INDEXES = {
     "no map": (b"{}", "does not name files"),
     "an array": (b"[]", "does not name files"),
     "null": (b"null", "does not name files"),
-    "a name twice": (b'{"weight_map": {"a": "1.safetensors", "a": "2.safetensors"}}', "stands twice"),
-    "two maps": (b'{"weight_map": {"a": "1.safetensors"}, "weight_map": {}}', "stands twice"),
+    "a name twice": (b'{"weight_map": {"a": "1.safetensors", "a": "2.safetensors"}}', "occurs twice"),
+    "two maps": (b'{"weight_map": {"a": "1.safetensors"}, "weight_map": {}}', "occurs twice"),
     "empty": (b"", "not JSON"),
     "cut": (b'{"weight_map"', "not JSON"),
     "UTF-16": (index({"a": "1.safetensors"}).decode().encode("utf-16"), "not JSON"),
     "a bomb": (b"[" * 200_000, "not JSON"),
-    "a surrogate as a file": (b'{"weight_map": {"a": "\\ud800"}}', "which is not there"),
+    "a surrogate as a file": (b'{"weight_map": {"a": "\\ud800"}}', "which is not a file in its folder"),
     "a surrogate as a tensor": (
         b'{"weight_map": {"a": "1.safetensors", "\\ud800": "1.safetensors"}}',
-        "is not where it says",
+        "is not in the file that the index names",
     ),
 }
 
@@ -709,21 +711,21 @@ def test_an_index_that_leaves_out_a_tensor_of_its_shard_is_refused(tmp_path):
     """What a shard holds is loaded, whether the index says so or not."""
     put(tmp_path, "1.safetensors", shard("a", "b"))
     put(tmp_path, "m.safetensors.index.json", index({"a": "1.safetensors"}))
-    with pytest.raises(WeightsError, match="'b' is not where it says"):
+    with pytest.raises(WeightsError, match="'b' is not in the file that the index names"):
         files(tmp_path)
 
 
 def test_an_index_too_large_is_refused(tmp_path, monkeypatch):
     """Before it is read."""
-    monkeypatch.setattr(tensors_module, "_MAX_INDEX", 10)
+    monkeypatch.setattr(tensors_module, "_MAX_INDEX_BYTES", 10)
     put(tmp_path, "1.safetensors", shard("a"))
     put(tmp_path, "m.safetensors.index.json", index({"a": "1.safetensors"}))
-    with pytest.raises(WeightsError, match="bytes are no index"):
+    with pytest.raises(WeightsError, match="bytes, but an index has at most"):
         files(tmp_path)
 
 
 def test_an_index_alone_is_refused(tmp_path):
     """An index without its shards is no model."""
     put(tmp_path, "m.safetensors.index.json", index({"a": "1.safetensors"}))
-    with pytest.raises(WeightsError, match=r"names '1.safetensors', which is not there"):
+    with pytest.raises(WeightsError, match=r"names '1.safetensors', which is not a file in its folder"):
         files(tmp_path)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester import identity
-from attester.config import self_signed
+from attester.config import create_certificate
 from attester.cose import PrivateKey
 from router.model.clock import Clock
 from tests.unit.router.support import ear
@@ -215,7 +215,7 @@ class Certificate:
         self.pin = hashlib.sha256(identity.spki(key)).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         crt, pem = folder / f"{name}.crt", folder / f"{name}.key"
-        crt.write_bytes(self_signed(key, "127.0.0.1"))
+        crt.write_bytes(create_certificate(key, "127.0.0.1"))
         pem.write_bytes(
             key.native.private_bytes(
                 serialization.Encoding.PEM,

@@ -314,7 +314,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
     "nothing": ({}, "bundle.json is missing"),
     "an unknown file": (with_file("rules.txt"), "rules.txt: not a file that a bundle has"),
     "an unknown file in a folder": (with_file("lib/run.sh"), "lib/run.sh: not a file that a bundle has"),
-    "a manifest that is no JSON": (with_file("bundle.json", b"{"), "bundle.json: "),
+    "a manifest that is not JSON": (with_file("bundle.json", b"{"), "bundle.json: "),
     "a manifest that is no object": (with_file("bundle.json", b"[]"), "bundle.json: not a JSON object"),
     "a manifest with more": (with_manifest(licence="MIT"), "bundle.json: Object contains unknown field"),
     "a manifest without author": (
@@ -327,19 +327,19 @@ REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
     "a version that is a number": (with_manifest(version=1), "bundle.json: "),
     "a name twice in the manifest": (
         with_file("bundle.json", b'{"name": "a", "name": "b"}'),
-        "bundle.json: 'name' stands twice",
+        "bundle.json: 'name' occurs twice",
     ),
     "a name twice in data": (
         with_file("data.json", b'{"thresholds": {}, "x": {"y": 1, "y": 2}}'),
-        "data.json: 'y' stands twice",
+        "data.json: 'y' occurs twice",
     ),
     "a name twice in data of a folder": (
         with_file("limits/data.json", b'{"y": 1, "y": 2}'),
-        "limits/data.json: 'y' stands twice",
+        "limits/data.json: 'y' occurs twice",
     ),
     "data in UTF-16": (with_file("data.json", json.dumps(DATA).encode("utf-16")), "data.json: "),
     "data that is no object": (with_file("data.json", b"[]"), "data.json: not a JSON object"),
-    "data with NaN": (with_file("data.json", b'{"x": NaN}'), "data.json: NaN is no JSON"),
+    "data with NaN": (with_file("data.json", b'{"x": NaN}'), "data.json: NaN is not JSON"),
     "data with a number beyond all": (
         with_file("data.json", encode(DATA)[:-1] + b', "x": 1e999}'),
         "data.json: ",
@@ -349,7 +349,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
     "a manifest with half a character": (with_manifest(author="\ud800"), "bundle.json: "),
     "data nested without end": (
         with_file("data.json", b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-        "data.json: it nests too deep",
+        "data.json: it is nested too deep",
     ),
     "data of a folder twice": (
         {**with_data(limits={}), "limits/data.json": b"{}"},

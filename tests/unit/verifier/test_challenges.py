@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from attester.weights import possession
 from attester.weights.cpu import CpuKernel, numpy_fold, numpy_products
 from attester.weights.folder import open_folder
-from attester.weights.kernels import Int8, Int32, Kernel, kernel, row_words
+from attester.weights.kernels import Int8, Int32, Kernel, row_words
+from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
 from verifier.challenges import derivation as challenges

@@ -328,12 +328,12 @@ NOT_JSON = {
     "no object": (b"[]", "the bundle is not an object"),
     "no UTF-8": (b'{"mediaType": "\xff"}', "the bundle is not JSON"),
     "UTF-16": ("{}".encode("utf-16"), "the bundle is not JSON"),
-    "a name twice": (b'{"mediaType": 1, "mediaType": 1}', "'mediaType' stands twice"),
-    "a name twice, deeper": (b'{"a": [{"b": {"c": 1, "c": 2}}]}', "'c' stands twice"),
-    "not a number": (b'{"mediaType": NaN}', "NaN is no JSON"),
-    "infinite": (b'{"mediaType": -Infinity}', "-Infinity is no JSON"),
-    "nested too deep": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "nests too deep"),
-    "lists nested too deep": (b"[" * 200_000, "nests too deep"),
+    "a name twice": (b'{"mediaType": 1, "mediaType": 1}', "'mediaType' occurs twice"),
+    "a name twice, deeper": (b'{"a": [{"b": {"c": 1, "c": 2}}]}', "'c' occurs twice"),
+    "not a number": (b'{"mediaType": NaN}', "NaN is not JSON"),
+    "infinite": (b'{"mediaType": -Infinity}', "-Infinity is not JSON"),
+    "nested too deep": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "is nested too deep"),
+    "lists nested too deep": (b"[" * 200_000, "is nested too deep"),
     "a number too long": (b'{"mediaType": ' + b"9" * 5000 + b"}", "the bundle is not JSON"),
     "two documents": (b"{}{}", "the bundle is not JSON"),
 }
@@ -638,9 +638,9 @@ def test_a_statement_with_one_defect(statement: Json, reason: str) -> None:
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b'{"_type": 1, "_type": 1}', "the statement is not JSON: '_type' stands twice"),
+        (b'{"_type": 1, "_type": 1}', "the statement is not JSON: '_type' occurs twice"),
         (b'{"_type": NaN}', "the statement is not JSON: NaN"),
-        (b"[" * 200_000, "the statement is not JSON: it nests too deep"),
+        (b"[" * 200_000, "the statement is not JSON: it is nested too deep"),
         (b"[]", "the statement is not an object"),
         (b"\xff", "the statement is not JSON"),
         (json.dumps(GOOD).encode("utf-16"), "the statement is not JSON"),
@@ -1139,7 +1139,7 @@ def test_a_file_both_signed_and_ignored(tmp_path: Path, model_folder: Path) -> N
 def test_a_folder_without_tensors(tmp_path: Path) -> None:
     """A measured reference value has some."""
     (tmp_path / "a").write_bytes(b"a")
-    not_held(tmp_path, signed({"a": b"a"}), "holds no safetensors file and no GGUF file")
+    not_held(tmp_path, signed({"a": b"a"}), "has no safetensors file and no GGUF file")
 
 
 # Nothing but a sentence, whatever is read.
