@@ -52,7 +52,7 @@ async def test_waiting_for_another_process_ends(path: Path, writer, monkeypatch)
 
 async def test_a_file_that_is_no_database_is_refused_at_once(path: Path) -> None:
     """Only a lock is waited for."""
-    path.write_bytes(b"no database" * 100)
+    await asyncio.to_thread(path.write_bytes, b"no database" * 100)
     async with asyncio.timeout(5):
         with pytest.raises(StoreError, match="not a database"):
             async with SqliteDatabase(path):
