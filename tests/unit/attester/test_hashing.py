@@ -83,6 +83,7 @@ def elsewhere(code: str, *arguments: object) -> subprocess.Popen[bytes]:
     """Python in another process."""
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", f"import os, sys\n{code}", *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
 
