@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOCKS := .ci/locks
+# Of `make fuzz`: the examples of each property test, and for how long new ones are tried.
+FUZZ_EXAMPLES ?= 500
+FUZZ_SECONDS ?= 600
 # Where to find torch's CPU wheel; empty: only wheels pip already knows of locally (PIP_FIND_LINKS).
 TORCH_INDEX ?=
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-compile --require-hashes --only-binary :all:
@@ -9,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-com
 # With bytecode off, every start of every process would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench format clean
+.PHONY: help demo test fuzz lint bench format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,6 +22,10 @@ demo: $(VENV)/.run  ## run six nodes, a verifier and a router on real weights (D
 
 test: $(VENV)/.dev  ## the whole suite
 	$(VENV)/bin/python -m pytest $(PYTEST)
+
+fuzz: $(VENV)/.dev  ## run the property tests on new examples, for some minutes (FUZZ_EXAMPLES=500 FUZZ_SECONDS=600)
+	TOUCHSTONE_PROPERTIES=fuzz TOUCHSTONE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) TOUCHSTONE_FUZZ_SECONDS=$(FUZZ_SECONDS) \
+	  $(VENV)/bin/python -m pytest -p tests.fuzzing -m hypothesis --timeout=$$(($(FUZZ_SECONDS) + 240)) $(PYTEST)
 
 lint: $(VENV)/.dev  ## check with ruff, mypy --strict and the import contracts
 	$(VENV)/bin/ruff check .

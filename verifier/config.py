@@ -271,7 +271,10 @@ def read_anchor(path: Path) -> cose.PublicKey:
     """
     try:
         if path.suffix == ".jwk":
-            key: Any = jwt.PyJWK(json.loads(_read_key(path))).key
+            jwk = json.loads(_read_key(path))
+            if not isinstance(jwk, dict):
+                raise ConfigError(f"{path} is not a public key in PEM or JWK")
+            key: Any = jwt.PyJWK(jwk).key
         else:
             key = serialization.load_pem_public_key(_read_key(path))
         if isinstance(key, (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey)):
@@ -281,7 +284,7 @@ def read_anchor(path: Path) -> cose.PublicKey:
         if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
             numbers = key.public_numbers()
             return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
-    except (ValueError, TypeError, UnsupportedAlgorithm, jwt.PyJWTError):
+    except (ValueError, TypeError, RecursionError, UnsupportedAlgorithm, jwt.PyJWTError):
         raise ConfigError(f"{path} is not a public key in PEM or JWK") from None
     raise ConfigError(f"{path} holds neither a P-256 nor an Ed25519 key")
 

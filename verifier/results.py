@@ -188,11 +188,21 @@ class VerifyingKey:
         Read a JWK.
 
         Raises:
-            ResultError: not a public P-256 key.
+            ResultError: not a public P-256 key, or one that is not for ES256 signatures
+                (RFC 7517 §4.2 to §4.4).
         """
         try:
             if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
                 raise ResultError("a JWK that is not a P-256 key")
+            operations = jwk.get("key_ops", ["verify"])
+            if (
+                jwk.get("use", "sig") != "sig"
+                or not isinstance(operations, list)
+                or "verify" not in operations
+            ):
+                raise ResultError("a JWK that is not for verifying signatures")
+            if jwk.get("alg", "ES256") != "ES256":
+                raise ResultError("a JWK that is not for ES256")
             key = jwt.PyJWK({k: jwk[k] for k in ("kty", "crv", "x", "y")}, algorithm="ES256").key
         except (KeyError, jwt.PyJWTError):
             raise ResultError("a JWK that cannot be read") from None

@@ -248,7 +248,7 @@ def test_a_keyless_bundle_with_another_payload(samples: Path) -> None:
         oms.verify_keyless(oms.read_bundle(json.dumps(raw).encode()), trusted_root(), IDENTITY, ISSUER)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_changed_keyless_bundle_is_refused_in_a_sentence(samples: Path, data: st.DataObject) -> None:
     """Whatever the library meets in it, it is our error; and what passes says the same."""
@@ -263,7 +263,7 @@ def test_a_changed_keyless_bundle_is_refused_in_a_sentence(samples: Path, data: 
     assert statement == keyless(samples)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     where=st.sampled_from(["certificate", "canonicalizedBody", "signedEntryTimestamp", "sig"]),
     place=st.integers(0, 10_000),

@@ -335,7 +335,7 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for entry in archive.infolist():
-                if entry.is_dir() and not entry.file_size and _NAME.fullmatch(entry.filename.rstrip("/")):
+                if _is_folder(entry):
                     # Other tools list folders too.
                     continue
                 _check_place(entry.filename, len(files) - (entry.filename == SIGNATURE or SIGNATURE in files))
@@ -365,6 +365,12 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
     ) as error:
         raise BundleError(f"not a zip archive that can be read: {str(error)[:200]}") from None
     return of_files(files), files.get(SIGNATURE)
+
+
+def _is_folder(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry is an empty folder that a bundle may have.  `ZipInfo.is_dir` fails if a name is empty."""
+    name = entry.filename
+    return name.endswith("/") and not entry.file_size and _NAME.fullmatch(name[:-1]) is not None
 
 
 def sign(bundle: Bundle, key: PrivateKey) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
@@ -16,6 +17,7 @@ from verifier.errors import StoreError
 from verifier.store.database import ConflictError, Row, Tx
 
 _BUSY_MS = 10_000
+_RETRY_S = 0.01
 
 
 class SqliteDatabase:
@@ -69,13 +71,9 @@ class SqliteDatabase:
         connection = await aiosqlite.connect(self._path, isolation_level=None)
         connection.row_factory = sqlite3.Row
         try:
-            for pragma in (
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                "foreign_keys = ON",
-                f"busy_timeout = {_BUSY_MS}",
-            ):
+            for pragma in ("synchronous = FULL", "foreign_keys = ON", f"busy_timeout = {_BUSY_MS}"):
                 await connection.execute(f"PRAGMA {pragma}")
+            await _use_write_ahead_log(connection)
         except BaseException:
             # Left open, its thread would keep the process from ending.
             await connection.close()
@@ -136,6 +134,27 @@ class SqliteDatabase:
             if connection.in_transaction:
                 with suppress(sqlite3.Error):
                     await run_uncancelled(connection.execute("ROLLBACK"))
+
+
+async def _use_write_ahead_log(connection: aiosqlite.Connection) -> None:
+    """
+    Set the journal mode, and wait for other processes as long as ``busy_timeout`` waits.
+
+    If another connection is about to write a file that has no write-ahead log yet, SQLite refuses this
+    change at once and does not wait: two processes that open a new file together meet this.
+    """
+    give_up = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            # To its end: a statement that is left open holds a read lock, and with one nothing waits.
+            await connection.execute_fetchall("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # The lower byte is the primary code, e.g. of SQLITE_BUSY_RECOVERY.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return
 
 
 async def run_uncancelled(work: Awaitable[object]) -> None:

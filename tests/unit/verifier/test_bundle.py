@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attester import cbor
@@ -532,6 +532,24 @@ def test_name_that_no_bundle_has_is_refused(name: str) -> None:
     assert message.startswith(f"{name[:100]!r}: a name that no bundle has")
 
 
+NAMELESS = {
+    "empty": b"",
+    "null": b"\0",
+    "null before letters": b"\0x.md",
+    "slash": b"/",
+    "slashes": b"///",
+    "folder without a name": b"a//",
+    "null before a slash": b"\0/",
+}
+
+
+@pytest.mark.parametrize("name", NAMELESS.values(), ids=NAMELESS)
+def test_name_with_nothing_in_it_is_refused(name: bytes) -> None:
+    """Each name is checked before it is used, also for whether it is a folder."""
+    message = refusal(bundle.read_archive, raw_zip(name, b"", method=0, size=0, crc=0))
+    assert "a name that no bundle has" in message
+
+
 @pytest.mark.parametrize("name", OUTSIDE.values(), ids=OUTSIDE)
 def test_name_that_no_bundle_has_is_refused_wherever_it_is_from(name: str) -> None:
     """Not only from an archive."""
@@ -699,10 +717,15 @@ def test_any_bytes_are_a_bundle_or_an_error_of_it(data: bytes) -> None:
 WHOLE = zip_of({name: FILES[name] for name in ("bundle.json", "data.json", "rules.rego")})
 
 
+# The lengths of name, extra field and comment of the first entry in the list of entries.
+LENGTHS = WHOLE.index(b"PK\1\2") + 28
+
+
 @given(
     st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.binary(min_size=1, max_size=8)), max_size=6),
     st.integers(0, len(WHOLE)),
 )
+@example([(LENGTHS, struct.pack("<3H", 0, 0, len("bundle.json")))], 0)
 @settings(max_examples=300)
 def test_any_damage_is_an_error_of_the_bundle(damage: list[tuple[int, bytes]], cut: int) -> None:
     """No other exception comes out, whichever header is hit."""
@@ -714,15 +737,20 @@ def test_any_damage_is_an_error_of_the_bundle(damage: list[tuple[int, bytes]], c
 
 
 @given(
+    name=st.sampled_from([b"z.md", *NAMELESS.values()]) | st.binary(max_size=12),
     method=st.sampled_from([0, 8, 12, 14]),
     stored=st.binary(max_size=60),
     size=st.integers(0, 0xFFFFFFFF),
     extra=st.binary(max_size=30),
 )
+@example(name=b"", method=0, stored=b"", size=0, extra=b"")
+@example(name=b"/", method=0, stored=b"", size=0, extra=b"")
 @settings(max_examples=300)
-def test_any_entry_is_an_error_of_the_bundle(method: int, stored: bytes, size: int, extra: bytes) -> None:
+def test_any_entry_is_an_error_of_the_bundle(
+    name: bytes, method: int, stored: bytes, size: int, extra: bytes
+) -> None:
     """No other exception comes out, whatever the headers say."""
-    refusal(bundle.read_archive, raw_zip(b"z.md", stored, method=method, size=size, crc=0, extra=extra))
+    refusal(bundle.read_archive, raw_zip(name, stored, method=method, size=size, crc=0, extra=extra))
 
 
 @given(st.sampled_from(sorted(FILES)), st.binary(max_size=60))

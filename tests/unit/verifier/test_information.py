@@ -147,7 +147,7 @@ def test_an_empty_tensor_holds_nothing(tmp_path: Path) -> None:
     assert found.digests[0] == blake3.blake3(b"").digest()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(
     st.dictionaries(
         st.sampled_from("abcdef"),

@@ -10,11 +10,11 @@ import jwt
 import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attester import cose
+from attester import cbor, cose
 from attester.cose import PrivateKey
 from verifier import results, trust
 from verifier.errors import ResultError
@@ -28,6 +28,7 @@ KEY, OTHER = (
 )
 KEYS = {KEY.kid: KEY.verifying}
 NODE = PrivateKey.generate().public
+RSA_KEY = rsa.generate_private_key(65537, 2048)
 
 
 def result(**changes: Any) -> AttestationResult:
@@ -203,6 +204,126 @@ def test_a_broken_jwks_is_refused(data: bytes) -> None:
     """Empty is an error, too."""
     with pytest.raises(ResultError):
         results.read_jwks(data)
+
+
+JWK = KEY.verifying.jwk()
+OTHER_USES: dict[str, dict[str, Any]] = {
+    "for encryption": {"use": "enc"},
+    "for a use that there is not": {"use": None},
+    "for other operations": {"key_ops": ["encrypt", "decrypt"]},
+    "for no operation": {"key_ops": []},
+    "operations that are no list": {"key_ops": "verify"},
+    "another algorithm": {"alg": "ES384"},
+    "an algorithm that there is not": {"alg": "ES521"},
+    "an algorithm that is no text": {"alg": ["ES256"]},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_USES.values(), ids=OTHER_USES)
+def test_a_key_for_another_use_signs_no_results(changes: dict[str, Any]) -> None:
+    """What a JWK says that it is for counts (RFC 7517 §4.2 to §4.4)."""
+    with pytest.raises(ResultError, match="a JWK that is not for"):
+        results.read_jwks(msgspec.json.encode({"keys": [{**JWK, **changes}]}))
+
+
+@pytest.mark.parametrize("more", [{}, {"use": "sig"}, {"alg": "ES256"}, {"key_ops": ["verify"]}])
+def test_a_key_for_signatures_is_read(more: dict[str, Any]) -> None:
+    """Also if it does not say what it is for; its name is computed."""
+    data = msgspec.json.encode({"keys": [{**KEY.verifying.jwk_members(), **more, "kid": "x"}]})
+    assert set(results.read_jwks(data)) == {KEY.kid}
+
+
+OTHER_KEYS: dict[str, dict[str, Any]] = {
+    "P-384": {"crv": "P-384"},
+    "not on the curve": {"y": JWK["x"]},
+    "a coordinate that is too long": {"x": results.b64url(bytes(40))},
+    "a coordinate that is no base64url": {"x": "*" * 43},
+    "a coordinate that is no text": {"x": 7},
+    "another kind": {"kty": "RSA"},
+    "a secret": {"kty": "oct", "k": "AAAA"},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_KEYS.values(), ids=OTHER_KEYS)
+def test_a_key_of_another_kind_is_refused(changes: dict[str, Any]) -> None:
+    """One key that cannot be used makes the set unusable."""
+    with pytest.raises(ResultError, match="a JWK that"):
+        results.read_jwks(msgspec.json.encode({"keys": [JWK, {**JWK, **changes}]}))
+
+
+@pytest.mark.parametrize("count", [0, 65])
+def test_a_set_of_too_few_or_too_many_keys_is_refused(count: int) -> None:
+    """Bounded, and empty is an error."""
+    with pytest.raises(ResultError, match="1 to 64 keys"):
+        results.read_jwks(msgspec.json.encode({"keys": [JWK] * count}))
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["HS256", "HS384", "HS512", "RS256", "PS256", "ES384", "ES512", "EdDSA", "none"]
+)
+def test_a_result_of_another_algorithm_is_refused(algorithm: str) -> None:
+    """Each is signed well by a key of its own, under the name of a key that we trust."""
+    keys: dict[str, Any] = {
+        "HS": b"secret" * 16,
+        "RS": RSA_KEY,
+        "PS": RSA_KEY,
+        "ES384": ec.generate_private_key(ec.SECP384R1()),
+        "ES512": ec.generate_private_key(ec.SECP521R1()),
+        "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+        "none": None,
+    }
+    key = keys.get(algorithm, keys.get(algorithm[:2]))
+    token = jwt.encode(result().to_claims(), key, algorithm=algorithm, headers={"kid": KEY.kid})
+    with pytest.raises(ResultError, match="alg"):
+        read(token)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["header", "payload", "signature"])
+def test_every_character_of_a_token_counts(part: int) -> None:
+    """One character changed, added or left out anywhere, and it is refused, or it is read as what was signed."""
+    token = results.encode_jwt(result(), KEY)
+    parts = token.split(".")
+    text = parts[part]
+    places = sorted({*range(0, len(text), max(len(text) // 40, 1)), len(text) - 1})
+    for place in places:
+        for other in (text[place] + "A", "", "B" if text[place] == "A" else "A", "?", " ", "="):
+            changed = [*parts[:part], text[:place] + other + text[place + 1 :], *parts[part + 1 :]]
+            try:
+                found = read(".".join(changed))
+            except ResultError:
+                continue
+            # The last character of base64url may have bits that say nothing, and padding says nothing.
+            assert (found, place) == (result(), len(text) - 1)
+
+
+# Names and keys (draft-ietf-rats-ear-04 §3, RFC 9711, RFC 8392, draft-ietf-rats-ar4si §2.3).
+LABELS = {
+    "iss": 1, "exp": 4, "iat": 6, "jti": 7, "cnf": 8, "eat_nonce": 10, "ueid": 256, "eat_profile": 265,
+    "submods": 266, "ear_status": 1000, "ear_trustworthiness_vector": 1001, "ear_appraisal_policy_ids": 1003,
+    "ear_verifier_id": 1004, "ear_attester_claims": 1005, "ear_verifier_claims": 1006, "status": 65535,
+}  # fmt: skip
+VECTOR = {
+    "instance-identity": 0, "configuration": 1, "executables": 2, "file-system": 3, "hardware": 4,
+    "runtime-opaque": 5, "storage-opaque": 6, "sourced-data": 7,
+}  # fmt: skip
+
+
+def test_labels_of_a_cwt() -> None:
+    """Each claim stands under its key, in the message as in the table."""
+    data = results.encode_cwt(result(), KEY)
+    payload = cbor.decode(cose.Sign1.decode(data, max_size=4096, tags=(61, 18)).payload, max_size=4096)
+    submod = payload[LABELS["submods"]]["platform"]
+    top = {name for name, label in LABELS.items() if label in payload}
+    assert top | {name for name, label in LABELS.items() if label in submod} == set(LABELS)
+    assert set(payload) | set(submod) == set(LABELS.values())
+    assert payload[LABELS["ear_status"]] == submod[LABELS["ear_status"]] == 2
+    assert submod[LABELS["ear_trustworthiness_vector"]] == {0: 2, 1: 2}
+    assert payload[LABELS["ear_verifier_id"]] == {0: "d", 1: "b"}
+
+
+def test_labels_of_the_trust_vector() -> None:
+    """As AR4SI numbers them."""
+    assert {claim.name: claim.label for claim in trust.TRUST_CLAIMS} == VECTOR
 
 
 @pytest.mark.parametrize(
