@@ -260,6 +260,10 @@ def decode_jwt(
     """
     if len(token) > MAX_RESULT:
         raise ResultError("the result is too large")
+    signature = token.rpartition(".")[2]
+    if b64url(unb64url(signature)) != signature:
+        # RFC 7515 §2 has one form of each signature; the library also reads others.
+        raise ResultError("the result's signature or form is wrong: not base64url")
     try:
         header = jwt.get_unverified_header(token)
         key = keys.get(str(header.get("kid")))

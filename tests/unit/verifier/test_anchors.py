@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from attester.cose import ED25519, ES256, PrivateKey, PublicKey
 from attester.errors import ConfigError
@@ -88,7 +88,10 @@ def test_keys_of_other_algorithms_are_refused(tmp_path: Path, data: bytes) -> No
         read(tmp_path, data, "pem")
 
 
-@pytest.mark.parametrize("data", [b"", b"no", pem(ed25519.Ed25519PrivateKey.generate().public_key())[:60]])
+NO_PEM = {"nothing": b"", "no PEM": b"no", "cut short": pem(OKP.native.public_key())[:60]}
+
+
+@pytest.mark.parametrize("data", NO_PEM.values(), ids=NO_PEM)
 def test_what_is_no_pem_is_refused(tmp_path: Path, data: bytes) -> None:
     """Likewise."""
     with pytest.raises(ConfigError, match=r"anchor\.pem is not a public key in PEM or JWK"):
