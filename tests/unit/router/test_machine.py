@@ -149,7 +149,7 @@ class Events(RuleBasedStateMachine):
     def ended(self, which, count, outcome, seconds, clean, credit, stream) -> None:
         for _ in range(min(count, len(self.under_way))):
             node, workload = self.under_way.pop(which % len(self.under_way))
-            times = {"first_s": seconds, "token_s": seconds} if stream else {}
+            times = {"first_token_s": seconds, "token_s": seconds} if stream else {}
             self.fleet.end_work(
                 node, workload, Execution(outcome, seconds, is_clean=clean, earns_credit=credit, **times)
             )

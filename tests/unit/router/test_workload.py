@@ -279,10 +279,10 @@ WRONG = {
     ),
     "unknown section": (
         ("workloads:", "others: {}\nworkloads:"),
-        "line 16, column 1: others: there are tiers",
+        "line 16, column 1: others: the only sections are tiers",
     ),
-    "no workloads": (("workloads:", "work:"), "line 2, column 1: there must be workloads"),
-    "a name that is none": (("  small:", '  "s m":'), "line 3, column 3: tiers.s m: not a name"),
+    "no workloads": (("workloads:", "work:"), "line 2, column 1: workloads must have 1 to 1000 entries"),
+    "a name that is none": (("  small:", '  "s m":'), "line 3, column 3: tiers.s m: a name must have letters, digits, dots and dashes only"),
     "unknown operation": (
         ("[chat/completions]", "[chat]"),
         "line 17, column 3: workloads.chat: no operation 'chat'",
@@ -290,7 +290,7 @@ WRONG = {
     "a key twice": (("max_age_s: 600", "max_age_s: 600\n    max_age_s: 60"), "line 5, column 5: the key"),
     "too many tries": (
         ("max_age_s: 600", "probation_per_mille: 1000"),
-        "line 3, column 3: tiers.small: more decisions try others first than there are",
+        "line 3, column 3: tiers.small: probation_per_mille and degraded_per_mille together must be at most 1000",
     ),
 }
 
