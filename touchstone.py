@@ -12,8 +12,6 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attester.version import DISTRIBUTION
-
 
 class _Group(NamedTuple):
     """The module of a group of commands, its line in ``--help``, and the extra that it needs."""
@@ -70,7 +68,7 @@ class _LazyGroup(click.Group):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name=DISTRIBUTION, prog_name="touchstone")
+@click.version_option(package_name="touchstone-attestation", prog_name="touchstone")
 def main() -> None:
     """Decide which GPU nodes may be trusted with an AI workload, and show why."""
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from aiohttp import web
 
 from fixtures.streaming import Behaviour
 from router.choose.candidates import Lane
-from router.gateway import answers as gateway_answers
-from router.gateway import dispatch, exchange
-from router.gateway.exchange import Exchanges
-from router.model import standing
+from router.gateway import exchange
+from router.gateway.exchange import Exchange
+from router.model import answers as model_answers
+from router.model import load, operations, standing
 from router.model.answers import Answer
 from router.model.errors import AttemptError
 from router.model.load import BREAKER_FAILURES
+from router.model.operations import Operation
 from router.model.outcomes import Blame, Execution, Outcome
 from router.model.standing import PROVEN, Grade, Standing, rate
 from router.model.statistics import StatisticsAggregate
@@ -100,22 +102,22 @@ async def test_attack_9_wash_traffic_keeps_no_breaker_shut(fleet: Fleet) -> None
 
 def with_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is work, whoever pays for it."""
-    ended = RouterFleet.ended
+    end_work = RouterFleet.end_work
 
-    def credited(self: RouterFleet, *given: Any, **more: Any) -> None:
-        ended(self, *given, **{**more, "credit": True})
+    def credited(self: RouterFleet, node: str, workload: Any, execution: Execution) -> None:
+        end_work(self, node, workload, replace(execution, earns_credit=True))
 
-    monkeypatch.setattr(RouterFleet, "ended", credited)
+    monkeypatch.setattr(RouterFleet, "end_work", credited)
 
 
 def without_own_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an operator sends to itself is not looked at."""
-    ended = Standing.ended
+    add = Standing.add
 
-    def kind(self: Standing, *given: Any, **more: Any) -> Standing:
-        return self if given[0] is not Outcome.COMPLETED else ended(self, *given, **more)
+    def kind(self: Standing, execution: Execution, now: float) -> Standing:
+        return self if execution.outcome is not Outcome.COMPLETED else add(self, execution, now)
 
-    monkeypatch.setattr(Standing, "ended", kind)
+    monkeypatch.setattr(Standing, "add", kind)
 
 
 # 23: good for long, then bad.
@@ -195,7 +197,7 @@ def with_an_hour_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_breakers(monkeypatch: pytest.MonkeyPatch) -> None:
     """No breaker, and failures that weigh next to nothing."""
-    monkeypatch.setattr(standing, "BREAKING", frozenset())
+    monkeypatch.setattr(load, "BREAKING", frozenset())
     monkeypatch.setattr(standing, "FAILURE_WEIGHT", 0.01)
 
 
@@ -227,17 +229,17 @@ async def test_attack_24_200_then_die(fleet: Fleet, kind: str) -> None:
 
 def by_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The outcome is known when the headers are: 200 is a success (sglang-router 0.3.2)."""
-    stream = Exchanges.stream
+    pass_stream = Exchange._pass_stream
 
-    async def passed(self: Exchanges, endpoint: Any, work: Any, left: float, sink: Any, progress: Any) -> Any:
+    async def passed(self: Exchange, sink: Any) -> Any:
         try:
-            return await stream(self, endpoint, work, left, sink, progress)
+            return await pass_stream(self, sink)
         except AttemptError:
-            if sink.begun:
+            if sink.has_begun:
                 return None
             raise
 
-    monkeypatch.setattr(Exchanges, "stream", passed)
+    monkeypatch.setattr(Exchange, "_pass_stream", passed)
 
 
 # 25: talking oneself out of it.
@@ -307,21 +309,22 @@ async def test_attack_25_immunity_by_status(fleet: Fleet, status: int) -> None:
 
 def by_wording(monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's `cooldown_handlers.py`: a message that speaks of a connection is nobody's failure."""
-    judge, read_chunk = exchange.judge, exchange.read_chunk
+    judge, read_chunk = Operation.judge, model_answers.read_chunk
 
-    def lenient(path: str, status: int, body: bytes) -> Answer:
+    def lenient(self: Operation, status: int, body: bytes) -> Answer:
         if b"APIConnectionError" in body:
-            return Answer(status, b"", Outcome.UNSUPPORTED, "a connection failed")
-        return judge(path, status, body)
+            detail = "a connection failed"
+            return Answer(status=status, body=b"", outcome=Outcome.UNSUPPORTED, detail=detail)
+        return judge(self, status, body)
 
     def lenient_chunk(data: bytes) -> Any:
         if b"APIConnectionError" in data:
             raise AttemptError(Outcome.UNSUPPORTED, "a connection failed")
         return read_chunk(data)
 
-    monkeypatch.setattr(exchange, "judge", lenient)
-    monkeypatch.setattr(exchange, "read_chunk", lenient_chunk)
-    monkeypatch.setattr(dispatch, "_DOUBTFUL", frozenset({Outcome.CRASHED}))
+    monkeypatch.setattr(Operation, "judge", lenient)
+    monkeypatch.setattr(model_answers, "read_chunk", lenient_chunk)
+    monkeypatch.setattr(exchange, "DOUBTFUL", frozenset({Outcome.CRASHED}))
 
 
 # 26: making honest nodes look bad.
@@ -364,7 +367,7 @@ async def test_attack_26_ejection_by_huge_prompts(fleet: Fleet, status: int) -> 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_attack_26_ejection_by_leaving(fleet: Fleet, stream: bool) -> None:  # noqa: FBT001
     """26, a client that asks and goes, before the first text and in the middle."""
-    node = await fleet.engine("a", Behaviour("slow", first_token_s=0.05, token_s=0.05, tokens=100))
+    node = await fleet.engine("a", Behaviour("slow", first_s=0.05, token_s=0.05, tokens=100))
     await fleet.start()
     for seconds in (0.02, 0.2, 0.02, 0.2, 0.2):
         with suppress(TimeoutError):
@@ -422,10 +425,8 @@ async def test_attack_26_ejection_by_a_query_of_death(fleet: Fleet) -> None:
 
 def with_refusals_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A 4xx is a worker's failure (sglang #25811)."""
-    of_status = gateway_answers.of_status
-    monkeypatch.setattr(
-        gateway_answers, "of_status", lambda status: of_status(500 if status >= 400 else status)
-    )
+    of_status = operations.of_status
+    monkeypatch.setattr(operations, "of_status", lambda status: of_status(500 if status >= 400 else status))
 
 
 def blaming(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:

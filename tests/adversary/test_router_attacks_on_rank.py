@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from router.choose import ranking
 from router.choose.candidates import Lane, RecordingIndex, SortedCandidates
 from router.choose.decision import Decision, decide
 from router.choose.ranking import Ranked
-from router.gateway import dispatch
+from router.gateway import metering
 from router.gateway.dispatch import Dispatcher
+from router.gateway.metering import Metering
 from router.gateway.openai import GATEWAY
 from router.model.outcomes import Execution, Outcome
 from router.model.standing import Grade, Rating, Standing
@@ -29,7 +31,7 @@ from router.model.statistics import StatisticsAggregate
 from router.model.tokens import Tokeniser
 from router.model.usage import ANSWERS, UsageMeter
 from router.model.workload import Table, Workload
-from router.state import fleet as fleets
+from router.state import placement
 from router.state import pool as pools
 from router.state.fleet import Fleet as RouterFleet
 from router.state.pool import WorkloadPool
@@ -136,7 +138,7 @@ async def test_attack_20_usage_inflation_is_held(fleet: Fleet) -> None:
     await fleet.engine("inflated", Behaviour("usage", factor=10))
     await fleet.engine("honest")
     await fleet.start()
-    fleet.app[GATEWAY].dispatcher.tokenisers = {"tiny": Tokeniser(count_tokens)}
+    fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(count_tokens)}
     rejects = []
     for aside in ("honest", "inflated"):
         fleet.router.begin_hold(aside, "aside")
@@ -155,32 +157,30 @@ async def test_attack_20_usage_inflation_is_held(fleet: Fleet) -> None:
 
 def by_claimed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's rule: the latency is divided by the node's own `completion_tokens`."""
-    book = Dispatcher._book
+    settle = Dispatcher.settle
 
-    def divided(
-        self: Dispatcher, run: Any, ranked: Any, progress: Any, answer: Any, seconds: float, entry: Any
-    ) -> None:
-        claimed = progress.claimed if answer is None else answer.claimed
-        seconds /= claimed.completion if claimed is not None else 1
-        book(self, run, ranked, progress, answer, seconds, entry)
+    def divided(self: Dispatcher, run: Any, attempt: Any) -> None:
+        tokens = 1 if attempt.claimed is None else attempt.claimed.completion
+        settle(self, run, replace(attempt, seconds=attempt.seconds / tokens))
 
-    monkeypatch.setattr(Dispatcher, "_book", divided)
+    monkeypatch.setattr(Dispatcher, "settle", divided)
 
 
 def by_claimed_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are as many as the node says."""
-    count = Dispatcher._count
+    count = Metering.count_answer
 
-    async def claimed(self: Dispatcher, run: Any, progress: Any, answer: Any) -> Any:
-        found = progress.claimed if answer is None else answer.claimed
-        return found or await count(self, run, progress, answer)
+    async def claimed(self: Metering, request: Any, attempt: Any) -> int:
+        if attempt.claimed is not None:
+            return attempt.claimed.completion
+        return await count(self, request, attempt)
 
-    monkeypatch.setattr(Dispatcher, "_count", claimed)
+    monkeypatch.setattr(Metering, "count_answer", claimed)
 
 
 def without_settlement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody holds what is claimed against what was counted."""
-    monkeypatch.setattr(dispatch, "is_true", lambda *_: True)
+    monkeypatch.setattr(metering, "is_true", lambda *_: True)
     monkeypatch.setattr(UsageMeter, "add", lambda *_: None)
 
 
@@ -234,7 +234,7 @@ def with_hope(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_hope_and_without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Likewise, and all stand in one lane."""
     with_hope(monkeypatch)
-    monkeypatch.setattr(fleets, "_lane_of", lambda *_: (Lane.ESTABLISHED, ""))
+    monkeypatch.setattr(placement, "_lane_of", lambda *_: (Lane.ESTABLISHED, ""))
 
 
 # 27: poisoning the baseline.
@@ -278,14 +278,14 @@ def by_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Envoy's outlier ejection: who is below the mean of all by 1.9 deviations (masked from 21.7 % on)."""
 
     def sweep(self: RouterFleet, _: int) -> None:
-        seen = [(entry, kept) for entry in self._entries.values() for kept in entry.tiers.values()]
+        seen = [(entry, kept) for entry in self._entries.values() for kept in entry.statistics.values()]
         rates = [kept.own.completed[1] / kept.own.exchanges for _, kept in seen]
         mean = sum(rates) / len(rates)
         least = mean - 1.9 * (sum((rate - mean) ** 2 for rate in rates) / len(rates)) ** 0.5
         for (entry, kept), rate in zip(seen, rates, strict=True):
             tier = Grade.DEGRADED if rate < least else Grade.ESTABLISHED
-            kept.rating = structs.replace(kept.rating, tier=tier)
-            self._place_everywhere(entry)
+            kept.rating = structs.replace(kept.rating, grade=tier)
+            self._placement.place_everywhere(entry)
 
     monkeypatch.setattr(RouterFleet, "sweep", sweep)
 
@@ -321,18 +321,18 @@ def test_attack_28_junk_node_distorts_scores(junk: dict[str, Any]) -> None:
 def by_range(monkeypatch: pytest.MonkeyPatch) -> None:
     """Min–max over all that there are, also those that may not (vllm-router #254)."""
     seen: list[float] = []
-    snapshot, score = RouterFleet.snapshot, ranking.score
+    view_for, score = RouterFleet.view_for, ranking.score
 
     def remembering(self: RouterFleet, workload: Workload) -> Any:
-        kept = [kept for entry in self._entries.values() for kept in entry.tiers.values()]
+        kept = [kept for entry in self._entries.values() for kept in entry.statistics.values()]
         seen[:] = [each.rating.latency_s for each in kept]
-        return snapshot(self, workload)
+        return view_for(self, workload)
 
     def relative(*given: Any) -> Ranked:
         found = score(*given)
         return structs.replace(found, score=(found.latency_s - min(seen)) / (max(seen) - min(seen)))
 
-    monkeypatch.setattr(RouterFleet, "snapshot", remembering)
+    monkeypatch.setattr(RouterFleet, "view_for", remembering)
     monkeypatch.setattr(ranking, "score", relative)
 
 

@@ -7,6 +7,7 @@ Each test fails where its attack succeeds; the last one takes the defences away 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from aiohttp import web
 from router.choose import gates
 from router.choose.candidates import Lane
 from router.choose.ranking import CandidateFacts
+from router.gateway import probe
 from router.gateway.pinned import open_session
 from router.model import liveness
 from router.model.liveness import Heartbeat
@@ -235,7 +237,7 @@ def without_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_starting_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release gives back what was held."""
-    monkeypatch.setattr(NodeStatistics, "start_over", lambda *_: None)
+    monkeypatch.setattr(NodeStatistics, "forget_completions", lambda *_: None)
 
 
 # 29: driving the pool empty.
@@ -280,8 +282,8 @@ def failing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every gate gives way where nobody else is left, as in all routers of §A.3."""
     place = WorkloadPool.place
 
-    def last_resort(self: WorkloadPool, key: Any, kept: Any, lane: Any, code: str, detail: str = "") -> bool:
-        return place(self, key, kept, lane or Lane.BROKEN, code, detail)
+    def last_resort(self: WorkloadPool, key: Any, statistics: Any, *, lane: Any, **given: Any) -> bool:
+        return place(self, key, statistics, lane=lane or Lane.BROKEN, **given)
 
     monkeypatch.setattr(WorkloadPool, "place", last_resort)
 
@@ -335,9 +337,10 @@ async def test_attack_30_heartbeat_never_begun(fleet: Fleet) -> None:
 
     node.act = ignores
     async with open_session(allow_private=True) as http:
-        prober = Prober(fleet.router, http, fleet.clock.clock(), every_s=EVERY_S, allow_private=True)
+        ask = partial(probe.ask, http, allow_private=True)
+        prober = Prober(fleet.router, ask, fleet.clock.clock(), every_s=EVERY_S)
         for _ in range(20):
-            assert not await prober.ask("a")
+            assert not await prober.probe("a")
             fleet.clock.forward(EVERY_S)
             await heartbeat(fleet)
     workload = fleet.router.table.workloads["tiny"]
@@ -348,22 +351,22 @@ async def test_attack_30_heartbeat_never_begun(fleet: Fleet) -> None:
 
 def without_a_first_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence begins with the first answer."""
-    monkeypatch.setattr(RouterFleet, "asked", lambda *_: None)
+    monkeypatch.setattr(RouterFleet, "note_probe", lambda *_: None)
 
 
 def without_caps(monkeypatch: pytest.MonkeyPatch) -> None:
     """φ as published: whatever the intervals were, they are what is usual."""
 
     def answered(self: Heartbeat, now: float) -> None:
-        if self._last_probe is not None:
-            self.intervals.append(now - self._last_probe)
+        if self._last_answer is not None:
+            self.intervals.append(now - self._last_answer)
             mean = self._mean = sum(self.intervals) / len(self.intervals)
             spread = sum((x - mean) ** 2 for x in self.intervals) / len(self.intervals)
             self._deviation = max(spread**0.5, liveness.LEAST_DEVIATION_S)
-        self._last_probe = now
-        self.served(now)
+        self._last_answer = now
+        self.note_work(now)
 
-    monkeypatch.setattr(Heartbeat, "answered", answered)
+    monkeypatch.setattr(Heartbeat, "note_probe_answer", answered)
 
 
 WITHOUT: list[Row] = [

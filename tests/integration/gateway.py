@@ -301,11 +301,11 @@ class Fleet:
         _, record = await self.get(f"/api/v1/decisions/{headers['X-Touchstone-Decision']}")
         return list(record["attempts"])
 
-    def kept(self, name: str) -> NodeStatistics:
+    def statistics(self, name: str) -> NodeStatistics:
         return self.router.statistics(name, "small") or NodeStatistics()
 
     def standing(self, name: str) -> Standing:
-        return self.kept(name).own
+        return self.statistics(name).own
 
     def failed(self, name: str) -> float:
         return self.standing(name).failed[1]

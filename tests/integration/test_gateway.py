@@ -1023,7 +1023,7 @@ async def test_a_client_that_leaves_is_in_the_record(fleet: Fleet) -> None:
     (record,) = fleet.app[STATE].records._newest.values()
     leaving.cancel()
     await until(lambda: record.attempts)
-    assert ([(a["outcome"], a["blame"]) for a in record.attempts], other.requests) == (
+    assert ([(a.outcome, a.blame) for a in record.attempts], other.requests) == (
         [("abandoned", "client")],
         [],
     )

@@ -535,7 +535,7 @@ async def metered(
         "review": section,
     }
     await fleet.start(sections=sections)
-    fleet.app[GATEWAY].dispatcher.tokenisers = {"tiny": Tokeniser(count_tokens)}
+    fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(count_tokens)}
     return nodes
 
 
@@ -888,15 +888,15 @@ async def test_a_review_without_a_node_is_not_reported(fleet: Fleet, tmp_path: P
 
 async def stale(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, meanwhile: Any) -> None:
     """What is read of the holds is from before *meanwhile*."""
-    read = review.holds.open_ones
+    read = review.holds.list_open
 
     async def slowly(tx: Any) -> Any:
         found = await read(tx)
-        monkeypatch.setattr(review.holds, "open_ones", read)
+        monkeypatch.setattr(review.holds, "list_open", read)
         await meanwhile()
         return found
 
-    monkeypatch.setattr(review.holds, "open_ones", slowly)
+    monkeypatch.setattr(review.holds, "list_open", slowly)
     await fleet.app[STATE].holds.sync()
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from attester.bounded import read_all
 from fixtures.misbehaviour import Behaviour
 from router.choose.decision import Decision, replay
-from router.gateway import exchange
+from router.gateway import exchange, probe
 from router.gateway.openai import GATEWAY
 from router.gateway.pinned import open_session
 from router.gateway.upstream import Upstream
@@ -130,8 +131,9 @@ async def test_a_connection_that_a_probe_opened_may_close_for_being_idle(fleet: 
     await fleet.start()
     state = fleet.app[STATE]
     http = fleet.app[GATEWAY].dispatcher._exchanges._upstream._session
-    prober = Prober(fleet.router, http, state.clock, every_s=5, allow_private=True)
-    assert await prober.ask("a")
+    ask = partial(probe.ask, http, allow_private=True)
+    prober = Prober(fleet.router, ask, state.clock, every_s=5)
+    assert await prober.probe("a")
     outcomes = await fleet.attempts(CHAT, CHATS)
     assert outcomes == [("a", "completed")]
     assert fleet.failed("a") == 0
@@ -174,7 +176,7 @@ async def test_who_leaves_while_tokens_are_counted_pays(fleet: Fleet) -> None:
         return len(text)
 
     gateway = fleet.app[GATEWAY]
-    gateway.dispatcher.tokenisers = {"tiny": Tokeniser(slowly)}
+    gateway.dispatcher.metering.tokenisers = {"tiny": Tokeniser(slowly)}
     body = STREAM | {"messages": [{"role": "user", "content": "long " * 4000}]}
     async with fleet.http.post(fleet.url + CHATS, json=body, headers=by("ada")) as response:
         seen = b""
@@ -201,7 +203,7 @@ async def test_an_answer_that_clients_cannot_read_is_not_completed(fleet: Fleet,
     await fleet.raw("a", act)
     await fleet.engine("b")
     await fleet.start()
-    fleet.app[GATEWAY].dispatcher.tokenisers = {"tiny": Tokeniser(len)}
+    fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(len)}
     found = await fleet.ask(CHAT)
     assert found.status == 200
     assert [(a["node"], a["outcome"]) for a in await fleet.record(found.headers)] == [
@@ -228,15 +230,15 @@ async def test_a_stream_that_clients_cannot_read_is_not_completed(fleet: Fleet) 
 
 
 @pytest.mark.parametrize("harm", ["account", "revision"])
-async def test_what_a_neighbour_wrote_does_not_end_the_keeper(
+async def test_what_a_neighbour_wrote_does_not_end_persistence(
     fleet: Fleet, tmp_path: Path, harm: str
 ) -> None:
-    """A row of another router that cannot be used ends the keeper for good, and nobody is told."""
+    """A row of another router that cannot be used ends persistence for good, unnoticed."""
     await fleet.engine("a")
     sections = {"store": {"path": str(tmp_path / "router.db"), "flush_s": 0.1}}
     await fleet.start(sections=sections)
     state = fleet.app[STATE]
-    async with state.keeper._db.write() as tx:
+    async with state.persistence._db.write() as tx:
         account = StatisticsAggregate(Standing((1.0, 1.0)))
         await standings.save(tx, "evil", [("a", "small", account)], 1)
         if harm == "account":
@@ -247,7 +249,7 @@ async def test_what_a_neighbour_wrote_does_not_end_the_keeper(
     found = await fleet.ask(CHAT)
     record = found.headers["X-Touchstone-Decision"]
     await asyncio.sleep(0.5)
-    assert await state.keeper.find(record) is not None
+    assert await state.persistence.find(record) is not None
 
 
 async def test_what_one_node_fills_no_other_is_blamed_for(
@@ -461,7 +463,7 @@ async def test_tokens_of_a_late_stream_are_not_counted_in_the_loop(fleet: Fleet)
             threads.append(threading.get_ident())
         return len(what)
 
-    fleet.app[GATEWAY].dispatcher.tokenisers = {"tiny": Tokeniser(count)}
+    fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(count)}
     await fleet.ask(STREAM, **{"X-Touchstone-Timeout": "1"})
     assert here not in threads
 
@@ -503,7 +505,7 @@ async def test_a_node_that_gives_what_was_asked_for_is_no_liar(fleet: Fleet, ask
 
 async def test_a_caller_with_little_time_ejects_nobody(fleet: Fleet) -> None:
     """The wait for the first token counts into the pace, so a caller's own short timeout is the node's stall."""
-    await fleet.engine("a", Behaviour("honest", first_token_s=2.0, token_s=0.2, tokens=100))
+    await fleet.engine("a", Behaviour("honest", first_s=2.0, token_s=0.2, tokens=100))
     await fleet.start(sections={"keys": [key("ada", tokens_per_day=10_000)]}, attempt_timeout_s=60)
     found = await fleet.ask(STREAM, **by("ada"), **{"X-Touchstone-Timeout": "2.1"})
     gateway = fleet.app[GATEWAY]
@@ -526,7 +528,7 @@ async def test_tools_that_the_router_does_not_count_hold_nobody(fleet: Fleet) ->
 
     await fleet.raw("a", act)
     await fleet.start()
-    fleet.app[GATEWAY].dispatcher.tokenisers = {"tiny": Tokeniser(lambda text: len(text) // 4 + 1)}
+    fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(lambda text: len(text) // 4 + 1)}
     tool = {"type": "function", "function": {"name": "f", "description": "what it does " * 2000}}
     for _ in range(ANSWERS + 1):
         await fleet.ask(CHAT | {"tools": [tool]})
@@ -578,7 +580,7 @@ async def test_what_a_template_adds_to_a_prompt_holds_nobody(fleet: Fleet, asked
 
     await fleet.raw("a", act)
     await fleet.start()
-    fleet.app[GATEWAY].dispatcher.tokenisers = {"tiny": Tokeniser(lambda text: len(text) // 2 + 1)}
+    fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(lambda text: len(text) // 2 + 1)}
     for _ in range(ANSWERS + 1):
         await fleet.ask(CHAT | asked)
     assert not fleet.router.view("a").incidents

@@ -571,20 +571,20 @@ async def test_a_flush_that_fails_loses_nothing(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could not be written is written the next time."""
-    from router.state import persistence as keeper
+    from router.state import persistence
 
     await fleet.engine("a")
     await fleet.start(sections={"store": {"path": str(tmp_path / "router.db"), "flush_s": 600}})
     which = (await fleet.ask(CHAT)).headers["X-Touchstone-Decision"]
-    save = keeper.decisions.save
+    save = persistence.decisions.save
 
     async def broken(*_: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(keeper.decisions, "save", broken)
+    monkeypatch.setattr(persistence.decisions, "save", broken)
     with pytest.raises(RuntimeError):
         await fleet.app[STATE].persistence.flush()
-    monkeypatch.setattr(keeper.decisions, "save", save)
+    monkeypatch.setattr(persistence.decisions, "save", save)
     await fleet.stop()
     await fleet.start(sections={"store": {"path": str(tmp_path / "router.db"), "flush_s": 600}})
     status, record = await fleet.get(f"/api/v1/decisions/{which}")

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from fixtures.streaming import KINDS, Behaviour, made_up
-from router.gateway import openai as gateway
+from router.gateway import handler
 from router.gateway.client import ClientStream
 from router.gateway.openai import GATEWAY
 from router.model.standing import Standing
@@ -470,7 +470,7 @@ async def test_small_writes_are_not_held_back(
             requests.append(request)
             super().__init__(request, *args, **kwargs)
 
-    monkeypatch.setattr(gateway, "ClientStream", WatchedStream)
+    monkeypatch.setattr(handler, "ClientStream", WatchedStream)
     asked = asyncio.create_task(fleet.ask())
     gate.tell(chunk("one"))
     await until(lambda: gate.written)

@@ -106,7 +106,7 @@ async def test_a_thousand_streams_while_nodes_die(crowd: Crowd) -> None:
         for node in crowd.nodes:
             node.gate.clear()
         tasks = crowd.start(http)
-        await until(lambda: crowd.in_flight() == STREAMS, 20)
+        await until(lambda: crowd.under_way() == STREAMS, 20)
         for node in crowd.nodes:
             node.gate.set()
         for node in dead:
@@ -117,5 +117,5 @@ async def test_a_thousand_streams_while_nodes_die(crowd: Crowd) -> None:
     assert ends["whole"] >= STREAMS * 0.8
     assert ends["broken off"] > 0
     assert {node.name for node in crowd.nodes if await crowd.failed(node) > 0} == {node.name for node in dead}
-    assert crowd.in_flight() == 0
+    assert crowd.under_way() == 0
     assert crowd.resident() < 1.2 * before + (8 << 20)

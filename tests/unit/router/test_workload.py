@@ -282,7 +282,10 @@ WRONG = {
         "line 16, column 1: others: the only sections are tiers",
     ),
     "no workloads": (("workloads:", "work:"), "line 2, column 1: workloads must have 1 to 1000 entries"),
-    "a name that is none": (("  small:", '  "s m":'), "line 3, column 3: tiers.s m: a name must have letters, digits, dots and dashes only"),
+    "a name that is none": (
+        ("  small:", '  "s m":'),
+        "line 3, column 3: tiers.s m: a name must have letters, digits, dots and dashes only",
+    ),
     "unknown operation": (
         ("[chat/completions]", "[chat]"),
         "line 17, column 3: workloads.chat: no operation 'chat'",
