@@ -1,4 +1,4 @@
-"""`touchstone router …`: serving, explaining and replaying what was decided, reviewing what is held."""
+"""`touchstone router …`: serve, explain and replay decisions, review holds."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def check(path: Path) -> None:
     given = load(path, read_toml(path, RouterConfig, "touchstone router init"))
     for name, workload in given.table.workloads.items():
         click.echo(f"{name}: {workload.model}, tier {workload.tier}, {', '.join(workload.operations)}")
-    click.echo("It can be used. A running router takes it at SIGHUP.")
+    click.echo("The configuration can be used. A running router reads it again on SIGHUP.")
 
 
 @router.command()
@@ -101,7 +101,7 @@ def check(path: Path) -> None:
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @_errors
 def serve(path: Path, log_json: bool) -> None:
-    """Run the router.  At SIGHUP it reads its table of workloads again."""
+    """Run the router.  On SIGHUP it reads its table of workloads again."""
     from router.service.app import load, make_app, reload_table, tune_garbage_collector
     from verifier.service.serve import run_app
 
@@ -125,7 +125,7 @@ def serve(path: Path, log_json: bool) -> None:
 @_json
 @_errors
 def explain(decision: str, url: str, key: str | None, as_json: bool) -> None:
-    """Explain DECISION: who was chosen and why, and why the others were not."""
+    """Explain DECISION: which node was chosen and why, and why the others were not."""
     record = _decision(url, decision, key)
     if as_json:
         _print_json(record)
@@ -141,7 +141,7 @@ def explain(decision: str, url: str, key: str | None, as_json: bool) -> None:
 @_errors
 def replay_decision(decision: str, url: str, key: str | None) -> None:
     """
-    Make DECISION again, here, from its record alone, and hold it against what was decided.
+    Make DECISION again from its record alone, and compare it with what was decided.
 
     DECISION is an id, or a file with a record as JSON.
     """
@@ -149,7 +149,7 @@ def replay_decision(decision: str, url: str, key: str | None) -> None:
         try:
             record = msgspec.json.decode(Path(decision).read_bytes(), type=dict[str, Any])
         except msgspec.DecodeError as error:
-            raise RouterError(f"{decision} is no record: {error}") from None
+            raise RouterError(f"{decision} is not a record: {error}") from None
     else:
         record = _decision(url, decision, key)
     again = replay(Decision.from_wire(record))
@@ -163,13 +163,13 @@ def replay_decision(decision: str, url: str, key: str | None) -> None:
 @_key
 @_errors
 def standing(node: str, url: str, key: str | None) -> None:
-    """Show where NODE stands, why, and what would raise it, as JSON."""
+    """Show NODE's standing, the reasons, and what would raise it, as JSON."""
     _print_json(_call(url, f"/api/v1/nodes/{node}/standing", key))
 
 
 @router.group()
 def incidents() -> None:
-    """Review what nodes are held for."""
+    """Review holds and incidents."""
 
 
 @incidents.command("list")
@@ -178,7 +178,7 @@ def incidents() -> None:
 @_json
 @_errors
 def list_incidents(url: str, key: str | None, as_json: bool) -> None:
-    """List what waits for a person: the router's own holds, and the verifier's incidents."""
+    """List what waits for a person: the router's holds and the verifier's incidents."""
     page = _call(url, "/api/v1/incidents", key)
     if as_json:
         _print_json(page)
@@ -190,10 +190,10 @@ def list_incidents(url: str, key: str | None, as_json: bool) -> None:
             else "no node is held"
         )
         click.echo(f"{each['id']}  {each['state']}  {each['kind']}  (by the {each['held_by']})")
-        click.echo(f"    {who}; to be looked at {_in_words(each['review_due_in_s'])}")
+        click.echo(f"    {who}; review is due {_in_words(each['review_due_in_s'])}")
         click.echo(f"    {each['code']}: {_plain(each['detail'])}")
     if not page["incidents"]:
-        click.echo("Nothing waits.")
+        click.echo("Nothing waits for review.")
     if page["verifier_error"]:
         raise RouterError(f"the verifier's incidents are not shown: {page['verifier_error']}")
 
@@ -204,7 +204,7 @@ def list_incidents(url: str, key: str | None, as_json: bool) -> None:
 @_key
 @_errors
 def show_incident(incident: str, url: str, key: str | None) -> None:
-    """Show INCIDENT with its evidence, its history and what was seen of the node, as JSON."""
+    """Show INCIDENT with its evidence, its history and what was measured of the node, as JSON."""
     _print_json(_call(url, f"/api/v1/incidents/{incident}", key))
 
 
@@ -215,10 +215,10 @@ def show_incident(incident: str, url: str, key: str | None) -> None:
 @_key
 @_errors
 def release_incident(incident: str, reason: str, url: str, key: str | None) -> None:
-    """Let the node of INCIDENT go, to probation.  Who decides is whose key it is."""
+    """Release the node of INCIDENT to probation.  The API key says who decides."""
     answer = _call(url, f"/api/v1/incidents/{incident}/release", key, {"reason": reason})
     if answer.get("awaiting_second"):
-        click.echo(f"{incident}: written down; a second person must say so too.")
+        click.echo(f"{incident}: the release is proposed; a second person must release it too.")
     else:
         click.echo(f"{incident} is {answer['state']}.")
 
@@ -226,7 +226,7 @@ def release_incident(incident: str, reason: str, url: str, key: str | None) -> N
 def _decision(url: str, decision: str, key: str | None) -> dict[str, Any]:
     record = _call(url, f"/api/v1/decisions/{decision}", key)
     if record.get("id") != decision:
-        raise RouterError(f"what answers at {url} is no router of ours")
+        raise RouterError(f"the answer from {url} is not that of a router")
     return record
 
 
@@ -256,7 +256,7 @@ async def _fetch(url: str, path: str, key: str | None, body: Mapping[str, Any] |
                 raise RouterError(f"the router answers {response.status}: {said}")
             return document
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
-        raise RouterError(f"the router at {url} cannot be asked ({type(error).__name__})") from None
+        raise RouterError(f"the router at {url} does not answer ({type(error).__name__})") from None
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
@@ -264,7 +264,7 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text from elsewhere, without what could move a terminal."""
+    """Text from elsewhere, without control characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
 
 
@@ -277,22 +277,22 @@ def explanation(record: dict[str, Any]) -> list[str]:
     workload = record["workload"]
     lines = [
         f"Decision {record['id']} for {workload['model']} (seed {record['seed']}, snapshot {record['snapshot']})",
-        "  who may: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),
+        "  eligible: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),
     ]
     for place, ranked in enumerate(record["ranked"], 1):
         lines.append(
             f"  {place}. {ranked['node']}  {ranked['lane']}: {ranked['score']:.3f} expected s per success "
-            f"= {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} under way ÷ "
+            f"= {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} in flight ÷ "
             f"{max(ranked['completion'], 0.05):.3f} completion ({ranked['evidence']:.0f} requests seen; {ranked['why']})"
         )
         if ranked.get("cost"):
             lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
     if not record["ranked"]:
-        lines.append("  nobody may do it")
+        lines.append("  no node may do it")
     if record["opened"]:
-        lines.append(f"  failed open, for want of anyone else: {', '.join(record['opened'])}")
+        lines.append(f"  failed open, because no other node was left: {', '.join(record['opened'])}")
     if record["over"]:
-        lines.append(f"  passed over, with their share under way: {', '.join(record['over'])}")
+        lines.append(f"  passed over, because they have their share in flight: {', '.join(record['over'])}")
     counts = record["closed"]
     lines += [f"  ✗ {counts[code]} {code}" for code in sort_codes(iter(counts))]
     for node, verdict in record.get("excluded", {}).items():

@@ -139,7 +139,13 @@ def replay(decision: Decision) -> Decision:
     closed = {code: n for code, n in decision.closed.items() if code != FEED_SILENT}
     try:
         pool = _ReplayPool(decision)
-        view = FleetView(decision.snapshot, decision.at_ms, pool, closed, decision.silent_s)
+        view = FleetView(
+            version=decision.snapshot,
+            now_ms=decision.at_ms,
+            pool=pool,
+            closed=closed,
+            silent_s=decision.silent_s,
+        )
         again = decide(view, decision.workload, decision.seed)
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, the decision asks something that the record does not have") from None

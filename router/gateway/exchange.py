@@ -318,7 +318,7 @@ class Exchange:
         return None
 
     def _check_late_stream(self, sink: Sink) -> None:
-        """Whose time ran out.  Raises `AttemptError`, unless all was said but the protocol's last event."""
+        """Decide whose time ran out.  Raises `AttemptError`, unless all was said but the protocol's last event."""
         if self._reader is not None and self._reader.is_finished:
             return
         now = self._loop.time()
@@ -401,6 +401,6 @@ class Exchange:
         return self._endpoint
 
     def _late(self) -> Outcome:
-        """Whose time ran out: the attempt's, and the node is slow; or the caller's."""
+        """The outcome by whose time ran out: the attempt's, and the node is slow; or the caller's."""
         is_attempts = self._allowance_s * 2 >= self._config.attempt_timeout_s
         return Outcome.STALLED if is_attempts else Outcome.TIMED_OUT

@@ -1,17 +1,17 @@
 """
-Answers kept for clients that try again: ``Idempotency-Key``.
+Cached answers for clients that try again: ``Idempotency-Key``.
 
 By draft-ietf-httpapi-idempotency-key-header-07 the key is a string of RFC 8941, in quotes; most
 clients send it bare.  Both forms are read, and are the same key.
 
- 1. The first request with a key goes on; until it is over, another is refused (409).
- 2. Once it is over, its answer is given again, for a time, without the work.
- 3. An answer too large to be kept is not given again, and the work is not done again (409).
- 4. The key of one request does not fit another (422).
- 5. What failed or was abandoned may be tried again.
+ 1. The first request with a key is served; until it ends, another one is refused (409).
+ 2. After it, its answer is given again for some time, without the work.
+ 3. If the answer was too large for the cache, it is not given again and the work is not repeated (409).
+ 4. A key that was used for one request is refused for another (422).
+ 5. A request that failed or was abandoned may be tried again.
 
-Memory is bounded, so what 2 to 4 say holds while there is room: the finished that were asked for
-least recently are forgotten first.  What is under way is never forgotten.
+Memory is bounded, so 2 to 4 hold while there is room: the finished requests that were asked for
+least recently are forgotten first.  A running request is never forgotten.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _MAX_KEY: Final = 255
 _QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _ESCAPED: Final = re.compile(r"\\(.)")
 _RETRY_AFTER_S: Final = 1
-# At most so many at a time, lest one request waits until thousands are freed.
+# At most so many at a time, so that no request waits until thousands are freed.
 _SWEEP: Final = 32
 
 _Id = tuple[str, str]
 
 
 class IdempotencyError(RouterError):
-    """A request with a key is refused; `status` is of HTTP, `retry_after` in seconds or `None`."""
+    """A request with a key is refused; `status` is HTTP's, `retry_after` is in seconds or `None`."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class IdempotencyError(RouterError):
 
 @dataclass(frozen=True, slots=True)
 class CachedResponse:
-    """A whole answer; of a stream, its bytes joined."""
+    """A whole answer; for a stream, all its bytes."""
 
     status: int
     content_type: str
@@ -72,14 +72,14 @@ class _Finished:
 
 class IdempotencyCache:
     """
-    Requests with a key, under way and finished, in bounded memory.
+    Requests with a key, running and finished, in bounded memory.
 
     Args:
         monotonic: A monotonic clock in seconds.
         ttl_s: For how long a finished request is remembered, in seconds.
-        max_entries: How many requests are remembered, those under way included.
-        max_bytes: How many bytes of answers are kept in all.
-        max_answer: How many bytes an answer may have to be kept.
+        max_entries: How many requests are remembered, running ones included.
+        max_bytes: How many bytes of answers are cached in all.
+        max_answer: How many bytes an answer may have to be cached.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class IdempotencyCache:
         self._max_bytes = max_bytes
         self._max_answer = min(max_answer, max_bytes)
         self._running: dict[_Id, bytes] = {}
-        # The finished ones twice: by when they were last asked for, and by when they expire.
+        # The finished requests twice: by when they were last asked for, and by when they expire.
         self._by_use: OrderedDict[_Id, _Finished] = OrderedDict()
         self._by_end: OrderedDict[_Id, float] = OrderedDict()
         self._bytes = 0
@@ -107,23 +107,23 @@ class IdempotencyCache:
 
     @property
     def size(self) -> int:
-        """Bytes of answers that are kept."""
+        """Bytes of cached answers."""
         return self._bytes
 
     def begin(self, owner: str, key: str, fingerprint: bytes) -> CachedResponse | None:
         """
-        The answer to give again; or `None` for the first, which is now under way.
+        The answer to give again; `None` for the first request, which is running from now on.
 
-        Who is given `None` ends it by `keep` or `forget`, and nobody else does.
+        A caller that gets `None` must end the request by `keep` or `forget`.
 
         Args:
-            owner: The caller: keys of different callers are different.
+            owner: The caller; keys of different callers are different.
             key: The header as it was sent.
-            fingerprint: A digest of what was asked, resource and body.
+            fingerprint: A digest of the request: resource and body.
 
         Raises:
-            IdempotencyError: 400 not a key; 422 another request's; 409 under way, or finished without
-                an answer that could be kept; 503 no room, for all that there is is under way.
+            IdempotencyError: 400 if it is not a key; 422 if it is another request's; 409 if that
+                request is running, or its answer could not be cached; 503 if there is no room.
         """
         entry = (owner, _unquoted(key))
         self._expire(entry)
@@ -139,19 +139,20 @@ class IdempotencyCache:
                 422, "idempotency_key_reused", "the Idempotency-Key was used for another request"
             )
         if finished is None:
-            message = "a request with this Idempotency-Key is under way"
+            message = "a request with this Idempotency-Key is running"
             raise IdempotencyError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
         self._by_use.move_to_end(entry)
         if finished.answer is None:
-            message = "the request with this Idempotency-Key was completed, and its answer could not be kept"
+            message = "the request with this Idempotency-Key was completed, and its answer could not be cached"
             raise IdempotencyError(409, "idempotency_answer_not_kept", message)
         return finished.answer
 
     def keep(self, owner: str, key: str, answer: CachedResponse | None) -> None:
         """
-        It is completed; without an answer to keep, or with one too large, that alone is remembered.
+        Note that a request completed, and cache its answer.
 
-        Nothing happens where it is not under way.
+        Without an answer, or if it is too large, only the completion is remembered.  Nothing
+        happens if the request is not running.
         """
         entry = (owner, _unquoted(key))
         fingerprint = self._running.pop(entry, None)
@@ -167,12 +168,12 @@ class IdempotencyCache:
         self._bytes += size
 
     def forget(self, owner: str, key: str) -> None:
-        """It failed or was abandoned, and may be tried again; nothing happens where it is not under way."""
+        """Note that a request failed or was abandoned: it may be tried again.  Nothing happens if it is not running."""
         self._running.pop((owner, _unquoted(key)), None)
 
     def _make_room(self) -> None:
         if not self._by_use:
-            message = "too many requests with an Idempotency-Key are under way"
+            message = "too many requests with an Idempotency-Key are running"
             raise IdempotencyError(503, "idempotency_full", message, _RETRY_AFTER_S)
         self._drop(next(iter(self._by_use)))
 
@@ -195,10 +196,10 @@ def _unquoted(header: str) -> str:
     """The key that a header carries, in quotes or bare; raises `IdempotencyError`."""
     key = header
     if header.startswith('"'):
-        # No longer than a key of escapes only: what is longer is not looked through.
+        # A longer header than a key of escapes only is not searched.
         match = _QUOTED.fullmatch(header) if len(header) <= 2 * _MAX_KEY + 2 else None
         key = _ESCAPED.sub(r"\1", match[1]) if match is not None else ""
     if not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
-        message = f"an Idempotency-Key is 1 to {_MAX_KEY} printable characters of ASCII"
+        message = f"an Idempotency-Key must have 1 to {_MAX_KEY} printable ASCII characters"
         raise IdempotencyError(400, "idempotency_key_invalid", message)
     return key

@@ -1,9 +1,9 @@
 """
 Connections to nodes: https, pinned to the key that their evidence named.
 
-The pin is checked after the TLS handshake and before a byte of the request is sent: a
+The pin is checked after the TLS handshake and before a byte of the request is sent, so that a
 prompt never reaches an impostor.  Private addresses are refused unless the configuration
-allows them, also where a name resolves to one.
+allows them, also if a name resolves to one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import serialization
 
 
 class PinError(aiohttp.ClientConnectionError):
-    """Another key than the pinned one answered."""
+    """Another key than the pinned key answered."""
 
 
 class AddressError(OSError):
@@ -44,16 +44,16 @@ class SpkiPin(aiohttp.Fingerprint):
         Accept the connection, or end it.
 
         Raises:
-            PinError: another key answered, or something that is no certificate.
+            PinError: another key answered, or something that is not a certificate.
         """
         try:
             found = _spki_sha256(transport)
         except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
             found = None
         if found != self._pin:
-            # aiohttp closes the connection only for an error of its own.
+            # aiohttp closes the connection only for its own errors.
             transport.abort()
-            raise PinError("another key answered than the one the evidence named")
+            raise PinError("another key answered than the key that the evidence named")
 
 
 def _spki_sha256(transport: Transport) -> str | None:
@@ -68,12 +68,12 @@ def _spki_sha256(transport: Transport) -> str | None:
 
 @lru_cache(maxsize=100_000)
 def pin_for(pin: str) -> SpkiPin:
-    """The one object for a pin: connections are kept by it."""
+    """The only object for a pin: the connector keeps connections by it."""
     return SpkiPin(pin)
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names, and refuses those that lead to private addresses."""
+    """Resolves names, and refuses names that lead to private addresses."""
 
     def __init__(self, *, allow_private: bool) -> None:
         self._resolver = aiohttp.ThreadedResolver()
@@ -82,35 +82,35 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """As `AbstractResolver.resolve`; raises `AddressError`."""
+        """See `AbstractResolver.resolve`.  Raises `AddressError`."""
         found = await self._resolver.resolve(host, port, family)
         for entry in found:
             check_address(entry["host"], allow_private=self._allow_private)
         return found
 
     async def close(self) -> None:
-        """As `AbstractResolver.close`."""
+        """See `AbstractResolver.close`."""
         await self._resolver.close()
 
 
 def check_address(host: str, *, allow_private: bool) -> None:
     """
-    Refuse a literal address that nodes must not have; names pass, to be resolved.
+    Refuse a literal address that nodes must not have.  Names pass: the resolver checks them.
 
     Raises:
-        AddressError: private, loopback, link-local, multicast or reserved, also inside an
-            address of a transition mechanism.
+        AddressError: it is private, loopback, link-local, multicast or reserved, or such an
+            address is embedded in it by a transition mechanism.
     """
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return
     if not allow_private and not all(_is_public(each) for each in _with_embedded(address)):
-        raise AddressError(f"{host} is not a public address, and the configuration does not allow others")
+        raise AddressError(f"{host} is not a public address, and the configuration allows no others")
 
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All that is given out of IPv6; the library's lists of exceptions differ by version."""
+"""All global unicast addresses of IPv6: the library's lists of exceptions differ by version."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -135,24 +135,24 @@ def _with_embedded(
 
 def check_url(url: str, *, allow_private: bool) -> yarl.URL:
     """
-    The URL as it will be connected to, its host checked (aiohttp does not resolve literals).
+    The URL to connect to, its host checked (aiohttp does not resolve literal addresses).
 
     Raises:
-        AddressError: not https, not plain ASCII, or an address that nodes must not have.
+        AddressError: it is not https, not plain ASCII, or has an address that nodes must not have.
     """
     try:
         parsed = yarl.URL(url)
         host = parsed.raw_host or ""
     except (ValueError, UnicodeError):
-        raise AddressError("a URL that cannot be read") from None
+        raise AddressError("the URL cannot be read") from None
     if parsed.scheme != "https" or not url.isascii() or not host or parsed.user is not None:
-        raise AddressError("not an https URL of plain ASCII")
+        raise AddressError("the URL must be https and plain ASCII")
     check_address(host, allow_private=allow_private)
     return parsed
 
 
 def open_session(*, allow_private: bool) -> aiohttp.ClientSession:
-    """A client for nodes: no proxies, no cookies, and nothing compressed, which could be a bomb."""
+    """A client for nodes: no proxies, no cookies, and no compression, because that could be a bomb."""
     connector = aiohttp.TCPConnector(
         resolver=GuardedResolver(allow_private=allow_private), limit=0, limit_per_host=0, ttl_dns_cache=60
     )

@@ -1,10 +1,10 @@
 """
 Requests to nodes over kept connections: aiohttp's connector and parser, without its client's upper half.
 
-The connector keeps connections by host and pin, resolves and checks addresses and does TLS;
-the parser bounds what it reads.  What lies between in aiohttp (cookies, redirects,
-authentication, compression, middleware) nodes have no business with, and half of the time
-that a gateway adds is spent there.
+The connector keeps connections by host and pin, resolves and checks addresses and does TLS.  The
+parser bounds what it reads.  What aiohttp has between them (cookies, redirects, authentication,
+compression, middleware) must not be used with nodes, and takes half of the time that a gateway
+adds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from aiohttp.connector import Connection
 
 from router.gateway.pinned import AddressError, check_url, pin_for
 
-_GOODBYE_S: Final = 0.2
-_MOST_INTERIM: Final = 8
-"""Answers of status 1xx that are passed over."""
-_KEPT: Final = 100_000
+_READ_END_S: Final = 0.2
+"""Seconds to wait for the end of an answer that nobody reads."""
+_MAX_INTERIM: Final = 8
+"""How many answers with status 1xx are passed over."""
+_MAX_PREPARED: Final = 100_000
+"""Endpoints whose request heads stay prepared."""
 
 
 class NodeResponse:
-    """The head of a node's answer, and its body to be read."""
+    """The head of a node's answer, and its body to read."""
 
     __slots__ = ("_connection", "_leaving", "content", "content_type", "status", "was_dropped")
 
@@ -46,14 +48,14 @@ class NodeResponse:
 
     def leave(self, *, went_well: bool) -> None:
         """
-        Be done with it.
+        Give the connection back.
 
-        A connection can be used again once the end of its answer was read; nobody waits for
-        that.  Where it did not go well, the connection is closed.
+        It can be used again once the end of its answer was read, in the background.  If the
+        exchange did not go well, the connection is closed.
         """
         transport = self._connection.transport
         if transport is None or transport.get_write_buffer_size():
-            # It answered before it had read the request: the rest of that would stand before the next one.
+            # The node answered before it had read the request: the rest would come before the next request.
             self.abort()
             self._connection.close()
         elif self.content.at_eof():
@@ -66,24 +68,24 @@ class NodeResponse:
             self._connection.close()
 
     def abort(self) -> None:
-        """Whoever reads it learns that there is no more."""
+        """End the connection.  A reader of the body gets an error."""
         if self._connection.transport is not None:
             self._connection.transport.abort()
 
     async def _read_end(self) -> None:
         try:
-            async with asyncio.timeout(_GOODBYE_S):
+            async with asyncio.timeout(_READ_END_S):
                 while not self.content.at_eof() and not await self.content.readany():
                     pass
         except (TimeoutError, aiohttp.ClientError):
             pass
         finally:
-            # Where the end has not come, the connector closes it.
+            # If the end has not come, the connector closes the connection.
             self._connection.release()
 
 
 class Upstream:
-    """Posts to nodes."""
+    """Posts requests to nodes."""
 
     def __init__(
         self, session: aiohttp.ClientSession, *, connect_timeout_s: float, allow_private: bool
@@ -95,7 +97,7 @@ class Upstream:
         self._allow_private = allow_private
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s)
         self._leaving: set[asyncio.Task[None]] = set()
-        self._places = lru_cache(maxsize=_KEPT)(self._place)
+        self._prepared = lru_cache(maxsize=_MAX_PREPARED)(self._prepare)
 
     async def post(
         self,
@@ -105,15 +107,15 @@ class Upstream:
         meanwhile: Callable[[], Awaitable[None]] | None = None,
     ) -> NodeResponse:
         """
-        Send *body*, JSON, and read the head of the answer; *meanwhile* is done while the node works.
+        Send *body*, which is JSON, and read the head of the answer.  *meanwhile* runs while the node works.
 
         Raises:
-            AddressError: an address that nodes must not have.
+            AddressError: the node's address is one that nodes must not have.
             aiohttp.ConnectionTimeoutError: no connection in time.
             aiohttp.ClientError, OSError: no answer.
         """
-        request, head = self._places(endpoint, path)
-        again = False
+        request, head = self._prepared(endpoint, path)
+        is_second = False
         while True:
             try:
                 connection = await self._connector.connect(request, [], self._timeout)
@@ -122,11 +124,11 @@ class Upstream:
             protocol = connection.protocol
             assert protocol is not None
             used_before = protocol._parser is not None  # noqa: SLF001  # set for its first answer
-            if protocol.should_close or (used_before and again):
-                # Once a kept one failed only a new one will do; and what came unasked answers nothing.
+            if protocol.should_close or (used_before and is_second):
+                # After a failure only a new connection will do; and what came without a request answers nothing.
                 connection.close()
                 if not used_before:
-                    raise aiohttp.ServerDisconnectedError("it spoke before it was asked")
+                    raise aiohttp.ServerDisconnectedError("the node sent data before it was asked")
                 continue
             try:
                 return await self._ask(connection, protocol, head, body, meanwhile)
@@ -134,8 +136,8 @@ class Upstream:
                 connection.close()
                 if not used_before:
                     raise
-                # It was closed for having been idle, which is no fault; a new one is not tried twice.
-                again = True
+                # It was closed because it was idle, which is not a fault.  A new connection is not tried twice.
+                is_second = True
             except BaseException:
                 connection.close()
                 raise
@@ -155,14 +157,14 @@ class Upstream:
         transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
         if meanwhile is not None:
             await meanwhile()
-        for _ in range(_MOST_INTERIM):
+        for _ in range(_MAX_INTERIM):
             message, content = await protocol.read()
             if not 100 <= message.code <= 199:
                 return NodeResponse(connection, message, content, self._leaving)
-        raise aiohttp.ClientPayloadError("interim answers without end")
+        raise aiohttp.ClientPayloadError("too many interim answers")
 
-    def _place(self, endpoint: tuple[str, str], path: str) -> tuple[ClientRequest, bytes]:
-        """What the connector knows a node by, and the head of a request up to the length of its body."""
+    def _prepare(self, endpoint: tuple[str, str], path: str) -> tuple[ClientRequest, bytes]:
+        """The connector's key for a node, and the head of a request up to the length of its body."""
         url, pin = endpoint
         place = check_url(url, allow_private=self._allow_private).with_path(path)
         head = (
@@ -175,5 +177,5 @@ class Upstream:
 def _authority(url: yarl.URL) -> str:
     host = url.host_port_subcomponent
     if not host or not host.isascii() or not host.isprintable() or " " in host:
-        raise AddressError("a host that is no name and no address")
+        raise AddressError("the host is neither a name nor an address")
     return host

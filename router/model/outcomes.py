@@ -14,7 +14,7 @@ from typing import Final
 
 
 class Blame(StrEnum):
-    """Whose fault an outcome is.  Only the node's own faults change its standing."""
+    """The party whose fault an outcome is.  Only the node's own faults change its standing."""
 
     NOBODY = "nobody"
     NODE = "node"
@@ -46,7 +46,7 @@ class Outcome(StrEnum):
 
     @property
     def blame(self) -> Blame:
-        """Who is to blame."""
+        """The party to blame."""
         return OUTCOMES[self][0]
 
     @property

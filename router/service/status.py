@@ -1,4 +1,4 @@
-"""How the router is: what it hears, and what it could do with the work that comes."""
+"""The router's status: whether it hears the verifier, and how many nodes could take work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def show(request: web.Request) -> web.Response:
-    """Whether work can be done, and why not; 503 while the verifier is silent."""
+    """Whether work can be done, and if not, why; 503 while the verifier is silent."""
     require_key(request)
     state, gateway = request.app[STATE], request.app[GATEWAY]
     fleet = state.fleet

@@ -98,7 +98,13 @@ class Fleet:
         """What a decision about *workload* rests on now."""
         self.advance()
         pool = self._placement.pools[workload.name]
-        return FleetView(self.version, self._clock.now_ms(), pool, pool.closed, self.silent_s)
+        return FleetView(
+            version=self.version,
+            now_ms=self._clock.now_ms(),
+            pool=pool,
+            closed=pool.closed,
+            silent_s=self.silent_s,
+        )
 
     def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
         """

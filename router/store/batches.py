@@ -1,4 +1,4 @@
-"""Many rows in one statement: a statement costs more than the rows in it."""
+"""Many rows in one statement: a statement costs more than its rows."""
 
 from __future__ import annotations
 

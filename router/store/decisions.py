@@ -1,4 +1,4 @@
-"""Records of decisions, kept by number and days."""
+"""Records of decisions, limited by number and age."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from verifier.store.database import Tx
 
 
 async def save(tx: Tx, router: str, records: Sequence[tuple[str, int, bytes]]) -> None:
-    """Write records: id, time and JSON.  One that is known is left as it is."""
+    """Write records: id, time and JSON.  A known record is left as it is."""
     for marks, values in in_batches([(i, at_ms, router, record) for i, at_ms, record in records]):
         await tx.execute(
             f"INSERT INTO decisions (id, at_ms, router, record) VALUES {marks} ON CONFLICT DO NOTHING",

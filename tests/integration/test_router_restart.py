@@ -364,7 +364,7 @@ async def test_a_table_that_is_refused_leaves_the_old_one_in_force(place: Place)
     for number, table in enumerate(BAD.values(), 1):
         router.write_table(table)
         router.send(signal.SIGHUP)
-        await until(lambda number=number: router.logged().count("the table was refused") == number)
+        await until(lambda number=number: router.logged().count("the table is refused") == number)
         assert (await models(place, router), (await place.chat(router)).status) == ([MODEL], 200)
 
 

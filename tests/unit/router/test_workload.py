@@ -284,7 +284,7 @@ WRONG = {
     "no workloads": (("workloads:", "work:"), "line 2, column 1: workloads must have 1 to 1000 entries"),
     "a name that is none": (
         ("  small:", '  "s m":'),
-        "line 3, column 3: tiers.s m: a name must have letters, digits, dots and dashes only",
+        "line 3, column 3: tiers.s m: a name must have letters, digits",
     ),
     "unknown operation": (
         ("[chat/completions]", "[chat]"),

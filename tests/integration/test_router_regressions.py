@@ -408,13 +408,16 @@ async def test_what_a_neighbour_counted_can_be_replayed(fleet: Fleet, tmp_path: 
 
 
 async def test_a_neighbours_hold_that_cannot_be_read_ends_nothing(fleet: Fleet, tmp_path: Path) -> None:
-    """A hold of another router with evidence that is no JSON ends the hearing of all holds for good."""
+    """A hold of another router with evidence that is no JSON ends the reading of all holds for good."""
     await fleet.engine("a")
     await fleet.start(sections={"store": {"path": str(tmp_path / "router.db")}})
     held = fleet.app[STATE].holds
     now_ms = fleet.clock.ms
-    one = Hold("r-1", None, "o", "token-count-suspect", "c", "d", {}, False, now_ms, now_ms)
-    two = Hold("r-2", "a", "o", "settlement-mismatch", "c", "d", {}, True, now_ms, now_ms)
+    given: dict[str, Any] = {
+        "operator": "o", "code": "c", "detail": "d", "evidence": {}, "opened_ms": now_ms, "due_ms": now_ms
+    }  # fmt: skip
+    one = Hold(id="r-1", node=None, kind="token-count-suspect", holding=False, **given)
+    two = Hold(id="r-2", node="a", kind="settlement-mismatch", holding=True, **given)
     async with held._db.write() as tx:
         await holds.add(tx, one)
         await tx.execute("UPDATE holds SET evidence = ?", b"{")
