@@ -1,5 +1,10 @@
 package touchstone
 
+outcome[name] := {"trust_vector": {"hardware": hardware(facts)}, "reasons": []} if {
+	some name, facts in input.checked
+	facts.kind == "gpu"
+}
+
 # hardware
 #   no_conclusion  0    the device is not named, or no benchmark was run
 #   declared       -33  declared, and measured work does not speak against it

@@ -1,5 +1,15 @@
 package touchstone
 
+outcome[name] := {"trust_vector": platform_vector(facts), "reasons": platform_reasons(facts)} if {
+	some name, facts in input.checked
+	facts.kind == "platform"
+}
+
+# Schemes give reasons of their own; a policy adds those that it alone knows.
+platform_reasons(facts) := sort(complaints(facts.runtime)) if facts.runtime != null
+
+platform_reasons(facts) := [] if facts.runtime == null
+
 platform_vector(facts) := {
 	"instance-identity": instance_identity(facts),
 	"configuration": configuration(facts),

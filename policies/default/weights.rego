@@ -1,5 +1,10 @@
 package touchstone
 
+outcome[name] := {"trust_vector": model_vector(facts), "reasons": []} if {
+	some name, facts in input.checked
+	facts.kind == "model"
+}
+
 # A walk that was never asked for nor offered says nothing: executables is then absent.
 model_vector(facts) := {"file-system": file_system(facts)} if facts.walk == "none"
 

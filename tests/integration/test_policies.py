@@ -106,10 +106,10 @@ async def test_what_was_published_is_given_out_as_it_was_signed(verifier) -> Non
         assert bundles.verify(kept, envelope, verifier.service.authors) == "home"
 
 
-@pytest.mark.parametrize("name", ["nobody@1", "0" * 64, "x", "default@2"], ids=["name", "digest", "x", "two"])
+@pytest.mark.parametrize("name", ["nobody@1", "0" * 64, "x", "default@3"], ids=["name", "digest", "x", "two"])
 async def test_no_policy_and_more_than_one_are_not_guessed(verifier, name: str) -> None:
     """404, and nothing moves."""
-    if name == "default@2":
+    if name == "default@3":
         base = await verifier.policy()
         second = bundles.of_files({**base.files, "README.md": b"other"})
         async with verifier.service.db.write() as tx:

@@ -96,7 +96,9 @@ def rooms_of(package: str) -> dict[str, set[str]]:
 
     def room(module: str) -> str | None:
         parts = module.split(".")
-        return ".".join(parts[: depth + 1]) if len(parts) > depth and module.startswith(f"{package}.") else None
+        return (
+            ".".join(parts[: depth + 1]) if len(parts) > depth and module.startswith(f"{package}.") else None
+        )
 
     graph: dict[str, set[str]] = {name: set() for name in map(room, modules()) if name is not None}
     for module, targets in module_graph().items():
@@ -162,7 +164,9 @@ def records() -> Iterator[str]:
         for node in ast.walk(tree(module)):
             if not isinstance(node, ast.ClassDef):
                 continue
-            is_struct = any("Struct" in ast.unparse(base) or "Claims" in ast.unparse(base) for base in node.bases)
+            is_struct = any(
+                "Struct" in ast.unparse(base) or "Claims" in ast.unparse(base) for base in node.bases
+            )
             if is_struct or any("dataclass" in ast.unparse(each) for each in node.decorator_list):
                 yield node.name
 
