@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from attester.cose import PublicKey
 from attester.errors import SignatureError
 from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
-from attester.kinds import kind_of
 from verifier.schemes import rates
 from verifier.schemes.base import CheckedSubmod, Context, Finding, Submods, plain
 from verifier.schemes.facts import PlatformFacts
@@ -105,7 +104,7 @@ def _blocked(runtime: Runtime | None, submods: Submods, context: Context) -> dic
         blocked["configuration"] = f"engine {running}"
     if context.blocks.devices:
         # Routers look at the platform: a node with a blocked device is not to be trusted at all.
-        named = [submods.claim(name, "inventory") for name in submods.read if kind_of(name) == "gpu"]
+        named = [submods.claim(name, "inventory") for name in submods.read]
         held = sorted(i.uuid for i in named if i is not None and i.uuid in context.blocks.devices)
         if held:
             blocked["instance-identity"] = f"device {held[0]}"
