@@ -154,7 +154,6 @@ class Dispatcher:
     async def _attempt(self, run: Run, candidate: Ranked, left_s: float) -> None:
         """Try one node; its attempt is added to the run."""
         request, node = run.request, candidate.node
-        self.fleet.start_work(node, request.workload)
         exchange = self._exchanges.open(
             candidate,
             self.fleet.view(node).endpoint,
@@ -164,6 +163,7 @@ class Dispatcher:
             text=self.metering.counter_for(request),
         )
         attempt: Attempt | None = None
+        self.fleet.start_work(node, request.workload)
         try:
             attempt = await exchange.run()
         finally:

@@ -449,6 +449,17 @@ async def test_nothing_is_sent_before_there_is_text(fleet: Fleet) -> None:
     assert (heard.text, b'"first"' in heard.body) == (story(), False)
 
 
+async def test_events_keep_their_names(fleet: Fleet) -> None:
+    """Newer operations tell their events apart by name; the router's own events have none."""
+    gate = await gated(fleet)
+    gate.tell(b"event: text.delta\n" + chunk("one"), chunk("two"))
+    gate.finish()
+    heard = await fleet.ask()
+    first, second, *_ = heard.body.split(b"\n\n")
+    assert first.startswith(b"event: text.delta\ndata: {")
+    assert second.startswith(b"data: {")
+
+
 async def test_a_mark_of_the_byte_order_hides_no_text(fleet: Fleet) -> None:
     """A stream may begin with one (WHATWG HTML §9.2.6)."""
     gate = await gated(fleet)
