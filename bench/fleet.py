@@ -37,11 +37,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.common import machine, row
 from bench.fleet_world.report import Report
+from bench.fleet_world.traffic import Traffic
 from bench.fleet_world.world import Settings, World
 
 
@@ -127,7 +129,7 @@ def main() -> None:
     if args.quick:
         settings = Settings(500, 5.0, 25_000, args.seed, args.routers)
     start = time.perf_counter()
-    world = World(settings)
+    world = World(settings, partial(Traffic, seed=settings.seed))
     world.run()
     report = Report(world)
     found = report.to_json()

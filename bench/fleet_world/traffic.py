@@ -5,20 +5,18 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from bench.fleet_world.baselines import ATTEMPTS, Picker, RoundRobin, Sent, Uniform, ask, attempt
 from bench.fleet_world.population import DAY, TIER, WORKLOAD, Again, Identity, Seat
 from bench.fleet_world.tally import BIN_S, Clients
+from bench.fleet_world.world import World
 from router.choose.candidates import Lane
 from router.choose.decision import Decision, decide
 from router.model.outcomes import Execution, Outcome
 from router.model.standing import FAILURE_WEIGHT, Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.usage import Usage, UsageMeter, is_true
-
-if TYPE_CHECKING:
-    from bench.fleet_world.world import World
 
 _PROMPT, _OUTPUT, _TEMPLATE = 1000, 250, 20
 _COUNTED: Final = Usage(_PROMPT, _OUTPUT)

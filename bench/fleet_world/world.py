@@ -9,13 +9,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import structs
 
 from bench.fleet_world.population import DAY, START, TIER, WORKLOAD, Again, Identity, Seat, populate
 from bench.fleet_world.tally import Recovery, Tally
-from bench.fleet_world.traffic import Traffic
 from router.model.clock import Clock
 from router.model.liveness import Heartbeat
 from router.model.standing import FAILURE_WEIGHT, HALF_LIVES_S, Standing
@@ -62,10 +61,20 @@ class Settings:
     """Share of all requests that the colluding operator pays for."""
 
 
-class World:
-    """The simulation."""
+class Requests(Protocol):
+    """The requests of the run (`bench.fleet_world.traffic`)."""
 
-    def __init__(self, settings: Settings) -> None:
+    def ask(self) -> None:
+        """Let the next caller ask, and the others after it."""
+
+    def look(self, identity: Identity) -> None:
+        """Note where an identity stands now."""
+
+
+class World:
+    """The simulation.  *make_requests* makes the requests that it meets."""
+
+    def __init__(self, settings: Settings, make_requests: Callable[[World], Requests]) -> None:
         self.settings = settings
         self.tally = Tally()
         self.now = 0.0
@@ -86,7 +95,7 @@ class World:
         """Those that were caught, and of whom the router has not heard yet."""
         self._waiting: dict[str, float] = {}
         self.end = settings.days * DAY
-        self.traffic = Traffic(self, settings.seed)
+        self.requests = make_requests(self)
         for seat in populate(settings.nodes, settings.days, self._rng):
             self.at(seat.born, partial(self._arrive, seat))
 
@@ -102,7 +111,7 @@ class World:
 
     def run(self) -> None:
         """Until the end."""
-        self.at(0.0, self.traffic.ask)
+        self.at(0.0, self.requests.ask)
         self.at(0.0, self._sweep)
         while self._heap:
             when, _, what = heapq.heappop(self._heap)
@@ -231,7 +240,7 @@ class World:
         assert identity is not None
         identity.recovery = Recovery("bad day", self.now)
         self.tally.recoveries.append(identity.recovery)
-        self.traffic.look(identity)
+        self.requests.look(identity)
 
     # The verifier and its people.
 

@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("attester", "verifier", "router")
+ALSO = ("bench", "fixtures")
+"""No product, but no circles either."""
 MAX_ROUTER_ROOMS = 12
 MAX_MODULE, MAX_FUNCTION, MAX_CLASS = 450, 60, 300
 MAX_POSITIONAL = 4
@@ -26,7 +28,7 @@ Graph = Mapping[str, frozenset[str]]
 def modules() -> Mapping[str, Path]:
     """Every module of the product, by its dotted name."""
     found = {}
-    for role in ROLES:
+    for role in (*ROLES, *ALSO):
         for path in sorted((ROOT / role).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
