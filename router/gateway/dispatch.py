@@ -32,7 +32,7 @@ from router.gateway.attempts import (
     decide_next,
     find_blamed,
 )
-from router.gateway.exchange import Exchanges, Sink
+from router.gateway.exchange import Exchange, Exchanges, Sink
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
 from router.model.clock import Clock
@@ -154,7 +154,8 @@ class Dispatcher:
     async def _attempt(self, run: Run, candidate: Ranked, left_s: float) -> None:
         """Try one node; its attempt is added to the run."""
         request, node = run.request, candidate.node
-        exchange = self._exchanges.open(
+        exchange = Exchange(
+            self._exchanges,
             candidate,
             self.fleet.view(node).endpoint,
             request,

@@ -79,29 +79,6 @@ class Exchanges:
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
 
-    def open(
-        self,
-        candidate: Ranked,
-        endpoint: tuple[str, str] | None,
-        request: NodeRequest,
-        *,
-        left_s: float,
-        sink: Sink | None,
-        text: TokenCounter,
-    ) -> Exchange:
-        """
-        An exchange that can be run once.
-
-        Args:
-            candidate: The node.
-            endpoint: Its URL and the pin of its TLS key; `None` if it has none any more.
-            request: What it is sent.
-            left_s: Seconds until the caller's time runs out.
-            sink: The client's side, if the answer is streamed.
-            text: Counts the tokens of a stream.
-        """
-        return Exchange(self, candidate, endpoint, request, left_s=left_s, sink=sink, text=text)
-
     async def read_body(self, response: NodeResponse, limit: int) -> bytes:
         """
         Read a whole body, within *limit* and within what all bodies may have together.
@@ -178,7 +155,18 @@ class Exchanges:
 
 
 class Exchange:
-    """One attempt at one node while it runs.  `run` gives the frozen `Attempt`."""
+    """
+    One attempt at one node while it runs.  `run` gives the frozen `Attempt`, and can be called once.
+
+    Args:
+        exchanges: What all exchanges share.
+        candidate: The node.
+        endpoint: Its URL and the pin of its TLS key; `None` if it has none any more.
+        request: What it is sent.
+        left_s: Seconds until the caller's time runs out.
+        sink: The client's side, if the answer is streamed.
+        text: Counts the tokens of a stream.
+    """
 
     def __init__(
         self,

@@ -143,7 +143,9 @@ class IdempotencyCache:
             raise IdempotencyError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
         self._by_use.move_to_end(entry)
         if finished.answer is None:
-            message = "the request with this Idempotency-Key was completed, and its answer could not be cached"
+            message = (
+                "the request with this Idempotency-Key was completed, and its answer could not be cached"
+            )
             raise IdempotencyError(409, "idempotency_answer_not_kept", message)
         return finished.answer
 
