@@ -282,9 +282,11 @@ def explanation(record: dict[str, Any]) -> list[str]:
     for place, ranked in enumerate(record["ranked"], 1):
         lines += [
             f"  {place}. {ranked['node']}  {ranked['lane']}: {ranked['score']:.3f} expected s per success",
-            f"       = {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} in flight"
-            f" ÷ {max(ranked['completion'], 0.05):.3f} completion"
-            f" ({ranked['evidence']:.0f} requests measured; {ranked['why']})",
+            (
+                f"       = {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} in flight"
+                f" ÷ {max(ranked['completion'], 0.05):.3f} completion"
+                f" ({ranked['evidence']:.0f} requests measured; {ranked['why']})"
+            ),
         ]
         if ranked.get("cost"):
             lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
