@@ -167,7 +167,7 @@ async def sweep(service: Service, *, levels: bool = True) -> None:
     async with service.db.write() as tx:
         await stored_sessions.expire(tx, now_ms)
         await stored_nodes.forget_requests(tx, now_ms)
-        await stored_incidents.confirm_overdue(tx, now_ms)
+        await stored_incidents.end_overdue_suspicions(tx, now_ms)
         if levels:
             await stored_events.prune(tx, now_ms - _EVENTS_KEPT_MS)
             await appraisals.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)

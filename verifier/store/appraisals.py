@@ -92,7 +92,9 @@ async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed
         if held.devices_taken:
             found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
         await _claim_devices(tx, submission.devices, node.id)
-        held_by = await incidents.apply(tx, node, submission.session_id, found, submission.passed, now_ms)
+        held_by = await incidents.take_evidence(
+            tx, node, submission.session_id, found, submission.passed, now_ms
+        )
         held = replace(held, quarantined_by=held_by)
     signed = sign(held)
     await _insert(tx, signed, submission, signed.id, submission.generation, submission.basis)

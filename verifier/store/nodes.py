@@ -11,7 +11,7 @@ import msgspec
 from attester.cose import PublicKey
 from verifier.errors import RequestError
 from verifier.schemes.base import Node
-from verifier.store import events, incidents
+from verifier.store import events, revocations
 from verifier.store.database import ConflictError, Row, Tx
 
 _UEID_RAND = b"\x01"
@@ -118,7 +118,7 @@ async def replace_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None
     """
     await tx.execute("UPDATE node_keys SET current = 0 WHERE node_id = ?", node_id)
     await _insert_key(tx, node_id, key, now_ms)
-    await incidents.revoke(tx, node_id, now_ms)
+    await revocations.revoke_results(tx, node_id, now_ms)
 
 
 async def _insert_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
@@ -135,9 +135,43 @@ async def _insert_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None
 
 
 async def retire(tx: Tx, node_id: str, now_ms: int) -> None:
-    """Retire a node; raises `RequestError` where there is none that could be."""
-    if not await incidents.retire_node(tx, node_id, now_ms):
-        raise RequestError(f"no node {node_id!r} that could be retired", code="request.not-found")
+    """
+    Retire a node.
+
+    Raises:
+        RequestError: There is no such node, or it is retired already.
+    """
+    if not await retire_if_live(tx, node_id, now_ms):
+        raise RequestError(f"there is no node {node_id!r} that can be retired", code="request.not-found")
+
+
+async def retire_if_live(tx: Tx, node_id: str, now_ms: int) -> bool:
+    """
+    Retire a node: its evidence counts no more, its results are revoked, its endpoint and its devices are free.
+
+    Returns:
+        Whether it was not retired already.
+    """
+    changed = await _set_state(tx, node_id, "retired", ("active", "probation"), now_ms)
+    await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
+    await tx.execute("DELETE FROM devices WHERE node_id = ?", node_id)
+    await revocations.revoke_results(tx, node_id, now_ms)
+    return changed
+
+
+async def put_on_probation(tx: Tx, node_id: str, now_ms: int) -> None:
+    """Put an active node on probation."""
+    await _set_state(tx, node_id, "probation", ("active",), now_ms)
+
+
+async def _set_state(tx: Tx, node_id: str, state: str, earlier: tuple[str, ...], now_ms: int) -> bool:
+    marks = ", ".join("?" for _ in earlier)
+    changed = await tx.execute(
+        f"UPDATE nodes SET state = ? WHERE id = ? AND state IN ({marks})", state, node_id, *earlier
+    )
+    if changed:
+        await events.append(tx, now_ms, "node", {"node": node_id, "state": state})
+    return changed > 0
 
 
 _SELECT = """

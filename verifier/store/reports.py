@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.incidents import REPORTABLE, SEVERITY, Draft
-from verifier.schemes.base import Finding, Node
+from verifier.incidents import report_draft
+from verifier.schemes.base import Node
 from verifier.store import incidents
 from verifier.store.database import Row, Tx
 
@@ -37,8 +37,7 @@ async def take(tx: Tx, report: Report, now_ms: int) -> Row:
     Raises:
         RequestError: not a kind that a router may report, or an id that another report has.
     """
-    if report.kind not in REPORTABLE:
-        raise RequestError(f"a router reports {', '.join(sorted(REPORTABLE))}, not {report.kind[:60]!r}")
+    draft = report_draft(report.kind, report.detail)
     kept = await tx.one(
         "INSERT INTO incident_reports (report, at_ms, evidence) VALUES (?, ?, ?)"
         " ON CONFLICT (report) DO NOTHING RETURNING seq",
@@ -48,9 +47,7 @@ async def take(tx: Tx, report: Report, now_ms: int) -> Row:
     )
     if kept is None:
         return await _taken_before(tx, report)
-    finding = Finding(f"router.{report.kind}", report.detail)
-    draft = Draft(report.kind, SEVERITY[report.kind], finding, None)
-    incident_id = await incidents.take_in(tx, draft, report.node, None, now_ms)
+    incident_id = await incidents.take_finding(tx, draft, report.node.id, None, now_ms)
     await tx.execute("UPDATE incident_reports SET incident_id = ? WHERE seq = ?", incident_id, kept["seq"])
     await _trim(tx, incident_id)
     return await incidents.get(tx, incident_id)

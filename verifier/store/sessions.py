@@ -224,7 +224,7 @@ async def miss(
     )
     for model in models:
         await _miss_walk(tx, session_id, node_id, model, references.get(model, ""), now_ms)
-    await incidents.note_missed(tx, node_id, session_id, now_ms)
+    await incidents.note_missed_call(tx, node_id, session_id, now_ms)
 
 
 async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
@@ -235,7 +235,7 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
         if entry.kind != "read":
             reference = await pool.reference_of(tx, entry.batch)
             await _miss_walk(tx, row["id"], row["node_id"], entry.model, reference, now_ms)
-    await incidents.note_missed(tx, row["node_id"], row["id"], now_ms)
+    await incidents.note_missed_call(tx, row["node_id"], row["id"], now_ms)
 
 
 async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, reference: str, now_ms: int) -> None:
