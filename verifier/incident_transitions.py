@@ -95,7 +95,7 @@ class Cause:
 
     @property
     def tally(self) -> Tally:
-        """Who failed and who passed, for `verifier.incidents.disposition`."""
+        """The operators that failed and passed, for `verifier.incidents.disposition`."""
         return Tally(self.failed, self.passed, self.since_ms, reviewed=self.review is not None)
 
 

@@ -97,7 +97,13 @@ async def rollout(tx: Tx) -> Rollout | None:
     row = await tx.one("SELECT * FROM changes ORDER BY seq DESC LIMIT 1")
     if row is None or row["active"] is None:
         return None
-    return Rollout(row["active"], row["shadow"], row["canary"], row["permille"], row["generation"])
+    return Rollout(
+        active=row["active"],
+        shadow=row["shadow"],
+        canary=row["canary"],
+        permille=row["permille"],
+        generation=row["generation"],
+    )
 
 
 async def note(

@@ -92,7 +92,7 @@ async def _insert(
 async def _renew(
     tx: Tx, document: Document, provenance: Provenance, author: ChangeAuthor, now_ms: int
 ) -> None:
-    """Store the provenance of a known value anew: the same files may come from another source, or with other dates."""
+    """Update the provenance of a known value: the same files may come from another source, or with other dates."""
     await tx.execute(
         "UPDATE reference_values SET source = ?, signer = ?, not_before = ?, not_after = ? WHERE digest = ?",
         provenance.source,
