@@ -44,7 +44,7 @@ from verifier.schemes.base import Context, Node
 from verifier.schemes.base import Session as AppraisalSession
 from verifier.store import pool, references
 from verifier.store.database import Database
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
 _ENTRIES = 20_000
@@ -56,7 +56,7 @@ async def fill(db: Database, key: PoolKey, folder: Path) -> None:
     document = measured.measure_folder(MODEL, opened)
     now_ms = time.time_ns() // 1_000_000
     async with db.write() as tx:
-        await references.add(tx, document, references.Provenance(), Who("bench", "measured"), now_ms)
+        await references.add(tx, document, references.Provenance(), ChangeAuthor("bench", "measured"), now_ms)
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
         minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), batch)
         await pool.add(tx, list(minter.reads(0, _ENTRIES, ReadParameters(1))))

@@ -36,7 +36,7 @@ from verifier.service.appraiser import Appraiser
 from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.rejudge import Rejudge
 from verifier.store import policies, recordings
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.recordings import Window
 from verifier.store.sqlite import SqliteDatabase
 
@@ -122,7 +122,7 @@ async def _anew(nodes: int) -> None:
         async with open_service(home, home.config()) as service:
             rejudge = Rejudge(service, Appraiser(service))
             new = policy([GOOD])
-            who = Who("bench", "to see how long it takes")
+            who = ChangeAuthor("bench", "to see how long it takes")
             for what, bundle in (("another policy", new), ("rolled back", old)):
                 async with service.db.write() as tx:
                     await policies.publish(tx, bundle, b"{}", "bench", who, service.now_ms())

@@ -37,7 +37,7 @@ from verifier.service.state import Clock, Service
 from verifier.store import nodes, policies, pool, references
 from verifier.store.database import Database
 from verifier.store.nodes import Grant
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
 # A slow machine fails no test. `make test` draws the same examples each time and keeps none, so that
@@ -187,7 +187,7 @@ async def publish(
     document = measured.measure_folder(MODEL, opened)
     async with db.write() as tx:
         await references.add(
-            tx, document, references.Provenance(), Who("test", "measured"), now_ms, replace=True
+            tx, document, references.Provenance(), ChangeAuthor("test", "measured"), now_ms, replace=True
         )
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
         first_read = await pool.next_index(tx, MODEL, "read")
@@ -201,7 +201,7 @@ async def publish(
 async def seed(home: Home, now_ms: int) -> None:
     """Make the home's policy active without linting and testing it each time."""
     bundle = bundles.load(home.path / "policy")
-    who = Who("test", "the home's policy")
+    who = ChangeAuthor("test", "the home's policy")
     async with SqliteDatabase(home.database) as db, db.write() as tx:
         await policies.publish(tx, bundle, bundles.sign(bundle, home.author_key()), "home", who, now_ms)
         await policies.activate_first(tx, bundle, who, now_ms)

@@ -1,19 +1,17 @@
 """
-Incidents: kinds, severities, the quarantine's states, and how far one mistake may reach.
-
-Pure: the store asks, in the transaction that inserts a result, what to do.
+Incidents: their kinds, severities and states, and how far one mistake may reach.
 
     suspected ─▶ open ─▶ under-review ─▶ released (to probation) | retired
         └──────▶ folded (into one reference-suspect review)
-    noted ─▶ flagged (many within an hour: a person looks, and may quarantine)
+    noted ─▶ flagged (many within an hour: a person looks at them, and may quarantine)
 
-Only a person leaves quarantine.  `suspected` holds nobody: right after a change of ours
-(reference, batch of challenges) a failing node may be right and we wrong, so a finding
-waits for someone else to pass at the same reference or batch, or for the window to end.
-What nobody has ever passed quarantines nobody: it is a review of what is ours.  Results
-fail in any case (docs/adr/0004-blast-radius.md, 0014).
+Only a person ends a quarantine.  `suspected` holds no node.  Soon after a change on the verifier's side
+(a reference value, a batch of challenges) a failing node may be right and the verifier wrong.
+So the finding waits until another operator passes at the same reference value or batch, or until the window ends.
+A cause that nobody has ever passed quarantines nobody: it opens a review of the cause.
+Results fail in every case (docs/adr/0004-blast-radius.md, docs/adr/0014-what-nobody-ever-passed.md).
 
-Where two people are asked for, a release waits as a proposal until another one takes it too.
+This module is pure.  `verifier.incident_rules` decides what to do, and `verifier.store.incidents` does it.
 """
 
 from __future__ import annotations
@@ -29,8 +27,13 @@ from verifier.reasons import REASONS
 from verifier.schemes.base import Finding
 
 BLAST_WINDOW_MS: Final = 15 * 60 * 1000
+"""How long after a change on the verifier's side a finding may be the verifier's own mistake."""
 BLAST_OPERATORS: Final = 3
+"""So many operators that fail at one cause make the cause suspect."""
+NOTE_TOGETHER_MS: Final = 3600 * 1000
+"""Minor findings of one node, kind and code within this time are one incident with a count."""
 MANY_MINOR: Final = 10
+"""A minor incident with this count is flagged for a person."""
 REVIEW_TARGET_MS: Final = 24 * 3600 * 1000
 REFERENCE_SUSPECT: Final = "reference-suspect"
 
@@ -43,7 +46,7 @@ class Severity(StrEnum):
 
 
 class State(StrEnum):
-    """Where an incident stands.  A minor one is noted, and flagged for a person when it is one of many."""
+    """Where an incident stands.  A minor one is noted, and flagged for a person if it is one of many."""
 
     NOTED = "noted"
     FLAGGED = "flagged"
@@ -56,6 +59,7 @@ class State(StrEnum):
 
 
 HOLDING: Final = (State.OPEN, State.UNDER_REVIEW)
+"""An incident in one of these states keeps its node in quarantine."""
 
 SEVERITY: Final[Mapping[str, Severity]] = {
     reasons.MODEL_INTEGRITY: Severity.SERIOUS,
@@ -69,37 +73,45 @@ SEVERITY: Final[Mapping[str, Severity]] = {
     "latency-spike": Severity.MINOR,
     "missed-probe": Severity.MINOR,
 }
+"""The severity of each kind."""
 
 REPORTABLE: Final = frozenset({"settlement-mismatch", "latency-spike", "missed-probe"})
-"""What a router may report: what it has seen and metered itself."""
+"""The kinds that a router may report: it has seen or metered these itself."""
 
-_STEPS: Final[Mapping[str, tuple[tuple[State, ...], State]]] = {
+RELEASE: Final = "release"
+PERSON_STEPS: Final[Mapping[str, tuple[tuple[State, ...], State]]] = {
     "quarantine": ((State.NOTED, State.FLAGGED, State.SUSPECTED), State.OPEN),
     "review": ((State.OPEN,), State.UNDER_REVIEW),
-    "release": ((State.FLAGGED, State.SUSPECTED, State.OPEN, State.UNDER_REVIEW), State.RELEASED),
+    RELEASE: ((State.FLAGGED, State.SUSPECTED, State.OPEN, State.UNDER_REVIEW), State.RELEASED),
     "retire": ((State.FLAGGED, State.SUSPECTED, State.OPEN, State.UNDER_REVIEW), State.RETIRED),
 }
-STEPS: Final = tuple(_STEPS)
+"""The steps that a person may take: from which states, and to which state."""
+
+VERIFIER_MOVES: Final = frozenset(
+    {
+        (State.NOTED, State.FLAGGED),
+        (State.SUSPECTED, State.OPEN),
+        (State.SUSPECTED, State.FOLDED),
+    }
+)
+"""The moves that the verifier may make by itself.  None of them leaves quarantine."""
 
 
 def step(state: State, name: str) -> State:
     """
-    The state after a person's *name* step.
+    Give the state of an incident after a person's step *name*.
 
     Raises:
-        RequestError: not a step, or not from *state*.
+        RequestError: There is no such step, or it is not allowed from *state*.
     """
-    if name not in _STEPS:
-        raise RequestError(f"no step {name!r}; there are {', '.join(STEPS)}")
-    allowed, target = _STEPS[name]
+    if name not in PERSON_STEPS:
+        raise RequestError(f"there is no step {name!r}. The steps are {', '.join(PERSON_STEPS)}")
+    allowed, target = PERSON_STEPS[name]
     if state not in allowed:
-        raise RequestError(f"an incident that is {state} cannot be moved by {name}", code="incident.state")
+        raise RequestError(
+            f"the step {name} is not allowed for an incident that is {state}", code="incident.state"
+        )
     return target
-
-
-def is_another(actor: str, proposer: str) -> bool:
-    """Whether two names are of two people, as far as names can tell."""
-    return actor.strip().casefold() != proposer.strip().casefold()
 
 
 @dataclass(frozen=True)
@@ -110,11 +122,11 @@ class Draft:
     severity: Severity
     finding: Finding
     cause: str | None
-    """What of ours it rests on, with the finding's code: who else fails or passes at it."""
+    """``CODE@THING``: the finding's code with the reference value or the batch that the finding rests on."""
 
 
 def drafts(findings: tuple[Finding, ...]) -> list[Draft]:
-    """The incidents that the findings of one signed piece of evidence make."""
+    """Give the incidents that the findings of one signed piece of evidence make, one for each kind and cause."""
     found: dict[tuple[str, str | None], Draft] = {}
     for finding in findings:
         kind = REASONS[finding.code].incident
@@ -125,16 +137,35 @@ def drafts(findings: tuple[Finding, ...]) -> list[Draft]:
     return list(found.values())
 
 
+def report_draft(kind: str, detail: str) -> Draft:
+    """
+    Give the incident that a router's report makes.
+
+    Raises:
+        RequestError: A router may not report this kind.
+    """
+    if kind not in REPORTABLE:
+        raise RequestError(f"a router may report {', '.join(sorted(REPORTABLE))}, but not {kind[:60]!r}")
+    return Draft(kind, SEVERITY[kind], Finding(f"router.{kind}", detail), None)
+
+
+def missed_call_draft() -> Draft:
+    """Give the incident that a call without evidence makes."""
+    finding = Finding("weights.walk.missed", "a call was not answered")
+    return Draft(reasons.UNANSWERED, SEVERITY[reasons.UNANSWERED], finding, None)
+
+
 @dataclass(frozen=True)
 class Tally:
-    """Who failed and who passed at one cause since it came to be."""
+    """The operators that failed and those that passed at one cause since it began."""
 
     failed: frozenset[str]
     passed: frozenset[str]
-    """Operators, not nodes: one with many nodes has one voice."""
+    """Operators, not nodes: an operator with many nodes counts once."""
     since_ms: int
+    """When the cause began: the reference value came into force, or the batch was first used."""
     reviewed: bool = False
-    """A review of the cause is open: a person looks at what of ours it is."""
+    """Whether a review of the cause is open."""
 
 
 class Disposition(StrEnum):
@@ -147,11 +178,11 @@ class Disposition(StrEnum):
 
 def disposition(tally: Tally, operator: str, now_ms: int) -> Disposition:
     """
-    Whether a serious finding about *operator*'s node quarantines it.
+    Decide whether a serious finding about a node of *operator* quarantines the node.
 
-    Three operators failing, and no fewer than pass, soon after a change or while a person looks
-    at it: we are the likelier culprit.  Soon after a change and nobody else has passed yet: too
-    early to tell.  Nobody has ever passed: nothing shows that ours is right.
+    The cause is suspect if three or more operators fail and no fewer fail than pass,
+    as long as the cause is young or a person reviews it.  It is suspect at any age if nobody has ever passed.
+    A young cause quarantines only if another operator has passed.
     """
     failed = tally.failed | {operator}
     many = len(failed) >= BLAST_OPERATORS and len(failed) >= len(tally.passed)

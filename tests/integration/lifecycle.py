@@ -23,9 +23,9 @@ from router.state.fleet import Fleet
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.store import policies
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 
-WHO = Who("kim", "because")
+WHO = ChangeAuthor("kim", "because")
 WORKLOAD = Workload(MODEL, name="tiny")
 
 

@@ -235,6 +235,6 @@ async def test_a_call_without_an_answer_is_noted_with_the_operator(verifier) -> 
     """A person may put the node into quarantine for it, and then routers need to know whose it is."""
     node = await verifier.enrol(operator="acme")
     async with verifier.service.db.write() as tx:
-        await incidents.note_missed(tx, node.id, "s", verifier.clock.ms)
+        await incidents.note_missed_call(tx, node.id, "s", verifier.clock.ms)
     (incident,) = await listed(verifier)
     assert (incident["kind"], incident["operator"]) == ("challenge-unanswered", "acme")

@@ -210,7 +210,10 @@ async def test_challenges_that_were_used_stay_used(old: Path) -> None:
                 nonce=bytes([number] * 32),
                 now_ms=NOW_MS,
                 lifetime_ms=1000,
-                wants=[sessions.Want(MODEL, "read"), sessions.Want(MODEL, "wide", instead="walk")],
+                wants=[
+                    sessions.WantedChallenge(MODEL, "read"),
+                    sessions.WantedChallenge(MODEL, "wide", instead="walk"),
+                ],
                 references={MODEL: DIGEST},
             )
             taken.append(sorted((e.kind, e.index) for e in session.entries))
@@ -264,7 +267,7 @@ async def open_announced(tx: Any, *, node_id: str | None, nonce: bytes) -> sessi
         nonce=nonce,
         now_ms=NOW_MS,
         lifetime_ms=1000,
-        wants=[sessions.Want(MODEL, "read")],
+        wants=[sessions.WantedChallenge(MODEL, "read")],
         references={MODEL: DIGEST},
     )
 

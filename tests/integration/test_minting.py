@@ -33,7 +33,7 @@ from verifier.service.sessions import wants_for
 from verifier.store import nodes, references, sessions
 from verifier.store.database import Tx
 from verifier.store.nodes import Grant
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
 NOW_MS = 1_795_000_000_000
@@ -54,7 +54,7 @@ def document(model_folder: Path) -> measured.Document:
 
 
 def publish(home: Path, document: measured.Document) -> None:
-    who = Who("test", "measured")
+    who = ChangeAuthor("test", "measured")
     in_transaction(
         home, lambda tx: references.add(tx, document, references.Provenance(), who, NOW_MS, replace=True)
     )

@@ -310,7 +310,7 @@ async def test_a_database_that_is_busy_for_a_moment_costs_nobody_a_result(verifi
     """What could not be read now can be read in a moment: it is tried again, and not revoked."""
     node = await verifier.enrol()
     old = (await verifier.attest(node))["jti"]
-    taken, refused = recordings.taken, []
+    taken, refused = recordings.read_head, []
 
     async def busy(*given: Any) -> Any:
         if not refused:
@@ -318,7 +318,7 @@ async def test_a_database_that_is_busy_for_a_moment_costs_nobody_a_result(verifi
             raise StoreError("database is locked")
         return await taken(*given)
 
-    monkeypatch.setattr(recordings, "taken", busy)
+    monkeypatch.setattr(recordings, "read_head", busy)
     await smuggle(verifier, changed(await verifier.policy(), "looser", versions=[ENGINE_VERSION, "7"]))
     await within(2, lambda: refused)
     await caught_up(verifier)

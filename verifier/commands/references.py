@@ -40,7 +40,7 @@ from verifier.schemes.base import shown
 from verifier.service.references import by_model, provenance_of, to_wire
 from verifier.store import references as stored
 from verifier.store.database import Tx
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.references import Provenance
 
 activate_option = click.option(
@@ -201,7 +201,7 @@ def _publish(
     *,
     as_json: bool,
     activate: bool = False,
-    who: Who | None = None,
+    who: ChangeAuthor | None = None,
 ) -> None:
     """Keep a document as a reference value where a verifier was named, and show it."""
     state = None
@@ -210,7 +210,7 @@ def _publish(
         state = in_transaction(
             home,
             lambda tx: stored.add(
-                tx, document, provenance, who or Who("touchstone reference", f"from {provenance.source}"),
+                tx, document, provenance, who or ChangeAuthor("touchstone reference", f"from {provenance.source}"),
                 now_ms(), replace=activate, grace_ms=grace_ms,
             ),
         )  # fmt: skip
@@ -240,7 +240,12 @@ def add(file: Path, activate: bool, reason: str, actor: str, home: Path) -> None
     """Add a reference value from a FILE that `measure --json` printed."""
     document = measured.read_document(read_file(file, 64 << 20))
     _publish(
-        document, provenance_of(document), home, as_json=False, activate=activate, who=Who(actor, reason)
+        document,
+        provenance_of(document),
+        home,
+        as_json=False,
+        activate=activate,
+        who=ChangeAuthor(actor, reason),
     )
 
 
@@ -254,7 +259,9 @@ def add(file: Path, activate: bool, reason: str, actor: str, home: Path) -> None
 def import_yaml(file: Path, activate: bool, reason: str, actor: str, home: Path) -> None:
     """Add a reference value that was written by hand, as YAML."""
     document = handwritten.read_yaml(read_file(file, handwritten.MAX_YAML))
-    _publish(document, Provenance("yaml"), home, as_json=False, activate=activate, who=Who(actor, reason))
+    _publish(
+        document, Provenance("yaml"), home, as_json=False, activate=activate, who=ChangeAuthor(actor, reason)
+    )
 
 
 @reference.command("import-corim")
@@ -285,7 +292,9 @@ def import_corim(
     verified = corim.read_signed(read_file(file, corim.MAX_CORIM)).verify(trusted, now_ms() // 1000)
     provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
     for document in profile.to_documents(verified.corim, model):
-        _publish(document, provenance, home, as_json=False, activate=activate, who=Who(actor, reason))
+        _publish(
+            document, provenance, home, as_json=False, activate=activate, who=ChangeAuthor(actor, reason)
+        )
     until = "for ever" if verified.not_after is None else f"until {_day(verified.not_after)}"
     click.echo(f"signed by {verified.signer}, valid {until}")
 
@@ -381,7 +390,7 @@ def activate_reference(digest: str, grace_s: int | None, reason: str, actor: str
 
     async def work(tx: Tx) -> str:
         row = await stored.find(tx, digest)
-        await stored.activate(tx, row["digest"], Who(actor, reason), now_ms(), grace_ms=grace * 1000)
+        await stored.activate(tx, row["digest"], ChangeAuthor(actor, reason), now_ms(), grace_ms=grace * 1000)
         return str(row["model"])
 
     click.echo(f"In force for {in_transaction(home, work)}; the value before is a warning for {grace} s.")
@@ -398,7 +407,7 @@ def retire(digest: str, reason: str, actor: str, home: Path) -> None:
 
     async def work(tx: Tx) -> str:
         row = await stored.find(tx, digest)
-        await stored.retire(tx, row["digest"], Who(actor, reason), now_ms())
+        await stored.retire(tx, row["digest"], ChangeAuthor(actor, reason), now_ms())
         return str(row["digest"])
 
     click.echo(f"Retired {in_transaction(home, work)}.")

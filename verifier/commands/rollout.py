@@ -39,7 +39,7 @@ from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
 from verifier.store import recordings, shadows, steps
 from verifier.store.database import Database, Tx
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.recordings import Window
 from verifier.trial import SubmodVerdict, TrialReport
 
@@ -75,7 +75,7 @@ def publish(source: Path, key: Path | None, reason: str, actor: str, home: Path)
     for finding in passed.inspection.findings:
         click.echo(f"{finding.level}: {finding}")
     fresh = in_transaction(
-        home, lambda tx: stored.publish(tx, bundle, envelope, signer, Who(actor, reason), now_ms())
+        home, lambda tx: stored.publish(tx, bundle, envelope, signer, ChangeAuthor(actor, reason), now_ms())
     )
     report = passed.report
     click.echo(
@@ -131,7 +131,13 @@ def trial(
 ) -> None:  # fmt: skip
     """Judge recorded evidence anew under SUBJECT, a published policy or a folder, and say what would change."""
     now = now_ms()
-    window = Window(nodes, operator, now - _seconds(since) * 1000, now - _seconds(until) * 1000 + 1, newest)
+    window = Window(
+        nodes=nodes,
+        operator=operator,
+        since_ms=now - _seconds(since) * 1000,
+        until_ms=now - _seconds(until) * 1000 + 1,
+        newest_only=newest,
+    )
 
     async def work(db: Database) -> TrialReport:
         config = Home(home).config().policy
@@ -144,7 +150,7 @@ def trial(
                 report = await trials.run(recordings.pages(db, window), replay, bundle.id, step)
         detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
         async with db.write() as tx:
-            await stored.note(tx, "trial", bundle.digest, Who(actor, reason), now_ms(), detail)
+            await stored.note(tx, "trial", bundle.digest, ChangeAuthor(actor, reason), now_ms(), detail)
         return report
 
     report = with_database(home, work)
@@ -200,7 +206,7 @@ def shadow(
         return
     if (name is None) != end or reason is None:
         raise click.UsageError("give NAME or --end, and --reason; or --report")
-    rollout = _take(home, "shadow", name, Who(actor, reason or ""))
+    rollout = _take(home, "shadow", name, ChangeAuthor(actor, reason or ""))
     _say(home, rollout)
 
 
@@ -243,7 +249,7 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
 def canary(name: str, share: str, reason: str, actor: str, home: Path) -> None:
     """Let policy NAME judge a share of the nodes."""
     permille = _permille(share)
-    _say(home, _take(home, "canary", name, Who(actor, reason), permille))
+    _say(home, _take(home, "canary", name, ChangeAuthor(actor, reason), permille))
 
 
 @policy.command()
@@ -254,7 +260,7 @@ def canary(name: str, share: str, reason: str, actor: str, home: Path) -> None:
 @errors
 def promote(name: str, reason: str, actor: str, home: Path) -> None:
     """Let policy NAME judge all nodes."""
-    _say(home, _take(home, "promote", name, Who(actor, reason)))
+    _say(home, _take(home, "promote", name, ChangeAuthor(actor, reason)))
 
 
 @policy.command()
@@ -265,7 +271,7 @@ def promote(name: str, reason: str, actor: str, home: Path) -> None:
 @errors
 def rollback(to: str | None, reason: str, actor: str, home: Path) -> None:
     """End the canary; where there is none, go back to the policy that was active before."""
-    _say(home, _take(home, "rollback", to, Who(actor, reason)))
+    _say(home, _take(home, "rollback", to, ChangeAuthor(actor, reason)))
 
 
 @policy.command()
@@ -294,7 +300,7 @@ def block(
     if len(given) != 1 or reason is None:
         raise click.UsageError("give one of --digest, --engine-version and --device, and --reason; or --list")
     ((kind, value),) = given
-    who = Who(actor, reason)
+    who = ChangeAuthor(actor, reason)
 
     async def work(tx: Tx) -> None:
         if not lift:
@@ -337,12 +343,12 @@ def history(limit: int, home: Path, as_json: bool) -> None:
         click.echo(f"    {shown(change['actor'])}: {shown(change['reason'])}")
 
 
-def _take(home: Path, action: str, name: str | None, who: Who, permille: int = 0) -> Rollout:
+def _take(home: Path, action: str, name: str | None, who: ChangeAuthor, permille: int = 0) -> Rollout:
     grace_ms = Home(home).config().references.grace_s * 1000
     known = InputLoader()
     return in_transaction(
         home,
-        lambda tx: steps.take(
+        lambda tx: steps.take_step(
             tx, action, name, who, now_ms(), load=known.bundle, grace_ms=grace_ms, permille=permille
         ),
     )

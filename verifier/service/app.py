@@ -31,7 +31,7 @@ from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
 from verifier.store import sessions as stored_sessions
 from verifier.store.database import Database
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
 _SWEEP_S: Final = 1.0
@@ -91,12 +91,12 @@ async def seed(db: Database, home: Home, config: VerifierConfig, now_ms: int) ->
     if envelope is None:
         envelope = bundles.sign(bundle, home.author_key())
     signer = bundles.verify(bundle, envelope, home.authors())
-    who = Who("touchstone", "the policy that the verifier started with")
+    who = ChangeAuthor("touchstone", "the policy that the verifier started with")
     async with db.write() as tx:
         await policies.publish(tx, bundle, envelope, signer, who, now_ms)
         await policies.activate_first(tx, bundle, who, now_ms)
         for document in bundle.documents:
-            await references.announce(tx, document, now_ms)
+            await references.add_with_policy(tx, document, now_ms)
 
 
 def make_app(service: Service) -> web.Application:
@@ -167,7 +167,7 @@ async def sweep(service: Service, *, levels: bool = True) -> None:
     async with service.db.write() as tx:
         await stored_sessions.expire(tx, now_ms)
         await stored_nodes.forget_requests(tx, now_ms)
-        await stored_incidents.confirm_overdue(tx, now_ms)
+        await stored_incidents.end_overdue_suspicions(tx, now_ms)
         if levels:
             await stored_events.prune(tx, now_ms - _EVENTS_KEPT_MS)
             await appraisals.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)

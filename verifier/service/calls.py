@@ -191,7 +191,7 @@ class CallScheduler:
         if node_id not in self._channels:
             async with service.db.write() as tx:
                 references = await service.inforce.digests(tx, node_id)
-                await sessions.miss(tx, node_id, node.models, references, service.now_ms())
+                await sessions.record_missed_call(tx, node_id, node.models, references, service.now_ms())
             return
         self._forget()
         hardware = policy.thresholds.classes.get(node.hardware_class)

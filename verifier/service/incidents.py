@@ -104,8 +104,8 @@ async def report(request: web.Request) -> web.Response:
         node = await nodes.by_id(tx, given.node)
         if node is None:
             raise RequestError("no such node", code="request.not-found")
-        made = Report(node, given.kind, given.detail, given.report, evidence)
-        row = await reports.take(tx, made, service.now_ms())
+        made = Report(node=node, kind=given.kind, detail=given.detail, id=given.report, evidence=evidence)
+        row = await reports.take_report(tx, made, service.now_ms())
     return json_response({"id": row["id"], "state": row["state"]}, status=201)
 
 

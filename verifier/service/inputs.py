@@ -174,7 +174,7 @@ class InputLoader:
         active: dict[str, ReferenceName] = {}
         replaced: dict[str, tuple[_Superseded, ...]] = {}
         retired = set()
-        for row in await references.weighed(tx):
+        for row in await references.comparable(tx):
             model = row["model"]
             if row["state"] == "retired":
                 retired.add(row["digest"])

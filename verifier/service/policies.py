@@ -20,7 +20,7 @@ from verifier.service.inputs import StoredLookup
 from verifier.service.state import service_of
 from verifier.store import policies, recordings, shadows, steps
 from verifier.store.database import Row
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.recordings import Window
 
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -35,9 +35,9 @@ class WhoBody(Struct, frozen=True, forbid_unknown_fields=True):
     actor: _Name
     reason: _Text
 
-    def who(self) -> Who:
+    def who(self) -> ChangeAuthor:
         """As the store keeps it."""
-        return Who(self.actor, self.reason)
+        return ChangeAuthor(self.actor, self.reason)
 
 
 class _ShareBody(WhoBody, frozen=True):
@@ -101,7 +101,7 @@ async def publish(request: web.Request) -> web.Response:
     """
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    who = Who(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
+    who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
     body = await read_body(request, bundles.MAX_ARCHIVE)
     # Unpacking and parsing: others must not wait for it.
     bundle, envelope = await asyncio.to_thread(bundles.read_archive, body)
@@ -176,7 +176,13 @@ async def try_out(request: web.Request) -> web.Response:
     service = service_of(request)
     require_bearer(request, service.admin_token)
     given = parse_json(await read_body(request, MAX_JSON), _TrialBody)
-    window = Window(given.nodes, given.operator, given.since * 1000, given.until * 1000, given.newest_only)
+    window = Window(
+        nodes=given.nodes,
+        operator=given.operator,
+        since_ms=given.since * 1000,
+        until_ms=given.until * 1000,
+        newest_only=given.newest_only,
+    )
     async with service.db.read() as tx:
         row = await policies.find(tx, request.match_info["policy"])
         bundle = await service.inforce.bundle(tx, row["digest"])
@@ -243,12 +249,12 @@ async def _who(request: web.Request, kind: type[Any]) -> Any:
     return parse_json(await read_body(request, MAX_JSON), kind)
 
 
-async def _move(request: web.Request, action: str, who: Who, *, permille: int = 0) -> web.Response:
+async def _move(request: web.Request, action: str, who: ChangeAuthor, *, permille: int = 0) -> web.Response:
     return await _take(request, action, request.match_info["policy"], who, permille=permille)
 
 
 async def _take(
-    request: web.Request, action: str, name: str | None, who: Who, *, permille: int = 0
+    request: web.Request, action: str, name: str | None, who: ChangeAuthor, *, permille: int = 0
 ) -> web.Response:
     service = service_of(request)
     if name is not None:
@@ -256,7 +262,7 @@ async def _take(
             # Before the transaction: unpacking takes its time, and then it is known.
             await service.inforce.bundle(tx, (await policies.find(tx, name))["digest"])
     async with service.db.write() as tx:
-        rollout = await steps.take(
+        rollout = await steps.take_step(
             tx, action, name, who, service.now_ms(), load=service.inforce.bundle,
             grace_ms=service.config.references.grace_s * 1000, permille=permille,
         )  # fmt: skip

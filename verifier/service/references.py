@@ -20,7 +20,7 @@ from verifier.service.policies import WhoBody
 from verifier.service.state import service_of
 from verifier.store import references
 from verifier.store.database import Row
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 from verifier.store.references import Provenance
 
 MAX_DOCUMENT: Final = 64 << 20
@@ -99,7 +99,7 @@ async def add(request: web.Request) -> web.Response:
     """
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    who = Who(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
+    who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
     limit = corim.MAX_CORIM if request.content_type == CORIM else MAX_DOCUMENT
     body = await read_body(request, limit)
     now_ms = service.now_ms()

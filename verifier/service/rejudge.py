@@ -36,7 +36,7 @@ from verifier.service.appraiser import Appraiser, devices_of, pin_of
 from verifier.service.inputs import StoredLookup
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
-from verifier.store.appraisals import Anew, Outdated, Signed, StaleError
+from verifier.store.appraisals import OutdatedResult, Reappraisal, Signed, StaleError
 
 _POLL_S: Final = 0.1
 _PAGE: Final = 200
@@ -56,7 +56,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True)
 class _Replaced:
-    anew: Anew
+    anew: Reappraisal
     sign: Callable[[Held], Signed]
 
 
@@ -119,7 +119,7 @@ class Rejudge:
             changed += await self._judge_page(page, rollout, replays, now_ms)
 
     async def _judge_page(
-        self, page: list[Outdated], rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
+        self, page: list[OutdatedResult], rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
     ) -> int:
         service = self._service
         tasks = [asyncio.create_task(self._judge(known, rollout, replays, now_ms)) for known in page]
@@ -133,7 +133,7 @@ class Rejudge:
         stands = [known for known, fate in pairs if fate is Fate.STANDS]
         async with service.db.write() as tx:
             if stands:
-                await appraisals.still_stands(tx, stands, rollout.generation)
+                await appraisals.mark_current(tx, stands, rollout.generation)
             for known, fate in pairs:
                 if isinstance(fate, _Replaced):
                     try:
@@ -141,17 +141,17 @@ class Rejudge:
                     except EvidenceError as error:
                         # It grew larger than readers accept: one node's trouble, and no other's.
                         _log.warning("a result could not be judged anew", node=known.node_id, why=str(error))
-                        await appraisals.lose(tx, known, now_ms)
+                        await appraisals.revoke_outdated(tx, known, now_ms)
                     # What could not be replaced has been, by newer evidence.
-                    await appraisals.still_stands(tx, [known], rollout.generation)
+                    await appraisals.mark_current(tx, [known], rollout.generation)
                 elif fate is Fate.LOST:
-                    await appraisals.lose(tx, known, now_ms)
+                    await appraisals.revoke_outdated(tx, known, now_ms)
         for _, fate in pairs:
             _rejudged.labels("replaced" if isinstance(fate, _Replaced) else fate).inc()
         return len(page) - len(stands)
 
     async def _judge(
-        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
+        self, known: OutdatedResult, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
     ) -> Fate | _Replaced:
         try:
             return await self._fate(known, rollout, replays, now_ms)
@@ -167,7 +167,7 @@ class Rejudge:
             return Fate.LOST
 
     async def _fate(
-        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
+        self, known: OutdatedResult, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
     ) -> Fate | _Replaced:
         service = self._service
         verdicts = trial.verdicts_of(known.claims)
@@ -183,7 +183,7 @@ class Rejudge:
             if before is None:
                 # From before there were recordings: it stands for its few minutes, unless something is blocked.
                 return Fate.STANDS if basis.blocks == Blocks() else Fate.LOST
-            first = await recordings.taken(tx, known.origin)
+            first = await recordings.read_head(tx, known.origin)
             if first is None:
                 return Fate.LOST
             if _only_blocks(before, basis):
@@ -205,8 +205,13 @@ class Rejudge:
         after = judged.verdicts(taken.record.held)
         if before.references == basis.references and not trial.compare(verdicts, after):
             return Fate.STANDS
-        anew = Anew(
-            known, node, pin_of(judged.checked), devices_of(judged.checked), basis, rollout.generation
+        anew = Reappraisal(
+            known=known,
+            node=node,
+            pin=pin_of(judged.checked),
+            devices=devices_of(judged.checked),
+            basis=basis,
+            generation=rollout.generation,
         )
 
         def sign(held: Held) -> Signed:

@@ -23,7 +23,7 @@ from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
 from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row
-from verifier.store.sessions import StoredSession, Want
+from verifier.store.sessions import StoredSession, WantedChallenge
 
 SESSION_TYPE: Final = "application/vnd.veraison.challenge-response-session+json"
 PREFIX: Final = "/challenge-response/v1"
@@ -77,7 +77,7 @@ async def open_session(
     node: Node | None,
     channel: Channel,
     nonce: bytes,
-    wants: Sequence[Want],
+    wants: Sequence[WantedChallenge],
     proof: Proof | None = None,
     *,
     together: int = 0,
@@ -109,17 +109,17 @@ async def open_session(
         raise RequestError("this nonce was used before", code="request.replayed") from None
 
 
-def wants_for(node: Node, *, walk: bool, wide: str | None = None) -> list[Want]:
+def wants_for(node: Node, *, walk: bool, wide: str | None = None) -> list[WantedChallenge]:
     """
     A `read` for each of the node's models, and a `walk` where one is due.
 
     Args:
         wide: The one model that is walked, with many rows: the clock is for it alone.
     """
-    wants = [Want(model, "read") for model in node.models]
+    wants = [WantedChallenge(model, "read") for model in node.models]
     if wide is not None:
-        return [*wants, Want(wide, "wide", instead="walk")]
-    return [*wants, *(Want(model, "walk") for model in node.models)] if walk else wants
+        return [*wants, WantedChallenge(wide, "wide", instead="walk")]
+    return [*wants, *(WantedChallenge(model, "walk") for model in node.models)] if walk else wants
 
 
 def _nonce(request: web.Request) -> tuple[bytes, Channel]:

@@ -55,7 +55,7 @@ class Shadow:
     async def _ask(self, appraisal_id: str, policy: str) -> None:
         service = self._service
         async with service.db.read() as tx:
-            taken = await recordings.taken(tx, appraisal_id)
+            taken = await recordings.read_head(tx, appraisal_id)
         if taken is None:
             return
         replay = await self._replay_under(policy)

@@ -105,7 +105,7 @@ class Service:
         Raises:
             RequestError: it was seen before.
         """
-        await nodes.see_request(tx, proof.kid, proof.random, self.forget_at(proof))
+        await nodes.use_request(tx, proof.kid, proof.random, self.forget_at(proof))
 
     def forget_at(self, proof: Proof) -> int:
         """When a proof's time would be refused anyway, milliseconds."""

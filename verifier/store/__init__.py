@@ -1,6 +1,6 @@
 """
-What the verifier remembers.
+What the verifier stores.
 
-`database` is the protocol a driver keeps, `sqlite` the driver; the other modules are
-functions on one transaction, so that what belongs together is done together.
+`database` is the protocol of a driver, and `sqlite` is the driver.  The other modules are functions on
+one transaction, so that changes that belong together are made together.
 """

@@ -1,4 +1,4 @@
-"""Results: exactly one for a session, inserted with everything that follows from it."""
+"""Results: one for each session, inserted with everything that follows from it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from verifier.incidents import Draft, drafts
 from verifier.recording import Record, VerifierInputNames, summary_of
 from verifier.results import AttestationResult, NodeRecord
 from verifier.schemes.base import Finding, Node, WalkRecord
-from verifier.store import events, incidents, nodes, policies, recordings, sessions
+from verifier.store import events, incidents, nodes, policies, recordings, revocations, sessions
 from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Signed:
-    """A result ready to be kept."""
+    """A signed result, ready to be stored."""
 
     result: AttestationResult
     id: str
@@ -34,94 +34,121 @@ class Signed:
 
 
 class StaleError(Exception):
-    """Something of ours changed while evidence was appraised: appraise it again."""
+    """A policy, a reference value or a block changed during the appraisal.  The evidence must be appraised again."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What an appraisal leaves behind besides its result."""
+    """An appraisal of submitted evidence: all that is stored besides the result."""
 
     session_id: str
     node: Node
     evidence: bytes
     drafts: Sequence[Draft]
+    """The incidents that its findings make."""
     passed: Sequence[str]
+    """The causes at which the node passed (`verifier.incident_rules.record_passes`)."""
     walks: Mapping[str, WalkRecord]
+    """By model."""
     pin: str | None
-    """The endpoint's TLS key, where the evidence proves one."""
+    """The digest of the endpoint's TLS key, if the evidence proves one."""
     devices: Sequence[str]
-    """What devices it declares."""
+    """The devices that it declares."""
     public: bool
     """False for background checks: their result goes to the caller alone."""
     generation: int
-    """The newest change of ours that it was appraised under."""
+    """The number of the newest change on the verifier's side that the appraisal took into account."""
     basis: VerifierInputNames
     input: bytes
     """The policy's input."""
     record: Callable[[Held, AttestationResult], Record]
-    """What is recorded of it, given what the database held against the node, and the result."""
+    """Makes the record, from what the database held against the node and from the result."""
 
 
 async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed], now_ms: int) -> Row:
     """
-    End a session with its one result, or give the result it already has.
+    End a session with its one result, or give the result that it has already.
 
-    Everything that follows (recording, walks kept, incidents opened, results revoked, events)
-    is in the same transaction; open incidents are looked at in it, so that no result slips past.
+    Everything that follows (recording, walks, incidents, revocations, events) is in the same transaction.
+    The node's open incidents are read in it too, so that no result can miss one.
+
+    Args:
+        sign: Concludes and signs the result, from what the database holds against the node.
 
     Raises:
-        RequestError: the session is over, or was given other evidence.
-        StaleError: a policy, a reference value or a block changed since the appraisal began.
+        RequestError: The session is over, or was given other evidence.
+        StaleError: A policy, a reference value or a block has changed since the appraisal began.
     """
     session = await sessions.get(tx, submission.session_id)
     if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
         return known
-    rollout = await policies.rollout(tx)
-    if rollout is None or rollout.generation != submission.generation:
-        raise StaleError
-    node = submission.node
-    held = await held_now(tx, node, submission.pin, submission.devices)
+    await _check_generation(tx, submission.generation)
+    held = await held_now(tx, submission.node, submission.pin, submission.devices)
     if submission.public and not held.retired:
-        for model, record in submission.walks.items():
-            await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
-        found = list(submission.drafts)
-        if held.endpoint_taken:
-            found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
-        elif submission.pin is not None:
-            await _claim_pin(tx, submission.pin, node.id)
-        if held.devices_taken:
-            found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
-        await _claim_devices(tx, submission.devices, node.id)
-        held_by = await incidents.apply(tx, node, submission.session_id, found, submission.passed, now_ms)
-        held = replace(held, quarantined_by=held_by)
+        held = await _take_consequences(tx, submission, held, now_ms)
     signed = sign(held)
-    await _insert(tx, signed, submission, signed.id, submission.generation, submission.basis)
-    kept = submission.record(held, signed.result)
+    await _insert(tx, signed, submission, origin=signed.id)
+    await _record(tx, submission, signed, held)
+    await _end_session(tx, submission, signed.id)
+    if submission.public and not held.retired:
+        await _announce(tx, submission.node.id, signed, now_ms)
+    return {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
+
+
+async def _check_generation(tx: Tx, generation: int) -> None:
+    rollout = await policies.rollout(tx)
+    if rollout is None or rollout.generation != generation:
+        raise StaleError
+
+
+async def _take_consequences(tx: Tx, submission: Submission, held: Held, now_ms: int) -> Held:
+    """Store the walks, claim the endpoint and the devices, and take the findings; gives what holds the node now."""
+    node = submission.node
+    for model, record in submission.walks.items():
+        await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
+    found = list(submission.drafts)
+    if held.endpoint_taken:
+        found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
+    elif submission.pin is not None:
+        await _claim_pin(tx, submission.pin, node.id)
+    if held.devices_taken:
+        found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
+    await _claim_devices(tx, submission.devices, node.id)
+    held_by = await incidents.take_evidence(tx, node, submission.session_id, found, submission.passed, now_ms)
+    return replace(held, quarantined_by=held_by)
+
+
+async def _record(tx: Tx, submission: Submission, signed: Signed, held: Held) -> None:
+    record = submission.record(held, signed.result)
     await recordings.keep(
         tx,
         signed.id,
         signed.issued_ms,
         submission.evidence,
         submission.input,
-        kept,
-        summary_of(kept, signed.result),
+        record,
+        summary_of(record, signed.result),
         public=submission.public,
     )
+
+
+async def _end_session(tx: Tx, submission: Submission, appraisal_id: str) -> None:
     await tx.execute(
         "UPDATE sessions SET status = 'complete', node_id = ?, evidence_sha256 = ?, appraisal_id = ? WHERE id = ?",
-        node.id,
+        submission.node.id,
         hashlib.sha256(submission.evidence).digest(),
-        signed.id,
+        appraisal_id,
         submission.session_id,
     )
-    if submission.public and not held.retired:
-        data = {"node": node.id, "result": signed.id, "token": signed.token}
-        await events.append(tx, now_ms, "result", data)
-    return {"id": signed.id, "node_id": node.id, "status": signed.status, "token": signed.token}
 
 
-class _Of(Protocol):
-    """What a result is of."""
+async def _announce(tx: Tx, node_id: str, signed: Signed, now_ms: int) -> None:
+    data = {"node": node_id, "result": signed.id, "token": signed.token}
+    await events.append(tx, now_ms, "result", data)
+
+
+class _Appraised(Protocol):
+    """What `Submission` and `Reappraisal` have in common."""
 
     @property
     def session_id(self) -> str: ...
@@ -129,38 +156,46 @@ class _Of(Protocol):
     def node(self) -> Node: ...
     @property
     def public(self) -> bool: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def basis(self) -> VerifierInputNames: ...
 
 
-async def _insert(
-    tx: Tx, signed: Signed, of: _Of, origin: str, generation: int, basis: VerifierInputNames
-) -> None:
+async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str) -> None:
+    """
+    Insert a result.
+
+    Args:
+        origin: The id of the result that its evidence was submitted for; its own, unless it is a reappraisal.
+    """
     await tx.execute(
         "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims, public,"
         " origin, basis, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         signed.id,
-        of.session_id,
-        of.node.id,
+        appraised.session_id,
+        appraised.node.id,
         signed.issued_ms,
         signed.expires_ms,
         signed.status,
         signed.token,
         signed.claims,
-        int(of.public),
+        int(appraised.public),
         origin,
-        msgspec.json.encode(basis).decode(),
-        generation,
+        msgspec.json.encode(appraised.basis).decode(),
+        appraised.generation,
     )
 
 
 async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> Held:
-    """What the database holds against a node as it is now, not as it was when its appraisal began."""
+    """Give what the database holds against a node now, which may differ from when its appraisal began."""
     current = await nodes.by_id(tx, node.id)
     live = current is not None and current.state != "retired" and current.key == node.key
     owner = None if pin is None else await _owner(tx, pin)
     return Held(
-        await incidents.holding(tx, node.id),
-        owner not in (None, node.id),
-        await _foreign(tx, devices, node.id),
+        quarantined_by=await incidents.holding(tx, node.id),
+        endpoint_taken=owner not in (None, node.id),
+        devices_taken=await _devices_of_others(tx, devices, node.id),
         retired=not live,
         node=None if current is None else _record_of(current),
     )
@@ -170,9 +205,9 @@ def _record_of(node: Node) -> NodeRecord:
     return NodeRecord(node.operator, node.enrolled_ms // 1000, node.state, node.hardware_class)
 
 
-@dataclass(frozen=True)
-class Outdated:
-    """A live result that was judged before the newest change of ours."""
+@dataclass(frozen=True, kw_only=True)
+class OutdatedResult:
+    """A live result that is older than the newest change on the verifier's side."""
 
     seq: int
     id: str
@@ -185,8 +220,8 @@ class Outdated:
     expires_ms: int
 
 
-async def outdated(tx: Tx, generation: int, now_ms: int, limit: int) -> list[Outdated]:
-    """Live results from before *generation*, the newest of their nodes."""
+async def outdated(tx: Tx, generation: int, now_ms: int, limit: int) -> list[OutdatedResult]:
+    """Give live results that are older than *generation*; of each node only the newest result counts."""
     rows = await tx.all(
         "SELECT seq, id, session_id, node_id, origin, basis, claims, issued_ms, expires_ms"
         " FROM appraisals a INDEXED BY appraisals_live"
@@ -197,22 +232,22 @@ async def outdated(tx: Tx, generation: int, now_ms: int, limit: int) -> list[Out
         now_ms,
         limit,
     )
-    return [Outdated(**row) for row in rows]
+    return [OutdatedResult(**row) for row in rows]
 
 
-async def still_stands(tx: Tx, known: Sequence[Outdated], generation: int) -> None:
-    """Results that the newest changes do not touch."""
+async def mark_current(tx: Tx, known: Sequence[OutdatedResult], generation: int) -> None:
+    """Mark results as up to date with *generation*: its changes do not affect them."""
     marks = ", ".join("?" for _ in known)
     await tx.execute(
         f"UPDATE appraisals SET generation = ? WHERE id IN ({marks})", generation, *(r.id for r in known)
     )
 
 
-@dataclass(frozen=True)
-class Anew:
-    """A recorded appraisal judged anew: no incident follows from it, nor does it get younger."""
+@dataclass(frozen=True, kw_only=True)
+class Reappraisal:
+    """A recorded appraisal done again.  No incident follows from it, and its result expires no later."""
 
-    known: Outdated
+    known: OutdatedResult
     node: Node
     pin: str | None
     devices: Sequence[str]
@@ -226,56 +261,46 @@ class Anew:
         return self.known.session_id
 
 
-async def replace_result(tx: Tx, anew: Anew, sign: Callable[[Held], Signed], now_ms: int) -> None:
+async def replace_result(
+    tx: Tx, reappraisal: Reappraisal, sign: Callable[[Held], Signed], now_ms: int
+) -> None:
     """
-    Put a result judged anew in the place of the one before, unless that is no longer the newest.
+    Replace a result by one that was appraised again, unless the node has a newer result.
 
     Raises:
-        StaleError: something of ours changed meanwhile.
+        StaleError: A policy, a reference value or a block has changed meanwhile.
     """
-    rollout = await policies.rollout(tx)
-    if rollout is None or rollout.generation != anew.generation:
-        raise StaleError
-    newest = await latest(tx, anew.node.id)
-    if newest is None or newest["id"] != anew.known.id or newest["revoked_ms"] is not None:
+    await _check_generation(tx, reappraisal.generation)
+    node = reappraisal.node
+    current = await latest(tx, node.id)
+    if current is None or current["id"] != reappraisal.known.id or current["revoked_ms"] is not None:
         return
-    signed = sign(await held_now(tx, anew.node, anew.pin, anew.devices))
-    await _end_earlier(tx, anew.node.id, now_ms)
-    await _insert(tx, signed, anew, anew.known.origin, anew.generation, anew.basis)
-    data = {"node": anew.node.id, "result": signed.id, "token": signed.token}
-    await events.append(tx, now_ms, "result", data)
+    signed = sign(await held_now(tx, node, reappraisal.pin, reappraisal.devices))
+    await revocations.end_results(tx, node.id, now_ms)
+    await _insert(tx, signed, reappraisal, origin=reappraisal.known.origin)
+    await _announce(tx, node.id, signed, now_ms)
 
 
-async def lose(tx: Tx, known: Outdated, now_ms: int) -> None:
-    """A result that cannot be judged anew is worth nothing under what holds now, unless it is not the newest."""
-    newest = await latest(tx, known.node_id)
-    if newest is not None and newest["id"] == known.id and await _end_earlier(tx, known.node_id, now_ms):
-        await events.append(tx, now_ms, "revocation", {"node": known.node_id})
-
-
-async def _end_earlier(tx: Tx, node_id: str, now_ms: int) -> int:
-    """Whoever shows an unexpired result of before is told at its status that it counts no more."""
-    return await tx.execute(
-        "UPDATE appraisals SET revoked_ms = ? WHERE node_id = ? AND revoked_ms IS NULL AND expires_ms > ?",
-        now_ms,
-        node_id,
-        now_ms,
-    )
+async def revoke_outdated(tx: Tx, known: OutdatedResult, now_ms: int) -> None:
+    """Revoke a result that cannot be appraised again, unless the node has a newer result."""
+    current = await latest(tx, known.node_id)
+    if current is not None and current["id"] == known.id:
+        await revocations.revoke_results(tx, known.node_id, now_ms)
 
 
 async def result_of(tx: Tx, session: StoredSession, evidence: bytes, now_ms: int) -> Row | None:
     """
-    The result a session has for these bytes; `None` while it waits for evidence.
+    Give the result that a session has for these bytes; `None` while the session waits for evidence.
 
     Raises:
-        RequestError: it is over, or it was given other bytes.
+        RequestError: The session is over, or it was given other bytes.
     """
     if session.status == "complete" and session.appraisal_id is not None:
         if session.evidence_sha256 != hashlib.sha256(evidence).digest():
             raise RequestError("this session was given other evidence", code="session.closed")
         known = await by_id(tx, session.appraisal_id)
         if known is None:
-            raise RequestError("the session's result is no longer kept", code="session.expired")
+            raise RequestError("the result of this session is no longer stored", code="session.expired")
         return known
     if session.status != "waiting" or session.expires_ms <= now_ms:
         raise RequestError("the session has expired or was dropped", code="session.expired")
@@ -288,15 +313,15 @@ async def _owner(tx: Tx, pin: str) -> str | None:
 
 
 async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
-    """A node serves with one TLS key, and a TLS key serves for one live node."""
+    """Let a node serve with one TLS key, and a TLS key serve one live node."""
     await tx.execute("DELETE FROM endpoints WHERE node_id = ? AND pin != ?", node_id, pin)
     await tx.execute(
         "INSERT INTO endpoints (pin, node_id) VALUES (?, ?) ON CONFLICT (pin) DO NOTHING", pin, node_id
     )
 
 
-async def _foreign(tx: Tx, devices: Sequence[str], node_id: str) -> frozenset[str]:
-    """Those of *devices* that another live node declared first."""
+async def _devices_of_others(tx: Tx, devices: Sequence[str], node_id: str) -> frozenset[str]:
+    """Give those of *devices* that another live node declared first."""
     found = set()
     for device in devices:
         row = await tx.one("SELECT node_id FROM devices WHERE device = ?", device)
@@ -306,7 +331,7 @@ async def _foreign(tx: Tx, devices: Sequence[str], node_id: str) -> frozenset[st
 
 
 async def _claim_devices(tx: Tx, devices: Sequence[str], node_id: str) -> None:
-    """A device is the first live node's that declares it, for as long as it goes on declaring it."""
+    """Let a device belong to the first live node that declares it, as long as that node declares it."""
     held = await tx.all("SELECT device FROM devices WHERE node_id = ?", node_id)
     for row in held:
         if row["device"] not in devices:
@@ -320,12 +345,12 @@ async def _claim_devices(tx: Tx, devices: Sequence[str], node_id: str) -> None:
 
 
 async def by_id(tx: Tx, appraisal_id: str) -> Row | None:
-    """A result by its id (`jti`)."""
+    """Give a result by its id (`jti`); `None` if there is none."""
     return await tx.one("SELECT * FROM appraisals WHERE id = ?", appraisal_id)
 
 
 async def latest(tx: Tx, node_id: str) -> Row | None:
-    """A node's newest public result."""
+    """Give the newest public result of a node; `None` if there is none."""
     return await tx.one(
         "SELECT * FROM appraisals WHERE node_id = ? AND public = 1 ORDER BY seq DESC LIMIT 1",
         node_id,
@@ -333,7 +358,7 @@ async def latest(tx: Tx, node_id: str) -> Row | None:
 
 
 async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
-    """The newest public result of each node that has an unexpired one, by node id; revoked or not."""
+    """Give the newest public result, revoked or not, of each node that has an unexpired one; by node id."""
     return await tx.all(
         "SELECT a.* FROM appraisals a JOIN ("
         "  SELECT node_id, max(seq) AS newest FROM appraisals INDEXED BY appraisals_live"
@@ -347,5 +372,5 @@ async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
 
 
 async def prune(tx: Tx, before_ms: int) -> None:
-    """Forget results issued before *before_ms*; their sessions stay, so that no nonce comes twice."""
+    """Delete results that were issued before *before_ms*.  Their sessions stay, so that no nonce comes twice."""
     await tx.execute("DELETE FROM appraisals WHERE issued_ms < ?", before_ms)

@@ -1,4 +1,4 @@
-"""What the store needs of a database: transactions that are durable once they end."""
+"""The protocol of a database: transactions that are durable once they end."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 class ConflictError(StoreError):
-    """A constraint refused: something that may be there once is there already."""
+    """A constraint of the database refused a row, for example because it exists already."""
 
 
 class Tx(Protocol):
-    """An open transaction.  Parameters are marked ``?``."""
+    """An open transaction.  A statement marks its parameters with ``?``."""
 
     async def execute(self, sql: str, *parameters: Any) -> int:
-        """Run a statement and return how many rows it changed.  Raises `ConflictError`."""
+        """Run a statement, and return how many rows it changed.  Raises `ConflictError`."""
         ...
 
     async def one(self, sql: str, *parameters: Any) -> Row | None:
-        """The first row, or `None`.  Raises `ConflictError` for an INSERT … RETURNING."""
+        """Give the first row, or `None`.  An INSERT … RETURNING may raise `ConflictError`."""
         ...
 
     async def all(self, sql: str, *parameters: Any) -> list[Row]:
-        """All rows."""
+        """Give all rows.  An INSERT … RETURNING may raise `ConflictError`."""
         ...
 
 
 class Database(Protocol):
-    """A database.  What `write` did survives a crash once its block has ended."""
+    """A database.  The changes of a `write` block survive a crash once the block has ended."""
 
     def write(self) -> AbstractAsyncContextManager[Tx]:
-        """A serialised transaction, committed at the end, rolled back on any exception."""
+        """Open a serialised transaction.  It is committed at the end, and rolled back on any exception."""
         ...
 
     def read(self) -> AbstractAsyncContextManager[Tx]:
         """
-        What was committed, to read from.
+        Open a view of the committed rows, for reading only.
 
-        Each statement sees the newest; what must fit together belongs into one statement or
-        into `write`.
+        Each statement sees the newest committed rows.  Values that must be consistent with each other
+        must be read in one statement or in `write`.
         """
         ...

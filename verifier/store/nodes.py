@@ -1,4 +1,4 @@
-"""Enrolment tokens, nodes, their keys, and the requests they have signed."""
+"""Enrolment tokens, nodes with their keys and states, and the requests that nodes have signed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import msgspec
 from attester.cose import PublicKey
 from verifier.errors import RequestError
 from verifier.schemes.base import Node
-from verifier.store import events, incidents
+from verifier.store import events, revocations
 from verifier.store.database import ConflictError, Row, Tx
 
 _UEID_RAND = b"\x01"
-"""Type byte of a UEID made of random bytes (RFC 9711 §4.2.1.1)."""
+"""The type byte of a UEID that is made of random bytes (RFC 9711 §4.2.1.1)."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Grant:
     operator: str
     models: tuple[str, ...]
     hardware_class: str = "cpu"
-    """As the policy's table names it: what a walk is timed against."""
+    """As the hardware table of the policy names it; the time limit of a walk depends on it."""
     node_id: str | None = None
-    """Only to give this node a new key, after it has lost the old one."""
+    """If given, the token is only for a new key of this node, which has lost its old one."""
 
 
 async def issue_token(tx: Tx, grant: Grant, now_ms: int, lifetime_ms: int) -> str:
     """
-    Make a one-time token.  Only its digest is kept.
+    Make a one-time token.  Only its digest is stored.
 
     Raises:
-        RequestError: it is for a node that is not there.
+        RequestError: The grant names a node that does not exist.
     """
     if grant.node_id is not None and await by_id(tx, grant.node_id) is None:
-        raise RequestError(f"no node {grant.node_id[:40]!r}", code="request.not-found")
+        raise RequestError(f"there is no node {grant.node_id[:40]!r}", code="request.not-found")
     token = secrets.token_urlsafe(24)
     await tx.execute(
         "INSERT INTO tokens (digest, operator, models, hardware_class, node_id, created_ms, expires_ms)"
@@ -59,7 +59,7 @@ async def use_token(tx: Tx, token: str, now_ms: int) -> Grant:
     Use up a token.
 
     Raises:
-        RequestError: unknown, used or expired; which of them is not said.
+        RequestError: The token is unknown, used or expired.  The error does not say which.
     """
     row = await tx.one(
         "UPDATE tokens SET used_ms = ? WHERE digest = ? AND used_ms IS NULL AND expires_ms > ? RETURNING *",
@@ -79,18 +79,18 @@ def _digest(token: str) -> bytes:
 
 async def enrol(tx: Tx, grant: Grant, models: tuple[str, ...], key: PublicKey, now_ms: int) -> Node:
     """
-    Enrol a node, or give one that lost its key the new one.
+    Enrol a node, or give a node that has lost its key a new one.
 
     Raises:
-        RequestError: the key is enrolled already, the models are beyond the grant, or the
-            token's node is not there.
+        RequestError: The key is enrolled already, the grant does not cover the models, or the node of the
+            grant does not exist or is retired.
     """
     if beyond := set(models) - set(grant.models):
         raise RequestError(f"the token is not for model {min(beyond)!r}", code="token.unusable")
     if grant.node_id is not None:
         known = await by_id(tx, grant.node_id)
         if known is None or known.state == "retired":
-            raise RequestError("the token's node is not there", code="token.unusable")
+            raise RequestError("the node of the token does not exist, or is retired", code="token.unusable")
         await replace_key(tx, grant.node_id, key, now_ms)
         return replace(known, key=key)
     node_id, ueid = secrets.token_hex(8), _UEID_RAND + secrets.token_bytes(16)
@@ -106,19 +106,28 @@ async def enrol(tx: Tx, grant: Grant, models: tuple[str, ...], key: PublicKey, n
     )
     await _insert_key(tx, node_id, key, now_ms)
     await events.append(tx, now_ms, "node", {"node": node_id, "state": "active"})
-    return Node(node_id, ueid, key, grant.operator, models, grant.hardware_class, "active", now_ms)
+    return Node(
+        id=node_id,
+        ueid=ueid,
+        key=key,
+        operator=grant.operator,
+        models=models,
+        hardware_class=grant.hardware_class,
+        state="active",
+        enrolled_ms=now_ms,
+    )
 
 
 async def replace_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
     """
-    Make *key* the node's current one; results bound to the old one are revoked.
+    Make *key* the current key of a node, and revoke the results that are bound to the old key.
 
     Raises:
-        RequestError: the key is enrolled already.
+        RequestError: The key is enrolled already.
     """
     await tx.execute("UPDATE node_keys SET current = 0 WHERE node_id = ?", node_id)
     await _insert_key(tx, node_id, key, now_ms)
-    await incidents.revoke(tx, node_id, now_ms)
+    await revocations.revoke_results(tx, node_id, now_ms)
 
 
 async def _insert_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
@@ -135,9 +144,43 @@ async def _insert_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None
 
 
 async def retire(tx: Tx, node_id: str, now_ms: int) -> None:
-    """Retire a node; raises `RequestError` where there is none that could be."""
-    if not await incidents.retire_node(tx, node_id, now_ms):
-        raise RequestError(f"no node {node_id!r} that could be retired", code="request.not-found")
+    """
+    Retire a node.
+
+    Raises:
+        RequestError: There is no such node, or it is retired already.
+    """
+    if not await retire_if_live(tx, node_id, now_ms):
+        raise RequestError(f"there is no node {node_id!r} that can be retired", code="request.not-found")
+
+
+async def retire_if_live(tx: Tx, node_id: str, now_ms: int) -> bool:
+    """
+    Retire a node: its evidence counts no more, its results are revoked, its endpoint and its devices are free.
+
+    Returns:
+        Whether it was not retired already.
+    """
+    changed = await _set_state(tx, node_id, "retired", ("active", "probation"), now_ms)
+    await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
+    await tx.execute("DELETE FROM devices WHERE node_id = ?", node_id)
+    await revocations.revoke_results(tx, node_id, now_ms)
+    return changed
+
+
+async def put_on_probation(tx: Tx, node_id: str, now_ms: int) -> None:
+    """Put an active node on probation."""
+    await _set_state(tx, node_id, "probation", ("active",), now_ms)
+
+
+async def _set_state(tx: Tx, node_id: str, state: str, earlier: tuple[str, ...], now_ms: int) -> bool:
+    marks = ", ".join("?" for _ in earlier)
+    changed = await tx.execute(
+        f"UPDATE nodes SET state = ? WHERE id = ? AND state IN ({marks})", state, node_id, *earlier
+    )
+    if changed:
+        await events.append(tx, now_ms, "node", {"node": node_id, "state": state})
+    return changed > 0
 
 
 _SELECT = """
@@ -146,17 +189,17 @@ _SELECT = """
 
 
 async def by_id(tx: Tx, node_id: str) -> Node | None:
-    """The node with this id."""
+    """Give the node with this id; `None` if there is none."""
     return _node(await tx.one(f"{_SELECT} WHERE n.id = ?", node_id))
 
 
 async def by_kid(tx: Tx, kid: bytes) -> Node | None:
-    """The node whose current key has this thumbprint."""
+    """Give the node whose current key has this thumbprint; `None` if there is none."""
     return _node(await tx.one(f"{_SELECT} WHERE k.kid = ?", kid))
 
 
 async def live_ids(tx: Tx) -> list[tuple[str, str, tuple[str, ...]]]:
-    """The id, operator and models of every node that is not retired."""
+    """Give the id, the operator and the models of every node that is not retired."""
     rows = await tx.all("SELECT id, operator, models FROM nodes WHERE state != 'retired' ORDER BY id")
     return [
         (row["id"], row["operator"], msgspec.json.decode(row["models"], type=tuple[str, ...])) for row in rows
@@ -164,7 +207,7 @@ async def live_ids(tx: Tx) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 async def page(tx: Tx, after: str, limit: int) -> list[Node]:
-    """Nodes by id, after *after*."""
+    """Give nodes by id, from the first after *after*."""
     rows = await tx.all(f"{_SELECT} WHERE n.id > ? ORDER BY n.id LIMIT ?", after, limit)
     return [node for row in rows if (node := _node(row))]
 
@@ -172,35 +215,33 @@ async def page(tx: Tx, after: str, limit: int) -> list[Node]:
 def _node(row: Row | None) -> Node | None:
     if row is None:
         return None
-    models = msgspec.json.decode(row["models"], type=tuple[str, ...])
-    key = PublicKey.decode(row["key"])
     return Node(
-        row["id"],
-        row["ueid"],
-        key,
-        row["operator"],
-        models,
-        row["hardware_class"],
-        row["state"],
-        row["enrolled_ms"],
+        id=row["id"],
+        ueid=row["ueid"],
+        key=PublicKey.decode(row["key"]),
+        operator=row["operator"],
+        models=msgspec.json.decode(row["models"], type=tuple[str, ...]),
+        hardware_class=row["hardware_class"],
+        state=row["state"],
+        enrolled_ms=row["enrolled_ms"],
     )
 
 
-async def see_request(tx: Tx, kid: bytes, random: bytes, expires_ms: int) -> None:
+async def use_request(tx: Tx, kid: bytes, random: bytes, expires_ms: int) -> None:
     """
-    Accept a signed request once.
+    Use up a signed request: it is accepted once.
 
     Raises:
-        RequestError: it was seen before.
+        RequestError: It was used earlier.
     """
     try:
         await tx.execute(
             "INSERT INTO seen_requests (kid, random, expires_ms) VALUES (?, ?, ?)", kid, random, expires_ms
         )
     except ConflictError:
-        raise RequestError("this signed request was seen before", code="request.replayed") from None
+        raise RequestError("this signed request was used already", code="request.replayed") from None
 
 
 async def forget_requests(tx: Tx, now_ms: int) -> None:
-    """Forget requests whose time would be refused anyway."""
+    """Delete the requests that would be refused by now because of their time."""
     await tx.execute("DELETE FROM seen_requests WHERE expires_ms < ?", now_ms)

@@ -1,4 +1,4 @@
-"""Policies as published, the changes that were made with them, and emergency blocks."""
+"""Published policies, the changes of the rollout, and emergency blocks."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ _MIN_PREFIX: Final = 6
 
 
 @dataclass(frozen=True)
-class Who:
-    """Who changes something, and why: kept with every change."""
+class ChangeAuthor:
+    """The person who makes a change, and the reason.  Both are stored with the change."""
 
     actor: str
     reason: str
 
     def __post_init__(self) -> None:
-        """A change needs a name and a reason."""
+        """Raise `RequestError` if the actor or the reason is blank."""
         if not self.actor.strip() or not self.reason.strip():
-            raise RequestError("a change needs who makes it and why")
+            raise RequestError("a change needs the name of the person who makes it, and a reason")
 
 
-async def publish(tx: Tx, bundle: Bundle, envelope: bytes, signer: str, who: Who, now_ms: int) -> bool:
+async def publish(
+    tx: Tx, bundle: Bundle, envelope: bytes, signer: str, author: ChangeAuthor, now_ms: int
+) -> bool:
     """
-    Keep a bundle for ever.  Returns false where it is known already.
+    Store a bundle for ever.
 
-    The caller has verified its signature, and seen its lint and its tests pass.
+    The caller must have verified its signature, and its lint and its tests must have passed.
+
+    Returns:
+        False if it is known already.
     """
     changed = await tx.execute(
         "INSERT INTO policies (digest, id, name, version, author, description, archive, signer, added_ms)"
@@ -53,16 +58,16 @@ async def publish(tx: Tx, bundle: Bundle, envelope: bytes, signer: str, who: Who
         now_ms,
     )
     if changed:
-        await note(tx, "publish", bundle.digest, who, now_ms, {"id": bundle.id, "signer": signer})
+        await note(tx, "publish", bundle.digest, author, now_ms, {"id": bundle.id, "signer": signer})
     return changed > 0
 
 
 async def find(tx: Tx, name: str) -> Row:
     """
-    A policy by its digest, the beginning of it, its id, or NAME@VERSION where that is one only.
+    Give a policy by its digest, by the first digits of the digest, by its id, or by NAME@VERSION.
 
     Raises:
-        RequestError: none, or several.
+        RequestError: There is no such policy, or more than one.
     """
     digest = name.rpartition(";")[2].lower()
     rows: list[Row] = []
@@ -74,13 +79,13 @@ async def find(tx: Tx, name: str) -> Row:
         label, _, version = name.partition("@")
         rows = await tx.all("SELECT * FROM policies WHERE name = ? AND version = ? LIMIT 2", label, version)
     if len(rows) != 1:
-        what = "no policy" if not rows else "more than one policy is"
+        what = "more than one policy is named" if rows else "there is no policy"
         raise RequestError(f"{what} {name[:100]!r}", code="request.not-found")
     return rows[0]
 
 
 async def every(tx: Tx) -> list[Row]:
-    """All policies, the newest first, without their archives."""
+    """Give all policies, the newest first, without their archives."""
     return await tx.all(
         "SELECT digest, id, name, version, author, description, signer, added_ms FROM policies"
         " ORDER BY added_ms DESC, digest"
@@ -88,18 +93,24 @@ async def every(tx: Tx) -> list[Row]:
 
 
 async def rollout(tx: Tx) -> Rollout | None:
-    """The rollout as it stands; `None` before anything was activated."""
+    """Give the rollout as it stands; `None` if no policy was ever activated."""
     row = await tx.one("SELECT * FROM changes ORDER BY seq DESC LIMIT 1")
     if row is None or row["active"] is None:
         return None
-    return Rollout(row["active"], row["shadow"], row["canary"], row["permille"], row["generation"])
+    return Rollout(
+        active=row["active"],
+        shadow=row["shadow"],
+        canary=row["canary"],
+        permille=row["permille"],
+        generation=row["generation"],
+    )
 
 
 async def note(
     tx: Tx,
     action: str,
     subject: str,
-    who: Who,
+    author: ChangeAuthor,
     now_ms: int,
     detail: Mapping[str, Any] | None = None,
     *,
@@ -107,11 +118,14 @@ async def note(
     decides: bool = False,
 ) -> int:
     """
-    Write down a change; returns its number.
+    Store a change.
 
     Args:
-        to: The rollout after it, where it changes that.
-        decides: Whether results depend on it: live ones are then judged anew.
+        to: The rollout after the change, if it changes the rollout.
+        decides: Whether results depend on the change.  If they do, live results are appraised again.
+
+    Returns:
+        The number of the change.
     """
     last = await tx.one("SELECT * FROM changes ORDER BY seq DESC LIMIT 1")
     seq = 1 if last is None else last["seq"] + 1
@@ -126,8 +140,8 @@ async def note(
         " canary, permille) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         seq,
         now_ms,
-        who.actor,
-        who.reason,
+        author.actor,
+        author.reason,
         action,
         subject,
         msgspec.json.encode(detail or {}).decode(),
@@ -141,39 +155,39 @@ async def note(
     return seq
 
 
-async def activate_first(tx: Tx, bundle: Bundle, who: Who, now_ms: int) -> Rollout:
-    """Make the first policy active, where there is none yet."""
+async def activate_first(tx: Tx, bundle: Bundle, author: ChangeAuthor, now_ms: int) -> Rollout:
+    """Make a policy active if none is active yet."""
     current = await rollout(tx)
     if current is None:
-        await note(tx, "promote", bundle.digest, who, now_ms, to=Rollout(bundle.digest), decides=True)
+        await note(tx, "promote", bundle.digest, author, now_ms, to=Rollout(bundle.digest), decides=True)
         current = await rollout(tx)
     assert current is not None
     return current
 
 
 async def move(
-    tx: Tx, action: str, policy: str | None, who: Who, now_ms: int, *, permille: int = 0
+    tx: Tx, action: str, policy: str | None, author: ChangeAuthor, now_ms: int, *, permille: int = 0
 ) -> Rollout:
     """
-    A step of the rollout: shadow, canary, promote or rollback.
+    Take a step of the rollout: shadow, canary, promote or rollback.
 
     Args:
         action: One of `verifier.policy.rollout.ACTIONS`.
-        policy: A policy's digest; `None` ends a shadow, or rolls back to what was before.
-        permille: For a canary, its share.
+        policy: A policy's digest; `None` ends a shadow, or rolls back to the policy that was active earlier.
+        permille: For a canary, its share of the nodes in thousandths.
 
     Raises:
-        RequestError: not a step from where the rollout stands.
+        RequestError: The rollout does not allow this step now.
     """
     current = await rollout(tx)
     if current is None:
-        raise RequestError("no policy is active yet: start the verifier first", code="policy.state")
+        raise RequestError("no policy is active yet. Start the verifier first", code="policy.state")
     detail: dict[str, Any] = {}
     match action, policy:
         case "shadow", _:
             after = steps.shadow(current, policy)
             if policy is not None:
-                await _count_anew(tx, policy)
+                await _reset_shadow_counts(tx, policy)
         case "canary", str():
             after = steps.canary(current, policy, permille)
             detail["permille"] = permille
@@ -182,7 +196,7 @@ async def move(
         case "rollback", str():
             after = steps.promote(current, policy)
         case "rollback", None:
-            after = steps.rollback(current, await _before(tx, current.active))
+            after = steps.rollback(current, await _earlier_active(tx, current.active))
         case _:
             raise RequestError(f"no step {action!r} without a policy")
     if action in ("canary", "promote"):
@@ -193,22 +207,22 @@ async def move(
         current.permille,
     )
     subject = policy or (after.active if action == "rollback" else "")
-    await note(tx, action, subject, who, now_ms, detail, to=after, decides=decides)
+    await note(tx, action, subject, author, now_ms, detail, to=after, decides=decides)
     now = await rollout(tx)
     assert now is not None
     return now
 
 
 async def was_active(tx: Tx, digest: str) -> bool:
-    """Whether a policy ever judged all nodes."""
+    """Whether a policy was ever the active one."""
     return await tx.one("SELECT 1 AS one FROM changes WHERE active = ? LIMIT 1", digest) is not None
 
 
-async def _before(tx: Tx, active: str) -> str | None:
+async def _earlier_active(tx: Tx, active: str) -> str | None:
     """
-    What was active before *active* was promoted the last time.
+    Give the policy that was active when *active* was last promoted.
 
-    Found by walking back over the promotions, so that rolling back twice goes back twice.
+    It is found by following the promotions and rollbacks in order, so that two rollbacks go back two policies.
     """
     stack: list[str] = []
     for row in await tx.all("SELECT action, active FROM changes WHERE active IS NOT NULL ORDER BY seq"):
@@ -223,14 +237,14 @@ async def _before(tx: Tx, active: str) -> str | None:
 
 
 async def _skipped(tx: Tx, action: str, policy: str) -> list[str]:
-    """The careful steps that were left out on the way."""
+    """Give the recommended steps that *policy* has not gone through."""
     rows = await tx.all("SELECT DISTINCT action FROM changes WHERE subject = ?", policy)
     taken = {row["action"] for row in rows}
-    careful = ("trial", "shadow") if action == "canary" else ("trial", "shadow", "canary")
-    return [name for name in careful if name not in taken]
+    recommended = ("trial", "shadow") if action == "canary" else ("trial", "shadow", "canary")
+    return [name for name in recommended if name not in taken]
 
 
-async def _count_anew(tx: Tx, policy: str) -> None:
+async def _reset_shadow_counts(tx: Tx, policy: str) -> None:
     await tx.execute("DELETE FROM shadow_differences WHERE policy = ?", policy)
     await tx.execute(
         "INSERT INTO shadow_counts (policy, appraised, differing, failed, skipped) VALUES (?, 0, 0, 0, 0)"
@@ -240,12 +254,12 @@ async def _count_anew(tx: Tx, policy: str) -> None:
 
 
 async def history(tx: Tx, before: int, limit: int) -> list[Row]:
-    """Changes, the newest first, below number *before*."""
+    """Give the changes with numbers below *before*, the newest first."""
     return await tx.all("SELECT * FROM changes WHERE seq < ? ORDER BY seq DESC LIMIT ?", before, limit)
 
 
 async def blocks(tx: Tx) -> Blocks:
-    """What is blocked now."""
+    """Give what is blocked now."""
     found: dict[str, set[str]] = {"digest": set(), "engine-version": set(), "device": set()}
     for row in await tx.all("SELECT kind, value FROM blocks WHERE lifted_ms IS NULL"):
         found[row["kind"]].add(row["value"])
@@ -253,16 +267,19 @@ async def blocks(tx: Tx) -> Blocks:
 
 
 async def live_blocks(tx: Tx) -> list[Row]:
-    """What is blocked now, with ids."""
+    """Give the blocks in force, with their ids."""
     return await tx.all("SELECT id, kind, value, added_ms FROM blocks WHERE lifted_ms IS NULL ORDER BY id")
 
 
-async def block(tx: Tx, kind: str, value: str, who: Who, now_ms: int) -> str:
+async def block(tx: Tx, kind: str, value: str, author: ChangeAuthor, now_ms: int) -> str:
     """
-    Block a digest, an engine's version or a device; returns the block's id, also where it was blocked before.
+    Block a digest, a version of an engine, or a device.
+
+    Returns:
+        The id of the block; the old one if the same thing is blocked already.
 
     Raises:
-        RequestError: not of the kind's form.
+        RequestError: The value does not have the form of its kind.
     """
     value = check_block(kind, value)
     known = await tx.one(
@@ -274,40 +291,47 @@ async def block(tx: Tx, kind: str, value: str, who: Who, now_ms: int) -> str:
     await tx.execute(
         "INSERT INTO blocks (id, kind, value, added_ms) VALUES (?, ?, ?, ?)", block_id, kind, value, now_ms
     )
-    await note(tx, "block", block_id, who, now_ms, {"kind": kind, "value": value}, decides=True)
+    await note(tx, "block", block_id, author, now_ms, {"kind": kind, "value": value}, decides=True)
     return block_id
 
 
-async def unblock(tx: Tx, block_id: str, who: Who, now_ms: int) -> None:
-    """Lift a block.  Raises `RequestError` where there is none."""
+async def unblock(tx: Tx, block_id: str, author: ChangeAuthor, now_ms: int) -> None:
+    """
+    Lift a block.
+
+    Raises:
+        RequestError: There is no such block, or it is lifted already.
+    """
     row = await tx.one(
         "UPDATE blocks SET lifted_ms = ? WHERE id = ? AND lifted_ms IS NULL RETURNING kind, value",
         now_ms,
         block_id,
     )
     if row is None:
-        raise RequestError(f"no block {block_id[:40]!r} that could be lifted", code="request.not-found")
-    await note(tx, "unblock", block_id, who, now_ms, dict(row), decides=True)
+        raise RequestError(
+            f"there is no block {block_id[:40]!r} that can be lifted", code="request.not-found"
+        )
+    await note(tx, "unblock", block_id, author, now_ms, dict(row), decides=True)
 
 
 def check_block(kind: str, value: str) -> str:
     """
-    What a block names, in its one form.
+    Give the value of a block in its normal form.
 
     Raises:
-        RequestError: not of the kind's form.
+        RequestError: The value does not have the form of its kind.
     """
     value = value.strip()
     if kind == "digest":
         value = value.lower().removeprefix("sha256:").removeprefix("blake3:")
         if len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise RequestError("a digest to block has 64 hexadecimal digits")
+            raise RequestError("a digest must have 64 hexadecimal digits")
     elif kind == "engine-version":
         engine, at, version = value.partition("@")
         if not (engine and at and version):
-            raise RequestError("an engine's version to block is written ENGINE@VERSION")
+            raise RequestError("the version of an engine must be written ENGINE@VERSION")
     elif kind != "device":
-        raise RequestError(f"a block is of a digest, an engine-version or a device, not of {kind[:40]!r}")
+        raise RequestError(f"the kind of a block must be digest, engine-version or device, not {kind[:40]!r}")
     if not value or len(value) > 256 or not value.isprintable():
-        raise RequestError("what is to be blocked has 1 to 256 printable characters")
+        raise RequestError("the value of a block must have 1 to 256 printable characters")
     return value

@@ -12,7 +12,7 @@ from verifier.store.database import Row, Tx
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the pool.  Seed and checked rows are derived from its place and the pool key."""
+    """A challenge of the pool.  Its seed and its checked rows are derived from its place and the pool key."""
 
     model: str
     kind: str
@@ -21,22 +21,28 @@ class Entry:
     parameters: str
     commitments: bytes
     reference: str | None = None
-    """The reference value that it was minted from, once it is taken."""
+    """The digest of the reference value that it was minted from; `None` while it is not taken."""
 
 
 async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "{}") -> int:
     """
-    Begin a batch of challenges.
+    Open a batch of challenges.
 
     Args:
-        goal: What is to be minted, JSON, for a run that takes it up again.
+        digest: The reference value that the challenges are minted from.
+        goal: What to mint, as JSON, for a later run that continues this one.
+
+    Returns:
+        The id of the batch.
 
     Raises:
-        ReferenceValueError: the reference is not one of the model's that is in force, or may come to be.
+        ReferenceValueError: The model has no such reference value, or the value is superseded or retired.
     """
     known = await references.by_digest(tx, digest)
     if known is None or known["model"] != model or known["state"] not in references.LIVE:
-        raise ReferenceValueError(f"{model}: the folder is not the one of a live reference value")
+        raise ReferenceValueError(
+            f"{model}: the folder does not match a reference value that is active or a candidate"
+        )
     row = await tx.one(
         "INSERT INTO batches (model, reference, minted_ms, goal) VALUES (?, ?, ?, ?) RETURNING id",
         model,
@@ -50,7 +56,7 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "
 
 
 async def is_live(tx: Tx, batch: int) -> bool:
-    """Whether a batch is of a reference value that is in force, or may come to be."""
+    """Whether the reference value of a batch is in force, or may come into force."""
     row = await tx.one(
         "SELECT r.state FROM batches b JOIN reference_values r ON r.digest = b.reference WHERE b.id = ?",
         batch,
@@ -59,25 +65,25 @@ async def is_live(tx: Tx, batch: int) -> bool:
 
 
 async def reference_of(tx: Tx, batch: int) -> str:
-    """The digest of the reference value that a batch was minted from."""
+    """Give the digest of the reference value that a batch was minted from."""
     row = await tx.one("SELECT reference FROM batches WHERE id = ?", batch)
     assert row is not None
     return str(row["reference"])
 
 
 async def last_batch(tx: Tx, model: str) -> Row | None:
-    """The newest batch of a model."""
+    """Give the newest batch of a model."""
     return await tx.one("SELECT * FROM batches WHERE model = ? ORDER BY id DESC LIMIT 1", model)
 
 
 async def minted(tx: Tx, batch: int) -> dict[str, int]:
-    """How many entries of each kind a batch has, used ones too."""
+    """Count the entries of a batch by kind, with those that are used."""
     rows = await tx.all("SELECT kind, count(*) AS n FROM pool WHERE batch = ? GROUP BY kind", batch)
     return {row["kind"]: row["n"] for row in rows}
 
 
 async def next_index(tx: Tx, model: str, kind: str) -> int:
-    """The first index never used: a seed must not come twice."""
+    """Give the first index that was never used: no seed may come twice."""
     row = await tx.one(
         "SELECT coalesce(max(idx), -1) + 1 AS next FROM pool WHERE model = ? AND kind = ?", model, kind
     )
@@ -101,11 +107,11 @@ async def add(tx: Tx, entries: Sequence[Entry]) -> None:
 
 
 async def take(tx: Tx, model: str, kind: str, reference: str, session_id: str, now_ms: int) -> Entry | None:
-    """Take the next free entry that was minted from a reference value, for ever."""
+    """Take the next free entry that was minted from a reference value.  It is never free again."""
     row = await tx.one(
         "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
-        # By the index of the free, batch by batch, said: the planner would walk past every used one,
-        # and past all that are left of values that are no longer in force.
+        # The index of the free entries is named, batch by batch.  Otherwise the planner would walk past every
+        # used entry, and past all those that are left of values no longer in force.
         "  SELECT p.idx FROM batches b CROSS JOIN pool p INDEXED BY pool_free ON p.batch = b.id"
         "  WHERE b.reference = ? AND p.model = ? AND p.kind = ? AND p.session_id IS NULL"
         "  ORDER BY b.id, p.idx LIMIT 1"
@@ -126,7 +132,7 @@ async def take(tx: Tx, model: str, kind: str, reference: str, session_id: str, n
 
 
 async def of_session(tx: Tx, session_id: str) -> list[Entry]:
-    """The entries that a session has used."""
+    """Give the entries that a session has taken."""
     rows = await tx.all(
         "SELECT p.*, b.reference FROM pool p JOIN batches b ON b.id = p.batch WHERE p.session_id = ?"
         " ORDER BY p.model, p.kind, p.idx",
@@ -136,7 +142,7 @@ async def of_session(tx: Tx, session_id: str) -> list[Entry]:
 
 
 async def levels(tx: Tx) -> list[Row]:
-    """Per model and kind: how many entries are free, of how many."""
+    """Count the free entries and all entries, by model and kind."""
     return await tx.all(
         "SELECT p.model, p.kind,"
         " sum(p.session_id IS NULL AND r.state IN ('active', 'candidate')) AS free, count(*) AS minted"
@@ -147,11 +153,11 @@ async def levels(tx: Tx) -> list[Row]:
 
 def _entry(row: Row) -> Entry:
     return Entry(
-        row["model"],
-        row["kind"],
-        row["idx"],
-        row["batch"],
-        row["parameters"],
-        row["commitments"],
-        row["reference"],
+        model=row["model"],
+        kind=row["kind"],
+        index=row["idx"],
+        batch=row["batch"],
+        parameters=row["parameters"],
+        commitments=row["commitments"],
+        reference=row["reference"],
     )

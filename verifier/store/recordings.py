@@ -1,4 +1,4 @@
-"""Recordings of what was appraised: kept for a time and a volume, read by trials."""
+"""Recordings of appraisals: kept up to an age and a total size, and read by trials."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from verifier.recording import AppraisalSummary, Record, Recording, RecordingHea
 from verifier.store.database import Database, Row, Tx
 
 _PAGE: Final = 256
-_FIRST: Final = "r.appraisal_id, r.node_id, r.at_ms, r.input, r.gist"
+_HEAD: Final = "r.appraisal_id, r.node_id, r.at_ms, r.input, r.gist"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Window:
-    """Which recordings are meant: of whom, and from when."""
+    """A choice of recordings, by node, operator and time."""
 
     nodes: tuple[str, ...] = ()
-    """All, where empty."""
+    """Ids of nodes; all nodes if empty."""
     operator: str | None = None
+    """All operators if `None`."""
     since_ms: int = 0
     until_ms: int = 1 << 62
     newest_only: bool = False
-    """Only the newest of each node."""
+    """Whether only the newest recording of each node is chosen."""
 
 
 async def keep(
@@ -34,15 +35,15 @@ async def keep(
     appraisal_id: str,
     at_ms: int,
     evidence: bytes,
-    given: bytes,
+    policy_input: bytes,
     record: Record,
-    gist: AppraisalSummary,
+    summary: AppraisalSummary,
     *,
     public: bool,
 ) -> None:
-    """Keep what was received and what its appraisal looked at."""
+    """Store the evidence as received, and everything else that its appraisal looked at."""
     packed = recording.pack(record)
-    text = msgspec.json.encode(gist).decode()
+    text = msgspec.json.encode(summary).decode()
     await tx.execute(
         "INSERT INTO recordings (appraisal_id, node_id, at_ms, evidence, input, gist, record, size, public)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -50,22 +51,22 @@ async def keep(
         record.node.id,
         at_ms,
         evidence,
-        given.decode(),
+        policy_input.decode(),
         text,
         packed,
-        len(evidence) + len(given) + len(text) + len(packed),
+        len(evidence) + len(policy_input) + len(text) + len(packed),
         int(public),
     )
 
 
 async def evidence_of(tx: Tx, appraisal_id: str) -> bytes | None:
-    """The evidence of an appraisal; `None` where it is no longer kept."""
+    """Give the evidence of an appraisal; `None` if it is no longer stored."""
     row = await tx.one("SELECT evidence FROM recordings WHERE appraisal_id = ?", appraisal_id)
     return None if row is None else bytes(row["evidence"])
 
 
 async def of_appraisal(tx: Tx, appraisal_id: str) -> Recording | None:
-    """The recording that an appraisal rests on; `None` where it is not kept, or from before there were any."""
+    """Give the recording of an appraisal; `None` if it is no longer stored, or older than recordings with inputs."""
     row = await tx.one(
         "SELECT evidence, input, record FROM recordings WHERE appraisal_id = ? AND input != ''", appraisal_id
     )
@@ -74,16 +75,16 @@ async def of_appraisal(tx: Tx, appraisal_id: str) -> Recording | None:
     return Recording(bytes(row["evidence"]), row["input"].encode(), recording.unpack(row["record"]))
 
 
-async def taken(tx: Tx, appraisal_id: str) -> RecordingHead | None:
-    """The first of a recording; `None` where it is not kept, or from before there were any."""
+async def read_head(tx: Tx, appraisal_id: str) -> RecordingHead | None:
+    """Give the head of a recording; `None` if it is no longer stored, or older than recordings with inputs."""
     row = await tx.one(
-        f"SELECT {_FIRST} FROM recordings r WHERE appraisal_id = ? AND input != ''", appraisal_id
+        f"SELECT {_HEAD} FROM recordings r WHERE appraisal_id = ? AND input != ''", appraisal_id
     )
-    return None if row is None else _taken(row)
+    return None if row is None else _head(row)
 
 
 async def count(tx: Tx, window: Window) -> int:
-    """How many recordings a window has that can be replayed."""
+    """Count the recordings in a window that can be replayed."""
     where, values = _where(window)
     row = await tx.one(f"SELECT count(*) AS n FROM recordings r WHERE {where}", *values)
     assert row is not None
@@ -92,16 +93,16 @@ async def count(tx: Tx, window: Window) -> int:
 
 async def pages(db: Database, window: Window) -> AsyncIterator[list[RecordingHead]]:
     """
-    The recordings of a window, oldest first.
+    Give the recordings of a window, the oldest first.
 
-    Read in pages, so that what is recorded meanwhile is neither waited for nor in the way.
+    They are read in pages, so that appraisals can be recorded meanwhile.
     """
     where, values = _where(window)
     at_ms, after = window.since_ms, ""
     while True:
         async with db.read() as tx:
             rows = await tx.all(
-                f"SELECT {_FIRST} FROM recordings r WHERE {where} AND (r.at_ms, r.appraisal_id) > (?, ?)"
+                f"SELECT {_HEAD} FROM recordings r WHERE {where} AND (r.at_ms, r.appraisal_id) > (?, ?)"
                 " ORDER BY r.at_ms, r.appraisal_id LIMIT ?",
                 *values,
                 at_ms,
@@ -110,7 +111,7 @@ async def pages(db: Database, window: Window) -> AsyncIterator[list[RecordingHea
             )
         if not rows:
             return
-        yield [_taken(row) for row in rows]
+        yield [_head(row) for row in rows]
         at_ms, after = rows[-1]["at_ms"], rows[-1]["appraisal_id"]
 
 
@@ -134,12 +135,14 @@ def _where(window: Window) -> tuple[str, tuple[object, ...]]:
 
 async def prune(tx: Tx, before_ms: int, max_bytes: int, live_ms: int) -> int:
     """
-    Forget what is older than *before_ms*, and the oldest beyond *max_bytes*.
+    Delete the recordings from before *before_ms*, and the oldest ones while their total size exceeds *max_bytes*.
 
-    What results from *live_ms* on rest on stays in any case: they may have to be judged anew.
-    Returns how many were forgotten.
+    Recordings from *live_ms* on stay in any case, because their results may have to be appraised again.
+
+    Returns:
+        How many recordings were deleted.
     """
-    forgotten = await tx.execute("DELETE FROM recordings WHERE at_ms < ?", before_ms)
+    deleted = await tx.execute("DELETE FROM recordings WHERE at_ms < ?", before_ms)
     row = await tx.one("SELECT coalesce(sum(size), 0) AS total FROM recordings")
     assert row is not None
     over = row["total"] - max_bytes
@@ -154,15 +157,15 @@ async def prune(tx: Tx, before_ms: int, max_bytes: int, live_ms: int) -> int:
                 break
             await tx.execute("DELETE FROM recordings WHERE appraisal_id = ?", entry["appraisal_id"])
             over -= entry["size"]
-            forgotten += 1
-    return forgotten
+            deleted += 1
+    return deleted
 
 
-def _taken(row: Row) -> RecordingHead:
+def _head(row: Row) -> RecordingHead:
     return RecordingHead(
-        row["appraisal_id"],
-        row["node_id"],
-        row["at_ms"],
-        row["input"].encode(),
-        recording.read_summary(row["gist"]),
+        appraisal_id=row["appraisal_id"],
+        node_id=row["node_id"],
+        at_ms=row["at_ms"],
+        input=row["input"].encode(),
+        gist=recording.read_summary(row["gist"]),
     )

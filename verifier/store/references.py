@@ -1,9 +1,8 @@
 """
 Reference values: one in force for each model, those it replaced, and those that wait.
 
-A value that is added where another is in force waits as a candidate: sources that disagree
-are a conflict for a person, not a race.  One that is replaced is only a warning for nodes
-that still have it, until its grace period ends.
+A value that is added while another is in force waits as a candidate: a person decides between sources that disagree.
+A value that was replaced is only a warning for nodes that still have it, until its grace period ends.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ from verifier.references.measured import Document, read_document
 from verifier.schemes.base import ModelReference, Source
 from verifier.store import events, policies
 from verifier.store.database import Row, Tx
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 
 LIVE: Final = ("active", "candidate")
+"""The states of values that are in force, or may come into force."""
 _MIN_PREFIX: Final = 6
 _COLUMNS: Final = "digest, model, added_ms, state, source, signer, not_before, not_after, grace_until_ms"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a value is from, and until when it holds, seconds since 1970."""
+    """Where a value is from, and from when and until when it is valid, in seconds since 1970."""
 
     source: Source = "measured"
     signer: str | None = None
@@ -39,67 +39,78 @@ async def add(
     tx: Tx,
     document: Document,
     provenance: Provenance,
-    who: Who,
+    author: ChangeAuthor,
     now_ms: int,
     *,
     replace: bool = False,
     grace_ms: int = 0,
 ) -> str:
     """
-    Keep a value.  The first of a model is in force at once; a further one waits, unless it is to *replace*.
+    Store a value.  The first value of a model is in force at once; a further one waits, unless *replace* is true.
 
     Returns:
-        Its state: active, candidate, or, where it was replaced before, superseded.
+        Its state: active, candidate, or superseded if another value has replaced it earlier.
 
     Raises:
-        ReferenceValueError: it was withdrawn before.
+        ReferenceValueError: The value was retired.
     """
     known = await tx.one("SELECT state FROM reference_values WHERE digest = ?", document.digest)
     if known is not None and known["state"] == "retired":
-        raise ReferenceValueError(f"{document.digest} was retired; a retired value does not come back")
+        raise ReferenceValueError(f"{document.digest} was retired. A retired value does not come back")
     if known is None:
-        await tx.execute(
-            "INSERT INTO reference_values (digest, model, document, added_ms, state, source, signer, not_before,"
-            " not_after) VALUES (?, ?, ?, ?, 'candidate', ?, ?, ?, ?)",
-            document.digest,
-            document.model,
-            msgspec.json.encode(document).decode(),
-            now_ms,
-            provenance.source,
-            provenance.signer,
-            provenance.not_before,
-            provenance.not_after,
-        )
-        detail = {"model": document.model, "source": provenance.source, "signer": provenance.signer}
-        await policies.note(tx, "reference-add", document.digest, who, now_ms, detail)
+        await _insert(tx, document, provenance, author, now_ms)
     else:
-        # The same files from another source: what it says of itself may be newer.
-        await tx.execute(
-            "UPDATE reference_values SET source = ?, signer = ?, not_before = ?, not_after = ? WHERE digest = ?",
-            provenance.source,
-            provenance.signer,
-            provenance.not_before,
-            provenance.not_after,
-            document.digest,
-        )
-        await policies.note(
-            tx, "reference-renew", document.digest, who, now_ms, {"model": document.model}, decides=True
-        )
+        await _renew(tx, document, provenance, author, now_ms)
     current = await active(tx, document.model)
     if current is not None and current["digest"] == document.digest:
         return "active"
     if current is None or replace:
-        await activate(tx, document.digest, who, now_ms, grace_ms=grace_ms)
+        await activate(tx, document.digest, author, now_ms, grace_ms=grace_ms)
         return "active"
     return "candidate" if known is None else str(known["state"])
 
 
-async def activate(tx: Tx, digest: str, who: Who, now_ms: int, *, grace_ms: int) -> None:
+async def _insert(
+    tx: Tx, document: Document, provenance: Provenance, author: ChangeAuthor, now_ms: int
+) -> None:
+    await tx.execute(
+        "INSERT INTO reference_values (digest, model, document, added_ms, state, source, signer, not_before,"
+        " not_after) VALUES (?, ?, ?, ?, 'candidate', ?, ?, ?, ?)",
+        document.digest,
+        document.model,
+        msgspec.json.encode(document).decode(),
+        now_ms,
+        provenance.source,
+        provenance.signer,
+        provenance.not_before,
+        provenance.not_after,
+    )
+    detail = {"model": document.model, "source": provenance.source, "signer": provenance.signer}
+    await policies.note(tx, "reference-add", document.digest, author, now_ms, detail)
+
+
+async def _renew(
+    tx: Tx, document: Document, provenance: Provenance, author: ChangeAuthor, now_ms: int
+) -> None:
+    """Update the provenance of a known value: the same files may come from another source, or with other dates."""
+    await tx.execute(
+        "UPDATE reference_values SET source = ?, signer = ?, not_before = ?, not_after = ? WHERE digest = ?",
+        provenance.source,
+        provenance.signer,
+        provenance.not_before,
+        provenance.not_after,
+        document.digest,
+    )
+    detail = {"model": document.model}
+    await policies.note(tx, "reference-renew", document.digest, author, now_ms, detail, decides=True)
+
+
+async def activate(tx: Tx, digest: str, author: ChangeAuthor, now_ms: int, *, grace_ms: int) -> None:
     """
-    Put a value in force; the one before is superseded, and a mismatch only after *grace_ms*.
+    Put a value in force.  The earlier one is superseded, and becomes a mismatch only after *grace_ms*.
 
     Raises:
-        ReferenceValueError: there is none that could be.
+        ReferenceValueError: There is no such value, or it is active or retired.
     """
     row = await tx.one("SELECT model, state FROM reference_values WHERE digest = ?", digest)
     if row is None or row["state"] in ("retired", "active"):
@@ -119,7 +130,7 @@ async def activate(tx: Tx, digest: str, who: Who, now_ms: int, *, grace_ms: int)
         tx,
         "reference-activate",
         digest,
-        who,
+        author,
         now_ms,
         {"model": row["model"], "grace_s": grace_ms // 1000},
         decides=True,
@@ -127,30 +138,30 @@ async def activate(tx: Tx, digest: str, who: Who, now_ms: int, *, grace_ms: int)
     await events.append(tx, now_ms, "reference", {"model": row["model"], "digest": digest})
 
 
-async def retire(tx: Tx, digest: str, who: Who, now_ms: int) -> None:
+async def retire(tx: Tx, digest: str, author: ChangeAuthor, now_ms: int) -> None:
     """
-    Withdraw a value, without grace.
+    Retire a value, without a grace period.
 
     Raises:
-        ReferenceValueError: there is none that could be.
+        ReferenceValueError: There is no such value, or it is retired already.
     """
     changed = await tx.execute(
         "UPDATE reference_values SET state = 'retired', grace_until_ms = 0 WHERE digest = ? AND state != 'retired'",
         digest,
     )
     if not changed:
-        raise ReferenceValueError(f"no reference value {digest[:64]!r} that could be retired")
-    await policies.note(tx, "reference-retire", digest, who, now_ms, decides=True)
+        raise ReferenceValueError(f"there is no reference value {digest[:64]!r} that can be retired")
+    await policies.note(tx, "reference-retire", digest, author, now_ms, decides=True)
 
 
-async def announce(tx: Tx, document: Document, now_ms: int, grace_ms: int = 0) -> None:
+async def add_with_policy(tx: Tx, document: Document, now_ms: int, grace_ms: int = 0) -> None:
     """
-    A value that comes into force with a policy: known from now on, as if just added.
+    Store a value that comes into force with a policy; its age counts from now.
 
-    The one that is in force otherwise is a warning for nodes under the policy until *grace_ms* is over.
+    For nodes under the policy, the value that is otherwise in force is a warning until *grace_ms* is over.
 
     Raises:
-        ReferenceValueError: it was retired.
+        ReferenceValueError: The value was retired.
     """
     row = await by_digest(tx, document.digest)
     if row is not None and row["state"] == "retired":
@@ -175,19 +186,21 @@ async def announce(tx: Tx, document: Document, now_ms: int, grace_ms: int = 0) -
     )
 
 
-async def dismiss(tx: Tx, document: Document, now_ms: int, grace_ms: int, *, again: bool) -> None:
+async def supersede_with_policy(
+    tx: Tx, document: Document, now_ms: int, grace_ms: int, *, restores: bool
+) -> None:
     """
-    A value that goes with a policy: a warning until *grace_ms* is over.
+    Let a value go with its policy: it is a warning until *grace_ms* is over.
 
     Args:
-        again: Whether the value that was in force before it is so again, as if just added.
+        restores: Whether the value that is otherwise in force counts again; its age counts from now.
     """
     await tx.execute(
         "UPDATE reference_values SET state = 'superseded', grace_until_ms = ? WHERE digest = ? AND state = 'candidate'",
         now_ms + grace_ms,
         document.digest,
     )
-    if again:
+    if restores:
         await tx.execute(
             "UPDATE reference_values SET added_ms = ?, grace_until_ms = 0 WHERE model = ? AND state = 'active'"
             " AND digest != ?",
@@ -198,21 +211,21 @@ async def dismiss(tx: Tx, document: Document, now_ms: int, grace_ms: int, *, aga
 
 
 async def active(tx: Tx, model: str) -> Row | None:
-    """The model's value in force, with its document."""
+    """Give the value in force for a model, with its document."""
     return await tx.one("SELECT * FROM reference_values WHERE model = ? AND state = 'active'", model)
 
 
 async def by_digest(tx: Tx, digest: str) -> Row | None:
-    """A value with its document."""
+    """Give a value with its document."""
     return await tx.one("SELECT * FROM reference_values WHERE digest = ?", digest)
 
 
 async def find(tx: Tx, name: str) -> Row:
     """
-    A value by its digest or the beginning of it.
+    Give a value by its digest, or by the first digits of the digest.
 
     Raises:
-        ReferenceValueError: none, or several.
+        ReferenceValueError: There is no such value, or more than one.
     """
     rows: list[Row] = []
     if len(name) >= _MIN_PREFIX and set(name) <= set("0123456789abcdef"):
@@ -227,7 +240,7 @@ async def find(tx: Tx, name: str) -> Row:
 
 
 async def every(tx: Tx, model: str | None = None) -> list[Row]:
-    """All values, of one model where it is named, without documents."""
+    """Give all values, or those of one model, without their documents."""
     return await tx.all(
         f"SELECT {_COLUMNS} FROM reference_values WHERE ? IS NULL OR model = ? ORDER BY model, state, added_ms DESC",
         model,
@@ -236,15 +249,15 @@ async def every(tx: Tx, model: str | None = None) -> list[Row]:
 
 
 async def documents(tx: Tx, states: tuple[str, ...]) -> list[Row]:
-    """All values in *states* with their documents, by model."""
+    """Give all values in *states* with their documents, by model."""
     marks = ", ".join("?" for _ in states)
     return await tx.all(
         f"SELECT * FROM reference_values WHERE state IN ({marks}) ORDER BY model, added_ms", *states
     )
 
 
-async def weighed(tx: Tx) -> list[Row]:
-    """Every value that appraisals may be held against, in force or replaced; and what was retired."""
+async def comparable(tx: Tx) -> list[Row]:
+    """Give every value that evidence may be compared with: in force, superseded within its grace, or retired."""
     return await tx.all(
         f"SELECT {_COLUMNS} FROM reference_values"
         " WHERE state IN ('active', 'retired') OR (state = 'superseded' AND grace_until_ms > 0)"
@@ -253,7 +266,7 @@ async def weighed(tx: Tx) -> list[Row]:
 
 
 def to_reference(row: Row) -> ModelReference:
-    """A row with its document, as the appraisal takes it."""
+    """Give the reference value of a row with its document, in the form that the appraisal takes."""
     return read_document(row["document"]).to_reference(
         source=row["source"], signer=row["signer"], not_before=row["not_before"], not_after=row["not_after"]
     )

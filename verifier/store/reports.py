@@ -1,4 +1,4 @@
-"""What routers report: each under its id once, into the incident that it makes or counts into."""
+"""Reports of routers: each is taken once, into the incident that it makes or counts into."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from typing import Any, Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.incidents import REPORTABLE, SEVERITY, Draft
-from verifier.schemes.base import Finding, Node
+from verifier.incidents import report_draft
+from verifier.schemes.base import Node
 from verifier.store import incidents
 from verifier.store.database import Row, Tx
 
-_EVIDENCE_KEPT: Final = 32
-"""Reports of one incident whose evidence is kept, the newest: a router may go on reporting for days."""
+_MAX_WITH_EVIDENCE: Final = 32
+"""Of so many reports of one incident, the newest, the evidence is stored: a router may report for days."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a router has seen and metered itself."""
+    """A report of what a router itself has seen or metered."""
 
     node: Node
     kind: str
     detail: str
     id: str | None = None
-    """The router's name for it: sent again, it counts nothing."""
+    """The router's id for it.  A report with an id that was taken already counts nothing."""
     evidence: str | None = None
     """JSON."""
 
 
-async def take(tx: Tx, report: Report, now_ms: int) -> Row:
+async def take_report(tx: Tx, report: Report, now_ms: int) -> Row:
     """
-    Take a report into the incident that it makes or counts into; returns that.
+    Take a report into the incident that it makes or counts into.
+
+    Returns:
+        That incident.
 
     Raises:
-        RequestError: not a kind that a router may report, or an id that another report has.
+        RequestError: A router may not report this kind, or another report has the same id.
     """
-    if report.kind not in REPORTABLE:
-        raise RequestError(f"a router reports {', '.join(sorted(REPORTABLE))}, not {report.kind[:60]!r}")
-    kept = await tx.one(
+    draft = report_draft(report.kind, report.detail)
+    stored = await tx.one(
         "INSERT INTO incident_reports (report, at_ms, evidence) VALUES (?, ?, ?)"
         " ON CONFLICT (report) DO NOTHING RETURNING seq",
         report.id,
         now_ms,
         report.evidence,
     )
-    if kept is None:
-        return await _taken_before(tx, report)
-    finding = Finding(f"router.{report.kind}", report.detail)
-    draft = Draft(report.kind, SEVERITY[report.kind], finding, None)
-    incident_id = await incidents.take_in(tx, draft, report.node, None, now_ms)
-    await tx.execute("UPDATE incident_reports SET incident_id = ? WHERE seq = ?", incident_id, kept["seq"])
-    await _trim(tx, incident_id)
+    if stored is None:
+        return await _incident_of_first(tx, report)
+    incident_id = await incidents.take_finding(tx, draft, report.node.id, None, now_ms)
+    await tx.execute("UPDATE incident_reports SET incident_id = ? WHERE seq = ?", incident_id, stored["seq"])
+    await _delete_old_evidence(tx, incident_id)
     return await incidents.get(tx, incident_id)
 
 
-async def _taken_before(tx: Tx, report: Report) -> Row:
-    """The incident that it went into when it first came."""
+async def _incident_of_first(tx: Tx, report: Report) -> Row:
+    """Give the incident that a report went into when it first came."""
     first = await tx.one("SELECT incident_id FROM incident_reports WHERE report = ?", report.id)
     assert first is not None
     incident = await incidents.get(tx, first["incident_id"])
@@ -68,16 +68,16 @@ async def _taken_before(tx: Tx, report: Report) -> Row:
     return incident
 
 
-async def _trim(tx: Tx, incident_id: str) -> None:
+async def _delete_old_evidence(tx: Tx, incident_id: str) -> None:
     await tx.execute(
         "UPDATE incident_reports SET evidence = NULL WHERE incident_id = ? AND seq <= ("
         "  SELECT seq FROM incident_reports WHERE incident_id = ? AND evidence IS NOT NULL"
         "  ORDER BY seq DESC LIMIT 1 OFFSET ?)",
         incident_id,
         incident_id,
-        _EVIDENCE_KEPT,
+        _MAX_WITH_EVIDENCE,
     )
-    # What has neither an id nor evidence says nothing that the count does not.
+    # A report without an id and without evidence says no more than the count.
     await tx.execute(
         "DELETE FROM incident_reports WHERE incident_id = ? AND report IS NULL AND evidence IS NULL",
         incident_id,
@@ -85,7 +85,7 @@ async def _trim(tx: Tx, incident_id: str) -> None:
 
 
 async def of_incident(tx: Tx, incident_id: str) -> list[dict[str, Any]]:
-    """What routers gave with their reports of an incident, oldest first."""
+    """Give the reports of an incident that have evidence, the oldest first."""
     rows = await tx.all(
         "SELECT report, at_ms, evidence FROM incident_reports"
         " WHERE incident_id = ? AND evidence IS NOT NULL ORDER BY seq",

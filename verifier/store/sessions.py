@@ -1,10 +1,10 @@
-"""Sessions: one nonce each, used once, with the challenges taken for it."""
+"""Sessions: each has one nonce, which is used once, and the challenges that were taken for it."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -16,13 +16,13 @@ from verifier.store.database import Row, Tx
 from verifier.store.pool import Entry
 
 _APPRAISING_MS: Final = 10_000
-"""Longer than a policy may take."""
+"""How long evidence that came in time may still be appraised: longer than a policy may take."""
 _HOUR_MS: Final = 3600 * 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredSession:
-    """A session as kept; its challenges are in `entries`."""
+    """A session as stored, with the challenges that were taken for it."""
 
     id: str
     node_id: str | None
@@ -31,23 +31,29 @@ class StoredSession:
     issued_ms: int
     expires_ms: int
     status: str
-    exhausted: Mapping[str, tuple[str, ...]]
-    answers: Mapping[str, Answers] | None
-    answer_ms: int | None
-    evidence_sha256: bytes | None
-    appraisal_id: str | None
-    entries: tuple[Entry, ...]
+    exhausted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By model, the kinds of challenges that the pool did not have."""
+    answers: Mapping[str, Answers] | None = None
+    """By model, the answers to a call."""
+    answer_ms: int | None = None
+    """By the verifier's clock, from the call to the last byte of the answers."""
+    evidence_sha256: bytes | None = None
+    appraisal_id: str | None = None
+    """The id of the result, once there is one."""
+    entries: tuple[Entry, ...] = ()
+    """The challenges."""
     together: int = 0
+    """How many nodes were called at the same moment, if more than one."""
 
 
 @dataclass(frozen=True)
-class Want:
+class WantedChallenge:
     """A challenge to take, if the pool has one."""
 
     model: str
     kind: str
     instead: str | None = None
-    """The kind to take where there is none of this one."""
+    """The kind to take if the pool has none of `kind`."""
 
 
 async def open_session(
@@ -58,7 +64,7 @@ async def open_session(
     nonce: bytes,
     now_ms: int,
     lifetime_ms: int,
-    wants: Sequence[Want],
+    wants: Sequence[WantedChallenge],
     references: Mapping[str, str],
     hourly: int | None = None,
     together: int = 0,
@@ -66,43 +72,80 @@ async def open_session(
     """
     Open a session and take its challenges, in one transaction.
 
-    While a node's session waits, asking again gives the same one with its original time of
-    issue: a repeated request burns nothing and buys no time.
+    While a node's session waits, a repeated request gets the same session with its original time of
+    issue: it uses up no challenge and gains no time.
 
     Args:
-        references: By model the reference value in force for the node: challenges are of it.
-        hourly: How many sessions of this channel the node may open within an hour: each
-            costs the pool, also one that is dropped at once.
-        together: How many nodes are called at this moment, where more than one.
+        references: By model, the digest of the reference value in force for the node; challenges are made from it.
+        hourly: How many sessions of this channel the node may open within an hour.  Each one uses up
+            challenges, even if it is dropped at once.
+        together: How many nodes are called at this moment, if more than one.
 
     Raises:
-        ConflictError: the nonce was issued before.
-        RequestError: too many within the hour.
+        ConflictError: The nonce was issued before.
+        RequestError: The node has opened too many sessions within the hour.
     """
     if node_id is not None:
-        waiting = await tx.one(
-            "SELECT id, expires_ms FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
-            node_id,
-            channel,
-        )
-        if waiting is not None and waiting["expires_ms"] > now_ms:
-            return await get(tx, waiting["id"])
+        waiting = await _waiting(tx, node_id, channel, now_ms)
         if waiting is not None:
-            await expire(tx, now_ms, node_id=node_id)
+            return waiting
         if hourly is not None:
-            await _spend(tx, node_id, channel, now_ms, hourly)
-    session_id = secrets.token_hex(16)
-    await tx.execute(
-        "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted, together)"
-        " VALUES (?, ?, ?, ?, ?, ?, 'waiting', '{}', ?)",
-        session_id,
+            await _check_hourly_limit(tx, node_id, channel, now_ms, hourly)
+    session = StoredSession(
+        id=secrets.token_hex(16),
+        node_id=node_id,
+        channel=channel,
+        nonce=nonce,
+        issued_ms=now_ms,
+        expires_ms=now_ms + lifetime_ms,
+        status="waiting",
+        together=together,
+    )
+    await _insert(tx, session)
+    entries, exhausted = await _take_challenges(tx, session.id, wants, references, now_ms)
+    if exhausted:
+        await tx.execute(
+            "UPDATE sessions SET exhausted = ? WHERE id = ?",
+            msgspec.json.encode(exhausted).decode(),
+            session.id,
+        )
+    return replace(session, entries=entries, exhausted=exhausted)
+
+
+async def _waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> StoredSession | None:
+    """Give the node's session that waits; one whose time is over is ended first."""
+    found = await tx.one(
+        "SELECT id, expires_ms FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
         node_id,
         channel,
-        nonce,
-        now_ms,
-        now_ms + lifetime_ms,
-        together,
     )
+    if found is None:
+        return None
+    if found["expires_ms"] > now_ms:
+        return await get(tx, found["id"])
+    await expire(tx, now_ms, node_id=node_id)
+    return None
+
+
+async def _insert(tx: Tx, session: StoredSession) -> None:
+    await tx.execute(
+        "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted, together)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, '{}', ?)",
+        session.id,
+        session.node_id,
+        session.channel,
+        session.nonce,
+        session.issued_ms,
+        session.expires_ms,
+        session.status,
+        session.together,
+    )
+
+
+async def _take_challenges(
+    tx: Tx, session_id: str, wants: Sequence[WantedChallenge], references: Mapping[str, str], now_ms: int
+) -> tuple[tuple[Entry, ...], dict[str, tuple[str, ...]]]:
+    """Take the wanted challenges from the pool; gives also, by model, the kinds that the pool did not have."""
     entries: list[Entry] = []
     exhausted: dict[str, tuple[str, ...]] = {}
     for want in wants:
@@ -114,32 +157,11 @@ async def open_session(
             exhausted[want.model] = (*exhausted.get(want.model, ()), want.instead or want.kind)
         else:
             entries.append(entry)
-    if exhausted:
-        await tx.execute(
-            "UPDATE sessions SET exhausted = ? WHERE id = ?",
-            msgspec.json.encode(exhausted).decode(),
-            session_id,
-        )
-    return StoredSession(
-        id=session_id,
-        node_id=node_id,
-        channel=channel,
-        nonce=nonce,
-        issued_ms=now_ms,
-        expires_ms=now_ms + lifetime_ms,
-        status="waiting",
-        exhausted=exhausted,
-        answers=None,
-        answer_ms=None,
-        evidence_sha256=None,
-        appraisal_id=None,
-        entries=tuple(entries),
-        together=together,
-    )
+    return tuple(entries), exhausted
 
 
 async def waiting_calls(tx: Tx, now_ms: int) -> frozenset[str]:
-    """The nodes whose call still waits for its answer."""
+    """Give the ids of the nodes whose call still waits for its answer."""
     rows = await tx.all(
         "SELECT node_id FROM sessions WHERE channel = 'call' AND status = 'waiting' AND expires_ms > ?",
         now_ms,
@@ -149,10 +171,10 @@ async def waiting_calls(tx: Tx, now_ms: int) -> frozenset[str]:
 
 async def get(tx: Tx, session_id: str) -> StoredSession:
     """
-    A session by id.
+    Give a session by its id.
 
     Raises:
-        RequestError: there is none.
+        RequestError: There is none.
     """
     row = await tx.one("SELECT * FROM sessions WHERE id = ?", session_id)
     if row is None:
@@ -162,10 +184,10 @@ async def get(tx: Tx, session_id: str) -> StoredSession:
 
 async def keep_answers(tx: Tx, session_id: str, answers: Mapping[str, Answers], answer_ms: int) -> None:
     """
-    Keep the answers to a call; the first ones count.
+    Store the answers to a call.  Only the first answers count.
 
     Raises:
-        RequestError: answered already, or not waiting.
+        RequestError: The call is answered already, or no longer waits.
     """
     changed = await tx.execute(
         "UPDATE sessions SET answers = ?, answer_ms = ?"
@@ -175,11 +197,11 @@ async def keep_answers(tx: Tx, session_id: str, answers: Mapping[str, Answers], 
         session_id,
     )
     if not changed:
-        raise RequestError("this call is answered, or no longer waits", code="session.closed")
+        raise RequestError("this call is answered already, or no longer waits", code="session.closed")
 
 
 async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
-    """Drop a session that waits.  Its nonce and its challenges stay used."""
+    """Drop a session that waits.  Its nonce and its challenges stay used up."""
     row = await tx.one(
         "UPDATE sessions SET status = 'failed' WHERE id = ? AND status = 'waiting' RETURNING *", session_id
     )
@@ -189,12 +211,15 @@ async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
 
 async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, blame: bool = True) -> int:
     """
-    End the sessions whose time is over; calls that were not answered are missed.
+    End the sessions whose time is over.  Calls that were not answered count as missed.
 
     Args:
-        node_id: Only this node's, at once.  Otherwise evidence that came in time and is
-            still being appraised is given a moment.
-        blame: False after we were down ourselves: nobody could have answered.
+        node_id: If given, only this node's sessions are ended, and at once.  Otherwise evidence that came in time
+            has `_APPRAISING_MS` to be appraised.
+        blame: False after the verifier itself was down, because no node could have answered.
+
+    Returns:
+        How many sessions ended.
     """
     rows = await tx.all(
         "UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND expires_ms <= ?"
@@ -208,10 +233,10 @@ async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, blame: bool
     return len(rows)
 
 
-async def miss(
+async def record_missed_call(
     tx: Tx, node_id: str, models: Sequence[str], references: Mapping[str, str], now_ms: int
 ) -> None:
-    """A call was due and the node held no channel open: missed, without burning a challenge."""
+    """Record a call that was due while the node held no channel open.  It uses up no challenge."""
     session_id = secrets.token_hex(16)
     await tx.execute(
         "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted)"
@@ -224,25 +249,25 @@ async def miss(
     )
     for model in models:
         await _miss_walk(tx, session_id, node_id, model, references.get(model, ""), now_ms)
-    await incidents.note_missed(tx, node_id, session_id, now_ms)
+    await incidents.note_missed_call(tx, node_id, session_id, now_ms)
 
 
 async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
     if row["channel"] != "call":
         return
-    # Ended without evidence: whatever walk it asked for was missed.
+    # The call ended without evidence, so the walks that it asked for were missed.
     for entry in await pool.of_session(tx, row["id"]):
         if entry.kind != "read":
             reference = await pool.reference_of(tx, entry.batch)
             await _miss_walk(tx, row["id"], row["node_id"], entry.model, reference, now_ms)
-    await incidents.note_missed(tx, row["node_id"], row["id"], now_ms)
+    await incidents.note_missed_call(tx, row["node_id"], row["id"], now_ms)
 
 
 async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, reference: str, now_ms: int) -> None:
     await keep_walk(tx, session_id, node_id, model, WalkRecord("call", "missed", now_ms, reference=reference))
 
 
-async def _spend(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:
+async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:
     row = await tx.one(
         "SELECT count(*) AS n, min(issued_ms) AS oldest FROM sessions"
         " WHERE node_id = ? AND channel = ? AND issued_ms > ?",
@@ -251,14 +276,16 @@ async def _spend(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -
         now_ms - _HOUR_MS,
     )
     if row is not None and row["n"] >= hourly:
-        wait = (row["oldest"] + _HOUR_MS - now_ms) // 1000 + 1
+        wait_s = (row["oldest"] + _HOUR_MS - now_ms) // 1000 + 1
         raise RequestError(
-            f"{hourly} sessions with challenges an hour", code="request.too-often", retry_after=wait
+            f"a node may open {hourly} sessions with challenges an hour",
+            code="request.too-often",
+            retry_after=wait_s,
         )
 
 
 async def keep_walk(tx: Tx, session_id: str, node_id: str, model: str, record: WalkRecord) -> None:
-    """Keep what a session showed about a model, for later appraisals."""
+    """Store what a session showed about a model, for later appraisals."""
     await tx.execute(
         "INSERT INTO walks (session_id, node_id, model, called, wide, record, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
         session_id,
@@ -273,10 +300,10 @@ async def keep_walk(tx: Tx, session_id: str, node_id: str, model: str, record: W
 
 async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRecord, ...]:
     """
-    The newest walks of a node and model, oldest first: calls, wide calls, and as many of the others.
+    Give the newest walks of a node and model, oldest first: up to *limit* calls, wide calls and others each.
 
-    Apart, so that a node cannot push its calls out by asking for challenges itself, and
-    wide ones, which are rare, are not pushed out by the others.
+    The three have separate limits.  So a node cannot displace its calls by asking for challenges itself,
+    and the wide calls, which are rare, are not displaced by the others.
     """
     found: list[Row] = []
     for called, wide in ((0, 0), (1, 0), (1, 1)):
@@ -294,7 +321,7 @@ async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRec
 
 
 async def prune(tx: Tx, before_ms: int) -> None:
-    """Forget old walks, and sessions that ended without evidence and used no challenge."""
+    """Delete old walks, and old sessions that ended without evidence and used no challenge."""
     await tx.execute("DELETE FROM walks WHERE at_ms < ?", before_ms)
     await tx.execute(
         "DELETE FROM sessions WHERE status = 'failed' AND expires_ms < ?"

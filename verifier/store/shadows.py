@@ -1,4 +1,4 @@
-"""What live evidence would have come to under a shadow policy: counted, and kept for people."""
+"""What live evidence would have come to under a shadow policy: counts and differences, for people."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from verifier.store.database import Tx
 from verifier.trial import Change
 
 _MAX_DIFFERENCES = 100_000
-"""Rows kept for one policy: further ones are counted in the total alone."""
+"""The most rows stored for one policy.  Further differences are counted in the total alone."""
 
 
 async def count(
-    tx: Tx, policy: str, taken: RecordingHead, changes: Sequence[Change], *, failed: bool, skipped: int
+    tx: Tx, policy: str, head: RecordingHead, changes: Sequence[Change], *, failed: bool, skipped: int
 ) -> None:
-    """Take in what one appraisal would have come to."""
+    """Count one appraisal, with the *changes* that the shadow policy would have made to its result."""
     row = await tx.one(
         "UPDATE shadow_counts SET appraised = appraised + 1, differing = differing + ?, failed = failed + ?,"
         " skipped = skipped + ? WHERE policy = ? RETURNING differing",
@@ -33,9 +33,9 @@ async def count(
         changed = await tx.execute(
             "UPDATE shadow_differences SET count = count + 1, last_ms = ?"
             " WHERE policy = ? AND node_id = ? AND submod = ? AND change = ?",
-            taken.at_ms,
+            head.at_ms,
             policy,
-            taken.node_id,
+            head.node_id,
             change.submod,
             text,
         )
@@ -44,16 +44,16 @@ async def count(
                 "INSERT INTO shadow_differences (policy, node_id, submod, change, count, first_ms, last_ms)"
                 " VALUES (?, ?, ?, ?, 1, ?, ?)",
                 policy,
-                taken.node_id,
+                head.node_id,
                 change.submod,
                 text,
-                taken.at_ms,
-                taken.at_ms,
+                head.at_ms,
+                head.at_ms,
             )
 
 
 async def report(tx: Tx, policy: str) -> dict[str, Any] | None:
-    """What was counted for a policy; `None` where it was never a shadow."""
+    """Give what was counted for a policy; `None` if it was never a shadow."""
     row = await tx.one("SELECT * FROM shadow_counts WHERE policy = ?", policy)
     if row is None:
         return None
@@ -77,5 +77,5 @@ async def report(tx: Tx, policy: str) -> dict[str, Any] | None:
                 "last": found["last_ms"] // 1000,
             }
         )
-    counted = {name: row[name] for name in ("policy", "appraised", "differing", "failed", "skipped")}
-    return {**counted, "changes": changes}
+    counts = {name: row[name] for name in ("policy", "appraised", "differing", "failed", "skipped")}
+    return {**counts, "changes": changes}

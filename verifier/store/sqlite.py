@@ -1,4 +1,4 @@
-"""SQLite behind the `Database` protocol: WAL, synchronous=FULL, one writer at a time."""
+"""The `Database` protocol over SQLite: write-ahead log, synchronous=FULL, one writer at a time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _RETRY_S = 0.01
 
 class SqliteDatabase:
     """
-    A database file; use as an async context manager.
+    A database file, to be used as an async context manager.
 
     Args:
-        path: Where it is.
-        schema: The package whose ``migrations`` make its tables.
+        path: The path of the file.
+        schema: The package with the ``migrations`` that make its tables.
     """
 
     def __init__(self, path: Path, *, schema: str = "verifier.store") -> None:
@@ -41,7 +41,7 @@ class SqliteDatabase:
         Open the file and bring its schema up to date.
 
         Raises:
-            StoreError: it cannot be opened, or was written by a newer version.
+            StoreError: The file cannot be opened, or a newer version has written it.
         """
         try:
             self._writer = await self._connect()
@@ -61,7 +61,7 @@ class SqliteDatabase:
         await self.close()
 
     async def close(self) -> None:
-        """Close both connections: an open one would keep the process from ending."""
+        """Close both connections.  An open connection would keep the process from ending."""
         for connection in (self._writer, self._reader):
             if connection is not None:
                 await connection.close()
@@ -75,7 +75,7 @@ class SqliteDatabase:
                 await connection.execute(f"PRAGMA {pragma}")
             await _use_write_ahead_log(connection)
         except BaseException:
-            # Left open, its thread would keep the process from ending.
+            # The thread of an open connection would keep the process from ending.
             await connection.close()
             raise
         return connection
@@ -93,7 +93,9 @@ class SqliteDatabase:
         version = row[0] if row is not None else 0
         if version > scripts[-1][0]:
             await self._writer.execute("ROLLBACK")
-            raise StoreError(f"{self._path} has schema {version}, newer than this version's {scripts[-1][0]}")
+            raise StoreError(
+                f"{self._path} has schema {version}, which is newer than schema {scripts[-1][0]} of this version"
+            )
         for number, script in scripts:
             if number > version:
                 for statement in _statements(script):
@@ -103,13 +105,13 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
-        """As `Database.write`."""
+        """See `Database.write`."""
         async with self._lock, self._transaction(self._writer) as tx:
             yield tx
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
-        """As `Database.read`."""
+        """See `Database.read`."""
         if self._reader is None:
             raise StoreError("the database is closed")
         yield _SqliteTx(self._reader)
@@ -117,10 +119,10 @@ class SqliteDatabase:
     @asynccontextmanager
     async def _transaction(self, connection: aiosqlite.Connection | None) -> AsyncIterator[Tx]:
         """
-        A transaction that is over, one way or the other, before the next may begin.
+        Open a transaction that is committed or rolled back when the next one begins.
 
-        The statements run in a thread that cancelling a request does not stop, so each that
-        opens or closes a transaction is waited for, whatever happens to who asked.
+        The statements run in a thread, which goes on if the request is cancelled.  So each statement
+        that opens or closes a transaction is waited for, even if the caller is cancelled.
         """
         if connection is None:
             raise StoreError("the database is closed")
@@ -146,7 +148,7 @@ async def _use_write_ahead_log(connection: aiosqlite.Connection) -> None:
     give_up = time.monotonic() + _BUSY_MS / 1000
     while True:
         try:
-            # To its end: a statement that is left open holds a read lock, and with one nothing waits.
+            # The statement must run to its end: an open one holds a read lock, and SQLite does not wait with one.
             await connection.execute_fetchall("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
             # The lower byte is the primary code, e.g. of SQLITE_BUSY_RECOVERY.
@@ -158,7 +160,7 @@ async def _use_write_ahead_log(connection: aiosqlite.Connection) -> None:
 
 
 async def run_uncancelled(work: Awaitable[object]) -> None:
-    """Wait for *work* also when cancelled meanwhile, and only then be cancelled."""
+    """Wait for *work* to end, and raise only afterwards if the caller was cancelled meanwhile."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -187,7 +189,7 @@ class _SqliteTx:
         return cursor.rowcount
 
     async def one(self, sql: str, *parameters: Any) -> Row | None:
-        # All of them, not the first: an UPDATE … RETURNING must run to its end.
+        # All rows are fetched, because an UPDATE … RETURNING must run to its end.
         rows = await self.all(sql, *parameters)
         return rows[0] if rows else None
 

@@ -1,4 +1,4 @@
-"""A step of a policy's life, with what the policies bring along: reference values come and go with them."""
+"""The steps of a rollout, with the reference values that come and go with its policies."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from verifier.policy.rollout import Rollout
 from verifier.references.measured import Document
 from verifier.store import policies, references
 from verifier.store.database import Tx
-from verifier.store.policies import Who
+from verifier.store.policies import ChangeAuthor
 
 
-async def take(
+async def take_step(
     tx: Tx,
     action: str,
     name: str | None,
-    who: Who,
+    author: ChangeAuthor,
     now_ms: int,
     *,
     load: Callable[[Tx, str], Awaitable[Bundle]],
@@ -25,50 +25,51 @@ async def take(
     permille: int = 0,
 ) -> Rollout:
     """
-    Shadow, canary, promote or rollback.
+    Take a step: shadow, canary, promote or rollback.
 
     Args:
         action: One of `verifier.policy.rollout.ACTIONS`.
-        name: Which policy; `None` ends a shadow, or rolls back to what was before.
-        load: A policy by its digest.
-        grace_ms: How long reference values that leave with a policy are only a warning.
-        permille: For a canary, its share.
+        name: The policy; `None` ends a shadow, or rolls back to the policy that was active earlier.
+        load: Loads a policy by its digest.
+        grace_ms: How long reference values that go with a policy are only a warning.
+        permille: For a canary, its share of the nodes in thousandths.
 
     Raises:
-        RequestError: no such policy, or not a step from where the rollout stands.
-        ReferenceValueError: the policy brings a reference value that was retired.
-        PolicyError: a policy cannot be loaded.
+        RequestError: There is no such policy, or the rollout does not allow this step now.
+        ReferenceValueError: The policy brings a reference value that was retired.
+        PolicyError: A policy cannot be loaded.
     """
     digest = None if name is None else str((await policies.find(tx, name))["digest"])
     if action == "rollback" and digest is not None and not await policies.was_active(tx, digest):
-        raise RequestError(f"{name} was never active: promote it", code="policy.state")
+        raise RequestError(f"{name} was never active. Promote it", code="policy.state")
     before = await policies.rollout(tx)
-    after = await policies.move(tx, action, digest, who, now_ms, permille=permille)
-    judged = set() if before is None else {before.active, before.canary}
-    judges = {after.active, after.canary}
+    after = await policies.move(tx, action, digest, author, now_ms, permille=permille)
+    earlier = set() if before is None else {before.active, before.canary}
+    later = {after.active, after.canary}
 
     async def brought_by(which: set[str | None]) -> list[Document]:
         return [d for policy in which if policy is not None for d in (await load(tx, policy)).documents]
 
-    leaving, coming = await brought_by(judged - judges), await brought_by(judges - judged)
-    await change_over(tx, leaving, coming, now_ms, grace_ms)
+    leaving, coming = await brought_by(earlier - later), await brought_by(later - earlier)
+    await _change_reference_values(tx, leaving, coming, now_ms, grace_ms)
     return after
 
 
-async def change_over(
+async def _change_reference_values(
     tx: Tx, leaving: list[Document], coming: list[Document], now_ms: int, grace_ms: int
 ) -> None:
     """
-    Reference values come into force with a policy, and others go with one.
+    Put the reference values in force that come with a policy, and supersede those that go with one.
 
-    What came into force is as if just added: challenges can be minted from it, and nobody is
-    quarantined by a mistake in it (`verifier.incidents`).  What it replaces, or what goes, is a
-    warning for a while: nodes that followed us are not at fault.
+    The age of a value that comes counts from now: challenges can be minted from it, and a mistake in it
+    quarantines nobody (`verifier.incidents`).  A value that goes or is replaced is a warning for a while,
+    because nodes that followed it are not at fault.
     """
     for document in coming:
-        await references.announce(tx, document, now_ms, grace_ms)
+        await references.add_with_policy(tx, document, now_ms, grace_ms)
     brought = {document.model: document.digest for document in coming}
     for document in leaving:
         if brought.get(document.model) == document.digest:
             continue
-        await references.dismiss(tx, document, now_ms, grace_ms, again=document.model not in brought)
+        restores = document.model not in brought
+        await references.supersede_with_policy(tx, document, now_ms, grace_ms, restores=restores)
