@@ -22,7 +22,7 @@ from statistics import median
 
 from bench.common import machine, row
 from verifier.policy import bundle
-from verifier.schemes.base import WalkRecord
+from verifier.schemes.context import WalkRecord
 from verifier.schemes.walks import slowdown_permille
 
 _WORKER = """

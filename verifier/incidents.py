@@ -26,7 +26,7 @@ from typing import Final
 from verifier import reasons
 from verifier.errors import RequestError
 from verifier.reasons import REASONS
-from verifier.schemes.base import Finding
+from verifier.schemes.findings import Finding
 
 BLAST_WINDOW_MS: Final = 15 * 60 * 1000
 BLAST_OPERATORS: Final = 3

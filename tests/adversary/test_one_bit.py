@@ -23,13 +23,13 @@ from attester.weights.tensors import Tensor, TensorFiles
 from fixtures.minilm import MODEL
 from fixtures.simulator import SimulatedNode
 from verifier import appraisal
-from verifier.appraisal import Held, Terms
+from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges.derivation import Minter, PoolKey, WalkParameters, pose
 from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, WorkerPool
 from verifier.policy.engine import opened as workers
-from verifier.schemes.base import Answers, Context, ModelReference, Node, ReferenceFile, Session
+from verifier.schemes.context import Answers, Context, ModelReference, Node, ReferenceFile, Session
 
 KEY = PoolKey(bytes(range(32)))
 NOW = 1_795_000_000
@@ -83,8 +83,10 @@ class Judge:
         checked = appraisal.check(opened, context)
         raw = await engine.evaluate(checked.policy_input(context))
         outcome = appraisal.read_outcome(raw, checked.submods)
-        terms = Terms("v", 300, "{jti}")
-        result = appraisal.conclude(checked, outcome, context, Held(), terms, jti="0" * 32, policy_id="p")
+        terms = ResultSettings("v", 300, "{jti}")
+        result = appraisal.conclude(
+            checked, outcome, context, NodeSnapshot(), terms, jti="0" * 32, policy_id="p"
+        )
         return result.value(f"model/{MODEL}", "executables")
 
 

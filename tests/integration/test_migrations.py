@@ -13,7 +13,7 @@ import pytest
 from fixtures.simulator import MODEL
 from verifier.challenges.minting import Goal, take_up
 from verifier.errors import StoreError
-from verifier.schemes.base import WalkRecord
+from verifier.schemes.context import WalkRecord
 from verifier.store import incidents, nodes, pool, recordings, sessions
 from verifier.store.database import ConflictError
 from verifier.store.pool import Entry

@@ -23,7 +23,7 @@ from attester.weights.kernels import Kernel, row_words
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.errors import ReferenceValueError
-from verifier.schemes.base import IssuedChallenges, IssuedRead, IssuedWalk
+from verifier.schemes.context import IssuedChallenges, IssuedRead, IssuedWalk
 from verifier.store.pool import Entry
 
 CHECKED_ROWS: Final = 4

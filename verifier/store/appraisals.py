@@ -9,12 +9,13 @@ from typing import Protocol
 
 import msgspec
 
-from verifier.appraisal import Held
+from verifier.appraisal import NodeSnapshot
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
 from verifier.recording import Record, VerifierInputNames, summary_of
 from verifier.results import AttestationResult, NodeRecord
-from verifier.schemes.base import Finding, Node, WalkRecord
+from verifier.schemes.context import Node, WalkRecord
+from verifier.schemes.findings import Finding
 from verifier.store import events, incidents, nodes, policies, recordings, sessions
 from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
@@ -58,11 +59,13 @@ class Submission:
     basis: VerifierInputNames
     input: bytes
     """The policy's input."""
-    record: Callable[[Held, AttestationResult], Record]
+    record: Callable[[NodeSnapshot, AttestationResult], Record]
     """What is recorded of it, given what the database held against the node, and the result."""
 
 
-async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed], now_ms: int) -> Row:
+async def complete(
+    tx: Tx, submission: Submission, sign: Callable[[NodeSnapshot], Signed], now_ms: int
+) -> Row:
     """
     End a session with its one result, or give the result it already has.
 
@@ -152,12 +155,12 @@ async def _insert(
     )
 
 
-async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> Held:
+async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> NodeSnapshot:
     """What the database holds against a node as it is now, not as it was when its appraisal began."""
     current = await nodes.by_id(tx, node.id)
     live = current is not None and current.state != "retired" and current.key == node.key
     owner = None if pin is None else await _owner(tx, pin)
-    return Held(
+    return NodeSnapshot(
         await incidents.holding(tx, node.id),
         owner not in (None, node.id),
         await _foreign(tx, devices, node.id),
@@ -226,7 +229,7 @@ class Anew:
         return self.known.session_id
 
 
-async def replace_result(tx: Tx, anew: Anew, sign: Callable[[Held], Signed], now_ms: int) -> None:
+async def replace_result(tx: Tx, anew: Anew, sign: Callable[[NodeSnapshot], Signed], now_ms: int) -> None:
     """
     Put a result judged anew in the place of the one before, unless that is no longer the newest.
 

@@ -23,7 +23,8 @@ from verifier.incidents import (
     is_another,
     step,
 )
-from verifier.schemes.base import Finding, Node
+from verifier.schemes.context import Node
+from verifier.schemes.findings import Finding
 from verifier.store import events
 from verifier.store.database import Row, Tx
 

@@ -9,7 +9,8 @@ import msgspec
 
 from verifier.errors import RequestError
 from verifier.incidents import REPORTABLE, SEVERITY, Draft
-from verifier.schemes.base import Finding, Node
+from verifier.schemes.context import Node
+from verifier.schemes.findings import Finding
 from verifier.store import incidents
 from verifier.store.database import Row, Tx
 

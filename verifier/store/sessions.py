@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.schemes.base import Answers, Channel, WalkRecord
+from verifier.schemes.context import Answers, Channel, WalkRecord
 from verifier.store import incidents, pool
 from verifier.store.database import Row, Tx
 from verifier.store.pool import Entry

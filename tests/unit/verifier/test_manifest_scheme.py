@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attester.evidence import Cached, File, Manifest
-from verifier.schemes.base import Finding, ModelReference, ReferenceFile
-from verifier.schemes.manifest import MISMATCHES, compare, same
+from verifier.schemes.context import ModelReference, ReferenceFile
+from verifier.schemes.findings import Finding
+from verifier.schemes.manifest import MISMATCHES, compare, matches
 
 NOW_S = 1_795_000_000
 MAX_AGE_S = 1000
@@ -172,7 +173,7 @@ def test_permuted_shards(order: tuple[int, ...]) -> None:
         return
     verdict, (finding,) = compared(claim)
     assert (verdict, finding.code) == ("differs", "weights.manifest.swapped")
-    assert finding.detail == f"{len(moved)} hold what belongs to others: {', '.join(moved)}"
+    assert finding.detail == f"{len(moved)} have the contents of others: {', '.join(moved)}"
 
 
 def test_two_exchanged_and_one_tampered() -> None:
@@ -195,7 +196,7 @@ def test_a_renamed_file() -> None:
     claim = manifest({SHARDS[0]: None, "b.safetensors": CONTENTS[SHARDS[0]]})
     verdict, (finding,) = compared(claim)
     assert (verdict, finding.code) == ("differs", "weights.manifest.renamed")
-    assert finding.detail == f"1 stand under other names: {SHARDS[0]}"
+    assert finding.detail == f"1 have other names: {SHARDS[0]}"
     assert (finding.expected, finding.actual) == (None, None)
 
 
@@ -215,7 +216,7 @@ def test_extra_files_alone() -> None:
     """They are said, and are not a difference."""
     verdict, (finding,) = compared(manifest({"zz": "1", "zy": "2", "zx": "3", "zw": "4"}))
     assert verdict == "extra"
-    assert (finding.code, finding.detail) == ("weights.manifest.extra", "4 beyond it: zw, zx, zy, …")
+    assert (finding.code, finding.detail) == ("weights.manifest.extra", "4 files: zw, zx, zy, …")
     assert finding.cause is None
 
 
@@ -250,7 +251,7 @@ def test_no_digest_in_common_is_incomparable() -> None:
     """Said of those files, and no verdict on them; it blames nobody's weights."""
     verdict, (finding,) = compared(manifest(by="blake3"))
     assert (verdict, finding.code) == ("incomparable", "weights.manifest.incomparable")
-    assert finding.detail.startswith("5 without a digest in common: ")
+    assert finding.detail.startswith("5 files have no digest algorithm in common: ")
     assert finding.cause is None
     assert finding.code not in MISMATCHES
 
@@ -281,11 +282,11 @@ def test_a_reference_by_blake3_alone() -> None:
 def test_all_digests_in_common_must_agree() -> None:
     """One right and one wrong is wrong."""
     reference = ReferenceFile(None, {"sha256": sha("x"), "blake3": blake("x")})
-    assert same(file("f", "x", by="sha256 blake3"), reference)
-    assert same(file("f", "x", by="blake3"), reference)
-    assert not same(File(name="f", size=1, sha256=sha("x"), blake3=blake("y")), reference)
-    assert not same(File(name="f", size=1, sha256=sha("y"), blake3=blake("x")), reference)
-    assert not same(file("f", "x", by="sha256"), ReferenceFile(None, {"blake3": blake("x")}))
+    assert matches(file("f", "x", by="sha256 blake3"), reference)
+    assert matches(file("f", "x", by="blake3"), reference)
+    assert not matches(File(name="f", size=1, sha256=sha("x"), blake3=blake("y")), reference)
+    assert not matches(File(name="f", size=1, sha256=sha("y"), blake3=blake("x")), reference)
+    assert not matches(file("f", "x", by="sha256"), ReferenceFile(None, {"blake3": blake("x")}))
 
 
 @pytest.mark.parametrize(("age_s", "verdict"), [(0, "equal"), (MAX_AGE_S, "equal"), (MAX_AGE_S + 1, "aged")])

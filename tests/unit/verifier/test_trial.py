@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from fixtures.recorded import Template
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
 from verifier import appraisal, recording, results, trial
-from verifier.appraisal import Held
+from verifier.appraisal import NodeSnapshot
 from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.recording import AppraisalSummary, Recording, RecordingHead, ReferenceName, SubmodSummary
-from verifier.schemes.base import ModelReference
+from verifier.schemes.context import ModelReference
 from verifier.trial import MAX_FAILURES, Change, ChangeCount, Reappraiser, SubmodVerdict, TrialReport, compare
 
 DEFAULT = bundles.load(default_policy())
@@ -144,7 +144,7 @@ def test_status_of_a_verdict_is_that_of_its_worst_claim() -> None:
 def taken(
     node: str = "n", at_ms: int = 0, *, appraisal_id: str = "", given: bytes = b"{}", **gist: Any
 ) -> RecordingHead:
-    made = AppraisalSummary(results.BUILD, DEFAULT.digest, {}, Held(), {})
+    made = AppraisalSummary(results.BUILD, DEFAULT.digest, {}, NodeSnapshot(), {})
     return RecordingHead(appraisal_id, node, at_ms, given, msgspec.structs.replace(made, **gist))
 
 
@@ -371,7 +371,7 @@ async def test_what_is_held_against_a_node_stays_held() -> None:
     """No policy ends a quarantine."""
     policy = Policy(lambda _: {"platform": entry({"instance-identity": 2})})
     submods = {"platform": SubmodSummary({"instance-identity": 2}, {}, (), {"instance-identity": 96}, ())}
-    (found,) = await replay(policy).verdicts([taken(submods=submods, held=Held(quarantined_by="i1"))])
+    (found,) = await replay(policy).verdicts([taken(submods=submods, held=NodeSnapshot(quarantined_by="i1"))])
     assert found["platform"] == SubmodVerdict({"instance-identity": 96}, ("identity.node.quarantined",))
 
 
