@@ -484,7 +484,7 @@ def recorded(template: Template, library: Library, **changes: Any) -> RecordingH
     outcome = appraisal.read_outcome(rules(template.bundle).answer(given), record.checked)
     result = recording.conclude(record, checked, outcome, template.context, template.bundle.id)
     library.recordings["j1"] = Recording(template.evidence(ENGINE_VERSION), given, record)
-    library.references[template.document.digest] = template.given.references[MODEL]
+    library.references[template.document.digest] = template.verifier_inputs.references[MODEL]
     return RecordingHead("j1", "n1", NOW, given, recording.summary_of(record, result))
 
 
@@ -573,14 +573,15 @@ async def test_reference_value_that_left_with_its_policy_is_not_used(template: T
     """But the one that is in force for the model now."""
     old = bringing(template, template.document)
     before = dataclasses.replace(
-        template.given, references={MODEL: template.document.to_reference(source="bundle", signer="x")}
+        template.verifier_inputs,
+        references={MODEL: template.document.to_reference(source="bundle", signer="x")},
     )
     library = Library(old)
     report = await try_on(template, template.bundle, library, basis=before.basis(old.digest))
     assert report.examined == 1
     (found,) = report.in_order()
     assert found.change.submod == f"model/{MODEL}"
-    library = Library(old, active=template.given.references)
+    library = Library(old, active=template.verifier_inputs.references)
     report = await try_on(template, template.bundle, library, basis=before.basis(old.digest))
     assert (report.examined, report.unchanged) == (1, 1)
 
