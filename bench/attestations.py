@@ -122,10 +122,33 @@ class Steps:
         self.evidence = self.node.evidence(session, iat=now)
         self.policy = bundle.load(Path(__file__).parent.parent / "policies" / "default")
         reference = measured.measure_folder(MODEL, opened).to_reference()
-        stored = Node("n", self.node.ueid, self.node.key.public, "o", (MODEL,), "cpu", "active")
-        given = AppraisalSession("s", Channel.ANNOUNCED, bytes(32), now * 1000, now * 1000 + 1, asked)
-        thresholds = self.policy.thresholds
-        self.context = Context(now * 1000, "v", 30, given, stored, {MODEL: reference}, {}, thresholds)
+        node = Node(
+            id="n",
+            ueid=self.node.ueid,
+            key=self.node.key.public,
+            operator="o",
+            models=(MODEL,),
+            hardware_class="cpu",
+            state="active",
+        )
+        appraisal_session = AppraisalSession(
+            id="s",
+            channel=Channel.ANNOUNCED,
+            nonce=bytes(32),
+            issued_ms=now * 1000,
+            expires_ms=now * 1000 + 1,
+            asked=asked,
+        )
+        self.context = Context(
+            now_ms=now * 1000,
+            audience="v",
+            skew_s=30,
+            session=appraisal_session,
+            node=node,
+            references={MODEL: reference},
+            history={},
+            thresholds=self.policy.thresholds,
+        )
         self.key = ResultKey(PrivateKey.generate().native)  # type: ignore[arg-type]  # ES256 by default
 
     def read(self) -> appraisal.OpenedEvidence:

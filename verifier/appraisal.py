@@ -107,7 +107,7 @@ class PolicyOutcome:
     reasons: Mapping[str, Sequence[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodeSnapshot:
     """
     What the database knows of a node at the moment that its result is inserted.

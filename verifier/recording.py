@@ -40,7 +40,7 @@ from verifier.schemes.registry import read_facts
 _MAX_RECORD_BYTES: Final = 64 << 20
 
 
-class ReferenceName(Struct, frozen=True):
+class ReferenceName(Struct, frozen=True, kw_only=True):
     """A reference value in the context of an appraisal: its digest, and what was known of its origin."""
 
     digest: str
@@ -53,7 +53,11 @@ class ReferenceName(Struct, frozen=True):
     def of(cls, reference: ModelReference) -> ReferenceName:
         """The name of a reference value."""
         return cls(
-            reference.digest, reference.source, reference.signer, reference.not_before, reference.not_after
+            digest=reference.digest,
+            source=reference.source,
+            signer=reference.signer,
+            not_before=reference.not_before,
+            not_after=reference.not_after,
         )
 
 
@@ -67,7 +71,7 @@ class VerifierInputNames(Struct, frozen=True):
     blocks: Blocks
 
 
-class Record(Struct, frozen=True):
+class Record(Struct, frozen=True, kw_only=True):
     """An appraisal's context, findings and settings."""
 
     build: str
@@ -107,7 +111,7 @@ class Record(Struct, frozen=True):
         )
 
 
-class SubmodSummary(Struct, frozen=True):
+class SubmodSummary(Struct, frozen=True, kw_only=True):
     """What a policy can change about one submodule, and what it came to."""
 
     may_affirm: dict[str, int]
@@ -119,7 +123,7 @@ class SubmodSummary(Struct, frozen=True):
     """The codes of all reasons."""
 
 
-class AppraisalSummary(Struct, frozen=True):
+class AppraisalSummary(Struct, frozen=True, kw_only=True):
     """The small part of a recording that is enough for a trial, if the facts are the same as then."""
 
     build: str
@@ -152,7 +156,7 @@ class Recording:
 
 def record_of(
     context: Context,
-    basis: VerifierInputNames,
+    names: VerifierInputNames,
     policy_id: str,
     checked: CheckedEvidence,
     snapshot: NodeSnapshot,
@@ -162,7 +166,7 @@ def record_of(
     """The record of an appraisal."""
     return Record(
         build=results.BUILD,
-        basis=basis,
+        basis=names,
         policy_id=policy_id,
         now_ms=context.now_ms,
         audience=context.audience,
@@ -189,7 +193,13 @@ def summary_of(record: Record, result: AttestationResult) -> AppraisalSummary:
             vector=appraised.ear_trustworthiness_vector,
             reasons=tuple(reason.code for reason in appraised.ear_verifier_claims.reasons),
         )
-    return AppraisalSummary(record.build, record.basis.policy, record.basis.references, record.held, submods)
+    return AppraisalSummary(
+        build=record.build,
+        policy=record.basis.policy,
+        references=record.basis.references,
+        held=record.held,
+        submods=submods,
+    )
 
 
 def pack(record: Record) -> bytes:

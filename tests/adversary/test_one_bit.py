@@ -49,9 +49,9 @@ class Judge:
         self.policy = bundle.load(default_policy())
         self.simulated = SimulatedNode(folder, model=MODEL, audience="v", ueid=b"\x01" + bytes(16))
         self.reference = ModelReference(
-            "r",
-            {f.name: ReferenceFile(f.size, {"sha256": f.sha256}) for f in self.manifest.files},
-            self.tensors.total,
+            digest="r",
+            files={f.name: ReferenceFile(f.size, {"sha256": f.sha256}) for f in self.manifest.files},
+            tensor_bytes=self.tensors.total,
         )
 
     def walk(self, tensors: list[Tensor]) -> WalkAnswer:
@@ -69,13 +69,30 @@ class Judge:
         token = Token(bytes(32), self.simulated.ueid, NOW, "v", submods)
         opened = appraisal.read("application/eat+cwt", token.sign(self.simulated.key))
         answers = {MODEL: Answers(walk=tuple(answer.hex() for answer in walk.answers))}
-        session = Session("s", "call", bytes(32), NOW * 1000, NOW * 1000 + 1, self.asked, answers, 10)
+        session = Session(
+            id="s",
+            channel="call",
+            nonce=bytes(32),
+            issued_ms=NOW * 1000,
+            expires_ms=NOW * 1000 + 1,
+            asked=self.asked,
+            answers=answers,
+            answer_ms=10,
+        )
         context = Context(
             now_ms=NOW * 1000,
             audience="v",
             skew_s=30,
             session=session,
-            node=Node("n", self.simulated.ueid, self.simulated.key.public, "o", (MODEL,), "cpu", "active"),
+            node=Node(
+                id="n",
+                ueid=self.simulated.ueid,
+                key=self.simulated.key.public,
+                operator="o",
+                models=(MODEL,),
+                hardware_class="cpu",
+                state="active",
+            ),
             references={MODEL: self.reference},
             history={},
             thresholds=self.policy.thresholds,

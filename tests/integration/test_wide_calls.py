@@ -307,7 +307,7 @@ async def test_the_history_keeps_wide_records_apart(verifier) -> None:
     async def keep(number: int, **changes: Any) -> None:
         nonce = secrets.token_bytes(32)
         session = await open_session(verifier.service, stored, "call", nonce, wants_for(stored, walk=False))
-        record = WalkRecord("call", "right", number, **changes)
+        record = WalkRecord(channel="call", verdict="right", at_ms=number, **changes)
         async with verifier.service.db.write() as tx:
             await sessions.drop(tx, session.id, verifier.clock.ms)
             await sessions.keep_walk(tx, session.id, node.id, MODEL, record)

@@ -36,7 +36,7 @@ Source = Literal["measured", "oms", "corim", "yaml", "bundle"]
 """Where a reference value comes from."""
 
 
-class IssuedRead(Struct, frozen=True):
+class IssuedRead(Struct, frozen=True, kw_only=True):
     """A `read` challenge, with what the verifier knows of its answer."""
 
     seed: str
@@ -47,7 +47,7 @@ class IssuedRead(Struct, frozen=True):
     """Digest of the reference value that the challenge was made from: the answer says nothing of another."""
 
 
-class IssuedWalk(Struct, frozen=True):
+class IssuedWalk(Struct, frozen=True, kw_only=True):
     """A `walk` challenge, with the commitments of the rows that are checked."""
 
     seed: str
@@ -123,7 +123,7 @@ class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
     """The greatest declared rate, in thousandths of the verified one."""
 
 
-class WalkRecord(Struct, frozen=True):
+class WalkRecord(Struct, frozen=True, kw_only=True):
     """What an earlier session showed about one model."""
 
     channel: str
@@ -152,7 +152,7 @@ class ReferenceFile:
     digests: Mapping[str, bytes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelReference:
     """The reference value of one model."""
 
@@ -176,7 +176,7 @@ class ModelReference:
         return has_begun and (self.not_after is None or now <= self.not_after)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """The session that evidence answers."""
 
@@ -195,7 +195,7 @@ class Session:
     """How many nodes of the operator were called at the same moment; 0 if this one alone was."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Node:
     """An enrolled node."""
 
@@ -224,7 +224,7 @@ class Blocks:
     """UUIDs, as the driver gives them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """Everything an appraisal may look at besides the evidence."""
 

@@ -89,12 +89,12 @@ class Appraiser:
         )
         submission = _submission(data, inputs, context, checked, policy_input, settings)
 
-        def sign(held: NodeSnapshot) -> Signed:
+        def sign(snapshot: NodeSnapshot) -> Signed:
             result = appraisal.conclude(
                 checked,
                 outcome,
                 context,
-                held,
+                snapshot,
                 settings,
                 jti=secrets.token_hex(16),
                 policy_id=inputs.bundle.id,
@@ -173,10 +173,10 @@ def _submission(
     policy_input: bytes,
     settings: ResultSettings,
 ) -> Submission:
-    basis = inputs.verifier_inputs.basis(inputs.bundle.digest)
+    names = inputs.verifier_inputs.basis(inputs.bundle.digest)
 
-    def record(held: NodeSnapshot, result: AttestationResult) -> Record:
-        return recording.record_of(context, basis, inputs.bundle.id, checked, held, settings, result.jti)
+    def record(snapshot: NodeSnapshot, result: AttestationResult) -> Record:
+        return recording.record_of(context, names, inputs.bundle.id, checked, snapshot, settings, result.jti)
 
     return Submission(
         session_id=context.session.id,
@@ -189,7 +189,7 @@ def _submission(
         devices=devices_of(checked),
         public=context.session.channel != Channel.BACKGROUND,
         generation=inputs.rollout.generation,
-        basis=basis,
+        basis=names,
         input=policy_input,
         record=record,
     )

@@ -94,8 +94,10 @@ def require_bearer(request: web.Request, token: str) -> None:
     Raises:
         RequestError: it has none, or another one.
     """
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme != "Bearer" or not hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode()):
+    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
+    if scheme != "Bearer" or not hmac.compare_digest(
+        presented.encode(errors="surrogateescape"), token.encode()
+    ):
         raise RequestError("the bearer token is missing or wrong", code="request.unauthorised")
 
 

@@ -183,7 +183,11 @@ class InputLoader:
                 continue
             if row["state"] == "active":
                 active[model] = ReferenceName(
-                    row["digest"], row["source"], row["signer"], row["not_before"], row["not_after"]
+                    digest=row["digest"],
+                    source=row["source"],
+                    signer=row["signer"],
+                    not_before=row["not_before"],
+                    not_after=row["not_after"],
                 )
             if row["grace_until_ms"]:
                 earlier = _Superseded(row["digest"], row["grace_until_ms"])

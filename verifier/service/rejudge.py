@@ -215,9 +215,9 @@ class Rejudger:
             this_round.rollout.generation,
         )
 
-        def sign(held: NodeSnapshot) -> Signed:
+        def sign(snapshot: NodeSnapshot) -> Signed:
             result = appraisal.conclude(
-                judged.checked, judged.outcome, judged.context, held, recording.record.terms,
+                judged.checked, judged.outcome, judged.context, snapshot, recording.record.terms,
                 jti=secrets.token_hex(16), policy_id=inputs.bundle.id,
             )  # fmt: skip
             return sign_result(result, service.keys[-1], known.issued_ms)

@@ -161,9 +161,9 @@ async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) 
     live = current is not None and current.state != "retired" and current.key == node.key
     owner = None if pin is None else await _owner(tx, pin)
     return NodeSnapshot(
-        await incidents.holding(tx, node.id),
-        owner not in (None, node.id),
-        await _foreign(tx, devices, node.id),
+        quarantined_by=await incidents.holding(tx, node.id),
+        endpoint_taken=owner not in (None, node.id),
+        devices_taken=await _foreign(tx, devices, node.id),
         retired=not live,
         node=None if current is None else _record_of(current),
     )

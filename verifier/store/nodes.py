@@ -106,7 +106,16 @@ async def enrol(tx: Tx, grant: Grant, models: tuple[str, ...], key: PublicKey, n
     )
     await _insert_key(tx, node_id, key, now_ms)
     await events.append(tx, now_ms, "node", {"node": node_id, "state": "active"})
-    return Node(node_id, ueid, key, grant.operator, models, grant.hardware_class, "active", now_ms)
+    return Node(
+        id=node_id,
+        ueid=ueid,
+        key=key,
+        operator=grant.operator,
+        models=models,
+        hardware_class=grant.hardware_class,
+        state="active",
+        enrolled_ms=now_ms,
+    )
 
 
 async def replace_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
@@ -175,14 +184,14 @@ def _node(row: Row | None) -> Node | None:
     models = msgspec.json.decode(row["models"], type=tuple[str, ...])
     key = PublicKey.decode(row["key"])
     return Node(
-        row["id"],
-        row["ueid"],
-        key,
-        row["operator"],
-        models,
-        row["hardware_class"],
-        row["state"],
-        row["enrolled_ms"],
+        id=row["id"],
+        ueid=row["ueid"],
+        key=key,
+        operator=row["operator"],
+        models=models,
+        hardware_class=row["hardware_class"],
+        state=row["state"],
+        enrolled_ms=row["enrolled_ms"],
     )
 
 

@@ -239,7 +239,13 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
 
 
 async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, reference: str, now_ms: int) -> None:
-    await keep_walk(tx, session_id, node_id, model, WalkRecord("call", "missed", now_ms, reference=reference))
+    await keep_walk(
+        tx,
+        session_id,
+        node_id,
+        model,
+        WalkRecord(channel="call", verdict="missed", at_ms=now_ms, reference=reference),
+    )
 
 
 async def _spend(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:

@@ -42,8 +42,8 @@ CONTENTS = {
     "config.json": "{}",
 }
 REFERENCE = ModelReference(
-    "digest",
-    {name: ReferenceFile(1000, {"sha256": sha(content)}) for name, content in CONTENTS.items()},
+    digest="digest",
+    files={name: ReferenceFile(1000, {"sha256": sha(content)}) for name, content in CONTENTS.items()},
     tensor_bytes=3000,
     dtypes=TYPES,
 )
@@ -109,7 +109,9 @@ def test_the_order_is_that_of_bytes() -> None:
     names = ["B", "a", "é", "\uffff", "\U00010000"]
     files = tuple(file(name, name) for name in names)
     assert compared(Manifest(files=files), None) == ("unknown", [])
-    reference = ModelReference("d", {n: ReferenceFile(1000, {"sha256": sha(n)}) for n in names}, 1)
+    reference = ModelReference(
+        digest="d", files={n: ReferenceFile(1000, {"sha256": sha(n)}) for n in names}, tensor_bytes=1
+    )
     assert compared(Manifest(files=files), reference) == ("equal", [])
 
 
@@ -158,7 +160,7 @@ def test_a_quantised_copy_with_another_template() -> None:
 def test_a_reference_or_a_node_that_says_no_types_tells_no_quantisation() -> None:
     """A signature alone has no types, nor has a folder without tensors."""
     claim = manifest(dict.fromkeys(SHARDS, "small"), {"I8": 1500})
-    untyped = ModelReference("d", REFERENCE.files, 0)
+    untyped = ModelReference(digest="d", files=REFERENCE.files, tensor_bytes=0)
     assert codes(claim, untyped) == ("differs", ["manifest.mismatch"])
     assert codes(manifest(dict.fromkeys(SHARDS, "small"), {})) == ("differs", ["manifest.mismatch"])
 
@@ -234,7 +236,9 @@ def test_a_missing_shard_is_not_called_quantised() -> None:
 
 def test_a_size_that_the_reference_does_not_know() -> None:
     """A signature names digests and no sizes: any size will do, another digest will not."""
-    reference = ModelReference("d", {"f": ReferenceFile(None, {"sha256": sha("x")})}, 0)
+    reference = ModelReference(
+        digest="d", files={"f": ReferenceFile(None, {"sha256": sha("x")})}, tensor_bytes=0
+    )
     assert compared(Manifest(files=(file("f", "x", 1),)), reference) == ("equal", [])
     assert compared(Manifest(files=(file("f", "x", 7),)), reference) == ("equal", [])
     assert codes(Manifest(files=(file("f", "y", 1),)), reference) == ("differs", ["manifest.configuration"])
@@ -269,7 +273,9 @@ def test_one_incomparable_file_is_enough() -> None:
 def test_a_reference_by_blake3_alone() -> None:
     """Compared by what both have, and shown by it."""
     reference = ModelReference(
-        "d", {name: ReferenceFile(None, {"blake3": blake(c)}) for name, c in CONTENTS.items()}, 0
+        digest="d",
+        files={name: ReferenceFile(None, {"blake3": blake(c)}) for name, c in CONTENTS.items()},
+        tensor_bytes=0,
     )
     assert compared(manifest(by="blake3"), reference) == ("equal", [])
     assert compared(manifest(by="sha256 blake3"), reference) == ("equal", [])
@@ -327,7 +333,7 @@ def models(draw: st.DrawFn) -> tuple[Manifest, ModelReference]:
         algorithms = draw(st.sets(st.sampled_from(["sha256", "blake3"]), min_size=1))
         size = draw(st.sampled_from([entry.size, None]))
         known[entry.name] = ReferenceFile(size, {name: getattr(entry, name) for name in sorted(algorithms)})
-    return Manifest(files=files), ModelReference("d", known, 0)
+    return Manifest(files=files), ModelReference(digest="d", files=known, tensor_bytes=0)
 
 
 @given(models())

@@ -36,7 +36,7 @@ _KEY = PrivateKey.generate().public
 def reference(tensor_bytes: int, information_bytes: int | None = None) -> ModelReference:
     """A reference value of weights of so many bytes."""
     information = tensor_bytes if information_bytes is None else information_bytes
-    return ModelReference(DIGEST, {}, tensor_bytes, information)
+    return ModelReference(digest=DIGEST, files={}, tensor_bytes=tensor_bytes, information_bytes=information)
 
 
 def walk(ms: int | None, **changes: Any) -> WalkRecord:
@@ -63,8 +63,23 @@ def context(
         now_ms=NOW_MS,
         audience="v",
         skew_s=30,
-        session=Session("s", "announced", bytes(32), NOW_MS, NOW_MS + 120_000, {}),
-        node=Node("n", bytes(17), _KEY, "acme", (MODEL,), hardware, "active"),
+        session=Session(
+            id="s",
+            channel="announced",
+            nonce=bytes(32),
+            issued_ms=NOW_MS,
+            expires_ms=NOW_MS + 120_000,
+            asked={},
+        ),
+        node=Node(
+            id="n",
+            ueid=bytes(17),
+            key=_KEY,
+            operator="acme",
+            models=(MODEL,),
+            hardware_class=hardware,
+            state="active",
+        ),
         references={} if weights is None else {MODEL: weights},
         history={MODEL: history},
         thresholds=Thresholds(3600, 3, {"gpu": GPU, "cpu": CPU}, **thresholds),

@@ -144,7 +144,9 @@ def test_status_of_a_verdict_is_that_of_its_worst_claim() -> None:
 def taken(
     node: str = "n", at_ms: int = 0, *, appraisal_id: str = "", given: bytes = b"{}", **gist: Any
 ) -> RecordingHead:
-    made = AppraisalSummary(results.BUILD, DEFAULT.digest, {}, NodeSnapshot(), {})
+    made = AppraisalSummary(
+        build=results.BUILD, policy=DEFAULT.digest, references={}, held=NodeSnapshot(), submods={}
+    )
     return RecordingHead(appraisal_id, node, at_ms, given, msgspec.structs.replace(made, **gist))
 
 
@@ -290,7 +292,9 @@ def entry(vector: dict[str, int], *reasons: str) -> dict[str, Any]:
     return {"trust_vector": vector, "reasons": list(reasons)}
 
 
-CONFIGURATION = SubmodSummary({"configuration": 2}, {}, (), {"configuration": 2}, ())
+CONFIGURATION = SubmodSummary(
+    may_affirm={"configuration": 2}, blocked={}, found=(), vector={"configuration": 2}, reasons=()
+)
 
 
 def platform(node: str = "n", given: bytes = b"{}", at_ms: int = 0, **gist: Any) -> RecordingHead:
@@ -351,8 +355,16 @@ async def test_progress_is_told_by_page() -> None:
 async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> None:
     """As an appraisal would lower it, and for the same reasons."""
     submods = {
-        "platform": SubmodSummary({}, {}, ("evidence.time",), {"configuration": 2}, ()),
-        "model/m": SubmodSummary({"executables": -2}, {"file-system": "file x"}, (), {"executables": -2}, ()),
+        "platform": SubmodSummary(
+            may_affirm={}, blocked={}, found=("evidence.time",), vector={"configuration": 2}, reasons=()
+        ),
+        "model/m": SubmodSummary(
+            may_affirm={"executables": -2},
+            blocked={"file-system": "file x"},
+            found=(),
+            vector={"executables": -2},
+            reasons=(),
+        ),
     }
     policy = Policy(
         lambda _: {
@@ -370,7 +382,15 @@ async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> Non
 async def test_what_is_held_against_a_node_stays_held() -> None:
     """No policy ends a quarantine."""
     policy = Policy(lambda _: {"platform": entry({"instance-identity": 2})})
-    submods = {"platform": SubmodSummary({"instance-identity": 2}, {}, (), {"instance-identity": 96}, ())}
+    submods = {
+        "platform": SubmodSummary(
+            may_affirm={"instance-identity": 2},
+            blocked={},
+            found=(),
+            vector={"instance-identity": 96},
+            reasons=(),
+        )
+    }
     (found,) = await replay(policy).verdicts([taken(submods=submods, held=NodeSnapshot(quarantined_by="i1"))])
     assert found["platform"] == SubmodVerdict({"instance-identity": 96}, ("identity.node.quarantined",))
 
