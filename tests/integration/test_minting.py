@@ -159,7 +159,7 @@ DYING = """
 import os, signal, sys
 from attester.weights.select import kernel
 from verifier import commands
-from verifier.references import minting
+from verifier.challenges import minting
 commands.kernel = lambda **_: kernel("numpy")
 commands.best_device = lambda: "cpu"
 add, left, when = minting.pool.add, int(sys.argv[1]), sys.argv[2]

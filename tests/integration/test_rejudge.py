@@ -63,7 +63,7 @@ async def caught_up(verifier) -> None:
     deadline = time.monotonic() + 5
     while True:
         async with verifier.service.db.read() as tx:
-            rollout = await verifier.service.inputs.rollout(tx)
+            rollout = await verifier.service.inputs.load_rollout(tx)
             left = await appraisals.outdated(tx, rollout.generation, verifier.clock.ms, 10)
         if not left:
             return
