@@ -56,7 +56,7 @@ def check_answers(
         return "wrong", [
             Finding(
                 "weights.walk.wrong",
-                f"the walk had {issued.walk.rows} rows and {issued.walk.passes} passes",
+                f"the challenge: rows {issued.walk.rows}, passes {issued.walk.passes}",
                 cause=f"batch:{issued.walk.batch}",
             )
         ]

@@ -181,7 +181,7 @@ def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFac
             return "superseded", []
         # The finding must not say what was expected: the pool's commitments are secret.
         code = "weights.cache.stale" if files.are_cached else "weights.read.wrong"
-        detail = f"the read had {issued.windows} windows"
+        detail = f"the challenge: windows {issued.windows}"
         return "wrong", [Finding(code, detail, cause=f"batch:{issued.batch}")]
     return "right", []
 

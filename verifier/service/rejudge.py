@@ -33,7 +33,7 @@ from verifier.policy.rollout import Rollout
 from verifier.recording import VerifierInputNames
 from verifier.schemes.context import Blocks
 from verifier.service.appraiser import devices_of, pin_of, sign_result
-from verifier.service.inputs import StoredLookup
+from verifier.service.inputs import AppraisalInputs, StoredLookup
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
 from verifier.store.appraisals import Anew, Outdated, Signed, StaleError
@@ -197,6 +197,18 @@ class Rejudger:
             (after,) = await reappraiser.verdicts([head])
             if not trial.compare(verdicts, after):
                 return RejudgeOutcome.UNCHANGED
+        return await self._reappraise(known, reappraiser, inputs, names_then, names)
+
+    async def _reappraise(
+        self,
+        known: Outdated,
+        reappraiser: trial.Reappraiser,
+        inputs: AppraisalInputs,
+        names_then: VerifierInputNames,
+        names: VerifierInputNames,
+    ) -> RejudgeOutcome | _Replacement:
+        """Judge the whole recording of a result again."""
+        service = self._service
         async with service.db.read() as tx:
             recording = await recordings.of_appraisal(tx, known.origin)
             node = await nodes.by_id(tx, known.node_id)
@@ -204,7 +216,10 @@ class Rejudger:
             return RejudgeOutcome.REVOKED
         judged = await reappraiser.judge(recording, inputs.verifier_inputs)
         after = judged.verdicts(recording.record.held)
-        if names_then.references == names.references and not trial.compare(verdicts, after):
+        # A result names its reference values: if they are others, it is replaced even if its verdicts are equal.
+        if names_then.references == names.references and not trial.compare(
+            trial.verdicts_of(known.claims), after
+        ):
             return RejudgeOutcome.UNCHANGED
         anew = Anew(
             known,
@@ -212,7 +227,7 @@ class Rejudger:
             pin_of(judged.checked),
             devices_of(judged.checked),
             names,
-            this_round.rollout.generation,
+            inputs.rollout.generation,
         )
 
         def sign(snapshot: NodeSnapshot) -> Signed:
