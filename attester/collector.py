@@ -80,7 +80,7 @@ class Collector:
             _log.error("a read cannot be answered", model=challenge.model, why=str(error))
             return None
         except Exception:  # noqa: BLE001
-            # A surprise in one answer must not cost the other one.
+            # An unexpected error in one answer must not prevent the other one.
             _log.exception("a read cannot be answered", model=challenge.model)
             return None
 

@@ -1,7 +1,7 @@
 """
 Evidence: the claims, the EAT profile, and how they are signed (RFC 9711, RFC 8392).
 
-On the wire: ``61(18([protected, {}, payload, signature]))``, deterministic CBOR.  Two tables,
+The encoding is ``61(18([protected, {}, payload, signature]))`` in deterministic CBOR.  Two tables,
 `TOKEN_CLAIMS` here and `attester.kinds.KINDS`, drive encoding, decoding,
 ``docs/evidence-profile.md`` and the test for collisions with the private claims of others.
 
@@ -33,17 +33,17 @@ MAX_ROWS = 2048
 MAX_SUBMODS = 64
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
-# Printable ASCII: what a node says is shown to people, and must not write on their screens.
+# Printable ASCII: people see what a node says, and it must not control their terminals.
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]+\Z")]
 Line = Annotated[str, Meta(max_length=512, pattern=r"^[\x20-\x7e]*\Z")]
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 
 ENDPOINT_URL = r"^https://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?\Z"
-"""Scheme, host, port: nothing else, and nothing that a resolver would have to normalise."""
+"""Only scheme, host and port, in a form that no resolver has to normalise."""
 
 
 class Claims(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The value of one claim: a map with text keys and nothing unknown in it."""
+    """The value of one claim: a map with text keys, all of them known."""
 
 
 class File(Claims, frozen=True):
@@ -61,19 +61,19 @@ class File(Claims, frozen=True):
 
 
 class Cached(Claims, frozen=True):
-    """What of a manifest was not read now, but taken from a cache."""
+    """The digests of a manifest that come from a cache: their files were not read now."""
 
     files: Annotated[int, Meta(ge=1, le=MAX_FILES)]
     oldest: Annotated[int, Meta(ge=0, le=1 << 53)]
-    """When the oldest of their digests was taken, seconds since 1970 by the node's clock."""
+    """When the oldest of them was computed, seconds since 1970 by the node's clock."""
 
 
 class Manifest(Claims, frozen=True):
-    """Every file of a model, by name's UTF-8 bytes."""
+    """Every file of a model, in the order of the UTF-8 bytes of their names."""
 
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=MAX_FILES)]
     dtypes: Annotated[dict[Name, Count], Meta(max_length=64)] = msgspec.field(default_factory=dict)
-    """Bytes of weights by their type, as the headers have it."""
+    """Bytes of weights by their type, as the headers of the files declare them."""
     cached: Cached | None = None
 
 
@@ -82,49 +82,49 @@ class ReadAnswer(Claims, frozen=True):
 
     answer: Digest
     micros: Count
-    """Time taken, microseconds, by the node's clock: declared, and used for nothing."""
+    """Time taken, microseconds by the node's clock.  It is declared, and not used."""
 
 
 class WalkAnswer(Claims, frozen=True):
-    """The answers to a `walk` challenge, one per row in row order."""
+    """The answers to a `walk` challenge, one for each row, in the order of the rows."""
 
     answers: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_ROWS)]
     source: Literal["engine", "file"]
-    """`engine`: the serving process walked the tensors it has loaded."""
+    """`engine`: the serving process walked the tensors that it has loaded."""
     device: Line
     micros: Count
 
 
 class Endpoint(Claims, frozen=True):
     """
-    Where the node serves: nobody can claim another's, for its TLS key has signed.
+    Where the node serves.  Its TLS key signs, so that no node can claim the endpoint of another.
 
-    `signature` is by the TLS key over `endpoint_statement`; for ECDSA in raw form.
+    `signature` is by the TLS key over `endpoint_statement`; an ECDSA signature is in raw form.
     """
 
     url: Annotated[str, Meta(max_length=256, pattern=ENDPOINT_URL)]
     spki: Annotated[bytes, Meta(min_length=1, max_length=512)]
-    """The TLS key, DER SubjectPublicKeyInfo.  Its SHA-256 is the pin."""
+    """The TLS key as a DER SubjectPublicKeyInfo.  Its SHA-256 is the pin."""
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
 class Runtime(Claims, frozen=True):
-    """What runs: everything that may change an answer."""
+    """What runs on the node, with everything that may change an answer."""
 
     engine: Name
     version: Name
     arguments: Annotated[dict[Name, Line | int | bool | None], Meta(max_length=256)]
-    """The engine's arguments that change results."""
+    """The engine's arguments that can change answers."""
     packages: Annotated[dict[Name, Name], Meta(max_length=512)]
     python: Name
     kernel: Line
     container: Line | None = None
-    """Digest of the image, where there is one."""
+    """The digest of the image, if there is one."""
     driver: Line | None = None
 
 
 class Capabilities(Claims, frozen=True):
-    """What the node can take on.  Declared, and used only to exclude, never to rank."""
+    """Which work the node can do.  It is declared, and used only to exclude the node, never to rank it."""
 
     hardware_class: Name
     memory_bytes: Count
@@ -135,7 +135,7 @@ class Capabilities(Claims, frozen=True):
 
 
 class Inventory(Claims, frozen=True):
-    """A GPU as its driver's library names it (NVML).  Declared: that library is the node's own."""
+    """A GPU as its driver's library describes it (NVML).  It is declared: the library runs on the node."""
 
     model: Name
     uuid: Name
@@ -157,7 +157,7 @@ class Measure(Claims, frozen=True):
     unit: Name
     median: Count
     spread: Count
-    """Between the quartiles, in the same unit."""
+    """The distance between the quartiles, in the same unit."""
     repeats: Annotated[int, Meta(ge=1, le=100_000)]
     warm_up: Annotated[int, Meta(ge=0, le=100_000)]
 
@@ -169,14 +169,14 @@ class Benchmark(Claims, frozen=True):
     at: Annotated[int, Meta(ge=0, le=1 << 53)]
     """When, seconds since 1970 by the node's clock."""
     code: Name
-    """The version of the code that measured."""
+    """The version of the benchmark's code."""
     versions: Annotated[dict[Name, Name], Meta(max_length=32)]
     measures: Annotated[tuple[Measure, ...], Meta(min_length=1, max_length=64)]
     conditions: Annotated[dict[Name, Count], Meta(max_length=32)] = msgspec.field(default_factory=dict)
-    """Clocks, temperature and power while it ran, where the driver tells."""
+    """Clocks, temperature and power while it ran, if the driver reports them."""
 
     def __post_init__(self) -> None:
-        """Refuse a measure that stands twice: it says two things."""
+        """Refuse two measures with one name: they may contradict each other."""
         if len({measure.name for measure in self.measures}) != len(self.measures):
             raise ValueError("two measures have the same name")
 
@@ -188,7 +188,7 @@ class Claim:
     key: int
     name: str
     place: str
-    """`token`, or the kind of submodule it stands in."""
+    """`token`, or the kind of submodule that has it."""
     type: Any
     meaning: str
 
@@ -209,14 +209,14 @@ _TOKEN_KEYS: Final[Mapping[str, int]] = {claim.name: claim.key for claim in TOKE
 
 @dataclass(frozen=True)
 class Token:
-    """One piece of Evidence: the claims every token has, and its submodules unread."""
+    """One piece of Evidence: the claims of every token, and its submodules, not yet read."""
 
     nonce: bytes
     ueid: bytes
     iat: int
     aud: str
     submods: Mapping[str, Any]
-    """By name, the raw claims-sets for `attester.kinds.read_submod`."""
+    """By name, the claims-sets as decoded, for `attester.kinds.read_submod`."""
 
     def sign(self, key: cose.Signer) -> bytes:
         """Encode and sign."""
@@ -238,22 +238,22 @@ class Token:
     @classmethod
     def from_payload(cls, payload: bytes) -> Token:
         """
-        Read the claims of a token; its signature is the caller's to check.
+        Read the claims of a token.  The caller must check the signature.
 
         Raises:
-            CBORError: not deterministic CBOR.
+            CBORError: it is not deterministic CBOR.
             ClaimError: a claim is missing, unknown, or has the wrong form.
         """
         raw = cbor.decode(payload, max_size=MAX_EVIDENCE)
         if not isinstance(raw, dict):
-            raise ClaimError("token", "not a claims-set")
+            raise ClaimError("token", "the payload must be a claims-set")
         table = _TOKEN_BY_KEY
         if unknown := [key for key in raw if key not in table]:
             raise ClaimError("token", f"unknown claim {str(unknown[0])[:40]}")
         named = {claim.name: raw.get(claim.key) for claim in table.values()}
         # The profile comes first: under another one, nothing below has the meaning that this profile gives it.
         if named["eat_profile"] != PROFILE:
-            raise ClaimError("eat_profile", f"not {PROFILE}")
+            raise ClaimError("eat_profile", f"it must be {PROFILE}")
         try:
             fields = msgspec.convert(named, _TokenClaims, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
@@ -281,22 +281,22 @@ def decode_envelope(data: bytes) -> cose.Sign1:
     Read the COSE_Sign1 of a token, which must have exactly the headers of the profile.
 
     Raises:
-        CBORError: not deterministic CBOR.
-        COSEError: not ``61(18(…))``, or another header than alg, kid and typ.
+        CBORError: it is not deterministic CBOR.
+        COSEError: it is not ``61(18(…))``, or has other headers than alg, kid and typ.
     """
     message = cose.Sign1.decode(data, max_size=MAX_EVIDENCE, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
     if message.unprotected:
-        raise COSEError("an unprotected header, and this profile has none")
+        raise COSEError("the unprotected header must be empty")
     if message.header.keys() != {cose.ALG, cose.KID, cose.TYP}:
-        raise COSEError("the protected header is not exactly alg, kid and typ")
+        raise COSEError("the protected header must have exactly alg, kid and typ")
     if message.header[cose.TYP] != COSE_TYP:
-        raise COSEError(f"typ is not {COSE_TYP}")
+        raise COSEError(f"typ must be {COSE_TYP}")
     alg = message.header[cose.ALG]
     if type(alg) is not int or alg not in cose.ALGORITHM_NAMES:
-        raise COSEError("alg is neither ES256 (-7) nor Ed25519 (-19)")
+        raise COSEError("alg must be ES256 (-7) or Ed25519 (-19)")
     kid = message.header[cose.KID]
     if not isinstance(kid, bytes) or len(kid) != 32:
-        raise COSEError("kid is not a COSE Key Thumbprint (RFC 9679)")
+        raise COSEError("kid must be a COSE Key Thumbprint (RFC 9679)")
     return message
 
 
@@ -304,5 +304,5 @@ ENDPOINT_DOMAIN: Final = "touchstone/endpoint/1"
 
 
 def endpoint_statement(url: str, nonce: bytes, kid: bytes) -> bytes:
-    """What the TLS key signs: that it serves there for the node whose key is *kid*, now."""
+    """What the TLS key signs: it serves at *url* for the node with the key *kid*, in the session with *nonce*."""
     return cbor.encode([ENDPOINT_DOMAIN, url, nonce, kid])

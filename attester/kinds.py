@@ -3,13 +3,13 @@ The registry of evidence kinds: how submodules of each are named, and which clai
 
 A token holds one submodule for each thing measured (RFC 9711 §4.2.18).  Its name says its kind:
 ``platform``, or ``KIND/NAME`` for kinds of which there may be several.  Everything that depends
-on the kind goes by a registry with an entry for each kind:
+on the kind is in a registry with an entry for each kind:
 
-    attester.kinds.KINDS            naming and claims: how it is read and written
-    attester.collectors.COLLECTORS  how a node collects it
-    verifier.schemes.registry.SCHEMES  what is true of it, and which claims fail with the policy
+    attester.kinds.KINDS               names and claims: how it is read and written
+    attester.collectors.COLLECTORS     how a node collects it
+    verifier.schemes.registry.SCHEMES  how it is checked, and which claims fail with the policy
 
-A test holds their kinds equal.  CONTRIBUTING.md says how to add one.
+A test checks that all of them have the same kinds.  CONTRIBUTING.md says how to add one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from attester.evidence import (
 )
 
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_MAX_MEMBER: Final = 128
-_SHOWN: Final = 40
+_MAX_MEMBER_LENGTH: Final = 128
+_MAX_SHOWN_LENGTH: Final = 40
 
 Submod = Mapping[str, Claims]
 """The claims of one submodule by name."""
@@ -65,9 +65,11 @@ class Kind:
         return {claim.name: claim.key for claim in self.claims}
 
     def has_member(self, member: str) -> bool:
-        """Whether *member*, what stands after the slash, has the form of this kind."""
+        """Whether *member*, the part after the slash, has the form of this kind."""
         return (
-            self.members is not None and len(member) <= _MAX_MEMBER and bool(self.members.fullmatch(member))
+            self.members is not None
+            and len(member) <= _MAX_MEMBER_LENGTH
+            and bool(self.members.fullmatch(member))
         )
 
 
@@ -75,18 +77,18 @@ KINDS: Final[dict[str, Kind]] = {
     kind.name: kind
     for kind in (
         Kind("platform", (
-            Claim(-80001, "endpoint", "platform", Endpoint, "Where the node serves, and its TLS key's word for it."),
+            Claim(-80001, "endpoint", "platform", Endpoint, "Where the node serves, signed by its TLS key."),
             Claim(-80002, "runtime", "platform", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
             Claim(-80008, "capabilities", "platform", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
         )),
         Kind("model", (
-            Claim(-80003, "manifest", "model", Manifest, "Every file of the model with size and digests, bytes of weights by type, and what came from a cache."),
+            Claim(-80003, "manifest", "model", Manifest, "Every file of the model with its size and digests, the bytes of weights by type, and which digests come from a cache."),
             Claim(-80004, "read", "model", ReadAnswer, "The answer to a read challenge."),
             Claim(-80005, "walk", "model", WalkAnswer, "The answers to a walk challenge."),
         ), MODEL_NAME),
         Kind("gpu", (
-            Claim(-80006, "inventory", "gpu", Inventory, "A GPU as its driver's library names it."),
-            Claim(-80007, "benchmark", "gpu", Benchmark, "A benchmark run on one device, each measure with unit, repeats, median and spread."),
+            Claim(-80006, "inventory", "gpu", Inventory, "A GPU as its driver's library describes it."),
+            Claim(-80007, "benchmark", "gpu", Benchmark, "A benchmark run on one device; each measure has a unit, repeats, a median and a spread."),
         ), re.compile(r"0|[1-9][0-9]?")),
     )
 }  # fmt: skip
@@ -123,18 +125,18 @@ def read_submod(name: str, raw: Any) -> Submod:
     Read the claims of one submodule strictly.
 
     Raises:
-        ClaimError: an unknown submodule or claim, or a claim without the form of its type.
+        ClaimError: the submodule or a claim is unknown, or a claim does not have the form of its type.
     """
     kind = kind_of(name)
     if kind is None:
         raise ClaimError(name, "this profile has no such submodule")
     if not isinstance(raw, dict):
-        raise ClaimError(name, "not a claims-set")
+        raise ClaimError(name, "it must be a claims-set")
     claims: dict[str, Claims] = {}
     for key, value in raw.items():
         claim = KINDS[kind].claims_by_key.get(key)
         if claim is None:
-            raise ClaimError(name, f"unknown claim {str(key)[:_SHOWN]}")
+            raise ClaimError(name, f"unknown claim {str(key)[:_MAX_SHOWN_LENGTH]}")
         try:
             claims[claim.name] = msgspec.convert(value, claim.type, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
@@ -143,6 +145,6 @@ def read_submod(name: str, raw: Any) -> Submod:
 
 
 def write_submod(claims: Submod) -> dict[int, Any]:
-    """The claims-set of a submodule with its keys, ready to encode.  Names of claims are unique over all kinds."""
+    """The claims-set of a submodule, ready to encode.  No two kinds have a claim of the same name."""
     keys = {name: key for kind in KINDS.values() for name, key in kind.keys.items()}
     return {keys[name]: msgspec.to_builtins(value, builtin_types=(bytes,)) for name, value in claims.items()}

@@ -53,7 +53,7 @@ class ModelFiles:
         what a stale cache could hide.
 
         Raises:
-            WeightsError: the folder cannot be listed or read, or the attester is ending.
+            WeightsError: the folder cannot be listed or read, or the attester is being stopped.
         """
         section = self._config.manifest
 
@@ -62,7 +62,7 @@ class ModelFiles:
 
             def pace(count: int) -> None:
                 if self._stopping.is_set():
-                    raise WeightsError("the attester is ending")
+                    raise WeightsError("the attester is being stopped")
                 if limit is not None:
                     limit(count)
 

@@ -30,8 +30,8 @@ from attester.weights.tensors import TensorFiles
 from bench.common import machine, row
 from fixtures.fleet import Fleet
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
-from verifier import appraisal, results
-from verifier.appraisal import Held, Terms
+from verifier import appraisal, result_keys, results
+from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges import derivation as challenges
 from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
 from verifier.config import Home
@@ -39,9 +39,9 @@ from verifier.policy import bundle
 from verifier.policy.engine import Limits
 from verifier.policy.engine import opened as workers
 from verifier.references import measured
-from verifier.results import ResultKey
-from verifier.schemes.base import Context, Node
-from verifier.schemes.base import Session as AppraisalSession
+from verifier.result_keys import ResultKey
+from verifier.schemes.context import Channel, Context, Node
+from verifier.schemes.context import Session as AppraisalSession
 from verifier.store import pool, references
 from verifier.store.database import Database
 from verifier.store.policies import ChangeAuthor
@@ -85,7 +85,7 @@ async def load(fleet: Fleet, folder: Path, nodes: int, seconds: float) -> tuple[
         client = VerifierClient(http, fleet.verifier_url, node.key)
         given = await client.enrol(token, [MODEL])
         node.id, node.audience = given["node"], given["verifier"]
-        node.ueid = results.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
+        node.ueid = result_keys.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
         ready.release()
         await go.wait()
         while time.monotonic() < deadline:
@@ -122,10 +122,33 @@ class Steps:
         self.evidence = self.node.evidence(session, iat=now)
         self.policy = bundle.load(Path(__file__).parent.parent / "policies" / "default")
         reference = measured.measure_folder(MODEL, opened).to_reference()
-        stored = Node("n", self.node.ueid, self.node.key.public, "o", (MODEL,), "cpu", "active")
-        given = AppraisalSession("s", "announced", bytes(32), now * 1000, now * 1000 + 1, asked)
-        thresholds = self.policy.thresholds
-        self.context = Context(now * 1000, "v", 30, given, stored, {MODEL: reference}, {}, thresholds)
+        node = Node(
+            id="n",
+            ueid=self.node.ueid,
+            key=self.node.key.public,
+            operator="o",
+            models=(MODEL,),
+            hardware_class="cpu",
+            state="active",
+        )
+        appraisal_session = AppraisalSession(
+            id="s",
+            channel=Channel.ANNOUNCED,
+            nonce=bytes(32),
+            issued_ms=now * 1000,
+            expires_ms=now * 1000 + 1,
+            asked=asked,
+        )
+        self.context = Context(
+            now_ms=now * 1000,
+            audience="v",
+            skew_s=30,
+            session=appraisal_session,
+            node=node,
+            references={MODEL: reference},
+            history={},
+            thresholds=self.policy.thresholds,
+        )
         self.key = ResultKey(PrivateKey.generate().native)  # type: ignore[arg-type]  # ES256 by default
 
     def read(self) -> appraisal.OpenedEvidence:
@@ -138,9 +161,9 @@ class Steps:
 
     def sign(self, checked: appraisal.CheckedEvidence, outcome: appraisal.PolicyOutcome) -> str:
         """Conclude and sign."""
-        terms = Terms("v", 300, "{jti}")
+        terms = ResultSettings("v", 300, "{jti}")
         result = appraisal.conclude(
-            checked, outcome, self.context, Held(), terms, jti="0" * 32, policy_id=self.policy.id
+            checked, outcome, self.context, NodeSnapshot(), terms, jti="0" * 32, policy_id=self.policy.id
         )
         return results.encode_jwt(result, self.key)
 

@@ -32,9 +32,8 @@ from verifier.policy.bundle import Bundle
 from verifier.policy.engine import Limits, opened
 from verifier.policy.worker import RULE
 from verifier.service.app import open_service
-from verifier.service.appraiser import Appraiser
 from verifier.service.inputs import InputLoader, StoredLookup
-from verifier.service.rejudge import Rejudge
+from verifier.service.rejudge import Rejudger
 from verifier.store import policies, recordings
 from verifier.store.policies import ChangeAuthor
 from verifier.store.recordings import Window
@@ -120,7 +119,7 @@ async def _anew(nodes: int) -> None:
                 lambda number: {"build": str(number)},
             )  # fmt: skip
         async with open_service(home, home.config()) as service:
-            rejudge = Rejudge(service, Appraiser(service))
+            rejudge = Rejudger(service)
             new = policy([GOOD])
             who = ChangeAuthor("bench", "to see how long it takes")
             for what, bundle in (("another policy", new), ("rolled back", old)):

@@ -22,7 +22,7 @@ from statistics import median
 
 from bench.common import machine, row
 from verifier.policy import bundle
-from verifier.schemes.base import WalkRecord
+from verifier.schemes.context import WalkRecord
 from verifier.schemes.walks import slowdown_permille
 
 _WORKER = """
@@ -103,7 +103,9 @@ def flagged(rng: random.Random, solo: list[float], pair: Pair, calls: int, limit
     def record(seconds: float, *, at_once: bool) -> WalkRecord:
         # A queue in the network, a busy core: up to a fifth more now and then.
         ms = int(seconds * 1000 * rng.uniform(1, 1.2) + rng.uniform(5, 30))
-        return WalkRecord("call", "right", 0, "engine", wide=True, together=at_once, ms=ms)
+        return WalkRecord(
+            channel="call", verdict="right", at_ms=0, source="engine", wide=True, together=at_once, ms=ms
+        )
 
     together_calls = [pair(rng) for _ in range(calls)]
     fired = []

@@ -23,7 +23,7 @@ from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
-from verifier import results
+from verifier import result_keys, results
 from verifier.challenges import derivation as challenges
 from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
 from verifier.config import Home, VerifierConfig
@@ -31,7 +31,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.references import measured
 from verifier.service.app import make_app, open_service
-from verifier.service.calls import CALLER
+from verifier.service.calls import CALL_SCHEDULER
 from verifier.service.sessions import open_session, wants_for
 from verifier.service.state import Clock, Service
 from verifier.store import nodes, policies, pool, references
@@ -92,7 +92,7 @@ class RunningVerifier:
         token = await self.token(operator, hardware_class=node.hardware_class)
         given = await self.client(node).enrol(token, [node.model])
         node.id, node.audience = given["node"], given["verifier"]
-        node.ueid = results.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
+        node.ueid = result_keys.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
         self.nodes.append(node)
         return node
 
@@ -105,7 +105,7 @@ class RunningVerifier:
             self.service, stored, "call", secrets.token_bytes(32), wants_for(stored, walk=walk)
         )
         asked = challenges.pose(session.entries, session.exhausted, self.service.pool_key)
-        self.app[CALLER]._pushed[session.id] = self.clock.ticks
+        self.app[CALL_SCHEDULER]._pushed[session.id] = self.clock.ticks
         return Session(session.id, session.nonce, tuple(challenges.to_wire(asked)))
 
     async def attest(self, node: SimulatedNode, *, walk: bool = True) -> dict[str, Any]:
@@ -142,8 +142,8 @@ class RunningVerifier:
     async def policy(self) -> Bundle:
         """The active policy."""
         async with self.service.db.read() as tx:
-            rollout = await self.service.inforce.rollout(tx)
-            return await self.service.inforce.bundle(tx, rollout.active)
+            rollout = await self.service.inputs.load_rollout(tx)
+            return await self.service.inputs.load_bundle(tx, rollout.active)
 
     async def rows(self, sql: str, *parameters: Any) -> list[Any]:
         async with self.service.db.read() as tx:

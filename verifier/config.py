@@ -1,16 +1,16 @@
 """
 The verifier's home: its configuration, keys, tokens, policy and database in one folder.
 
-    verifier.toml        what is configured, each setting with its default
+    verifier.toml        the settings, each with its default
     keys/ear-*.pem       keys that sign results; the newest by name signs, all are in the JWKS
-    pool.key             the secret that challenges follow from
+    pool.key             the secret that challenges are derived from
     admin.token          for people: incidents, tokens, nodes
     router.token         for routers: reports of what they have seen
-    policy/              the policy bundle that it starts with
+    policy/              the policy bundle that a new verifier starts with
     author.pem           a key to sign policies with
-    authors/*.pem        public keys whose policies are taken
-    anchors/*.pem, *.jwk public keys whose reference values (CoRIM) are taken
-    verifier.db          everything that was acknowledged
+    authors/*.pem        public keys that may sign policies
+    anchors/*.pem, *.jwk public keys that may sign reference values (CoRIM)
+    verifier.db          the database
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
 from attester.settings import check_listen, new_folder, read_toml, to_toml
 from verifier.challenges.derivation import POOL_KEY_BYTES, PoolKey
-from verifier.results import ResultKey
+from verifier.result_keys import ResultKey
 
-_MIN_TOKEN = 32
-_MAX_KEY: Final = 16 * 1024
+_MIN_TOKEN_LENGTH: Final = 32
+_MAX_KEY_BYTES: Final = 16 * 1024
 _Seconds = Annotated[int, Meta(ge=1, le=86400)]
 
 
 class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[service]``: where it listens and what it is called."""
+    """``[service]``: where it listens, and its name."""
 
     listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8440"
     url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+\Z", max_length=256)] = "http://127.0.0.1:8440"
-    """The base URL that everyone uses; also the issuer of results and the audience of evidence."""
+    """The base URL that clients use.  It is also the issuer of results and the audience of evidence."""
 
     def __post_init__(self) -> None:
         check_listen(self.listen)
@@ -56,7 +56,7 @@ class ResultsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     lifetime_s: _Seconds = 300
     keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
-    """How long results and their evidence are kept after they were issued."""
+    """How long results are kept after they were issued."""
 
 
 class SessionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,21 +66,21 @@ class SessionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     skew_s: _Seconds = 30
     per_node_per_minute: Annotated[int, Meta(ge=1, le=100000)] = 60
     announced_per_hour: Annotated[int, Meta(ge=1, le=1000000)] = 20
-    """Sessions with challenges that a node may open itself: each costs the pool."""
+    """Sessions with challenges that a node may open itself: each uses challenges of the pool."""
     per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
 
 
 class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[calls]``: at secret times, uniform between the two intervals."""
+    """``[calls]``: the wait until a node's next call is drawn uniformly between the two intervals."""
 
     min_interval_s: Annotated[float, Meta(ge=0.1, le=86400)] = 45
     max_interval_s: Annotated[float, Meta(ge=0.1, le=86400)] = 180
     walk_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
-    """Share of calls that carry a walk; every call carries a read."""
+    """Share of calls with a walk; every call has a read."""
     together_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Share of calls that go to all nodes of the operator that have the model, at once."""
+    """Share of calls that go to all the operator's nodes with the model, at the same moment."""
     wide_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Share of the calls to one node that ask for a wide walk, where the pool has any."""
+    """Share of the calls to one node that ask for a wide walk, if the pool has one."""
 
 
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,16 +94,16 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[policy]``."""
 
     folder: str = "policy"
-    """The bundle that is made active when a verifier starts with none; later ones are published."""
+    """The bundle that becomes active at the first start; later ones are published."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 2
     timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
     """For one evaluation."""
     memory_mib: Annotated[int, Meta(ge=16, le=65536)] = 512
-    """For one worker, beyond what it has when it starts."""
+    """For one worker, in addition to what it has when it starts."""
 
 
 class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[recording]``: what was received is kept so long, and so much of it, for trials."""
+    """``[recording]``: how long received evidence is kept for trials, and how much of it."""
 
     keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
     max_mib: Annotated[int, Meta(ge=16, le=1 << 24)] = 4096
@@ -113,14 +113,14 @@ class ReferencesConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[references]``."""
 
     grace_s: Annotated[int, Meta(ge=0, le=365 * 86400)] = 86400
-    """So long a value that another has replaced is a warning, and not a mismatch."""
+    """How long a replaced value is a warning, and not a mismatch."""
 
 
 class IncidentsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[incidents]``."""
 
     two_person: bool = False
-    """Whether a release takes effect only when a second person takes it too."""
+    """Whether a release takes effect only after a second person has taken it too."""
 
 
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,7 +138,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def default_policy() -> Path:
-    """The default bundle, beside the packages in a checkout and in an installation."""
+    """The default bundle.  It is beside the packages, in a checkout and in an installation."""
     return Path(__file__).parent.parent / "policies" / "default"
 
 
@@ -158,7 +158,7 @@ class Home:
         Make a home: keys, tokens, configuration, a copy of the default policy.
 
         Raises:
-            ConfigError: there is one already, or it cannot be written.
+            ConfigError: the folder exists already, or cannot be written.
         """
         with new_folder(self.path) as folder:
             (folder / "keys").mkdir(mode=0o700)
@@ -175,38 +175,38 @@ class Home:
         Read ``verifier.toml``.
 
         Raises:
-            ConfigError: missing, malformed, or with a setting that is unknown or out of range.
+            ConfigError: it is missing or malformed, or a setting is unknown or out of range.
         """
         return read_toml(self.path / "verifier.toml", VerifierConfig, "touchstone verifier init")
 
     def result_keys(self) -> list[ResultKey]:
-        """The keys that may have signed a live result, the signing one last."""
+        """The keys that can have signed a live result.  The last one signs."""
         keys = []
         for path in sorted((self.path / "keys").glob("ear-*.pem")):
-            native = _load(path).native
+            native = _load_key(path).native
             if not isinstance(native, ec.EllipticCurvePrivateKey):
-                raise ConfigError(f"{path} is not a P-256 key")
+                raise ConfigError(f"{path} must be a P-256 key")
             keys.append(ResultKey(native))
         if not keys:
-            raise ConfigError(f"{self.path / 'keys'} holds no key to sign results with")
+            raise ConfigError(f"{self.path / 'keys'} has no key to sign results with (ear-*.pem)")
         return keys
 
     def pool_key(self) -> PoolKey:
-        """The secret that challenges follow from."""
+        """The secret that challenges are derived from."""
         secret = self._private("pool.key")
         if len(secret) != POOL_KEY_BYTES:
-            raise ConfigError(f"{self.path / 'pool.key'} does not hold {POOL_KEY_BYTES} bytes")
+            raise ConfigError(f"{self.path / 'pool.key'} must have {POOL_KEY_BYTES} bytes")
         return PoolKey(secret)
 
     def token(self, name: str) -> str:
         """The token ``NAME.token``."""
         text = self._private(f"{name}.token").decode("ascii", errors="replace").strip()
-        if len(text) < _MIN_TOKEN:
-            raise ConfigError(f"{self.path / name}.token holds fewer than {_MIN_TOKEN} characters")
+        if len(text) < _MIN_TOKEN_LENGTH:
+            raise ConfigError(f"{self.path / name}.token must have at least {_MIN_TOKEN_LENGTH} characters")
         return text
 
     def ensure_author(self) -> None:
-        """Make the home's own signing key and trust it, where there is none yet (homes of an earlier version)."""
+        """Make the home's own signing key and trust it, if there is none: earlier versions made homes without it."""
         path = self.path / "author.pem"
         if path.exists():
             return
@@ -220,14 +220,14 @@ class Home:
 
     def author_key(self) -> cose.PrivateKey:
         """The home's own key to sign policies and reference values with."""
-        return _load(self.path / "author.pem")
+        return _load_key(self.path / "author.pem")
 
     def authors(self) -> dict[str, PublicKeyTypes]:
-        """Whose policies are taken, by the name of the key's file."""
-        return {path.stem: _public(path) for path in sorted((self.path / "authors").glob("*.pem"))}
+        """The keys that may sign policies, by the name of the key's file."""
+        return {path.stem: _load_public_key(path) for path in sorted((self.path / "authors").glob("*.pem"))}
 
     def anchors(self) -> dict[str, cose.PublicKey]:
-        """Whose reference values are taken, by the name of the key's file."""
+        """The keys that may sign reference values, by the name of the key's file."""
         folder = self.path / "anchors"
         paths = [*folder.glob("*.pem"), *folder.glob("*.jwk")]
         return {path.stem: read_anchor(path) for path in sorted(paths)}
@@ -239,7 +239,7 @@ class Home:
             raise ConfigError(str(error)) from None
 
 
-def _load(path: Path) -> cose.PrivateKey:
+def _load_key(path: Path) -> cose.PrivateKey:
     try:
         return identity.load_key(path)
     except KeyFileError as error:
@@ -252,28 +252,28 @@ def _public_pem(key: cose.PrivateKey) -> bytes:
     )
 
 
-def _public(path: Path) -> PublicKeyTypes:
+def _load_public_key(path: Path) -> PublicKeyTypes:
     try:
         key = serialization.load_pem_public_key(_read_key(path))
     except (ValueError, UnsupportedAlgorithm):
-        raise ConfigError(f"{path} is not a public key in PEM") from None
+        raise ConfigError(f"{path} must be a public key in PEM") from None
     if not isinstance(key, (ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey)):
-        raise ConfigError(f"{path} is neither an elliptic-curve nor an Ed25519 key")
+        raise ConfigError(f"{path} must be an elliptic-curve or an Ed25519 key")
     return key
 
 
 def read_anchor(path: Path) -> cose.PublicKey:
     """
-    A public key whose signature on reference values is taken, PEM or JWK.
+    Read a public key that may sign reference values, in PEM or JWK.
 
     Raises:
-        ConfigError: it cannot be read, or is neither P-256 nor Ed25519.
+        ConfigError: it cannot be read, or is neither a P-256 nor an Ed25519 key.
     """
     try:
         if path.suffix == ".jwk":
             jwk = json.loads(_read_key(path))
             if not isinstance(jwk, dict):
-                raise ConfigError(f"{path} is not a public key in PEM or JWK")
+                raise ConfigError(f"{path} must be a public key in PEM or JWK")
             key: Any = jwt.PyJWK(jwk).key
         else:
             key = serialization.load_pem_public_key(_read_key(path))
@@ -285,13 +285,13 @@ def read_anchor(path: Path) -> cose.PublicKey:
             numbers = key.public_numbers()
             return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
     except (ValueError, TypeError, RecursionError, UnsupportedAlgorithm, jwt.PyJWTError):
-        raise ConfigError(f"{path} is not a public key in PEM or JWK") from None
-    raise ConfigError(f"{path} holds neither a P-256 nor an Ed25519 key")
+        raise ConfigError(f"{path} must be a public key in PEM or JWK") from None
+    raise ConfigError(f"{path} must be a P-256 or an Ed25519 key")
 
 
 def _read_key(path: Path) -> bytes:
     try:
         with open(path, "rb") as stream:
-            return stream.read(_MAX_KEY)
+            return stream.read(_MAX_KEY_BYTES)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

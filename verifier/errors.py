@@ -2,15 +2,15 @@
 Errors of the verifier.
 
     VerifierError
-    ├── EvidenceError        evidence refused before or while its signature was checked, or stale
-    ├── RequestError         a request that is malformed, unauthorised, too often, or too late
-    ├── ResultError          an attestation result that a relying party must not accept
-    ├── PolicyError          a policy that failed: it did not answer, or not as it must
-    │   └── BundleError      a policy bundle that is refused: file, place and sentence
-    ├── ReferenceValueError  a reference value or a pool of challenges that cannot be used
-    ├── PlainYAMLError       a file is not of the small part of YAML that is read: line, column and sentence
-    └── StoreError           the database refused or cannot be used
-        └── RecordingError   a recording cannot be read: written by another version, or damaged
+    ├── EvidenceError        evidence is refused at a step of the appraisal
+    ├── RequestError         a request is malformed, unauthorised, too frequent, or too late
+    ├── ResultError          a relying party must not accept an attestation result
+    ├── PolicyError          a policy failed: it gave no outcome, or a malformed one
+    │   └── BundleError      a policy bundle is refused: the message has file, place and sentence
+    ├── ReferenceValueError  a reference value or a pool of challenges cannot be used
+    ├── PlainYAMLError       a file is not in the small part of YAML that is read: line, column and sentence
+    └── StoreError           the database cannot be used, or refused a change
+        └── RecordingError   a recording is damaged, or another version wrote it
 
 `service/problem.py` is the only place that knows what HTTP status each of them becomes.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class VerifierError(Exception):
-    """Never raised itself.  `code` is a row of `verifier.reasons`."""
+    """The base of all of them; it is never raised itself.  `code` is a row of `verifier.reasons`."""
 
     code = "verifier.internal"
 
@@ -33,7 +33,7 @@ class EvidenceError(VerifierError):
     """
     Evidence is refused at a numbered step of the appraisal.
 
-    Up to step 4 it names no node: only what a key has signed may be held against it.
+    Up to step 4 it is held against no node: only what a key has signed may be held against its node.
     """
 
     def __init__(self, step: int, code: str, message: str) -> None:
@@ -52,19 +52,19 @@ class RequestError(VerifierError):
 
 
 class ResultError(VerifierError):
-    """An attestation result is malformed, expired, of another profile, or signed by nobody we trust."""
+    """An attestation result is malformed, expired, of another profile, or not signed by a trusted key."""
 
     code = "result.unacceptable"
 
 
 class PolicyError(VerifierError):
-    """A policy did not give an outcome: it failed, looped, crashed, or gave nonsense."""
+    """A policy gave no outcome, because it failed, looped or crashed; or it gave a malformed one."""
 
     code = "policy.failed"
 
 
 class BundleError(PolicyError):
-    """A policy bundle is refused before it can judge anything: each message names file and place."""
+    """A policy bundle is refused before it can judge anything.  Each message names file and place."""
 
     code = "policy.unusable"
 
@@ -76,16 +76,16 @@ class ReferenceValueError(VerifierError):
 
 
 class PlainYAMLError(VerifierError):
-    """A file that a person wrote is not of the part of YAML that is read, or not of its form: each message has the place."""
+    """A file written by hand is not in the part of YAML that is read, or not of its form.  Each message has the place."""
 
     code = "request.malformed"
 
 
 class StoreError(VerifierError):
-    """The database cannot be used, or refused what would break a promise."""
+    """The database cannot be used, or it refused a change that would break one of its constraints."""
 
     code = "store.refused"
 
 
 class RecordingError(StoreError):
-    """A recording that this version cannot read, however often it tries."""
+    """This version cannot read a recording; trying again does not help."""

@@ -45,7 +45,7 @@ from verifier.incidents import (
     disposition,
     step,
 )
-from verifier.schemes.base import Finding
+from verifier.schemes.findings import Finding
 
 Transitions: TypeAlias = tuple[Transition, ...]
 

@@ -24,7 +24,7 @@ from typing import Final
 from verifier import reasons
 from verifier.errors import RequestError
 from verifier.reasons import REASONS
-from verifier.schemes.base import Finding
+from verifier.schemes.findings import Finding
 
 BLAST_WINDOW_MS: Final = 15 * 60 * 1000
 """How long after a change on the verifier's side a finding may be the verifier's own mistake."""

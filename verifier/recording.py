@@ -1,9 +1,12 @@
 """
-Recordings: evidence as received, with all that its appraisal looked at.
+Recordings: evidence as received, with everything that its appraisal looked at.
 
-An appraisal is pure, so its arguments are enough to repeat it: under the policy of then,
-claim for claim, or under another one to see what would change.  Reference values and
-policies are kept under their digests and never change, so a recording names them.
+An appraisal is pure, so its arguments are enough to repeat it: under the policy of that time, claim
+for claim, or under another policy to see what would change.  Reference values and policies are
+stored under their digests and never change, so a recording only names them.
+
+`Record` and `AppraisalSummary` are stored as JSON under the names of their fields, and so is every
+type in them: no field may be renamed.
 """
 
 from __future__ import annotations
@@ -18,12 +21,11 @@ from msgspec import Struct
 
 from attester.evidence import MEDIA_TYPE
 from verifier import appraisal, results
-from verifier.appraisal import CheckedEvidence, Held, PolicyOutcome, Terms
+from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome, ResultSettings
 from verifier.errors import RecordingError
 from verifier.results import AttestationResult
-from verifier.schemes.base import (
+from verifier.schemes.context import (
     Blocks,
-    CheckedSubmod,
     Context,
     ModelReference,
     Node,
@@ -32,13 +34,14 @@ from verifier.schemes.base import (
     Thresholds,
     WalkRecord,
 )
+from verifier.schemes.findings import CheckedSubmod
 from verifier.schemes.registry import read_facts
 
-_MAX_RECORD: Final = 64 << 20
+_MAX_RECORD_BYTES: Final = 64 << 20
 
 
-class ReferenceName(Struct, frozen=True):
-    """A reference value as the context had it: its digest, and what was known of its origin."""
+class ReferenceName(Struct, frozen=True, kw_only=True):
+    """A reference value in the context of an appraisal: its digest, and what was known of its origin."""
 
     digest: str
     source: Source
@@ -50,25 +53,29 @@ class ReferenceName(Struct, frozen=True):
     def of(cls, reference: ModelReference) -> ReferenceName:
         """The name of a reference value."""
         return cls(
-            reference.digest, reference.source, reference.signer, reference.not_before, reference.not_after
+            digest=reference.digest,
+            source=reference.source,
+            signer=reference.signer,
+            not_before=reference.not_before,
+            not_after=reference.not_after,
         )
 
 
 class VerifierInputNames(Struct, frozen=True):
-    """What of ours an appraisal rests on: it stands for as long as these do."""
+    """The names of what the verifier brought to an appraisal.  While they stay the same, so does the result."""
 
     policy: str
-    """Digest of the bundle."""
+    """The digest of the bundle."""
     references: dict[str, ReferenceName]
     superseded: dict[str, tuple[ReferenceName, ...]]
     blocks: Blocks
 
 
-class Record(Struct, frozen=True):
-    """An appraisal's context, findings and terms."""
+class Record(Struct, frozen=True, kw_only=True):
+    """An appraisal's context, findings and settings."""
 
     build: str
-    """Of the verifier: another may find other things true."""
+    """Of the verifier: another build may come to other findings."""
     basis: VerifierInputNames
     policy_id: str
     now_ms: int
@@ -78,8 +85,8 @@ class Record(Struct, frozen=True):
     node: Node
     history: dict[str, tuple[WalkRecord, ...]]
     checked: dict[str, CheckedSubmod]
-    held: Held
-    terms: Terms
+    held: NodeSnapshot
+    terms: ResultSettings
     jti: str
 
     def context(
@@ -89,7 +96,7 @@ class Record(Struct, frozen=True):
         thresholds: Thresholds,
         blocks: Blocks,
     ) -> Context:
-        """The context of then, over what is given of ours."""
+        """The context of that time, with these inputs of the verifier."""
         return Context(
             now_ms=self.now_ms,
             audience=self.audience,
@@ -104,38 +111,38 @@ class Record(Struct, frozen=True):
         )
 
 
-class SubmodSummary(Struct, frozen=True):
-    """Of one submodule, what a policy can change, and what it came to."""
+class SubmodSummary(Struct, frozen=True, kw_only=True):
+    """What a policy can change about one submodule, and what it came to."""
 
     may_affirm: dict[str, int]
     blocked: dict[str, str]
     found: tuple[str, ...]
-    """Codes of what the scheme found."""
+    """The codes of the scheme's findings."""
     vector: dict[str, int]
     reasons: tuple[str, ...]
-    """Codes of all reasons."""
+    """The codes of all reasons."""
 
 
-class AppraisalSummary(Struct, frozen=True):
-    """The little of a recording that a trial needs where the same things are true."""
+class AppraisalSummary(Struct, frozen=True, kw_only=True):
+    """The small part of a recording that is enough for a trial, if the facts are the same as then."""
 
     build: str
     policy: str
     references: dict[str, ReferenceName]
-    held: Held
+    held: NodeSnapshot
     submods: dict[str, SubmodSummary]
 
 
 @dataclass(frozen=True)
 class RecordingHead:
-    """What a trial reads of a recording first, and mostly at all."""
+    """What a trial reads of a recording first.  Mostly it needs nothing more."""
 
     appraisal_id: str
     node_id: str
     at_ms: int
     input: bytes
-    """The policy's input of then."""
-    gist: AppraisalSummary
+    """The policy's input of that time."""
+    summary: AppraisalSummary
 
 
 @dataclass(frozen=True)
@@ -149,17 +156,17 @@ class Recording:
 
 def record_of(
     context: Context,
-    basis: VerifierInputNames,
+    names: VerifierInputNames,
     policy_id: str,
     checked: CheckedEvidence,
-    held: Held,
-    terms: Terms,
+    snapshot: NodeSnapshot,
+    settings: ResultSettings,
     jti: str,
 ) -> Record:
     """The record of an appraisal."""
     return Record(
         build=results.BUILD,
-        basis=basis,
+        basis=names,
         policy_id=policy_id,
         now_ms=context.now_ms,
         audience=context.audience,
@@ -168,40 +175,46 @@ def record_of(
         node=context.node,
         history={model: records for model, records in context.history.items() if records},
         checked=dict(checked.submods),
-        held=held,
-        terms=terms,
+        held=snapshot,
+        terms=settings,
         jti=jti,
     )
 
 
 def summary_of(record: Record, result: AttestationResult) -> AppraisalSummary:
-    """The gist of a record and the result that it came to."""
+    """The summary of a record and the result that it came to."""
     submods = {}
     for name, checked in record.checked.items():
-        found = result.submods[name]
+        appraised = result.submods[name]
         submods[name] = SubmodSummary(
             may_affirm=dict(checked.may_affirm),
             blocked=dict(checked.blocked),
             found=tuple(finding.code for finding in checked.findings),
-            vector=found.ear_trustworthiness_vector,
-            reasons=tuple(reason.code for reason in found.ear_verifier_claims.reasons),
+            vector=appraised.ear_trustworthiness_vector,
+            reasons=tuple(reason.code for reason in appraised.ear_verifier_claims.reasons),
         )
-    return AppraisalSummary(record.build, record.basis.policy, record.basis.references, record.held, submods)
+    return AppraisalSummary(
+        build=record.build,
+        policy=record.basis.policy,
+        references=record.basis.references,
+        held=record.held,
+        submods=submods,
+    )
 
 
 def pack(record: Record) -> bytes:
-    """A record's bytes: JSON, compressed."""
+    """A record as bytes: compressed JSON."""
     return zlib.compress(msgspec.json.encode(record), 1)
 
 
 _DECODER: Final = msgspec.json.Decoder(Record, dec_hook=read_facts)
-_GIST: Final = msgspec.json.Decoder(AppraisalSummary)
+_SUMMARY_DECODER: Final = msgspec.json.Decoder(AppraisalSummary)
 
 
 def read_summary(text: str) -> AppraisalSummary:
-    """Read a gist.  Raises `RecordingError`."""
+    """Read a summary.  Raises `RecordingError`."""
     try:
-        return _GIST.decode(text)
+        return _SUMMARY_DECODER.decode(text)
     except (msgspec.DecodeError, ValueError) as error:
         raise RecordingError(f"a recording cannot be read: {str(error)[:200]}") from None
 
@@ -211,13 +224,13 @@ def unpack(data: bytes) -> Record:
     Read a record.
 
     Raises:
-        RecordingError: it is not one of this version's.
+        RecordingError: it is damaged, or another version wrote it in another form.
     """
     try:
         reader = zlib.decompressobj()
-        text = reader.decompress(data, _MAX_RECORD)
+        text = reader.decompress(data, _MAX_RECORD_BYTES)
         if reader.unconsumed_tail or not reader.eof:
-            raise RecordingError("a recording is larger than any we write, or cut short")
+            raise RecordingError(f"a recording is cut short, or has more than {_MAX_RECORD_BYTES} bytes")
         return _DECODER.decode(text)
     except (zlib.error, msgspec.DecodeError, ValueError) as error:
         raise RecordingError(f"a recording cannot be read: {str(error)[:200]}") from None
@@ -225,9 +238,9 @@ def unpack(data: bytes) -> Record:
 
 def examine(recording: Recording, context: Context) -> CheckedEvidence:
     """
-    What is true of recorded evidence in *context*, which may be another than then.
+    What is true of recorded evidence in *context*, which may differ from that of the recording.
 
-    It was authenticated when it came (steps 0 to 6), and what was refused is not recorded.
+    The evidence was authenticated when it came (steps 0 to 6): refused evidence is not recorded.
     """
     return appraisal.examine(appraisal.read(MEDIA_TYPE, recording.evidence), context)
 
@@ -235,7 +248,7 @@ def examine(recording: Recording, context: Context) -> CheckedEvidence:
 def conclude(
     record: Record, checked: CheckedEvidence, outcome: PolicyOutcome, context: Context, policy_id: str
 ) -> AttestationResult:
-    """The result that the recorded evidence comes to, with the id and times of then."""
+    """The result of the recorded evidence, with the id and the times of the recording."""
     return appraisal.conclude(
         checked, outcome, context, record.held, record.terms, jti=record.jti, policy_id=policy_id
     )

@@ -1,29 +1,25 @@
 """
 Attestation results: EAR (draft-ietf-rats-ear-04) with the AR4SI trust vector (`verifier.trust`).
 
-A result is a JWT by default and a CWT on request; both carry the same claims.  A reader
-accepts exactly one profile, checks signature, issuer and expiry, and judges by the claims
-it requires: `none` and absent never satisfy (draft-ietf-rats-ar4si §2.3).
+A result is a JWT by default and a CWT on request; both have the same claims.  A reader accepts
+exactly one profile, checks signature, issuer and expiry, and judges by the claims that it requires:
+a claim that is `none` or absent never satisfies a requirement (draft-ietf-rats-ar4si §2.3).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import jwt
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta, Struct
 
 from attester import cbor, cose
 from attester.errors import CBORError, COSEError
 from attester.version import installed_version
 from verifier.errors import ResultError
+from verifier.result_keys import ResultKey, VerifyingKey, b64url, cose_key_of, jwk_of, to_cose_key, unb64url
 from verifier.trust import CLAIM_NAMES, TRUST_CLAIMS, Tier, worst, worst_tier
 
 EAR_PROFILE: Final = "tag:ietf.org,2026:rats/ear#04"
@@ -50,7 +46,7 @@ _TrustValue = Annotated[int, Meta(ge=-128, le=127)]
 
 
 class ReasonEntry(Struct, frozen=True, omit_defaults=True):
-    """Why a claim is what it is: a code of `verifier.reasons` and the particulars."""
+    """Why a claim has its value: a code of `verifier.reasons`, and the particulars."""
 
     code: str
     detail: str
@@ -59,14 +55,14 @@ class ReasonEntry(Struct, frozen=True, omit_defaults=True):
 
 
 class NodeRecord(Struct, frozen=True):
-    """Whose node it is, by the verifier's own record: the node has no word in it."""
+    """What the verifier's own records say of a node.  The node cannot influence it."""
 
     operator: str
-    """As its enrolment token named it."""
+    """As the enrolment token named it."""
     enrolled: int
     """Seconds since 1970."""
     state: str
-    """active, or on probation after a release; retired where that came while its evidence was appraised."""
+    """active; probation (after a release); or retired (while its evidence was appraised)."""
     hardware_class: str
 
 
@@ -74,16 +70,16 @@ class VerifierClaims(Struct, frozen=True, omit_defaults=True):
     """`ear_verifier_claims`: what the verifier adds to the vector."""
 
     assurance: str
-    """What the appraisal rests on: declared, challenged, hardware-rooted, confidential."""
+    """The kind of evidence behind the appraisal: declared, challenged, hardware-rooted or confidential."""
     bound: str
     """Whether the submodule is tied to the node key: true, false or unknown."""
     reasons: tuple[ReasonEntry, ...] = ()
     measured: dict[str, int | str] = {}
-    """Rates that a challenge showed, and how; integers with the unit in the name."""
+    """Rates that a challenge showed, and how; integers, with the unit in the name."""
     reference: str | None = None
-    """The reference value that the evidence was held against, by its digest."""
+    """The digest of the reference value that the evidence was compared with."""
     node: NodeRecord | None = None
-    """On `platform` alone, when the result was signed."""
+    """As of the signing of the result; only on `platform`."""
 
 
 class Appraisal(Struct, frozen=True, omit_defaults=True):
@@ -109,8 +105,8 @@ class AttestationResult(Struct, frozen=True, omit_defaults=True):
     """
     A decoded EAR.
 
-    From `decode_jwt` and `decode_cwt` it is authentic, of our profile, from the expected
-    issuer and unexpired; whether it suffices is for the relying party's required claims.
+    If it comes from `decode_jwt` or `decode_cwt`, it is authentic, of this profile, from the expected
+    issuer and unexpired.  Whether it suffices depends on the claims that the relying party requires.
     """
 
     iss: str
@@ -127,7 +123,7 @@ class AttestationResult(Struct, frozen=True, omit_defaults=True):
     eat_profile: str = msgspec.field(default=EAR_PROFILE)
 
     def value(self, submod: str, claim: str) -> int:
-        """A trust claim's value; 0, no conclusion, where it is absent (AR4SI §2.3.3)."""
+        """A trust claim's value; 0 (no conclusion) if it is absent (AR4SI §2.3.3)."""
         appraisal = self.submods.get(submod)
         return 0 if appraisal is None else appraisal.ear_trustworthiness_vector.get(claim, 0)
 
@@ -135,98 +131,6 @@ class AttestationResult(Struct, frozen=True, omit_defaults=True):
         """The claims as JSON-compatible values."""
         claims: dict[str, Any] = {"eat_profile": EAR_PROFILE, **msgspec.to_builtins(self)}
         return claims
-
-
-@dataclass(frozen=True)
-class ResultKey:
-    """The verifier's signing key, P-256 for ES256."""
-
-    private: ec.EllipticCurvePrivateKey
-
-    @property
-    def kid(self) -> str:
-        """The JWK Thumbprint (RFC 7638), base64url."""
-        return self.verifying.kid
-
-    @property
-    def verifying(self) -> VerifyingKey:
-        """The public half."""
-        return VerifyingKey(self.private.public_key())
-
-    @property
-    def cose(self) -> cose.PrivateKey:
-        """The same key for CWTs."""
-        return cose.PrivateKey(self.private)
-
-
-@dataclass(frozen=True)
-class VerifyingKey:
-    """A key that may have signed a result."""
-
-    public: ec.EllipticCurvePublicKey
-
-    @property
-    def kid(self) -> str:
-        """The JWK Thumbprint (RFC 7638), base64url."""
-        required = {name: self.jwk_members()[name] for name in ("crv", "kty", "x", "y")}
-        text = json.dumps(required, separators=(",", ":"), sort_keys=True)
-        return b64url(hashlib.sha256(text.encode()).digest())
-
-    def jwk_members(self) -> dict[str, str]:
-        """The public JWK without its kid (RFC 7517, RFC 7518 §6.2)."""
-        numbers = self.public.public_numbers()
-        x, y = (b64url(n.to_bytes(32, "big")) for n in (numbers.x, numbers.y))
-        return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
-
-    def jwk(self) -> dict[str, str]:
-        """The public JWK as the JWKS lists it."""
-        return {**self.jwk_members(), "kid": self.kid, "alg": "ES256", "use": "sig"}
-
-    @classmethod
-    def from_jwk(cls, jwk: Any) -> VerifyingKey:
-        """
-        Read a JWK.
-
-        Raises:
-            ResultError: not a public P-256 key, or one that is not for ES256 signatures
-                (RFC 7517 §4.2 to §4.4).
-        """
-        try:
-            if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
-                raise ResultError("a JWK that is not a P-256 key")
-            operations = jwk.get("key_ops", ["verify"])
-            if (
-                jwk.get("use", "sig") != "sig"
-                or not isinstance(operations, list)
-                or "verify" not in operations
-            ):
-                raise ResultError("a JWK that is not for verifying signatures")
-            if jwk.get("alg", "ES256") != "ES256":
-                raise ResultError("a JWK that is not for ES256")
-            key = jwt.PyJWK({k: jwk[k] for k in ("kty", "crv", "x", "y")}, algorithm="ES256").key
-        except (KeyError, jwt.PyJWTError):
-            raise ResultError("a JWK that cannot be read") from None
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ResultError("a JWK that is not a public key")
-        return cls(key)
-
-
-def read_jwks(data: bytes) -> dict[str, VerifyingKey]:
-    """
-    Read a JWKS of at most 64 keys; the kid is computed, not believed.
-
-    Raises:
-        ResultError: not a JWKS, empty, or with a key we cannot use.
-    """
-    try:
-        document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise ResultError("the JWKS is not JSON") from None
-    keys = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(keys, list) or not 1 <= len(keys) <= 64:
-        raise ResultError("the JWKS does not list 1 to 64 keys")
-    found = [VerifyingKey.from_jwk(jwk) for jwk in keys]
-    return {key.kid: key for key in found}
 
 
 def encode_jwt(result: AttestationResult, key: ResultKey) -> str:
@@ -240,7 +144,7 @@ _PYJWT: Final = jwt.PyJWT()
 
 
 def is_signed_by(token: str, keys: Mapping[str, VerifyingKey]) -> bool:
-    """Whether *token* names one of *keys* as its signer; whether that is true, `decode_jwt` finds out."""
+    """Whether *token* names one of *keys* as its signer.  `decode_jwt` checks whether that is true."""
     try:
         return len(token) <= MAX_RESULT and jwt.get_unverified_header(token).get("kid") in keys
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
@@ -254,12 +158,11 @@ def decode_jwt(
     Verify and read a JWT.
 
     Raises:
-        ResultError: too large, of an unknown key or another algorithm, with a wrong
-            signature, of another profile or issuer, expired, issued in the future, or
-            malformed.
+        ResultError: it is too large or malformed, has an unknown key, another algorithm or a wrong
+            signature, is of another profile or issuer, has expired, or was issued in the future.
     """
     if len(token) > MAX_RESULT:
-        raise ResultError("the result is too large")
+        raise ResultError(f"the result is too large: it has more than {MAX_RESULT} bytes")
     signature = token.rpartition(".")[2]
     if b64url(unb64url(signature)) != signature:
         # RFC 7515 §2 has one form of each signature; the library also reads others.
@@ -283,7 +186,7 @@ def decode_jwt(
 def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationResult:
     profile = claims.get("eat_profile") if isinstance(claims, dict) else None
     if profile != EAR_PROFILE:
-        raise ResultError(f"unsupported EAR profile {str(profile)[:80]!r}, not {EAR_PROFILE}")
+        raise ResultError(f"the result has the profile {str(profile)[:80]!r}, not {EAR_PROFILE}")
     try:
         result = msgspec.convert(claims, AttestationResult)
     except msgspec.ValidationError as error:
@@ -350,7 +253,7 @@ def decode_cwt(
     """
     try:
         message = cose.Sign1.decode(data, max_size=MAX_RESULT, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
-        by_thumbprint = {cose_key(key.public).kid: cose_key(key.public) for key in keys.values()}
+        by_thumbprint = {to_cose_key(key.public).kid: to_cose_key(key.public) for key in keys.values()}
         kid = message.header.get(cose.KID)
         key = by_thumbprint.get(kid) if isinstance(kid, bytes) else None
         if key is None:
@@ -387,46 +290,3 @@ def _from_cwt(raw: Any) -> dict[str, Any]:
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, COSEError):
         raise ResultError("the result is malformed") from None
     return claims
-
-
-def cose_key(public: ec.EllipticCurvePublicKey) -> cose.PublicKey:
-    """A P-256 key as COSE has it."""
-    numbers = public.public_numbers()
-    return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
-
-
-def jwk_of(key: cose.PublicKey) -> dict[str, str]:
-    """The node key as a JWK, for `cnf` (RFC 7800); its kid is the COSE thumbprint."""
-    if key.alg == cose.ES256:
-        x, y = b64url(key.point[:32]), b64url(key.point[32:])
-        return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": b64url(key.kid)}
-    return {"kty": "OKP", "crv": "Ed25519", "x": b64url(key.point), "kid": b64url(key.kid)}
-
-
-def cose_key_of(cnf: Mapping[str, Any]) -> cose.PublicKey:
-    """
-    The node key of a `cnf` claim.
-
-    Raises:
-        ResultError: it holds no key of ours.
-    """
-    match cnf.get("jwk"):
-        case {"crv": "P-256", "x": str(x), "y": str(y)}:
-            return cose.PublicKey(cose.ES256, unb64url(x) + unb64url(y))
-        case {"crv": "Ed25519", "x": str(x)}:
-            return cose.PublicKey(cose.ED25519, unb64url(x))
-        case _:
-            raise ResultError("cnf holds no key of ours")
-
-
-def b64url(data: bytes) -> str:
-    """Base64url without padding (RFC 7515 §2)."""
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def unb64url(text: str) -> bytes:
-    """The inverse of `b64url`; raises `ResultError` where *text* is not base64url."""
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except ValueError:
-        raise ResultError("not base64url") from None

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from attester import kinds
 from verifier import appraisal, recording, results, trust
-from verifier.appraisal import CheckedEvidence, Held, PolicyOutcome
+from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome
 from verifier.errors import PolicyError
 from verifier.policy.bundle import Bundle
 from verifier.policy.engine import decode
@@ -32,7 +32,7 @@ from verifier.recording import (
     ReferenceName,
     VerifierInputNames,
 )
-from verifier.schemes.base import Blocks, Context, ModelReference, Thresholds
+from verifier.schemes.context import Blocks, Context, ModelReference, Thresholds
 from verifier.trust import Tier
 
 MAX_FAILURES: Final = 100
@@ -118,7 +118,7 @@ class ReappraisedEvidence:
     outcome: PolicyOutcome
     context: Context
 
-    def verdicts(self, held: Held) -> dict[str, SubmodVerdict]:
+    def verdicts(self, held: NodeSnapshot) -> dict[str, SubmodVerdict]:
         """By submodule, with what is held against the node."""
         return {
             name: _verdict(
@@ -134,7 +134,7 @@ def _verdict(
     blocked: Mapping[str, str],
     found: Sequence[str],
     outcome: PolicyOutcome,
-    held: Held,
+    held: NodeSnapshot,
 ) -> SubmodVerdict:
     vector, added = appraisal.apply_ceilings(name, may_affirm, blocked, outcome.vectors[name], held)
     codes = [*found, *(finding.code for finding in added)]
@@ -143,7 +143,9 @@ def _verdict(
 
 def before(taken: RecordingHead) -> dict[str, SubmodVerdict]:
     """What a recording came to."""
-    return {name: SubmodVerdict(submod.vector, submod.reasons) for name, submod in taken.gist.submods.items()}
+    return {
+        name: SubmodVerdict(submod.vector, submod.reasons) for name, submod in taken.summary.submods.items()
+    }
 
 
 class Reappraiser:
@@ -174,13 +176,13 @@ class Reappraiser:
 
     async def verdicts(self, page: Sequence[RecordingHead]) -> list[dict[str, SubmodVerdict]]:
         """What each submodule of each recording comes to, all else as it was then."""
-        as_then = [await self._is_as_then(taken.gist) for taken in page]
+        as_then = [await self._is_as_then(taken.summary) for taken in page]
         outcomes = [
             self._ask(taken.input) if same else None for taken, same in zip(page, as_then, strict=True)
         ]
         found = []
         for taken, outcome in zip(page, outcomes, strict=True):
-            gist = taken.gist
+            gist = taken.summary
             if outcome is None:
                 judged = await self._again(taken.appraisal_id)
                 found.append(judged.verdicts(gist.held))

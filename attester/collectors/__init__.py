@@ -1,4 +1,4 @@
-"""Collectors of evidence, one for each kind.  `COLLECTORS` is the registry that the agent goes by."""
+"""Collectors of evidence, one for each kind.  The agent uses the registry `COLLECTORS`."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ COLLECTORS: Final[dict[str, Callable[[Sources], KindCollector]]] = {
     "gpu": GpuCollector,
     "model": ModelCollector,
 }
-"""By kind, in the order in which they are asked."""
+"""By kind, in the order in which they collect."""

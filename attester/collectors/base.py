@@ -1,4 +1,4 @@
-"""What a collector of one kind of evidence is given, and what it gives back."""
+"""What a collector of one kind of evidence gets, and what it returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answers = Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What a node has that evidence can be collected from."""
+    """The parts of a node from which evidence is collected."""
 
     config: AttesterConfig
     engine: Engine
@@ -47,6 +47,6 @@ class KindCollector(Protocol):
         The claims of each submodule of the kind, by the submodule's name; empty if there are none.
 
         Raises:
-            AttesterError: without this kind there must be no evidence at all.
+            AttesterError: this kind cannot be collected, and evidence without it must not be sent.
         """
         ...

@@ -1,4 +1,4 @@
-"""Collects `gpu/N`: what the driver says of each device, and its stored benchmark run."""
+"""Collects `gpu/N`: the driver's description of each device, and its stored benchmark run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GpuCollector:
     async def collect(self, _session: EvidenceSession) -> Mapping[str, Submod]:
         """See `KindCollector`.  A device without inventory and without benchmark is left out."""
         if not self._inventory:
-            # Cards do not disappear while a process runs, but a driver may be loaded late.
+            # Devices do not disappear while a process runs, but a driver may be loaded after it starts.
             chosen = self._sources.config.gpu.devices
             self._inventory = await asyncio.to_thread(inventory, visible() if chosen is None else chosen)
         found: dict[str, dict[str, Claims]] = {

@@ -1,4 +1,4 @@
-"""Collects `platform`: where the node serves, what runs there, what it can take on."""
+"""Collects `platform`: where the node serves, what runs there, and which work it can do."""
 
 from __future__ import annotations
 

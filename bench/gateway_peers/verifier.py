@@ -14,14 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.gateway_peers.answers import MODEL
 from verifier import trust
-from verifier.results import (
-    Appraisal,
-    AttestationResult,
-    ResultKey,
-    VerifierClaims,
-    VerifierId,
-    encode_jwt,
-)
+from verifier.result_keys import ResultKey
+from verifier.results import Appraisal, AttestationResult, VerifierClaims, VerifierId, encode_jwt
 
 LIFE_S: Final = 3600
 _HEARTBEAT_S: Final = 2.0

@@ -29,10 +29,10 @@ from router.config import VerifierSection
 from router.model.clock import Clock
 from router.model.node import NodeView
 from router.state.fleet import Fleet
-from verifier import results
+from verifier import result_keys, results
 from verifier.errors import ResultError
 from verifier.incidents import HOLDING, State
-from verifier.results import VerifyingKey
+from verifier.result_keys import VerifyingKey
 
 _MAX_PAGE: Final = 256 << 20
 _MAX_EVENT: Final = 1 << 20
@@ -158,7 +158,7 @@ class Feed:
         """
         reported = self._reported_incidents()
         still_open: set[str] = set()
-        self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
+        self._keys = self._trusted(result_keys.read_jwks(await self._get("/.well-known/jwks.json")))
         self._keys_at = self._clock.monotonic()
         nodes: dict[str, NodeView] = {}
         seq: int | None = None
@@ -193,7 +193,7 @@ class Feed:
         now = self._clock.monotonic()
         if now - self._keys_at > _KEYS_EVERY_S:
             self._keys_at = now
-            self._keys = self._trusted(results.read_jwks(await self._get("/.well-known/jwks.json")))
+            self._keys = self._trusted(result_keys.read_jwks(await self._get("/.well-known/jwks.json")))
 
     def _not_older(self, view: NodeView) -> NodeView:
         """A view from a page, unless the known result is newer, or is the same and revoked."""

@@ -13,7 +13,7 @@ from attester.kinds import write_submod
 from fixtures.simulator import MODEL, SimulatedNode
 from verifier import results
 from verifier.service.app import sweep
-from verifier.service.calls import CALLER
+from verifier.service.calls import CALL_SCHEDULER
 from verifier.store import nodes
 
 SUBMOD = f"model/{MODEL}"
@@ -119,7 +119,7 @@ async def test_leaving_out_the_capabilities_does_not_stop_the_clock(verifier) ->
 async def test_connecting_does_not_bring_a_call(verifier) -> None:
     """The moment was drawn before, and a new channel does not change it."""
     node = await verifier.enrol()
-    caller = verifier.app[CALLER]
+    caller = verifier.app[CALL_SCHEDULER]
     await caller.refresh()
     due = caller._due[node.id]
     for _ in range(3):
@@ -140,7 +140,7 @@ async def test_not_being_connected_is_missing_a_call(verifier) -> None:
     await verifier.attest(node)
     free = await verifier.rows("SELECT count(*) AS n FROM pool WHERE session_id IS NULL")
     for _ in range(3):
-        await verifier.app[CALLER].call(node.id, walk=True)
+        await verifier.app[CALL_SCHEDULER].call(node.id, walk=True)
         verifier.clock.forward(1)
     assert await verifier.rows("SELECT count(*) AS n FROM pool WHERE session_id IS NULL") == free
     assert executables(await verifier.attest(node, walk=False)) == 96
@@ -151,7 +151,7 @@ async def test_announced_walks_do_not_reset_missed_calls(verifier) -> None:
     node = await verifier.enrol()
     await verifier.attest(node)
     for _ in range(3):
-        await verifier.app[CALLER].call(node.id, walk=True)
+        await verifier.app[CALL_SCHEDULER].call(node.id, walk=True)
         verifier.clock.forward(1)
         await announce(verifier, node)
         verifier.clock.forward(1)
@@ -161,7 +161,7 @@ async def test_announced_walks_do_not_reset_missed_calls(verifier) -> None:
 async def test_a_read_that_waits_does_not_swallow_the_walk_that_is_due(verifier) -> None:
     """The next call carries it."""
     node = await verifier.enrol()
-    caller = verifier.app[CALLER]
+    caller = verifier.app[CALL_SCHEDULER]
     stream = verifier.client(node).calls(node.id)
     async with asyncio.timeout(10):
         waiting = asyncio.ensure_future(anext(stream))
@@ -341,7 +341,7 @@ async def test_ten_minor_incidents_within_the_hour_are_flagged(verifier) -> None
     """Many small failures get a person's eye, and hold nobody by themselves."""
     node = await verifier.enrol()
     for _ in range(10):
-        await verifier.app[CALLER].call(node.id, walk=True)
+        await verifier.app[CALL_SCHEDULER].call(node.id, walk=True)
         verifier.clock.forward(1)
     (incident,) = await verifier.rows("SELECT state, count FROM incidents")
     assert incident == {"state": "flagged", "count": 10}

@@ -23,13 +23,13 @@ from attester.weights.tensors import Tensor, TensorFiles
 from fixtures.minilm import MODEL
 from fixtures.simulator import SimulatedNode
 from verifier import appraisal
-from verifier.appraisal import Held, Terms
+from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges.derivation import Minter, PoolKey, WalkParameters, pose
 from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, WorkerPool
 from verifier.policy.engine import opened as workers
-from verifier.schemes.base import Answers, Context, ModelReference, Node, ReferenceFile, Session
+from verifier.schemes.context import Answers, Context, ModelReference, Node, ReferenceFile, Session
 
 KEY = PoolKey(bytes(range(32)))
 NOW = 1_795_000_000
@@ -49,9 +49,9 @@ class Judge:
         self.policy = bundle.load(default_policy())
         self.simulated = SimulatedNode(folder, model=MODEL, audience="v", ueid=b"\x01" + bytes(16))
         self.reference = ModelReference(
-            "r",
-            {f.name: ReferenceFile(f.size, {"sha256": f.sha256}) for f in self.manifest.files},
-            self.tensors.total,
+            digest="r",
+            files={f.name: ReferenceFile(f.size, {"sha256": f.sha256}) for f in self.manifest.files},
+            tensor_bytes=self.tensors.total,
         )
 
     def walk(self, tensors: list[Tensor]) -> WalkAnswer:
@@ -69,13 +69,30 @@ class Judge:
         token = Token(bytes(32), self.simulated.ueid, NOW, "v", submods)
         opened = appraisal.read("application/eat+cwt", token.sign(self.simulated.key))
         answers = {MODEL: Answers(walk=tuple(answer.hex() for answer in walk.answers))}
-        session = Session("s", "call", bytes(32), NOW * 1000, NOW * 1000 + 1, self.asked, answers, 10)
+        session = Session(
+            id="s",
+            channel="call",
+            nonce=bytes(32),
+            issued_ms=NOW * 1000,
+            expires_ms=NOW * 1000 + 1,
+            asked=self.asked,
+            answers=answers,
+            answer_ms=10,
+        )
         context = Context(
             now_ms=NOW * 1000,
             audience="v",
             skew_s=30,
             session=session,
-            node=Node("n", self.simulated.ueid, self.simulated.key.public, "o", (MODEL,), "cpu", "active"),
+            node=Node(
+                id="n",
+                ueid=self.simulated.ueid,
+                key=self.simulated.key.public,
+                operator="o",
+                models=(MODEL,),
+                hardware_class="cpu",
+                state="active",
+            ),
             references={MODEL: self.reference},
             history={},
             thresholds=self.policy.thresholds,
@@ -83,8 +100,10 @@ class Judge:
         checked = appraisal.check(opened, context)
         raw = await engine.evaluate(checked.policy_input(context))
         outcome = appraisal.read_outcome(raw, checked.submods)
-        terms = Terms("v", 300, "{jti}")
-        result = appraisal.conclude(checked, outcome, context, Held(), terms, jti="0" * 32, policy_id="p")
+        terms = ResultSettings("v", 300, "{jti}")
+        result = appraisal.conclude(
+            checked, outcome, context, NodeSnapshot(), terms, jti="0" * 32, policy_id="p"
+        )
         return result.value(f"model/{MODEL}", "executables")
 
 

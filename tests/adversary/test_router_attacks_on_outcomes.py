@@ -367,7 +367,7 @@ async def test_attack_26_ejection_by_huge_prompts(fleet: Fleet, status: int) -> 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_attack_26_ejection_by_leaving(fleet: Fleet, stream: bool) -> None:  # noqa: FBT001
     """26, a client that asks and goes, before the first text and in the middle."""
-    node = await fleet.engine("a", Behaviour("slow", first_s=0.05, token_s=0.05, tokens=100))
+    node = await fleet.engine("a", Behaviour("slow", first_token_s=0.05, token_s=0.05, tokens=100))
     await fleet.start()
     for seconds in (0.02, 0.2, 0.02, 0.2, 0.2):
         with suppress(TimeoutError):

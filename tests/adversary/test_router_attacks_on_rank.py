@@ -16,7 +16,8 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from fixtures.streaming import Behaviour, count_tokens
+from fixtures.replies import count_tokens
+from fixtures.streaming import Behaviour
 from router.choose import ranking
 from router.choose.candidates import Lane, RecordingIndex, SortedCandidates
 from router.choose.decision import Decision, decide

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester.cose import ED25519, ES256, PublicKey
 from attester.errors import ConfigError, SignatureError
-from verifier import config, results
+from verifier import config, result_keys, results
 from verifier.errors import ResultError
-from verifier.results import VerifyingKey
+from verifier.result_keys import VerifyingKey
 
 Vector = tuple[dict[str, Any], dict[str, Any]]
 """A group, which has the key, and one of its tests."""
@@ -129,7 +129,7 @@ def test_signatures_of_tokens(samples: Path, name: str) -> None:
 @both
 def test_tokens_of_other_algorithms(samples: Path, name: str) -> None:
     """Refused also if their header names a key that we trust."""
-    ours = results.ResultKey(ec.generate_private_key(ec.SECP256R1())).verifying
+    ours = result_keys.ResultKey(ec.generate_private_key(ec.SECP256R1())).verifying
     for group, test in vectors(samples, name):
         named = {str(jwk.get("kid")): ours for jwk in keys_of(group)}
         assert SIGNED not in refusal(test["jws"], named)
@@ -141,7 +141,7 @@ def test_sets_of_keys(samples: Path, name: str) -> None:
     read = set()
     for group, test in vectors(samples, name):
         with suppress(ResultError):
-            results.read_jwks(json.dumps({"keys": keys_of(group)}).encode())
+            result_keys.read_jwks(json.dumps({"keys": keys_of(group)}).encode())
             read.add(test["tcId"])
     assert read == ES256_KEYS[name]
 

@@ -24,7 +24,8 @@ from aiohttp import web
 
 from attester.settings import to_toml
 from fixtures.fleet import free_port
-from fixtures.streaming import HONEST, Behaviour, StreamingEngine, made_up
+from fixtures.replies import made_up
+from fixtures.streaming import HONEST, Behaviour, StreamingEngine
 from router.choose.decision import decide
 from router.config import ApiKey, RouterConfig
 from router.gateway.openai import GATEWAY

@@ -20,7 +20,7 @@ from attester.errors import VerifierError
 from fixtures.fleet import Fleet, get_json
 from fixtures.simulator import MODEL, SimulatedNode
 from tests.conftest import publish
-from verifier import results
+from verifier import result_keys
 from verifier.config import Home
 from verifier.policy import bundle as bundles
 from verifier.store.sqlite import SqliteDatabase
@@ -54,7 +54,7 @@ class Load:
         client = VerifierClient(http, self.fleet.verifier_url, node.key)
         given = await client.enrol(tokens.pop(), [MODEL])
         node.id, node.audience = given["node"], given["verifier"]
-        node.ueid = results.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
+        node.ueid = result_keys.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
         self.enrolled[node.id] = node
         while True:
             session = await client.open_session()

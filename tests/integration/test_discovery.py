@@ -12,7 +12,7 @@ from attester.errors import VerifierError
 from attester.evidence import MEDIA_TYPE
 from attester.selftest import run_checks
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
-from verifier import results
+from verifier import result_keys
 from verifier.service.app import sweep
 
 
@@ -33,7 +33,7 @@ async def test_the_jwks_lists_every_key_and_no_private_part(verifier) -> None:
         data = await response.read()
     keys = json.loads(data)["keys"]
     assert [set(key) for key in keys] == [{"kty", "crv", "x", "y", "kid", "alg", "use"}]
-    assert set(results.read_jwks(data)) == {verifier.service.keys[-1].kid}
+    assert set(result_keys.read_jwks(data)) == {verifier.service.keys[-1].kid}
 
 
 async def test_a_reference_value_comes_with_its_practice_challenge(verifier) -> None:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from attester.sse import Event, read_events
-from verifier.service.calls import CALLER
+from verifier.service.calls import CALL_SCHEDULER
 from verifier.store import events
 
 
@@ -93,7 +93,7 @@ async def test_a_connected_node_is_called_and_its_answers_are_timed(verifier) ->
     """The call comes down the open channel; the verifier's clock measures the answers."""
     node = await verifier.enrol()
     client = verifier.client(node)
-    caller = verifier.app[CALLER]
+    caller = verifier.app[CALL_SCHEDULER]
     async with asyncio.timeout(10), aclosing(client.calls(node.id)) as calls:
         waiting = asyncio.ensure_future(anext(calls))
         await asyncio.sleep(0.2)
@@ -138,7 +138,7 @@ async def test_another_node_cannot_answer_a_call(verifier) -> None:
 async def test_a_newer_channel_takes_the_place_of_the_old(verifier) -> None:
     """After a reconnect the node is called on the new channel."""
     node = await verifier.enrol()
-    caller = verifier.app[CALLER]
+    caller = verifier.app[CALL_SCHEDULER]
     first, second = verifier.client(node).calls(node.id), verifier.client(node).calls(node.id)
 
     async def drain() -> None:

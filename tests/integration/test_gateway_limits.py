@@ -12,7 +12,8 @@ import openai
 import pytest
 from aiohttp import web
 
-from fixtures.streaming import Behaviour, count_tokens
+from fixtures.replies import count_tokens
+from fixtures.streaming import Behaviour
 from router.gateway.openai import GATEWAY
 from router.model.standing import Grade
 from router.model.tokens import Tokeniser

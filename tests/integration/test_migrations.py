@@ -13,7 +13,7 @@ import pytest
 from fixtures.simulator import MODEL
 from verifier.challenges.minting import Goal, take_up
 from verifier.errors import StoreError
-from verifier.schemes.base import WalkRecord
+from verifier.schemes.context import WalkRecord
 from verifier.store import incidents, nodes, pool, recordings, sessions
 from verifier.store.database import ConflictError
 from verifier.store.pool import Entry
@@ -277,7 +277,10 @@ async def test_what_was_shown_before_is_history(old: Path) -> None:
     async with SqliteDatabase(old) as db, db.read() as tx:
         found = await sessions.history(tx, "n", MODEL, 16)
         session = await sessions.get(tx, "s1")
-    assert found == (WalkRecord("call", "right", 5, "engine", reference=DIGEST),) * 2
+    assert (
+        found
+        == (WalkRecord(channel="call", verdict="right", at_ms=5, source="engine", reference=DIGEST),) * 2
+    )
     assert (found[0].wide, found[0].together, found[0].ms) == (False, False, None)
     assert session.answers is not None
     assert session.answers[MODEL].read == "0" * 64

@@ -33,8 +33,9 @@ from tests.integration.test_recordings import again
 from verifier import appraisal, reasons, results
 from verifier.policy import contract
 from verifier.reasons import REASONS, Reason
-from verifier.schemes.base import CheckedSubmod, Context, Finding, Submods
+from verifier.schemes.context import Context, Submods
 from verifier.schemes.facts import Facts
+from verifier.schemes.findings import CheckedSubmod, Finding
 from verifier.schemes.registry import SCHEMES, Scheme
 
 SUBMOD = "fan/0"

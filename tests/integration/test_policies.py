@@ -18,7 +18,7 @@ from tests.integration.lifecycle import WHO, archive, changed, post, publish, sm
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.references import measured
-from verifier.results import unb64url
+from verifier.result_keys import unb64url
 from verifier.store import policies
 from verifier.store.sqlite import SqliteDatabase
 

@@ -13,7 +13,7 @@ from attester.kinds import write_submod
 from fixtures.simulator import SimulatedNode
 from tests.integration.lifecycle import age_recordings, changed, smuggle
 from verifier import appraisal, recording
-from verifier.schemes.base import ModelReference
+from verifier.schemes.context import ModelReference
 from verifier.service.app import sweep
 from verifier.service.inputs import StoredLookup
 from verifier.store import recordings
@@ -38,7 +38,7 @@ async def kept(verifier) -> set[str]:
 async def again(verifier, appraisal_id: str) -> dict[str, Any]:
     """A recorded appraisal examined, judged and concluded anew from the bytes received; its claims."""
     service = verifier.service
-    lookup = StoredLookup(service.db, service.inforce)
+    lookup = StoredLookup(service.db, service.inputs)
     async with service.db.read() as tx:
         taken = await recordings.of_appraisal(tx, appraisal_id)
     assert taken is not None

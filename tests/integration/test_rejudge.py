@@ -33,8 +33,8 @@ from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import bucket
 from verifier.references import measured
-from verifier.results import unb64url
-from verifier.service.rejudge import REJUDGE
+from verifier.result_keys import unb64url
+from verifier.service.rejudge import REJUDGER
 from verifier.store import appraisals, policies, recordings, references
 
 SUBMOD = f"model/{MODEL}"
@@ -63,7 +63,7 @@ async def caught_up(verifier) -> None:
     deadline = time.monotonic() + 5
     while True:
         async with verifier.service.db.read() as tx:
-            rollout = await verifier.service.inputs.rollout(tx)
+            rollout = await verifier.service.inputs.load_rollout(tx)
             left = await appraisals.outdated(tx, rollout.generation, verifier.clock.ms, 10)
         if not left:
             return
@@ -259,7 +259,7 @@ async def test_a_newer_result_is_not_overwritten(verifier, monkeypatch) -> None:
     """Evidence that comes while the result before it is judged anew is what counts."""
     node = await verifier.enrol()
     await verifier.attest(node)
-    rejudge = verifier.app[REJUDGE]
+    rejudge = verifier.app[REJUDGER]
     judge, meanwhile = rejudge._judge, []
 
     async def slowly(known: Any, *given: Any) -> Any:
@@ -284,7 +284,7 @@ async def test_a_lost_result_does_not_take_a_newer_one_with_it(verifier, monkeyp
     await verifier.attest(node)
     async with verifier.service.db.write() as tx:
         await tx.execute("DELETE FROM recordings")
-    rejudge = verifier.app[REJUDGE]
+    rejudge = verifier.app[REJUDGER]
     judge, meanwhile = rejudge._judge, []
 
     async def slowly(known: Any, *given: Any) -> Any:

@@ -508,7 +508,7 @@ async def test_a_node_that_gives_what_was_asked_for_is_no_liar(fleet: Fleet, ask
 
 async def test_a_caller_with_little_time_ejects_nobody(fleet: Fleet) -> None:
     """The wait for the first token counts into the pace, so a caller's own short timeout is the node's stall."""
-    await fleet.engine("a", Behaviour("honest", first_s=2.0, token_s=0.2, tokens=100))
+    await fleet.engine("a", Behaviour("honest", first_token_s=2.0, token_s=0.2, tokens=100))
     await fleet.start(sections={"keys": [key("ada", tokens_per_day=10_000)]}, attempt_timeout_s=60)
     found = await fleet.ask(STREAM, **by("ada"), **{"X-Touchstone-Timeout": "2.1"})
     gateway = fleet.app[GATEWAY]

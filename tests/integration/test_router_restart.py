@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fixtures.streaming import HONEST, Behaviour, count_tokens
+from fixtures.replies import count_tokens
+from fixtures.streaming import HONEST, Behaviour
 from router.config import load_tokeniser
 from router.gateway.openai import GATEWAY
 from router.model.usage import ANSWERS

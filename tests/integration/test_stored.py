@@ -13,6 +13,8 @@ import msgspec
 import pytest
 
 from router.choose.decision import Decision, replay
+from router.config import ReviewSection, StoreSection
+from router.gateway.keys import Keyring
 from router.model.clock import Clock
 from router.model.errors import ReplayError
 from router.model.workload import Table, Workload
@@ -20,8 +22,6 @@ from router.state.fleet import Fleet
 from router.state.holds import Holds
 from router.state.persistence import Persistence
 from router.state.records import Records
-from router.config import ReviewSection, StoreSection
-from router.gateway.keys import Keyring
 from tests.unit.router.support import MODEL
 from verifier import appraisal, recording
 from verifier.policy import engine
@@ -85,9 +85,7 @@ async def test_a_trial_reads_the_recordings(verifier_db: SqliteDatabase) -> None
     heads = [head async for page in recordings.pages(verifier_db, window) for head in page]
     found = {head.appraisal_id: {n: s.vector for n, s in head.summary.submods.items()} for head in heads}
     assert found == {
-        each["jti"]: {
-            name: submod["ear_trustworthiness_vector"] for name, submod in each["submods"].items()
-        }
+        each["jti"]: {name: submod["ear_trustworthiness_vector"] for name, submod in each["submods"].items()}
         for each in RESULTS
     }
 

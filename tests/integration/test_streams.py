@@ -15,7 +15,8 @@ import openai
 import pytest
 from aiohttp import web
 
-from fixtures.streaming import KINDS, Behaviour, made_up
+from fixtures.replies import made_up
+from fixtures.streaming import KINDS, Behaviour
 from router.gateway import handler
 from router.gateway.client import ClientStream
 from router.gateway.openai import GATEWAY

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fixtures.streaming import Behaviour, made_up
+from fixtures.replies import made_up
+from fixtures.streaming import Behaviour
 from tests.integration.gateway import (
     STREAM,
     TABLE,

@@ -18,7 +18,7 @@ from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL, SimulatedNode
 from verifier.challenges import derivation as challenges
 from verifier.challenges.derivation import Minter, WalkParameters
-from verifier.schemes.base import WalkRecord
+from verifier.schemes.context import WalkRecord
 from verifier.service.calls import CallScheduler
 from verifier.service.sessions import open_session, wants_for
 from verifier.store import nodes, pool, references, sessions
@@ -103,7 +103,7 @@ async def ready(
     caller = CallScheduler(verifier.service, rng=rng)
     queues = listening(caller, *ids)
     await caller.refresh()
-    caller._owed_a_walk.clear()
+    caller._needs_walk.clear()
     caller._due[due] = verifier.clock.ticks
     return caller, queues
 
@@ -307,7 +307,7 @@ async def test_the_history_keeps_wide_records_apart(verifier) -> None:
     async def keep(number: int, **changes: Any) -> None:
         nonce = secrets.token_bytes(32)
         session = await open_session(verifier.service, stored, "call", nonce, wants_for(stored, walk=False))
-        record = WalkRecord("call", "right", number, **changes)
+        record = WalkRecord(channel="call", verdict="right", at_ms=number, **changes)
         async with verifier.service.db.write() as tx:
             await sessions.drop(tx, session.id, verifier.clock.ms)
             await sessions.keep_walk(tx, session.id, node.id, MODEL, record)

@@ -23,7 +23,7 @@ from attester.weights.kernels import Kernel, row_words
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.errors import ReferenceValueError
-from verifier.schemes.base import IssuedChallenges, IssuedRead, IssuedWalk
+from verifier.schemes.context import IssuedChallenges, IssuedRead, IssuedWalk
 from verifier.store.pool import Entry
 
 CHECKED_ROWS: Final = 4
@@ -85,7 +85,13 @@ def pose(
         before = asked.get(entry.model, IssuedChallenges())
         if entry.kind == "read":
             read = msgspec.json.decode(entry.parameters, type=ReadParameters)
-            posed = IssuedRead(seed, read.windows, entry.commitments, entry.batch, entry.reference)
+            posed = IssuedRead(
+                seed=seed,
+                windows=read.windows,
+                commitment=entry.commitments,
+                batch=entry.batch,
+                reference=entry.reference,
+            )
             asked[entry.model] = IssuedChallenges(posed, before.walk, before.exhausted)
         else:
             walk = msgspec.json.decode(entry.parameters, type=WalkParameters)
@@ -94,7 +100,13 @@ def pose(
             commitments = dict(zip(rows, parts, strict=True))
             wide = entry.kind == "wide"
             posed_walk = IssuedWalk(
-                seed, walk.rows, walk.passes, commitments, entry.batch, wide, entry.reference
+                seed=seed,
+                rows=walk.rows,
+                passes=walk.passes,
+                commitments=commitments,
+                batch=entry.batch,
+                wide=wide,
+                reference=entry.reference,
             )
             asked[entry.model] = IssuedChallenges(before.read, posed_walk, before.exhausted)
     return asked

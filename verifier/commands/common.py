@@ -18,7 +18,7 @@ from attester.errors import AttesterError
 from attester.weights.cache import DigestCache
 from verifier.config import Home
 from verifier.errors import ReferenceValueError, VerifierError
-from verifier.schemes.base import shown
+from verifier.schemes.findings import to_printable
 from verifier.store.database import Database, Tx
 from verifier.store.sqlite import SqliteDatabase
 
@@ -85,7 +85,7 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> 
         made.add_column(column, overflow="fold")
     for row in rows:
         # Text, not markup: what nodes say is shown, never interpreted.
-        made.add_row(*(Text(shown(str(cell))) for cell in row))
+        made.add_row(*(Text(to_printable(str(cell))) for cell in row))
     Console().print(made)
 
 

@@ -18,7 +18,7 @@ from verifier.policy import admission, ar4si, testing
 from verifier.policy import bundle as bundles
 from verifier.policy import diff as differences
 from verifier.policy.bundle import Bundle
-from verifier.schemes.base import shown
+from verifier.schemes.findings import to_printable
 from verifier.store import policies as stored
 from verifier.store.database import Tx
 
@@ -107,11 +107,11 @@ def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool
     report = asyncio.run(testing.run(bundle))
     for test in report.tests:
         if test.why is not None:
-            click.echo(f"FAIL  {test.file}:{test.line}  {test.name}: {shown(test.why)}")
+            click.echo(f"FAIL  {test.file}:{test.line}  {test.name}: {to_printable(test.why)}")
         elif verbose:
             click.echo(f"ok    {test.file}:{test.line}  {test.name}")
         for line in test.printed:
-            click.echo(f"      {shown(line)}")
+            click.echo(f"      {to_printable(line)}")
     for file, lines in report.missed.items():
         click.echo(f"not reached: {file}: {', '.join(map(str, lines))}")
     click.echo(
@@ -171,9 +171,9 @@ def diff(old: str, new: str, home: Path, as_json: bool) -> None:
         return
     for d in found:
         values = f": {d.before or 'nothing'} → {d.after or 'nothing'}" if d.before or d.after else ""
-        click.echo(f"{d.part} {d.name} {d.change}{shown(values, 500)}")
+        click.echo(f"{d.part} {d.name} {d.change}{to_printable(values, 500)}")
         for line in d.text.splitlines():
-            click.echo(f"    {shown(line)}")
+            click.echo(f"    {to_printable(line)}")
     if not found:
         click.echo("They mean the same.")
 

@@ -36,7 +36,7 @@ from verifier.errors import ReferenceValueError
 from verifier.references import conflicts as disagreeing
 from verifier.references import corim, handwritten, measured, oms, profile, published
 from verifier.references.measured import Document
-from verifier.schemes.base import shown
+from verifier.schemes.findings import to_printable
 from verifier.service.references import by_model, provenance_of, to_wire
 from verifier.store import references as stored
 from verifier.store.database import Tx
@@ -221,7 +221,7 @@ def _publish(
     tensors = f"{len(document.tensors)} tensors" if document.tensors else "no tensors, so no walks"
     click.echo(f"{document.model}: {len(document.files)} files, {size:,} bytes, {tensors}")
     if document.publisher is not None:
-        click.echo(f"signed ({document.publisher.method}): {shown(document.publisher.signer)}")
+        click.echo(f"signed ({document.publisher.method}): {to_printable(document.publisher.signer)}")
     click.echo(f"reference value {document.digest}" + (f", {state} in {home}" if home else ""))
     if state == "candidate":
         click.echo("Another value is in force for this model, and stays so. To see where they disagree:")
@@ -431,7 +431,7 @@ def conflicts(home: Path, as_json: bool) -> None:
         click.echo(f"  {states[conflict.other]}")
         for what in ("differs", "incomparable", "only_one", "only_other"):
             for name in getattr(conflict, what):
-                click.echo(f"    {what.replace('_', ' in the '):<18} {shown(name)}")
+                click.echo(f"    {what.replace('_', ' in the '):<18} {to_printable(name)}")
     if not found:
         click.echo("No reference values disagree.")
 

@@ -33,7 +33,7 @@ from verifier.policy import admission
 from verifier.policy import bundle as bundles
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
-from verifier.schemes.base import shown
+from verifier.schemes.findings import to_printable
 from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
@@ -314,7 +314,7 @@ def block(
         raise PolicyError(f"{kind} {value} is not blocked")
 
     in_transaction(home, work)
-    click.echo(f"{'Lifted the block of' if lift else 'Blocked'} {kind} {shown(value)}, for all nodes.")
+    click.echo(f"{'Lifted the block of' if lift else 'Blocked'} {kind} {to_printable(value)}, for all nodes.")
 
 
 @policy.command()
@@ -339,8 +339,10 @@ def history(limit: int, home: Path, as_json: bool) -> None:
         more = f" {detail['permille'] / 10:g} %" if "permille" in detail else ""
         more += f" {detail['kind']} {detail['value']}" if "value" in detail else ""
         skipped = f" (without {', '.join(detail['skipped'])})" if detail.get("skipped") else ""
-        click.echo(f"{_when(change['at'] * 1000)}  {change['action']} {short(subject)}{shown(more)}{skipped}")
-        click.echo(f"    {shown(change['actor'])}: {shown(change['reason'])}")
+        click.echo(
+            f"{_when(change['at'] * 1000)}  {change['action']} {short(subject)}{to_printable(more)}{skipped}"
+        )
+        click.echo(f"    {to_printable(change['actor'])}: {to_printable(change['reason'])}")
 
 
 def _take(home: Path, action: str, name: str | None, who: ChangeAuthor, permille: int = 0) -> Rollout:
@@ -349,7 +351,7 @@ def _take(home: Path, action: str, name: str | None, who: ChangeAuthor, permille
     return in_transaction(
         home,
         lambda tx: steps.take_step(
-            tx, action, name, who, now_ms(), load=known.bundle, grace_ms=grace_ms, permille=permille
+            tx, action, name, who, now_ms(), load=known.load_bundle, grace_ms=grace_ms, permille=permille
         ),
     )
 

@@ -13,7 +13,8 @@ from attester.errors import ConfigError
 from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, table
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.policy import bundle as bundles
-from verifier.schemes.base import Thresholds, shown
+from verifier.schemes.context import Thresholds
+from verifier.schemes.findings import to_printable
 from verifier.service.incidents import describe, to_wire
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
@@ -172,9 +173,11 @@ def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
         left = row["review_due_in_s"] // 3600
         click.echo(f"{row['id']}  {row['state']}  {row['severity']}  {row['kind']}")
         click.echo(f"    {who}; {row['count']} times; review due in {left} h")
-        click.echo(f"    {row['code']}: {shown(row['detail'])}")
+        click.echo(f"    {row['code']}: {to_printable(row['detail'])}")
         if row["awaiting_second"]:
-            click.echo(f"    {shown(row['proposed_by'])} proposes its release; a second person is needed")
+            click.echo(
+                f"    {to_printable(row['proposed_by'])} proposes its release; a second person is needed"
+            )
     if not rows:
         click.echo("No incidents." if everything else "No open incidents.")
 
@@ -204,7 +207,7 @@ def step_incident(incident: str, name: str, reason: str, actor: str, home: Path)
         lambda tx: stored_incidents.take_step(tx, incident, name, actor, reason, now_ms(), two_person=two),
     )
     if name == "release" and row["proposed_by"] is not None:
-        proposer = shown(row["proposed_by"])
+        proposer = to_printable(row["proposed_by"])
         click.echo(
             f"{incident} is still {row['state']}: {proposer} proposes its release, and a second person is needed."
         )

@@ -38,7 +38,7 @@ from verifier.errors import BundleError, ReferenceValueError
 from verifier.policy import ar4si
 from verifier.references import corim, handwritten, measured, profile
 from verifier.references.measured import Document
-from verifier.schemes.base import ModelReference, Thresholds
+from verifier.schemes.context import ModelReference, Thresholds
 
 MAX_REGO = 256 * 1024
 MAX_FILE = 8 << 20

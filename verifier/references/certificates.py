@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from verifier.errors import ReferenceValueError
-from verifier.schemes.base import shown
+from verifier.schemes.findings import to_printable
 
 MAX_CHAIN: Final = 8
 _UNREADABLE: Final = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
@@ -151,6 +151,6 @@ def _name(certificate: x509.Certificate) -> str:
 def subject_of(certificate: x509.Certificate) -> str:
     """Whose it is, fit to be shown."""
     try:
-        return shown(certificate.subject.rfc4514_string(), 120) or "nobody"
+        return to_printable(certificate.subject.rfc4514_string(), 120) or "nobody"
     except ValueError:
         return "somebody whose name cannot be read"

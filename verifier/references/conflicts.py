@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from verifier.references.comid import Match, compare_digests
-from verifier.schemes.base import ModelReference, ReferenceFile
+from verifier.schemes.context import ModelReference, ReferenceFile
 
 _SHOWN: Final = 20
 

@@ -28,7 +28,7 @@ from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from verifier.errors import ReferenceValueError
 from verifier.references.information import examine
-from verifier.schemes.base import ModelReference, ReferenceFile, Source
+from verifier.schemes.context import ModelReference, ReferenceFile, Source
 
 PRACTICE_ROWS: Final = 4
 PRACTICE_WINDOWS: Final = 256

@@ -1,9 +1,9 @@
 """
-What schemes tell policies: the facts of each kind of submodule, field by field.
+What schemes tell policies: the facts about each kind of submodule, field by field.
 
 These types are the contract with policies.  ``docs/policy-input.md`` and
 ``docs/policy-input.schema.json`` are generated from them, and schemes can say nothing else.
-What differs every time (nonces, exact times) has no place here, so that nodes that are alike
+What differs each time (nonces, exact times) must not be in them, so that nodes that are alike
 give equal inputs.
 """
 
@@ -20,35 +20,41 @@ class Facts:
     """
     The base of all facts.
 
-    A subclass is a `msgspec.Struct` with ``tag_field="kind"``.  `verifier.schemes.registry` names
-    it for its kind, and facts are read back by that table.
+    A subclass is a `msgspec.Struct` with ``tag_field="kind"``.  `verifier.schemes.registry` lists it
+    under its kind, and stored facts are read by that table.
     """
 
     __slots__ = ()
 
 
 class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="platform"):
-    """`platform`: who the node is, where it serves, what runs there."""
+    """`platform`: which node it is, where it serves, and what runs there."""
 
-    malformed: Annotated[bool, Meta(description="Its claims do not have their form.")]
+    malformed: Annotated[bool, Meta(description="Its claims do not have the form of the claims table.")]
     node_state: Annotated[
         Literal["active", "probation", "retired"],
         Meta(
-            description="As enrolled; a node in quarantine is said to be so whatever the policy makes of it."
+            description="The node's state in the verifier's records. It does not tell whether the node is in "
+            "quarantine: the result says that in any case."
         ),
     ]
     endpoint: Annotated[
         Literal["missing", "proven", "unproven"],
-        Meta(description="Whether the TLS key of the endpoint signed for this node and session."),
+        Meta(description="Proven: the TLS key of the endpoint signed for this node and session."),
     ]
-    class_matches: Annotated[bool, Meta(description="The hardware class is the one it was enrolled with.")]
-    class_doubted: Annotated[bool, Meta(description="Walks contradict the hardware class, or exceed it.")]
+    class_matches: Annotated[
+        bool, Meta(description="The declared hardware class is the one that the node was enrolled with.")
+    ]
+    class_doubted: Annotated[
+        bool, Meta(description="Walks were far slower than the hardware class, or faster than it allows.")
+    ]
     runtime: Annotated[
         Runtime | None,
-        Meta(description="The running configuration by the node's word; null if not reported."),
+        Meta(description="The running configuration, as the node declares it; null if it does not."),
     ]
     capabilities: Annotated[
-        Capabilities | None, Meta(description="What it can take on by the node's word; null if not reported.")
+        Capabilities | None,
+        Meta(description="The node's capabilities, as the node declares them; null if it does not."),
     ]
 
 
@@ -77,74 +83,83 @@ class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag
     manifest: Annotated[
         ManifestFact,
         Meta(
-            description="The files against the reference value: equal; aged (equal, by digests from an old "
-            "cache); extra (files beyond it); differs; superseded (equal to one that another has replaced, "
-            "within its grace period); incomparable (no digest algorithm in common); missing; malformed; "
-            "unknown (no reference value); expired (its validity is over, or has not begun)."
+            description="The files compared with the reference value: equal; aged (equal, but the digests come "
+            "from an old cache); extra (there are files that are not in it); differs; superseded (equal to a "
+            "replaced value, within its grace period); incomparable (no digest algorithm in common); missing; "
+            "malformed; unknown (there is no reference value); expired (the reference value is not valid now)."
         ),
     ]
     read: Annotated[
         ReadFact,
         Meta(
-            description="The answer to `read`, and for a call whether it is the one given ahead (else: differs); "
-            "superseded: not held against a node whose files a replaced reference value has."
+            description="The answer to `read`; differs: it is not the answer that the node gave to the call; "
+            "unasked: this session asked for none; superseded: it is wrong, but the node's files are those of a "
+            "replaced reference value, so it is not held against the node."
         ),
     ]
     walk: Annotated[
         WalkFact,
         Meta(
-            description="What its walks amount to now: called (at a secret moment, by the engine, in time, young "
-            "enough) is the best; none: never asked for nor offered."
+            description="What the node's walks show now. The best is called: the engine answered a call at a "
+            "secret moment, in time and not long ago. None: no walk was ever asked for."
         ),
     ]
 
 
 class GpuFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="gpu"):
-    """`gpu/N`: one device, by the node's word, held against its class."""
+    """`gpu/N`: one device as the node declares it, compared with its hardware class."""
 
-    malformed: Annotated[bool, Meta(description="Its claims do not have their form.")]
-    named: Annotated[bool, Meta(description="The driver named the device.")]
+    malformed: Annotated[bool, Meta(description="Its claims do not have the form of the claims table.")]
+    named: Annotated[
+        bool, Meta(description="The evidence has an inventory: the driver's description of the device.")
+    ]
     benchmark: Annotated[
         Literal["plausible", "implausible", "boast", "missing"],
         Meta(
-            description="Its benchmark: implausible is more than the class has, boast far above what walks verified."
+            description="Its benchmark. Implausible: a rate is more than the hardware class allows; boast: a rate is "
+            "far above what walks have verified."
         ),
     ]
-    memory_fits: Annotated[bool, Meta(description="It names the amount of memory that its class has.")]
+    memory_fits: Annotated[
+        bool, Meta(description="The declared amount of memory is that of its hardware class.")
+    ]
 
 
 class UnknownFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="unknown"):
-    """A submodule of a kind that this verifier has no scheme for."""
+    """A submodule of a kind for which this verifier has no scheme."""
 
 
 class NodeFacts(Struct, frozen=True, kw_only=True):
-    """`node`: what the verifier itself knows of the node."""
+    """`node`: what the verifier's own records say of the node."""
 
-    operator: Annotated[str, Meta(description="Whose node it is, by the enrolment token.")]
-    state: Annotated[Literal["active", "probation", "retired"], Meta(description="As enrolled.")]
+    operator: Annotated[str, Meta(description="The operator of the node, from the enrolment token.")]
+    state: Annotated[Literal["active", "probation", "retired"], Meta(description="The node's state.")]
 
 
 class ReferenceFacts(Struct, frozen=True, kw_only=True):
     """`references`: by model, the reference value in force."""
 
-    digest: Annotated[str, Meta(description="The reference value's identity, SHA-256, hex.")]
+    digest: Annotated[str, Meta(description="The digest of the reference value: SHA-256, hex.")]
     source: Annotated[
-        Literal["measured", "oms", "corim", "yaml", "bundle"], Meta(description="Where it is from.")
+        Literal["measured", "oms", "corim", "yaml", "bundle"],
+        Meta(description="Where the reference value comes from."),
     ]
-    signer: Annotated[str | None, Meta(description="Who signed it; null if nobody did.")]
+    signer: Annotated[str | None, Meta(description="The signer; null if it is not signed.")]
     expires: Annotated[
-        str | None, Meta(description="The day its validity ends, YYYY-MM-DD in UTC; null if never.")
+        str | None,
+        Meta(description="The day on which its validity ends, YYYY-MM-DD in UTC; null if it does not end."),
     ]
 
 
 class PolicyInput(Struct, frozen=True, kw_only=True):
-    """What a policy is given: `input`."""
+    """What a policy gets: `input`."""
 
-    checked: Annotated[dict[str, Facts], Meta(description="By submodule, what is true of it.")]
+    checked: Annotated[dict[str, Facts], Meta(description="By submodule, the facts about it.")]
     references: Annotated[
-        dict[str, ReferenceFacts], Meta(description="By model; a model without one is not in it.")
+        dict[str, ReferenceFacts],
+        Meta(description="By model; a model without a valid reference value is not in it."),
     ]
     node: NodeFacts
     date: Annotated[
-        str, Meta(description="The day of the appraisal, YYYY-MM-DD in UTC; there is no other clock.")
+        str, Meta(description="The day of the appraisal, YYYY-MM-DD in UTC. A policy has no other clock.")
     ]

@@ -1,8 +1,8 @@
 """
 The `platform` submodule: the endpoint, the running configuration and the capabilities.
 
-All of it is the node's signed word (`declared`), but for the endpoint, whose TLS key has
-signed for this node and this session, so nobody can claim another's.
+The node declares all of it (`declared`) except the endpoint: its TLS key signs for this node and
+this session, so no node can claim the endpoint of another.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from attester.cose import PublicKey
 from attester.errors import SignatureError
 from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
 from verifier.schemes import rates
-from verifier.schemes.base import CheckedSubmod, Context, Finding, Submods, plain
+from verifier.schemes.context import Context, Submods
 from verifier.schemes.facts import PlatformFacts
+from verifier.schemes.findings import CheckedSubmod, Finding, plain
 
 SUBMOD = "platform"
 
@@ -37,16 +38,16 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     if endpoint is None or proven:
         may_affirm["instance-identity"] = 2
     if endpoint is None:
-        findings.append(Finding("identity.endpoint.missing", "no endpoint claim"))
+        findings.append(Finding("identity.endpoint.missing", "there is no endpoint claim"))
     elif proven:
         claims["endpoint"] = {"url": endpoint.url, "spki_sha256": pin(endpoint)}
     else:
-        detail = f"the TLS key named for {endpoint.url} did not sign"
+        detail = f"the TLS key claimed for {endpoint.url} did not sign the endpoint statement"
         findings.append(Finding("identity.endpoint.unproven", detail))
 
     runtime: Runtime | None = submods.claim(submod, "runtime")
     if runtime is None:
-        findings.append(Finding("runtime.missing", "no runtime claim"))
+        findings.append(Finding("runtime.missing", "there is no runtime claim"))
     else:
         may_affirm["configuration"] = 2
 
@@ -54,7 +55,7 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     if capabilities is not None:
         claims["capabilities"] = plain(capabilities)
     findings += _check_class(capabilities, context)
-    doubt = rates.class_finding(context)
+    doubt = rates.check_class(context)
     if doubt is not None:
         findings.append(doubt)
     if context.node.state == "retired":
@@ -79,22 +80,24 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
 
 
 def _check_class(capabilities: Capabilities | None, context: Context) -> list[Finding]:
-    """The hardware class that the node declares against the one it was enrolled with."""
+    """The declared hardware class, compared with the one that the node was enrolled with."""
     findings = []
     enrolled = context.node.hardware_class
     if capabilities is None:
-        findings.append(Finding("capabilities.missing", "no capabilities claim"))
+        findings.append(Finding("capabilities.missing", "there is no capabilities claim"))
     elif capabilities.hardware_class != enrolled:
         findings.append(
             Finding(
                 "capabilities.class.mismatch",
-                "another hardware class than the node was enrolled with",
+                "the node declares another hardware class than it was enrolled with",
                 expected=enrolled,
                 actual=capabilities.hardware_class,
             )
         )
     if enrolled not in context.thresholds.classes:
-        findings.append(Finding("capabilities.class.unknown", f"hardware class {enrolled!r}"))
+        findings.append(
+            Finding("capabilities.class.unknown", f"the policy has no hardware class {enrolled!r}")
+        )
     return findings
 
 
@@ -103,11 +106,11 @@ def _blocked(runtime: Runtime | None, submods: Submods, context: Context) -> dic
     if runtime is not None and (running := f"{runtime.engine}@{runtime.version}") in context.blocks.engines:
         blocked["configuration"] = f"engine {running}"
     if context.blocks.devices:
-        # Routers look at the platform: a node with a blocked device is not to be trusted at all.
-        named = [submods.claim(name, "inventory") for name in submods.read]
-        held = sorted(i.uuid for i in named if i is not None and i.uuid in context.blocks.devices)
-        if held:
-            blocked["instance-identity"] = f"device {held[0]}"
+        # Routers look at the platform: a node with a blocked device must not be trusted at all.
+        inventories = [submods.claim(name, "inventory") for name in submods.read]
+        found = sorted(i.uuid for i in inventories if i is not None and i.uuid in context.blocks.devices)
+        if found:
+            blocked["instance-identity"] = f"device {found[0]}"
     return blocked
 
 

@@ -1,8 +1,8 @@
 """
 The registry of schemes: for each kind of evidence, how it is checked and what depends on that.
 
-The appraisal, recordings and the policy contract go by this table (`attester.kinds` says what
-goes by the kinds' other registries).
+The appraisal, recordings and the policy contract use this table.  `attester.kinds` lists the other
+registries of kinds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import msgspec
 
 from attester import kinds
 from verifier.schemes import gpu, platform, unknown, weights
-from verifier.schemes.base import CheckedSubmod, Context, Submods
+from verifier.schemes.context import Context, Submods
 from verifier.schemes.facts import Facts, GpuFacts, ModelFacts, PlatformFacts, UnknownFacts
+from verifier.schemes.findings import CheckedSubmod
 
 
-def _nothing(_: Context) -> Iterable[str]:
+def _expect_none(_: Context) -> Iterable[str]:
     return ()
 
 
@@ -30,16 +31,16 @@ class Scheme:
     """How one kind of evidence is appraised."""
 
     check: Callable[[str, Submods, Context], CheckedSubmod]
-    """What is true of a submodule, by its name."""
+    """Says what is true of a submodule, given its name."""
     facts: type[Facts]
     """What it tells policies."""
     malfunction: tuple[str, ...]
-    """The trust claims that are −1 if the policy fails: those that the kind speaks for."""
-    expected: Callable[[Context], Iterable[str]] = _nothing
-    """Names of submodules that are checked even if the evidence lacks them."""
+    """The trust claims that depend on this kind: they are −1 if the policy fails."""
+    expected: Callable[[Context], Iterable[str]] = _expect_none
+    """The names of submodules that are checked even if the evidence does not have them."""
 
 
-def _models(context: Context) -> Iterable[str]:
+def _expect_models(context: Context) -> Iterable[str]:
     return map(kinds.model_submod, {*context.node.models, *context.session.asked})
 
 
@@ -54,7 +55,7 @@ SCHEMES: Final[dict[str, Scheme]] = {
         check=weights.check,
         facts=ModelFacts,
         malfunction=("file-system", "executables"),
-        expected=_models,
+        expected=_expect_models,
     ),
     "gpu": Scheme(check=gpu.check, facts=GpuFacts, malfunction=("hardware",)),
 }
@@ -95,7 +96,7 @@ def read_facts(kind: type, value: Any) -> Any:
         msgspec.ValidationError: the value is not facts of a kind that is registered.
     """
     if kind is not Facts:
-        raise NotImplementedError(f"no way to read a {kind.__name__}")
+        raise NotImplementedError(f"a {kind.__name__} cannot be read")
     return msgspec.convert(value, facts_union())
 
 

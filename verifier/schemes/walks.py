@@ -1,9 +1,9 @@
 """
-What walks show of a node: one answer held against its challenge, and all answers together over time.
+What walks show of a node: one answer compared with its challenge, and all answers together over time.
 
-What a walk shows depends on how it was asked for.  A walk that the verifier called for at a
-secret moment, and that the serving process answered in time, shows that this node has the
-weights loaded.  A walk that the node announced itself shows only that it can get at them.
+What a walk shows depends on how it was asked for.  If the verifier called for it at a secret moment
+and the serving process answered in time, it shows that this node has the weights loaded.  If the
+node announced it, it shows only that the node can get them.
 """
 
 from __future__ import annotations
@@ -16,52 +16,47 @@ from typing import Final
 from attester.evidence import WalkAnswer
 from attester.weights.possession import commitment
 from verifier.schemes import rates
-from verifier.schemes.base import (
-    Answers,
-    Context,
-    Finding,
-    IssuedChallenges,
-    ModelReference,
-    WalkRecord,
-)
+from verifier.schemes.context import Answers, Channel, Context, IssuedChallenges, ModelReference, WalkRecord
 from verifier.schemes.facts import WalkFact
+from verifier.schemes.findings import Finding
 
-_MEDIAN_OF: Final = 5
-_SHARED_OF: Final = 3
-"""So many simultaneous calls, and so many alone, before anything is said of a shared device."""
-_SHARED_MS: Final = 100
-"""Shorter walks say nothing of it."""
-_IN_TIME: Final = 1000
+_RECENT_WALKS: Final = 5
+"""Of which the median counts."""
+_MIN_SHARED_WALKS: Final = 3
+"""Simultaneous calls, and calls alone, before a shared device can be seen."""
+_MIN_SHARED_MS: Final = 100
+"""Shorter walks do not show a shared device."""
+_MAX_LATENESS: Final = 1000
 """Thousandths of the deadline."""
 
 
 def check_answers(
-    claim: WalkAnswer | None, issued: IssuedChallenges, answered: Answers | None, *, malformed: bool
+    claim: WalkAnswer | None, issued: IssuedChallenges, call_answers: Answers | None, *, malformed: bool
 ) -> tuple[str, list[Finding]]:
-    """One session's answers: right, wrong, missing, malformed, differs (from those of the call) or unasked."""
+    """One session's answers: right, wrong, missing, malformed, differs (from those given to the call) or unasked."""
     if issued.walk is None:
         return "unasked", []
     if malformed:
         return "malformed", []
     if claim is None:
-        return "missing", [Finding("weights.walk.missing", "asked, and no answers in the evidence")]
+        return "missing", [Finding("weights.walk.missing", "the evidence has no answers to the walk")]
     if len(claim.answers) != issued.walk.rows:
-        detail = f"{len(claim.answers)} answers where {issued.walk.rows} rows were asked"
+        detail = f"there are {len(claim.answers)} answers to {issued.walk.rows} rows"
         return "malformed", [Finding("weights.walk.malformed", detail)]
-    if answered is not None and answered.walk != tuple(a.hex() for a in claim.answers):
+    if call_answers is not None and call_answers.walk != tuple(a.hex() for a in claim.answers):
         return "differs", [
-            Finding("weights.answers.differ", "the walk answers are not those given to the call")
+            Finding("weights.answers.differ", "the walk answers are not those that the node gave to the call")
         ]
     right = [
         hmac.compare_digest(commitment(claim.answers[row]), expected)
         for row, expected in issued.walk.commitments.items()
     ]
     if not right or not all(right):
-        # Which rows are checked stays secret, also from one who answers some of them.
+        # Which rows are checked must stay secret, even from a node that answers some of them.
         return "wrong", [
             Finding(
                 "weights.walk.wrong",
-                f"{issued.walk.rows} rows, {issued.walk.passes} passes asked",
+                f"the challenge: rows {issued.walk.rows}, passes {issued.walk.passes}",
                 cause=f"batch:{issued.walk.batch}",
             )
         ]
@@ -69,18 +64,18 @@ def check_answers(
 
 
 def record_of(
-    walk: str,
+    verdict: str,
     claim: WalkAnswer | None,
     issued: IssuedChallenges,
     reference: ModelReference | None,
     context: Context,
 ) -> WalkRecord | None:
-    """What later appraisals must know of this session's walk; `None` if none was asked."""
-    if walk == "unasked" or issued.walk is None:
+    """What later appraisals must know of this session's walk; `None` if the session asked for none."""
+    if verdict == "unasked" or issued.walk is None:
         return None
     return WalkRecord(
         channel=context.session.channel,
-        verdict="right" if walk == "right" else "wrong",
+        verdict="right" if verdict == "right" else "wrong",
         at_ms=context.now_ms,
         source=claim.source if claim is not None else "file",
         lateness=_lateness(context),
@@ -89,16 +84,16 @@ def record_of(
         rows=issued.walk.rows,
         wide=issued.walk.wide,
         together=context.session.together > 1,
-        ms=context.session.answer_ms if _walks_asked(context) == 1 else None,
+        ms=context.session.answer_ms if _count_walks(context) == 1 else None,
     )
 
 
-def _walks_asked(context: Context) -> int:
+def _count_walks(context: Context) -> int:
     return sum(issued.walk is not None for issued in context.session.asked.values())
 
 
 def _lateness(context: Context) -> int | None:
-    """The time the answers took, in thousandths of the deadline for all that was asked at once."""
+    """The time of the answers, in thousandths of the deadline for everything that was asked together."""
     hardware = context.thresholds.classes.get(context.node.hardware_class)
     if context.session.answer_ms is None or hardware is None:
         return None
@@ -115,94 +110,104 @@ def _lateness(context: Context) -> int | None:
 
 
 def standing_of(
-    history: Sequence[WalkRecord], walk: str, reference: ModelReference | None, context: Context
+    history: Sequence[WalkRecord], verdict: str, reference: ModelReference | None, context: Context
 ) -> tuple[WalkFact, str]:
-    """What the node's walks amount to now, and the reason if that is less than the best."""
+    """
+    What the node's walks show now, and why if that is less than the best.
+
+    Args:
+        history: All walks, oldest first, with that of this session.
+        verdict: Of this session's walk.
+    """
     answered = [record for record in history if record.verdict != "missed"]
-    calls = [record for record in history if record.channel == "call"]
+    calls = [record for record in history if record.channel == Channel.CALLED]
     called = [record for record in calls if record.verdict != "missed"]
-    # Without tensors in the reference no walk can be asked, so none can be owed.
+    # If the reference has no tensors, no walk can be asked, and none can be missed.
     if not history or (reference is not None and reference.tensor_bytes == 0):
         return ("none", "")
-    # A wrong answer to a call is made good by a right answer to a call, and by nothing else.
+    # Only a right answer to a call makes a wrong answer to a call good.
     if answered and "wrong" in (answered[-1].verdict, *(record.verdict for record in called[-1:])):
-        # Of this session's walk a finding says it already; of an earlier one, it must be said,
-        # without making a second incident of it.
-        this = walk not in ("unasked", "right")
-        return ("wrong", "") if this else ("unredeemed", "the last answer to a call was wrong")
+        # If this session's walk is wrong, a finding says so already.  If an earlier one was, it must be said
+        # again, but without a second incident.
+        is_of_this_session = verdict not in ("unasked", "right")
+        return ("wrong", "") if is_of_this_session else ("unredeemed", "the last answer to a call was wrong")
     missed = next((n for n, record in enumerate(reversed(calls)) if record.verdict != "missed"), len(calls))
     if missed >= context.thresholds.missed_limit:
-        return "missed", f"the last {missed} calls were not answered"
+        return "missed", f"the node did not answer the last {missed} calls"
     right = [record for record in called if record.verdict == "right"]
     if not right:
-        return "announced", "no walk has been answered when called"
-    return _of_calls(right, reference, context)
+        return "announced", "the node has answered no call with a walk"
+    return _standing_of_calls(right, reference, context)
 
 
-def _of_calls(
+def _standing_of_calls(
     right: Sequence[WalkRecord], reference: ModelReference | None, context: Context
 ) -> tuple[WalkFact, str]:
-    """What right answers to calls amount to: where from, how old, and in what time."""
+    """What right answers to calls show, by their source, age and time."""
     last = right[-1]
     if last.source != "engine":
-        return "from-file", "the answers came from the files"
+        return "from-file", "the answers came from the files, not from the engine"
     if context.now_ms - last.at_ms > context.thresholds.walk_max_age_s * 1000:
-        return "stale", f"no right walk within {context.thresholds.walk_max_age_s} s"
+        return "stale", f"the last right walk is older than {context.thresholds.walk_max_age_s} s"
     hardware = context.thresholds.classes.get(context.node.hardware_class)
-    timed = [record.lateness for record in right[-_MEDIAN_OF:] if record.lateness is not None]
-    if hardware is None or reference is None or not timed:
+    lateness = [record.lateness for record in right[-_RECENT_WALKS:] if record.lateness is not None]
+    if hardware is None or reference is None or not lateness:
         return "untimed", "no deadline could be set for it"
-    late = median(timed)
-    if late > _IN_TIME:
-        return "late", f"median {late / _IN_TIME:.1f} times the deadline"
+    median_lateness = median(lateness)
+    if median_lateness > _MAX_LATENESS:
+        return "late", f"the median walk took {median_lateness / _MAX_LATENESS:.1f} times the deadline"
     slowdown = slowdown_permille(right)
     if slowdown is not None and slowdown > context.thresholds.shared_permille:
-        return "shared", f"called together with others it takes {slowdown / 1000:.1f} times as long as alone"
+        return (
+            "shared",
+            f"called together with others, the node took {slowdown / 1000:.1f} times as long as alone",
+        )
     if hardware.host_link is not None:
-        # What a cheat must bring over the host link who keeps only an int8 copy on the device.
+        # What a node must read from the host if it cheats and has only an int8 copy on the device.
         fetch_ms = reference.tensor_bytes * last.passes * 200 // hardware.host_link
         if fetch_ms <= hardware.allowance_ms:
-            return "untimed", f"a fifth of the weights comes over the host link in {fetch_ms} ms"
+            return "untimed", f"a fifth of the weights can be read from the host in {fetch_ms} ms"
     return "called", ""
 
 
 def slowdown_permille(right: Sequence[WalkRecord]) -> int | None:
     """
-    How much longer wide walks take when the operator's other nodes are called at the same moment.
+    The time of wide walks when the operator's other nodes are called too, in thousandths of the time alone.
 
-    In thousandths of the time alone; `None` before there are enough of both.  Two nodes on
-    one device come out at about 2,000, or, where it serves one after the other, at 1,500 on
-    average; nodes with a device each at 1,000.  A mean, since no median sees the second case.
+    It is `None` while there are too few of both.  If two nodes share one device, it is about 2,000; if
+    the device serves one node after the other, it is 1,500 on average, which the mean shows and the
+    median does not.  If each node has its own device, it is about 1,000.
     """
     wide = [record for record in right if record.wide and record.ms]
-    # Only like with like, and nothing so short that the network is most of it.
+    # Only walks of the same size can be compared, and only if the network is a small part of their time.
     wide = [record for record in wide if (record.rows, record.passes) == (wide[-1].rows, wide[-1].passes)]
-    alone = [record.ms or 0 for record in wide if not record.together][-_MEDIAN_OF:]
-    together = [record.ms or 0 for record in wide if record.together][-_MEDIAN_OF:]
-    if len(alone) < _SHARED_OF or len(together) < _SHARED_OF or median(alone) < _SHARED_MS:
+    alone = [record.ms or 0 for record in wide if not record.together][-_RECENT_WALKS:]
+    together = [record.ms or 0 for record in wide if record.together][-_RECENT_WALKS:]
+    if len(alone) < _MIN_SHARED_WALKS or len(together) < _MIN_SHARED_WALKS or median(alone) < _MIN_SHARED_MS:
         return None
-    # Without the slowest: one answer may have been late for a reason of its own.
+    # The slowest is left out: one answer may have been late for another reason.
     return int(mean(sorted(together)[:-1]) * 1000 / median(alone))
 
 
 def measured_rates(
     record: WalkRecord | None, issued: IssuedChallenges, reference: ModelReference | None, context: Context
 ) -> Mapping[str, int | str]:
-    """The rate a called walk showed: a lower bound, rounded down to two digits."""
-    taken = context.session.answer_ms
-    if record is None or issued.walk is None or reference is None or not taken:
+    """The rates that a called walk showed: lower bounds, rounded down to two digits."""
+    answer_ms = context.session.answer_ms
+    if record is None or issued.walk is None or reference is None or not answer_ms:
         return {}
-    # In what the weights hold: a cheat may keep them compressed.
-    moved = reference.information_bytes * issued.walk.passes
-    # Rows that nobody checks may not have been computed.
-    checked = len(issued.walk.commitments)
+    # The information in the weights, not their bytes: a node may cheat and store them compressed.
+    walked_bytes = reference.information_bytes * issued.walk.passes
+    # Only the rows that are checked: the node may not have computed the others.
+    checked_rows = len(issued.walk.commitments)
     return {
-        "walk_bytes_per_second": _two_digits(moved * 1000 // taken),
-        "walk_int8_ops_per_second": _two_digits(2 * moved * checked * 1000 // taken),
+        "walk_bytes_per_second": _round_down(walked_bytes * 1000 // answer_ms),
+        "walk_int8_ops_per_second": _round_down(2 * walked_bytes * checked_rows * 1000 // answer_ms),
         "walk_source": record.source,
     }
 
 
-def _two_digits(value: int) -> int:
+def _round_down(value: int) -> int:
+    """*value* with two significant digits."""
     scale = int("1" + "0" * max(len(str(value)) - 2, 0))
     return value // scale * scale

@@ -1,4 +1,4 @@
-"""The `model/NAME` submodules: three checks (manifest, `read`, walks), and what they amount to together."""
+"""The `model/NAME` submodules: three checks (manifest, `read`, walks), and what they show together."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from attester.kinds import model_of
 from attester.weights.possession import commitment
 from verifier.schemes import manifest as manifests
 from verifier.schemes import walks
-from verifier.schemes.base import (
-    CHALLENGED,
-    DECLARED,
+from verifier.schemes.context import (
     Answers,
-    CheckedSubmod,
+    Channel,
     Context,
-    Finding,
     IssuedChallenges,
     ModelReference,
     Submods,
     WalkRecord,
 )
 from verifier.schemes.facts import ManifestFact, ModelFacts, ReadFact, WalkFact
+from verifier.schemes.findings import CHALLENGED, DECLARED, CheckedSubmod, Finding
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ModelEvidence:
-    """What the three checks look at."""
+    """The input of the three checks."""
 
     model: str
     submod: str
@@ -45,9 +43,9 @@ class _ModelEvidence:
 
     @property
     def call_answers(self) -> Answers | None:
-        """The answers that came ahead of evidence for a call; `None` if this session is not a call."""
-        # The clock stops at these answers: evidence for a call without them has no time.
-        if self.context.session.channel != "call":
+        """The answers that the node gave to the call, before its evidence; `None` if this session is no call."""
+        # The clock stops at these answers.  Evidence for a call without them has no time.
+        if self.context.session.channel != Channel.CALLED:
             return None
         return (self.context.session.answers or {}).get(self.model, Answers())
 
@@ -56,31 +54,31 @@ class _ModelEvidence:
 class _CheckedFiles:
     fact: ManifestFact
     findings: list[Finding]
-    listed: Manifest | None
-    held_against: ModelReference | None
+    manifest: Manifest | None
+    compared_with: ModelReference | None
 
     @property
     def are_cached(self) -> bool:
         """Whether digests of an equal manifest come from the node's cache."""
         is_equal = self.fact in ("equal", "aged")
-        return is_equal and self.listed is not None and self.listed.cached is not None
+        return is_equal and self.manifest is not None and self.manifest.cached is not None
 
 
 @dataclass(frozen=True)
 class _CheckedWalk:
     verdict: str
-    """Of this session's answers."""
+    """On this session's answers."""
     findings: list[Finding]
     record: WalkRecord | None
     standing: WalkFact
-    """Of all walks together."""
+    """What all walks show together."""
 
 
 def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     """Say what is true of one model."""
     model = model_of(submod) or ""
     reference, findings = _in_force(model, context)
-    given = _ModelEvidence(
+    evidence = _ModelEvidence(
         model=model,
         submod=submod,
         submods=submods,
@@ -88,10 +86,10 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         reference=reference,
         issued=_issued_for(reference, context.session.asked.get(model, IssuedChallenges())),
     )
-    files = _check_files(given)
-    read, read_findings = _check_read(given, files)
-    walk = _check_walks(given, files)
-    findings += [*_check_presence(given), *files.findings, *read_findings, *walk.findings]
+    files = _check_files(evidence)
+    read, read_findings = _check_read(evidence, files)
+    walk = _check_walks(evidence, files)
+    findings += [*_check_presence(evidence), *files.findings, *read_findings, *walk.findings]
     may_affirm = {}
     if files.fact == "equal" and read == "right":
         may_affirm["file-system"] = 2
@@ -102,61 +100,61 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         findings=tuple(findings),
         may_affirm=may_affirm,
         assurance=CHALLENGED if read == "right" or walk.standing == "called" else DECLARED,
-        measured=walks.measured_rates(walk.record, given.issued, reference, context)
+        measured=walks.measured_rates(walk.record, evidence.issued, reference, context)
         if walk.verdict == "right"
         else {},
         walk=walk.record,
-        passed=_passed(files.fact, read, walk.verdict, given.issued, reference),
+        passed=_passed(files.fact, read, walk.verdict, evidence.issued, reference),
         reference=None if reference is None else reference.digest,
-        blocked=_blocked(files.listed, (reference, files.held_against), context.blocks.digests),
+        blocked=_blocked(files.manifest, (reference, files.compared_with), context.blocks.digests),
     )
 
 
-def _check_presence(given: _ModelEvidence) -> list[Finding]:
+def _check_presence(evidence: _ModelEvidence) -> list[Finding]:
     """Whether the submodule is there and well formed, and whether the pool had challenges for it."""
     findings = []
-    if error := given.submods.errors.get(given.submod):
+    if error := evidence.submods.errors.get(evidence.submod):
         findings.append(_malformed(error.claim, str(error)))
-    if given.submod not in given.submods.read and not given.is_malformed:
-        findings.append(Finding("weights.model.missing", f"no submodule {given.submod}"))
-    # Without tensors in the reference there are no walks to issue.
-    has_tensors = given.reference is None or given.reference.tensor_bytes
+    if evidence.submod not in evidence.submods.read and not evidence.is_malformed:
+        findings.append(Finding("weights.model.missing", f"there is no submodule {evidence.submod}"))
+    # If the reference has no tensors, no walk can be issued.
+    has_tensors = evidence.reference is None or evidence.reference.tensor_bytes
     return findings + [
-        Finding("challenges.exhausted", f"the pool of {kind} for {given.model} is empty")
-        for kind in given.issued.exhausted
+        Finding("challenges.exhausted", f"the pool has no {kind} for {evidence.model}")
+        for kind in evidence.issued.exhausted
         if kind == "read" or has_tensors
     ]
 
 
-def _check_files(given: _ModelEvidence) -> _CheckedFiles:
-    """The manifest against the value in force, or against the values that it has replaced."""
-    listed: Manifest | None = given.submods.claim(given.submod, "manifest")
-    if given.is_malformed:
-        return _CheckedFiles("malformed", [], listed, given.reference)
-    fact, findings, held_against = _compare(listed, given.reference, given.model, given.context)
-    if fact == "unknown" and given.model in given.context.references:
+def _check_files(evidence: _ModelEvidence) -> _CheckedFiles:
+    """The manifest compared with the value in force, or with the values that it has replaced."""
+    manifest: Manifest | None = evidence.submods.claim(evidence.submod, "manifest")
+    if evidence.is_malformed:
+        return _CheckedFiles("malformed", [], manifest, evidence.reference)
+    fact, findings, compared_with = _compare(manifest, evidence.reference, evidence.model, evidence.context)
+    if fact == "unknown" and evidence.model in evidence.context.references:
         fact = "expired"
-    return _CheckedFiles(fact, findings, listed, held_against)
+    return _CheckedFiles(fact, findings, manifest, compared_with)
 
 
-def _check_walks(given: _ModelEvidence, files: _CheckedFiles) -> _CheckedWalk:
+def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles) -> _CheckedWalk:
     """This session's walk against its challenge, and all walks for the value in force together."""
-    claim: WalkAnswer | None = given.submods.claim(given.submod, "walk")
+    claim: WalkAnswer | None = evidence.submods.claim(evidence.submod, "walk")
     verdict, findings = walks.check_answers(
-        claim, given.issued, given.call_answers, malformed=given.is_malformed
+        claim, evidence.issued, evidence.call_answers, malformed=evidence.is_malformed
     )
     # A node with the files of a replaced value cannot meet challenges for the value in force.
     is_excused = files.fact == "superseded" and verdict == "wrong"
     if is_excused:
         verdict, findings = "superseded", []
-    # An excused walk is kept as wrong all the same: otherwise a node that cannot answer a walk would
-    # claim the replaced files for that one session.
-    record = walks.record_of(verdict, claim, given.issued, given.reference, given.context)
-    digest = "" if given.reference is None else given.reference.digest
-    history = [r for r in given.context.history.get(given.model, ()) if r.reference == digest]
+    # The record of an excused walk is still "wrong": otherwise a node that cannot answer a walk could claim
+    # the replaced files for that one session.
+    record = walks.record_of(verdict, claim, evidence.issued, evidence.reference, evidence.context)
+    digest = "" if evidence.reference is None else evidence.reference.digest
+    history = [r for r in evidence.context.history.get(evidence.model, ()) if r.reference == digest]
     if record is not None:
         history.append(record)
-    standing, detail = walks.standing_of(history, verdict, given.reference, given.context)
+    standing, detail = walks.standing_of(history, verdict, evidence.reference, evidence.context)
     if is_excused:
         return _CheckedWalk(verdict, findings, record, "superseded")
     if detail:
@@ -164,18 +162,18 @@ def _check_walks(given: _ModelEvidence, files: _CheckedFiles) -> _CheckedWalk:
     return _CheckedWalk(verdict, findings, record, standing)
 
 
-def _check_read(given: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFact, list[Finding]]:
+def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFact, list[Finding]]:
     """The answer to `read` against its challenge."""
-    claim: ReadAnswer | None = given.submods.claim(given.submod, "read")
-    issued, answered = given.issued.read, given.call_answers
+    claim: ReadAnswer | None = evidence.submods.claim(evidence.submod, "read")
+    issued, call_answers = evidence.issued.read, evidence.call_answers
     if issued is None:
         return "unasked", []
-    if given.is_malformed:
+    if evidence.is_malformed:
         return "malformed", []
     if claim is None:
-        return "missing", [Finding("weights.read.missing", "asked, and no answer in the evidence")]
-    if answered is not None and answered.read != claim.answer.hex():
-        detail = "the read answer is not the one given to the call"
+        return "missing", [Finding("weights.read.missing", "the evidence has no answer to the read")]
+    if call_answers is not None and call_answers.read != claim.answer.hex():
+        detail = "the read answer is not the one that the node gave to the call"
         return "differs", [Finding("weights.answers.differ", detail)]
     if not hmac.compare_digest(commitment(claim.answer), issued.commitment):
         if files.fact == "superseded":
@@ -183,7 +181,7 @@ def _check_read(given: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFact, 
             return "superseded", []
         # The finding must not say what was expected: the pool's commitments are secret.
         code = "weights.cache.stale" if files.are_cached else "weights.read.wrong"
-        detail = f"{issued.windows} windows asked"
+        detail = f"the challenge: windows {issued.windows}"
         return "wrong", [Finding(code, detail, cause=f"batch:{issued.batch}")]
     return "right", []
 
@@ -192,8 +190,8 @@ def _issued_for(reference: ModelReference | None, issued: IssuedChallenges) -> I
     """
     The challenges that were issued for the value in force.
 
-    If a value came into force while the session waited, its challenges are for the value before.
-    Answers to them say nothing of the value in force, and must count for nothing.
+    If that value came into force while the session waited, the session's challenges are for the
+    previous value.  Answers to them say nothing of the value in force, and must not count.
     """
     if reference is None:
         return issued
@@ -209,7 +207,7 @@ def _in_force(model: str, context: Context) -> tuple[ModelReference | None, list
     """The model's reference value, if there is one that is valid now."""
     reference = context.references.get(model)
     if reference is None:
-        return None, [Finding("weights.reference.unknown", f"no reference value for {model}")]
+        return None, [Finding("weights.reference.unknown", f"there is no reference value for {model}")]
     if not reference.is_valid(context.now_ms // 1000):
         return None, [
             Finding("weights.reference.expired", f"the reference value of {model} is not valid now")
@@ -218,31 +216,31 @@ def _in_force(model: str, context: Context) -> tuple[ModelReference | None, list
 
 
 def _compare(
-    listed: Manifest | None, reference: ModelReference | None, model: str, context: Context
+    manifest: Manifest | None, reference: ModelReference | None, model: str, context: Context
 ) -> tuple[ManifestFact, list[Finding], ModelReference | None]:
-    """What the files amount to, the findings, and the value that they were held against."""
+    """The fact about the files, the findings, and the value that the files were compared with."""
     max_age_s = context.thresholds.manifest_max_age_s
-    found, findings = manifests.compare(listed, reference, context.now_ms, max_age_s)
+    found, findings = manifests.compare(manifest, reference, context.now_ms, max_age_s)
     if found != "differs":
         return found, findings, reference
     for earlier in context.superseded.get(model, ()):
-        # For a while, the files of a replaced value are a warning and not a mismatch.
-        if manifests.compare(listed, earlier, context.now_ms, max_age_s)[0] in ("equal", "aged"):
+        # In the grace period, the files of a replaced value are a warning and not a mismatch.
+        if manifests.compare(manifest, earlier, context.now_ms, max_age_s)[0] in ("equal", "aged"):
             detail = f"the files are those of {earlier.digest}, which another value has replaced"
             return "superseded", [Finding("weights.reference.superseded", detail)], earlier
     return found, findings, reference
 
 
 def _blocked(
-    listed: Manifest | None, references: Sequence[ModelReference | None], digests: frozenset[str]
+    manifest: Manifest | None, references: Sequence[ModelReference | None], digests: frozenset[str]
 ) -> dict[str, str]:
-    """By claim, the blocked digest that this model rests on."""
+    """By claim, what is blocked: a reference value or a file of this model."""
     if not digests:
         return {}
     for reference in references:
         if reference is not None and reference.digest in digests:
             return dict.fromkeys(("file-system", "executables"), f"reference value {reference.digest}")
-    for file in () if listed is None else listed.files:
+    for file in () if manifest is None else manifest.files:
         for digest in (file.sha256, file.blake3):
             if digest is not None and digest.hex() in digests:
                 return {"file-system": f"file {file.name} of digest {digest.hex()}"}
@@ -257,9 +255,9 @@ def _malformed(claim: str, detail: str) -> Finding:
 def _passed(
     manifest: str, read: str, walk: str, issued: IssuedChallenges, reference: ModelReference | None
 ) -> tuple[str, ...]:
-    """The causes that this evidence speaks for: see `CheckedSubmod.passed`."""
+    """The causes that this evidence speaks against: see `CheckedSubmod.passed`."""
     causes: set[str] = set()
-    # The manifest alone is the node's word.  Only a right read shows the bytes behind it.
+    # The node only declares the manifest.  A right read shows that it has the bytes.
     if manifest in ("equal", "aged", "extra") and read == "right" and reference is not None:
         causes.update(f"{code}@reference:{reference.digest}" for code in manifests.MISMATCHES)
     if read == "right" and issued.read is not None:

@@ -1,1 +1,1 @@
-"""The verifier's shell: HTTP around the pure core, one file a resource."""
+"""The verifier's shell: HTTP around the pure core, one file for each resource."""

@@ -1,4 +1,4 @@
-"""The application: resources put together, tasks started and stopped in order."""
+"""The application: it puts the resources together, and starts and stops the background tasks in order."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from verifier.service import calls, discovery, events, incidents, nodes, problem
 from verifier.service import policies as policy_resources
 from verifier.service import references as reference_resources
 from verifier.service.appraiser import Appraiser
-from verifier.service.calls import CALLER, CallScheduler
+from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.events import FEED, EventFeed
-from verifier.service.rejudge import REJUDGE, Rejudge
+from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.sessions import APPRAISER
+from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Clock, Service
 from verifier.store import appraisals, policies, pool, recordings, references
 from verifier.store import events as stored_events
@@ -34,13 +35,14 @@ from verifier.store.database import Database
 from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
-_SWEEP_S: Final = 1.0
-_LEVELS_EVERY: Final = 60
+_SWEEP_PERIOD_S: Final = 1.0
+_SLOW_SWEEP_EVERY: Final = 60
+"""Sweeps."""
 _DAY_MS: Final = 24 * 3600 * 1000
-_EVENTS_KEPT_MS: Final = _DAY_MS
+_EVENT_LIFETIME_MS: Final = _DAY_MS
 
 _log = structlog.get_logger("verifier")
-_free = Gauge("touchstone_pool_free", "Challenges left.", ["model", "kind"])
+_free_challenges = Gauge("touchstone_pool_free", "Challenges left.", ["model", "kind"])
 
 
 @asynccontextmanager
@@ -48,15 +50,15 @@ async def open_service(
     home: Home, config: VerifierConfig, clock: Clock | None = None
 ) -> AsyncIterator[Service]:
     """
-    Open everything a running verifier needs, and close it in reverse.
+    Open everything a running verifier needs, and close it in reverse order.
 
     Raises:
-        ConfigError, PolicyError, StoreError: something of it cannot be used.
+        ConfigError, PolicyError, StoreError: a part of it cannot be used.
     """
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(SqliteDatabase(home.database))
         clock = clock or Clock()
-        await seed(db, home, config, clock.wall_ms())
+        await activate_home_policy(db, home, config, clock.wall_ms())
         limits = Limits(config.policy.workers, config.policy.timeout_s, config.policy.memory_mib << 20)
         engine = await stack.enter_async_context(Engines(limits))
         yield Service(
@@ -73,12 +75,12 @@ async def open_service(
         )
 
 
-async def seed(db: Database, home: Home, config: VerifierConfig, now_ms: int) -> None:
+async def activate_home_policy(db: Database, home: Home, config: VerifierConfig, now_ms: int) -> None:
     """
-    Make the home's policy folder the active policy, where none is active yet.
+    Publish and activate the policy in the home's folder, if no policy was ever activated.
 
     Raises:
-        BundleError: it does not pass what every policy must pass.
+        BundleError: it does not pass the checks that every policy must pass.
     """
     async with db.read() as tx:
         rollout = await policies.rollout(tx)
@@ -103,9 +105,10 @@ def make_app(service: Service) -> web.Application:
     """The verifier's application over an open service."""
     app = web.Application(middlewares=[problem.middleware])
     app[SERVICE] = service
-    app[APPRAISER] = Appraiser(service)
-    app[REJUDGE] = Rejudge(service, app[APPRAISER])
-    app[CALLER] = CallScheduler(service)
+    app[SHADOW_APPRAISER] = ShadowAppraiser(service)
+    app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER])
+    app[REJUDGER] = Rejudger(service)
+    app[CALL_SCHEDULER] = CallScheduler(service)
     app[FEED] = EventFeed(service)
     for resource in (
         sessions, calls, nodes, events, incidents, discovery, policy_resources, reference_resources,
@@ -117,14 +120,14 @@ def make_app(service: Service) -> web.Application:
 
 
 async def _tasks(app: web.Application) -> AsyncIterator[None]:
-    # What ran out while we were down is ended, and held against nobody.
+    # Sessions that expired while the verifier was down are ended, and held against nobody.
     async with app[SERVICE].db.write() as tx:
         await stored_sessions.expire(tx, app[SERVICE].now_ms(), blame=False)
     tasks = [
         asyncio.create_task(_forever(app[FEED].run), name="events"),
-        asyncio.create_task(_forever(app[CALLER].run), name="calls"),
-        asyncio.create_task(_forever(app[APPRAISER].shadow.run), name="shadow"),
-        asyncio.create_task(_forever(app[REJUDGE].run), name="rejudge"),
+        asyncio.create_task(_forever(app[CALL_SCHEDULER].run), name="calls"),
+        asyncio.create_task(_forever(app[SHADOW_APPRAISER].run), name="shadow"),
+        asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_sweep(app[SERVICE]), name="sweep"),
     ]
     yield
@@ -135,59 +138,64 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _forever(run: Callable[[], Awaitable[None]]) -> None:
-    """Keep a task of the service alive: a slip in one round must not end all that follow."""
+    """Run a background task again after each failure: one failed round must not end all later ones."""
     while True:
         try:
             await run()
         except Exception:  # noqa: BLE001
-            _log.exception("a task of the service failed, and is started again")
+            _log.exception("a background task failed, and is started again")
             await asyncio.sleep(1)
 
 
 async def _end_streams(app: web.Application) -> None:
     await app[FEED].close()
-    app[CALLER].close()
+    app[CALL_SCHEDULER].close()
 
 
 async def _sweep(service: Service) -> None:
-    """End what has run out; forget what is old; say when a pool runs low."""
+    """End what has expired, delete what is old, and warn if a pool runs low; until cancelled."""
     rounds = 0
     while True:
         try:
-            await sweep(service, levels=rounds % _LEVELS_EVERY == 0)
+            await sweep(service, slow=rounds % _SLOW_SWEEP_EVERY == 0)
         except StoreError as error:
             _log.error("the sweep failed", error=str(error))
         rounds += 1
-        await asyncio.sleep(_SWEEP_S)
+        await asyncio.sleep(_SWEEP_PERIOD_S)
 
 
-async def sweep(service: Service, *, levels: bool = True) -> None:
-    """One round of the sweep."""
+async def sweep(service: Service, *, slow: bool = True) -> None:
+    """
+    Sweep once.
+
+    Args:
+        slow: Whether to do also what need not be done every second: deletions, and the levels of the pools.
+    """
     now_ms = service.now_ms()
     async with service.db.write() as tx:
         await stored_sessions.expire(tx, now_ms)
         await stored_nodes.forget_requests(tx, now_ms)
         await stored_incidents.end_overdue_suspicions(tx, now_ms)
-        if levels:
-            await stored_events.prune(tx, now_ms - _EVENTS_KEPT_MS)
+        if slow:
+            await stored_events.prune(tx, now_ms - _EVENT_LIFETIME_MS)
             await appraisals.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)
             await stored_sessions.prune(tx, now_ms - service.config.results.keep_days * _DAY_MS)
-            kept = service.config.recording
+            limits = service.config.recording
             await recordings.prune(
                 tx,
-                now_ms - kept.keep_days * _DAY_MS,
-                kept.max_mib << 20,
+                now_ms - limits.keep_days * _DAY_MS,
+                limits.max_mib << 20,
                 now_ms - service.config.results.lifetime_s * 1000,
             )
-    if not levels:
+    if not slow:
         return
     async with service.db.read() as tx:
         rows = await pool.levels(tx)
     for row in rows:
-        _free.labels(row["model"], row["kind"]).set(row["free"])
+        _free_challenges.labels(row["model"], row["kind"]).set(row["free"])
         if row["free"] < service.config.pool.low_water:
             _log.warning(
-                "challenges run low: touchstone challenges mint",
+                "challenges run low; mint more with: touchstone challenges mint",
                 model=row["model"],
                 kind=row["kind"],
                 free=row["free"],

@@ -1,4 +1,4 @@
-"""From bytes received to a result kept: the pure core with its database and its policy."""
+"""From evidence received to a result stored: the pure appraisal, with the database and the policy around it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from prometheus_client import Counter
 
 from attester import kinds
 from verifier import appraisal, incidents, recording, results
-from verifier.appraisal import CheckedEvidence, Held, OpenedEvidence, PolicyOutcome, Terms
+from verifier.appraisal import CheckedEvidence, NodeSnapshot, OpenedEvidence, PolicyOutcome, ResultSettings
 from verifier.challenges import derivation as challenges
 from verifier.errors import EvidenceError, PolicyError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
+from verifier.result_keys import ResultKey
 from verifier.results import AttestationResult
 from verifier.schemes import platform
-from verifier.schemes.base import Context, Node, Session, WalkRecord
+from verifier.schemes.context import Channel, Context, Node, Session, WalkRecord
 from verifier.service.inputs import AppraisalInputs
-from verifier.service.shadow import Shadow
+from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, sessions
 from verifier.store.appraisals import Signed, StaleError, Submission
@@ -32,10 +33,10 @@ from verifier.store.sessions import StoredSession
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_HISTORY: Final = 16
-_TRIES: Final = 10
-_LARGE: Final = 32 * 1024
-"""Bytes of evidence that take long enough to parse that others would notice."""
+_HISTORY_LENGTH: Final = 16
+_MAX_ATTEMPTS: Final = 10
+_OFFLOAD_BYTES: Final = 32 * 1024
+"""Larger evidence takes so long to parse that other requests would notice."""
 
 _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
@@ -44,27 +45,29 @@ _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["
 class Appraiser:
     """Appraises what is submitted to a session."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, shadow: ShadowAppraiser) -> None:
         self._service = service
-        self.shadow = Shadow(service)
+        self._shadow = shadow
 
     async def submit(self, session: StoredSession, media_type: str, data: bytes) -> Row:
         """
-        Appraise *data* for a session, as it stood when the request came; the same bytes again give the same result.
+        Appraise *data* for a session, as it was when the request came.
+
+        The same bytes submitted again give the same result.
 
         Raises:
-            EvidenceError: refused at steps 0 to 6; the session goes on waiting.
-            RequestError: the session is not there, over, or was given other evidence.
+            EvidenceError: steps 0 to 6 refused it; the session goes on waiting.
+            RequestError: the session does not exist, is over, or was given other evidence.
         """
         now_ms = self._service.now_ms()
         opened = await offload_if_large(data, appraisal.read, media_type, data)
-        for _ in range(_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 return await self._appraise(session, data, opened, now_ms)
             except StaleError:
-                # A policy, a reference value or a block changed meanwhile: what it says counts.
+                # A policy, a reference value or a block changed meanwhile.  The result must go by the new one.
                 continue
-        raise StoreError("what is in force changes faster than evidence can be appraised")
+        raise StoreError("policies, reference values or blocks change faster than evidence can be appraised")
 
     async def _appraise(
         self, session: StoredSession, data: bytes, opened: OpenedEvidence, now_ms: int
@@ -74,42 +77,30 @@ class Appraiser:
             known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
                 return known
-            node = await self._node(tx, session, opened)
-            grounds, context = await self._context(tx, session, node, opened, now_ms)
+            node = await self._load_node(tx, session, opened)
+            inputs, context = await self._load_context(tx, session, node, opened, now_ms)
         checked = await offload_if_large(data, appraisal.check, opened, context)
-        given = checked.policy_input(context)
-        outcome = await self.outcome(grounds.bundle, given, checked)
-        terms = Terms(
+        policy_input = checked.policy_input(context)
+        outcome = await self._evaluate(inputs.bundle, policy_input, checked)
+        settings = ResultSettings(
             service.issuer,
             service.config.results.lifetime_s,
             f"{service.issuer}/api/v1/results/{{jti}}",
         )
-        basis = grounds.given.basis(grounds.bundle.digest)
+        submission = _submission(data, inputs, context, checked, policy_input, settings)
 
-        def record(held: Held, result: AttestationResult) -> Record:
-            return recording.record_of(context, basis, grounds.bundle.id, checked, held, terms, result.jti)
-
-        def sign(held: Held) -> Signed:
+        def sign(snapshot: NodeSnapshot) -> Signed:
             result = appraisal.conclude(
-                checked, outcome, context, held, terms, jti=secrets.token_hex(16), policy_id=grounds.bundle.id
+                checked,
+                outcome,
+                context,
+                snapshot,
+                settings,
+                jti=secrets.token_hex(16),
+                policy_id=inputs.bundle.id,
             )
-            return self.signed(result, now_ms)
+            return sign_result(result, service.keys[-1], now_ms)
 
-        submission = Submission(
-            session_id=session.id,
-            node=node,
-            evidence=data,
-            drafts=incidents.drafts(checked.findings),
-            passed=[cause for c in checked.submods.values() for cause in c.passed],
-            walks=walks_of(checked),
-            pin=pin_of(checked),
-            devices=devices_of(checked),
-            public=session.channel != "caller",
-            generation=grounds.rollout.generation,
-            basis=basis,
-            input=given,
-            record=record,
-        )
         async with service.db.write() as tx:
             row = await appraisals.complete(tx, submission, sign, now_ms)
         _appraised.labels(row["status"]).inc()
@@ -117,34 +108,14 @@ class Appraiser:
             "appraised",
             node=node.id,
             status=row["status"],
-            channel=session.channel,
+            channel=str(session.channel),
             reasons=sorted({finding.code for finding in checked.findings}),
         )
         if submission.public:
-            self.shadow.take(row["id"], grounds.rollout)
+            self._shadow.enqueue(row["id"], inputs.rollout)
         return row
 
-    def signed(self, result: AttestationResult, issued_ms: int) -> Signed:
-        """
-        A result signed, and ready to be kept.
-
-        Raises:
-            EvidenceError: readers would not accept one so large.
-        """
-        token = results.encode_jwt(result, self._service.keys[-1])
-        if len(token) > results.MAX_RESULT:
-            raise EvidenceError(7, "evidence.size", "its result would be larger than readers accept")
-        return Signed(
-            result=result,
-            id=result.jti,
-            token=token,
-            claims=msgspec.json.encode(result.to_claims()).decode(),
-            status=result.ear_status,
-            issued_ms=issued_ms,
-            expires_ms=result.exp * 1000,
-        )
-
-    async def _node(self, tx: Tx, session: StoredSession, opened: OpenedEvidence) -> Node:
+    async def _load_node(self, tx: Tx, session: StoredSession, opened: OpenedEvidence) -> Node:
         if session.node_id is None:
             node = await nodes.by_kid(tx, opened.kid)
         else:
@@ -153,15 +124,15 @@ class Appraiser:
             raise EvidenceError(3, "evidence.key", "the key is not enrolled")
         return node
 
-    async def _context(
+    async def _load_context(
         self, tx: Tx, session: StoredSession, node: Node, opened: OpenedEvidence, now_ms: int
     ) -> tuple[AppraisalInputs, Context]:
         service = self._service
         asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
-        named = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
-        models = sorted({*node.models, *asked, *named})
-        grounds = await service.inforce.grounds(tx, node.id, models, now_ms)
-        return grounds, Context(
+        present = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
+        models = sorted({*node.models, *asked, *present})
+        inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms)
+        return inputs, Context(
             now_ms=now_ms,
             audience=service.issuer,
             skew_s=service.config.sessions.skew_s,
@@ -177,41 +148,93 @@ class Appraiser:
                 together=session.together,
             ),
             node=node,
-            references=grounds.given.references,
-            history={model: await sessions.history(tx, node.id, model, _HISTORY) for model in models},
-            thresholds=grounds.bundle.thresholds,
-            superseded=grounds.given.superseded,
-            blocks=grounds.given.blocks,
+            references=inputs.verifier_inputs.references,
+            history={model: await sessions.history(tx, node.id, model, _HISTORY_LENGTH) for model in models},
+            thresholds=inputs.bundle.thresholds,
+            superseded=inputs.verifier_inputs.superseded,
+            blocks=inputs.verifier_inputs.blocks,
         )
 
-    async def outcome(self, bundle: Bundle, given: bytes, checked: CheckedEvidence) -> PolicyOutcome:
-        """What a policy makes of evidence; −1 for every claim where it fails."""
+    async def _evaluate(self, bundle: Bundle, policy_input: bytes, checked: CheckedEvidence) -> PolicyOutcome:
+        """What a policy makes of evidence; −1 for every claim if the policy fails."""
         try:
-            return appraisal.read_outcome(await self._service.engine.evaluate(bundle, given), checked.submods)
+            outcome = await self._service.engine.evaluate(bundle, policy_input)
+            return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
 
 
+def _submission(
+    data: bytes,
+    inputs: AppraisalInputs,
+    context: Context,
+    checked: CheckedEvidence,
+    policy_input: bytes,
+    settings: ResultSettings,
+) -> Submission:
+    names = inputs.verifier_inputs.basis(inputs.bundle.digest)
+
+    def record(snapshot: NodeSnapshot, result: AttestationResult) -> Record:
+        return recording.record_of(context, names, inputs.bundle.id, checked, snapshot, settings, result.jti)
+
+    return Submission(
+        session_id=context.session.id,
+        node=context.node,
+        evidence=data,
+        drafts=incidents.drafts(checked.findings),
+        passed=[cause for submod in checked.submods.values() for cause in submod.passed],
+        walks=walks_of(checked),
+        pin=pin_of(checked),
+        devices=devices_of(checked),
+        public=context.session.channel != Channel.BACKGROUND,
+        generation=inputs.rollout.generation,
+        basis=names,
+        input=policy_input,
+        record=record,
+    )
+
+
+def sign_result(result: AttestationResult, key: ResultKey, issued_ms: int) -> Signed:
+    """
+    Sign a result, so that it can be stored.
+
+    Raises:
+        EvidenceError: it is larger than readers accept.
+    """
+    token = results.encode_jwt(result, key)
+    if len(token) > results.MAX_RESULT:
+        raise EvidenceError(7, "evidence.size", "the result would be larger than readers accept")
+    return Signed(
+        result=result,
+        id=result.jti,
+        token=token,
+        claims=msgspec.json.encode(result.to_claims()).decode(),
+        status=result.ear_status,
+        issued_ms=issued_ms,
+        expires_ms=result.exp * 1000,
+    )
+
+
 async def offload_if_large(data: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do *work* on evidence, in a thread where it takes so long that others would notice."""
-    if len(data) > _LARGE:
+    """Do *work* on evidence: in a thread, if *data* is so large that other requests would have to wait."""
+    if len(data) > _OFFLOAD_BYTES:
         return await asyncio.to_thread(work, *args, **kwargs)
     return work(*args, **kwargs)
 
 
 def walks_of(checked: CheckedEvidence) -> dict[str, WalkRecord]:
-    """By model, the walk that later appraisals must know of."""
-    found = {kinds.model_of(name): c.walk for name, c in checked.submods.items()}
+    """By model, what later appraisals must know of this session's walk."""
+    found = {kinds.model_of(name): submod.walk for name, submod in checked.submods.items()}
     return {model: walk for model, walk in found.items() if model is not None and walk is not None}
 
 
 def pin_of(checked: CheckedEvidence) -> str | None:
-    """The endpoint's TLS key, where the evidence proves one."""
+    """The pin of the endpoint's TLS key; `None` if the evidence proves none."""
     endpoint = checked.submods[platform.SUBMOD].attester_claims.get("endpoint")
     return None if endpoint is None else str(endpoint["spki_sha256"])
 
 
 def devices_of(checked: CheckedEvidence) -> list[str]:
     """The devices that the evidence declares."""
-    return [device for c in checked.submods.values() for device in c.devices]
+    return [device for submod in checked.submods.values() for device in submod.devices]

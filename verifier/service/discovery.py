@@ -1,4 +1,4 @@
-"""Discovery: the key, the formats, the state, and what there is to check against."""
+"""Discovery: the verifier's key, formats, state and metrics, and how many challenges are left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def verification(request: web.Request) -> web.Response:
     """The discovery document of Veraison's verification service."""
     service = service_of(request)
     async with service.db.read() as tx:
-        policy = await service.inforce.bundle(tx, (await service.inforce.rollout(tx)).active)
+        policy = await service.inputs.load_bundle(tx, (await service.inputs.load_rollout(tx)).active)
     document = {
         "ear-verification-key": service.keys[-1].verifying.jwk(),
         "media-types": [MEDIA_TYPE],
@@ -53,7 +53,7 @@ async def verification(request: web.Request) -> web.Response:
 
 
 async def jwks(request: web.Request) -> web.Response:
-    """Every key that may have signed a live result (RFC 7517 §5)."""
+    """Every key that can have signed a live result (RFC 7517 §5)."""
     keys = [key.verifying.jwk() for key in reversed(service_of(request).keys)]
     return json_response(
         {"keys": keys}, headers={"Cache-Control": "max-age=60"}, content_type="application/jwk-set+json"

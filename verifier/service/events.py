@@ -1,4 +1,4 @@
-"""Events as a stream: results, revocations, incidents; a heartbeat every second, resume by id."""
+"""The stream of events: results, revocations and incidents, with a heartbeat every second; clients resume by id."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from verifier.store.database import Row
 
 _POLL_S: Final = 0.1
 _HEARTBEAT_S: Final = 1.0
-_KEPT: Final = 4096
-_BLIND_S: Final = 10.0
-"""Without a look at the database for so long, streams end rather than reassure."""
+_RECENT_EVENTS: Final = 4096
+_MAX_POLL_AGE_S: Final = 10.0
+"""If the last look at the database is older, streams end: a heartbeat would say too much."""
 _BATCH: Final = 500
 
 _log = structlog.get_logger("verifier")
@@ -31,13 +31,13 @@ class EventFeed:
     """
     Reads new events from the database once for all streams.
 
-    It polls, so that what another process did (the command line, another verifier on the
-    same database) reaches routers as fast as what this one did.
+    It polls: so the events of other processes (the command line, another verifier on the same
+    database) reach routers as fast as its own.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._recent: deque[Row] = deque(maxlen=_KEPT)
+        self._recent: deque[Row] = deque(maxlen=_RECENT_EVENTS)
         self._newest = 0
         self._polled = self._service.clock.monotonic()
         self._arrived = asyncio.Condition()
@@ -76,7 +76,7 @@ class EventFeed:
         async with self._service.db.read() as tx:
             low, high = await events.bounds(tx)
         if seq > high or (low and seq < low - 1):
-            # Numbers we never gave, or have forgotten: only a fresh snapshot helps.
+            # The number was never given, or its event is deleted.  The client needs a fresh snapshot.
             await stream.send("reset", {"seq": high})
             seq = high
         await stream.send("heartbeat", {"seq": seq})
@@ -90,13 +90,13 @@ class EventFeed:
                 continue
             if await self._wait_for_more(seq):
                 continue
-            if self._service.clock.monotonic() - self._polled > _BLIND_S:
-                # A heartbeat says that nothing was missed, and we cannot say that.
+            if self._service.clock.monotonic() - self._polled > _MAX_POLL_AGE_S:
+                # A heartbeat says that the client has missed nothing, and that is not known now.
                 return
             await stream.send("heartbeat", {"seq": seq})
 
     async def _wait_for_more(self, seq: int) -> bool:
-        """Wait a heartbeat long; returns whether there is more, or the end."""
+        """Wait as long as a heartbeat; returns whether there are more events, or the feed ends."""
         async with self._arrived:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_HEARTBEAT_S):
@@ -131,13 +131,13 @@ async def follow(request: web.Request) -> web.StreamResponse:
     elif text.isascii() and text.isdigit() and len(text) <= 18:
         seq = int(text)
     else:
-        raise RequestError("after is not the number of an event")
+        raise RequestError("after must be the number of an event")
     stream = await Stream.open(request)
     try:
         await request.app[FEED].follow(stream, seq)
     except ConnectionError:
         pass
     except StoreError as error:
-        # The answer has begun: all that can still be said is its end.
+        # The response has begun, so no problem document can be sent: the stream ends.
         _log.error("a stream of events was ended", error=str(error))
     return stream.response

@@ -1,4 +1,4 @@
-"""What every resource needs of HTTP: bounded bodies, JSON, pages, bearer tokens, rates."""
+"""What every resource needs of HTTP: bounded bodies, JSON, pages, bearer tokens and rate limits."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ T = TypeVar("T")
 
 async def read_body(request: web.Request, limit: int) -> bytes:
     """
-    The request's body, refused before it is read where it says that it is too long.
+    The request's body.  If its Content-Length is over the limit, it is refused unread.
 
     Raises:
-        RequestError: longer than *limit* bytes, compressed, or broken off.
+        RequestError: it is longer than *limit* bytes, compressed, or cut off.
     """
     if "Content-Encoding" in request.headers:
-        raise RequestError("compressed bodies are not read")
+        raise RequestError("the body must not be compressed: send it without Content-Encoding")
     if request.content_length is not None and request.content_length > limit:
-        raise RequestError(f"{request.content_length} bytes, more than {limit}", code="request.too-large")
+        raise RequestError(
+            f"the body has {request.content_length} bytes, more than {limit}", code="request.too-large"
+        )
     try:
         body = await read_all(request.content, limit)
     except web.RequestPayloadError:
-        raise RequestError("the body is broken") from None
+        raise RequestError("the body was cut off") from None
     if body is None:
-        raise RequestError(f"more than {limit} bytes", code="request.too-large")
+        raise RequestError(f"the body has more than {limit} bytes", code="request.too-large")
     return body
 
 
@@ -44,7 +46,7 @@ def parse_json(data: bytes, kind: type[T]) -> T:
     Parse a JSON body strictly.
 
     Raises:
-        RequestError: not JSON, or not of the form.
+        RequestError: it is not JSON, or does not have the form of *kind*.
     """
     try:
         return msgspec.json.decode(data, type=kind)
@@ -66,7 +68,7 @@ def json_response(
 
 
 def page_of(request: web.Request) -> tuple[str, int]:
-    """The ``after`` and ``limit`` of a list: pages go by cursor."""
+    """The ``after`` and ``limit`` of a list, which is read in pages."""
     return request.query.get("after", "")[:128], integer(request, "limit", default=100, low=1, high=MAX_PAGE)
 
 
@@ -75,31 +77,33 @@ def integer(request: web.Request, name: str, *, default: int, low: int, high: in
     An integer query parameter.
 
     Raises:
-        RequestError: not a plain decimal number between *low* and *high*.
+        RequestError: it is not a decimal integer from *low* to *high*.
     """
     text = request.query.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and low <= int(text) <= high):
-        raise RequestError(f"{name} is not a number between {low} and {high}")
+        raise RequestError(f"{name} must be an integer from {low} to {high}")
     return int(text)
 
 
 def require_bearer(request: web.Request, token: str) -> None:
     """
-    Let only the holder of *token* in.
+    Refuse a request that does not have *token* as its bearer token.
 
     Raises:
-        RequestError: no bearer token, or another one.
+        RequestError: it has none, or another one.
     """
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme != "Bearer" or not hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode()):
-        raise RequestError("this needs a bearer token", code="request.unauthorised")
+    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
+    if scheme != "Bearer" or not hmac.compare_digest(
+        presented.encode(errors="surrogateescape"), token.encode()
+    ):
+        raise RequestError("the bearer token is missing or wrong", code="request.unauthorised")
 
 
 class Rates:
     """
-    Token buckets by key, for a bounded number of keys: the longest unused are forgotten.
+    Token buckets by key.  If there are too many keys, the least recently used are forgotten.
 
     Args:
         now: A monotonic clock in seconds.
@@ -117,7 +121,7 @@ class Rates:
         Count a request of *key*.
 
         Raises:
-            RequestError: too often; says after how many seconds to come back.
+            RequestError: there were too many; it says after how many seconds to try again.
         """
         now = self._now()
         level, since = self._buckets.pop(key, (self._burst, now))

@@ -1,4 +1,4 @@
-"""Incidents: people look and decide, routers report what they saw."""
+"""Incidents: people review them, and routers report what they have seen."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from verifier.store import incidents, nodes, reports
 from verifier.store.database import Row, Tx
 from verifier.store.reports import Report
 
-_MAX_EVIDENCE: Final = 4096
-"""Bytes of JSON."""
-_MAX_DEPTH: Final = 8
+_MAX_EVIDENCE_BYTES: Final = 4096
+"""Of JSON."""
+_MAX_EVIDENCE_DEPTH: Final = 8
 
 _Text = Annotated[str, Meta(min_length=1, max_length=2000)]
 
@@ -32,9 +32,9 @@ class _ReportBody(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Annotated[str, Meta(max_length=64)]
     detail: _Text
     evidence: dict[str, Any] | None = None
-    """Counts, times, ids of decisions: kept with the incident."""
+    """Counts, times and ids of decisions; stored with the incident."""
     report: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")] | None = None
-    """The router's id for it: sent again it answers the same incident and counts nothing."""
+    """The router's id of the report.  The same report sent again gives the same incident, and is not counted."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -48,7 +48,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def list_incidents(request: web.Request) -> web.Response:
-    """Incidents by id; ``open=1`` for those that hold or may come to hold a node, ``node=ID`` for those of one."""
+    """Incidents by id: all, those that hold or may yet hold a node (``open=1``), or those of a node (``node=ID``)."""
     service = service_of(request)
     after, limit = page_of(request)
     async with service.db.read() as tx:
@@ -65,7 +65,7 @@ async def list_incidents(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    """One incident with its history, and what routers gave with their reports."""
+    """One incident with its history and the reports of routers."""
     service = service_of(request)
     async with service.db.read() as tx:
         return json_response(await describe(tx, request.match_info["id"], service.now_ms()))
@@ -73,21 +73,22 @@ async def show(request: web.Request) -> web.Response:
 
 async def take_step(request: web.Request) -> web.Response:
     """
-    ``quarantine``, ``review``, ``release`` or ``retire``, with who and why; for administrators.
+    Take the step ``quarantine``, ``review``, ``release`` or ``retire``; for administrators.
 
-    Where two people are asked for, the first release gives ``awaiting_second``.
+    The body says who takes it and why.  If a release needs two people, the first one's answer has
+    ``awaiting_second``.
     """
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    given = parse_json(await read_body(request, MAX_JSON), _StepBody)
+    step = parse_json(await read_body(request, MAX_JSON), _StepBody)
     now_ms = service.now_ms()
     async with service.db.write() as tx:
         row = await incidents.take_step(
             tx,
             request.match_info["id"],
             request.match_info["step"],
-            given.actor,
-            given.reason,
+            step.actor,
+            step.reason,
             now_ms,
             two_person=service.config.incidents.two_person,
         )
@@ -95,31 +96,31 @@ async def take_step(request: web.Request) -> web.Response:
 
 
 async def report(request: web.Request) -> web.Response:
-    """What a router has seen and metered itself; 201 with the incident that now stands."""
+    """Take a router's report of what it has seen or metered itself; 201 with the incident that it belongs to."""
     service = service_of(request)
     require_bearer(request, service.router_token)
-    given = parse_json(await read_body(request, MAX_JSON), _ReportBody)
-    evidence = None if given.evidence is None else _evidence(given.evidence)
+    body = parse_json(await read_body(request, MAX_JSON), _ReportBody)
+    evidence = None if body.evidence is None else _evidence_text(body.evidence)
     async with service.db.write() as tx:
-        node = await nodes.by_id(tx, given.node)
+        node = await nodes.by_id(tx, body.node)
         if node is None:
-            raise RequestError("no such node", code="request.not-found")
-        made = Report(node=node, kind=given.kind, detail=given.detail, id=given.report, evidence=evidence)
-        row = await reports.take_report(tx, made, service.now_ms())
+            raise RequestError("there is no such node", code="request.not-found")
+        received = Report(node=node, kind=body.kind, detail=body.detail, id=body.report, evidence=evidence)
+        row = await reports.take_report(tx, received, service.now_ms())
     return json_response({"id": row["id"], "state": row["state"]}, status=201)
 
 
-def _evidence(given: dict[str, Any]) -> str:
-    if not _is_shallow(given, _MAX_DEPTH):
-        raise RequestError(f"the evidence is nested deeper than {_MAX_DEPTH}")
-    text = msgspec.json.encode(given)
-    if len(text) > _MAX_EVIDENCE:
-        raise RequestError(f"the evidence has {len(text)} bytes, and at most {_MAX_EVIDENCE} are kept")
+def _evidence_text(evidence: dict[str, Any]) -> str:
+    if not _is_shallow(evidence, _MAX_EVIDENCE_DEPTH):
+        raise RequestError(f"the evidence is nested deeper than {_MAX_EVIDENCE_DEPTH}")
+    text = msgspec.json.encode(evidence)
+    if len(text) > _MAX_EVIDENCE_BYTES:
+        raise RequestError(f"the evidence has {len(text)} bytes, more than {_MAX_EVIDENCE_BYTES}")
     return text.decode()
 
 
 def _is_shallow(value: Any, depth: int) -> bool:
-    """Whether *value* has no more than *depth* maps and lists inside each other: it is to be read again."""
+    """Whether *value* has at most *depth* maps and lists inside each other, so that parsers can read it again."""
     if not isinstance(value, (dict, list)):
         return True
     inner = value.values() if isinstance(value, dict) else value
@@ -128,10 +129,10 @@ def _is_shallow(value: Any, depth: int) -> bool:
 
 async def describe(tx: Tx, incident_id: str, now_ms: int) -> dict[str, Any]:
     """
-    All that there is of an incident.
+    An incident with all that belongs to it.
 
     Raises:
-        RequestError: there is none.
+        RequestError: it does not exist.
     """
     row = await incidents.get(tx, incident_id)
     return {
@@ -143,10 +144,10 @@ async def describe(tx: Tx, incident_id: str, now_ms: int) -> dict[str, Any]:
 
 
 def to_wire(row: Row, now_ms: int) -> dict[str, Any]:
-    """An incident as people see it, with the time left to the review target."""
-    shown = ("id", "kind", "severity", "state", "operator", "code", "detail", "cause", "count")
+    """An incident as JSON, with the time left until it should be reviewed."""
+    names = ("id", "kind", "severity", "state", "operator", "code", "detail", "cause", "count")
     return {
-        **{name: row[name] for name in shown},
+        **{name: row[name] for name in names},
         "node": row["node_id"],
         "opened": row["opened_ms"] // 1000,
         "last": row["last_ms"] // 1000,

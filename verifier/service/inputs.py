@@ -1,9 +1,9 @@
 """
-What is in force for a node: its policy, its reference values, the blocks.
+What the verifier itself brings to an appraisal: the policy, the reference values and the blocks in force.
 
-Policies and reference values never change under their digests, so they are read once and
-kept; which of them are in force is read with every appraisal, in one look at the newest
-change.  Another process may have made it.
+Policies and reference values never change under their digests, so they are read once and cached.
+Every appraisal reads which of them are in force, because another process may have changed that:
+one look at the number of the newest change tells.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.recording import Recording, ReferenceName
-from verifier.schemes.base import Blocks, ModelReference
+from verifier.schemes.context import Blocks, ModelReference
 from verifier.store import policies, recordings, references
 from verifier.store.database import Database, Tx
 from verifier.trial import VerifierInputs
 
-_KEPT: Final = 64
+_CACHE_ENTRIES: Final = 64
 
 T = TypeVar("T")
 
 
 class _LRU(Generic[T]):
-    """The last so many of what does not change under its name."""
+    """A cache of values that never change under their keys; it drops the least recently used."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[str, T] = OrderedDict()
 
-    def get(self, name: str) -> T | None:
-        if name in self._values:
-            self._values.move_to_end(name)
-        return self._values.get(name)
+    def get(self, key: str) -> T | None:
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
 
-    def put(self, name: str, value: T) -> T:
-        self._values[name] = value
-        while len(self._values) > _KEPT:
+    def put(self, key: str, value: T) -> T:
+        """Keep *value*, and return it."""
+        self._values[key] = value
+        while len(self._values) > _CACHE_ENTRIES:
             self._values.popitem(last=False)
         return value
 
@@ -54,122 +55,123 @@ class _Superseded:
 
 
 @dataclass(frozen=True)
-class _State:
-    """What changes only with the generation."""
+class _InForce:
+    """What is in force since one change (the generation), whatever the node."""
 
     generation: int
     blocks: Blocks
     active: Mapping[str, ReferenceName]
     replaced: Mapping[str, tuple[_Superseded, ...]]
-    """By model, values that another replaces, or for some nodes does."""
+    """By model, values that another one has replaced, for all nodes or for some."""
     retired: frozenset[str]
 
 
 @dataclass(frozen=True)
 class AppraisalInputs:
-    """What of ours an appraisal of one node now would rest on."""
+    """What the verifier brings to an appraisal of one node."""
 
     rollout: Rollout
     bundle: Bundle
-    given: VerifierInputs
+    verifier_inputs: VerifierInputs
+    """The reference values and the blocks."""
 
 
 class InputLoader:
-    """Reads what is in force, and keeps what does not change."""
+    """Reads what is in force, and caches what never changes."""
 
     def __init__(self) -> None:
         self._bundles: _LRU[Bundle] = _LRU()
         self._references: _LRU[ModelReference] = _LRU()
-        self._state: _State | None = None
+        self._in_force: _InForce | None = None
 
-    async def rollout(self, tx: Tx) -> Rollout:
-        """The rollout as it stands.  Raises `PolicyError` before anything was activated."""
+    async def load_rollout(self, tx: Tx) -> Rollout:
+        """The current rollout.  Raises `PolicyError` if no policy was ever activated."""
         rollout = await policies.rollout(tx)
         if rollout is None:
             raise PolicyError("no policy is active")
         return rollout
 
-    async def bundle(self, tx: Tx, digest: str) -> Bundle:
+    async def load_bundle(self, tx: Tx, digest: str) -> Bundle:
         """
         A published policy.
 
         Raises:
-            PolicyError: there is none, or another version of the verifier wrote it.
+            PolicyError: no policy has this digest, or another version of the verifier wrote it.
         """
-        known = self._bundles.get(digest)
-        if known is not None:
-            return known
+        cached = self._bundles.get(digest)
+        if cached is not None:
+            return cached
         row = await tx.one("SELECT archive FROM policies WHERE digest = ?", digest)
         if row is None:
-            raise PolicyError(f"no policy {digest[:64]!r}")
-        # Unpacking and parsing: others must not wait for it.
+            raise PolicyError(f"no policy has the digest {digest[:64]!r}")
+        # Unpacking and parsing take long, and other requests must not wait.
         bundle, _ = await asyncio.to_thread(bundles.read_archive, row["archive"])
         if bundle.digest != digest:
-            raise PolicyError(f"the policy {digest} is not what was published")
+            raise PolicyError(f"the stored policy {digest} differs from the published one")
         return self._bundles.put(digest, bundle)
 
-    async def grounds(self, tx: Tx, node_id: str, models: list[str], now_ms: int) -> AppraisalInputs:
-        """What an appraisal of a node would rest on, for *models*."""
-        rollout = await self.rollout(tx)
-        bundle = await self.bundle(tx, rollout.policy_for(node_id))
-        state = await self._read(tx, rollout.generation)
+    async def load_inputs(self, tx: Tx, node_id: str, models: list[str], now_ms: int) -> AppraisalInputs:
+        """What the verifier brings to an appraisal of a node, with the reference values of *models*."""
+        rollout = await self.load_rollout(tx)
+        bundle = await self.load_bundle(tx, rollout.policy_for(node_id))
+        in_force = await self._load_in_force(tx, rollout.generation)
         found: dict[str, ModelReference] = {}
         superseded: dict[str, tuple[ModelReference, ...]] = {}
         for model in models:
             own = bundle.references.get(model)
-            if own is not None and own.digest not in state.retired:
+            if own is not None and own.digest not in in_force.retired:
                 found[model] = own
-            elif own is None and model in state.active:
-                found[model] = await self.reference(tx, state.active[model])
+            elif own is None and model in in_force.active:
+                found[model] = await self.load_reference(tx, in_force.active[model])
             earlier = [
-                await self._by_digest(tx, replaced.digest)
-                for replaced in state.replaced.get(model, ())
+                await self._load_by_digest(tx, replaced.digest)
+                for replaced in in_force.replaced.get(model, ())
                 if replaced.until_ms > now_ms and model in found and replaced.digest != found[model].digest
             ]
             if earlier:
                 superseded[model] = tuple(earlier)
-        return AppraisalInputs(rollout, bundle, VerifierInputs(found, superseded, state.blocks))
+        return AppraisalInputs(rollout, bundle, VerifierInputs(found, superseded, in_force.blocks))
 
-    async def digests(self, tx: Tx, node_id: str) -> dict[str, str]:
-        """By model the digest of the reference value in force for a node: what its challenges are of."""
-        rollout = await self.rollout(tx)
-        state = await self._read(tx, rollout.generation)
-        bundle = await self.bundle(tx, rollout.policy_for(node_id))
-        found = {model: name.digest for model, name in state.active.items()}
+    async def load_reference_digests(self, tx: Tx, node_id: str) -> dict[str, str]:
+        """By model, the digest of the reference value in force for a node; its challenges are made from it."""
+        rollout = await self.load_rollout(tx)
+        in_force = await self._load_in_force(tx, rollout.generation)
+        bundle = await self.load_bundle(tx, rollout.policy_for(node_id))
+        found = {model: name.digest for model, name in in_force.active.items()}
         found |= {model: own.digest for model, own in bundle.references.items()}
-        return {model: digest for model, digest in found.items() if digest not in state.retired}
+        return {model: digest for model, digest in found.items() if digest not in in_force.retired}
 
-    async def reference(self, tx: Tx, name: ReferenceName) -> ModelReference:
-        """A reference value as it was named, also one that is no longer in force."""
+    async def load_reference(self, tx: Tx, name: ReferenceName) -> ModelReference:
+        """The reference value of this name, even if it is no longer in force.  Raises `PolicyError`."""
         key = f"{name.digest} {name.source} {name.signer} {name.not_before} {name.not_after}"
-        known = self._references.get(key)
-        if known is not None:
-            return known
+        cached = self._references.get(key)
+        if cached is not None:
+            return cached
         row = await references.by_digest(tx, name.digest)
         if row is None:
-            raise PolicyError(f"the reference value {name.digest} is no longer kept")
+            raise PolicyError(f"the reference value {name.digest} is no longer stored")
         named = {
             **row, "source": name.source, "signer": name.signer, "not_before": name.not_before, "not_after": name.not_after
         }  # fmt: skip
         return self._references.put(key, references.to_reference(named))
 
-    async def active(self, tx: Tx, model: str) -> ModelReference | None:
-        """The value in force for a model, but for what a policy brings."""
-        rollout = await self.rollout(tx)
-        name = (await self._read(tx, rollout.generation)).active.get(model)
-        return None if name is None else await self.reference(tx, name)
+    async def load_active_reference(self, tx: Tx, model: str) -> ModelReference | None:
+        """The value in force for a model, apart from those that policies bring."""
+        rollout = await self.load_rollout(tx)
+        name = (await self._load_in_force(tx, rollout.generation)).active.get(model)
+        return None if name is None else await self.load_reference(tx, name)
 
-    async def _by_digest(self, tx: Tx, digest: str) -> ModelReference:
-        known = self._references.get(digest)
-        if known is not None:
-            return known
+    async def _load_by_digest(self, tx: Tx, digest: str) -> ModelReference:
+        cached = self._references.get(digest)
+        if cached is not None:
+            return cached
         row = await references.by_digest(tx, digest)
         assert row is not None
         return self._references.put(digest, references.to_reference(row))
 
-    async def _read(self, tx: Tx, generation: int) -> _State:
-        if self._state is not None and self._state.generation == generation:
-            return self._state
+    async def _load_in_force(self, tx: Tx, generation: int) -> _InForce:
+        if self._in_force is not None and self._in_force.generation == generation:
+            return self._in_force
         blocks = await policies.blocks(tx)
         active: dict[str, ReferenceName] = {}
         replaced: dict[str, tuple[_Superseded, ...]] = {}
@@ -181,45 +183,49 @@ class InputLoader:
                 continue
             if row["state"] == "active":
                 active[model] = ReferenceName(
-                    row["digest"], row["source"], row["signer"], row["not_before"], row["not_after"]
+                    digest=row["digest"],
+                    source=row["source"],
+                    signer=row["signer"],
+                    not_before=row["not_before"],
+                    not_after=row["not_after"],
                 )
             if row["grace_until_ms"]:
                 earlier = _Superseded(row["digest"], row["grace_until_ms"])
                 replaced[model] = (*replaced.get(model, ()), earlier)
-        state = _State(generation, blocks, active, replaced, frozenset(retired))
+        in_force = _InForce(generation, blocks, active, replaced, frozenset(retired))
         again = await policies.rollout(tx)
+        # If a change came during these reads, they may be of before and after it: they must not be cached.
         if again is not None and again.generation == generation:
-            # Else something changed while we looked: use it once, and do not keep it.
-            self._state = state
-        return state
+            self._in_force = in_force
+        return in_force
 
 
 class StoredLookup:
-    """What recordings name, from a database (`verifier.trial.Lookup`)."""
+    """What recordings name, from the database (`verifier.trial.Lookup`)."""
 
-    def __init__(self, db: Database, inforce: InputLoader) -> None:
+    def __init__(self, db: Database, loader: InputLoader) -> None:
         self._db = db
-        self._inforce = inforce
+        self._loader = loader
 
     async def bundle(self, digest: str) -> Bundle:
-        """A published policy."""
+        """A published policy.  Raises `PolicyError`."""
         async with self._db.read() as tx:
-            return await self._inforce.bundle(tx, digest)
+            return await self._loader.load_bundle(tx, digest)
 
     async def reference(self, name: ReferenceName) -> ModelReference:
-        """A reference value as it was named."""
+        """The reference value of this name.  Raises `PolicyError`."""
         async with self._db.read() as tx:
-            return await self._inforce.reference(tx, name)
+            return await self._loader.load_reference(tx, name)
 
     async def active(self, model: str) -> ModelReference | None:
-        """The value in force for a model that no policy brings."""
+        """The value in force for a model, apart from those that policies bring."""
         async with self._db.read() as tx:
-            return await self._inforce.active(tx, model)
+            return await self._loader.load_active_reference(tx, model)
 
     async def recording(self, appraisal_id: str) -> Recording:
-        """The whole of a recording."""
+        """The whole recording of an appraisal.  Raises `StoreError` if it is no longer stored."""
         async with self._db.read() as tx:
             found = await recordings.of_appraisal(tx, appraisal_id)
         if found is None:
-            raise StoreError("a recording is no longer kept")
+            raise StoreError(f"the recording of appraisal {appraisal_id} is no longer stored")
         return found

@@ -1,4 +1,4 @@
-"""Nodes: enrolment, key roll, retirement, and what is known of them."""
+"""Nodes: enrolment, change of key, retirement, and their results."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from attester.cose import PublicKey
 from attester.errors import CBORError, COSEError
 from attester.kinds import MODEL_NAME
 from attester.proof import Proof
-from verifier import results
+from verifier import result_keys, results
 from verifier.errors import RequestError
-from verifier.schemes.base import Node
+from verifier.schemes.context import Node
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body, require_bearer
 from verifier.service.state import address_of, service_of
 from verifier.store import appraisals, events, incidents, nodes
@@ -33,7 +33,7 @@ class _EnrolBody(Struct, frozen=True, forbid_unknown_fields=True):
 class _RollBody(Struct, frozen=True, forbid_unknown_fields=True):
     key: _Key
     proof: Annotated[str, Meta(max_length=4096)]
-    """An Authorization value for this same request with an empty body, by the new key."""
+    """An Authorization value by the new key, for this same request with an empty body."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -51,25 +51,25 @@ def routes() -> list[web.RouteDef]:
 
 
 async def enrol(request: web.Request) -> web.Response:
-    """Enrol a node: the token says what it may be, its key signs the request."""
+    """Enrol a node: the token says what the node may be, and the node's key signs the request."""
     service = service_of(request)
     service.address_rates.spend(address_of(request))
     body = await read_body(request, MAX_JSON)
-    given = parse_json(body, _EnrolBody)
-    for model in given.models:
+    enrolment = parse_json(body, _EnrolBody)
+    for model in enrolment.models:
         if not MODEL_NAME.fullmatch(model):
-            raise RequestError(f"{model[:80]!r} is not a model's name")
-    if len(set(given.models)) != len(given.models):
-        raise RequestError("a model stands twice")
-    key = _key(given.key)
+            raise RequestError(f"models: {model[:80]!r} does not have the form of a model's name")
+    if len(set(enrolment.models)) != len(enrolment.models):
+        raise RequestError("models: a model is named twice")
+    key = _read_key(enrolment.key)
     proof = service.proof(request)
     service.verify(proof, request, body, key)
     now_ms = service.now_ms()
-    # One transaction: a refused enrolment leaves the token as it was.
+    # All in one transaction: a refused enrolment must not use up the token.
     async with service.db.write() as tx:
         await service.use(tx, proof)
-        grant = await nodes.use_token(tx, given.token, now_ms)
-        node = await nodes.enrol(tx, grant, given.models, key, now_ms)
+        grant = await nodes.use_token(tx, enrolment.token, now_ms)
+        node = await nodes.enrol(tx, grant, enrolment.models, key, now_ms)
     return json_response(
         {
             "node": node.id,
@@ -84,26 +84,26 @@ async def enrol(request: web.Request) -> web.Response:
 
 
 async def roll(request: web.Request) -> web.Response:
-    """Give a node a new key: the old one signs the request, the new one proves itself in it."""
+    """Give a node a new key: the old one signs the request, and the new one signs the proof in the body."""
     service = service_of(request)
     body = await read_body(request, MAX_JSON)
     node, proof = await service.authenticate(request, body)
     if node.id != request.match_info["id"]:
-        raise RequestError("a node rolls its own key only", code="request.forbidden")
-    given = parse_json(body, _RollBody)
-    key = _key(given.key)
-    service.verify(Proof.decode(given.proof), request, b"", key)
+        raise RequestError("a node can change only its own key", code="request.forbidden")
+    change = parse_json(body, _RollBody)
+    key = _read_key(change.key)
+    service.verify(Proof.decode(change.proof), request, b"", key)
     async with service.db.write() as tx:
         await service.use(tx, proof)
         await nodes.replace_key(tx, node.id, key, service.now_ms())
-    return json_response({"node": node.id, "kid": results.b64url(key.kid)})
+    return json_response({"node": node.id, "kid": result_keys.b64url(key.kid)})
 
 
-def _key(text: str) -> PublicKey:
+def _read_key(text: str) -> PublicKey:
     try:
         return PublicKey.decode(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError, CBORError, COSEError) as error:
-        raise RequestError(f"key is not a base64 COSE_Key: {error}") from None
+        raise RequestError(f"key must be a COSE_Key in base64: {error}") from None
 
 
 async def retire(request: web.Request) -> web.Response:
@@ -126,16 +126,16 @@ async def list_nodes(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    """One node, with what holds it."""
+    """One node, with the incident that holds it in quarantine and its newest result."""
     service = service_of(request)
     async with service.db.read() as tx:
         node = await nodes.by_id(tx, request.match_info["id"])
         if node is None:
-            raise RequestError("no such node", code="request.not-found")
-        held = await incidents.holding(tx, node.id)
+            raise RequestError("there is no such node", code="request.not-found")
+        incident = await incidents.holding(tx, node.id)
         newest = await appraisals.latest(tx, node.id)
     wire = _to_wire(node)
-    wire["quarantined_by"] = held
+    wire["quarantined_by"] = incident
     wire["result"] = None if newest is None else newest["id"]
     return json_response(wire)
 
@@ -143,8 +143,8 @@ async def show(request: web.Request) -> web.Response:
 def _to_wire(node: Node) -> dict[str, Any]:
     return {
         "node": node.id,
-        "ueid": results.b64url(node.ueid),
-        "kid": results.b64url(node.key.kid),
+        "ueid": result_keys.b64url(node.ueid),
+        "kid": result_keys.b64url(node.key.kid),
         "operator": node.operator,
         "models": node.models,
         "state": node.state,
@@ -152,13 +152,13 @@ def _to_wire(node: Node) -> dict[str, Any]:
 
 
 async def result(request: web.Request) -> web.Response:
-    """A node's newest result, while it lives: as JWT, as CWT, or decoded."""
+    """A node's newest result, if it is live: as JWT, as CWT, or decoded."""
     service = service_of(request)
     async with service.db.read() as tx:
         row = await appraisals.latest(tx, request.match_info["id"])
     if row is None or row["revoked_ms"] is not None or row["expires_ms"] <= service.now_ms():
         raise RequestError("the node has no live result", code="request.not-found")
-    form = _form(request.headers.get("Accept", "*/*"))
+    form = _choose_form(request.headers.get("Accept", "*/*"))
     if form == "application/eat+jwt":
         return web.Response(body=row["token"].encode(), headers={"Content-Type": results.MEDIA_TYPE_JWT})
     if form == "application/eat+cwt":
@@ -171,24 +171,24 @@ async def result(request: web.Request) -> web.Response:
 _FORMS = ("application/eat+jwt", "application/eat+cwt", "application/json")
 
 
-def _form(accept: str) -> str:
-    """The first form that is accepted; parameters and weights do not change the order."""
+def _choose_form(accept: str) -> str:
+    """The first media type in *accept* that can be given.  Parameters and weights are ignored."""
     accepted = [part.partition(";")[0].strip().lower() for part in accept[:512].split(",")]
     for kind in accepted:
         if kind in _FORMS:
             return kind
         if kind in ("*/*", "application/*", ""):
             return _FORMS[0]
-    raise RequestError(f"none of {', '.join(_FORMS)} is accepted", code="request.not-acceptable")
+    raise RequestError(f"Accept names none of {', '.join(_FORMS)}", code="request.not-acceptable")
 
 
 async def list_results(request: web.Request) -> web.Response:
-    """The live results, one a node, by node id; `seq` is where to follow events from."""
+    """The live results, one for each node, by node id; `seq` is the event to follow from."""
     service = service_of(request)
     after, limit = page_of(request)
     now_ms = service.now_ms()
     async with service.db.read() as tx:
-        # First the number, then the results: an event in between is told again, none is lost.
+        # The number is read before the results: so an event in between is sent again, and none is lost.
         _, newest = await events.bounds(tx)
         rows = await appraisals.newest(tx, now_ms, after, limit)
     following = rows[-1]["node_id"] if len(rows) == limit else None
@@ -201,12 +201,12 @@ async def list_results(request: web.Request) -> web.Response:
 
 
 async def show_result(request: web.Request) -> web.Response:
-    """What has become of a result: where `status` in an EAR points."""
+    """What has become of a result.  The `status` of an EAR points here."""
     service = service_of(request)
     async with service.db.read() as tx:
         row = await appraisals.by_id(tx, request.match_info["jti"])
     if row is None:
-        raise RequestError("no such result", code="request.not-found")
+        raise RequestError("there is no such result", code="request.not-found")
     expired = row["expires_ms"] <= service.now_ms()
     return json_response(
         {

@@ -1,4 +1,4 @@
-"""Policies: published, tried, rolled out in steps, taken back; and emergency blocks."""
+"""Policies: publication, trials, rollout in steps and rollback; and emergency blocks."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from verifier.store.recordings import Window
 
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 _Text = Annotated[str, Meta(min_length=1, max_length=2000)]
-MAX_TRIAL: Final = 200_000
-"""Recordings that one trial may be of: more are for the command line, beside the service."""
+MAX_TRIAL_RECORDINGS: Final = 200_000
+"""For one trial.  A larger one needs the command line, which runs outside the service."""
 
 
 class WhoBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who, and why."""
+    """ChangeAuthor does it, and why."""
 
     actor: _Name
     reason: _Text
 
     def who(self) -> ChangeAuthor:
-        """As the store keeps it."""
+        """The same for the store."""
         return ChangeAuthor(self.actor, self.reason)
 
 
@@ -86,7 +86,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def list_policies(request: web.Request) -> web.Response:
-    """All policies, the newest first, and where each stands."""
+    """All policies, the newest first, each with its state in the rollout."""
     async with service_of(request).db.read() as tx:
         rows = await policies.every(tx)
         rollout = await policies.rollout(tx)
@@ -95,7 +95,7 @@ async def list_policies(request: web.Request) -> web.Response:
 
 async def publish(request: web.Request) -> web.Response:
     """
-    Take a bundle, a zip archive signed by an author: linted and tested before it is kept.
+    Publish a bundle: a zip archive that an author has signed.  It must pass the linter and its own tests.
 
     ``?actor=…&reason=…`` say who publishes it and why.
     """
@@ -103,13 +103,13 @@ async def publish(request: web.Request) -> web.Response:
     require_bearer(request, service.admin_token)
     who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
     body = await read_body(request, bundles.MAX_ARCHIVE)
-    # Unpacking and parsing: others must not wait for it.
+    # Unpacking and parsing take long, and other requests must not wait.
     bundle, envelope = await asyncio.to_thread(bundles.read_archive, body)
     signer = bundles.verify(bundle, envelope, service.authors)
     passed = await admission.check(bundle)
     assert envelope is not None
     async with service.db.write() as tx:
-        fresh = await policies.publish(tx, bundle, envelope, signer, who, service.now_ms())
+        is_new = await policies.publish(tx, bundle, envelope, signer, who, service.now_ms())
     answer = {
         "policy": bundle.id,
         "digest": bundle.digest,
@@ -119,21 +119,21 @@ async def publish(request: web.Request) -> web.Response:
         "warnings": [str(finding) for finding in passed.inspection.findings],
     }
     headers = {"Location": f"/api/v1/policies/{bundle.digest}"}
-    return json_response(answer, status=201 if fresh else 200, headers=headers)
+    return json_response(answer, status=201 if is_new else 200, headers=headers)
 
 
 async def show(request: web.Request) -> web.Response:
-    """One policy: who made it, where it stands, and the digest of each of its files."""
+    """One policy: who made it, its state in the rollout, and the names of its files."""
     service = service_of(request)
     async with service.db.read() as tx:
         row = await policies.find(tx, request.match_info["policy"])
         rollout = await policies.rollout(tx)
-        bundle = await service.inforce.bundle(tx, row["digest"])
+        bundle = await service.inputs.load_bundle(tx, row["digest"])
     return json_response({**to_wire(row, rollout), "files": sorted(bundle.files)})
 
 
 async def archive(request: web.Request) -> web.Response:
-    """The bundle as it was published, signature and all."""
+    """The bundle as it was published, with its signature."""
     async with service_of(request).db.read() as tx:
         row = await policies.find(tx, request.match_info["policy"])
     return web.Response(
@@ -142,12 +142,12 @@ async def archive(request: web.Request) -> web.Response:
 
 
 async def compare(request: web.Request) -> web.Response:
-    """What `other` means differently than the policy."""
+    """The differences in meaning between the policy and `other`."""
     service = service_of(request)
     require_bearer(request, service.admin_token)
     async with service.db.read() as tx:
         digests = [(await policies.find(tx, request.match_info[n]))["digest"] for n in ("policy", "other")]
-        old, new = [await service.inforce.bundle(tx, digest) for digest in digests]
+        old, new = [await service.inputs.load_bundle(tx, digest) for digest in digests]
     found = diff.compare(old, await admission.inspect(old), new, await admission.inspect(new))
     return json_response({"differences": msgspec.to_builtins(found)})
 
@@ -172,98 +172,101 @@ async def history(request: web.Request) -> web.Response:
 
 
 async def try_out(request: web.Request) -> web.Response:
-    """Judge recorded evidence anew under the policy, and say what would change."""
+    """Judge recorded evidence again under the policy, and report what would change."""
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    given = parse_json(await read_body(request, MAX_JSON), _TrialBody)
+    body = parse_json(await read_body(request, MAX_JSON), _TrialBody)
     window = Window(
-        nodes=given.nodes,
-        operator=given.operator,
-        since_ms=given.since * 1000,
-        until_ms=given.until * 1000,
-        newest_only=given.newest_only,
+        nodes=body.nodes,
+        operator=body.operator,
+        since_ms=body.since * 1000,
+        until_ms=body.until * 1000,
+        newest_only=body.newest_only,
     )
     async with service.db.read() as tx:
         row = await policies.find(tx, request.match_info["policy"])
-        bundle = await service.inforce.bundle(tx, row["digest"])
-        many = await recordings.count(tx, window)
-    if many > MAX_TRIAL:
+        bundle = await service.inputs.load_bundle(tx, row["digest"])
+        count = await recordings.count(tx, window)
+    if count > MAX_TRIAL_RECORDINGS:
         raise RequestError(
-            f"{many} recordings, more than {MAX_TRIAL}: narrow the window, or use the command line"
+            f"the trial has {count} recordings, more than {MAX_TRIAL_RECORDINGS}:"
+            " narrow the window, or use the command line"
         )
     policy = service.config.policy
     async with opened(bundle, Limits(1, policy.timeout_s, policy.memory_mib << 20)) as pool:
-        replay = trial.Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inforce))
-        report = await trial.run(recordings.pages(service.db, window), replay, bundle.id)
+        reappraiser = trial.Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inputs))
+        report = await trial.run(recordings.pages(service.db, window), reappraiser, bundle.id)
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}
     async with service.db.write() as tx:
-        await policies.note(tx, "trial", bundle.digest, given.who(), service.now_ms(), detail)
+        await policies.note(tx, "trial", bundle.digest, body.who(), service.now_ms(), detail)
     return json_response(wire)
 
 
 async def shadow(request: web.Request) -> web.Response:
-    """Ask the policy beside the others."""
-    given = await _who(request, WhoBody)
-    return await _move(request, "shadow", given.who())
+    """Make the policy the shadow: it is asked too, without effect."""
+    body = await _read_who(request, WhoBody)
+    return await _take_named_step(request, "shadow", body.who())
 
 
 async def end_shadow(request: web.Request) -> web.Response:
-    """Ask no policy beside the others any more."""
-    given = await _who(request, WhoBody)
-    return await _take(request, "shadow", None, given.who())
+    """End the shadow."""
+    body = await _read_who(request, WhoBody)
+    return await _take_step(request, "shadow", None, body.who())
 
 
 async def shadow_report(request: web.Request) -> web.Response:
-    """What would have differed under the policy while it was the shadow."""
+    """What would have been different under the policy, while it was the shadow."""
     service = service_of(request)
     require_bearer(request, service.admin_token)
     async with service.db.read() as tx:
         row = await policies.find(tx, request.match_info["policy"])
         report = await shadows.report(tx, row["digest"])
     if report is None:
-        raise RequestError("the policy was never a shadow", code="request.not-found")
+        raise RequestError("the policy was never the shadow", code="request.not-found")
     return json_response(report)
 
 
 async def canary(request: web.Request) -> web.Response:
     """Let the policy judge a share of the nodes."""
-    given = await _who(request, _ShareBody)
-    return await _move(request, "canary", given.who(), permille=given.permille)
+    body = await _read_who(request, _ShareBody)
+    return await _take_named_step(request, "canary", body.who(), permille=body.permille)
 
 
 async def promote(request: web.Request) -> web.Response:
     """Let the policy judge all nodes."""
-    given = await _who(request, WhoBody)
-    return await _move(request, "promote", given.who())
+    body = await _read_who(request, WhoBody)
+    return await _take_named_step(request, "promote", body.who())
 
 
 async def rollback(request: web.Request) -> web.Response:
-    """End the canary, or go back to the policy that was active before, or to an earlier one that is named."""
-    given = await _who(request, _RollbackBody)
-    return await _take(request, "rollback", given.to, given.who())
+    """End the canary; or return to the policy that was active before, or to an earlier one named in the body."""
+    body = await _read_who(request, _RollbackBody)
+    return await _take_step(request, "rollback", body.to, body.who())
 
 
-async def _who(request: web.Request, kind: type[Any]) -> Any:
+async def _read_who(request: web.Request, kind: type[Any]) -> Any:
     require_bearer(request, service_of(request).admin_token)
     return parse_json(await read_body(request, MAX_JSON), kind)
 
 
-async def _move(request: web.Request, action: str, who: ChangeAuthor, *, permille: int = 0) -> web.Response:
-    return await _take(request, action, request.match_info["policy"], who, permille=permille)
+async def _take_named_step(
+    request: web.Request, action: str, who: ChangeAuthor, *, permille: int = 0
+) -> web.Response:
+    return await _take_step(request, action, request.match_info["policy"], who, permille=permille)
 
 
-async def _take(
+async def _take_step(
     request: web.Request, action: str, name: str | None, who: ChangeAuthor, *, permille: int = 0
 ) -> web.Response:
     service = service_of(request)
     if name is not None:
         async with service.db.read() as tx:
-            # Before the transaction: unpacking takes its time, and then it is known.
-            await service.inforce.bundle(tx, (await policies.find(tx, name))["digest"])
+            # Unpacking takes long: it must be done, and cached, before the write transaction begins.
+            await service.inputs.load_bundle(tx, (await policies.find(tx, name))["digest"])
     async with service.db.write() as tx:
         rollout = await steps.take_step(
-            tx, action, name, who, service.now_ms(), load=service.inforce.bundle,
+            tx, action, name, who, service.now_ms(), load=service.inputs.load_bundle,
             grace_ms=service.config.references.grace_s * 1000, permille=permille,
         )  # fmt: skip
         rows = {row["digest"]: row["id"] for row in await policies.every(tx)}
@@ -275,42 +278,43 @@ async def list_blocks(request: web.Request) -> web.Response:
     async with service_of(request).db.read() as tx:
         rows = await policies.live_blocks(tx)
     found = [
-        {**{n: row[n] for n in ("id", "kind", "value")}, "since": row["added_ms"] // 1000} for row in rows
+        {**{name: row[name] for name in ("id", "kind", "value")}, "since": row["added_ms"] // 1000}
+        for row in rows
     ]
     return json_response({"blocks": found})
 
 
 async def block(request: web.Request) -> web.Response:
-    """Block a digest, an engine's version or a device, at once and for all nodes."""
-    given = await _who(request, _BlockBody)
+    """Block a digest, a version of an engine, or a device: at once, and for all nodes."""
+    body = await _read_who(request, _BlockBody)
     service = service_of(request)
     async with service.db.write() as tx:
-        block_id = await policies.block(tx, given.kind, given.value, given.who(), service.now_ms())
+        block_id = await policies.block(tx, body.kind, body.value, body.who(), service.now_ms())
     return json_response({"block": block_id}, status=201)
 
 
 async def lift(request: web.Request) -> web.Response:
     """Lift a block, at once."""
-    given = await _who(request, WhoBody)
+    body = await _read_who(request, WhoBody)
     service = service_of(request)
     async with service.db.write() as tx:
-        await policies.unblock(tx, request.match_info["id"], given.who(), service.now_ms())
+        await policies.unblock(tx, request.match_info["id"], body.who(), service.now_ms())
     return web.Response(status=204)
 
 
 def to_wire(row: Row, rollout: Rollout | None) -> dict[str, Any]:
-    """A policy as people see it."""
-    shown = ("digest", "name", "version", "author", "description", "signer")
+    """A policy as JSON."""
+    names = ("digest", "name", "version", "author", "description", "signer")
     return {
         "policy": row["id"],
-        **{name: row[name] for name in shown},
+        **{name: row[name] for name in names},
         "published": row["added_ms"] // 1000,
         "state": state_of(row["digest"], rollout),
     }
 
 
 def state_of(digest: str, rollout: Rollout | None) -> str:
-    """Where a policy stands: active, canary, shadow or published."""
+    """A policy's state in the rollout: active, canary, shadow or published."""
     if rollout is None:
         return "published"
     places = {rollout.shadow: "shadow", rollout.canary: "canary", rollout.active: "active"}
@@ -318,7 +322,7 @@ def state_of(digest: str, rollout: Rollout | None) -> str:
 
 
 def rollout_to_wire(rollout: Rollout, ids: dict[str, str]) -> dict[str, Any]:
-    """The rollout as people see it, by ids where they are known."""
+    """The rollout as JSON.  A policy whose id is not known is named by its digest."""
 
     def name(digest: str | None) -> str | None:
         return None if digest is None else ids.get(digest, digest)
@@ -333,7 +337,7 @@ def rollout_to_wire(rollout: Rollout, ids: dict[str, str]) -> dict[str, Any]:
 
 
 def change_to_wire(row: Row) -> dict[str, Any]:
-    """A change as people see it."""
+    """A change as JSON."""
     return {
         "seq": row["seq"],
         "at": row["at_ms"] // 1000,

@@ -1,8 +1,9 @@
 """
 Errors as HTTP: the only place that knows status codes (RFC 9457).
 
-A problem's `type` is stable and ends in a code of `verifier.reasons`.  What an internal
-failure was is logged and never sent.
+The `type` of a problem is stable and ends in a code of `verifier.reasons`.  `title`, `detail` and
+`hint` each end as a sentence does, so that they can be shown one after the other.  The cause of an
+internal failure is logged and never sent.
 """
 
 from __future__ import annotations
@@ -55,19 +56,21 @@ _STATUS: Final = {
     "store.refused": 503,
 }
 
+_INTERNAL: Final = "The log of the service says why."
+
 _log = structlog.get_logger("verifier")
 _refused = Counter("touchstone_refused_total", "Requests refused, by code.", ["code"])
 
 
 def response(code: str, detail: str, *, retry_after: int | None = None) -> web.Response:
-    """A problem document."""
+    """A problem document; *detail* gets a full stop if it has none."""
     reason = REASONS[code]
     status = _STATUS.get(code, 500)
     document = {
         "type": TYPE + code,
         "title": reason.sentence,
         "status": status,
-        "detail": detail,
+        "detail": detail if detail.endswith((".", "!", "?")) else f"{detail}.",
         "hint": reason.hint,
     }
     _refused.labels(code).inc()
@@ -91,7 +94,7 @@ async def middleware(
     except VerifierError as error:
         if _STATUS.get(error.code, 500) >= 500:
             _log.error("request failed", path=request.path, error=str(error))
-            answer = response(error.code, REASONS[error.code].sentence)
+            answer = response(error.code, _INTERNAL)
         else:
             answer = response(error.code, str(error))
     except AttesterError as error:
@@ -102,11 +105,11 @@ async def middleware(
     except ConnectionError:
         raise
     except Exception:  # noqa: BLE001
-        # The outermost loop of a request: nothing of an internal failure may reach the caller.
+        # No handler is above this one: nothing of an internal failure may reach the caller.
         _log.exception("request failed", path=request.path)
-        answer = response("verifier.internal", REASONS["verifier.internal"].sentence)
+        answer = response("verifier.internal", _INTERNAL)
     if not request.content.at_eof():
-        # An unread body is not worth reading: the connection ends with the answer.
+        # The rest of the body need not be read: the connection ends with the response.
         answer.force_close()
     return answer
 
@@ -114,7 +117,7 @@ async def middleware(
 def _from_aiohttp(error: web.HTTPException) -> web.Response:
     match error:
         case web.HTTPNotFound():
-            return response("request.not-found", "no such resource")
+            return response("request.not-found", "there is no such resource")
         case web.HTTPMethodNotAllowed():
             answer = response("request.method", f"{error.method} is not a method of this resource")
             answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
@@ -122,6 +125,6 @@ def _from_aiohttp(error: web.HTTPException) -> web.Response:
         case web.HTTPRequestEntityTooLarge():
             return response("request.too-large", "the body is too large")
         case _ if error.status >= 500:
-            return response("verifier.internal", "the service failed")
+            return response("verifier.internal", _INTERNAL)
         case _:
             return response("request.malformed", error.reason)

@@ -1,4 +1,4 @@
-"""Reference values: listed, added, put in force, withdrawn; and where they disagree."""
+"""Reference values: how they are listed, added, put in force and withdrawn; and where they conflict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attester.cose import PublicKey
 from verifier.errors import RequestError
 from verifier.references import conflicts, corim, handwritten, measured, profile
 from verifier.references.measured import Document
-from verifier.schemes.base import ModelReference
+from verifier.schemes.context import ModelReference
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body, require_bearer
 from verifier.service.policies import WhoBody
 from verifier.service.state import service_of
@@ -23,7 +23,7 @@ from verifier.store.database import Row
 from verifier.store.policies import ChangeAuthor
 from verifier.store.references import Provenance
 
-MAX_DOCUMENT: Final = 64 << 20
+MAX_DOCUMENT_BYTES: Final = 64 << 20
 CORIM: Final = "application/rim+cose"
 _DOCUMENT: Final = "application/json"
 _YAML: Final = "application/yaml"
@@ -48,7 +48,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def list_references(request: web.Request) -> web.Response:
-    """The values in force, without their contents; ``all=1`` for the others too, ``model`` for one model's."""
+    """The values in force, without their contents; ``all=1`` adds the others, ``model`` selects one model's."""
     service = service_of(request)
     async with service.db.read() as tx:
         rows = await references.every(tx, request.query.get("model"))
@@ -73,17 +73,17 @@ async def show_one(request: web.Request) -> web.Response:
 
 def _document(row: Row | None) -> web.Response:
     if row is None:
-        raise RequestError("no such reference value", code="request.not-found")
+        raise RequestError("there is no such reference value", code="request.not-found")
     document = measured.read_document(row["document"])
     return json_response({"digest": row["digest"], "state": row["state"], **msgspec.to_builtins(document)})
 
 
 async def export(request: web.Request) -> web.Response:
-    """A value as a CoRIM, unsigned: whoever vouches for it signs it."""
+    """A value as an unsigned CoRIM.  It counts only after somebody who vouches for it has signed it."""
     async with service_of(request).db.read() as tx:
         row = await references.by_digest(tx, request.match_info["digest"])
     if row is None:
-        raise RequestError("no such reference value", code="request.not-found")
+        raise RequestError("there is no such reference value", code="request.not-found")
     document = measured.read_document(row["document"])
     data = corim.encode(
         profile.from_document(document, not_before=row["not_before"], not_after=row["not_after"])
@@ -93,17 +93,17 @@ async def export(request: web.Request) -> web.Response:
 
 async def add(request: web.Request) -> web.Response:
     """
-    Add values: a document (JSON), by hand (YAML), or a signed CoRIM of a trust anchor.
+    Add values: a document (JSON), values written by hand (YAML), or a CoRIM that a trust anchor has signed.
 
-    ``?actor=…&reason=…`` say who adds them and why; ``activate=1`` puts them in force at once.
+    ``?actor=…&reason=…`` say who adds them and why.  ``activate=1`` puts them in force at once.
     """
     service = service_of(request)
     require_bearer(request, service.admin_token)
     who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
-    limit = corim.MAX_CORIM if request.content_type == CORIM else MAX_DOCUMENT
+    limit = corim.MAX_CORIM if request.content_type == CORIM else MAX_DOCUMENT_BYTES
     body = await read_body(request, limit)
     now_ms = service.now_ms()
-    # Up to megabytes of parsing: others must not wait for it.
+    # Megabytes may have to be parsed, and other requests must not wait.
     read = await asyncio.to_thread(read_values, request.content_type, body, service.anchors, now_ms)
     replace = request.query.get("activate") == "1"
     added = []
@@ -121,11 +121,11 @@ def read_values(
     kind: str, body: bytes, anchors: Mapping[str, PublicKey], now_ms: int
 ) -> list[tuple[Document, Provenance]]:
     """
-    What a body holds, by its content type.
+    The values in a body of the content type *kind*.
 
     Raises:
-        ReferenceValueError: it cannot be read, or nobody we trust has signed it.
-        RequestError: another content type.
+        ReferenceValueError: it cannot be read, or no trust anchor has signed it.
+        RequestError: it has another content type.
     """
     match kind:
         case "application/json":
@@ -138,48 +138,48 @@ def read_values(
             provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
             return [(document, provenance) for document in profile.to_documents(verified.corim)]
         case _:
-            raise RequestError(f"{kind[:80]!r}: send {_DOCUMENT}, {_YAML} or {CORIM}")
+            raise RequestError(f"the content type is {kind[:80]!r}: send {_DOCUMENT}, {_YAML} or {CORIM}")
 
 
 def provenance_of(document: Document) -> Provenance:
-    """Where a document is from by its own word: whoever adds it vouches for that."""
+    """Where a document comes from, as it says itself.  The person who adds it vouches for that."""
     if document.publisher is None:
         return Provenance("measured")
     return Provenance("oms", document.publisher.signer)
 
 
 async def activate(request: web.Request) -> web.Response:
-    """Put a value in force; the one before is a warning for a grace period."""
+    """Put a value in force.  For a grace period, the value that it replaces is a warning and not a mismatch."""
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    given = parse_json(await read_body(request, MAX_JSON), _ActivateBody)
-    grace_s = service.config.references.grace_s if given.grace_s is None else given.grace_s
+    body = parse_json(await read_body(request, MAX_JSON), _ActivateBody)
+    grace_s = service.config.references.grace_s if body.grace_s is None else body.grace_s
     async with service.db.write() as tx:
         await references.activate(
-            tx, request.match_info["digest"], given.who(), service.now_ms(), grace_ms=grace_s * 1000
+            tx, request.match_info["digest"], body.who(), service.now_ms(), grace_ms=grace_s * 1000
         )
     return web.Response(status=204)
 
 
 async def retire(request: web.Request) -> web.Response:
-    """Withdraw a value, without grace."""
+    """Withdraw a value at once, without a grace period."""
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    given = parse_json(await read_body(request, MAX_JSON), WhoBody)
+    body = parse_json(await read_body(request, MAX_JSON), WhoBody)
     async with service.db.write() as tx:
-        await references.retire(tx, request.match_info["digest"], given.who(), service.now_ms())
+        await references.retire(tx, request.match_info["digest"], body.who(), service.now_ms())
     return web.Response(status=204)
 
 
 async def list_conflicts(request: web.Request) -> web.Response:
-    """Values of one model that disagree, where both are in force or wait to be."""
+    """Pairs of values of one model that disagree, if both are in force or may come into force."""
     async with service_of(request).db.read() as tx:
         rows = await references.documents(tx, references.LIVE)
     return json_response({"conflicts": msgspec.to_builtins(conflicts.between(by_model(rows)))})
 
 
 def by_model(rows: list[Row]) -> dict[str, list[ModelReference]]:
-    """Rows with documents, by model."""
+    """The reference values of rows with documents, by model."""
     found: dict[str, list[ModelReference]] = {}
     for row in rows:
         found.setdefault(row["model"], []).append(references.to_reference(row))
@@ -187,8 +187,8 @@ def by_model(rows: list[Row]) -> dict[str, list[ModelReference]]:
 
 
 def to_wire(row: Row, now_ms: int) -> dict[str, Any]:
-    """A value as people see it, without its contents."""
-    grace = (row["grace_until_ms"] - now_ms) // 1000
+    """A value as JSON, without its contents."""
+    grace_left_s = (row["grace_until_ms"] - now_ms) // 1000
     not_after = row["not_after"]
     return {
         "model": row["model"],
@@ -200,5 +200,5 @@ def to_wire(row: Row, now_ms: int) -> dict[str, Any]:
         "not_before": row["not_before"],
         "not_after": not_after,
         "expires_in_s": None if not_after is None else not_after - now_ms // 1000,
-        "grace_left_s": grace if row["state"] == "superseded" and grace > 0 else None,
+        "grace_left_s": grace_left_s if row["state"] == "superseded" and grace_left_s > 0 else None,
     }

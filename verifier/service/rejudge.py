@@ -1,11 +1,11 @@
 """
-Judge live results anew, as soon as a policy, a reference value or a block changes.
+Judge live results again as soon as a policy, a reference value or a block changes.
 
-Without it a rollback would reach routers only with the next evidence of each node, minutes
-later.  Each live result whose grounds changed is judged again from its recording and, where
-it comes to something else, replaced: with the time and the expiry that it had, for nothing
-was attested anew.  No incident follows, in either direction.  A result that cannot be judged
-again is revoked.
+Otherwise a rollback would reach routers only with the next evidence of each node, minutes later.
+If the verifier's inputs of a live result changed, the result is judged again from its recording.
+If it comes to something else, a new result replaces it: with the same time and expiry, because the
+node attested nothing new.  No incident is opened or ended.  A result that cannot be judged again is
+revoked.
 """
 
 from __future__ import annotations
@@ -26,73 +26,85 @@ from prometheus_client import Counter
 
 from attester import cbor, kinds
 from verifier import appraisal, trial
-from verifier.appraisal import Held
+from verifier.appraisal import NodeSnapshot
 from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.recording import VerifierInputNames
-from verifier.schemes.base import Blocks
-from verifier.service.appraiser import Appraiser, devices_of, pin_of
-from verifier.service.inputs import StoredLookup
+from verifier.schemes.context import Blocks
+from verifier.service.appraiser import devices_of, pin_of, sign_result
+from verifier.service.inputs import AppraisalInputs, StoredLookup
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
 from verifier.store.appraisals import OutdatedResult, Reappraisal, Signed, StaleError
+from verifier.store.database import Tx
 
 _POLL_S: Final = 0.1
 _PAGE: Final = 200
 
 _log = structlog.get_logger("verifier")
 _rejudged = Counter(
-    "touchstone_rejudged_total", "Live results judged anew, by what became of them.", ["outcome"]
+    "touchstone_rejudged_total", "Live results judged again, by what became of them.", ["outcome"]
 )
 
 
-class Fate(StrEnum):
-    """What becomes of a live result without judging it to be something else."""
+class RejudgeOutcome(StrEnum):
+    """What becomes of a live result that is not replaced.  The values are labels of the metric."""
 
-    STANDS = "stands"
-    LOST = "lost"
+    UNCHANGED = "stands"
+    REVOKED = "lost"
 
 
 @dataclass(frozen=True)
-class _Replaced:
+class _Replacement:
+    """A new result in place of a live one."""
+
     anew: Reappraisal
-    sign: Callable[[Held], Signed]
+    sign: Callable[[NodeSnapshot], Signed]
 
 
-class Rejudge:
+@dataclass(frozen=True)
+class _Round:
+    """One round: every live result is brought up to one rollout."""
+
+    rollout: Rollout
+    now_ms: int
+    reappraisers: dict[str, trial.Reappraiser]
+    """By the policy's digest."""
+
+
+class Rejudger:
     """Follows what is in force, and brings live results up to it."""
 
-    def __init__(self, service: Service, appraiser: Appraiser) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._appraiser = appraiser
 
     async def run(self) -> None:
         """Work until cancelled."""
-        done = -1
+        done_generation = -1
         while True:
-            rollout = await self._rollout()
-            if rollout.generation != done and await self._finish(rollout):
-                done = rollout.generation
+            rollout = await self._load_rollout()
+            if rollout.generation != done_generation and await self._finish(rollout):
+                done_generation = rollout.generation
             await asyncio.sleep(_POLL_S)
 
-    async def _rollout(self) -> Rollout:
+    async def _load_rollout(self) -> Rollout:
         async with self._service.db.read() as tx:
-            return await self._service.inforce.rollout(tx)
+            return await self._service.inputs.load_rollout(tx)
 
     async def _finish(self, rollout: Rollout) -> bool:
-        """Catch up with *rollout*, unless a further change comes: what it replaces need not be waited for."""
+        """Catch up with *rollout*; returns whether that succeeded.  A further change ends it early."""
         work = asyncio.create_task(self.catch_up(rollout), name="catch up")
         try:
             while not work.done():
                 await asyncio.wait({work}, timeout=_POLL_S)
-                if not work.done() and (await self._rollout()).generation != rollout.generation:
+                if not work.done() and (await self._load_rollout()).generation != rollout.generation:
                     return False
             await work
         except StaleError:
             return False
         except (PolicyError, StoreError) as error:
-            _log.error("live results could not be judged anew", error=str(error))
+            _log.error("live results could not be judged again", error=str(error))
             return False
         finally:
             work.cancel()
@@ -105,10 +117,10 @@ class Rejudge:
         Bring every live result up to *rollout*; returns how many were replaced or revoked.
 
         Raises:
-            StaleError: something changed meanwhile.
+            StaleError: a further change came meanwhile.
         """
         service = self._service
-        replays: dict[str, trial.Reappraiser] = {}
+        reappraisers: dict[str, trial.Reappraiser] = {}
         changed = 0
         while True:
             now_ms = service.now_ms()
@@ -116,45 +128,36 @@ class Rejudge:
                 page = await appraisals.outdated(tx, rollout.generation, now_ms, _PAGE)
             if not page:
                 return changed
-            changed += await self._judge_page(page, rollout, replays, now_ms)
+            changed += await self._judge_page(page, _Round(rollout, now_ms, reappraisers))
 
-    async def _judge_page(
-        self, page: list[OutdatedResult], rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
-    ) -> int:
-        service = self._service
-        tasks = [asyncio.create_task(self._judge(known, rollout, replays, now_ms)) for known in page]
+    async def _judge_page(self, page: list[OutdatedResult], this_round: _Round) -> int:
+        tasks = [asyncio.create_task(self._try_judge(known, this_round)) for known in page]
         try:
-            found = await asyncio.gather(*tasks)
+            outcomes = await asyncio.gather(*tasks)
         finally:
-            # Where one says that a further change came, the others need not go on.
+            # If one of them found a further change, the others must not go on.
             for task in tasks:
                 task.cancel()
-        pairs = list(zip(page, found, strict=True))
-        stands = [known for known, fate in pairs if fate is Fate.STANDS]
-        async with service.db.write() as tx:
-            if stands:
-                await appraisals.mark_current(tx, stands, rollout.generation)
-            for known, fate in pairs:
-                if isinstance(fate, _Replaced):
-                    try:
-                        await appraisals.replace_result(tx, fate.anew, fate.sign, now_ms)
-                    except EvidenceError as error:
-                        # It grew larger than readers accept: one node's trouble, and no other's.
-                        _log.warning("a result could not be judged anew", node=known.node_id, why=str(error))
-                        await appraisals.revoke_outdated(tx, known, now_ms)
-                    # What could not be replaced has been, by newer evidence.
-                    await appraisals.mark_current(tx, [known], rollout.generation)
-                elif fate is Fate.LOST:
-                    await appraisals.revoke_outdated(tx, known, now_ms)
-        for _, fate in pairs:
-            _rejudged.labels("replaced" if isinstance(fate, _Replaced) else fate).inc()
-        return len(page) - len(stands)
+        pairs = list(zip(page, outcomes, strict=True))
+        unchanged = [known for known, outcome in pairs if outcome is RejudgeOutcome.UNCHANGED]
+        generation = this_round.rollout.generation
+        async with self._service.db.write() as tx:
+            if unchanged:
+                await appraisals.mark_current(tx, unchanged, generation)
+            for known, outcome in pairs:
+                if isinstance(outcome, _Replacement):
+                    await _replace(tx, outcome, this_round.now_ms)
+                    # If newer evidence has replaced the result already, this one is done too.
+                    await appraisals.mark_current(tx, [known], generation)
+                elif outcome is RejudgeOutcome.REVOKED:
+                    await appraisals.revoke_outdated(tx, known, this_round.now_ms)
+        for _, outcome in pairs:
+            _rejudged.labels("replaced" if isinstance(outcome, _Replacement) else outcome).inc()
+        return len(page) - len(unchanged)
 
-    async def _judge(
-        self, known: OutdatedResult, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
-    ) -> Fate | _Replaced:
+    async def _try_judge(self, known: OutdatedResult, this_round: _Round) -> RejudgeOutcome | _Replacement:
         try:
-            return await self._fate(known, rollout, replays, now_ms)
+            return await self._judge(known, this_round)
         except (
             RecordingError,
             PolicyError,
@@ -162,92 +165,114 @@ class Rejudge:
             EvidenceError,
             msgspec.MsgspecError,
         ) as error:
-            # Written by another version, or damaged: it must not keep others from being judged.
-            _log.warning("a result could not be judged anew", node=known.node_id, why=str(error)[:300])
-            return Fate.LOST
+            # Another version wrote the recording, or it is damaged: the other results must not wait for it.
+            _log.warning("a result could not be judged again", node=known.node_id, why=str(error)[:300])
+            return RejudgeOutcome.REVOKED
 
-    async def _fate(
-        self, known: OutdatedResult, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
-    ) -> Fate | _Replaced:
+    async def _judge(self, known: OutdatedResult, this_round: _Round) -> RejudgeOutcome | _Replacement:
         service = self._service
         verdicts = trial.verdicts_of(known.claims)
         models = [model for model in map(kinds.model_of, verdicts) if model is not None]
         async with service.db.read() as tx:
-            grounds = await service.inforce.grounds(tx, known.node_id, models, now_ms)
-            if grounds.rollout.generation != rollout.generation:
+            inputs = await service.inputs.load_inputs(tx, known.node_id, models, this_round.now_ms)
+            if inputs.rollout.generation != this_round.rollout.generation:
                 raise StaleError
-            basis = grounds.given.basis(grounds.bundle.digest)
-            before = msgspec.json.decode(known.basis, type=VerifierInputNames) if known.basis else None
-            if before == basis:
-                return Fate.STANDS
-            if before is None:
-                # From before there were recordings: it stands for its few minutes, unless something is blocked.
-                return Fate.STANDS if basis.blocks == Blocks() else Fate.LOST
-            first = await recordings.read_head(tx, known.origin)
-            if first is None:
-                return Fate.LOST
-            if _only_blocks(before, basis):
+            names = inputs.verifier_inputs.basis(inputs.bundle.digest)
+            names_then = msgspec.json.decode(known.basis, type=VerifierInputNames) if known.basis else None
+            if names_then == names:
+                return RejudgeOutcome.UNCHANGED
+            if names_then is None:
+                # An older version recorded nothing.  Its result has minutes to live; only blocks end it earlier.
+                return RejudgeOutcome.UNCHANGED if names.blocks == Blocks() else RejudgeOutcome.REVOKED
+            head = await recordings.read_head(tx, known.origin)
+            if head is None:
+                return RejudgeOutcome.REVOKED
+            if _differ_in_blocks_only(names_then, names):
                 evidence = await recordings.evidence_of(tx, known.origin)
-                if evidence is not None and not _touches(before, basis, evidence):
-                    return Fate.STANDS
-        replay = self._replay(replays, grounds.bundle)
-        if known.id == known.origin and _only_policy(before, basis):
-            # The same things are true: most often they come to the same, and nothing more need be read.
-            (after,) = await replay.verdicts([first])
+                if evidence is not None and not _may_concern(names_then, names, evidence):
+                    return RejudgeOutcome.UNCHANGED
+        reappraiser = self._reappraiser(this_round.reappraisers, inputs.bundle)
+        if known.id == known.origin and _differ_in_policy_only(names_then, names):
+            # What is true has not changed.  Most often the verdicts are equal, and nothing more must be read.
+            (after,) = await reappraiser.verdicts([head])
             if not trial.compare(verdicts, after):
-                return Fate.STANDS
+                return RejudgeOutcome.UNCHANGED
+        return await self._reappraise(known, reappraiser, inputs, names_then, names)
+
+    async def _reappraise(
+        self,
+        known: OutdatedResult,
+        reappraiser: trial.Reappraiser,
+        inputs: AppraisalInputs,
+        names_then: VerifierInputNames,
+        names: VerifierInputNames,
+    ) -> RejudgeOutcome | _Replacement:
+        """Judge the whole recording of a result again."""
+        service = self._service
         async with service.db.read() as tx:
-            taken = await recordings.of_appraisal(tx, known.origin)
+            recording = await recordings.of_appraisal(tx, known.origin)
             node = await nodes.by_id(tx, known.node_id)
-        if taken is None or node is None:
-            return Fate.LOST
-        judged = await replay.judge(taken, grounds.given)
-        after = judged.verdicts(taken.record.held)
-        if before.references == basis.references and not trial.compare(verdicts, after):
-            return Fate.STANDS
+        if recording is None or node is None:
+            return RejudgeOutcome.REVOKED
+        judged = await reappraiser.judge(recording, inputs.verifier_inputs)
+        after = judged.verdicts(recording.record.held)
+        # A result names its reference values: if they are others, it is replaced even if its verdicts are equal.
+        if names_then.references == names.references and not trial.compare(
+            trial.verdicts_of(known.claims), after
+        ):
+            return RejudgeOutcome.UNCHANGED
         anew = Reappraisal(
             known=known,
             node=node,
             pin=pin_of(judged.checked),
             devices=devices_of(judged.checked),
-            basis=basis,
-            generation=rollout.generation,
+            basis=names,
+            generation=inputs.rollout.generation,
         )
 
-        def sign(held: Held) -> Signed:
+        def sign(snapshot: NodeSnapshot) -> Signed:
             result = appraisal.conclude(
-                judged.checked, judged.outcome, judged.context, held, taken.record.terms,
-                jti=secrets.token_hex(16), policy_id=grounds.bundle.id,
+                judged.checked, judged.outcome, judged.context, snapshot, recording.record.terms,
+                jti=secrets.token_hex(16), policy_id=inputs.bundle.id,
             )  # fmt: skip
-            return self._appraiser.signed(result, known.issued_ms)
+            return sign_result(result, service.keys[-1], known.issued_ms)
 
-        return _Replaced(anew, sign)
+        return _Replacement(anew, sign)
 
-    def _replay(self, replays: dict[str, trial.Reappraiser], bundle: Bundle) -> trial.Reappraiser:
-        if bundle.digest not in replays:
+    def _reappraiser(self, reappraisers: dict[str, trial.Reappraiser], bundle: Bundle) -> trial.Reappraiser:
+        if bundle.digest not in reappraisers:
             service = self._service
-
-            replays[bundle.digest] = trial.Reappraiser(
-                bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
+            reappraisers[bundle.digest] = trial.Reappraiser(
+                bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inputs)
             )
-        return replays[bundle.digest]
+        return reappraisers[bundle.digest]
 
 
-def _only_blocks(before: VerifierInputNames, after: VerifierInputNames) -> bool:
+async def _replace(tx: Tx, replacement: _Replacement, now_ms: int) -> None:
+    known = replacement.anew.known
+    try:
+        await appraisals.replace_result(tx, replacement.anew, replacement.sign, now_ms)
+    except EvidenceError as error:
+        # The new result is larger than readers accept.  The other nodes' results must not suffer from it.
+        _log.warning("a result could not be judged again", node=known.node_id, why=str(error))
+        await appraisals.revoke_outdated(tx, known, now_ms)
+
+
+def _differ_in_blocks_only(before: VerifierInputNames, after: VerifierInputNames) -> bool:
     return msgspec.structs.replace(before, blocks=after.blocks) == after
 
 
-def _only_policy(before: VerifierInputNames, after: VerifierInputNames) -> bool:
+def _differ_in_policy_only(before: VerifierInputNames, after: VerifierInputNames) -> bool:
     return msgspec.structs.replace(before, policy=after.policy) == after
 
 
-def _touches(before: VerifierInputNames, after: VerifierInputNames, evidence: bytes) -> bool:
-    """Whether what was blocked or lifted can be in *evidence* at all: by its bytes in CBOR, for it is quick."""
+def _may_concern(before: VerifierInputNames, after: VerifierInputNames, evidence: bytes) -> bool:
+    """Whether *evidence* may name what was blocked or unblocked.  A search of its bytes is quick."""
     was, now = before.blocks, after.blocks
-    held = {name.digest for name in after.references.values()}
-    held |= {name.digest for earlier in after.superseded.values() for name in earlier}
+    references = {name.digest for name in after.references.values()}
+    references |= {name.digest for earlier in after.superseded.values() for name in earlier}
     return (
-        any(digest in held or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
+        any(digest in references or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
         or any(cbor.encode(device) in evidence for device in was.devices ^ now.devices)
         or any(
             all(part.encode() in evidence for part in engine.split("@"))
@@ -256,4 +281,4 @@ def _touches(before: VerifierInputNames, after: VerifierInputNames, evidence: by
     )
 
 
-REJUDGE: web.AppKey[Rejudge] = web.AppKey("rejudge", Rejudge)
+REJUDGER: web.AppKey[Rejudger] = web.AppKey("rejudger", Rejudger)

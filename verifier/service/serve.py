@@ -1,4 +1,4 @@
-"""Running a service as a process."""
+"""Run a service as a process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = structlog.get_logger("verifier")
 
 
 def run(home: Home) -> None:
-    """Serve until SIGTERM or SIGINT.  Raises `ConfigError` where it cannot start."""
+    """Serve until SIGTERM or SIGINT.  Raises `ConfigError` if it cannot start."""
     _run(_serve(home))
 
 
@@ -41,7 +41,7 @@ def run_app(
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
-    # Faster where it is there; a platform without it loses nothing else.
+    # uvloop is faster.  Without it, everything works the same.
     try:
         import uvloop
     except ModuleNotFoundError:
@@ -53,7 +53,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 async def serve_app(
     app: web.Application, listen: str, url: str, name: str, *, on_hangup: Callable[[], None] | None = None
 ) -> None:
-    """Serve *app* on ``HOST:PORT`` until a signal; in-flight requests end first."""
+    """Serve *app* on ``HOST:PORT`` until a signal, and then finish the requests in flight."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

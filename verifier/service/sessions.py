@@ -1,4 +1,4 @@
-"""The session API: Veraison's challenge–response, with its weak spots closed."""
+"""The session API: the challenge–response API of Veraison, with its weaknesses removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
 from attester.proof import Proof
 from verifier.challenges import derivation as challenges
 from verifier.errors import RequestError
-from verifier.schemes.base import Channel, Node
+from verifier.schemes.context import Channel, Node
 from verifier.service.appraiser import Appraiser
 from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
@@ -42,7 +42,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def new_session(request: web.Request) -> web.Response:
-    """Open a session: with challenges for a node that proves its key, with a nonce for anyone."""
+    """Open a session: with challenges for a node that proves its key, with a nonce alone for anybody else."""
     service = service_of(request)
     body = await read_body(request, 0)
     service.address_rates.spend(address_of(request))
@@ -52,16 +52,18 @@ async def new_session(request: web.Request) -> web.Response:
     if "Authorization" in request.headers:
         node, proof = await service.authenticate(request, body)
         service.node_rates.spend(node.id)
-        if channel == "open":
-            channel = "announced"
+        if channel == Channel.OPEN:
+            channel = Channel.ANNOUNCED
     if (named := request.query.get("node")) is not None and (node is None or node.id != named):
-        raise RequestError("challenges are for the node itself", code="request.unauthorised")
+        raise RequestError(
+            "only the node itself can open a session with its challenges", code="request.unauthorised"
+        )
     session = await open_session(
         service,
-        node if channel != "caller" else None,
+        node if channel != Channel.BACKGROUND else None,
         channel,
         nonce,
-        wants_for(node, walk=True) if node is not None and channel == "announced" else (),
+        wants_for(node, walk=True) if node is not None and channel == Channel.ANNOUNCED else (),
         proof,
     )
     return json_response(
@@ -83,16 +85,16 @@ async def open_session(
     together: int = 0,
 ) -> StoredSession:
     """
-    Open a session in the database, and use up the proof that asked for it.
+    Open a session in the database, and use up the proof of the request for it.
 
     Raises:
-        RequestError: the nonce was issued before, the request seen before, or too many.
+        RequestError: the nonce or the request was used before, or the node asks too often.
     """
     try:
         async with service.db.write() as tx:
             if proof is not None:
                 await service.use(tx, proof)
-            references = await service.inforce.digests(tx, node.id) if node is not None else {}
+            references = await service.inputs.load_reference_digests(tx, node.id) if node is not None else {}
             return await sessions.open_session(
                 tx,
                 node_id=None if node is None else node.id,
@@ -103,7 +105,7 @@ async def open_session(
                 wants=wants,
                 references=references,
                 together=together,
-                hourly=service.config.sessions.announced_per_hour if channel == "announced" else None,
+                hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
             )
     except ConflictError:
         raise RequestError("this nonce was used before", code="request.replayed") from None
@@ -111,10 +113,10 @@ async def open_session(
 
 def wants_for(node: Node, *, walk: bool, wide: str | None = None) -> list[WantedChallenge]:
     """
-    A `read` for each of the node's models, and a `walk` where one is due.
+    The challenges for a node: a `read` of each of its models, and a `walk` of each if *walk*.
 
     Args:
-        wide: The one model that is walked, with many rows: the clock is for it alone.
+        wide: The one model to walk, with many rows.  No other is walked, so that the time is for it alone.
     """
     wants = [WantedChallenge(model, "read") for model in node.models]
     if wide is not None:
@@ -128,11 +130,11 @@ def _nonce(request: web.Request) -> tuple[bytes, Channel]:
             text = request.query["nonce"].replace("-", "+").replace("_", "/")
             nonce = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
         except (binascii.Error, ValueError):
-            raise RequestError("nonce is not base64") from None
+            raise RequestError("nonce must be base64") from None
         if not 8 <= len(nonce) <= 64:
-            raise RequestError("a nonce has 8 to 64 bytes")
-        return nonce, "caller"
-    return secrets.token_bytes(integer(request, "nonceSize", default=32, low=8, high=64)), "open"
+            raise RequestError(f"nonce has {len(nonce)} bytes; it must have 8 to 64")
+        return nonce, Channel.BACKGROUND
+    return secrets.token_bytes(integer(request, "nonceSize", default=32, low=8, high=64)), Channel.OPEN
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -141,7 +143,7 @@ async def submit(request: web.Request) -> web.Response:
     service.address_rates.spend(address_of(request))
     session_id = request.match_info["id"]
     async with service.db.read() as tx:
-        # Before the body: what answers no session is not worth reading.
+        # Before the body is read: if there is no session, the body need not be read.
         session = await sessions.get(tx, session_id)
     data = await read_body(request, MAX_EVIDENCE)
     row = await request.app[APPRAISER].submit(session, request.headers.get("Content-Type", ""), data)
@@ -162,7 +164,7 @@ async def look(request: web.Request) -> web.Response:
 
 
 async def drop(request: web.Request) -> web.Response:
-    """Drop a session.  Its nonce and challenges stay used."""
+    """Drop a session.  Its nonce and its challenges are not used again."""
     service = service_of(request)
     async with service.db.write() as tx:
         await sessions.get(tx, request.match_info["id"])
@@ -173,7 +175,7 @@ async def drop(request: web.Request) -> web.Response:
 def to_wire(
     service: Service, session: StoredSession, result: Row | None = None, evidence: bytes | None = None
 ) -> dict[str, Any]:
-    """The session object; field names and encodings are Veraison's, `challenge` is ours."""
+    """The session object.  The field names and encodings are those of Veraison; `challenge` is added to them."""
     status = session.status
     if status == "waiting" and session.expires_ms <= service.now_ms():
         status = "failed"

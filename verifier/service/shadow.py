@@ -1,8 +1,8 @@
 """
-The shadow: a policy that is asked beside the one in force, and judges nobody.
+The shadow policy: it judges what the policy in force has judged, and its verdicts have no effect.
 
-IssuedChallenges after the result was given, from its recording, one at a time: it can be slow or
-broken and nothing waits for it.  What would differ is counted.
+It is asked after the result was given, from the recording, one appraisal at a time.  It may be slow
+or broken: nothing waits for it.  What would differ is counted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 import structlog
+from aiohttp import web
 
 from verifier import trial
 from verifier.errors import PolicyError, StoreError
@@ -20,22 +21,22 @@ from verifier.service.inputs import StoredLookup
 from verifier.service.state import Service
 from verifier.store import recordings, shadows
 
-_WAITING: Final = 1000
+_MAX_WAITING: Final = 1000
 
 _log = structlog.get_logger("verifier")
 
 
-class Shadow:
+class ShadowAppraiser:
     """Asks the shadow policy about what was appraised."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_WAITING)
+        self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_MAX_WAITING)
         self._skipped: dict[str, int] = {}
-        self._replay: tuple[str, trial.Reappraiser] | None = None
+        self._reappraiser: trial.Reappraiser | None = None
 
-    def take(self, appraisal_id: str, rollout: Rollout) -> None:
-        """Take in an appraisal, where there is a shadow; one too many is skipped, and counted."""
+    def enqueue(self, appraisal_id: str, rollout: Rollout) -> None:
+        """Ask the rollout's shadow policy, if there is one.  If too many wait, it is skipped and counted."""
         if rollout.shadow is None:
             return
         try:
@@ -50,32 +51,33 @@ class Shadow:
             try:
                 await self._ask(appraisal_id, policy)
             except (PolicyError, StoreError) as error:
-                _log.warning("the shadow could not be asked", policy=policy, error=str(error))
+                _log.warning("the shadow policy could not be asked", policy=policy, error=str(error))
 
     async def _ask(self, appraisal_id: str, policy: str) -> None:
         service = self._service
         async with service.db.read() as tx:
-            taken = await recordings.read_head(tx, appraisal_id)
-        if taken is None:
+            head = await recordings.read_head(tx, appraisal_id)
+        if head is None:
             return
-        replay = await self._replay_under(policy)
-        failures = replay.failures
-        (after,) = await replay.verdicts([taken])
-        changes = trial.compare(trial.before(taken), after)
+        reappraiser = await self._reappraiser_for(policy)
+        failures = reappraiser.failures
+        (after,) = await reappraiser.verdicts([head])
+        changes = trial.compare(trial.before(head), after)
         skipped = self._skipped.pop(policy, 0)
         async with service.db.write() as tx:
             await shadows.count(
-                tx, policy, taken, changes, failed=replay.failures > failures, skipped=skipped
+                tx, policy, head, changes, failed=reappraiser.failures > failures, skipped=skipped
             )
 
-    async def _replay_under(self, policy: str) -> trial.Reappraiser:
-        if self._replay is None or self._replay[0] != policy:
+    async def _reappraiser_for(self, policy: str) -> trial.Reappraiser:
+        if self._reappraiser is None or self._reappraiser.bundle.digest != policy:
             service = self._service
             async with service.db.read() as tx:
-                bundle = await service.inforce.bundle(tx, policy)
-
-            replay = trial.Reappraiser(
-                bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
+                bundle = await service.inputs.load_bundle(tx, policy)
+            self._reappraiser = trial.Reappraiser(
+                bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inputs)
             )
-            self._replay = (policy, replay)
-        return self._replay[1]
+        return self._reappraiser
+
+
+SHADOW_APPRAISER: web.AppKey[ShadowAppraiser] = web.AppKey("shadow_appraiser", ShadowAppraiser)

@@ -1,4 +1,4 @@
-"""Server-sent events: writing a stream (WHATWG HTML §9.2)."""
+"""Server-sent events: how a stream is written (WHATWG HTML §9.2)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MEDIA_TYPE = "text/event-stream"
 
 
 class Stream:
-    """An open stream to one client.  Writes wait for the client: nothing piles up."""
+    """An open stream to one client.  A write waits for a slow client, so nothing queues up in memory."""
 
     def __init__(self, response: web.StreamResponse) -> None:
         self._response = response
 
     @classmethod
     async def open(cls, request: web.Request) -> Stream:
-        """Begin the answer to *request*."""
+        """Begin the response to *request*."""
         response = web.StreamResponse(
             headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
@@ -26,7 +26,7 @@ class Stream:
         return cls(response)
 
     async def send(self, kind: str, data: Any, *, seq: int | None = None) -> None:
-        """Send an event; *data* goes as one line of JSON."""
+        """Send an event; *data* becomes one line of JSON."""
         head = "" if seq is None else f"id: {seq}\n"
         await self._response.write(
             f"{head}event: {kind}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"

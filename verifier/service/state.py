@@ -1,4 +1,4 @@
-"""What the resources share: one object, made once, passed through the application."""
+"""What all resources share: one `Service`, made at the start and kept in the application."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from verifier.challenges.derivation import PoolKey
 from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine
-from verifier.results import ResultKey, VerifyingKey
-from verifier.schemes.base import Node
+from verifier.result_keys import ResultKey, VerifyingKey
+from verifier.schemes.context import Node
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
 from verifier.store import nodes
@@ -26,7 +26,7 @@ from verifier.store.database import Database, Tx
 
 @dataclass(frozen=True)
 class Clock:
-    """The only clock of the service: read at the edge, handed on as a value."""
+    """The only clock of the service.  The shell reads it and passes the time on as a value."""
 
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     monotonic: Callable[[], float] = time.monotonic
@@ -40,16 +40,16 @@ class Service:
     db: Database
     engine: PolicyEngine
     keys: tuple[ResultKey, ...]
-    """The signing one last."""
+    """The key that signs is the last."""
     pool_key: PoolKey
     admin_token: str
     router_token: str
     clock: Clock
-    inforce: InputLoader = field(default_factory=InputLoader)
+    inputs: InputLoader = field(default_factory=InputLoader)
     authors: Mapping[str, PublicKeyTypes] = field(default_factory=dict)
-    """Whose policies are taken, by name."""
+    """Keys that may sign policies, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
-    """Whose reference values are taken, by name."""
+    """Keys that may sign reference values, by name."""
     node_rates: Rates = field(init=False)
     address_rates: Rates = field(init=False)
 
@@ -62,11 +62,11 @@ class Service:
 
     @property
     def issuer(self) -> str:
-        """Who results are from, and evidence is for."""
+        """The issuer of results, and the audience of evidence."""
         return self.config.service.url
 
     def verifying_keys(self) -> Mapping[str, VerifyingKey]:
-        """Every key that may have signed a live result, by kid."""
+        """Every key that can have signed a live result, by kid."""
         return {key.kid: key.verifying for key in self.keys}
 
     def now_ms(self) -> int:
@@ -75,10 +75,10 @@ class Service:
 
     async def authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         """
-        The node that signed this request, and its proof, which the caller uses up with `use`.
+        The node that signed this request, and its proof, which the caller must use up with `use`.
 
         Raises:
-            RequestError: no such proof, an unknown or retired node, or another request.
+            RequestError: there is no proof, it is of another request, or the node is unknown or retired.
             COSEError, CBORError, ClaimError: the proof is malformed.
         """
         proof = self.proof(request)
@@ -95,29 +95,32 @@ class Service:
         """The proof in the Authorization header, unchecked."""
         header = request.headers.get("Authorization")
         if header is None:
-            raise RequestError("this needs a request signed by the node's key", code="request.unauthorised")
+            raise RequestError(
+                "the request has no Authorization header with a signature by the node's key",
+                code="request.unauthorised",
+            )
         return Proof.decode(header)
 
     async def use(self, tx: Tx, proof: Proof) -> None:
         """
-        Accept a signed request once, in the transaction of what it asks for.
+        Use a proof up, in the transaction of what the request asks for.
 
         Raises:
-            RequestError: it was seen before.
+            RequestError: it was used before.
         """
         await nodes.use_request(tx, proof.kid, proof.random, self.forget_at(proof))
 
     def forget_at(self, proof: Proof) -> int:
-        """When a proof's time would be refused anyway, milliseconds."""
+        """From when on the proof is refused for its time, milliseconds: it need not be remembered longer."""
         return (proof.claims.time + self.config.sessions.skew_s + 2) * 1000
 
     def signed_request(self, request: web.Request, body: bytes) -> Request:
-        """What a node must have signed of *request*: for us, whatever its Host header says."""
+        """What a node must have signed of *request*: for this verifier, whatever the Host header says."""
         authority = self.issuer.partition("://")[2]
         return Request(request.method, authority, request.raw_path, body)
 
     def verify(self, proof: Proof, request: web.Request, body: bytes, key: PublicKey) -> None:
-        """Check a proof against the request.  Raises `RequestError` where it does not fit."""
+        """Check a proof against the request.  Raises `RequestError` if it does not match."""
         try:
             proof.verify(
                 self.signed_request(request, body),
@@ -138,5 +141,5 @@ def service_of(request: web.Request) -> Service:
 
 
 def address_of(request: web.Request) -> str:
-    """The source address that a request is counted against."""
+    """The source address, for which requests are counted."""
     return request.remote or "unknown"

@@ -9,12 +9,13 @@ from typing import Protocol
 
 import msgspec
 
-from verifier.appraisal import Held
+from verifier.appraisal import NodeSnapshot
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
 from verifier.recording import Record, VerifierInputNames, summary_of
 from verifier.results import AttestationResult, NodeRecord
-from verifier.schemes.base import Finding, Node, WalkRecord
+from verifier.schemes.context import Node, WalkRecord
+from verifier.schemes.findings import Finding
 from verifier.store import events, incidents, nodes, policies, recordings, revocations, sessions
 from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
@@ -61,11 +62,13 @@ class Submission:
     basis: VerifierInputNames
     input: bytes
     """The policy's input."""
-    record: Callable[[Held, AttestationResult], Record]
+    record: Callable[[NodeSnapshot, AttestationResult], Record]
     """Makes the record, from what the database held against the node and from the result."""
 
 
-async def complete(tx: Tx, submission: Submission, sign: Callable[[Held], Signed], now_ms: int) -> Row:
+async def complete(
+    tx: Tx, submission: Submission, sign: Callable[[NodeSnapshot], Signed], now_ms: int
+) -> Row:
     """
     End a session with its one result, or give the result that it has already.
 
@@ -101,7 +104,7 @@ async def _check_generation(tx: Tx, generation: int) -> None:
         raise StaleError
 
 
-async def _take_consequences(tx: Tx, submission: Submission, held: Held, now_ms: int) -> Held:
+async def _take_consequences(tx: Tx, submission: Submission, held: NodeSnapshot, now_ms: int) -> NodeSnapshot:
     """Store the walks, claim the endpoint and the devices, and take the findings; gives what holds the node now."""
     node = submission.node
     for model, record in submission.walks.items():
@@ -118,7 +121,7 @@ async def _take_consequences(tx: Tx, submission: Submission, held: Held, now_ms:
     return replace(held, quarantined_by=held_by)
 
 
-async def _record(tx: Tx, submission: Submission, signed: Signed, held: Held) -> None:
+async def _record(tx: Tx, submission: Submission, signed: Signed, held: NodeSnapshot) -> None:
     record = submission.record(held, signed.result)
     await recordings.keep(
         tx,
@@ -187,12 +190,12 @@ async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str)
     )
 
 
-async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> Held:
+async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> NodeSnapshot:
     """Give what the database holds against a node now, which may differ from when its appraisal began."""
     current = await nodes.by_id(tx, node.id)
     live = current is not None and current.state != "retired" and current.key == node.key
     owner = None if pin is None else await _owner(tx, pin)
-    return Held(
+    return NodeSnapshot(
         quarantined_by=await incidents.holding(tx, node.id),
         endpoint_taken=owner not in (None, node.id),
         devices_taken=await _devices_of_others(tx, devices, node.id),
@@ -262,7 +265,7 @@ class Reappraisal:
 
 
 async def replace_result(
-    tx: Tx, reappraisal: Reappraisal, sign: Callable[[Held], Signed], now_ms: int
+    tx: Tx, reappraisal: Reappraisal, sign: Callable[[NodeSnapshot], Signed], now_ms: int
 ) -> None:
     """
     Replace a result by one that was appraised again, unless the node has a newer result.

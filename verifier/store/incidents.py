@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from verifier import incident_rules
 from verifier.incident_transitions import Move, PersonStep, Propose
 from verifier.incidents import BLAST_WINDOW_MS, RELEASE, Draft, missed_call_draft
-from verifier.schemes.base import Node
+from verifier.schemes.context import Node
 from verifier.store import incident_facts, incident_transitions
 from verifier.store.database import Row, Tx
 from verifier.store.incident_facts import HOLDING_SQL, SELECT_INCIDENT

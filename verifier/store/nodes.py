@@ -10,7 +10,7 @@ import msgspec
 
 from attester.cose import PublicKey
 from verifier.errors import RequestError
-from verifier.schemes.base import Node
+from verifier.schemes.context import Node
 from verifier.store import events, revocations
 from verifier.store.database import ConflictError, Row, Tx
 

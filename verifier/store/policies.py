@@ -13,7 +13,7 @@ from verifier.errors import RequestError
 from verifier.policy import rollout as steps
 from verifier.policy.bundle import Bundle, write_archive
 from verifier.policy.rollout import Rollout
-from verifier.schemes.base import Blocks
+from verifier.schemes.context import Blocks
 from verifier.store import events
 from verifier.store.database import Row, Tx
 

@@ -167,5 +167,5 @@ def _head(row: Row) -> RecordingHead:
         node_id=row["node_id"],
         at_ms=row["at_ms"],
         input=row["input"].encode(),
-        gist=recording.read_summary(row["gist"]),
+        summary=recording.read_summary(row["gist"]),
     )

@@ -14,7 +14,7 @@ import msgspec
 
 from verifier.errors import ReferenceValueError
 from verifier.references.measured import Document, read_document
-from verifier.schemes.base import ModelReference, Source
+from verifier.schemes.context import ModelReference, Source
 from verifier.store import events, policies
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor

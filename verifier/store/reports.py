@@ -9,7 +9,7 @@ import msgspec
 
 from verifier.errors import RequestError
 from verifier.incidents import report_draft
-from verifier.schemes.base import Node
+from verifier.schemes.context import Node
 from verifier.store import incidents
 from verifier.store.database import Row, Tx
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.schemes.base import Answers, Channel, WalkRecord
+from verifier.schemes.context import Answers, Channel, WalkRecord
 from verifier.store import incidents, pool
 from verifier.store.database import Row, Tx
 from verifier.store.pool import Entry
@@ -264,7 +264,13 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
 
 
 async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, reference: str, now_ms: int) -> None:
-    await keep_walk(tx, session_id, node_id, model, WalkRecord("call", "missed", now_ms, reference=reference))
+    await keep_walk(
+        tx,
+        session_id,
+        node_id,
+        model,
+        WalkRecord(channel="call", verdict="missed", at_ms=now_ms, reference=reference),
+    )
 
 
 async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:

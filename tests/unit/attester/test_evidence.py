@@ -499,7 +499,7 @@ def test_a_submodule_without_a_kind_is_not_read():
 @pytest.mark.parametrize("raw", [None, [], b"", "", 1, True], ids=repr)
 def test_a_submodule_that_is_no_claims_set_is_refused(raw):
     """A submodule is a map."""
-    with pytest.raises(ClaimError, match="not a claims-set"):
+    with pytest.raises(ClaimError, match="must be a claims-set"):
         read_submod("platform", raw)
 
 

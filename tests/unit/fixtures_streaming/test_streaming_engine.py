@@ -22,7 +22,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fixtures.streaming import CONTROL, KINDS, Behaviour, StreamingEngine, count_tokens, made_up
+from fixtures.replies import count_tokens, made_up
+from fixtures.streaming import CONTROL, KINDS, Behaviour, StreamingEngine
 from tests.unit.router.doubles import Certificate, serving, until
 
 MODEL, PROMPT = "example/tiny", "tell me a story"

@@ -20,7 +20,8 @@ from attester.config import create_certificate
 from attester.cose import PrivateKey
 from router.model.clock import Clock
 from tests.unit.router.support import ear
-from verifier.results import AttestationResult, ResultKey, encode_jwt
+from verifier.result_keys import ResultKey
+from verifier.results import AttestationResult, encode_jwt
 
 
 def result_key() -> ResultKey:

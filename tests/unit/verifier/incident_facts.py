@@ -22,7 +22,7 @@ from verifier.incidents import (
     State,
     report_draft,
 )
-from verifier.schemes.base import Finding
+from verifier.schemes.findings import Finding
 
 NOW = 10**12
 OLD = NOW - BLAST_WINDOW_MS - 1

@@ -15,8 +15,9 @@ from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, opened
 from verifier.schemes import gpu
-from verifier.schemes.base import DECLARED, CheckedSubmod, Context, Submods
-from verifier.schemes.rates import LARGE
+from verifier.schemes.context import Context, Submods
+from verifier.schemes.findings import DECLARED, CheckedSubmod
+from verifier.schemes.rates import MIN_BYTES
 from verifier.trust import Tier, tier_of
 
 NAME = "gpu/0"
@@ -116,7 +117,7 @@ def test_a_rate_beyond_the_class_is_implausible(measure: str, ceiling: int) -> N
     assert checked.facts.benchmark == "implausible"
     assert (
         checked.findings[0].detail
-        == f"{measure.replace('_', '-')} of {most + 1} u/s, and the class has {ceiling}"
+        == f"{measure.replace('_', '-')} is {most + 1} u/s; the class has {ceiling}"
     )
 
 
@@ -160,30 +161,30 @@ def verified(rate: int) -> Context:
 
 def test_a_rate_far_above_what_walks_verified_is_a_boast() -> None:
     """Ten times is the bound; a byte more is said."""
-    rate = 2 * LARGE
+    rate = 2 * MIN_BYTES
     assert codes(check({**GOOD, "benchmark": benchmark(memory_copy=10 * rate)}, verified(rate))) == []
     checked = check({**GOOD, "benchmark": benchmark(memory_copy=10 * rate + 1)}, verified(rate))
     assert codes(checked) == ["gpu.benchmark.boast"]
     assert checked.facts.benchmark == "boast"
-    assert checked.findings[0].detail == f"memory-copy of {10 * rate + 1} u/s, and walks verified {rate}"
+    assert checked.findings[0].detail == f"memory-copy is {10 * rate + 1} u/s; walks verified {rate}"
 
 
 def test_a_boast_needs_something_verified() -> None:
     """Small models verify nothing, nor do no walks at all."""
     run = {**GOOD, "benchmark": benchmark(memory_copy=1 << 60)}
-    assert codes(check(run, verified(LARGE - 1))) == []
+    assert codes(check(run, verified(MIN_BYTES - 1))) == []
     assert codes(check(run, context(hardware="cpu"))) == []
 
 
 def test_only_memory_is_held_against_walks() -> None:
     """A walk of few rows says nothing of arithmetic."""
     run = benchmark(matmul_int8=1 << 60, matmul_bf16=1 << 60, memory_copy=1)
-    assert codes(check({**GOOD, "benchmark": run}, verified(LARGE))) == []
+    assert codes(check({**GOOD, "benchmark": run}, verified(MIN_BYTES))) == []
 
 
 def test_implausible_outweighs_a_boast() -> None:
     """Both are found; the fact is the worse one."""
-    found = context(*[walk(1000)] * 2, weights=reference(LARGE))
+    found = context(*[walk(1000)] * 2, weights=reference(MIN_BYTES))
     checked = check({**GOOD, "benchmark": benchmark(memory_copy=1 << 60)}, found)
     assert codes(checked) == ["gpu.benchmark.implausible", "gpu.benchmark.boast"]
     assert checked.facts.benchmark == "implausible"
@@ -232,7 +233,7 @@ async def test_it_is_never_affirming(engine) -> None:
         "unnamed": check({"benchmark": benchmark()}),
         "another card": check({**GOOD, "inventory": inventory(1)}),
         "implausible": check({**GOOD, "benchmark": benchmark(memory_copy=1 << 60)}),
-        "boast": check({**GOOD, "benchmark": benchmark(memory_copy=1 << 60)}, verified(LARGE)),
+        "boast": check({**GOOD, "benchmark": benchmark(memory_copy=1 << 60)}, verified(MIN_BYTES)),
         "malformed": gpu.check(NAME, Submods({}, {NAME: ClaimError("inventory", "x")}), context()),
     }
     values = {}

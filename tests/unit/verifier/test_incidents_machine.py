@@ -59,7 +59,7 @@ from verifier.incidents import (
     missed_call_draft,
     report_draft,
 )
-from verifier.schemes.base import Finding
+from verifier.schemes.findings import Finding
 
 FAILED = AddToTallies((READ,), "acme", passed=False)
 VOIDED = "there is a new finding"

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attester.evidence import Cached, File, Manifest
-from verifier.schemes.base import Finding, ModelReference, ReferenceFile
-from verifier.schemes.manifest import MISMATCHES, compare, same
+from verifier.schemes.context import ModelReference, ReferenceFile
+from verifier.schemes.findings import Finding
+from verifier.schemes.manifest import MISMATCHES, compare, matches
 
 NOW_S = 1_795_000_000
 MAX_AGE_S = 1000
@@ -41,8 +42,8 @@ CONTENTS = {
     "config.json": "{}",
 }
 REFERENCE = ModelReference(
-    "digest",
-    {name: ReferenceFile(1000, {"sha256": sha(content)}) for name, content in CONTENTS.items()},
+    digest="digest",
+    files={name: ReferenceFile(1000, {"sha256": sha(content)}) for name, content in CONTENTS.items()},
     tensor_bytes=3000,
     dtypes=TYPES,
 )
@@ -108,7 +109,9 @@ def test_the_order_is_that_of_bytes() -> None:
     names = ["B", "a", "é", "\uffff", "\U00010000"]
     files = tuple(file(name, name) for name in names)
     assert compared(Manifest(files=files), None) == ("unknown", [])
-    reference = ModelReference("d", {n: ReferenceFile(1000, {"sha256": sha(n)}) for n in names}, 1)
+    reference = ModelReference(
+        digest="d", files={n: ReferenceFile(1000, {"sha256": sha(n)}) for n in names}, tensor_bytes=1
+    )
     assert compared(Manifest(files=files), reference) == ("equal", [])
 
 
@@ -157,7 +160,7 @@ def test_a_quantised_copy_with_another_template() -> None:
 def test_a_reference_or_a_node_that_says_no_types_tells_no_quantisation() -> None:
     """A signature alone has no types, nor has a folder without tensors."""
     claim = manifest(dict.fromkeys(SHARDS, "small"), {"I8": 1500})
-    untyped = ModelReference("d", REFERENCE.files, 0)
+    untyped = ModelReference(digest="d", files=REFERENCE.files, tensor_bytes=0)
     assert codes(claim, untyped) == ("differs", ["manifest.mismatch"])
     assert codes(manifest(dict.fromkeys(SHARDS, "small"), {})) == ("differs", ["manifest.mismatch"])
 
@@ -172,7 +175,7 @@ def test_permuted_shards(order: tuple[int, ...]) -> None:
         return
     verdict, (finding,) = compared(claim)
     assert (verdict, finding.code) == ("differs", "weights.manifest.swapped")
-    assert finding.detail == f"{len(moved)} hold what belongs to others: {', '.join(moved)}"
+    assert finding.detail == f"{len(moved)} have the contents of others: {', '.join(moved)}"
 
 
 def test_two_exchanged_and_one_tampered() -> None:
@@ -195,7 +198,7 @@ def test_a_renamed_file() -> None:
     claim = manifest({SHARDS[0]: None, "b.safetensors": CONTENTS[SHARDS[0]]})
     verdict, (finding,) = compared(claim)
     assert (verdict, finding.code) == ("differs", "weights.manifest.renamed")
-    assert finding.detail == f"1 stand under other names: {SHARDS[0]}"
+    assert finding.detail == f"1 have other names: {SHARDS[0]}"
     assert (finding.expected, finding.actual) == (None, None)
 
 
@@ -215,7 +218,7 @@ def test_extra_files_alone() -> None:
     """They are said, and are not a difference."""
     verdict, (finding,) = compared(manifest({"zz": "1", "zy": "2", "zx": "3", "zw": "4"}))
     assert verdict == "extra"
-    assert (finding.code, finding.detail) == ("weights.manifest.extra", "4 beyond it: zw, zx, zy, …")
+    assert (finding.code, finding.detail) == ("weights.manifest.extra", "4 files: zw, zx, zy, …")
     assert finding.cause is None
 
 
@@ -233,7 +236,9 @@ def test_a_missing_shard_is_not_called_quantised() -> None:
 
 def test_a_size_that_the_reference_does_not_know() -> None:
     """A signature names digests and no sizes: any size will do, another digest will not."""
-    reference = ModelReference("d", {"f": ReferenceFile(None, {"sha256": sha("x")})}, 0)
+    reference = ModelReference(
+        digest="d", files={"f": ReferenceFile(None, {"sha256": sha("x")})}, tensor_bytes=0
+    )
     assert compared(Manifest(files=(file("f", "x", 1),)), reference) == ("equal", [])
     assert compared(Manifest(files=(file("f", "x", 7),)), reference) == ("equal", [])
     assert codes(Manifest(files=(file("f", "y", 1),)), reference) == ("differs", ["manifest.configuration"])
@@ -250,7 +255,7 @@ def test_no_digest_in_common_is_incomparable() -> None:
     """Said of those files, and no verdict on them; it blames nobody's weights."""
     verdict, (finding,) = compared(manifest(by="blake3"))
     assert (verdict, finding.code) == ("incomparable", "weights.manifest.incomparable")
-    assert finding.detail.startswith("5 without a digest in common: ")
+    assert finding.detail.startswith("5 files have no digest algorithm in common: ")
     assert finding.cause is None
     assert finding.code not in MISMATCHES
 
@@ -268,7 +273,9 @@ def test_one_incomparable_file_is_enough() -> None:
 def test_a_reference_by_blake3_alone() -> None:
     """Compared by what both have, and shown by it."""
     reference = ModelReference(
-        "d", {name: ReferenceFile(None, {"blake3": blake(c)}) for name, c in CONTENTS.items()}, 0
+        digest="d",
+        files={name: ReferenceFile(None, {"blake3": blake(c)}) for name, c in CONTENTS.items()},
+        tensor_bytes=0,
     )
     assert compared(manifest(by="blake3"), reference) == ("equal", [])
     assert compared(manifest(by="sha256 blake3"), reference) == ("equal", [])
@@ -281,11 +288,11 @@ def test_a_reference_by_blake3_alone() -> None:
 def test_all_digests_in_common_must_agree() -> None:
     """One right and one wrong is wrong."""
     reference = ReferenceFile(None, {"sha256": sha("x"), "blake3": blake("x")})
-    assert same(file("f", "x", by="sha256 blake3"), reference)
-    assert same(file("f", "x", by="blake3"), reference)
-    assert not same(File(name="f", size=1, sha256=sha("x"), blake3=blake("y")), reference)
-    assert not same(File(name="f", size=1, sha256=sha("y"), blake3=blake("x")), reference)
-    assert not same(file("f", "x", by="sha256"), ReferenceFile(None, {"blake3": blake("x")}))
+    assert matches(file("f", "x", by="sha256 blake3"), reference)
+    assert matches(file("f", "x", by="blake3"), reference)
+    assert not matches(File(name="f", size=1, sha256=sha("x"), blake3=blake("y")), reference)
+    assert not matches(File(name="f", size=1, sha256=sha("y"), blake3=blake("x")), reference)
+    assert not matches(file("f", "x", by="sha256"), ReferenceFile(None, {"blake3": blake("x")}))
 
 
 @pytest.mark.parametrize(("age_s", "verdict"), [(0, "equal"), (MAX_AGE_S, "equal"), (MAX_AGE_S + 1, "aged")])
@@ -326,7 +333,7 @@ def models(draw: st.DrawFn) -> tuple[Manifest, ModelReference]:
         algorithms = draw(st.sets(st.sampled_from(["sha256", "blake3"]), min_size=1))
         size = draw(st.sampled_from([entry.size, None]))
         known[entry.name] = ReferenceFile(size, {name: getattr(entry, name) for name in sorted(algorithms)})
-    return Manifest(files=files), ModelReference("d", known, 0)
+    return Manifest(files=files), ModelReference(digest="d", files=known, tensor_bytes=0)
 
 
 @given(models())

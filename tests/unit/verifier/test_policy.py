@@ -17,8 +17,8 @@ from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, opened
-from verifier.schemes.base import CheckedSubmod
 from verifier.schemes.facts import ModelFacts
+from verifier.schemes.findings import CheckedSubmod
 
 DEFAULT = bundle.load(default_policy())
 TESTS = re.findall(r"^(test_\w+)", DEFAULT.tests[0][1], re.MULTILINE)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from attester.cose import PrivateKey
-from verifier.schemes.base import (
+from verifier.schemes.context import (
     Context,
     HardwareClass,
     ModelReference,
@@ -16,7 +16,7 @@ from verifier.schemes.base import (
     Thresholds,
     WalkRecord,
 )
-from verifier.schemes.rates import LARGE, class_finding, verified_bytes_per_second
+from verifier.schemes.rates import MIN_BYTES, check_class, verified_bytes_per_second
 
 MODEL = "m"
 DIGEST = "in force"
@@ -36,7 +36,7 @@ _KEY = PrivateKey.generate().public
 def reference(tensor_bytes: int, information_bytes: int | None = None) -> ModelReference:
     """A reference value of weights of so many bytes."""
     information = tensor_bytes if information_bytes is None else information_bytes
-    return ModelReference(DIGEST, {}, tensor_bytes, information)
+    return ModelReference(digest=DIGEST, files={}, tensor_bytes=tensor_bytes, information_bytes=information)
 
 
 def walk(ms: int | None, **changes: Any) -> WalkRecord:
@@ -63,8 +63,23 @@ def context(
         now_ms=NOW_MS,
         audience="v",
         skew_s=30,
-        session=Session("s", "announced", bytes(32), NOW_MS, NOW_MS + 120_000, {}),
-        node=Node("n", bytes(17), _KEY, "acme", (MODEL,), hardware, "active"),
+        session=Session(
+            id="s",
+            channel="announced",
+            nonce=bytes(32),
+            issued_ms=NOW_MS,
+            expires_ms=NOW_MS + 120_000,
+            asked={},
+        ),
+        node=Node(
+            id="n",
+            ueid=bytes(17),
+            key=_KEY,
+            operator="acme",
+            models=(MODEL,),
+            hardware_class=hardware,
+            state="active",
+        ),
         references={} if weights is None else {MODEL: weights},
         history={MODEL: history},
         thresholds=Thresholds(3600, 3, {"gpu": GPU, "cpu": CPU}, **thresholds),
@@ -78,7 +93,7 @@ LIMIT_MS = 500 + 10 * 100
 
 
 def code(found: Context) -> str | None:
-    finding = class_finding(found)
+    finding = check_class(found)
     return None if finding is None else finding.code
 
 
@@ -88,10 +103,10 @@ def slow(count: int = 5, ms: int = LIMIT_MS + 1, **changes: Any) -> Context:
 
 def test_five_walks_that_are_all_far_too_slow_contradict_the_class() -> None:
     """It is said how many, how slow, and of which class."""
-    finding = class_finding(slow())
+    finding = check_class(slow())
     assert finding is not None
     assert finding.code == "capabilities.class.contradicted"
-    assert finding.detail == "each of 5 walks ran at less than 10 % of gpu"
+    assert finding.detail == "each of 5 walks had less than 10 % of the speed of gpu"
 
 
 def test_four_are_too_few() -> None:
@@ -124,9 +139,9 @@ def test_the_share_is_the_policys() -> None:
     history = [walk(701)] * 5
     assert code(context(*history, weights=reference(WEIGHTS))) is None
     found = context(*history, weights=reference(WEIGHTS), contradicted_permille=500)
-    finding = class_finding(found)
+    finding = check_class(found)
     assert finding is not None
-    assert finding.detail == "each of 5 walks ran at less than 50 % of gpu"
+    assert finding.detail == "each of 5 walks had less than 50 % of the speed of gpu"
     assert code(context(*[walk(700)] * 5, weights=reference(WEIGHTS), contradicted_permille=500)) is None
 
 
@@ -185,10 +200,10 @@ def test_more_than_the_data_sheet_exceeds_the_class() -> None:
     """At 115 % it may be the data sheet's rounding; beyond that it is another device."""
     most = GPU.bandwidth * 1150 // 1000
     assert code(fast(most)) is None
-    finding = class_finding(fast(most + 1))
+    finding = check_class(fast(most + 1))
     assert finding is not None
     assert finding.code == "capabilities.class.exceeded"
-    assert finding.detail == f"a walk moved {most + 1} bytes/s, and gpu has {GPU.bandwidth}"
+    assert finding.detail == f"a walk had {most + 1} bytes/s; gpu has {GPU.bandwidth}"
 
 
 def test_two_impossible_walks_are_enough() -> None:
@@ -223,11 +238,11 @@ def test_a_class_whose_memory_is_as_near_as_the_hosts_has_no_ceiling() -> None:
 
 def test_small_models_verify_no_rate() -> None:
     """They fit a cache, and the network takes longer than they do."""
-    small = reference(LARGE - 1)
+    small = reference(MIN_BYTES - 1)
     assert verified_bytes_per_second(context(*[walk(1)] * 2, weights=small)) is None
     assert code(context(*[walk(1)] * 2, weights=small)) is None
-    large = reference(LARGE)
-    assert verified_bytes_per_second(context(*[walk(1)] * 2, weights=large)) == LARGE * 1000
+    large = reference(MIN_BYTES)
+    assert verified_bytes_per_second(context(*[walk(1)] * 2, weights=large)) == MIN_BYTES * 1000
     assert verified_bytes_per_second(context(walk(1), weights=large)) is None
     large_enough = context(*[walk(1, passes=2)] * 2, weights=large)
     assert code(large_enough) == "capabilities.class.exceeded"

@@ -11,7 +11,8 @@ from tests.unit.verifier.test_rates import MODEL, context, reference, walk
 from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.schemes import weights
-from verifier.schemes.base import CheckedSubmod, Submods, WalkRecord
+from verifier.schemes.context import Submods, WalkRecord
+from verifier.schemes.findings import CheckedSubmod
 from verifier.schemes.walks import slowdown_permille
 
 SUBMOD = f"model/{MODEL}"
@@ -46,7 +47,7 @@ def test_two_nodes_in_turns_on_one_device_take_twice_as_long() -> None:
     found = checked(*history)
     assert found.facts.walk == "shared"
     (finding,) = [f for f in found.findings if f.code == "weights.walk.shared"]
-    assert finding.detail == "called together with others it takes 2.0 times as long as alone"
+    assert finding.detail == "called together with others, the node took 2.0 times as long as alone"
     assert "executables" not in found.may_affirm
 
 

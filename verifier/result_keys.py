@@ -1,0 +1,156 @@
+"""
+The keys of attestation results: the verifier's signing keys, the JWKS, and node keys in `cnf`.
+
+A result is signed with P-256 (ES256).  Its keys are JWKs (RFC 7517); in a CWT they are COSE_Keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attester import cose
+from verifier.errors import ResultError
+
+
+@dataclass(frozen=True)
+class ResultKey:
+    """A signing key of the verifier: P-256, for ES256."""
+
+    private: ec.EllipticCurvePrivateKey
+
+    @property
+    def kid(self) -> str:
+        """The JWK Thumbprint (RFC 7638), base64url."""
+        return self.verifying.kid
+
+    @property
+    def verifying(self) -> VerifyingKey:
+        """The public half."""
+        return VerifyingKey(self.private.public_key())
+
+    @property
+    def cose(self) -> cose.PrivateKey:
+        """The same key, to sign CWTs."""
+        return cose.PrivateKey(self.private)
+
+
+@dataclass(frozen=True)
+class VerifyingKey:
+    """A public key that can have signed a result."""
+
+    public: ec.EllipticCurvePublicKey
+
+    @property
+    def kid(self) -> str:
+        """The JWK Thumbprint (RFC 7638), base64url."""
+        required = {name: self.jwk_members()[name] for name in ("crv", "kty", "x", "y")}
+        text = json.dumps(required, separators=(",", ":"), sort_keys=True)
+        return b64url(hashlib.sha256(text.encode()).digest())
+
+    def jwk_members(self) -> dict[str, str]:
+        """The public JWK without its kid (RFC 7517, RFC 7518 §6.2)."""
+        numbers = self.public.public_numbers()
+        x, y = (b64url(n.to_bytes(32, "big")) for n in (numbers.x, numbers.y))
+        return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
+
+    def jwk(self) -> dict[str, str]:
+        """The public JWK as the JWKS lists it."""
+        return {**self.jwk_members(), "kid": self.kid, "alg": "ES256", "use": "sig"}
+
+    @classmethod
+    def from_jwk(cls, jwk: Any) -> VerifyingKey:
+        """
+        Read a JWK.
+
+        Raises:
+            ResultError: it is not a public P-256 key, or not for ES256 signatures
+                (RFC 7517 §4.2 to §4.4).
+        """
+        try:
+            if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
+                raise ResultError("a JWK must be a P-256 key")
+            operations = jwk.get("key_ops", ["verify"])
+            if (
+                jwk.get("use", "sig") != "sig"
+                or not isinstance(operations, list)
+                or "verify" not in operations
+            ):
+                raise ResultError("a JWK must be for verifying signatures: use is sig, key_ops has verify")
+            if jwk.get("alg", "ES256") != "ES256":
+                raise ResultError("a JWK must be for ES256")
+            key = jwt.PyJWK({k: jwk[k] for k in ("kty", "crv", "x", "y")}, algorithm="ES256").key
+        except (KeyError, jwt.PyJWTError):
+            raise ResultError("a JWK cannot be read") from None
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ResultError("a JWK must be a public key")
+        return cls(key)
+
+
+def read_jwks(data: bytes) -> dict[str, VerifyingKey]:
+    """
+    Read a JWKS of 1 to 64 keys, by kid.  The kid is computed from the key; that of the JWKS is not used.
+
+    Raises:
+        ResultError: it is not a JWKS, has too few or too many keys, or a key that cannot be used.
+    """
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise ResultError("the JWKS is not JSON") from None
+    keys = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(keys, list) or not 1 <= len(keys) <= 64:
+        raise ResultError("the JWKS must list 1 to 64 keys")
+    found = [VerifyingKey.from_jwk(jwk) for jwk in keys]
+    return {key.kid: key for key in found}
+
+
+def to_cose_key(public: ec.EllipticCurvePublicKey) -> cose.PublicKey:
+    """A P-256 key as a COSE key."""
+    numbers = public.public_numbers()
+    return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+
+
+def jwk_of(key: cose.PublicKey) -> dict[str, str]:
+    """A node key as a JWK, for `cnf` (RFC 7800).  Its kid is the COSE thumbprint."""
+    if key.alg == cose.ES256:
+        x, y = b64url(key.point[:32]), b64url(key.point[32:])
+        return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": b64url(key.kid)}
+    return {"kty": "OKP", "crv": "Ed25519", "x": b64url(key.point), "kid": b64url(key.kid)}
+
+
+def cose_key_of(cnf: Mapping[str, Any]) -> cose.PublicKey:
+    """
+    The node key of a `cnf` claim.
+
+    Raises:
+        ResultError: it has no key of an algorithm that nodes use.
+    """
+    match cnf.get("jwk"):
+        case {"crv": "P-256", "x": str(x), "y": str(y)}:
+            return cose.PublicKey(cose.ES256, unb64url(x) + unb64url(y))
+        case {"crv": "Ed25519", "x": str(x)}:
+            return cose.PublicKey(cose.ED25519, unb64url(x))
+        case _:
+            raise ResultError("cnf must have a P-256 or an Ed25519 key")
+
+
+def b64url(data: bytes) -> str:
+    """Base64url without padding (RFC 7515 §2)."""
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def unb64url(text: str) -> bytes:
+    """The inverse of `b64url`; raises `ResultError` if *text* is not base64url."""
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raise ResultError("the text must be base64url") from None

@@ -1,0 +1,254 @@
+"""
+What every scheme is given: the submodules of one token, and the context of the appraisal.
+
+These types hold values only.  Recordings store most of them as JSON under the names of their
+fields, so no field may be renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from attester.cose import PublicKey
+from attester.errors import ClaimError
+from attester.kinds import Submod
+
+
+class Channel(StrEnum):
+    """How a session came about.  The values are stored: they never change."""
+
+    OPEN = "open"
+    """Anybody opened it: it has a nonce and no challenges."""
+    ANNOUNCED = "announced"
+    """A node opened it and proved its key: the node knows beforehand that it will be challenged."""
+    CALLED = "call"
+    """The verifier called the node at a secret moment."""
+    BACKGROUND = "caller"
+    """A background check: the caller chose the nonce, and the caller alone gets the result."""
+
+
+Source = Literal["measured", "oms", "corim", "yaml", "bundle"]
+"""Where a reference value comes from."""
+
+
+class IssuedRead(Struct, frozen=True, kw_only=True):
+    """A `read` challenge, with what the verifier knows of its answer."""
+
+    seed: str
+    windows: int
+    commitment: bytes
+    batch: int
+    reference: str | None = None
+    """Digest of the reference value that the challenge was made from: the answer says nothing of another."""
+
+
+class IssuedWalk(Struct, frozen=True, kw_only=True):
+    """A `walk` challenge, with the commitments of the rows that are checked."""
+
+    seed: str
+    rows: int
+    passes: int
+    commitments: dict[int, bytes]
+    batch: int
+    wide: bool = False
+    """It has so many rows that arithmetic bounds its time: one GPU cannot answer two at once in time."""
+    reference: str | None = None
+    """Digest of the reference value that the challenge was made from."""
+
+
+class IssuedChallenges(Struct, frozen=True):
+    """What a session asked about one model."""
+
+    read: IssuedRead | None = None
+    walk: IssuedWalk | None = None
+    exhausted: tuple[str, ...] = ()
+    """Kinds of challenge that were due while the pool had none of them."""
+
+
+class Answers(Struct, frozen=True, forbid_unknown_fields=True):
+    """The answers to a call for one model.  The node sends them alone, before the evidence."""
+
+    read: str | None = None
+    walk: tuple[str, ...] | None = None
+
+
+_Positive = Annotated[int, Meta(ge=1)]
+
+
+class HardwareClass(Struct, frozen=True, forbid_unknown_fields=True):
+    """A row of the policy's hardware table: what one device of the class can do at most."""
+
+    bandwidth: _Positive
+    """Of the device's memory, bytes per second."""
+    host_link: _Positive | None
+    """
+    Bytes per second from the host's memory to the device.
+
+    `None` if the host's memory is as near as the device's own: time shows nothing of where weights are.
+    """
+    allowance_ms: _Positive
+    """What every answer may take in addition, for the network, the launch and a busy device."""
+    memory_bytes: _Positive | None = None
+    int8_ops: _Positive | None = None
+    """Dense int8 operations per second."""
+    bf16_flops: _Positive | None = None
+    source: str = ""
+    """Where the numbers come from."""
+
+
+class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
+    """The numbers of a policy bundle that schemes need (`policies/*/data.json`)."""
+
+    walk_max_age_s: int
+    missed_limit: int
+    classes: dict[str, HardwareClass]
+    manifest_max_age_s: _Positive = 7 * 86_400
+    """The greatest age of digests from a node's cache."""
+    shared_permille: _Positive = 1300
+    """
+    The greatest time of simultaneous answers, in thousandths of the time of answers alone.
+
+    If it is exceeded, one device serves several nodes.
+    """
+    contradicted_permille: _Positive = 100
+    """The least speed of the best of several walks, in thousandths of the class's."""
+    excess_permille: _Positive = 1150
+    """The greatest speed, in thousandths of the class's: more is not in its data sheet."""
+    boast_permille: _Positive = 10_000
+    """The greatest declared rate, in thousandths of the verified one."""
+
+
+class WalkRecord(Struct, frozen=True, kw_only=True):
+    """What an earlier session showed about one model."""
+
+    channel: str
+    """A `Channel`, as stored."""
+    verdict: Literal["right", "wrong", "missed"]
+    at_ms: int
+    source: str = "file"
+    lateness: int | None = None
+    """Time taken in thousandths of the deadline; `None` if it was not timed or no deadline could be set."""
+    passes: int = 0
+    reference: str = ""
+    """Digest of the reference value that was walked.  The record says nothing of another value."""
+    rows: int = 0
+    wide: bool = False
+    together: bool = False
+    """Whether other nodes of its operator were called at the same moment."""
+    ms: int | None = None
+    """Time taken by the verifier's clock, milliseconds; `None` if several models were asked at once."""
+
+
+@dataclass(frozen=True)
+class ReferenceFile:
+    """A file of the reference: its size if that is known, and its digests by algorithm."""
+
+    size: int | None
+    digests: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """The reference value of one model."""
+
+    digest: str
+    files: Mapping[str, ReferenceFile]
+    tensor_bytes: int
+    information_bytes: int = 0
+    """The information in the tensors, at most their bytes.  Rates are computed from it."""
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of weights by their type; empty if only a signature names the files."""
+    source: Source = "measured"
+    signer: str | None = None
+    not_before: int | None = None
+    """Seconds since 1970; `None` if its validity has no beginning."""
+    not_after: int | None = None
+    """Seconds since 1970; `None` if its validity has no end."""
+
+    def is_valid(self, now: int) -> bool:
+        """Whether *now*, seconds since 1970, is within its validity."""
+        has_begun = self.not_before is None or self.not_before <= now
+        return has_begun and (self.not_after is None or now <= self.not_after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The session that evidence answers."""
+
+    id: str
+    channel: Channel
+    nonce: bytes
+    issued_ms: int
+    expires_ms: int
+    asked: Mapping[str, IssuedChallenges]
+    """By model, the challenges that were issued."""
+    answers: Mapping[str, Answers] | None = None
+    """By model, what the node answered to a call, before it sent evidence."""
+    answer_ms: int | None = None
+    """By the verifier's clock, from the call pushed to the last byte of the answers."""
+    together: int = 0
+    """How many nodes of the operator were called at the same moment; 0 if this one alone was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """An enrolled node."""
+
+    id: str
+    ueid: bytes
+    key: PublicKey
+    operator: str
+    models: tuple[str, ...]
+    hardware_class: str
+    """As the verifier's operator enrolled it: a node does not choose its own deadlines."""
+    state: Literal["active", "probation", "retired"]
+    """Quarantine is an open incident, not a state."""
+    enrolled_ms: int = 0
+    """0 in recordings made before it was stored.  A result never takes it from a recording."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What is blocked in an emergency, whatever the policy says."""
+
+    digests: frozenset[str] = frozenset()
+    """SHA-256 or BLAKE3 of a file, or the digest of a reference value; hex."""
+    engines: frozenset[str] = frozenset()
+    """``ENGINE@VERSION``."""
+    devices: frozenset[str] = frozenset()
+    """UUIDs, as the driver gives them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Everything an appraisal may look at besides the evidence."""
+
+    now_ms: int
+    audience: str
+    skew_s: int
+    session: Session
+    node: Node
+    references: Mapping[str, ModelReference]
+    history: Mapping[str, tuple[WalkRecord, ...]]
+    """By model, oldest first: the newest calls, and the newest of the other walks."""
+    thresholds: Thresholds
+    superseded: Mapping[str, tuple[ModelReference, ...]] = field(default_factory=dict)
+    """By model, the values that another has replaced and whose grace period has not ended."""
+    blocks: Blocks = field(default_factory=Blocks)
+
+
+@dataclass(frozen=True)
+class Submods:
+    """The submodules of one token: each is either read, or has the error that reading it gave."""
+
+    read: Mapping[str, Submod]
+    errors: Mapping[str, ClaimError]
+
+    def claim(self, submod: str, name: str) -> Any:
+        """A claim's value; `None` if it is absent."""
+        return self.read.get(submod, {}).get(name)
