@@ -219,7 +219,7 @@ def examine(opened: OpenedEvidence, context: Context) -> CheckedEvidence:
     """
     Steps 7 and 8: each submodule by its scheme, bindings included; every finding is collected.
 
-    Alone it serves to look again at what was authenticated when it came (`verifier.trial`).
+    Alone it serves to look again at what was authenticated when it came (`verifier.reappraisal`).
     """
     submods = _read_submods(opened.token)
     checked = {

@@ -33,11 +33,11 @@ from verifier.incidents import BLAST_WINDOW_MS
 from verifier.policy import bundle as bundles
 from verifier.policy import rollout as steps
 from verifier.policy.engine import decode
+from verifier.reappraisal import Reappraiser
 from verifier.references import measured
 from verifier.service.app import sweep
 from verifier.service.inputs import StoredLookup
 from verifier.store import recordings
-from verifier.trial import Reappraiser
 
 SUBMOD = f"model/{MODEL}"
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"

@@ -13,7 +13,9 @@ import msgspec
 
 from attester.cli import progress
 from attester.identity import load_key
+from verifier import reappraisal
 from verifier import trial as trials
+from verifier.changes import SubmodVerdict
 from verifier.commands.common import (
     actor_option,
     errors,
@@ -41,7 +43,7 @@ from verifier.store import recordings, shadows, steps
 from verifier.store.database import Database, Tx
 from verifier.store.policies import Who
 from verifier.store.recordings import Window
-from verifier.trial import SubmodVerdict, TrialReport
+from verifier.trial import TrialReport
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -139,7 +141,7 @@ def trial(
             bundle = await find(tx, subject)
             count = await recordings.count(tx, window)
         async with opened(bundle, Limits(1, config.timeout_s, config.memory_mib << 20)) as pool:
-            replay = trials.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
+            replay = reappraisal.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
             with progress("trying", count, quiet=as_json) as step:
                 report = await trials.run(recordings.pages(db, window), replay, bundle.id, step)
         detail = {name: value for name, value in report.to_wire().items() if name != "changes"}

@@ -18,11 +18,11 @@ from verifier.errors import PolicyError, StoreError
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
+from verifier.reappraisal import VerifierInputs
 from verifier.recording import Recording, ReferenceName
 from verifier.schemes.base import Blocks, ModelReference
 from verifier.store import policies, recordings, references
 from verifier.store.database import Database, Tx
-from verifier.trial import VerifierInputs
 
 _KEPT: Final = 64
 
@@ -195,7 +195,7 @@ class InputLoader:
 
 
 class StoredLookup:
-    """What recordings name, from a database (`verifier.trial.Lookup`)."""
+    """What recordings name, from a database (`verifier.reappraisal.Lookup`)."""
 
     def __init__(self, db: Database, inforce: InputLoader) -> None:
         self._db = db

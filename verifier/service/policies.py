@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from verifier import trial
+from verifier import reappraisal, trial
 from verifier.errors import RequestError
 from verifier.policy import admission, diff
 from verifier.policy import bundle as bundles
@@ -187,7 +187,7 @@ async def try_out(request: web.Request) -> web.Response:
         )
     policy = service.config.policy
     async with opened(bundle, Limits(1, policy.timeout_s, policy.memory_mib << 20)) as pool:
-        replay = trial.Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inforce))
+        replay = reappraisal.Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inforce))
         report = await trial.run(recordings.pages(service.db, window), replay, bundle.id)
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}

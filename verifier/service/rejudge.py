@@ -25,7 +25,7 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from attester import cbor, kinds
-from verifier import appraisal, trial
+from verifier import appraisal, changes, reappraisal
 from verifier.appraisal import Held
 from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
 from verifier.policy.bundle import Bundle
@@ -108,7 +108,7 @@ class Rejudge:
             StaleError: something changed meanwhile.
         """
         service = self._service
-        replays: dict[str, trial.Reappraiser] = {}
+        replays: dict[str, reappraisal.Reappraiser] = {}
         changed = 0
         while True:
             now_ms = service.now_ms()
@@ -119,7 +119,7 @@ class Rejudge:
             changed += await self._judge_page(page, rollout, replays, now_ms)
 
     async def _judge_page(
-        self, page: list[Outdated], rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
+        self, page: list[Outdated], rollout: Rollout, replays: dict[str, reappraisal.Reappraiser], now_ms: int
     ) -> int:
         service = self._service
         tasks = [asyncio.create_task(self._judge(known, rollout, replays, now_ms)) for known in page]
@@ -151,7 +151,7 @@ class Rejudge:
         return len(page) - len(stands)
 
     async def _judge(
-        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
+        self, known: Outdated, rollout: Rollout, replays: dict[str, reappraisal.Reappraiser], now_ms: int
     ) -> Fate | _Replaced:
         try:
             return await self._fate(known, rollout, replays, now_ms)
@@ -167,10 +167,10 @@ class Rejudge:
             return Fate.LOST
 
     async def _fate(
-        self, known: Outdated, rollout: Rollout, replays: dict[str, trial.Reappraiser], now_ms: int
+        self, known: Outdated, rollout: Rollout, replays: dict[str, reappraisal.Reappraiser], now_ms: int
     ) -> Fate | _Replaced:
         service = self._service
-        verdicts = trial.verdicts_of(known.claims)
+        verdicts = changes.verdicts_of(known.claims)
         models = [model for model in map(kinds.model_of, verdicts) if model is not None]
         async with service.db.read() as tx:
             grounds = await service.inforce.grounds(tx, known.node_id, models, now_ms)
@@ -194,7 +194,7 @@ class Rejudge:
         if known.id == known.origin and _only_policy(before, basis):
             # The same things are true: most often they come to the same, and nothing more need be read.
             (after,) = await replay.verdicts([first])
-            if not trial.compare(verdicts, after):
+            if not changes.compare(verdicts, after):
                 return Fate.STANDS
         async with service.db.read() as tx:
             taken = await recordings.of_appraisal(tx, known.origin)
@@ -203,7 +203,7 @@ class Rejudge:
             return Fate.LOST
         judged = await replay.judge(taken, grounds.given)
         after = judged.verdicts(taken.record.held)
-        if before.references == basis.references and not trial.compare(verdicts, after):
+        if before.references == basis.references and not changes.compare(verdicts, after):
             return Fate.STANDS
         anew = Anew(
             known, node, pin_of(judged.checked), devices_of(judged.checked), basis, rollout.generation
@@ -218,11 +218,11 @@ class Rejudge:
 
         return _Replaced(anew, sign)
 
-    def _replay(self, replays: dict[str, trial.Reappraiser], bundle: Bundle) -> trial.Reappraiser:
+    def _replay(self, replays: dict[str, reappraisal.Reappraiser], bundle: Bundle) -> reappraisal.Reappraiser:
         if bundle.digest not in replays:
             service = self._service
 
-            replays[bundle.digest] = trial.Reappraiser(
+            replays[bundle.digest] = reappraisal.Reappraiser(
                 bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
             )
         return replays[bundle.digest]

@@ -13,7 +13,8 @@ from typing import Final
 
 import structlog
 
-from verifier import trial
+from verifier import reappraisal
+from verifier.changes import compare
 from verifier.errors import PolicyError, StoreError
 from verifier.policy.rollout import Rollout
 from verifier.service.inputs import StoredLookup
@@ -32,7 +33,7 @@ class Shadow:
         self._service = service
         self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_WAITING)
         self._skipped: dict[str, int] = {}
-        self._replay: tuple[str, trial.Reappraiser] | None = None
+        self._replay: tuple[str, reappraisal.Reappraiser] | None = None
 
     def take(self, appraisal_id: str, rollout: Rollout) -> None:
         """Take in an appraisal, where there is a shadow; one too many is skipped, and counted."""
@@ -61,20 +62,20 @@ class Shadow:
         replay = await self._replay_under(policy)
         failures = replay.failures
         (after,) = await replay.verdicts([taken])
-        changes = trial.compare(trial.before(taken), after)
+        changes = compare(reappraisal.recorded_verdicts(taken), after)
         skipped = self._skipped.pop(policy, 0)
         async with service.db.write() as tx:
             await shadows.count(
                 tx, policy, taken, changes, failed=replay.failures > failures, skipped=skipped
             )
 
-    async def _replay_under(self, policy: str) -> trial.Reappraiser:
+    async def _replay_under(self, policy: str) -> reappraisal.Reappraiser:
         if self._replay is None or self._replay[0] != policy:
             service = self._service
             async with service.db.read() as tx:
                 bundle = await service.inforce.bundle(tx, policy)
 
-            replay = trial.Reappraiser(
+            replay = reappraisal.Reappraiser(
                 bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inforce)
             )
             self._replay = (policy, replay)

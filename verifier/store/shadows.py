@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from verifier.changes import Change
 from verifier.recording import RecordingHead
 from verifier.store.database import Tx
-from verifier.trial import Change
 
 _MAX_DIFFERENCES = 100_000
 """Rows kept for one policy: further ones are counted in the total alone."""

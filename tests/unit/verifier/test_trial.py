@@ -21,13 +21,15 @@ from fixtures.recorded import Template
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
 from verifier import appraisal, recording, results, trial
 from verifier.appraisal import Held
+from verifier.changes import Change, SubmodVerdict, compare, verdicts_of
 from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
+from verifier.reappraisal import Reappraiser
 from verifier.recording import AppraisalSummary, Recording, RecordingHead, ReferenceName, SubmodSummary
 from verifier.schemes.base import ModelReference
-from verifier.trial import MAX_FAILURES, Change, ChangeCount, Reappraiser, SubmodVerdict, TrialReport, compare
+from verifier.trial import MAX_FAILURES, ChangeCount, TrialReport
 
 DEFAULT = bundles.load(default_policy())
 NOW = 1_795_000_000_000
@@ -337,7 +339,7 @@ async def test_large_outcomes_do_not_fill_the_memory() -> None:
     trying = replay(policy)
     for number in range(20):
         await trying.verdicts([platform(given=b"%d" % number)])
-    assert sum(map(len, trying._known.values())) < 1_000_000
+    assert sum(map(len, trying._outcomes._known.values())) < 1_000_000
 
 
 async def test_progress_is_told_by_page() -> None:
@@ -612,4 +614,4 @@ def test_verdicts_are_read_from_a_result() -> None:
             }
         }
     }
-    assert trial.verdicts_of(json.dumps(claims)) == {"platform": FAIR}
+    assert verdicts_of(json.dumps(claims)) == {"platform": FAIR}
