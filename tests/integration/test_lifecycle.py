@@ -32,6 +32,7 @@ from verifier import appraisal, recording
 from verifier.incidents import BLAST_WINDOW_MS
 from verifier.policy import bundle as bundles
 from verifier.policy import rollout as steps
+from verifier.policy.archive import write_archive
 from verifier.policy.engine import decode
 from verifier.reappraisal import Reappraiser
 from verifier.references import measured
@@ -237,7 +238,7 @@ def climbing(verifier, bundle) -> bytes:
 
 def unsigned(verifier, bundle) -> bytes:
 
-    return bundles.write_archive(bundle, None)
+    return write_archive(bundle, None)
 
 
 REFUSED = {

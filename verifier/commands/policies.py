@@ -17,6 +17,7 @@ from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission, ar4si, testing
 from verifier.policy import bundle as bundles
 from verifier.policy import diff as differences
+from verifier.policy.archive import read_archive, write_archive
 from verifier.policy.bundle import Bundle
 from verifier.schemes.base import shown
 from verifier.store import policies as stored
@@ -137,7 +138,7 @@ def pack(folder: Path, key: Path, out: Path) -> None:
     """Sign the policy in FOLDER and pack it, to be published over the API."""
     bundle = bundles.load(folder)
     try:
-        out.write_bytes(bundles.write_archive(bundle, bundles.sign(bundle, load_key(key))))
+        out.write_bytes(write_archive(bundle, bundles.sign(bundle, load_key(key))))
     except OSError as error:
         raise BundleError(f"{out} cannot be written: {error.strerror}") from None
     click.echo(f"Packed {bundle.id}: {out}")
@@ -188,7 +189,7 @@ async def find(tx: Tx, name: str) -> Bundle:
             raise PolicyError("no policy is active yet: start the verifier first")
         name = rollout.active
     row = await stored.find(tx, name)
-    return bundles.read_archive(row["archive"])[0]
+    return read_archive(row["archive"])[0]
 
 
 def short(policy_id: str) -> str:

@@ -33,6 +33,7 @@ from verifier.config import Home
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.schemes.base import shown
@@ -68,7 +69,7 @@ def publish(source: Path, key: Path | None, reason: str, actor: str, home: Path)
         if envelope is None:
             envelope = bundles.sign(bundle, Home(home).author_key() if key is None else load_key(key))
     else:
-        bundle, found = bundles.read_archive(read_file(source, bundles.MAX_ARCHIVE))
+        bundle, found = read_archive(read_file(source, MAX_ARCHIVE))
         if found is None:
             raise BundleError(f"{source} is not signed: touchstone policy pack")
         envelope = found

@@ -13,6 +13,7 @@ from attester.errors import ConfigError
 from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, table
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import read_archive
 from verifier.schemes.base import Thresholds, shown
 from verifier.service.incidents import describe, to_wire
 from verifier.store import incidents as stored_incidents
@@ -97,7 +98,7 @@ async def _thresholds(tx: Tx, folder: Path) -> Thresholds:
     if rollout is None:
         return bundles.load(folder).thresholds
     row = await policies.find(tx, rollout.active)
-    return bundles.read_archive(row["archive"])[0].thresholds
+    return read_archive(row["archive"])[0].thresholds
 
 
 @verifier.group()

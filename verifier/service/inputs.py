@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from verifier.errors import PolicyError, StoreError
-from verifier.policy import bundle as bundles
+from verifier.policy.archive import read_archive
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.reappraisal import VerifierInputs
@@ -103,7 +103,7 @@ class InputLoader:
         if row is None:
             raise PolicyError(f"no policy {digest[:64]!r}")
         # Unpacking and parsing: others must not wait for it.
-        bundle, _ = await asyncio.to_thread(bundles.read_archive, row["archive"])
+        bundle, _ = await asyncio.to_thread(read_archive, row["archive"])
         if bundle.digest != digest:
             raise PolicyError(f"the policy {digest} is not what was published")
         return self._bundles.put(digest, bundle)

@@ -13,6 +13,7 @@ from verifier import reappraisal, trial
 from verifier.errors import RequestError
 from verifier.policy import admission, diff
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
@@ -102,9 +103,9 @@ async def publish(request: web.Request) -> web.Response:
     service = service_of(request)
     require_bearer(request, service.admin_token)
     who = Who(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
-    body = await read_body(request, bundles.MAX_ARCHIVE)
+    body = await read_body(request, MAX_ARCHIVE)
     # Unpacking and parsing: others must not wait for it.
-    bundle, envelope = await asyncio.to_thread(bundles.read_archive, body)
+    bundle, envelope = await asyncio.to_thread(read_archive, body)
     signer = bundles.verify(bundle, envelope, service.authors)
     passed = await admission.check(bundle)
     assert envelope is not None
