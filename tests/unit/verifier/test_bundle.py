@@ -39,7 +39,7 @@ MANIFEST = {"name": "small", "version": "1", "author": "Acme", "description": "A
 THRESHOLDS = {"walk_max_age_s": 3600, "missed_limit": 3, "classes": {}}
 DATA: dict[str, Any] = {"approved_engines": {"vllm": {}}, "thresholds": THRESHOLDS}
 HEX = hashlib.sha256(b"weights").hexdigest()
-DOCUMENT = Document("acme/tiny", (DocumentFile("model.safetensors", 7, HEX),))
+DOCUMENT = Document(model="acme/tiny", files=(DocumentFile("model.safetensors", 7, HEX),))
 YAML = f"model: acme/other\nfiles:\n  model.safetensors:\n    sha256: {HEX}\n".encode()
 
 
@@ -413,7 +413,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "a broken reference value": (
         with_file("references/b.json", b"{"),
-        "references/b.json: not a reference value",
+        "references/b.json: this is not a reference value",
     ),
     "a broken reference value by hand": (
         with_file("references/b.yaml", b"model: a/b\nfiles: [\n"),
@@ -817,13 +817,13 @@ def test_unsigned_bundle_is_refused() -> None:
 def test_signature_of_another_key_is_refused() -> None:
     """Whatever key it names."""
     envelope = bundle.sign(BUNDLE, PrivateKey.generate())
-    assert "signed by none of the 2 keys" in refusal(bundle.verify, BUNDLE, envelope, AUTHORS)
+    assert "none of the 2 trusted keys signed it" in refusal(bundle.verify, BUNDLE, envelope, AUTHORS)
 
 
 def test_signature_is_refused_where_nobody_may_sign() -> None:
     """No author is not any author."""
     envelope = bundle.sign(BUNDLE, KEY)
-    assert "signed by none of the 0 keys" in refusal(bundle.verify, BUNDLE, envelope, {})
+    assert "none of the 0 trusted keys signed it" in refusal(bundle.verify, BUNDLE, envelope, {})
 
 
 OTHERS = {
@@ -846,7 +846,7 @@ def test_tampered_payload_is_refused() -> None:
     """The signature is over the payload, not beside it."""
     other = bundle.of_files(with_file("NOTES.md"))
     envelope = edited(bundle.sign(BUNDLE, KEY), payload=base64.b64encode(other.statement).decode())
-    assert "signed by none" in refusal(bundle.verify, other, envelope, AUTHORS)
+    assert "trusted keys signed it" in refusal(bundle.verify, other, envelope, AUTHORS)
 
 
 def test_signature_over_another_type_is_refused() -> None:
@@ -858,7 +858,7 @@ def test_signature_over_another_type_is_refused() -> None:
 def test_signature_over_another_type_renamed_is_refused() -> None:
     """The type is signed too."""
     envelope = edited(dsse.sign("text/plain", BUNDLE.statement, KEY), payloadType=bundle.PAYLOAD_TYPE)
-    assert "signed by none" in refusal(bundle.verify, BUNDLE, envelope, AUTHORS)
+    assert "trusted keys signed it" in refusal(bundle.verify, BUNDLE, envelope, AUTHORS)
 
 
 def test_wrong_key_id_does_not_matter() -> None:
