@@ -368,7 +368,7 @@ def test_a_reference_value_from_a_signature_alone_mints_nothing(
     assert done.exit_code == 0, done.output
     take = ("import-oms", bundle, "--model", MODEL, "--public-key", public, "--home", home, "--activate")
     done = reference(*take)
-    assert (done.exit_code, "no tensors, so no walks" in done.output) == (0, True), done.output
+    assert (done.exit_code, "no tensors and therefore no walks" in done.output) == (0, True), done.output
     sentence = f"the reference value of {MODEL} has no tensors. Import it again with --dir"
     for arguments in (("--reads", "1"), ("--walks", "1"), ("--wides", "1")):
         refused(mint(home, model_folder, *arguments), sentence)

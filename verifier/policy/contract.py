@@ -152,8 +152,8 @@ def _outcome() -> Iterator[str]:
     yield "a claim is not affirming if the evidence cannot support that, whatever the policy says."
     yield ""
     yield "Values have names, such as `data.ar4si.file_system.published`; each bundle has them in `ar4si/data.json`."
-    values = " and ".join(f"`{name}` ({value})" for value, (name, _) in ANY_VALUES.items())
-    yield f"Besides the values below, every claim may have {values}."
+    yield "Besides the values in the table, every claim may have one of these:"
+    yield ", ".join(f"`{name}` ({value})" for value, (name, _) in ANY_VALUES.items()) + "."
     yield ""
     yield "| claim | name | value | tier | meaning |"
     yield "|---|---|---|---|---|"
