@@ -441,8 +441,8 @@ def test_findings_are_sorted_and_read_well() -> None:
     round_ = "is recursion, and the engine would crash. Repeat over a collection instead"
     assert [str(f) for f in findings] == [
         "a.rego:2:6: time.now_ns reads the clock. Use input.date, the date of the appraisal (clock)",
-        "b.rego:1:1: package other; rules belong into touchstone, touchstone.… or ar4si (package)",
-        f"b.rego:2:9: f → f {round_} (some … in, every, a comprehension) instead (recursion)",
+        "b.rego:1:1: the package of a rule must be touchstone, touchstone.… or ar4si, but this is other (package)",
+        f"b.rego:2:9: f → f {round_} (some … in, every, a comprehension) (recursion)",
     ]
 
 
