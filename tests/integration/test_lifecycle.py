@@ -401,7 +401,7 @@ async def test_a_replay_gives_the_recorded_result_claim_for_claim(verifier, tmp_
         assert taken is not None
         bundle = await lookup.bundle(taken.record.basis.policy)
         replay = Reappraiser(bundle, lambda given, bundle=bundle: service.engine.ask(bundle, given), lookup)
-        given = await replay._given_then(taken.record)
+        given = await replay._recorded_inputs(taken.record)
         context = taken.record.context(given.references, given.superseded, bundle.thresholds, given.blocks)
         checked = recording.examine(taken, context)
         assert msgspec.json.encode(dict(checked.submods)) == msgspec.json.encode(taken.record.checked)
