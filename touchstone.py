@@ -25,7 +25,9 @@ _GROUPS: Final = {
     "attester": _Group("attester.commands", "Make evidence on a node.", None),
     "challenges": _Group("verifier.commands.challenges", "Mint single-use challenges.", "verifier"),
     "policy": _Group("verifier.commands.rollout", "Write, try and roll out policies.", "verifier"),
-    "reference": _Group("verifier.commands.references", "Measure and publish reference values.", "verifier"),
+    "reference": _Group(
+        "verifier.commands.reference_sources", "Measure and publish reference values.", "verifier"
+    ),
     "router": _Group("router.commands", "Send work to nodes that may be trusted.", "router"),
     "verifier": _Group("verifier.commands.verifier", "Appraise evidence and sign results.", "verifier"),
 }

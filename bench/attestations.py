@@ -32,8 +32,9 @@ from fixtures.fleet import Fleet
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from verifier import appraisal, result_keys, results
 from verifier.appraisal import NodeSnapshot, ResultSettings
-from verifier.challenges import derivation as challenges
-from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.challenges import posing
+from verifier.challenges.minting import Minter
+from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
 from verifier.config import Home
 from verifier.policy import bundle
 from verifier.policy.engine import Limits
@@ -58,7 +59,14 @@ async def fill(db: Database, key: PoolKey, folder: Path) -> None:
     async with db.write() as tx:
         await references.add(tx, document, references.Provenance(), ChangeAuthor("bench", "measured"), now_ms)
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
-        minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), batch)
+        minter = Minter(
+            model=MODEL,
+            folder=opened,
+            tensors=TensorFiles(opened),
+            key=key,
+            kernel=kernel("numpy"),
+            batch=batch,
+        )
         await pool.add(tx, list(minter.reads(0, _ENTRIES, ReadParameters(1))))
         for group in minter.walks(0, _ENTRIES, WalkParameters(rows=4)):
             await pool.add(tx, group)
@@ -113,12 +121,14 @@ class Steps:
     def __init__(self, folder: Path) -> None:
         opened = open_folder(folder)
         key = PoolKey(bytes(32))
-        minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), 1)
+        minter = Minter(
+            model=MODEL, folder=opened, tensors=TensorFiles(opened), key=key, kernel=kernel("numpy"), batch=1
+        )
         entries = [*minter.reads(0, 1, ReadParameters(1)), *next(minter.walks(0, 1, WalkParameters(rows=4)))]
-        asked = challenges.pose(entries, {}, key)
+        asked = posing.pose(entries, {}, key)
         self.node = SimulatedNode(folder, audience="v", ueid=b"\x01" + bytes(16))
         now = int(time.time())
-        session = Session("s", bytes(32), tuple(challenges.to_wire(asked)))
+        session = Session("s", bytes(32), tuple(posing.to_wire(asked)))
         self.evidence = self.node.evidence(session, iat=now)
         self.policy = bundle.load(Path(__file__).parent.parent / "policies" / "default")
         reference = measured.measure_folder(MODEL, opened).to_reference()

@@ -24,7 +24,7 @@ import regorus
 from bench.common import machine, row
 from fixtures.recorded import Template, fill
 from fixtures.simulator import ENGINE, tiny_model
-from verifier import trial
+from verifier import reappraisal, trial
 from verifier.appraisal import PolicyOutcome, read_outcome
 from verifier.config import Home, VerifierConfig, default_policy
 from verifier.policy import bundle as bundles
@@ -190,7 +190,7 @@ async def _trials(
 
     async def tried(bundle: Bundle, window: Window) -> trial.TrialReport:
         async with opened(bundle, Limits(workers=1)) as pool:
-            replay = trial.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
+            replay = reappraisal.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
             return await trial.run(recordings.pages(db, window), replay, bundle.id)
 
     for _ in range(rounds):

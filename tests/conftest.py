@@ -24,8 +24,9 @@ from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from verifier import result_keys, results
-from verifier.challenges import derivation as challenges
-from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.challenges import posing
+from verifier.challenges.minting import Minter
+from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
 from verifier.config import Home, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
@@ -104,9 +105,9 @@ class RunningVerifier:
         session = await open_session(
             self.service, stored, "call", secrets.token_bytes(32), wants_for(stored, walk=walk)
         )
-        asked = challenges.pose(session.entries, session.exhausted, self.service.pool_key)
+        asked = posing.pose(session.entries, session.exhausted, self.service.pool_key)
         self.app[CALL_SCHEDULER]._pushed[session.id] = self.clock.ticks
-        return Session(session.id, session.nonce, tuple(challenges.to_wire(asked)))
+        return Session(session.id, session.nonce, tuple(posing.to_wire(asked)))
 
     async def attest(self, node: SimulatedNode, *, walk: bool = True) -> dict[str, Any]:
         """A whole call, answered honestly from the node's folder; the result's claims."""
@@ -192,7 +193,14 @@ async def publish(
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
         first_read = await pool.next_index(tx, MODEL, "read")
         first_walk = await pool.next_index(tx, MODEL, "walk")
-        minter = Minter(MODEL, opened, TensorFiles(opened), key, kernel("numpy"), batch)
+        minter = Minter(
+            model=MODEL,
+            folder=opened,
+            tensors=TensorFiles(opened),
+            key=key,
+            kernel=kernel("numpy"),
+            batch=batch,
+        )
         await pool.add(tx, list(minter.reads(first_read, reads, ReadParameters(16))))
         for group in minter.walks(first_walk, walks, WalkParameters(rows=8, passes=1)):
             await pool.add(tx, group)

@@ -32,7 +32,7 @@ from msgspec import Meta, Struct
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
 from attester.settings import check_listen, new_folder, read_toml, to_toml
-from verifier.challenges.derivation import POOL_KEY_BYTES, PoolKey
+from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.result_keys import ResultKey
 
 _MIN_TOKEN_LENGTH: Final = 32

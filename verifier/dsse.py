@@ -1,7 +1,7 @@
 """
-DSSE: signatures over bytes as they are, with their type (secure-systems-lab/dsse, v1.0).
+DSSE: signatures over bytes as they are and their type (secure-systems-lab/dsse, v1.0).
 
-ECDSA signatures are DER, as the other implementations have them.
+ECDSA signatures are DER, as in the other implementations.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class _Envelope(Struct, frozen=True, rename="camel"):
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
-    """What is signed: the payload as it is, with type and lengths (protocol.md)."""
+    """The bytes that are signed: the payload with its type and their lengths (protocol.md)."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
 def sign(payload_type: str, payload: bytes, key: PrivateKey) -> bytes:
-    """An envelope with one signature, JSON."""
+    """Sign a payload: an envelope with one signature, JSON."""
     data = pae(payload_type, payload)
     if isinstance(key.native, ed25519.Ed25519PrivateKey):
         signature = key.native.sign(data)
@@ -59,32 +59,32 @@ def sign(payload_type: str, payload: bytes, key: PrivateKey) -> bytes:
 
 def verify(data: bytes, payload_type: str, keys: Mapping[str, PublicKeyTypes]) -> tuple[str, bytes]:
     """
-    The name of the first key that has signed, and the payload.
+    Verify an envelope, and return the name of the first key that signed it and the payload.
 
-    Which key is tried is not the envelope's to say: `keyid` is a hint, and none is needed.
+    All keys are tried in the order of their names: the envelope's `keyid` is only a hint.
 
     Raises:
-        SignatureError: not an envelope, of another type, or signed by none of *keys*.
+        SignatureError: this is not an envelope, its payload is of another type, or none of *keys* signed it.
     """
     if len(data) > MAX_ENVELOPE:
-        raise SignatureError(f"an envelope of {len(data)} bytes, more than {MAX_ENVELOPE}")
+        raise SignatureError(f"the envelope has {len(data)} bytes, and at most {MAX_ENVELOPE} are read")
     try:
         envelope = msgspec.convert(strictjson.loads(data), _Envelope)
         payload = _unbase64(envelope.payload)
         signatures = [_unbase64(signature.sig) for signature in envelope.signatures]
     except (msgspec.ValidationError, binascii.Error, ValueError, RecursionError) as error:
-        raise SignatureError(f"not a DSSE envelope: {error}") from None
+        raise SignatureError(f"this is not a DSSE envelope: {error}") from None
     if envelope.payload_type != payload_type:
-        raise SignatureError(f"of type {envelope.payload_type!r}, not {payload_type}")
+        raise SignatureError(f"the payload is of type {envelope.payload_type!r}, not {payload_type}")
     signed = pae(payload_type, payload)
     for name, key in sorted(keys.items()):
         if any(_fits(key, signature, signed) for signature in signatures):
             return name, payload
-    raise SignatureError(f"signed by none of the {len(keys)} keys that may")
+    raise SignatureError(f"none of the {len(keys)} trusted keys signed it")
 
 
 def _unbase64(text: str) -> bytes:
-    """Standard or URL-safe, as the protocol has verifiers accept both."""
+    """Decode standard or URL-safe base64; the protocol demands that verifiers accept both."""
     return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
 
 

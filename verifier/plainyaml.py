@@ -1,10 +1,11 @@
 """
 A small part of YAML, for files that people write.
 
-YAML lets one text mean several things, and its readers disagree.  So only what all of them
-agree on is read, and each other thing is refused with its line and column: tags, anchors,
-aliases, merge keys, directives, several documents, keys that are not text or stand twice,
-floats, timestamps, and words and numbers that some readers take for something else.
+One text in YAML can mean several things, and readers of YAML disagree.  This reader accepts
+only the part on which all of them agree.  It refuses everything else with its line and
+column: tags, anchors, aliases, merge keys, directives, several documents, keys that are not
+text or come twice, floats, timestamps, and words and numbers that some readers take for
+something else.
 """
 
 from __future__ import annotations
@@ -14,61 +15,61 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, TypeAlias
 
-import yaml  # type: ignore[import-untyped]  # it comes without types; only `_events` touches it
+import yaml  # type: ignore[import-untyped]  # it has no types; only `_events` uses it
 
 from verifier.errors import PlainYAMLError
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)")
 _AMBIGUOUS: Final = (
-    (re.compile(r"yes|no|on|off|y|n", re.IGNORECASE), "text or a truth value, by the reader: quote it"),
-    (re.compile(r"true|false", re.IGNORECASE), "write true or false, or quote it"),
-    (re.compile(r"|~|null", re.IGNORECASE), 'nothing stands here: write null, or "" for an empty text'),
-    (re.compile(r"<<"), "a merge key: write out what is meant, or quote it"),
-    (re.compile(r"="), "text or a default value, by the reader: quote it"),
-    (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt\s].*)?", re.DOTALL), "a timestamp: quote it"),
+    (re.compile(r"yes|no|on|off|y|n", re.IGNORECASE), "some readers take it for a truth value. Quote it"),
+    (re.compile(r"true|false", re.IGNORECASE), "write true or false in lower case, or quote it"),
+    (re.compile(r"|~|null", re.IGNORECASE), 'there is no value. Write null, or "" for an empty text'),
+    (re.compile(r"<<"), "this is a merge key. Write the entries out, or quote it"),
+    (re.compile(r"="), "some readers take it for a default value. Quote it"),
+    (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt\s].*)?", re.DOTALL), "some readers take it for a timestamp. Quote it"),
     (re.compile(r"[-+]?0[xX][0-9a-fA-F_]+|[-+]?0[bB][01_]+|[-+]?0o[0-7_]+|[-+]?[0-9][0-9_]*"),
-     "a number that readers read differently: write it in decimal without zeros before it, or quote it"),
-    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "a number to base 60 or text: quote it"),
+     "readers disagree about this number. Write it in decimal without leading zeros, or quote it"),
+    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "some readers take it for a number to base 60. Quote it"),
     (re.compile(r"[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", re.IGNORECASE),
-     "a float, which is not read here: quote it if it is text"),
+     "floats are not allowed. Quote it if it is text"),
 )  # fmt: skip
-"""Plain scalars on which YAML 1.1, YAML 1.2 and JSON do not agree, in the order they are asked."""
+"""Plain scalars on which YAML 1.1, YAML 1.2 and JSON disagree; the first pattern that matches counts."""
 _SEPARATORS: Final = re.compile("[\x85\u2028\u2029]")
-"""Ends of lines in YAML 1.1, and characters like any other in YAML 1.2."""
+"""They end a line in YAML 1.1 and are ordinary characters in YAML 1.2."""
 
 Path: TypeAlias = tuple[str | int, ...]
-"""Where a value stands in the document: keys of maps, numbers of items."""
+"""The way to a value in the document: keys of maps and numbers of items."""
 Place: TypeAlias = tuple[int, int]
 """Line and column, from 0."""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A document that was read: what it says, and where each value stands."""
+    """A document that was read: its value, and the place of each value in it."""
 
     value: Any
-    """Maps by text, lists, text, integers of 64 bits, booleans, None."""
+    """Maps with keys of text, lists, text, integers of 64 bits, booleans, None."""
     places: Mapping[Path, Place]
-    """Of an entry of a map, where its key stands."""
+    """For an entry of a map, the place of its key."""
 
     def error(self, path: Path, what: str) -> PlainYAMLError:
-        """What is wrong with the value at *path*, for a person who has the file open."""
+        """An error about the value at *path*, with its place."""
         shown = ".".join(str(part)[:80] for part in path)
         return _at(self.places[path], f"{shown}: {what}" if shown else what)
 
 
 @dataclass(frozen=True)
 class _Event:
-    """What the library's parser met."""
+    """An event of the library's parser."""
 
     kind: str
-    """E.g. Scalar, MappingStart."""
+    """For example Scalar or MappingStart."""
     place: Place
     value: str = ""
     plain: bool = False
-    """Whether the scalar stands without quotes."""
+    """Whether the scalar has no quotes."""
     marked: str = ""
-    """What makes it more than its text: a tag or an anchor."""
+    """What it has besides its value: a tag, an anchor, an alias or a directive."""
 
 
 def _at(place: Place, what: str) -> PlainYAMLError:
@@ -84,8 +85,8 @@ def _place_of(text: str, position: int) -> Place:
 
 
 def _events(text: str) -> Iterator[_Event]:
-    """The library's events, and its errors as ours."""
-    # Its parser in Python, whatever else is installed: one reader with the same refusals everywhere.
+    """The events of the library's parser, with its errors as `PlainYAMLError`."""
+    # Always the parser in Python, so that the refusals are the same on every machine.
     last = (0, 0)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -106,17 +107,19 @@ def _events(text: str) -> Iterator[_Event]:
             )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        _refuse((mark.line, mark.column) if mark else last, f"not YAML: {error.problem or error.context}")
+        _refuse(
+            (mark.line, mark.column) if mark else last, f"this is not YAML: {error.problem or error.context}"
+        )
     except yaml.reader.ReaderError as error:
-        _refuse(_place_of(text, error.position), "a character that YAML does not have")
+        _refuse(_place_of(text, error.position), "YAML does not allow this character")
     except (ValueError, OverflowError):
-        # Escapes and versions of absurd size, which the library does not look after.
-        _refuse(last, "not YAML: a number beyond all bounds near here")
+        # Escapes and versions of absurd size, for which the library has no check.
+        _refuse(last, "this is not YAML: a number near here is far too large")
 
 
 @dataclass
 class _Builder:
-    """Values from events, with their places."""
+    """Builds values with their places from events."""
 
     max_depth: int
     max_values: int
@@ -128,13 +131,13 @@ class _Builder:
         self.places.setdefault(path, event.place)
         self.count += 1
         if self.count > self.max_values:
-            _refuse(event.place, f"more than {self.max_values} values")
+            _refuse(event.place, f"the file has more than {self.max_values} values")
         if event.marked:
-            _refuse(event.place, f"{event.marked}, which is not read here")
+            _refuse(event.place, f"{event.marked} is not allowed")
         if event.kind == "Scalar":
             return _scalar(event)
         if len(path) >= self.max_depth:
-            _refuse(event.place, f"nested deeper than {self.max_depth}")
+            _refuse(event.place, f"maps and lists are nested deeper than {self.max_depth}")
         if event.kind == "SequenceStart":
             items: list[Any] = []
             while (each := next(events)).kind != "SequenceEnd":
@@ -144,7 +147,7 @@ class _Builder:
         while (each := next(events)).kind != "MappingEnd":
             key = _key(each)
             if key in entries:
-                _refuse(each.place, f"the key {key[:80]!r} twice")
+                _refuse(each.place, f"the key {key[:80]!r} comes twice")
             self.places[(*path, key)] = each.place
             entries[key] = self.value(next(events), events, (*path, key))
         return entries
@@ -152,12 +155,12 @@ class _Builder:
 
 def _key(event: _Event) -> str:
     if event.marked:
-        _refuse(event.place, f"{event.marked}, which is not read here")
+        _refuse(event.place, f"{event.marked} is not allowed")
     if event.kind != "Scalar":
-        _refuse(event.place, "a key that is not text")
+        _refuse(event.place, "a key must be text")
     key = _scalar(event)
     if not isinstance(key, str):
-        _refuse(event.place, "a key that is not text: quote it")
+        _refuse(event.place, "a key must be text. Quote it")
     return key
 
 
@@ -166,16 +169,16 @@ def _scalar(event: _Event) -> str | int | bool | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        _refuse(event.place, "text that is not Unicode")
+        _refuse(event.place, "the text is not Unicode")
     if not event.plain:
         return text
     words = {"true": True, "false": False, "null": None}
     if text in words:
         return words[text]
     if _INTEGER.fullmatch(text) and text != "-0":
-        # Compared by length first: turning many digits into a number takes long.
+        # The length is compared first, because converting many digits takes long.
         if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 63:
-            _refuse(event.place, "an integer beyond 64 bits: quote it if it is text")
+            _refuse(event.place, "the integer has more than 64 bits. Quote it if it is text")
         return int(text)
     for pattern, what in _AMBIGUOUS:
         if pattern.fullmatch(text):
@@ -189,24 +192,22 @@ def parse_yaml(data: bytes, *, max_size: int, max_depth: int = 8, max_values: in
 
     Args:
         data: UTF-8.
-        max_size: Bytes.
-        max_depth: Maps and lists inside each other.
-        max_values: Values in the document, keys not counted.
+        max_size: In bytes.
+        max_depth: The depth of nested maps and lists.
+        max_values: The number of values in the document, without keys.
 
     Raises:
-        PlainYAMLError: anything else, with its line and column.
+        PlainYAMLError: the document is refused; the message names line and column.
     """
     if len(data) > max_size:
         raise PlainYAMLError(f"the file has {len(data)} bytes, and at most {max_size} are read")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        right = data[: error.start].decode()
-        _refuse(_place_of(right, len(right)), "a byte that is not UTF-8")
+        valid = data[: error.start].decode()
+        _refuse(_place_of(valid, len(valid)), "the byte is not UTF-8")
     if found := _SEPARATORS.search(text):
-        _refuse(
-            _place_of(text, found.start()), "a separator that only some readers take for the end of a line"
-        )
+        _refuse(_place_of(text, found.start()), "only some readers take this separator for the end of a line")
     events = _events(text)
     builder = _Builder(max_depth, max_values)
     value: Any = None
@@ -215,9 +216,9 @@ def parse_yaml(data: bytes, *, max_size: int, max_depth: int = 8, max_values: in
         if event.kind == "DocumentStart":
             documents += 1
             if documents > 1:
-                _refuse(event.place, "a second document, and one is read")
+                _refuse(event.place, "a second document is not allowed")
             if event.marked:
-                _refuse(event.place, f"{event.marked} before it, which is not read here")
+                _refuse(event.place, f"{event.marked} before the document is not allowed")
             value = builder.value(next(events), events, ())
     if not documents:
         _refuse((0, 0), "the file is empty")

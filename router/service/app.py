@@ -23,10 +23,11 @@ from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchange import Exchanges
+from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
-from router.gateway.openai import GATEWAY, Gateway
+from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table

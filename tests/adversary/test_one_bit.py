@@ -24,7 +24,9 @@ from fixtures.minilm import MODEL
 from fixtures.simulator import SimulatedNode
 from verifier import appraisal
 from verifier.appraisal import NodeSnapshot, ResultSettings
-from verifier.challenges.derivation import Minter, PoolKey, WalkParameters, pose
+from verifier.challenges.minting import Minter
+from verifier.challenges.pool_key import PoolKey, WalkParameters
+from verifier.challenges.posing import pose
 from verifier.config import default_policy
 from verifier.policy import bundle
 from verifier.policy.engine import Limits, WorkerPool
@@ -42,7 +44,7 @@ class Judge:
     def __init__(self, folder: Path) -> None:
         opened = open_folder(folder)
         self.tensors = TensorFiles(opened)
-        minter = Minter(MODEL, opened, self.tensors, KEY, kernel(), 1)
+        minter = Minter(model=MODEL, folder=opened, tensors=self.tensors, key=KEY, kernel=kernel(), batch=1)
         (entries,) = minter.walks(0, 1, WalkParameters(rows=4))
         self.asked = pose(entries, {}, KEY)
         self.manifest = measure(opened).to_claim()

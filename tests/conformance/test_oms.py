@@ -37,7 +37,7 @@ from verifier.commands.verifier import verifier
 from verifier.errors import ReferenceValueError
 from verifier.references import measured, oms, published
 from verifier.references.measured import Document
-from verifier.references.oms import Statement
+from verifier.references.oms_statement import Statement
 
 Json = dict[str, Any]
 MODEL = "publisher/model"
@@ -160,11 +160,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another root": (
         lambda s: by_certificate(s, ROOT.pem),
-        "CN=intermediate-ca was issued by nobody that is trusted",
+        "CN=intermediate-ca was not issued by a trusted authority",
     ),
     "the leaf for a root": (
         lambda s: by_certificate(s, pem(chain_of(s)[0])),
-        "CN=intermediate-ca was issued by nobody that is trusted",
+        "CN=intermediate-ca was not issued by a trusted authority",
     ),
     "before the certificates": (
         lambda s: by_certificate(s, at=datetime(2025, 5, 2, 23, 36, 27, tzinfo=UTC)),
@@ -176,13 +176,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another identity": (
         lambda s: keyless(s, identity="mallory@us.ibm.com"),
-        "Sigstore refuses it: .*mallory@us.ibm.com",
+        "Sigstore refuses the bundle: .*mallory@us.ibm.com",
     ),
     "another issuer": (
         lambda s: keyless(s, issuer="https://accounts.google.com"),
-        "Sigstore refuses it: .*(issuer|Issuer)",
+        "Sigstore refuses the bundle: .*(issuer|Issuer)",
     ),
-    "the staging instance": (lambda s: keyless(s, instance="sigstage"), "Sigstore refuses it: "),
+    "the staging instance": (lambda s: keyless(s, instance="sigstage"), "Sigstore refuses the bundle: "),
     "invalid/empty": (lambda s: by_key(s, "invalid/empty"), "the bundle is empty"),
     "invalid/missing-envelope": (
         lambda s: by_key(s, "invalid/missing-envelope"),
@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "invalid/missing-tlog-entries": (
         lambda s: by_key(s, "invalid/missing-tlog-entries"),
-        "a keyless bundle has tlogEntries, and this one has none",
+        "a keyless bundle must have tlogEntries, but this one has none",
     ),
     "invalid/missing-verification-material": (
         lambda s: by_key(s, "invalid/missing-verification-material"),
@@ -236,7 +236,7 @@ def test_a_trusted_root_that_is_none(samples: Path, tmp_path: Path) -> None:
         path = tmp_path / "root.json"
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(ReferenceValueError, match="Sigstore refuses it"):
+        with pytest.raises(ReferenceValueError, match="Sigstore refuses the bundle"):
             oms.verify_keyless(bundle, path, IDENTITY, ISSUER)
 
 
@@ -244,7 +244,7 @@ def test_a_keyless_bundle_with_another_payload(samples: Path) -> None:
     """Neither the signature nor the log's entry is over it."""
     raw = json.loads(sample(samples, "valid/sigstore"))
     raw["dsseEnvelope"]["payload"] = base64.b64encode(b"{}").decode()
-    with pytest.raises(ReferenceValueError, match="Sigstore refuses it"):
+    with pytest.raises(ReferenceValueError, match="Sigstore refuses the bundle"):
         oms.verify_keyless(oms.read_bundle(json.dumps(raw).encode()), trusted_root(), IDENTITY, ISSUER)
 
 
@@ -357,9 +357,9 @@ HASHINGS: dict[str, Callable[[Any], Any]] = {
     ),
 }
 NEEDS_WEIGHTS = {
-    "files, blake2": "the bundle is by blake2b, which no manifest has: give the weights, --dir",
-    "shards, sha256": "the bundle is over shards, which no manifest lists: give the weights, --dir",
-    "shards, blake2": "the bundle is over shards, which no manifest lists: give the weights, --dir",
+    "files, blake2": "the bundle uses blake2b, which no manifest has. Give the weights with --dir",
+    "shards, sha256": "the bundle is over shards, which no manifest lists. Give the weights with --dir",
+    "shards, blake2": "the bundle is over shards, which no manifest lists. Give the weights with --dir",
 }
 
 
@@ -447,7 +447,7 @@ def test_what_they_sign_with_a_certificate(theirs: Any, folder: Path) -> None:
     assert "signed (certificate): certificate of CN=signer" in said
     assert ours(*arguments, "--root", place / "other.crt", "--root", place / "root.crt")[0] == 0
     status, said = ours(*arguments, "--root", place / "other.crt")
-    assert (status, "CN=middle was issued by nobody that is trusted" in said) == (1, True)
+    assert (status, "CN=middle was not issued by a trusted authority" in said) == (1, True)
     verifier = theirs.verifying.Config().use_certificate_verifier(certificate_chain=[place / "root.crt"])
     verifier.verify(folder, bundle)
 
@@ -537,35 +537,35 @@ def test_notes_of_download_tools_are_not_signed(theirs: Any, folder: Path) -> No
 
 def change(folder: Path) -> str:
     (folder / "a-b").write_text("a-B")
-    return "'a-b' is not what was signed"
+    return "'a-b' differs from what was signed"
 
 
 def add(folder: Path) -> str:
     (folder / "a" / "more").touch()
-    return "'a/more' is in the folder and was not signed"
+    return "'a/more' is in the folder, but it was not signed"
 
 
 def remove(folder: Path) -> str:
     (folder / "a" / "b").unlink()
-    return "'a/b' was signed and is not in the folder"
+    return "'a/b' was signed, but it is not in the folder"
 
 
 def rename(folder: Path) -> str:
     (folder / "é" / "日本.txt").rename(folder / "é" / "日.txt")
-    return "'é/日.txt' is in the folder and was not signed"
+    return "'é/日.txt' is in the folder, but it was not signed"
 
 
 def swap(folder: Path) -> str:
     (folder / "a-b").rename(folder / "x")
     (folder / "Z").rename(folder / "a-b")
     (folder / "x").rename(folder / "Z")
-    return "'Z' is not what was signed"
+    return "'Z' differs from what was signed"
 
 
 def lengthen(folder: Path) -> str:
     with (folder / "config.json").open("a") as stream:
         stream.write(" ")
-    return "'config.json' is not what was signed"
+    return "'config.json' differs from what was signed"
 
 
 CHANGES = [change, add, remove, rename, swap, lengthen]
@@ -630,7 +630,7 @@ def test_deviation_a_single_file_is_named_with_a_dot(theirs: Any, folder: Path) 
         assert {each.name for each in statement.resources} == {"."}
         document = published.with_weights(MODEL, statement, open_folder(alone))
         assert [file.name for file in document.files] == ["model.safetensors"]
-        with pytest.raises(ReferenceValueError, match=r"give the weights, --dir"):
+        with pytest.raises(ReferenceValueError, match=r"Give the weights with --dir"):
             published.without_weights(MODEL, statement)
 
 
@@ -719,7 +719,7 @@ def test_deviation_a_file_more_is_never_let_pass(theirs: Any, folder: Path) -> N
     (folder / "more").write_text("x")
     verifier = theirs.verifying.Config().use_elliptic_key_verifier(public_key=public)
     verifier.set_ignore_unsigned_files(True).verify(folder, bundle)
-    with pytest.raises(ReferenceValueError, match="'more' is in the folder and was not signed"):
+    with pytest.raises(ReferenceValueError, match="'more' is in the folder, but it was not signed"):
         published.with_weights(MODEL, read_theirs(bundle, public), open_folder(folder))
 
 
@@ -761,7 +761,7 @@ def test_the_root_digest_binds_no_names(folder: Path) -> None:
     documents = [published.without_weights(MODEL, statement) for statement in statements]
     assert documents[0].files != documents[1].files
     assert published.with_weights(MODEL, statements[0], open_folder(folder))
-    with pytest.raises(ReferenceValueError, match="is not what was signed"):
+    with pytest.raises(ReferenceValueError, match="differs from what was signed"):
         published.with_weights(MODEL, statements[1], open_folder(folder))
 
 
@@ -834,7 +834,7 @@ def test_a_refusal_is_one_sentence(published_model: Path) -> None:
         str(published_model / "other.pub"), "--home", str(published_model / "home"),
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Error: the signature does not fit\n"
+    assert done.stderr == "Error: the signature does not fit the key\n"
     assert references(published_model / "home") == before
 
 
@@ -886,11 +886,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], dict[str, str | None]], str]] = {
     ),
     "a bundle of another model": (
         lambda p: {"bundle": write(p, "b", sealed(ONE, KEY)), "public-key": write(p, "k", pem_of(KEY))},
-        "'a' was signed and is not in the folder",
+        "'a' was signed, but it is not in the folder",
     ),
     "no folder": (lambda p: {"dir": str(p / "none")}, "does not exist"),
     "an empty folder": (lambda p: {"dir": str(p / "empty")}, "has no files"),
-    "other weights": (lambda p: {"dir": other_weights(p)}, "'config.json' is not what was signed"),
+    "other weights": (lambda p: {"dir": other_weights(p)}, "'config.json' differs from what was signed"),
     "a bad model name": (lambda p: {"model": "../x"}, "is not a model's name"),
     "a home that is none": (lambda p: {"home": str(p / "none")}, ""),
     "a bad model name without the weights": (lambda p: {"model": "a b", "dir": None}, "is not a model's name"),
@@ -901,7 +901,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], dict[str, str | None]], str]] = {
                 statement_of([entry("a:0:1", b"a")], method="shards", shard_size=1), KEY)),
             "public-key": write(p, "k", pem_of(KEY)), "dir": None,
         },
-        "give the weights, --dir",
+        "Give the weights with --dir",
     ),
 }  # fmt: skip
 
@@ -960,7 +960,7 @@ def test_usage_errors(published_model: Path, arguments: tuple[str, ...]) -> None
     given = [write(published_model, "root.pem", ROOT.pem) if each == "x" else each for each in arguments]
     status, said = ours("import-oms", published_model / "model.sig", "--model", MODEL, *given)
     assert status == 2
-    assert re.search("--at yesterday: not a moment|say whom to trust|a keyless bundle needs", said)
+    assert re.search("--at yesterday is not a moment|say in one way whom|a keyless bundle needs", said)
 
 
 def test_usage_errors_of_the_real_command(published_model: Path) -> None:
@@ -968,7 +968,7 @@ def test_usage_errors_of_the_real_command(published_model: Path) -> None:
     bundle = str(published_model / "model.sig")
     done = touchstone("reference", "import-oms", bundle, "--model", MODEL)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Error: say whom to trust, in one way: --public-key, --root (with --at), or" in done.stderr
+    assert "Error: say in one way whom to trust: with --public-key, with --root" in done.stderr
     status, said = ours("export-oms", published_model / "model", "--out", bundle)
     assert (status, "Missing option '--private-key'" in said) == (2, True)
 

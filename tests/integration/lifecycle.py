@@ -21,6 +21,7 @@ from router.model.workload import Table, Workload
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import write_archive
 from verifier.policy.bundle import Bundle
 from verifier.store import policies
 from verifier.store.policies import ChangeAuthor
@@ -50,7 +51,7 @@ async def strict(verifier: Any) -> Bundle:
 
 def archive(verifier: Any, bundle: Bundle) -> bytes:
     """As an author sends it."""
-    return bundles.write_archive(bundle, bundles.sign(bundle, verifier.home.author_key()))
+    return write_archive(bundle, bundles.sign(bundle, verifier.home.author_key()))
 
 
 async def post(verifier: Any, path: str, body: Any, *, token: str | None = None) -> tuple[int, Any]:

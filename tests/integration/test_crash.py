@@ -23,6 +23,7 @@ from tests.conftest import publish
 from verifier import result_keys
 from verifier.config import Home
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import write_archive
 from verifier.store.sqlite import SqliteDatabase
 
 
@@ -151,7 +152,7 @@ def test_acknowledged_policies_and_blocks_survive(tmp_path: Path, model_folder: 
         base = bundles.load(home.path / "policy")
         manifest = {"name": "next", "version": "1", "author": "a", "description": "b"}
         bundle = bundles.of_files({**base.files, "bundle.json": json.dumps(manifest).encode()})
-        archive = bundles.write_archive(bundle, bundles.sign(bundle, home.author_key()))
+        archive = write_archive(bundle, bundles.sign(bundle, home.author_key()))
         why = {"actor": "kim", "reason": "because"}
         for path, body in (
             ("policies?actor=kim&reason=because", archive),

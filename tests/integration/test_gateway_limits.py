@@ -738,7 +738,7 @@ async def test_a_person_lets_a_node_go_to_probation(fleet: Fleet, tmp_path: Path
 
 
 async def test_a_release_is_written_down(fleet: Fleet, tmp_path: Path) -> None:
-    """Who, and why: by the name of the key, whatever the body says."""
+    """ChangeAuthor, and why: by the name of the key, whatever the body says."""
     await metered(fleet, tmp_path, "a")
     await claim(fleet)
     await until(lambda: fleet.app[STATE].holds._known)

@@ -32,12 +32,13 @@ from verifier import appraisal, recording
 from verifier.incidents import BLAST_WINDOW_MS
 from verifier.policy import bundle as bundles
 from verifier.policy import rollout as steps
+from verifier.policy.archive import write_archive
 from verifier.policy.engine import decode
+from verifier.reappraisal import Reappraiser
 from verifier.references import measured
 from verifier.service.app import sweep
 from verifier.service.inputs import StoredLookup
 from verifier.store import recordings
-from verifier.trial import Reappraiser
 
 SUBMOD = f"model/{MODEL}"
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"
@@ -237,7 +238,7 @@ def climbing(verifier, bundle) -> bytes:
 
 def unsigned(verifier, bundle) -> bytes:
 
-    return bundles.write_archive(bundle, None)
+    return write_archive(bundle, None)
 
 
 REFUSED = {
@@ -400,7 +401,7 @@ async def test_a_replay_gives_the_recorded_result_claim_for_claim(verifier, tmp_
         assert taken is not None
         bundle = await lookup.bundle(taken.record.basis.policy)
         replay = Reappraiser(bundle, lambda given, bundle=bundle: service.engine.ask(bundle, given), lookup)
-        given = await replay._given_then(taken.record)
+        given = await replay._recorded_inputs(taken.record)
         context = taken.record.context(given.references, given.superseded, bundle.thresholds, given.blocks)
         checked = recording.examine(taken, context)
         assert msgspec.json.encode(dict(checked.submods)) == msgspec.json.encode(taken.record.checked)

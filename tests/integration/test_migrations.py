@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from fixtures.simulator import MODEL
-from verifier.challenges.minting import Goal, take_up
+from verifier.challenges.runs import Goal, start_or_resume
 from verifier.errors import StoreError
 from verifier.schemes.context import WalkRecord
 from verifier.store import incidents, nodes, pool, recordings, sessions
@@ -289,7 +289,7 @@ async def test_what_was_shown_before_is_history(old: Path) -> None:
 async def test_a_run_of_the_first_version_has_nothing_to_take_up(old: Path) -> None:
     """What it set out to make was not kept; it is not made up either."""
     async with SqliteDatabase(old) as db, db.write() as tx:
-        batch, goal = await take_up(tx, MODEL, DIGEST, None, NOW_MS)
+        batch, goal = await start_or_resume(tx, MODEL, DIGEST, None, NOW_MS)
     assert (batch, goal) == (7, Goal())
     assert goal.count == 0
 

@@ -158,11 +158,11 @@ def test_wide_walks_are_minted_and_taken(home: Path, model_folder: Path) -> None
 DYING = """
 import os, signal, sys
 from attester.weights.select import kernel
-from verifier import commands
-from verifier.challenges import minting
+from verifier.challenges import runs
+from verifier.commands import challenges as commands
 commands.kernel = lambda **_: kernel("numpy")
 commands.best_device = lambda: "cpu"
-add, left, when = minting.pool.add, int(sys.argv[1]), sys.argv[2]
+add, left, when = runs.pool.add, int(sys.argv[1]), sys.argv[2]
 async def dying(tx, entries):
     global left
     left -= 1
@@ -171,7 +171,7 @@ async def dying(tx, entries):
     await add(tx, entries)
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-minting.pool.add = dying
+runs.pool.add = dying
 from touchstone import main
 main(sys.argv[3:])
 """
@@ -341,7 +341,7 @@ def test_without_a_reference_value_nothing_is_minted(tmp_path: Path, model_folde
     """It is said how to come by one."""
     Home(tmp_path / "v").create(VerifierConfig())
     done = mint(tmp_path / "v", model_folder, "--reads", "1")
-    refused(done, f"{MODEL} has no reference value: touchstone reference measure")
+    refused(done, f"{MODEL} has no reference value in force. Measure its weights first")
 
 
 def test_a_reference_value_from_a_signature_alone_mints_nothing(
@@ -368,8 +368,8 @@ def test_a_reference_value_from_a_signature_alone_mints_nothing(
     assert done.exit_code == 0, done.output
     take = ("import-oms", bundle, "--model", MODEL, "--public-key", public, "--home", home, "--activate")
     done = reference(*take)
-    assert (done.exit_code, "no tensors, so no walks" in done.output) == (0, True), done.output
-    sentence = f"the reference value of {MODEL} has no tensors: import it with --dir"
+    assert (done.exit_code, "no tensors and therefore no walks" in done.output) == (0, True), done.output
+    sentence = f"the reference value of {MODEL} has no tensors. Import it again with --dir"
     for arguments in (("--reads", "1"), ("--walks", "1"), ("--wides", "1")):
         refused(mint(home, model_folder, *arguments), sentence)
     assert entries(home) == []
@@ -398,7 +398,7 @@ def test_a_kernel_that_computes_wrongly_keeps_nothing(
     with monkeypatch.context() as patched:
         patched.setattr("verifier.commands.challenges.kernel", lambda **_: wrong)
         done = mint(home, model_folder, "--reads", "2", kind, "70", "--wide-rows", "8")
-    refused(done, "the spot check by the second implementation disagrees")
+    refused(done, "the second implementation disagrees with the kernel in a spot check")
     assert counts(home) == {"read": 2}
     assert mint(home, model_folder, "--resume").exit_code == 0
     assert counts(home) == {"read": 2, kind.removeprefix("--").removesuffix("s"): 70}

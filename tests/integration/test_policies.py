@@ -16,6 +16,7 @@ from attester.weights.folder import open_folder
 from fixtures.simulator import ENGINE_VERSION, MODEL, SimulatedNode
 from tests.integration.lifecycle import WHO, archive, changed, post, publish, smuggle, step, strict
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import read_archive
 from verifier.policy.bundle import Bundle
 from verifier.references import measured
 from verifier.result_keys import unb64url
@@ -101,7 +102,7 @@ async def test_what_was_published_is_given_out_as_it_was_signed(verifier) -> Non
         url = f"{verifier.url}/api/v1/policies/{quote(name, safe='')}/bundle"
         async with verifier.http.get(url) as response:
             assert response.status == 200
-            kept, envelope = bundles.read_archive(await response.read())
+            kept, envelope = read_archive(await response.read())
         assert kept == bundle
         assert bundles.verify(kept, envelope, verifier.service.authors) == "home"
 

@@ -13,11 +13,12 @@ import pytest
 from attester.client import Session
 from attester.cose import PrivateKey
 from attester.weights.folder import open_folder
+from attester.weights.possession import ModelChallenge
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL, SimulatedNode
-from verifier.challenges import derivation as challenges
-from verifier.challenges.derivation import Minter, WalkParameters
+from verifier.challenges.minting import Minter
+from verifier.challenges.pool_key import WalkParameters
 from verifier.schemes.context import WalkRecord
 from verifier.service.calls import CallScheduler
 from verifier.service.sessions import open_session, wants_for
@@ -76,7 +77,14 @@ async def mint_wides(verifier, count: int) -> None:
         digest = row["digest"]
         batch = await pool.open_batch(tx, MODEL, digest, verifier.clock.ms)
         first = await pool.next_index(tx, MODEL, "wide")
-        minter = Minter(MODEL, opened, TensorFiles(opened), verifier.service.pool_key, kernel("numpy"), batch)
+        minter = Minter(
+            model=MODEL,
+            folder=opened,
+            tensors=TensorFiles(opened),
+            key=verifier.service.pool_key,
+            kernel=kernel("numpy"),
+            batch=batch,
+        )
         for group in minter.walks(first, count, WalkParameters(WIDE_ROWS), kind="wide"):
             await pool.add(tx, group)
 
@@ -127,7 +135,7 @@ def rows_of(call: dict[str, Any], model: str = MODEL) -> int | None:
 async def answer(verifier, node: SimulatedNode, call: dict[str, Any], *, seconds: float = 0.0) -> Any:
     """Answer a call honestly, by HTTP, after some time; the result's claims."""
     (row,) = await verifier.rows("SELECT nonce FROM sessions WHERE id = ?", call["session"]["session"])
-    models = msgspec.convert(call["session"]["challenge"]["models"], list[challenges.ModelChallenge])
+    models = msgspec.convert(call["session"]["challenge"]["models"], list[ModelChallenge])
     session = Session(call["session"]["session"], row["nonce"], tuple(models))
     verifier.clock.forward(seconds)
     answers = node.answers(session)

@@ -52,7 +52,7 @@ def test_every_command_of_the_guide_prints_what_it_shows(tmp_path: Path) -> None
     for command, shown in found:
         assert (command, run(command, tmp_path)) == (command, shown)
     active = run("touchstone policy trial active --newest", tmp_path)
-    assert active[-1].endswith("2 worse, 0 better, 0 otherwise")
+    assert active[-1].endswith("2 worse, 0 better, 0 otherwise.")
 
 
 def test_the_template_for_git_names_commands_that_exist(tmp_path: Path) -> None:

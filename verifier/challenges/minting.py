@@ -1,107 +1,108 @@
-"""
-A run of minting: what it set out to make, what is left of it, and making it.
-
-Entries are kept group by group, so that an interrupted run loses one group at most, and
-the run can be taken up again: what it set out to make stands with its batch.
-"""
+"""Minting: challenges with commitments to their answers, computed from the reference weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
-from verifier.challenges.derivation import GROUP, WIDE_ROWS, Minter, ReadParameters, WalkParameters
+from attester.weights import possession, reference
+from attester.weights.folder import Folder
+from attester.weights.kernels import Kernel, row_words
+from attester.weights.tensors import FileTensor, TensorFiles
+from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
 from verifier.errors import ReferenceValueError
-from verifier.store import pool
-from verifier.store.database import ConflictError, Database, Tx
 from verifier.store.pool import Entry
 
-_READS_AT_ONCE: Final = 64
+WALKS_PER_GROUP: Final = 64
+"""Walk entries that go through the weights together: 256 columns, 4 MiB of state."""
+_GROUPS_PER_SPOT_CHECK: Final = 16
 
 
-class Goal(Struct, frozen=True, forbid_unknown_fields=True):
-    """How many challenges of each kind, and how large."""
+@dataclass(frozen=True, kw_only=True)
+class Minter:
+    """Mints challenges for one model on a machine that has its weights."""
 
-    reads: int = 0
-    walks: int = 0
-    wides: int = 0
-    read: ReadParameters = ReadParameters()
-    walk: WalkParameters = WalkParameters()
-    wide: WalkParameters = WalkParameters(WIDE_ROWS)
+    model: str
+    folder: Folder
+    tensors: TensorFiles
+    key: PoolKey
+    kernel: Kernel
+    batch: int
 
-    @property
-    def count(self) -> int:
-        """Challenges in all."""
-        return self.reads + self.walks + self.wides
+    def reads(self, start: int, count: int, parameters: ReadParameters) -> Iterator[Entry]:
+        """Mint *count* `read` entries from index *start* on."""
+        for index in range(start, start + count):
+            seed = self.key.seed(self.model, "read", index)
+            answer = possession.read(self.folder, seed, parameters.windows)
+            yield self._entry("read", index, parameters, possession.commitment(answer))
 
-    def work(self, tensor_bytes: int) -> int:
-        """Bytes of weights that pass while it is made."""
-        groups = -(-self.walks // GROUP) * self.walk.passes + -(-self.wides // GROUP) * self.wide.passes
-        return groups * tensor_bytes
+    def walks(
+        self,
+        start: int,
+        count: int,
+        parameters: WalkParameters,
+        progress: Callable[[int], None] | None = None,
+        *,
+        kind: str = "walk",
+    ) -> Iterator[list[Entry]]:
+        """
+        Mint *count* entries of a kind of walk from index *start* on, in groups that share their passes.
+
+        The second implementation spot-checks the first group and every sixteenth after it
+        before they are yielded.  One row costs it as much time as many groups cost the kernel,
+        and that is enough: a library that computes wrongly does so every time.
+
+        Raises:
+            ReferenceValueError: the implementations disagree; nothing of the group may be used.
+            WeightsError: the files changed or cannot be read.
+        """
+        for number, first in enumerate(range(start, start + count, WALKS_PER_GROUP)):
+            indexes = range(first, min(first + WALKS_PER_GROUP, start + count))
+            places = [
+                (index, row)
+                for index in indexes
+                for row in self.key.checked_rows(self.model, kind, index, parameters.rows)
+            ]
+            words = [row_words(self.key.seed(self.model, kind, index), row) for index, row in places]
+            answers = possession.walk(self.tensors, words, parameters.passes, self.kernel, progress)
+            if number % _GROUPS_PER_SPOT_CHECK == 0:
+                index, row = places[-1]
+                self._spot_check(self.key.seed(self.model, kind, index), row, answers[-1], parameters.passes)
+            by_index: dict[int, list[bytes]] = {}
+            for (index, _), answer in zip(places, answers, strict=True):
+                by_index.setdefault(index, []).append(possession.commitment(answer))
+            yield [self._entry(kind, index, parameters, b"".join(by_index[index])) for index in indexes]
+
+    def _entry(
+        self, kind: str, index: int, parameters: ReadParameters | WalkParameters, commitments: bytes
+    ) -> Entry:
+        return Entry(
+            model=self.model,
+            kind=kind,
+            index=index,
+            batch=self.batch,
+            parameters=msgspec.json.encode(parameters).decode(),
+            commitments=commitments,
+        )
+
+    def _spot_check(self, seed: bytes, row: int, answer: bytes, passes: int) -> None:
+        tensors = [_TensorBytes(tensor) for tensor in self.tensors]
+        if reference.walk_row(tensors, seed, row, passes) != answer:
+            raise ReferenceValueError(
+                "the second implementation disagrees with the kernel in a spot check, so a library on this "
+                "machine computes wrongly. Nothing of this group was stored"
+            )
 
 
-async def take_up(tx: Tx, model: str, digest: str, goal: Goal | None, now_ms: int) -> tuple[int, Goal]:
-    """
-    A new batch with *goal*, or the last one with its own.
+@dataclass(frozen=True)
+class _TensorBytes:
+    """A tensor's bytes in pieces, because it may be larger than memory."""
 
-    Raises:
-        ReferenceValueError: there is none to take up, or it is of another reference value.
-    """
-    if goal is not None:
-        return await pool.open_batch(tx, model, digest, now_ms, msgspec.json.encode(goal).decode()), goal
-    last = await pool.last_batch(tx, model)
-    if last is None:
-        raise ReferenceValueError(f"nothing was minted for {model} yet, so there is nothing to resume")
-    if last["reference"] != digest:
-        raise ReferenceValueError(f"the last run for {model} was for another reference value")
-    return int(last["id"]), msgspec.json.decode(last["goal"], type=Goal)
+    tensor: FileTensor
 
-
-async def goal_left(tx: Tx, batch: int, goal: Goal) -> Goal:
-    """What of *goal* is not made yet."""
-    made = await pool.minted(tx, batch)
-    return msgspec.structs.replace(
-        goal,
-        reads=max(goal.reads - made.get("read", 0), 0),
-        walks=max(goal.walks - made.get("walk", 0), 0),
-        wides=max(goal.wides - made.get("wide", 0), 0),
-    )
-
-
-async def fill(
-    db: Database, minter: Minter, goal: Goal, progress: Callable[[int], None] | None = None
-) -> None:
-    """
-    Mint *goal* into the pool.
-
-    Raises:
-        ReferenceValueError: a spot check disagrees, the reference value is no longer the
-            active one, or another run is minting; what was kept before stays.
-        WeightsError: the files changed or cannot be read.
-    """
-    async with db.read() as tx:
-        first = {kind: await pool.next_index(tx, minter.model, kind) for kind in ("read", "walk", "wide")}
-    for done in range(0, goal.reads, _READS_AT_ONCE):
-        count = min(_READS_AT_ONCE, goal.reads - done)
-        entries = list(minter.reads(first["read"] + done, count, goal.read))
-        await _keep(db, minter, entries)
-    for kind, count, parameters in (("walk", goal.walks, goal.walk), ("wide", goal.wides, goal.wide)):
-        for group in minter.walks(first[kind], count, parameters, progress, kind=kind):
-            await _keep(db, minter, group)
-
-
-async def _keep(db: Database, minter: Minter, entries: Sequence[Entry]) -> None:
-    try:
-        async with db.write() as tx:
-            if not await pool.is_live(tx, minter.batch):
-                raise ReferenceValueError(
-                    f"{minter.model} was given another reference value meanwhile; what was minted is of no use"
-                )
-            await pool.add(tx, entries)
-    except ConflictError:
-        raise ReferenceValueError(
-            f"another run mints for {minter.model}: wait for it to end, then go on with --resume"
-        ) from None
+    def __iter__(self) -> Iterator[bytes]:
+        for data in self.tensor.chunks():
+            yield data.tobytes()

@@ -1,4 +1,4 @@
-"""What the verifier's commands share: options, the database, tables, files."""
+"""Shared by the verifier's commands: options, the database, tables, files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import getpass
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,6 +25,8 @@ from verifier.store.sqlite import SqliteDatabase
 
 T = TypeVar("T")
 MAX_PEM: Final = 1 << 20
+_LAST_SECOND: Final = 253402300799
+"""Of the year 9999, the last that `datetime` has."""
 
 errors = plain_errors(VerifierError, AttesterError, msgspec.ValidationError, UnicodeEncodeError)
 home_option = click.option(
@@ -38,12 +41,15 @@ home_option = click.option(
 device_option = click.option(
     "--device",
     default=None,
-    help="cpu, or torch's name of a GPU, such as cuda:0; the first GPU if there is one.",
+    help="cpu, or torch's name of a GPU, such as cuda:0.  Default: the first GPU if there is one.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-reason_option = click.option("--reason", required=True, help="Why; kept for ever.")
+reason_option = click.option("--reason", required=True, help="The reason, which is kept for ever.")
 actor_option = click.option(
-    "--actor", default=getpass.getuser, show_default="the user's name", help="Who decides; kept for ever."
+    "--actor",
+    default=getpass.getuser,
+    show_default="the user's name",
+    help="Who decides, which is kept for ever.",
 )
 
 
@@ -53,7 +59,7 @@ def now_ms() -> int:
 
 
 def with_database(home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Do *work* on the home's database."""
+    """Run *work* with the home's database."""
 
     async def run() -> T:
         Home(home).config()
@@ -64,7 +70,7 @@ def with_database(home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
 
 
 def in_transaction(home: Path, work: Callable[[Tx], Awaitable[T]]) -> T:
-    """Do *work* in one transaction on the home's database."""
+    """Run *work* in one transaction on the home's database."""
 
     async def run(db: Database) -> T:
         async with db.write() as tx:
@@ -84,13 +90,13 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> 
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        # Text, not markup: what nodes say is shown, never interpreted.
+        # Text and not markup, because nodes choose some of these words.
         made.add_row(*(Text(to_printable(str(cell))) for cell in row))
     Console().print(made)
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """A file of at most *limit* bytes."""
+    """Read a file of at most *limit* bytes."""
     try:
         with open(path, "rb") as stream:
             data = stream.read(limit + 1)
@@ -101,9 +107,22 @@ def read_file(path: Path, limit: int) -> bytes:
     return data
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ReferenceValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def day(seconds: int) -> str:
+    """The day of a moment in seconds since 1970, as YYYY-MM-DD in UTC."""
+    return datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC).date().isoformat()
+
+
 @contextmanager
 def digest_cache(home: Path | None, *, no_cache: bool) -> Iterator[DigestCache | None]:
-    """Digests taken before: in the verifier's home, where one is named."""
+    """The cache of digests in the verifier's home; `None` if *home* is `None` or *no_cache* is set."""
     if no_cache or home is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""`touchstone policy …`: write a policy, lint and test it, compare it, pack it; `rollout` has the rest."""
+"""`touchstone policy …`: write, lint, test, compare and pack policies; `rollout` has the rest."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import click
 import msgspec
 
 from attester.identity import load_key
-from verifier.commands.common import errors, home_option, in_transaction, json_option
+from verifier.commands.common import errors, home_option, in_transaction, json_option, write_file
 from verifier.config import default_policy
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission, ar4si, testing
 from verifier.policy import bundle as bundles
 from verifier.policy import diff as differences
+from verifier.policy.archive import read_archive, write_archive
 from verifier.policy.bundle import Bundle
 from verifier.schemes.findings import to_printable
 from verifier.store import policies as stored
 from verifier.store.database import Tx
 
-_SHORT: Final = 12
+_SHORT_DIGITS: Final = 12
 _folder = click.argument("folder", type=click.Path(path_type=Path))
 
 
@@ -33,21 +34,21 @@ def policy() -> None:
 
 @policy.command()
 @_folder
-@click.option("--name", default=None, help="The policy's name; the folder's if not given.")
-@click.option("--author", default="The security team", show_default=True, help="Who writes it.")
+@click.option("--name", default=None, help="The policy's name.  Default: the folder's name.")
+@click.option("--author", default="The security team", show_default=True, help="The policy's author.")
 @click.option(
     "--from",
     "base",
     default=None,
-    help="Begin with a published policy, or `active`, and not the default one.",
+    help="Copy a published policy, or `active`.  Default: the default policy.",
 )
 @home_option
 @errors
 def new(folder: Path, name: str | None, author: str, base: str | None, home: Path) -> None:
-    """Make a FOLDER with a policy of your own: a copy of another, with its tests."""
+    """Make a FOLDER with a new policy: a copy of another one with its tests."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BundleError(f"{folder} exists already, and is not an empty folder")
-    begun = (
+        raise BundleError(f"{folder} exists already and is not an empty folder")
+    original = (
         bundles.load(default_policy()) if base is None else in_transaction(home, lambda tx: find(tx, base))
     )
     label = name or re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-")
@@ -58,7 +59,7 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
         "description": "Says what is acceptable to us.",
     }
     files = {
-        **begun.files,
+        **original.files,
         "ar4si/data.json": ar4si.to_json(),
         "bundle.json": msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n",
     }
@@ -70,18 +71,18 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror}") from None
     click.echo(
-        f"Made {folder}: {len(made.modules)} modules, {len(made.tests)} with tests, like {short(begun.id)}."
+        f"Made {folder} with {len(made.modules)} modules and their tests, a copy of {short(original.id)}. Next:"
     )
-    click.echo(f"  what is approved:  {folder}/data.json")
-    click.echo(f"  what it means:     {folder}/*.rego")
-    click.echo(f"  touchstone policy test {folder}")
+    click.echo(f"  1. list what you approve in {folder}/data.json")
+    click.echo(f"  2. say what it means in {folder}/*.rego")
+    click.echo(f"  3. touchstone policy test {folder}")
 
 
 @policy.command()
 @_folder
 @errors
 def lint(folder: Path) -> None:
-    """Read the policy in FOLDER, and say what is wrong with it, with file, line and column."""
+    """Check the policy in FOLDER, and show each fault with file, line and column."""
     inspection = asyncio.run(admission.inspect(bundles.load(folder)))
     for finding in inspection.findings:
         click.echo(f"{finding.level}: {finding}")
@@ -95,14 +96,17 @@ def lint(folder: Path) -> None:
 
 @policy.command("test")
 @_folder
-@click.option("--junit", type=click.Path(path_type=Path), help="Write a report for CI here.")
+@click.option("--junit", type=click.Path(path_type=Path), help="The file to write a JUnit report for CI to.")
 @click.option(
-    "--min-coverage", default=0, type=click.IntRange(0, 100), help="Fail below so many per cent of lines."
+    "--min-coverage",
+    default=0,
+    type=click.IntRange(0, 100),
+    help="The share of lines that the tests must reach, per cent.",
 )
-@click.option("--verbose", "-v", is_flag=True, help="Also those that hold.")
+@click.option("--verbose", "-v", is_flag=True, help="Show also the tests that pass.")
 @errors
 def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool) -> None:
-    """Run the tests of the policy in FOLDER: every rule named test_* must be true."""
+    """Run the tests of the policy in FOLDER.  Every rule named test_* must be true."""
     bundle = bundles.load(folder)
     report = asyncio.run(testing.run(bundle))
     for test in report.tests:
@@ -113,17 +117,15 @@ def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool
         for line in test.printed:
             click.echo(f"      {to_printable(line)}")
     for file, lines in report.missed.items():
-        click.echo(f"not reached: {file}: {', '.join(map(str, lines))}")
+        click.echo(f"no test reaches {file}: {', '.join(map(str, lines))}")
     click.echo(
-        f"{len(report.tests) - len(report.failed)} of {len(report.tests)} hold; {report.coverage:.1f} % of lines reached"
+        f"{len(report.tests) - len(report.failed)} of {len(report.tests)} tests pass. "
+        f"They reach {report.coverage:.1f} % of the lines."
     )
     if junit is not None:
-        try:
-            junit.write_bytes(testing.junit(bundle, report))
-        except OSError as error:
-            raise BundleError(f"{junit} cannot be written: {error.strerror}") from None
+        write_file(junit, testing.junit(bundle, report))
     if not report.tests:
-        raise BundleError("there are no tests: no rule named test_* in a *_test.rego")
+        raise BundleError("there are no tests. A bundle needs a rule named test_* in a file *_test.rego")
     if report.failed or report.coverage < min_coverage:
         raise SystemExit(1)
 
@@ -131,15 +133,14 @@ def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool
 @policy.command()
 @_folder
 @click.option("--key", type=click.Path(path_type=Path), required=True, help="The author's private key, PEM.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the archive is written.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The file to write the archive to."
+)
 @errors
 def pack(folder: Path, key: Path, out: Path) -> None:
-    """Sign the policy in FOLDER and pack it, to be published over the API."""
+    """Sign the policy in FOLDER, and pack it so that it can be published over the API."""
     bundle = bundles.load(folder)
-    try:
-        out.write_bytes(bundles.write_archive(bundle, bundles.sign(bundle, load_key(key))))
-    except OSError as error:
-        raise BundleError(f"{out} cannot be written: {error.strerror}") from None
+    write_file(out, write_archive(bundle, bundles.sign(bundle, load_key(key))))
     click.echo(f"Packed {bundle.id}: {out}")
 
 
@@ -150,7 +151,7 @@ def pack(folder: Path, key: Path, out: Path) -> None:
 @json_option
 @errors
 def diff(old: str, new: str, home: Path, as_json: bool) -> None:
-    """Say what NEW means differently than OLD: each a folder, a published policy, or `active`."""
+    """Show what NEW means differently than OLD.  Each is a folder, a published policy, or `active`."""
 
     async def work(tx: Tx) -> tuple[Bundle, Bundle]:
         return await find(tx, old), await find(tx, new)
@@ -175,23 +176,23 @@ def diff(old: str, new: str, home: Path, as_json: bool) -> None:
         for line in d.text.splitlines():
             click.echo(f"    {to_printable(line)}")
     if not found:
-        click.echo("They mean the same.")
+        click.echo("Both policies mean the same.")
 
 
 async def find(tx: Tx, name: str) -> Bundle:
-    """A policy by name, or in a folder."""
-    if Path(name).is_dir():  # noqa: ASYNC240  # a command: nobody else waits
+    """A policy by its name, or in a folder."""
+    if Path(name).is_dir():  # noqa: ASYNC240  # in a command nobody else waits
         return bundles.load(Path(name))
     if name == "active":
         rollout = await stored.rollout(tx)
         if rollout is None:
-            raise PolicyError("no policy is active yet: start the verifier first")
+            raise PolicyError("no policy is active yet. Start the verifier first")
         name = rollout.active
     row = await stored.find(tx, name)
-    return bundles.read_archive(row["archive"])[0]
+    return read_archive(row["archive"])[0]
 
 
 def short(policy_id: str) -> str:
-    """An id that people can tell apart: the digest's first twelve digits."""
+    """A policy's id with only the first twelve digits of its digest."""
     name, mark, digest = policy_id.partition("#sha-256;")
-    return f"{name}{mark}{digest[:_SHORT]}" if mark else policy_id[:64]
+    return f"{name}{mark}{digest[:_SHORT_DIGITS]}" if mark else policy_id[:64]

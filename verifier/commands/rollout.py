@@ -1,4 +1,4 @@
-"""`touchstone policy …`: publish a policy, try it, roll it out, take it back, block in an emergency."""
+"""`touchstone policy …`: publish policies, try them, roll them out and back, and block in an emergency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import msgspec
 
 from attester.cli import progress
 from attester.identity import load_key
+from verifier import reappraisal
 from verifier import trial as trials
+from verifier.changes import SubmodVerdict
 from verifier.commands.common import (
     actor_option,
     errors,
@@ -31,6 +33,7 @@ from verifier.config import Home
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.schemes.findings import to_printable
@@ -41,7 +44,7 @@ from verifier.store import recordings, shadows, steps
 from verifier.store.database import Database, Tx
 from verifier.store.policies import ChangeAuthor
 from verifier.store.recordings import Window
-from verifier.trial import SubmodVerdict, TrialReport
+from verifier.trial import TrialReport
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -52,38 +55,38 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     "--key",
     type=click.Path(path_type=Path),
     default=None,
-    help="The author's private key; HOME/author.pem if not given.",
+    help="The author's private key.  Default: HOME/author.pem.",
 )
 @reason_option
 @actor_option
 @home_option
 @errors
 def publish(source: Path, key: Path | None, reason: str, actor: str, home: Path) -> None:
-    """Publish the policy in SOURCE, a folder or a packed archive: linted, tested, signed, kept for ever."""
+    """Lint, test, sign and publish the policy in SOURCE, a folder or a packed archive.  It is kept for ever."""
     if source.is_dir():
         bundle = bundles.load(source)
         envelope = bundles.signature_in(source) if key is None else None
         if envelope is None:
             envelope = bundles.sign(bundle, Home(home).author_key() if key is None else load_key(key))
     else:
-        bundle, found = bundles.read_archive(read_file(source, bundles.MAX_ARCHIVE))
+        bundle, found = read_archive(read_file(source, MAX_ARCHIVE))
         if found is None:
-            raise BundleError(f"{source} is not signed: touchstone policy pack")
+            raise BundleError(f"{source} is not signed. Pack it with touchstone policy pack")
         envelope = found
     signer = bundles.verify(bundle, envelope, Home(home).authors())
     passed = asyncio.run(admission.check(bundle))
     for finding in passed.inspection.findings:
         click.echo(f"{finding.level}: {finding}")
-    fresh = in_transaction(
+    is_new = in_transaction(
         home, lambda tx: stored.publish(tx, bundle, envelope, signer, ChangeAuthor(actor, reason), now_ms())
     )
     report = passed.report
     click.echo(
-        f"{len(report.tests)} tests hold, {report.coverage:.1f} % of lines reached; signed by {signer}"
+        f"{len(report.tests)} tests pass and reach {report.coverage:.1f} % of the lines. Signed by {signer}."
     )
-    click.echo(f"{'Published' if fresh else 'Known already:'} {bundle.id}")
+    click.echo(f"{'Published' if is_new else 'This policy was published before:'} {bundle.id}")
     if bundle.data_approves_nothing:
-        click.echo("NOTE: data.json approves no engine yet, so every node would be contraindicated.")
+        click.echo("NOTE: data.json approves no engine yet, so this policy would contraindicate every node.")
 
 
 @policy.command("list")
@@ -91,7 +94,7 @@ def publish(source: Path, key: Path | None, reason: str, actor: str, home: Path)
 @json_option
 @errors
 def list_policies(home: Path, as_json: bool) -> None:
-    """List published policies and where each stands."""
+    """List published policies and their states."""
 
     async def work(tx: Tx) -> list[dict[str, Any]]:
         rollout = await stored.rollout(tx)
@@ -115,13 +118,23 @@ def list_policies(home: Path, as_json: bool) -> None:
 
 @policy.command()
 @click.argument("subject")
-@click.option("--node", "nodes", multiple=True, help="Only of this node; repeatable.")
-@click.option("--operator", default=None, help="Only of this operator's nodes.")
-@click.option("--since", default="7d", show_default=True, help="Only so far back: 90m, 24h, 7d.")
-@click.option("--until", default="0s", show_default=True, help="Only until so long ago.")
-@click.option("--newest", is_flag=True, help="Only the newest of each node.")
+@click.option("--node", "nodes", multiple=True, help="Try it on this node only; repeatable.")
+@click.option("--operator", default=None, help="Try it on this operator's nodes only.")
+@click.option(
+    "--since",
+    default="7d",
+    show_default=True,
+    help="Try it on evidence that is at most so old: 90m, 24h, 7d.",
+)
+@click.option("--until", default="0s", show_default=True, help="Try it on evidence that is at least so old.")
+@click.option("--newest", is_flag=True, help="Try it on the newest evidence of each node only.")
 @actor_option
-@click.option("--reason", default="to see what would change", show_default=True, help="Why; kept for ever.")
+@click.option(
+    "--reason",
+    default="to see what would change",
+    show_default=True,
+    help="The reason, which is kept for ever.",
+)
 @home_option
 @json_option
 @errors
@@ -129,7 +142,7 @@ def trial(
     subject: str, nodes: tuple[str, ...], operator: str | None, since: str, until: str, newest: bool,
     actor: str, reason: str, home: Path, as_json: bool,
 ) -> None:  # fmt: skip
-    """Judge recorded evidence anew under SUBJECT, a published policy or a folder, and say what would change."""
+    """Judge recorded evidence anew under SUBJECT, a published policy or a folder, and show what would change."""
     now = now_ms()
     window = Window(
         nodes=nodes,
@@ -145,9 +158,9 @@ def trial(
             bundle = await find(tx, subject)
             count = await recordings.count(tx, window)
         async with opened(bundle, Limits(1, config.timeout_s, config.memory_mib << 20)) as pool:
-            replay = trials.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
+            reappraiser = reappraisal.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
             with progress("trying", count, quiet=as_json) as step:
-                report = await trials.run(recordings.pages(db, window), replay, bundle.id, step)
+                report = await trials.run(recordings.pages(db, window), reappraiser, bundle.id, step)
         detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
         async with db.write() as tx:
             await stored.note(tx, "trial", bundle.digest, ChangeAuthor(actor, reason), now_ms(), detail)
@@ -169,30 +182,33 @@ def _show_report(report: TrialReport) -> None:
         click.echo(f"    from  {_verdict(change.before)}")
         click.echo(f"    to    {_verdict(change.after)}")
     click.echo(
-        f"{wire['appraisals']} appraisals of {wire['nodes']} nodes tried, {wire['unchanged']} unchanged; "
-        f"{wire['nodes_changed']} nodes change: {wire['worse']} worse, {wire['better']} better, {wire['other']} otherwise"
+        f"Tried {wire['appraisals']} appraisals of {wire['nodes']} nodes: {wire['unchanged']} would not change."
+    )
+    click.echo(
+        f"{wire['nodes_changed']} nodes would change: "
+        f"{wire['worse']} worse, {wire['better']} better, {wire['other']} otherwise."
     )
     if report.examined:
-        click.echo(f"{report.examined} were examined again: thresholds or reference values differ")
+        click.echo(f"{report.examined} were examined again, because thresholds or reference values differ.")
     if report.failures:
         click.echo(
-            f"the policy failed on {report.failures}"
-            + (", and the rest was not tried" if report.gave_up else "")
+            f"The policy failed on {report.failures}."
+            + (" The remaining recordings were not tried." if report.gave_up else "")
         )
 
 
 def _verdict(verdict: SubmodVerdict | None) -> str:
     if verdict is None:
-        return "nothing"
+        return "no verdict"
     vector = " ".join(f"{claim} {value}" for claim, value in verdict.vector.items())
     return f"{verdict.tier}: {vector}  {', '.join(verdict.reasons)}".rstrip()
 
 
 @policy.command()
 @click.argument("name", required=False)
-@click.option("--end", is_flag=True, help="Ask no policy beside the others any more.")
-@click.option("--report", is_flag=True, help="Show what would have differed so far.")
-@click.option("--reason", default=None, help="Why; kept for ever.")
+@click.option("--end", is_flag=True, help="End the shadow.")
+@click.option("--report", is_flag=True, help="Show the differences counted so far.")
+@click.option("--reason", default=None, help="The reason, which is kept for ever.")
 @actor_option
 @home_option
 @json_option
@@ -200,14 +216,14 @@ def _verdict(verdict: SubmodVerdict | None) -> str:
 def shadow(
     name: str | None, end: bool, report: bool, reason: str | None, actor: str, home: Path, as_json: bool
 ) -> None:
-    """Ask policy NAME beside the others on live evidence, and count what would differ."""
+    """Make policy NAME the shadow: it sees live evidence and judges nobody, and differences are counted."""
     if report:
         _shadow_report(name, home, as_json=as_json)
         return
     if (name is None) != end or reason is None:
-        raise click.UsageError("give NAME or --end, and --reason; or --report")
-    rollout = _take(home, "shadow", name, ChangeAuthor(actor, reason or ""))
-    _say(home, rollout)
+        raise click.UsageError("give NAME or --end together with --reason, or give --report")
+    rollout = _take_step(home, "shadow", name, ChangeAuthor(actor, reason or ""))
+    _show_rollout(home, rollout)
 
 
 def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
@@ -218,7 +234,7 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
             digest = (await stored.find(tx, name))["digest"]
         found = None if digest is None else await shadows.report(tx, digest)
         if found is None:
-            raise PolicyError("no policy is or was the shadow")
+            raise PolicyError("there is no shadow, and no report of an earlier one")
         return found
 
     found = in_transaction(home, work)
@@ -234,22 +250,24 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
         click.echo(f"    from  {_verdict(before)}")
         click.echo(f"    to    {_verdict(after)}")
     click.echo(
-        f"{found['appraised']} appraisals, {found['differing']} would differ; it failed on {found['failed']}, "
-        f"and {found['skipped']} were skipped"
+        f"{found['differing']} of {found['appraised']} appraisals would differ. "
+        f"The policy failed on {found['failed']}, and {found['skipped']} were skipped."
     )
 
 
 @policy.command()
 @click.argument("name")
-@click.option("--share", required=True, help="Of the nodes, stable by their ids: 5% or 0.5%.")
+@click.option(
+    "--share", required=True, help="The share of nodes, such as 5% or 0.5%.  They are always the same nodes."
+)
 @reason_option
 @actor_option
 @home_option
 @errors
 def canary(name: str, share: str, reason: str, actor: str, home: Path) -> None:
-    """Let policy NAME judge a share of the nodes."""
+    """Make policy NAME the canary, which judges a share of the nodes."""
     permille = _permille(share)
-    _say(home, _take(home, "canary", name, ChangeAuthor(actor, reason), permille))
+    _show_rollout(home, _take_step(home, "canary", name, ChangeAuthor(actor, reason), permille))
 
 
 @policy.command()
@@ -259,19 +277,19 @@ def canary(name: str, share: str, reason: str, actor: str, home: Path) -> None:
 @home_option
 @errors
 def promote(name: str, reason: str, actor: str, home: Path) -> None:
-    """Let policy NAME judge all nodes."""
-    _say(home, _take(home, "promote", name, ChangeAuthor(actor, reason)))
+    """Make policy NAME the active one, which judges all nodes."""
+    _show_rollout(home, _take_step(home, "promote", name, ChangeAuthor(actor, reason)))
 
 
 @policy.command()
-@click.option("--to", default=None, help="The policy to go back to; the one before if not given.")
+@click.option("--to", default=None, help="The policy to go back to.  Default: the previous one.")
 @reason_option
 @actor_option
 @home_option
 @errors
 def rollback(to: str | None, reason: str, actor: str, home: Path) -> None:
-    """End the canary; where there is none, go back to the policy that was active before."""
-    _say(home, _take(home, "rollback", to, ChangeAuthor(actor, reason)))
+    """End the canary, or if there is none go back to the policy that was active before."""
+    _show_rollout(home, _take_step(home, "rollback", to, ChangeAuthor(actor, reason)))
 
 
 @policy.command()
@@ -279,10 +297,10 @@ def rollback(to: str | None, reason: str, actor: str, home: Path) -> None:
     "--digest", default=None, help="SHA-256 or BLAKE3 of a file, or the digest of a reference value."
 )
 @click.option("--engine-version", default=None, help="ENGINE@VERSION.")
-@click.option("--device", default=None, help="A device as its driver names it (UUID).")
-@click.option("--lift", is_flag=True, help="Take the block back.")
+@click.option("--device", default=None, help="A device's UUID, as its driver gives it.")
+@click.option("--lift", is_flag=True, help="Lift the block.")
 @click.option("--list", "listing", is_flag=True, help="Show what is blocked.")
-@click.option("--reason", default=None, help="Why; kept for ever.")
+@click.option("--reason", default=None, help="The reason, which is kept for ever.")
 @actor_option
 @home_option
 @errors
@@ -296,10 +314,12 @@ def block(
         table("", ("kind", "value", "since"), [(r["kind"], r["value"], _when(r["added_ms"])) for r in rows])
         return
     named = {"digest": digest, "engine-version": engine_version, "device": device}
-    given = [(kind, value) for kind, value in named.items() if value is not None]
-    if len(given) != 1 or reason is None:
-        raise click.UsageError("give one of --digest, --engine-version and --device, and --reason; or --list")
-    ((kind, value),) = given
+    chosen = [(kind, value) for kind, value in named.items() if value is not None]
+    if len(chosen) != 1 or reason is None:
+        raise click.UsageError(
+            "give one of --digest, --engine-version and --device together with --reason, or give --list"
+        )
+    ((kind, value),) = chosen
     who = ChangeAuthor(actor, reason)
 
     async def work(tx: Tx) -> None:
@@ -314,7 +334,7 @@ def block(
         raise PolicyError(f"{kind} {value} is not blocked")
 
     in_transaction(home, work)
-    click.echo(f"{'Lifted the block of' if lift else 'Blocked'} {kind} {to_printable(value)}, for all nodes.")
+    click.echo(f"{'Lifted the block of' if lift else 'Blocked'} {kind} {to_printable(value)} for all nodes.")
 
 
 @policy.command()
@@ -323,7 +343,7 @@ def block(
 @json_option
 @errors
 def history(limit: int, home: Path, as_json: bool) -> None:
-    """Show every change of policies, reference values and blocks: who, when, why."""
+    """Show every change of policies, reference values and blocks: who made it, when and why."""
 
     async def work(tx: Tx) -> tuple[list[dict[str, Any]], dict[str, str]]:
         names = {row["digest"]: str(row["id"]) for row in await stored.every(tx)}
@@ -345,18 +365,18 @@ def history(limit: int, home: Path, as_json: bool) -> None:
         click.echo(f"    {to_printable(change['actor'])}: {to_printable(change['reason'])}")
 
 
-def _take(home: Path, action: str, name: str | None, who: ChangeAuthor, permille: int = 0) -> Rollout:
+def _take_step(home: Path, action: str, name: str | None, who: ChangeAuthor, permille: int = 0) -> Rollout:
     grace_ms = Home(home).config().references.grace_s * 1000
-    known = InputLoader()
+    loader = InputLoader()
     return in_transaction(
         home,
         lambda tx: steps.take_step(
-            tx, action, name, who, now_ms(), load=known.load_bundle, grace_ms=grace_ms, permille=permille
+            tx, action, name, who, now_ms(), load=loader.load_bundle, grace_ms=grace_ms, permille=permille
         ),
     )
 
 
-def _say(home: Path, rollout: Rollout) -> None:
+def _show_rollout(home: Path, rollout: Rollout) -> None:
     async def work(tx: Tx) -> dict[str, str]:
         return {row["digest"]: str(row["id"]) for row in await stored.every(tx)}
 
@@ -375,7 +395,7 @@ def _when(ms: int) -> str:
 def _seconds(text: str) -> int:
     number, unit = text[:-1], text[-1:]
     if unit not in _UNITS or not (number.isascii() and number.isdigit()) or len(number) > 9:
-        raise click.UsageError(f"{text!r} is not a length of time: 90m, 24h, 7d")
+        raise click.UsageError(f"{text!r} is not a length of time. Write it like 90m, 24h or 7d")
     return int(number) * _UNITS[unit]
 
 
@@ -383,5 +403,5 @@ def _permille(text: str) -> int:
     found = re.fullmatch(r"(\d{1,3})(?:\.(\d))?%?", text, re.ASCII)
     permille = 0 if found is None else int(found[1]) * 10 + int(found[2] or 0)
     if not 1 <= permille <= 1000:
-        raise click.UsageError(f"--share {text}: between 0.1% and 100%, in tenths of a per cent")
+        raise click.UsageError(f"--share {text} is not between 0.1% and 100% in steps of 0.1%")
     return permille

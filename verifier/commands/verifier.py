@@ -13,6 +13,7 @@ from attester.errors import ConfigError
 from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, table
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import read_archive
 from verifier.schemes.context import Thresholds
 from verifier.schemes.findings import to_printable
 from verifier.service.incidents import describe, to_wire
@@ -30,8 +31,14 @@ def verifier() -> None:
 
 @verifier.command()
 @home_option
-@click.option("--listen", default=ServiceConfig().listen, show_default=True, help="HOST:PORT to listen on.")
-@click.option("--url", default=None, help="The base URL everyone uses; http://LISTEN if not given.")
+@click.option(
+    "--listen", default=ServiceConfig().listen, show_default=True, help="The HOST:PORT to listen on."
+)
+@click.option(
+    "--url",
+    default=None,
+    help="The base URL by which everyone reaches the verifier.  Default: http://LISTEN.",
+)
 @errors
 def init(home: Path, listen: str, url: str | None) -> None:
     """Make a home: keys, tokens, configuration and a copy of the default policy."""
@@ -49,7 +56,7 @@ def init(home: Path, listen: str, url: str | None) -> None:
 
 @verifier.command()
 @home_option
-@click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@click.option("--log-json", is_flag=True, help="Log lines of JSON.")
 @errors
 def serve(home: Path, log_json: bool) -> None:
     """Run the verifier."""
@@ -61,19 +68,27 @@ def serve(home: Path, log_json: bool) -> None:
 
 @verifier.command()
 @home_option
-@click.option("--operator", required=True, help="Whose node it will be.")
+@click.option("--operator", required=True, help="The operator of the node.")
 @click.option(
-    "--model", "models", multiple=True, required=True, help="A model it may enrol with; repeatable."
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="A model that the node may enrol with; repeatable.",
 )
 @click.option(
     "--hardware-class",
     default="cpu",
     show_default=True,
-    help="What the node is, as the policy names it: its walks are timed against it.",
+    help="The node's hardware class in the policy, which sets the deadlines of its walks.",
 )
-@click.option("--for-node", default=None, help="Only to give this node a new key, after it lost its old one.")
+@click.option("--for-node", default=None, help="Allow only a new key for this node, which lost its old one.")
 @click.option(
-    "--hours", default=24, show_default=True, type=click.IntRange(1, 24 * 90), help="How long it is good for."
+    "--hours",
+    default=24,
+    show_default=True,
+    type=click.IntRange(1, 24 * 90),
+    help="The hours for which the token is valid.",
 )
 @errors
 def token(
@@ -84,7 +99,7 @@ def token(
     thresholds = in_transaction(home, lambda tx: _thresholds(tx, folder))
     if hardware_class not in thresholds.classes:
         raise ConfigError(
-            f"the policy knows no class {hardware_class!r}; it has {', '.join(sorted(thresholds.classes))}"
+            f"the policy has no hardware class {hardware_class!r}. Use {', '.join(sorted(thresholds.classes))}"
         )
     grant = Grant(operator, models, hardware_class, for_node)
     click.echo(
@@ -93,17 +108,17 @@ def token(
 
 
 async def _thresholds(tx: Tx, folder: Path) -> Thresholds:
-    """Those of the active policy, or before the first start those of the one it will start with."""
+    """The thresholds of the active policy, or of the policy in *folder* if the verifier never started."""
     rollout = await policies.rollout(tx)
     if rollout is None:
         return bundles.load(folder).thresholds
     row = await policies.find(tx, rollout.active)
-    return bundles.read_archive(row["archive"])[0].thresholds
+    return read_archive(row["archive"])[0].thresholds
 
 
 @verifier.group()
 def nodes() -> None:
-    """Look at nodes, retire them."""
+    """List and retire nodes."""
 
 
 @nodes.command("list")
@@ -138,20 +153,20 @@ def list_nodes(home: Path, as_json: bool) -> None:
 @home_option
 @errors
 def retire_node(node: str, home: Path) -> None:
-    """Retire NODE: its results are revoked, and nothing it says counts any more."""
+    """Retire NODE.  Its results are revoked, and its evidence is refused from now on."""
     in_transaction(home, lambda tx: stored_nodes.retire(tx, node, now_ms()))
     click.echo(f"Retired {node}.")
 
 
 @verifier.group()
 def incidents() -> None:
-    """Review incidents, release nodes or retire them."""
+    """Review incidents, and release or retire nodes."""
 
 
 @incidents.command("list")
 @home_option
 @json_option
-@click.option("--all", "everything", is_flag=True, help="Also those that hold nobody.")
+@click.option("--all", "everything", is_flag=True, help="List also the incidents that hold nobody.")
 @errors
 def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
     """List open incidents."""
@@ -176,7 +191,7 @@ def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
         click.echo(f"    {row['code']}: {to_printable(row['detail'])}")
         if row["awaiting_second"]:
             click.echo(
-                f"    {to_printable(row['proposed_by'])} proposes its release; a second person is needed"
+                f"    {to_printable(row['proposed_by'])} proposes its release; a second person must agree"
             )
     if not rows:
         click.echo("No incidents." if everything else "No open incidents.")
@@ -195,12 +210,15 @@ def show_incident(incident: str, home: Path) -> None:
 @incidents.command("step")
 @click.argument("incident")
 @click.argument("name", type=click.Choice(["quarantine", "review", "release", "retire"]))
-@click.option("--reason", required=True, help="Why; kept with the incident.")
-@click.option("--actor", required=True, help="Who decides; kept with the incident.")
+@click.option("--reason", required=True, help="The reason, which is kept with the incident.")
+@click.option("--actor", required=True, help="Who decides, which is kept with the incident.")
 @home_option
 @errors
 def step_incident(incident: str, name: str, reason: str, actor: str, home: Path) -> None:
-    """Take INCIDENT under review, release its node to probation (with two_person by two), or retire the node."""
+    """Take a step on INCIDENT: quarantine, review, release its node to probation, or retire the node.
+
+    If two_person is set, a release needs two people.
+    """
     two = Home(home).config().incidents.two_person
     row = in_transaction(
         home,
@@ -209,7 +227,7 @@ def step_incident(incident: str, name: str, reason: str, actor: str, home: Path)
     if name == "release" and row["proposed_by"] is not None:
         proposer = to_printable(row["proposed_by"])
         click.echo(
-            f"{incident} is still {row['state']}: {proposer} proposes its release, and a second person is needed."
+            f"{incident} is still {row['state']}. {proposer} proposes its release, and a second person must agree."
         )
     else:
         click.echo(f"{incident} is {row['state']}.")
@@ -217,17 +235,17 @@ def step_incident(incident: str, name: str, reason: str, actor: str, home: Path)
 
 @incidents.command("release-cause")
 @click.argument("cause")
-@click.option("--reason", required=True, help="Why; kept with each incident.")
-@click.option("--actor", required=True, help="Who decides; kept with each incident.")
+@click.option("--reason", required=True, help="The reason, which is kept with each incident.")
+@click.option("--actor", required=True, help="Who decides, which is kept with each incident.")
 @home_option
 @errors
 def release_cause(cause: str, reason: str, actor: str, home: Path) -> None:
-    """Release in bulk everything that rests on CAUSE (a bad reference, a bad batch)."""
+    """Release all incidents that rest on CAUSE, such as a bad reference value or batch of challenges."""
     two = Home(home).config().incidents.two_person
     count, waiting = in_transaction(
         home,
         lambda tx: stored_incidents.release_cause(tx, cause, actor, reason, now_ms(), two_person=two),
     )
-    click.echo(f"Released {count}.")
+    click.echo(f"Released {count} incidents.")
     if waiting:
-        click.echo(f"Proposed for {waiting}: a second person is needed.")
+        click.echo(f"Proposed the release of {waiting} incidents. A second person must agree.")

@@ -1,7 +1,8 @@
 """
-What a bundle must pass before it may judge anybody: it parses, its lint is clean, its tests hold.
+What a bundle must pass before it may judge anybody: it parses, lint finds no error, and its tests pass.
 
-A courtesy, not the defence: what gets past it anyway costs an appraisal (`verifier.policy.engine`).
+This check helps authors and is not the defence.  A fault that it misses costs one appraisal
+(`verifier.policy.engine`).
 """
 
 from __future__ import annotations
@@ -12,30 +13,31 @@ from typing import Any, Final
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import testing
 from verifier.policy.bundle import Bundle
-from verifier.policy.engine import run_task
 from verifier.policy.lint import Level, LintFinding
+from verifier.policy.process import run_task
 from verifier.policy.testing import TestReport
 
-_INSPECT_S: Final = 10.0
-_SHOWN: Final = 20
+_INSPECT_TIMEOUT_S: Final = 10.0
+_MAX_SHOWN: Final = 20
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a bundle's rules look like: lint findings, and by file name, meaning and text of each rule."""
+    """The lint findings of a bundle, and its rules."""
 
     findings: tuple[LintFinding, ...]
     rules: dict[str, list[tuple[str, str, str]]]
+    """By file, the name, the digest of the meaning and the text of each rule."""
 
     @property
     def errors(self) -> tuple[LintFinding, ...]:
-        """Those for which it is refused."""
+        """The findings for which the bundle is refused."""
         return tuple(finding for finding in self.findings if finding.level is Level.ERROR)
 
 
 @dataclass(frozen=True)
 class Admission:
-    """A bundle that passed."""
+    """What was found in a bundle that passed."""
 
     inspection: Inspection
     report: TestReport
@@ -43,13 +45,13 @@ class Admission:
 
 async def inspect(bundle: Bundle) -> Inspection:
     """
-    Parse and lint, in a process of its own: the parser meets hostile text too.
+    Parse a bundle and lint it, in a process of its own, because its text may be hostile to the parser.
 
     Raises:
-        BundleError: a module does not parse; says where.
+        BundleError: a module does not parse; the message says where.
     """
     try:
-        answer: Any = await run_task("inspect", bundle, _INSPECT_S)
+        answer: Any = await run_task("inspect", bundle, _INSPECT_TIMEOUT_S)
     except PolicyError as error:
         raise BundleError(str(error)) from None
     findings = tuple(LintFinding(Level(level), *rest) for level, *rest in answer["findings"])
@@ -62,20 +64,22 @@ async def inspect(bundle: Bundle) -> Inspection:
 
 async def check(bundle: Bundle) -> Admission:
     """
-    Inspect and test.
+    Inspect a bundle and run its tests.
 
     Raises:
-        BundleError: it is refused; one line for each reason, with file and place.
+        BundleError: the bundle is refused; the message has one line for each reason, with file and place.
     """
     inspection = await inspect(bundle)
     if inspection.errors:
-        raise BundleError("\n".join(str(finding) for finding in inspection.errors[:_SHOWN]))
+        raise BundleError("\n".join(str(finding) for finding in inspection.errors[:_MAX_SHOWN]))
     try:
         report = await testing.run(bundle)
     except PolicyError as error:
         raise BundleError(str(error)) from None
     if not report.tests:
-        raise BundleError("there are no tests: no rule named test_* in a *_test.rego")
+        raise BundleError("there are no tests. A bundle needs a rule named test_* in a file *_test.rego")
     if report.failed:
-        raise BundleError("\n".join(f"{t.file}:{t.line}: {t.name}: {t.why}" for t in report.failed[:_SHOWN]))
+        raise BundleError(
+            "\n".join(f"{t.file}:{t.line}: {t.name}: {t.why}" for t in report.failed[:_MAX_SHOWN])
+        )
     return Admission(inspection, report)

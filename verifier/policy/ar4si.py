@@ -1,8 +1,8 @@
 """
-The trust values by name, for policies: ``data.ar4si``, from the one table of `verifier.results`.
+The names of the trust values for policies, ``data.ar4si``, from the table in `verifier.trust`.
 
-A bundle carries its own copy, so that its digest covers what its rules mean and other tools
-can evaluate it; a copy whose numbers are not this verifier's is refused.
+A bundle has its own copy, so that its digest covers what its rules mean and other tools can
+evaluate it.  A copy with other numbers than this verifier's is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from verifier.trust import ANY_VALUES, TRUST_CLAIMS
 
 
 def names() -> dict[str, dict[str, int]]:
-    """By claim, dashes as underscores, the number of each name."""
+    """By claim, with underscores for dashes, the number of each name."""
     return {
         claim.name.replace("-", "_"): {
             name: value for value, (name, _) in {**claim.values, **ANY_VALUES}.items()
@@ -26,24 +26,24 @@ def names() -> dict[str, dict[str, int]]:
 
 
 def to_json() -> bytes:
-    """``ar4si/data.json`` as this verifier has it."""
+    """The content of ``ar4si/data.json``."""
     return msgspec.json.format(msgspec.json.encode(names()), indent=2) + b"\n"
 
 
-def check(given: Any) -> None:
+def check(content: Any) -> None:
     """
-    That names of a bundle have this verifier's numbers; it may have fewer of them.
+    Check that a bundle's names have this verifier's numbers.  The bundle may have fewer names.
 
     Raises:
-        ValueError: another number, or a name that this verifier does not know.
+        ValueError: a name has another number, or this verifier does not know it.
     """
     known = names()
-    if not isinstance(given, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004
-    for claim, values in given.items():
+    if not isinstance(content, dict):
+        raise ValueError("the file is not a JSON object")  # noqa: TRY004
+    for claim, values in content.items():
         if not isinstance(values, Mapping):
-            raise ValueError(f"{claim}: not a JSON object")  # noqa: TRY004
+            raise ValueError(f"{claim} is not a JSON object")  # noqa: TRY004
         for name, value in values.items():
             expected = known.get(claim, {}).get(name)
             if type(value) is not int or value != expected:
-                raise ValueError(f"{claim}.{name} is {str(value)[:20]}, and this verifier has {expected}")
+                raise ValueError(f"{claim}.{name} is {str(value)[:20]}, but this verifier has {expected}")

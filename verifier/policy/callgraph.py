@@ -1,9 +1,10 @@
 """
-Which rules can reach themselves: a graph of references over all modules, read off regorus' syntax tree.
+Which rules can reach themselves: a graph of references over all modules, built from regorus' syntax tree.
 
-The engine's stack is its limit on recursion, so a cycle is refused before anything is evaluated.  Where
-a reference cannot be told exactly, it is taken to reach every rule that it may: ``data.a[x]`` reaches all
-below ``data.a``.  Nothing here calls itself: the tree is a stranger's, and may be deep.
+Nothing but its stack limits the engine's recursion, so lint refuses a cycle before anything is
+evaluated.  A reference that is not known exactly reaches every rule that it might: ``data.a[x]``
+reaches all rules below ``data.a``.  Nothing here calls itself, because the tree comes from a
+stranger and may be deep.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-_SHOWN: Final = 8
-"""So many rules of a cycle are named."""
+from verifier.policy.syntax import (
+    full_path,
+    head_of,
+    imports_of,
+    kind_of,
+    path_of,
+    position_of,
+    text_of,
+)
+
+_MAX_SHOWN: Final = 8
+"""A message names so many rules of a cycle at most."""
 
 _Work: TypeAlias = list[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """A rule that reaches itself: where the first step is taken, and the rules on the way."""
+    """A rule that reaches itself: the place of its first reference on the way, and the rules on the way."""
 
     file: str
     line: int
@@ -31,119 +42,33 @@ class Cycle:
     def __str__(self) -> str:
         """``a → b → a``."""
         names = self.names
-        if len(names) > _SHOWN:
-            names = (*names[: _SHOWN - 2], "…", names[-1])
+        if len(names) > _MAX_SHOWN:
+            names = (*names[: _MAX_SHOWN - 2], "…", names[-1])
         return " → ".join(names)
-
-
-def kind_of(node: Any) -> tuple[str, Any]:
-    """An expression's kind and content: ``{"Var": {…}}``."""
-    ((kind, content),) = node.items()
-    return kind, content
-
-
-def start_of(expr: Any) -> Any:
-    """The span of an expression's leftmost part; that of a reference lies at its last dot."""
-    kind, content = kind_of(expr)
-    while kind in ("RefDot", "RefBrack", "Call"):
-        kind, content = kind_of(content["fcn" if kind == "Call" else "refr"])
-    return content["span"]
-
-
-def text_of(span: Any, source: bytes) -> str:
-    """What stands there; spans count bytes."""
-    return source[span["start"] : span["end"]].decode(errors="replace")
-
-
-def position_of(span: Any, source: bytes) -> tuple[int, int]:
-    """
-    Line and column, from 1, in characters.
-
-    The engine's own columns count bytes, and four for a tab.  It takes no line longer than 1,024.
-    """
-    start = span["start"]
-    return span["line"], len(source[source.rfind(b"\n", 0, start) + 1 : start].decode(errors="replace")) + 1
-
-
-def path_of(expr: Any, source: bytes) -> tuple[Any, list[str], list[Any]]:
-    """
-    A reference: its base, the names behind it up to the first that is computed, and what is computed.
-
-    Names are split at dots, because the engine joins them with dots before it looks them up; a string
-    with escapes counts as computed, because the engine looks up some of these as they are written.
-    """
-    links: list[tuple[str, Any]] = []
-    kind, content = kind_of(expr)
-    while kind in ("RefDot", "RefBrack"):
-        links.append((kind, content))
-        expr = content["refr"]
-        kind, content = kind_of(expr)
-    names: list[str] = []
-    computed: list[Any] = []
-    plain = True
-    for link, content in reversed(links):
-        if link == "RefDot":
-            name: str | None = content["field"][1]
-        else:
-            name = _plain(content["index"], source)
-            if name is None:
-                computed.append(content["index"])
-        plain = plain and name is not None
-        if plain and name is not None:
-            names += name.split(".")
-    return expr, names, computed
-
-
-def _plain(index: Any, source: bytes) -> str | None:
-    kind, content = kind_of(index)
-    if kind not in ("String", "RawString") or text_of(content["span"], source) != content["value"]:
-        return None
-    return str(content["value"])
-
-
-def full_path(refr: Any, source: bytes) -> tuple[list[str], list[Any]]:
-    """The names of a head, a package or an import, its first one too, and what is computed in it."""
-    base, names, computed = path_of(refr, source)
-    kind, content = kind_of(base)
-    return ([content["value"], *names] if kind == "Var" else names), computed
-
-
-def head_of(rule: Any) -> tuple[str, Any]:
-    """``Default``, ``Func``, ``Set`` or ``Compr``, and what stands there; it has a ``refr``."""
-    kind, content = kind_of(rule)
-    return ("Default", content) if kind == "Default" else kind_of(content["head"])
-
-
-def imports_of(module: Any, source: bytes) -> Iterator[tuple[Any, list[str], str]]:
-    """Each import: its span, its path, and the name that it has here."""
-    for given in module["ast"]["imports"]:
-        path, _ = full_path(given["refr"], source)
-        alias = given.get("as")
-        yield given["span"], path, text_of(alias, source) if alias else path[-1]
 
 
 @dataclass
 class _Place:
-    """A name below ``data``, with the places below it; three vertices of the graph."""
+    """A name below ``data``, with the places below it.  It has three vertices in the graph."""
 
     number: int
     parent: int
     children: dict[str, int] = field(default_factory=dict)
     label: tuple[str, str] | None = None
-    """Package and name, where rules are defined."""
+    """Package and name, if rules are defined here."""
 
 
 class _Graph:
     """
-    Vertices: for each place its rule, *below* it (its rule and all below), *above* it (its rule and all above).
+    Three vertices for each place: its rule; its rule and all below it; its rule and all above it.
 
-    So a reference is two edges however many rules it reaches, and the graph stays linear.
+    So a reference is two edges, however many rules it reaches, and the size of the graph is linear.
     """
 
     def __init__(self) -> None:
         self.places = [_Place(0, -1)]
         self.sites: dict[int, dict[int, tuple[str, int, int]]] = {}
-        """By rule, where it first refers to a vertex."""
+        """By rule, the place of its first reference to each vertex."""
 
     def place(self, path: Sequence[str]) -> _Place:
         at = self.places[0]
@@ -156,7 +81,7 @@ class _Graph:
         return at
 
     def walk(self, at: _Place, path: Sequence[str]) -> tuple[_Place, bool]:
-        """The place at the end of *path*, or the last that exists on the way, and whether it is the end."""
+        """The place at the end of *path*, or the last place that exists on the way; and whether it is the end."""
         for name in path:
             number = at.children.get(name)
             if number is None:
@@ -192,22 +117,22 @@ def cycles(modules: Sequence[Any]) -> Iterator[Cycle]:
     for component in _components(graph):
         rules = [vertex for vertex in component if vertex % 3 == _RULE]
         if rules:
-            # Places are numbered as they are defined: the least is the first.
+            # Places are numbered in the order of definition, so the smallest number is the first rule.
             yield _cycle(graph, min(rules), component)
 
 
 def _cycle(graph: _Graph, start: int, component: set[int]) -> Cycle:
-    came: dict[int, int] = {}
+    reached_from: dict[int, int] = {}
     queue = deque([start])
-    while start not in came:
+    while start not in reached_from:
         vertex = queue.popleft()
         for target in graph.edges(vertex):
-            if target in component and target not in came:
-                came[target] = vertex
+            if target in component and target not in reached_from:
+                reached_from[target] = vertex
                 queue.append(target)
     way = [start]
     while len(way) == 1 or way[-1] != start:
-        way.append(came[way[-1]])
+        way.append(reached_from[way[-1]])
     way.reverse()
     first = graph.places[start // 3].label
     assert first is not None
@@ -219,11 +144,11 @@ def _cycle(graph: _Graph, start: int, component: set[int]) -> Cycle:
 
 
 def _components(graph: _Graph) -> Iterator[set[int]]:
-    """Strongly connected components that hold a cycle (Tarjan), with a stack of our own."""
+    """Strongly connected components that hold a cycle (Tarjan 1972), without recursion."""
     index: dict[int, int] = {}
     low: dict[int, int] = {}
-    open_: list[int] = []
-    on: set[int] = set()
+    path: list[int] = []
+    on_path: set[int] = set()
     for root in [3 * number + _RULE for number in graph.sites]:
         if root in index:
             continue
@@ -232,8 +157,8 @@ def _components(graph: _Graph) -> Iterator[set[int]]:
         while stack or enter is not None:
             if enter is not None:
                 index[enter] = low[enter] = len(index)
-                open_.append(enter)
-                on.add(enter)
+                path.append(enter)
+                on_path.add(enter)
                 stack.append((enter, graph.edges(enter)))
                 enter = None
             vertex, targets = stack[-1]
@@ -241,7 +166,7 @@ def _components(graph: _Graph) -> Iterator[set[int]]:
                 if target not in index:
                     enter = target
                     break
-                if target in on:
+                if target in on_path:
                     low[vertex] = min(low[vertex], index[target])
             if enter is not None:
                 continue
@@ -251,19 +176,20 @@ def _components(graph: _Graph) -> Iterator[set[int]]:
             if low[vertex] == index[vertex]:
                 component: set[int] = set()
                 while vertex not in component:
-                    component.add(open_.pop())
-                on -= component
-                # Every cycle goes through a rule; a rule that refers to itself passes its own place.
+                    component.add(path.pop())
+                on_path -= component
+                # A component of one vertex is no cycle: even a rule that refers to itself reaches
+                # itself through another vertex of its place.
                 if len(component) > 1:
                     yield component
 
 
 class _Reader:
     """
-    The references in one module.
+    Reads the references in one module.
 
-    A name is local from where it is declared (arguments, ``some``, ``every``, ``:=``) to the end of its
-    query; before that, and in calls, it is the rule's.
+    A name is local from its declaration (arguments, ``some``, ``every``, ``:=``) to the end of its
+    query.  Before its declaration, and in calls, the name means the rule.
     """
 
     def __init__(self, graph: _Graph, module: Any) -> None:
@@ -280,7 +206,7 @@ class _Reader:
         self._sites: dict[int, tuple[str, int, int]] = {}
 
     def define(self) -> None:
-        """Enter its rules."""
+        """Add the module's rules to the graph."""
         self._home = self._graph.place(self._package)
         for rule in self._rules:
             path, _ = full_path(head_of(rule)[1]["refr"], self._source)
@@ -289,14 +215,14 @@ class _Reader:
             self._graph.sites.setdefault(place.number, {})
 
     def refer(self) -> None:
-        """Enter what they refer to; all modules must have been defined."""
+        """Add the rules' references to the graph.  The rules of all modules must be in it."""
         for _, path, alias in self._imports:
             if path[0] == "data":
                 self._aliases[alias] = self._graph.walk(self._graph.places[0], path[1:])
         for rule in self._rules:
-            self._rule(rule)
+            self._add_references(rule)
 
-    def _rule(self, rule: Any) -> None:
+    def _add_references(self, rule: Any) -> None:
         kind, head = head_of(rule)
         path, computed = full_path(head["refr"], self._source)
         place, _ = self._graph.walk(self._home, path)
@@ -316,7 +242,7 @@ class _Reader:
                 names = set(self._scopes[-1])
                 common = names if common is None else common & names
             self._close()
-        # The head is evaluated in each of its bodies.
+        # The head is evaluated in each of the bodies, so only names that all of them declare are local.
         for name in common or ():
             self._declare(name)
         self._run([("expr", value) for value in values])
@@ -334,7 +260,7 @@ class _Reader:
         self._scopes[-1].append(name)
 
     def _run(self, work: _Work) -> None:
-        """Do all work, the last first; what comes of it is put on top."""
+        """Do all work, the last item first; new work is put on top."""
         while work:
             task, node = work.pop()
             match task:
@@ -400,13 +326,13 @@ class _Reader:
             case "Object":
                 return [("expr", e) for _, key, value in content["fields"] for e in (key, value)]
             case _:
-                # What has operands has them under these names, whatever its kind.
+                # Every other kind of expression has its operands under these names.
                 named = [content.get(key) for key in ("lhs", "rhs", "expr", "key", "value", "collection")]
                 items = [*named, *content.get("items", ())]
                 return [("expr", e) for e in items if isinstance(e, dict)]
 
     def _pattern(self, expr: Any) -> _Work:
-        """What stands where names are declared: in arrays and as values of objects."""
+        """A pattern that declares names: a name, or one inside arrays and values of objects."""
         kind, content = kind_of(expr)
         match kind:
             case "Var":
@@ -427,7 +353,7 @@ class _Reader:
         name, span = content["value"], content["span"]
         root = self._graph.places[0]
         if name == "data":
-            # Nothing else may have that name.
+            # Lint refuses any other meaning of this name.
             self._reach(*self._graph.walk(root, names), span)
         elif is_call or not self._local.get(name):
             if name in self._home.children:

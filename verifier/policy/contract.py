@@ -1,9 +1,10 @@
 """
-The contract of policies as pages: generated from the types, so that they cannot drift.
+The contract of policies as pages, generated from the types so that the two cannot differ.
 
     python -m verifier.policy.contract docs
 
-writes ``policy-input.md`` and the JSON schemas of input and outcome; a test holds them equal.
+writes ``policy-input.md`` and the JSON schemas of input and outcome.  A test checks that the
+pages are up to date.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _schema() -> dict[str, Any]:
 
 
 def outcome_schema() -> dict[str, Any]:
-    """The JSON schema of what a policy must give as `data.touchstone.outcome`."""
+    """The JSON schema of `data.touchstone.outcome`, which a policy must define."""
     vector = {
         "type": "object",
         "minProperties": 1,
@@ -68,7 +69,7 @@ def outcome_schema() -> dict[str, Any]:
 
 
 def to_json(schema: Mapping[str, Any]) -> bytes:
-    """A schema as the file has it."""
+    """The content of a schema's file."""
     return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
 
 
@@ -78,14 +79,17 @@ def page() -> str:
 
 
 _INTRODUCTION: Final = (
-    "# What a policy is given, and what it gives",
+    "# The input and the outcome of a policy",
     "",
-    "Generated from the types in `verifier/schemes/facts.py` and the tables in `verifier/results.py` and",
-    "`verifier/reasons.py`: `python -m verifier.policy.contract docs`. Schemas: [input](policy-input.schema.json),",
-    "[outcome](policy-outcome.schema.json). How to write one: [writing-policies.md](writing-policies.md).",
+    "The command `python -m verifier.policy.contract docs` generates this page",
+    "from the types in `verifier/schemes/facts.py` and the tables in `verifier/trust.py` and `verifier/reasons.py`.",
+    "There is a JSON schema of the [input](policy-input.schema.json) and one of the [outcome](policy-outcome.schema.json).",
+    "[writing-policies.md](writing-policies.md) explains how to write a policy.",
     "",
-    "Schemes say what is true of evidence, a policy says what it means. What differs every time (nonces, exact",
-    "times) is not in the input, so that nodes that are alike give equal inputs; there is no clock but `date`.",
+    "Schemes say what is true of evidence, and a policy says what that means.",
+    "The input has nothing that differs every time, such as nonces and exact times,",
+    "so nodes that are alike give equal inputs.",
+    "A policy has no clock: the only time is the field `date`.",
     "",
     "## Input",
 )
@@ -136,14 +140,20 @@ def _outcome() -> Iterator[str]:
     yield ""
     yield "## Outcome"
     yield ""
-    yield "`data.touchstone.outcome`: for each submodule in `input.checked`, and no other, an object with exactly"
-    yield "`trust_vector` (at least one claim; integers of −128 … 127) and `reasons` (codes of"
-    yield f"[reason-codes.md](reason-codes.md), at most {MAX_REASONS}). Anything else, a float, 258, an unknown claim or"
-    yield "code, or nothing at all, is an error of the policy: that appraisal ends `none` (−1) with `policy.failed`."
-    yield "A policy can lower and never raise: what the evidence cannot carry is not affirming, whatever it says."
+    yield "The rule `data.touchstone.outcome` must give an object for each submodule in `input.checked`, and for no other."
+    yield "The object has exactly two fields:"
     yield ""
-    yield "Values have names, in `ar4si/data.json` of each bundle: `data.ar4si.file_system.published`. Every claim also has"
-    yield ", ".join(f"`{name}` {value}" for value, (name, _) in ANY_VALUES.items()) + "."
+    yield "- `trust_vector`: at least one claim, with an integer from −128 to 127 for each."
+    yield f"- `reasons`: at most {MAX_REASONS} codes of [reason-codes.md](reason-codes.md)."
+    yield ""
+    yield "Anything else is an error of the policy: a float, the number 258, an unknown claim or code, or no outcome at all."
+    yield "That appraisal ends with `none` (−1) and the reason `policy.failed`."
+    yield "A policy can lower a value and never raise it:"
+    yield "a claim is not affirming if the evidence cannot support that, whatever the policy says."
+    yield ""
+    yield "Values have names, such as `data.ar4si.file_system.published`; each bundle has them in `ar4si/data.json`."
+    yield "Besides the values in the table, every claim may have one of these:"
+    yield ", ".join(f"`{name}` ({value})" for value, (name, _) in ANY_VALUES.items()) + "."
     yield ""
     yield "| claim | name | value | tier | meaning |"
     yield "|---|---|---|---|---|"
@@ -159,7 +169,7 @@ def _one_line(text: str) -> str:
 
 
 def main() -> None:
-    """Write the pages into the folder that is named."""
+    """Write the pages into the folder that the first argument names."""
     folder = Path(sys.argv[1])
     (folder / "policy-input.md").write_text(page(), encoding="utf-8")
     for name, schema in (("input", input_schema()), ("outcome", outcome_schema())):

@@ -1,7 +1,7 @@
 """
-Two versions of a policy compared by what they mean: rules, data, reference values.
+Compare two versions of a policy by what they mean: rules, data, reference values.
 
-Comments and layout of Rego do not count, nor does the order of names in JSON.
+Comments and layout of Rego do not matter, and neither does the order of keys in JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from verifier.policy.admission import Inspection
 from verifier.policy.bundle import TEST_SUFFIX, Bundle
 from verifier.references.measured import Document
 
-_SHOWN: Final = 200
+_MAX_SHOWN: Final = 200
 
 
 class Difference(Struct, frozen=True):
-    """One thing that is not the same."""
+    """One thing that differs."""
 
     part: Literal["manifest", "rule", "test", "data", "reference"]
     name: str
@@ -30,11 +30,11 @@ class Difference(Struct, frozen=True):
     before: str | None = None
     after: str | None = None
     text: str = ""
-    """For a rule that changed, its lines as a unified diff."""
+    """Lines as a diff: the rule's own if a rule changed, names of files if a reference value changed."""
 
 
 def compare(old: Bundle, old_rules: Inspection, new: Bundle, new_rules: Inspection) -> list[Difference]:
-    """Everything that *new* means differently than *old*."""
+    """Everything in which *new* means something else than *old*."""
     return [
         *_manifest(old, new),
         *_rules(old_rules.rules, new_rules.rules),
@@ -58,7 +58,7 @@ def _rules(
     found = []
     for name in sorted(before.keys() | after.keys()):
         was, becomes = before.get(name, []), after.get(name, [])
-        # Rules of one name are alternatives: their order does not matter.
+        # Rules with the same name are alternatives, so their order does not matter.
         if sorted(meaning for meaning, _ in was) == sorted(meaning for meaning, _ in becomes):
             continue
         kind: Literal["added", "removed", "changed"] = (
@@ -74,7 +74,7 @@ def _by_name(files: Mapping[str, list[tuple[str, str, str]]]) -> dict[str, list[
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for file, rules in files.items():
         for name, meaning, text in rules:
-            # Helpers of tests judge nobody.
+            # Helper rules of tests do not matter: they judge nobody.
             if not file.endswith(TEST_SUFFIX) or ".test_" in name:
                 found[name].append((meaning, text))
     return found
@@ -85,7 +85,7 @@ def _lines(rules: list[tuple[str, str]]) -> list[str]:
 
 
 def _data(path: str, old: Any, new: Any) -> list[Difference]:
-    # As JSON: to Python 1 and true are equal.
+    # Compared as JSON, because in Python 1 equals true.
     if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):
         return []
     if isinstance(old, dict) and isinstance(new, dict):
@@ -126,9 +126,9 @@ def _files(old: Document, new: Document) -> list[str]:
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
             lines += [f"-{name}"] * (name in before) + [f"+{name}"] * (name in after)
-    return lines[:_SHOWN]
+    return lines[:_MAX_SHOWN]
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

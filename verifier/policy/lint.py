@@ -1,9 +1,10 @@
 """
-What a policy must not hold, found before anything of it is evaluated.
+Lint: what a policy must not contain, found before anything of it is evaluated.
 
-A policy judges what it was given and nothing else: no clock, no chance, no network, no environment.
-It ends, on every input; and it says nothing where it has nothing to say.  `check` reads regorus' syntax
-trees (``get_ast_as_json``, decoded) and needs no engine.  An error keeps a bundle out, a warning does not.
+A policy judges its input and its data and nothing else: no clock, no random numbers, no network, no
+environment.  It ends on every input, and it gives no outcome if it has no reason for one.  `check`
+reads regorus' syntax trees (``get_ast_as_json``, decoded) and needs no engine.  A bundle with an
+error is refused; a warning only informs its author.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from verifier.policy import ar4si, callgraph
-from verifier.policy.callgraph import (
+from verifier.policy.syntax import (
     full_path,
     head_of,
     imports_of,
@@ -27,16 +28,18 @@ from verifier.policy.callgraph import (
 )
 
 MAX_RANGE: Final = 100_000
-"""So many numbers, characters or bits may be asked for in one call with constant arguments."""
+"""One call with constant arguments may make so many numbers, characters or bits at most."""
 _MAX_INTEGER: Final = 2**53
-"""Beyond it readers of JSON disagree about which number was meant."""
+"""Readers of JSON disagree about larger integers."""
 _ENTRY: Final = "outcome"
-_HOME: Final = "touchstone"
-_WIDTH: Final = re.compile(r"%[^%a-zA-Z]*?(\d{4,})")
+"""The name of the rule that the verifier evaluates."""
+_PACKAGE: Final = "touchstone"
+"""The package of that rule."""
+_FORMAT_WIDTH: Final = re.compile(r"%[^%a-zA-Z]*?(\d{4,})")
 
 
 class Level(StrEnum):
-    """Whether a finding keeps a bundle out."""
+    """Whether a bundle is refused for a finding."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -44,14 +47,14 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class LintFinding:
-    """What is wrong, where, and what to do instead."""
+    """What is wrong, where, and what the author should do."""
 
     level: Level
     rule: str
     file: str
     line: int
     column: int
-    """From 1, in characters; the engine's own messages count bytes, and four for a tab."""
+    """From 1, in characters.  (The engine's own messages count bytes, and four for a tab.)"""
     sentence: str
 
     def __str__(self) -> str:
@@ -59,31 +62,37 @@ class LintFinding:
         return f"{self.file}:{self.line}:{self.column}: {self.sentence} ({self.rule})"
 
 
-_CHANCE: Final = (
+_NONDETERMINISTIC: Final = (
     "nondeterministic",
-    "differs each time; the same evidence must get the same outcome, so judge input",
+    "gives another value each time, but equal evidence must get equal outcomes. Judge input instead",
 )
-_NETWORK: Final = ("network", "is about the network; give what a policy must know as the bundle's data")
+_NETWORK: Final = ("network", "uses the network. Put what the policy must know into the bundle's data")
 _ABSENT: Final = (
     "builtin",
-    "is not in every engine; signatures and digests are checked before: judge input.checked",
+    "is not in every engine. The verifier checks signatures and digests itself, so judge input.checked",
 )
-_METADATA: Final = ("builtin", "is not in every engine; put what the rule needs into the bundle's data")
-# By name, or by prefix where it ends in a dot: rule and sentence.
+_METADATA: Final = ("builtin", "is not in every engine. Put what the rule needs into the bundle's data")
+# By name, or by prefix if the key ends in a dot: the lint rule, and how its sentence goes on after the name.
 _BUILTINS: Final[Mapping[str, tuple[str, str]]] = {
     "http.": _NETWORK,
     "net.": _NETWORK,
-    "rand.": _CHANCE,
-    "uuid.": _CHANCE,
-    "opa.runtime": ("environment", "shows the machine that evaluates; give it as the bundle's data"),
-    "time.now_ns": ("clock", "reads the clock; the date of the appraisal is input.date"),
-    "yaml.": ("builtin", "is about YAML, which engines read differently; give it as data.json in the bundle"),
+    "rand.": _NONDETERMINISTIC,
+    "uuid.": _NONDETERMINISTIC,
+    "opa.runtime": (
+        "environment",
+        "reads the machine's environment. Put what the policy must know into the bundle's data",
+    ),
+    "time.now_ns": ("clock", "reads the clock. Use input.date, the date of the appraisal"),
+    "yaml.": (
+        "builtin",
+        "is about YAML, which engines read differently. Put the data into data.json of the bundle",
+    ),
     "io.jwt.": _ABSENT,
     "crypto.": _ABSENT,
     "rego.metadata.": _METADATA,
-    "rego.parse_module": ("builtin", "reads other policies; put their rules into this bundle"),
-    "trace": ("builtin", "goes nowhere here; give reason codes with the outcome"),
-    "print": ("print", "is seen in tests only; give reason codes with the outcome, or take it out"),
+    "rego.parse_module": ("builtin", "reads other policies. Put their rules into this bundle"),
+    "trace": ("builtin", "has no effect here. Give reason codes with the outcome"),
+    "print": ("print", "has an effect in tests only. Give reason codes with the outcome, or remove it"),
 }
 
 
@@ -92,40 +101,41 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
     All findings, by file, line and column.
 
     Args:
-        modules: As ``json.loads(engine.get_ast_as_json())`` has them.
-        tests: Which files are tests; they may replace what is given, and only they have tests.
+        modules: The modules as ``json.loads(engine.get_ast_as_json())`` gives them.
+        tests: The names of the files with tests.  Only these may replace input and data, and only
+            their tests run.
     """
-    found = set(_whole(modules, tests))
+    found = set(_check_together(modules, tests))
     for module in modules:
         found |= set(_Module(module, is_test=module["source"]["file"] in tests).findings())
     for cycle in callgraph.cycles(modules):
         sentence = (
-            f"{cycle} goes round, and the engine would crash; repeat over a collection that is given "
-            f"(some … in, every, a comprehension) instead"
+            f"{cycle} is recursion, and the engine would crash. Repeat over a collection instead "
+            f"(some … in, every, a comprehension)"
         )
         found.add(LintFinding(Level.ERROR, "recursion", cycle.file, cycle.line, cycle.column, sentence))
     return tuple(sorted(found, key=lambda f: (f.file, f.line, f.column, f.rule, f.sentence)))
 
 
-def _whole(modules: Sequence[Any], tests: frozenset[str]) -> Iterator[LintFinding]:
-    """What concerns all modules together."""
+def _check_together(modules: Sequence[Any], tests: frozenset[str]) -> Iterator[LintFinding]:
+    """Check what concerns all modules together: that there is an entry, and that there are tests."""
     rules = [m for m in modules if m["source"]["file"] not in tests]
     if not any(
-        package == [_HOME] and names[0] == _ENTRY and kind != "Default"
+        package == [_PACKAGE] and names[0] == _ENTRY and kind != "Default"
         for package, kind, names in _heads(rules)
     ):
         yield _missing(
             rules or modules,
             "entry",
-            f"there is no rule {_HOME}.{_ENTRY}, which is what is asked; say in it for each "
-            "submodule of input.checked its trust_vector and reasons",
+            f"there is no rule {_PACKAGE}.{_ENTRY}, which the verifier evaluates. Give in it the "
+            "trust_vector and the reasons of each submodule of input.checked",
         )
     heads = _heads([m for m in modules if m["source"]["file"] in tests])
     if not any(names[0].startswith("test_") and kind in ("Compr", "Set") for _, kind, names in heads):
         yield _missing(
             [m for m in modules if m["source"]["file"] in tests] or modules,
             "tests-missing",
-            "there is no test; write rules named test_… in a file *_test.rego",
+            "there is no test. Write rules named test_… in a file *_test.rego",
         )
 
 
@@ -147,7 +157,7 @@ def _missing(modules: Sequence[Any], rule: str, sentence: str) -> LintFinding:
 
 
 class _Module:
-    """The findings in one module."""
+    """Checks one module."""
 
     def __init__(self, module: Any, *, is_test: bool) -> None:
         self._file = module["source"]["file"]
@@ -162,7 +172,7 @@ class _Module:
         return LintFinding(level, rule, self._file, *position_of(span, self._source), sentence)
 
     def findings(self) -> Iterator[LintFinding]:
-        """All but what takes more than one module."""
+        """All findings that need this module alone."""
         yield from self._check_package()
         for span, path, alias in imports_of(self._module, self._source):
             yield from self._check_import(span, path, alias)
@@ -174,44 +184,46 @@ class _Module:
         span, package = self._ast["package"]["span"], self._package
         name = ".".join(package)
         if self._computed:
-            yield self._error(span, "package", "the package's name has escapes; write it plainly")
+            yield self._error(span, "package", "the package's name has escapes. Write it without them")
         elif self._is_test:
             if not package[-1].endswith("_test"):
-                sentence = f"a test in package {name}; its package must end in _test, such as {_HOME}_test"
+                sentence = f"the package of a test must end in _test, but this is {name}. Use {_PACKAGE}_test, for example"
                 yield self._error(span, "package", sentence)
-        elif package[0] != _HOME and package != ["ar4si"]:
+        elif package[0] != _PACKAGE and package != ["ar4si"]:
             yield self._error(
-                span, "package", f"package {name}; rules belong into {_HOME}, {_HOME}.… or ar4si"
+                span,
+                "package",
+                f"the package of a rule must be {_PACKAGE}, {_PACKAGE}.… or ar4si, but this is {name}",
             )
 
     def _check_import(self, span: Any, path: list[str], alias: str) -> Iterator[LintFinding]:
         name = ".".join(path)
         if alias in ("data", "input"):
             yield self._error(
-                span, "import", f"{name} would be called {alias}, which hides {alias}; give it another name"
+                span, "import", f"{name} is imported as {alias}, which hides {alias}. Give it another name"
             )
         elif not (
             path == ["rego", "v1"] or path[:2] == ["future", "keywords"] or path[0] in ("data", "input")
         ):
-            sentence = f"{name} cannot be imported; only rego.v1, future.keywords, data.… and input.… can"
+            sentence = f"{name} cannot be imported. Import only rego.v1, future.keywords, data.… and input.…"
             yield self._error(span, "import", sentence)
 
     def _check_rule(self, rule: Any) -> Iterator[LintFinding]:
         kind, head = head_of(rule)
         span, name = head["span"], full_path(head["refr"], self._source)[0][0]
-        if self._package == [_HOME] and name == _ENTRY and not self._is_test:
+        if self._package == [_PACKAGE] and name == _ENTRY and not self._is_test:
             if kind == "Func":
-                sentence = (
-                    f"{_ENTRY} is a function; it must be a rule: {_ENTRY}[name] := … if some name, facts in …"
-                )
+                sentence = f"{_ENTRY} is a function, but it must be a rule: {_ENTRY}[name] := … if some name, facts in …"
                 yield self._error(span, "entry", sentence)
             elif kind == "Default":
-                sentence = f"{_ENTRY} has a default, and would conclude where nothing was found; leave it undefined then"
+                sentence = (
+                    f"{_ENTRY} has a default, and would give an outcome without a reason. Remove the default"
+                )
                 yield self._error(span, "entry", sentence)
         if name.startswith("test_") and not self._is_test:
-            yield self._error(span, "test-outside", f"{name} would never run; move it to a file *_test.rego")
+            yield self._error(span, "test-outside", f"{name} would never run. Move it to a file *_test.rego")
         if name.startswith("todo_test_"):
-            sentence = f"{name} does not run; finish it and call it {name.removeprefix('todo_')}"
+            sentence = f"{name} does not run. Finish it and rename it to {name.removeprefix('todo_')}"
             yield self._error(span, "test-todo", sentence, Level.WARNING)
         if self._names_values:
             return
@@ -221,13 +233,11 @@ class _Module:
             values = [assign["value"] for assign in assigned if assign]
         for value in values:
             if _integer(value) is not None:
-                sentence = (
-                    f"{name} is a bare number; name it through data.ar4si, or keep it in the bundle's data"
-                )
+                sentence = f"{name} is a bare number. Use a name of data.ar4si, or put the number into the bundle's data"
                 yield self._error(start_of(value), "bare-number", sentence, Level.WARNING)
 
     def _check_inside(self, rule: Any) -> Iterator[LintFinding]:
-        # Not by calling itself: the tree may be deep.
+        # Without recursion, because the tree may be deep.
         work: list[Any] = [rule]
         while work:
             node = work.pop()
@@ -251,12 +261,15 @@ class _Module:
         yield from self._check_builtin(call["fcn"], start_of(call["fcn"]))
         size = _size(self._name(call["fcn"]), call["params"])
         if size > MAX_RANGE:
-            sentence = f"this makes {size} elements, and at most {MAX_RANGE} may be asked for; go through what is given"
+            sentence = (
+                f"this makes {size} elements, and at most {MAX_RANGE} are allowed. "
+                "Go through a collection of the input instead"
+            )
             yield self._error(start_of(call["fcn"]), "unbounded", sentence)
 
     def _check_with(self, changed: Any) -> Iterator[LintFinding]:
         if not self._is_test:
-            sentence = "a policy must judge what it was given, not what it replaced; use with in tests only"
+            sentence = "a policy must not replace its input or data. Use with in tests only"
             yield self._error(changed["span"], "with", sentence)
         for expr in (changed["refr"], changed["as"]):
             yield from self._check_builtin(expr, start_of(expr))
@@ -274,13 +287,13 @@ class _Module:
         return "" if kind != "Var" or computed else ".".join([content["value"], *names])
 
     def _check_number(self, number: Any) -> Iterator[LintFinding]:
-        # The tree has 1 for 1.0: only the text tells.
+        # The tree has 1 for 1.0, so only the text shows the difference.
         text = text_of(number["span"], self._source)
         if any(sign in text for sign in ".eE"):
-            sentence = f"{text[:40]} is not an integer; values are integers, so count in smaller units"
+            sentence = f"{text[:40]} is not an integer, and values are integers. Count in smaller units"
             yield self._error(number["span"], "number", sentence)
         elif abs(number["value"]) > _MAX_INTEGER:
-            sentence = f"{text[:40]} is beyond 2^53, where readers of JSON disagree; use a smaller number, or a string"
+            sentence = f"{text[:40]} is beyond 2^53, where readers of JSON disagree. Use a smaller number, or a string"
             yield self._error(number["span"], "number", sentence)
 
     def _check_object(self, content: Any) -> Iterator[LintFinding]:
@@ -294,9 +307,9 @@ class _Module:
                 continue
             name = next((name for name, known in values.items() if known == number), None)
             sentence = (
-                f"{number} is a bare number; write data.ar4si.{claim}.{name}"
+                f"{number} is a bare number. Write data.ar4si.{claim}.{name}"
                 if name
-                else f"{number} is no value of {text['value']}; use one of data.ar4si.{claim}"
+                else f"{number} is not a value of {text['value']}. Use one of data.ar4si.{claim}"
             )
             yield self._error(start_of(value), "bare-number", sentence, Level.WARNING)
 
@@ -305,14 +318,14 @@ _CLAIMS: Final = ar4si.names()
 
 
 def _prefix(name: str) -> str:
-    """``io.jwt.`` of ``io.jwt.decode``: two names where the table has them, else one."""
+    """The prefix of a builtin: ``io.jwt.`` of ``io.jwt.decode``, because the table has both names, or else one name."""
     parts = name.split(".")
     two = ".".join(parts[:2]) + "."
     return two if len(parts) > 2 and two in _BUILTINS else parts[0] + "." if len(parts) > 1 else ""
 
 
 def _integer(expr: Any) -> int | None:
-    """What a literal says, with its sign; `None` for anything else."""
+    """The value of an integer literal with its sign; `None` for any other expression."""
     kind, content = kind_of(expr)
     sign = 1
     if kind == "UnaryExpr":
@@ -322,7 +335,7 @@ def _integer(expr: Any) -> int | None:
 
 
 def _size(name: str, params: Sequence[Any]) -> int:
-    """How much a call with constant arguments makes; 0 where that cannot be told."""
+    """How many elements a call with constant arguments makes; 0 if that is unknown."""
     numbers = [_integer(param) for param in params]
     match name, numbers:
         case "numbers.range", [int(first), int(last), *_]:
@@ -334,6 +347,6 @@ def _size(name: str, params: Sequence[Any]) -> int:
         case "sprintf", [_, *_]:
             kind, content = kind_of(params[0])
             if kind in ("String", "RawString"):
-                # Leading digits suffice: a width of a thousand digits is as wide as can be.
-                return max((int(width[:18]) for width in _WIDTH.findall(content["value"])), default=0)
+                # The first digits are enough: any width of so many digits is far too large.
+                return max((int(width[:18]) for width in _FORMAT_WIDTH.findall(content["value"])), default=0)
     return 0

@@ -1,12 +1,12 @@
 """
 Which policy judges which node: active, canary and shadow.  Pure.
 
-    published ─▶ trial ─▶ shadow ─▶ canary ─▶ active      any step may be left out, and is said to be
-        ◀──────────────── rollback ────────────┘           at any point, in one call
+    published ─▶ trial ─▶ shadow ─▶ canary ─▶ active      any step may be skipped; the change says which
+        ◀──────────────── rollback ────────────┘           from any step, in one call
 
-A canary judges a share of the nodes, the same ones each time: by the digest of a node's id,
-so that a larger share only adds nodes.  A shadow judges nobody: it is asked beside, and
-what would differ is counted.
+A canary judges a share of the nodes.  The digest of a node's id decides whether it is one of
+them, so they are always the same nodes, and a larger share only adds nodes.  A shadow judges
+nobody: it is evaluated beside the other policies, and differences are counted.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ ACTIONS: Final = ("shadow", "canary", "promote", "rollback")
 
 @dataclass(frozen=True)
 class Rollout:
-    """The rollout as it stands, by digests of policies."""
+    """The state of the rollout, with policies by their digests."""
 
     active: str
     shadow: str | None = None
     canary: str | None = None
     permille: int = 0
-    """Share of the nodes under the canary, thousandths."""
+    """The share of nodes that the canary judges, in thousandths."""
     generation: int = 0
-    """The newest change that results depend on."""
+    """The number of the newest change that results depend on."""
 
     def policy_for(self, node_id: str) -> str:
         """The policy that judges a node."""
@@ -40,45 +40,51 @@ class Rollout:
 
 
 def bucket(node_id: str) -> int:
-    """A node's place among the canaries, 0 to 999: the lower, the earlier."""
+    """A node's number, 0 to 999: a canary judges the nodes whose number is below its share in thousandths."""
     digest = hashlib.sha256(b"touchstone/canary/1" + node_id.encode()).digest()
     return int.from_bytes(digest[:8], "big") % 1000
 
 
 def shadow(rollout: Rollout, policy: str | None) -> Rollout:
-    """Ask *policy* beside the others, or nobody."""
+    """Make *policy* the shadow, or end the shadow if it is `None`."""
     _refuse_active(rollout, policy)
     if policy is None and rollout.shadow is None:
-        raise RequestError("no policy is asked beside the others", code="policy.state")
+        raise RequestError("there is no shadow to end", code="policy.state")
     return replace(rollout, shadow=policy)
 
 
 def canary(rollout: Rollout, policy: str, permille: int) -> Rollout:
-    """Let *policy* judge a share of the nodes."""
+    """Make *policy* the canary, for a share of the nodes."""
     _refuse_active(rollout, policy)
     if not 1 <= permille <= 1000:
-        raise RequestError("the share of a canary is between 1 and 1000 thousandths")
+        raise RequestError("the share of a canary must be between 1 and 1000 thousandths")
     return replace(rollout, canary=policy, permille=permille, shadow=_unless(rollout.shadow, policy))
 
 
 def promote(rollout: Rollout, policy: str) -> Rollout:
-    """Let *policy* judge all nodes; a canary ends with it."""
+    """Make *policy* the active one, which ends the canary."""
     _refuse_active(rollout, policy)
     return replace(rollout, active=policy, canary=None, permille=0, shadow=_unless(rollout.shadow, policy))
 
 
-def rollback(rollout: Rollout, before: str | None) -> Rollout:
+def rollback(rollout: Rollout, previous: str | None) -> Rollout:
     """
-    End the canary; where there is none, go back to the policy that was active *before*.
+    End the canary, or if there is none make *previous* active again.
+
+    Args:
+        previous: The policy that was active before the present one.
 
     Raises:
-        RequestError: there is no canary, and nothing was active before.
+        RequestError: there is no canary and no previous policy.
     """
     if rollout.canary is not None:
         return replace(rollout, canary=None, permille=0)
-    if before is None:
-        raise RequestError("no other policy was active before this one", code="policy.state")
-    return replace(rollout, active=before, shadow=_unless(rollout.shadow, before))
+    if previous is None:
+        raise RequestError(
+            "no other policy was active before this one, so there is nothing to go back to",
+            code="policy.state",
+        )
+    return replace(rollout, active=previous, shadow=_unless(rollout.shadow, previous))
 
 
 def _unless(policy: str | None, other: str) -> str | None:

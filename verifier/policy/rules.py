@@ -1,4 +1,4 @@
-"""The rules of a module, read off regorus' syntax tree: for running tests and for comparing versions."""
+"""The rules of a module, read from regorus' syntax tree: to run tests and to compare versions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# What says where something stands, and nothing of what it means.
-_PLACES = ("span", "eidx", "sidx", "qidx")
+# Keys that say where something stands, and nothing about what it means.
+_PLACE_KEYS = ("span", "eidx", "sidx", "qidx")
 
 
 def of(modules: Sequence[Any]) -> dict[str, list[tuple[str, str, str]]]:
     """
-    By file the rules in it: full name, digest of its meaning, source text.
+    The rules by file: the full name, the digest of the meaning and the source text of each.
 
-    The digest is over the tree without places, so that comments and layout do not matter.
+    The digest is over the tree without places, so comments and layout do not change it.
     """
     found = {}
     for module in modules:
@@ -28,18 +28,18 @@ def of(modules: Sequence[Any]) -> dict[str, list[tuple[str, str, str]]]:
 
 
 def _imports(module: Any) -> dict[str, Any]:
-    """What each imported name of a module stands for."""
+    """The path of each imported name of a module."""
     source, found = module["source"]["contents"].encode(), {}
-    for each in module["ast"]["imports"]:
-        (kind,) = each["refr"]
-        last = each["refr"][kind]
-        if given := each.get("as"):
-            name = source[given["start"] : given["end"]].decode()
+    for imported in module["ast"]["imports"]:
+        (kind,) = imported["refr"]
+        last = imported["refr"][kind]
+        if alias := imported.get("as"):
+            name = source[alias["start"] : alias["end"]].decode()
         elif kind == "RefDot":
             name = str(last["field"][1])
         else:
             name = str(last["value"] if kind == "Var" else last["index"].get("String", {}).get("value", ""))
-        found[name] = _bare(each["refr"])
+        found[name] = _without_places(imported["refr"])
     return found
 
 
@@ -52,7 +52,7 @@ def tests(modules: Sequence[Any], files: Sequence[str]) -> Iterator[tuple[str, s
             continue
         for rule in module["ast"]["rules"]:
             name = name_of(rule)
-            # A default alone would hold whatever the policy does.
+            # A default alone would be true whatever the policy does.
             if "Spec" in rule and name.startswith("test_") and (package, name) not in seen:
                 seen.add((package, name))
                 yield file, package, name, span_of(rule)["line"]
@@ -64,7 +64,7 @@ def package_of(module: Any) -> str:
 
 
 def name_of(rule: Any) -> str:
-    """A rule's name as it stands in its head, brackets left out."""
+    """A rule's name as its head has it, without brackets."""
     if "Default" in rule:
         return _path(rule["Default"]["refr"])
     (head,) = rule["Spec"]["head"].values()
@@ -72,7 +72,7 @@ def name_of(rule: Any) -> str:
 
 
 def span_of(rule: Any) -> Any:
-    """Where a rule stands: line and column from 1, start and end in characters."""
+    """The span of a rule: line and column from 1, start and end in bytes."""
     (kind,) = rule.values()
     return kind["span"]
 
@@ -91,21 +91,21 @@ def _path(refr: Any) -> str:
 def _text(rule: Any, module: Any) -> str:
     source, span = module["source"]["contents"].encode(), span_of(rule)
     end = span["end"]
-    # A rule that ends in a string ends for regorus before its quote.
+    # If a rule ends in a string, the span of regorus ends before the closing quote.
     end += source[end : end + 1] in (b'"', b"`")
     return str(source[span["start"] : end].decode(errors="replace"))
 
 
 def _meaning(rule: Any, imports: Mapping[str, Any]) -> str:
-    bare = json.dumps(_bare(rule), sort_keys=True)
-    used = {name: path for name, path in imports.items() if f'"value": {json.dumps(name)}' in bare}
-    return hashlib.sha256((bare + json.dumps(used, sort_keys=True)).encode()).hexdigest()
+    text = json.dumps(_without_places(rule), sort_keys=True)
+    used = {name: path for name, path in imports.items() if f'"value": {json.dumps(name)}' in text}
+    return hashlib.sha256((text + json.dumps(used, sort_keys=True)).encode()).hexdigest()
 
 
-def _bare(node: Any) -> Any:
+def _without_places(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _bare(value) for key, value in node.items() if key not in _PLACES}
+        return {key: _without_places(value) for key, value in node.items() if key not in _PLACE_KEYS}
     if isinstance(node, list):
-        # A field is a place and a name: [{"line": …}, "name"].
-        return [_bare(item) for item in node if not (isinstance(item, dict) and "line" in item)]
+        # A field is a list of its place and its name: [{"line": …}, "name"].
+        return [_without_places(item) for item in node if not (isinstance(item, dict) and "line" in item)]
     return node

@@ -1,4 +1,4 @@
-"""Running a bundle's own tests, as ``opa test`` does: every rule named ``test_*`` must be true."""
+"""Run a bundle's own tests, as ``opa test`` does: every rule named ``test_*`` must be true."""
 
 from __future__ import annotations
 
@@ -8,41 +8,44 @@ from typing import Final
 from xml.etree import ElementTree as ET
 
 from verifier.policy.bundle import Bundle
-from verifier.policy.engine import run_task
+from verifier.policy.process import run_task
 
 TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True)
 class Test:
-    """How one test went."""
+    """The result of one test."""
 
     file: str
     line: int
     name: str
     """``data.PACKAGE.test_NAME``."""
     why: str | None
-    """Why it failed: what it gave instead of true, or the error with its place."""
+    """Why it failed: its value if that is not true, or the error with its place.  `None` if it passed."""
     seconds: float
     printed: tuple[str, ...]
+    """The lines that the policy printed."""
 
 
 @dataclass(frozen=True)
 class TestReport:
-    """How a bundle's tests went, and which lines of its rules they reached."""
+    """The results of a bundle's tests, and which lines of its rules they reached."""
 
     tests: tuple[Test, ...]
     covered: Mapping[str, tuple[int, ...]]
+    """By file, the lines that some test reached."""
     missed: Mapping[str, tuple[int, ...]]
+    """By file, the lines that no test reached."""
 
     @property
     def failed(self) -> tuple[Test, ...]:
-        """Those that are not true."""
+        """The tests that are not true."""
         return tuple(test for test in self.tests if test.why is not None)
 
     @property
     def coverage(self) -> float:
-        """The share of lines reached, per cent; a bundle without lines that could be is covered."""
+        """The share of lines that were reached, per cent; 100 if there are no lines to reach."""
         reached = sum(map(len, self.covered.values()))
         lines = reached + sum(map(len, self.missed.values()))
         return 100.0 if not lines else 100 * reached / lines
@@ -50,7 +53,7 @@ class TestReport:
 
 async def run(bundle: Bundle) -> TestReport:
     """
-    Run all tests of a bundle, in a process of its own.
+    Run all tests of a bundle in a process of its own.
 
     Raises:
         PolicyError: the bundle cannot be compiled, or a test loops or crashes.
@@ -67,7 +70,7 @@ async def run(bundle: Bundle) -> TestReport:
 
 
 def junit(bundle: Bundle, report: TestReport) -> bytes:
-    """The report as CI reads it: one ``testsuite``, a ``testcase`` for each rule."""
+    """The report as JUnit XML, which CI reads: one ``testsuite``, a ``testcase`` for each rule."""
     suite = ET.Element(
         "testsuite",
         name=bundle.id,
@@ -98,5 +101,5 @@ def junit(bundle: Bundle, report: TestReport) -> bytes:
 
 
 def _printable(text: str) -> str:
-    """XML has no control characters, and what a policy prints may."""
+    """*text* without control characters, which XML cannot have."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,16 +1,16 @@
 """
 The process in which policies are read, tested and evaluated: regorus, with a limit on memory.
 
-Speaks frames on its standard input and output: four bytes little-endian length, then the
-content.  The first frame in is the task and its bundle, as JSON; what follows depends on the
-task.  A policy that crashes takes this process with it and nothing else; its parent kills
-it when it takes too long.
+It reads and writes frames on its standard input and output: the length as four bytes,
+little-endian, and the content.  The first frame that it reads is the task with its bundle, as
+JSON; the others depend on the task.  A policy that crashes ends this process and nothing
+else.  The parent kills the process if it takes too long.
 
-    evaluate  is answered once when the bundle is compiled, and then goes on with batches: how
-              many inputs, then each, JSON; for each an outcome, JSON behind a byte that says
-              whether it is one (0) or an error's text (1)
-    inspect   is answered once: lint findings, and the rules of each module
-    test      is answered once: how each rule named test_* went, and what was covered
+    evaluate  answers once when the bundle is compiled.  After that it reads batches: a frame
+              with the number of inputs, and a frame with each input as JSON.  It answers each
+              input with a byte and a text: 0 and the outcome as JSON, or 1 and an error
+    inspect   answers once, with the lint findings and the rules of each module
+    test      answers once, with the result of each rule named test_* and the lines they reached
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ RULE: Final = "data.touchstone.outcome"
 MAX_FRAME: Final = 8 << 20
 OUTCOME, ERROR = b"\x00", b"\x01"
 _FLUSH_S: Final = 0.02
-"""Answers are not held back longer: the parent's deadline is for a single one."""
-# With nothing to judge only mistakes show: names are resolved at the first evaluation.
+"""Answers are not held back longer, because the parent's time limit is for a single one."""
+# An evaluation with nothing to judge: it shows mistakes, because names are resolved at the first evaluation.
 NOTHING: Final = (
     '{"checked": {}, "references": {}, "node": {"operator": "", "state": "active"}, "date": "1970-01-01"}'
 )
 
-_PLACED: Final = re.compile(r"--> (\S+:\d+:\d+)\n.*^error: (.*)\Z", re.DOTALL | re.MULTILINE)
+_ERROR_WITH_PLACE: Final = re.compile(r"--> (\S+:\d+:\d+)\n.*^error: (.*)\Z", re.DOTALL | re.MULTILINE)
 
 _Task: TypeAlias = Callable[[Any, Mapping[str, Any], BinaryIO, BinaryIO], None]
 
@@ -46,8 +46,8 @@ def main() -> None:
     import regorus
 
     source = sys.stdin.buffer
-    # Large enough that a batch goes out at once; what is to be seen sooner is flushed.
-    sink = open(1, "wb", buffering=1 << 18, closefd=False)  # noqa: SIM115  # for life
+    # The buffer holds the answers to a whole batch.  What must be seen sooner is flushed.
+    sink = open(1, "wb", buffering=1 << 18, closefd=False)  # noqa: SIM115  # open until the process ends
     head = receive(source)
     if head is None:
         return
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _limit(memory_bytes: int) -> None:
-    # The interpreter and the engine have reserved address space of their own by now.
+    # The limit comes on top of the address space that the interpreter and the engine have reserved by now.
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text().split()[0]) if statm.exists() else 0
     limit = pages * resource.getpagesize() + memory_bytes
@@ -82,9 +82,9 @@ def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bin
     send(sink, b"{}")
     while (count := receive(source)) is not None:
         flushed = time.monotonic()
-        for given in _inputs(source, int.from_bytes(count, "little")):
+        for policy_input in _inputs(source, int.from_bytes(count, "little")):
             try:
-                engine.set_input_json(given.decode())
+                engine.set_input_json(policy_input.decode())
                 answer = OUTCOME + engine.eval_rule_as_json(RULE).encode()
             except (RuntimeError, ValueError) as error:
                 answer = ERROR + message(error).encode()
@@ -97,10 +97,10 @@ def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bin
 
 def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
     for _ in range(count):
-        given = receive(source)
-        if given is None:
+        policy_input = receive(source)
+        if policy_input is None:
             return
-        yield given
+        yield policy_input
 
 
 def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
@@ -145,14 +145,14 @@ def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryI
 
 
 def message(error: BaseException) -> str:
-    """An error of the engine as ``FILE:LINE:COLUMN: sentence``, where it names a place; bounded."""
+    """An error of the engine in bounded length, as ``FILE:LINE:COLUMN: sentence`` if it names a place."""
     text = str(error).split("\n\nStack backtrace")[0].strip()
-    placed = _PLACED.match(text)
+    placed = _ERROR_WITH_PLACE.match(text)
     return (f"{placed[1]}: {placed[2]}" if placed else text)[:2000]
 
 
 def receive(source: BinaryIO) -> bytes | None:
-    """A frame; `None` at the end."""
+    """Read a frame; `None` at the end of the input."""
     head = source.read(4)
     if len(head) < 4:
         return None

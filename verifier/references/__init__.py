@@ -1,1 +1,1 @@
-"""Reference values, and the pool of challenges minted from them."""
+"""Reference values: their formats, their sources, and conflicts between them."""

@@ -1,8 +1,8 @@
 """
-A chain of certificates, from who signed a model to an authority that is trusted (RFC 5280 §6).
+Verify a chain of certificates, from the signer of a model to a trusted authority (RFC 5280 §6).
 
-Small on purpose: code-signing leaves, authorities that sign certificates, no names beyond
-issuer and subject, no revocation.  An extension that must be understood and is not closes it.
+It does little on purpose: leaves that sign code, authorities that sign certificates, no names
+but issuer and subject, no revocation.  A critical extension that is not understood is refused.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _UNDERSTOOD: Final = (
 
 def verify_chain(chain: Sequence[bytes], roots: Sequence[bytes], at: datetime) -> x509.Certificate:
     """
-    Verify a chain and give its leaf.
+    Verify a chain and return its leaf.
 
     Args:
-        chain: DER, the leaf first; roots among them are not trusted for being there.
-        roots: PEM files of the authorities that are trusted.
+        chain: DER, the leaf first.  A root in the chain is not trusted for being there.
+        roots: PEM files of the trusted authorities.
         at: The moment of evaluation, with a time zone.
 
     Raises:
-        ReferenceValueError: naming the certificate and what is wrong with it.
+        ReferenceValueError: the chain is refused; the message names the certificate and says why.
     """
     try:
         certificates = [x509.load_der_x509_certificate(der) for der in chain]
@@ -57,12 +57,12 @@ def verify_chain(chain: Sequence[bytes], roots: Sequence[bytes], at: datetime) -
         _check_extensions(current)
         anchors = [each for each in trusted if _issued(each, current)]
         if anchors:
-            # A root that was renewed has a name and key twice: one that is good is enough.
+            # A renewed root comes twice with one name and key, and one good certificate is enough.
             _check_any(anchors, depth, at)
             return leaf
         issuer = next((each for each in rest if _issued(each, current)), None)
         if issuer is None:
-            raise ReferenceValueError(f"{_name(current)} was issued by nobody that is trusted")
+            raise ReferenceValueError(f"{_name(current)} was not issued by a trusted authority")
         _check_authority(issuer, depth)
         rest.remove(issuer)
         current = issuer
@@ -114,7 +114,9 @@ def _check_extensions(certificate: x509.Certificate) -> None:
     for extension in extensions:
         if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
             oid = extension.oid.dotted_string
-            raise ReferenceValueError(f"{_name(certificate)} has the critical extension {oid}")
+            raise ReferenceValueError(
+                f"{_name(certificate)} has the critical extension {oid}, which is not understood"
+            )
 
 
 def _check_leaf(leaf: x509.Certificate) -> None:
@@ -122,7 +124,7 @@ def _check_leaf(leaf: x509.Certificate) -> None:
     try:
         usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
         if not usage.digital_signature:
-            raise ReferenceValueError(f"{_name(leaf)} may not sign")
+            raise ReferenceValueError(f"{_name(leaf)} does not allow signatures")
         purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound as error:
         raise ReferenceValueError(f"{_name(leaf)} lacks the extension {error.oid.dotted_string}") from None
@@ -131,7 +133,7 @@ def _check_leaf(leaf: x509.Certificate) -> None:
 
 
 def _check_authority(issuer: x509.Certificate, below: int) -> None:
-    """That *issuer* may issue a certificate with *below* authorities between it and the leaf."""
+    """Check that *issuer* may issue a certificate with *below* authorities between itself and the leaf."""
     _check_extensions(issuer)
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -139,9 +141,9 @@ def _check_authority(issuer: x509.Certificate, below: int) -> None:
     except x509.ExtensionNotFound as error:
         raise ReferenceValueError(f"{_name(issuer)} lacks the extension {error.oid.dotted_string}") from None
     if not constraints.ca or not usage.key_cert_sign:
-        raise ReferenceValueError(f"{_name(issuer)} is not an authority")
+        raise ReferenceValueError(f"{_name(issuer)} is not that of an authority")
     if constraints.path_length is not None and below > constraints.path_length:
-        raise ReferenceValueError(f"{_name(issuer)} may not have {below} authorities below it")
+        raise ReferenceValueError(f"{_name(issuer)} does not allow {below} authorities below it")
 
 
 def _name(certificate: x509.Certificate) -> str:
@@ -149,7 +151,7 @@ def _name(certificate: x509.Certificate) -> str:
 
 
 def subject_of(certificate: x509.Certificate) -> str:
-    """Whose it is, fit to be shown."""
+    """A certificate's subject (RFC 4514), in printable form and bounded length."""
     try:
         return to_printable(certificate.subject.rfc4514_string(), 120) or "nobody"
     except ValueError:

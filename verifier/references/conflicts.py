@@ -1,8 +1,8 @@
 """
-Where reference values of one model disagree: to be shown to people, never decided by who came last.
+Conflicts between reference values of one model: they are shown to people, and the newest value does not win.
 
-Digests are compared as CoRIM has it (draft-ietf-rats-corim-11, "Comparison for digests"):
-at least one common algorithm, and every common one agrees; none in common is not a match.
+Digests are compared as CoRIM defines it (draft-ietf-rats-corim-11, "Comparison for digests"):
+there must be a common algorithm, and every common algorithm must agree.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ from typing import Final
 
 from msgspec import Struct
 
-from verifier.references.comid import Match, compare_digests
+from verifier.references.digests import Match, compare_digest_lists
 from verifier.schemes.context import ModelReference, ReferenceFile
 
-_SHOWN: Final = 20
+_MAX_SHOWN: Final = 20
 
 
-class Conflict(Struct, frozen=True):
-    """Two values of one model that are not of the same files."""
+class Conflict(Struct, frozen=True, kw_only=True):
+    """Two reference values of one model that list different files."""
 
     model: str
     one: str
-    """Digests of the two values."""
+    """The digest of one value."""
     other: str
+    """The digest of the other value."""
     differs: tuple[str, ...]
-    """Files that both have, with other digests or sizes."""
+    """Files that both have, with different digests or sizes."""
     incomparable: tuple[str, ...]
-    """Files that both have, with no digest algorithm in common."""
+    """Files that both have, with no common digest algorithm."""
     only_one: tuple[str, ...]
+    """Files that only one value has."""
     only_other: tuple[str, ...]
+    """Files that only the other value has."""
     count: int
-    """How many files disagree in all; at most twenty of a kind are named."""
+    """The number of all files that disagree; of each kind, at most twenty are named."""
 
 
 def between(values: Mapping[str, Sequence[ModelReference]]) -> list[Conflict]:
-    """Every pair that disagrees, by model."""
+    """Every pair of values that disagree, by model."""
     found = []
     for model in sorted(values):
         for one, other in combinations(values[model], 2):
@@ -50,24 +53,29 @@ def between(values: Mapping[str, Sequence[ModelReference]]) -> list[Conflict]:
 def _compare(model: str, one: ModelReference, other: ModelReference) -> Conflict | None:
     differs, incomparable = [], []
     for name in sorted(one.files.keys() & other.files.keys()):
-        match = _same(one.files[name], other.files[name])
+        match = _compare_files(one.files[name], other.files[name])
         if match is Match.DIFFERS:
             differs.append(name)
         elif match is Match.INCOMPARABLE:
             incomparable.append(name)
     only_one = sorted(one.files.keys() - other.files.keys())
     only_other = sorted(other.files.keys() - one.files.keys())
-    kinds = (differs, incomparable, only_one, only_other)
-    count = sum(map(len, kinds))
+    count = len(differs) + len(incomparable) + len(only_one) + len(only_other)
     if not count:
         return None
-    shown = [tuple(names[:_SHOWN]) for names in kinds]
-    return Conflict(model, one.digest, other.digest, shown[0], shown[1], shown[2], shown[3], count)
+    return Conflict(
+        model=model,
+        one=one.digest,
+        other=other.digest,
+        differs=tuple(differs[:_MAX_SHOWN]),
+        incomparable=tuple(incomparable[:_MAX_SHOWN]),
+        only_one=tuple(only_one[:_MAX_SHOWN]),
+        only_other=tuple(only_other[:_MAX_SHOWN]),
+        count=count,
+    )
 
 
-def _same(one: ReferenceFile, other: ReferenceFile) -> Match:
+def _compare_files(one: ReferenceFile, other: ReferenceFile) -> Match:
     if one.size is not None and other.size is not None and one.size != other.size:
         return Match.DIFFERS
-    ours: dict[int | str, bytes] = dict(one.digests.items())
-    theirs: dict[int | str, bytes] = dict(other.digests.items())
-    return compare_digests(ours, theirs)
+    return compare_digest_lists(one.digests.items(), other.digests.items())

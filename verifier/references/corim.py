@@ -1,19 +1,19 @@
 """
-CoRIM: reference values that others sign for us, and ours for others (draft-ietf-rats-corim-11).
+CoRIM: signed reference values, read and written (draft-ietf-rats-corim-11).
 
 A signed CoRIM is a COSE_Sign1 around a tagged map, whose tags hold CoMIDs
-(`verifier.references.comid`).  Verified in numbered steps, each with its own refusal:
+(`verifier.references.comid`).  It is verified in numbered steps, each with its own refusal:
 
-    1  the message: a COSE_Sign1, tagged, within bounds, its payload in it
-    2  the header: algorithm, content type, who signed and until when; nothing critical, no hash envelope
-    3  the signature, by a key that the caller trusts; the key id is free-form, so it decides nothing
+    1  the message: a COSE_Sign1, tagged, within bounds, with its payload inside
+    2  the header: algorithm, content type, a signer; nothing critical, no hash envelope
+    3  the signature, by a key that the caller trusts; the key id is free-form and is ignored
     4  the signer's own validity, at *now*
     5  the payload: the map, its tags, every CoMID
     6  the validity of the reference values, at *now*
 
-Nothing of header 8 or 15, and nothing of the payload, is looked at before step 3 is passed.
-CoSWID and CoTL tags are kept as they are and never interpreted.  What we write is
-deterministic CBOR, so that writing again what was read of it gives the same bytes.
+The contents of headers 8 and 15 and of the payload are read only after step 3.  CoSWID and
+CoTL tags are kept as they are and never interpreted.  This module writes deterministic CBOR,
+so a CoRIM that it wrote and read again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,13 @@ import cbor2
 from attester import cbor, cose
 from attester.errors import CBORError, COSEError, SignatureError
 from verifier.errors import ReferenceValueError
-from verifier.references import comid
+from verifier.references import comid, shapes
 from verifier.references.comid import (
     TAG_TIME,
     TAG_URI,
     Comid,
-    Raw,
-    list_of,
-    map_of,
-    refuse,
-    text_of,
 )
+from verifier.references.shapes import Raw, identifier_of, joined, list_of, map_of, refuse, text_of
 
 CONTENT_TYPE: Final = "application/rim+cbor"
 MAX_CORIM: Final = 8 << 20
@@ -47,14 +43,14 @@ MAX_TAGS: Final = 1024
 _TAG_CORIM, _TAG_COSWID, _TAG_COMID, _TAG_COTL = 501, 505, 506, 508
 _TAGS: Final = comid.TAGS | {_TAG_CORIM, _TAG_COSWID, _TAG_COMID, _TAG_COTL}
 _MAX_HEADER: Final = 64 << 10
-"""Bytes of the protected header: it may carry certificates."""
+"""Bytes of the protected header, which may carry certificates."""
 _META, _CWT = 8, 15
 _HASH_ENVELOPE: Final = frozenset({258, 259, 260})
 
 
 @dataclass(frozen=True)
 class Corim:
-    """What an unsigned CoRIM says (§4.1)."""
+    """An unsigned CoRIM (§4.1)."""
 
     id: str | bytes
     """Text, or the 16 bytes of a UUID."""
@@ -63,11 +59,11 @@ class Corim:
     profile: str | cbor2.CBORTag | None = None
     """A URI, or a tagged OID."""
     not_before: int | None = None
-    """Of rim-validity, seconds since 1970."""
+    """The first second of rim-validity, in seconds since 1970."""
     not_after: int | None = None
-    """Its last second; there is none without it."""
+    """The last second of rim-validity; it must be set if *not_before* is."""
     extra: Raw = field(default_factory=dict)
-    """Dependent CoRIMs, entities and extensions, raw, by their key."""
+    """Dependent CoRIMs, entities and extensions, raw, by key."""
 
     @property
     def comids(self) -> tuple[Comid, ...]:
@@ -75,25 +71,25 @@ class Corim:
         return tuple(tag for tag in self.tags if isinstance(tag, Comid))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifiedCorim:
     """A CoRIM after step 6."""
 
     corim: Corim
     signer: str
-    """Whose key it was, by the caller's name for it."""
+    """The caller's name for the key that signed."""
     signer_name: str | None
-    """What the signer calls itself."""
+    """The name that the signer gives itself."""
     signer_uri: str | None
     not_before: int | None
-    """The narrowest of all validities in it, seconds since 1970."""
+    """The first second at which everything in it is valid, in seconds since 1970."""
     not_after: int | None
-    """The last second."""
+    """The last such second."""
 
 
 @dataclass(frozen=True)
 class SignedCorim:
-    """A CoRIM after step 2: well-formed outside, and verified by nobody yet."""
+    """A CoRIM after step 2: its message is well-formed, and its signature is not verified."""
 
     message: cose.Sign1
 
@@ -102,11 +98,11 @@ class SignedCorim:
         Steps 3 to 6.
 
         Args:
-            anchors: The keys that the caller trusts, by a name for each.
-            now: The moment of evaluation, seconds since 1970.
+            anchors: The keys that the caller trusts, by name.
+            now: The moment of evaluation, in seconds since 1970.
 
         Raises:
-            ReferenceValueError: naming the step's trouble.
+            ReferenceValueError: a step fails; the message says why.
         """
         # 3. The signature.
         signer = self._signer(anchors)
@@ -136,16 +132,18 @@ class SignedCorim:
             except SignatureError:
                 tried += 1
             except COSEError:
-                # The key is for another algorithm than the header's.
+                # The key is for another algorithm than the one in the header.
                 continue
             else:
                 return name
         if not anchors:
-            raise ReferenceValueError("the signature: no trusted key is given")
+            raise ReferenceValueError("the signature cannot be verified, because no key is trusted")
         if not tried:
             alg = str(self.message.header[cose.ALG])[:40]
-            raise ReferenceValueError(f"the signature: by algorithm {alg}, for which no trusted key is")
-        raise ReferenceValueError(f"the signature: fits none of the {tried} trusted keys of its algorithm")
+            raise ReferenceValueError(
+                f"the signature is by the algorithm {alg}, for which there is no trusted key"
+            )
+        raise ReferenceValueError(f"the signature fits none of the {tried} trusted keys of its algorithm")
 
 
 def read_signed(data: bytes) -> SignedCorim:
@@ -153,7 +151,7 @@ def read_signed(data: bytes) -> SignedCorim:
     Steps 1 and 2.
 
     Raises:
-        ReferenceValueError: naming what is wrong.
+        ReferenceValueError: a step fails; the message says why.
     """
     # 1. The message.
     try:
@@ -161,15 +159,21 @@ def read_signed(data: bytes) -> SignedCorim:
             data, max_size=MAX_CORIM + 2 * _MAX_HEADER, deterministic=False, max_header=_MAX_HEADER
         )
     except (CBORError, COSEError) as error:
-        refuse("the signed CoRIM", str(error))
+        raise ReferenceValueError(f"the signed CoRIM: {error}") from None
     # 2. The header.
     header = message.header
     if _HASH_ENVELOPE & (header.keys() | message.unprotected.keys()):
-        refuse("the header", "a hash envelope, which is not supported: the payload must be the CoRIM itself")
+        refuse(
+            "the header",
+            "is one of a hash envelope, which is not supported. The payload must be the CoRIM itself",
+        )
     if header.get(cose.CONTENT_TYPE) != CONTENT_TYPE:
-        refuse("the header", f"content type {str(header.get(cose.CONTENT_TYPE))[:80]!r}, not {CONTENT_TYPE}")
+        refuse(
+            "the header",
+            f"has the content type {str(header.get(cose.CONTENT_TYPE))[:80]!r}, not {CONTENT_TYPE}",
+        )
     if _META not in header and _CWT not in header:
-        refuse("the header", "neither corim-meta (8) nor CWT claims (15) are in it")
+        refuse("the header", "has neither corim-meta (8) nor CWT claims (15)")
     return SignedCorim(message)
 
 
@@ -177,7 +181,7 @@ _Validity = tuple[int | None, int | None]
 
 
 def _signer_of(header: Mapping[int | str, Any]) -> tuple[str | None, str | None, list[tuple[str, _Validity]]]:
-    """Name, URI and validities of the signer; where both say a name, corim-meta's."""
+    """Name, URI and validities of the signer; if both headers have a name, that of corim-meta."""
     name: str | None = None
     uri: str | None = None
     validities: list[tuple[str, _Validity]] = []
@@ -185,13 +189,13 @@ def _signer_of(header: Mapping[int | str, Any]) -> tuple[str | None, str | None,
         claims = map_of(header[_CWT], "CWT claims")
         name = text_of(claims.get(1), "CWT claims.iss")
         start, end = (_seconds(claims[key], "CWT claims") if key in claims else None for key in (5, 4))
-        # A claim `exp` is the first second that is too late, a `not-after` the last one in time.
+        # `exp` is the first second after the validity, and `not-after` is its last second.
         validities.append(("CWT claims", (start, None if end is None else end - 1)))
     if _META in header:
         if not isinstance(header[_META], bytes):
-            refuse("corim-meta", "not bytes")
+            refuse("corim-meta", "must be bytes")
         meta = map_of(
-            comid.decode(header[_META], "corim-meta", comid.TAGS, _MAX_HEADER), "corim-meta", (0, 1)
+            shapes.decode(header[_META], "corim-meta", comid.TAGS, _MAX_HEADER), "corim-meta", (0, 1)
         )
         signer = map_of(meta.get(0), "corim-meta.signer")
         name = text_of(signer.get(0), "corim-meta.signer.name")
@@ -204,60 +208,61 @@ def _signer_of(header: Mapping[int | str, Any]) -> tuple[str | None, str | None,
 
 def _uri(value: Any, place: str) -> str:
     if not isinstance(value, cbor2.CBORTag) or value.tag != TAG_URI:
-        refuse(place, f"not a URI, tag {TAG_URI}")
+        refuse(place, f"must be a URI (tag {TAG_URI})")
     return text_of(value.value, place)
 
 
 def _validity(value: Any, place: str) -> _Validity:
     raw = map_of(value, place, (0, 1))
     if 1 not in raw:
-        refuse(place, "it has no end")
+        refuse(place, "has no end")
     start, end = _time(raw[0], place) if 0 in raw else None, _time(raw[1], place)
     if start is not None and start > end:
-        refuse(place, "it ends before it begins")
+        refuse(place, "ends before it begins")
     return start, end
 
 
 def _time(value: Any, place: str) -> int:
     if not isinstance(value, cbor2.CBORTag) or value.tag != TAG_TIME:
-        refuse(place, f"not a time, tag {TAG_TIME}")
+        refuse(place, f"must be a time (tag {TAG_TIME})")
     return _seconds(value.value, place)
 
 
 def _seconds(value: Any, place: str) -> int:
     if type(value) is not int:
-        refuse(place, "not a time in whole seconds")
+        refuse(place, "must be a time in whole seconds")
     return value
 
 
 def _check_validity(what: str, validity: _Validity, now: int) -> None:
     start, end = validity
     if start is not None and now < start:
-        refuse(what, f"the validity has not begun: it begins at {start}, and it is {now}")
+        refuse(what, f"is not valid yet: its validity begins at {start}, and now is {now}")
     if end is not None and now > end:
-        refuse(what, f"expired: it ended at {end}, and it is {now}")
+        refuse(what, f"has expired: its validity ended at {end}, and now is {now}")
 
 
 def read_unsigned(data: bytes) -> Corim:
     """
-    Read a CoRIM that nobody signed, or whose signature was verified.
+    Read a CoRIM that is not signed, or whose signature was verified.
 
     Raises:
-        ReferenceValueError: naming the place, e.g. ``tags[0].triples.reference[2].measurements[1].digests``.
+        ReferenceValueError: it is malformed; the message names the place,
+            e.g. ``tags[0].triples.reference[2].measurements[1].digests``.
     """
-    value = comid.decode(data, "the CoRIM", _TAGS, MAX_CORIM)
+    value = shapes.decode(data, "the CoRIM", _TAGS, MAX_CORIM)
     if not isinstance(value, cbor2.CBORTag) or value.tag != _TAG_CORIM:
-        refuse("the CoRIM", f"not tagged {_TAG_CORIM}")
+        refuse("the CoRIM", f"must be tagged {_TAG_CORIM}")
     raw = map_of(value.value, "the CoRIM")
     for key, what in ((0, "id"), (1, "tags")):
         if key not in raw:
-            refuse(what, "missing")
+            refuse(what, "is missing")
     tags = list_of(raw[1], "tags")
     if len(tags) > MAX_TAGS:
-        refuse("tags", f"{len(tags)} of them, and at most {MAX_TAGS} are read")
+        refuse("tags", f"has {len(tags)} items, and at most {MAX_TAGS} are read")
     start, end = _validity(raw[4], "rim-validity") if 4 in raw else (None, None)
     return Corim(
-        id=comid.identifier_of(raw[0], "id"),
+        id=identifier_of(raw[0], "id"),
         tags=tuple(_tag(tag, f"tags[{number}]") for number, tag in enumerate(tags)),
         profile=_profile(raw[3]) if 3 in raw else None,
         not_before=start,
@@ -268,9 +273,9 @@ def read_unsigned(data: bytes) -> Corim:
 
 def _tag(value: Any, place: str) -> Comid | cbor2.CBORTag:
     if not isinstance(value, cbor2.CBORTag) or value.tag not in (_TAG_COSWID, _TAG_COMID, _TAG_COTL):
-        refuse(place, "not a tag of a CoSWID, CoMID or CoTL (505, 506, 508)")
+        refuse(place, "must be the tag of a CoSWID, CoMID or CoTL (505, 506, 508)")
     if not isinstance(value.value, bytes):
-        refuse(place, "the tag is not over bytes")
+        refuse(place, "is a tag whose content must be bytes")
     return comid.read(value.value, place) if value.tag == _TAG_COMID else value
 
 
@@ -282,10 +287,10 @@ def _profile(value: Any) -> str | cbor2.CBORTag:
 
 def encode(corim: Corim) -> bytes:
     """
-    A CoRIM in deterministic CBOR, tagged 501.
+    Encode a CoRIM in deterministic CBOR, tagged 501.
 
     Raises:
-        ReferenceValueError: a value that could not be read again, with its place.
+        ReferenceValueError: `read_unsigned` would refuse it; the message names the place.
     """
     raw: dict[int | str, Any] = {0: corim.id}
     if corim.profile is not None:
@@ -300,10 +305,10 @@ def encode(corim: Corim) -> bytes:
             place = f"tags[{number}]"
             raw[1].append(cbor2.CBORTag(_TAG_COMID, comid.encode(tag)) if isinstance(tag, Comid) else tag)
         place = "the CoRIM"
-        data = cbor.encode(cbor2.CBORTag(_TAG_CORIM, comid.joined(raw, corim.extra, place)))
+        data = cbor.encode(cbor2.CBORTag(_TAG_CORIM, joined(raw, corim.extra, place)))
     except CBORError as error:
-        refuse(place, str(error))
-    # One place says what a CoRIM may be: what we would refuse of others we do not write either.
+        raise ReferenceValueError(f"{place}: {error}") from None
+    # Reading it again makes all checks, so this module never writes what it would refuse to read.
     read_unsigned(data)
     return data
 
@@ -322,18 +327,18 @@ def sign(
     not_after: int | None = None,
 ) -> bytes:
     """
-    A signed CoRIM (§4.2), by what `read_signed` and `SignedCorim.verify` ask.
+    Sign a CoRIM (§4.2) so that `read_signed` and `SignedCorim.verify` accept it.
 
     Args:
-        corim: What is signed.
-        key: By which algorithm says the key.
+        corim: The CoRIM.
+        key: The key to sign with; it decides the algorithm.
         signer: The signer's name.
-        uri: Where the signer is known.
-        not_before: Of the signature's validity, seconds since 1970.
-        not_after: Its last second; without it the signature has none, and may have no *not_before*.
+        uri: A URI of the signer.
+        not_before: The first second of the signature's validity, in seconds since 1970.
+        not_after: The last second of the signature's validity; it must be set if *not_before* is.
 
     Raises:
-        ReferenceValueError: a value that could not be read again.
+        ReferenceValueError: the result would be refused when it is read.
     """
     meta: dict[int, Any] = {0: {0: signer} if uri is None else {0: signer, 1: cbor2.CBORTag(TAG_URI, uri)}}
     if (not_before, not_after) != (None, None):
@@ -343,7 +348,7 @@ def sign(
         header = {cose.CONTENT_TYPE: CONTENT_TYPE, _META: cbor.encode(meta)}
         message = cose.sign(payload, key, header=header)
     except CBORError as error:
-        refuse("corim-meta", str(error))
-    # As in `encode`.
+        raise ReferenceValueError(f"corim-meta: {error}") from None
+    # Read again for the same reason as in `encode`.
     _signer_of(read_signed(message).message.header)
     return message

@@ -1,10 +1,10 @@
 """
-How much the tensors of a model hold, and the digest of each.
+How much information the tensors of a model hold, and the digest of each tensor.
 
-Weights that compress move faster than raw ones, so a rate is counted in what they hold:
-tensors that stand twice are counted once, and each byte at the order-0 entropy of its
-plane (the first bytes of all elements, their second bytes, and so on).  A lower bound of
-what a cheat must move, not of what a clever coder could reach.
+Weights that compress can be moved faster than raw ones, so a rate is counted in information
+and not in bytes.  Equal tensors count once, and each byte counts the order-0 entropy of its
+plane (a plane is the first bytes of all elements, or their second bytes, and so on).  A cheat
+that codes bytes one by one cannot move less; a cleverer coder could.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _WIDTHS: Final = {
     "F32": 4, "I32": 4, "U32": 4,
     "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
-"""Bytes of an element; one where it has a byte or less, or stands in blocks."""
+"""Bytes of an element; 1 for all other types, whose elements have at most a byte or come in blocks."""
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Examined:
-    """BLAKE3 of each tensor in walking order, and what all of them hold."""
+class TensorSummary:
+    """The BLAKE3 digest of each tensor in walking order, and the information that all of them hold."""
 
     digests: tuple[bytes, ...]
     information_bytes: int
 
 
-def examine(tensors: TensorFiles, progress: Callable[[int], None] | None = None) -> Examined:
+def examine(tensors: TensorFiles, progress: Callable[[int], None] | None = None) -> TensorSummary:
     """
     Read every tensor once.
 
@@ -50,8 +50,8 @@ def examine(tensors: TensorFiles, progress: Callable[[int], None] | None = None)
     """
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "examine") as pool:
         found = list(pool.map(lambda tensor: _examine(tensor, progress), tensors))
-    distinct = {digest: bits for digest, bits in found}  # noqa: C416  # the name says what it does
-    return Examined(tuple(digest for digest, _ in found), math.ceil(sum(distinct.values()) / 8))
+    distinct = {digest: bits for digest, bits in found}  # noqa: C416  # the names make it readable
+    return TensorSummary(tuple(digest for digest, _ in found), math.ceil(sum(distinct.values()) / 8))
 
 
 def _examine(tensor: FileTensor, progress: Callable[[int], None] | None) -> tuple[bytes, float]:
@@ -65,7 +65,7 @@ def _examine(tensor: FileTensor, progress: Callable[[int], None] | None) -> tupl
             _count(piece, planes)
         if progress is not None:
             progress(data.size)
-    # No more than its bytes: the logarithms' last digits must not add to it.
+    # Never more than its bytes: the logarithms are not exact in their last digits.
     return hasher.digest(), min(sum(_bits(plane) for plane in planes), 8.0 * tensor.size)
 
 
@@ -74,7 +74,7 @@ def _count(piece: npt.NDArray[np.uint8], planes: Counts) -> None:
     if width == 1:
         planes[0] += np.bincount(piece, minlength=256)
         return
-    # Two planes at a time: their bytes as one number of 16 bits, counted once.
+    # Two planes at a time: counting their bytes as one number of 16 bits is faster.
     pairs = piece.view("<u2").reshape(-1, width // 2)
     for pair in range(width // 2):
         joint = np.bincount(pairs[:, pair], minlength=1 << 16).reshape(256, 256)
@@ -83,7 +83,7 @@ def _count(piece: npt.NDArray[np.uint8], planes: Counts) -> None:
 
 
 def _bits(counts: Counts) -> float:
-    """Bits that so many bytes of so many values hold at order 0."""
+    """The order-0 information of a plane in bits, from the count of each byte value."""
     total = int(counts.sum())
     if not total:
         return 0.0

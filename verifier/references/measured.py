@@ -2,8 +2,8 @@
 Reference values measured from a folder of weights.
 
 A document holds the files, the list of tensors, and a practice challenge with its answers,
-with which a node can test itself before it enrols.  One imported from a publisher's
-signature alone has the files only: then no walk can be asked.
+with which a node can test itself before it enrols.  A document that was imported from a
+publisher's signature alone has only the files, and no walk can be asked for it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class DocumentFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A file of the model; its size is not known where only a signature names it."""
+    """A file of the model; its size is unknown if only a signature names it."""
 
     name: str
     size: int | None = None
@@ -46,8 +46,8 @@ class DocumentFile(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     blake3: _Hex32 | None = None
 
 
-class DocumentTensor(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A tensor of the model, in walking order, and where its bytes stand."""
+class DocumentTensor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A tensor of the model, and the place of its bytes."""
 
     name: str
     dtype: str
@@ -55,12 +55,12 @@ class DocumentTensor(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     size: int
     file: str = ""
     offset: int = 0
-    """From the start of the file, bytes."""
+    """Bytes from the start of the file."""
     blake3: _Hex32 | None = None
 
 
-class Practice(Struct, frozen=True, forbid_unknown_fields=True):
-    """A public challenge with its answers: for self-tests, and for nothing else."""
+class Practice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A public challenge with its answers, for self-tests only."""
 
     seed: _Hex32
     windows: int
@@ -71,41 +71,42 @@ class Practice(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Publisher(Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose signature the files were held against (OpenSSF Model Signing)."""
+    """The publisher whose signature the files were compared with (OpenSSF Model Signing)."""
 
     method: str
     """key, certificate or sigstore."""
     signer: str
-    """The key's SHA-256, the certificate's subject, or the identity and who vouches for it."""
+    """The key's SHA-256, the certificate's subject, or the identity and its issuer."""
     statement: _Hex32
-    """SHA-256 of the signed statement: it binds every name, not only the digests."""
+    """SHA-256 of the signed statement, which binds every name and not only the digests."""
 
 
-class Document(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The reference value of one model."""
 
     model: Annotated[str, Meta(max_length=128)]
     files: Annotated[tuple[DocumentFile, ...], Meta(min_length=1)]
     tensors: tuple[DocumentTensor, ...] = ()
+    """In walking order."""
     practice: Practice | None = None
     information_bytes: int | None = None
-    """What the tensors hold: doubles counted once, each byte at the entropy of its plane."""
+    """The information that the tensors hold (`verifier.references.information`)."""
     publisher: Publisher | None = None
     ignore: tuple[str, ...] = ()
-    """What in the folder is not the model's, beyond what no manifest lists."""
+    """Paths in the folder that do not belong to the model, besides those that no manifest lists."""
 
     def __post_init__(self) -> None:
-        """Refuse what no appraisal could use."""
+        """Refuse a document that no appraisal could use."""
         if len(self.model) > 128 or not MODEL_NAME.fullmatch(self.model):
-            raise ValueError(f"{self.model[:80]!r} is not a model's name: letters, digits, . _ - and /")
+            raise ValueError(f"{self.model[:80]!r} is not a model's name. Use letters, digits, . _ - and /")
         if len({file.name for file in self.files}) != len(self.files):
-            raise ValueError("a file stands in it twice")
+            raise ValueError("the document lists a file twice")
         if any(file.sha256 is None and file.blake3 is None for file in self.files):
-            raise ValueError("a file without a digest")
+            raise ValueError("a file has no digest")
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the deterministic encoding, hex: the reference value's identity."""
+        """The reference value's identity: SHA-256 over its deterministic encoding, hex."""
         return hashlib.sha256(cbor.encode(msgspec.to_builtins(self))).hexdigest()
 
     def to_reference(
@@ -116,7 +117,7 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
         not_before: int | None = None,
         not_after: int | None = None,
     ) -> ModelReference:
-        """As the appraisal takes it, with where it is from and until when it is valid."""
+        """The reference value in the form that the appraisal takes, with its source and its validity."""
         dtypes: dict[str, int] = {}
         for tensor in self.tensors:
             dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.size
@@ -140,7 +141,7 @@ def _digests(file: DocumentFile) -> dict[str, bytes]:
 
 
 def practice_seed(model: str) -> bytes:
-    """The seed of a model's practice challenge: no secret."""
+    """The seed of a model's practice challenge; it is not secret."""
     return hashlib.shake_256(b"touchstone/practice/1" + model.encode()).digest(32)
 
 
@@ -154,13 +155,13 @@ def measure_folder(
     device: str = "cpu",
 ) -> Document:
     """
-    Measure a folder: `work_of` bytes pass, and *progress* is told of each.
+    Measure a folder.  *progress* is called with the bytes just read, `work_of` in all.
 
     Raises:
-        ReferenceValueError: *model* is not a name, or the folder cannot be measured.
+        ReferenceValueError: *model* is not a model's name, or the folder cannot be measured.
     """
     if len(model) > 128 or not MODEL_NAME.fullmatch(model):
-        raise ReferenceValueError(f"{model[:80]!r} is not a model's name: letters, digits, . _ - and /")
+        raise ReferenceValueError(f"{model[:80]!r} is not a model's name. Use letters, digits, . _ - and /")
     try:
         files = files_of(folder, algorithms, progress, cache)
         tensors = TensorFiles(folder)
@@ -176,9 +177,15 @@ def measure_folder(
         files=files,
         tensors=tuple(
             DocumentTensor(
-                t.info.name, t.info.dtype, t.info.shape, t.size, t.file.name, t.info.offset, digest.hex()
+                name=tensor.info.name,
+                dtype=tensor.info.dtype,
+                shape=tensor.info.shape,
+                size=tensor.size,
+                file=tensor.file.name,
+                offset=tensor.info.offset,
+                blake3=digest.hex(),
             )
-            for t, digest in zip(tensors, examined.digests, strict=True)
+            for tensor, digest in zip(tensors, examined.digests, strict=True)
         ),
         practice=Practice(
             seed=seed.hex(),
@@ -188,12 +195,16 @@ def measure_folder(
             passes=1,
             walk=tuple(answer.hex() for answer in answers),
         ),
-        information_bytes=_coarse(examined.information_bytes, tensors.total),
+        information_bytes=_rounded(examined.information_bytes, tensors.total),
     )
 
 
-def _coarse(information: int, total: int) -> int:
-    """In thousandths of all bytes: logarithms differ in their last digit between machines, digests must not."""
+def _rounded(information: int, total: int) -> int:
+    """
+    *information* rounded down to thousandths of all bytes.
+
+    The last digits of logarithms differ between machines, and the document's digest must not.
+    """
     return total * (1000 * information // total) // 1000
 
 
@@ -203,7 +214,7 @@ def files_of(
     progress: Callable[[int], None] | None = None,
     cache: DigestCache | None = None,
 ) -> tuple[DocumentFile, ...]:
-    """A folder's files with their digests; raises `WeightsError`."""
+    """A folder's files with their digests.  Raises `WeightsError`."""
     measured = measure(folder, algorithms, progress, cache)
     return tuple(
         DocumentFile(file.name, file.size, **{name: digest.hex() for name, digest in digests.items()})
@@ -212,7 +223,7 @@ def files_of(
 
 
 def work_of(folder: Folder) -> int:
-    """How many bytes `measure_folder` reads; raises `WeightsError`."""
+    """The number of bytes that `measure_folder` reads.  Raises `WeightsError`."""
     return folder.total + 2 * TensorFiles(folder).total
 
 
@@ -223,21 +234,24 @@ def check_folder(
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """
-    That *folder* holds the files of a reference value, read now or unchanged since.
+    Check that *folder* holds the files of a reference value.
+
+    Args:
+        cache: Digests of files that have not changed since they were read.
 
     Raises:
-        ReferenceValueError: it does not, naming the first file that differs.
-        WeightsError: it cannot be read.
+        ReferenceValueError: it does not; the message names the first file that differs.
+        WeightsError: the folder cannot be read.
     """
     algorithms = sorted({name for file in document.files for name in _digests(file)})
-    have = {file.name: file for file in files_of(folder, algorithms, progress, cache)}
-    want = {file.name: file for file in document.files}
-    for name in sorted(have.keys() ^ want.keys()):
-        what = "is not in the reference value" if name in have else "is missing"
+    present = {file.name: file for file in files_of(folder, algorithms, progress, cache)}
+    expected = {file.name: file for file in document.files}
+    for name in sorted(present.keys() ^ expected.keys()):
+        what = "is not in the reference value" if name in present else "is missing"
         raise ReferenceValueError(f"the folder is not the one of the active reference value: {name} {what}")
-    for name, file in want.items():
-        given = _digests(have[name])
-        if any(given[algorithm] != digest for algorithm, digest in _digests(file).items()):
+    for name, file in expected.items():
+        found = _digests(present[name])
+        if any(found[algorithm] != digest for algorithm, digest in _digests(file).items()):
             raise ReferenceValueError(
                 f"the folder is not the one of the active reference value: {name} differs"
             )
@@ -248,11 +262,11 @@ def read_document(data: bytes | str) -> Document:
     Read a reference value's document.
 
     Raises:
-        ReferenceValueError: too large or malformed.
+        ReferenceValueError: it is too large or malformed.
     """
     if len(data) > _MAX_DOCUMENT:
-        raise ReferenceValueError("the document is too large")
+        raise ReferenceValueError(f"the document has more than {_MAX_DOCUMENT} bytes")
     try:
         return msgspec.json.decode(data, type=Document)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ReferenceValueError(f"not a reference value: {error}") from None
+        raise ReferenceValueError(f"this is not a reference value: {error}") from None

@@ -1,4 +1,4 @@
-"""From a publisher's signed statement to a reference value, with the weights at hand or without."""
+"""Make a reference value from a publisher's signed statement, with the weights or without them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from attester.weights.folder import IGNORED_AT_TOP, Folder, ModelFile, open_mode
 from attester.weights.hashing import ALGORITHMS, BLAKE3, SHA256
 from verifier.errors import ReferenceValueError
 from verifier.references.measured import Document, DocumentFile, measure_folder
-from verifier.references.oms import BLAKE2B, Resource, Statement
+from verifier.references.oms_statement import BLAKE2B, Resource, Statement
 
 
 def without_weights(model: str, statement: Statement) -> Document:
     """
-    A reference value of the files alone: manifests can be compared, walks cannot be asked.
+    A reference value of the files alone: manifests can be compared with it, and no walk can be asked.
 
     Raises:
-        ReferenceValueError: the statement is over shards, by an algorithm that no manifest
-            has, or of a single unnamed file.
+        ReferenceValueError: the statement is over shards, uses an algorithm that no manifest
+            has, or is over a single file without a name.
     """
     if statement.shard_size is not None:
         raise ReferenceValueError(
-            "the bundle is over shards, which no manifest lists: give the weights, --dir"
+            "the bundle is over shards, which no manifest lists. Give the weights with --dir"
         )
     if statement.algorithm not in ALGORITHMS:
         raise ReferenceValueError(
-            f"the bundle is by {statement.algorithm}, which no manifest has: give the weights, --dir"
+            f"the bundle uses {statement.algorithm}, which no manifest has. Give the weights with --dir"
         )
     if any(resource.name == "." for resource in statement.resources):
-        raise ReferenceValueError("the bundle is of a single file without a name: give the weights, --dir")
-    _refuse_left_out(statement)
+        raise ReferenceValueError(
+            "the bundle is over a single file without a name. Give the weights with --dir"
+        )
+    _refuse_unlisted(statement)
     try:
         return Document(
             model=model,
@@ -56,16 +58,16 @@ def with_weights(
     model: str, statement: Statement, folder: Folder, progress: Callable[[int], None] | None = None
 ) -> Document:
     """
-    A measured reference value of a folder that holds exactly what was signed.
+    Measure a reference value of a folder that holds exactly what was signed.
 
     Args:
         model: The model's name.
-        statement: As verified.
-        folder: OpenedEvidence without the statement's `ignore_paths`.
-        progress: Called with the bytes read.
+        statement: A verified statement.
+        folder: The folder, opened without the statement's `ignore_paths`.
+        progress: Called with the bytes just read.
 
     Raises:
-        ReferenceValueError: a file is missing, was not signed, or differs, by name.
+        ReferenceValueError: a file is missing, was not signed, or differs; the message names it.
         WeightsError: a file cannot be read.
     """
     by_file: dict[str, list[Resource]] = {}
@@ -73,52 +75,52 @@ def with_weights(
         by_file.setdefault(resource.name, []).append(resource)
     if by_file.keys() == {"."} and len(folder.files) == 1:
         by_file = {folder.files[0].name: by_file["."]}
-    _refuse_left_out(statement)
-    have = {file.name: file for file in folder.files}
-    for name in sorted(have.keys() | by_file.keys()):
-        if name not in have:
-            raise ReferenceValueError(f"{name[:80]!r} was signed and is not in the folder")
-        # Shards leave empty files out.
-        if name not in by_file and not (statement.shard_size and have[name].size == 0):
-            raise ReferenceValueError(f"{name[:80]!r} is in the folder and was not signed")
+    _refuse_unlisted(statement)
+    present = {file.name: file for file in folder.files}
+    for name in sorted(present.keys() | by_file.keys()):
+        if name not in present:
+            raise ReferenceValueError(f"{name[:80]!r} was signed, but it is not in the folder")
+        # An empty file has no shards.
+        if name not in by_file and not (statement.shard_size and present[name].size == 0):
+            raise ReferenceValueError(f"{name[:80]!r} is in the folder, but it was not signed")
     document = measure_folder(model, folder, progress, algorithms=ALGORITHMS)
     measured = {file.name: file for file in document.files}
     for name, resources in by_file.items():
         if statement.shard_size is None and statement.algorithm in ALGORITHMS:
             whole = getattr(measured[name], statement.algorithm)
-            right = len(resources) == 1 and whole == resources[0].digest.hex()
+            is_equal = len(resources) == 1 and whole == resources[0].digest.hex()
         else:
-            right = _holds(have[name], resources, statement)
-        if not right:
-            raise ReferenceValueError(f"{name[:80]!r} is not what was signed")
+            is_equal = _has_digests(present[name], resources, statement)
+        if not is_equal:
+            raise ReferenceValueError(f"{name[:80]!r} differs from what was signed")
     ignored = tuple(sorted(set(statement.ignore_paths) - IGNORED_AT_TOP))
     return msgspec.structs.replace(document, publisher=statement.publisher, ignore=ignored)
 
 
-def _refuse_left_out(statement: Statement) -> None:
-    """Nodes never list these, so a reference value with them would fit no node."""
+def _refuse_unlisted(statement: Statement) -> None:
+    """Refuse files that no manifest lists: a reference value with them would fit no node."""
     for resource in statement.resources:
         if resource.name.partition("/")[0] in IGNORED_AT_TOP:
             raise ReferenceValueError(
-                f"{resource.name[:80]!r} was signed, and manifests leave such files out"
+                f"{resource.name[:80]!r} was signed, but manifests leave such files out"
             )
 
 
-def _holds(file: ModelFile, resources: list[Resource], statement: Statement) -> bool:
-    """Whether the parts of a file have their digests, and leave nothing of it out."""
-    expected = 0
+def _has_digests(file: ModelFile, resources: list[Resource], statement: Statement) -> bool:
+    """Whether the parts of a file have the signed digests and cover all of the file."""
+    covered = 0
     with open_model_file(file) as stream:
         for resource in sorted(resources, key=lambda r: r.start):
             end = file.size if resource.end is None else resource.end
-            if resource.start != expected or end > file.size:
+            if resource.start != covered or end > file.size:
                 return False
             hasher = _hasher(statement.algorithm)
             for data in stream.slices(resource.start, end - resource.start):
                 hasher.update(data.data)
             if hasher.digest() != resource.digest:
                 return False
-            expected = end
-    return expected == file.size
+            covered = end
+    return covered == file.size
 
 
 def _hasher(algorithm: str) -> Any:

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 from attester import kinds
 from verifier import appraisal, incidents, recording, results
 from verifier.appraisal import CheckedEvidence, NodeSnapshot, OpenedEvidence, PolicyOutcome, ResultSettings
-from verifier.challenges import derivation as challenges
+from verifier.challenges import posing
 from verifier.errors import EvidenceError, PolicyError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
@@ -128,7 +128,7 @@ class Appraiser:
         self, tx: Tx, session: StoredSession, node: Node, opened: OpenedEvidence, now_ms: int
     ) -> tuple[AppraisalInputs, Context]:
         service = self._service
-        asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
+        asked = posing.pose(session.entries, session.exhausted, service.pool_key)
         present = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
         models = sorted({*node.models, *asked, *present})
         inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from verifier.errors import PolicyError, StoreError
-from verifier.policy import bundle as bundles
+from verifier.policy import archive
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
+from verifier.reappraisal import VerifierInputs
 from verifier.recording import Recording, ReferenceName
 from verifier.schemes.context import Blocks, ModelReference
 from verifier.store import policies, recordings, references
 from verifier.store.database import Database, Tx
-from verifier.trial import VerifierInputs
 
 _CACHE_ENTRIES: Final = 64
 
@@ -105,7 +105,7 @@ class InputLoader:
         if row is None:
             raise PolicyError(f"no policy has the digest {digest[:64]!r}")
         # Unpacking and parsing take long, and other requests must not wait.
-        bundle, _ = await asyncio.to_thread(bundles.read_archive, row["archive"])
+        bundle, _ = await asyncio.to_thread(archive.read_archive, row["archive"])
         if bundle.digest != digest:
             raise PolicyError(f"the stored policy {digest} differs from the published one")
         return self._bundles.put(digest, bundle)

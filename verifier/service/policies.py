@@ -13,8 +13,10 @@ from verifier import trial
 from verifier.errors import RequestError
 from verifier.policy import admission, diff
 from verifier.policy import bundle as bundles
+from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
+from verifier.reappraisal import Reappraiser
 from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
 from verifier.service.inputs import StoredLookup
 from verifier.service.state import service_of
@@ -102,9 +104,9 @@ async def publish(request: web.Request) -> web.Response:
     service = service_of(request)
     require_bearer(request, service.admin_token)
     who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
-    body = await read_body(request, bundles.MAX_ARCHIVE)
+    body = await read_body(request, MAX_ARCHIVE)
     # Unpacking and parsing take long, and other requests must not wait.
-    bundle, envelope = await asyncio.to_thread(bundles.read_archive, body)
+    bundle, envelope = await asyncio.to_thread(read_archive, body)
     signer = bundles.verify(bundle, envelope, service.authors)
     passed = await admission.check(bundle)
     assert envelope is not None
@@ -194,7 +196,7 @@ async def try_out(request: web.Request) -> web.Response:
         )
     policy = service.config.policy
     async with opened(bundle, Limits(1, policy.timeout_s, policy.memory_mib << 20)) as pool:
-        reappraiser = trial.Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inputs))
+        reappraiser = Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inputs))
         report = await trial.run(recordings.pages(service.db, window), reappraiser, bundle.id)
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}

@@ -25,11 +25,12 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from attester import cbor, kinds
-from verifier import appraisal, trial
+from verifier import appraisal, changes
 from verifier.appraisal import NodeSnapshot
 from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
+from verifier.reappraisal import Reappraiser
 from verifier.recording import VerifierInputNames
 from verifier.schemes.context import Blocks
 from verifier.service.appraiser import devices_of, pin_of, sign_result
@@ -69,7 +70,7 @@ class _Round:
 
     rollout: Rollout
     now_ms: int
-    reappraisers: dict[str, trial.Reappraiser]
+    reappraisers: dict[str, Reappraiser]
     """By the policy's digest."""
 
 
@@ -120,7 +121,7 @@ class Rejudger:
             StaleError: a further change came meanwhile.
         """
         service = self._service
-        reappraisers: dict[str, trial.Reappraiser] = {}
+        reappraisers: dict[str, Reappraiser] = {}
         changed = 0
         while True:
             now_ms = service.now_ms()
@@ -171,7 +172,7 @@ class Rejudger:
 
     async def _judge(self, known: OutdatedResult, this_round: _Round) -> RejudgeOutcome | _Replacement:
         service = self._service
-        verdicts = trial.verdicts_of(known.claims)
+        verdicts = changes.verdicts_of(known.claims)
         models = [model for model in map(kinds.model_of, verdicts) if model is not None]
         async with service.db.read() as tx:
             inputs = await service.inputs.load_inputs(tx, known.node_id, models, this_round.now_ms)
@@ -195,14 +196,14 @@ class Rejudger:
         if known.id == known.origin and _differ_in_policy_only(names_then, names):
             # What is true has not changed.  Most often the verdicts are equal, and nothing more must be read.
             (after,) = await reappraiser.verdicts([head])
-            if not trial.compare(verdicts, after):
+            if not changes.compare(verdicts, after):
                 return RejudgeOutcome.UNCHANGED
         return await self._reappraise(known, reappraiser, inputs, names_then, names)
 
     async def _reappraise(
         self,
         known: OutdatedResult,
-        reappraiser: trial.Reappraiser,
+        reappraiser: Reappraiser,
         inputs: AppraisalInputs,
         names_then: VerifierInputNames,
         names: VerifierInputNames,
@@ -217,8 +218,8 @@ class Rejudger:
         judged = await reappraiser.judge(recording, inputs.verifier_inputs)
         after = judged.verdicts(recording.record.held)
         # A result names its reference values: if they are others, it is replaced even if its verdicts are equal.
-        if names_then.references == names.references and not trial.compare(
-            trial.verdicts_of(known.claims), after
+        if names_then.references == names.references and not changes.compare(
+            changes.verdicts_of(known.claims), after
         ):
             return RejudgeOutcome.UNCHANGED
         anew = Reappraisal(
@@ -239,10 +240,10 @@ class Rejudger:
 
         return _Replacement(anew, sign)
 
-    def _reappraiser(self, reappraisers: dict[str, trial.Reappraiser], bundle: Bundle) -> trial.Reappraiser:
+    def _reappraiser(self, reappraisers: dict[str, Reappraiser], bundle: Bundle) -> Reappraiser:
         if bundle.digest not in reappraisers:
             service = self._service
-            reappraisers[bundle.digest] = trial.Reappraiser(
+            reappraisers[bundle.digest] = Reappraiser(
                 bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inputs)
             )
         return reappraisers[bundle.digest]

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
 from attester.proof import Proof
-from verifier.challenges import derivation as challenges
+from verifier.challenges import posing
 from verifier.errors import RequestError
 from verifier.schemes.context import Channel, Node
 from verifier.service.appraiser import Appraiser
@@ -185,8 +185,8 @@ def to_wire(
         "accept": [MEDIA_TYPE],
         "status": status,
     }
-    asked = challenges.pose(session.entries, session.exhausted, service.pool_key)
-    if models := challenges.to_wire(asked):
+    asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+    if models := posing.to_wire(asked):
         wire["challenge"] = {"models": msgspec.to_builtins(models)}
     if evidence is not None:
         wire["evidence"] = {"type": MEDIA_TYPE, "value": base64.b64encode(evidence).decode()}

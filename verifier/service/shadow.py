@@ -14,9 +14,10 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from verifier import trial
+from verifier import changes
 from verifier.errors import PolicyError, StoreError
 from verifier.policy.rollout import Rollout
+from verifier.reappraisal import Reappraiser, recorded_verdicts
 from verifier.service.inputs import StoredLookup
 from verifier.service.state import Service
 from verifier.store import recordings, shadows
@@ -33,7 +34,7 @@ class ShadowAppraiser:
         self._service = service
         self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_MAX_WAITING)
         self._skipped: dict[str, int] = {}
-        self._reappraiser: trial.Reappraiser | None = None
+        self._reappraiser: Reappraiser | None = None
 
     def enqueue(self, appraisal_id: str, rollout: Rollout) -> None:
         """Ask the rollout's shadow policy, if there is one.  If too many wait, it is skipped and counted."""
@@ -62,19 +63,19 @@ class ShadowAppraiser:
         reappraiser = await self._reappraiser_for(policy)
         failures = reappraiser.failures
         (after,) = await reappraiser.verdicts([head])
-        changes = trial.compare(trial.before(head), after)
+        differences = changes.compare(recorded_verdicts(head), after)
         skipped = self._skipped.pop(policy, 0)
         async with service.db.write() as tx:
             await shadows.count(
-                tx, policy, head, changes, failed=reappraiser.failures > failures, skipped=skipped
+                tx, policy, head, differences, failed=reappraiser.failures > failures, skipped=skipped
             )
 
-    async def _reappraiser_for(self, policy: str) -> trial.Reappraiser:
+    async def _reappraiser_for(self, policy: str) -> Reappraiser:
         if self._reappraiser is None or self._reappraiser.bundle.digest != policy:
             service = self._service
             async with service.db.read() as tx:
                 bundle = await service.inputs.load_bundle(tx, policy)
-            self._reappraiser = trial.Reappraiser(
+            self._reappraiser = Reappraiser(
                 bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inputs)
             )
         return self._reappraiser

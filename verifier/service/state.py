@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from attester.cose import PublicKey
 from attester.errors import COSEError
 from attester.proof import Proof, Request
-from verifier.challenges.derivation import PoolKey
+from verifier.challenges.pool_key import PoolKey
 from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine

@@ -11,7 +11,8 @@ import msgspec
 
 from verifier.errors import RequestError
 from verifier.policy import rollout as steps
-from verifier.policy.bundle import Bundle, write_archive
+from verifier.policy.archive import write_archive
+from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.schemes.context import Blocks
 from verifier.store import events

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from verifier.changes import Change
 from verifier.recording import RecordingHead
 from verifier.store.database import Tx
-from verifier.trial import Change
 
 _MAX_DIFFERENCES = 100_000
 """The most rows stored for one policy.  Further differences are counted in the total alone."""

@@ -14,14 +14,9 @@ from hypothesis import strategies as st
 from attester.errors import ConfigError
 from router.config import ApiKey, RouterConfig, load_table
 from router.model.errors import WorkloadError
+from router.model.operations import OPERATIONS
 from router.model.table import MAX_TABLE, read_table, write_table
-from router.model.workload import (
-    OPERATIONS,
-    Price,
-    Requirements,
-    Table,
-    Workload,
-)
+from router.model.workload import Price, Requirements, Table, Workload
 
 TABLE = """\
 # What work requires.

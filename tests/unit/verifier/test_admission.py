@@ -11,7 +11,7 @@ from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
-from verifier.policy.engine import run_task
+from verifier.policy.process import run_task
 
 BASE = bundles.load(default_policy())
 TESTS = """package other_test

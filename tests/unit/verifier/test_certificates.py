@@ -178,7 +178,7 @@ def test_authorities_in_any_order(order: str) -> None:
 
 def test_a_leaf_that_does_not_stand_first_is_refused() -> None:
     """Then an authority would be the signer."""
-    refused([MIDDLE, SIGNER], "may not sign")
+    refused([MIDDLE, SIGNER], "does not allow signatures")
 
 
 def test_others_in_the_chain_do_not_disturb() -> None:
@@ -218,7 +218,7 @@ def test_outdated(which: str, span: tuple[datetime, datetime]) -> None:
 
 LEAF_DEFECTS: dict[str, tuple[tuple[x509.ExtensionType, ...], str]] = {
     "no key usage": ((CODE,), r"lacks the extension 2\.5\.29\.15"),
-    "key usage without signatures": ((usage(certificates=True), CODE), "may not sign"),
+    "key usage without signatures": ((usage(certificates=True), CODE), "does not allow signatures"),
     "no extended key usage": ((usage(signature=True),), r"lacks the extension 2\.5\.29\.37"),
     "for servers": (
         (usage(signature=True), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])),
@@ -247,11 +247,14 @@ def test_a_leaf_for_more_than_code() -> None:
 
 AUTHORITY_DEFECTS: dict[str, tuple[tuple[x509.ExtensionType, ...], str]] = {
     "no basic constraints": ((usage(certificates=True),), r"lacks the extension 2\.5\.29\.19"),
-    "no authority": ((x509.BasicConstraints(False, None), usage(certificates=True)), "is not an authority"),
+    "no authority": (
+        (x509.BasicConstraints(False, None), usage(certificates=True)),
+        "is not that of an authority",
+    ),
     "no key usage": ((x509.BasicConstraints(True, None),), r"lacks the extension 2\.5\.29\.15"),
     "signs no certificates": (
         (x509.BasicConstraints(True, None), usage(signature=True)),
-        "is not an authority",
+        "is not that of an authority",
     ),
 }
 
@@ -287,7 +290,7 @@ def test_path_lengths(which: str, length: int) -> None:
     leaf = issue("leaf", lower, LEAF)
     if length == 0:
         below = 2 if which == "root" else 1
-        refused([leaf, lower, upper], f"CN={which} may not have {below} authorities below it", [root])
+        refused([leaf, lower, upper], f"CN={which} does not allow {below} authorities below it", [root])
     else:
         assert verify([leaf, lower, upper], [root]) == leaf.certificate
 
@@ -328,34 +331,34 @@ def test_critical_name_constraints_close_a_chain() -> None:
 
 def test_a_missing_intermediate() -> None:
     """The root did not issue the leaf, whoever it trusts."""
-    refused([SIGNER], "CN=signer was issued by nobody that is trusted")
+    refused([SIGNER], "CN=signer was not issued by a trusted authority")
 
 
 def test_a_missing_authority_further_up() -> None:
     """The sentence names the place where the chain breaks."""
     lower = issue("lower", MIDDLE)
-    refused([issue("leaf", lower, LEAF), lower], "CN=lower was issued by nobody that is trusted")
+    refused([issue("leaf", lower, LEAF), lower], "CN=lower was not issued by a trusted authority")
 
 
 def test_a_root_within_the_chain_is_not_trusted_for_being_there() -> None:
     """Anybody can send one along."""
     own = issue("own root")
-    refused([issue("leaf", own, LEAF), own], "CN=own root was issued by nobody that is trusted")
+    refused([issue("leaf", own, LEAF), own], "CN=own root was not issued by a trusted authority")
 
 
 def test_no_root_trusts_nobody() -> None:
     """An empty list of roots is no reason to trust what came along."""
-    refused([SIGNER, MIDDLE, ROOT], "CN=root was issued by nobody that is trusted", [])
+    refused([SIGNER, MIDDLE, ROOT], "CN=root was not issued by a trusted authority", [])
 
 
 def test_a_self_signed_leaf() -> None:
     """It vouches for itself."""
-    refused([issue("alone", None, LEAF)], "CN=alone was issued by nobody that is trusted")
+    refused([issue("alone", None, LEAF)], "CN=alone was not issued by a trusted authority")
 
 
 def test_a_leaf_given_as_a_root() -> None:
     """A root is an authority; a leaf is not, and is not trusted as one."""
-    refused([SIGNER, MIDDLE], "CN=middle was issued by nobody that is trusted", [SIGNER])
+    refused([SIGNER, MIDDLE], "CN=middle was not issued by a trusted authority", [SIGNER])
     alone = issue("alone", None, LEAF)
     refused([alone], "CN=alone lacks the extension", [alone])
 
@@ -366,8 +369,8 @@ def test_two_authorities_that_issued_each_other() -> None:
     second = issue("second", first)
     again = issue("first", second, key=first.key)
     leaf = issue("leaf", second, LEAF)
-    refused([leaf, second, again], "CN=first was issued by nobody that is trusted")
-    refused([leaf, second, again, second, again], "was issued by nobody that is trusted")
+    refused([leaf, second, again], "CN=first was not issued by a trusted authority")
+    refused([leaf, second, again, second, again], "was not issued by a trusted authority")
 
 
 def test_a_chain_that_is_too_long() -> None:
@@ -381,20 +384,20 @@ def test_a_chain_that_is_too_long() -> None:
 def test_a_root_of_the_same_name_with_another_key() -> None:
     """Names are not keys."""
     middle = issue("middle", issue("root"))
-    refused([issue("leaf", middle, LEAF), middle], "CN=middle was issued by nobody that is trusted")
+    refused([issue("leaf", middle, LEAF), middle], "CN=middle was not issued by a trusted authority")
 
 
 def test_an_intermediate_of_the_same_name_with_another_key() -> None:
     """The false one is passed over; alone, it is refused."""
     false = issue("middle", ROOT)
-    refused([SIGNER, false], "CN=signer was issued by nobody that is trusted")
+    refused([SIGNER, false], "CN=signer was not issued by a trusted authority")
     assert verify([SIGNER, false, MIDDLE]) == SIGNER.certificate
 
 
 def test_a_leaf_whose_signature_was_changed() -> None:
     """The last bit is enough."""
     changed = SIGNER.der[:-1] + bytes([SIGNER.der[-1] ^ 1])
-    with pytest.raises(ReferenceValueError, match="CN=signer was issued by nobody that is trusted"):
+    with pytest.raises(ReferenceValueError, match="CN=signer was not issued by a trusted authority"):
         certificates.verify_chain([changed, MIDDLE.der], [ROOT.pem], NOW)
 
 

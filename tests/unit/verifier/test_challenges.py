@@ -18,8 +18,9 @@ from attester.weights.kernels import Int8, Int32, Kernel, row_words
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
-from verifier.challenges import derivation as challenges
-from verifier.challenges.derivation import Minter, PoolKey, ReadParameters, WalkParameters
+from verifier.challenges import posing
+from verifier.challenges.minting import Minter
+from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
 from verifier.errors import ReferenceValueError
 from verifier.references import measured
 
@@ -28,7 +29,14 @@ KEY = PoolKey(bytes(range(32)))
 
 def minter(folder: Path, using: Kernel | None = None) -> Minter:
     opened = open_folder(folder)
-    return Minter(MODEL, opened, TensorFiles(opened), KEY, using or kernel("numpy"), 1)
+    return Minter(
+        model=MODEL,
+        folder=opened,
+        tensors=TensorFiles(opened),
+        key=KEY,
+        kernel=using or kernel("numpy"),
+        batch=1,
+    )
 
 
 def test_the_seed_is_the_published_formula() -> None:
@@ -51,7 +59,7 @@ def test_minted_commitments_are_those_of_honest_answers(model_folder: Path) -> N
     """What is kept is the hash of what the weights answer, for the checked rows only."""
     (entries,) = minter(model_folder).walks(5, 2, WalkParameters(rows=16))
     for entry in entries:
-        asked = challenges.pose([entry], {}, KEY)[MODEL].walk
+        asked = posing.pose([entry], {}, KEY)[MODEL].walk
         assert asked is not None
         words = [row_words(bytes.fromhex(asked.seed), row) for row in asked.commitments]
         answers = possession.walk(TensorFiles(open_folder(model_folder)), words, 1, kernel("numpy"))
@@ -62,7 +70,7 @@ def test_the_wire_shows_no_commitment_and_no_checked_row(model_folder: Path) -> 
     """Nodes learn seed, rows and passes, and nothing else."""
     (walks,) = minter(model_folder).walks(0, 1, WalkParameters(rows=16))
     reads = list(minter(model_folder).reads(0, 1, ReadParameters(8)))
-    wire = challenges.to_wire(challenges.pose([*reads, *walks], {}, KEY))
+    wire = posing.to_wire(posing.pose([*reads, *walks], {}, KEY))
     assert msgspec.to_builtins(wire) == [
         {
             "model": MODEL,

@@ -17,9 +17,10 @@ import pytest
 from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle as bundles
-from verifier.policy import engine, worker
+from verifier.policy import engine, process, worker
 from verifier.policy.bundle import Bundle
-from verifier.policy.engine import Engines, Limits, Worker, WorkerPool, opened
+from verifier.policy.engine import Engines, Limits, WorkerPool, opened
+from verifier.policy.process import Worker
 
 DEFAULT = bundles.load(default_policy())
 # What it does it does to an input that asks for it: started with nothing to judge, it seems well.
@@ -207,7 +208,7 @@ async def test_endless_evaluation_ends_in_time() -> None:
     """It says how long it was waited for."""
     async with opened(SOME, Limits(1, 0.5)) as pool:
         started = time.monotonic()
-        with pytest.raises(PolicyError, match=r"^no outcome within 0\.5 s$"):
+        with pytest.raises(PolicyError, match=r"^the policy gave no outcome within 0\.5 s$"):
             await pool.evaluate(asked(do="loop"))
         assert time.monotonic() - started < 15
     assert processes() == set()
@@ -278,7 +279,7 @@ async def test_service_keeps_its_environment_to_itself(monkeypatch: pytest.Monke
 async def test_all_who_wait_for_a_broken_policy_fail_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the place, and it is not started again for each."""
     starts = count_starts(monkeypatch)
-    monkeypatch.setattr(engine, "_AGAIN_S", 30.0)
+    monkeypatch.setattr(engine, "_RETRY_START_S", 30.0)
     async with opened(BROKEN, LIMITS) as pool:
         found = await outcomes(*(pool.evaluate(asked(n)) for n in range(50)))
         found += await outcomes(pool.evaluate(asked(1)))
@@ -298,7 +299,7 @@ async def test_broken_policy_does_not_keep_others_waiting() -> None:
 
 async def test_policy_that_did_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while: it may have been the machine's fault."""
-    monkeypatch.setattr(engine, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(engine, "_RETRY_START_S", 0.05)
     starts = count_starts(monkeypatch)
     async with opened(BROKEN, LIMITS) as pool:
         for _ in range(2):
@@ -311,11 +312,11 @@ async def test_policy_that_did_not_start_is_tried_again(monkeypatch: pytest.Monk
 
 async def test_policy_that_loops_at_its_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """In time, by the limit on starting."""
-    monkeypatch.setattr(engine, "_START_S", 0.7)
+    monkeypatch.setattr(engine, "_START_TIMEOUT_S", 0.7)
     many = "numbers.range(1, 100000)"
     endless = policy(f"package touchstone\n\noutcome := count([1 | some i in {many}; some j in {many}])\n")
     async with opened(endless, LIMITS) as pool:
-        with pytest.raises(PolicyError, match=r"does not start: no outcome within 0\.7 s"):
+        with pytest.raises(PolicyError, match=r"does not start: the policy gave no outcome within 0\.7 s"):
             await pool.evaluate(asked(1))
     assert processes() == set()
 
@@ -325,7 +326,7 @@ async def test_process_that_cannot_be_made_is_an_error_of_this_one(
     monkeypatch: pytest.MonkeyPatch, error: type[OSError]
 ) -> None:
     """A machine that is full for a moment must not silence the policy for good."""
-    monkeypatch.setattr(engine, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(engine, "_RETRY_START_S", 0.05)
     count_starts(monkeypatch, fail=1, error=error)
     async with opened(SOME, LIMITS) as pool:
         with pytest.raises(PolicyError, match="does not start"):
@@ -340,7 +341,7 @@ async def test_task_whose_process_cannot_be_made_is_an_error_of_the_policy(
     """Its callers know no other."""
     count_starts(monkeypatch, fail=1)
     with pytest.raises(PolicyError):
-        await engine.run_task("inspect", SOME, 20)
+        await process.run_task("inspect", SOME, 20)
 
 
 # Stopping.
@@ -466,7 +467,7 @@ async def test_worker_ends_with_the_service() -> None:
 async def test_pools_are_bounded() -> None:
     """The longest unused goes, and comes back when it is asked."""
     policies = [policy(SOMETIMES, version) for version in "abcde"]
-    async with Engines(LIMITS, kept=2) as engines:
+    async with Engines(LIMITS, max_pools=2) as engines:
         for each in policies:
             assert await engines.evaluate(each, asked(1)) == 2
         await until(lambda: len(processes()) <= 2)
@@ -478,7 +479,7 @@ async def test_pools_are_bounded() -> None:
 async def test_pool_that_is_used_stays() -> None:
     """Its process is kept warm."""
     often = policy(SOMETIMES, "often")
-    async with Engines(LIMITS, kept=2) as engines:
+    async with Engines(LIMITS, max_pools=2) as engines:
         await engines.evaluate(often, asked(1))
         (kept,) = processes()
         for version in "abcd":
@@ -489,7 +490,7 @@ async def test_pool_that_is_used_stays() -> None:
 
 async def test_pool_that_must_go_finishes_what_it_was_asked() -> None:
     """Trying another policy costs no node its appraisal."""
-    async with Engines(LIMITS, kept=1) as engines:
+    async with Engines(LIMITS, max_pools=1) as engines:
         await engines.evaluate(SOME, asked(0))
         calls = [asyncio.create_task(engines.evaluate(SOME, asked(n))) for n in range(100)]
         await asyncio.sleep(0)

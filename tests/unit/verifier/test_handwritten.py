@@ -71,40 +71,40 @@ def document(**changes: object) -> str:
 
 
 NOT_DOCUMENTS = {
-    "not a map": ("[a]", "line 1, column 1: not a map"),
-    "an empty map": ("{}", "not a map with something in it"),
-    "no model": (document(model=...), "it has no model"),
-    "no files": (document(files=...), "it has no files"),
-    "an unknown key": ("model: m\ntensors: []", "line 2, column 1: tensors: not known; there are files, ignore, model"),
-    "a model that is no text": ("model: 1\nfiles: {a: {size: 1}}", "line 1, column 1: model: not text"),
+    "not a map": ("[a]", "line 1, column 1: this must be a map"),
+    "an empty map": ("{}", "this must be a map that is not empty"),
+    "no model": (document(model=...), "the key model is missing"),
+    "no files": (document(files=...), "the key files is missing"),
+    "an unknown key": ("model: m\ntensors: []", "line 2, column 1: tensors: this key is not known. Use files, ignore, model"),
+    "a model that is no text": ("model: 1\nfiles: {a: {size: 1}}", "line 1, column 1: model: this must be text"),
     "a model that is no name": (document(model="a b"), "model: 'a b' is not a model's name"),
     "a long name of a model": (document(model="a" * 129), "is not a model's name"),
-    "files in a list": (document(files=["a"]), "files: not a map"),
-    "empty files": (document(files={}), "files: not a map with something in it"),
+    "files in a list": (document(files=["a"]), "files: this must be a map"),
+    "empty files": (document(files={}), "files: this must be a map that is not empty"),
     "too many files": (document(files={f"f{n}": {"sha256": A} for n in range(4097)}), "at most 4096"),
-    "an empty file": (document(files={"a": {}}), "files.a: not a map with something in it"),
-    "only a size": (document(files={"a": {"size": 3}}), "files.a: neither sha256 nor blake3"),
-    "an unknown digest": (document(files={"a": {"sha512": A * 2}}), "files.a.sha512: not known"),
-    "a short digest": (document(files={"a": {"sha256": A[:-1]}}), "files.a.sha256: not 64 digits"),
-    "a long digest": (document(files={"a": {"sha256": A + "\n"}}), "files.a.sha256: not 64 digits"),
-    "an upper-case digest": (document(files={"a": {"blake3": A.upper()}}), "files.a.blake3: not 64 digits"),
-    "a decimal digest": (f"model: m\nfiles:\n  a: {{sha256: {'1' * 64}}}", "line 3, column 15: an integer beyond"),
-    "a digest like a float": (f"model: m\nfiles:\n  a: {{sha256: 1e{'1' * 62}}}", "quote it if it is text"),
-    "null for a digest": (document(files={"a": {"sha256": A, "blake3": None}}), "files.a.blake3: not 64"),
-    "a negative size": (document(files={"a": {"sha256": A, "size": -1}}), "files.a.size: not a number of bytes"),
-    "a truth value as size": (document(files={"a": {"sha256": A, "size": True}}), "files.a.size: not a number"),
-    "null for a size": (document(files={"a": {"sha256": A, "size": None}}), "files.a.size: not a number"),
-    "text as size": (document(files={"a": {"sha256": A, "size": "1"}}), "files.a.size: not a number"),
+    "an empty file": (document(files={"a": {}}), "files.a: this must be a map that is not empty"),
+    "only a size": (document(files={"a": {"size": 3}}), "files.a: there is neither sha256 nor blake3"),
+    "an unknown digest": (document(files={"a": {"sha512": A * 2}}), "files.a.sha512: this key is not known"),
+    "a short digest": (document(files={"a": {"sha256": A[:-1]}}), "files.a.sha256: this must be 64 digits"),
+    "a long digest": (document(files={"a": {"sha256": A + "\n"}}), "files.a.sha256: this must be 64 digits"),
+    "an upper-case digest": (document(files={"a": {"blake3": A.upper()}}), "files.a.blake3: this must be 64 digits"),
+    "a decimal digest": (f"model: m\nfiles:\n  a: {{sha256: {'1' * 64}}}", "line 3, column 15: the integer has more"),
+    "a digest like a float": (f"model: m\nfiles:\n  a: {{sha256: 1e{'1' * 62}}}", "Quote it if it is text"),
+    "null for a digest": (document(files={"a": {"sha256": A, "blake3": None}}), "files.a.blake3: this must be 64"),
+    "a negative size": (document(files={"a": {"sha256": A, "size": -1}}), "files.a.size: this must be a number of bytes"),
+    "a truth value as size": (document(files={"a": {"sha256": A, "size": True}}), "files.a.size: this must be a number"),
+    "null for a size": (document(files={"a": {"sha256": A, "size": None}}), "files.a.size: this must be a number"),
+    "text as size": (document(files={"a": {"sha256": A, "size": "1"}}), "files.a.size: this must be a number"),
     "an empty name": (document(files={"": {"sha256": A}}), "not a path within the model"),
     "a name that leads out": (document(files={"../a": {"sha256": A}}), "not a path within the model"),
     "an absolute name": (document(files={"/a": {"sha256": A}}), "not a path within the model"),
     "a backslash": (document(files={"a\\b": {"sha256": A}}), "not a path within the model"),
     "a zero in a name": (document(files={"a\0b": {"sha256": A}}), "not a path within the model"),
     "a long name": (f"model: m\nfiles:\n  ? {'a' * 1025}\n  : {{sha256: {A}}}", "not a path within the model"),
-    "a longer key than YAML has": (document(files={"a" * 1025: {"sha256": A}}), "nothing stands here"),
+    "a longer key than YAML has": (document(files={"a" * 1025: {"sha256": A}}), "there is no value"),
     "a name that no manifest lists": (document(files={".git/config": {"sha256": A}}), "would fit no node"),
-    "ignore is no list": (document(ignore="a"), "ignore: not a list"),
-    "ignore of a number": (document(ignore=["b", 1]), "ignore.1: not a path"),
+    "ignore is no list": (document(ignore="a"), "ignore: this must be a list"),
+    "ignore of a number": (document(ignore=["b", 1]), "ignore.1: this is not a path"),
     "ignore of a file of it": (document(ignore=["a"]), "ignore.0: 'a' is a file of the model"),
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_the_place_of_a_value_is_the_one_of_its_key():
     """Where a person has to look."""
     text = GOOD.replace("size: 12", "size: -12")
     with pytest.raises(
-        ReferenceValueError, match=r"^line 7, column 5: files\.b\.safetensors\.size: not a number"
+        ReferenceValueError, match=r"^line 7, column 5: files\.b\.safetensors\.size: this must be a number"
     ):
         read_yaml(text.encode())
 

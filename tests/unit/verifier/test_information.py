@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from attester.weights.folder import open_folder
 from attester.weights.tensors import TensorFiles
 from verifier.references import information
-from verifier.references.information import Examined, examine
+from verifier.references.information import TensorSummary, examine
 
 WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F4": 1, "F6_E2M3": 1,
@@ -42,7 +42,7 @@ def tensors_of(folder: Path, tensors: Tensors) -> TensorFiles:
     return TensorFiles(open_folder(folder))
 
 
-def examined(folder: Path, tensors: Tensors) -> Examined:
+def examined(folder: Path, tensors: Tensors) -> TensorSummary:
     return examine(tensors_of(folder, tensors))
 
 

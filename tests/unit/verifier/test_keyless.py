@@ -21,7 +21,7 @@ from tests.unit.verifier.test_certificates import usage
 from tests.unit.verifier.test_oms import GOOD, b64, changed, names, sealed, without
 from verifier.errors import ReferenceValueError
 from verifier.references import oms
-from verifier.references.oms import Statement
+from verifier.references.oms_statement import Statement
 
 pytest.importorskip("sigstore")
 

@@ -42,7 +42,7 @@ def in_test(body: str) -> list[tuple[str, int, int]]:
 
 def cycles(*sources: str) -> list[str]:
     """The cycles that are shown."""
-    return [f.sentence.partition(" goes round")[0] for f in found(*sources) if f.rule == "recursion"]
+    return [f.sentence.partition(" is recursion")[0] for f in found(*sources) if f.rule == "recursion"]
 
 
 RECURSIVE = {
@@ -421,9 +421,9 @@ def test_bare_numbers_are_named_where_they_have_a_name() -> None:
     vector = '{"configuration": 96, "executables": 77, "file-system": 96}'
     source = f"{HOME}x := {vector}\n{ENTRY}"
     assert [f.sentence for f in found(source)] == [
-        "96 is a bare number; write data.ar4si.configuration.forbidden",
-        "77 is no value of executables; use one of data.ar4si.executables",
-        "96 is a bare number; write data.ar4si.file_system." + _name_of("file_system", 96),
+        "96 is a bare number. Write data.ar4si.configuration.forbidden",
+        "77 is not a value of executables. Use one of data.ar4si.executables",
+        "96 is a bare number. Write data.ar4si.file_system." + _name_of("file_system", 96),
     ]
 
 
@@ -438,11 +438,11 @@ def test_bare_numbers_may_stand_in_tests_and_where_values_are_named() -> None:
 
 def test_findings_are_sorted_and_read_well() -> None:
     findings = found("package touchstone\nx := time.now_ns()\n" + ENTRY, "package other\nf(y) := f(y)\n")
-    round_ = "goes round, and the engine would crash; repeat over a collection that is given"
+    round_ = "is recursion, and the engine would crash. Repeat over a collection instead"
     assert [str(f) for f in findings] == [
-        "a.rego:2:6: time.now_ns reads the clock; the date of the appraisal is input.date (clock)",
-        "b.rego:1:1: package other; rules belong into touchstone, touchstone.… or ar4si (package)",
-        f"b.rego:2:9: f → f {round_} (some … in, every, a comprehension) instead (recursion)",
+        "a.rego:2:6: time.now_ns reads the clock. Use input.date, the date of the appraisal (clock)",
+        "b.rego:1:1: the package of a rule must be touchstone, touchstone.… or ar4si, but this is other (package)",
+        f"b.rego:2:9: f → f {round_} (some … in, every, a comprehension) (recursion)",
     ]
 
 

@@ -334,7 +334,7 @@ def with_documents(*documents: Document) -> Bundle:
     return dataclasses.replace(DEFAULT, documents=documents)
 
 
-ONE = Document("acme/tiny", (DocumentFile("a", 1, HEX), DocumentFile("b", 2, HEX)))
+ONE = Document(model="acme/tiny", files=(DocumentFile("a", 1, HEX), DocumentFile("b", 2, HEX)))
 
 
 def test_added_reference_value_is_shown() -> None:
@@ -351,7 +351,7 @@ def test_removed_reference_value_is_shown() -> None:
 
 def test_changed_reference_value_is_shown_with_its_files() -> None:
     """Those that changed, came or went."""
-    new = Document("acme/tiny", (DocumentFile("a", 1, OTHER_HEX), DocumentFile("c", 2, HEX)))
+    new = Document(model="acme/tiny", files=(DocumentFile("a", 1, OTHER_HEX), DocumentFile("c", 2, HEX)))
     (found,) = bundle_diff(with_documents(ONE), with_documents(new))
     assert (found.part, found.name, found.change) == ("reference", "acme/tiny", "changed")
     assert (found.before, found.after) == (ONE.digest, new.digest)
@@ -360,7 +360,7 @@ def test_changed_reference_value_is_shown_with_its_files() -> None:
 
 def test_reference_value_that_differs_in_its_tensors_alone_is_shown() -> None:
     """Walks are asked of them."""
-    tensor = DocumentTensor("w", "BF16", (2,), 4)
+    tensor = DocumentTensor(name="w", dtype="BF16", shape=(2,), size=4)
     (found,) = bundle_diff(
         with_documents(ONE), with_documents(msgspec.structs.replace(ONE, tensors=(tensor,)))
     )

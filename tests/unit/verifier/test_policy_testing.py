@@ -217,7 +217,7 @@ ENDLESS = (
 async def test_endless_test_is_an_error_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is killed."""
     monkeypatch.setattr(testing, "TIMEOUT_S", 0.7)
-    with pytest.raises(PolicyError, match=r"^no outcome within 0\.7 s$"):
+    with pytest.raises(PolicyError, match=r"^the policy gave no outcome within 0\.7 s$"):
         await testing.run(policy(ENDLESS))
 
 
@@ -225,7 +225,7 @@ async def test_endless_test_refuses_a_bundle(monkeypatch: pytest.MonkeyPatch) ->
     """As an error of the bundle."""
     monkeypatch.setattr(testing, "TIMEOUT_S", 0.7)
     rules = DEFAULT.modules
-    with pytest.raises(BundleError, match="no outcome within"):
+    with pytest.raises(BundleError, match="gave no outcome within"):
         await admission.check(dataclasses.replace(policy(ENDLESS), modules=rules))
 
 

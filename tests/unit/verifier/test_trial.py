@@ -21,13 +21,15 @@ from fixtures.recorded import Template
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
 from verifier import appraisal, recording, results, trial
 from verifier.appraisal import NodeSnapshot
+from verifier.changes import Change, SubmodVerdict, compare, verdicts_of
 from verifier.config import default_policy
 from verifier.errors import PolicyError
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
+from verifier.reappraisal import Reappraiser
 from verifier.recording import AppraisalSummary, Recording, RecordingHead, ReferenceName, SubmodSummary
 from verifier.schemes.context import ModelReference
-from verifier.trial import MAX_FAILURES, Change, ChangeCount, Reappraiser, SubmodVerdict, TrialReport, compare
+from verifier.trial import MAX_FAILURES, ChangeCount, TrialReport
 
 DEFAULT = bundles.load(default_policy())
 NOW = 1_795_000_000_000
@@ -144,9 +146,7 @@ def test_status_of_a_verdict_is_that_of_its_worst_claim() -> None:
 def taken(
     node: str = "n", at_ms: int = 0, *, appraisal_id: str = "", given: bytes = b"{}", **gist: Any
 ) -> RecordingHead:
-    made = AppraisalSummary(
-        build=results.BUILD, policy=DEFAULT.digest, references={}, held=NodeSnapshot(), submods={}
-    )
+    made = AppraisalSummary(results.BUILD, DEFAULT.digest, {}, NodeSnapshot(), {})
     return RecordingHead(appraisal_id, node, at_ms, given, msgspec.structs.replace(made, **gist))
 
 
@@ -292,9 +292,7 @@ def entry(vector: dict[str, int], *reasons: str) -> dict[str, Any]:
     return {"trust_vector": vector, "reasons": list(reasons)}
 
 
-CONFIGURATION = SubmodSummary(
-    may_affirm={"configuration": 2}, blocked={}, found=(), vector={"configuration": 2}, reasons=()
-)
+CONFIGURATION = SubmodSummary({"configuration": 2}, {}, (), {"configuration": 2}, ())
 
 
 def platform(node: str = "n", given: bytes = b"{}", at_ms: int = 0, **gist: Any) -> RecordingHead:
@@ -341,7 +339,7 @@ async def test_large_outcomes_do_not_fill_the_memory() -> None:
     trying = replay(policy)
     for number in range(20):
         await trying.verdicts([platform(given=b"%d" % number)])
-    assert sum(map(len, trying._known.values())) < 1_000_000
+    assert sum(map(len, trying._outcomes._known.values())) < 1_000_000
 
 
 async def test_progress_is_told_by_page() -> None:
@@ -355,16 +353,8 @@ async def test_progress_is_told_by_page() -> None:
 async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> None:
     """As an appraisal would lower it, and for the same reasons."""
     submods = {
-        "platform": SubmodSummary(
-            may_affirm={}, blocked={}, found=("evidence.time",), vector={"configuration": 2}, reasons=()
-        ),
-        "model/m": SubmodSummary(
-            may_affirm={"executables": -2},
-            blocked={"file-system": "file x"},
-            found=(),
-            vector={"executables": -2},
-            reasons=(),
-        ),
+        "platform": SubmodSummary({}, {}, ("evidence.time",), {"configuration": 2}, ()),
+        "model/m": SubmodSummary({"executables": -2}, {"file-system": "file x"}, (), {"executables": -2}, ()),
     }
     policy = Policy(
         lambda _: {
@@ -382,15 +372,7 @@ async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> Non
 async def test_what_is_held_against_a_node_stays_held() -> None:
     """No policy ends a quarantine."""
     policy = Policy(lambda _: {"platform": entry({"instance-identity": 2})})
-    submods = {
-        "platform": SubmodSummary(
-            may_affirm={"instance-identity": 2},
-            blocked={},
-            found=(),
-            vector={"instance-identity": 96},
-            reasons=(),
-        )
-    }
+    submods = {"platform": SubmodSummary({"instance-identity": 2}, {}, (), {"instance-identity": 96}, ())}
     (found,) = await replay(policy).verdicts([taken(submods=submods, held=NodeSnapshot(quarantined_by="i1"))])
     assert found["platform"] == SubmodVerdict({"instance-identity": 96}, ("identity.node.quarantined",))
 
@@ -504,7 +486,7 @@ def recorded(template: Template, library: Library, **changes: Any) -> RecordingH
     outcome = appraisal.read_outcome(rules(template.bundle).answer(given), record.checked)
     result = recording.conclude(record, checked, outcome, template.context, template.bundle.id)
     library.recordings["j1"] = Recording(template.evidence(ENGINE_VERSION), given, record)
-    library.references[template.document.digest] = template.verifier_inputs.references[MODEL]
+    library.references[template.document.digest] = template.given.references[MODEL]
     return RecordingHead("j1", "n1", NOW, given, recording.summary_of(record, result))
 
 
@@ -593,15 +575,14 @@ async def test_reference_value_that_left_with_its_policy_is_not_used(template: T
     """But the one that is in force for the model now."""
     old = bringing(template, template.document)
     before = dataclasses.replace(
-        template.verifier_inputs,
-        references={MODEL: template.document.to_reference(source="bundle", signer="x")},
+        template.given, references={MODEL: template.document.to_reference(source="bundle", signer="x")}
     )
     library = Library(old)
     report = await try_on(template, template.bundle, library, basis=before.basis(old.digest))
     assert report.examined == 1
     (found,) = report.in_order()
     assert found.change.submod == f"model/{MODEL}"
-    library = Library(old, active=template.verifier_inputs.references)
+    library = Library(old, active=template.given.references)
     report = await try_on(template, template.bundle, library, basis=before.basis(old.digest))
     assert (report.examined, report.unchanged) == (1, 1)
 
@@ -633,4 +614,4 @@ def test_verdicts_are_read_from_a_result() -> None:
             }
         }
     }
-    assert trial.verdicts_of(json.dumps(claims)) == {"platform": FAIR}
+    assert verdicts_of(json.dumps(claims)) == {"platform": FAIR}

@@ -1,0 +1,80 @@
+"""How entries of the pool become the challenges of a session, and what the node sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
+from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
+from verifier.schemes.context import IssuedChallenges, IssuedRead, IssuedWalk
+from verifier.store.pool import Entry
+
+_COMMITMENT_BYTES = 32
+
+
+def pose(
+    entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: PoolKey
+) -> dict[str, IssuedChallenges]:
+    """
+    The challenges of a session by model, with what the verifier knows of the answers.
+
+    Args:
+        entries: The entries that were taken from the pool.
+        exhausted: By model, the kinds of which the pool had none left.
+        key: The pool key.
+    """
+    issued: dict[str, IssuedChallenges] = {
+        model: IssuedChallenges(exhausted=tuple(kinds)) for model, kinds in exhausted.items()
+    }
+    for entry in entries:
+        so_far = issued.get(entry.model, IssuedChallenges())
+        if entry.kind == "read":
+            issued[entry.model] = msgspec.structs.replace(so_far, read=_read(entry, key))
+        else:
+            issued[entry.model] = msgspec.structs.replace(so_far, walk=_walk(entry, key))
+    return issued
+
+
+def _read(entry: Entry, key: PoolKey) -> IssuedRead:
+    return IssuedRead(
+        seed=key.seed(entry.model, entry.kind, entry.index).hex(),
+        windows=msgspec.json.decode(entry.parameters, type=ReadParameters).windows,
+        commitment=entry.commitments,
+        batch=entry.batch,
+        reference=entry.reference,
+    )
+
+
+def _walk(entry: Entry, key: PoolKey) -> IssuedWalk:
+    parameters = msgspec.json.decode(entry.parameters, type=WalkParameters)
+    rows = key.checked_rows(entry.model, entry.kind, entry.index, parameters.rows)
+    commitments = [
+        entry.commitments[start : start + _COMMITMENT_BYTES]
+        for start in range(0, len(entry.commitments), _COMMITMENT_BYTES)
+    ]
+    return IssuedWalk(
+        seed=key.seed(entry.model, entry.kind, entry.index).hex(),
+        rows=parameters.rows,
+        passes=parameters.passes,
+        commitments=dict(zip(rows, commitments, strict=True)),
+        batch=entry.batch,
+        wide=entry.kind == "wide",
+        reference=entry.reference,
+    )
+
+
+def to_wire(issued: Mapping[str, IssuedChallenges]) -> list[ModelChallenge]:
+    """The challenges as the node sees them: without commitments, and without which rows are checked."""
+    return [
+        ModelChallenge(
+            model=model,
+            read=None if asked.read is None else ReadChallenge(asked.read.seed, asked.read.windows),
+            walk=None
+            if asked.walk is None
+            else WalkChallenge(asked.walk.seed, asked.walk.rows, asked.walk.passes),
+        )
+        for model, asked in sorted(issued.items())
+        if asked.read is not None or asked.walk is not None
+    ]
