@@ -187,19 +187,17 @@ class Claim:
 
     key: int
     name: str
-    place: str
-    """`token`, or the kind of submodule that has it."""
     type: Any
     meaning: str
 
 
 TOKEN_CLAIMS: Final = (
-    Claim(265, "eat_profile", "token", str, "This profile's URI; no other is accepted (RFC 9711 §4.3.2)."),
-    Claim(10, "eat_nonce", "token", bytes, "The session's nonce, exactly as issued (RFC 9711 §4.1)."),
-    Claim(256, "ueid", "token", bytes, "The id that the verifier gave the node at enrolment (RFC 9711 §4.2.1)."),
-    Claim(6, "iat", "token", int, "When the evidence was signed, whole seconds (RFC 8392 §3.1.6)."),
-    Claim(3, "aud", "token", str, "The verifier this evidence is for (RFC 8392 §3.1.3)."),
-    Claim(266, "submods", "token", dict, "One claims-set for each thing measured (RFC 9711 §4.2.18)."),
+    Claim(265, "eat_profile", str, "This profile's URI; no other is accepted (RFC 9711 §4.3.2)."),
+    Claim(10, "eat_nonce", bytes, "The session's nonce, exactly as issued (RFC 9711 §4.1)."),
+    Claim(256, "ueid", bytes, "The id that the verifier gave the node at enrolment (RFC 9711 §4.2.1)."),
+    Claim(6, "iat", int, "When the evidence was signed, whole seconds (RFC 8392 §3.1.6)."),
+    Claim(3, "aud", str, "The verifier this evidence is for (RFC 8392 §3.1.3)."),
+    Claim(266, "submods", dict, "One claims-set for each thing measured (RFC 9711 §4.2.18)."),
 )  # fmt: skip
 """The claims of the token itself.  Those of submodules are in `attester.kinds`."""
 
@@ -258,7 +256,9 @@ class Token:
             fields = msgspec.convert(named, _TokenClaims, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
             raise ClaimError("token", str(error)) from None
-        return cls(fields.eat_nonce, fields.ueid, fields.iat, fields.aud, fields.submods)
+        return cls(
+            nonce=fields.eat_nonce, ueid=fields.ueid, iat=fields.iat, aud=fields.aud, submods=fields.submods
+        )
 
 
 class _TokenClaims(Claims, frozen=True):

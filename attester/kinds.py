@@ -77,26 +77,26 @@ KINDS: Final[dict[str, Kind]] = {
     kind.name: kind
     for kind in (
         Kind("platform", (
-            Claim(-80001, "endpoint", "platform", Endpoint, "Where the node serves, signed by its TLS key."),
-            Claim(-80002, "runtime", "platform", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
-            Claim(-80008, "capabilities", "platform", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
+            Claim(-80001, "endpoint", Endpoint, "Where the node serves, signed by its TLS key."),
+            Claim(-80002, "runtime", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
+            Claim(-80008, "capabilities", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
         )),
         Kind("model", (
-            Claim(-80003, "manifest", "model", Manifest, "Every file of the model with its size and digests, the bytes of weights by type, and which digests come from a cache."),
-            Claim(-80004, "read", "model", ReadAnswer, "The answer to a read challenge."),
-            Claim(-80005, "walk", "model", WalkAnswer, "The answers to a walk challenge."),
+            Claim(-80003, "manifest", Manifest, "Every file of the model with its size and digests, the bytes of weights by type, and which digests come from a cache."),
+            Claim(-80004, "read", ReadAnswer, "The answer to a read challenge."),
+            Claim(-80005, "walk", WalkAnswer, "The answers to a walk challenge."),
         ), MODEL_NAME),
         Kind("gpu", (
-            Claim(-80006, "inventory", "gpu", Inventory, "A GPU as its driver's library describes it."),
-            Claim(-80007, "benchmark", "gpu", Benchmark, "A benchmark run on one device; each measure has a unit, repeats, a median and a spread."),
+            Claim(-80006, "inventory", Inventory, "A GPU as its driver's library describes it."),
+            Claim(-80007, "benchmark", Benchmark, "A benchmark run on one device; each measure has a unit, repeats, a median and a spread."),
         ), re.compile(r"0|[1-9][0-9]?")),
     )
 }  # fmt: skip
 
 
-def all_claims() -> tuple[Claim, ...]:
-    """The claims of a token and of each kind, in the order of ``docs/evidence-profile.md``."""
-    return (*TOKEN_CLAIMS, *(claim for kind in KINDS.values() for claim in kind.claims))
+def claims_by_place() -> Mapping[str, tuple[Claim, ...]]:
+    """The claims of the token, and those of each kind of submodule: the rows of ``docs/evidence-profile.md``."""
+    return {"token": TOKEN_CLAIMS, **{kind.name: kind.claims for kind in KINDS.values()}}
 
 
 def kind_of(submod: str) -> str | None:

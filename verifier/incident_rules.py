@@ -125,7 +125,10 @@ def _is_known_serious(incident: Incident, draft: Draft) -> bool:
 
 
 def _open(draft: Draft, state: State, node: IncidentNode, session_id: str | None) -> Transitions:
-    return (Open(draft, state, node.id, node.operator, session_id), *_void_proposals(node.incidents))
+    return (
+        Open(draft=draft, state=state, node_id=node.id, operator=node.operator, session_id=session_id),
+        *_void_proposals(node.incidents),
+    )
 
 
 def _count(known: Incident, siblings: Sequence[Incident]) -> Transitions:

@@ -83,9 +83,7 @@ class FanFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     turns: Annotated[bool, Meta(description="Whether it turns.")]
 
 
-KIND = Kind(
-    "fan", (Claim(-80999, "speed", "fan", Speed, "How fast a fan turns."),), kinds.KINDS["gpu"].members
-)
+KIND = Kind("fan", (Claim(-80999, "speed", Speed, "How fast a fan turns."),), kinds.KINDS["gpu"].members)
 REASON = Reason("fan.stopped", "A fan stands still.", "Replace it.")
 
 # 4. A policy file.

@@ -45,7 +45,9 @@ def compare(old: Bundle, old_rules: Inspection, new: Bundle, new_rules: Inspecti
 
 def _manifest(old: Bundle, new: Bundle) -> list[Difference]:
     return [
-        Difference("manifest", name, "changed", getattr(old.manifest, name), getattr(new.manifest, name))
+        Difference(
+            "manifest", name, "changed", before=getattr(old.manifest, name), after=getattr(new.manifest, name)
+        )
         for name in ("name", "version", "author", "description")
         if getattr(old.manifest, name) != getattr(new.manifest, name)
     ]
@@ -99,7 +101,7 @@ def _data(path: str, old: Any, new: Any) -> list[Difference]:
             else:
                 found += _data(place, old[name], new[name])
         return found
-    return [Difference("data", path, "changed", _short(old), _short(new))]
+    return [Difference("data", path, "changed", before=_short(old), after=_short(new))]
 
 
 def _references(old: Bundle, new: Bundle) -> list[Difference]:
@@ -115,7 +117,9 @@ def _references(old: Bundle, new: Bundle) -> list[Difference]:
             found.append(Difference("reference", model, "removed", before=was.digest))
         elif was.digest != becomes.digest:
             text = "\n".join(_files(was, becomes))
-            found.append(Difference("reference", model, "changed", was.digest, becomes.digest, text))
+            found.append(
+                Difference("reference", model, "changed", before=was.digest, after=becomes.digest, text=text)
+            )
     return found
 
 

@@ -113,7 +113,16 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
             f"{cycle} is recursion, and the engine would crash. Repeat over a collection instead "
             f"(some … in, every, a comprehension)"
         )
-        found.add(LintFinding(Level.ERROR, "recursion", cycle.file, cycle.line, cycle.column, sentence))
+        found.add(
+            LintFinding(
+                level=Level.ERROR,
+                rule="recursion",
+                file=cycle.file,
+                line=cycle.line,
+                column=cycle.column,
+                sentence=sentence,
+            )
+        )
     return tuple(sorted(found, key=lambda f: (f.file, f.line, f.column, f.rule, f.sentence)))
 
 
@@ -150,10 +159,12 @@ def _heads(modules: Sequence[Any]) -> Iterator[tuple[list[str], str, list[str]]]
 
 def _missing(modules: Sequence[Any], rule: str, sentence: str) -> LintFinding:
     if not modules:
-        return LintFinding(Level.ERROR, rule, "bundle.json", 1, 1, sentence)
-    source = modules[0]["source"]
-    place = position_of(modules[0]["ast"]["package"]["span"], source["contents"].encode())
-    return LintFinding(Level.ERROR, rule, source["file"], *place, sentence)
+        file, line, column = "bundle.json", 1, 1
+    else:
+        source = modules[0]["source"]
+        file = source["file"]
+        line, column = position_of(modules[0]["ast"]["package"]["span"], source["contents"].encode())
+    return LintFinding(level=Level.ERROR, rule=rule, file=file, line=line, column=column, sentence=sentence)
 
 
 class _Module:
@@ -169,7 +180,10 @@ class _Module:
         self._names_values = is_test or self._package == ["ar4si"]
 
     def _error(self, span: Any, rule: str, sentence: str, level: Level = Level.ERROR) -> LintFinding:
-        return LintFinding(level, rule, self._file, *position_of(span, self._source), sentence)
+        line, column = position_of(span, self._source)
+        return LintFinding(
+            level=level, rule=rule, file=self._file, line=line, column=column, sentence=sentence
+        )
 
     def findings(self) -> Iterator[LintFinding]:
         """All findings that need this module alone."""

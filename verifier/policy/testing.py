@@ -61,7 +61,14 @@ async def run(bundle: Bundle) -> TestReport:
     answer = await run_task("test", bundle, TIMEOUT_S)
     return TestReport(
         tests=tuple(
-            Test(t["file"], t["line"], t["name"], t["why"], t["seconds"], tuple(t["printed"]))
+            Test(
+                file=t["file"],
+                line=t["line"],
+                name=t["name"],
+                why=t["why"],
+                seconds=t["seconds"],
+                printed=tuple(t["printed"]),
+            )
             for t in answer["tests"]
         ),
         covered={file: tuple(covered) for file, (covered, _) in answer["coverage"].items()},

@@ -89,7 +89,7 @@ def _differences(
         if files:
             expected, actual = _first_digests(files, present, reference)
             detail = f"{len(files)} {what}: {_list_some(files)}"
-            findings.append(Finding(code, detail, expected, actual, cause))
+            findings.append(Finding(code, detail, expected=expected, actual=actual, cause=cause))
             wrong.difference_update(files)
 
     # Published contents under a name that is not in the reference.  The search goes by digest: comparing
@@ -111,9 +111,9 @@ def _differences(
             Finding(
                 "weights.manifest.quantised",
                 "the weights have other types",
-                _list_types(reference.dtypes),
-                _list_types(dtypes),
-                cause,
+                expected=_list_types(reference.dtypes),
+                actual=_list_types(dtypes),
+                cause=cause,
             )
         )
         wrong = {name for name in wrong if not name.endswith(_WEIGHT_SUFFIXES)}

@@ -192,7 +192,13 @@ class InputLoader:
             if row["grace_until_ms"]:
                 earlier = _Superseded(row["digest"], row["grace_until_ms"])
                 replaced[model] = (*replaced.get(model, ()), earlier)
-        in_force = _InForce(generation, blocks, active, replaced, frozenset(retired))
+        in_force = _InForce(
+            generation=generation,
+            blocks=blocks,
+            active=active,
+            replaced=replaced,
+            retired=frozenset(retired),
+        )
         again = await policies.rollout(tx)
         # If a change came during these reads, they may be of before and after it: they must not be cached.
         if again is not None and again.generation == generation:
