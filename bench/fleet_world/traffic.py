@@ -28,7 +28,7 @@ class Session:
 
     left: int
     operator: str | None = None
-    """Whose key it is, where it is a node operator's."""
+    """The operator whose key it is, if it is a node operator's."""
     wash: bool = False
     decision: Decision | None = None
     lane: Lane = Lane.ESTABLISHED

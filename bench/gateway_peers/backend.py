@@ -30,7 +30,7 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
     body = await request.read()
     if request.path.endswith("/embeddings"):
         return web.Response(body=_EMBEDDING, content_type="application/json")
-    # Whoever reads the request anew may space it otherwise.
+    # A proxy that writes the request anew may space it differently.
     if b'"stream":true' not in body.replace(b" ", b""):
         return web.Response(body=_COMPLETION, content_type="application/json")
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})

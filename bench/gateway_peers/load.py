@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Whoever waits learns of it."""
+        """Tell those that wait."""
         if not self._done.done():
             self._done.set_exception(exc or ConnectionResetError("closed before the whole answer"))
 
