@@ -146,7 +146,9 @@ def test_status_of_a_verdict_is_that_of_its_worst_claim() -> None:
 def taken(
     node: str = "n", at_ms: int = 0, *, appraisal_id: str = "", given: bytes = b"{}", **gist: Any
 ) -> RecordingHead:
-    made = AppraisalSummary(results.BUILD, DEFAULT.digest, {}, NodeSnapshot(), {})
+    made = AppraisalSummary(
+        build=results.BUILD, policy=DEFAULT.digest, references={}, held=NodeSnapshot(), submods={}
+    )
     return RecordingHead(appraisal_id, node, at_ms, given, msgspec.structs.replace(made, **gist))
 
 
@@ -292,7 +294,18 @@ def entry(vector: dict[str, int], *reasons: str) -> dict[str, Any]:
     return {"trust_vector": vector, "reasons": list(reasons)}
 
 
-CONFIGURATION = SubmodSummary({"configuration": 2}, {}, (), {"configuration": 2}, ())
+def summary(
+    may_affirm: dict[str, int],
+    *,
+    vector: dict[str, int],
+    blocked: dict[str, str] | None = None,
+    found: tuple[str, ...] = (),
+) -> SubmodSummary:
+    """What was recorded of one submodule."""
+    return SubmodSummary(may_affirm=may_affirm, blocked=blocked or {}, found=found, vector=vector, reasons=())
+
+
+CONFIGURATION = summary({"configuration": 2}, vector={"configuration": 2})
 
 
 def platform(node: str = "n", given: bytes = b"{}", at_ms: int = 0, **gist: Any) -> RecordingHead:
@@ -353,8 +366,10 @@ async def test_progress_is_told_by_page() -> None:
 async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> None:
     """As an appraisal would lower it, and for the same reasons."""
     submods = {
-        "platform": SubmodSummary({}, {}, ("evidence.time",), {"configuration": 2}, ()),
-        "model/m": SubmodSummary({"executables": -2}, {"file-system": "file x"}, (), {"executables": -2}, ()),
+        "platform": summary({}, found=("evidence.time",), vector={"configuration": 2}),
+        "model/m": summary(
+            {"executables": -2}, blocked={"file-system": "file x"}, vector={"executables": -2}
+        ),
     }
     policy = Policy(
         lambda _: {
@@ -372,7 +387,7 @@ async def test_verdict_is_the_policys_under_the_ceiling_of_the_evidence() -> Non
 async def test_what_is_held_against_a_node_stays_held() -> None:
     """No policy ends a quarantine."""
     policy = Policy(lambda _: {"platform": entry({"instance-identity": 2})})
-    submods = {"platform": SubmodSummary({"instance-identity": 2}, {}, (), {"instance-identity": 96}, ())}
+    submods = {"platform": summary({"instance-identity": 2}, vector={"instance-identity": 96})}
     (found,) = await replay(policy).verdicts([taken(submods=submods, held=NodeSnapshot(quarantined_by="i1"))])
     assert found["platform"] == SubmodVerdict({"instance-identity": 96}, ("identity.node.quarantined",))
 
@@ -486,7 +501,7 @@ def recorded(template: Template, library: Library, **changes: Any) -> RecordingH
     outcome = appraisal.read_outcome(rules(template.bundle).answer(given), record.checked)
     result = recording.conclude(record, checked, outcome, template.context, template.bundle.id)
     library.recordings["j1"] = Recording(template.evidence(ENGINE_VERSION), given, record)
-    library.references[template.document.digest] = template.given.references[MODEL]
+    library.references[template.document.digest] = template.verifier_inputs.references[MODEL]
     return RecordingHead("j1", "n1", NOW, given, recording.summary_of(record, result))
 
 
@@ -554,6 +569,11 @@ async def test_another_reference_value_has_the_evidence_examined(template: Templ
 
 BY_SOURCE = """package touchstone
 
+outcome[name] := {"trust_vector": model_vector(facts), "reasons": []} if {
+	some name, facts in input.checked
+	facts.kind == "model"
+}
+
 model_vector(facts) := {"file-system": 32} if {
 	facts.manifest
 	some _, reference in input.references
@@ -575,14 +595,15 @@ async def test_reference_value_that_left_with_its_policy_is_not_used(template: T
     """But the one that is in force for the model now."""
     old = bringing(template, template.document)
     before = dataclasses.replace(
-        template.given, references={MODEL: template.document.to_reference(source="bundle", signer="x")}
+        template.verifier_inputs,
+        references={MODEL: template.document.to_reference(source="bundle", signer="x")},
     )
     library = Library(old)
     report = await try_on(template, template.bundle, library, basis=before.basis(old.digest))
     assert report.examined == 1
     (found,) = report.in_order()
     assert found.change.submod == f"model/{MODEL}"
-    library = Library(old, active=template.given.references)
+    library = Library(old, active=template.verifier_inputs.references)
     report = await try_on(template, template.bundle, library, basis=before.basis(old.digest))
     assert (report.examined, report.unchanged) == (1, 1)
 
