@@ -32,7 +32,7 @@ from tests.integration.test_cli import touchstone
 from tests.unit.verifier.test_certificates import LEAF, MIDDLE, ROOT, SIGNER, issue
 from tests.unit.verifier.test_oms import changed, entry, mutated, pem_of, sealed, statement_of
 from verifier.commands.challenges import challenges
-from verifier.commands.references import reference
+from verifier.commands.reference_sources import reference
 from verifier.commands.verifier import verifier
 from verifier.errors import ReferenceValueError
 from verifier.references import measured, oms, published

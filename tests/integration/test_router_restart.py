@@ -440,12 +440,12 @@ async def test_the_commands_review_a_hold(place: Place) -> None:
     with_tokeniser(router)
     await router.start()
     status, said = await router.touchstone("incidents", "list", "--key", "sk-rae")
-    assert (status, said) == (0, "Nothing waits.\n")
+    assert (status, said) == (0, "Nothing waits for review.\n")
     hold = await held(place, router)
     status, said = await router.touchstone("incidents", "list", "--key", "sk-rae")
     lines = said.splitlines()
     assert (status, lines[0]) == (0, f"{hold['id']}  open  settlement-mismatch  (by the router)")
-    assert lines[1] == "    node a of acme; to be looked at within 23 h"
+    assert lines[1] == "    node a of acme; review is due within 23 h"
     status, said = await router.touchstone("incidents", "show", hold["id"], "--key", "sk-rae")
     assert (status, msgspec.json.decode(said)["seen"]["node"]) == (0, "a")
     status, said = await router.touchstone(

@@ -308,8 +308,8 @@ async def test_the_command_says_that_a_second_person_is_needed(verifier) -> None
     """And whose proposal waits; then that it is released."""
     _, incident = await held(verifier)
     said = await command(verifier, "step", incident, "release", "--actor", "ada", "--reason", "looked")
-    assert said == f"{incident} is still open: ada proposes its release, and a second person is needed.\n"
-    assert "ada proposes its release; a second person is needed" in await command(verifier, "list")
+    assert said == f"{incident} is still open. ada proposes its release, and a second person must agree.\n"
+    assert "ada proposes its release; a second person must agree" in await command(verifier, "list")
     said = await command(verifier, "step", incident, "release", "--actor", "bob", "--reason", "looked")
     assert said == f"{incident} is released.\n"
 
@@ -318,4 +318,4 @@ async def test_the_command_for_a_cause_says_how_many_wait(verifier, altered: Pat
     """One line for what was released, one for what waits."""
     _, cause = await liars(verifier, altered)
     said = await command(verifier, "release-cause", cause, "--actor", "ada", "--reason", "a bad batch")
-    assert said == "Released 0.\nProposed for 2: a second person is needed.\n"
+    assert said == "Released 0 incidents.\nProposed the release of 2 incidents. A second person must agree.\n"
