@@ -5,7 +5,7 @@ Each is a process: a load, a backend that answers sixteen tokens over https, and
 them nothing (direct), the least that can be (bare), our gateway, or LiteLLM's proxy.  What
 stands between has one core to itself, where there are two; load and backend share the other.
 
-    python -m bench.gateway [--rounds 12] [--json] [--tree ANOTHER_CHECKOUT]
+    python -m bench.gateway [--rounds 12] [--json] [--before ANOTHER_CHECKOUT]
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bench.gateway_peers.load import Job, Report
 from bench.gateway_peers.verifier import LIFE_S, StandIn
 from fixtures.fleet import free_port
 
-DIRECT, BARE, OURS, LITELLM = "direct", "bare", "touchstone", "litellm"
+DIRECT, BARE, OURS, BEFORE, LITELLM = "direct", "bare", "touchstone", "before", "litellm"
 _TRIES_S: Final = 120.0
 _SILENCE_S: Final = 120.0
 
@@ -94,10 +94,9 @@ class Certificate:
 class Bench:
     """The processes, and the one that asks them."""
 
-    def __init__(self, stack: AsyncExitStack, folder: Path, tree: Path) -> None:
+    def __init__(self, stack: AsyncExitStack, folder: Path) -> None:
         self._stack = stack
         self._folder = folder
-        self._tree = tree
         cores = sorted(os.sched_getaffinity(0))
         self._ends, self._between = {cores[0]}, {cores[-1]}
         self._load: Process | None = None
@@ -138,8 +137,8 @@ class Bench:
         assert process.stdout is not None
         return process, [int(port) for port in (await process.stdout.readline()).split()]
 
-    async def start(self, nodes: int, python: Path | None) -> None:
-        """Start everything and wait until each answers."""
+    async def start(self, nodes: int, before: Path | None, python: Path | None) -> None:
+        """Start everything, also the router of another checkout, and wait until each answers."""
         self._load = await self._start(
             "load", sys.executable, "-m", "bench.gateway_peers.load", cores=self._ends, speaks=True
         )
@@ -155,7 +154,9 @@ class Bench:
         issuer = await self._stack.enter_async_context(_serving(verifier.app()))
         for name, certificate, port in zip(names, certificates, ports, strict=True):
             verifier.trust(issuer, name, f"https://127.0.0.1:{port}", certificate.pin)
-        await self._start_ours(issuer)
+        await self._start_router(OURS, peer.ROOT, issuer)
+        if before is not None:
+            await self._start_router(BEFORE, before, issuer)
         if python is not None:
             await self._start_litellm(python, backend)
         for name in list(self.urls):
@@ -163,9 +164,11 @@ class Bench:
                 sys.stdout.write(f"  (without {name}: it does not answer)\n")
                 del self.urls[name]
 
-    async def _start_ours(self, issuer: str) -> None:
+    async def _start_router(self, name: str, tree: Path, issuer: str) -> None:
         listen = f"127.0.0.1:{free_port()}"
-        path = self._folder / "router.toml"
+        home = self._folder / name
+        home.mkdir()
+        path = home / "router.toml"
         # As text: another checkout may know of other settings.
         path.write_text(
             f'[verifier]\nurl = "{issuer}"\n[service]\nlisten = "{listen}"\n'
@@ -176,12 +179,12 @@ class Bench:
             "tiers": {"small": {"max_age_s": LIFE_S}},
             "workloads": {"tiny": {"model": answers.MODEL, "tier": "small"}},
         }
-        (self._folder / "workloads.yaml").write_bytes(msgspec.json.encode(table))
+        (home / "workloads.yaml").write_bytes(msgspec.json.encode(table))
         await self._start(
-            OURS, sys.executable, "-m", "touchstone", "router", "serve", "--config", str(path),
-            cores=self._between, cwd=self._tree,
+            name, sys.executable, "-m", "touchstone", "router", "serve", "--config", str(path),
+            cores=self._between, cwd=tree,
         )  # fmt: skip
-        self.urls[OURS] = f"http://{listen}"
+        self.urls[name] = f"http://{listen}"
 
     async def _start_litellm(self, python: Path, backend: str) -> None:
         config, port = self._folder / "litellm.yaml", free_port()
@@ -242,7 +245,8 @@ async def rounds(bench: Bench, count: int) -> dict[str, dict[str, Found]]:
     found = {kind.name: {name: Found() for name in bench.urls} for kind in KINDS}
     for number in range(count):
         for kind in KINDS:
-            for name, target in found[kind.name].items():
+            # The order turns round each time, because a target may disturb the one after it.
+            for name, target in list(found[kind.name].items())[:: 1 if number % 2 else -1]:
                 requests = kind.slow if name == LITELLM else kind.fast
                 if target.status != 200 or not requests:
                     continue
@@ -292,12 +296,14 @@ def summary(found: dict[str, dict[str, Found]]) -> dict[str, Any]:
                 "added_us": round(median(extra[name]) * 1e6, 1),
                 "per_s": round(median(target.rates), 1),
             }
-        if OURS in extra and BARE in extra:
+        for other in (BARE, BEFORE):
+            if OURS not in extra or other not in extra:
+                continue
             if kind in ("whole", "streamed", "at once"):
-                ratios[f"{kind}: added, touchstone to bare"] = round(ratio(extra[OURS], extra[BARE]), 3)
+                ratios[f"{kind}: added, touchstone to {other}"] = round(ratio(extra[OURS], extra[other]), 3)
             else:
-                rates = by_name[OURS].rates, by_name[BARE].rates
-                ratios[f"{kind}: rate, touchstone to bare"] = round(ratio(*rates), 3)
+                rates = by_name[OURS].rates, by_name[other].rates
+                ratios[f"{kind}: rate, touchstone to {other}"] = round(ratio(*rates), 3)
         if OURS in extra and LITELLM in extra:
             rates = by_name[OURS].rates, by_name[LITELLM].rates
             ratios[f"{kind}: rate, touchstone to litellm"] = round(ratio(*rates), 1)
@@ -336,8 +342,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     python = None if args.without_litellm else peer.peer_python()
     with tempfile.TemporaryDirectory() as name:
         async with AsyncExitStack() as stack:
-            bench = Bench(stack, Path(name), args.tree)
-            await bench.start(args.nodes, python)
+            bench = Bench(stack, Path(name))
+            await bench.start(args.nodes, args.before, python)
             given = summary(await rounds(bench, args.rounds))
     about = {"machine": machine(), "nodes": args.nodes, "rounds": args.rounds}
     return {**about, **({"litellm": peer.version(python)} if python else {}), **given}
@@ -350,7 +356,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3, help="Nodes that the gateway may choose from.")
     parser.add_argument("--without-litellm", action="store_true")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    parser.add_argument("--tree", type=Path, default=peer.ROOT, help="The checkout whose router is measured.")
+    parser.add_argument("--before", type=Path, help="A checkout whose router is measured beside this one's.")
     args = parser.parse_args()
     given = asyncio.run(measure(args))
     if args.json:

@@ -149,7 +149,7 @@ def read(media_type: str, data: bytes) -> OpenedEvidence:
     Raises:
         EvidenceError: it names the step.
     """
-    # 0. Media type and size.
+    # 0. Media type and size.  The service refuses a larger body earlier, with `request.too-large`.
     if not is_accepted(media_type):
         raise EvidenceError(0, "evidence.media-type", f"the content type is {media_type[:100]!r}")
     if len(data) > evidence.MAX_EVIDENCE:

@@ -24,11 +24,11 @@ from verifier.incident_transitions import (
     PersonStep,
     Propose,
     PutOnProbation,
+    RemoveCause,
     RestOn,
     RetireNode,
     RevokeResults,
     Transition,
-    VoidCause,
     VoidProposals,
 )
 from verifier.incidents import (
@@ -42,7 +42,7 @@ from verifier.incidents import (
     Draft,
     Severity,
     State,
-    disposition,
+    decide_disposition,
     step,
 )
 from verifier.schemes.findings import Finding
@@ -101,7 +101,7 @@ def _take_serious(
     outcome = Disposition.QUARANTINE
     failure: Transitions = ()
     if cause is not None:
-        outcome = disposition(cause.tally, node.operator, now_ms)
+        outcome = decide_disposition(cause.tally, node.operator, now_ms)
         failure = (AddToTallies((cause.name,), node.operator, passed=False),)
         if outcome is Disposition.REFERENCE_SUSPECT:
             return (*failure, *_fold(draft, cause, {cause.name}))
@@ -209,7 +209,7 @@ def _fold(draft: Draft, cause: Cause, voided: Collection[str]) -> Transitions:
     Args:
         voided: The names of all causes that are void by now, *cause* among them.
     """
-    void = tuple(VoidCause(incident.id, cause.name) for incident in cause.suspected)
+    void = tuple(RemoveCause(incident.id, cause.name) for incident in cause.suspected)
     folded = tuple(
         _move(incident, State.FOLDED, _CAUSE_SUSPECT)
         for incident in cause.suspected
@@ -281,7 +281,7 @@ def release_cause(
             found.append(_propose(incident, cause, taken, f"from {cause}: {taken.reason}"))
         else:
             agreed.append(incident)
-    found += (VoidCause(incident.id, cause) for incident in agreed)
+    found += (RemoveCause(incident.id, cause) for incident in agreed)
     released: set[str] = set()
     for incident in agreed:
         if set(incident.causes) - {cause}:

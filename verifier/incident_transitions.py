@@ -95,7 +95,7 @@ class Cause:
 
     @property
     def tally(self) -> Tally:
-        """The operators that failed and passed, for `verifier.incidents.disposition`."""
+        """The operators that failed and passed, for `verifier.incidents.decide_disposition`."""
         return Tally(self.failed, self.passed, self.since_ms, reviewed=self.review is not None)
 
 
@@ -145,8 +145,8 @@ class RestOn:
 
 
 @dataclass(frozen=True)
-class VoidCause:
-    """Let an incident rest on a cause no longer; a proposal to do so has done its work."""
+class RemoveCause:
+    """Remove a cause from an incident.  A proposal to release it for this cause is then fulfilled."""
 
     incident_id: str
     cause: str
@@ -221,7 +221,7 @@ Transition: TypeAlias = (
     Open
     | Count
     | RestOn
-    | VoidCause
+    | RemoveCause
     | Move
     | Propose
     | VoidProposals

@@ -176,7 +176,7 @@ class Disposition(StrEnum):
     REFERENCE_SUSPECT = "reference-suspect"
 
 
-def disposition(tally: Tally, operator: str, now_ms: int) -> Disposition:
+def decide_disposition(tally: Tally, operator: str, now_ms: int) -> Disposition:
     """
     Decide whether a serious finding about a node of *operator* quarantines the node.
 

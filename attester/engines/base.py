@@ -28,8 +28,8 @@ class Engine(Protocol):
     """
     The adapter of one engine.
 
-    To support a new engine, add one module here: it reads the engine's configuration, and
-    walks the tensors that the engine has loaded.
+    It reads the engine's configuration, and walks the tensors that the engine has loaded.
+    CONTRIBUTING.md lists the files of a new engine.
     """
 
     async def describe(self) -> Description:

@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from router.choose.candidates import LANES, CandidateIndex, Lane, LaneRecord, RecordingIndex, ReplayIndex
+from router.choose.candidates import LANES, LaneRecord, RecordingIndex, ReplayIndex
 from router.choose.gates import FAIL_OPEN_CODES, FEED_SILENT, FEED_SILENT_S, GateVerdict
-from router.choose.ranking import CandidateFacts, Pool, Ranked, rank
+from router.choose.ranking import CandidateFacts, Pool, Ranked, Ranking, rank
 from router.model.errors import ReplayError
 from router.model.workload import Workload
 
@@ -98,6 +98,7 @@ class Decision(Struct, frozen=True, gc=False):
 
 
 _NAMES: Final = tuple((lane, lane.value) for lane in LANES)
+_EMPTY_RANKING: Final = Ranking(())
 
 
 def decide(view: FleetView, workload: Workload, seed: int) -> Decision:
@@ -109,7 +110,7 @@ def decide(view: FleetView, workload: Workload, seed: int) -> Decision:
         # Any result may have been revoked meanwhile: no node may do the work, with room or without.
         closed = {code: count for code, count in closed.items() if code not in FAIL_OPEN_CODES}
         closed[FEED_SILENT] = sum(sizes.values())
-        ranking = None
+        ranking = _EMPTY_RANKING
     else:
         ranking = rank(pool, workload, seed)
     return Decision(
@@ -118,9 +119,9 @@ def decide(view: FleetView, workload: Workload, seed: int) -> Decision:
         snapshot=view.version,
         at_ms=view.now_ms,
         silent_s=view.silent_s,
-        ranked=() if ranking is None else ranking.ranked,
-        opened=() if ranking is None else ranking.opened,
-        over=() if ranking is None else ranking.over,
+        ranked=ranking.ranked,
+        opened=ranking.opened,
+        over=ranking.over,
         lanes=sizes,
         closed=closed,
         seen=pool.records(),
@@ -161,9 +162,7 @@ class _RecordingPool:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.sizes = dict(pool.sizes)
-        # Nothing can be asked of empty lanes.
-        self._recording = {lane: RecordingIndex(pool.lanes[lane]) for lane, n in self.sizes.items() if n}
-        self.lanes: dict[Lane, CandidateIndex] = {**pool.lanes, **self._recording}
+        self.lanes = {lane: RecordingIndex(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
         self.known: dict[str, CandidateFacts] = {}
         self.shares: dict[str, bool] = {}
 
@@ -176,7 +175,7 @@ class _RecordingPool:
         return full
 
     def records(self) -> dict[str, LaneRecord]:
-        return {str(lane): recording.record() for lane, recording in self._recording.items()}
+        return {str(lane): recording.record() for lane, recording in self.lanes.items()}
 
 
 class _ReplayPool:
@@ -184,9 +183,7 @@ class _ReplayPool:
 
     def __init__(self, decision: Decision) -> None:
         empty = LaneRecord(size=0, operators=0, at={}, nodes_of={}, node_of={})
-        self.lanes: dict[Lane, CandidateIndex] = {
-            lane: ReplayIndex(decision.seen.get(lane.value, empty)) for lane in LANES
-        }
+        self.lanes = {lane: ReplayIndex(decision.seen.get(lane.value, empty)) for lane in LANES}
         self.sizes = {lane: len(index) for lane, index in self.lanes.items()}
         self._decision = decision
 

@@ -11,6 +11,7 @@ no node can move another node's score, and nothing depends on how many nodes the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -44,8 +45,8 @@ class Pool(Protocol):
     """The candidates that a decision draws from."""
 
     @property
-    def lanes(self) -> dict[Lane, CandidateIndex]:
-        """The nodes that may do the work."""
+    def lanes(self) -> Mapping[Lane, CandidateIndex]:
+        """The nodes that may do the work.  Empty lanes may be missing."""
 
     @property
     def sizes(self) -> dict[Lane, int]:

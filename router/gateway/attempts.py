@@ -1,5 +1,5 @@
 """
-Attempts of one request, and what follows from them.  Pure: the exchange makes attempts, the dispatcher books them.
+Attempts of one request, and what follows from them.  Pure: the exchange makes attempts, the dispatcher records them.
 
     decide_next(attempts)   go on to the next node, give the client an answer, or fail
     find_blamed(attempts)   which failures turn out to be the nodes' fault

@@ -1,13 +1,13 @@
 """
 The dispatcher: a decision, then attempts at its nodes in order until one completes.
 
-Until the first byte has gone to the client, a failed attempt moves on to the next node.  After
+Until the first text has gone to the client, a failed attempt moves on to the next node.  After
 it the stream ends with an explicit error, and never goes on from another node.  The outcome is
 decided at the end of each attempt; only a node's own faults change its standing.
 
     run      attempts, each followed by `decide_next`
-    settle   books one attempt: the node's standing, usage, the record
-    finish   books what could wait until the answer was on its way
+    settle   records one attempt: the node's standing, usage, the record
+    finish   records what could wait until the answer was on its way
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Run:
     sink: Sink | None = None
     attempts: list[Attempt] = field(default_factory=list)
     unsettled: Attempt | None = None
-    """A completed attempt that is settled once the answer is on its way: no client waits for books."""
+    """A completed attempt that is settled once the answer is on its way, so that no client waits for it."""
     prompt_tokens: int | None = None
     usage: Usage | None = None
     """What the caller is charged for."""
 
 
 class Dispatcher:
-    """Decides, tries, books."""
+    """Decides, tries, records."""
 
     def __init__(
         self,

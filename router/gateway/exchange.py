@@ -24,7 +24,7 @@ from router.config import GatewaySection
 from router.gateway.attempts import DOUBTFUL, Attempt, StreamSummary
 from router.gateway.pinned import PinError
 from router.gateway.request import NodeRequest
-from router.gateway.sse import EventError, EventParser, encode_event
+from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
 from router.gateway.upstream import NodeResponse, Upstream
 from router.model.answers import Answer, StreamReader
 from router.model.clock import Clock
@@ -276,7 +276,9 @@ class Exchange:
             ):
                 data = await self._exchanges.read_body(response, operation.max_answer)
         except TimeoutError:
-            raise AttemptError(self._late(), f"no whole answer within {allowance_s:.1f} s") from None
+            raise AttemptError(
+                self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
+            ) from None
         return operation.judge(response.status, data)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
@@ -311,7 +313,9 @@ class Exchange:
             return
         now = self._loop.time()
         if not sink.has_begun:
-            raise AttemptError(self._late(), f"no text within {self._allowance_s:.1f} s") from None
+            raise AttemptError(
+                self._outcome_when_late(), f"no text within {self._allowance_s:.1f} s"
+            ) from None
         if now < self._deadline:
             raise AttemptError(Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s") from None
         # The pace counts from the first text: the attempt's own time limit judges how long that took.
@@ -330,8 +334,8 @@ class Exchange:
         try:
             async for data in response.content.iter_any():
                 has_text = False
-                for name, payload in parser.feed(data):
-                    has_text |= self._take(reader, name, payload)
+                for event in parser.feed(data):
+                    has_text |= self._take(reader, event)
                     if reader.is_done:
                         break
                 if has_text and self._first_token_s is None:
@@ -350,17 +354,17 @@ class Exchange:
         if not reader.is_finished:
             raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
 
-    def _take(self, reader: StreamReader, name: bytes, data: bytes) -> bool:
+    def _take(self, reader: StreamReader, event: ServerEvent) -> bool:
         """Count an event, and keep it for the client; returns whether it carried text."""
-        part = reader.read(data)
+        part = reader.read(event.data)
         if part.claimed is not None:
             self._claimed = part.claimed
         if part.text:
             self._text.add(part.text)
             self._events += 1
         if part.forward is not None:
-            self._unsent += encode_event(part.forward, name)
-        if len(self._unsent) > _MAX_UNSENT and not self._events:
+            self._unsent += encode_event(part.forward, event.name)
+        if not self._events and len(self._unsent) > _MAX_UNSENT:
             raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")
         return bool(part.text)
 
@@ -388,7 +392,12 @@ class Exchange:
             raise AttemptError(Outcome.IMPOSTOR, "the node has no endpoint any more")
         return self._endpoint
 
-    def _late(self) -> Outcome:
-        """The outcome by whose time ran out: the attempt's, and the node is slow; or the caller's."""
-        is_attempts = self._allowance_s * 2 >= self._config.attempt_timeout_s
-        return Outcome.STALLED if is_attempts else Outcome.TIMED_OUT
+    def _outcome_when_late(self) -> Outcome:
+        """
+        The outcome of an attempt whose time ran out.
+
+        The node is slow if it had at least half of an attempt's usual time.  If it had less, the
+        time that the client gave the request is over, and that is not the node's fault.
+        """
+        is_node_slow = self._allowance_s * 2 >= self._config.attempt_timeout_s
+        return Outcome.STALLED if is_node_slow else Outcome.TIMED_OUT

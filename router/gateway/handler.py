@@ -107,7 +107,7 @@ class Handler:
                 gateway.dispatcher.finish(run)
         except Exception:  # noqa: BLE001
             # The outermost of the bookkeeping: the places must be freed whatever fails.
-            _log.exception("what became of a request could not be booked")
+            _log.exception("the end of a request could not be recorded")
         finally:
             usage = None if run is None else run.usage
             gateway.in_flight -= 1

@@ -163,7 +163,7 @@ class Keyring:
         account.places += 1
 
     def leave(self, key: ApiKey, tokens: int) -> None:
-        """Free the place of a request, and book its tokens, 0 if it failed."""
+        """Free the place of a request, and count its tokens, 0 if it failed."""
         account = self._accounts[key.name]
         account.places = max(0, account.places - 1)
         if tokens <= 0:

@@ -106,7 +106,7 @@ def _handler_of(operation: Operation) -> Callable[[web.Request], Awaitable[web.S
 
 
 async def serve(operation: Operation, request: web.Request) -> web.StreamResponse:
-    """Admit a request, have it handled, and book it once its answer is on its way."""
+    """Admit a request, have it handled, and settle it once its answer is on its way."""
     gateway = request.app[GATEWAY]
     try:
         key = _key_of(request)
@@ -126,7 +126,7 @@ async def serve(operation: Operation, request: web.Request) -> web.StreamRespons
         # The outermost of a request: nothing of an internal failure may reach the caller.
         _log.exception("a request failed", path=request.path[:100])
         response = handler.fail()
-    # The answer is written in this turn of the loop: the client need not wait for the books.
+    # The answer is written in this turn of the loop: the client need not wait for what is recorded.
     asyncio.get_running_loop().call_soon(handler.finish)
     return _closing(request, response)
 

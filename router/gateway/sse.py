@@ -9,7 +9,9 @@ time do not, because they would tell the client how to come back to the node.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 MAX_EVENT: Final = 1 << 20
 """Bytes of one event."""
@@ -22,7 +24,7 @@ class EventError(Exception):
     """An event is larger than it may be."""
 
 
-class ServerEvent(NamedTuple):
+class ServerEvent(Struct, frozen=True, gc=False):
     """A whole event."""
 
     name: bytes

@@ -8,7 +8,7 @@ delivered, and whether that is all.  The node's own bytes go on to the client.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -167,7 +167,7 @@ def read_embeddings(body: bytes) -> Content:
     return Content(claimed=_claimed(found.usage))
 
 
-class StreamPart(NamedTuple):
+class StreamPart(Struct, frozen=True, gc=False):
     """What one event of a stream says."""
 
     text: str

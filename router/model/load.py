@@ -29,7 +29,7 @@ class Load:
         self.failures_in_a_row = failures_in_a_row
         """All outcomes in `BREAKING`."""
         self.open_until = open_until
-        """The node gets no work until this time, and one probe at a time after it."""
+        """The node gets no work until this time, and one request at a time after it, as a trial."""
         self.refusals_in_a_row = 0
         """Refused requests with nothing completed between them."""
 
@@ -53,7 +53,7 @@ class Load:
                 self.open_until = now + min(pause_s, BREAKER_LONGEST_S)
 
     def breaker_is_open(self, now: float) -> bool:
-        """Whether the breaker keeps work away: during its pause, and then while a probe is in flight."""
+        """Whether the breaker keeps work away: during its pause, and then while a trial request is in flight."""
         if self.failures_in_a_row < BREAKER_FAILURES:
             return False
         return now < self.open_until or self.in_flight > 0

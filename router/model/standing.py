@@ -27,7 +27,7 @@ ESTABLISHED_LOWER: Final = 0.9
 PROVEN: Final = 25
 """Requests without a failure after which a node is established: Wilson's lower end is 0.9 then."""
 SEEN_ENOUGH: Final = 100.0
-"""Requests within a week after which a node that they do not establish is degraded."""
+"""A node is degraded if this many requests within a week have not made it established."""
 DEGRADED_UPPER: Final = 0.8
 """A node is degraded if even the upper end of the interval is below this."""
 CLEAN_UPPER: Final = 0.98

@@ -82,10 +82,14 @@ class Placement:
 
     def advance(self, entries: Mapping[str, NodeEntry]) -> None:
         """Place the nodes that are due by now."""
-        for node in self._gate_timers.pop_due(self._clock.now_ms()):
-            self.check_gates(entries[node])
-        for node in self._lane_timers.pop_due(self._clock.monotonic()):
-            self.place_everywhere(entries[node])
+        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        # Each decision asks, and mostly no node is due.
+        if now_ms >= self._gate_timers.earliest:
+            for node in self._gate_timers.pop_due(now_ms):
+                self.check_gates(entries[node])
+        if now >= self._lane_timers.earliest:
+            for node in self._lane_timers.pop_due(now):
+                self.place_everywhere(entries[node])
 
     def gate_context(self, entry: NodeEntry | None, operator: str, workload: Workload) -> GateContext:
         """What the gates look at beside the node itself."""

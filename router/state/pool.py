@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from router.choose.candidates import LANES, CandidateIndex, Key, Lane, SortedCandidates
+from router.choose.candidates import LANES, Key, Lane, SortedCandidates
 from router.choose.gates import CODES, GateVerdict
 from router.choose.ranking import CandidateFacts
 from router.model.standing import Rating
@@ -38,8 +38,7 @@ class WorkloadPool:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._candidates = {lane: SortedCandidates() for lane in LANES}
-        self.lanes: dict[Lane, CandidateIndex] = dict(self._candidates)
+        self.lanes = {lane: SortedCandidates() for lane in LANES}
         self.sizes = dict.fromkeys(LANES, 0)
         self.closed: dict[str, int] = {}
         """How many nodes each code keeps out."""
@@ -118,10 +117,10 @@ class WorkloadPool:
             return False
         if placing.lane is not lane:
             if placing.lane is not None:
-                self._candidates[placing.lane].remove(key)
+                self.lanes[placing.lane].remove(key)
                 self.sizes[placing.lane] -= 1
             if lane is not None:
-                self._candidates[lane].add(key)
+                self.lanes[lane].add(key)
                 self.sizes[lane] += 1
             placing.lane = lane
         if placing.code != code:
@@ -137,7 +136,7 @@ class WorkloadPool:
         if placing is None:
             return
         if placing.lane is not None:
-            self._candidates[placing.lane].remove(key)
+            self.lanes[placing.lane].remove(key)
             self.sizes[placing.lane] -= 1
         self._count_code(placing.code, -1)
 

@@ -18,17 +18,21 @@ class Timers:
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
         self._due: dict[str, float] = {}
+        self.earliest = math.inf
+        """No node is due before this time."""
 
     def set_due(self, node: str, due: float) -> None:
         """Make *node* due at *due*, unless it is due earlier already.  Infinity sets nothing."""
         if due < self._due.get(node, math.inf):
             self._due[node] = due
             heapq.heappush(self._heap, (due, node))
+            self.earliest = self._heap[0][0]
 
     def pop_due(self, now: float) -> Iterator[str]:
         """Yield each node that is due, and forget its due time."""
         while self._heap and self._heap[0][0] <= now:
             due, node = heapq.heappop(self._heap)
+            self.earliest = self._heap[0][0] if self._heap else math.inf
             if self._due.get(node) == due:
                 del self._due[node]
                 yield node

@@ -16,7 +16,7 @@ _KEEP_MS: Final = 60 * 86400 * 1000
 """After two months a standing has faded away."""
 _PAGE: Final = 5000
 _MAX_REVISION: Final = 1 << 62
-"""No router counts so far: rows beyond it are passed over."""
+"""No router counts as high as this.  A row with a higher revision is damaged, and is not read."""
 
 
 class Row(Struct, frozen=True):

@@ -30,7 +30,7 @@ _WEIGHT_SUFFIXES: Final = (
     ".ckpt", ".h5", ".msgpack", ".onnx", ".npz",
 )  # fmt: skip
 _MAX_NAMED_FILES: Final = 3
-"""In one finding, which always has their count."""
+"""A finding names at most this many files, and always says how many there are."""
 
 
 def compare(

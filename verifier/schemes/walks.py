@@ -21,9 +21,9 @@ from verifier.schemes.facts import WalkFact
 from verifier.schemes.findings import Finding
 
 _RECENT_WALKS: Final = 5
-"""Of which the median counts."""
+"""The median of this many walks counts."""
 _MIN_SHARED_WALKS: Final = 3
-"""Simultaneous calls, and calls alone, before a shared device can be seen."""
+"""This many simultaneous calls, and as many calls alone, show whether a device is shared."""
 _MIN_SHARED_MS: Final = 100
 """Shorter walks do not show a shared device."""
 _MAX_LATENESS: Final = 1000

@@ -36,8 +36,7 @@ from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
 _SWEEP_PERIOD_S: Final = 1.0
-_SLOW_SWEEP_EVERY: Final = 60
-"""Sweeps."""
+_SLOW_EVERY_SWEEPS: Final = 60
 _DAY_MS: Final = 24 * 3600 * 1000
 _EVENT_LIFETIME_MS: Final = _DAY_MS
 
@@ -157,7 +156,7 @@ async def _sweep(service: Service) -> None:
     rounds = 0
     while True:
         try:
-            await sweep(service, slow=rounds % _SLOW_SWEEP_EVERY == 0)
+            await sweep(service, slow=rounds % _SLOW_EVERY_SWEEPS == 0)
         except StoreError as error:
             _log.error("the sweep failed", error=str(error))
         rounds += 1

@@ -25,11 +25,10 @@ from verifier.service.state import Service, service_of
 from verifier.store import nodes, sessions
 
 MAX_ANSWERS_BYTES: Final = 1 << 20
-"""Of the body of one request; 2,048 rows of several models fit."""
+"""The size of the body of one request; 2,048 rows of several models fit."""
 _KEEPALIVE_S: Final = 10.0
 _TICK_S: Final = 0.1
-_REFRESH_EVERY: Final = 10
-"""Ticks."""
+_REFRESH_EVERY_TICKS: Final = 10
 
 _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _log = structlog.get_logger("verifier")
@@ -112,7 +111,7 @@ class CallScheduler:
         rounds = 0
         while True:
             try:
-                if rounds % _REFRESH_EVERY == 0:
+                if rounds % _REFRESH_EVERY_TICKS == 0:
                     await self.refresh()
                 await self.tick()
             except VerifierError as error:

@@ -207,7 +207,7 @@ class InputLoader:
 
 
 class StoredLookup:
-    """What recordings name, from the database (`verifier.trial.Lookup`)."""
+    """Finds in the database what recordings name (`verifier.reappraisal.Lookup`)."""
 
     def __init__(self, db: Database, loader: InputLoader) -> None:
         self._db = db

@@ -31,31 +31,31 @@ MAX_TRIAL_RECORDINGS: Final = 200_000
 """For one trial.  A larger one needs the command line, which runs outside the service."""
 
 
-class WhoBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """ChangeAuthor does it, and why."""
+class AuthorBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """The author of a change, and the reason."""
 
     actor: _Name
     reason: _Text
 
-    def who(self) -> ChangeAuthor:
+    def author(self) -> ChangeAuthor:
         """The same for the store."""
         return ChangeAuthor(self.actor, self.reason)
 
 
-class _ShareBody(WhoBody, frozen=True):
+class _ShareBody(AuthorBody, frozen=True):
     permille: Annotated[int, Meta(ge=1, le=1000)]
 
 
-class _RollbackBody(WhoBody, frozen=True):
+class _RollbackBody(AuthorBody, frozen=True):
     to: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
 
-class _BlockBody(WhoBody, frozen=True):
+class _BlockBody(AuthorBody, frozen=True):
     kind: Annotated[str, Meta(max_length=32)]
     value: Annotated[str, Meta(max_length=512)]
 
 
-class _TrialBody(WhoBody, frozen=True):
+class _TrialBody(AuthorBody, frozen=True):
     nodes: Annotated[tuple[_Name, ...], Meta(max_length=500)] = ()
     operator: _Name | None = None
     since: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
@@ -201,20 +201,20 @@ async def try_out(request: web.Request) -> web.Response:
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}
     async with service.db.write() as tx:
-        await policies.note(tx, "trial", bundle.digest, body.who(), service.now_ms(), detail)
+        await policies.note(tx, "trial", bundle.digest, body.author(), service.now_ms(), detail)
     return json_response(wire)
 
 
 async def shadow(request: web.Request) -> web.Response:
     """Make the policy the shadow: it is asked too, without effect."""
-    body = await _read_who(request, WhoBody)
-    return await _take_named_step(request, "shadow", body.who())
+    body = await _read_author(request, AuthorBody)
+    return await _take_named_step(request, "shadow", body.author())
 
 
 async def end_shadow(request: web.Request) -> web.Response:
     """End the shadow."""
-    body = await _read_who(request, WhoBody)
-    return await _take_step(request, "shadow", None, body.who())
+    body = await _read_author(request, AuthorBody)
+    return await _take_step(request, "shadow", None, body.author())
 
 
 async def shadow_report(request: web.Request) -> web.Response:
@@ -231,23 +231,23 @@ async def shadow_report(request: web.Request) -> web.Response:
 
 async def canary(request: web.Request) -> web.Response:
     """Let the policy judge a share of the nodes."""
-    body = await _read_who(request, _ShareBody)
-    return await _take_named_step(request, "canary", body.who(), permille=body.permille)
+    body = await _read_author(request, _ShareBody)
+    return await _take_named_step(request, "canary", body.author(), permille=body.permille)
 
 
 async def promote(request: web.Request) -> web.Response:
     """Let the policy judge all nodes."""
-    body = await _read_who(request, WhoBody)
-    return await _take_named_step(request, "promote", body.who())
+    body = await _read_author(request, AuthorBody)
+    return await _take_named_step(request, "promote", body.author())
 
 
 async def rollback(request: web.Request) -> web.Response:
     """End the canary; or return to the policy that was active before, or to an earlier one named in the body."""
-    body = await _read_who(request, _RollbackBody)
-    return await _take_step(request, "rollback", body.to, body.who())
+    body = await _read_author(request, _RollbackBody)
+    return await _take_step(request, "rollback", body.to, body.author())
 
 
-async def _read_who(request: web.Request, kind: type[Any]) -> Any:
+async def _read_author(request: web.Request, kind: type[Any]) -> Any:
     require_bearer(request, service_of(request).admin_token)
     return parse_json(await read_body(request, MAX_JSON), kind)
 
@@ -288,19 +288,19 @@ async def list_blocks(request: web.Request) -> web.Response:
 
 async def block(request: web.Request) -> web.Response:
     """Block a digest, a version of an engine, or a device: at once, and for all nodes."""
-    body = await _read_who(request, _BlockBody)
+    body = await _read_author(request, _BlockBody)
     service = service_of(request)
     async with service.db.write() as tx:
-        block_id = await policies.block(tx, body.kind, body.value, body.who(), service.now_ms())
+        block_id = await policies.block(tx, body.kind, body.value, body.author(), service.now_ms())
     return json_response({"block": block_id}, status=201)
 
 
 async def lift(request: web.Request) -> web.Response:
     """Lift a block, at once."""
-    body = await _read_who(request, WhoBody)
+    body = await _read_author(request, AuthorBody)
     service = service_of(request)
     async with service.db.write() as tx:
-        await policies.unblock(tx, request.match_info["id"], body.who(), service.now_ms())
+        await policies.unblock(tx, request.match_info["id"], body.author(), service.now_ms())
     return web.Response(status=204)
 
 

@@ -1,5 +1,5 @@
 """
-Errors as HTTP: the only place that knows status codes (RFC 9457).
+Errors as HTTP: the only place that knows the status code of an error (RFC 9457).
 
 The `type` of a problem is stable and ends in a code of `verifier.reasons`.  `title`, `detail` and
 `hint` each end as a sentence does, so that they can be shown one after the other.  The cause of an

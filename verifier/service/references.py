@@ -16,7 +16,7 @@ from verifier.references import conflicts, corim, handwritten, measured, profile
 from verifier.references.measured import Document
 from verifier.schemes.context import ModelReference
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body, require_bearer
-from verifier.service.policies import WhoBody
+from verifier.service.policies import AuthorBody
 from verifier.service.state import service_of
 from verifier.store import references
 from verifier.store.database import Row
@@ -29,7 +29,7 @@ _DOCUMENT: Final = "application/json"
 _YAML: Final = "application/yaml"
 
 
-class _ActivateBody(WhoBody, frozen=True):
+class _ActivateBody(AuthorBody, frozen=True):
     grace_s: Annotated[int, Meta(ge=0, le=365 * 86400)] | None = None
 
 
@@ -156,7 +156,7 @@ async def activate(request: web.Request) -> web.Response:
     grace_s = service.config.references.grace_s if body.grace_s is None else body.grace_s
     async with service.db.write() as tx:
         await references.activate(
-            tx, request.match_info["digest"], body.who(), service.now_ms(), grace_ms=grace_s * 1000
+            tx, request.match_info["digest"], body.author(), service.now_ms(), grace_ms=grace_s * 1000
         )
     return web.Response(status=204)
 
@@ -165,9 +165,9 @@ async def retire(request: web.Request) -> web.Response:
     """Withdraw a value at once, without a grace period."""
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    body = parse_json(await read_body(request, MAX_JSON), WhoBody)
+    body = parse_json(await read_body(request, MAX_JSON), AuthorBody)
     async with service.db.write() as tx:
-        await references.retire(tx, request.match_info["digest"], body.who(), service.now_ms())
+        await references.retire(tx, request.match_info["digest"], body.author(), service.now_ms())
     return web.Response(status=204)
 
 

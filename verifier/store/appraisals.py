@@ -248,7 +248,12 @@ async def mark_current(tx: Tx, known: Sequence[OutdatedResult], generation: int)
 
 @dataclass(frozen=True, kw_only=True)
 class Reappraisal:
-    """A recorded appraisal done again.  No incident follows from it, and its result expires no later."""
+    """
+    A recorded appraisal done again.
+
+    No incident follows from it.  Its result expires no later, because it keeps the recorded times
+    (`verifier.recording.conclude`).
+    """
 
     known: OutdatedResult
     node: Node
@@ -375,5 +380,5 @@ async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
 
 
 async def prune(tx: Tx, before_ms: int) -> None:
-    """Delete results that were issued before *before_ms*.  Their sessions stay, so that no nonce comes twice."""
+    """Delete results that were issued before *before_ms*.  Their sessions stay, so that no nonce brings two results."""
     await tx.execute("DELETE FROM appraisals WHERE issued_ms < ?", before_ms)

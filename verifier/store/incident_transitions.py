@@ -13,11 +13,11 @@ from verifier.incident_transitions import (
     Open,
     Propose,
     PutOnProbation,
+    RemoveCause,
     RestOn,
     RetireNode,
     RevokeResults,
     Transition,
-    VoidCause,
     VoidProposals,
 )
 from verifier.incidents import REVIEW_TARGET_MS, State
@@ -42,7 +42,7 @@ async def apply(tx: Tx, transitions: Iterable[Transition], now_ms: int) -> list[
                 await _count(tx, incident_id, now_ms)
             case RestOn(incident_id, cause):
                 await _rest_on(tx, incident_id, cause)
-            case VoidCause(incident_id, cause):
+            case RemoveCause(incident_id, cause):
                 await _void_cause(tx, incident_id, cause)
             case Move():
                 await _move(tx, transition, now_ms)

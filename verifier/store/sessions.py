@@ -327,7 +327,11 @@ async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRec
 
 
 async def prune(tx: Tx, before_ms: int) -> None:
-    """Delete old walks, and old sessions that ended without evidence and used no challenge."""
+    """
+    Delete old walks, and old sessions that ended without evidence and used no challenge.
+
+    The nonce of such a session brought no result, so it may come again.
+    """
     await tx.execute("DELETE FROM walks WHERE at_ms < ?", before_ms)
     await tx.execute(
         "DELETE FROM sessions WHERE status = 'failed' AND expires_ms < ?"

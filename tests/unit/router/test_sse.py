@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.gateway.sse import MAX_EVENT, EventError, EventParser, ServerEvent, encode_event
+from router.gateway.sse import MAX_EVENT, EventError, EventParser, encode_event
 
 NAMES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=20)
 TEXTS = st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=["Cs"]), max_size=40)
 
 
-def parse(*pieces: bytes) -> list[ServerEvent]:
+def parse(*pieces: bytes) -> list[tuple[bytes, bytes]]:
+    """Name and data of each event."""
     parser = EventParser()
-    return [event for piece in pieces for event in parser.feed(piece)]
+    return [(event.name, event.data) for piece in pieces for event in parser.feed(piece)]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_any_pieces_give_the_same_events(events: list[tuple[str | None, str]], s
 @given(st.lists(st.binary(max_size=30), max_size=6))
 def test_any_bytes_are_parsed(pieces: list[bytes]) -> None:
     """No exception but the one for size, and no line's end in a name."""
-    assert all(b"\n" not in event.name for event in parse(*pieces))
+    assert all(b"\n" not in name for name, _ in parse(*pieces))
 
 
 def test_an_event_is_bounded() -> None:

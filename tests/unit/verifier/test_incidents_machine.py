@@ -38,10 +38,10 @@ from verifier.incident_transitions import (
     Incident,
     Open,
     Proposal,
+    RemoveCause,
     RestOn,
     RevokeResults,
     Transition,
-    VoidCause,
     VoidProposals,
 )
 from verifier.incidents import (
@@ -159,8 +159,8 @@ def test_the_third_operator_folds_the_others_into_a_review() -> None:
     (*others, opened) = take(SERIOUS, NODE, cause(failed="bc", suspected=(first, second)))
     assert others == [
         FAILED,
-        VoidCause("1", READ),
-        VoidCause("2", READ),
+        RemoveCause("1", READ),
+        RemoveCause("2", READ),
         verifier_move("1", State.FOLDED, "the reference is suspect"),
     ]
     assert isinstance(opened, Open)
@@ -266,10 +266,10 @@ def test_if_nobody_has_passed_each_cause_is_reviewed() -> None:
     )
     folded = "the reference is suspect"
     assert found[:-1] == (
-        VoidCause("i", MANIFEST),
+        RemoveCause("i", MANIFEST),
         Count("review"),
-        VoidCause("i", READ),
-        VoidCause("j", READ),
+        RemoveCause("i", READ),
+        RemoveCause("j", READ),
         verifier_move("i", State.FOLDED, folded),
         verifier_move("j", State.FOLDED, folded),
     )

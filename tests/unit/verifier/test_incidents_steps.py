@@ -29,10 +29,10 @@ from verifier.incident_transitions import (
     Proposal,
     Propose,
     PutOnProbation,
+    RemoveCause,
     RetireNode,
     RevokeResults,
     Transition,
-    VoidCause,
 )
 from verifier.incidents import (
     HOLDING,
@@ -171,7 +171,7 @@ def test_a_cause_is_released_in_bulk() -> None:
     both = incident(State.OPEN, "4", node_id="m", causes=(MANIFEST, READ))
     nodes = {"n": node(*only), "m": IncidentNode("m", "b", "active", (both,))}
     found = release_cause(READ, person(RELEASE), [*only, both], nodes, two_person=False)
-    assert found[:4] == tuple(VoidCause(id_, READ) for id_ in "1234")
+    assert found[:4] == tuple(RemoveCause(id_, READ) for id_ in "1234")
     moves = [(each.incident_id, each.state) if isinstance(each, Move) else each for each in found[4:]]
     assert moves == [
         ("1", State.RELEASED),
@@ -194,4 +194,4 @@ def test_a_cause_needs_two_people_for_each_incident() -> None:
     )
     assert [each.incident_id for each in found if isinstance(each, Propose)] == ["2", "3", "4"]
     assert all(each.cause == READ for each in found if isinstance(each, Propose))
-    assert [each.incident_id for each in found if isinstance(each, (Move, VoidCause))] == ["1", "1"]
+    assert [each.incident_id for each in found if isinstance(each, (Move, RemoveCause))] == ["1", "1"]

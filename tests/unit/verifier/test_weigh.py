@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verifier.incidents import BLAST_WINDOW_MS, Disposition, Tally, disposition
+from verifier.incidents import BLAST_WINDOW_MS, Disposition, Tally, decide_disposition
 
 NOW = 10**12
 CASES = [
@@ -30,10 +30,10 @@ CASES = [
 def test_weigh(failed, passed, operator, age, weight) -> None:
     """Operators count, not nodes; passes of one's own speak for nobody; the window ends."""
     tally = Tally(frozenset(failed), frozenset(passed), NOW - age)
-    assert disposition(tally, operator, NOW) is weight
+    assert decide_disposition(tally, operator, NOW) is weight
 
 
 def test_while_a_person_looks_at_it_the_window_stays_open() -> None:
     """Three operators that fail are held by nobody until the review of what is ours ends."""
     tally = Tally(frozenset("bc"), frozenset("d"), NOW - BLAST_WINDOW_MS - 1, reviewed=True)
-    assert disposition(tally, "a", NOW) is Disposition.REFERENCE_SUSPECT
+    assert decide_disposition(tally, "a", NOW) is Disposition.REFERENCE_SUSPECT
