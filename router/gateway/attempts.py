@@ -19,7 +19,7 @@ from router.model.usage import Usage
 DOUBTFUL: Final = frozenset(
     {Outcome.CRASHED, Outcome.STALLED, Outcome.EMPTY, Outcome.UNSUPPORTED, Outcome.REFUSED}
 )
-"""Outcomes of whole answers that the request itself may have caused (docs/adr/0019)."""
+"""Outcomes that the request itself may have caused (docs/adr/0019)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,6 @@ class Fail:
     """Tell the client that no node completed its request."""
 
     outcome: Outcome
-    detail: str
 
 
 Next: TypeAlias = Continue | Return | Fail
@@ -99,13 +98,13 @@ def decide_next(attempts: Sequence[Attempt], *, is_exhausted: bool = False) -> N
     """
     if not attempts:
         if is_exhausted:
-            return Fail(Outcome.BUSY, "every node was closed since the decision")
+            return Fail(Outcome.BUSY)
         return CONTINUE
     last = attempts[-1]
     if last.outcome is Outcome.COMPLETED or (last.outcome is Outcome.REFUSED and not last.is_doubtful):
         return Return(last)
     if last.has_begun:
-        return Fail(last.outcome, last.detail)
+        return Fail(last.outcome)
     may_move_on = last.outcome.may_move_on or _is_doubtful_refusal(last)
     if may_move_on and not is_exhausted:
         return CONTINUE
@@ -114,21 +113,20 @@ def decide_next(attempts: Sequence[Attempt], *, is_exhausted: bool = False) -> N
         for attempt in reversed(attempts):
             if is_second_best(attempt):
                 return Return(attempt)
-    return Fail(last.outcome, last.detail)
+    return Fail(last.outcome)
 
 
 def find_blamed(attempts: Sequence[Attempt], end: Next, *, ranked: int) -> list[Attempt]:
     """
     The doubtful failures that turn out to be the nodes' fault.
 
-    They are if another node completed the same request, or if there was no other node to ask
-    (*ranked*, how many nodes the decision had, is 1).  If every node fails at a request, the
+    A failure is the node's fault if another node completed the same request, or if there was no
+    other node to ask (*ranked*, how many nodes the decision had, is 1).  If every node fails at a request, the
     request is the cause, and a client must not be able to eject nodes with it.
     """
     doubtful = [attempt for attempt in attempts if attempt.is_doubtful]
     if isinstance(end, Return):
-        completed = end.attempt.outcome is Outcome.COMPLETED
-        return [a for a in doubtful if a.outcome in DOUBTFUL] if completed else []
+        return doubtful if end.attempt.outcome is Outcome.COMPLETED else []
     if isinstance(end, Fail) and ranked == 1 and len(attempts) == 1:
         return [a for a in doubtful if a.outcome in (Outcome.CRASHED, Outcome.STALLED)]
     return []

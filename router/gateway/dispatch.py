@@ -6,7 +6,7 @@ it the stream ends with an explicit error, and never goes on from another node. 
 decided at the end of each attempt; only a node's own faults change its standing.
 
     run      attempts, each followed by `decide_next`
-    settle   records one attempt: the node's standing, usage, the record
+    settle   records a completed attempt: the node's standing, usage, the record
     finish   records what could wait until the answer was on its way
 """
 
@@ -131,7 +131,7 @@ class Dispatcher:
         for candidate in ranked:
             left_s = run.deadline - self._clock.monotonic()
             if left_s <= 0 and not run.attempts:
-                return Fail(Outcome.TIMED_OUT, "no time was left")
+                return Fail(Outcome.TIMED_OUT)
             if left_s <= 0 or len(run.attempts) >= self._exchanges.config.attempts:
                 break
             if (verdict := self._closed_since(candidate.node, run.record.decision)) is not None:
@@ -188,9 +188,9 @@ class Dispatcher:
 
     async def _complete(self, run: Run, attempt: Attempt) -> Attempt:
         """
-        Count what a completed attempt used, if the client gets the router's count.
+        Count what a completed attempt used, and settle it.
 
-        A whole answer whose claims are not judged is settled after it was sent (`finish`).
+        A whole answer whose claim is not judged is settled after it was sent (`finish`).
         """
         if attempt.answer is not None and not self.metering.judges(run.request):
             run.unsettled = attempt
@@ -202,20 +202,22 @@ class Dispatcher:
             counted = Usage(run.prompt_tokens, await self.metering.count_answer(run.request, attempt))
         finally:
             if counted is None:
-                # A caller that leaves while tokens are counted pays by the estimate.
-                run.usage = self.metering.estimate(run.request, attempt)
+                # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
                 self.fleet.end_work(attempt.node, run.request.workload, uncredited)
+                run.usage = self.metering.estimate(run.request, attempt)
         attempt = replace(attempt, counted=counted)
         self.settle(run, attempt)
         return attempt
 
     def settle(self, run: Run, attempt: Attempt) -> None:
-        """Book a completed attempt: compare the claim with the count, and give the node its good end."""
+        """Record a completed attempt: compare the claim with the count, and credit the node."""
         request, stream = run.request, attempt.stream
         counted = attempt.counted or self.metering.estimate(request, attempt)
         run.usage = counted
-        is_clean = (stream is None or stream.is_done) and self.metering.accepts_claim(request, attempt)
+        # Each claim is judged, also that of a stream without its last event.
+        is_claim_true = self.metering.judge_claim(request, attempt)
+        is_clean = is_claim_true and (stream is None or stream.is_done)
         first_token_s = None if stream is None else stream.first_token_s
         token_s = None
         if first_token_s is not None and counted.completion > 1:
@@ -238,7 +240,7 @@ class Dispatcher:
         )
 
     def _settle_failed(self, run: Run, attempt: Attempt) -> None:
-        """Book an attempt that did not complete."""
+        """Record an attempt that did not complete."""
         if attempt.outcome in (Outcome.ABANDONED, Outcome.TIMED_OUT):
             charged = self.metering.charge_unfinished(run.request, attempt, run.prompt_tokens)
             run.usage = charged or run.usage
@@ -247,7 +249,7 @@ class Dispatcher:
         self.fleet.end_work(attempt.node, run.request.workload, Execution(counted, attempt.seconds))
 
     def finish(self, run: Run) -> None:
-        """Book what could wait until the answer was on its way."""
+        """Record what could wait until the answer was on its way."""
         unsettled, run.unsettled = run.unsettled, None
         try:
             if unsettled is not None:

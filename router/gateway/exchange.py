@@ -308,7 +308,7 @@ class Exchange:
         return None
 
     def _check_late_stream(self, sink: Sink) -> None:
-        """Decide whose time ran out.  Raises `AttemptError`, unless all was said but the protocol's last event."""
+        """Decide whose time ran out.  Raises `AttemptError`, unless only the protocol's last event is missing."""
         if self._reader is not None and self._reader.is_finished:
             return
         now = self._loop.time()
@@ -323,7 +323,7 @@ class Exchange:
         is_slow = since > _LEAST_S and self._text.estimate() < _LEAST_PACE * since
         raise AttemptError(
             Outcome.STALLED if is_slow else Outcome.TIMED_OUT,
-            "the stream did not end within the time there was",
+            "the stream did not end before the time limit",
         ) from None
 
     async def _pass_events(self, response: NodeResponse, sink: Sink, timer: asyncio.Timeout) -> None:

@@ -89,7 +89,7 @@ class Handler:
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
     def fail(self) -> web.StreamResponse:
-        """What the client gets if the router itself failed, as far as it can still be told."""
+        """What the client gets if the router itself failed, if an answer can still be sent."""
         response = GatewayError(500, "internal_error", "the router failed").response()
         if self._sink is None:
             return response

@@ -88,14 +88,14 @@ class Metering:
     def charge_unfinished(
         self, request: NodeRequest, attempt: Attempt, prompt_tokens: int | None
     ) -> Usage | None:
-        """What a caller owes who left before the end, or gave too little time: what came until then."""
+        """What a caller pays if it left early or gave too little time: for the tokens that had come."""
         if attempt.stream is None or not attempt.stream.events:
             return None
         prompt = estimated(len(request.body)) if prompt_tokens is None else prompt_tokens
         return Usage(prompt, attempt.stream.text.estimate())
 
-    def accepts_claim(self, request: NodeRequest, attempt: Attempt) -> bool:
-        """Whether the usage that a node claims is true; a large mismatch over many answers is reported."""
+    def judge_claim(self, request: NodeRequest, attempt: Attempt) -> bool:
+        """Add a claim to the node's sums, and report a large mismatch; returns whether this claim is true."""
         claimed, counted = attempt.claimed, attempt.counted
         if claimed is None or counted is None or not self.judges(request):
             return True

@@ -49,12 +49,10 @@ class NodeRequest:
             return None
         choices, prompts = self.document.get("n"), self.document.get("prompt")
         # A list of token ids is one prompt; any other list holds several.
-        is_several = isinstance(prompts, list) and not all(type(p) is int for p in prompts)
-        return (
-            max(given)
-            * (choices if type(choices) is int and choices > 0 else 1)
-            * (len(prompts) if isinstance(prompts, list) and is_several else 1)
-        )
+        answers = 1
+        if isinstance(prompts, list) and not all(type(p) is int for p in prompts):
+            answers = len(prompts)
+        return max(given) * answers * (choices if type(choices) is int and choices > 0 else 1)
 
 
 def read_request(

@@ -28,7 +28,7 @@ class WorkloadError(RouterError):
 
 
 class AttemptError(RouterError):
-    """One attempt at one node failed.  Raised while an answer is read, and caught by the exchange."""
+    """One attempt at one node failed.  Raised while a node is asked or its answer read, and caught by the exchange."""
 
     def __init__(self, outcome: Outcome, message: str, *, is_doubtful: bool = False) -> None:
         super().__init__(message)

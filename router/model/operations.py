@@ -1,8 +1,8 @@
 """
 The operations of OpenAI's API that the gateway serves, one value for each endpoint.
 
-Everything that differs between endpoints is here: the path, the bounds, how a whole answer and
-a stream are read, which text is the prompt.  A new endpoint is a new value in `OPERATIONS`.
+Here is how endpoints differ: the path, the bounds, how a whole answer and a stream are read,
+which text is the prompt.  A new endpoint is a new value in `OPERATIONS`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _WHAT_OPENS: Final = {
     "result.revoked": "look at the node's result at the verifier; another one follows the next call",
     "result.expired": "keep the attester running, and its call channel open",
     "result.old": "keep the attester running, and its call channel open",
-    "result.no-submod": "enrol the node with this model, and add it to the attester's configuration",
+    "result.no-submod": "give evidence of what is missing; if it is a model, enrol the node with it",
     "result.assurance": "the workload asks for evidence that the node does not give",
     "incident.quarantine": "a person must review the incident",
     "incident.operator": "it waits for the review of the operator's other node",

@@ -604,6 +604,13 @@ async def test_who_keeps_claiming_too_much_is_held(fleet: Fleet, tmp_path: Path)
     assert (heard.status, "1 incident.quarantine" in heard.error["message"]) == (503, True)
 
 
+async def test_who_claims_too_much_in_streams_without_an_end_is_held(fleet: Fleet, tmp_path: Path) -> None:
+    """Leaving [DONE] out is unclean, and hides no claim."""
+    await metered(fleet, tmp_path, "a", behaviour=Behaviour("usage-no-done", factor=10))
+    await claim(fleet, body=WITH_USAGE)
+    assert (await chat(fleet)).status == 503
+
+
 async def test_too_few_answers_hold_nobody(fleet: Fleet, tmp_path: Path) -> None:
     """One less than it takes."""
     await metered(fleet, tmp_path, "a")
