@@ -130,9 +130,9 @@ class Agent:
         except Exception:  # noqa: BLE001
             _log.exception("attestation failed", asked=challenges)
             return
-        duration_ms = int((time.monotonic() - start) * 1000)
+        took_ms = int((time.monotonic() - start) * 1000)
         claims = decode_unverified(result)
-        _log.info("attested", asked=challenges, status=claims.get("ear_status"), duration_ms=duration_ms)
+        _log.info("attested", asked=challenges, status=claims.get("ear_status"), took_ms=took_ms)
         for code, detail in read_reasons(claims):
             _log.warning("finding", code=code, detail=detail)
 

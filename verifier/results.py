@@ -19,7 +19,16 @@ from attester import cbor, cose
 from attester.errors import CBORError, COSEError
 from attester.version import installed_version
 from verifier.errors import ResultError
-from verifier.result_keys import ResultKey, VerifyingKey, b64url, cose_key_of, jwk_of, to_cose_key, unb64url
+from verifier.result_keys import (
+    ResultKey,
+    VerifyingKey,
+    b64url,
+    cose_key_of,
+    is_b64url,
+    jwk_of,
+    to_cose_key,
+    unb64url,
+)
 from verifier.trust import CLAIM_NAMES, TRUST_CLAIMS, Tier, worst, worst_tier
 
 EAR_PROFILE: Final = "tag:ietf.org,2026:rats/ear#04"
@@ -163,10 +172,9 @@ def decode_jwt(
     """
     if len(token) > MAX_RESULT:
         raise ResultError(f"the result is too large: it has more than {MAX_RESULT} bytes")
-    signature = token.rpartition(".")[2]
-    if b64url(unb64url(signature)) != signature:
+    if not is_b64url(token.rpartition(".")[2]):
         # RFC 7515 §2 has one form of each signature; the library also reads others.
-        raise ResultError("the result's signature or form is wrong: not base64url")
+        raise ResultError("the result's signature or form is wrong: the signature must be base64url")
     try:
         header = jwt.get_unverified_header(token)
         key = keys.get(str(header.get("kid")))

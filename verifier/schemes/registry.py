@@ -7,7 +7,7 @@ registries of kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -59,7 +59,7 @@ SCHEMES: Final[dict[str, Scheme]] = {
     ),
     "gpu": Scheme(check=gpu.check, facts=GpuFacts, malfunction=("hardware",)),
 }
-"""By kind, in the order in which they are checked."""
+"""By kind.  Those that are expected of a node are checked first, in this order."""
 
 UNKNOWN: Final = Scheme(check=unknown.check, facts=UnknownFacts, malfunction=("configuration",))
 """For submodules of any other kind."""
@@ -70,11 +70,16 @@ def scheme_of(submod: str) -> Scheme:
     return SCHEMES.get(kinds.kind_of(submod) or "", UNKNOWN)
 
 
-def submods_to_check(present: Iterable[str], context: Context) -> Iterator[str]:
-    """Every submodule that is present or expected, in the order of the schemes and then by name."""
+def submods_to_check(present: Iterable[str], context: Context) -> list[str]:
+    """Every submodule that is present or expected: first the expected kinds, in their order; then the others by name."""
     names = {*present, *(name for scheme in SCHEMES.values() for name in scheme.expected(context))}
-    for scheme in (*SCHEMES.values(), UNKNOWN):
-        yield from sorted(name for name in names if scheme_of(name) is scheme)
+    first = [scheme for scheme in SCHEMES.values() if scheme.expected is not _expect_none]
+
+    def place(name: str) -> tuple[int, str]:
+        scheme = scheme_of(name)
+        return (first.index(scheme) if scheme in first else len(first)), name
+
+    return sorted(names, key=place)
 
 
 def facts_types() -> tuple[type[Facts], ...]:

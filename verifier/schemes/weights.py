@@ -76,7 +76,8 @@ class _CheckedWalk:
 
 def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     """Say what is true of one model."""
-    model = model_of(submod) or ""
+    model = model_of(submod)
+    assert model is not None, submod
     reference, findings = _in_force(model, context)
     evidence = _ModelEvidence(
         model=model,

@@ -253,7 +253,7 @@ async def record_missed_call(
 
 
 async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
-    if row["channel"] != "call":
+    if row["channel"] != Channel.CALLED:
         return
     # The call ended without evidence, so the walks that it asked for were missed.
     for entry in await pool.of_session(tx, row["id"]):
@@ -269,7 +269,7 @@ async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, referenc
         session_id,
         node_id,
         model,
-        WalkRecord(channel="call", verdict="missed", at_ms=now_ms, reference=reference),
+        WalkRecord(channel=Channel.CALLED, verdict="missed", at_ms=now_ms, reference=reference),
     )
 
 
@@ -297,7 +297,7 @@ async def keep_walk(tx: Tx, session_id: str, node_id: str, model: str, record: W
         session_id,
         node_id,
         model,
-        int(record.channel == "call"),
+        int(record.channel == Channel.CALLED),
         int(record.wide),
         msgspec.json.encode(record).decode(),
         record.at_ms,
@@ -346,7 +346,7 @@ def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:
     return StoredSession(
         id=row["id"],
         node_id=row["node_id"],
-        channel=row["channel"],
+        channel=Channel(row["channel"]),
         nonce=row["nonce"],
         issued_ms=row["issued_ms"],
         expires_ms=row["expires_ms"],
