@@ -27,7 +27,7 @@ _MAX_EVENT = 1 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=60, connect=10)
 _CALLS_TIMEOUT_S = 30.0
 """The verifier sends something on the call channel at least this often."""
-_MAX_PROBLEM_CHARS = 600
+_MAX_SENTENCE_CHARS = 300
 
 
 class _Challenge(Struct, frozen=True):
@@ -230,8 +230,10 @@ def _refusal(status: int, data: bytes) -> VerifierError:
         problem = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return VerifierError(f"the verifier answers with HTTP status {status}", status=status)
-    parts = [str(problem[name]) for name in ("title", "detail", "hint") if problem.get(name)]
-    text = "".join(c for c in join_sentences(parts)[:_MAX_PROBLEM_CHARS] if c.isprintable())
+    parts = [
+        str(problem[name])[:_MAX_SENTENCE_CHARS] for name in ("title", "detail", "hint") if problem.get(name)
+    ]
+    text = "".join(c for c in join_sentences(parts) if c.isprintable())
     code = str(problem.get("type", "")).rpartition("#")[2][:80] or None
     return VerifierError(f"the verifier refuses: {text}", status=status, code=code)
 

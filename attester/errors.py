@@ -71,9 +71,9 @@ class VerifierError(AttesterError):
 
 
 def join_sentences(parts: Iterable[str]) -> str:
-    """Join *parts* with spaces; each part that another one follows ends in a full stop, ``!`` or ``?``."""
+    """Join *parts* on one line; each part that another one follows ends in a full stop, ``!`` or ``?``."""
     text = ""
-    for part in (part.strip() for part in parts):
+    for part in (" ".join(part.split()) for part in parts):
         if text and part:
             text += " " if text.endswith((".", "!", "?")) else ". "
         text += part

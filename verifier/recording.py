@@ -124,7 +124,7 @@ class SubmodSummary(Struct, frozen=True, kw_only=True):
 
 
 class AppraisalSummary(Struct, frozen=True, kw_only=True):
-    """The small part of a recording that is enough for a trial, if the facts are the same as then."""
+    """The small part of a recording that is enough for a trial, if the facts are the same as when it was recorded."""
 
     build: str
     policy: str

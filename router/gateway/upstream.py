@@ -125,7 +125,7 @@ class Upstream:
             assert protocol is not None
             used_before = protocol._parser is not None  # noqa: SLF001  # set for its first answer
             if protocol.should_close or (used_before and is_second):
-                # After a failure only a new connection will do; and what came without a request answers nothing.
+                # After a failure only a new connection will do; and data that came before a request is not an answer.
                 connection.close()
                 if not used_before:
                     raise aiohttp.ServerDisconnectedError("the node sent data before it was asked")

@@ -113,7 +113,7 @@ class Standing(Struct, frozen=True, gc=False):
     def intervals(self) -> tuple[tuple[float, float] | None, tuple[float, float]]:
         """Wilson's interval for the hour, `None` if there is too little to judge by, and for the week."""
         (good, long_good), (bad, long_bad) = self.completed, self.failed
-        # In a quiet hour without a failure the lower end is low for want of work, not for bad work.
+        # In a quiet hour without a failure the lower end is low because there was little work, not for bad work.
         is_enough = good + bad >= (ENOUGH if bad >= 1 else PROVEN)
         hour = wilson(good, good + bad) if is_enough else None
         return hour, wilson(long_good, long_good + long_bad)

@@ -178,7 +178,7 @@ def _components(graph: _Graph) -> Iterator[set[int]]:
                 while vertex not in component:
                     component.add(path.pop())
                 on_path -= component
-                # A component of one vertex is no cycle: even a rule that refers to itself reaches
+                # A component of one vertex is not a cycle: even a rule that refers to itself reaches
                 # itself through another vertex of its place.
                 if len(component) > 1:
                     yield component

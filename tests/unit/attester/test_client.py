@@ -28,6 +28,7 @@ KEY = PrivateKey.generate()
             "set the node's clock. Sign the request again.",
         ),
         (["One ", "", "  ", " Two"], "One. Two"),
+        (["One.", "Two\nlines\tof it"], "One. Two lines of it"),
     ],
 )
 def test_sentences_never_run_together(parts, text):
@@ -72,6 +73,12 @@ async def test_control_characters_of_a_verifier_are_not_shown():
     error = await refusal({"title": "\x1b[31mred\x07", "detail": "x" * 10_000}, 400)
     assert str(error).startswith("the verifier refuses: [31mred. xxx")
     assert len(str(error)) < 650
+
+
+async def test_a_long_detail_leaves_room_for_the_hint():
+    """The hint says what to do."""
+    error = await refusal({"title": "No.", "detail": "x" * 10_000, "hint": "Try again."})
+    assert str(error).endswith("x. Try again.")
 
 
 async def test_an_answer_that_is_not_a_problem_document_has_its_status():
