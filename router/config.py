@@ -20,7 +20,7 @@ _Limit = Annotated[int, Meta(ge=0, le=10**12)]
 
 
 class ApiKey(Struct, frozen=True, forbid_unknown_fields=True):
-    """An entry of ``[[keys]]``.  A limit of 0 is no limit."""
+    """An entry of ``[[keys]]``.  0 means that there is no limit."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -91,7 +91,7 @@ class StoreSection(Struct, frozen=True, forbid_unknown_fields=True):
     keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
     """How long records of decisions are kept."""
     keep_decisions: Annotated[int, Meta(ge=0, le=1 << 40)] = 1_000_000
-    """How many are kept; 0: none is written."""
+    """How many are kept.  If it is 0, no record is written."""
 
 
 class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):

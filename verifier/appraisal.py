@@ -120,15 +120,15 @@ class NodeSnapshot:
     endpoint_taken: bool = False
     """Whether the TLS key of its endpoint belongs to another live node."""
     devices_taken: frozenset[str] = frozenset()
-    """Devices it declares that another live node declared before."""
+    """Devices it declares that another live node declared first."""
     retired: bool = False
     """Whether the node was retired, or its key changed, while its evidence was appraised."""
     node: NodeRecord | None = None
     """
     What the verifier's records say of the node.
 
-    It is `None` in recordings made before results had it: replayed, they give the same result as
-    then, without it.  If they are judged again, the database is read again.
+    It is `None` in recordings of versions whose results did not have it.  Replaying such a
+    recording gives the same result, also without it.  If it is judged again, the database is read.
     """
 
 

@@ -180,7 +180,7 @@ class Home:
         return read_toml(self.path / "verifier.toml", VerifierConfig, "touchstone verifier init")
 
     def result_keys(self) -> list[ResultKey]:
-        """The keys that can have signed a live result.  The last one signs."""
+        """The keys that can have signed a live result.  The last key signs."""
         keys = []
         for path in sorted((self.path / "keys").glob("ear-*.pem")):
             native = _load_key(path).native

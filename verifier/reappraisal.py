@@ -174,7 +174,7 @@ class Reappraiser:
         return await self.judge(recorded, await self._recorded_inputs(recorded.record))
 
     async def judge(self, recorded: Recording, inputs: VerifierInputs) -> ReappraisedEvidence:
-        """What *recorded* comes to under the policy with *inputs*; every value is −1 if the policy fails."""
+        """The outcome of *recorded* under the policy with *inputs*; every value is −1 if the policy fails."""
         record = recorded.record
         context = record.context(inputs.references, inputs.superseded, self.bundle.thresholds, inputs.blocks)
         same = inputs.basis(record.basis.policy) == record.basis

@@ -22,14 +22,14 @@ _MAX_CACHED: Final = 1 << 20
 
 
 class _Response(web.StreamResponse):
-    """Its head goes out with its first bytes, in one packet, and not before."""
+    """Its head is sent with its first bytes, in one packet."""
 
     _send_headers_immediately = False
 
 
 class ClientStream:
     """
-    A `Sink` that begins with the first bytes that are sent, and not before.
+    A `Sink` that begins with the first bytes that are sent.
 
     What a client does not read waits in the kernel and in 64 KiB here.  Beyond that the node is
     read no further either, so that slow readers cost no memory.

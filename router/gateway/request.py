@@ -18,7 +18,7 @@ _MAX_MODEL_NAME: Final = 128
 _SHOWN: Final = 40
 _NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens")
 _READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS})
-"""Keys that the router goes by.  In another spelling a node might read them, and the router would not."""
+"""Keys that the router uses.  In another spelling a node might read them, and the router would not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def read_request(
 
 
 def _check_values(document: Mapping[str, Any]) -> str:
-    """Check the values that the router goes by; returns the model."""
+    """Check the values that the router uses; returns the model."""
     model = document.get("model")
     if not isinstance(model, str) or len(model) > _MAX_MODEL_NAME:
         raise _invalid(f"model must be a name of at most {_MAX_MODEL_NAME} characters")

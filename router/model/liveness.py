@@ -18,7 +18,7 @@ from typing import Final
 WINDOW: Final = 200
 LEAST_DEVIATION_S: Final = 0.5
 PAUSE_S: Final = 10.0
-"""Silence that is accepted on top of what is usual, never less than a probe interval: one lost answer must not make a node unavailable."""
+"""Silence that is accepted on top of what is usual, and at least a probe interval: one lost answer is not an outage."""
 SUSPECT: Final = 5.0
 """From this φ on a node is only tried, like one on probation."""
 UNAVAILABLE: Final = 8.0

@@ -4,7 +4,7 @@ A node's standing for a model tier: what routers saw of its work, never what it 
 Completion is judged by the lower end of Wilson's interval, over counts that are halved at two
 half-lives: an hour and a week.  The lower of the two ends counts if the hour has enough
 requests to judge by: an idle node is not a failing one (docs/adr/0016).  The half-lives bound
-what a node can bank against a bad day to come.  Latency is a mean that jumps up at once and
+how long old good work can outweigh new failures.  Latency is a mean that jumps up at once and
 comes down slowly (peak EWMA, from Twitter's Finagle).
 
 A standing is an aggregate: the standings of several routers are merged by adding.
@@ -159,7 +159,7 @@ def merge(own: Standing, others: Iterable[Standing], now: float) -> Standing:
 
 
 class Rating(Struct, frozen=True, gc=False):
-    """What the ranking goes by: a standing reduced to a grade and its numbers."""
+    """What the ranking uses of a standing: a grade and its numbers."""
 
     grade: Grade = msgspec.field(default=Grade.PROBATION, name="tier")
     """Records of decisions call it ``tier``."""

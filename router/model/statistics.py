@@ -76,7 +76,7 @@ class NodeStatistics:
 
     @property
     def proven(self) -> float:
-        """Requests completed within the week, by all routers' count: warm-up goes by it."""
+        """Requests completed within the week, by all routers' count.  Warm-up follows from it."""
         return self.own.completed[1] + sum(other.completed[1] for other in self.others.values())
 
     def add(self, execution: Execution, now: float) -> None:

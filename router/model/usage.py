@@ -4,8 +4,8 @@ What nodes claim to have used, against what the router has counted.
 The router counts with the model's own tokeniser, so an honest engine claims the same but for
 special tokens and its chat template.  Within the tolerance nothing happens.  Beyond it an
 answer is unclean.  A node that claims half as much again over many answers is held: a large
-settlement mismatch is a gate.  But if nodes of several operators claim too much, and no fewer
-than do not, then the router's tokeniser is wrong, and nobody is held.
+settlement mismatch is a gate.  But if nodes of several operators claim too much, and at
+least as many as do not, the router's tokeniser is wrong, and nobody is held.
 """
 
 from __future__ import annotations

@@ -219,14 +219,14 @@ async def tune_garbage_collector(_: web.Application) -> None:
 
 
 def reload_table(app: web.Application) -> None:
-    """Read the table again.  If it is refused, the table before it stays in force."""
+    """Read the table again.  If it is refused, the previous table stays in force."""
     state, gateway = app[STATE], app[GATEWAY]
     try:
         table = load_table(state.folder / state.config.workloads)
         gateway.dispatcher.metering.tokenisers = load_tokenisers(table, state.folder)
     except ConfigError as error:
         _reloads.labels("refused").inc()
-        _log.error("the table is refused; the one before it stays in force", why=str(error))
+        _log.error("the table is refused; the previous table stays in force", why=str(error))
         return
     state.fleet.use_table(table)
     _reloads.labels("taken").inc()

@@ -297,7 +297,7 @@ class Feed:
             nodes[name] = replace(known or NodeView(name), result=result, revoked=False)
 
     def _refuse(self, nodes: dict[str, NodeView], name: str, why: str, *, keep: bool = False) -> None:
-        """Refuse a result.  The result before it is void too, because the verifier has replaced it."""
+        """Refuse a result.  The previous result is void too, because the verifier has replaced it."""
         _refused.inc()
         _log.warning("a result was refused", node=name[:64], why=why[:300])
         if not keep and name in nodes:

@@ -265,7 +265,7 @@ class Fleet:
         self._placement.place(entry, workload.standing_key)
 
     def blame_node(self, node: str, workload: Workload, outcome: Outcome) -> None:
-        """Count an execution that ended before, and that turns out to be the node's fault."""
+        """Count an execution that ended earlier, and that turns out to be the node's fault."""
         entry = self._entry(node)
         statistics = _statistics_of(entry, workload.standing_key)
         statistics.load.count_outcome(outcome, self._clock.monotonic())

@@ -157,7 +157,7 @@ def _lane_of(
         return Lane.DEGRADED, ""
     if grade is Grade.ESTABLISHED and now < heartbeat.reaches(SUSPECT):
         return Lane.ESTABLISHED, ""
-    # Warm-up goes by evidence, not by time: a node that has done little gets little at a time.
+    # Warm-up follows from evidence, not from time: a node that has done little gets little at a time.
     allowance = max(1, int(workload.concurrency * min(statistics.proven, PROVEN) / PROVEN))
     if load.in_flight >= allowance:
         return Lane.WARMING, "capacity.warming"

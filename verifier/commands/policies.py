@@ -151,7 +151,7 @@ def pack(folder: Path, key: Path, out: Path) -> None:
 @json_option
 @errors
 def diff(old: str, new: str, home: Path, as_json: bool) -> None:
-    """Show what NEW means differently than OLD.  Each is a folder, a published policy, or `active`."""
+    """Show how NEW differs in meaning from OLD.  Each is a folder, a published policy, or `active`."""
 
     async def work(tx: Tx) -> tuple[Bundle, Bundle]:
         return await find(tx, old), await find(tx, new)

@@ -92,7 +92,7 @@ def _differences(
             findings.append(Finding(code, detail, expected=expected, actual=actual, cause=cause))
             wrong.difference_update(files)
 
-    # Published contents under a name that is not in the reference.  The search goes by digest: comparing
+    # Published contents under a name that is not in the reference.  The search is by digest: comparing
     # each of thousands of files with each other one would take minutes.
     extra = {
         digest

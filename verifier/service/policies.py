@@ -28,7 +28,7 @@ from verifier.store.recordings import Window
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 _Text = Annotated[str, Meta(min_length=1, max_length=2000)]
 MAX_TRIAL_RECORDINGS: Final = 200_000
-"""For one trial.  A larger one needs the command line, which runs outside the service."""
+"""Recordings of one trial.  A larger trial needs the command line, which runs outside the service."""
 
 
 class AuthorBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,7 +155,7 @@ async def compare(request: web.Request) -> web.Response:
 
 
 async def show_rollout(request: web.Request) -> web.Response:
-    """What is active, what judges a share of the nodes, what is asked beside."""
+    """The active policy, the canary and the shadow."""
     async with service_of(request).db.read() as tx:
         rollout = await policies.rollout(tx)
         rows = {row["digest"]: row["id"] for row in await policies.every(tx)}

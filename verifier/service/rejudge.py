@@ -3,7 +3,7 @@ Judge live results again as soon as a policy, a reference value or a block chang
 
 Otherwise a rollback would reach routers only with the next evidence of each node, minutes later.
 If the verifier's inputs of a live result changed, the result is judged again from its recording.
-If it comes to something else, a new result replaces it: with the same time and expiry, because the
+If the outcome differs, a new result replaces it: with the same time and expiry, because the
 node attested nothing new.  No incident is opened or ended.  A result that cannot be judged again is
 revoked.
 """

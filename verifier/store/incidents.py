@@ -21,7 +21,7 @@ async def take_evidence(
     tx: Tx, node: Node, session_id: str | None, found: Sequence[Draft], passed: Sequence[str], now_ms: int
 ) -> str | None:
     """
-    Take what one signed piece of evidence showed: first what the node passed, then what was found.
+    Take what one signed piece of evidence showed.  What the node passed comes before what was found.
 
     Args:
         found: The incidents that the findings make.
