@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from msgspec import Struct
+
 from router.model.answers import Answer
 from router.model.outcomes import Outcome
 from router.model.tokens import TokenCounter
@@ -22,8 +24,7 @@ DOUBTFUL: Final = frozenset(
 """Outcomes that the request itself may have caused (docs/adr/0019)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamSummary:
+class StreamSummary(Struct, frozen=True, kw_only=True):
     """What was seen of a stream."""
 
     events: int
@@ -37,8 +38,7 @@ class StreamSummary:
     """Whole events that were not sent on to the client."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True):
     """How one attempt at one node ended."""
 
     node: str

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
+from msgspec import structs
 from prometheus_client import Counter
 
 from router.choose.decision import Decision, decide
@@ -171,7 +172,7 @@ class Dispatcher:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
             attempt = attempt or exchange.abandoned()
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
-                attempt = replace(attempt, is_doubtful=True)
+                attempt = structs.replace(attempt, is_doubtful=True)
             _by_outcome[attempt.outcome].inc()
             run.record.attempts.append(_record_of(attempt))
             if attempt.outcome is not Outcome.COMPLETED:
@@ -206,7 +207,7 @@ class Dispatcher:
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
                 self.fleet.end_work(attempt.node, run.request.workload, uncredited)
                 run.usage = self.metering.estimate(run.request, attempt)
-        attempt = replace(attempt, counted=counted)
+        attempt = structs.replace(attempt, counted=counted)
         self.settle(run, attempt)
         return attempt
 
