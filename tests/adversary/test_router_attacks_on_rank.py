@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +161,7 @@ def by_claimed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def divided(self: Dispatcher, run: Any, attempt: Any) -> None:
         tokens = 1 if attempt.claimed is None else attempt.claimed.completion
-        settle(self, run, replace(attempt, seconds=attempt.seconds / tokens))
+        settle(self, run, structs.replace(attempt, seconds=attempt.seconds / tokens))
 
     monkeypatch.setattr(Dispatcher, "settle", divided)
 
