@@ -59,11 +59,6 @@ class Kind:
         """The claims by their CBOR key."""
         return {claim.key: claim for claim in self.claims}
 
-    @cached_property
-    def keys(self) -> Mapping[str, int]:
-        """The CBOR keys by the claims' names."""
-        return {claim.name: claim.key for claim in self.claims}
-
     def has_member(self, member: str) -> bool:
         """Whether *member*, the part after the slash, has the form of this kind."""
         return (
@@ -146,5 +141,5 @@ def read_submod(name: str, raw: Any) -> Submod:
 
 def write_submod(claims: Submod) -> dict[int, Any]:
     """The claims-set of a submodule, ready to encode.  No two kinds have a claim of the same name."""
-    keys = {name: key for kind in KINDS.values() for name, key in kind.keys.items()}
+    keys = {claim.name: claim.key for kind in KINDS.values() for claim in kind.claims}
     return {keys[name]: msgspec.to_builtins(value, builtin_types=(bytes,)) for name, value in claims.items()}

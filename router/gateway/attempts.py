@@ -121,8 +121,8 @@ def find_blamed(attempts: Sequence[Attempt], end: Next, *, ranked: int) -> list[
     The doubtful failures that turn out to be the nodes' fault.
 
     A failure is the node's fault if another node completed the same request, or if there was no
-    other node to ask (*ranked*, how many nodes the decision had, is 1).  If every node fails at a request, the
-    request is the cause, and a client must not be able to eject nodes with it.
+    other node to ask (*ranked*, how many nodes the decision had, is 1).  If every node fails at
+    a request, the request is the cause, and a client must not be able to eject nodes with it.
     """
     doubtful = [attempt for attempt in attempts if attempt.is_doubtful]
     if isinstance(end, Return):

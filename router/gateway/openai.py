@@ -16,17 +16,13 @@ import structlog
 from aiohttp import web
 
 from router.config import ApiKey
-from router.gateway.errors import DECISION_HEADER, GatewayError, json_answer
-from router.gateway.handler import EXPLAIN_HEADER, TIMEOUT_HEADER, WORKLOAD_HEADER, Gateway, Handler
+from router.gateway.errors import GatewayError, json_answer
+from router.gateway.handler import Gateway, Handler
 from router.gateway.keys import ANONYMOUS, LimitError
 from router.model.operations import OPERATIONS, Operation
 
 __all__ = [
-    "DECISION_HEADER",
-    "EXPLAIN_HEADER",
     "GATEWAY",
-    "TIMEOUT_HEADER",
-    "WORKLOAD_HEADER",
     "Gateway",
     "may_review",
     "routes",
