@@ -30,6 +30,7 @@ from attester.weights.tensors import TensorFiles
 from bench.common import machine, row
 from fixtures.fleet import Fleet
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
+from fixtures.transactions import transaction
 from verifier import appraisal, result_keys, results
 from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges import posing
@@ -56,7 +57,7 @@ async def fill(db: Database, key: PoolKey, folder: Path) -> None:
     opened = open_folder(folder)
     document = measured.measure_folder(MODEL, opened)
     now_ms = time.time_ns() // 1_000_000
-    async with db.write() as tx:
+    async with transaction(db) as tx:
         await references.add(tx, document, references.Provenance(), ChangeAuthor("bench", "measured"), now_ms)
         batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
         minter = Minter(

@@ -24,6 +24,7 @@ import regorus
 from bench.common import machine, row
 from fixtures.recorded import Template, fill
 from fixtures.simulator import ENGINE, tiny_model
+from fixtures.transactions import transaction
 from verifier import reappraisal, trial
 from verifier.appraisal import PolicyOutcome, read_outcome
 from verifier.config import Home, VerifierConfig, default_policy
@@ -123,7 +124,7 @@ async def _anew(nodes: int) -> None:
             new = policy([GOOD])
             who = ChangeAuthor("bench", "to see how long it takes")
             for what, bundle in (("another policy", new), ("rolled back", old)):
-                async with service.db.write() as tx:
+                async with transaction(service.db) as tx:
                     await policies.publish(tx, bundle, b"{}", "bench", who, service.now_ms())
                     rollout = await policies.move(tx, "promote", bundle.digest, who, service.now_ms())
                 start = time.perf_counter()
@@ -131,7 +132,7 @@ async def _anew(nodes: int) -> None:
                 taken = time.perf_counter() - start
                 row(f"{nodes} live results judged anew, {what}", f"{taken:.2f} s", f"{changed} replaced")
             start = time.perf_counter()
-            async with service.db.write() as tx:
+            async with transaction(service.db) as tx:
                 await policies.block(tx, "engine-version", f"{ENGINE}@{BAD}", who, service.now_ms())
                 blocked = await policies.rollout(tx)
             assert blocked is not None

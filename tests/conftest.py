@@ -23,6 +23,7 @@ from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
+from fixtures.transactions import transaction
 from verifier import result_keys, results
 from verifier.challenges import posing
 from verifier.challenges.minting import Minter
@@ -85,7 +86,7 @@ class RunningVerifier:
         return VerifierClient(self.http, self.url, node.key, now=lambda: self.clock.seconds)
 
     async def token(self, operator: str = "acme", **grant: Any) -> str:
-        async with self.service.db.write() as tx:
+        async with transaction(self.service.db) as tx:
             return await nodes.issue_token(tx, Grant(operator, (MODEL,), **grant), self.clock.ms, 3_600_000)
 
     async def enrol(self, node: SimulatedNode | None = None, operator: str = "acme") -> SimulatedNode:
@@ -186,7 +187,7 @@ async def publish(
     """Make a folder the reference value and mint challenges from it."""
     opened = open_folder(folder)
     document = measured.measure_folder(MODEL, opened)
-    async with db.write() as tx:
+    async with transaction(db) as tx:
         await references.add(
             tx, document, references.Provenance(), ChangeAuthor("test", "measured"), now_ms, replace=True
         )
@@ -210,7 +211,7 @@ async def seed(home: Home, now_ms: int) -> None:
     """Make the home's policy active without linting and testing it each time."""
     bundle = bundles.load(home.path / "policy")
     who = ChangeAuthor("test", "the home's policy")
-    async with SqliteDatabase(home.database) as db, db.write() as tx:
+    async with SqliteDatabase(home.database) as db, transaction(db) as tx:
         await policies.publish(tx, bundle, bundles.sign(bundle, home.author_key()), "home", who, now_ms)
         await policies.activate_first(tx, bundle, who, now_ms)
 

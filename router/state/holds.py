@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,7 +27,7 @@ from router.store import holds
 from router.store.holds import Hold
 from verifier.errors import StoreError
 from verifier.incidents import HOLDING, State
-from verifier.store.database import Database, Row
+from verifier.store.database import Database, Row, Tx
 
 SETTLEMENT: Final = "settlement-mismatch"
 OUR_COUNT: Final = "token-count-suspect"
@@ -150,8 +151,7 @@ class Holds:
     async def _write(self, hold: Hold) -> None:
         while True:
             try:
-                async with self._db.write() as tx:
-                    was_added = await holds.add(tx, hold)
+                was_added = await self._db.write(lambda tx: holds.add(tx, hold))
                 break
             except StoreError as error:
                 _log.error("a hold could not be written; it is tried again", why=str(error)[:300])
@@ -188,15 +188,17 @@ class Holds:
             except HoldError as error:
                 _log.warning("the verifier did not take a report", hold=hold.id, why=str(error)[:300])
                 continue
-            async with self._db.write() as tx:
-                await holds.set_incident(tx, hold.id, incident)
-                if state not in HOLDING:
-                    detail = f"the verifier's incident is {state[:40]} and holds nobody; this router holds the node"
-                    await holds.add_step(
-                        tx, hold.id, step="told", actor="router", reason=detail, now_ms=self._clock.now_ms()
-                    )
+            await self._db.write(partial(self._note_incident, hold.id, incident, state))
             if hold.id in self._known:
                 self._known[hold.id] = msgspec.structs.replace(hold, incident=incident)
+
+    async def _note_incident(self, hold_id: str, incident: str, state: str, tx: Tx) -> None:
+        await holds.set_incident(tx, hold_id, incident)
+        if state not in HOLDING:
+            detail = f"the verifier's incident is {state[:40]} and holds nobody; this router holds the node"
+            await holds.add_step(
+                tx, hold_id, step="told", actor="router", reason=detail, now_ms=self._clock.now_ms()
+            )
 
     def note_incident_state(self, incident: str, state: str) -> None:
         """End the hold that was reported as *incident*, if the verifier has decided about it."""
@@ -238,32 +240,38 @@ class Holds:
         """
         if not reason.strip():
             raise HoldError("a release needs a reason")
-        now_ms = self._clock.now_ms()
-        async with self._db.write() as tx:
-            hold = await holds.get(tx, hold_id)
-            if hold.state != "open":
-                raise HoldError(f"it is {hold.state} already")
-            if self._config.two_person:
-                proposed = [s for s in await holds.steps(tx, hold_id) if s["step"] == "propose-release"]
-                others = {step["actor"] for step in proposed} - {actor}
-                if not others:
-                    await holds.add_step(
-                        tx, hold_id, step="propose-release", actor=actor, reason=reason, now_ms=now_ms
-                    )
-                    return False
-            await holds.add_step(tx, hold_id, step="release", actor=actor, reason=reason, now_ms=now_ms)
-            await holds.release(tx, hold_id)
-        self._end(hold)
+        released = await self._db.write(partial(self._take_release, hold_id, actor, reason))
+        if released is None:
+            return False
+        self._end(released)
         return True
 
-    async def _end_by_verifier(self, hold: Hold, reason: str) -> None:
-        try:
-            async with self._db.write() as tx:
-                now_ms = self._clock.now_ms()
+    async def _take_release(self, hold_id: str, actor: str, reason: str, tx: Tx) -> Hold | None:
+        """Release a hold, and give it; or note a proposal, and give `None`."""
+        now_ms = self._clock.now_ms()
+        hold = await holds.get(tx, hold_id)
+        if hold.state != "open":
+            raise HoldError(f"it is {hold.state} already")
+        if self._config.two_person:
+            proposed = [s for s in await holds.steps(tx, hold_id) if s["step"] == "propose-release"]
+            others = {step["actor"] for step in proposed} - {actor}
+            if not others:
                 await holds.add_step(
-                    tx, hold.id, step="release", actor="verifier", reason=reason, now_ms=now_ms
+                    tx, hold_id, step="propose-release", actor=actor, reason=reason, now_ms=now_ms
                 )
-                await holds.release(tx, hold.id)
+                return None
+        await holds.add_step(tx, hold_id, step="release", actor=actor, reason=reason, now_ms=now_ms)
+        await holds.release(tx, hold_id)
+        return hold
+
+    async def _end_by_verifier(self, hold: Hold, reason: str) -> None:
+        async def end(tx: Tx) -> None:
+            now_ms = self._clock.now_ms()
+            await holds.add_step(tx, hold.id, step="release", actor="verifier", reason=reason, now_ms=now_ms)
+            await holds.release(tx, hold.id)
+
+        try:
+            await self._db.write(end)
         except StoreError as error:
             # The node stays held; the verifier's next snapshot brings this decision up again.
             _log.error("a hold's end could not be written", hold=hold.id, why=str(error)[:300])

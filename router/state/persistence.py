@@ -20,7 +20,7 @@ from router.state.fleet import Fleet
 from router.state.records import Records
 from router.store import decisions, standings
 from verifier.errors import StoreError
-from verifier.store.database import Database
+from verifier.store.database import Database, Tx
 
 _FORGET_EVERY_S: Final = 600.0
 
@@ -95,23 +95,28 @@ class Persistence:
         """
         changes = self._fleet.drain_changes()
         records = self._records.drain()
-        now_ms = self._clock.now_ms()
+        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        forgets = now - self._forgot_at > _FORGET_EVERY_S
+
+        async def save(tx: Tx) -> None:
+            keep = self._config.keep_decisions
+            if changes:
+                await standings.save(tx, self._name, changes, now_ms)
+            if keep:
+                await decisions.save(tx, self._name, records)
+            await standings.save_budgets(tx, self._name, self._budgets.spent())
+            if forgets:
+                await standings.forget(tx, now_ms)
+                await decisions.forget(tx, now_ms, keep_days=self._config.keep_days, keep=keep)
+
         try:
-            async with self._db.write() as tx:
-                if changes:
-                    await standings.save(tx, self._name, changes, now_ms)
-                if self._config.keep_decisions:
-                    await decisions.save(tx, self._name, records)
-                await standings.save_budgets(tx, self._name, self._budgets.spent())
-                if self._clock.monotonic() - self._forgot_at > _FORGET_EVERY_S:
-                    self._forgot_at = self._clock.monotonic()
-                    await standings.forget(tx, now_ms)
-                    keep = self._config.keep_decisions
-                    await decisions.forget(tx, now_ms, keep_days=self._config.keep_days, keep=keep)
+            await self._db.write(save)
         except BaseException:
             self._fleet.requeue_changes(changes)
             self._records.requeue(records)
             raise
+        if forgets:
+            self._forgot_at = now
         await self._read_statistics(own=False)
         async with self._db.read() as tx:
             spent = await standings.budgets(tx)

@@ -11,6 +11,7 @@ import pytest
 from attester.errors import VerifierError
 from attester.kinds import write_submod
 from fixtures.simulator import MODEL, SimulatedNode
+from fixtures.transactions import transaction
 from verifier import results
 from verifier.service.app import sweep
 from verifier.service.calls import CALL_SCHEDULER
@@ -44,7 +45,7 @@ async def test_a_cancelled_request_leaves_no_transaction_open(verifier) -> None:
     """Clients that go away at any moment must not wedge the database."""
 
     async def touch() -> None:
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await tx.execute("UPDATE nodes SET state = state")
 
     for rounds in range(60):
@@ -232,7 +233,7 @@ async def test_a_node_retired_while_it_is_appraised_is_not_affirmed(verifier) ->
     evaluate = verifier.service.engine.evaluate
 
     async def retire_meanwhile(bundle: Any, given: bytes) -> Any:
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await nodes.retire(tx, node.id, verifier.clock.ms)
         return await evaluate(bundle, given)
 

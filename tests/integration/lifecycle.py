@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
+from fixtures.transactions import transaction
 from router.choose.decision import decide
 from router.config import VerifierSection
 from router.model.clock import Clock
@@ -82,7 +83,7 @@ async def step(verifier: Any, action: str, bundle: Bundle, **more: Any) -> Any:
 
 async def age_recordings(verifier: Any) -> None:
     """As if they were from before results said whose node it is."""
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         for row in await tx.all("SELECT appraisal_id, record, gist FROM recordings"):
             record, gist = json.loads(zlib.decompress(row["record"])), json.loads(row["gist"])
             del record["node"]["enrolled_ms"], record["held"]["node"], gist["held"]["node"]
@@ -96,7 +97,7 @@ async def age_recordings(verifier: Any) -> None:
 
 async def smuggle(verifier: Any, bundle: Bundle) -> None:
     """Make a policy active past lint and tests."""
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await policies.publish(tx, bundle, b"{}", "nobody", WHO, verifier.clock.ms)
         await policies.move(tx, "promote", bundle.digest, WHO, verifier.clock.ms)
 

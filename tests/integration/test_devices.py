@@ -12,6 +12,7 @@ from attester.client import Session
 from attester.cose import PrivateKey
 from attester.evidence import Inventory
 from fixtures.simulator import SimulatedNode
+from fixtures.transactions import transaction
 from verifier.store import incidents, nodes
 
 
@@ -111,7 +112,7 @@ async def test_after_the_first_is_retired_the_second_may_have_it(verifier, two) 
     """At its next evidence."""
     first, second = two
     assert await refused(verifier, second)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await nodes.retire(tx, first.id, verifier.clock.ms)
     assert not await refused(verifier, second)
     assert await owners(verifier) == {"GPU-1": second.id}

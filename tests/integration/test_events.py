@@ -8,6 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from attester.sse import Event, read_events
+from fixtures.transactions import transaction
 from verifier.service.calls import CALL_SCHEDULER
 from verifier.store import events
 
@@ -66,7 +67,7 @@ async def test_a_forgotten_number_is_a_reset(verifier) -> None:
     node = await verifier.enrol()
     for _ in range(3):
         await verifier.attest(node)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await events.prune(tx, verifier.clock.ms + 1)
     (event,) = await take(verifier, "/api/v1/events?after=1", 1)
     assert event.kind == "reset"
@@ -83,7 +84,7 @@ async def test_what_another_process_did_is_followed_too(verifier) -> None:
     """The command line writes to the same database; routers hear of it within a second."""
     waiting = asyncio.create_task(take(verifier, "/api/v1/events", 1, kinds={"node"}))
     await asyncio.sleep(0.3)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await events.append(tx, verifier.clock.ms, "node", {"node": "x", "state": "retired"})
     (event,) = await waiting
     assert '"retired"' in event.data

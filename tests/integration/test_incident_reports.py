@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fixtures.simulator import SimulatedNode
+from fixtures.transactions import transaction
 from tests.integration.test_events import take
 from verifier.store import incidents
 
@@ -70,7 +71,7 @@ async def test_a_report_sent_again_counts_nothing(verifier) -> None:
     incident = first[1]["id"]
     assert (await shown(verifier, incident))["count"] == 1
     assert len((await shown(verifier, incident))["reports"]) == 1
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await incidents.take_step(
             tx, incident, "release", "ada", "looked", verifier.clock.ms, two_person=False
         )
@@ -215,7 +216,7 @@ async def test_events_and_the_list_say_whose_and_since_when(verifier) -> None:
     opened = verifier.clock.seconds
     _, answer = await report(verifier, node, **SETTLEMENT)
     verifier.clock.forward(60)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await incidents.take_step(
             tx, answer["id"], "review", "ada", "looking", verifier.clock.ms, two_person=False
         )
@@ -234,7 +235,7 @@ async def test_events_and_the_list_say_whose_and_since_when(verifier) -> None:
 async def test_a_call_without_an_answer_is_noted_with_the_operator(verifier) -> None:
     """A person may put the node into quarantine for it, and then routers need to know whose it is."""
     node = await verifier.enrol(operator="acme")
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await incidents.note_missed_call(tx, node.id, "s", verifier.clock.ms)
     (incident,) = await listed(verifier)
     assert (incident["kind"], incident["operator"]) == ("challenge-unanswered", "acme")

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from fixtures.simulator import MODEL
+from fixtures.transactions import transaction
 from verifier.challenges.runs import Goal, start_or_resume
 from verifier.errors import StoreError
 from verifier.schemes.context import WalkRecord
@@ -200,7 +201,7 @@ async def test_no_table_column_or_index_of_the_first_version_is_lost(old: Path) 
 
 async def test_challenges_that_were_used_stay_used(old: Path) -> None:
     """A new session is given the first free ones, and after the last there are none."""
-    async with SqliteDatabase(old) as db, db.write() as tx:
+    async with SqliteDatabase(old) as db, transaction(db) as tx:
         taken = []
         for number in range(3):
             session = await sessions.open_session(
@@ -227,7 +228,7 @@ async def test_challenges_that_were_used_stay_used(old: Path) -> None:
 
 async def test_seeds_that_were_used_do_not_come_again(old: Path) -> None:
     """The next index is beyond all that were ever minted, for each kind."""
-    async with SqliteDatabase(old) as db, db.write() as tx:
+    async with SqliteDatabase(old) as db, transaction(db) as tx:
         indexes = {kind: await pool.next_index(tx, MODEL, kind) for kind in ("read", "walk", "wide")}
         assert indexes == {"read": 4, "walk": 4, "wide": 0}
         await pool.add(tx, [Entry(MODEL, "wide", 0, 7, '{"rows":2048,"passes":1}', b"w" * 128)])
@@ -242,7 +243,7 @@ async def test_what_keeps_challenges_single_holds(old: Path) -> None:
         Entry(MODEL, "wide", 0, 99, "{}", b""),
     ):
         with pytest.raises(ConflictError):
-            async with SqliteDatabase(old) as db, db.write() as tx:
+            async with SqliteDatabase(old) as db, transaction(db) as tx:
                 await pool.add(tx, [entry])
     assert len(rows(old, "pool")) == 8
 
@@ -251,9 +252,9 @@ async def test_the_nonces_and_waiting_sessions_hold(old: Path) -> None:
     """A used nonce stays used, and a node that asks again gets the session that waits."""
     async with SqliteDatabase(old) as db:
         with pytest.raises(ConflictError):
-            async with db.write() as tx:
+            async with transaction(db) as tx:
                 await open_announced(tx, node_id=None, nonce=b"1" * 32)
-        async with db.write() as tx:
+        async with transaction(db) as tx:
             again = await open_announced(tx, node_id="n", nonce=b"3" * 32)
     assert (again.id, again.nonce, again.together) == ("s2", b"2" * 32, 0)
     assert sorted((e.kind, e.index) for e in again.entries) == [("read", 1), ("walk", 1)]
@@ -288,7 +289,7 @@ async def test_what_was_shown_before_is_history(old: Path) -> None:
 
 async def test_a_run_of_the_first_version_has_nothing_to_take_up(old: Path) -> None:
     """What it set out to make was not kept; it is not made up either."""
-    async with SqliteDatabase(old) as db, db.write() as tx:
+    async with SqliteDatabase(old) as db, transaction(db) as tx:
         batch, goal = await start_or_resume(tx, MODEL, DIGEST, None, NOW_MS)
     assert (batch, goal) == (7, Goal())
     assert goal.count == 0
@@ -297,11 +298,11 @@ async def test_a_run_of_the_first_version_has_nothing_to_take_up(old: Path) -> N
 async def test_devices_are_those_of_nodes(old: Path) -> None:
     """One node a device, and the node must be there."""
     async with SqliteDatabase(old) as db:
-        async with db.write() as tx:
+        async with transaction(db) as tx:
             await tx.execute("INSERT INTO devices VALUES ('GPU-1', 'n')")
         for row in (("GPU-1", "n"), ("GPU-2", "nobody")):
             with pytest.raises(ConflictError):
-                async with db.write() as tx:
+                async with transaction(db) as tx:
                     await tx.execute("INSERT INTO devices VALUES (?, ?)", *row)
 
 

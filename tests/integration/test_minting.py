@@ -25,6 +25,7 @@ from attester.weights.folder import open_folder
 from attester.weights.kernels import Int8, Int32
 from attester.weights.select import kernel
 from fixtures.simulator import MODEL
+from fixtures.transactions import transaction
 from tests.integration.test_cli import touchstone
 from touchstone import main
 from verifier.config import Home, VerifierConfig
@@ -42,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 def in_transaction(home: Path, work: Callable[[Tx], Any]) -> Any:
     async def run() -> Any:
-        async with SqliteDatabase(Home(home).database) as db, db.write() as tx:
+        async with SqliteDatabase(Home(home).database) as db, transaction(db) as tx:
             return await work(tx)
 
     return asyncio.run(run())

@@ -14,6 +14,7 @@ import pytest
 from attester.client import Session
 from attester.weights.folder import open_folder
 from fixtures.simulator import ENGINE_VERSION, MODEL, SimulatedNode
+from fixtures.transactions import transaction
 from tests.integration.lifecycle import WHO, archive, changed, post, publish, smuggle, step, strict
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import read_archive
@@ -40,7 +41,7 @@ def verifier_settings() -> dict[str, Any]:
 async def keep(verifier, name: str, *versions: str) -> Bundle:
     """A policy of this name among the published, without a run of its tests."""
     bundle = changed(await verifier.policy(), name, versions=[*versions, ENGINE_VERSION])
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await policies.publish(tx, bundle, b"{}", "home", WHO, verifier.clock.ms)
     return bundle
 
@@ -113,7 +114,7 @@ async def test_no_policy_and_more_than_one_are_not_guessed(verifier, name: str) 
     if name == "default@3":
         base = await verifier.policy()
         second = bundles.of_files({**base.files, "README.md": b"other"})
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await policies.publish(tx, second, b"{}", "home", WHO, verifier.clock.ms)
     before = await rollout(verifier)
     status, body = await post(verifier, f"/api/v1/policies/{quote(name, safe='')}/promote", WHY)
@@ -328,7 +329,7 @@ async def test_a_trial_of_a_policy_that_loops_ends(verifier) -> None:
     node = await verifier.enrol()
     result = await verifier.attest(node)
     loops = looping(await verifier.policy())
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await policies.publish(tx, loops, b"{}", "home", WHO, verifier.clock.ms)
     report = await trial(verifier, loops)
     assert (report["failures"], report["nodes_changed"]) == (1, 1)
@@ -366,7 +367,7 @@ async def test_a_shadow_that_loops_delays_nobody(verifier) -> None:
     """Results come as fast as without it, and its failures are counted."""
     node = await verifier.enrol()
     loops = looping(await verifier.policy())
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await policies.publish(tx, loops, b"{}", "home", WHO, verifier.clock.ms)
     await step(verifier, "shadow", loops)
     await verifier.attest(node)

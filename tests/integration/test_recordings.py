@@ -11,6 +11,7 @@ import pytest
 from attester.evidence import Inventory
 from attester.kinds import write_submod
 from fixtures.simulator import SimulatedNode
+from fixtures.transactions import transaction
 from tests.integration.lifecycle import age_recordings, changed, smuggle
 from verifier import appraisal, recording
 from verifier.schemes.context import ModelReference
@@ -136,7 +137,7 @@ async def test_recordings_are_forgotten_after_their_days(verifier) -> None:
 
 async def grown(verifier, *appraisals: str) -> None:
     """As if so many were of 7 MiB each."""
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         for appraisal_id in appraisals:
             await tx.execute("UPDATE recordings SET size = ? WHERE appraisal_id = ?", 7 << 20, appraisal_id)
 

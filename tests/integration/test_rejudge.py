@@ -14,6 +14,7 @@ import pytest
 from attester.client import Session
 from attester.weights.folder import open_folder
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode
+from fixtures.transactions import transaction
 from tests.integration.lifecycle import (
     WHO,
     age_recordings,
@@ -124,7 +125,7 @@ async def test_a_result_judged_anew_says_whose_node_it_is(verifier, *, aged: boo
     await verifier.attest(node)
     if aged:
         await age_recordings(verifier)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await tx.execute("UPDATE nodes SET state = 'probation' WHERE id = ?", node.id)
     bundle = await strict(verifier)
     await smuggle(verifier, bundle)
@@ -201,10 +202,10 @@ async def test_a_change_of_the_reference_is_judged_anew_both_ways(verifier, tmp_
     document = measured.measure_folder(MODEL, open_folder(folder))
     async with router(verifier) as decision:
         await within(2, lambda: len(chosen(decision())) == 3)
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await references.add(tx, document, references.Provenance(), WHO, verifier.clock.ms, replace=True)
         assert await within(1, lambda: not chosen(decision())) < 1
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await references.activate(tx, right["digest"], WHO, verifier.clock.ms, grace_ms=0)
         assert await within(1, lambda: len(chosen(decision())) == 3) < 1
     assert await verifier.rows("SELECT * FROM incidents") == []
@@ -282,7 +283,7 @@ async def test_a_lost_result_does_not_take_a_newer_one_with_it(verifier, monkeyp
     """Where newer evidence came meanwhile, what is lost is over anyway, and nothing is revoked for it."""
     node = await verifier.enrol()
     await verifier.attest(node)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await tx.execute("DELETE FROM recordings")
     rejudge = verifier.app[REJUDGER]
     judge, meanwhile = rejudge._judge, []
@@ -331,7 +332,7 @@ async def test_a_result_without_its_recording_is_revoked(verifier) -> None:
     lost, kept = await verifier.enrol(), await verifier.enrol(operator="other")
     for node in (lost, kept):
         await verifier.attest(node)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await tx.execute("DELETE FROM recordings WHERE node_id = ?", lost.id)
     async with router(verifier) as decision:
         await within(2, lambda: chosen(decision()) == {lost.id, kept.id})
@@ -347,7 +348,7 @@ async def test_a_recording_that_cannot_be_read_keeps_nobody_else_waiting(verifie
     broken, other = await verifier.enrol(), await verifier.enrol(operator="other")
     for node in (broken, other):
         await verifier.attest(node)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         rubbish = b"\xff" if column in ("record", "evidence") else "{"
         await tx.execute(f"UPDATE recordings SET {column} = ? WHERE node_id = ?", rubbish, broken.id)
     async with router(verifier) as decision:
@@ -444,7 +445,7 @@ async def test_what_changes_without_end_refuses_the_evidence(verifier, monkeypat
     evaluate = engine.evaluate
 
     async def always(policy: Bundle, given: bytes) -> Any:
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await policies.block(tx, "device", secrets.token_hex(8), WHO, verifier.clock.ms)
         return await evaluate(policy, given)
 

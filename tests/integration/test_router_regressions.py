@@ -16,6 +16,7 @@ import pytest
 
 from attester.bounded import read_all
 from fixtures.misbehaviour import Behaviour
+from fixtures.transactions import transaction
 from router.choose.decision import Decision, replay
 from router.gateway import exchange, probe
 from router.gateway.openai import GATEWAY
@@ -238,7 +239,7 @@ async def test_what_a_neighbour_wrote_does_not_end_persistence(
     sections = {"store": {"path": str(tmp_path / "router.db"), "flush_s": 0.1}}
     await fleet.start(sections=sections)
     state = fleet.app[STATE]
-    async with state.persistence._db.write() as tx:
+    async with transaction(state.persistence._db) as tx:
         account = StatisticsAggregate(Standing((1.0, 1.0)))
         await standings.save(tx, "evil", [("a", "small", account)], 1)
         if harm == "account":
@@ -397,7 +398,7 @@ async def test_what_a_neighbour_counted_can_be_replayed(fleet: Fleet, tmp_path: 
     await fleet.start(sections={"store": {"path": str(tmp_path / "router.db"), "flush_s": 0.1}})
     odd: Any = float("nan")
     given: dict[str, Any] = {of: (odd, odd) if of in ("completed", "failed") else odd}
-    async with fleet.app[STATE].persistence._db.write() as tx:
+    async with transaction(fleet.app[STATE].persistence._db) as tx:
         await standings.save(tx, "evil", [("a", "small", StatisticsAggregate(Standing(**given)))], 1)
     await asyncio.sleep(0.5)
     found = await fleet.ask(CHAT)
@@ -418,7 +419,7 @@ async def test_a_neighbours_hold_that_cannot_be_read_ends_nothing(fleet: Fleet, 
     }  # fmt: skip
     one = Hold(id="r-1", node=None, kind="token-count-suspect", holding=False, **given)
     two = Hold(id="r-2", node="a", kind="settlement-mismatch", holding=True, **given)
-    async with held._db.write() as tx:
+    async with transaction(held._db) as tx:
         await holds.add(tx, one)
         await tx.execute("UPDATE holds SET evidence = ?", b"{")
         await holds.add(tx, two)
@@ -432,7 +433,7 @@ async def test_a_router_starts_beside_a_neighbour_that_writes_otherwise(fleet: F
     await fleet.engine("a")
     sections = {"store": {"path": str(tmp_path / "router.db"), "flush_s": 60}}
     await fleet.start(sections=sections)
-    async with fleet.app[STATE].persistence._db.write() as tx:
+    async with transaction(fleet.app[STATE].persistence._db) as tx:
         await standings.save(tx, "newer", [("a", "small", StatisticsAggregate(Standing((1.0, 1.0))))], 1)
         await tx.execute("UPDATE standings SET account = ? WHERE router = 'newer'", b"\x91\x01")
     other = fleet.another()

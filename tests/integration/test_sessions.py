@@ -10,6 +10,7 @@ import pytest
 
 from attester.errors import VerifierError
 from fixtures.simulator import MODEL, SimulatedNode
+from fixtures.transactions import transaction
 from verifier.store import sessions
 from verifier.store.database import ConflictError
 
@@ -42,7 +43,7 @@ async def test_a_result_says_the_state_of_the_moment_it_is_signed(verifier, monk
     evaluate = verifier.service.engine.evaluate
 
     async def meanwhile(*given: Any) -> Any:
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await tx.execute("UPDATE nodes SET state = 'probation' WHERE id = ?", node.id)
         return await evaluate(*given)
 
@@ -97,10 +98,10 @@ async def test_the_database_refuses_a_repeated_nonce(verifier) -> None:
         "wants": (),
         "references": {},
     }
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await sessions.open_session(tx, **arguments)
     with pytest.raises(ConflictError):
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await sessions.open_session(tx, **arguments)
 
 
@@ -185,7 +186,7 @@ async def test_a_dropped_session_frees_no_challenge(verifier) -> None:
 
 async def test_an_empty_pool_is_said_and_never_passes(verifier) -> None:
     """`challenges.exhausted`: nothing was asked, so nothing is shown."""
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await tx.execute("DELETE FROM pool")
     node = await verifier.enrol()
     claims = await verifier.attest(node)

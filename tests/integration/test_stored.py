@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fixtures.transactions import transaction
 from router.choose.decision import Decision, replay
 from router.config import ReviewSection, StoreSection
 from router.gateway.keys import Keyring
@@ -104,7 +105,7 @@ async def test_a_trial_reads_the_recordings(verifier_db: SqliteDatabase) -> None
 
 async def test_the_incident_is_open(verifier_db: SqliteDatabase) -> None:
     """With its history; a person can still take it under review."""
-    async with verifier_db.write() as tx:
+    async with transaction(verifier_db) as tx:
         (row,) = await incidents.page(tx, open_only=True, after="", limit=10)
         steps = await incidents.steps(tx, row["id"])
         moved = await incidents.take_step(

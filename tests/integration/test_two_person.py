@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from fixtures.simulator import SimulatedNode, tiny_model
+from fixtures.transactions import transaction
 from tests.integration.test_incident_reports import SETTLEMENT, SPIKE, listed, report, shown
 from verifier.commands.verifier import verifier as commands
 from verifier.incidents import BLAST_WINDOW_MS
@@ -247,7 +248,7 @@ async def liars(verifier, altered: Path) -> tuple[list[str], str]:
 
 
 async def release_cause(verifier, cause: str, actor: str) -> tuple[int, int]:
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         return await incidents.release_cause(
             tx, cause, actor, "a bad batch", verifier.clock.ms, two_person=True
         )

@@ -17,6 +17,7 @@ from attester.weights.possession import ModelChallenge
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL, SimulatedNode
+from fixtures.transactions import transaction
 from verifier.challenges.minting import Minter
 from verifier.challenges.pool_key import WalkParameters
 from verifier.schemes.context import WalkRecord
@@ -71,7 +72,7 @@ async def class_with_arithmetic(verifier):
 
 async def mint_wides(verifier, count: int) -> None:
     opened = open_folder(verifier.model_folder)
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         row = await references.active(tx, MODEL)
         assert row is not None
         digest = row["digest"]
@@ -91,7 +92,7 @@ async def mint_wides(verifier, count: int) -> None:
 
 async def stranger(verifier, operator: str, *models: str) -> str:
     """A node that serves other models; it is there to be called or not."""
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         key = PrivateKey.generate().public
         node = await nodes.enrol(tx, Grant(operator, models), models, key, verifier.clock.ms)
     return node.id
@@ -266,7 +267,7 @@ async def test_a_lone_node_is_not_together(verifier) -> None:
 async def test_a_node_that_is_retired_is_no_longer_called_along(verifier) -> None:
     """Nor counted."""
     ours = [(await verifier.enrol(operator="acme")).id for _ in range(3)]
-    async with verifier.service.db.write() as tx:
+    async with transaction(verifier.service.db) as tx:
         await nodes.retire(tx, ours[2], verifier.clock.ms)
     caller, queues = await ready(verifier, Drawn(together=True), *ours, due=ours[0])
     await caller.tick()
@@ -316,7 +317,7 @@ async def test_the_history_keeps_wide_records_apart(verifier) -> None:
         nonce = secrets.token_bytes(32)
         session = await open_session(verifier.service, stored, "call", nonce, wants_for(stored, walk=False))
         record = WalkRecord(channel="call", verdict="right", at_ms=number, **changes)
-        async with verifier.service.db.write() as tx:
+        async with transaction(verifier.service.db) as tx:
             await sessions.drop(tx, session.id, verifier.clock.ms)
             await sessions.keep_walk(tx, session.id, node.id, MODEL, record)
 

@@ -105,14 +105,16 @@ async def fill_pool(
 
 
 async def _store(db: Database, minter: Minter, entries: Sequence[Entry]) -> None:
+    async def add(tx: Tx) -> None:
+        if not await pool.is_live(tx, minter.batch):
+            raise ReferenceValueError(
+                f"the reference value of {minter.model} was replaced during this run, "
+                "so its challenges are of no use. Mint challenges for the new value"
+            )
+        await pool.add(tx, entries)
+
     try:
-        async with db.write() as tx:
-            if not await pool.is_live(tx, minter.batch):
-                raise ReferenceValueError(
-                    f"the reference value of {minter.model} was replaced during this run, "
-                    "so its challenges are of no use. Mint challenges for the new value"
-                )
-            await pool.add(tx, entries)
+        await db.write(add)
     except ConflictError:
         raise ReferenceValueError(
             f"another run is minting for {minter.model}. Wait until it ends, and resume this one with --resume"

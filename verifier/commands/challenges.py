@@ -19,7 +19,7 @@ from verifier.errors import ReferenceValueError
 from verifier.references import measured
 from verifier.references.measured import Document
 from verifier.store import references
-from verifier.store.database import Database
+from verifier.store.database import Database, Tx
 
 
 @click.group()
@@ -99,11 +99,14 @@ def mint(
         opened = open_folder(folder, document.ignore)
         tensors = TensorFiles(opened)
         _check_folder(document, opened, home)
-        async with db.write() as tx:
+
+        async def start(tx: Tx) -> tuple[int, Goal]:
             batch, goal = await start_or_resume(
                 tx, model, document.digest, None if resume else new_goal, now_ms()
             )
-            goal = await remaining_goal(tx, batch, goal)
+            return batch, await remaining_goal(tx, batch, goal)
+
+        batch, goal = await db.write(start)
         minter = Minter(model=model, folder=opened, tensors=tensors, key=key, kernel=walk_kernel, batch=batch)
         with progress("minting", goal.work(tensors.total)) as step:
             await fill_pool(db, minter, goal, step)

@@ -71,12 +71,7 @@ def with_database(home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
 
 def in_transaction(home: Path, work: Callable[[Tx], Awaitable[T]]) -> T:
     """Run *work* in one transaction on the home's database."""
-
-    async def run(db: Database) -> T:
-        async with db.write() as tx:
-            return await work(tx)
-
-    return with_database(home, run)
+    return with_database(home, lambda db: db.write(work))
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

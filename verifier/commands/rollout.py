@@ -162,8 +162,8 @@ def trial(
             with progress("trying", count, quiet=as_json) as step:
                 report = await trials.run(recordings.pages(db, window), reappraiser, bundle.id, step)
         detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
-        async with db.write() as tx:
-            await stored.note(tx, "trial", bundle.digest, ChangeAuthor(actor, reason), now_ms(), detail)
+        author = ChangeAuthor(actor, reason)
+        await db.write(lambda tx: stored.note(tx, "trial", bundle.digest, author, now_ms(), detail))
         return report
 
     report = with_database(home, work)

@@ -31,7 +31,7 @@ from verifier.store import events as stored_events
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
 from verifier.store import sessions as stored_sessions
-from verifier.store.database import Database
+from verifier.store.database import Database, Tx
 from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
@@ -93,11 +93,14 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
         envelope = bundles.sign(bundle, home.author_key())
     signer = bundles.verify(bundle, envelope, home.authors())
     who = ChangeAuthor("touchstone", "the policy that the verifier started with")
-    async with db.write() as tx:
+
+    async def publish_and_activate(tx: Tx) -> None:
         await policies.publish(tx, bundle, envelope, signer, who, now_ms)
         await policies.activate_first(tx, bundle, who, now_ms)
         for document in bundle.documents:
             await references.add_with_policy(tx, document, now_ms)
+
+    await db.write(publish_and_activate)
 
 
 def make_app(service: Service) -> web.Application:
@@ -120,8 +123,8 @@ def make_app(service: Service) -> web.Application:
 
 async def _tasks(app: web.Application) -> AsyncIterator[None]:
     # Sessions that expired while the verifier was down are ended, and held against nobody.
-    async with app[SERVICE].db.write() as tx:
-        await stored_sessions.expire(tx, app[SERVICE].now_ms(), blame=False)
+    service = app[SERVICE]
+    await service.db.write(lambda tx: stored_sessions.expire(tx, service.now_ms(), blame=False))
     tasks = [
         asyncio.create_task(_forever(app[FEED].run), name="events"),
         asyncio.create_task(_forever(app[CALL_SCHEDULER].run), name="calls"),
@@ -171,7 +174,8 @@ async def sweep(service: Service, *, slow: bool = True) -> None:
         slow: Whether to do also what need not be done every second: deletions, and the levels of the pools.
     """
     now_ms = service.now_ms()
-    async with service.db.write() as tx:
+
+    async def end_and_forget(tx: Tx) -> None:
         await stored_sessions.expire(tx, now_ms)
         await stored_nodes.forget_requests(tx, now_ms)
         await stored_incidents.end_overdue_suspicions(tx, now_ms)
@@ -186,9 +190,11 @@ async def sweep(service: Service, *, slow: bool = True) -> None:
                 limits.max_mib << 20,
                 now_ms - service.config.results.lifetime_s * 1000,
             )
+
+    await service.db.write(end_and_forget)
     if not slow:
         return
-    async with service.db.read() as tx:
+    async with service.db.scan() as tx:
         rows = await pool.levels(tx)
     for row in rows:
         _free_challenges.labels(row["model"], row["kind"]).set(row["free"])

@@ -101,8 +101,7 @@ class Appraiser:
             )
             return sign_result(result, service.keys[-1], now_ms)
 
-        async with service.db.write() as tx:
-            row = await appraisals.complete(tx, submission, sign, now_ms)
+        row = await service.db.write(lambda tx: appraisals.complete(tx, submission, sign, now_ms), of=node.id)
         _appraised.labels(row["status"]).inc()
         _log.info(
             "appraised",

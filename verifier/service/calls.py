@@ -23,6 +23,7 @@ from verifier.service.sessions import open_session, to_wire, wants_for
 from verifier.service.sse import Stream
 from verifier.service.state import Service, service_of
 from verifier.store import nodes, sessions
+from verifier.store.database import Tx
 
 MAX_ANSWERS_BYTES: Final = 1 << 20
 """The size of the body of one request; 2,048 rows of several models fit."""
@@ -193,9 +194,7 @@ class CallScheduler:
         if node is None or node.state == "retired":
             return
         if node_id not in self._channels:
-            async with service.db.write() as tx:
-                references = await service.inputs.load_reference_digests(tx, node_id)
-                await sessions.record_missed_call(tx, node_id, node.models, references, service.now_ms())
+            await self._record_missed_call(node)
             return
         self._forget_expired_calls()
         hardware = policy.thresholds.classes.get(node.hardware_class)
@@ -217,6 +216,15 @@ class CallScheduler:
         queue = self._channels.get(node_id)
         if queue is not None and not queue.full():
             queue.put_nowait({"session": session.id, **to_wire(service, session)})
+
+    async def _record_missed_call(self, node: Node) -> None:
+        service = self._service
+
+        async def record(tx: Tx) -> None:
+            references = await service.inputs.load_reference_digests(tx, node.id)
+            await sessions.record_missed_call(tx, node.id, node.models, references, service.now_ms())
+
+        await service.db.write(record)
 
     def _forget_expired_calls(self) -> None:
         """Drop the start times of calls that have expired."""
@@ -262,8 +270,7 @@ async def hold(request: web.Request) -> web.StreamResponse:
     service = service_of(request)
     node, proof = await service.authenticate(request, b"")
     service.node_rates.spend(node.id)
-    async with service.db.write() as tx:
-        await service.use(tx, proof)
+    await service.db.write(lambda tx: service.use(tx, proof), of=node.id)
     if node.id != request.match_info["id"]:
         raise RequestError("a node can hold only its own channel", code="request.forbidden")
     return await request.app[CALL_SCHEDULER].serve(node, request)
@@ -287,7 +294,10 @@ async def answer(request: web.Request) -> web.Response:
     by_model = {entry.model: Answers(entry.read, entry.walk) for entry in answers}
     if len(by_model) != len(answers):
         raise RequestError("there are two answers for the same model")
-    async with service.db.write() as tx:
+
+    async def use_and_keep(tx: Tx) -> None:
         await service.use(tx, proof)
         await sessions.keep_answers(tx, session_id, by_model, elapsed_ms)
+
+    await service.db.write(use_and_keep, of=node.id)
     return json_response({"elapsed_ms": elapsed_ms})

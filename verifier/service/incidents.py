@@ -82,16 +82,13 @@ async def take_step(request: web.Request) -> web.Response:
     require_bearer(request, service.admin_token)
     step = parse_json(await read_body(request, MAX_JSON), _StepBody)
     now_ms = service.now_ms()
-    async with service.db.write() as tx:
-        row = await incidents.take_step(
-            tx,
-            request.match_info["id"],
-            request.match_info["step"],
-            step.actor,
-            step.reason,
-            now_ms,
-            two_person=service.config.incidents.two_person,
+    incident_id, name = request.match_info["id"], request.match_info["step"]
+    two_person = service.config.incidents.two_person
+    row = await service.db.write(
+        lambda tx: incidents.take_step(
+            tx, incident_id, name, step.actor, step.reason, now_ms, two_person=two_person
         )
+    )
     return json_response(to_wire(row, now_ms))
 
 
@@ -101,12 +98,15 @@ async def report(request: web.Request) -> web.Response:
     require_bearer(request, service.router_token)
     body = parse_json(await read_body(request, MAX_JSON), _ReportBody)
     evidence = None if body.evidence is None else _evidence_text(body.evidence)
-    async with service.db.write() as tx:
+
+    async def take(tx: Tx) -> Row:
         node = await nodes.by_id(tx, body.node)
         if node is None:
             raise RequestError("there is no such node", code="request.not-found")
         received = Report(node=node, kind=body.kind, detail=body.detail, id=body.report, evidence=evidence)
-        row = await reports.take_report(tx, received, service.now_ms())
+        return await reports.take_report(tx, received, service.now_ms())
+
+    row = await service.db.write(take)
     return json_response({"id": row["id"], "state": row["state"]}, status=201)
 
 

@@ -20,6 +20,7 @@ from verifier.schemes.context import Node
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body, require_bearer
 from verifier.service.state import address_of, service_of
 from verifier.store import appraisals, events, incidents, nodes
+from verifier.store.database import Tx
 
 _Key = Annotated[str, Meta(max_length=200)]
 
@@ -65,11 +66,14 @@ async def enrol(request: web.Request) -> web.Response:
     proof = service.proof(request)
     service.verify(proof, request, body, key)
     now_ms = service.now_ms()
-    # All in one transaction: a refused enrolment must not use up the token.
-    async with service.db.write() as tx:
+
+    async def use_and_enrol(tx: Tx) -> Node:
+        # All in one transaction: a refused enrolment must not use up the token.
         await service.use(tx, proof)
         grant = await nodes.use_token(tx, enrolment.token, now_ms)
-        node = await nodes.enrol(tx, grant, enrolment.models, key, now_ms)
+        return await nodes.enrol(tx, grant, enrolment.models, key, now_ms)
+
+    node = await service.db.write(use_and_enrol)
     return json_response(
         {
             "node": node.id,
@@ -93,9 +97,12 @@ async def roll(request: web.Request) -> web.Response:
     change = parse_json(body, _RollBody)
     key = _read_key(change.key)
     service.verify(Proof.decode(change.proof), request, b"", key)
-    async with service.db.write() as tx:
+
+    async def use_and_replace(tx: Tx) -> None:
         await service.use(tx, proof)
         await nodes.replace_key(tx, node.id, key, service.now_ms())
+
+    await service.db.write(use_and_replace)
     return json_response({"node": node.id, "kid": result_keys.b64url(key.kid)})
 
 
@@ -110,8 +117,7 @@ async def retire(request: web.Request) -> web.Response:
     """Retire a node; for administrators."""
     service = service_of(request)
     require_bearer(request, service.admin_token)
-    async with service.db.write() as tx:
-        await nodes.retire(tx, request.match_info["id"], service.now_ms())
+    await service.db.write(lambda tx: nodes.retire(tx, request.match_info["id"], service.now_ms()))
     return web.Response(status=204)
 
 
@@ -119,7 +125,7 @@ async def list_nodes(request: web.Request) -> web.Response:
     """Nodes by id."""
     service = service_of(request)
     after, limit = page_of(request)
-    async with service.db.read() as tx:
+    async with service.db.scan() as tx:
         found = await nodes.page(tx, after, limit)
     following = found[-1].id if len(found) == limit else None
     return json_response({"nodes": [_to_wire(node) for node in found], "next": following})
@@ -187,7 +193,7 @@ async def list_results(request: web.Request) -> web.Response:
     service = service_of(request)
     after, limit = page_of(request)
     now_ms = service.now_ms()
-    async with service.db.read() as tx:
+    async with service.db.scan() as tx:
         # The number is read before the results: so an event in between is sent again, and none is lost.
         _, newest = await events.bounds(tx)
         rows = await appraisals.newest(tx, now_ms, after, limit)

@@ -21,7 +21,7 @@ from verifier.service.http import MAX_JSON, integer, json_response, parse_json, 
 from verifier.service.inputs import StoredLookup
 from verifier.service.state import service_of
 from verifier.store import policies, recordings, shadows, steps
-from verifier.store.database import Row
+from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 from verifier.store.recordings import Window
 
@@ -110,8 +110,8 @@ async def publish(request: web.Request) -> web.Response:
     signer = bundles.verify(bundle, envelope, service.authors)
     passed = await admission.check(bundle)
     assert envelope is not None
-    async with service.db.write() as tx:
-        is_new = await policies.publish(tx, bundle, envelope, signer, who, service.now_ms())
+    now_ms = service.now_ms()
+    is_new = await service.db.write(lambda tx: policies.publish(tx, bundle, envelope, signer, who, now_ms))
     answer = {
         "policy": bundle.id,
         "digest": bundle.digest,
@@ -200,8 +200,9 @@ async def try_out(request: web.Request) -> web.Response:
         report = await trial.run(recordings.pages(service.db, window), reappraiser, bundle.id)
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}
-    async with service.db.write() as tx:
-        await policies.note(tx, "trial", bundle.digest, body.author(), service.now_ms(), detail)
+    await service.db.write(
+        lambda tx: policies.note(tx, "trial", bundle.digest, body.author(), service.now_ms(), detail)
+    )
     return json_response(wire)
 
 
@@ -266,12 +267,15 @@ async def _take_step(
         async with service.db.read() as tx:
             # Unpacking takes long: it must be done, and cached, before the write transaction begins.
             await service.inputs.load_bundle(tx, (await policies.find(tx, name))["digest"])
-    async with service.db.write() as tx:
+
+    async def take(tx: Tx) -> tuple[Rollout, dict[str, str]]:
         rollout = await steps.take_step(
             tx, action, name, who, service.now_ms(), load=service.inputs.load_bundle,
             grace_ms=service.config.references.grace_s * 1000, permille=permille,
         )  # fmt: skip
-        rows = {row["digest"]: row["id"] for row in await policies.every(tx)}
+        return rollout, {row["digest"]: row["id"] for row in await policies.every(tx)}
+
+    rollout, rows = await service.db.write(take)
     return json_response(rollout_to_wire(rollout, rows))
 
 
@@ -290,8 +294,9 @@ async def block(request: web.Request) -> web.Response:
     """Block a digest, a version of an engine, or a device: at once, and for all nodes."""
     body = await _read_author(request, _BlockBody)
     service = service_of(request)
-    async with service.db.write() as tx:
-        block_id = await policies.block(tx, body.kind, body.value, body.author(), service.now_ms())
+    block_id = await service.db.write(
+        lambda tx: policies.block(tx, body.kind, body.value, body.author(), service.now_ms())
+    )
     return json_response({"block": block_id}, status=201)
 
 
@@ -299,8 +304,9 @@ async def lift(request: web.Request) -> web.Response:
     """Lift a block, at once."""
     body = await _read_author(request, AuthorBody)
     service = service_of(request)
-    async with service.db.write() as tx:
-        await policies.unblock(tx, request.match_info["id"], body.author(), service.now_ms())
+    await service.db.write(
+        lambda tx: policies.unblock(tx, request.match_info["id"], body.author(), service.now_ms())
+    )
     return web.Response(status=204)
 
 

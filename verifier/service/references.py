@@ -19,7 +19,7 @@ from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 from verifier.service.policies import AuthorBody
 from verifier.service.state import service_of
 from verifier.store import references
-from verifier.store.database import Row
+from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 from verifier.store.references import Provenance
 
@@ -106,15 +106,18 @@ async def add(request: web.Request) -> web.Response:
     # Megabytes may have to be parsed, and other requests must not wait.
     read = await asyncio.to_thread(read_values, request.content_type, body, service.anchors, now_ms)
     replace = request.query.get("activate") == "1"
-    added = []
-    async with service.db.write() as tx:
+
+    async def store(tx: Tx) -> list[dict[str, str]]:
+        added = []
         for document, provenance in read:
             state = await references.add(
                 tx, document, provenance, who, now_ms,
                 replace=replace, grace_ms=service.config.references.grace_s * 1000,
             )  # fmt: skip
             added.append({"model": document.model, "digest": document.digest, "state": state})
-    return json_response({"reference_values": added}, status=201)
+        return added
+
+    return json_response({"reference_values": await service.db.write(store)}, status=201)
 
 
 def read_values(
@@ -154,10 +157,10 @@ async def activate(request: web.Request) -> web.Response:
     require_bearer(request, service.admin_token)
     body = parse_json(await read_body(request, MAX_JSON), _ActivateBody)
     grace_s = service.config.references.grace_s if body.grace_s is None else body.grace_s
-    async with service.db.write() as tx:
-        await references.activate(
-            tx, request.match_info["digest"], body.author(), service.now_ms(), grace_ms=grace_s * 1000
-        )
+    digest = request.match_info["digest"]
+    await service.db.write(
+        lambda tx: references.activate(tx, digest, body.author(), service.now_ms(), grace_ms=grace_s * 1000)
+    )
     return web.Response(status=204)
 
 
@@ -166,8 +169,9 @@ async def retire(request: web.Request) -> web.Response:
     service = service_of(request)
     require_bearer(request, service.admin_token)
     body = parse_json(await read_body(request, MAX_JSON), AuthorBody)
-    async with service.db.write() as tx:
-        await references.retire(tx, request.match_info["digest"], body.author(), service.now_ms())
+    await service.db.write(
+        lambda tx: references.retire(tx, request.match_info["digest"], body.author(), service.now_ms())
+    )
     return web.Response(status=204)
 
 

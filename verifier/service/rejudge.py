@@ -125,7 +125,7 @@ class Rejudger:
         changed = 0
         while True:
             now_ms = service.now_ms()
-            async with service.db.read() as tx:
+            async with service.db.scan() as tx:
                 page = await appraisals.outdated(tx, rollout.generation, now_ms, _PAGE)
             if not page:
                 return changed
@@ -142,7 +142,8 @@ class Rejudger:
         pairs = list(zip(page, outcomes, strict=True))
         unchanged = [known for known, outcome in pairs if outcome is RejudgeOutcome.UNCHANGED]
         generation = this_round.rollout.generation
-        async with self._service.db.write() as tx:
+
+        async def store(tx: Tx) -> None:
             if unchanged:
                 await appraisals.mark_current(tx, unchanged, generation)
             for known, outcome in pairs:
@@ -152,6 +153,8 @@ class Rejudger:
                     await appraisals.mark_current(tx, [known], generation)
                 elif outcome is RejudgeOutcome.REVOKED:
                     await appraisals.revoke_outdated(tx, known, this_round.now_ms)
+
+        await self._service.db.write(store)
         for _, outcome in pairs:
             _rejudged.labels("replaced" if isinstance(outcome, _Replacement) else outcome).inc()
         return len(page) - len(unchanged)

@@ -22,7 +22,7 @@ from verifier.service.appraiser import Appraiser
 from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
 from verifier.store import appraisals, recordings, sessions
-from verifier.store.database import ConflictError, Row
+from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.sessions import StoredSession, WantedChallenge
 
 SESSION_TYPE: Final = "application/vnd.veraison.challenge-response-session+json"
@@ -90,23 +90,26 @@ async def open_session(
     Raises:
         RequestError: the nonce or the request was used before, or the node asks too often.
     """
+
+    async def open_and_use(tx: Tx) -> StoredSession:
+        if proof is not None:
+            await service.use(tx, proof)
+        references = await service.inputs.load_reference_digests(tx, node.id) if node is not None else {}
+        return await sessions.open_session(
+            tx,
+            node_id=None if node is None else node.id,
+            channel=channel,
+            nonce=nonce,
+            now_ms=service.now_ms(),
+            lifetime_ms=service.config.sessions.lifetime_s * 1000,
+            wants=wants,
+            references=references,
+            together=together,
+            hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
+        )
+
     try:
-        async with service.db.write() as tx:
-            if proof is not None:
-                await service.use(tx, proof)
-            references = await service.inputs.load_reference_digests(tx, node.id) if node is not None else {}
-            return await sessions.open_session(
-                tx,
-                node_id=None if node is None else node.id,
-                channel=channel,
-                nonce=nonce,
-                now_ms=service.now_ms(),
-                lifetime_ms=service.config.sessions.lifetime_s * 1000,
-                wants=wants,
-                references=references,
-                together=together,
-                hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
-            )
+        return await service.db.write(open_and_use, of=None if node is None else node.id)
     except ConflictError:
         raise RequestError("this nonce was used before", code="request.replayed") from None
 
@@ -166,9 +169,7 @@ async def look(request: web.Request) -> web.Response:
 async def drop(request: web.Request) -> web.Response:
     """Drop a session.  Its nonce and its challenges are not used again."""
     service = service_of(request)
-    async with service.db.write() as tx:
-        await sessions.get(tx, request.match_info["id"])
-        await sessions.drop(tx, request.match_info["id"], service.now_ms())
+    await service.db.write(lambda tx: sessions.drop(tx, request.match_info["id"], service.now_ms()))
     return web.Response(status=204)
 
 

@@ -65,10 +65,10 @@ class ShadowAppraiser:
         (after,) = await reappraiser.verdicts([head])
         differences = changes.compare(recorded_verdicts(head), after)
         skipped = self._skipped.pop(policy, 0)
-        async with service.db.write() as tx:
-            await shadows.count(
-                tx, policy, head, differences, failed=reappraiser.failures > failures, skipped=skipped
-            )
+        failed = reappraiser.failures > failures
+        await service.db.write(
+            lambda tx: shadows.count(tx, policy, head, differences, failed=failed, skipped=skipped)
+        )
 
     async def _reappraiser_for(self, policy: str) -> Reappraiser:
         if self._reappraiser is None or self._reappraiser.bundle.digest != policy:

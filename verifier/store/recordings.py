@@ -100,7 +100,7 @@ async def pages(db: Database, window: Window) -> AsyncIterator[list[RecordingHea
     where, values = _where(window)
     at_ms, after = window.since_ms, ""
     while True:
-        async with db.read() as tx:
+        async with db.scan() as tx:
             rows = await tx.all(
                 f"SELECT {_HEAD} FROM recordings r WHERE {where} AND (r.at_ms, r.appraisal_id) > (?, ?)"
                 " ORDER BY r.at_ms, r.appraisal_id LIMIT ?",

@@ -201,7 +201,13 @@ async def keep_answers(tx: Tx, session_id: str, answers: Mapping[str, Answers], 
 
 
 async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
-    """Drop a session that waits.  Its nonce and its challenges stay used up."""
+    """
+    Drop a session that waits.  Its nonce and its challenges stay used up.
+
+    Raises:
+        RequestError: There is no such session.
+    """
+    await get(tx, session_id)
     row = await tx.one(
         "UPDATE sessions SET status = 'failed' WHERE id = ? AND status = 'waiting' RETURNING *", session_id
     )

@@ -1,23 +1,50 @@
-"""The `Database` protocol over SQLite: write-ahead log, synchronous=FULL, one writer at a time."""
+"""
+The `Database` protocol over SQLite: write-ahead log, synchronous=FULL, one writer at a time.
+
+Statements run on the event loop, because a thread would cost more than most of them.  Only what waits for the disk
+runs in a thread: the commit, and reads of many rows.  Transactions that arrive during a commit share the next one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Generic, Self, TypeVar
 
 import aiosqlite
 
 from verifier.errors import StoreError
-from verifier.store.database import ConflictError, Row, Tx
+from verifier.store.database import SQL, ConflictError, Row, Tx, UnavailableError, Work
 
 _BUSY_MS = 10_000
 _RETRY_S = 0.01
+_READER_BUSY_S: Final = 0.5
+_SHARED_MAX: Final = 128
+"""The most transactions that share a commit."""
+_WRITER_CACHE_KIB: Final = 64 * 1024
+_READER_CACHE_KIB: Final = 16 * 1024
+_CHECKPOINT_PAGES: Final = 8_000
+"""The write-ahead log is copied into the file when it has 32 MB: a page that changed often is then copied once."""
+_STATEMENTS: Final = 512
+"""Prepared statements that a connection keeps."""
+_UNAVAILABLE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Write(Generic[T]):
+    """Work that waits for its transaction, and whoever waits for its end."""
+
+    work: Work[T]
+    done: asyncio.Future[T]
 
 
 class SqliteDatabase:
@@ -32,9 +59,10 @@ class SqliteDatabase:
     def __init__(self, path: Path, *, schema: str = "verifier.store") -> None:
         self._path = path
         self._schema = schema
-        self._lock = asyncio.Lock()
-        self._writer: aiosqlite.Connection | None = None
-        self._reader: aiosqlite.Connection | None = None
+        self._connections: list[_Connection] = []
+        self._waiting: deque[_Write[Any]] = deque()
+        self._arrived = asyncio.Event()
+        self._committing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """
@@ -44,16 +72,20 @@ class SqliteDatabase:
             StoreError: The file cannot be opened, or a newer version has written it.
         """
         try:
-            self._writer = await self._connect()
+            self._writer = await self._connect(_WRITER_CACHE_KIB)
             await self._migrate()
-            self._reader = await self._connect()
-            await self._reader.execute("PRAGMA query_only = ON")
+            # Readers meet a lock only while another process opens or closes the file.
+            self._reader = await self._connect(_READER_CACHE_KIB, _READER_BUSY_S)
+            self._scanner = await self._connect(_READER_CACHE_KIB, _BUSY_MS / 1000)
+            for connection in (self._reader, self._scanner):
+                connection.raw.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             await self.close()
-            raise StoreError(f"{self._path}: {error}") from None
+            raise self._error(error) from None
         except BaseException:
             await self.close()
             raise
+        self._committing = asyncio.create_task(self._commit_groups(), name="commits")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -61,95 +93,192 @@ class SqliteDatabase:
         await self.close()
 
     async def close(self) -> None:
-        """Close both connections.  An open connection would keep the process from ending."""
-        for connection in (self._writer, self._reader):
-            if connection is not None:
-                await connection.close()
-        self._writer = self._reader = None
+        """Close the file after the transactions that wait.  An open connection would keep the process from ending."""
+        if self._committing is not None:
+            committing, self._committing = self._committing, None
+            self._arrived.set()
+            with suppress(asyncio.CancelledError):
+                await committing
+        while self._connections:
+            await self._connections.pop().thread.close()
 
-    async def _connect(self) -> aiosqlite.Connection:
-        connection = await aiosqlite.connect(self._path, isolation_level=None)
-        connection.row_factory = sqlite3.Row
-        try:
-            for pragma in ("synchronous = FULL", "foreign_keys = ON", f"busy_timeout = {_BUSY_MS}"):
-                await connection.execute(f"PRAGMA {pragma}")
-            await _use_write_ahead_log(connection)
-        except BaseException:
-            # The thread of an open connection would keep the process from ending.
-            await connection.close()
-            raise
+    async def _connect(self, cache_kib: int, busy_s: float = 0.0) -> _Connection:
+        connection = await _Connection.open(self._path, busy_s)
+        self._connections.append(connection)
+        await _use_write_ahead_log(connection.raw)
+        for pragma in (
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            # A savepoint would otherwise write a journal of its own to a file.
+            "temp_store = MEMORY",
+            f"cache_size = -{cache_kib}",
+            f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
+        ):
+            connection.raw.execute(f"PRAGMA {pragma}")
         return connection
 
     async def _migrate(self) -> None:
-        assert self._writer is not None
         folder = resources.files(self._schema) / "migrations"
         scripts = sorted(
             (int(entry.name[:4]), entry.read_text())
             for entry in folder.iterdir()
             if entry.name.endswith(".sql")
         )
-        await self._writer.execute("BEGIN EXCLUSIVE")
-        row = await (await self._writer.execute("PRAGMA user_version")).fetchone()
-        version = row[0] if row is not None else 0
+        raw = self._writer.raw
+        await _retry_busy(lambda: raw.execute("BEGIN EXCLUSIVE"))
+        version = raw.execute("PRAGMA user_version").fetchone()["user_version"]
         if version > scripts[-1][0]:
-            await self._writer.execute("ROLLBACK")
+            raw.execute("ROLLBACK")
             raise StoreError(
                 f"{self._path} has schema {version}, which is newer than schema {scripts[-1][0]} of this version"
             )
         for number, script in scripts:
             if number > version:
                 for statement in _statements(script):
-                    await self._writer.execute(statement)
-        await self._writer.execute(f"PRAGMA user_version = {scripts[-1][0]}")
-        await self._writer.execute("COMMIT")
+                    # In the thread: of a large file a statement takes seconds.
+                    await self._writer.thread.execute_fetchall(statement)
+        raw.execute(f"PRAGMA user_version = {scripts[-1][0]}")
+        await self._writer.commit()
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[Tx]:
-        """See `Database.write`."""
-        async with self._lock, self._transaction(self._writer) as tx:
-            yield tx
+    async def write(self, work: Work[T], *, of: str | None = None) -> T:  # noqa: ARG002
+        """See `Database.write`.  One writer at a time: *of* makes no difference."""
+        if self._committing is None or self._committing.done():
+            raise UnavailableError("the database is closed")
+        write: _Write[T] = _Write(work, asyncio.get_running_loop().create_future())
+        self._waiting.append(write)
+        self._arrived.set()
+        return await write.done
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
         """See `Database.read`."""
-        if self._reader is None:
-            raise StoreError("the database is closed")
-        yield _SqliteTx(self._reader)
+        if self._committing is None:
+            raise UnavailableError("the database is closed")
+        yield _SqliteTx(self._reader.raw)
 
     @asynccontextmanager
-    async def _transaction(self, connection: aiosqlite.Connection | None) -> AsyncIterator[Tx]:
-        """
-        Open a transaction that is committed or rolled back when the next one begins.
+    async def scan(self) -> AsyncIterator[Tx]:
+        """See `Database.scan`."""
+        if self._committing is None:
+            raise UnavailableError("the database is closed")
+        yield _ScanTx(self._scanner.thread)
 
-        The statements run in a thread, which goes on if the request is cancelled.  So each statement
-        that opens or closes a transaction is waited for, even if the caller is cancelled.
-        """
-        if connection is None:
-            raise StoreError("the database is closed")
+    async def _commit_groups(self) -> None:
+        """Do the work that waits, group by group, until the database is closed and none waits."""
         try:
-            await run_uncancelled(connection.execute("BEGIN IMMEDIATE"))
-            yield _SqliteTx(connection)
-            await run_uncancelled(connection.execute("COMMIT"))
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._path}: {error}") from None
+            while self._committing is not None or self._waiting:
+                await self._arrived.wait()
+                self._arrived.clear()
+                while self._waiting:
+                    await self._commit_group()
         finally:
-            if connection.in_transaction:
-                with suppress(sqlite3.Error):
-                    await run_uncancelled(connection.execute("ROLLBACK"))
+            # Nobody must wait for ever, also if the task is cancelled.
+            for write in self._waiting:
+                write.done.cancel()
+
+    async def _commit_group(self) -> None:
+        """Do the work that waits now in one transaction; each part of it succeeds or fails by itself."""
+        group: list[tuple[_Write[Any], Any]] = []
+        try:
+            await _retry_busy(lambda: self._writer.raw.execute("BEGIN IMMEDIATE"))
+            while self._waiting and len(group) < _SHARED_MAX:
+                write = self._waiting.popleft()
+                # Whoever asked may have gone.
+                if not write.done.cancelled():
+                    await self._do(write, group)
+            await self._writer.commit()
+        except (sqlite3.Error, StoreError) as error:
+            self._fail(group, error)
+            return
+        except asyncio.CancelledError:
+            for write, _ in group:
+                write.done.cancel()
+            raise
+        for write, result in group:
+            if not write.done.done():
+                write.done.set_result(result)
+
+    async def _do(self, write: _Write[Any], group: list[tuple[_Write[Any], Any]]) -> None:
+        """Do one part of a group.  Raises if the transaction of the whole group is lost."""
+        raw = self._writer.raw
+        raw.execute("SAVEPOINT part")
+        tx = _SqliteTx(raw)
+        try:
+            result = await write.work(tx)
+            tx.run_last()
+        except asyncio.CancelledError:
+            write.done.cancel()
+            raise
+        except Exception as error:
+            # Whatever it is, it is for whoever asked, and not for the others of the group.
+            if not raw.in_transaction:
+                # A full disk, for example, ends the whole transaction.
+                group.append((write, None))
+                raise error if isinstance(error, StoreError) else UnavailableError(str(error)) from error
+            raw.execute("ROLLBACK TO part")
+            raw.execute("RELEASE part")
+            if not write.done.done():
+                write.done.set_exception(error)
+        else:
+            raw.execute("RELEASE part")
+            group.append((write, result))
+
+    def _fail(self, group: list[tuple[_Write[Any], Any]], lost: sqlite3.Error | StoreError) -> None:
+        with suppress(sqlite3.Error):
+            if self._writer.raw.in_transaction:
+                self._writer.raw.execute("ROLLBACK")
+        waiting = [write for write, _ in group]
+        if not waiting:
+            # The transaction could not even begin: whoever waits has waited long enough.
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for write in waiting:
+            if not write.done.done():
+                write.done.set_exception(self._error(lost))
+
+    def _error(self, error: sqlite3.Error | StoreError) -> StoreError:
+        if isinstance(error, StoreError):
+            return type(error)(f"{self._path}: {error}")
+        return _to_store_error(error, f"{self._path}: {error}")
 
 
-async def _use_write_ahead_log(connection: aiosqlite.Connection) -> None:
-    """
-    Set the journal mode, and wait for other processes as long as ``busy_timeout`` waits.
+class _Connection:
+    """A connection whose statements run on the loop, with a thread for those that wait for the disk."""
 
-    If another connection is about to write a file that has no write-ahead log yet, SQLite refuses this
-    change at once and does not wait: two processes that open a new file together meet this.
-    """
+    def __init__(self, thread: aiosqlite.Connection, raw: sqlite3.Connection) -> None:
+        self.thread = thread
+        self.raw = raw
+
+    @classmethod
+    async def open(cls, path: Path, busy_s: float) -> _Connection:
+        raw: list[sqlite3.Connection] = []
+
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(
+                path,
+                isolation_level=None,
+                timeout=busy_s,
+                cached_statements=_STATEMENTS,
+                check_same_thread=False,
+            )
+            connection.row_factory = sqlite3.Row
+            raw.append(connection)
+            return connection
+
+        thread = await aiosqlite.Connection(connect, iter_chunk_size=64)
+        return cls(thread, raw[0])
+
+    async def commit(self) -> None:
+        """Commit, and wait for the disk in the thread."""
+        await self.thread.execute_fetchall("COMMIT")
+
+
+async def _retry_busy(work: Callable[[], object]) -> None:
+    """Do *work*, and wait for other processes as long as they hold the lock, but not for ever."""
     give_up = time.monotonic() + _BUSY_MS / 1000
     while True:
         try:
-            # The statement must run to its end: an open one holds a read lock, and SQLite does not wait with one.
-            await connection.execute_fetchall("PRAGMA journal_mode = WAL")
+            work()
         except sqlite3.OperationalError as error:
             # The lower byte is the primary code, e.g. of SQLITE_BUSY_RECOVERY.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
@@ -159,48 +288,94 @@ async def _use_write_ahead_log(connection: aiosqlite.Connection) -> None:
             return
 
 
-async def run_uncancelled(work: Awaitable[object]) -> None:
-    """Wait for *work* to end, and raise only afterwards if the caller was cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-        except sqlite3.Error:
-            break
-    if cancelled is not None:
-        raise cancelled
-    task.result()
+async def _use_write_ahead_log(raw: sqlite3.Connection) -> None:
+    """
+    Set the journal mode.
+
+    If another connection is about to write a file that has no write-ahead log yet, SQLite refuses this
+    change at once, whatever its busy timeout is: two processes that open a new file together meet this.
+    """
+    # All rows are read: an open statement would hold a read lock.
+    await _retry_busy(lambda: raw.execute("PRAGMA journal_mode = WAL").fetchall())
 
 
 class _SqliteTx:
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    """Statements on the event loop."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
-    async def execute(self, sql: str, *parameters: Any) -> int:
+    async def execute(self, sql: SQL, *parameters: Any) -> int:
         try:
-            cursor = await self._connection.execute(sql, parameters)
-        except sqlite3.IntegrityError as error:
-            raise ConflictError(str(error)) from None
+            return self._connection.execute(_text(sql), parameters).rowcount
         except sqlite3.Error as error:
-            raise StoreError(str(error)) from None
-        return cursor.rowcount
+            raise _to_store_error(error) from None
 
-    async def one(self, sql: str, *parameters: Any) -> Row | None:
+    async def one(self, sql: SQL, *parameters: Any) -> Row | None:
         # All rows are fetched, because an UPDATE … RETURNING must run to its end.
         rows = await self.all(sql, *parameters)
         return rows[0] if rows else None
 
-    async def all(self, sql: str, *parameters: Any) -> list[Row]:
+    async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
         try:
-            rows = await self._connection.execute_fetchall(sql, parameters)
-        except sqlite3.IntegrityError as error:
-            raise ConflictError(str(error)) from None
+            return [dict(row) for row in self._connection.execute(_text(sql), parameters)]
         except sqlite3.Error as error:
-            raise StoreError(str(error)) from None
+            raise _to_store_error(error) from None
+
+    async def last(self, sql: SQL, *parameters: Any) -> None:
+        self._last.append((sql, parameters))
+
+    def run_last(self) -> None:
+        """Run what was to be run at the end."""
+        try:
+            for sql, parameters in self._last:
+                self._connection.execute(_text(sql), parameters)
+        except sqlite3.Error as error:
+            raise _to_store_error(error) from None
+
+    async def alone(self) -> None:
+        pass
+
+
+class _ScanTx:
+    """Reads of many rows, in a thread."""
+
+    def __init__(self, thread: aiosqlite.Connection) -> None:
+        self._thread = thread
+
+    async def one(self, sql: SQL, *parameters: Any) -> Row | None:
+        rows = await self.all(sql, *parameters)
+        return rows[0] if rows else None
+
+    async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        try:
+            rows = await self._thread.execute_fetchall(_text(sql), parameters)
+        except sqlite3.Error as error:
+            raise _to_store_error(error) from None
         return [dict(row) for row in rows]
+
+    async def execute(self, _sql: SQL, *_parameters: Any) -> int:
+        raise StoreError("this view is for reading only")
+
+    async def last(self, _sql: SQL, *_parameters: Any) -> None:
+        raise StoreError("this view is for reading only")
+
+    async def alone(self) -> None:
+        pass
+
+
+def _text(sql: SQL) -> str:
+    return sql if isinstance(sql, str) else sql.sqlite
+
+
+def _to_store_error(error: sqlite3.Error, message: str | None = None) -> StoreError:
+    text = message or str(error)
+    if isinstance(error, sqlite3.IntegrityError):
+        return ConflictError(text)
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNAVAILABLE:
+        return UnavailableError(text)
+    return StoreError(text)
 
 
 def _statements(script: str) -> list[str]:
