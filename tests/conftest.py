@@ -34,8 +34,9 @@ from verifier.policy.bundle import Bundle
 from verifier.references import measured
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALL_SCHEDULER
+from verifier.service.clock import Clock
 from verifier.service.sessions import open_session, wants_for
-from verifier.service.state import Clock, Service
+from verifier.service.state import Service
 from verifier.store import nodes, policies, pool, references
 from verifier.store.database import Database
 from verifier.store.nodes import Grant
@@ -107,7 +108,7 @@ class RunningVerifier:
             self.service, stored, "call", secrets.token_bytes(32), wants_for(stored, walk=walk)
         )
         asked = posing.pose(session.entries, session.exhausted, self.service.pool_key)
-        self.app[CALL_SCHEDULER]._pushed[session.id] = self.clock.ticks
+        self.app[CALL_SCHEDULER].channels._pushed[session.id] = self.clock.ticks
         return Session(session.id, session.nonce, tuple(posing.to_wire(asked)))
 
     async def attest(self, node: SimulatedNode, *, walk: bool = True) -> dict[str, Any]:

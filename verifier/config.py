@@ -15,9 +15,12 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
 
 from __future__ import annotations
 
+import fcntl
 import json
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -79,8 +82,17 @@ class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Share of calls with a walk; every call has a read."""
     together_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of calls that go to all the operator's nodes with the model, at the same moment."""
+    grace_s: Annotated[float, Meta(ge=0, le=3600)] = 20
+    """How long a due call waits for a node whose channel has just ended, or after an outage of the verifier."""
     wide_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of the calls to one node that ask for a wide walk, if the pool has one."""
+
+
+class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[store]``."""
+
+    url: Annotated[str, Meta(max_length=1024)] = ""
+    """``postgresql://USER@HOST/DATABASE`` for a verifier of several processes.  Default: ``verifier.db`` in the home."""
 
 
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,11 +142,30 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     results: ResultsConfig = ResultsConfig()
     sessions: SessionsConfig = SessionsConfig()
     calls: CallsConfig = CallsConfig()
+    store: StoreConfig = StoreConfig()
     pool: PoolConfig = PoolConfig()
     policy: PolicyConfig = PolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
     incidents: IncidentsConfig = IncidentsConfig()
+
+
+@contextmanager
+def only_process(home: Home) -> Iterator[None]:
+    """
+    Keep a home whose database is a file to one serving process.
+
+    Raises:
+        ConfigError: Another process serves it.  Two would each call the nodes that are connected to the other.
+    """
+    with open(home.path / "verifier.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another process serves {home.path}. Several processes need PostgreSQL: set store.url"
+            ) from None
+        yield
 
 
 def default_policy() -> Path:

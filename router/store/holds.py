@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from router.model.errors import HoldError
-from verifier.store.database import ConflictError, Row, Tx
+from verifier.store.database import Row, Tx
 
 
 class Hold(Struct, frozen=True, kw_only=True):
@@ -34,16 +34,13 @@ class Hold(Struct, frozen=True, kw_only=True):
 
 async def add(tx: Tx, hold: Hold) -> bool:
     """Write a new hold; returns `False` if there is an open one for that node and kind."""
-    try:
-        await tx.execute(
-            "INSERT INTO holds (id, node, operator, kind, code, detail, evidence, holding, state, opened_ms, due_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            hold.id, hold.node, hold.operator, hold.kind, hold.code, hold.detail,
-            msgspec.json.encode(hold.evidence), int(hold.holding), hold.state, hold.opened_ms, hold.due_ms,
-        )  # fmt: skip
-    except ConflictError:
-        return False
-    return True
+    added = await tx.execute(
+        "INSERT INTO holds (id, node, operator, kind, code, detail, evidence, holding, state, opened_ms, due_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        hold.id, hold.node, hold.operator, hold.kind, hold.code, hold.detail,
+        msgspec.json.encode(hold.evidence), int(hold.holding), hold.state, hold.opened_ms, hold.due_ms,
+    )  # fmt: skip
+    return added > 0
 
 
 async def list_open(tx: Tx) -> list[Hold]:

@@ -21,7 +21,7 @@ from attester.weights.manifest import measure
 from fixtures.simulator import MODEL, SimulatedNode
 from tests.conftest import publish
 from verifier.incidents import BLAST_WINDOW_MS
-from verifier.service.app import sweep
+from verifier.service.sweep import sweep
 
 SUBMOD = f"model/{MODEL}"
 SHARDS = tuple(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))

@@ -13,8 +13,8 @@ from attester.kinds import write_submod
 from fixtures.simulator import MODEL, SimulatedNode
 from fixtures.transactions import transaction
 from verifier import results
-from verifier.service.app import sweep
 from verifier.service.calls import CALL_SCHEDULER
+from verifier.service.sweep import sweep
 from verifier.store import nodes
 
 SUBMOD = f"model/{MODEL}"
@@ -122,7 +122,7 @@ async def test_connecting_does_not_bring_a_call(verifier) -> None:
     node = await verifier.enrol()
     caller = verifier.app[CALL_SCHEDULER]
     await caller.refresh()
-    due = caller._due[node.id]
+    due = caller.plan.moment(node.id)
     for _ in range(3):
         stream = verifier.client(node).calls(node.id)
         task = asyncio.ensure_future(anext(stream))
@@ -131,7 +131,7 @@ async def test_connecting_does_not_bring_a_call(verifier) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await caller.refresh()
-    assert caller._due[node.id] == due
+    assert caller.plan.moment(node.id) == due
     assert await verifier.rows("SELECT * FROM sessions") == []
 
 

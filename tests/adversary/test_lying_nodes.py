@@ -224,7 +224,7 @@ async def test_a_walk_goes_stale(verifier) -> None:
 
 async def test_calls_missed_repeatedly_contraindicate(verifier) -> None:
     """No answer to a call is `weights.walk.missed`; thrice in a row it counts."""
-    from verifier.service.app import sweep
+    from verifier.service.sweep import sweep
 
     node = await verifier.enrol()
     await verifier.attest(node)

@@ -13,7 +13,7 @@ from attester.evidence import MEDIA_TYPE
 from attester.selftest import run_checks
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from verifier import result_keys
-from verifier.service.app import sweep
+from verifier.service.sweep import sweep
 
 
 async def test_discovery_is_veraisons_document(verifier) -> None:

@@ -68,7 +68,7 @@ async def test_a_forgotten_number_is_a_reset(verifier) -> None:
     for _ in range(3):
         await verifier.attest(node)
     async with transaction(verifier.service.db) as tx:
-        await events.prune(tx, verifier.clock.ms + 1)
+        await events.prune(tx, verifier.clock.ms + 1, 1000)
     (event,) = await take(verifier, "/api/v1/events?after=1", 1)
     assert event.kind == "reset"
 

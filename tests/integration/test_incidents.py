@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from fixtures.simulator import SimulatedNode, tiny_model
 from tests.conftest import publish
 from verifier.incidents import BLAST_WINDOW_MS
-from verifier.service.app import sweep
+from verifier.service.sweep import sweep
 
 
 @pytest.fixture

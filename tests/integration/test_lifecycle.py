@@ -36,8 +36,8 @@ from verifier.policy.archive import write_archive
 from verifier.policy.engine import decode
 from verifier.reappraisal import Reappraiser
 from verifier.references import measured
-from verifier.service.app import sweep
 from verifier.service.inputs import StoredLookup
+from verifier.service.sweep import sweep
 from verifier.store import recordings
 
 SUBMOD = f"model/{MODEL}"

@@ -124,7 +124,7 @@ async def test_every_row_is_kept_as_it_was(old: Path) -> None:
         # Calls without an answer were noted without the operator.
         row["operator"] = None if row["node_id"] is None else "acme"
     new = {
-        "sessions": {"together": 0},
+        "sessions": {"together": 0, "pushed_ms": None, "pushed_by": None},
         "walks": {"wide": 0},
         "batches": {"goal": "{}"},
         "incident_steps": {"step": None},
@@ -195,6 +195,9 @@ async def test_no_table_column_or_index_of_the_first_version_is_lost(old: Path) 
     before["table", "reference_values"] -= {"active"}
     before["index", "appraisals_node"] -= {"issued_ms"}
     before["index", "reference_values_active"] -= {"active = 1"}
+    # Of each node only the newest result counts, and it is found by the node.
+    before.pop(("index", "appraisals_live"))
+    before.pop(("index", "appraisals_issued"))
     assert before.keys() <= after.keys()
     assert [name for name, columns in before.items() if not columns <= after[name]] == []
 
@@ -331,7 +334,7 @@ async def test_a_migration_that_fails_leaves_the_first_version(old: Path) -> Non
     db.close()
     async with SqliteDatabase(old) as opened, opened.read() as tx:
         assert len(await tx.all("SELECT * FROM pool")) == 8
-        assert [node_id for node_id, *_ in await nodes.live_ids(tx)] == ["n"]
+        assert [node_id for node_id, *_ in await nodes.live(tx)] == ["n"]
 
 
 async def test_a_newer_file_is_refused_untouched(old: Path) -> None:

@@ -15,8 +15,8 @@ from fixtures.transactions import transaction
 from tests.integration.lifecycle import age_recordings, changed, smuggle
 from verifier import appraisal, recording
 from verifier.schemes.context import ModelReference
-from verifier.service.app import sweep
 from verifier.service.inputs import StoredLookup
+from verifier.service.sweep import sweep
 from verifier.store import recordings
 
 DAY = 24 * 3600
@@ -140,6 +140,9 @@ async def grown(verifier, *appraisals: str) -> None:
     async with transaction(verifier.service.db) as tx:
         for appraisal_id in appraisals:
             await tx.execute("UPDATE recordings SET size = ? WHERE appraisal_id = ?", 7 << 20, appraisal_id)
+        await tx.execute(
+            "UPDATE totals SET value = (SELECT sum(size) FROM recordings) WHERE name = 'recordings'"
+        )
 
 
 async def test_beyond_the_volume_the_oldest_are_forgotten(verifier) -> None:

@@ -65,7 +65,7 @@ async def caught_up(verifier) -> None:
     while True:
         async with verifier.service.db.read() as tx:
             rollout = await verifier.service.inputs.load_rollout(tx)
-            left = await appraisals.outdated(tx, rollout.generation, verifier.clock.ms, 10)
+            left = await appraisals.outdated(tx, rollout.generation, verifier.clock.ms, "", 10)
         if not left:
             return
         assert time.monotonic() < deadline, f"{len(left)} results are still of before"

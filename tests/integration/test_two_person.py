@@ -16,7 +16,7 @@ from fixtures.transactions import transaction
 from tests.integration.test_incident_reports import SETTLEMENT, SPIKE, listed, report, shown
 from verifier.commands.verifier import verifier as commands
 from verifier.incidents import BLAST_WINDOW_MS
-from verifier.service.app import sweep
+from verifier.service.sweep import sweep
 from verifier.store import incidents
 
 

@@ -101,7 +101,7 @@ async def stranger(verifier, operator: str, *models: str) -> str:
 def listening(caller: CallScheduler, *ids: str) -> dict[str, asyncio.Queue[Any]]:
     """Open channels without sockets."""
     queues: dict[str, asyncio.Queue[Any]] = {node_id: asyncio.Queue(maxsize=1) for node_id in ids}
-    caller._channels.update(queues)
+    caller.channels._queues.update(queues)
     return queues
 
 
@@ -112,8 +112,8 @@ async def ready(
     caller = CallScheduler(verifier.service, rng=rng)
     queues = listening(caller, *ids)
     await caller.refresh()
-    caller._needs_walk.clear()
-    caller._due[due] = verifier.clock.ticks
+    caller.plan.needs_walk.clear()
+    caller.plan.set(due, verifier.clock.ticks)
     return caller, queues
 
 
@@ -182,14 +182,14 @@ async def test_nobody_is_called_before_its_moment(verifier) -> None:
     """And whoever was called has its next moment drawn, those called along with it have not."""
     ours = [(await verifier.enrol(operator="acme")).id for _ in range(2)]
     caller, queues = await ready(verifier, Drawn(together=True), *ours, due=ours[0])
-    caller._due[ours[0]] = verifier.clock.ticks + 0.5
-    before = caller._due[ours[1]]
+    caller.plan.set(ours[0], verifier.clock.ticks + 0.5)
+    before = caller.plan.moment(ours[1])
     await caller.tick()
     assert told(queues) == {}
     verifier.clock.forward(0.5)
     await caller.tick()
     assert told(queues).keys() == set(ours)
-    assert caller._due == {ours[0]: verifier.clock.ticks + 50.0, ours[1]: before}
+    assert caller.plan.moments() == {ours[0]: verifier.clock.ticks + 50.0, ours[1]: before}
 
 
 async def test_a_walk_stands_in_where_the_pool_has_no_wide_ones_left(verifier) -> None:
@@ -298,7 +298,7 @@ async def test_a_new_node_owes_an_ordinary_walk_first(verifier) -> None:
     await caller.refresh()
     rows = []
     for _ in range(2):
-        caller._due[node.id] = verifier.clock.ticks
+        caller.plan.set(node.id, verifier.clock.ticks)
         await caller.tick()
         call = told(queues)[node.id]
         rows.append(rows_of(call))
@@ -346,7 +346,7 @@ async def test_one_device_behind_two_nodes_is_found_out_by_calls(verifier) -> No
     for together in (False, True) * 3:
         rng.wanted = [together, not together, False]
         for due in ours[:1] if together else ours:
-            caller._due[due.id] = verifier.clock.ticks
+            caller.plan.set(due.id, verifier.clock.ticks)
             await caller.tick()
             calls = told(queues)
             for node in ours:

@@ -114,7 +114,7 @@ async def _store(db: Database, minter: Minter, entries: Sequence[Entry]) -> None
         await pool.add(tx, entries)
 
     try:
-        await db.write(add)
+        await db.write(add, of=f"minting {minter.model}")
     except ConflictError:
         raise ReferenceValueError(
             f"another run is minting for {minter.model}. Wait until it ends, and resume this one with --resume"

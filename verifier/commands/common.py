@@ -21,7 +21,7 @@ from verifier.config import Home
 from verifier.errors import ReferenceValueError, VerifierError
 from verifier.schemes.findings import to_printable
 from verifier.store.database import Database, Tx
-from verifier.store.sqlite import SqliteDatabase
+from verifier.store.opening import open_database
 
 T = TypeVar("T")
 MAX_PEM: Final = 1 << 20
@@ -62,8 +62,8 @@ def with_database(home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
     """Run *work* with the home's database."""
 
     async def run() -> T:
-        Home(home).config()
-        async with SqliteDatabase(Home(home).database) as db:
+        config = Home(home).config()
+        async with open_database(config.store.url, Home(home).database) as db:
             return await work(db)
 
     return asyncio.run(run())

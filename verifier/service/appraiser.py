@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
@@ -28,6 +27,7 @@ from verifier.service.state import Service
 from verifier.store import appraisals, nodes, sessions
 from verifier.store.appraisals import Signed, StaleError, Submission
 from verifier.store.database import Row, Tx
+from verifier.store.ids import new_id
 from verifier.store.sessions import StoredSession
 
 P = ParamSpec("P")
@@ -96,7 +96,7 @@ class Appraiser:
                 context,
                 snapshot,
                 settings,
-                jti=secrets.token_hex(16),
+                jti=new_id(now_ms),
                 policy_id=inputs.bundle.id,
             )
             return sign_result(result, service.keys[-1], now_ms)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import structlog
 from aiohttp import web
@@ -18,18 +17,21 @@ from msgspec import Meta, Struct
 
 from verifier.errors import RequestError, VerifierError
 from verifier.schemes.context import Answers, Channel, Node
+from verifier.service.call_plan import CallPlan, PlannedNode
+from verifier.service.channels import Channels
 from verifier.service.http import json_response, parse_json, read_body
 from verifier.service.sessions import open_session, to_wire, wants_for
-from verifier.service.sse import Stream
 from verifier.service.state import Service, service_of
-from verifier.store import nodes, sessions
+from verifier.store import events, nodes, sessions
 from verifier.store.database import Tx
+from verifier.store.ids import new_nonce
 
 MAX_ANSWERS_BYTES: Final = 1 << 20
 """The size of the body of one request; 2,048 rows of several models fit."""
-_KEEPALIVE_S: Final = 10.0
 _TICK_S: Final = 0.1
-_REFRESH_EVERY_TICKS: Final = 10
+_RETURN_EVERY_S: Final = 1.0
+"""How often it is looked whether a node has come back that is due."""
+_SOON_S: Final = 10.0
 
 _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _log = structlog.get_logger("verifier")
@@ -47,11 +49,14 @@ class _AnswersBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 class CallScheduler:
     """
-    Holds the channels of the connected nodes, and decides when each node is called.
+    Holds the channels of the nodes that are connected here, and decides when each node is called.
 
     Every node that is not retired has a moment for its next call, whether it is connected or not: a
     node must not choose when it is called by choosing when to connect.  If a node has no channel
-    open when it is called, the call counts as missed.
+    open when it is called, nor for a while afterwards, the call counts as missed.
+
+    Of several replicas the one with the lease decides.  A call is pushed by the replica that holds the
+    node's channel.
 
     Args:
         rng: It must be unpredictable: a cheating node must not know the moments.
@@ -60,95 +65,116 @@ class CallScheduler:
     def __init__(self, service: Service, *, rng: random.Random | None = None) -> None:
         self._service = service
         self._rng = rng or random.SystemRandom()
-        # All by the id of a node, except the last.
-        self._channels: dict[str, asyncio.Queue[Mapping[str, Any]]] = {}
-        self._operators: dict[str, str] = {}
-        self._models: dict[str, tuple[str, ...]] = {}
-        self._due: dict[str, float] = {}
-        self._needs_walk: set[str] = set()
-        """Nodes whose next call must have a walk."""
-        self._pushed: dict[str, float] = {}
-        """By session, when its call was pushed."""
+        self.plan = CallPlan(self._rng)
+        self.channels = Channels(service)
+        self._deferred: dict[str, float] = {}
+        """By node, since when its due call waits for it to come back."""
+        self._seen = 0
+        """The number of the last event whose node was taken in."""
 
     @property
     def connected(self) -> frozenset[str]:
-        """The nodes that hold a channel open."""
-        return frozenset(self._channels)
+        """The nodes that hold a channel open here."""
+        return self.channels.here
 
     def close(self) -> None:
         """End all channels."""
-        for queue in self._channels.values():
-            _end_channel(queue)
+        self.channels.close()
 
     async def serve(self, node: Node, request: web.Request) -> web.StreamResponse:
         """Hold one node's channel until it ends.  A newer channel of the same node ends it."""
-        stream = await Stream.open(request)
-        if (older := self._channels.get(node.id)) is not None:
-            _end_channel(older)
-        queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=1)
-        self._channels[node.id] = queue
-        try:
-            while self._channels.get(node.id) is queue:
-                try:
-                    async with asyncio.timeout(_KEEPALIVE_S):
-                        call = await queue.get()
-                except TimeoutError:
-                    await stream.send("keepalive", {})
-                    continue
-                if not call:
-                    break
-                self._pushed.setdefault(call["session"], self._service.clock.monotonic())
-                await stream.send("call", call)
-        except ConnectionError:
-            # The node may disconnect.  If it stays away, it misses its next call.
-            pass
-        finally:
-            if self._channels.get(node.id) is queue:
-                del self._channels[node.id]
-        return stream.response
+        return await self.channels.serve(node, request)
 
     async def run(self) -> None:
         """Call the nodes whose moments come, until cancelled."""
-        rounds = 0
+        service = self._service
+        leads = False
         while True:
             try:
-                if rounds % _REFRESH_EVERY_TICKS == 0:
-                    await self.refresh()
-                await self.tick()
+                await self.channels.push_waiting()
+                if service.duties.held:
+                    if not leads:
+                        await self.refresh()
+                    await self._take_changes()
+                    await self.tick()
+                leads = service.duties.held
             except VerifierError as error:
                 _log.error("calls could not be made", error=str(error))
-            rounds += 1
             await asyncio.sleep(_TICK_S)
 
     async def refresh(self) -> None:
-        """Take in new nodes, and drop those that were retired."""
-        async with self._service.db.read() as tx:
-            live = await nodes.live_ids(tx)
-        self._operators = {node_id: operator for node_id, operator, _ in live}
-        self._models = {node_id: models for node_id, _, models in live}
-        now, max_wait_s = self._service.clock.monotonic(), self._service.config.calls.max_interval_s
-        for node_id in self._due.keys() - self._operators.keys():
-            del self._due[node_id]
-        for node_id in self._operators.keys() - self._due.keys():
-            self._due[node_id] = now + self._rng.uniform(0, max_wait_s)
-            self._needs_walk.add(node_id)
+        """Plan all nodes that are not retired, and no others."""
+        service = self._service
+        async with service.db.scan() as tx:
+            _, self._seen = await events.bounds(tx)
+            live = await nodes.live(tx)
+        planned = [(node_id, PlannedNode(operator, models)) for node_id, operator, models in live]
+        self.plan.replace_all(planned, service.clock.monotonic(), service.config.calls.max_interval_s)
+
+    async def _take_changes(self) -> None:
+        """Take in nodes that came or were retired since the last look."""
+        service = self._service
+        async with service.db.read() as tx:
+            self._seen, changed = await events.changed_nodes(tx, self._seen)
+            found = {node_id: await nodes.by_id(tx, node_id) for node_id in changed}
+        for node_id, node in found.items():
+            if node is None or node.state == "retired":
+                self.plan.remove(node_id)
+            else:
+                planned = PlannedNode(node.operator, node.models)
+                self.plan.add(
+                    node_id, planned, service.clock.monotonic(), service.config.calls.max_interval_s
+                )
 
     async def tick(self) -> None:
         """Call the nodes whose moment has come, and draw their next moments."""
-        calls, now = self._service.config.calls, self._service.clock.monotonic()
-        for node_id in [node_id for node_id, due in self._due.items() if due <= now]:
-            self._due[node_id] = now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s)
-            drawn_together, drawn_wide, drawn_walk = (self._rng.random() for _ in range(3))
-            models = self._models.get(node_id, ())
-            model = self._rng.choice(models) if models else None
-            group = self._operator_group(node_id, model)
-            walk = drawn_walk < calls.walk_share
-            # The moment of any member may call the whole group.  The share is divided among them: otherwise
-            # a large group would be called all the time.
-            if len(group) > 1 and drawn_together < calls.together_share / len(group):
-                await self._call_together(node_id, group, model, walk=walk)
-            else:
-                await self.call(node_id, walk=walk, wide=model if drawn_wide < calls.wide_share else None)
+        now = self._service.clock.monotonic()
+        for node_id in self._service.duties.take_orphans():
+            self._call_soon(node_id, now)
+        due = self.plan.due(now)
+        # All at once: their transactions share commits.
+        made = [self._call_due(node_id, now) for node_id in due]
+        for node_id, outcome in zip(due, await asyncio.gather(*made, return_exceptions=True), strict=True):
+            if isinstance(outcome, VerifierError):
+                _log.error("a call could not be made", node=node_id, error=str(outcome))
+                self._call_soon(node_id, now)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+
+    def _call_soon(self, node_id: str, now: float) -> None:
+        """Make up for a call that failed for our sake: a node needs calls, or its result expires."""
+        if node_id in self.plan:
+            self.plan.set(node_id, now + self._rng.uniform(1, _SOON_S))
+
+    async def _call_due(self, node_id: str, now: float) -> None:
+        calls = self._service.config.calls
+        self.plan.set(node_id, now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s))
+        drawn_together, drawn_wide, drawn_walk = (self._rng.random() for _ in range(3))
+        models = self.plan.models(node_id)
+        model = self._rng.choice(models) if models else None
+        if await self._waits_for(node_id, now):
+            self.plan.set(node_id, now + _RETURN_EVERY_S)
+            return
+        size = self.plan.group_size(node_id, model)
+        walk = drawn_walk < calls.walk_share
+        # The moment of any member may call the whole group.  The share is divided among them: otherwise
+        # a large group would be called all the time.
+        if size > 1 and drawn_together < calls.together_share / size:
+            await self._call_together(node_id, self.plan.group(node_id, model), model, walk=walk)
+        else:
+            await self.call(node_id, walk=walk, wide=model if drawn_wide < calls.wide_share else None)
+
+    async def _waits_for(self, node_id: str, now: float) -> bool:
+        """Whether a due call waits, because its node may come back: its channel has only just ended, or we have begun."""
+        grace_s = self._service.config.calls.grace_s
+        since = self._deferred.setdefault(node_id, now)
+        if now - since < grace_s and not await self.channels.is_open(node_id):
+            ended_s = await self.channels.ended_s(node_id)
+            # After an outage of ours, nodes may still be on their way back.
+            if self._service.duties.healthy_for_s < grace_s or (ended_s is not None and ended_s < grace_s):
+                return True
+        self._deferred.pop(node_id, None)
+        return False
 
     async def _call_together(self, due: str, group: list[str], model: str | None, *, walk: bool) -> None:
         """
@@ -157,9 +183,10 @@ class CallScheduler:
         Only nodes with an open channel and no waiting call count as called together, because only
         their devices are busy.  If the node *due* has no channel, it misses its call; the others do not.
         """
+        connected = await self.channels.open_among(group)
         async with self._service.db.read() as tx:
-            waiting = await sessions.waiting_calls(tx, self._service.now_ms())
-        ready = [other for other in group if other in self._channels and other not in waiting]
+            waiting = await sessions.waiting_calls(tx, group, self._service.now_ms())
+        ready = [other for other in group if other in connected and other not in waiting]
         together = len(ready) if len(ready) > 1 else 0
         await asyncio.gather(
             *(
@@ -167,15 +194,6 @@ class CallScheduler:
                 for other in {due, *ready}
             )
         )
-
-    def _operator_group(self, node_id: str, model: str | None) -> list[str]:
-        """All nodes of one node's operator that have *model*: one GPU cannot answer for several in time."""
-        operator = self._operators.get(node_id)
-        return [
-            other
-            for other, its_operator in self._operators.items()
-            if its_operator == operator and model in self._models.get(other, ())
-        ] or [node_id]
 
     async def call(self, node_id: str, *, walk: bool, wide: str | None = None, together: int = 0) -> None:
         """
@@ -193,29 +211,26 @@ class CallScheduler:
             policy = await service.inputs.load_bundle(tx, rollout.policy_for(node_id))
         if node is None or node.state == "retired":
             return
-        if node_id not in self._channels:
+        if not await self.channels.is_open(node_id):
             await self._record_missed_call(node)
             return
-        self._forget_expired_calls()
         hardware = policy.thresholds.classes.get(node.hardware_class)
         if wide is not None and (hardware is None or hardware.int8_ops is None):
             # The table has no int8 rate of the class, so no deadline could be set: an ordinary walk instead.
             walk, wide, together = True, None, 0
         # The first call to a new node walks each of its models.
-        if node_id in self._needs_walk:
+        if node_id in self.plan.needs_walk:
             walk, wide = True, None
         walk = walk or wide is not None
-        nonce = self._rng.randbytes(32)
+        nonce = new_nonce(service.now_ms())
         wants = wants_for(node, walk=walk, wide=wide)
         session = await open_session(service, node, Channel.CALLED, nonce, wants, together=together)
         if walk and session.nonce != nonce and not any(e.kind != "read" for e in session.entries):
             # An earlier call still waits and has no walk.  The walk that was due must follow.
-            self._needs_walk.add(node_id)
+            self.plan.needs_walk.add(node_id)
         else:
-            self._needs_walk.discard(node_id)
-        queue = self._channels.get(node_id)
-        if queue is not None and not queue.full():
-            queue.put_nowait({"session": session.id, **to_wire(service, session)})
+            self.plan.needs_walk.discard(node_id)
+        self.channels.push(node_id, {"session": session.id, **to_wire(service, session)})
 
     async def _record_missed_call(self, node: Node) -> None:
         service = self._service
@@ -225,33 +240,6 @@ class CallScheduler:
             await sessions.record_missed_call(tx, node.id, node.models, references, service.now_ms())
 
         await service.db.write(record)
-
-    def _forget_expired_calls(self) -> None:
-        """Drop the start times of calls that have expired."""
-        oldest = self._service.clock.monotonic() - 2 * self._service.config.sessions.lifetime_s
-        while self._pushed and next(iter(self._pushed.values())) < oldest:
-            del self._pushed[next(iter(self._pushed))]
-
-    def elapsed_ms(self, session_id: str, issued_ms: int, arrived: tuple[float, int]) -> int:
-        """
-        The time from the call pushed to the answers' arrival.
-
-        If the verifier restarted in between, the wall clock measures it, from the session's issue.
-
-        Args:
-            arrived: The arrival by both clocks: monotonic seconds, and wall milliseconds.
-        """
-        pushed = self._pushed.get(session_id)
-        if pushed is None:
-            return max(arrived[1] - issued_ms, 0)
-        return int((arrived[0] - pushed) * 1000)
-
-
-def _end_channel(queue: asyncio.Queue[Mapping[str, Any]]) -> None:
-    """Make the stream behind *queue* end.  A call in it that was not sent yet is pushed again later."""
-    while not queue.empty():
-        queue.get_nowait()
-    queue.put_nowait({})
 
 
 CALL_SCHEDULER: web.AppKey[CallScheduler] = web.AppKey("call_scheduler", CallScheduler)
@@ -284,7 +272,7 @@ async def answer(request: web.Request) -> web.Response:
     session_id = request.match_info["session"]
     async with service.db.read() as tx:
         session = await sessions.get(tx, session_id)
-    elapsed_ms = request.app[CALL_SCHEDULER].elapsed_ms(session_id, session.issued_ms, arrived)
+    elapsed_ms = request.app[CALL_SCHEDULER].channels.elapsed_ms(session, arrived)
     node, proof = await service.authenticate(request, body)
     if session.node_id != node.id:
         raise RequestError("this call is for another node", code="request.forbidden")

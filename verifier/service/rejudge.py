@@ -11,7 +11,6 @@ revoked.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
 from verifier.store.appraisals import OutdatedResult, Reappraisal, Signed, StaleError
 from verifier.store.database import Tx
+from verifier.store.ids import new_id
 
 _POLL_S: Final = 0.1
 _PAGE: Final = 200
@@ -84,9 +84,12 @@ class Rejudger:
         """Work until cancelled."""
         done_generation = -1
         while True:
-            rollout = await self._load_rollout()
-            if rollout.generation != done_generation and await self._finish(rollout):
-                done_generation = rollout.generation
+            if self._service.duties.held:
+                rollout = await self._load_rollout()
+                if rollout.generation != done_generation and await self._finish(rollout):
+                    done_generation = rollout.generation
+            else:
+                done_generation = -1
             await asyncio.sleep(_POLL_S)
 
     async def _load_rollout(self) -> Rollout:
@@ -123,12 +126,14 @@ class Rejudger:
         service = self._service
         reappraisers: dict[str, Reappraiser] = {}
         changed = 0
+        after = ""
         while True:
             now_ms = service.now_ms()
             async with service.db.scan() as tx:
-                page = await appraisals.outdated(tx, rollout.generation, now_ms, _PAGE)
+                page = await appraisals.outdated(tx, rollout.generation, now_ms, after, _PAGE)
             if not page:
                 return changed
+            after = page[-1].node_id
             changed += await self._judge_page(page, _Round(rollout, now_ms, reappraisers))
 
     async def _judge_page(self, page: list[OutdatedResult], this_round: _Round) -> int:
@@ -237,7 +242,7 @@ class Rejudger:
         def sign(snapshot: NodeSnapshot) -> Signed:
             result = appraisal.conclude(
                 judged.checked, judged.outcome, judged.context, snapshot, recording.record.terms,
-                jti=secrets.token_hex(16), policy_id=inputs.bundle.id,
+                jti=new_id(service.now_ms()), policy_id=inputs.bundle.id,
             )  # fmt: skip
             return sign_result(result, service.keys[-1], known.issued_ms)
 

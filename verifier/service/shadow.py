@@ -67,7 +67,8 @@ class ShadowAppraiser:
         skipped = self._skipped.pop(policy, 0)
         failed = reappraiser.failures > failures
         await service.db.write(
-            lambda tx: shadows.count(tx, policy, head, differences, failed=failed, skipped=skipped)
+            lambda tx: shadows.count(tx, policy, head, differences, failed=failed, skipped=skipped),
+            of=f"shadow {policy}",
         )
 
     async def _reappraiser_for(self, policy: str) -> Reappraiser:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -18,18 +17,12 @@ from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine
 from verifier.result_keys import ResultKey, VerifyingKey
 from verifier.schemes.context import Node
+from verifier.service.clock import Clock
+from verifier.service.duties import Duties
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The only clock of the service.  The shell reads it and passes the time on as a value."""
-
-    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
-    monotonic: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -50,11 +43,13 @@ class Service:
     """Keys that may sign policies, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
+    duties: Duties = field(init=False)
     node_rates: Rates = field(init=False)
     address_rates: Rates = field(init=False)
 
     def __post_init__(self) -> None:
         sessions = self.config.sessions
+        object.__setattr__(self, "duties", Duties(self.db, self.clock))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
         object.__setattr__(
             self, "address_rates", Rates(sessions.per_address_per_minute, self.clock.monotonic)

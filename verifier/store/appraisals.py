@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -223,14 +223,24 @@ class OutdatedResult:
     expires_ms: int
 
 
-async def outdated(tx: Tx, generation: int, now_ms: int, limit: int) -> list[OutdatedResult]:
-    """Give live results that are older than *generation*; of each node only the newest result counts."""
+_NEWEST: Final = (
+    "FROM nodes n JOIN appraisals a ON a.seq ="
+    " (SELECT max(b.seq) FROM appraisals b WHERE b.node_id = n.id AND b.public = 1) WHERE n.id > ?"
+)
+"""The newest public result of each node, from a node's id on."""
+
+
+async def outdated(tx: Tx, generation: int, now_ms: int, after: str, limit: int) -> list[OutdatedResult]:
+    """
+    Give live results that are older than *generation*, by node id; of each node only the newest result counts.
+
+    Args:
+        after: The id of a node: the results of nodes after it are given.
+    """
     rows = await tx.all(
-        "SELECT seq, id, session_id, node_id, origin, basis, claims, issued_ms, expires_ms"
-        " FROM appraisals a INDEXED BY appraisals_live"
-        " WHERE public = 1 AND revoked_ms IS NULL AND generation < ? AND expires_ms > ?"
-        " AND NOT EXISTS (SELECT 1 FROM appraisals n WHERE n.node_id = a.node_id AND n.public = 1 AND n.seq > a.seq)"
-        " ORDER BY seq LIMIT ?",
+        "SELECT a.seq, a.id, a.session_id, a.node_id, a.origin, a.basis, a.claims, a.issued_ms, a.expires_ms"
+        f" {_NEWEST} AND a.revoked_ms IS NULL AND a.generation < ? AND a.expires_ms > ? ORDER BY n.id LIMIT ?",
+        after,
         generation,
         now_ms,
         limit,
@@ -322,6 +332,11 @@ async def _owner(tx: Tx, pin: str) -> str | None:
 
 async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
     """Let a node serve with one TLS key, and a TLS key serve one live node."""
+    held = await tx.all("SELECT pin FROM endpoints WHERE node_id = ?", node_id)
+    if [row["pin"] for row in held] == [pin]:
+        return
+    # Two nodes may claim the same key at the same moment.
+    await tx.alone()
     await tx.execute("DELETE FROM endpoints WHERE node_id = ? AND pin != ?", node_id, pin)
     await tx.execute(
         "INSERT INTO endpoints (pin, node_id) VALUES (?, ?) ON CONFLICT (pin) DO NOTHING", pin, node_id
@@ -341,6 +356,10 @@ async def _devices_of_others(tx: Tx, devices: Sequence[str], node_id: str) -> fr
 async def _claim_devices(tx: Tx, devices: Sequence[str], node_id: str) -> None:
     """Let a device belong to the first live node that declares it, as long as that node declares it."""
     held = await tx.all("SELECT device FROM devices WHERE node_id = ?", node_id)
+    if {row["device"] for row in held} == set(devices):
+        return
+    # Two nodes may claim the same device at the same moment.
+    await tx.alone()
     for row in held:
         if row["device"] not in devices:
             await tx.execute("DELETE FROM devices WHERE device = ?", row["device"])
@@ -368,17 +387,12 @@ async def latest(tx: Tx, node_id: str) -> Row | None:
 async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
     """Give the newest public result, revoked or not, of each node that has an unexpired one; by node id."""
     return await tx.all(
-        "SELECT a.* FROM appraisals a JOIN ("
-        "  SELECT node_id, max(seq) AS newest FROM appraisals INDEXED BY appraisals_live"
-        "  WHERE public = 1 AND node_id > ?"
-        "  AND expires_ms > ? GROUP BY node_id ORDER BY node_id LIMIT ?"
-        ") n ON n.newest = a.seq ORDER BY a.node_id",
-        after,
-        now_ms,
-        limit,
+        f"SELECT a.* {_NEWEST} AND a.expires_ms > ? ORDER BY n.id LIMIT ?", after, now_ms, limit
     )
 
 
-async def prune(tx: Tx, before_ms: int) -> None:
-    """Delete results that were issued before *before_ms*.  Their sessions stay, so that no nonce brings two results."""
-    await tx.execute("DELETE FROM appraisals WHERE issued_ms < ?", before_ms)
+async def prune(tx: Tx, before_ms: int, limit: int) -> int:
+    """Delete up to *limit* of the oldest results that were issued before *before_ms*."""
+    rows = await tx.all("SELECT seq, issued_ms FROM appraisals ORDER BY seq LIMIT ?", limit)
+    old = [row["seq"] for row in rows if row["issued_ms"] < before_ms]
+    return await tx.execute("DELETE FROM appraisals WHERE seq <= ?", old[-1]) if old else 0

@@ -74,6 +74,11 @@ Work: TypeAlias = Callable[[Tx], Awaitable[T]]
 class Database(Protocol):
     """A database.  The changes of `write` survive a crash once it has returned."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes of the same service may work on it at the same time."""
+        ...
+
     async def write(self, work: Work[T], *, of: str | None = None) -> T:
         """
         Do *work* in a transaction: all of it is committed, or none if it raises.
@@ -103,4 +108,12 @@ class Database(Protocol):
 
     def scan(self) -> AbstractAsyncContextManager[Tx]:
         """Open a view as `read` does, for statements that look at many rows: other work goes on meanwhile."""
+        ...
+
+    async def ahead_ms(self) -> int:
+        """
+        Give by how much the clock that all processes share is ahead of this process's, in milliseconds.
+
+        Moments that one process writes and another compares are told by that clock.
+        """
         ...

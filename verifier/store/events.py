@@ -10,8 +10,8 @@ from verifier.store.database import Row, Tx
 
 
 async def append(tx: Tx, now_ms: int, kind: str, data: dict[str, Any]) -> None:
-    """Add an event, in the transaction of the change that it announces."""
-    await tx.execute(
+    """Add an event, in the transaction of the change that it announces.  Its number comes last of all."""
+    await tx.last(
         "INSERT INTO events (at_ms, type, data) VALUES (?, ?, ?)",
         now_ms,
         kind,
@@ -24,13 +24,28 @@ async def after(tx: Tx, seq: int, limit: int) -> list[Row]:
     return await tx.all("SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", seq, limit)
 
 
+async def changed_nodes(tx: Tx, seq: int) -> tuple[int, list[str]]:
+    """Give the number of the newest event, and the nodes that came or changed their state after event *seq*."""
+    rows = await tx.all(
+        "SELECT seq, type, CASE type WHEN 'node' THEN data END AS data FROM events WHERE seq > ? ORDER BY seq",
+        seq,
+    )
+    changed = [msgspec.json.decode(row["data"])["node"] for row in rows if row["type"] == "node"]
+    return (rows[-1]["seq"] if rows else seq), changed
+
+
 async def bounds(tx: Tx) -> tuple[int, int]:
     """Give the numbers of the oldest and of the newest stored event; (0, 0) if there is none."""
-    row = await tx.one("SELECT coalesce(min(seq), 0) AS low, coalesce(max(seq), 0) AS high FROM events")
+    # Each in a statement of its own: SQLite would look at all rows for both together.
+    row = await tx.one(
+        "SELECT coalesce((SELECT min(seq) FROM events), 0) AS low, coalesce((SELECT max(seq) FROM events), 0) AS high"
+    )
     assert row is not None
     return row["low"], row["high"]
 
 
-async def prune(tx: Tx, before_ms: int) -> None:
-    """Delete events from before *before_ms*, but never the newest event."""
-    await tx.execute("DELETE FROM events WHERE at_ms < ? AND seq < (SELECT max(seq) FROM events)", before_ms)
+async def prune(tx: Tx, before_ms: int, limit: int) -> int:
+    """Delete up to *limit* of the oldest events from before *before_ms*, but never the newest event."""
+    rows = await tx.all("SELECT seq, at_ms FROM events ORDER BY seq LIMIT ?", limit + 1)
+    old = [row["seq"] for row in rows[:-1] if row["at_ms"] < before_ms]
+    return await tx.execute("DELETE FROM events WHERE seq <= ?", old[-1]) if old else 0

@@ -7,14 +7,20 @@ Each function reads the facts, asks `verifier.incident_rules`, and applies the t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from verifier import incident_rules
 from verifier.incident_transitions import Move, PersonStep, Propose
 from verifier.incidents import BLAST_WINDOW_MS, RELEASE, Draft, missed_call_draft
 from verifier.schemes.context import Node
 from verifier.store import incident_facts, incident_transitions
-from verifier.store.database import Row, Tx
+from verifier.store.database import Row, Statement, Tx
 from verifier.store.incident_facts import HOLDING_SQL, SELECT_INCIDENT
+
+_STEPS_OF: Final = (
+    "SELECT at_ms, actor, state, reason, step FROM incident_steps WHERE incident_id = ? ORDER BY"
+)
+_STEPS: Final = Statement(sqlite=f"{_STEPS_OF} rowid", postgres=f"{_STEPS_OF} seq")
 
 
 async def take_evidence(
@@ -31,11 +37,16 @@ async def take_evidence(
         The id of the incident that holds the node afterwards.
     """
     held_by = await holding(tx, node.id)
+    if found:
+        # What it leads to depends on the evidence of other nodes.
+        await tx.alone()
     if passed:
         suspected = await incident_facts.read_suspected(tx, passed)
         transitions = incident_rules.record_passes(
             passed, node.state, node.operator, suspected, is_held=held_by is not None
         )
+        if suspected:
+            await tx.alone()
         await incident_transitions.apply(tx, transitions, now_ms)
     for draft in found:
         await take_finding(tx, draft, node.id, session_id, now_ms)
@@ -142,10 +153,7 @@ async def get(tx: Tx, incident_id: str) -> Row:
 
 async def steps(tx: Tx, incident_id: str) -> list[Row]:
     """Give the history of an incident, oldest step first."""
-    return await tx.all(
-        "SELECT at_ms, actor, state, reason, step FROM incident_steps WHERE incident_id = ? ORDER BY rowid",
-        incident_id,
-    )
+    return await tx.all(_STEPS, incident_id)
 
 
 async def page(tx: Tx, *, open_only: bool, after: str, limit: int, node_id: str | None = None) -> list[Row]:

@@ -198,7 +198,7 @@ async def by_kid(tx: Tx, kid: bytes) -> Node | None:
     return _node(await tx.one(f"{_SELECT} WHERE k.kid = ?", kid))
 
 
-async def live_ids(tx: Tx) -> list[tuple[str, str, tuple[str, ...]]]:
+async def live(tx: Tx) -> list[tuple[str, str, tuple[str, ...]]]:
     """Give the id, the operator and the models of every node that is not retired."""
     rows = await tx.all("SELECT id, operator, models FROM nodes WHERE state != 'retired' ORDER BY id")
     return [
@@ -242,6 +242,13 @@ async def use_request(tx: Tx, kid: bytes, random: bytes, expires_ms: int) -> Non
         raise RequestError("this signed request was used already", code="request.replayed") from None
 
 
-async def forget_requests(tx: Tx, now_ms: int) -> None:
-    """Delete the requests that would be refused by now because of their time."""
-    await tx.execute("DELETE FROM seen_requests WHERE expires_ms < ?", now_ms)
+async def forget_requests(tx: Tx, now_ms: int, limit: int) -> int:
+    """Delete up to *limit* requests that would be refused by now because of their time."""
+    last = await tx.one(
+        "SELECT expires_ms FROM seen_requests WHERE expires_ms < ? ORDER BY expires_ms LIMIT 1 OFFSET ?",
+        now_ms,
+        limit,
+    )
+    return await tx.execute(
+        "DELETE FROM seen_requests WHERE expires_ms < ?", now_ms if last is None else last["expires_ms"]
+    )

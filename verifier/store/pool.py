@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from verifier.errors import ReferenceValueError
 from verifier.store import references
-from verifier.store.database import Row, Tx
+from verifier.store.database import ConflictError, Row, Statement, Tx
+
+_TAKE_START: Final = "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
+_TAKE_END: Final = (
+    ") RETURNING *, (SELECT first_used_ms FROM batches WHERE id = batch) AS batch_used,"
+    " (SELECT reference FROM batches WHERE id = batch) AS reference"
+)
+_FREE: Final = "  WHERE b.reference = ? AND p.model = ? AND p.kind = ? AND p.session_id IS NULL ORDER BY b.id, p.idx LIMIT 1"
+_TAKE: Final = Statement(
+    # The index of the free entries is named, batch by batch.  Otherwise the planner would walk past every
+    # used entry, and past all those that are left of values no longer in force.
+    sqlite=(
+        f"{_TAKE_START} SELECT p.idx FROM batches b CROSS JOIN pool p INDEXED BY pool_free ON p.batch = b.id"
+        f"{_FREE}{_TAKE_END}"
+    ),
+    # What another process is taking is passed over, and not waited for.
+    postgres=(
+        f"{_TAKE_START} SELECT p.idx FROM batches b JOIN pool p ON p.batch = b.id"
+        f"{_FREE} FOR UPDATE OF p SKIP LOCKED{_TAKE_END}"
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -78,22 +100,43 @@ async def last_batch(tx: Tx, model: str) -> Row | None:
 
 async def minted(tx: Tx, batch: int) -> dict[str, int]:
     """Count the entries of a batch by kind, with those that are used."""
-    rows = await tx.all("SELECT kind, count(*) AS n FROM pool WHERE batch = ? GROUP BY kind", batch)
-    return {row["kind"]: row["n"] for row in rows}
+    rows = await tx.all("SELECT kind, minted FROM pool_counts WHERE batch = ?", batch)
+    return {row["kind"]: row["minted"] for row in rows}
 
 
 async def next_index(tx: Tx, model: str, kind: str) -> int:
     """Give the first index that was never used: no seed may come twice."""
-    row = await tx.one(
-        "SELECT coalesce(max(idx), -1) + 1 AS next FROM pool WHERE model = ? AND kind = ?", model, kind
-    )
-    assert row is not None
-    index: int = row["next"]
-    return index
+    row = await tx.one("SELECT next_idx FROM pool_indexes WHERE model = ? AND kind = ?", model, kind)
+    return 0 if row is None else int(row["next_idx"])
 
 
 async def add(tx: Tx, entries: Sequence[Entry]) -> None:
-    """Add minted entries."""
+    """
+    Add minted entries.
+
+    Raises:
+        ConflictError: An entry has an index that was used before, also if the challenge that used it is deleted.
+    """
+    added = Counter((e.model, e.kind, e.batch) for e in entries)
+    for (model, kind, batch), count in added.items():
+        lowest = min(e.index for e in entries if (e.model, e.kind) == (model, kind))
+        highest = max(e.index for e in entries if (e.model, e.kind) == (model, kind))
+        if lowest < await next_index(tx, model, kind):
+            raise ConflictError(f"{kind} challenges of {model} from index {lowest} on were minted before")
+        await tx.execute(
+            "INSERT INTO pool_indexes (model, kind, next_idx) VALUES (?, ?, ?)"
+            " ON CONFLICT (model, kind) DO UPDATE SET next_idx = excluded.next_idx",
+            model,
+            kind,
+            highest + 1,
+        )
+        await tx.execute(
+            "INSERT INTO pool_counts (batch, kind, minted, taken) VALUES (?, ?, ?, 0)"
+            " ON CONFLICT (batch, kind) DO UPDATE SET minted = pool_counts.minted + excluded.minted",
+            batch,
+            kind,
+            count,
+        )
     for e in entries:
         await tx.execute(
             "INSERT INTO pool (model, kind, idx, batch, parameters, commitments) VALUES (?, ?, ?, ?, ?, ?)",
@@ -109,14 +152,7 @@ async def add(tx: Tx, entries: Sequence[Entry]) -> None:
 async def take(tx: Tx, model: str, kind: str, reference: str, session_id: str, now_ms: int) -> Entry | None:
     """Take the next free entry that was minted from a reference value.  It is never free again."""
     row = await tx.one(
-        "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
-        # The index of the free entries is named, batch by batch.  Otherwise the planner would walk past every
-        # used entry, and past all those that are left of values no longer in force.
-        "  SELECT p.idx FROM batches b CROSS JOIN pool p INDEXED BY pool_free ON p.batch = b.id"
-        "  WHERE b.reference = ? AND p.model = ? AND p.kind = ? AND p.session_id IS NULL"
-        "  ORDER BY b.id, p.idx LIMIT 1"
-        ") RETURNING *, (SELECT first_used_ms FROM batches WHERE id = batch) AS batch_used,"
-        " (SELECT reference FROM batches WHERE id = batch) AS reference",
+        _TAKE,
         session_id,
         model,
         kind,
@@ -128,6 +164,9 @@ async def take(tx: Tx, model: str, kind: str, reference: str, session_id: str, n
         return None
     if row["batch_used"] is None:
         await tx.execute("UPDATE batches SET first_used_ms = ? WHERE id = ?", now_ms, row["batch"])
+    await tx.last(
+        "UPDATE pool_counts SET taken = taken + 1 WHERE batch = ? AND kind = ?", row["batch"], row["kind"]
+    )
     return _entry(row)
 
 
@@ -142,12 +181,12 @@ async def of_session(tx: Tx, session_id: str) -> list[Entry]:
 
 
 async def levels(tx: Tx) -> list[Row]:
-    """Count the free entries and all entries, by model and kind."""
+    """Count the free entries and all entries that were ever minted, by model and kind."""
     return await tx.all(
-        "SELECT p.model, p.kind,"
-        " sum(p.session_id IS NULL AND r.state IN ('active', 'candidate')) AS free, count(*) AS minted"
-        " FROM pool p JOIN batches b ON b.id = p.batch"
-        " JOIN reference_values r ON r.digest = b.reference GROUP BY p.model, p.kind"
+        "SELECT b.model, c.kind, CAST(sum(c.minted) AS BIGINT) AS minted, CAST(sum("
+        "  CASE WHEN r.state IN ('active', 'candidate') THEN c.minted - c.taken ELSE 0 END) AS BIGINT) AS free"
+        " FROM pool_counts c JOIN batches b ON b.id = c.batch"
+        " JOIN reference_values r ON r.digest = b.reference GROUP BY b.model, c.kind"
     )
 
 

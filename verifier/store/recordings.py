@@ -44,6 +44,7 @@ async def keep(
     """Store the evidence as received, and everything else that its appraisal looked at."""
     packed = recording.pack(record)
     text = msgspec.json.encode(summary).decode()
+    size = len(evidence) + len(policy_input) + len(text) + len(packed)
     await tx.execute(
         "INSERT INTO recordings (appraisal_id, node_id, at_ms, evidence, input, gist, record, size, public)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -54,9 +55,10 @@ async def keep(
         policy_input.decode(),
         text,
         packed,
-        len(evidence) + len(policy_input) + len(text) + len(packed),
+        size,
         int(public),
     )
+    await _add_to_total(tx, size)
 
 
 async def evidence_of(tx: Tx, appraisal_id: str) -> bytes | None:
@@ -133,32 +135,36 @@ def _where(window: Window) -> tuple[str, tuple[object, ...]]:
     return " AND ".join(parts), tuple(values)
 
 
-async def prune(tx: Tx, before_ms: int, max_bytes: int, live_ms: int) -> int:
+async def prune(tx: Tx, before_ms: int, max_bytes: int, live_ms: int, limit: int) -> int:
     """
-    Delete the recordings from before *before_ms*, and the oldest ones while their total size exceeds *max_bytes*.
+    Delete up to *limit* recordings: those from before *before_ms*, and the oldest ones while all are over *max_bytes*.
 
     Recordings from *live_ms* on stay in any case, because their results may have to be appraised again.
 
     Returns:
         How many recordings were deleted.
     """
-    deleted = await tx.execute("DELETE FROM recordings WHERE at_ms < ?", before_ms)
-    row = await tx.one("SELECT coalesce(sum(size), 0) AS total FROM recordings")
-    assert row is not None
-    over = row["total"] - max_bytes
-    while over > 0:
-        oldest = await tx.all(
-            "SELECT appraisal_id, size FROM recordings WHERE at_ms < ? ORDER BY at_ms LIMIT ?", live_ms, _PAGE
-        )
-        if not oldest:
+    total = await tx.one("SELECT value FROM totals WHERE name = 'recordings'")
+    assert total is not None
+    over = total["value"] - max_bytes
+    deleted = freed = 0
+    for entry in await tx.all(
+        "SELECT appraisal_id, at_ms, size FROM recordings WHERE at_ms < ? ORDER BY at_ms, appraisal_id LIMIT ?",
+        live_ms,
+        limit,
+    ):
+        if entry["at_ms"] >= before_ms and over - freed <= 0:
             break
-        for entry in oldest:
-            if over <= 0:
-                break
-            await tx.execute("DELETE FROM recordings WHERE appraisal_id = ?", entry["appraisal_id"])
-            over -= entry["size"]
-            deleted += 1
+        await tx.execute("DELETE FROM recordings WHERE appraisal_id = ?", entry["appraisal_id"])
+        freed += entry["size"]
+        deleted += 1
+    if freed:
+        await _add_to_total(tx, -freed)
     return deleted
+
+
+async def _add_to_total(tx: Tx, size: int) -> None:
+    await tx.last("UPDATE totals SET value = value + ? WHERE name = 'recordings'", size)
 
 
 def _head(row: Row) -> RecordingHead:

@@ -241,10 +241,9 @@ async def find(tx: Tx, name: str) -> Row:
 
 async def every(tx: Tx, model: str | None = None) -> list[Row]:
     """Give all values, or those of one model, without their documents."""
+    only, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
     return await tx.all(
-        f"SELECT {_COLUMNS} FROM reference_values WHERE ? IS NULL OR model = ? ORDER BY model, state, added_ms DESC",
-        model,
-        model,
+        f"SELECT {_COLUMNS} FROM reference_values{only} ORDER BY model, state, added_ms DESC", *values
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -13,11 +12,20 @@ from verifier.errors import RequestError
 from verifier.schemes.context import Answers, Channel, WalkRecord
 from verifier.store import incidents, pool
 from verifier.store.database import Row, Tx
+from verifier.store.ids import new_id, new_nonce
 from verifier.store.pool import Entry
 
 _APPRAISING_MS: Final = 10_000
 """How long evidence that came in time may still be appraised: longer than a policy may take."""
+_MAX_IDS: Final = 500
 _HOUR_MS: Final = 3600 * 1000
+_HISTORIES: Final = ("called = 0 AND wide = 0", "called = 1 AND wide = 0", "called = 1 AND wide = 1")
+_HISTORY: Final = " UNION ALL ".join(
+    f"SELECT * FROM (SELECT seq, record FROM walks WHERE node_id = ? AND model = ? AND {kind}"
+    f" ORDER BY seq DESC LIMIT ?) AS walks_{number}"
+    for number, kind in enumerate(_HISTORIES)
+)
+"""The newest walks of each kind, in one statement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,8 @@ class StoredSession:
     """The challenges."""
     together: int = 0
     """How many nodes were called at the same moment, if more than one."""
+    pushed_ms: int | None = None
+    """When the call was pushed, by the clock that all replicas share; `None` if one process works alone."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ async def open_session(
         if hourly is not None:
             await _check_hourly_limit(tx, node_id, channel, now_ms, hourly)
     session = StoredSession(
-        id=secrets.token_hex(16),
+        id=new_id(now_ms),
         node_id=node_id,
         channel=channel,
         nonce=nonce,
@@ -160,13 +170,19 @@ async def _take_challenges(
     return tuple(entries), exhausted
 
 
-async def waiting_calls(tx: Tx, now_ms: int) -> frozenset[str]:
-    """Give the ids of the nodes whose call still waits for its answer."""
-    rows = await tx.all(
-        "SELECT node_id FROM sessions WHERE channel = 'call' AND status = 'waiting' AND expires_ms > ?",
-        now_ms,
-    )
-    return frozenset(row["node_id"] for row in rows)
+async def waiting_calls(tx: Tx, node_ids: Sequence[str], now_ms: int) -> frozenset[str]:
+    """Give those of *node_ids* whose call still waits for its answer."""
+    found: set[str] = set()
+    for start in range(0, len(node_ids), _MAX_IDS):
+        some = node_ids[start : start + _MAX_IDS]
+        rows = await tx.all(
+            f"SELECT node_id FROM sessions WHERE node_id IN ({', '.join('?' for _ in some)})"
+            " AND channel = 'call' AND status = 'waiting' AND expires_ms > ?",
+            *some,
+            now_ms,
+        )
+        found.update(row["node_id"] for row in rows)
+    return frozenset(found)
 
 
 async def get(tx: Tx, session_id: str) -> StoredSession:
@@ -215,27 +231,28 @@ async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
         await _fail(tx, row, now_ms)
 
 
-async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, blame: bool = True) -> int:
+async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, healthy_since_ms: int = 0) -> int:
     """
     End the sessions whose time is over.  Calls that were not answered count as missed.
 
     Args:
         node_id: If given, only this node's sessions are ended, and at once.  Otherwise evidence that came in time
             has `_APPRAISING_MS` to be appraised.
-        blame: False after the verifier itself was down, because no node could have answered.
+        healthy_since_ms: Since when nothing of ours has failed.  A call from before it may have been answered in
+            vain, so it does not count as missed.
 
     Returns:
         How many sessions ended.
     """
+    only, values = ("", ()) if node_id is None else (" AND node_id = ?", (node_id,))
     rows = await tx.all(
-        "UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND expires_ms <= ?"
-        " AND (? IS NULL OR node_id = ?) RETURNING *",
-        now_ms if node_id is not None or not blame else now_ms - _APPRAISING_MS,
-        node_id,
-        node_id,
+        f"UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND expires_ms <= ?{only} RETURNING *",
+        now_ms if node_id is not None or healthy_since_ms >= now_ms else now_ms - _APPRAISING_MS,
+        *values,
     )
-    for row in rows if blame else ():
-        await _fail(tx, row, now_ms)
+    for row in rows:
+        if row["issued_ms"] >= healthy_since_ms:
+            await _fail(tx, row, now_ms)
     return len(rows)
 
 
@@ -243,13 +260,13 @@ async def record_missed_call(
     tx: Tx, node_id: str, models: Sequence[str], references: Mapping[str, str], now_ms: int
 ) -> None:
     """Record a call that was due while the node held no channel open.  It uses up no challenge."""
-    session_id = secrets.token_hex(16)
+    session_id = new_id(now_ms)
     await tx.execute(
         "INSERT INTO sessions (id, node_id, channel, nonce, issued_ms, expires_ms, status, exhausted)"
         " VALUES (?, ?, 'call', ?, ?, ?, 'failed', '{}')",
         session_id,
         node_id,
-        secrets.token_bytes(32),
+        new_nonce(now_ms),
         now_ms,
         now_ms,
     )
@@ -317,34 +334,38 @@ async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRec
     The three have separate limits.  So a node cannot displace its calls by asking for challenges itself,
     and the wide calls, which are rare, are not displaced by the others.
     """
-    found: list[Row] = []
-    for called, wide in ((0, 0), (1, 0), (1, 1)):
-        found += await tx.all(
-            "SELECT seq, record FROM walks WHERE node_id = ? AND model = ? AND called = ? AND wide = ?"
-            " ORDER BY seq DESC LIMIT ?",
-            node_id,
-            model,
-            called,
-            wide,
-            limit,
-        )
+    found = await tx.all(_HISTORY, *(node_id, model, limit) * len(_HISTORIES))
     found.sort(key=lambda row: row["seq"])
     return tuple(msgspec.json.decode(row["record"], type=WalkRecord) for row in found)
 
 
-async def prune(tx: Tx, before_ms: int) -> None:
-    """
-    Delete old walks, and old sessions that ended without evidence and used no challenge.
+async def prune_walks(tx: Tx, before_ms: int, limit: int) -> int:
+    """Delete up to *limit* of the oldest walks from before *before_ms*."""
+    rows = await tx.all("SELECT seq, at_ms FROM walks ORDER BY seq LIMIT ?", limit)
+    old = [row["seq"] for row in rows if row["at_ms"] < before_ms]
+    return await tx.execute("DELETE FROM walks WHERE seq <= ?", old[-1]) if old else 0
 
-    The nonce of such a session brought no result, so it may come again.
+
+async def prune(tx: Tx, before_ms: int, limit: int) -> int:
     """
-    await tx.execute("DELETE FROM walks WHERE at_ms < ?", before_ms)
-    await tx.execute(
-        "DELETE FROM sessions WHERE status = 'failed' AND expires_ms < ?"
-        " AND NOT EXISTS (SELECT 1 FROM pool p WHERE p.session_id = sessions.id)"
-        " AND NOT EXISTS (SELECT 1 FROM walks w WHERE w.session_id = sessions.id)",
+    Delete up to *limit* sessions that ended before *before_ms*, with the challenges that they used.
+
+    A session stays as long as its result and its walks.  Evidence for a deleted session is refused, because
+    there is no such session; so its nonce brings no second result.
+    """
+    rows = await tx.all(
+        "SELECT id FROM sessions s WHERE status <> 'waiting' AND expires_ms < ?"
+        " AND NOT EXISTS (SELECT 1 FROM appraisals a WHERE a.session_id = s.id)"
+        " AND NOT EXISTS (SELECT 1 FROM walks w WHERE w.session_id = s.id)"
+        " ORDER BY expires_ms LIMIT ?",
         before_ms,
+        limit,
     )
+    if not rows:
+        return 0
+    ids, marks = [row["id"] for row in rows], ", ".join("?" for _ in rows)
+    await tx.execute(f"DELETE FROM pool WHERE session_id IN ({marks})", *ids)
+    return await tx.execute(f"DELETE FROM sessions WHERE id IN ({marks})", *ids)
 
 
 def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:
@@ -363,5 +384,6 @@ def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:
         evidence_sha256=row["evidence_sha256"],
         appraisal_id=row["appraisal_id"],
         together=row["together"],
+        pushed_ms=row["pushed_ms"],
         entries=tuple(entries),
     )

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -22,6 +21,7 @@ import aiosqlite
 
 from verifier.errors import StoreError
 from verifier.store.database import SQL, ConflictError, Row, Tx, UnavailableError, Work
+from verifier.store.scripts import read_scripts
 
 _BUSY_MS = 10_000
 _RETRY_S = 0.01
@@ -55,6 +55,8 @@ class SqliteDatabase:
         path: The path of the file.
         schema: The package with the ``migrations`` that make its tables.
     """
+
+    shared = False
 
     def __init__(self, path: Path, *, schema: str = "verifier.store") -> None:
         self._path = path
@@ -118,26 +120,22 @@ class SqliteDatabase:
         return connection
 
     async def _migrate(self) -> None:
-        folder = resources.files(self._schema) / "migrations"
-        scripts = sorted(
-            (int(entry.name[:4]), entry.read_text())
-            for entry in folder.iterdir()
-            if entry.name.endswith(".sql")
-        )
+        scripts = read_scripts(self._schema, "migrations")
+        newest = scripts[-1].number
         raw = self._writer.raw
         await _retry_busy(lambda: raw.execute("BEGIN EXCLUSIVE"))
         version = raw.execute("PRAGMA user_version").fetchone()["user_version"]
-        if version > scripts[-1][0]:
+        if version > newest:
             raw.execute("ROLLBACK")
             raise StoreError(
-                f"{self._path} has schema {version}, which is newer than schema {scripts[-1][0]} of this version"
+                f"{self._path} has schema {version}, which is newer than schema {newest} of this version"
             )
-        for number, script in scripts:
-            if number > version:
-                for statement in _statements(script):
+        for script in scripts:
+            if script.number > version:
+                for statement in _statements(script.text):
                     # In the thread: of a large file a statement takes seconds.
                     await self._writer.thread.execute_fetchall(statement)
-        raw.execute(f"PRAGMA user_version = {scripts[-1][0]}")
+        raw.execute(f"PRAGMA user_version = {newest}")
         await self._writer.commit()
 
     async def write(self, work: Work[T], *, of: str | None = None) -> T:  # noqa: ARG002
@@ -162,6 +160,10 @@ class SqliteDatabase:
         if self._committing is None:
             raise UnavailableError("the database is closed")
         yield _ScanTx(self._scanner.thread)
+
+    async def ahead_ms(self) -> int:
+        """See `Database.ahead_ms`: the file has no clock of its own."""
+        return 0
 
     async def _commit_groups(self) -> None:
         """Do the work that waits, group by group, until the database is closed and none waits."""

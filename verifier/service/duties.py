@@ -1,0 +1,147 @@
+"""
+What only one replica does at a time: calling nodes, the sweep, and judging anew.
+
+The replica with the lease does it.  A replica that dies loses the lease when it ends; one that cannot reach the
+database stops when its own clock says that the lease is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+import structlog
+
+from verifier.errors import StoreError
+from verifier.service.clock import Clock
+from verifier.store import channels, leases, sessions
+from verifier.store.database import Database, Tx
+
+LEASE_S: Final = 10.0
+_RENEW_EVERY_S: Final = 2.0
+_MARGIN_S: Final = 2.0
+"""So much earlier the holder itself takes its lease for over: its clock may be slow, and its transaction may wait."""
+_AHEAD_EVERY_S: Final = 30.0
+_LEASE: Final = "duties"
+_SLOW_S: Final = 3.0
+"""A round that takes longer was an outage: nodes may have met it too."""
+
+_log = structlog.get_logger("verifier")
+
+
+class Duties:
+    """Keeps the lease, and knows since when nothing of ours has failed."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self.replica = secrets.token_hex(8)
+        """The name of this replica, new with each start."""
+        self.ahead_ms = 0
+        """By how much the clock that all replicas share is ahead of ours."""
+        self._ahead_at = float("-inf")
+        self._lease_ends = float("-inf")
+        self._outage_since: float | None = None
+        self._healthy_since_ms = 0
+        self._healthy_since = float("-inf")
+        self._orphans: list[str] = []
+
+    @property
+    def held(self) -> bool:
+        """Whether this replica has the lease.  A process that works alone always has it."""
+        return not self._db.shared or self._clock.monotonic() < self._lease_ends
+
+    @property
+    def healthy_since_ms(self) -> int:
+        """Since when nothing of ours has failed: what began earlier and is missing is held against no node."""
+        return self._healthy_since_ms
+
+    @property
+    def healthy_for_s(self) -> float:
+        """For how long nothing of ours has failed."""
+        return self._clock.monotonic() - self._healthy_since
+
+    def shared_ms(self) -> int:
+        """Milliseconds since 1970, by the clock that all replicas share."""
+        return self._clock.wall_ms() + self.ahead_ms
+
+    def take_orphans(self) -> list[str]:
+        """Take the nodes whose call ended for our sake.  They are to be called again soon."""
+        found, self._orphans = self._orphans, []
+        return found
+
+    async def begin(self) -> None:
+        """Begin: what expired while the verifier was down is held against nobody."""
+        if self._db.shared:
+            await self.renew()
+        else:
+            await self._take_over()
+
+    async def run(self) -> None:
+        """Renew the lease until cancelled."""
+        while True:
+            await asyncio.sleep(_RENEW_EVERY_S)
+            try:
+                if self._db.shared:
+                    await self.renew()
+            except StoreError as error:
+                self.note_failure()
+                _log.error("the lease could not be renewed", error=str(error))
+
+    async def renew(self) -> None:
+        """
+        Renew what is held, or take what nobody holds.
+
+        Raises:
+            StoreError: The database cannot be used.
+        """
+        held, start = self.held, self._clock.monotonic()
+        if start - self._ahead_at > _AHEAD_EVERY_S:
+            self.ahead_ms = await self._db.ahead_ms()
+            self._ahead_at = start
+        now_ms = self.shared_ms()
+
+        async def take(tx: Tx) -> bool:
+            until_ms = now_ms + int(LEASE_S * 1000)
+            await leases.take(tx, channels.REPLICA_LEASE + self.replica, self.replica, now_ms, until_ms)
+            return await leases.take(tx, _LEASE, self.replica, now_ms, until_ms)
+
+        if not await self._db.write(take, of="leases"):
+            self._lease_ends = float("-inf")
+            return
+        self._lease_ends = start + LEASE_S - _MARGIN_S
+        if not held:
+            _log.info("this replica calls nodes, sweeps and judges anew", replica=self.replica)
+            await self._take_over()
+        self._orphans += await self._db.write(lambda tx: channels.end_calls_of_the_dead(tx, now_ms))
+
+    async def give_back(self) -> None:
+        """Give back every lease, so that another replica need not wait for its end."""
+        if not self._db.shared:
+            return
+        self._lease_ends = float("-inf")
+        try:
+            await self._db.write(lambda tx: leases.give_back(tx, self.replica), of="leases")
+        except StoreError as error:
+            _log.warning("the leases could not be given back", error=str(error))
+
+    def note_failure(self) -> None:
+        """Note that the database could not be used."""
+        if self._outage_since is None:
+            self._outage_since = self._clock.monotonic()
+
+    def note_success(self, began: float) -> None:
+        """Note a transaction that succeeded.  If it took too long, or others had failed before, an outage is over."""
+        now = self._clock.monotonic()
+        if self._outage_since is not None or now - began > _SLOW_S:
+            _log.warning(
+                "the database was not usable for a while; nothing of that time is held against nodes"
+            )
+            self._outage_since = None
+            self._healthy_since, self._healthy_since_ms = now, self._clock.wall_ms()
+
+    async def _take_over(self) -> None:
+        now_ms = self._clock.wall_ms()
+        await self._db.write(lambda tx: sessions.expire(tx, now_ms, healthy_since_ms=now_ms))
+        self._healthy_since, self._healthy_since_ms = self._clock.monotonic(), now_ms

@@ -1,0 +1,111 @@
+"""The sweep: it ends what has expired, deletes what is old, and warns if a pool runs low."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from prometheus_client import Gauge
+
+from verifier.errors import StoreError
+from verifier.service.state import Service
+from verifier.store import appraisals, events, incidents, nodes, pool, recordings, sessions
+from verifier.store.database import Tx
+
+_PERIOD_S: Final = 1.0
+_SLOW_EVERY_ROUNDS: Final = 60
+_DAY_MS: Final = 24 * 3600 * 1000
+_EVENT_LIFETIME_MS: Final = _DAY_MS
+_STEP_ROWS: Final = 200
+"""Rows that are deleted in one transaction: others wait for it some milliseconds at most."""
+
+_log = structlog.get_logger("verifier")
+_free_challenges = Gauge("touchstone_pool_free", "Challenges left.", ["model", "kind"])
+
+
+async def run(service: Service) -> None:
+    """Sweep until cancelled, while this replica has the lease."""
+    rounds = 0
+    while True:
+        if service.duties.held:
+            try:
+                await end_expired(service)
+                if rounds % _SLOW_EVERY_ROUNDS == 0:
+                    await delete_old(service)
+                    await watch_pools(service)
+                rounds += 1
+            except StoreError as error:
+                _log.error("the sweep failed", error=str(error))
+        await asyncio.sleep(_PERIOD_S)
+
+
+async def end_expired(service: Service) -> None:
+    """
+    End what has expired.
+
+    Raises:
+        StoreError: The database cannot be used.  What begins before it can be used again is held against no node.
+    """
+    now_ms, began = service.now_ms(), service.clock.monotonic()
+
+    async def end(tx: Tx) -> None:
+        await sessions.expire(tx, now_ms, healthy_since_ms=service.duties.healthy_since_ms)
+        await incidents.end_overdue_suspicions(tx, now_ms)
+
+    try:
+        # A transaction of its own comes first: it waits for a lock as nodes would have to, and shows whether
+        # they had to.
+        await service.db.write(_nothing)
+        service.duties.note_success(began)
+        await service.db.write(end)
+    except StoreError:
+        service.duties.note_failure()
+        raise
+
+
+async def _nothing(_tx: Tx) -> None:
+    pass
+
+
+async def delete_old(service: Service) -> None:
+    """Delete what is old, in small steps between which other transactions have their turn."""
+    now_ms, limits = service.now_ms(), service.config.recording
+    results_before = now_ms - service.config.results.keep_days * _DAY_MS
+    recordings_before = now_ms - limits.keep_days * _DAY_MS
+    live_ms = now_ms - service.config.results.lifetime_s * 1000
+    steps: tuple[Callable[[Tx], Awaitable[int]], ...] = (
+        lambda tx: nodes.forget_requests(tx, now_ms, _STEP_ROWS),
+        lambda tx: events.prune(tx, now_ms - _EVENT_LIFETIME_MS, _STEP_ROWS),
+        lambda tx: recordings.prune(tx, recordings_before, limits.max_mib << 20, live_ms, _STEP_ROWS),
+        lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS),
+        lambda tx: sessions.prune_walks(tx, results_before, _STEP_ROWS),
+        lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
+    )
+    for step in steps:
+        # Of its own name: only the sweep deletes, and what is so old is changed by nobody else.
+        while await service.db.write(step, of="sweep") >= _STEP_ROWS:
+            pass
+
+
+async def watch_pools(service: Service) -> None:
+    """Publish how many challenges are left, and warn if they run low."""
+    async with service.db.read() as tx:
+        rows = await pool.levels(tx)
+    for row in rows:
+        _free_challenges.labels(row["model"], row["kind"]).set(row["free"])
+        if row["free"] < service.config.pool.low_water:
+            _log.warning(
+                "challenges run low; mint more with: touchstone challenges mint",
+                model=row["model"],
+                kind=row["kind"],
+                free=row["free"],
+            )
+
+
+async def sweep(service: Service) -> None:
+    """Do all of it once."""
+    await end_expired(service)
+    await delete_old(service)
+    await watch_pools(service)

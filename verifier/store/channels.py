@@ -1,0 +1,104 @@
+"""Which replica holds a node's channel: a call is made by that replica."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from verifier.store.database import Tx
+
+REPLICA_LEASE = "replica "
+"""A replica that lives renews the lease of this name and its own."""
+_MAX_IDS: Final = 500
+_WITH_LEASE: Final = f"FROM channels c LEFT JOIN leases l ON l.name = '{REPLICA_LEASE}' || c.replica"
+
+
+async def open_channel(tx: Tx, node_id: str, replica: str) -> None:
+    """Note that *replica* holds a node's channel now."""
+    await tx.execute(
+        "INSERT INTO channels (node_id, replica, closed_ms) VALUES (?, ?, NULL)"
+        " ON CONFLICT (node_id) DO UPDATE SET replica = excluded.replica, closed_ms = NULL",
+        node_id,
+        replica,
+    )
+
+
+async def close_channel(tx: Tx, node_id: str, replica: str, now_ms: int) -> None:
+    """Note that *replica* holds a node's channel no longer, unless another one holds it by now."""
+    await tx.execute(
+        "UPDATE channels SET closed_ms = ? WHERE node_id = ? AND replica = ? AND closed_ms IS NULL",
+        now_ms,
+        node_id,
+        replica,
+    )
+
+
+async def open_among(tx: Tx, node_ids: Sequence[str], now_ms: int) -> frozenset[str]:
+    """Give those of *node_ids* whose channel a living replica holds."""
+    found: set[str] = set()
+    for start in range(0, len(node_ids), _MAX_IDS):
+        some = node_ids[start : start + _MAX_IDS]
+        rows = await tx.all(
+            f"SELECT c.node_id {_WITH_LEASE} WHERE c.node_id IN ({', '.join('?' for _ in some)})"
+            " AND c.closed_ms IS NULL AND l.until_ms > ?",
+            *some,
+            now_ms,
+        )
+        found.update(row["node_id"] for row in rows)
+    return frozenset(found)
+
+
+async def ended_ms(tx: Tx, node_id: str, now_ms: int) -> int | None:
+    """
+    Give when a node's channel ended; `None` if it is open, or there never was one.
+
+    The channels of a replica that is dead ended when it was last known to live.
+    """
+    row = await tx.one(f"SELECT c.closed_ms, l.until_ms {_WITH_LEASE} WHERE c.node_id = ?", node_id)
+    if row is None:
+        return None
+    if row["closed_ms"] is not None:
+        return int(row["closed_ms"])
+    return None if (row["until_ms"] or 0) > now_ms else int(row["until_ms"] or 0)
+
+
+async def calls_to_push(tx: Tx, replica: str, now_ms: int) -> list[tuple[str, str]]:
+    """Give the calls that wait for *replica* to push them: session and node."""
+    rows = await tx.all(
+        "SELECT s.id, s.node_id FROM sessions s JOIN channels c ON c.node_id = s.node_id"
+        " WHERE s.channel = 'call' AND s.status = 'waiting' AND s.pushed_ms IS NULL AND s.expires_ms > ?"
+        " AND c.replica = ? AND c.closed_ms IS NULL",
+        now_ms,
+        replica,
+    )
+    return [(row["id"], row["node_id"]) for row in rows]
+
+
+async def note_push(tx: Tx, session_id: str, replica: str, now_ms: int) -> None:
+    """Note when a call was pushed and by whom.  Only the first time counts: that is when the node could begin."""
+    await tx.execute(
+        "UPDATE sessions SET pushed_ms = ?, pushed_by = ? WHERE id = ? AND pushed_ms IS NULL",
+        now_ms,
+        replica,
+        session_id,
+    )
+
+
+async def end_calls_of_the_dead(tx: Tx, now_ms: int) -> list[str]:
+    """
+    End the calls that wait for answers and that a dead replica has pushed, or was to push.
+
+    They may not have reached their nodes, so they are held against nobody.
+
+    Returns:
+        The nodes.  They are to be called again soon.
+    """
+    rows = await tx.all(
+        "UPDATE sessions SET status = 'failed' WHERE channel = 'call' AND status = 'waiting' AND answers IS NULL"
+        " AND id IN (SELECT s.id FROM sessions s JOIN channels c ON c.node_id = s.node_id"
+        f"  LEFT JOIN leases l ON l.name = '{REPLICA_LEASE}' || coalesce(s.pushed_by, c.replica)"
+        "  WHERE s.channel = 'call' AND s.status = 'waiting' AND coalesce(l.until_ms, 0) <= ?)"
+        " RETURNING node_id",
+        now_ms,
+    )
+    return [row["node_id"] for row in rows]

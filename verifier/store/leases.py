@@ -1,0 +1,32 @@
+"""Leases: what only one process may do at a time, and who does it until when."""
+
+from __future__ import annotations
+
+from verifier.store.database import Tx
+
+
+async def take(tx: Tx, name: str, holder: str, now_ms: int, until_ms: int) -> bool:
+    """
+    Take or renew a lease.
+
+    Args:
+        now_ms: By the clock that all processes share (`Database.ahead_ms`), as is *until_ms*.
+
+    Returns:
+        Whether *holder* has it now; another may hold it.
+    """
+    changed = await tx.execute(
+        "INSERT INTO leases (name, holder, until_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+        " SET holder = excluded.holder, until_ms = excluded.until_ms"
+        " WHERE leases.holder = excluded.holder OR leases.until_ms <= ?",
+        name,
+        holder,
+        until_ms,
+        now_ms,
+    )
+    return changed > 0
+
+
+async def give_back(tx: Tx, holder: str) -> None:
+    """Give back every lease of a holder, so that another need not wait for its end."""
+    await tx.execute("DELETE FROM leases WHERE holder = ?", holder)
