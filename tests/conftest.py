@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from attester.weights.folder import open_folder
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
+from fixtures.postgres import NoPostgresError, drop_database, make_database, postgres_server, url_of
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from fixtures.transactions import transaction
 from verifier import result_keys, results
@@ -40,8 +42,9 @@ from verifier.service.state import Service
 from verifier.store import nodes, policies, pool, references
 from verifier.store.database import Database
 from verifier.store.nodes import Grant
+from verifier.store.opening import open_database
 from verifier.store.policies import ChangeAuthor
-from verifier.store.sqlite import SqliteDatabase
+from verifier.store.postgres import PostgresDatabase
 
 # A slow machine fails no test. `make test` draws the same examples each time and keeps none, so that
 # its verdict depends on the code alone; `make fuzz` draws new ones and keeps those that fail.
@@ -169,10 +172,60 @@ def verifier_settings() -> dict[str, Any]:
     return {"calls": {"min_interval_s": 3000.0, "max_interval_s": 3600.0}, "policy": {"workers": 1}}
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """
+    Run the tests of a module with `STORES` on each of them.
+
+    ``TOUCHSTONE_TEST_STORE=postgres`` runs every test of the verifier on that store.
+    """
+    if "store_url" not in metafunc.fixturenames:
+        return
+    forced = os.environ.get("TOUCHSTONE_TEST_STORE")
+    stores = (forced,) if forced else getattr(metafunc.module, "STORES", ("sqlite",))
+    if stores != ("sqlite",):
+        metafunc.parametrize("store_url", stores, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server; skipped, saying so, where there is none."""
+    try:
+        with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+            yield server
+    except NoPostgresError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: str) -> str:
+    """A database with the verifier's tables, which is copied for each test."""
+
+    async def make() -> str:
+        name = await make_database(postgres)
+        async with PostgresDatabase(url_of(postgres, name)):
+            return name
+
+    return asyncio.run(make())
+
+
 @pytest.fixture
-def verifier_home(tmp_path: Path, verifier_settings: dict[str, Any]) -> Home:
+def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The ``store.url`` of the verifier of this test: empty for SQLite, or a fresh database."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield ""
+        return
+    server = request.getfixturevalue("postgres")
+    name = asyncio.run(make_database(server, request.getfixturevalue("postgres_template")))
+    yield url_of(server, name)
+    asyncio.run(drop_database(server, name))
+
+
+@pytest.fixture
+def verifier_home(tmp_path: Path, verifier_settings: dict[str, Any], store_url: str) -> Home:
     listen = f"127.0.0.1:{free_port()}"
-    given = {"service": {"listen": listen, "url": f"http://{listen}"}, **verifier_settings}
+    given = {
+        "service": {"listen": listen, "url": f"http://{listen}"}, "store": {"url": store_url}, **verifier_settings
+    }  # fmt: skip
     home = Home(tmp_path / "verifier")
     home.create(msgspec.convert(given, VerifierConfig))
     path = home.path / "policy" / "data.json"
@@ -212,7 +265,7 @@ async def seed(home: Home, now_ms: int) -> None:
     """Make the home's policy active without linting and testing it each time."""
     bundle = bundles.load(home.path / "policy")
     who = ChangeAuthor("test", "the home's policy")
-    async with SqliteDatabase(home.database) as db, transaction(db) as tx:
+    async with open_database(home.config().store.url, home.database) as db, transaction(db) as tx:
         await policies.publish(tx, bundle, bundles.sign(bundle, home.author_key()), "home", who, now_ms)
         await policies.activate_first(tx, bundle, who, now_ms)
 

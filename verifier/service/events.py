@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
-import msgspec
 import structlog
 from aiohttp import web
 
@@ -27,9 +25,16 @@ _BATCH: Final = 500
 _log = structlog.get_logger("verifier")
 
 
+class _Frame(NamedTuple):
+    """An event as it is sent to everybody who follows."""
+
+    seq: int
+    data: bytes
+
+
 class EventFeed:
     """
-    Reads new events from the database once for all streams.
+    Reads new events from the database once for all streams, and encodes each of them once.
 
     It polls: so the events of other processes (the command line, another verifier on the same
     database) reach routers as fast as its own.
@@ -37,16 +42,21 @@ class EventFeed:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._recent: deque[Row] = deque(maxlen=_RECENT_EVENTS)
+        self._recent: deque[_Frame] = deque(maxlen=_RECENT_EVENTS)
         self._newest = 0
+        self._latest = (0, b"")
+        """What the last poll brought, as one piece: most streams send just that."""
         self._polled = self._service.clock.monotonic()
-        self._arrived = asyncio.Condition()
+        self._told = self._polled
+        self._signal = asyncio.Event()
+        """It is set, and replaced, when there are new events or a heartbeat is due: streams need no timer each."""
         self.closing = False
 
     async def run(self) -> None:
         """Poll until cancelled."""
         started = False
         while True:
+            rows: list[Row] = []
             try:
                 async with self._service.db.read() as tx:
                     if not started:
@@ -56,20 +66,25 @@ class EventFeed:
                 self._polled = self._service.clock.monotonic()
             except StoreError as error:
                 _log.error("events cannot be read", error=str(error))
-                rows = []
             if rows:
-                self._recent.extend(rows)
-                self._newest = rows[-1]["seq"]
-                async with self._arrived:
-                    self._arrived.notify_all()
+                frames = [_frame(row) for row in rows]
+                self._recent.extend(frames)
+                self._latest = (self._newest, b"".join(frame.data for frame in frames))
+                self._newest = frames[-1].seq
+            if rows or asyncio.get_running_loop().time() - self._told >= _HEARTBEAT_S:
+                self._tell()
             if len(rows) < _BATCH:
                 await asyncio.sleep(_POLL_S)
+
+    def _tell(self) -> None:
+        self._told = asyncio.get_running_loop().time()
+        told, self._signal = self._signal, asyncio.Event()
+        told.set()
 
     async def close(self) -> None:
         """End all streams."""
         self.closing = True
-        async with self._arrived:
-            self._arrived.notify_all()
+        self._tell()
 
     async def follow(self, stream: Stream, seq: int) -> None:
         """Send events above *seq* as they come, until the client goes or the service ends."""
@@ -81,36 +96,39 @@ class EventFeed:
             seq = high
         await stream.send("heartbeat", {"seq": seq})
         while not self.closing:
-            rows = await self._after(seq)
-            for row in rows:
-                data = {"at_ms": row["at_ms"], **msgspec.json.decode(row["data"])}
-                await stream.send(row["type"], data, seq=row["seq"])
-                seq = row["seq"]
-            if rows:
+            signal = self._signal
+            newest, data = await self._after(seq)
+            if data:
+                await stream.write(data)
+                seq = newest
                 continue
-            if await self._wait_for_more(seq):
+            await signal.wait()
+            if self.closing or self._newest > seq:
                 continue
             if self._service.clock.monotonic() - self._polled > _MAX_POLL_AGE_S:
                 # A heartbeat says that the client has missed nothing, and that is not known now.
                 return
             await stream.send("heartbeat", {"seq": seq})
 
-    async def _wait_for_more(self, seq: int) -> bool:
-        """Wait as long as a heartbeat; returns whether there are more events, or the feed ends."""
-        async with self._arrived:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_HEARTBEAT_S):
-                    await self._arrived.wait_for(lambda: self.closing or self._newest > seq)
-                    return True
-        return False
-
-    async def _after(self, seq: int) -> list[Row]:
+    async def _after(self, seq: int) -> tuple[int, bytes]:
+        """Give the next events above *seq*, as they are sent, and the number of the last of them."""
         if self._newest <= seq:
-            return []
-        if self._recent and self._recent[0]["seq"] <= seq + 1:
-            return [row for row in self._recent if row["seq"] > seq][:_BATCH]
-        async with self._service.db.read() as tx:
-            return await events.after(tx, seq, _BATCH)
+            return seq, b""
+        start, latest = self._latest
+        if latest and start == seq:
+            return self._newest, latest
+        if self._recent and self._recent[0].seq <= seq + 1:
+            frames = [frame for frame in self._recent if frame.seq > seq][:_BATCH]
+        else:
+            async with self._service.db.scan() as tx:
+                frames = [_frame(row) for row in await events.after(tx, seq, _BATCH)]
+        return (frames[-1].seq if frames else seq), b"".join(frame.data for frame in frames)
+
+
+def _frame(row: Row) -> _Frame:
+    # The stored data is a JSON object: the time goes in front of its members.
+    data = f'{{"at_ms":{row["at_ms"]},{row["data"][1:]}'
+    return _Frame(row["seq"], f"id: {row['seq']}\nevent: {row['type']}\ndata: {data}\n\n".encode())
 
 
 FEED: web.AppKey[EventFeed] = web.AppKey("feed", EventFeed)

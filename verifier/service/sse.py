@@ -32,6 +32,10 @@ class Stream:
             f"{head}event: {kind}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
         )
 
+    async def write(self, data: bytes) -> None:
+        """Send events that are encoded already."""
+        await self._response.write(data)
+
     @property
     def response(self) -> web.StreamResponse:
         """What the handler returns."""
