@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from attester.client import Session
 from attester.errors import VerifierError
 from fixtures.simulator import MODEL, SimulatedNode
 from fixtures.transactions import transaction
@@ -106,12 +107,70 @@ async def test_the_database_refuses_a_repeated_nonce(verifier) -> None:
 
 
 async def test_a_callers_nonce_is_accepted_once(verifier) -> None:
-    """A background check's nonce goes through the same constraint."""
+    """A background check's nonce goes through the same constraint: when evidence is given for it."""
     path = "/challenge-response/v1/newSession?nonce=" + base64.urlsafe_b64encode(b"x" * 32).decode()
-    async with verifier.http.post(verifier.url + path) as first:
-        assert first.status == 201
-    async with verifier.http.post(verifier.url + path) as second:
-        assert second.status == 409
+    node = await verifier.enrol()
+    opened = []
+    for _ in range(2):
+        async with verifier.http.post(verifier.url + path) as response:
+            assert response.status == 201
+            opened.append(Session(response.headers["Location"].rpartition("/")[2], b"x" * 32, ()))
+        verifier.clock.forward(1)
+    evidence = node.evidence(opened[0], iat=verifier.clock.seconds)
+    assert (await verifier.post(opened[0], evidence))[0] == 200
+    status, body = await verifier.post(opened[1], evidence)
+    assert (status, body["type"].rpartition("#")[2]) == (409, "request.replayed")
+    async with verifier.http.post(verifier.url + path) as third:
+        assert third.status == 409
+
+
+async def sealed_session(verifier) -> Session:
+    async with verifier.http.post(verifier.url + "/challenge-response/v1/newSession") as response:
+        body = await response.json(content_type=None)
+        return Session(response.headers["Location"].rpartition("/")[2], base64.b64decode(body["nonce"]), ())
+
+
+async def test_a_strangers_session_costs_no_row_until_evidence_verifies(verifier) -> None:
+    """It can be looked at all the same; only a result makes it a row, and only one."""
+    node = await verifier.enrol()
+    session = await sealed_session(verifier)
+    status, shown = await verifier.get(f"/challenge-response/v1/session/{session.id}")
+    assert (status, shown["status"], base64.b64decode(shown["nonce"])) == (200, "waiting", session.nonce)
+    stranger = SimulatedNode(verifier.model_folder, audience=node.audience, ueid=node.ueid)
+    status, _ = await verifier.post(session, stranger.evidence(session, iat=verifier.clock.seconds))
+    assert status == 403
+    assert await verifier.rows("SELECT id FROM sessions") == []
+    evidence = node.evidence(session, iat=verifier.clock.seconds)
+    outcomes = await asyncio.gather(*(verifier.post(session, evidence) for _ in range(20)))
+    assert {status for status, _ in outcomes} == {200}
+    assert len({body["result"] for _, body in outcomes}) == 1
+    assert await verifier.rows("SELECT id, status FROM sessions") == [
+        {"id": session.id, "status": "complete"}
+    ]
+
+
+async def test_a_strangers_session_expires_and_can_be_dropped(verifier) -> None:
+    """As any other: 410 afterwards."""
+    node = await verifier.enrol()
+    late, dropped = await sealed_session(verifier), await sealed_session(verifier)
+    async with verifier.http.delete(f"{verifier.url}/challenge-response/v1/session/{dropped.id}") as response:
+        assert response.status == 204
+    status, _ = await verifier.post(dropped, node.evidence(dropped, iat=verifier.clock.seconds))
+    assert status == 410
+    verifier.clock.forward(121)
+    status, _ = await verifier.post(late, node.evidence(late, iat=verifier.clock.seconds))
+    assert status == 410
+
+
+@pytest.mark.parametrize("change", range(0, 100, 7))
+async def test_a_sealed_session_cannot_be_changed(verifier, change: int) -> None:
+    """Neither its nonce nor its time: there is no such session."""
+    session = await sealed_session(verifier)
+    place = 2 + change % (len(session.id) - 2)
+    other = "A" if session.id[place] != "A" else "B"
+    changed = session.id[:place] + other + session.id[place + 1 :]
+    status, _ = await verifier.get(f"/challenge-response/v1/session/{changed}")
+    assert status == 404
 
 
 async def test_a_background_check_stays_with_its_caller(verifier) -> None:
@@ -120,8 +179,6 @@ async def test_a_background_check_stays_with_its_caller(verifier) -> None:
     path = "/challenge-response/v1/newSession?nonce=" + base64.urlsafe_b64encode(b"y" * 32).decode()
     async with verifier.http.post(verifier.url + path) as response:
         location = response.headers["Location"]
-    from attester.client import Session
-
     session = Session(location.rpartition("/")[2], b"y" * 32, ())
     claims = await verifier.submit(session, node.evidence(session, iat=verifier.clock.seconds), node)
     assert claims["submods"][f"model/{MODEL}"]["ear_trustworthiness_vector"] == {"file-system": -33}

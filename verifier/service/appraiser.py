@@ -14,7 +14,7 @@ from attester import kinds
 from verifier import appraisal, incidents, recording, results
 from verifier.appraisal import CheckedEvidence, NodeSnapshot, OpenedEvidence, PolicyOutcome, ResultSettings
 from verifier.challenges import posing
-from verifier.errors import EvidenceError, PolicyError, StoreError
+from verifier.errors import EvidenceError, PolicyError, RequestError, StoreError
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
 from verifier.result_keys import ResultKey
@@ -26,7 +26,7 @@ from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, sessions
 from verifier.store.appraisals import Signed, StaleError, Submission
-from verifier.store.database import Row, Tx
+from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import new_id
 from verifier.store.sessions import StoredSession
 
@@ -67,6 +67,14 @@ class Appraiser:
             except StaleError:
                 # A policy, a reference value or a block changed meanwhile.  The result must go by the new one.
                 continue
+            except ConflictError:
+                # Either the same evidence came twice at once, and has its result by now; or it is another session.
+                async with self._service.db.read() as tx:
+                    if await sessions.find(tx, session.id) is None and await sessions.is_used(
+                        tx, session.nonce
+                    ):
+                        raise RequestError("this nonce was used before", code="request.replayed") from None
+                continue
         raise StoreError("policies, reference values or blocks change faster than evidence can be appraised")
 
     async def _appraise(
@@ -74,6 +82,9 @@ class Appraiser:
     ) -> Row:
         service = self._service
         async with service.db.read() as tx:
+            if session.sealed:
+                # It may have been used or dropped since the request came.
+                session = await sessions.find(tx, session.id) or session
             known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
                 return known
@@ -87,7 +98,7 @@ class Appraiser:
             service.config.results.lifetime_s,
             f"{service.issuer}/api/v1/results/{{jti}}",
         )
-        submission = _submission(data, inputs, context, checked, policy_input, settings)
+        submission = _submission(session, data, inputs, context, checked, policy_input, settings)
 
         def sign(snapshot: NodeSnapshot) -> Signed:
             result = appraisal.conclude(
@@ -165,6 +176,7 @@ class Appraiser:
 
 
 def _submission(
+    session: StoredSession,
     data: bytes,
     inputs: AppraisalInputs,
     context: Context,
@@ -178,7 +190,7 @@ def _submission(
         return recording.record_of(context, names, inputs.bundle.id, checked, snapshot, settings, result.jti)
 
     return Submission(
-        session_id=context.session.id,
+        session=session,
         node=context.node,
         evidence=data,
         drafts=incidents.drafts(checked.findings),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -23,6 +22,7 @@ from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
 from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row, Tx
+from verifier.store.ids import NONCE_BYTES, new_nonce
 from verifier.store.sessions import StoredSession, WantedChallenge
 
 SESSION_TYPE: Final = "application/vnd.veraison.challenge-response-session+json"
@@ -58,20 +58,45 @@ async def new_session(request: web.Request) -> web.Response:
         raise RequestError(
             "only the node itself can open a session with its challenges", code="request.unauthorised"
         )
-    session = await open_session(
-        service,
-        node if channel != Channel.BACKGROUND else None,
-        channel,
-        nonce,
-        wants_for(node, walk=True) if node is not None and channel == Channel.ANNOUNCED else (),
-        proof,
-    )
+    if proof is None:
+        session = await _seal_session(service, channel, nonce)
+    else:
+        session = await open_session(
+            service,
+            node if channel != Channel.BACKGROUND else None,
+            channel,
+            nonce,
+            wants_for(node, walk=True) if node is not None and channel == Channel.ANNOUNCED else (),
+            proof,
+        )
     return json_response(
         to_wire(service, session),
         status=201,
         headers={"Location": f"{PREFIX}/session/{session.id}"},
         content_type=SESSION_TYPE,
     )
+
+
+async def _seal_session(service: Service, channel: Channel, nonce: bytes) -> StoredSession:
+    """A session for anybody: it has no row until evidence for it verifies."""
+    async with service.db.read() as tx:
+        if channel == Channel.BACKGROUND and await sessions.is_used(tx, nonce):
+            raise RequestError("this nonce was used before", code="request.replayed")
+    lifetime_ms = service.config.sessions.lifetime_s * 1000
+    return service.sealer.seal(channel, nonce, service.now_ms(), lifetime_ms)
+
+
+async def load_session(service: Service, tx: Tx, session_id: str) -> StoredSession:
+    """
+    A session by its id, stored or sealed.
+
+    Raises:
+        RequestError: there is none.
+    """
+    sealed = service.sealer.open(session_id)
+    if sealed is None:
+        return await sessions.get(tx, session_id)
+    return await sessions.find(tx, session_id) or sealed
 
 
 async def open_session(
@@ -137,7 +162,8 @@ def _nonce(request: web.Request) -> tuple[bytes, Channel]:
         if not 8 <= len(nonce) <= 64:
             raise RequestError(f"nonce has {len(nonce)} bytes; it must have 8 to 64")
         return nonce, Channel.BACKGROUND
-    return secrets.token_bytes(integer(request, "nonceSize", default=32, low=8, high=64)), Channel.OPEN
+    size = integer(request, "nonceSize", default=NONCE_BYTES, low=8, high=64)
+    return new_nonce(service_of(request).now_ms(), size), Channel.OPEN
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -147,7 +173,7 @@ async def submit(request: web.Request) -> web.Response:
     session_id = request.match_info["id"]
     async with service.db.read() as tx:
         # Before the body is read: if there is no session, the body need not be read.
-        session = await sessions.get(tx, session_id)
+        session = await load_session(service, tx, session_id)
     data = await read_body(request, MAX_EVIDENCE)
     row = await request.app[APPRAISER].submit(session, request.headers.get("Content-Type", ""), data)
     complete = dataclasses.replace(session, status="complete")
@@ -158,7 +184,7 @@ async def look(request: web.Request) -> web.Response:
     """Show a session."""
     service = service_of(request)
     async with service.db.read() as tx:
-        session = await sessions.get(tx, request.match_info["id"])
+        session = await load_session(service, tx, request.match_info["id"])
         row = evidence = None
         if session.appraisal_id is not None:
             row = await appraisals.by_id(tx, session.appraisal_id)
@@ -169,7 +195,16 @@ async def look(request: web.Request) -> web.Response:
 async def drop(request: web.Request) -> web.Response:
     """Drop a session.  Its nonce and its challenges are not used again."""
     service = service_of(request)
-    await service.db.write(lambda tx: sessions.drop(tx, request.match_info["id"], service.now_ms()))
+    session_id = request.match_info["id"]
+    service.address_rates.spend(address_of(request))
+
+    async def store_and_drop(tx: Tx) -> None:
+        session = await load_session(service, tx, session_id)
+        if session.sealed and session.expires_ms > service.now_ms():
+            await sessions.store_sealed(tx, session)
+        await sessions.drop(tx, session_id, service.now_ms())
+
+    await service.db.write(store_and_drop)
     return web.Response(status=204)
 
 

@@ -42,7 +42,8 @@ class StaleError(Exception):
 class Submission:
     """An appraisal of submitted evidence: all that is stored besides the result."""
 
-    session_id: str
+    session: StoredSession
+    """As it was when the request came."""
     node: Node
     evidence: bytes
     drafts: Sequence[Draft]
@@ -65,6 +66,11 @@ class Submission:
     record: Callable[[NodeSnapshot, AttestationResult], Record]
     """Makes the record, from what the database held against the node and from the result."""
 
+    @property
+    def session_id(self) -> str:
+        """The session's id."""
+        return self.session.id
+
 
 async def complete(
     tx: Tx, submission: Submission, sign: Callable[[NodeSnapshot], Signed], now_ms: int
@@ -82,7 +88,10 @@ async def complete(
         RequestError: The session is over, or was given other evidence.
         StaleError: A policy, a reference value or a block has changed since the appraisal began.
     """
-    session = await sessions.get(tx, submission.session_id)
+    if submission.session.sealed:
+        session = await sessions.store_sealed(tx, submission.session)
+    else:
+        session = await sessions.get(tx, submission.session.id)
     if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
         return known
     await _check_generation(tx, submission.generation)

@@ -52,6 +52,8 @@ class StoredSession:
     """The challenges."""
     together: int = 0
     """How many nodes were called at the same moment, if more than one."""
+    sealed: bool = False
+    """Whether it has no row yet (`verifier.service.sealed`)."""
     pushed_ms: int | None = None
     """When the call was pushed, by the clock that all replicas share; `None` if one process works alone."""
 
@@ -192,10 +194,35 @@ async def get(tx: Tx, session_id: str) -> StoredSession:
     Raises:
         RequestError: There is none.
     """
-    row = await tx.one("SELECT * FROM sessions WHERE id = ?", session_id)
-    if row is None:
+    session = await find(tx, session_id)
+    if session is None:
         raise RequestError("no such session", code="request.not-found")
-    return _session(row, await pool.of_session(tx, session_id))
+    return session
+
+
+async def find(tx: Tx, session_id: str) -> StoredSession | None:
+    """Give a session by its id; `None` if it has no row."""
+    row = await tx.one("SELECT * FROM sessions WHERE id = ?", session_id)
+    return None if row is None else _session(row, await pool.of_session(tx, session_id))
+
+
+async def store_sealed(tx: Tx, session: StoredSession) -> StoredSession:
+    """
+    Give a sealed session its row, unless it has one; returns it as it is stored.
+
+    Raises:
+        ConflictError: Another session has used the nonce.
+    """
+    known = await find(tx, session.id)
+    if known is None:
+        await _insert(tx, session)
+        return session
+    return known
+
+
+async def is_used(tx: Tx, nonce: bytes) -> bool:
+    """Whether a stored session has this nonce."""
+    return await tx.one("SELECT 1 AS one FROM sessions WHERE nonce = ?", nonce) is not None
 
 
 async def keep_answers(tx: Tx, session_id: str, answers: Mapping[str, Answers], answer_ms: int) -> None:
@@ -217,13 +244,7 @@ async def keep_answers(tx: Tx, session_id: str, answers: Mapping[str, Answers], 
 
 
 async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
-    """
-    Drop a session that waits.  Its nonce and its challenges stay used up.
-
-    Raises:
-        RequestError: There is no such session.
-    """
-    await get(tx, session_id)
+    """Drop a session that waits.  Its nonce and its challenges stay used up."""
     row = await tx.one(
         "UPDATE sessions SET status = 'failed' WHERE id = ? AND status = 'waiting' RETURNING *", session_id
     )
