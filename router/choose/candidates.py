@@ -155,7 +155,7 @@ class RecordingIndex:
         self.operators = lane.operators
         self._at: dict[int, Key] = {}
         self._nodes_of: dict[int, int] = {}
-        self._node_of: dict[str, Key] = {}
+        self._node_of: dict[tuple[int, int], Key] = {}
 
     def __len__(self) -> int:
         """See `CandidateIndex`."""
@@ -168,12 +168,16 @@ class RecordingIndex:
 
     def nodes_of(self, number: int) -> int:
         """See `CandidateIndex`."""
-        count = self._nodes_of[number] = self._lane.nodes_of(number)
+        count = self._nodes_of.get(number)
+        if count is None:
+            count = self._nodes_of[number] = self._lane.nodes_of(number)
         return count
 
     def node_of(self, number: int, position: int) -> Key:
         """See `CandidateIndex`."""
-        key = self._node_of[f"{number}/{position}"] = self._lane.node_of(number, position)
+        key = self._node_of.get((number, position))
+        if key is None:
+            key = self._node_of[number, position] = self._lane.node_of(number, position)
         return key
 
     def record(self) -> LaneRecord:
@@ -183,5 +187,5 @@ class RecordingIndex:
             operators=self.operators,
             at=self._at,
             nodes_of=self._nodes_of,
-            node_of=self._node_of,
+            node_of={f"{number}/{position}": key for (number, position), key in self._node_of.items()},
         )

@@ -159,6 +159,8 @@ def replay(decision: Decision) -> Decision:
 class _RecordingPool:
     """A pool that records what it is asked."""
 
+    __slots__ = ("_pool", "known", "lanes", "shares", "sizes")
+
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.sizes = dict(pool.sizes)
@@ -175,7 +177,7 @@ class _RecordingPool:
         return full
 
     def records(self) -> dict[str, LaneRecord]:
-        return {str(lane): recording.record() for lane, recording in self.lanes.items()}
+        return {lane.value: recording.record() for lane, recording in self.lanes.items()}
 
 
 class _ReplayPool:

@@ -149,6 +149,8 @@ def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
 class _Draw:
     """Draws nodes from lanes, no node twice."""
 
+    __slots__ = ("_drawn", "_left", "_limited", "_pool", "_workload", "over", "random")
+
     def __init__(self, pool: Pool, workload: Workload, random: SeededRandom) -> None:
         self._pool = pool
         self._workload = workload
@@ -214,28 +216,28 @@ class _Draw:
     def _find(
         self, index: CandidateIndex, *, among_nodes: bool, shares: bool, barred: str | None
     ) -> Key | None:
-        random, operators = self.random, index.operators
+        below, operators, drawn = self.random.below, index.operators, self._drawn
         for tried in range(_RANDOM_DRAWS):
             if among_nodes and not tried:
-                key = index.at(random.below(len(index)))
+                key = index.at(below(len(index)))
             else:
-                number = random.below(operators)
-                key = index.node_of(number, random.below(index.nodes_of(number)))
-            if key in self._drawn or key[0] == barred:
+                number = below(operators)
+                key = index.node_of(number, below(index.nodes_of(number)))
+            if key in drawn or key[0] == barred:
                 continue
             if not self._limited or self._is_allowed(key[0], shares=shares):
                 return key
         # Few nodes are passed over here: those already drawn, and those of the few operators that have their share.
-        first = random.below(operators)
+        first = below(operators)
         for step in range(operators):
             number = (first + step) % operators
             size = index.nodes_of(number)
-            place = random.below(size)
-            for further in range(min(size, len(self._drawn) + 1)):
+            place = below(size)
+            for further in range(min(size, len(drawn) + 1)):
                 key = index.node_of(number, (place + further) % size)
                 if key[0] == barred or not self._is_allowed(key[0], shares=shares):
                     break
-                if key not in self._drawn:
+                if key not in drawn:
                     return key
         return None
 

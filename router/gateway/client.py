@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from aiohttp import HttpVersion11, web
 
 from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import CachedResponse
-from router.gateway.sse import encode_event
-from router.model.answers import DONE
 
 _CONTENT_TYPE: Final = "text/event-stream"
 _UNBLOCKED_BYTES: Final = 32 << 10
@@ -75,16 +72,18 @@ class ClientStream:
     def may_block(self, size: int) -> bool:
         """See `Sink`."""
         transport = self._request.transport
-        return transport is None or transport.get_write_buffer_size() + size >= _UNBLOCKED_BYTES
+        if transport is None or transport.is_closing():
+            return True
+        return transport.get_write_buffer_size() + size >= _UNBLOCKED_BYTES
 
-    async def send(self, data: bytes) -> None:
-        """See `Sink`."""
+    async def send(self, data: bytes, *, is_last: bool = False) -> None:
+        """See `Sink`.  The last bytes end the stream in the same packet, if they need not wait for the client."""
         try:
             await self.prepare()
             assert self._response is not None
             self._has_begun = True
             if not self.may_block(len(data)):
-                await self._response.write(data)
+                await (self._response.write_eof(data) if is_last else self._response.write(data))
             else:
                 async with asyncio.timeout(self._timeout_s):
                     await self._response.write(data)
@@ -101,14 +100,6 @@ class ClientStream:
             self._cached += data
             if len(self._cached) > _MAX_CACHED:
                 self._cached = None
-
-    async def send_document(self, document: Mapping[str, Any]) -> None:
-        """Send an event of the router's own."""
-        await self.send(encode_event(msgspec.json.encode(document)))
-
-    async def send_done(self) -> None:
-        """Send the last event of a whole answer."""
-        await self.send(encode_event(DONE))
 
     def end(self) -> web.StreamResponse:
         """End the stream.  The server closes it, also if the client is gone."""

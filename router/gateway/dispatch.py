@@ -12,7 +12,6 @@ decided at the end of each attempt; only a node's own faults change its standing
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -38,11 +37,15 @@ from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
+from router.model.tokens import TokenCounter
 from router.model.usage import Usage
 from router.model.workload import Workload
 from router.state.fleet import Fleet
+from router.state.random_bytes import random_bytes
 from router.state.records import AttemptRecord, Record, Records
 
+_NOTHING: Final = TokenCounter(None)
+"""Of an answer that is not streamed: its text comes whole."""
 _OFTEN_REFUSED: Final = 3
 """If a node refused so many requests in a row, another node is asked too."""
 
@@ -58,6 +61,8 @@ class Run:
     record: Record
     request: NodeRequest
     deadline: float
+    tells_usage: bool = False
+    """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
     attempts: list[Attempt] = field(default_factory=list)
     unsettled: Attempt | None = None
@@ -79,7 +84,7 @@ class Dispatcher:
         records: Records,
         metering: Metering,
         reviews: ReviewQueue,
-        seed: Callable[[], int] = lambda: secrets.randbits(64),
+        seed: Callable[[], int] = lambda: int.from_bytes(random_bytes(8), "little"),
     ) -> None:
         self.fleet = fleet
         self.records = records
@@ -162,7 +167,7 @@ class Dispatcher:
             request,
             left_s=left_s,
             sink=run.sink,
-            text=self.metering.counter_for(request),
+            text=self.metering.counter_for(request) if run.sink is not None else _NOTHING,
         )
         attempt: Attempt | None = None
         self.fleet.start_work(node, request.workload)
@@ -191,9 +196,13 @@ class Dispatcher:
         """
         Count what a completed attempt used, and settle it.
 
-        A whole answer whose claim is not judged is settled after it was sent (`finish`).
+        An answer whose claim is not judged is settled after it was sent (`finish`), unless its end tells the usage.
         """
-        if attempt.answer is not None and not self.metering.judges(run.request):
+        if attempt.answer is not None:
+            is_urgent = self.metering.judges(run.request)
+        else:
+            is_urgent = run.tells_usage or self.metering.has_tokeniser(run.request)
+        if not is_urgent:
             run.unsettled = attempt
             return attempt
         counted: Usage | None = None

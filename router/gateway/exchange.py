@@ -10,9 +10,8 @@ protocol's last event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
 
 import aiohttp
 import structlog
@@ -25,6 +24,7 @@ from router.gateway.attempts import DOUBTFUL, Attempt, StreamSummary
 from router.gateway.pinned import PinError
 from router.gateway.request import NodeRequest
 from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
+from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse, Upstream
 from router.model.answers import Answer, StreamReader
 from router.model.clock import Clock
@@ -38,12 +38,16 @@ MAX_READING: Final = 1 << 30
 _MAX_ERROR_BODY: Final = 64 << 10
 _MAX_UNSENT: Final = 1 << 20
 _EXTRA_EVENTS: Final = 16
+_END_BYTES: Final = 1024
+"""At most so many bytes end a stream whose usage is not told."""
 _LEAST_S: Final = 5.0
 """A node is not called slow within less time."""
 _LEAST_PACE: Final = 1.0
 """Tokens per second: a slower stream stalls, if the caller's time runs out meanwhile."""
 
 _log = structlog.get_logger("router")
+
+T = TypeVar("T")
 
 
 class ClientGoneError(ConnectionError):
@@ -112,15 +116,21 @@ class Exchanges:
             self._reading_now -= self._reading.pop(response)
         return b"".join(parts)
 
-    @asynccontextmanager
     async def post(
         self,
         endpoint: tuple[str, str],
         request: NodeRequest,
+        read: Callable[[NodeResponse], Awaitable[T]],
         meanwhile: Callable[[], Awaitable[None]] | None = None,
-    ) -> AsyncIterator[NodeResponse]:
+    ) -> T:
         """
-        Send a request, and give the connection back once its answer was read.
+        Send a request, have its answer read, and give the connection back.
+
+        Args:
+            endpoint: The node's URL and the pin of its TLS key.
+            request: What it is sent.
+            read: Reads the answer; `post` returns what it makes of it.
+            meanwhile: Runs while the node works.
 
         Raises:
             AttemptError: there is no answer, or it breaks off.
@@ -130,7 +140,7 @@ class Exchanges:
         went_well = False
         try:
             response = await self._upstream.post(endpoint, request.operation.path, request.body, meanwhile)
-            yield response
+            found = await read(response)
             went_well = True
         except ClientGoneError:
             # It is an OSError too, and not the node's.
@@ -152,6 +162,7 @@ class Exchanges:
         finally:
             if response is not None:
                 response.leave(went_well=went_well)
+        return found
 
 
 class Exchange:
@@ -268,18 +279,23 @@ class Exchange:
 
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
-        allowance_s, operation = self._allowance_s, self._request.operation
+        endpoint, allowance_s, operation = (
+            self._required_endpoint(),
+            self._allowance_s,
+            self._request.operation,
+        )
+
+        async def read(response: NodeResponse) -> tuple[int, bytes]:
+            return response.status, await self._exchanges.read_body(response, operation.max_answer)
+
         try:
-            async with (
-                asyncio.timeout(allowance_s),
-                self._exchanges.post(self._required_endpoint(), self._request) as response,
-            ):
-                data = await self._exchanges.read_body(response, operation.max_answer)
+            with TimeLimit(self._loop, self._began + allowance_s):
+                status, data = await self._exchanges.post(endpoint, self._request, read)
         except TimeoutError:
             raise AttemptError(
                 self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
             ) from None
-        return operation.judge(response.status, data)
+        return operation.judge(status, data)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
         """
@@ -291,18 +307,21 @@ class Exchange:
         Raises:
             AttemptError: it did not come to its end.
         """
-        endpoint, allowance_s = self._required_endpoint(), self._allowance_s
+        endpoint = self._required_endpoint()
+        limit = TimeLimit(self._loop, self._began + self._allowance_s)
+
+        async def read(response: NodeResponse) -> Answer | None:
+            if response.status != 200:
+                body = await read_all(response.content, _MAX_ERROR_BODY)
+                return self._request.operation.judge(response.status, body or b"")
+            if response.content_type != "text/event-stream":
+                raise AttemptError(Outcome.CORRUPTED, "status 200 with something else than a stream")
+            await self._pass_events(response, sink, limit)
+            return None
+
         try:
-            async with (
-                asyncio.timeout(allowance_s) as timer,
-                self._exchanges.post(endpoint, self._request, sink.prepare) as response,
-            ):
-                if response.status != 200:
-                    body = await read_all(response.content, _MAX_ERROR_BODY)
-                    return self._request.operation.judge(response.status, body or b"")
-                if response.content_type != "text/event-stream":
-                    raise AttemptError(Outcome.CORRUPTED, "status 200 with something else than a stream")
-                await self._pass_events(response, sink, timer)
+            with limit:
+                return await self._exchanges.post(endpoint, self._request, read, sink.prepare)
         except TimeoutError:
             self._check_late_stream(sink)
         return None
@@ -326,7 +345,7 @@ class Exchange:
             "the stream did not end before the time limit",
         ) from None
 
-    async def _pass_events(self, response: NodeResponse, sink: Sink, timer: asyncio.Timeout) -> None:
+    async def _pass_events(self, response: NodeResponse, sink: Sink, limit: TimeLimit) -> None:
         make_reader = self._request.operation.read_stream
         assert make_reader is not None
         reader = self._reader = make_reader()
@@ -342,8 +361,8 @@ class Exchange:
                     self._first_token_s = self._loop.time() - self._began
                 if max_tokens is not None and self._events > max_tokens + _EXTRA_EVENTS:
                     raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
-                if self._events and self._unsent:
-                    await self._send(sink, timer, has_text=has_text)
+                if self._events and self._unsent and not (reader.is_done and self._may_wait(sink)):
+                    await self._send(sink, limit, has_text=has_text)
                 if reader.is_done:
                     return
         except aiohttp.ClientPayloadError:
@@ -354,27 +373,32 @@ class Exchange:
         if not reader.is_finished:
             raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
 
+    def _may_wait(self, sink: Sink) -> bool:
+        """Whether what came with the end of a stream can go out in one packet with it: no tokens are counted first."""
+        return not self._text.size and not sink.may_block(len(self._unsent) + _END_BYTES)
+
     def _take(self, reader: StreamReader, event: ServerEvent) -> bool:
         """Count an event, and keep it for the client; returns whether it carried text."""
         part = reader.read(event.data)
+        text, forward = part.text, part.forward
         if part.claimed is not None:
             self._claimed = part.claimed
-        if part.text:
-            self._text.add(part.text)
+        if text:
+            self._text.add(text)
             self._events += 1
-        if part.forward is not None:
-            self._unsent += encode_event(part.forward, event.name)
+        if forward is not None:
+            self._unsent += encode_event(forward, event.name)
         if not self._events and len(self._unsent) > _MAX_UNSENT:
             raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")
-        return bool(part.text)
+        return bool(text)
 
-    async def _send(self, sink: Sink, timer: asyncio.Timeout, *, has_text: bool) -> None:
+    async def _send(self, sink: Sink, limit: TimeLimit, *, has_text: bool) -> None:
         """Send on what is unsent.  If the node gave text, its time for the next text begins."""
         sending, self._unsent = bytes(self._unsent), bytearray()
-        due = timer.when()
+        due = limit.due
         if sink.may_block(len(sending)):
             # While a slow client reads, the node's clock stands still.
-            timer.reschedule(None)
+            limit.move(None)
             began = self._loop.time()
             await sink.send(sending)
             waited_s = self._loop.time() - began
@@ -384,8 +408,8 @@ class Exchange:
             await sink.send(sending)
         if has_text:
             due = min(self._deadline, self._loop.time() + self._config.stall_s)
-        if timer.when() != due:
-            timer.reschedule(due)
+        if limit.due != due:
+            limit.move(due)
 
     def _required_endpoint(self) -> tuple[str, str]:
         if self._endpoint is None:

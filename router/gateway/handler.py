@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +21,8 @@ from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keys import Keyring
 from router.gateway.request import NodeRequest, read_request
-from router.model.answers import with_usage
+from router.gateway.sse import encode_event
+from router.model.answers import DONE, with_usage
 from router.model.clock import Clock
 from router.model.operations import Operation
 from router.model.workload import Table
@@ -34,6 +35,8 @@ WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
 TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+
+_LAST_EVENT: Final = encode_event(DONE)
 
 _log = structlog.get_logger("router")
 
@@ -48,11 +51,27 @@ class Gateway:
     keyring: Keyring
     replays: IdempotencyCache
     in_flight: int = 0
+    _finished: list[Handler] = field(default_factory=list)
 
     @property
     def table(self) -> Table:
         """The workloads, as of now."""
         return self.dispatcher.fleet.table
+
+    def finish_soon(self, handler: Handler) -> None:
+        """Have a request booked in the next turn of the loop: one after the other, they take less time each."""
+        if not self._finished:
+            asyncio.get_running_loop().call_soon(self._finish_all)
+        self._finished.append(handler)
+
+    def _finish_all(self) -> None:
+        finished, self._finished = self._finished, []
+        for handler in finished:
+            try:
+                handler.finish()
+            except Exception:  # noqa: BLE001
+                # One request's failure must not keep the places of the others.
+                _log.exception("a request could not be booked")
 
 
 class Handler:
@@ -85,7 +104,8 @@ class Handler:
         if cached is not None:
             return _answer_again(cached)
         record = self._gateway.dispatcher.decide(request.workload, self._key.name)
-        self._run = Run(record=record, request=request, deadline=deadline)
+        tells_usage = request.is_streamed and (self._explain or request.wants_usage)
+        self._run = Run(record=record, request=request, deadline=deadline, tells_usage=tells_usage)
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
     def fail(self) -> web.StreamResponse:
@@ -212,22 +232,27 @@ class Handler:
             if not sink.has_begun:
                 return sink.replace_with(found.response(record, extra))
             # Half an answer is out.  It ends with an error that every client sees, and without [DONE].
-            await sink.send_document({**found.document(), **extra})
+            await sink.send(_event({**found.document(), **extra}))
             return sink.end()
         if found.answer is not None:
             headers = {"Content-Type": "application/json", DECISION_HEADER: record.id}
             answer = web.Response(status=found.answer.status, body=found.answer.body, headers=headers)
             return sink.replace_with(answer)
-        if found.stream is not None and found.stream.unsent:
-            await sink.send(found.stream.unsent)
-        chunk = request.operation.empty_chunk(request.workload.model, record.id)
-        if request.wants_usage and run.usage is not None:
-            await sink.send_document({**chunk, "usage": run.usage.to_wire()})
-        if extra := self._explanation(record):
-            await sink.send_document({**chunk, **extra})
-        await sink.send_done()
+        rest = b"" if found.stream is None else found.stream.unsent
+        if run.tells_usage:
+            chunk = request.operation.empty_chunk(request.workload.model, record.id)
+            if request.wants_usage and run.usage is not None:
+                rest += _event({**chunk, "usage": run.usage.to_wire()})
+            if extra := self._explanation(record):
+                rest += _event({**chunk, **extra})
+        await sink.send(rest + _LAST_EVENT, is_last=True)
         self._cache(sink.cached_response)
         return sink.end()
+
+
+def _event(document: Mapping[str, Any]) -> bytes:
+    """An event of the router's own."""
+    return encode_event(msgspec.json.encode(document))
 
 
 def _answer_again(cached: CachedResponse) -> web.Response:

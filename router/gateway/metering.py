@@ -55,9 +55,13 @@ class Metering:
         """A counter for one answer to a request."""
         return TokenCounter(self.tokenisers.get(request.workload.name))
 
+    def has_tokeniser(self, request: NodeRequest) -> bool:
+        """Whether tokens are counted by the model's tokeniser, and not by bytes."""
+        return request.workload.name in self.tokenisers
+
     def judges(self, request: NodeRequest) -> bool:
         """Whether claims for this request are compared with the router's own count."""
-        return request.workload.name in self.tokenisers and request.operation.is_metered
+        return self.has_tokeniser(request) and request.operation.is_metered
 
     async def count_prompt(self, request: NodeRequest) -> int:
         """Tokens of a request's prompt."""

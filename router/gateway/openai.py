@@ -86,7 +86,11 @@ def _model(name: str) -> dict[str, Any]:
 
 def _key_of(request: web.Request) -> ApiKey:
     """The caller's API key.  Raises `GatewayError` if it has none that is known."""
-    key = request.app[GATEWAY].keyring.find(request.headers.get("Authorization"))
+    return _find_key(request.app[GATEWAY], request)
+
+
+def _find_key(gateway: Gateway, request: web.Request) -> ApiKey:
+    key = gateway.keyring.find(request.headers.get("Authorization"))
     if key is None:
         raise GatewayError(401, "invalid_request_error", "a valid API key is needed", code="invalid_api_key")
     return key
@@ -105,7 +109,7 @@ async def serve(operation: Operation, request: web.Request) -> web.StreamRespons
     """Admit a request, have it handled, and settle it once its answer is on its way."""
     gateway = request.app[GATEWAY]
     try:
-        key = _key_of(request)
+        key = _find_key(gateway, request)
         _admit(gateway, key)
     except GatewayError as error:
         return _closing(request, error.response())
@@ -113,7 +117,8 @@ async def serve(operation: Operation, request: web.Request) -> web.StreamRespons
     handler = Handler(gateway, operation, request, key)
     try:
         response = await handler.answer()
-        await _write_large(request, response, gateway.config.write_timeout_s)
+        if isinstance(response, web.Response) and (response.content_length or 0) > _LARGE:
+            await _write_large(request, response, gateway.config.write_timeout_s)
     except (ConnectionError, asyncio.CancelledError):
         # The client has gone.
         handler.finish()
@@ -123,23 +128,22 @@ async def serve(operation: Operation, request: web.Request) -> web.StreamRespons
         _log.exception("a request failed", path=request.path[:100])
         response = handler.fail()
     # The answer is written in this turn of the loop: the client need not wait for what is recorded.
-    asyncio.get_running_loop().call_soon(handler.finish)
+    gateway.finish_soon(handler)
     return _closing(request, response)
 
 
-async def _write_large(request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
+async def _write_large(request: web.Request, response: web.Response, timeout_s: float) -> None:
     """Write a large answer while the request holds its places.  A client that reads too slowly is given up."""
     size = response.content_length or 0
-    if isinstance(response, web.Response) and size > _LARGE:
-        try:
-            async with asyncio.timeout(timeout_s + size / _LEAST_PACE):
-                await response.prepare(request)
-                await response.write_eof()
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-        except ConnectionError:
-            pass
+    try:
+        async with asyncio.timeout(timeout_s + size / _LEAST_PACE):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+    except ConnectionError:
+        pass
 
 
 def _closing(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from router.config import ApiKey
 from router.gateway.errors import GatewayError
@@ -19,10 +19,10 @@ _SHOWN: Final = 40
 _NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens")
 _READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS})
 """Keys that the router uses.  In another spelling a node might read them, and the router would not."""
+_document: Final = msgspec.json.Decoder(dict[str, Any])
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeRequest:
+class NodeRequest(Struct, frozen=True, kw_only=True):
     """A request as nodes will see it."""
 
     operation: Operation
@@ -75,7 +75,7 @@ def read_request(
         GatewayError: the body is malformed, or maps to no workload that may be used.
     """
     try:
-        document = msgspec.json.decode(data, type=dict[str, Any])
+        document = _document.decode(data)
         is_streamed = document.get("stream")
         if is_streamed is None or is_streamed is False:
             # The two mean the same, so that nodes are told neither.

@@ -53,15 +53,14 @@ class EventParser:
             # The last byte may be half of a line's end.
             tail = b"\r" if data.endswith(b"\r") else b""
             data = data[: len(data) - len(tail)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
-        start = 0
-        while (end := data.find(b"\n\n", start)) >= 0:
-            block = data[start:end]
-            start = end + 2
-            if block.startswith(b"data: ") and b"\n" not in block:
+        *blocks, rest = data.split(b"\n\n")
+        has_lines = data.count(b"\n") > 2 * len(blocks) + rest.count(b"\n")
+        for block in blocks:
+            if block.startswith(b"data: ") and not (has_lines and b"\n" in block):
                 yield ServerEvent(b"", block[6:])
             elif (found := _parse(block)) is not None:
                 yield found
-        self._rest = data[start:]
+        self._rest = rest
         if len(self._rest) > MAX_EVENT:
             raise EventError(f"an event of more than {MAX_EVENT} bytes")
 

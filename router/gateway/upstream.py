@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import aiohttp
 import yarl
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 
 from router.gateway.pinned import AddressError, check_url, pin_for
@@ -82,6 +82,14 @@ class NodeResponse:
         finally:
             # If the end has not come, the connector closes the connection.
             self._connection.release()
+
+
+class _Place(ClientRequest):
+    """Where requests of one kind go: all that the connector asks of a request, its key made once."""
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:
+        return super().connection_key
 
 
 class Upstream:
@@ -163,7 +171,7 @@ class Upstream:
                 return NodeResponse(connection, message, content, self._leaving)
         raise aiohttp.ClientPayloadError("too many interim answers")
 
-    def _prepare(self, endpoint: tuple[str, str], path: str) -> tuple[ClientRequest, bytes]:
+    def _prepare(self, endpoint: tuple[str, str], path: str) -> tuple[_Place, bytes]:
         """The connector's key for a node, and the head of a request up to the length of its body."""
         url, pin = endpoint
         place = check_url(url, allow_private=self._allow_private).with_path(path)
@@ -171,7 +179,7 @@ class Upstream:
             f"POST {place.raw_path} HTTP/1.1\r\nHost: {_authority(place)}\r\n"
             "Content-Type: application/json\r\nAccept-Encoding: identity\r\nContent-Length: "
         )
-        return ClientRequest("POST", place, ssl=pin_for(pin), session=self._session), head.encode("ascii")
+        return _Place("POST", place, ssl=pin_for(pin), session=self._session), head.encode("ascii")
 
 
 def _authority(url: yarl.URL) -> str:

@@ -7,7 +7,6 @@ delivered, and whether that is all.  The node's own bytes go on to the client.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
 
 import msgspec
@@ -106,14 +105,14 @@ class _Embeddings(Struct, frozen=True, gc=False):
 _chunk: Final = msgspec.json.Decoder(Chunk)
 _completion: Final = msgspec.json.Decoder(_Completion)
 _embeddings: Final = msgspec.json.Decoder(_Embeddings)
+_object: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 class AnswerFormatError(ValueError):
     """A body with status 200 is not an answer of the operation."""
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(Struct, frozen=True, gc=False):
     """What a whole answer holds."""
 
     text: str = ""
@@ -123,8 +122,7 @@ class Content:
     is_empty: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, gc=False, kw_only=True):
     """A node's whole answer, judged."""
 
     status: int
@@ -228,9 +226,9 @@ class ChunkReader:
             raise AttemptError(Outcome.CORRUPTED, "an event is not part of an answer")
         if chunk.error is not None:
             raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error")
-        text = ""
-        for choice in chunk.choices:
-            text += choice.generated
+        text, choices = "", chunk.choices
+        for choice in choices:
+            text = text + choice.generated if text else choice.generated
             if choice.finish_reason is not None:
                 self._ended.add(choice.index)
                 self._open.discard(choice.index)
@@ -279,7 +277,7 @@ def with_usage(body: bytes, counted: Usage) -> bytes:
 def is_json_object(body: bytes) -> bool:
     """Whether *body* is one JSON object."""
     try:
-        msgspec.json.decode(body, type=dict[str, Any])
+        _object.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True

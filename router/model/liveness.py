@@ -29,7 +29,7 @@ probe, and probes every 5 s, it is a silence of 17.6 s; for the most irregular n
 class Heartbeat:
     """What is known of one node's answers to the router's probes.  Times are monotonic seconds."""
 
-    __slots__ = ("_deviation", "_interval", "_last_answer", "_mean", "intervals", "last_contact")
+    __slots__ = ("_deviation", "_interval", "_last_answer", "_mean", "_until", "intervals", "last_contact")
 
     def __init__(self, interval_s: float) -> None:
         self._interval = interval_s
@@ -39,6 +39,9 @@ class Heartbeat:
         self._last_answer: float | None = None
         self._mean = interval_s
         self._deviation = LEAST_DEVIATION_S
+        self._until: dict[float, float] = {}
+        """By φ, after which silence it is reached: each request asks."""
+        self._measure_silence()
 
     @property
     def _pause(self) -> float:
@@ -50,6 +53,7 @@ class Heartbeat:
             if not self.intervals or interval_s > self._interval:
                 self._mean = max(self._mean, interval_s)
             self._interval = interval_s
+            self._measure_silence()
 
     def note_probe(self, now: float) -> None:
         """Note a probe: a node that never answers has been silent since its first one."""
@@ -77,6 +81,11 @@ class Heartbeat:
         # If nodes were probed more often until now, answers come at longer intervals from now on.
         self._mean = min(max(mean, self._interval), 2 * self._interval)
         self._deviation = max(min(math.sqrt(variance), self._mean / 2), LEAST_DEVIATION_S)
+        self._measure_silence()
+
+    def _measure_silence(self) -> None:
+        usual = self._mean + self._pause
+        self._until = {phi: usual + deviations * self._deviation for phi, deviations in _DEVIATIONS.items()}
 
     def phi(self, now: float) -> float:
         """How surprising the silence is: −log₁₀ of the probability that the node is still there."""
@@ -88,7 +97,14 @@ class Heartbeat:
         """When the silence will be that surprising; infinity for a node that was never probed."""
         if self.last_contact is None:
             return math.inf
-        return self.last_contact + self._mean + self._pause + _DEVIATIONS[phi] * self._deviation
+        return self.last_contact + self._until[phi]
+
+    def ends(self) -> tuple[float, float]:
+        """When the silence will be suspect, and when the node is taken to be gone: see `reaches`."""
+        last = self.last_contact
+        if last is None:
+            return math.inf, math.inf
+        return last + self._until[SUSPECT], last + self._until[UNAVAILABLE]
 
 
 def _phi(y: float) -> float:

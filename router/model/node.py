@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from verifier.results import AttestationResult, NodeRecord
@@ -23,7 +24,7 @@ class NodeView:
     incidents: frozenset[str] = field(default=frozenset(), kw_only=True)
     """Open quarantines: the verifier's, and the router's own."""
 
-    @property
+    @cached_property
     def endpoint(self) -> tuple[str, str] | None:
         """Where the node serves, and the pin of its TLS key, from its result."""
         match self._attester_claims().get("endpoint"):

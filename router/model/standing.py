@@ -40,6 +40,7 @@ FAILURE_WEIGHT: Final = 3.0
 _LATENCY_TAU_S: Final = 60.0
 _SMALLEST_COUNT: Final = 1e-9
 _Z: Final = 1.6449  # one-sided 95 %
+_Z2: Final = _Z * _Z
 
 Counts = tuple[float, float]
 """Decayed counts, one for each half-life."""
@@ -88,16 +89,17 @@ class Standing(Struct, frozen=True, gc=False):
         )
 
     def _add_completed(self, execution: Execution, now: float) -> Standing:
-        decayed = self.decayed_to(now)
-        completed, latency_s = decayed.completed, self.latency_s
+        # As `decayed_to`, without a standing in between: each request that completes comes here.
+        hour, week = _left_after(now - self.at)
+        gained, latency_s = 0.0, self.latency_s
         if execution.earns_credit:
-            completed = _plus(completed, 1.0)
-            latency_s = _peak_ewma(latency_s, execution.seconds, now - self.at)
-        return structs.replace(
-            decayed,
-            completed=completed,
-            exchanges=decayed.exchanges + 1,
-            rejects=decayed.rejects + (not execution.is_clean),
+            gained, latency_s = 1.0, _peak_ewma(latency_s, execution.seconds, now - self.at)
+        return Standing(
+            completed=(self.completed[0] * hour + gained, self.completed[1] * week + gained),
+            failed=(self.failed[0] * hour, self.failed[1] * week),
+            exchanges=self.exchanges * week + 1,
+            rejects=self.rejects * week + (not execution.is_clean),
+            at=max(now, self.at),
             latency_s=latency_s,
         )
 
@@ -120,10 +122,9 @@ class Standing(Struct, frozen=True, gc=False):
 
     def decayed_to(self, now: float) -> Standing:
         """The same standing with its counts halved for the time that has passed."""
-        passed = now - self.at
-        if passed <= 0:
+        if now <= self.at:
             return self
-        hour, week = math.exp2(-passed / HALF_LIVES_S[0]), math.exp2(-passed / HALF_LIVES_S[1])
+        hour, week = _left_after(now - self.at)
         return Standing(
             completed=(self.completed[0] * hour, self.completed[1] * week),
             failed=(self.failed[0] * hour, self.failed[1] * week),
@@ -132,6 +133,13 @@ class Standing(Struct, frozen=True, gc=False):
             at=now,
             latency_s=self.latency_s,
         )
+
+
+def _left_after(seconds: float) -> tuple[float, float]:
+    """What is left of a count of 1 after so many seconds, at each half-life."""
+    if seconds <= 0:
+        return 1.0, 1.0
+    return math.exp2(-seconds / HALF_LIVES_S[0]), math.exp2(-seconds / HALF_LIVES_S[1])
 
 
 def merge(own: Standing, others: Iterable[Standing], now: float) -> Standing:
@@ -209,10 +217,13 @@ def wilson(good: float, total: float) -> tuple[float, float]:
     """
     if total < _SMALLEST_COUNT:
         return 0.0, 1.0
-    p, z2 = min(max(good / total, 0.0), 1.0), _Z * _Z
-    centre = p + z2 / (2 * total)
-    spread = _Z * math.sqrt(max(p * (1 - p) / total + z2 / (4 * total * total), 0.0))
-    return max((centre - spread) / (1 + z2 / total), 0.0), min((centre + spread) / (1 + z2 / total), 1.0)
+    p = good / total
+    if not 0.0 <= p <= 1.0:
+        p = 0.0 if p < 0.0 else 1.0
+    centre, divisor = p + _Z2 / (2 * total), 1 + _Z2 / total
+    spread = _Z * math.sqrt(p * (1 - p) / total + _Z2 / (4 * total * total))
+    low, high = (centre - spread) / divisor, (centre + spread) / divisor
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _fails(hour: tuple[float, float] | None, week: tuple[float, float], evidence: float) -> bool:

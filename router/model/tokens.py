@@ -89,15 +89,15 @@ class TokenCounter:
     def __init__(self, tokeniser: Tokeniser | None) -> None:
         self._tokeniser = tokeniser
         # If each part is a letter or two, a list of them would be some fifty times as large.
-        self._kept = io.StringIO()
+        self._kept = None if tokeniser is None else io.StringIO()
         self._kept_bytes = 0
         self._other_bytes = 0
         self._total: int | None = None
 
     def add(self, text: str) -> None:
         """Add the next part of the answer's text."""
-        size = _utf8_length(text)
-        if self._tokeniser is not None and self._kept_bytes + size <= _MAX_ANSWER:
+        size = len(text) if text.isascii() else _utf8_length(text)
+        if self._kept is not None and self._kept_bytes + size <= _MAX_ANSWER:
             self._kept.write(text)
             self._kept_bytes += size
         else:
@@ -116,7 +116,9 @@ class TokenCounter:
     def total(self) -> int:
         """Tokens of all that was added."""
         if self._total is None:
-            counted = 0 if self._tokeniser is None else self._tokeniser.count(self._kept.getvalue())
+            counted = 0
+            if self._tokeniser is not None and self._kept is not None:
+                counted = self._tokeniser.count(self._kept.getvalue())
             self._total = counted + estimated(self._other_bytes)
         return self._total
 
@@ -135,11 +137,17 @@ def prompt_text(body: Mapping[str, Any]) -> str:
     parts: list[str] = []
     for message in _list(body.get("messages")):
         if isinstance(message, dict):
-            parts += _content(message.get("content"))
-            parts += _arguments(message)
+            content = message.get("content")
+            if isinstance(content, str):
+                parts.append(content)
+            else:
+                parts += _content(content)
+            if "tool_calls" in message or "function_call" in message:
+                parts += _arguments(message)
     for name in ("prompt", "input"):
-        value = body.get(name)
-        parts += [text for text in _list(value) or [value] if isinstance(text, str)]
+        if name in body:
+            value = body[name]
+            parts += [text for text in _list(value) or [value] if isinstance(text, str)]
     return "\n".join(parts)
 
 
@@ -194,17 +202,16 @@ def prompt_ids(body: Mapping[str, Any]) -> int:
     """How many tokens a request gives as ids: `prompt_text` has no text for them."""
     count = 0
     for name in ("prompt", "input"):
-        items = _list(body.get(name))
+        if name not in body:
+            continue
+        items = _list(body[name])
         for ids in (items, *(item for item in items if isinstance(item, list))):
             count += list(map(type, ids)).count(int)
     return count
 
 
 def _content(value: Any) -> Iterator[str]:
-    """The texts of a message's content: a string, or a list of parts."""
-    if isinstance(value, str):
-        yield value
-        return
+    """The texts of a message's content that is a list of parts."""
     for part in _list(value):
         if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
             yield part["text"]

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec import Struct
+
 ANSWERS: Final = 20
 """A node with fewer answers is not judged."""
 WINDOW_S: Final = 86400.0
@@ -26,8 +28,7 @@ OPERATORS: Final = 3
 """From so many operators with a mismatch on, the router's own count may be what is wrong."""
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(Struct, frozen=True, gc=False):
     """Tokens of one answer."""
 
     prompt: int
@@ -45,6 +46,9 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": self.total,
         }
+
+
+_NOTHING: Final = Usage(0, 0)
 
 
 def is_true(claimed: Usage, counted: Usage) -> bool:
@@ -73,8 +77,8 @@ class UsageMismatch:
 class _Sum:
     since: float
     answers: int = 0
-    claimed: Usage = Usage(0, 0)
-    allowed: Usage = Usage(0, 0)
+    claimed: Usage = _NOTHING
+    allowed: Usage = _NOTHING
     """What was counted, with the tolerance of each answer."""
 
     def large(self) -> tuple[str, int, int] | None:

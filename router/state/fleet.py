@@ -96,11 +96,11 @@ class Fleet:
 
     def view_for(self, workload: Workload) -> FleetView:
         """What a decision about *workload* rests on now."""
-        self.advance()
+        now_ms = self.advance()
         pool = self._placement.pools[workload.name]
         return FleetView(
-            version=self.version,
-            now_ms=self._clock.now_ms(),
+            version=self._placement.version,
+            now_ms=now_ms,
             pool=pool,
             closed=pool.closed,
             silent_s=self.silent_s,
@@ -241,7 +241,7 @@ class Fleet:
         entry = self._entry(node)
         _statistics_of(entry, workload.standing_key).load.in_flight += 1
         entry.in_flight[workload.name] = entry.in_flight.get(workload.name, 0) + 1
-        self._placement.count_in_flight(entry.key[0], {workload.name: 1})
+        self._placement.count_request(entry.key[0], workload.name, 1)
         self._placement.place(entry, workload.standing_key)
 
     def end_work(self, node: str, workload: Workload, execution: Execution) -> None:
@@ -250,7 +250,7 @@ class Fleet:
         now = self._clock.monotonic()
         left = entry.in_flight.pop(workload.name, 0) - 1
         if left >= 0:
-            self._placement.count_in_flight(entry.key[0], {workload.name: -1})
+            self._placement.count_request(entry.key[0], workload.name, -1)
         if left > 0:
             entry.in_flight[workload.name] = left
         statistics = _statistics_of(entry, workload.standing_key)
@@ -304,9 +304,9 @@ class Fleet:
 
     # What time changes.
 
-    def advance(self) -> None:
-        """Bring what time alone changes up to now."""
-        self._placement.advance(self._entries)
+    def advance(self) -> int:
+        """Bring what time alone changes up to now, which it returns: Unix milliseconds."""
+        return self._placement.advance(self._entries)
 
     def sweep(self, count: int) -> None:
         """Check the objectives of the next *count* nodes: standings fade, and quantiles cost too much per request."""

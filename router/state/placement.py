@@ -15,7 +15,7 @@ from router.choose import gates
 from router.choose.candidates import Key, Lane
 from router.choose.gates import GateContext
 from router.model.clock import Clock
-from router.model.liveness import SUSPECT, UNAVAILABLE, Heartbeat
+from router.model.liveness import Heartbeat
 from router.model.node import NodeView
 from router.model.standing import PROVEN, Grade
 from router.model.statistics import NodeStatistics
@@ -72,16 +72,21 @@ class Placement:
     def count_in_flight(self, operator: str, in_flight: Mapping[str, int], sign: int = 1) -> None:
         """Add or take away requests in flight at an operator's nodes, by workload."""
         for name, count in in_flight.items():
-            if name in self.pools:
-                self.pools[name].count_in_flight(operator, sign * count)
+            self.count_request(operator, name, sign * count)
+
+    def count_request(self, operator: str, workload: str, change: int) -> None:
+        """Add *change*, which may be negative, to the requests in flight at an operator's nodes for a workload."""
+        pool = self.pools.get(workload)
+        if pool is not None:
+            pool.count_in_flight(operator, change)
 
     def remove(self, entry: NodeEntry) -> None:
         """Take a node out of all pools."""
         for pool in self.pools.values():
             pool.remove(entry.key)
 
-    def advance(self, entries: Mapping[str, NodeEntry]) -> None:
-        """Place the nodes that are due by now."""
+    def advance(self, entries: Mapping[str, NodeEntry]) -> int:
+        """Place the nodes that are due by now; returns the time, Unix milliseconds."""
         now_ms, now = self._clock.now_ms(), self._clock.monotonic()
         # Each decision asks, and mostly no node is due.
         if now_ms >= self._gate_timers.earliest:
@@ -90,6 +95,7 @@ class Placement:
         if now >= self._lane_timers.earliest:
             for node in self._lane_timers.pop_due(now):
                 self.place_everywhere(entries[node])
+        return now_ms
 
     def gate_context(self, entry: NodeEntry | None, operator: str, workload: Workload) -> GateContext:
         """What the gates look at beside the node itself."""
@@ -120,28 +126,32 @@ class Placement:
     def place(self, entry: NodeEntry, tier: str) -> None:
         """Put a node into the lane in which it belongs now, for each workload of a tier."""
         now = self._clock.monotonic()
-        statistics = entry.statistics.get(tier)
+        node, statistics = entry.key[1], entry.statistics.get(tier)
+        suspect_at, gone_at = entry.heartbeat.ends()
         for pool in self._by_tier.get(tier, ()):
-            verdict = pool.closed_by.get(entry.view.node)
+            verdict = pool.closed_by.get(node)
             if verdict is not None:
                 lane, code, detail = None, verdict.code, verdict.detail
             else:
-                lane, code = _lane_of(entry, statistics, pool.workload, now)
+                lane, code = _lane_of(statistics, pool.workload, now, suspect_at, gone_at)
                 detail = ""
             if pool.place(
                 entry.key, statistics, lane=lane, code=code, detail=detail, version=self.version + 1
             ):
                 self.version += 1
-        self._lane_timers.set_due(entry.view.node, _lane_changes_at(entry, now))
+        due = suspect_at if suspect_at > now else gone_at if gone_at > now else math.inf
+        for each in entry.statistics.values():
+            if each.load.open_until > now:
+                due = min(due, each.load.open_until)
+        self._lane_timers.set_due(node, due)
 
 
 def _lane_of(
-    entry: NodeEntry, statistics: NodeStatistics | None, workload: Workload, now: float
+    statistics: NodeStatistics | None, workload: Workload, now: float, suspect_at: float, gone_at: float
 ) -> tuple[Lane | None, str]:
     """The lane of a node that may do the work, and the code of the capacity gate that is closed to it."""
-    heartbeat = entry.heartbeat
     if statistics is None:
-        if now >= heartbeat.reaches(UNAVAILABLE):
+        if now >= gone_at:
             return Lane.BROKEN, "capacity.silent"
         return Lane.PROBATION, ""
     load = statistics.load
@@ -150,29 +160,15 @@ def _lane_of(
         return None, "capacity.full"
     if load.breaker_is_open(now):
         return Lane.BROKEN, "capacity.breaker"
-    if now >= heartbeat.reaches(UNAVAILABLE):
+    if now >= gone_at:
         return Lane.BROKEN, "capacity.silent"
     grade = statistics.rating.grade
     if grade is Grade.DEGRADED:
         return Lane.DEGRADED, ""
-    if grade is Grade.ESTABLISHED and now < heartbeat.reaches(SUSPECT):
+    if grade is Grade.ESTABLISHED and now < suspect_at:
         return Lane.ESTABLISHED, ""
     # Warm-up follows from evidence, not from time: a node that has done little gets little at a time.
     allowance = max(1, int(workload.concurrency * min(statistics.proven, PROVEN) / PROVEN))
     if load.in_flight >= allowance:
         return Lane.WARMING, "capacity.warming"
     return Lane.PROBATION, ""
-
-
-def _lane_changes_at(entry: NodeEntry, now: float) -> float:
-    """When time alone will next change a node's lane, monotonic seconds; infinity if never."""
-    due = math.inf
-    for phi in (SUSPECT, UNAVAILABLE):
-        reached = entry.heartbeat.reaches(phi)
-        if reached > now:
-            due = reached
-            break
-    for statistics in entry.statistics.values():
-        if statistics.load.open_until > now:
-            due = min(due, statistics.load.open_until)
-    return due

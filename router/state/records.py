@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -13,6 +12,7 @@ from msgspec import Struct, structs
 from router.choose.decision import Decision, explain_closed
 from router.choose.gates import GateVerdict
 from router.model.outcomes import Blame
+from router.state.random_bytes import random_bytes
 
 _IN_MEMORY: Final = 10_000
 """Records that can be looked up without the store."""
@@ -42,7 +42,7 @@ class Record:
     __slots__ = ("attempts", "caller", "decision", "id")
 
     def __init__(self, decision: Decision, caller: str = "") -> None:
-        self.id = secrets.token_hex(16)
+        self.id = random_bytes(16).hex()
         self.decision = decision
         self.caller = caller
         self.attempts: list[AttemptRecord] = []

@@ -432,6 +432,31 @@ async def test_an_event_may_be_cut_anywhere(fleet: Fleet, cut: int) -> None:
     assert (await asked).text == "héllo ☃"
 
 
+async def test_what_comes_with_the_end_goes_out_with_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One packet to the client for one from the node, and each byte as before."""
+    sent: list[tuple[bytes, bool]] = []
+
+    class WatchedStream(ClientStream):
+        async def send(self, data: bytes, *, is_last: bool = False) -> None:
+            sent.append((data, is_last))
+            await super().send(data, is_last=is_last)
+
+    monkeypatch.setattr(handler, "ClientStream", WatchedStream)
+    gate = await gated(fleet)
+    end = chunk("two") + chunk(None, "stop") + b"data: [DONE]\n\n"
+    asked = asyncio.create_task(fleet.ask())
+    gate.tell(chunk("one"))
+    await until(lambda: sent)
+    gate.tell(end)
+    gate.parts.put_nowait(None)
+    heard = await asked
+    assert sent == [(chunk("one"), False), (end, True)]
+    assert (heard.body, heard.text, heard.done) == (chunk("one") + end, "onetwo", True)
+    await until(lambda: fleet.standing("a").completed[1] == 1.0)
+
+
 async def test_nothing_is_sent_before_there_is_text(fleet: Fleet) -> None:
     """A role is no text: another node may still take over, and the first one's role is not heard."""
     node = await fleet.node("a")
