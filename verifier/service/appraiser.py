@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -42,6 +43,24 @@ _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A stored result, and the session that the node may attest in next."""
+
+    row: Row
+    following: StoredSession | None
+
+
+OpenNext: TypeAlias = Callable[[Tx, Node], Awaitable[StoredSession | None]]
+
+
+async def _again(tx: Tx, session: StoredSession, known: Row, now_ms: int) -> Answer:
+    """Answer evidence that has its result already: with the session that waits, but no new one is opened for it."""
+    if session.channel != Channel.ANNOUNCED:
+        return Answer(known, None)
+    return Answer(known, await sessions.waiting(tx, known["node_id"], session.channel, now_ms))
+
+
 class Appraiser:
     """Appraises what is submitted to a session."""
 
@@ -49,11 +68,16 @@ class Appraiser:
         self._service = service
         self._shadow = shadow
 
-    async def submit(self, session: StoredSession, media_type: str, data: bytes) -> Row:
+    async def submit(
+        self, session: StoredSession, media_type: str, data: bytes, open_next: OpenNext | None = None
+    ) -> Answer:
         """
         Appraise *data* for a session, as it was when the request came.
 
         The same bytes submitted again give the same result.
+
+        Args:
+            open_next: Opens the node's next session, in the transaction of the result.
 
         Raises:
             EvidenceError: steps 0 to 6 refused it; the session goes on waiting.
@@ -63,7 +87,7 @@ class Appraiser:
         opened = await offload_if_large(data, appraisal.read, media_type, data)
         for _ in range(_MAX_ATTEMPTS):
             try:
-                return await self._appraise(session, data, opened, now_ms)
+                return await self._appraise(session, data, opened, now_ms, open_next)
             except StaleError:
                 # A policy, a reference value or a block changed meanwhile.  The result must go by the new one.
                 continue
@@ -78,8 +102,13 @@ class Appraiser:
         raise StoreError("policies, reference values or blocks change faster than evidence can be appraised")
 
     async def _appraise(
-        self, session: StoredSession, data: bytes, opened: OpenedEvidence, now_ms: int
-    ) -> Row:
+        self,
+        session: StoredSession,
+        data: bytes,
+        opened: OpenedEvidence,
+        now_ms: int,
+        open_next: OpenNext | None,
+    ) -> Answer:
         service = self._service
         async with service.db.read() as tx:
             if session.sealed:
@@ -87,7 +116,7 @@ class Appraiser:
                 session = await sessions.find(tx, session.id) or session
             known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
-                return known
+                return await _again(tx, session, known, now_ms)
             node = await self._load_node(tx, session, opened)
             inputs, context = await self._load_context(tx, session, node, opened, now_ms)
         checked = await offload_if_large(data, appraisal.check, opened, context)
@@ -112,7 +141,14 @@ class Appraiser:
             )
             return sign_result(result, service.keys[-1], now_ms)
 
-        row = await service.db.write(lambda tx: appraisals.complete(tx, submission, sign, now_ms), of=node.id)
+        async def complete(tx: Tx) -> Answer:
+            row, is_new = await appraisals.complete(tx, submission, sign, now_ms)
+            if not is_new:
+                return await _again(tx, session, row, now_ms)
+            return Answer(row, None if open_next is None else await open_next(tx, node))
+
+        answer = await service.db.write(complete, of=node.id)
+        row = answer.row
         _appraised.labels(row["status"]).inc()
         _log.info(
             "appraised",
@@ -123,7 +159,7 @@ class Appraiser:
         )
         if submission.public:
             self._shadow.enqueue(row["id"], inputs.rollout)
-        return row
+        return answer
 
     async def _load_node(self, tx: Tx, session: StoredSession, opened: OpenedEvidence) -> Node:
         if session.node_id is None:

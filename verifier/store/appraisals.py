@@ -74,7 +74,7 @@ class Submission:
 
 async def complete(
     tx: Tx, submission: Submission, sign: Callable[[NodeSnapshot], Signed], now_ms: int
-) -> Row:
+) -> tuple[Row, bool]:
     """
     End a session with its one result, or give the result that it has already.
 
@@ -83,6 +83,9 @@ async def complete(
 
     Args:
         sign: Concludes and signs the result, from what the database holds against the node.
+
+    Returns:
+        The result, and whether it is new.
 
     Raises:
         RequestError: The session is over, or was given other evidence.
@@ -93,7 +96,7 @@ async def complete(
     else:
         session = await sessions.get(tx, submission.session.id)
     if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
-        return known
+        return known, False
     await _check_generation(tx, submission.generation)
     held = await held_now(tx, submission.node, submission.pin, submission.devices)
     if submission.public and not held.retired:
@@ -104,7 +107,8 @@ async def complete(
     await _end_session(tx, submission, signed.id)
     if submission.public and not held.retired:
         await _announce(tx, submission.node.id, signed, now_ms)
-    return {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
+    row = {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
+    return row, True
 
 
 async def _check_generation(tx: Tx, generation: int) -> None:

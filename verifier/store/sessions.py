@@ -124,6 +124,17 @@ async def open_session(
     return replace(session, entries=entries, exhausted=exhausted)
 
 
+async def waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> StoredSession | None:
+    """Give the node's session that waits for evidence; `None` if there is none."""
+    row = await tx.one(
+        "SELECT id FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting' AND expires_ms > ?",
+        node_id,
+        channel,
+        now_ms,
+    )
+    return None if row is None else await get(tx, row["id"])
+
+
 async def _waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> StoredSession | None:
     """Give the node's session that waits; one whose time is over is ended first."""
     found = await tx.one(
