@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from verifier.errors import StoreError
-from verifier.store.database import SQL, ConflictError, Row, Tx, UnavailableError, Work
+from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
 from verifier.store.scripts import read_scripts
 
 _CONNECTIONS: Final = 8
@@ -82,6 +82,7 @@ class PostgresDatabase:
         self._package = schema
         self._schema = f"touchstone_{schema.partition('.')[0]}"
         self._connections = connections
+        self.stats = Stats()
         self._pool: asyncpg.Pool | None = None
 
     @property
@@ -178,10 +179,12 @@ class PostgresDatabase:
         async with self._connection() as connection:
             await connection.execute(_begin(of))
             try:
-                tx = _PostgresTx(connection, is_alone=of is None)
+                tx = _PostgresTx(connection, self.stats, is_alone=of is None)
                 result = await work(tx)
                 await tx.run_last()
                 await connection.execute("COMMIT")
+                self.stats.commits += 1
+                self.stats.transactions += 1
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -192,7 +195,7 @@ class PostgresDatabase:
         """See `Database.read`."""
         with self._as_store_errors():
             async with self._connection() as connection:
-                yield _PostgresTx(connection, is_alone=False)
+                yield _PostgresTx(connection, self.stats, is_alone=False)
 
     def scan(self) -> Any:
         """See `Database.scan`: the same as `read`, because the server does the work."""
@@ -245,12 +248,14 @@ class PostgresDatabase:
 class _PostgresTx:
     """Statements on one connection."""
 
-    def __init__(self, connection: asyncpg.Connection, *, is_alone: bool) -> None:
+    def __init__(self, connection: asyncpg.Connection, stats: Stats, *, is_alone: bool) -> None:
         self._connection = connection
+        self._stats = stats
         self._is_alone = is_alone
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
+        self._stats.statements += 1
         try:
             status = await self._connection.execute(_text(sql), *parameters)
         except asyncpg.IntegrityConstraintViolationError as error:
@@ -260,6 +265,7 @@ class _PostgresTx:
         return int(count) if count.isdigit() else 0
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
+        self._stats.statements += 1
         try:
             row = await self._connection.fetchrow(_text(sql), *parameters)
         except asyncpg.IntegrityConstraintViolationError as error:
@@ -267,6 +273,7 @@ class _PostgresTx:
         return None if row is None else dict(row)
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        self._stats.statements += 1
         try:
             rows = await self._connection.fetch(_text(sql), *parameters)
         except asyncpg.IntegrityConstraintViolationError as error:
