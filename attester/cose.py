@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 import cbor2
@@ -40,6 +41,8 @@ _CRV_P256, _CRV_ED25519 = 1, 6
 _MAX_HEADER_BYTES = 1024
 _MAX_KEY_BYTES = 256
 
+_ECDSA: Final = ec.ECDSA(hashes.SHA256())
+
 
 class Signer(Protocol):
     """What `sign` needs of a private key."""
@@ -56,13 +59,17 @@ class Signer(Protocol):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key for ES256 or Ed25519."""
+    """
+    A public key for ES256 or Ed25519.
+
+    Its thumbprint and the library's own object are made when they are first used, and kept with it.
+    """
 
     alg: int
     point: bytes
     """ES256: x ‖ y, 64 bytes.  Ed25519: 32 bytes."""
 
-    @property
+    @cached_property
     def kid(self) -> bytes:
         """The COSE Key Thumbprint with SHA-256, 32 bytes (RFC 9679)."""
         return hashlib.sha256(self.encode()).digest()
@@ -103,7 +110,8 @@ class PublicKey:
             # In Python, True equals 1, but its encoding differs.
             raise COSEError("not a COSE_Key of P-256 or Ed25519 with exactly its public parameters")
         try:
-            key._native()
+            # Reading the point checks it; the object is kept for `verify`.
+            _ = key._native
         except ValueError:
             raise COSEError("the key is not a point of its curve") from None
         if key.alg == ED25519 and not _is_ed25519_key(key.point):
@@ -118,18 +126,20 @@ class PublicKey:
             SignatureError: *signature* is not by this key over *data*.
         """
         try:
-            native = self._native()
+            native = self._native
             if isinstance(native, ed25519.Ed25519PublicKey):
                 native.verify(signature, data)
                 return
             if len(signature) != 64:
                 raise SignatureError("an ES256 signature has 64 bytes")
             r, s = (int.from_bytes(part, "big") for part in (signature[:32], signature[32:]))
-            native.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
+            native.verify(encode_dss_signature(r, s), data, _ECDSA)
         except InvalidSignature:
             raise SignatureError("the signature does not match the key and the data") from None
 
+    @cached_property
     def _native(self) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
+        """The key as the library has it.  Raises `ValueError`: not a point of its curve."""
         if self.alg == ES256:
             return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + self.point)
         return ed25519.Ed25519PublicKey.from_public_bytes(self.point)
@@ -178,7 +188,7 @@ class PrivateKey:
             return cls(ed25519.Ed25519PrivateKey.generate())
         raise COSEError(f"algorithm {alg} is not supported; use ES256 (-7) or Ed25519 (-19)")
 
-    @property
+    @cached_property
     def public(self) -> PublicKey:
         """The public half."""
         if isinstance(self.native, ed25519.Ed25519PrivateKey):
@@ -190,7 +200,7 @@ class PrivateKey:
         """A raw signature, 64 bytes: r ‖ s for ES256 (RFC 9053 §2.1)."""
         if isinstance(self.native, ed25519.Ed25519PrivateKey):
             return self.native.sign(data)
-        r, s = decode_dss_signature(self.native.sign(data, ec.ECDSA(hashes.SHA256())))
+        r, s = decode_dss_signature(self.native.sign(data, _ECDSA))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 

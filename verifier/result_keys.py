@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jwt
@@ -32,12 +33,12 @@ class ResultKey:
         """The JWK Thumbprint (RFC 7638), base64url."""
         return self.verifying.kid
 
-    @property
+    @cached_property
     def verifying(self) -> VerifyingKey:
         """The public half."""
         return VerifyingKey(self.private.public_key())
 
-    @property
+    @cached_property
     def cose(self) -> cose.PrivateKey:
         """The same key, to sign CWTs."""
         return cose.PrivateKey(self.private)
@@ -45,21 +46,31 @@ class ResultKey:
 
 @dataclass(frozen=True)
 class VerifyingKey:
-    """A public key that can have signed a result."""
+    """
+    A public key that can have signed a result.
+
+    Its thumbprint and its COSE key are made when they are first used, and kept with it.
+    """
 
     public: ec.EllipticCurvePublicKey
 
-    @property
+    @cached_property
     def kid(self) -> str:
         """The JWK Thumbprint (RFC 7638), base64url."""
-        required = {name: self.jwk_members()[name] for name in ("crv", "kty", "x", "y")}
+        members = self.jwk_members()
+        required = {name: members[name] for name in ("crv", "kty", "x", "y")}
         text = json.dumps(required, separators=(",", ":"), sort_keys=True)
         return b64url(hashlib.sha256(text.encode()).digest())
 
+    @cached_property
+    def cose(self) -> cose.PublicKey:
+        """The same key, to verify CWTs."""
+        numbers = self.public.public_numbers()
+        return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+
     def jwk_members(self) -> dict[str, str]:
         """The public JWK without its kid (RFC 7517, RFC 7518 §6.2)."""
-        numbers = self.public.public_numbers()
-        x, y = (b64url(n.to_bytes(32, "big")) for n in (numbers.x, numbers.y))
+        x, y = b64url(self.cose.point[:32]), b64url(self.cose.point[32:])
         return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
 
     def jwk(self) -> dict[str, str]:
@@ -111,12 +122,6 @@ def read_jwks(data: bytes) -> dict[str, VerifyingKey]:
         raise ResultError("the JWKS must list 1 to 64 keys")
     found = [VerifyingKey.from_jwk(jwk) for jwk in keys]
     return {key.kid: key for key in found}
-
-
-def to_cose_key(public: ec.EllipticCurvePublicKey) -> cose.PublicKey:
-    """A P-256 key as a COSE key."""
-    numbers = public.public_numbers()
-    return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
 
 
 def jwk_of(key: cose.PublicKey) -> dict[str, str]:

@@ -26,7 +26,6 @@ from verifier.result_keys import (
     cose_key_of,
     is_b64url,
     jwk_of,
-    to_cose_key,
     unb64url,
 )
 from verifier.trust import CLAIM_NAMES, TRUST_CLAIMS, Tier, worst, worst_tier
@@ -261,7 +260,7 @@ def decode_cwt(
     """
     try:
         message = cose.Sign1.decode(data, max_size=MAX_RESULT, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
-        by_thumbprint = {to_cose_key(key.public).kid: to_cose_key(key.public) for key in keys.values()}
+        by_thumbprint = {key.cose.kid: key.cose for key in keys.values()}
         kid = message.header.get(cose.KID)
         key = by_thumbprint.get(kid) if isinstance(kid, bytes) else None
         if key is None:

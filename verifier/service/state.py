@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import msgspec
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
@@ -68,6 +70,11 @@ class Service:
     def verifying_keys(self) -> Mapping[str, VerifyingKey]:
         """Every key that can have signed a live result, by kid."""
         return {key.kid: key.verifying for key in self.keys}
+
+    @cached_property
+    def jwks(self) -> bytes:
+        """Every key that can have signed a live result, the newest first (RFC 7517 §5)."""
+        return msgspec.json.encode({"keys": [key.verifying.jwk() for key in reversed(self.keys)]})
 
     def now_ms(self) -> int:
         """Milliseconds since 1970."""

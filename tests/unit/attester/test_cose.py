@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import cbor2
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
@@ -459,6 +460,25 @@ def test_random_coordinates_are_not_a_key(x, y):
     """Sixty-four bytes are a point by a chance of one in 2^256 only."""
     with pytest.raises(COSEError, match="not a point of its curve"):
         PublicKey.from_map({**EC, -2: x, -3: y})
+
+
+@ALGORITHMS
+def test_what_a_key_keeps_is_no_part_of_it(alg):
+    """A key that was used equals one that was not, and shows nothing of what it keeps."""
+    used = KEYS[alg].public
+    used.verify(KEYS[alg].sign(b"x"), b"x")
+    fresh = PublicKey(used.alg, used.point)
+    assert (fresh, hash(fresh), repr(fresh)) == (used, hash(used), repr(used))
+    assert msgspec.json.encode(fresh) == msgspec.json.encode(used)
+    assert fresh.kid == used.kid
+
+
+def test_a_key_that_is_no_point_verifies_nothing_however_often_it_is_asked():
+    """Nothing is kept of a failure."""
+    key = PublicKey(ES256, bytes(64))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Invalid EC key"):
+            key.verify(bytes(64), b"x")
 
 
 @pytest.mark.parametrize("alg", [0, -8, -9, -35, 5])

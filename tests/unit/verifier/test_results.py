@@ -18,7 +18,7 @@ from attester import cbor, cose
 from attester.cose import PrivateKey
 from verifier import result_keys, results, trust
 from verifier.errors import ResultError
-from verifier.result_keys import ResultKey
+from verifier.result_keys import ResultKey, VerifyingKey
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims
 from verifier.trust import Tier
 
@@ -69,6 +69,14 @@ def signed(claims: dict[str, Any]) -> str:
 def test_a_jwt_comes_back_as_it_was() -> None:
     """Encoded, signed, verified, read."""
     assert read(results.encode_jwt(result(), KEY)) == result()
+
+
+def test_what_keys_keep_is_computed_once() -> None:
+    """The thumbprint of a signing key, and its other forms."""
+    key = ResultKey(ec.generate_private_key(ec.SECP256R1()))
+    assert key.kid is key.kid
+    assert (key.verifying, key.cose, key.verifying.cose) == (key.verifying, key.cose, key.cose.public)
+    assert key.verifying == VerifyingKey(key.private.public_key())
 
 
 def test_a_cwt_comes_back_as_it_was() -> None:
