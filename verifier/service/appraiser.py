@@ -12,10 +12,11 @@ import structlog
 from prometheus_client import Counter
 
 from attester import kinds
-from verifier import appraisal, incidents, recording, results
-from verifier.appraisal import CheckedEvidence, NodeSnapshot, OpenedEvidence, PolicyOutcome, ResultSettings
+from verifier import appraisal, incidents, opening, recording, results
+from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome, ResultSettings
 from verifier.challenges import posing
 from verifier.errors import EvidenceError, PolicyError, StoreError
+from verifier.opening import OpenedEvidence, SealedEvidence
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
 from verifier.result_keys import ResultKey
@@ -60,24 +61,27 @@ class Appraiser:
             RequestError: the session does not exist, is over, or was given other evidence.
         """
         now_ms = self._service.now_ms()
-        opened = await offload_if_large(data, appraisal.read, media_type, data)
+        sealed = opening.read_envelope(media_type, data)
         for _ in range(_MAX_ATTEMPTS):
             try:
-                return await self._appraise(session, data, opened, now_ms)
+                return await self._appraise(session, data, sealed, now_ms)
             except StaleError:
                 # A policy, a reference value or a block changed meanwhile.  The result must go by the new one.
                 continue
         raise StoreError("policies, reference values or blocks change faster than evidence can be appraised")
 
     async def _appraise(
-        self, session: StoredSession, data: bytes, opened: OpenedEvidence, now_ms: int
+        self, session: StoredSession, data: bytes, sealed: SealedEvidence, now_ms: int
     ) -> Row:
         service = self._service
         async with service.db.read() as tx:
             known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
                 return known
-            node = await self._load_node(tx, session, opened)
+            node = await self._load_node(tx, session, sealed)
+        # No transaction waits for a signature, and nothing is loaded for evidence that the node did not sign.
+        opened = await offload_if_large(data, opening.authenticate, sealed, node)
+        async with service.db.read() as tx:
             inputs, context = await self._load_context(tx, session, node, opened, now_ms)
         checked = await offload_if_large(data, appraisal.check, opened, context)
         policy_input = checked.policy_input(context)
@@ -114,9 +118,9 @@ class Appraiser:
             self._shadow.enqueue(row["id"], inputs.rollout)
         return row
 
-    async def _load_node(self, tx: Tx, session: StoredSession, opened: OpenedEvidence) -> Node:
+    async def _load_node(self, tx: Tx, session: StoredSession, sealed: SealedEvidence) -> Node:
         if session.node_id is None:
-            node = await nodes.by_kid(tx, opened.kid)
+            node = await nodes.by_kid(tx, sealed.kid)
         else:
             node = await nodes.by_id(tx, session.node_id)
         if node is None:
