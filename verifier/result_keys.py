@@ -24,7 +24,11 @@ from verifier.errors import ResultError
 
 @dataclass(frozen=True)
 class ResultKey:
-    """A signing key of the verifier: P-256, for ES256."""
+    """
+    A signing key of the verifier: P-256, for ES256.
+
+    Its thumbprint and its other forms are made when they are first used, and kept with it.
+    """
 
     private: ec.EllipticCurvePrivateKey
 
@@ -40,8 +44,13 @@ class ResultKey:
 
     @cached_property
     def cose(self) -> cose.PrivateKey:
-        """The same key, to sign CWTs."""
+        """The same key, to sign JWTs and CWTs."""
         return cose.PrivateKey(self.private)
+
+    @cached_property
+    def jwt_header(self) -> str:
+        """The first part of each JWT that this key signs, and its full stop."""
+        return b64url(msgspec.json.encode({"alg": "ES256", "kid": self.kid, "typ": "eat+jwt"})) + "."
 
 
 @dataclass(frozen=True)

@@ -143,9 +143,18 @@ class AttestationResult(Struct, frozen=True, omit_defaults=True):
 
 def encode_jwt(result: AttestationResult, key: ResultKey) -> str:
     """Sign *result* as a JWT (RFC 7519) with ES256."""
-    return jwt.encode(
-        result.to_claims(), key.private, algorithm="ES256", headers={"kid": key.kid, "typ": "eat+jwt"}
-    )
+    return sign_jwt(encode_claims(result), key)
+
+
+def encode_claims(result: AttestationResult) -> bytes:
+    """The claims of *result* as JSON."""
+    return msgspec.json.encode(result.to_claims())
+
+
+def sign_jwt(claims: bytes, key: ResultKey) -> str:
+    """Sign encoded claims as a JWT (RFC 7515 §3.1)."""
+    signed = key.jwt_header + b64url(claims)
+    return f"{signed}.{b64url(key.cose.sign(signed.encode()))}"
 
 
 _PYJWT: Final = jwt.PyJWT()

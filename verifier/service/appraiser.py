@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
-import msgspec
 import structlog
 from prometheus_client import Counter
 
@@ -205,14 +204,15 @@ def sign_result(result: AttestationResult, key: ResultKey, issued_ms: int) -> Si
     Raises:
         EvidenceError: it is larger than readers accept.
     """
-    token = results.encode_jwt(result, key)
+    claims = results.encode_claims(result)
+    token = results.sign_jwt(claims, key)
     if len(token) > results.MAX_RESULT:
         raise EvidenceError(7, "evidence.size", "the result would be larger than readers accept")
     return Signed(
         result=result,
         id=result.jti,
         token=token,
-        claims=msgspec.json.encode(result.to_claims()).decode(),
+        claims=claims.decode(),
         status=result.ear_status,
         issued_ms=issued_ms,
         expires_ms=result.exp * 1000,
