@@ -162,14 +162,6 @@ def b64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def is_b64url(text: str) -> bool:
-    """Whether *text* is what `b64url` gives for some bytes."""
-    try:
-        return b64url(unb64url(text)) == text
-    except ResultError:
-        return False
-
-
 def unb64url(text: str) -> bytes:
     """The inverse of `b64url`; raises `ResultError` if *text* is not base64url."""
     try:

@@ -89,6 +89,13 @@ def test_a_jwt_is_what_pyjwt_would_write(text: str) -> None:
     assert read(ours) == read(theirs) == given
 
 
+def test_a_subject_that_is_no_text_is_refused() -> None:
+    """RFC 7519 §4.1.2."""
+    assert read(signed({**result().to_claims(), "sub": "x"})) == result()
+    with pytest.raises(ResultError, match="sub"):
+        read(results.sign_jwt(msgspec.json.encode({**result().to_claims(), "sub": 1}), KEY))
+
+
 def test_what_keys_keep_is_computed_once() -> None:
     """The thumbprint of a signing key, and its other forms."""
     key = ResultKey(ec.generate_private_key(ec.SECP256R1()))
