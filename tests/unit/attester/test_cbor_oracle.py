@@ -109,7 +109,7 @@ def loose_heads(draw: st.DrawFn, major: int, argument: int) -> bytes:
 INTEGERS = st.one_of(st.integers(0, 30), st.sampled_from([255, 256, 65535, 65536, 1 << 32, TOP - 1]))
 TEXTS = st.one_of(st.text("abc", max_size=4), st.text(max_size=3), st.text("aé€𝄞", max_size=4))
 ODD = st.sampled_from(
-    [bytes.fromhex(text) for text in ("f7", "f93c00", "f97e00", "e0", "f820", "c100", "c0")]
+    [bytes.fromhex(text) for text in ("f7", "f93c00", "f97e00", "e0", "f820", "c100", "c000")]
 )
 SIMPLE = st.sampled_from([b"\xf4", b"\xf5", b"\xf6"])
 

@@ -118,7 +118,8 @@ def test_changed_bits_at_the_end_of_a_part_are_judged_as_by_pyjwt(data: st.DataO
     parts[number] = parts[number][:-1] + last + end
     signed = ".".join(parts)
     token = f"{signed}.{b64url(KEY.cose.sign(signed.encode()))}"
-    assert read(jws.open_jwt, token) == read(oracle, token)
+    # pyjwt also reads a part with padding, which RFC 7515 §2 does not have.
+    assert read(jws.open_jwt, token) == ("refused" if "=" in token else read(oracle, token))
 
 
 @pytest.mark.parametrize(
