@@ -34,7 +34,7 @@ from bench.filled import fill_history
 from fixtures.fleet import Fleet
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from fixtures.transactions import transaction
-from verifier import appraisal, result_keys, results
+from verifier import appraisal, opening, result_keys, results
 from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges import posing
 from verifier.challenges.minting import Minter
@@ -234,13 +234,14 @@ class Steps:
         )
         self.key = ResultKey(PrivateKey.generate().native)  # type: ignore[arg-type]  # ES256 by default
 
-    def read(self) -> appraisal.OpenedEvidence:
-        """Steps 0 to 2."""
-        return appraisal.read("application/eat+cwt", self.evidence)
+    def open(self) -> opening.OpenedEvidence:
+        """Steps 0 to 4."""
+        sealed = opening.read_envelope("application/eat+cwt", self.evidence)
+        return opening.authenticate(sealed, self.context.node)
 
     def check(self) -> appraisal.CheckedEvidence:
-        """Steps 3 to 8."""
-        return appraisal.check(self.read(), self.context)
+        """All steps, 0 to 8."""
+        return appraisal.check(self.open(), self.context)
 
     def sign(self, checked: appraisal.CheckedEvidence, outcome: appraisal.PolicyOutcome) -> str:
         """Conclude and sign."""
@@ -264,8 +265,8 @@ def microseconds(work: Callable[[], object], count: int = 300) -> float:
 async def steps(folder: Path) -> dict[str, float]:
     """The cost of each step, microseconds."""
     s = Steps(folder)
-    read = microseconds(s.read)
-    check = microseconds(s.check) - read
+    opened = microseconds(s.open)
+    check = microseconds(s.check) - opened
     checked = s.check()
     given = checked.policy_input(s.context)
     async with workers(s.policy, Limits(workers=1)) as engine:
@@ -276,8 +277,8 @@ async def steps(folder: Path) -> dict[str, float]:
             times.append(time.perf_counter() - start)
     outcome = appraisal.read_outcome(raw, checked.submods)
     return {
-        "read: decode, bounds, profile (0-2)": read,
-        "check: signatures, schemes (3-8)": check,
+        "open: envelope, signature, payload (0-4)": opened,
+        "check: session, schemes, endpoint (5-8)": check,
         "policy: Rego in its worker process": median(times) * 1e6,
         "conclude and sign the EAR": microseconds(lambda: s.sign(checked, outcome)),
     }

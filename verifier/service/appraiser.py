@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeAlias, TypeVar
 
-import msgspec
 import structlog
 from prometheus_client import Counter
 
 from attester import kinds
-from verifier import appraisal, incidents, recording, results
-from verifier.appraisal import CheckedEvidence, NodeSnapshot, OpenedEvidence, PolicyOutcome, ResultSettings
+from verifier import appraisal, incidents, opening, recording, results
+from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome, ResultSettings
 from verifier.challenges import posing
 from verifier.errors import EvidenceError, PolicyError, RequestError, StoreError
+from verifier.opening import OpenedEvidence, SealedEvidence
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
 from verifier.result_keys import ResultKey
@@ -84,10 +84,10 @@ class Appraiser:
             RequestError: the session does not exist, is over, or was given other evidence.
         """
         now_ms = self._service.now_ms()
-        opened = await offload_if_large(data, appraisal.read, media_type, data)
+        sealed = opening.read_envelope(media_type, data)
         for _ in range(_MAX_ATTEMPTS):
             try:
-                return await self._appraise(session, data, opened, now_ms, open_next)
+                return await self._appraise(session, data, sealed, now_ms, open_next)
             except StaleError:
                 # A policy, a reference value or a block changed meanwhile.  The result must go by the new one.
                 continue
@@ -105,7 +105,7 @@ class Appraiser:
         self,
         session: StoredSession,
         data: bytes,
-        opened: OpenedEvidence,
+        sealed: SealedEvidence,
         now_ms: int,
         open_next: OpenNext | None,
     ) -> Answer:
@@ -117,7 +117,10 @@ class Appraiser:
             known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
                 return await _again(tx, session, known, now_ms)
-            node = await self._load_node(tx, session, opened)
+            node = await self._load_node(tx, session, sealed)
+        # No transaction waits for a signature, and nothing is loaded for evidence that the node did not sign.
+        opened = await offload_if_large(data, opening.authenticate, sealed, node)
+        async with service.db.read() as tx:
             inputs, context = await self._load_context(tx, session, node, opened, now_ms)
         checked = await offload_if_large(data, appraisal.check, opened, context)
         policy_input = checked.policy_input(context)
@@ -161,9 +164,9 @@ class Appraiser:
             self._shadow.enqueue(row["id"], inputs.rollout)
         return answer
 
-    async def _load_node(self, tx: Tx, session: StoredSession, opened: OpenedEvidence) -> Node:
+    async def _load_node(self, tx: Tx, session: StoredSession, sealed: SealedEvidence) -> Node:
         if session.node_id is None:
-            node = await nodes.by_kid(tx, opened.kid)
+            node = await nodes.by_kid(tx, sealed.kid)
         else:
             node = await nodes.by_id(tx, session.node_id)
         if node is None:
@@ -249,14 +252,15 @@ def sign_result(result: AttestationResult, key: ResultKey, issued_ms: int) -> Si
     Raises:
         EvidenceError: it is larger than readers accept.
     """
-    token = results.encode_jwt(result, key)
+    claims = results.encode_claims(result)
+    token = results.sign_jwt(claims, key)
     if len(token) > results.MAX_RESULT:
         raise EvidenceError(7, "evidence.size", "the result would be larger than readers accept")
     return Signed(
         result=result,
         id=result.jti,
         token=token,
-        claims=msgspec.json.encode(result.to_claims()).decode(),
+        claims=claims.decode(),
         status=result.ear_status,
         issued_ms=issued_ms,
         expires_ms=result.exp * 1000,

@@ -58,9 +58,10 @@ async def verification(request: web.Request) -> web.Response:
 
 async def jwks(request: web.Request) -> web.Response:
     """Every key that can have signed a live result (RFC 7517 §5)."""
-    keys = [key.verifying.jwk() for key in reversed(service_of(request).keys)]
-    return json_response(
-        {"keys": keys}, headers={"Cache-Control": "max-age=60"}, content_type="application/jwk-set+json"
+    return web.Response(
+        body=service_of(request).jwks,
+        headers={"Cache-Control": "max-age=60"},
+        content_type="application/jwk-set+json",
     )
 
 
