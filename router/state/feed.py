@@ -79,6 +79,8 @@ class Feed:
         self._reader = ResultReader(config.url, clock)
         self._known = KnownNodes(fleet, on_incident_state)
         self._reported_incidents = reported_incidents
+        self.on_page: Callable[[], object] = lambda: None
+        """Called after each page of a snapshot."""
         self._keys_at = 0.0
         self._place: int | None = None
         """The number of the last event that was taken in; `None` if only a snapshot can say what is true."""
@@ -189,6 +191,7 @@ class Feed:
                 await asyncio.sleep(0)
             self._known.take_listed(snapshot, entry.node, result, digest)
         snapshot.end_page(page.seq, page.next)
+        self.on_page()
 
     async def _read_listed(
         self, entries: Sequence[ListedResult], digests: Sequence[bytes]
