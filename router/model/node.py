@@ -12,13 +12,15 @@ from verifier.results import AttestationResult, NodeRecord
 _PLATFORM = "platform"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """What the verifier said of one node, and for which incidents work is kept from it."""
 
     node: str
     result: AttestationResult | None = field(default=None, kw_only=True)
     """The newest result; its signature was checked when it arrived."""
+    token_digest: bytes = field(default=b"", kw_only=True, repr=False)
+    """By which the result's token is known again (`router.state.result_reader`); empty if nobody looks for it."""
     revoked: bool = field(default=False, kw_only=True)
     retired: bool = field(default=False, kw_only=True)
     incidents: frozenset[str] = field(default=frozenset(), kw_only=True)

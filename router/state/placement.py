@@ -25,7 +25,7 @@ from router.state.pool import WorkloadPool
 from router.state.timers import Timers
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class NodeEntry:
     """One node: what the verifier said of it, and what this router measured."""
 
@@ -34,7 +34,7 @@ class NodeEntry:
     """Its incidents are those of the verifier and this router's own holds together."""
     heartbeat: Heartbeat
     verifier_incidents: frozenset[str] = frozenset()
-    own_holds: set[str] = field(default_factory=set)
+    own_holds: frozenset[str] = frozenset()
     statistics: dict[str, NodeStatistics] = field(default_factory=dict)
     """By model tier."""
     in_flight: dict[str, int] = field(default_factory=dict)
