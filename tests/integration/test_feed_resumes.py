@@ -397,13 +397,12 @@ async def test_a_result_of_a_page_that_was_refused_may_come_by_its_event(paged) 
             paged.key = new
             paged.trust("c")
             paged.send("result", node="c", token=paged.results["c"])
+        if after == "d" and len(paged.keys) == 1:
+            # The page with c was read before this one was asked for.
+            paged.keys.append(new.verifying.jwk())
+            paged.clock.forward(31)
 
     paged.on_page = meanwhile
     async with followed(paged) as feed:
-        await until(lambda: paged.connections)
-        before = code(feed, "c")
-        paged.keys.append(new.verifying.jwk())
-        paged.clock.forward(31)
-        paged.send("result", node="d", token=paged.token("d"))
-        await settled(paged, feed)
-        assert (before, code(feed, "d")) == ("result.missing", None)
+        await until(lambda: code(feed, "c") is None)
+        assert paged.loads == 1
