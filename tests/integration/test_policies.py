@@ -24,6 +24,8 @@ from verifier.result_keys import unb64url
 from verifier.store import policies
 from verifier.store.sqlite import SqliteDatabase
 
+STORES = ("sqlite", "postgres")
+
 WHY = {"actor": "kim", "reason": "because"}
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"
 ROLLBACK = "/api/v1/policies/rollback"
