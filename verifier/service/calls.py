@@ -29,8 +29,8 @@ from verifier.store.ids import new_nonce
 MAX_ANSWERS_BYTES: Final = 1 << 20
 """The size of the body of one request; 2,048 rows of several models fit."""
 _TICK_S: Final = 0.1
-_RETURN_EVERY_S: Final = 1.0
-"""How often it is looked whether a node has come back that is due."""
+_RETURN_S: Final = 2.0
+"""Calls that have waited for their nodes are spread over so many seconds."""
 _SOON_S: Final = 10.0
 
 _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -67,8 +67,8 @@ class CallScheduler:
         self._rng = rng or random.SystemRandom()
         self.plan = CallPlan(self._rng)
         self.channels = Channels(service)
-        self._deferred: dict[str, float] = {}
-        """By node, since when its due call waits for it to come back."""
+        self._deferred: set[str] = set()
+        """Nodes whose due call waits for them to come back."""
         self._seen = 0
         """The number of the last event whose node was taken in."""
 
@@ -152,8 +152,8 @@ class CallScheduler:
         drawn_together, drawn_wide, drawn_walk = (self._rng.random() for _ in range(3))
         models = self.plan.models(node_id)
         model = self._rng.choice(models) if models else None
-        if await self._waits_for(node_id, now):
-            self.plan.set(node_id, now + _RETURN_EVERY_S)
+        if (wait_s := await self._wait_for(node_id)) > 0:
+            self.plan.set(node_id, now + wait_s)
             return
         size = self.plan.group_size(node_id, model)
         walk = drawn_walk < calls.walk_share
@@ -164,17 +164,25 @@ class CallScheduler:
         else:
             await self.call(node_id, walk=walk, wide=model if drawn_wide < calls.wide_share else None)
 
-    async def _waits_for(self, node_id: str, now: float) -> bool:
-        """Whether a due call waits, because its node may come back: its channel has only just ended, or we have begun."""
+    async def _wait_for(self, node_id: str) -> float:
+        """
+        How many seconds a due call waits for its node to come back; 0 if it does not wait.
+
+        It waits once, if the node's channel has only just ended, or if all channels may have ended for our sake.
+        """
         grace_s = self._service.config.calls.grace_s
-        since = self._deferred.setdefault(node_id, now)
-        if now - since < grace_s and not await self.channels.is_open(node_id):
-            ended_s = await self.channels.ended_s(node_id)
-            # After an outage of ours, nodes may still be on their way back.
-            if self._service.duties.healthy_for_s < grace_s or (ended_s is not None and ended_s < grace_s):
-                return True
-        self._deferred.pop(node_id, None)
-        return False
+        if node_id in self._deferred:
+            self._deferred.discard(node_id)
+            return 0
+        healthy_s = self._service.duties.healthy_for_s
+        if await self.channels.is_open(node_id):
+            return 0
+        ended_s = await self.channels.ended_s(node_id)
+        known_s = healthy_s if ended_s is None else min(healthy_s, ended_s)
+        if known_s >= grace_s:
+            return 0
+        self._deferred.add(node_id)
+        return grace_s - known_s + self._rng.uniform(0, _RETURN_S)
 
     async def _call_together(self, due: str, group: list[str], model: str | None, *, walk: bool) -> None:
         """
