@@ -21,6 +21,7 @@ import asyncpg
 
 from verifier.errors import StoreError
 from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
+from verifier.store.known import Key, Known
 from verifier.store.scripts import read_scripts
 
 _CONNECTIONS: Final = 8
@@ -83,6 +84,7 @@ class PostgresDatabase:
         self._schema = f"touchstone_{schema.partition('.')[0]}"
         self._connections = connections
         self.stats = Stats()
+        self._known = Known()
         self._pool: asyncpg.Pool | None = None
 
     @property
@@ -179,12 +181,13 @@ class PostgresDatabase:
         async with self._connection() as connection:
             await connection.execute(_begin(of))
             try:
-                tx = _PostgresTx(connection, self.stats, is_alone=of is None)
+                tx = _PostgresTx(connection, self.stats, self._known, is_alone=of is None)
                 result = await work(tx)
                 await tx.run_last()
                 await connection.execute("COMMIT")
                 self.stats.commits += 1
                 self.stats.transactions += 1
+                self._known.add(tx.done_once)
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -195,7 +198,7 @@ class PostgresDatabase:
         """See `Database.read`."""
         with self._as_store_errors():
             async with self._connection() as connection:
-                yield _PostgresTx(connection, self.stats, is_alone=False)
+                yield _PostgresTx(connection, self.stats, self._known, is_alone=False)
 
     def scan(self) -> Any:
         """See `Database.scan`: the same as `read`, because the server does the work."""
@@ -248,9 +251,12 @@ class PostgresDatabase:
 class _PostgresTx:
     """Statements on one connection."""
 
-    def __init__(self, connection: asyncpg.Connection, stats: Stats, *, is_alone: bool) -> None:
+    def __init__(self, connection: asyncpg.Connection, stats: Stats, known: Known, *, is_alone: bool) -> None:
         self._connection = connection
         self._stats = stats
+        self._known = known
+        self.done_once: list[Key] = []
+        """What was run by `once`: it is known when it is committed."""
         self._is_alone = is_alone
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
@@ -279,6 +285,12 @@ class _PostgresTx:
         except asyncpg.IntegrityConstraintViolationError as error:
             raise ConflictError(str(error)) from None
         return [dict(row) for row in rows]
+
+    async def once(self, sql: SQL, *parameters: Any) -> None:
+        key = (_text(sql), parameters)
+        if key not in self._known:
+            await self.execute(sql, *parameters)
+            self.done_once.append(key)
 
     async def last(self, sql: SQL, *parameters: Any) -> None:
         self._last.append((sql, parameters))
