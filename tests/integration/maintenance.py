@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 from aiohttp import web
 from click.testing import CliRunner
 
+from fixtures.fleet import free_port
 from fixtures.simulator import SimulatedNode
 from tests.conftest import FakeClock, RunningVerifier, publish, seed
 from touchstone import main
@@ -102,3 +105,26 @@ async def attested(running: RunningVerifier, count: int = 1) -> list[SimulatedNo
     for node in nodes:
         await running.attest(node)
     return nodes
+
+
+async def lose_database(home: Home) -> None:
+    """What a lost disk leaves: an empty server, or no file; the home is as it was."""
+    url = home.config().store.url
+    if not url:
+        for path in home.path.glob("verifier.db*"):
+            path.unlink()
+        return
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA IF EXISTS touchstone_verifier CASCADE")
+    await connection.close()
+
+
+def other_home(home: Home, path: Path) -> Home:
+    """The home of a second replica: a copy made before the first start, that listens elsewhere."""
+    shutil.copytree(home.path, path)
+    config = path / "verifier.toml"
+    listen = home.config().service.listen
+    config.write_text(
+        config.read_text().replace(f'listen = "{listen}"', f'listen = "127.0.0.1:{free_port()}"')
+    )
+    return Home(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -35,23 +35,30 @@ class Check:
 Progress: TypeAlias = Callable[[str], None]
 
 
-async def find_faults(whole: Whole, checks: Sequence[Check], progress: Progress) -> list[Fault]:
+async def find_faults(
+    whole: Whole, schema: Mapping[str, Table], checks: Sequence[Check], progress: Progress
+) -> list[Fault]:
     """
     Check a database, and give what is wrong with it.
 
     Args:
+        schema: The tables that it should have.
         checks: The invariants of the service.
         progress: Called with the name of each check, before it is made.
     """
     faults: list[Fault] = []
     steps: list[tuple[str, Callable[[], Awaitable[list[str]]]]] = [
-        ("the file is whole", whole.integrity),
-        ("every reference leads to a row", lambda: _dangling(whole)),
+        ("the database is whole", whole.integrity),
+        ("the tables have their columns, keys and references", lambda: _other_form(whole, schema)),
+        ("every reference leads to a row", lambda: _dangling(whole, schema)),
         ("every counter is above the numbers of its table", lambda: _low_counters(whole)),
     ]
     for name, find in steps:
         progress(name)
         faults += [Fault(name, where) for where in await find()]
+    if whole.tables.keys() != schema.keys():
+        # The other checks ask tables that are not there.
+        return faults
     for check in checks:
         progress(check.name)
         faults += [Fault(check.name, where) for where in await _rows(whole, check)]
@@ -70,16 +77,32 @@ def _short(value: Any) -> str:
     return value.hex()[:32] if isinstance(value, bytes) else str(value)[:64]
 
 
-async def _dangling(whole: Whole) -> list[str]:
+async def _other_form(whole: Whole, schema: Mapping[str, Table]) -> list[str]:
     found = []
-    for name, table in whole.tables.items():
+    for name in sorted(whole.tables.keys() | schema.keys()):
+        here, expected = whole.tables.get(name), schema.get(name)
+        if here is None or expected is None:
+            found.append(f"table {name} is {'missing' if here is None else 'unknown'}")
+        elif not here.is_like(expected):
+            found.append(f"{name} has other columns, or another primary key")
+        elif set(here.links) != set(expected.links):
+            found.append(f"{name} has other references")
+    return found
+
+
+async def _dangling(whole: Whole, schema: Mapping[str, Table]) -> list[str]:
+    found = []
+    for name, table in schema.items():
         for link in table.links:
             joined = " AND ".join(
                 f'p."{to}" = c."{column}"'
                 for column, to in zip(link.columns, link.parent_columns, strict=True)
             )
             filled = " AND ".join(f'c."{column}" IS NOT NULL' for column in link.columns)
-            columns = ", ".join(f'c."{column}"' for column in (*table.key, *link.columns))
+            if not whole.tables.keys() >= {name, link.parent}:
+                continue
+            key = whole.tables[name].key
+            columns = ", ".join(f'c."{column}"' for column in dict.fromkeys((*key, *link.columns)))
             rows = await whole.tx.all(
                 f'SELECT {columns} FROM "{name}" c WHERE {filled}'
                 f' AND NOT EXISTS (SELECT 1 FROM "{link.parent}" p WHERE {joined}) LIMIT {MAX_SHOWN}'

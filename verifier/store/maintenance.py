@@ -12,6 +12,7 @@ from verifier.errors import StoreError
 from verifier.store import backups
 from verifier.store.backups import Manifest
 from verifier.store.checking import Check, Fault, Progress, find_faults
+from verifier.store.database import UnavailableError
 from verifier.store.files import new_file
 from verifier.store.opening import open_database, open_whole
 from verifier.store.scripts import read_scripts
@@ -69,19 +70,29 @@ async def check(place: Place, checks: Sequence[Check], progress: Progress) -> li
     Raises:
         StoreError: The database cannot be read.
     """
-    async with open_whole(place.url, place.file, Use.READ, schema=place.package) as whole:
-        progress(f"the schema is that of this version, {place.schema}")
-        if whole.version != place.schema:
-            # The other checks are about the tables of this version.
-            return [Fault("the schema", f"{whole.name} has schema {whole.version}, not {place.schema}")]
-        try:
-            return await find_faults(whole, checks, progress)
-        except StoreError as error:
-            # A damaged file cannot answer every question.
-            return [
-                *(Fault("the file is whole", found) for found in await whole.integrity()),
-                Fault("it can be read", str(error)),
-            ]
+    try:
+        async with open_whole(place.url, place.file, Use.READ, schema=place.package) as whole:
+            progress(f"the schema is that of this version, {place.schema}")
+            if whole.version != place.schema:
+                # The other checks are about the tables of this version.
+                return [Fault("the schema", f"{whole.name} has schema {whole.version}, not {place.schema}")]
+            return await _check(whole, place, checks, progress)
+    except (NoDatabaseError, UnavailableError):
+        raise
+    except StoreError as error:
+        # A damaged file cannot answer every question.
+        return [Fault("the database is whole", str(error))]
+
+
+async def _check(whole: Whole, place: Place, checks: Sequence[Check], progress: Progress) -> list[Fault]:
+    async with new_sqlite(Path(":memory:"), place.package) as fresh:
+        schema = fresh.tables
+    try:
+        return await find_faults(whole, schema, checks, progress)
+    except UnavailableError:
+        raise
+    except StoreError as error:
+        return [Fault("the database is whole", found) for found in (*await whole.integrity(), str(error))]
 
 
 class Restoration:

@@ -229,8 +229,6 @@ async def _describe(connection: asyncpg.Connection, schema: str) -> dict[str, Ta
         columns = await connection.fetch(_COLUMNS, row["oid"])
         constraints = await connection.fetch(_CONSTRAINTS, row["oid"])
         key = tuple(next((each["columns"] for each in constraints if each["kind"] == "p"), ()))
-        if not key:
-            raise StoreError(f"{name} has no primary key")
         tables[name] = Table(
             name=name,
             key=key,
