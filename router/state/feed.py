@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
-from typing import Final
+from typing import Final, TypeAlias
 
 import aiohttp
 import structlog
@@ -28,6 +28,7 @@ from router.state.feed_source import (
     ListedResult,
     LostPlaceError,
     ResultsPage,
+    one_ahead,
 )
 from router.state.fleet import Fleet
 from router.state.known_nodes import KnownNodes, ReadResult
@@ -43,8 +44,10 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 10.0
 _PLACED_AT_ONCE: Final = 50
 """Nodes that are placed before other work has its turn."""
 _READ_AT_ONCE: Final = 500
-_VERIFIED_AT_ONCE: Final = 125
-"""Tokens of a page that are read before other work has its turn, and of these that one thread verifies."""
+"""Tokens of a page that are read together."""
+
+_ReadEntry: TypeAlias = tuple[str, ReadResult, bytes]
+"""A node, its result, and the digest of the result's token."""
 
 _log = structlog.get_logger("router")
 
@@ -149,8 +152,8 @@ class Feed:
         """
         after = "" if self._begun is None else self._begun.after
         knows_nothing = not len(self._known)
-        async with aclosing(self._source.results(after)) as pages:
-            async for page in pages:
+        async with aclosing(one_ahead(self._read_pages(after))) as pages:
+            async for page, entries in pages:
                 if self._begun is None:
                     # Events are followed from the first page on, so that none is lost between the pages.
                     # Incidents are read after it and count before it: nobody is let in who is held.
@@ -158,7 +161,7 @@ class Feed:
                     incidents = await self._source.open_incidents()
                     self._begun = Snapshot(page.seq, incidents, reported)
                     self._known.begin(self._begun)
-                await self._take_page(self._begun, page)
+                await self._take_page(self._begun, page, entries)
                 # A page is the verifier's word of now, as good as a heartbeat, and each counts once: a snapshot
                 # that breaks goes on after it.  So one that cannot be completed closes the gate as silence does.
                 # A gate that silence has closed stays closed until all that may have been missed is known.
@@ -176,37 +179,34 @@ class Feed:
         # Only what it covers is asked from now on.
         snapshot.accepted.clear()
 
-    async def _take_page(self, snapshot: Snapshot, page: ResultsPage) -> None:
-        entries = page.results
-        digests: list[bytes] = []
-        found: list[ReadResult] = []
-        for at in range(0, len(entries), _READ_AT_ONCE):
-            part = entries[at : at + _READ_AT_ONCE]
-            part_digests = [self._reader.digest(entry.token) for entry in part]
-            found += await self._read_listed(part, part_digests)
-            digests += part_digests
-        # The whole page is read by now: an error must not leave a part of it taken in.
-        for number, (entry, result, digest) in enumerate(zip(entries, found, digests, strict=True)):
+    async def _take_page(self, snapshot: Snapshot, page: ResultsPage, entries: Sequence[_ReadEntry]) -> None:
+        for number, (node, result, digest) in enumerate(entries):
             if number % _PLACED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            self._known.take_listed(snapshot, entry.node, result, digest)
+            self._known.take_listed(snapshot, node, result, digest)
         snapshot.end_page(page.seq, page.next)
         self.on_page()
 
-    async def _read_listed(
-        self, entries: Sequence[ListedResult], digests: Sequence[bytes]
-    ) -> Sequence[ReadResult]:
+    async def _read_pages(self, after: str) -> AsyncGenerator[tuple[ResultsPage, list[_ReadEntry]], None]:
+        """Whole pages with their results: an error must not leave a part of a page taken in."""
+        async with aclosing(self._source.results(after)) as pages:
+            async for page in pages:
+                found: list[_ReadEntry] = []
+                for at in range(0, len(page.results), _READ_AT_ONCE):
+                    found += await self._read_listed(page.results[at : at + _READ_AT_ONCE])
+                yield page, found
+
+    async def _read_listed(self, entries: Sequence[ListedResult]) -> list[_ReadEntry]:
         """Each entry's result.  What was verified before, byte by byte the same, is not verified again."""
-        known = [
-            self._known_result(entry.node, digest) for entry, digest in zip(entries, digests, strict=True)
-        ]
+        digests = [self._reader.digest(entry.token) for entry in entries]
+        known = [self._known_result(each.node, digest) for each, digest in zip(entries, digests, strict=True)]
         tokens = [entry.token for entry, result in zip(entries, known, strict=True) if result is None]
-        parts = [tokens[at : at + _VERIFIED_AT_ONCE] for at in range(0, len(tokens), _VERIFIED_AT_ONCE)]
-        read = await asyncio.gather(*(asyncio.to_thread(self._reader.read_all, part) for part in parts))
-        verified = iter([result for results in read for result in results])
+        # In a thread, so that the loop can place nodes meanwhile.  More threads would only wait for each other:
+        # half of the work needs the interpreter.
+        verified = iter(await asyncio.to_thread(self._reader.read_all, tokens) if tokens else ())
         return [
-            await self._retried(entry.token, next(verified)) if result is None else result
-            for entry, result in zip(entries, known, strict=True)
+            (entry.node, result or await self._retried(entry.token, next(verified)), digest)
+            for entry, result, digest in zip(entries, known, digests, strict=True)
         ]
 
     def _known_result(self, node: str, digest: bytes) -> AttestationResult | None:

@@ -94,6 +94,7 @@ class Heard(Struct, frozen=True):
 
 
 P = TypeVar("P", ResultsPage, _IncidentsPage)
+T = TypeVar("T")
 
 
 class FeedSource:
@@ -120,7 +121,7 @@ class FeedSource:
 
     async def results(self, after: str) -> AsyncGenerator[ResultsPage, None]:
         """The pages of live results of the nodes whose ids come after *after*."""
-        async with aclosing(self._pages("/api/v1/results?", ResultsPage, after)) as pages:
+        async with aclosing(one_ahead(self._pages("/api/v1/results?", ResultsPage, after))) as pages:
             async for page in pages:
                 yield page
 
@@ -159,22 +160,12 @@ class FeedSource:
                 raise LostPlaceError(str(error)) from None
 
     async def _pages(self, path: str, kind: type[P], after: str) -> AsyncGenerator[P, None]:
-        """The pages of a list; the next is fetched while one is taken in."""
-        coming = asyncio.create_task(self._page(path, kind, after))
-        try:
-            while True:
-                page = await coming
-                following = page.next
-                if following is None or following <= after:
-                    yield page
-                    return
-                after = following
-                coming = asyncio.create_task(self._page(path, kind, after))
-                yield page
-        finally:
-            coming.cancel()
-            # Nobody else asks how the page that is not needed any more would have been.
-            await asyncio.gather(coming, return_exceptions=True)
+        while True:
+            page = await self._page(path, kind, after)
+            yield page
+            if page.next is None or page.next <= after:
+                return
+            after = page.next
 
     async def _page(self, path: str, kind: type[P], after: str, *, limit: int = _ON_A_PAGE) -> P:
         data = await self._get(f"{path}limit={limit}&after={quote(after)}")
@@ -194,6 +185,20 @@ class FeedSource:
         if data is None:
             raise FeedError(f"{path} is larger than {_MAX_PAGE} bytes")
         return data
+
+
+async def one_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same items, each made while the one before it is used."""
+    async with aclosing(items):
+        coming = asyncio.ensure_future(anext(items, None))
+        try:
+            while (item := await coming) is not None:
+                coming = asyncio.ensure_future(anext(items, None))
+                yield item
+        finally:
+            coming.cancel()
+            # Nobody else asks how the item that is not needed any more would have been.
+            await asyncio.gather(coming, return_exceptions=True)
 
 
 def _read_event(event: sse.Event) -> Heard:

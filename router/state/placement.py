@@ -51,10 +51,10 @@ class Placement:
         """Counts changes of who may do what.  It begins with the time, so that no two processes share one."""
         self.pools: dict[str, WorkloadPool] = {}
         self._by_tier: dict[str, list[WorkloadPool]] = {}
-        self._gate_timers = Timers()
-        """On the wall clock: results run out."""
-        self._lane_timers = Timers()
-        """On the monotonic clock: silence grows, breakers close."""
+        self._gate_timers = Timers(spread=1000.0)
+        """On the wall clock, in milliseconds: results run out."""
+        self._lane_timers = Timers(spread=1.0)
+        """On the monotonic clock, in seconds: silence grows, breakers close."""
         self.use_table(table)
 
     def use_table(self, table: Table) -> None:

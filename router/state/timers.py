@@ -14,9 +14,15 @@ class Timers:
     A heap in which each node that is due some time has a place.  If a node becomes due later than its
     place says, it is moved when that comes up: nearly all nodes are renewed before they are due,
     and most never come up at all.  A place that an earlier one has replaced is passed over.
+
+    Args:
+        spread: Places are up to this long before the due time.  Results run out on whole seconds, and
+            thousands of nodes would come up together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spread: float) -> None:
+        self._spread = spread
+        self._share = 0.0
         self._heap: list[tuple[float, str]] = []
         self._due: dict[str, float] = {}
         self._places: dict[str, float] = {}
@@ -31,9 +37,14 @@ class Timers:
             return
         self._due[node] = due
         if due < self._places.get(node, math.inf):
-            self._places[node] = due
-            heapq.heappush(self._heap, (due, node))
+            place = self._places[node] = self._before(due)
+            heapq.heappush(self._heap, (place, node))
             self.earliest = self._heap[0][0]
+
+    def _before(self, due: float) -> float:
+        # Multiples of the golden ratio are spread evenly, however many there are.
+        self._share = (self._share + 0.6180339887) % 1.0
+        return due - self._share * self._spread
 
     def pop_due(self, now: float) -> Iterator[str]:
         """Yield each node that is due, and forget its due time."""
@@ -42,8 +53,8 @@ class Timers:
             place, node = heap[0]
             due = self._due.get(node, math.inf) if self._places.get(node) == place else None
             if due is not None and now < due < math.inf:
-                self._places[node] = due
-                heapq.heapreplace(heap, (due, node))
+                place = self._places[node] = due if due - now <= self._spread else self._before(due)
+                heapq.heapreplace(heap, (place, node))
                 self.earliest = heap[0][0]
                 continue
             heapq.heappop(heap)

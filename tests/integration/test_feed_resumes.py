@@ -259,7 +259,7 @@ async def test_pages_count_as_contact(paged) -> None:
     """A snapshot may take longer than the silence that closes the gate."""
 
     async def slowly(_: str) -> None:
-        paged.clock.forward(25)
+        paged.clock.forward(15)
 
     async with followed(paged) as feed:
         silent: list[float] = []
@@ -269,8 +269,8 @@ async def test_pages_count_as_contact(paged) -> None:
         paged.trust("d", exp=paged.clock.seconds + 3000)
         paged.on_page = slowly
         await snapshot_again(paged)
-        # Five pages took 125 seconds.  The one after that which is taken in is on its way already.
-        assert (len(silent), all(each <= 50 for each in silent)) == (2, True)
+        # Five pages took 75 seconds.  The two after that which is taken in are on their way already.
+        assert (len(silent), all(each <= 45 for each in silent)) == (2, True)
 
 
 async def test_work_goes_on_while_a_snapshot_is_slow(paged) -> None:
@@ -397,13 +397,12 @@ async def test_a_result_of_a_page_that_was_refused_may_come_by_its_event(paged) 
             paged.key = new
             paged.trust("c")
             paged.send("result", node="c", token=paged.results["c"])
+        if after == "d" and len(paged.keys) == 1:
+            # The page with c was read before this one was asked for.
+            paged.keys.append(new.verifying.jwk())
+            paged.clock.forward(31)
 
     paged.on_page = meanwhile
     async with followed(paged) as feed:
-        await until(lambda: paged.connections)
-        before = code(feed, "c")
-        paged.keys.append(new.verifying.jwk())
-        paged.clock.forward(31)
-        paged.send("result", node="d", token=paged.token("d"))
-        await settled(paged, feed)
-        assert (before, code(feed, "d")) == ("result.missing", None)
+        await until(lambda: code(feed, "c") is None)
+        assert paged.loads == 1

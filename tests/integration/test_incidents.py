@@ -14,6 +14,8 @@ from tests.conftest import publish
 from verifier.incidents import BLAST_WINDOW_MS
 from verifier.service.sweep import sweep
 
+STORES = ("sqlite", "postgres")
+
 
 @pytest.fixture
 def altered(tmp_path: Path) -> Path:

@@ -16,6 +16,8 @@ from fixtures.transactions import transaction
 from verifier.store import sessions
 from verifier.store.database import ConflictError
 
+STORES = ("sqlite", "postgres")
+
 
 async def test_an_honest_node_becomes_affirming_when_called(verifier) -> None:
     """Manifest, read and a called walk right: every required claim is affirming."""

@@ -34,6 +34,7 @@ from verifier.store.sessions import StoredSession
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_GOOD: Final = "affirming"
 _HISTORY_LENGTH: Final = 16
 _MAX_ATTEMPTS: Final = 10
 _OFFLOAD_BYTES: Final = 32 * 1024
@@ -151,18 +152,25 @@ class Appraiser:
             return Answer(row, None if open_next is None else await open_next(tx, node))
 
         answer = await service.db.write(complete, of=node.id)
-        row = answer.row
+        self._note(answer.row, submission, checked, inputs)
+        return answer
+
+    def _note(
+        self, row: Row, submission: Submission, checked: CheckedEvidence, inputs: AppraisalInputs
+    ) -> None:
+        """Count and log an appraisal, and let the shadow policy judge it."""
         _appraised.labels(row["status"]).inc()
-        _log.info(
-            "appraised",
-            node=node.id,
-            status=row["status"],
-            channel=str(session.channel),
-            reasons=sorted({finding.code for finding in checked.findings}),
-        )
+        if checked.findings or row["status"] != _GOOD:
+            # The metrics count what is as it should be: at a thousand a second nobody reads a line for each.
+            _log.info(
+                "appraised",
+                node=submission.node.id,
+                status=row["status"],
+                channel=str(submission.session.channel),
+                reasons=sorted({finding.code for finding in checked.findings}),
+            )
         if submission.public:
             self._shadow.enqueue(row["id"], inputs.rollout)
-        return answer
 
     async def _load_node(self, tx: Tx, session: StoredSession, sealed: SealedEvidence) -> Node:
         if session.node_id is None:

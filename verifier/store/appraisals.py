@@ -94,7 +94,7 @@ async def complete(
     if submission.session.sealed:
         session = await sessions.store_sealed(tx, submission.session)
     else:
-        session = await sessions.get(tx, submission.session.id)
+        session = await sessions.state_of(tx, submission.session)
     if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
         return known, False
     await _check_generation(tx, submission.generation)
@@ -130,7 +130,9 @@ async def _take_consequences(tx: Tx, submission: Submission, held: NodeSnapshot,
     if held.devices_taken:
         found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
     await _claim_devices(tx, submission.devices, node.id)
-    held_by = await incidents.take_evidence(tx, node, submission.session_id, found, submission.passed, now_ms)
+    held_by = await incidents.take_evidence(
+        tx, node, submission.session_id, found, submission.passed, held.quarantined_by, now_ms
+    )
     return replace(held, quarantined_by=held_by)
 
 

@@ -211,6 +211,21 @@ async def get(tx: Tx, session_id: str) -> StoredSession:
     return session
 
 
+async def state_of(tx: Tx, session: StoredSession) -> StoredSession:
+    """
+    Give a session that was read earlier as it stands now.  Its challenges have not changed.
+
+    Raises:
+        RequestError: It is no longer stored.
+    """
+    row = await tx.one(
+        "SELECT status, expires_ms, appraisal_id, evidence_sha256 FROM sessions WHERE id = ?", session.id
+    )
+    if row is None:
+        raise RequestError("no such session", code="request.not-found")
+    return replace(session, **row)
+
+
 async def find(tx: Tx, session_id: str) -> StoredSession | None:
     """Give a session by its id; `None` if it has no row."""
     row = await tx.one("SELECT * FROM sessions WHERE id = ?", session_id)

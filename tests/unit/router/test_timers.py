@@ -18,7 +18,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_each_node_is_due_at_its_newest_time(steps) -> None:
     """Whatever was set before it, and only once."""
-    timers = Timers()
+    timers = Timers(spread=1.0)
     due: dict[str, float] = {}
     now = 0.0
     for node, after, is_popped in steps:
@@ -34,16 +34,32 @@ def test_each_node_is_due_at_its_newest_time(steps) -> None:
 
 def test_a_node_that_is_renewed_for_ever_has_one_place() -> None:
     """The heap does not grow with the renewals."""
-    timers = Timers()
+    timers = Timers(spread=1.0)
     for now in range(1000):
         timers.set_due("a", now + 300.0)
         assert list(timers.pop_due(float(now))) == []
     assert len(timers._heap) == 1
 
 
+def test_nodes_that_are_due_together_do_not_come_up_together() -> None:
+    """Each is moved or waits for its time in a moment of its own."""
+    timers = Timers(spread=1.0)
+    for number in range(100):
+        timers.set_due(f"n{number}", 10.0)
+    for number in range(100):
+        timers.set_due(f"n{number}", 20.0)
+    moved = []
+    for tenth in range(90, 101):
+        before = sum(place > 10.0 for place, _ in timers._heap)
+        assert list(timers.pop_due(tenth / 10)) == []
+        moved.append(sum(place > 10.0 for place, _ in timers._heap) - before)
+    assert (sum(moved), max(moved) <= 11) == (100, True)
+    assert len(list(timers.pop_due(20.0))) == 100
+
+
 def test_a_node_that_is_made_due_when_it_comes_up_is_due_again() -> None:
     """Also while others are popped."""
-    timers = Timers()
+    timers = Timers(spread=1.0)
     for node in "ab":
         timers.set_due(node, 1.0)
     popped = []
