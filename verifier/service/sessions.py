@@ -49,6 +49,7 @@ async def new_session(request: web.Request) -> web.Response:
     body = await read_body(request, 0)
     service.address_rates.spend(address_of(request))
     nonce, channel = _nonce(request)
+    _check_fence(service, channel)
     node: Node | None = None
     proof: Proof | None = None
     if "Authorization" in request.headers:
@@ -79,6 +80,24 @@ async def new_session(request: web.Request) -> web.Response:
     )
 
 
+def _check_fence(service: Service, channel: Channel) -> None:
+    """
+    Refuse strangers' sessions for some seconds after the database was restored, and callers' nonces for longer.
+
+    The database may have forgotten that a nonce was used: meanwhile, old evidence for it would still be fresh.
+    """
+    until_ms = service.fence.restored_ms
+    if channel == Channel.BACKGROUND and until_ms:
+        until_ms = service.fence.signed_ms + service.config.sessions.skew_s * 1000
+    wait_ms = until_ms - service.now_ms()
+    if wait_ms >= 0:
+        raise RequestError(
+            "the verifier's database was restored just now. Try again later",
+            code="request.replayed",
+            retry_after=wait_ms // 1000 + 1,
+        )
+
+
 async def _seal_session(service: Service, channel: Channel, nonce: bytes) -> StoredSession:
     """A session for anybody: it has no row until evidence for it verifies."""
     async with service.db.read() as tx:
@@ -96,7 +115,8 @@ async def load_session(service: Service, tx: Tx, session_id: str) -> StoredSessi
         RequestError: there is none.
     """
     sealed = service.sealer.open(session_id)
-    if sealed is None:
+    if sealed is None or sealed.issued_ms <= service.fence.restored_ms:
+        # Its row may be lost, with the result that it had.
         return await sessions.get(tx, session_id)
     return await sessions.find(tx, session_id) or sealed
 
@@ -143,7 +163,7 @@ async def _open(
     references: dict[str, str] = {}
     if node is not None:
         references = await service.inputs.load_reference_digests(tx, node.id, rollout)
-    return await sessions.open_session(
+    session = await sessions.open_session(
         tx,
         node_id=None if node is None else node.id,
         channel=channel,
@@ -155,6 +175,8 @@ async def _open(
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
     )
+    service.marks.cover(session.entries)
+    return session
 
 
 def wants_for(node: Node, *, walk: bool, wide: str | None = None) -> list[WantedChallenge]:

@@ -81,7 +81,7 @@ class PostgresDatabase:
     def __init__(self, url: str, *, schema: str = "verifier.store", connections: int = _CONNECTIONS) -> None:
         self._url = url
         self._package = schema
-        self._schema = f"touchstone_{schema.partition('.')[0]}"
+        self._schema = schema_name(schema)
         self._connections = connections
         self.stats = Stats()
         self._known = Known()
@@ -90,8 +90,7 @@ class PostgresDatabase:
     @property
     def name(self) -> str:
         """The database as it may be shown: without a password."""
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+        return shown_name(self._url)
 
     async def __aenter__(self) -> Self:
         """
@@ -181,7 +180,7 @@ class PostgresDatabase:
         async with self._connection() as connection:
             await connection.execute(_begin(of))
             try:
-                tx = _PostgresTx(connection, self.stats, self._known, is_alone=of is None)
+                tx = PostgresTx(connection, self.stats, self._known, is_alone=of is None)
                 result = await work(tx)
                 await tx.run_last()
                 await connection.execute("COMMIT")
@@ -198,7 +197,7 @@ class PostgresDatabase:
         """See `Database.read`."""
         with self._as_store_errors():
             async with self._connection() as connection:
-                yield _PostgresTx(connection, self.stats, self._known, is_alone=False)
+                yield PostgresTx(connection, self.stats, self._known, is_alone=False)
 
     def scan(self) -> Any:
         """See `Database.scan`: the same as `read`, because the server does the work."""
@@ -236,19 +235,37 @@ class PostgresDatabase:
 
     @contextmanager
     def _as_store_errors(self) -> Iterator[None]:
-        try:
+        with as_store_errors(self.name):
             yield
-        except _AGAIN:
-            raise
-        except asyncpg.IntegrityConstraintViolationError as error:
-            raise ConflictError(str(error)) from None
-        except _UNAVAILABLE as error:
-            raise UnavailableError(f"{self.name}: {error or type(error).__name__}") from None
-        except asyncpg.PostgresError as error:
-            raise StoreError(f"{self.name}: {error}") from None
 
 
-class _PostgresTx:
+def shown_name(url: str) -> str:
+    """Give the URL of a database as it may be shown: without a password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+
+
+def schema_name(package: str) -> str:
+    """Give the schema of the database that holds the tables of *package*."""
+    return f"touchstone_{package.partition('.')[0]}"
+
+
+@contextmanager
+def as_store_errors(name: str) -> Iterator[None]:
+    """Turn the driver's errors into `StoreError`, except those after which the work is to be done again."""
+    try:
+        yield
+    except _AGAIN:
+        raise
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise ConflictError(str(error)) from None
+    except _UNAVAILABLE as error:
+        raise UnavailableError(f"{name}: {error or type(error).__name__}") from None
+    except asyncpg.PostgresError as error:
+        raise StoreError(f"{name}: {error}") from None
+
+
+class PostgresTx:
     """Statements on one connection."""
 
     def __init__(self, connection: asyncpg.Connection, stats: Stats, known: Known, *, is_alone: bool) -> None:
@@ -261,6 +278,7 @@ class _PostgresTx:
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
+        """See `Tx.execute`."""
         self._stats.statements += 1
         try:
             status = await self._connection.execute(_text(sql), *parameters)
@@ -271,6 +289,7 @@ class _PostgresTx:
         return int(count) if count.isdigit() else 0
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
+        """See `Tx.one`."""
         self._stats.statements += 1
         try:
             row = await self._connection.fetchrow(_text(sql), *parameters)
@@ -279,6 +298,7 @@ class _PostgresTx:
         return None if row is None else dict(row)
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        """See `Tx.all`."""
         self._stats.statements += 1
         try:
             rows = await self._connection.fetch(_text(sql), *parameters)
@@ -293,6 +313,7 @@ class _PostgresTx:
             self.done_once.append(key)
 
     async def last(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.last`."""
         self._last.append((sql, parameters))
 
     async def run_last(self) -> None:
@@ -304,6 +325,7 @@ class _PostgresTx:
             await self.execute(sql, *parameters)
 
     async def alone(self) -> None:
+        """See `Tx.alone`."""
         if not self._is_alone:
             raise _NotAloneError
 

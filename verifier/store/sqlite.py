@@ -37,6 +37,9 @@ _STATEMENTS: Final = 512
 """Prepared statements that a connection keeps."""
 _UNAVAILABLE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
+BACKUP_ID: Final = 0x54534231
+"""SQLite's ``application_id`` of a backup, on which no service may work (`verifier.store.backups`)."""
+
 T = TypeVar("T")
 
 
@@ -136,6 +139,11 @@ class SqliteDatabase:
         newest = scripts[-1].number
         raw = self._writer.raw
         await _retry_busy(lambda: raw.execute("BEGIN EXCLUSIVE"))
+        if raw.execute("PRAGMA application_id").fetchone()["application_id"] == BACKUP_ID:
+            raw.execute("ROLLBACK")
+            raise StoreError(
+                f"{self._path} is a backup. Restore it: touchstone verifier restore, or router restore"
+            )
         version = raw.execute("PRAGMA user_version").fetchone()["user_version"]
         if version > newest:
             raw.execute("ROLLBACK")
@@ -144,7 +152,7 @@ class SqliteDatabase:
             )
         for script in scripts:
             if script.number > version:
-                for statement in _statements(script.text):
+                for statement in statements(script.text):
                     # In the thread: of a large file a statement takes seconds.
                     await self._writer.thread.execute_fetchall(statement)
         raw.execute(f"PRAGMA user_version = {newest}")
@@ -164,7 +172,7 @@ class SqliteDatabase:
         """See `Database.read`."""
         if self._committing is None:
             raise UnavailableError("the database is closed")
-        yield _SqliteTx(self._reader.raw, self.stats, self._known)
+        yield SqliteTx(self._reader.raw, self.stats, self._known)
 
     @asynccontextmanager
     async def scan(self) -> AsyncIterator[Tx]:
@@ -219,7 +227,7 @@ class SqliteDatabase:
         """Do one part of a group.  Raises if the transaction of the whole group is lost."""
         raw = self._writer.raw
         raw.execute("SAVEPOINT part")
-        tx = _SqliteTx(raw, self.stats, self._known)
+        tx = SqliteTx(raw, self.stats, self._known)
         try:
             result = await write.work(tx)
             tx.run_last()
@@ -256,7 +264,7 @@ class SqliteDatabase:
     def _error(self, error: sqlite3.Error | StoreError) -> StoreError:
         if isinstance(error, StoreError):
             return type(error)(f"{self._path}: {error}")
-        return _to_store_error(error, f"{self._path}: {error}")
+        return as_store_error(error, f"{self._path}: {error}")
 
 
 class _Connection:
@@ -316,7 +324,7 @@ async def _use_write_ahead_log(raw: sqlite3.Connection) -> None:
     await _retry_busy(lambda: raw.execute("PRAGMA journal_mode = WAL").fetchall())
 
 
-class _SqliteTx:
+class SqliteTx:
     """Statements on the event loop."""
 
     def __init__(self, connection: sqlite3.Connection, stats: Stats, known: Known) -> None:
@@ -328,23 +336,26 @@ class _SqliteTx:
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
+        """See `Tx.execute`."""
         self._stats.statements += 1
         try:
             return self._connection.execute(_text(sql), parameters).rowcount
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
+        """See `Tx.one`."""
         # All rows are fetched, because an UPDATE … RETURNING must run to its end.
         rows = await self.all(sql, *parameters)
         return rows[0] if rows else None
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        """See `Tx.all`."""
         self._stats.statements += 1
         try:
             return [dict(row) for row in self._connection.execute(_text(sql), parameters)]
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
 
     async def once(self, sql: SQL, *parameters: Any) -> None:
         key = (_text(sql), parameters)
@@ -353,6 +364,7 @@ class _SqliteTx:
             self.done_once.append(key)
 
     async def last(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.last`."""
         self._last.append((sql, parameters))
 
     def run_last(self) -> None:
@@ -362,10 +374,10 @@ class _SqliteTx:
             for sql, parameters in self._last:
                 self._connection.execute(_text(sql), parameters)
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
 
     async def alone(self) -> None:
-        pass
+        """See `Tx.alone`."""
 
 
 class _ScanTx:
@@ -384,7 +396,7 @@ class _ScanTx:
         try:
             rows = await self._thread.execute_fetchall(_text(sql), parameters)
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
         return [dict(row) for row in rows]
 
     async def execute(self, _sql: SQL, *_parameters: Any) -> int:
@@ -404,7 +416,8 @@ def _text(sql: SQL) -> str:
     return sql if isinstance(sql, str) else sql.sqlite
 
 
-def _to_store_error(error: sqlite3.Error, message: str | None = None) -> StoreError:
+def as_store_error(error: sqlite3.Error, message: str | None = None) -> StoreError:
+    """Give the error of the store that an error of SQLite is."""
     text = message or str(error)
     if isinstance(error, sqlite3.IntegrityError):
         return ConflictError(text)
@@ -413,12 +426,13 @@ def _to_store_error(error: sqlite3.Error, message: str | None = None) -> StoreEr
     return StoreError(text)
 
 
-def _statements(script: str) -> list[str]:
-    statements = []
+def statements(script: str) -> list[str]:
+    """Cut a script into its statements."""
+    found = []
     pending = ""
     for line in script.splitlines(keepends=True):
         pending += line
         if sqlite3.complete_statement(pending):
-            statements.append(pending)
+            found.append(pending)
             pending = ""
-    return statements
+    return found
