@@ -45,6 +45,7 @@ from verifier.store.nodes import Grant
 from verifier.store.opening import open_database
 from verifier.store.policies import ChangeAuthor
 from verifier.store.postgres import PostgresDatabase
+from verifier.store.sqlite import SqliteDatabase
 
 # A slow machine fails no test. `make test` draws the same examples each time and keeps none, so that
 # its verdict depends on the code alone; `make fuzz` draws new ones and keeps those that fail.
@@ -272,10 +273,12 @@ async def seed(home: Home, now_ms: int) -> None:
 
 @pytest.fixture
 async def verifier(
-    verifier_home: Home, clock: FakeClock, model_folder: Path
+    verifier_home: Home, clock: FakeClock, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RunningVerifier]:
     config = verifier_home.config()
     await seed(verifier_home, clock.ms)
+    # The clock that the test moves is the one that all replicas share.
+    monkeypatch.setattr(PostgresDatabase, "ahead_ms", SqliteDatabase.ahead_ms)
     async with open_service(verifier_home, config, clock.clock()) as service:
         await publish(service.db, service.pool_key, model_folder, clock.ms)
         app = make_app(service)

@@ -23,7 +23,7 @@ from verifier.service.http import json_response, parse_json, read_body
 from verifier.service.sessions import open_session, to_wire, wants_for
 from verifier.service.state import Service, service_of
 from verifier.store import events, nodes, sessions
-from verifier.store.database import Tx
+from verifier.store.database import Tx, UnavailableError
 from verifier.store.ids import new_nonce
 
 MAX_ANSWERS_BYTES: Final = 1 << 20
@@ -32,6 +32,8 @@ _TICK_S: Final = 0.1
 _RETURN_EVERY_S: Final = 1.0
 """How often it is looked whether a node has come back that is due."""
 _SOON_S: Final = 10.0
+_OUTAGE_GRACE_S: Final = 60.0
+"""How long a due call waits at least after an outage of ours: so long an attester may wait to come back."""
 
 _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _log = structlog.get_logger("verifier")
@@ -99,6 +101,8 @@ class CallScheduler:
                     await self.tick()
                 leads = service.duties.held
             except VerifierError as error:
+                if isinstance(error, UnavailableError):
+                    service.duties.note_failure()
                 _log.error("calls could not be made", error=str(error))
             await asyncio.sleep(_TICK_S)
 
@@ -136,6 +140,8 @@ class CallScheduler:
         made = [self._call_due(node_id, now) for node_id in due]
         for node_id, outcome in zip(due, await asyncio.gather(*made, return_exceptions=True), strict=True):
             if isinstance(outcome, VerifierError):
+                if isinstance(outcome, UnavailableError):
+                    self._service.duties.note_failure()
                 _log.error("a call could not be made", node=node_id, error=str(outcome))
                 self._call_soon(node_id, now)
             elif isinstance(outcome, BaseException):
@@ -168,10 +174,11 @@ class CallScheduler:
         """Whether a due call waits, because its node may come back: its channel has only just ended, or we have begun."""
         grace_s = self._service.config.calls.grace_s
         since = self._deferred.setdefault(node_id, now)
-        if now - since < grace_s and not await self.channels.is_open(node_id):
+        # After an outage of ours, nodes may still be on their way back.
+        after_outage = self._service.duties.healthy_for_s < max(grace_s, _OUTAGE_GRACE_S)
+        if (after_outage or now - since < grace_s) and not await self.channels.is_open(node_id):
             ended_s = await self.channels.ended_s(node_id)
-            # After an outage of ours, nodes may still be on their way back.
-            if self._service.duties.healthy_for_s < grace_s or (ended_s is not None and ended_s < grace_s):
+            if after_outage or (ended_s is not None and ended_s < grace_s):
                 return True
         self._deferred.pop(node_id, None)
         return False

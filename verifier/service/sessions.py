@@ -131,6 +131,7 @@ async def open_session(
             references=references,
             together=together,
             hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
+            healthy_since_ms=service.duties.healthy_since_ms,
         )
 
     try:

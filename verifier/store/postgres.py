@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
@@ -52,6 +51,8 @@ _UNAVAILABLE: Final = (
     asyncpg.QueryCanceledError,
     asyncpg.CannotConnectNowError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.PostgresSystemError,
     ConnectionError,
     TimeoutError,
     OSError,
@@ -176,12 +177,12 @@ class PostgresDatabase:
 
     async def _write_once(self, work: Work[T], of: str | None) -> T:
         async with self._connection() as connection:
-            await connection.execute(_begin(of))
             try:
+                await connection.execute(_begin(of))
                 tx = _PostgresTx(connection, is_alone=of is None)
                 result = await work(tx)
                 await tx.run_last()
-                await connection.execute("COMMIT")
+                await _commit(connection)
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -198,16 +199,15 @@ class PostgresDatabase:
         """See `Database.scan`: the same as `read`, because the server does the work."""
         return self.read()
 
-    async def ahead_ms(self) -> int:
+    async def ahead_ms(self, wall_ms: Callable[[], int]) -> int:
         """See `Database.ahead_ms`."""
-        loop = asyncio.get_running_loop()
         async with self.read() as tx:
-            before = loop.time()
+            before = wall_ms()
             row = await tx.one("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms")
-            after = loop.time()
+            after = wall_ms()
         assert row is not None
         # The server read its clock in the middle of the trip.
-        return int(row["now_ms"] - (time.time() - (after - before) / 2) * 1000)
+        return int(row["now_ms"]) - (before + after) // 2
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
@@ -296,6 +296,12 @@ def _begin(of: str | None) -> str:
     # Two names with the same 63 bits only wait for each other.
     key = int.from_bytes(hashlib.sha256(of.encode()).digest()[:8], "big") >> 1
     return f"BEGIN; SELECT pg_advisory_xact_lock_shared({_LOCK_SPACE}, {_ALL}); SELECT pg_advisory_xact_lock({key})"
+
+
+async def _commit(connection: asyncpg.Connection) -> None:
+    if await connection.execute("COMMIT") != "COMMIT":
+        # The server rolls back a transaction in which a statement has failed, and calls that no error.
+        raise StoreError("a statement of the transaction had failed")
 
 
 async def _roll_back(connection: asyncpg.Connection) -> None:
