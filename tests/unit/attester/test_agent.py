@@ -554,3 +554,19 @@ def test_a_tokens_bytes_are_deterministic():
     token = Token(bytes(32), ENROLMENT.ueid, 1, "https://v", {"platform": {}})
     payload = evidence.decode_envelope(token.sign(KEY)).payload
     assert cbor.encode(cbor.decode(payload, max_size=1000)) == payload
+
+
+async def test_a_verifier_that_asks_for_patience_is_given_it() -> None:
+    """The channel is not opened again before the seconds of Retry-After have passed."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise Ended
+
+    busy = VerifierError("busy", status=503, retry_after_s=7.0)
+    agent = Agent(Client([busy], [VerifierError("gone")]), Collector(), KEY, ENROLMENT, sleep=sleep)
+    with pytest.raises(Ended):
+        await agent.run()
+    assert waits[0] >= 7 > waits[1]
