@@ -18,8 +18,8 @@ import pytest
 from attester.client import VerifierClient
 from attester.errors import VerifierError
 from fixtures.fleet import Fleet, get_json
+from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode
-from tests.conftest import publish
 from verifier import result_keys
 from verifier.config import Home
 from verifier.policy import bundle as bundles

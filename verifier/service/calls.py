@@ -25,6 +25,7 @@ from verifier.service.state import Service, service_of
 from verifier.store import events, nodes, sessions
 from verifier.store.database import Tx, UnavailableError
 from verifier.store.ids import new_nonce
+from verifier.store.nodes import LiveNode
 
 MAX_ANSWERS_BYTES: Final = 1 << 20
 """The size of the body of one request; 2,048 rows of several models fit."""
@@ -32,6 +33,8 @@ _TICK_S: Final = 0.1
 _RETURN_EVERY_S: Final = 1.0
 """How often it is looked whether a node has come back that is due."""
 _SOON_S: Final = 10.0
+_SPARE_SHARE: Final = 0.2
+"""After a change of the process that calls: so much of its life, a result is still to live at the next call."""
 _OUTAGE_GRACE_S: Final = 60.0
 """How long a due call waits at least after an outage of ours: so long an attester may wait to come back."""
 
@@ -96,6 +99,8 @@ class CallScheduler:
                 await self.channels.push_waiting()
                 if service.duties.held:
                     if not leads:
+                        # Moments from before another process has called are worth nothing.
+                        self.plan = CallPlan(self._rng)
                         await self.refresh()
                     await self._take_changes()
                     await self.tick()
@@ -112,8 +117,18 @@ class CallScheduler:
         async with service.db.scan() as tx:
             _, self._seen = await events.bounds(tx)
             live = await nodes.live(tx)
-        planned = [(node_id, PlannedNode(operator, models)) for node_id, operator, models in live]
-        self.plan.replace_all(planned, service.clock.monotonic(), service.config.calls.max_interval_s)
+        planned = {node.id: PlannedNode(node.operator, node.models) for node in live}
+        within = {node.id: self._within_s(node) for node in live}
+        self.plan.replace_all(planned, service.clock.monotonic(), within)
+
+    def _within_s(self, node: LiveNode) -> float:
+        """How long a node's call may wait that was planned by a process before us: not until its result expires."""
+        service = self._service
+        lifetime_s, max_s = service.config.results.lifetime_s, service.config.calls.max_interval_s
+        left_s = (node.expires_ms - service.now_ms()) / 1000
+        if left_s <= 0:
+            return max_s
+        return min(max(left_s - lifetime_s * _SPARE_SHARE, _SOON_S), max_s)
 
     async def _take_changes(self) -> None:
         """Take in nodes that came or were retired since the last look."""
