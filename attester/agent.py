@@ -58,6 +58,8 @@ class Agent:
         self._now = now
         self._sleep = sleep
         self._rng = rng or random.Random()
+        self._answered = ""
+        """The last call whose answers the verifier has: if it comes again, it still waits for the evidence."""
 
     async def run(self) -> None:
         """Attest until cancelled."""
@@ -99,8 +101,9 @@ class Agent:
         answers = {}
         for challenge in session.models:
             answers[challenge.model] = await self._collector.answer(challenge)
-        if called:
+        if called and session.id != self._answered:
             await self._client.answer_call(session, answers)
+            self._answered = session.id
         token = Token(
             nonce=session.nonce,
             ueid=self._enrolment.ueid,

@@ -52,6 +52,7 @@ class _SessionBody(Struct, frozen=True, kw_only=True):
     challenge: _Challenge | None = None
     result: str | None = None
     session: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")] | None = None
+    next: _SessionBody | None = None
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,25 @@ class VerifierClient:
 
         The same evidence gives the same result, so it may be sent again whatever became of the first time.
         """
-        path = f"/challenge-response/v1/session/{session.id}"
+        result, _ = await self._submit(session, evidence, "")
+        return result
+
+    async def submit_and_go_on(self, session: Session, evidence: bytes) -> tuple[str, Session | None]:
+        """Submit evidence; returns the result, and the next session that the verifier opened with it, if it did."""
+        return await self._submit(session, evidence, "?next=1")
+
+    async def _submit(self, session: Session, evidence: bytes, query: str) -> tuple[str, Session | None]:
+        path = f"/challenge-response/v1/session/{session.id}{query}"
 
         async def send() -> bytes:
             _, data = await self._ask("POST", path, evidence, content_type=MEDIA_TYPE, signed=False)
             return data
 
         data = await self._insist(session, send)
-        result: str | None = _decode(data, _SessionBody).result
-        if result is None:
+        body: _SessionBody = _decode(data, _SessionBody)
+        if body.result is None:
             raise VerifierError("the verifier accepted the evidence but returned no result")
-        return result
+        return body.result, None if body.next is None else _to_session(body.next, "")
 
     async def answer_call(
         self, session: Session, answers: Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
@@ -262,7 +271,10 @@ def _decode(data: bytes, kind: Any) -> Any:
 
 
 def _session(data: bytes, session_id: str) -> Session:
-    body: _SessionBody = _decode(data, _SessionBody)
+    return _to_session(_decode(data, _SessionBody), session_id)
+
+
+def _to_session(body: _SessionBody, session_id: str) -> Session:
     try:
         nonce = base64.b64decode(body.nonce, validate=True)
     except (binascii.Error, ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 import cbor2
@@ -40,6 +41,8 @@ _CRV_P256, _CRV_ED25519 = 1, 6
 _MAX_HEADER_BYTES = 1024
 _MAX_KEY_BYTES = 256
 
+_ECDSA: Final = ec.ECDSA(hashes.SHA256())
+
 
 class Signer(Protocol):
     """What `sign` needs of a private key."""
@@ -56,13 +59,17 @@ class Signer(Protocol):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key for ES256 or Ed25519."""
+    """
+    A public key for ES256 or Ed25519.
+
+    Its thumbprint and the library's own object are made when they are first used, and kept with it.
+    """
 
     alg: int
     point: bytes
     """ES256: x ‖ y, 64 bytes.  Ed25519: 32 bytes."""
 
-    @property
+    @cached_property
     def kid(self) -> bytes:
         """The COSE Key Thumbprint with SHA-256, 32 bytes (RFC 9679)."""
         return hashlib.sha256(self.encode()).digest()
@@ -103,7 +110,8 @@ class PublicKey:
             # In Python, True equals 1, but its encoding differs.
             raise COSEError("not a COSE_Key of P-256 or Ed25519 with exactly its public parameters")
         try:
-            key._native()
+            # Reading the point checks it; the object is kept for `verify`.
+            _ = key._native
         except ValueError:
             raise COSEError("the key is not a point of its curve") from None
         if key.alg == ED25519 and not _is_ed25519_key(key.point):
@@ -118,18 +126,20 @@ class PublicKey:
             SignatureError: *signature* is not by this key over *data*.
         """
         try:
-            native = self._native()
+            native = self._native
             if isinstance(native, ed25519.Ed25519PublicKey):
                 native.verify(signature, data)
                 return
             if len(signature) != 64:
                 raise SignatureError("an ES256 signature has 64 bytes")
             r, s = (int.from_bytes(part, "big") for part in (signature[:32], signature[32:]))
-            native.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
+            native.verify(encode_dss_signature(r, s), data, _ECDSA)
         except InvalidSignature:
             raise SignatureError("the signature does not match the key and the data") from None
 
+    @cached_property
     def _native(self) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
+        """The key as the library has it.  Raises `ValueError`: not a point of its curve."""
         if self.alg == ES256:
             return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + self.point)
         return ed25519.Ed25519PublicKey.from_public_bytes(self.point)
@@ -178,7 +188,7 @@ class PrivateKey:
             return cls(ed25519.Ed25519PrivateKey.generate())
         raise COSEError(f"algorithm {alg} is not supported; use ES256 (-7) or Ed25519 (-19)")
 
-    @property
+    @cached_property
     def public(self) -> PublicKey:
         """The public half."""
         if isinstance(self.native, ed25519.Ed25519PrivateKey):
@@ -190,7 +200,7 @@ class PrivateKey:
         """A raw signature, 64 bytes: r ‖ s for ES256 (RFC 9053 §2.1)."""
         if isinstance(self.native, ed25519.Ed25519PrivateKey):
             return self.native.sign(data)
-        r, s = decode_dss_signature(self.native.sign(data, ec.ECDSA(hashes.SHA256())))
+        r, s = decode_dss_signature(self.native.sign(data, _ECDSA))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
@@ -213,6 +223,7 @@ class Sign1:
         tags: tuple[int, ...] = (TAG_SIGN1,),
         deterministic: bool = True,
         max_header: int = _MAX_HEADER_BYTES,
+        max_values: int | None = None,
     ) -> Sign1:
         """
         Read a message that carries exactly *tags*, outermost first.
@@ -223,25 +234,19 @@ class Sign1:
             tags: The tags that the message must have, outermost first.
             deterministic: As for `cbor.decode`, for the message and its protected header.
             max_header: The most bytes of the protected header.
+            max_values: As for `cbor.decode`, for the message; what the protected header holds is not counted.
 
         Raises:
             CBORError: the message or its protected header is not the required CBOR.
             COSEError: not a COSE_Sign1, or its header must be refused.
         """
-        value = cbor.decode(data, max_size=max_size, tags=tags, deterministic=deterministic)
-        for tag in tags:
-            if not isinstance(value, cbor2.CBORTag) or value.tag != tag:
-                raise COSEError(f"not tagged {tag}")
-            value = value.value
-        match value:
-            case [bytes(protected), dict(unprotected), bytes(payload), bytes(signature)]:
-                pass
-            case [bytes(), dict(), None, bytes()]:
-                raise COSEError("the payload is detached, which is not supported")
-            case _:
-                raise COSEError(
-                    "not the four parts of a COSE_Sign1: protected, unprotected, payload, signature"
-                )
+        split = _split(data, tags) if len(data) <= max_size else None
+        if split is None:
+            value = cbor.decode(
+                data, max_size=max_size, max_values=max_values, tags=tags, deterministic=deterministic
+            )
+            split = _parts(value, tags)
+        protected, unprotected, payload, signature = split
         header: Any = {}
         if protected:
             header = cbor.decode(protected, max_size=max_header, deterministic=deterministic)
@@ -279,6 +284,77 @@ class Sign1:
         key.verify(self.signature, _to_be_signed(self.protected, external_aad, self.payload))
 
 
+_Parts = tuple[bytes, dict[int | str, Any], bytes, bytes]
+"""Protected header, unprotected header, payload and signature."""
+
+_OPENINGS: Final = {
+    (TAG_SIGN1,): b"\xd2\x84",
+    (TAG_CWT, TAG_SIGN1): b"\xd8\x3d\xd2\x84",
+}
+"""By tags, the bytes before the protected header: the tags and the head of an array of four."""
+
+
+def _split(data: bytes, tags: tuple[int, ...]) -> _Parts | None:
+    """
+    The parts of a message in the usual form: deterministic, without an unprotected header.
+
+    Nothing is built but the parts.  `None`: it has another form, or none.  The CBOR reader tells.
+    """
+    opening = _OPENINGS.get(tags)
+    if opening is None or not data.startswith(opening):
+        return None
+    protected, place = _byte_string(data, len(opening))
+    if protected is None or data[place : place + 1] != b"\xa0":
+        return None
+    payload, place = _byte_string(data, place + 1)
+    if payload is None:
+        return None
+    signature, place = _byte_string(data, place)
+    if signature is None or place != len(data):
+        return None
+    return protected, {}, payload, signature
+
+
+_LONG_HEADS: Final = {0x58: (1, 24), 0x59: (2, 1 << 8), 0x5A: (4, 1 << 16)}
+"""Of byte strings: by the first byte, how many bytes of length follow, and the least length that needs them."""
+
+
+def _byte_string(data: bytes, place: int) -> tuple[bytes | None, int]:
+    """The byte string at *place* and where it ends; `None` if there is none whole and in its shortest form."""
+    first = data[place] if place < len(data) else 0
+    start, size = place + 1, first - 0x40
+    if first in _LONG_HEADS:
+        width, least = _LONG_HEADS[first]
+        start += width
+        size = int.from_bytes(data[place + 1 : start], "big")
+        if size < least:
+            return None, place
+    elif not 0 <= size < 24:
+        return None, place
+    end = start + size
+    return (data[start:end], end) if end <= len(data) else (None, place)
+
+
+def _parts(value: Any, tags: tuple[int, ...]) -> _Parts:
+    """
+    The parts of a decoded message.
+
+    Raises:
+        COSEError: it is not a COSE_Sign1 with exactly *tags*.
+    """
+    for tag in tags:
+        if not isinstance(value, cbor2.CBORTag) or value.tag != tag:
+            raise COSEError(f"not tagged {tag}")
+        value = value.value
+    match value:
+        case [bytes(protected), dict(unprotected), bytes(payload), bytes(signature)]:
+            return protected, unprotected, payload, signature
+        case [bytes(), dict(), None, bytes()]:
+            raise COSEError("the payload is detached, which is not supported")
+        case _:
+            raise COSEError("not the four parts of a COSE_Sign1: protected, unprotected, payload, signature")
+
+
 def sign(
     payload: bytes,
     key: Signer,
@@ -304,4 +380,5 @@ def sign(
 
 def _to_be_signed(protected: bytes, external_aad: bytes, payload: bytes) -> bytes:
     """The Sig_structure of RFC 9052 §4.4."""
-    return cbor.encode(["Signature1", protected, external_aad, payload])
+    # Three byte strings have one encoding each, so the library's own suffices.
+    return cbor2.dumps(["Signature1", protected, external_aad, payload])

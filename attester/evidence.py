@@ -31,6 +31,10 @@ MAX_EVIDENCE = 1 << 20
 MAX_FILES = 4096
 MAX_ROWS = 2048
 MAX_SUBMODS = 64
+_MAX_ENVELOPE_VALUES = 32
+"""An envelope has 7: two tags, the array, its four parts.  A stranger's may have more, which are not read."""
+_MAX_HEADER = 256
+"""Bytes of the protected header.  That of the profile has about 60."""
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 # Printable ASCII: people see what a node says, and it must not control their terminals.
@@ -280,11 +284,19 @@ def decode_envelope(data: bytes) -> cose.Sign1:
     """
     Read the COSE_Sign1 of a token, which must have exactly the headers of the profile.
 
+    The payload is not read.  What a stranger sends is cheap to refuse, whatever it holds.
+
     Raises:
         CBORError: it is not deterministic CBOR.
         COSEError: it is not ``61(18(…))``, or has other headers than alg, kid and typ.
     """
-    message = cose.Sign1.decode(data, max_size=MAX_EVIDENCE, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
+    message = cose.Sign1.decode(
+        data,
+        max_size=MAX_EVIDENCE,
+        tags=(cose.TAG_CWT, cose.TAG_SIGN1),
+        max_header=_MAX_HEADER,
+        max_values=_MAX_ENVELOPE_VALUES,
+    )
     if message.unprotected:
         raise COSEError("the unprotected header must be empty")
     if message.header.keys() != {cose.ALG, cose.KID, cose.TYP}:

@@ -5,7 +5,7 @@ The verifier runs as a process pinned to one core, its policy workers with it; n
 from another.  One attestation is a signed request for a session with a read and a walk,
 and evidence that answers them.
 
-    python -m bench.attestations [--seconds 8] [--nodes 16]
+    python -m bench.attestations [--seconds 8] [--nodes 64] [--fleet 100000 --results 1000000] [--followers 100]
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import os
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -28,10 +30,11 @@ from attester.weights.folder import open_folder
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from bench.common import machine, row
+from bench.filled import fill_history
 from fixtures.fleet import Fleet
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from fixtures.transactions import transaction
-from verifier import appraisal, result_keys, results
+from verifier import appraisal, opening, result_keys, results
 from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges import posing
 from verifier.challenges.minting import Minter
@@ -83,37 +86,106 @@ def cpu_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-async def load(fleet: Fleet, folder: Path, nodes: int, seconds: float) -> tuple[int, float, float]:
-    """Attest as fast as it goes; how many, in what time, for how much processor time."""
-    done = 0
-    pid = fleet.processes[0].pid
+@dataclass(frozen=True)
+class Measured:
+    """What one load cost."""
 
-    async def one(http: aiohttp.ClientSession, token: str) -> None:
-        nonlocal done
-        node = SimulatedNode(folder)
-        client = VerifierClient(http, fleet.verifier_url, node.key)
-        given = await client.enrol(token, [MODEL])
-        node.id, node.audience = given["node"], given["verifier"]
-        node.ueid = result_keys.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
-        ready.release()
-        await go.wait()
+    done: int
+    wall_s: float
+    cpu_s: float
+    statements: float
+    commits: float
+    written: int
+    """Bytes that the process had written to disk."""
+
+
+def counters(url: str) -> dict[str, float]:
+    """The verifier's counters of its store."""
+    found = {}
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        for line in response.read().decode().splitlines():
+            name, _, value = line.partition(" ")
+            if name.startswith("touchstone_store_"):
+                found[name.removeprefix("touchstone_store_")] = float(value)
+    return found
+
+
+def written_bytes(pid: int) -> int:
+    """Bytes that a process had written to disk."""
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        name, _, value = line.partition(": ")
+        if name == "write_bytes":
+            return int(value)
+    return 0
+
+
+class Nodes:
+    """Nodes that attest as fast as the verifier answers."""
+
+    def __init__(self, fleet: Fleet, folder: Path, count: int) -> None:
+        self._fleet = fleet
+        self._folder = folder
+        self._count = count
+        self._made: list[tuple[SimulatedNode, PrivateKey]] = []
+        self._done = 0
+
+    async def measure(self, seconds: float, trips: int) -> Measured:
+        """Let them attest for some seconds, in so many round trips each."""
+        pid = self._fleet.processes[0].pid
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+            if not self._made:
+                await self._enrol(http)
+            self._done = 0
+            start, cpu, written = time.monotonic(), cpu_seconds(pid), written_bytes(pid)
+            before = await asyncio.to_thread(counters, self._fleet.verifier_url)
+            deadline = start + seconds
+            await asyncio.gather(*(self._attest(http, node, deadline, trips) for node, _ in self._made))
+            after = await asyncio.to_thread(counters, self._fleet.verifier_url)
+            return Measured(
+                done=self._done,
+                wall_s=time.monotonic() - start,
+                cpu_s=cpu_seconds(pid) - cpu,
+                statements=after["statements"] - before["statements"],
+                commits=after["commits"] - before["commits"],
+                written=written_bytes(pid) - written,
+            )
+
+    async def _enrol(self, http: aiohttp.ClientSession) -> None:
+        for number in range(self._count):
+            token = await asyncio.to_thread(self._fleet.token, f"bench-{number % 16}", MODEL)
+            node = SimulatedNode(self._folder)
+            given = await VerifierClient(http, self._fleet.verifier_url, node.key).enrol(token, [MODEL])
+            node.id, node.audience = given["node"], given["verifier"]
+            node.ueid = result_keys.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
+            self._made.append((node, node.key))
+
+    async def _attest(
+        self, http: aiohttp.ClientSession, node: SimulatedNode, deadline: float, trips: int
+    ) -> None:
+        client = VerifierClient(http, self._fleet.verifier_url, node.key)
+        session: Session | None = None
         while time.monotonic() < deadline:
-            session = await client.open_session()
-            await client.submit(session, node.evidence(session, iat=int(time.time())))
-            done += 1
+            session = session or await client.open_session()
+            evidence = node.evidence(session, iat=int(time.time()))
+            if trips == 1:
+                _, session = await client.submit_and_go_on(session, evidence)
+            else:
+                await client.submit(session, evidence)
+                session = None
+            self._done += 1
 
-    ready, go = asyncio.Semaphore(0), asyncio.Event()
-    deadline = float("inf")
-    tokens = [await asyncio.to_thread(fleet.token, f"operator-{i}", MODEL) for i in range(nodes)]
+
+async def follow(url: str, count: int) -> None:
+    """Follow the events *count* times at once, until cancelled."""
+
+    async def one(http: aiohttp.ClientSession) -> None:
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with http.get(f"{url}/api/v1/events", timeout=timeout) as response:
+            async for _ in response.content.iter_any():
+                pass
+
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        tasks = [asyncio.create_task(one(http, token)) for token in tokens]
-        for _ in tasks:
-            await ready.acquire()
-        start, before = time.monotonic(), cpu_seconds(pid)
-        deadline = start + seconds
-        go.set()
-        await asyncio.gather(*tasks)
-        return done, time.monotonic() - start, cpu_seconds(pid) - before
+        await asyncio.gather(*(one(http) for _ in range(count)))
 
 
 class Steps:
@@ -162,13 +234,14 @@ class Steps:
         )
         self.key = ResultKey(PrivateKey.generate().native)  # type: ignore[arg-type]  # ES256 by default
 
-    def read(self) -> appraisal.OpenedEvidence:
-        """Steps 0 to 2."""
-        return appraisal.read("application/eat+cwt", self.evidence)
+    def open(self) -> opening.OpenedEvidence:
+        """Steps 0 to 4."""
+        sealed = opening.read_envelope("application/eat+cwt", self.evidence)
+        return opening.authenticate(sealed, self.context.node)
 
     def check(self) -> appraisal.CheckedEvidence:
-        """Steps 3 to 8."""
-        return appraisal.check(self.read(), self.context)
+        """All steps, 0 to 8."""
+        return appraisal.check(self.open(), self.context)
 
     def sign(self, checked: appraisal.CheckedEvidence, outcome: appraisal.PolicyOutcome) -> str:
         """Conclude and sign."""
@@ -192,8 +265,8 @@ def microseconds(work: Callable[[], object], count: int = 300) -> float:
 async def steps(folder: Path) -> dict[str, float]:
     """The cost of each step, microseconds."""
     s = Steps(folder)
-    read = microseconds(s.read)
-    check = microseconds(s.check) - read
+    opened = microseconds(s.open)
+    check = microseconds(s.check) - opened
     checked = s.check()
     given = checked.policy_input(s.context)
     async with workers(s.policy, Limits(workers=1)) as engine:
@@ -204,8 +277,8 @@ async def steps(folder: Path) -> dict[str, float]:
             times.append(time.perf_counter() - start)
     outcome = appraisal.read_outcome(raw, checked.submods)
     return {
-        "read: decode, bounds, profile (0-2)": read,
-        "check: signatures, schemes (3-8)": check,
+        "open: envelope, signature, payload (0-4)": opened,
+        "check: session, schemes, endpoint (5-8)": check,
         "policy: Rego in its worker process": median(times) * 1e6,
         "conclude and sign the EAR": microseconds(lambda: s.sign(checked, outcome)),
     }
@@ -226,12 +299,21 @@ def bare_crypto(count: int = 400) -> float:
     return microseconds(once, count) / 1e6
 
 
-def main() -> None:
-    """Measure and print."""
+def parse() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--nodes", type=int, default=16)
-    args = parser.parse_args()
+    parser.add_argument("--nodes", type=int, default=64, help="Nodes that attest.")
+    parser.add_argument("--fleet", type=int, default=0, help="Other nodes that the database knows.")
+    parser.add_argument("--results", type=int, default=0, help="Results of theirs that the database holds.")
+    parser.add_argument("--followers", type=int, default=0, help="Routers that follow the events.")
+    parser.add_argument("--rounds", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse()
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -241,7 +323,7 @@ def main() -> None:
             "per_address_per_minute": 1_000_000,
             "announced_per_hour": 1_000_000,
         }
-        fleet = Fleet(root, {"sessions": much, "policy": {"workers": 1}})
+        fleet = Fleet(root, {"sessions": much, "policy": {"workers": 1}, "pool": {"low_water": 0}})
         fleet.make_verifier()
         home = Home(fleet.verifier_home)
 
@@ -250,34 +332,64 @@ def main() -> None:
                 await fill(db, home.pool_key(), folder)
 
         asyncio.run(prepare())
+        if args.fleet:
+            fill_history(home.database, args.fleet, args.results, time.time_ns() // 1_000_000)
         try:
             # Inherited by the process and its workers: the verifier has one core, the nodes another.
             os.sched_setaffinity(0, {cores[0]})
+            start = time.monotonic()
             fleet.start_verifier()
+            ready_s = time.monotonic() - start
             os.sched_setaffinity(0, set(cores[1:]) or set(cores))
-            before = bare_crypto()
-            done, wall, cpu = asyncio.run(load(fleet, folder, args.nodes, args.seconds))
-            bare = median([before, bare_crypto()])
+            bare, found = asyncio.run(_rounds(Nodes(fleet, folder, args.nodes), fleet.verifier_url, args))
         finally:
             fleet.stop()
         cost = asyncio.run(steps(folder))
     sys.stdout.write(f"attestations, {args.nodes} nodes at once; {machine()}\n")
-    row(
-        "complete attestations through HTTP",
-        f"{done / wall:.0f} /s",
-        "session and evidence, verifier on one core",
-    )
-    row(
-        "the verifier's processor time for one",
-        f"{cpu / done * 1000:.2f} ms",
-        f"so {done / cpu:.0f} /s if nodes kept up",
-    )
-    row("bare cryptography of one", f"{bare * 1000:.2f} ms", "3 ES256 verifications, 1 signature")
-    row("ratio, bare cryptography to all", f"{bare / (cpu / done):.2f}")
+    if args.fleet:
+        row("other nodes and results in the database", f"{args.fleet}, {args.results}")
+    row("restart to ready", f"{ready_s:.1f} s")
+    row("bare cryptography of one", f"{bare * 1e6:.0f} us", "3 ES256 verifications, 1 signature")
+    for title, each in found:
+        _print(title, each, bare)
     for step, micros in cost.items():
         row(step, f"{micros:.0f} us")
-    rest = cpu / done * 1e6 - sum(cost.values())
-    row("HTTP twice, SQLite twice (synchronous=FULL), rest", f"{rest:.0f} us")
+
+
+async def _rounds(
+    nodes: Nodes, url: str, args: argparse.Namespace
+) -> tuple[float, list[tuple[str, Measured]]]:
+    found: list[tuple[str, Measured]] = []
+    crypto = []
+    await nodes.measure(1.0, 2)
+    for _ in range(args.rounds):
+        for trips, title in ((2, "two round trips"), (1, "one round trip")):
+            crypto.append(bare_crypto())
+            found.append((title, await nodes.measure(args.seconds, trips)))
+        if args.followers:
+            following = asyncio.create_task(follow(url, args.followers))
+            await asyncio.sleep(1)
+            found.append(
+                (f"one round trip, {args.followers} followers", await nodes.measure(args.seconds, 1))
+            )
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+    return median(crypto), found
+
+
+def _print(title: str, measured: Measured, bare: float) -> None:
+    each = measured.cpu_s / measured.done
+    row(
+        f"{title}: complete attestations",
+        f"{measured.done / measured.wall_s:.0f} /s",
+        f"{each * 1e6:.0f} us of the verifier's processor each, so {1 / each:.0f} /s and core",
+    )
+    row("  ratio to bare cryptography", f"{each / bare:.1f}")
+    row(
+        "  statements and commits for one",
+        f"{measured.statements / measured.done:.1f}, {measured.commits / measured.done:.2f}",
+        f"{measured.written / measured.done / 1024:.0f} KiB written to disk",
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _KILL_EVERY_S = 20.0
 def scenario(nodes: int, minutes: float) -> Scenario:
     """The run: calls come more often than by default, and results live as much shorter."""
     seconds = minutes * 60
-    calls = int(nodes * (seconds + 120) / 8) + 1000
+    calls = int(nodes * (seconds + 120) / 15) + 1000
     return Scenario(
         nodes=nodes,
         seconds=seconds,
@@ -37,9 +37,9 @@ def scenario(nodes: int, minutes: float) -> Scenario:
         # None in the last moments, so that what follows from a kill is seen.
         kills=max(int(seconds / _KILL_EVERY_S) - 1, 1),
         settings={
-            "calls": {"min_interval_s": 10.0, "max_interval_s": 20.0, "wide_share": 0.0},
-            "results": {"lifetime_s": 60},
-            "sessions": {"per_node_per_minute": 6000, "per_address_per_minute": 1_000_000},
+            "calls": {"min_interval_s": 15.0, "max_interval_s": 45.0, "wide_share": 0.0},
+            "results": {"lifetime_s": 120},
+            "sessions": {"lifetime_s": 60, "per_node_per_minute": 6000, "per_address_per_minute": 1_000_000},
             "policy": {"workers": 1},
         },
         reads=calls,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,10 +183,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server; skipped, saying so, where there is none."""
+    # A folder of its own: another run of the tests may delete pytest's.
+    with tempfile.TemporaryDirectory(prefix="touchstone-postgres-", ignore_cleanup_errors=True) as folder:
+        yield from _server(Path(folder))
+
+
+def _server(folder: Path) -> Iterator[str]:
     try:
-        with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+        with postgres_server(folder) as server:
             yield server
     except NoPostgresError as error:
         pytest.skip(str(error))

@@ -1,8 +1,8 @@
 """
 From evidence to a result, in pure steps: no I/O, no clock, no globals.
 
-    read(media_type, bytes)         → OpenedEvidence     steps 0 to 2: what it claims
-    check(opened, context)          → CheckedEvidence    steps 3 to 8: what is true
+    opening                         → OpenedEvidence     steps 0 to 4: what the node has signed
+    check(opened, context)          → CheckedEvidence    steps 5 to 8: what is true
     engine.evaluate(policy, input)  → PolicyOutcome      what that means (elsewhere, in a worker process)
     conclude(checked, outcome, …)   → AttestationResult  trust vectors, status, assurance, expiry
 
@@ -28,10 +28,11 @@ from typing import Any, Final
 
 import msgspec
 
-from attester import cose, evidence, kinds
-from attester.errors import CBORError, ClaimError, COSEError, SignatureError
+from attester import evidence, kinds
+from attester.errors import ClaimError
 from verifier import result_keys, results, trust
 from verifier.errors import EvidenceError, PolicyError
+from verifier.opening import OpenedEvidence
 from verifier.reasons import REASONS
 from verifier.results import Appraisal, AttestationResult, NodeRecord, ReasonEntry, VerifierClaims
 from verifier.schemes import platform, registry
@@ -42,20 +43,6 @@ from verifier.trust import Tier
 
 MAX_REASONS: Final = 64
 """Codes that a policy may give for one submodule."""
-
-
-@dataclass(frozen=True)
-class OpenedEvidence:
-    """Evidence after step 2: well-formed and of this profile.  Its signature is not checked yet."""
-
-    envelope: cose.Sign1
-    token: evidence.Token
-
-    @property
-    def kid(self) -> bytes:
-        """The thumbprint of the key that it claims to be signed with."""
-        kid: bytes = self.envelope.header[cose.KID]
-        return kid
 
 
 @dataclass(frozen=True)
@@ -142,75 +129,25 @@ class ResultSettings:
     """Where a relying party looks for revocation; ``{jti}`` stands for the result's id."""
 
 
-def read(media_type: str, data: bytes) -> OpenedEvidence:
-    """
-    Steps 0 to 2.
-
-    Raises:
-        EvidenceError: it names the step.
-    """
-    # 0. Media type and size.  The service refuses a larger body earlier, with `request.too-large`.
-    if not is_accepted(media_type):
-        raise EvidenceError(0, "evidence.media-type", f"the content type is {media_type[:100]!r}")
-    if len(data) > evidence.MAX_EVIDENCE:
-        raise EvidenceError(
-            0, "evidence.size", f"the evidence has {len(data)} bytes, more than {evidence.MAX_EVIDENCE}"
-        )
-    # 1. Strict decoding of the envelope and the token's own claims.
-    try:
-        envelope = evidence.decode_envelope(data)
-        token = evidence.Token.from_payload(envelope.payload)
-    except ClaimError as error:
-        # 2. Profile: under another one, the other claims may mean something else.
-        if error.claim == "eat_profile":
-            raise EvidenceError(2, "evidence.profile", str(error)) from None
-        raise EvidenceError(1, "evidence.malformed", str(error)) from None
-    except (CBORError, COSEError) as error:
-        raise EvidenceError(1, "evidence.malformed", str(error)) from None
-    return OpenedEvidence(envelope, token)
-
-
-def is_accepted(media_type: str) -> bool:
-    """Whether a Content-Type is that of this profile's evidence; its parameter may be left out."""
-    kind, _, parameters = media_type.partition(";")
-    if kind.strip().lower() != "application/eat+cwt":
-        return False
-    profile = parameters.strip()
-    return profile in ("", f'eat_profile="{evidence.PROFILE}"')
-
-
 def check(opened: OpenedEvidence, context: Context) -> CheckedEvidence:
     """
-    Steps 3 to 8.
+    Steps 5 to 8.
 
     Raises:
-        EvidenceError: steps 3 to 6 refuse it; it names the step.
+        EvidenceError: step 5 or 6 refuses it; it names the step.
     """
-    authenticate(opened, context)
+    match_session(opened, context)
     return examine(opened, context)
 
 
-def authenticate(opened: OpenedEvidence, context: Context) -> None:
+def match_session(opened: OpenedEvidence, context: Context) -> None:
     """
-    Steps 3 to 6: the session's node signed it, for this verifier, during the session.
+    Steps 5 and 6: it is for this verifier, and was signed during the session.
 
     Raises:
         EvidenceError: it names the step.
     """
-    envelope, token = opened.envelope, opened.token
-    node, session = context.node, context.session
-    # 3. The session's node by kid; algorithm and key are those it was enrolled with.
-    if opened.kid != node.key.kid:
-        raise EvidenceError(3, "evidence.key", "the key is not that of the session's node")
-    if envelope.header[cose.ALG] != node.key.alg:
-        raise EvidenceError(
-            3, "evidence.algorithm", "the algorithm is not the one that the key was enrolled with"
-        )
-    # 4. Signature over the bytes received.
-    try:
-        envelope.verify(node.key)
-    except SignatureError as error:
-        raise EvidenceError(4, "evidence.signature", str(error)) from None
+    token, node, session = opened.token, context.node, context.session
     # 5. Nonce.
     if not hmac.compare_digest(token.nonce, session.nonce):
         raise EvidenceError(5, "evidence.nonce", "the nonce is not the session's")

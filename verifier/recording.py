@@ -19,8 +19,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from attester.evidence import MEDIA_TYPE
-from verifier import appraisal, results
+from verifier import appraisal, opening, results
 from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome, ResultSettings
 from verifier.errors import RecordingError
 from verifier.results import AttestationResult
@@ -242,7 +241,7 @@ def examine(recording: Recording, context: Context) -> CheckedEvidence:
 
     The evidence was authenticated when it came (steps 0 to 6): refused evidence is not recorded.
     """
-    return appraisal.examine(appraisal.read(MEDIA_TYPE, recording.evidence), context)
+    return appraisal.examine(opening.reopen(recording.evidence), context)
 
 
 def conclude(

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jwt
@@ -23,7 +24,11 @@ from verifier.errors import ResultError
 
 @dataclass(frozen=True)
 class ResultKey:
-    """A signing key of the verifier: P-256, for ES256."""
+    """
+    A signing key of the verifier: P-256, for ES256.
+
+    Its thumbprint and its other forms are made when they are first used, and kept with it.
+    """
 
     private: ec.EllipticCurvePrivateKey
 
@@ -32,34 +37,49 @@ class ResultKey:
         """The JWK Thumbprint (RFC 7638), base64url."""
         return self.verifying.kid
 
-    @property
+    @cached_property
     def verifying(self) -> VerifyingKey:
         """The public half."""
         return VerifyingKey(self.private.public_key())
 
-    @property
+    @cached_property
     def cose(self) -> cose.PrivateKey:
-        """The same key, to sign CWTs."""
+        """The same key, to sign JWTs and CWTs."""
         return cose.PrivateKey(self.private)
+
+    @cached_property
+    def jwt_header(self) -> str:
+        """The first part of each JWT that this key signs, and its full stop."""
+        return b64url(msgspec.json.encode({"alg": "ES256", "kid": self.kid, "typ": "eat+jwt"})) + "."
 
 
 @dataclass(frozen=True)
 class VerifyingKey:
-    """A public key that can have signed a result."""
+    """
+    A public key that can have signed a result.
+
+    Its thumbprint and its COSE key are made when they are first used, and kept with it.
+    """
 
     public: ec.EllipticCurvePublicKey
 
-    @property
+    @cached_property
     def kid(self) -> str:
         """The JWK Thumbprint (RFC 7638), base64url."""
-        required = {name: self.jwk_members()[name] for name in ("crv", "kty", "x", "y")}
+        members = self.jwk_members()
+        required = {name: members[name] for name in ("crv", "kty", "x", "y")}
         text = json.dumps(required, separators=(",", ":"), sort_keys=True)
         return b64url(hashlib.sha256(text.encode()).digest())
 
+    @cached_property
+    def cose(self) -> cose.PublicKey:
+        """The same key, to verify CWTs."""
+        numbers = self.public.public_numbers()
+        return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+
     def jwk_members(self) -> dict[str, str]:
         """The public JWK without its kid (RFC 7517, RFC 7518 §6.2)."""
-        numbers = self.public.public_numbers()
-        x, y = (b64url(n.to_bytes(32, "big")) for n in (numbers.x, numbers.y))
+        x, y = b64url(self.cose.point[:32]), b64url(self.cose.point[32:])
         return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
 
     def jwk(self) -> dict[str, str]:
@@ -113,12 +133,6 @@ def read_jwks(data: bytes) -> dict[str, VerifyingKey]:
     return {key.kid: key for key in found}
 
 
-def to_cose_key(public: ec.EllipticCurvePublicKey) -> cose.PublicKey:
-    """A P-256 key as a COSE key."""
-    numbers = public.public_numbers()
-    return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
-
-
 def jwk_of(key: cose.PublicKey) -> dict[str, str]:
     """A node key as a JWK, for `cnf` (RFC 7800).  Its kid is the COSE thumbprint."""
     if key.alg == cose.ES256:
@@ -146,14 +160,6 @@ def cose_key_of(cnf: Mapping[str, Any]) -> cose.PublicKey:
 def b64url(data: bytes) -> str:
     """Base64url without padding (RFC 7515 §2)."""
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def is_b64url(text: str) -> bool:
-    """Whether *text* is what `b64url` gives for some bytes."""
-    try:
-        return b64url(unb64url(text)) == text
-    except ResultError:
-        return False
 
 
 def unb64url(text: str) -> bytes:

@@ -12,7 +12,7 @@ sample.
 from __future__ import annotations
 
 import math
-from collections import deque
+from array import array
 from typing import Final
 
 WINDOW: Final = 200
@@ -33,7 +33,8 @@ class Heartbeat:
 
     def __init__(self, interval_s: float) -> None:
         self._interval = interval_s
-        self.intervals: deque[float] = deque(maxlen=WINDOW)
+        self.intervals: array[float] = array("d")
+        """Between the last answers, at most `WINDOW`."""
         self.last_contact: float | None = None
         """When the node last answered a probe or completed work; at first, when it was first probed."""
         self._last_answer: float | None = None
@@ -66,6 +67,8 @@ class Heartbeat:
             interval = now - self._last_answer
             # The interval that ended an outage does not show how the node usually answers.
             if interval <= 2 * self._interval + self._pause:
+                if len(self.intervals) == WINDOW:
+                    del self.intervals[0]
                 self.intervals.append(interval)
                 self._measure()
         self._last_answer = self.last_contact = now

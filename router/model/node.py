@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from verifier.results import AttestationResult, NodeRecord
@@ -12,26 +11,27 @@ from verifier.results import AttestationResult, NodeRecord
 _PLATFORM = "platform"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """What the verifier said of one node, and for which incidents work is kept from it."""
 
     node: str
     result: AttestationResult | None = field(default=None, kw_only=True)
     """The newest result; its signature was checked when it arrived."""
+    token_digest: bytes = field(default=b"", kw_only=True, repr=False)
+    """By which the result's token is known again (`router.state.result_reader`); empty if nobody looks for it."""
     revoked: bool = field(default=False, kw_only=True)
     retired: bool = field(default=False, kw_only=True)
     incidents: frozenset[str] = field(default=frozenset(), kw_only=True)
     """Open quarantines: the verifier's, and the router's own."""
+    endpoint: tuple[str, str] | None = field(default=None, init=False, repr=False, compare=False)
+    """Where the node serves, and the pin of its TLS key, from its result."""
 
-    @cached_property
-    def endpoint(self) -> tuple[str, str] | None:
-        """Where the node serves, and the pin of its TLS key, from its result."""
+    def __post_init__(self) -> None:
+        """Find the endpoint once: every request asks for it."""
         match self._attester_claims().get("endpoint"):
             case {"url": str(url), "spki_sha256": str(pin)}:
-                return url, pin
-            case _:
-                return None
+                object.__setattr__(self, "endpoint", (url, pin))
 
     @property
     def capabilities(self) -> Mapping[str, Any]:

@@ -65,7 +65,8 @@ class NodeStatistics:
         self.own = Standing()
         self.others: dict[str, Standing] = {}
         """What other routers measured, by router."""
-        self.recent: dict[str, RecentDurations] = {name: RecentDurations() for name in SERIES}
+        self.recent: dict[str, RecentDurations] = {}
+        """By series; one that was never measured is not there."""
         self.recent_of_others: dict[str, dict[str, RecentDurations]] = {}
         self.load = Load()
         self.rating = Rating()
@@ -90,11 +91,16 @@ class NodeStatistics:
 
     def _add_durations(self, execution: Execution, now: float) -> None:
         if execution.first_token_s is None:
-            self.recent["answer"].add(execution.seconds, now)
+            self._add_duration("answer", execution.seconds, now)
             return
-        self.recent["first"].add(execution.first_token_s, now)
+        self._add_duration("first", execution.first_token_s, now)
         if execution.token_s is not None:
-            self.recent["token"].add(execution.token_s, now)
+            self._add_duration("token", execution.token_s, now)
+
+    def _add_duration(self, series: str, seconds: float, now: float) -> None:
+        if series not in self.recent:
+            self.recent[series] = RecentDurations()
+        self.recent[series].add(seconds, now)
 
     def forget_completions(self, now: float) -> None:
         """Return the node to probation: good work is forgotten, failures are not."""
@@ -106,7 +112,7 @@ class NodeStatistics:
 
     def aggregate(self, now: float) -> StatisticsAggregate:
         """What this router measured, to be stored and shared."""
-        slices = {}
+        slices: dict[str, dict[int, Counts]] = {name: {} for name in SERIES}
         for name, recent in self.recent.items():
             recent.forget(now)
             slices[name] = recent.slices
@@ -115,7 +121,9 @@ class NodeStatistics:
     def restore(self, aggregate: StatisticsAggregate, now: float) -> None:
         """Take up what this router measured before it was restarted."""
         self.own = aggregate.standing
-        self.recent = {name: RecentDurations(aggregate.slices.get(name)) for name in SERIES}
+        self.recent = {
+            name: RecentDurations(aggregate.slices[name]) for name in SERIES if aggregate.slices.get(name)
+        }
         self.update_rating(now)
 
     def merge_peer(self, router: str, aggregate: StatisticsAggregate, now: float) -> None:
@@ -126,8 +134,8 @@ class NodeStatistics:
 
     def last_hour(self, series: str, now: float) -> Counts:
         """The durations of a series that all routers measured."""
-        others = (of[series] for of in self.recent_of_others.values() if series in of)
-        return merged([self.recent[series], *others], now)
+        everybodys = (self.recent, *self.recent_of_others.values())
+        return merged([of[series] for of in everybodys if series in of], now)
 
     def update_rating(self, now: float) -> None:
         """Bring the rating up to *now*."""

@@ -9,7 +9,7 @@ constant time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -43,7 +43,9 @@ class Fleet:
         self._operator_holds = OperatorHolds()
         self._placement = Placement(table, clock, self._operator_holds)
         self._verifier_heard_at: float | None = None
-        self._sweep: Iterator[str] = iter(())
+        self._swept: list[NodeEntry] = []
+        """All nodes, in the order in which they are swept.  A node that is known once stays."""
+        self._next_swept = 0
         self._changed: set[tuple[str, str]] = set()
         """Nodes and tiers whose statistics are not stored yet."""
 
@@ -164,6 +166,7 @@ class Fleet:
         if entry is None:
             entry = NodeEntry(key=key, view=view, heartbeat=Heartbeat(self._probe_every_s))
             self._entries[view.node] = entry
+            self._swept.append(entry)
             self._nodes_of.setdefault(key[0], set()).add(view.node)
         elif entry.key != key:
             # A result can name the operator of a node that an incident made known first.
@@ -176,7 +179,8 @@ class Fleet:
         if view.retired:
             self._nodes_of[key[0]].discard(view.node)
         entry.verifier_incidents = view.incidents
-        entry.view = replace(view, incidents=view.incidents | entry.own_holds)
+        # Nearly all nodes are held by nobody, and then there is one view for the feed and the fleet.
+        entry.view = replace(view, incidents=view.incidents | entry.own_holds) if entry.own_holds else view
         self._placement.check_gates(entry)
 
     def drop_node(self, node: str) -> None:
@@ -203,13 +207,13 @@ class Fleet:
     def begin_hold(self, node: str, hold: str) -> None:
         """Keep work from a node, for a reason of this router's own."""
         entry = self._entry(node)
-        entry.own_holds.add(hold)
+        entry.own_holds |= {hold}
         self._apply_holds(entry)
 
     def end_hold(self, node: str, hold: str) -> None:
         """End a hold of this router's own."""
         entry = self._entry(node)
-        entry.own_holds.discard(hold)
+        entry.own_holds -= {hold}
         self._apply_holds(entry)
 
     def _apply_holds(self, entry: NodeEntry) -> None:
@@ -311,12 +315,9 @@ class Fleet:
     def sweep(self, count: int) -> None:
         """Check the objectives of the next *count* nodes: standings fade, and quantiles cost too much per request."""
         now = self._clock.unix()
-        for _ in range(min(count, len(self._entries))):
-            node = next(self._sweep, None)
-            if node is None:
-                self._sweep = iter(list(self._entries))
-                continue
-            entry = self._entries[node]
+        for _ in range(min(count, len(self._swept))):
+            entry = self._swept[self._next_swept]
+            self._next_swept = (self._next_swept + 1) % len(self._swept)
             for tier, statistics in entry.statistics.items():
                 pace = statistics.pace
                 statistics.check_objectives(self._placement.workload_of_tier(tier), now)

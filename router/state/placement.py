@@ -25,7 +25,7 @@ from router.state.pool import WorkloadPool
 from router.state.timers import Timers
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class NodeEntry:
     """One node: what the verifier said of it, and what this router measured."""
 
@@ -34,7 +34,7 @@ class NodeEntry:
     """Its incidents are those of the verifier and this router's own holds together."""
     heartbeat: Heartbeat
     verifier_incidents: frozenset[str] = frozenset()
-    own_holds: set[str] = field(default_factory=set)
+    own_holds: frozenset[str] = frozenset()
     statistics: dict[str, NodeStatistics] = field(default_factory=dict)
     """By model tier."""
     in_flight: dict[str, int] = field(default_factory=dict)
@@ -51,10 +51,10 @@ class Placement:
         """Counts changes of who may do what.  It begins with the time, so that no two processes share one."""
         self.pools: dict[str, WorkloadPool] = {}
         self._by_tier: dict[str, list[WorkloadPool]] = {}
-        self._gate_timers = Timers()
-        """On the wall clock: results run out."""
-        self._lane_timers = Timers()
-        """On the monotonic clock: silence grows, breakers close."""
+        self._gate_timers = Timers(spread=1000.0)
+        """On the wall clock, in milliseconds: results run out."""
+        self._lane_timers = Timers(spread=1.0)
+        """On the monotonic clock, in seconds: silence grows, breakers close."""
         self.use_table(table)
 
     def use_table(self, table: Table) -> None:

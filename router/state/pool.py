@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from router.choose.candidates import LANES, Key, Lane, SortedCandidates
@@ -29,8 +28,8 @@ class _Placing:
         self.lane: Lane | None = None
         self.code = ""
         self.detail = ""
-        self.history: deque[tuple[int, str, str]] = deque(maxlen=_HISTORY)
-        """Version, code and detail; an empty code from versions in which nothing kept it out."""
+        self.history: tuple[tuple[int, str, str], ...] = ()
+        """Version, code and detail; an empty code from versions in which nothing kept it out.  Most have one entry."""
 
 
 class WorkloadPool:
@@ -127,7 +126,7 @@ class WorkloadPool:
             self._count_code(placing.code, -1)
             self._count_code(code, 1)
         placing.code, placing.detail = code, detail
-        placing.history.append((version, code, detail))
+        placing.history = (*placing.history[1 - _HISTORY :], (version, code, detail))
         return True
 
     def remove(self, key: Key) -> None:

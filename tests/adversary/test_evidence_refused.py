@@ -187,6 +187,84 @@ async def test_an_algorithm_that_was_not_enrolled_is_refused(verifier) -> None:
     await refused(verifier, session, cbor.encode(value), 403, "evidence.algorithm")
 
 
+@pytest.fixture
+def read_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all that the CBOR library is given to read."""
+    sizes: list[int] = []
+    load: Callable[..., Any] = cbor2.load
+
+    def spy(stream: Any, **options: Any) -> Any:
+        sizes.append(len(stream.getvalue()))
+        return load(stream, **options)
+
+    monkeypatch.setattr(cbor2, "load", spy)
+    return sizes
+
+
+MUCH = cbor.encode({266: {"model/a": {-80003: {number: {} for number in range(29_000)}}}}) + bytes(120_000)
+"""29,000 maps, of which each is expensive to read."""
+
+
+def by_a_stranger(node: SimulatedNode) -> bytes:
+    return cose.sign(
+        MUCH, PrivateKey.generate(), header={cose.TYP: COSE_TYP}, tags=(cose.TAG_CWT, cose.TAG_SIGN1)
+    )
+
+
+def under_the_nodes_kid(node: SimulatedNode) -> bytes:
+    protected = cbor.encode({cose.ALG: cose.ES256, cose.KID: node.key.public.kid, cose.TYP: COSE_TYP})
+    signature = PrivateKey.generate().sign(cbor.encode(["Signature1", protected, b"", MUCH]))
+    return cbor.encode(cbor2.CBORTag(61, cbor2.CBORTag(18, [protected, {}, MUCH, signature])))
+
+
+def in_the_envelope(node: SimulatedNode) -> bytes:
+    maps = b"\x9a\x00\x03\x0d\x40" + b"\xa0" * 200_000
+    return b"\xd8\x3d\xd2\x84\x40\xa0" + maps + b"\x40"
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "code"),
+    [
+        (by_a_stranger, 403, "evidence.key"),
+        (under_the_nodes_kid, 403, "evidence.signature"),
+        (in_the_envelope, 400, "evidence.malformed"),
+    ],
+)
+async def test_a_stranger_buys_no_parsing(
+    verifier, read_sizes: list[int], make: Callable[[SimulatedNode], bytes], status: int, code: str
+) -> None:
+    """200 kB and more of what is expensive to read, without the key of a node: the reader is given next to nothing."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    data = make(node)
+    read_sizes.clear()
+    await refused(verifier, session, data, status, code)
+    assert sum(read_sizes) < 100
+    await then_honest_evidence_still_passes(verifier, session, node)
+
+
+async def test_the_same_payload_is_read_if_the_node_signed_it(verifier, read_sizes: list[int]) -> None:
+    """Without the signature in between, the whole of it is what a stranger would have bought."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    data = cose.sign(MUCH, node.key, header={cose.TYP: COSE_TYP}, tags=(cose.TAG_CWT, cose.TAG_SIGN1))
+    read_sizes.clear()
+    await refused(verifier, session, data, 400, "evidence.malformed")
+    assert max(read_sizes) == len(MUCH)
+
+
+async def test_evidence_with_two_faults_is_refused_for_its_key(verifier) -> None:
+    """The payload is the last that is read: a stranger learns nothing about how it is judged."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    evidence = node.evidence(session, iat=verifier.clock.seconds)
+    for change, _ in PAYLOADS.values():
+        await refused(
+            verifier, session, with_payload(evidence, PrivateKey.generate(), change), 403, "evidence.key"
+        )
+    await then_honest_evidence_still_passes(verifier, session, node)
+
+
 @pytest.mark.parametrize(
     "header",
     [

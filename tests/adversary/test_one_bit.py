@@ -22,7 +22,7 @@ from attester.weights.select import kernel
 from attester.weights.tensors import Tensor, TensorFiles
 from fixtures.minilm import MODEL
 from fixtures.simulator import SimulatedNode
-from verifier import appraisal
+from verifier import appraisal, opening
 from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges.minting import Minter
 from verifier.challenges.pool_key import PoolKey, WalkParameters
@@ -69,7 +69,7 @@ class Judge:
         platform = write_submod({"capabilities": CAPABILITIES})
         submods = {"platform": platform, f"model/{MODEL}": write_submod(claims)}
         token = Token(bytes(32), self.simulated.ueid, NOW, "v", submods)
-        opened = appraisal.read("application/eat+cwt", token.sign(self.simulated.key))
+        sealed = opening.read_envelope("application/eat+cwt", token.sign(self.simulated.key))
         answers = {MODEL: Answers(walk=tuple(answer.hex() for answer in walk.answers))}
         session = Session(
             id="s",
@@ -99,7 +99,7 @@ class Judge:
             history={},
             thresholds=self.policy.thresholds,
         )
-        checked = appraisal.check(opened, context)
+        checked = appraisal.check(opening.authenticate(sealed, context.node), context)
         raw = await engine.evaluate(checked.policy_input(context))
         outcome = appraisal.read_outcome(raw, checked.submods)
         terms = ResultSettings("v", 300, "{jti}")

@@ -29,7 +29,7 @@ from router.model.usage import UsageMismatch
 from router.model.workload import Table
 from router.service import state
 from router.service.state import STATE
-from router.state import feed
+from router.state import result_reader
 from router.state.fleet import Fleet as RouterFleet
 from router.state.pool import WorkloadPool
 from router.state.prober import Prober
@@ -165,7 +165,7 @@ def without_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(token: str, _: Any, **given: Any) -> AttestationResult:
         return results._accept(jwt.decode(token, options={"verify_signature": False}), **given)
 
-    monkeypatch.setattr(feed.results, "decode_jwt", read)
+    monkeypatch.setattr(result_reader.results, "decode_jwt", read)
 
 
 # 8: passing once, and then downgrading.

@@ -31,6 +31,8 @@ async def test_the_jwks_lists_every_key_and_no_private_part(verifier) -> None:
     """With kid, alg and use."""
     async with verifier.http.get(verifier.url + "/.well-known/jwks.json") as response:
         data = await response.read()
+        assert response.headers["Cache-Control"] == "max-age=60"
+        assert response.headers["Content-Type"] == "application/jwk-set+json"
     keys = json.loads(data)["keys"]
     assert [set(key) for key in keys] == [{"kty", "crv", "x", "y", "kid", "alg", "use"}]
     assert set(result_keys.read_jwks(data)) == {verifier.service.keys[-1].kid}

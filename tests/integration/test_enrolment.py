@@ -13,6 +13,8 @@ from attester.errors import VerifierError
 from attester.proof import Request
 from fixtures.simulator import MODEL, SimulatedNode
 
+STORES = ("sqlite", "postgres")
+
 
 def code(refused: pytest.ExceptionInfo[VerifierError]) -> tuple[int | None, str | None]:
     return refused.value.status, refused.value.code
@@ -177,8 +179,8 @@ async def test_a_signature_for_another_request_is_refused(verifier, change) -> N
     """Method, authority, target, body and time are all bound."""
     node = await verifier.enrol()
     target = "/challenge-response/v1/newSession"
-    now = verifier.clock.seconds + change.pop("now", 0)
     fields = {"method": "POST", "authority": verifier.url.partition("://")[2], "target": target, **change}
+    now = verifier.clock.seconds + fields.pop("now", 0)
     headers = {"Authorization": Request(**fields).authorize(node.key, now=now)}
     async with verifier.http.post(verifier.url + target, headers=headers) as response:
         assert response.status == 401

@@ -12,6 +12,8 @@ from fixtures.transactions import transaction
 from verifier.service.calls import CALL_SCHEDULER
 from verifier.store import events
 
+STORES = ("sqlite", "postgres")
+
 
 async def take(verifier, path: str, count: int, *, kinds: set[str] | None = None) -> list[Event]:
     found: list[Event] = []

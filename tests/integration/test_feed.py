@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -15,10 +14,10 @@ from aiohttp import web
 
 from router.choose.gates import FEED_SILENT_S
 from router.config import VerifierSection
-from router.model.node import NodeView
 from router.model.workload import Table
 from router.state.feed import Feed
 from router.state.fleet import Fleet
+from tests.integration.following import code, followed, node, settled
 from tests.unit.router.doubles import FakeVerifier, Moved, fake_verifier, result_key, until
 from tests.unit.router.support import MODEL, WEIGHTS, WORKLOAD
 from verifier.results import encode_jwt
@@ -28,45 +27,6 @@ from verifier.results import encode_jwt
 async def verifier() -> AsyncIterator[FakeVerifier]:
     async with fake_verifier(Moved()) as fake:
         yield fake
-
-
-@asynccontextmanager
-async def followed(verifier: FakeVerifier, *, ready: bool = True, **section: Any) -> AsyncIterator[Feed]:
-    """A feed that follows; it comes back at once where it breaks."""
-
-    async def at_once(_: float) -> None:
-        await asyncio.sleep(0.002)
-
-    async with aiohttp.ClientSession() as http:
-        clock = verifier.clock.clock()
-        fleet = Fleet(Table([WORKLOAD]), clock)
-        feed = Feed(http, VerifierSection(verifier.url, **section), clock, fleet)
-        task = asyncio.create_task(feed.run(at_once))
-        try:
-            if ready:
-                await until(lambda: verifier.followers)
-            yield feed
-            assert not task.done(), "the feed ended"
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-
-def node(feed: Feed, name: str = "a") -> NodeView:
-    return feed.fleet.view(name)
-
-
-def code(feed: Feed, name: str = "a") -> str | None:
-    """The gate that is closed to a node; None where it may do the work."""
-    verdict = feed.fleet.verdict(name, WORKLOAD)
-    return None if verdict is None else verdict.code
-
-
-async def settled(verifier: FakeVerifier, feed: Feed) -> None:
-    """Everything sent so far has been read: a marker came through after it."""
-    verifier.send("node", node="marker", state="retired")
-    await until(lambda: node(feed, "marker").retired)
 
 
 # What is said is heard.
@@ -196,12 +156,12 @@ async def test_a_reset_leads_to_a_new_snapshot(verifier) -> None:
         assert code(feed, "a") == "result.missing"
 
 
-async def test_a_broken_stream_leads_to_a_new_snapshot(verifier) -> None:
+async def test_a_stream_whose_events_are_gone_leads_to_a_new_snapshot(verifier) -> None:
     """Followed from the number that came with it."""
     async with followed(verifier):
         verifier.seq = 41
         verifier.hang_up()
-        await until(lambda: verifier.connections == 2)
+        await until(lambda: verifier.connections == 3)
         assert verifier.asked[-1] == "/api/v1/events?after=41"
 
 
@@ -214,6 +174,8 @@ async def test_pages_are_followed_to_the_last(verifier) -> None:
         ]
     )
     verifier.bodies["/api/v1/results"] = lambda: web.json_response(next(pages))
+    for _ in range(9):
+        verifier.send("weather")
     async with followed(verifier) as feed:
         assert (code(feed, "a"), code(feed, "b"), verifier.asked[-1]) == (
             None,
@@ -423,9 +385,10 @@ async def test_a_new_snapshot_does_not_bring_an_older_result(verifier) -> None:
     verifier.trust("a", weights={**WEIGHTS, "executables": 96})
     async with followed(verifier) as feed:
         verifier.results["a"] = old
+        verifier.forget_events()
         verifier.hang_up()
-        await until(lambda: verifier.connections == 2)
-        assert code(feed) == "result.not-affirming"
+        await until(lambda: verifier.connections == 3)
+        assert (code(feed), verifier.loads) == ("result.not-affirming", 2)
 
 
 async def test_another_nodes_result_is_refused(verifier) -> None:
@@ -599,6 +562,7 @@ async def test_a_verifier_that_only_talks_nonsense_closes_the_pool(verifier) -> 
     verifier.trust("a", exp=verifier.clock.seconds + 3000)
     async with followed(verifier) as feed:
         verifier.bodies["/api/v1/results"] = b"nonsense"
+        verifier.forget_events()
         verifier.hang_up()
         await until(lambda: len(verifier.asked) > 10)
         verifier.clock.forward(61)

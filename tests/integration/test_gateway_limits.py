@@ -802,6 +802,7 @@ async def test_a_release_that_nobody_heard_comes_with_the_next_snapshot(fleet: F
     await claim(fleet)
     await told(fleet)
     fleet.verifier.incidents = []
+    fleet.verifier.forget_events()
     fleet.verifier.hang_up()
     await until(lambda: fleet.router.verdict("a", fleet.router.table.workloads["tiny"]) is None)
     assert await open_holds(fleet) == []

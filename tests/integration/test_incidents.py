@@ -14,6 +14,8 @@ from fixtures.simulator import SimulatedNode, tiny_model
 from verifier.incidents import BLAST_WINDOW_MS
 from verifier.service.sweep import sweep
 
+STORES = ("sqlite", "postgres")
+
 
 @pytest.fixture
 def altered(tmp_path: Path) -> Path:

@@ -22,7 +22,9 @@ from verifier.policy.bundle import Bundle
 from verifier.references import measured
 from verifier.result_keys import unb64url
 from verifier.store import policies
-from verifier.store.sqlite import SqliteDatabase
+from verifier.store.opening import open_database
+
+STORES = ("sqlite", "postgres")
 
 WHY = {"actor": "kim", "reason": "because"}
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"
@@ -431,7 +433,10 @@ async def test_what_was_acknowledged_is_in_the_file(verifier) -> None:
     await step(verifier, "promote", bundle)
     body = {**WHY, "kind": "device", "value": "GPU-1"}
     _, blocked = await post(verifier, "/api/v1/policies/blocks", body)
-    async with SqliteDatabase(verifier.home.database) as other, other.read() as tx:
+    async with (
+        open_database(verifier.service.config.store.url, verifier.home.database) as other,
+        other.read() as tx,
+    ):
         now = await policies.rollout(tx)
         assert now is not None
         assert now.active == bundle.digest

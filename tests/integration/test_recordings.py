@@ -19,6 +19,8 @@ from verifier.service.inputs import StoredLookup
 from verifier.service.sweep import sweep
 from verifier.store import recordings
 
+STORES = ("sqlite", "postgres")
+
 DAY = 24 * 3600
 
 

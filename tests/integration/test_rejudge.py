@@ -38,6 +38,8 @@ from verifier.result_keys import unb64url
 from verifier.service.rejudge import REJUDGER
 from verifier.store import appraisals, policies, recordings, references
 
+STORES = ("sqlite", "postgres")
+
 SUBMOD = f"model/{MODEL}"
 WHY = {"actor": "kim", "reason": "because"}
 ROLLBACK = "/api/v1/policies/rollback"

@@ -10,10 +10,13 @@ import pytest
 
 from attester.client import Session
 from attester.errors import VerifierError
+from attester.evidence import MEDIA_TYPE
 from fixtures.simulator import MODEL, SimulatedNode
 from fixtures.transactions import transaction
 from verifier.store import sessions
 from verifier.store.database import ConflictError
+
+STORES = ("sqlite", "postgres")
 
 
 async def test_an_honest_node_becomes_affirming_when_called(verifier) -> None:
@@ -288,3 +291,69 @@ async def test_two_nodes_of_one_operator_have_sessions_of_their_own(verifier) ->
     session = await verifier.client(mine).open_session()
     status, body = await verifier.post(session, yours.evidence(session, iat=verifier.clock.seconds))
     assert (status, body["type"].rpartition("#")[2]) == (403, "evidence.key")
+
+
+async def post_for_next(verifier, session: Session, evidence: bytes) -> dict[str, Any]:
+    async with verifier.http.post(
+        f"{verifier.url}/challenge-response/v1/session/{session.id}?next=1",
+        data=evidence,
+        headers={"Content-Type": MEDIA_TYPE},
+    ) as response:
+        assert response.status == 200
+        found: dict[str, Any] = await response.json(content_type=None)
+        return found
+
+
+async def test_a_result_comes_with_the_next_session_for_a_node_that_asks(verifier) -> None:
+    """So the steady state is one round trip: the next evidence answers the challenges that came with the result."""
+    node = await verifier.enrol()
+    client = verifier.client(node)
+    session = await client.open_session()
+    seen = {session.nonce}
+    for _ in range(3):
+        evidence = node.evidence(session, iat=verifier.clock.seconds)
+        result, session = await client.submit_and_go_on(session, evidence)
+        assert result
+        assert session is not None
+        assert session.models[0].walk is not None
+        seen.add(session.nonce)
+        verifier.clock.forward(1)
+    assert len(seen) == 4
+    assert await client.open_session() == session
+
+
+async def test_the_same_evidence_again_opens_no_further_session(verifier) -> None:
+    """Whoever saw the evidence could otherwise use up challenges of the node."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    evidence = node.evidence(session, iat=verifier.clock.seconds)
+    first = await post_for_next(verifier, session, evidence)
+    assert await post_for_next(verifier, session, evidence) == first
+    verifier.clock.forward(121)
+    assert "next" not in await post_for_next(verifier, session, evidence)
+    assert len(await verifier.rows("SELECT * FROM sessions")) == 2
+
+
+async def test_no_next_session_beyond_the_hourly_limit(verifier) -> None:
+    """The result is given all the same."""
+    node = await verifier.enrol()
+    client = verifier.client(node)
+    session: Session | None = await client.open_session()
+    results = 0
+    while session is not None:
+        verifier.clock.forward(5)
+        evidence = node.evidence(session, iat=verifier.clock.seconds)
+        result, session = await client.submit_and_go_on(session, evidence)
+        assert result
+        results += 1
+    assert results == verifier.service.config.sessions.announced_per_hour
+
+
+async def test_a_called_node_gets_no_next_session(verifier) -> None:
+    """The verifier chooses the moment of a call."""
+    node = await verifier.enrol()
+    session = await verifier.call(node)
+    answers = node.answers(session)
+    await verifier.client(node).answer_call(session, answers)
+    evidence = node.evidence(session, iat=verifier.clock.seconds, answers=answers)
+    assert "next" not in await post_for_next(verifier, session, evidence)

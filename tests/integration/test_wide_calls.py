@@ -26,6 +26,8 @@ from verifier.service.sessions import open_session, wants_for
 from verifier.store import nodes, pool, references, sessions
 from verifier.store.nodes import Grant
 
+STORES = ("sqlite", "postgres")
+
 OTHER_MODEL = "example/other"
 WIDE_ROWS = 40
 

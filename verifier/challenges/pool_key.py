@@ -17,6 +17,8 @@ from msgspec import Meta, Struct
 
 CHECKED_ROWS: Final = 4
 POOL_KEY_BYTES: Final = 32
+_FIRST_ROWS_BYTES: Final = 64
+_ROWS_BYTES: Final = 4096
 WIDE_ROWS: Final = 2048
 """Rows of a wide walk: with so many, arithmetic and not memory limits how fast it is answered."""
 
@@ -46,12 +48,14 @@ class PoolKey:
 
     def checked_rows(self, model: str, kind: str, index: int, rows: int) -> tuple[int, ...]:
         """The distinct rows of a walk that are checked, in rising order."""
-        chosen: set[int] = set()
-        stream = self._derive(model, kind, index, b"rows", 4096)
-        for start in range(0, len(stream), 4):
-            chosen.add(int.from_bytes(stream[start : start + 4], "little") % rows)
-            if len(chosen) == CHECKED_ROWS:
-                break
+        # A longer digest begins as a shorter one, which almost always has enough distinct rows.
+        for size in (_FIRST_ROWS_BYTES, _ROWS_BYTES):
+            chosen: set[int] = set()
+            stream = self._derive(model, kind, index, b"rows", size)
+            for start in range(0, len(stream), 4):
+                chosen.add(int.from_bytes(stream[start : start + 4], "little") % rows)
+                if len(chosen) == CHECKED_ROWS:
+                    return tuple(sorted(chosen))
         return tuple(sorted(chosen))
 
     def _derive(self, model: str, kind: str, index: int, suffix: bytes, size: int) -> bytes:

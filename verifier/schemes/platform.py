@@ -8,13 +8,14 @@ this session, so no node can claim the endpoint of another.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from attester.cose import PublicKey
+from attester.cose import ED25519, ES256, PublicKey
 from attester.errors import SignatureError
 from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
 from verifier.schemes import rates
@@ -23,6 +24,8 @@ from verifier.schemes.facts import PlatformFacts
 from verifier.schemes.findings import CheckedSubmod, Finding, plain
 
 SUBMOD = "platform"
+_KEPT_TLS_KEYS: Final = 8192
+"""About 3 kB each.  Only evidence that a node has signed comes here, so no stranger can displace one."""
 
 
 def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
@@ -122,15 +125,24 @@ def pin(endpoint: Endpoint) -> str:
 def _is_proven(endpoint: Endpoint, context: Context) -> bool:
     statement = endpoint_statement(endpoint.url, context.session.nonce, context.node.key.kid)
     try:
-        key = serialization.load_der_public_key(endpoint.spki)
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-            numbers = key.public_numbers()
-            point = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
-            PublicKey(-7, point).verify(endpoint.signature, statement)
-            return True
-        if isinstance(key, ed25519.Ed25519PublicKey):
-            key.verify(endpoint.signature, statement)
-            return True
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature, SignatureError):
+        _read_tls_key(endpoint.spki).verify(endpoint.signature, statement)
+    except (ValueError, UnsupportedAlgorithm, SignatureError):
         return False
-    return False
+    return True
+
+
+@lru_cache(maxsize=_KEPT_TLS_KEYS)
+def _read_tls_key(spki: bytes) -> PublicKey:
+    """
+    A TLS key by its DER SubjectPublicKeyInfo.  A node sends the same with each of its evidence.
+
+    Raises:
+        ValueError, UnsupportedAlgorithm: it is no key, or neither P-256 nor Ed25519.
+    """
+    key = serialization.load_der_public_key(spki)
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        numbers = key.public_numbers()
+        return PublicKey(ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return PublicKey(ED25519, key.public_bytes_raw())
+    raise ValueError("neither P-256 nor Ed25519")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, ParamSpec, TypeAlias, TypeVar
 
-import msgspec
 import structlog
 from prometheus_client import Counter
 
 from attester import kinds
-from verifier import appraisal, incidents, recording, results
-from verifier.appraisal import CheckedEvidence, NodeSnapshot, OpenedEvidence, PolicyOutcome, ResultSettings
+from verifier import appraisal, incidents, opening, recording, results
+from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome, ResultSettings
 from verifier.challenges import posing
 from verifier.errors import EvidenceError, PolicyError, RequestError, StoreError
+from verifier.opening import OpenedEvidence, SealedEvidence
 from verifier.policy.bundle import Bundle
 from verifier.recording import Record
 from verifier.result_keys import ResultKey
@@ -33,6 +34,7 @@ from verifier.store.sessions import StoredSession
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_GOOD: Final = "affirming"
 _HISTORY_LENGTH: Final = 16
 _MAX_ATTEMPTS: Final = 10
 _OFFLOAD_BYTES: Final = 32 * 1024
@@ -42,6 +44,24 @@ _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A stored result, and the session that the node may attest in next."""
+
+    row: Row
+    following: StoredSession | None
+
+
+OpenNext: TypeAlias = Callable[[Tx, Node], Awaitable[StoredSession | None]]
+
+
+async def _again(tx: Tx, session: StoredSession, known: Row, now_ms: int) -> Answer:
+    """Answer evidence that has its result already: with the session that waits, but no new one is opened for it."""
+    if session.channel != Channel.ANNOUNCED:
+        return Answer(known, None)
+    return Answer(known, await sessions.waiting(tx, known["node_id"], session.channel, now_ms))
+
+
 class Appraiser:
     """Appraises what is submitted to a session."""
 
@@ -49,21 +69,26 @@ class Appraiser:
         self._service = service
         self._shadow = shadow
 
-    async def submit(self, session: StoredSession, media_type: str, data: bytes) -> Row:
+    async def submit(
+        self, session: StoredSession, media_type: str, data: bytes, open_next: OpenNext | None = None
+    ) -> Answer:
         """
         Appraise *data* for a session, as it was when the request came.
 
         The same bytes submitted again give the same result.
+
+        Args:
+            open_next: Opens the node's next session, in the transaction of the result.
 
         Raises:
             EvidenceError: steps 0 to 6 refused it; the session goes on waiting.
             RequestError: the session does not exist, is over, or was given other evidence.
         """
         now_ms = self._service.now_ms()
-        opened = await offload_if_large(data, appraisal.read, media_type, data)
+        sealed = opening.read_envelope(media_type, data)
         for _ in range(_MAX_ATTEMPTS):
             try:
-                return await self._appraise(session, data, opened, now_ms)
+                return await self._appraise(session, data, sealed, now_ms, open_next)
             except StaleError:
                 # A policy, a reference value or a block changed meanwhile.  The result must go by the new one.
                 continue
@@ -78,8 +103,13 @@ class Appraiser:
         raise StoreError("policies, reference values or blocks change faster than evidence can be appraised")
 
     async def _appraise(
-        self, session: StoredSession, data: bytes, opened: OpenedEvidence, now_ms: int
-    ) -> Row:
+        self,
+        session: StoredSession,
+        data: bytes,
+        sealed: SealedEvidence,
+        now_ms: int,
+        open_next: OpenNext | None,
+    ) -> Answer:
         service = self._service
         async with service.db.read() as tx:
             if session.sealed:
@@ -87,8 +117,11 @@ class Appraiser:
                 session = await sessions.find(tx, session.id) or session
             known = await appraisals.result_of(tx, session, data, now_ms)
             if known is not None:
-                return known
-            node = await self._load_node(tx, session, opened)
+                return await _again(tx, session, known, now_ms)
+            node = await self._load_node(tx, session, sealed)
+        # No transaction waits for a signature, and nothing is loaded for evidence that the node did not sign.
+        opened = await offload_if_large(data, opening.authenticate, sealed, node)
+        async with service.db.read() as tx:
             inputs, context = await self._load_context(tx, session, node, opened, now_ms)
         checked = await offload_if_large(data, appraisal.check, opened, context)
         policy_input = checked.policy_input(context)
@@ -112,22 +145,36 @@ class Appraiser:
             )
             return sign_result(result, service.keys[-1], now_ms)
 
-        row = await service.db.write(lambda tx: appraisals.complete(tx, submission, sign, now_ms), of=node.id)
+        async def complete(tx: Tx) -> Answer:
+            row, is_new = await appraisals.complete(tx, submission, sign, now_ms)
+            if not is_new:
+                return await _again(tx, session, row, now_ms)
+            return Answer(row, None if open_next is None else await open_next(tx, node))
+
+        answer = await service.db.write(complete, of=node.id)
+        self._note(answer.row, submission, checked, inputs)
+        return answer
+
+    def _note(
+        self, row: Row, submission: Submission, checked: CheckedEvidence, inputs: AppraisalInputs
+    ) -> None:
+        """Count and log an appraisal, and let the shadow policy judge it."""
         _appraised.labels(row["status"]).inc()
-        _log.info(
-            "appraised",
-            node=node.id,
-            status=row["status"],
-            channel=str(session.channel),
-            reasons=sorted({finding.code for finding in checked.findings}),
-        )
+        if checked.findings or row["status"] != _GOOD:
+            # The metrics count what is as it should be: at a thousand a second nobody reads a line for each.
+            _log.info(
+                "appraised",
+                node=submission.node.id,
+                status=row["status"],
+                channel=str(submission.session.channel),
+                reasons=sorted({finding.code for finding in checked.findings}),
+            )
         if submission.public:
             self._shadow.enqueue(row["id"], inputs.rollout)
-        return row
 
-    async def _load_node(self, tx: Tx, session: StoredSession, opened: OpenedEvidence) -> Node:
+    async def _load_node(self, tx: Tx, session: StoredSession, sealed: SealedEvidence) -> Node:
         if session.node_id is None:
-            node = await nodes.by_kid(tx, opened.kid)
+            node = await nodes.by_kid(tx, sealed.kid)
         else:
             node = await nodes.by_id(tx, session.node_id)
         if node is None:
@@ -213,14 +260,15 @@ def sign_result(result: AttestationResult, key: ResultKey, issued_ms: int) -> Si
     Raises:
         EvidenceError: it is larger than readers accept.
     """
-    token = results.encode_jwt(result, key)
+    claims = results.encode_claims(result)
+    token = results.sign_jwt(claims, key)
     if len(token) > results.MAX_RESULT:
         raise EvidenceError(7, "evidence.size", "the result would be larger than readers accept")
     return Signed(
         result=result,
         id=result.jti,
         token=token,
-        claims=msgspec.json.encode(result.to_claims()).decode(),
+        claims=claims.decode(),
         status=result.ear_status,
         issued_ms=issued_ms,
         expires_ms=result.exp * 1000,

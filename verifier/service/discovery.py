@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
 from attester.evidence import MEDIA_TYPE
 from verifier import results
@@ -11,6 +11,10 @@ from verifier.service.http import json_response
 from verifier.service.sessions import PREFIX, SESSION_TYPE
 from verifier.service.state import service_of
 from verifier.store import pool
+
+_statements = Gauge("touchstone_store_statements", "Statements since the start.")
+_transactions = Gauge("touchstone_store_transactions", "Transactions that were committed since the start.")
+_commits = Gauge("touchstone_store_commits", "Commits since the start; several transactions may share one.")
 
 
 def routes() -> list[web.RouteDef]:
@@ -54,9 +58,10 @@ async def verification(request: web.Request) -> web.Response:
 
 async def jwks(request: web.Request) -> web.Response:
     """Every key that can have signed a live result (RFC 7517 §5)."""
-    keys = [key.verifying.jwk() for key in reversed(service_of(request).keys)]
-    return json_response(
-        {"keys": keys}, headers={"Cache-Control": "max-age=60"}, content_type="application/jwk-set+json"
+    return web.Response(
+        body=service_of(request).jwks,
+        headers={"Cache-Control": "max-age=60"},
+        content_type="application/jwk-set+json",
     )
 
 
@@ -69,6 +74,10 @@ async def levels(request: web.Request) -> web.Response:
     return json_response({"pools": [{**row, "low": row["free"] < low} for row in rows]})
 
 
-async def metrics(_: web.Request) -> web.Response:
+async def metrics(request: web.Request) -> web.Response:
     """Counters for Prometheus."""
+    stats = service_of(request).db.stats
+    _statements.set(stats.statements)
+    _transactions.set(stats.transactions)
+    _commits.set(stats.commits)
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

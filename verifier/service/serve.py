@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -13,6 +14,8 @@ from aiohttp import web
 from attester.errors import ConfigError
 from verifier.config import Home
 from verifier.service.app import make_app, open_service
+
+_GC_THRESHOLDS: Final = (20_000, 50, 100)
 
 _log = structlog.get_logger("verifier")
 
@@ -25,6 +28,11 @@ def run(home: Home) -> None:
 async def _serve(home: Home) -> None:
     config = home.config()
     async with open_service(home, config) as service:
+        # What is loaded by now stays for ever, and requests make no reference cycles: the collector need not
+        # look at it every few of them.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         await serve_app(make_app(service), config.service.listen, service.issuer, "verifier")
 
 

@@ -7,6 +7,7 @@ import binascii
 import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -119,25 +120,38 @@ async def open_session(
     async def open_and_use(tx: Tx) -> StoredSession:
         if proof is not None:
             await service.use(tx, proof)
-        references = await service.inputs.load_reference_digests(tx, node.id) if node is not None else {}
-        return await sessions.open_session(
-            tx,
-            node_id=None if node is None else node.id,
-            channel=channel,
-            nonce=nonce,
-            now_ms=service.now_ms(),
-            lifetime_ms=service.config.sessions.lifetime_s * 1000,
-            wants=wants,
-            references=references,
-            together=together,
-            hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
-            healthy_since_ms=service.duties.healthy_since_ms,
-        )
+        return await _open(service, tx, node, channel, nonce, wants, together=together)
 
     try:
         return await service.db.write(open_and_use, of=None if node is None else node.id)
     except ConflictError:
         raise RequestError("this nonce was used before", code="request.replayed") from None
+
+
+async def _open(
+    service: Service,
+    tx: Tx,
+    node: Node | None,
+    channel: Channel,
+    nonce: bytes,
+    wants: Sequence[WantedChallenge],
+    *,
+    together: int = 0,
+) -> StoredSession:
+    references = await service.inputs.load_reference_digests(tx, node.id) if node is not None else {}
+    return await sessions.open_session(
+        tx,
+        node_id=None if node is None else node.id,
+        channel=channel,
+        nonce=nonce,
+        now_ms=service.now_ms(),
+        lifetime_ms=service.config.sessions.lifetime_s * 1000,
+        wants=wants,
+        references=references,
+        together=together,
+        hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
+        healthy_since_ms=service.duties.healthy_since_ms,
+    )
 
 
 def wants_for(node: Node, *, walk: bool, wide: str | None = None) -> list[WantedChallenge]:
@@ -175,10 +189,30 @@ async def submit(request: web.Request) -> web.Response:
     async with service.db.read() as tx:
         # Before the body is read: if there is no session, the body need not be read.
         session = await load_session(service, tx, session_id)
+    wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
-    row = await request.app[APPRAISER].submit(session, request.headers.get("Content-Type", ""), data)
+    answer = await request.app[APPRAISER].submit(
+        session,
+        request.headers.get("Content-Type", ""),
+        data,
+        partial(_open_next, service) if wants_next else None,
+    )
     complete = dataclasses.replace(session, status="complete")
-    return json_response(to_wire(service, complete, row, data), content_type=SESSION_TYPE)
+    wire = to_wire(service, complete, answer.row, data)
+    if wants_next and answer.following is not None:
+        wire["next"] = {"session": answer.following.id, **to_wire(service, answer.following)}
+    return json_response(wire, content_type=SESSION_TYPE)
+
+
+async def _open_next(service: Service, tx: Tx, node: Node) -> StoredSession | None:
+    """Open the session that a node may attest in next; `None` if it has opened too many."""
+    try:
+        service.node_rates.spend(node.id)
+        return await _open(
+            service, tx, node, Channel.ANNOUNCED, new_nonce(service.now_ms()), wants_for(node, walk=True)
+        )
+    except RequestError:
+        return None
 
 
 async def look(request: web.Request) -> web.Response:

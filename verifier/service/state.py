@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import msgspec
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
@@ -66,6 +68,11 @@ class Service:
     def verifying_keys(self) -> Mapping[str, VerifyingKey]:
         """Every key that can have signed a live result, by kid."""
         return {key.kid: key.verifying for key in self.keys}
+
+    @cached_property
+    def jwks(self) -> bytes:
+        """Every key that can have signed a live result, the newest first (RFC 7517 §5)."""
+        return msgspec.json.encode({"keys": [key.verifying.jwk() for key in reversed(self.keys)]})
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, by the clock that all replicas share: what one writes, another compares."""

@@ -74,7 +74,7 @@ class Submission:
 
 async def complete(
     tx: Tx, submission: Submission, sign: Callable[[NodeSnapshot], Signed], now_ms: int
-) -> Row:
+) -> tuple[Row, bool]:
     """
     End a session with its one result, or give the result that it has already.
 
@@ -84,6 +84,9 @@ async def complete(
     Args:
         sign: Concludes and signs the result, from what the database holds against the node.
 
+    Returns:
+        The result, and whether it is new.
+
     Raises:
         RequestError: The session is over, or was given other evidence.
         StaleError: A policy, a reference value or a block has changed since the appraisal began.
@@ -91,9 +94,9 @@ async def complete(
     if submission.session.sealed:
         session = await sessions.store_sealed(tx, submission.session)
     else:
-        session = await sessions.get(tx, submission.session.id)
+        session = await sessions.state_of(tx, submission.session)
     if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
-        return known
+        return known, False
     await _check_generation(tx, submission.generation)
     held = await held_now(tx, submission.node, submission.pin, submission.devices)
     if submission.public and not held.retired:
@@ -104,7 +107,8 @@ async def complete(
     await _end_session(tx, submission, signed.id)
     if submission.public and not held.retired:
         await _announce(tx, submission.node.id, signed, now_ms)
-    return {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
+    row = {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
+    return row, True
 
 
 async def _check_generation(tx: Tx, generation: int) -> None:
@@ -126,7 +130,9 @@ async def _take_consequences(tx: Tx, submission: Submission, held: NodeSnapshot,
     if held.devices_taken:
         found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
     await _claim_devices(tx, submission.devices, node.id)
-    held_by = await incidents.take_evidence(tx, node, submission.session_id, found, submission.passed, now_ms)
+    held_by = await incidents.take_evidence(
+        tx, node, submission.session_id, found, submission.passed, held.quarantined_by, now_ms
+    )
     return replace(held, quarantined_by=held_by)
 
 

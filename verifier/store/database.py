@@ -41,6 +41,17 @@ class Statement:
 SQL: TypeAlias = str | Statement
 
 
+@dataclass
+class Stats:
+    """What a database was asked for since it was opened."""
+
+    statements: int = 0
+    transactions: int = 0
+    """Those that were committed."""
+    commits: int = 0
+    """Fewer than transactions, where several share one."""
+
+
 class Tx(Protocol):
     """An open transaction.  A statement marks its parameters with ``?``."""
 
@@ -79,6 +90,11 @@ Work: TypeAlias = Callable[[Tx], Awaitable[T]]
 
 class Database(Protocol):
     """A database.  The changes of `write` survive a crash once it has returned."""
+
+    @property
+    def stats(self) -> Stats:
+        """What it was asked for."""
+        ...
 
     @property
     def shared(self) -> bool:

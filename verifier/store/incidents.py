@@ -24,19 +24,25 @@ _STEPS: Final = Statement(sqlite=f"{_STEPS_OF} rowid", postgres=f"{_STEPS_OF} se
 
 
 async def take_evidence(
-    tx: Tx, node: Node, session_id: str | None, found: Sequence[Draft], passed: Sequence[str], now_ms: int
+    tx: Tx,
+    node: Node,
+    session_id: str | None,
+    found: Sequence[Draft],
+    passed: Sequence[str],
+    held_by: str | None,
+    now_ms: int,
 ) -> str | None:
     """
     Take what one signed piece of evidence showed.  What the node passed comes before what was found.
 
     Args:
+        held_by: The id of the incident that holds the node before.
         found: The incidents that the findings make.
         passed: The causes at which the node passed.
 
     Returns:
         The id of the incident that holds the node afterwards.
     """
-    held_by = await holding(tx, node.id)
     if found:
         # What it leads to depends on the evidence of other nodes.
         await tx.alone()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -16,6 +18,16 @@ from verifier.store.database import ConflictError, Row, Tx
 
 _UEID_RAND = b"\x01"
 """The type byte of a UEID that is made of random bytes (RFC 9711 §4.2.1.1)."""
+
+_KEPT_KEYS: Final = 8192
+"""About 3 kB each.  A node's key is read several times for one attestation, within seconds."""
+
+_read_key = lru_cache(maxsize=_KEPT_KEYS)(PublicKey.decode)
+"""
+A key by its bytes in the database, decoded and checked once.
+
+Only keys of enrolled nodes come here, so no stranger can displace one.
+"""
 
 
 @dataclass(frozen=True)
@@ -239,7 +251,7 @@ def _node(row: Row | None) -> Node | None:
     return Node(
         id=row["id"],
         ueid=row["ueid"],
-        key=PublicKey.decode(row["key"]),
+        key=_read_key(row["key"]),
         operator=row["operator"],
         models=msgspec.json.decode(row["models"], type=tuple[str, ...]),
         hardware_class=row["hardware_class"],

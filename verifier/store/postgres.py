@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from verifier.errors import StoreError
-from verifier.store.database import SQL, ConflictError, Row, Tx, UnavailableError, Work
+from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
 from verifier.store.scripts import read_scripts
 
 _CONNECTIONS: Final = 8
@@ -45,6 +45,8 @@ _AGAIN: Final = (
 _UNAVAILABLE: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # A statement on a connection that is being lost.
+    asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.LockNotAvailableError,
@@ -83,6 +85,7 @@ class PostgresDatabase:
         self._package = schema
         self._schema = f"touchstone_{schema.partition('.')[0]}"
         self._connections = connections
+        self.stats = Stats()
         self._pool: asyncpg.Pool | None = None
 
     @property
@@ -179,10 +182,12 @@ class PostgresDatabase:
         async with self._connection() as connection:
             try:
                 await connection.execute(_begin(of))
-                tx = _PostgresTx(connection, is_alone=of is None)
+                tx = _PostgresTx(connection, self.stats, is_alone=of is None)
                 result = await work(tx)
                 await tx.run_last()
                 await _commit(connection)
+                self.stats.commits += 1
+                self.stats.transactions += 1
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -193,7 +198,7 @@ class PostgresDatabase:
         """See `Database.read`."""
         with self._as_store_errors():
             async with self._connection() as connection:
-                yield _PostgresTx(connection, is_alone=False)
+                yield _PostgresTx(connection, self.stats, is_alone=False)
 
     def scan(self) -> Any:
         """See `Database.scan`: the same as `read`, because the server does the work."""
@@ -226,7 +231,9 @@ class PostgresDatabase:
         if self._pool is None:
             connection.terminate()
             return
-        await asyncio.shield(self._pool.release(connection))
+        # A connection that fails here is given up, and whatever was done on it is done.
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+            await asyncio.shield(self._pool.release(connection))
 
     @contextmanager
     def _as_store_errors(self) -> Iterator[None]:
@@ -245,12 +252,14 @@ class PostgresDatabase:
 class _PostgresTx:
     """Statements on one connection."""
 
-    def __init__(self, connection: asyncpg.Connection, *, is_alone: bool) -> None:
+    def __init__(self, connection: asyncpg.Connection, stats: Stats, *, is_alone: bool) -> None:
         self._connection = connection
+        self._stats = stats
         self._is_alone = is_alone
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
+        self._stats.statements += 1
         try:
             status = await self._connection.execute(_text(sql), *parameters)
         except asyncpg.IntegrityConstraintViolationError as error:
@@ -260,6 +269,7 @@ class _PostgresTx:
         return int(count) if count.isdigit() else 0
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
+        self._stats.statements += 1
         try:
             row = await self._connection.fetchrow(_text(sql), *parameters)
         except asyncpg.IntegrityConstraintViolationError as error:
@@ -267,6 +277,7 @@ class _PostgresTx:
         return None if row is None else dict(row)
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        self._stats.statements += 1
         try:
             rows = await self._connection.fetch(_text(sql), *parameters)
         except asyncpg.IntegrityConstraintViolationError as error:
@@ -308,7 +319,7 @@ async def _roll_back(connection: asyncpg.Connection) -> None:
     """End the transaction, if the connection still has one."""
     if connection.is_closed() or not connection.is_in_transaction():
         return
-    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
         await asyncio.shield(connection.execute("ROLLBACK"))
 
 

@@ -126,6 +126,17 @@ async def open_session(
     return replace(session, entries=entries, exhausted=exhausted)
 
 
+async def waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> StoredSession | None:
+    """Give the node's session that waits for evidence; `None` if there is none."""
+    row = await tx.one(
+        "SELECT id FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting' AND expires_ms > ?",
+        node_id,
+        channel,
+        now_ms,
+    )
+    return None if row is None else await get(tx, row["id"])
+
+
 async def _waiting(
     tx: Tx, node_id: str, channel: Channel, now_ms: int, healthy_since_ms: int
 ) -> StoredSession | None:
@@ -202,6 +213,21 @@ async def get(tx: Tx, session_id: str) -> StoredSession:
     if session is None:
         raise RequestError("no such session", code="request.not-found")
     return session
+
+
+async def state_of(tx: Tx, session: StoredSession) -> StoredSession:
+    """
+    Give a session that was read earlier as it stands now.  Its challenges have not changed.
+
+    Raises:
+        RequestError: It is no longer stored.
+    """
+    row = await tx.one(
+        "SELECT status, expires_ms, appraisal_id, evidence_sha256 FROM sessions WHERE id = ?", session.id
+    )
+    if row is None:
+        raise RequestError("no such session", code="request.not-found")
+    return replace(session, **row)
 
 
 async def find(tx: Tx, session_id: str) -> StoredSession | None:

@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import aiosqlite
 
 from verifier.errors import StoreError
-from verifier.store.database import SQL, ConflictError, Row, Tx, UnavailableError, Work
+from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
 from verifier.store.scripts import read_scripts
 
 _BUSY_MS = 10_000
@@ -61,6 +61,7 @@ class SqliteDatabase:
     def __init__(self, path: Path, *, schema: str = "verifier.store") -> None:
         self._path = path
         self._schema = schema
+        self.stats = Stats()
         self._connections: list[_Connection] = []
         self._waiting: deque[_Write[Any]] = deque()
         self._arrived = asyncio.Event()
@@ -152,14 +153,14 @@ class SqliteDatabase:
         """See `Database.read`."""
         if self._committing is None:
             raise UnavailableError("the database is closed")
-        yield _SqliteTx(self._reader.raw)
+        yield _SqliteTx(self._reader.raw, self.stats)
 
     @asynccontextmanager
     async def scan(self) -> AsyncIterator[Tx]:
         """See `Database.scan`."""
         if self._committing is None:
             raise UnavailableError("the database is closed")
-        yield _ScanTx(self._scanner.thread)
+        yield _ScanTx(self._scanner.thread, self.stats)
 
     async def ahead_ms(self, wall_ms: Callable[[], int]) -> int:  # noqa: ARG002
         """See `Database.ahead_ms`: the file has no clock of its own."""
@@ -201,6 +202,8 @@ class SqliteDatabase:
             for write, _ in group:
                 write.done.cancel()
             raise
+        self.stats.commits += 1
+        self.stats.transactions += len(group)
         for write, result in group:
             if not write.done.done():
                 write.done.set_result(result)
@@ -209,7 +212,7 @@ class SqliteDatabase:
         """Do one part of a group.  Raises if the transaction of the whole group is lost."""
         raw = self._writer.raw
         raw.execute("SAVEPOINT part")
-        tx = _SqliteTx(raw)
+        tx = _SqliteTx(raw, self.stats)
         try:
             result = await write.work(tx)
             tx.run_last()
@@ -308,11 +311,13 @@ async def _use_write_ahead_log(raw: sqlite3.Connection) -> None:
 class _SqliteTx:
     """Statements on the event loop."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, stats: Stats) -> None:
         self._connection = connection
+        self._stats = stats
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
+        self._stats.statements += 1
         try:
             return self._connection.execute(_text(sql), parameters).rowcount
         except sqlite3.Error as error:
@@ -324,6 +329,7 @@ class _SqliteTx:
         return rows[0] if rows else None
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        self._stats.statements += 1
         try:
             return [dict(row) for row in self._connection.execute(_text(sql), parameters)]
         except sqlite3.Error as error:
@@ -334,6 +340,7 @@ class _SqliteTx:
 
     def run_last(self) -> None:
         """Run what was to be run at the end."""
+        self._stats.statements += len(self._last)
         try:
             for sql, parameters in self._last:
                 self._connection.execute(_text(sql), parameters)
@@ -347,14 +354,16 @@ class _SqliteTx:
 class _ScanTx:
     """Reads of many rows, in a thread."""
 
-    def __init__(self, thread: aiosqlite.Connection) -> None:
+    def __init__(self, thread: aiosqlite.Connection, stats: Stats) -> None:
         self._thread = thread
+        self._stats = stats
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
         rows = await self.all(sql, *parameters)
         return rows[0] if rows else None
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        self._stats.statements += 1
         try:
             rows = await self._thread.execute_fetchall(_text(sql), parameters)
         except sqlite3.Error as error:

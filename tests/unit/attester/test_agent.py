@@ -570,3 +570,22 @@ async def test_a_verifier_that_asks_for_patience_is_given_it() -> None:
     with pytest.raises(Ended):
         await agent.run()
     assert waits[0] >= 7 > waits[1]
+
+
+async def test_a_call_that_comes_again_is_attested_without_a_second_answer() -> None:
+    """The verifier has the answers and waits for the evidence, which it failed to take."""
+    client = Client([session(), session(), Ended()])
+    client.fail["evidence"] = VerifierError("the service failed", status=500)
+    with pytest.raises(Ended):
+        await Agent(client, Collector(), KEY, ENROLMENT).run()
+    assert client.names("answers") == ["s"]
+    assert client.names("evidence") == ["s", "s"]
+
+
+async def test_answers_that_were_not_taken_are_given_again() -> None:
+    """The verifier pushes the call again if it still waits."""
+    client = Client([session(), session(), Ended()])
+    client.fail["answers"] = VerifierError("the service failed", status=500)
+    with pytest.raises(Ended):
+        await Agent(client, Collector(), KEY, ENROLMENT).run()
+    assert client.names("answers") == ["s", "s"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import cbor2
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
@@ -325,6 +326,67 @@ def test_any_four_parts_are_refused(four):
         accept(cbor.encode(cbor2.CBORTag(18, list(four))), ES256)
 
 
+def both_ways(data: bytes, tags: tuple[int, ...]) -> tuple[object, object]:
+    """What is read of a message as it is, and what the CBOR reader alone makes of it."""
+    found = []
+    for split in (cose._split, lambda *_: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cose, "_split", split)
+            try:
+                found.append(repr(Sign1.decode(data, max_size=1 << 18, tags=tags)))
+            except (CBORError, COSEError) as error:
+                found.append((type(error), str(error)))
+    return found[0], found[1]
+
+
+@given(st.sampled_from([(18,), (61, 18)]), st.binary(max_size=60), st.data())
+@settings(max_examples=300)
+def test_the_short_way_reads_what_the_cbor_reader_reads(tags, payload, data):
+    """A message and what becomes of it by changes: the same parts, or the same refusal."""
+    changed = bytearray(message(ES256, payload, tags=tags))
+    for _ in range(data.draw(st.integers(0, 2))):
+        # Most of the bytes that matter are at the beginning, and around the parts.
+        place = data.draw(st.one_of(st.integers(0, 8), st.integers(0, len(changed) - 1)))
+        match data.draw(st.sampled_from(["change", "insert", "delete"])):
+            case "change":
+                changed[place] = data.draw(
+                    st.sampled_from([0x40, 0x57, 0x58, 0x59, 0x5A, 0x5F, 0x60, 0xA0, 0xF6, 0])
+                )
+            case "insert":
+                changed.insert(place, data.draw(st.integers(0, 255)))
+            case _:
+                del changed[place]
+    ours, general = both_ways(bytes(changed), tags)
+    assert ours == general
+
+
+@pytest.mark.parametrize("size", [0, 1, 23, 24, 255, 256, 65535, 65536, 65537])
+@pytest.mark.parametrize("width", [0, 1, 2, 4, 8])
+def test_the_length_of_a_part_has_one_encoding(size, width):
+    """Each length in each head: only the shortest is read, by either way."""
+    payload = bytes(size)
+    head = cbor2.dumps(payload)[: -size or None]
+    if width:
+        if size >= 1 << 8 * width:
+            return
+        head = bytes([0x58 + width.bit_length() - 1]) + size.to_bytes(width, "big")
+    protected, signature = cbor.encode({cose.ALG: ES256}), bytes(64)
+    data = b"\xd2\x84" + cbor2.dumps(protected) + b"\xa0" + head + payload + cbor2.dumps(signature)
+    ours, general = both_ways(data, (18,))
+    assert ours == general
+    assert isinstance(ours, str) == (head + payload == cbor2.dumps(payload))
+
+
+@pytest.mark.parametrize("end", range(1, 12))
+def test_a_message_cut_at_its_end_is_refused_by_either_way(end):
+    """And with bytes after it."""
+    whole = message(ES256)
+    for data in (whole[:-end], whole + bytes(end), whole[:end]):
+        ours, general = both_ways(data, (18,))
+        assert ours == general
+        assert not isinstance(ours, str)
+
+
 def test_a_kid_is_the_thumbprint_of_an_ec_key():
     """RFC 9679 §3, from bytes laid out by hand."""
     x, y = KEYS[ES256].public.point[:32], KEYS[ES256].public.point[32:]
@@ -459,6 +521,25 @@ def test_random_coordinates_are_not_a_key(x, y):
     """Sixty-four bytes are a point by a chance of one in 2^256 only."""
     with pytest.raises(COSEError, match="not a point of its curve"):
         PublicKey.from_map({**EC, -2: x, -3: y})
+
+
+@ALGORITHMS
+def test_what_a_key_keeps_is_no_part_of_it(alg):
+    """A key that was used equals one that was not, and shows nothing of what it keeps."""
+    used = KEYS[alg].public
+    used.verify(KEYS[alg].sign(b"x"), b"x")
+    fresh = PublicKey(used.alg, used.point)
+    assert (fresh, hash(fresh), repr(fresh)) == (used, hash(used), repr(used))
+    assert msgspec.json.encode(fresh) == msgspec.json.encode(used)
+    assert fresh.kid == used.kid
+
+
+def test_a_key_that_is_no_point_verifies_nothing_however_often_it_is_asked():
+    """Nothing is kept of a failure."""
+    key = PublicKey(ES256, bytes(64))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Invalid EC key"):
+            key.verify(bytes(64), b"x")
 
 
 @pytest.mark.parametrize("alg", [0, -8, -9, -35, 5])

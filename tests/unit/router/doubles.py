@@ -62,6 +62,10 @@ class FakeVerifier:
         self.key = result_key()
         self.keys: list[dict[str, Any]] = [self.key.verifying.jwk()]
         self.results: dict[str, str] = {}
+        self.page_size = 0
+        """Results on a page; 0: all of them."""
+        self.on_page: Callable[[str], Awaitable[None]] | None = None
+        """Awaited before a page of results is made, with the id after which it begins."""
         self.incidents: list[dict[str, Any]] = []
         self.bodies: dict[str, Any] = {}
         """By path: bytes or a response in place of the honest page."""
@@ -76,6 +80,8 @@ class FakeVerifier:
         self.seq = 0
         self.url = ""
         self._followers: set[asyncio.Queue[bytes | None]] = set()
+        self._sent: dict[int, bytes] = {}
+        """Events by number, as long as they are kept."""
 
     @property
     def followers(self) -> int:
@@ -96,18 +102,24 @@ class FakeVerifier:
     def send(self, kind: str, **data: Any) -> None:
         """An event, to all that follow."""
         self.seq += 1
-        self.send_raw(
-            f"event: {kind}\nid: {self.seq}\ndata: {msgspec.json.encode(data).decode()}\n\n".encode()
-        )
+        text = f"event: {kind}\nid: {self.seq}\ndata: {msgspec.json.encode(data).decode()}\n\n".encode()
+        self._sent[self.seq] = text
+        self.send_raw(text)
 
     def send_raw(self, data: bytes) -> None:
         for follower in self._followers:
             follower.put_nowait(data)
 
+    def forget_events(self) -> None:
+        """Something happens, and its event is pruned with all before it: nobody can go on from where they were."""
+        self.seq += 1
+        self._sent.clear()
+
     def hang_up(self) -> None:
-        """End all streams."""
+        """End all streams.  What is sent from now on is heard by those that come back."""
         for follower in self._followers:
             follower.put_nowait(None)
+        self._followers.clear()
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -128,16 +140,29 @@ class FakeVerifier:
         self.asked.append(request.path_qs)
         if (given := self.bodies.get(request.path)) is not None:
             return given() if callable(given) else web.Response(body=given)
+        if request.path == "/api/v1/results" and self.on_page is not None:
+            await self.on_page(request.query["after"])
         match request.path.rpartition("/")[2]:
             case "jwks.json":
                 page: dict[str, Any] = {"keys": self.keys}
             case "results":
-                self.loads += 1
-                entries = [{"node": node, "token": token} for node, token in self.results.items()]
-                page = {"results": entries, "seq": self.seq, "next": None}
+                # Who asks for one result asks for the number.
+                self.loads += request.query["after"] == "" and request.query["limit"] != "1"
+                page = self._results_page(request.query["after"])
             case _:
                 page = {"incidents": self.incidents, "next": None}
         return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    def _results_page(self, after: str) -> dict[str, Any]:
+        entries = [{"node": node, "token": token} for node, token in self.results.items()]
+        following = None
+        if self.page_size:
+            entries = sorted(
+                (each for each in entries if each["node"] > after), key=lambda each: each["node"]
+            )
+            entries = entries[: self.page_size]
+            following = entries[-1]["node"] if len(entries) == self.page_size else None
+        return {"results": entries, "seq": self.seq, "next": following}
 
     async def _report(self, request: web.Request) -> web.Response:
         if (given := self.bodies.get("reports")) is not None:
@@ -176,6 +201,8 @@ class FakeVerifier:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         self.connections += 1
+        for data in self._since(int(request.query["after"])):
+            queue.put_nowait(data)
         self._followers.add(queue)
         try:
             while (data := await queue.get()) is not None:
@@ -183,6 +210,13 @@ class FakeVerifier:
         finally:
             self._followers.discard(queue)
         return response
+
+    def _since(self, after: int) -> list[bytes]:
+        """What a stream begins with: the events after a number, or a reset."""
+        missed = range(after + 1, self.seq + 1)
+        if after > self.seq or any(number not in self._sent for number in missed):
+            return [b"event: reset\ndata: {}\n\n"]
+        return [self._sent[number] for number in missed]
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from attester import cbor, cose
 from attester.cose import PrivateKey
 from verifier import result_keys, results, trust
 from verifier.errors import ResultError
-from verifier.result_keys import ResultKey
+from verifier.result_keys import ResultKey, VerifyingKey
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims
 from verifier.trust import Tier
 
@@ -69,6 +69,39 @@ def signed(claims: dict[str, Any]) -> str:
 def test_a_jwt_comes_back_as_it_was() -> None:
     """Encoded, signed, verified, read."""
     assert read(results.encode_jwt(result(), KEY)) == result()
+
+
+@pytest.mark.parametrize("text", ["plain", "“−1 µs” — é 𝄞", 'a "quoted" \\ \n line', "\x7f\x00"])
+def test_a_jwt_is_what_pyjwt_would_write(text: str) -> None:
+    """The same header byte for byte, and claims that any reader of JWTs reads as the same."""
+    given = result(ear_verifier_id=results.VerifierId(text, "b"))
+    ours = results.encode_jwt(given, KEY)
+    theirs = jwt.encode(
+        given.to_claims(), KEY.private, algorithm="ES256", headers={"kid": KEY.kid, "typ": "eat+jwt"}
+    )
+    assert ours.split(".")[0] == theirs.split(".")[0]
+    if text == "plain":
+        assert ours.split(".")[1] == theirs.split(".")[1]
+    options: Any = {"verify_exp": False, "verify_iat": False}
+    read_by_pyjwt = jwt.decode(ours, KEY.private.public_key(), algorithms=["ES256"], options=options)
+    assert read_by_pyjwt == msgspec.json.decode(msgspec.json.encode(given.to_claims()))
+    assert list(read_by_pyjwt) == list(given.to_claims())
+    assert read(ours) == read(theirs) == given
+
+
+def test_a_subject_that_is_no_text_is_refused() -> None:
+    """RFC 7519 §4.1.2."""
+    assert read(signed({**result().to_claims(), "sub": "x"})) == result()
+    with pytest.raises(ResultError, match="sub"):
+        read(results.sign_jwt(msgspec.json.encode({**result().to_claims(), "sub": 1}), KEY))
+
+
+def test_what_keys_keep_is_computed_once() -> None:
+    """The thumbprint of a signing key, and its other forms."""
+    key = ResultKey(ec.generate_private_key(ec.SECP256R1()))
+    assert key.kid is key.kid
+    assert (key.verifying, key.cose, key.verifying.cose) == (key.verifying, key.cose, key.cose.public)
+    assert key.verifying == VerifyingKey(key.private.public_key())
 
 
 def test_a_cwt_comes_back_as_it_was() -> None:

@@ -7,6 +7,9 @@ CREATE INDEX endpoints_node ON endpoints (node_id);
 DROP INDEX appraisals_live;
 DROP INDEX appraisals_issued;
 
+-- A session is deleted after its results: both are looked for by the session.
+CREATE INDEX appraisals_of_session ON appraisals (session_id);
+
 CREATE INDEX sessions_ended ON sessions (expires_ms) WHERE status <> 'waiting';
 
 -- How many challenges of a batch were minted and taken.

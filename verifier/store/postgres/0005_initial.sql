@@ -141,6 +141,7 @@ CREATE TABLE appraisals (
     generation  BIGINT NOT NULL                -- the newest change that it was judged under
 );
 CREATE UNIQUE INDEX appraisals_session ON appraisals (session_id) WHERE origin = id;
+CREATE INDEX appraisals_of_session ON appraisals (session_id);
 CREATE INDEX appraisals_node ON appraisals (node_id, seq) WHERE public = 1;
 CREATE INDEX appraisals_unrevoked ON appraisals (node_id, expires_ms) WHERE revoked_ms IS NULL;
 

@@ -1,0 +1,208 @@
+"""
+Results as the router takes them in: verified once, and then known by the digest of their token.
+
+The router keeps a result for as long as it is the node's newest one, for up to a million nodes.
+So what it never uses is left out, and parts that are equal in many results are kept once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from msgspec import structs
+
+from router.model.clock import Clock
+from verifier import results
+from verifier.errors import ResultError
+from verifier.result_keys import VerifyingKey
+from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims
+
+_LEEWAY_S: Final = 5
+_MAX_SHARED: Final = 20_000
+"""Parts that are kept to be shared.  Nodes choose some of them, so there must be an end."""
+_MAX_SHARED_TEXT: Final = 128
+_MAX_SHARED_ITEMS: Final = 16
+"""Capabilities with longer texts, or more entries, are not shared."""
+_USED_RATES: Final = ("walk_bytes_per_second",)
+"""What `router.choose.gates` reads of `measured`."""
+_NOTHING: Final[dict[str, Any]] = {}
+"""An empty dictionary that nobody changes."""
+
+T = TypeVar("T")
+
+
+class UnknownSignerError(ResultError):
+    """The result names a key that is not trusted.  It may be a new one."""
+
+
+class ResultReader:
+    """
+    Verifies results of one verifier.
+
+    Args:
+        issuer: Of all results.
+        clock: For their validity.
+    """
+
+    def __init__(self, issuer: str, clock: Clock) -> None:
+        self._issuer = issuer
+        self._clock = clock
+        self._shared = SharedParts()
+        self.keys: Mapping[str, VerifyingKey] = {}
+        """The trusted keys, by kid.  A kid is computed from its key."""
+        self._era = 0
+        """How often a key left."""
+
+    def use_keys(self, keys: Mapping[str, VerifyingKey]) -> None:
+        """Trust *keys* and no others from now on."""
+        if self.keys.keys() - keys.keys():
+            self._era += 1
+        self.keys = keys
+
+    def digest(self, token: str) -> bytes:
+        """
+        A SHA-256 by which a token that was verified is known again.
+
+        It is of the whole token: a signature alone says nothing of the text that comes with it.
+        Once a key has left, all digests are other ones, and every token is verified again.
+        """
+        return hashlib.sha256(b"%d %s" % (self._era, token.encode())).digest()
+
+    def is_current(self, result: AttestationResult) -> bool:
+        """Whether a result that was read before would be read now: the times are all that can have changed."""
+        now = self._now()
+        return result.exp > now - _LEEWAY_S and result.iat <= now + _LEEWAY_S
+
+    def read(self, token: str) -> AttestationResult:
+        """
+        Verify and read a token.  Safe in any thread.
+
+        Raises:
+            UnknownSignerError: its key is not among the trusted ones.
+            ResultError: see `verifier.results.decode_jwt`.
+        """
+        keys = self.keys
+        try:
+            result = results.decode_jwt(token, keys, issuer=self._issuer, now=self._now(), leeway=_LEEWAY_S)
+        except ResultError as error:
+            # To ask for the signer is to read the token once more.
+            if results.is_signed_by(token, keys):
+                raise
+            raise UnknownSignerError(str(error)) from None
+        return self._shared.slim(result)
+
+    def read_all(self, tokens: Sequence[str]) -> list[AttestationResult | ResultError]:
+        """Read several tokens; what is wrong with one takes its place."""
+        found: list[AttestationResult | ResultError] = []
+        for token in tokens:
+            try:
+                found.append(self.read(token))
+            except ResultError as error:
+                found.append(error)
+        return found
+
+    def _now(self) -> int:
+        return self._clock.now_ms() // 1000
+
+
+class SharedParts:
+    """The parts of results that are equal in many of them, each kept once."""
+
+    def __init__(self) -> None:
+        self._values: dict[Any, Any] = {}
+        self._vectors: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
+        self._capabilities: dict[Any, dict[str, Any]] = {}
+
+    def slim(self, result: AttestationResult) -> AttestationResult:
+        """
+        The same result in less memory, without what the router does not use.
+
+        What gates and `NodeView` read of it is unchanged.
+        """
+        for table in (self._values, self._vectors, self._capabilities):
+            if len(table) > _MAX_SHARED:
+                # Those in use live on in the results that have them.
+                table.clear()
+        return AttestationResult(
+            iss=self._one(result.iss),
+            iat=result.iat,
+            exp=result.exp,
+            jti=result.jti,
+            ueid=result.ueid,
+            cnf={},
+            ear_verifier_id=self._one(result.ear_verifier_id),
+            ear_status=result.ear_status,
+            submods={self._one(name): self._slim_submod(part) for name, part in result.submods.items()},
+            status={},
+        )
+
+    def _slim_submod(self, appraisal: Appraisal) -> Appraisal:
+        claims = appraisal.ear_verifier_claims
+        vector = appraisal.ear_trustworthiness_vector
+        return Appraisal(
+            ear_status=appraisal.ear_status,
+            ear_trustworthiness_vector=self._vectors.setdefault(tuple(vector.items()), vector),
+            ear_appraisal_policy_ids=self._one(appraisal.ear_appraisal_policy_ids),
+            ear_verifier_claims=VerifierClaims(
+                assurance=self._one(claims.assurance),
+                bound=self._one(claims.bound),
+                reasons=claims.reasons,
+                measured=_only(_USED_RATES, claims.measured),
+                reference=self._one(claims.reference),
+                node=None if claims.node is None else self._slim_record(claims.node),
+            ),
+            ear_attester_claims=self._slim_claims(appraisal.ear_attester_claims),
+        )
+
+    def _slim_record(self, record: NodeRecord) -> NodeRecord:
+        return structs.replace(
+            record,
+            operator=self._one(record.operator),
+            state=self._one(record.state),
+            hardware_class=self._one(record.hardware_class),
+        )
+
+    def _slim_claims(self, claims: dict[str, Any]) -> dict[str, Any]:
+        """The attester's claims that `NodeView` reads."""
+        slim: dict[str, Any] = {}
+        if "endpoint" in claims:
+            match claims["endpoint"]:
+                case {"url": str(url), "spki_sha256": str(pin)}:
+                    slim["endpoint"] = {"url": url, "spki_sha256": pin}
+                case other:
+                    slim["endpoint"] = other
+        if "capabilities" in claims:
+            declared = claims["capabilities"]
+            key = _key_of_capabilities(declared)
+            slim["capabilities"] = declared if key is None else self._capabilities.setdefault(key, declared)
+        return slim or _NOTHING
+
+    def _one(self, part: T) -> T:
+        """The part that is kept of all that are equal to *part*, which can be a key of a dictionary."""
+        found: T = self._values.setdefault(part, part)
+        return found
+
+
+def _only(names: Sequence[str], found: dict[str, T]) -> dict[str, T]:
+    return {name: found[name] for name in names if name in found} or _NOTHING
+
+
+def _key_of_capabilities(declared: Any) -> tuple[Any, ...] | None:
+    """What is equal for equal capabilities only; `None` if they are not of the usual form, which is flat and small."""
+    if type(declared) is not dict or len(declared) > _MAX_SHARED_ITEMS:
+        return None
+    key: list[Any] = []
+    for name, value in declared.items():
+        many = value if type(value) is list else (value,)
+        if len(many) > _MAX_SHARED_ITEMS or not all(_is_small(each) for each in (name, *many)):
+            return None
+        # A list of one text must not pass for the text.
+        key.append((name, value if many is not value else tuple(value)))
+    return tuple(key)
+
+
+def _is_small(value: Any) -> bool:
+    # `True` equals 1, and means something else.
+    return type(value) is int or (type(value) is str and len(value) <= _MAX_SHARED_TEXT)
