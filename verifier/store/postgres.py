@@ -49,7 +49,8 @@ _UNAVAILABLE: Final = (
     asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
+    # No lock in time, or a database that is closed to connections.
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.QueryCanceledError,
     asyncpg.CannotConnectNowError,
     asyncpg.ReadOnlySQLTransactionError,
