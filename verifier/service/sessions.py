@@ -174,6 +174,7 @@ async def _open(
         references=references,
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
+        healthy_since_ms=service.duties.healthy_since_ms,
     )
     service.marks.cover(session.entries)
     return session

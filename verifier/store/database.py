@@ -21,7 +21,13 @@ class ConflictError(StoreError):
 
 
 class UnavailableError(StoreError):
-    """The database cannot be used now: it is locked, full, restarting or overloaded.  Nothing was changed."""
+    """
+    The database cannot be used now: it is locked, full, restarting or overloaded.
+
+    Nothing was changed, unless the connection was lost during the commit: then nobody knows.
+    """
+
+    code = "store.unavailable"
 
 
 @dataclass(frozen=True)
@@ -134,9 +140,9 @@ class Database(Protocol):
         """Open a view as `read` does, for statements that look at many rows: other work goes on meanwhile."""
         ...
 
-    async def ahead_ms(self) -> int:
+    async def ahead_ms(self, wall_ms: Callable[[], int]) -> int:
         """
-        Give by how much the clock that all processes share is ahead of this process's, in milliseconds.
+        Give by how much the clock that all processes share is ahead of *wall_ms*, this process's, in milliseconds.
 
         Moments that one process writes and another compares are told by that clock.
         """

@@ -181,7 +181,7 @@ class SqliteDatabase:
             raise UnavailableError("the database is closed")
         yield _ScanTx(self._scanner.thread, self.stats)
 
-    async def ahead_ms(self) -> int:
+    async def ahead_ms(self, wall_ms: Callable[[], int]) -> int:  # noqa: ARG002
         """See `Database.ahead_ms`: the file has no clock of its own."""
         return 0
 
@@ -207,7 +207,12 @@ class SqliteDatabase:
                 write = self._waiting.popleft()
                 # Whoever asked may have gone.
                 if not write.done.cancelled():
-                    await self._do(write, group)
+                    try:
+                        await self._do(write, group)
+                    except (sqlite3.Error, StoreError):
+                        # The transaction of all is lost, and this one waits for its end too.
+                        group.append(_Done(write))
+                        raise
             await self._writer.commit()
         except (sqlite3.Error, StoreError) as error:
             self._fail(group, error)
@@ -238,7 +243,6 @@ class SqliteDatabase:
             # Whatever it is, it is for whoever asked, and not for the others of the group.
             if not raw.in_transaction:
                 # A full disk, for example, ends the whole transaction.
-                group.append(_Done(write))
                 raise error if isinstance(error, StoreError) else UnavailableError(str(error)) from error
             raw.execute("ROLLBACK TO part")
             raw.execute("RELEASE part")
@@ -358,6 +362,7 @@ class SqliteTx:
             raise as_store_error(error) from None
 
     async def once(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.once`."""
         key = (_text(sql), parameters)
         if key not in self._known:
             await self.execute(sql, *parameters)
