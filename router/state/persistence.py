@@ -41,6 +41,13 @@ class Budgets(Protocol):
         """Set what was spent through other routers."""
 
 
+class Lease(Protocol):
+    """The right to write under a router's name."""
+
+    async def confirm(self, tx: Tx) -> None:
+        """Make sure, in the transaction that writes, that no other router has it.  Raises `StoreError`."""
+
+
 class Persistence:
     """One router's side of the shared store."""
 
@@ -54,6 +61,7 @@ class Persistence:
         fleet: Fleet,
         records: Records,
         budgets: Budgets,
+        lease: Lease | None = None,
     ) -> None:
         self._db = db
         self._name = name
@@ -62,6 +70,7 @@ class Persistence:
         self._fleet = fleet
         self._records = records
         self._budgets = budgets
+        self._lease = lease
         self._revision = 0
         self._forgot_at = clock.monotonic()
 
@@ -99,6 +108,8 @@ class Persistence:
         forgets = now - self._forgot_at > _FORGET_EVERY_S
 
         async def save(tx: Tx) -> None:
+            if self._lease is not None:
+                await self._lease.confirm(tx)
             keep = self._config.keep_decisions
             if changes:
                 await standings.save(tx, self._name, changes, now_ms)
