@@ -176,6 +176,7 @@ def assemble(
         fleet,
         on_incident_state=holds.note_incident_state,
         reported_incidents=holds.reported_incidents,
+        on_incident_lost=holds.note_incident_lost,
     )
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
