@@ -1,9 +1,10 @@
 """
 The agent: it keeps the call channel open, answers each call at once, and attests.
 
-If a round fails, the agent logs it and waits for the next call.  If the channel closes, the
-agent opens it again after a random wait whose upper bound doubles, so that the nodes of a
-fleet do not all reconnect at the same moment.
+Answers and evidence are sent again while their session lives (`attester.client`).  If a round fails all
+the same, the agent logs it and waits for the next call.  If the channel closes, the agent opens it again
+after a random wait whose upper bound doubles, so that the nodes of a fleet do not all reconnect at the
+same moment.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from attester.client import Session, VerifierClient
 from attester.collector import Collector
 from attester.config import Enrolment
 from attester.cose import PrivateKey
-from attester.errors import AttesterError
+from attester.errors import AttesterError, VerifierError
 from attester.evidence import Token
 
 _MIN_RECONNECT_WAIT_S = 0.5
@@ -57,6 +58,8 @@ class Agent:
         self._now = now
         self._sleep = sleep
         self._rng = rng or random.Random()
+        self._answered = ""
+        """The last call whose answers the verifier has: if it comes again, it still waits for the evidence."""
 
     async def run(self) -> None:
         """Attest until cancelled."""
@@ -69,6 +72,7 @@ class Agent:
             _log.exception("not ready for calls")
         wait_s = _MIN_RECONNECT_WAIT_S
         while True:
+            asked_s = 0.0
             try:
                 async for session in self._client.calls(self._enrolment.node):
                     wait_s = _MIN_RECONNECT_WAIT_S
@@ -76,10 +80,11 @@ class Agent:
                 _log.info("the verifier closed the channel; it will be opened again")
             except AttesterError as error:
                 _log.warning("the channel is closed", why=str(error))
+                asked_s = (error.retry_after_s or 0.0) if isinstance(error, VerifierError) else 0.0
             except Exception:  # noqa: BLE001
                 # The outermost loop: one unexpected error must not end the attester.
                 _log.exception("the channel failed")
-            await self._sleep(self._rng.uniform(0, wait_s))
+            await self._sleep(asked_s + self._rng.uniform(0, wait_s))
             wait_s = min(wait_s * 2, _MAX_RECONNECT_WAIT_S)
 
     async def once(self) -> str:
@@ -96,8 +101,9 @@ class Agent:
         answers = {}
         for challenge in session.models:
             answers[challenge.model] = await self._collector.answer(challenge)
-        if called:
+        if called and session.id != self._answered:
             await self._client.answer_call(session, answers)
+            self._answered = session.id
         token = Token(
             nonce=session.nonce,
             ueid=self._enrolment.ueid,

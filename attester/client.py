@@ -1,14 +1,20 @@
-"""The client of the verifier's API: signed requests, bounded answers, errors in plain sentences."""
+"""
+The client of the verifier's API: signed requests, bounded answers, errors in plain sentences.
+
+Answers and evidence are sent again while their session lives, if the verifier could not be reached or asks for it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -28,6 +34,11 @@ _TIMEOUT = aiohttp.ClientTimeout(total=60, connect=10)
 _CALLS_TIMEOUT_S = 30.0
 """The verifier sends something on the call channel at least this often."""
 _MAX_SENTENCE_CHARS = 300
+_TEMPORARY: Final = frozenset({429, 502, 503, 504})
+_MIN_RETRY_WAIT_S: Final = 0.5
+_MAX_RETRY_WAIT_S: Final = 8.0
+
+T = TypeVar("T")
 
 
 class _Challenge(Struct, frozen=True):
@@ -61,6 +72,7 @@ class VerifierClient:
 
     Args:
         now: Seconds since 1970.
+        sleep: Waits for a number of seconds; tests replace it.
     """
 
     def __init__(
@@ -70,15 +82,19 @@ class VerifierClient:
         key: PrivateKey,
         *,
         now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: random.Random | None = None,
     ) -> None:
         self._http = http
         self._url = url
         self._key = key
         self._now = now
+        self._sleep = sleep
+        self._rng = rng or random.Random()
 
     def with_key(self, key: PrivateKey) -> VerifierClient:
         """A client of the same verifier that signs with *key*."""
-        return VerifierClient(self._http, self._url, key, now=self._now)
+        return VerifierClient(self._http, self._url, key, now=self._now, sleep=self._sleep, rng=self._rng)
 
     async def discover(self) -> Mapping[str, Any]:
         """The verifier's discovery document."""
@@ -108,7 +124,11 @@ class VerifierClient:
         return _session(data, location.rpartition("/")[2])
 
     async def submit(self, session: Session, evidence: bytes) -> str:
-        """Submit evidence; returns the result, a JWT."""
+        """
+        Submit evidence; returns the result, a JWT.
+
+        The same evidence gives the same result, so it may be sent again whatever became of the first time.
+        """
         result, _ = await self._submit(session, evidence, "")
         return result
 
@@ -118,7 +138,12 @@ class VerifierClient:
 
     async def _submit(self, session: Session, evidence: bytes, query: str) -> tuple[str, Session | None]:
         path = f"/challenge-response/v1/session/{session.id}{query}"
-        _, data = await self._ask("POST", path, evidence, content_type=MEDIA_TYPE, signed=False)
+
+        async def send() -> bytes:
+            _, data = await self._ask("POST", path, evidence, content_type=MEDIA_TYPE, signed=False)
+            return data
+
+        data = await self._insist(session, send)
         body: _SessionBody = _decode(data, _SessionBody)
         if body.result is None:
             raise VerifierError("the verifier accepted the evidence but returned no result")
@@ -137,7 +162,20 @@ class VerifierClient:
             for model, (read, walk) in answers.items()
         ]
         body = msgspec.json.encode({"answers": entries})
-        await self._json("POST", f"/api/v1/calls/{session.id}/answers", body)
+        may_have_arrived = False
+
+        async def send() -> None:
+            nonlocal may_have_arrived
+            try:
+                await self._json("POST", f"/api/v1/calls/{session.id}/answers", body)
+            except VerifierError as error:
+                if error.code == "session.closed" and may_have_arrived:
+                    # An earlier try has arrived, and only its acknowledgement was lost.
+                    return
+                may_have_arrived = may_have_arrived or error.may_have_arrived
+                raise
+
+        await self._insist(session, send)
 
     async def calls(self, node: str) -> AsyncIterator[Session]:
         """
@@ -156,12 +194,27 @@ class VerifierClient:
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:
-                    raise _refusal(response.status, await _read(response))
+                    retry_after = response.headers.get("Retry-After", "")
+                    raise _refusal(response.status, await _read(response), retry_after)
                 async for event in read_events(response.content, max_size=_MAX_EVENT):
                     if event.kind == "call":
                         yield _session(event.data.encode(), "")
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unreachable(self._url, error) from None
+
+    async def _insist(self, session: Session, send: Callable[[], Awaitable[T]]) -> T:
+        """*send*, again and again, until the verifier has answered or the session would be over."""
+        longest_s = _MIN_RETRY_WAIT_S
+        while True:
+            try:
+                return await send()
+            except VerifierError as error:
+                # A random part, so that the nodes of a fleet do not all come back at the same moment.
+                wait_s = (error.retry_after_s or 0) + self._rng.uniform(0, longest_s)
+                if not error.is_temporary or session.expiry is None or self._now() + wait_s >= session.expiry:
+                    raise
+            await self._sleep(wait_s)
+            longest_s = min(longest_s * 2, _MAX_RETRY_WAIT_S)
 
     def _request(self, method: str, target: str, body: bytes) -> Request:
         return Request(method, self._url.partition("://")[2], target, body)
@@ -199,7 +252,7 @@ class VerifierClient:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unreachable(self._url, error) from None
         if response.status not in (200, 201):
-            raise _refusal(response.status, data)
+            raise _refusal(response.status, data, response.headers.get("Retry-After", ""))
         return response, data
 
 
@@ -236,19 +289,32 @@ def _to_session(body: _SessionBody, session_id: str) -> Session:
     return Session(body.session or session_id, nonce, models, expiry)
 
 
-def _refusal(status: int, data: bytes) -> VerifierError:
+def _refusal(status: int, data: bytes, retry_after: str = "") -> VerifierError:
     """A problem document (RFC 9457) as sentences, without unprintable characters."""
+    is_seconds = retry_after.isascii() and retry_after.isdigit() and len(retry_after) <= 6
+    outcome: dict[str, Any] = {
+        "status": status,
+        "retry_after_s": float(retry_after) if is_seconds else None,
+        "is_temporary": status in _TEMPORARY,
+        # A server in between may have lost the answer, and a verifier its database during the commit.
+        "may_have_arrived": status >= 500,
+    }
     try:
         problem = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return VerifierError(f"the verifier answers with HTTP status {status}", status=status)
+        return VerifierError(f"the verifier answers with HTTP status {status}", **outcome)
     parts = [
         str(problem[name])[:_MAX_SENTENCE_CHARS] for name in ("title", "detail", "hint") if problem.get(name)
     ]
     text = "".join(c for c in join_sentences(parts) if c.isprintable())
     code = str(problem.get("type", "")).rpartition("#")[2][:80] or None
-    return VerifierError(f"the verifier refuses: {text}", status=status, code=code)
+    return VerifierError(f"the verifier refuses: {text}", code=code, **outcome)
 
 
 def _unreachable(url: str, error: BaseException) -> VerifierError:
-    return VerifierError(f"the verifier at {url} cannot be reached ({type(error).__name__})")
+    return VerifierError(
+        f"the verifier at {url} cannot be reached ({type(error).__name__})",
+        is_temporary=not isinstance(error, ValueError),
+        # Without a connection nothing was sent.
+        may_have_arrived=not isinstance(error, aiohttp.ClientConnectorError),
+    )

@@ -62,12 +62,32 @@ class EngineError(AttesterError):
 
 
 class VerifierError(AttesterError):
-    """The verifier refused a request, or could not be reached."""
+    """
+    The verifier refused a request, or could not be reached.
 
-    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+    Args:
+        status: The HTTP status; `None` if there was no answer, or one that cannot be read.
+        retry_after_s: After how many seconds the verifier asks for the request again.
+        is_temporary: Whether the same request may succeed later.
+        may_have_arrived: Whether it may have been served although nothing says so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        is_temporary: bool = False,
+        may_have_arrived: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.retry_after_s = retry_after_s
+        self.is_temporary = is_temporary
+        self.may_have_arrived = may_have_arrived
 
 
 def join_sentences(parts: Iterable[str]) -> str:

@@ -20,32 +20,27 @@ from hypothesis import HealthCheck, settings
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
-from attester.weights.folder import open_folder
-from attester.weights.select import kernel
-from attester.weights.tensors import TensorFiles
 from fixtures.fleet import free_port
 from fixtures.postgres import NoPostgresError, drop_database, make_database, postgres_server, url_of
+from fixtures.published import publish
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from fixtures.transactions import transaction
 from verifier import result_keys, results
 from verifier.challenges import posing
-from verifier.challenges.minting import Minter
-from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
 from verifier.config import Home, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
-from verifier.references import measured
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALL_SCHEDULER
 from verifier.service.clock import Clock
 from verifier.service.sessions import open_session, wants_for
 from verifier.service.state import Service
-from verifier.store import nodes, policies, pool, references
-from verifier.store.database import Database
+from verifier.store import nodes, policies
 from verifier.store.nodes import Grant
 from verifier.store.opening import open_database
 from verifier.store.policies import ChangeAuthor
 from verifier.store.postgres import PostgresDatabase
+from verifier.store.sqlite import SqliteDatabase
 
 # A slow machine fails no test. `make test` draws the same examples each time and keeps none, so that
 # its verdict depends on the code alone; `make fuzz` draws new ones and keeps those that fail.
@@ -242,32 +237,6 @@ def verifier_home(tmp_path: Path, verifier_settings: dict[str, Any], store_url: 
     return home
 
 
-async def publish(
-    db: Database, key: PoolKey, folder: Path, now_ms: int, *, reads: int = 30, walks: int = 20
-) -> None:
-    """Make a folder the reference value and mint challenges from it."""
-    opened = open_folder(folder)
-    document = measured.measure_folder(MODEL, opened)
-    async with transaction(db) as tx:
-        await references.add(
-            tx, document, references.Provenance(), ChangeAuthor("test", "measured"), now_ms, replace=True
-        )
-        batch = await pool.open_batch(tx, MODEL, document.digest, now_ms)
-        first_read = await pool.next_index(tx, MODEL, "read")
-        first_walk = await pool.next_index(tx, MODEL, "walk")
-        minter = Minter(
-            model=MODEL,
-            folder=opened,
-            tensors=TensorFiles(opened),
-            key=key,
-            kernel=kernel("numpy"),
-            batch=batch,
-        )
-        await pool.add(tx, list(minter.reads(first_read, reads, ReadParameters(16))))
-        for group in minter.walks(first_walk, walks, WalkParameters(rows=8, passes=1)):
-            await pool.add(tx, group)
-
-
 async def seed(home: Home, now_ms: int) -> None:
     """Make the home's policy active without linting and testing it each time."""
     bundle = bundles.load(home.path / "policy")
@@ -279,10 +248,12 @@ async def seed(home: Home, now_ms: int) -> None:
 
 @pytest.fixture
 async def verifier(
-    verifier_home: Home, clock: FakeClock, model_folder: Path
+    verifier_home: Home, clock: FakeClock, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RunningVerifier]:
     config = verifier_home.config()
     await seed(verifier_home, clock.ms)
+    # The clock that the test moves is the one that all replicas share.
+    monkeypatch.setattr(PostgresDatabase, "ahead_ms", SqliteDatabase.ahead_ms)
     async with open_service(verifier_home, config, clock.clock()) as service:
         await publish(service.db, service.pool_key, model_folder, clock.ms)
         app = make_app(service)

@@ -9,7 +9,7 @@ Errors of the verifier.
     │   └── BundleError      a policy bundle is refused: the message has file, place and sentence
     ├── ReferenceValueError  a reference value or a pool of challenges cannot be used
     ├── PlainYAMLError       a file is not in the small part of YAML that is read: line, column and sentence
-    └── StoreError           the database cannot be used, or refused a change
+    └── StoreError           the database refused a change, or cannot be used (`verifier.store.database`)
         └── RecordingError   a recording is damaged, or another version wrote it
 
 `service/problem.py` is the only place that knows what HTTP status each of them becomes.

@@ -130,7 +130,8 @@ _TABLE: Final = (
     Reason("incident.state", "The incident is not in a state that allows this step.", "Show the incident and its state: touchstone verifier incidents show."),
     Reason("incident.report-reused", "The id of this report was used for a report about another node or of another kind.", "Give each report an id of its own."),
     Reason("reference.unusable", "The reference value, or the pool of challenges, cannot be used.", "Correct what the message names."),
-    Reason("store.refused", "The database cannot be used, or refused the change.", "Try again. If it fails again, ask the operator of the service."),
+    Reason("store.refused", "The database refused the change.", "Try again. If it fails again, ask the operator of the service."),
+    Reason("store.unavailable", "The database cannot be used now.", "Try again after the seconds of Retry-After. Nothing is held against you meanwhile."),
     Reason("config.unusable", "The configuration cannot be used.", "Correct what the message names."),
     Reason("verifier.internal", "The service failed.", "Try again. If it fails again, ask the operator of the service."),
 )  # fmt: skip

@@ -18,8 +18,8 @@ from attester.evidence import Cached, Manifest
 from attester.kinds import write_submod
 from attester.weights.folder import open_folder
 from attester.weights.manifest import measure
+from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode
-from tests.conftest import publish
 from verifier.incidents import BLAST_WINDOW_MS
 from verifier.service.sweep import sweep
 

@@ -185,8 +185,8 @@ async def test_a_read_that_waits_does_not_swallow_the_walk_that_is_due(verifier)
 
 async def test_a_walk_of_the_old_reference_does_not_count_for_the_new(verifier, tmp_path) -> None:
     """What was shown of other weights is void."""
+    from fixtures.published import publish
     from fixtures.simulator import tiny_model
-    from tests.conftest import publish
 
     node = await verifier.enrol()
     await verifier.attest(node)

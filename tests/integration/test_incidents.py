@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fixtures.published import publish
 from fixtures.simulator import SimulatedNode, tiny_model
-from tests.conftest import publish
 from verifier.incidents import BLAST_WINDOW_MS
 from verifier.service.sweep import sweep
 

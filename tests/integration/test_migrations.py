@@ -334,7 +334,7 @@ async def test_a_migration_that_fails_leaves_the_first_version(old: Path) -> Non
     db.close()
     async with SqliteDatabase(old) as opened, opened.read() as tx:
         assert len(await tx.all("SELECT * FROM pool")) == 8
-        assert [node_id for node_id, *_ in await nodes.live(tx)] == ["n"]
+        assert [node.id for node in await nodes.live(tx)] == ["n"]
 
 
 async def test_a_newer_file_is_refused_untouched(old: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from attester.cose import PrivateKey
 from attester.weights.folder import open_folder
+from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
-from tests.conftest import publish
 from tests.integration.lifecycle import changed, post, step
 from tests.integration.lifecycle import publish as publish_policy
 from verifier.references import corim, measured, profile

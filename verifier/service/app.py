@@ -26,7 +26,7 @@ from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
 from verifier.store import policies, references
-from verifier.store.database import Database, Tx
+from verifier.store.database import Database, Tx, UnavailableError
 from verifier.store.marks import HighWater
 from verifier.store.opening import open_database
 from verifier.store.policies import ChangeAuthor
@@ -102,7 +102,7 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
 
 def make_app(service: Service) -> web.Application:
     """The verifier's application over an open service."""
-    app = web.Application(middlewares=[problem.middleware])
+    app = web.Application(middlewares=[problem.middleware, _note_outages])
     app[SERVICE] = service
     app[SHADOW_APPRAISER] = ShadowAppraiser(service)
     app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER])
@@ -116,6 +116,18 @@ def make_app(service: Service) -> web.Application:
     app.cleanup_ctx.append(_tasks)
     app.on_shutdown.append(_end_streams)
     return app
+
+
+@web.middleware
+async def _note_outages(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Note that a request could not be served for want of the database: what it was to do is held against no node."""
+    try:
+        return await handler(request)
+    except UnavailableError:
+        request.app[SERVICE].duties.note_failure()
+        raise
 
 
 async def _tasks(app: web.Application) -> AsyncIterator[None]:

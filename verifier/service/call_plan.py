@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -51,13 +51,19 @@ class CallPlan:
         """The moments of all nodes."""
         return self._moments
 
-    def replace_all(self, nodes: Iterable[tuple[str, PlannedNode]], now: float, within_s: float) -> None:
-        """Plan these nodes and no others.  Those that are planned already keep their moments."""
-        given = dict(nodes)
-        for node_id in self._nodes.keys() - given.keys():
+    def replace_all(
+        self, nodes: Mapping[str, PlannedNode], now: float, within_s: Mapping[str, float]
+    ) -> None:
+        """
+        Plan these nodes and no others.  Those that are planned already keep their moments.
+
+        Args:
+            within_s: By node, within how many seconds it is called.
+        """
+        for node_id in self._nodes.keys() - nodes.keys():
             self.remove(node_id)
-        for node_id, node in given.items():
-            self.add(node_id, node, now, within_s)
+        for node_id, node in nodes.items():
+            self.add(node_id, node, now, within_s[node_id])
 
     def add(self, node_id: str, node: PlannedNode, now: float, within_s: float) -> None:
         """Plan a node: at a moment within the next *within_s* seconds, unless it is planned already."""

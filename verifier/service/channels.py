@@ -67,15 +67,15 @@ class Channels:
                 except TimeoutError:
                     await stream.send("keepalive", {})
                     continue
-                if not call:
+                if not call or not await self._note_push(node.id, call["session"]):
                     break
-                await self._note_push(call["session"])
                 await stream.send("call", call)
         except ConnectionError:
             # The node may disconnect.  If it stays away, it misses its next call.
             pass
         except StoreError as error:
             # The response has begun, so no problem document can be sent: the node comes again.
+            self._service.duties.note_failure()
             _log.error("a channel was ended", node=node.id, error=str(error))
         finally:
             if self._queues.get(node.id) is queue:
@@ -111,21 +111,23 @@ class Channels:
         if not self._service.db.shared or not others:
             return here
         async with self._service.db.read() as tx:
-            return here | await channels.open_among(tx, others, self._service.duties.shared_ms())
+            return here | await channels.open_among(tx, others, self._service.now_ms())
 
     async def ended_s(self, node_id: str) -> float | None:
         """How many seconds ago a node's channel ended; `None` if it never had one, or that is forgotten."""
         service = self._service
         if service.db.shared:
             async with service.db.read() as tx:
-                ended_ms = await channels.ended_ms(tx, node_id, service.duties.shared_ms())
-            return None if ended_ms is None else (service.duties.shared_ms() - ended_ms) / 1000
+                ended_ms = await channels.ended_ms(tx, node_id, service.now_ms())
+            return None if ended_ms is None else (service.now_ms() - ended_ms) / 1000
         ended_at = self._ended_at.get(node_id)
         return None if ended_at is None else service.clock.monotonic() - ended_at
 
-    def elapsed_ms(self, session: StoredSession, arrived: tuple[float, int]) -> int:
+    def elapsed_ms(self, session: StoredSession, arrived: tuple[float, int]) -> int | None:
         """
-        The time from the call pushed to the answers' arrival.
+        The time from the call pushed to the answers' arrival; `None` if something of ours has failed in between.
+
+        Answers may have met the failure, and come late for it.
 
         If another replica pushed it, or this one restarted in between, the wall clock measures it: from the
         push, or from the session's issue if the push was not noted.
@@ -133,11 +135,13 @@ class Channels:
         Args:
             arrived: The arrival by both clocks: monotonic seconds, and wall milliseconds.
         """
+        if self._service.duties.has_failed_since(session.pushed_ms or session.issued_ms):
+            return None
         pushed = self._pushed.get(session.id)
         if pushed is not None:
             return int((arrived[0] - pushed) * 1000)
         if session.pushed_ms is not None:
-            return max(arrived[1] + self._service.duties.ahead_ms - session.pushed_ms, 0)
+            return max(arrived[1] - session.pushed_ms, 0)
         return max(arrived[1] - session.issued_ms, 0)
 
     async def _note_opened(self, node_id: str) -> None:
@@ -154,7 +158,7 @@ class Channels:
             del self._ended_at[next(iter(self._ended_at))]
         if not service.db.shared:
             return
-        replica, now_ms = service.duties.replica, service.duties.shared_ms()
+        replica, now_ms = service.duties.replica, service.now_ms()
         try:
             await service.db.write(
                 lambda tx: channels.close_channel(tx, node_id, replica, now_ms), of=node_id
@@ -162,13 +166,18 @@ class Channels:
         except StoreError as error:
             _log.warning("the end of a channel could not be noted", node=node_id, error=str(error))
 
-    async def _note_push(self, session_id: str) -> None:
+    async def _note_push(self, node_id: str, session_id: str) -> bool:
+        """Note that a call is pushed now.  Gives whether it may be: the node may have gone to another replica."""
         service = self._service
         self._forget_expired_calls()
         if service.db.shared:
-            replica, now_ms = service.duties.replica, service.duties.shared_ms()
-            await service.db.write(lambda tx: channels.note_push(tx, session_id, replica, now_ms))
+            replica, now_ms = service.duties.replica, service.now_ms()
+            if not await service.db.write(
+                lambda tx: channels.note_push(tx, node_id, session_id, replica, now_ms), of=node_id
+            ):
+                return False
         self._pushed.setdefault(session_id, service.clock.monotonic())
+        return True
 
     def _forget_expired_calls(self) -> None:
         """Drop the start times of calls that have expired."""

@@ -43,6 +43,8 @@ class Duties:
         self._ahead_at = float("-inf")
         self._lease_ends = float("-inf")
         self._outage_since: float | None = None
+        self._is_untold = False
+        """Whether the other replicas have yet to hear that something of ours has failed."""
         self._healthy_since_ms = 0
         self._healthy_since = float("-inf")
         self._orphans: list[str] = []
@@ -54,13 +56,21 @@ class Duties:
 
     @property
     def healthy_since_ms(self) -> int:
-        """Since when nothing of ours has failed: what began earlier and is missing is held against no node."""
+        """
+        Since when nothing of ours has failed: what began earlier and is missing is held against no node.
+
+        By the clock that all replicas share.
+        """
         return self._healthy_since_ms
 
     @property
     def healthy_for_s(self) -> float:
         """For how long nothing of ours has failed."""
         return self._clock.monotonic() - self._healthy_since
+
+    def has_failed_since(self, since_ms: int) -> bool:
+        """Whether something of ours has failed since a moment, or fails now."""
+        return self._outage_since is not None or since_ms < self._healthy_since_ms
 
     def shared_ms(self) -> int:
         """Milliseconds since 1970, by the clock that all replicas share."""
@@ -98,22 +108,35 @@ class Duties:
         """
         held, start = self.held, self._clock.monotonic()
         if start - self._ahead_at > _AHEAD_EVERY_S:
-            self.ahead_ms = await self._db.ahead_ms()
+            self.ahead_ms = await self._db.ahead_ms(self._clock.wall_ms)
             self._ahead_at = start
-        now_ms = self.shared_ms()
+        now_ms, is_untold = self.shared_ms(), self._is_untold
+        self._is_untold = False
 
-        async def take(tx: Tx) -> bool:
+        async def take(tx: Tx) -> tuple[bool, int]:
             until_ms = now_ms + int(LEASE_S * 1000)
             await leases.take(tx, channels.REPLICA_LEASE + self.replica, self.replica, now_ms, until_ms)
-            return await leases.take(tx, _LEASE, self.replica, now_ms, until_ms)
+            if is_untold:
+                await leases.note_outage(tx, now_ms)
+            return await leases.take(tx, _LEASE, self.replica, now_ms, until_ms), await leases.last_outage_ms(
+                tx
+            )
 
-        if not await self._db.write(take, of="leases"):
+        try:
+            leads, outage_ms = await self._db.write(take, of="leases")
+        except StoreError:
+            self._is_untold = True
+            raise
+        self.note_success(start)
+        self._be_healthy_since(outage_ms)
+        if not leads:
             self._lease_ends = float("-inf")
             return
-        self._lease_ends = start + LEASE_S - _MARGIN_S
         if not held:
             _log.info("this replica calls nodes, sweeps and judges anew", replica=self.replica)
+            # Before anything is done by virtue of the lease: what nobody watched is held against nobody.
             await self._take_over()
+        self._lease_ends = start + LEASE_S - _MARGIN_S
         self._orphans += await self._db.write(lambda tx: channels.end_calls_of_the_dead(tx, now_ms))
 
     async def give_back(self) -> None:
@@ -128,6 +151,7 @@ class Duties:
 
     def note_failure(self) -> None:
         """Note that the database could not be used."""
+        self._is_untold = True
         if self._outage_since is None:
             self._outage_since = self._clock.monotonic()
 
@@ -138,10 +162,16 @@ class Duties:
             _log.warning(
                 "the database was not usable for a while; nothing of that time is held against nodes"
             )
-            self._outage_since = None
-            self._healthy_since, self._healthy_since_ms = now, self._clock.wall_ms()
+            self._outage_since, self._is_untold = None, True
+            self._be_healthy_since(self.shared_ms())
+
+    def _be_healthy_since(self, since_ms: int) -> None:
+        """Take in until when something of ours has failed."""
+        if since_ms > self._healthy_since_ms:
+            self._healthy_since_ms = since_ms
+            self._healthy_since = self._clock.monotonic() - (self.shared_ms() - since_ms) / 1000
 
     async def _take_over(self) -> None:
-        now_ms = self._clock.wall_ms()
+        now_ms = self.shared_ms()
+        self._be_healthy_since(now_ms)
         await self._db.write(lambda tx: sessions.expire(tx, now_ms, healthy_since_ms=now_ms))
-        self._healthy_since, self._healthy_since_ms = self._clock.monotonic(), now_ms

@@ -57,13 +57,15 @@ class EventFeed:
         started = False
         while True:
             rows: list[Row] = []
+            # What comes shows how things stood when they were asked for.
+            asked = self._service.clock.monotonic()
             try:
                 async with self._service.db.read() as tx:
                     if not started:
                         _, self._newest = await events.bounds(tx)
                         started = True
                     found = await events.after(tx, self._newest, _BATCH)
-                self._polled = self._service.clock.monotonic()
+                self._polled = asked
                 if found:
                     self._service.marks.cover_event(found[-1]["seq"])
                 rows = found

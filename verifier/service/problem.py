@@ -19,6 +19,7 @@ from prometheus_client import Counter
 from attester.errors import AttesterError
 from verifier.errors import RequestError, VerifierError
 from verifier.reasons import REASONS
+from verifier.store.database import RETRY_AFTER_S, UnavailableError
 
 TYPE: Final = "tag:github.com,2026:touchstone/problem#"
 MEDIA_TYPE: Final = "application/problem+json"
@@ -54,6 +55,7 @@ _STATUS: Final = {
     "policy.unusable": 422,
     "policy.state": 409,
     "store.refused": 503,
+    "store.unavailable": 503,
 }
 
 _INTERNAL: Final = "The log of the service says why."
@@ -94,7 +96,8 @@ async def middleware(
     except VerifierError as error:
         if _STATUS.get(error.code, 500) >= 500:
             _log.error("request failed", path=request.path, error=str(error))
-            answer = response(error.code, _INTERNAL)
+            retry_after = RETRY_AFTER_S if isinstance(error, UnavailableError) else None
+            answer = response(error.code, _INTERNAL, retry_after=retry_after)
         else:
             answer = response(error.code, str(error))
     except AttesterError as error:

@@ -17,6 +17,7 @@ from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
 from attester.proof import Proof
 from verifier.challenges import posing
 from verifier.errors import RequestError
+from verifier.policy.rollout import Rollout
 from verifier.schemes.context import Channel, Node
 from verifier.service.appraiser import Appraiser
 from verifier.service.http import integer, json_response, read_body
@@ -157,8 +158,11 @@ async def _open(
     wants: Sequence[WantedChallenge],
     *,
     together: int = 0,
+    rollout: Rollout | None = None,
 ) -> StoredSession:
-    references = await service.inputs.load_reference_digests(tx, node.id) if node is not None else {}
+    references: dict[str, str] = {}
+    if node is not None:
+        references = await service.inputs.load_reference_digests(tx, node.id, rollout)
     session = await sessions.open_session(
         tx,
         node_id=None if node is None else node.id,
@@ -170,6 +174,7 @@ async def _open(
         references=references,
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
+        healthy_since_ms=service.duties.healthy_since_ms,
     )
     service.marks.cover(session.entries)
     return session
@@ -225,13 +230,12 @@ async def submit(request: web.Request) -> web.Response:
     return json_response(wire, content_type=SESSION_TYPE)
 
 
-async def _open_next(service: Service, tx: Tx, node: Node) -> StoredSession | None:
+async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> StoredSession | None:
     """Open the session that a node may attest in next; `None` if it has opened too many."""
     try:
         service.node_rates.spend(node.id)
-        return await _open(
-            service, tx, node, Channel.ANNOUNCED, new_nonce(service.now_ms()), wants_for(node, walk=True)
-        )
+        nonce, wants = new_nonce(service.now_ms()), wants_for(node, walk=True)
+        return await _open(service, tx, node, Channel.ANNOUNCED, nonce, wants, rollout=rollout)
     except RequestError:
         return None
 

@@ -80,8 +80,8 @@ class Service:
         return msgspec.json.encode({"keys": [key.verifying.jwk() for key in reversed(self.keys)]})
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970."""
-        return self.clock.wall_ms()
+        """Milliseconds since 1970, by the clock that all replicas share: what one writes, another compares."""
+        return self.duties.shared_ms()
 
     async def authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         """

@@ -74,14 +74,26 @@ async def calls_to_push(tx: Tx, replica: str, now_ms: int) -> list[tuple[str, st
     return [(row["id"], row["node_id"]) for row in rows]
 
 
-async def note_push(tx: Tx, session_id: str, replica: str, now_ms: int) -> None:
-    """Note when a call was pushed and by whom.  Only the first time counts: that is when the node could begin."""
+async def note_push(tx: Tx, node_id: str, session_id: str, replica: str, now_ms: int) -> bool:
+    """
+    Note when a call was pushed and by whom.  Only the first time counts: that is when the node could begin.
+
+    Returns:
+        Whether *replica* still holds the node's channel.  If not, another one pushes the call, and nothing is noted.
+    """
+    if not await tx.one(
+        "SELECT 1 AS one FROM channels WHERE node_id = ? AND replica = ? AND closed_ms IS NULL",
+        node_id,
+        replica,
+    ):
+        return False
     await tx.execute(
         "UPDATE sessions SET pushed_ms = ?, pushed_by = ? WHERE id = ? AND pushed_ms IS NULL",
         now_ms,
         replica,
         session_id,
     )
+    return True
 
 
 async def end_calls_of_the_dead(tx: Tx, now_ms: int) -> list[str]:

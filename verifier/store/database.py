@@ -21,7 +21,13 @@ class ConflictError(StoreError):
 
 
 class UnavailableError(StoreError):
-    """The database cannot be used now: it is locked, full, restarting or overloaded.  Nothing was changed."""
+    """
+    The database cannot be used now: it is locked, full, restarting or overloaded.
+
+    Nothing was changed, unless the connection was lost during the commit: then nobody knows.
+    """
+
+    code = "store.unavailable"
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,14 @@ class Tx(Protocol):
 
         So the numbers that it draws grow in that order, and a row that every transaction changes keeps
         the others waiting only for the commit.
+        """
+        ...
+
+    async def once(self, sql: SQL, /, *parameters: Any) -> None:
+        """
+        Run a statement that changes nothing if it was committed earlier, and whose rows are never deleted.
+
+        The database remembers what it has committed of late, and does not ask again.
         """
         ...
 
@@ -126,9 +140,9 @@ class Database(Protocol):
         """Open a view as `read` does, for statements that look at many rows: other work goes on meanwhile."""
         ...
 
-    async def ahead_ms(self) -> int:
+    async def ahead_ms(self, wall_ms: Callable[[], int]) -> int:
         """
-        Give by how much the clock that all processes share is ahead of this process's, in milliseconds.
+        Give by how much the clock that all processes share is ahead of *wall_ms*, this process's, in milliseconds.
 
         Moments that one process writes and another compares are told by that clock.
         """

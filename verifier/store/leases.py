@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from verifier.store.database import Tx
+
+_OUTAGE: Final = "outage"
+"""Nobody holds this one: it says until when a replica could not use the database."""
 
 
 async def take(tx: Tx, name: str, holder: str, now_ms: int, until_ms: int) -> bool:
@@ -25,6 +30,22 @@ async def take(tx: Tx, name: str, holder: str, now_ms: int, until_ms: int) -> bo
         now_ms,
     )
     return changed > 0
+
+
+async def note_outage(tx: Tx, until_ms: int) -> None:
+    """Note that a replica could not use the database until *until_ms*."""
+    await tx.execute(
+        "INSERT INTO leases (name, holder, until_ms) VALUES (?, '', ?) ON CONFLICT (name) DO UPDATE"
+        " SET until_ms = excluded.until_ms WHERE leases.until_ms < excluded.until_ms",
+        _OUTAGE,
+        until_ms,
+    )
+
+
+async def last_outage_ms(tx: Tx) -> int:
+    """Give the last moment at which a replica could not use the database; 0 if there was none."""
+    row = await tx.one("SELECT until_ms FROM leases WHERE name = ?", _OUTAGE)
+    return 0 if row is None else int(row["until_ms"])
 
 
 async def give_back(tx: Tx, holder: str) -> None:

@@ -210,11 +210,32 @@ async def by_kid(tx: Tx, kid: bytes) -> Node | None:
     return _node(await tx.one(f"{_SELECT} WHERE k.kid = ?", kid))
 
 
-async def live(tx: Tx) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Give the id, the operator and the models of every node that is not retired."""
-    rows = await tx.all("SELECT id, operator, models FROM nodes WHERE state != 'retired' ORDER BY id")
+@dataclass(frozen=True)
+class LiveNode:
+    """What is to be known of a node to plan its calls."""
+
+    id: str
+    operator: str
+    models: tuple[str, ...]
+    expires_ms: int
+    """When its last result expires; 0 if it has none."""
+
+
+async def live(tx: Tx) -> list[LiveNode]:
+    """Give every node that is not retired."""
+    rows = await tx.all(
+        "SELECT n.id, n.operator, n.models, coalesce((SELECT max(a.expires_ms) FROM appraisals a"
+        "  WHERE a.node_id = n.id AND a.revoked_ms IS NULL), 0) AS expires_ms"
+        " FROM nodes n WHERE n.state != 'retired' ORDER BY n.id"
+    )
     return [
-        (row["id"], row["operator"], msgspec.json.decode(row["models"], type=tuple[str, ...])) for row in rows
+        LiveNode(
+            row["id"],
+            row["operator"],
+            msgspec.json.decode(row["models"], type=tuple[str, ...]),
+            row["expires_ms"],
+        )
+        for row in rows
     ]
 
 

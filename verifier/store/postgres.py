@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
@@ -21,6 +20,7 @@ import asyncpg
 
 from verifier.errors import StoreError
 from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
+from verifier.store.known import Key, Known
 from verifier.store.scripts import read_scripts
 
 _CONNECTIONS: Final = 8
@@ -46,12 +46,17 @@ _AGAIN: Final = (
 _UNAVAILABLE: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # A statement on a connection that is being lost.
+    asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
+    # No lock in time, or a database that is closed to connections.
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.QueryCanceledError,
     asyncpg.CannotConnectNowError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.PostgresSystemError,
     ConnectionError,
     TimeoutError,
     OSError,
@@ -83,6 +88,7 @@ class PostgresDatabase:
         self._schema = schema_name(schema)
         self._connections = connections
         self.stats = Stats()
+        self._known = Known()
         self._pool: asyncpg.Pool | None = None
 
     @property
@@ -176,14 +182,15 @@ class PostgresDatabase:
 
     async def _write_once(self, work: Work[T], of: str | None) -> T:
         async with self._connection() as connection:
-            await connection.execute(_begin(of))
             try:
-                tx = PostgresTx(connection, self.stats, is_alone=of is None)
+                await connection.execute(_begin(of))
+                tx = PostgresTx(connection, self.stats, self._known, is_alone=of is None)
                 result = await work(tx)
                 await tx.run_last()
-                await connection.execute("COMMIT")
+                await _commit(connection)
                 self.stats.commits += 1
                 self.stats.transactions += 1
+                self._known.add(tx.done_once)
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -194,22 +201,21 @@ class PostgresDatabase:
         """See `Database.read`."""
         with self._as_store_errors():
             async with self._connection() as connection:
-                yield PostgresTx(connection, self.stats, is_alone=False)
+                yield PostgresTx(connection, self.stats, self._known, is_alone=False)
 
     def scan(self) -> Any:
         """See `Database.scan`: the same as `read`, because the server does the work."""
         return self.read()
 
-    async def ahead_ms(self) -> int:
+    async def ahead_ms(self, wall_ms: Callable[[], int]) -> int:
         """See `Database.ahead_ms`."""
-        loop = asyncio.get_running_loop()
         async with self.read() as tx:
-            before = loop.time()
+            before = wall_ms()
             row = await tx.one("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms")
-            after = loop.time()
+            after = wall_ms()
         assert row is not None
         # The server read its clock in the middle of the trip.
-        return int(row["now_ms"] - (time.time() - (after - before) / 2) * 1000)
+        return int(row["now_ms"]) - (before + after) // 2
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
@@ -228,7 +234,9 @@ class PostgresDatabase:
         if self._pool is None:
             connection.terminate()
             return
-        await asyncio.shield(self._pool.release(connection))
+        # A connection that fails here is given up, and whatever was done on it is done.
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+            await asyncio.shield(self._pool.release(connection))
 
     @contextmanager
     def _as_store_errors(self) -> Iterator[None]:
@@ -265,9 +273,12 @@ def as_store_errors(name: str) -> Iterator[None]:
 class PostgresTx:
     """Statements on one connection."""
 
-    def __init__(self, connection: asyncpg.Connection, stats: Stats, *, is_alone: bool) -> None:
+    def __init__(self, connection: asyncpg.Connection, stats: Stats, known: Known, *, is_alone: bool) -> None:
         self._connection = connection
         self._stats = stats
+        self._known = known
+        self.done_once: list[Key] = []
+        """What was run by `once`: it is known when it is committed."""
         self._is_alone = is_alone
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
@@ -300,6 +311,13 @@ class PostgresTx:
             raise ConflictError(str(error)) from None
         return [dict(row) for row in rows]
 
+    async def once(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.once`."""
+        key = (_text(sql), parameters)
+        if key not in self._known:
+            await self.execute(sql, *parameters)
+            self.done_once.append(key)
+
     async def last(self, sql: SQL, *parameters: Any) -> None:
         """See `Tx.last`."""
         self._last.append((sql, parameters))
@@ -327,11 +345,17 @@ def _begin(of: str | None) -> str:
     return f"BEGIN; SELECT pg_advisory_xact_lock_shared({_LOCK_SPACE}, {_ALL}); SELECT pg_advisory_xact_lock({key})"
 
 
+async def _commit(connection: asyncpg.Connection) -> None:
+    if await connection.execute("COMMIT") != "COMMIT":
+        # The server rolls back a transaction in which a statement has failed, and calls that no error.
+        raise StoreError("a statement of the transaction had failed")
+
+
 async def _roll_back(connection: asyncpg.Connection) -> None:
     """End the transaction, if the connection still has one."""
     if connection.is_closed() or not connection.is_in_transaction():
         return
-    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
         await asyncio.shield(connection.execute("ROLLBACK"))
 
 

@@ -80,6 +80,7 @@ async def open_session(
     references: Mapping[str, str],
     hourly: int | None = None,
     together: int = 0,
+    healthy_since_ms: int = 0,
 ) -> StoredSession:
     """
     Open a session and take its challenges, in one transaction.
@@ -92,13 +93,14 @@ async def open_session(
         hourly: How many sessions of this channel the node may open within an hour.  Each one uses up
             challenges, even if it is dropped at once.
         together: How many nodes are called at this moment, if more than one.
+        healthy_since_ms: See `expire`.
 
     Raises:
         ConflictError: The nonce was issued before.
         RequestError: The node has opened too many sessions within the hour.
     """
     if node_id is not None:
-        waiting = await _waiting(tx, node_id, channel, now_ms)
+        waiting = await _waiting(tx, node_id, channel, now_ms, healthy_since_ms)
         if waiting is not None:
             return waiting
         if hourly is not None:
@@ -135,7 +137,9 @@ async def waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> Stored
     return None if row is None else await get(tx, row["id"])
 
 
-async def _waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> StoredSession | None:
+async def _waiting(
+    tx: Tx, node_id: str, channel: Channel, now_ms: int, healthy_since_ms: int
+) -> StoredSession | None:
     """Give the node's session that waits; one whose time is over is ended first."""
     found = await tx.one(
         "SELECT id, expires_ms FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
@@ -146,7 +150,7 @@ async def _waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> Store
         return None
     if found["expires_ms"] > now_ms:
         return await get(tx, found["id"])
-    await expire(tx, now_ms, node_id=node_id)
+    await expire(tx, now_ms, node_id=node_id, healthy_since_ms=healthy_since_ms)
     return None
 
 
@@ -251,9 +255,14 @@ async def is_used(tx: Tx, nonce: bytes) -> bool:
     return await tx.one("SELECT 1 AS one FROM sessions WHERE nonce = ?", nonce) is not None
 
 
-async def keep_answers(tx: Tx, session_id: str, answers: Mapping[str, Answers], answer_ms: int) -> None:
+async def keep_answers(
+    tx: Tx, session_id: str, answers: Mapping[str, Answers], answer_ms: int | None
+) -> None:
     """
     Store the answers to a call.  Only the first answers count.
+
+    Args:
+        answer_ms: The time that they took; `None` if it could not be measured.
 
     Raises:
         RequestError: The call is answered already, or no longer waits.

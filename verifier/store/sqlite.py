@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import aiosqlite
 
 from verifier.errors import StoreError
 from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
+from verifier.store.known import Key, Known
 from verifier.store.scripts import read_scripts
 
 _BUSY_MS = 10_000
@@ -50,6 +51,15 @@ class _Write(Generic[T]):
     done: asyncio.Future[T]
 
 
+@dataclass(frozen=True)
+class _Done:
+    """Work whose transaction is to be committed."""
+
+    write: _Write[Any]
+    result: Any = None
+    once: Sequence[Key] = ()
+
+
 class SqliteDatabase:
     """
     A database file, to be used as an async context manager.
@@ -65,6 +75,7 @@ class SqliteDatabase:
         self._path = path
         self._schema = schema
         self.stats = Stats()
+        self._known = Known()
         self._connections: list[_Connection] = []
         self._waiting: deque[_Write[Any]] = deque()
         self._arrived = asyncio.Event()
@@ -161,7 +172,7 @@ class SqliteDatabase:
         """See `Database.read`."""
         if self._committing is None:
             raise UnavailableError("the database is closed")
-        yield SqliteTx(self._reader.raw, self.stats)
+        yield SqliteTx(self._reader.raw, self.stats, self._known)
 
     @asynccontextmanager
     async def scan(self) -> AsyncIterator[Tx]:
@@ -170,7 +181,7 @@ class SqliteDatabase:
             raise UnavailableError("the database is closed")
         yield _ScanTx(self._scanner.thread, self.stats)
 
-    async def ahead_ms(self) -> int:
+    async def ahead_ms(self, wall_ms: Callable[[], int]) -> int:  # noqa: ARG002
         """See `Database.ahead_ms`: the file has no clock of its own."""
         return 0
 
@@ -189,33 +200,39 @@ class SqliteDatabase:
 
     async def _commit_group(self) -> None:
         """Do the work that waits now in one transaction; each part of it succeeds or fails by itself."""
-        group: list[tuple[_Write[Any], Any]] = []
+        group: list[_Done] = []
         try:
             await _retry_busy(lambda: self._writer.raw.execute("BEGIN IMMEDIATE"))
             while self._waiting and len(group) < _SHARED_MAX:
                 write = self._waiting.popleft()
                 # Whoever asked may have gone.
                 if not write.done.cancelled():
-                    await self._do(write, group)
+                    try:
+                        await self._do(write, group)
+                    except (sqlite3.Error, StoreError):
+                        # The transaction of all is lost, and this one waits for its end too.
+                        group.append(_Done(write))
+                        raise
             await self._writer.commit()
         except (sqlite3.Error, StoreError) as error:
             self._fail(group, error)
             return
         except asyncio.CancelledError:
-            for write, _ in group:
-                write.done.cancel()
+            for done in group:
+                done.write.done.cancel()
             raise
         self.stats.commits += 1
         self.stats.transactions += len(group)
-        for write, result in group:
-            if not write.done.done():
-                write.done.set_result(result)
+        for done in group:
+            self._known.add(done.once)
+            if not done.write.done.done():
+                done.write.done.set_result(done.result)
 
-    async def _do(self, write: _Write[Any], group: list[tuple[_Write[Any], Any]]) -> None:
+    async def _do(self, write: _Write[Any], group: list[_Done]) -> None:
         """Do one part of a group.  Raises if the transaction of the whole group is lost."""
         raw = self._writer.raw
         raw.execute("SAVEPOINT part")
-        tx = SqliteTx(raw, self.stats)
+        tx = SqliteTx(raw, self.stats, self._known)
         try:
             result = await write.work(tx)
             tx.run_last()
@@ -226,7 +243,6 @@ class SqliteDatabase:
             # Whatever it is, it is for whoever asked, and not for the others of the group.
             if not raw.in_transaction:
                 # A full disk, for example, ends the whole transaction.
-                group.append((write, None))
                 raise error if isinstance(error, StoreError) else UnavailableError(str(error)) from error
             raw.execute("ROLLBACK TO part")
             raw.execute("RELEASE part")
@@ -234,13 +250,13 @@ class SqliteDatabase:
                 write.done.set_exception(error)
         else:
             raw.execute("RELEASE part")
-            group.append((write, result))
+            group.append(_Done(write, result, tx.done_once))
 
-    def _fail(self, group: list[tuple[_Write[Any], Any]], lost: sqlite3.Error | StoreError) -> None:
+    def _fail(self, group: list[_Done], lost: sqlite3.Error | StoreError) -> None:
         with suppress(sqlite3.Error):
             if self._writer.raw.in_transaction:
                 self._writer.raw.execute("ROLLBACK")
-        waiting = [write for write, _ in group]
+        waiting = [done.write for done in group]
         if not waiting:
             # The transaction could not even begin: whoever waits has waited long enough.
             waiting = list(self._waiting)
@@ -315,9 +331,12 @@ async def _use_write_ahead_log(raw: sqlite3.Connection) -> None:
 class SqliteTx:
     """Statements on the event loop."""
 
-    def __init__(self, connection: sqlite3.Connection, stats: Stats) -> None:
+    def __init__(self, connection: sqlite3.Connection, stats: Stats, known: Known) -> None:
         self._connection = connection
         self._stats = stats
+        self._known = known
+        self.done_once: list[Key] = []
+        """What was run by `once`: it is known when it is committed."""
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
@@ -341,6 +360,13 @@ class SqliteTx:
             return [dict(row) for row in self._connection.execute(_text(sql), parameters)]
         except sqlite3.Error as error:
             raise as_store_error(error) from None
+
+    async def once(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.once`."""
+        key = (_text(sql), parameters)
+        if key not in self._known:
+            await self.execute(sql, *parameters)
+            self.done_once.append(key)
 
     async def last(self, sql: SQL, *parameters: Any) -> None:
         """See `Tx.last`."""
@@ -382,6 +408,9 @@ class _ScanTx:
         raise StoreError("this view is for reading only")
 
     async def last(self, _sql: SQL, *_parameters: Any) -> None:
+        raise StoreError("this view is for reading only")
+
+    async def once(self, _sql: SQL, *_parameters: Any) -> None:
         raise StoreError("this view is for reading only")
 
     async def alone(self) -> None:

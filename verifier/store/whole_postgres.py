@@ -11,6 +11,7 @@ import asyncpg
 
 from verifier.errors import StoreError
 from verifier.store.database import Stats
+from verifier.store.known import Known
 from verifier.store.postgres import PostgresTx, as_store_errors, schema_name, shown_name
 from verifier.store.whole import (
     FIRST_PAGE,
@@ -109,7 +110,7 @@ class PostgresWhole:
         self.name = name
         self.version = version
         self.tables = tables
-        self.tx = PostgresTx(connection, Stats(), is_alone=True)
+        self.tx = PostgresTx(connection, Stats(), Known(), is_alone=True)
 
     async def pages(self, table: Table) -> AsyncGenerator[Page, None]:
         """See `Whole.pages`."""

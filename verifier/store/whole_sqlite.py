@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from verifier.errors import StoreError
 from verifier.store.database import Stats
+from verifier.store.known import Known
 from verifier.store.scripts import read_scripts
 from verifier.store.sqlite import SqliteTx, as_store_error, statements
 from verifier.store.whole import (
@@ -113,7 +114,7 @@ class SqliteWhole:
         # The first read takes the snapshot.
         self.version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         self.tables: Mapping[str, Table] = {table.name: table for table in _describe(connection)}
-        self.tx = SqliteTx(connection, Stats())
+        self.tx = SqliteTx(connection, Stats(), Known())
 
     async def pages(self, table: Table) -> AsyncGenerator[Page, None]:
         """See `Whole.pages`."""

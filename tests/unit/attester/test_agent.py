@@ -554,3 +554,38 @@ def test_a_tokens_bytes_are_deterministic():
     token = Token(bytes(32), ENROLMENT.ueid, 1, "https://v", {"platform": {}})
     payload = evidence.decode_envelope(token.sign(KEY)).payload
     assert cbor.encode(cbor.decode(payload, max_size=1000)) == payload
+
+
+async def test_a_verifier_that_asks_for_patience_is_given_it() -> None:
+    """The channel is not opened again before the seconds of Retry-After have passed."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise Ended
+
+    busy = VerifierError("busy", status=503, retry_after_s=7.0)
+    agent = Agent(Client([busy], [VerifierError("gone")]), Collector(), KEY, ENROLMENT, sleep=sleep)
+    with pytest.raises(Ended):
+        await agent.run()
+    assert waits[0] >= 7 > waits[1]
+
+
+async def test_a_call_that_comes_again_is_attested_without_a_second_answer() -> None:
+    """The verifier has the answers and waits for the evidence, which it failed to take."""
+    client = Client([session(), session(), Ended()])
+    client.fail["evidence"] = VerifierError("the service failed", status=500)
+    with pytest.raises(Ended):
+        await Agent(client, Collector(), KEY, ENROLMENT).run()
+    assert client.names("answers") == ["s"]
+    assert client.names("evidence") == ["s", "s"]
+
+
+async def test_answers_that_were_not_taken_are_given_again() -> None:
+    """The verifier pushes the call again if it still waits."""
+    client = Client([session(), session(), Ended()])
+    client.fail["answers"] = VerifierError("the service failed", status=500)
+    with pytest.raises(Ended):
+        await Agent(client, Collector(), KEY, ENROLMENT).run()
+    assert client.names("answers") == ["s", "s"]
