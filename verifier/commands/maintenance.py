@@ -82,7 +82,9 @@ def check(home: Path) -> None:
     "--discard-challenges", is_flag=True, help="Delete every challenge, because not all marks are known."
 )
 @click.option(
-    "--keep-tokens", is_flag=True, help="Keep enrolment tokens that were not used before the backup."
+    "--keep-tokens",
+    is_flag=True,
+    help="Keep enrolment tokens that were unused at the backup; one may have been used since.",
 )
 @click.option(
     "--actor", default=getpass.getuser, show_default="the user's name", help="Who restores; kept for ever."
@@ -144,6 +146,8 @@ def migrate(target: str, home: Path) -> None:
     show_migration(digests)
     if url:
         click.echo(f'Next, in {home / "verifier.toml"}: [store] url = "{url}"')
+    elif path.absolute() == Home(home).database.absolute():
+        click.echo(f"Next: remove [store] url from {home / 'verifier.toml'}")
     else:
         click.echo(
             f"Next: move it to {Home(home).database}, and remove [store] url from {home / 'verifier.toml'}"
