@@ -169,7 +169,7 @@ class PostgresDatabase:
         """See `Database.write`.  Work that meets a deadlock is done again."""
         for attempt in range(_ATTEMPTS):
             try:
-                with self._as_store_errors():
+                with self._as_store_errors(again=True):
                     return await self._write_once(work, of)
             except _NotAloneError:
                 of = None
@@ -237,11 +237,13 @@ class PostgresDatabase:
             await asyncio.shield(self._pool.release(connection))
 
     @contextmanager
-    def _as_store_errors(self) -> Iterator[None]:
+    def _as_store_errors(self, *, again: bool = False) -> Iterator[None]:
         try:
             yield
-        except _AGAIN:
-            raise
+        except _AGAIN as error:
+            if again:
+                raise
+            raise UnavailableError(f"{self.name}: {error}") from None
         except asyncpg.IntegrityConstraintViolationError as error:
             raise ConflictError(str(error)) from None
         except _UNAVAILABLE as error:
