@@ -49,7 +49,7 @@ def fill_history(path: Path, nodes: int, results: int, now_ms: int) -> None:
         db.executemany(
             "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims,"
             f" public, origin, basis, generation) VALUES (?, ?, ?, ?, ?, 'affirming', '{_TOKEN}', '{_CLAIMS}',"
-            " 1, ?, '', 1)",
+            " 1, ?, '', 1000)",
             ((a, s, n, t, t + 300_000, a) for s, a, n, t in made),
         )
         db.executemany(

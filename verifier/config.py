@@ -11,6 +11,7 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
     authors/*.pem        public keys that may sign policies
     anchors/*.pem, *.jwk public keys that may sign reference values (CoRIM)
     verifier.db          the database
+    high-water.json      marks above what was given out: never restore it from a copy (ADR 0023)
 """
 
 from __future__ import annotations
@@ -183,6 +184,11 @@ class Home:
     def database(self) -> Path:
         """The database file."""
         return self.path / "verifier.db"
+
+    @property
+    def high_water(self) -> Path:
+        """The file of the high-water marks (`verifier.store.marks`)."""
+        return self.path / "high-water.json"
 
     def create(self, config: VerifierConfig) -> None:
         """

@@ -1,21 +1,23 @@
 """
 Persistence: writes what this router has measured and decided, and reads what other routers measured.
 
-Every few seconds, in one transaction: statistics that changed, records of decisions, budgets.  A
+Every few seconds, some hundred rows at a time: statistics that changed, records of decisions, budgets.  A
 crash loses at most what came since.  Holds are not written here; they are never lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Final, Protocol
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import structlog
 from prometheus_client import Counter
 
 from router.config import StoreSection
 from router.model.clock import Clock
+from router.model.statistics import StatisticsAggregate
 from router.state.fleet import Fleet
 from router.state.records import Records
 from router.store import decisions, standings
@@ -23,6 +25,8 @@ from verifier.errors import StoreError
 from verifier.store.database import Database, Tx
 
 _FORGET_EVERY_S: Final = 600.0
+_AT_ONCE: Final = 500
+"""Rows of one transaction: requests wait for it some milliseconds at most."""
 
 _log = structlog.get_logger("router")
 records_lost = Counter("touchstone_router_records_lost_total", "Records of decisions that were not written.")
@@ -93,34 +97,53 @@ class Persistence:
         Raises:
             StoreError: it could not be written.  Nothing is lost: the next call writes it.
         """
-        changes = self._fleet.drain_changes()
-        records = self._records.drain()
-        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
-        forgets = now - self._forgot_at > _FORGET_EVERY_S
-
-        async def save(tx: Tx) -> None:
-            keep = self._config.keep_decisions
-            if changes:
-                await standings.save(tx, self._name, changes, now_ms)
-            if keep:
-                await decisions.save(tx, self._name, records)
-            await standings.save_budgets(tx, self._name, self._budgets.spent())
-            if forgets:
-                await standings.forget(tx, now_ms)
-                await decisions.forget(tx, now_ms, keep_days=self._config.keep_days, keep=keep)
-
+        changes = deque(self._fleet.drain_changes())
+        records = deque(self._records.drain())
         try:
-            await self._db.write(save)
+            while changes:
+                await self._save_statistics([changes[i] for i in range(min(_AT_ONCE, len(changes)))])
+                _drop(changes, _AT_ONCE)
+            while records:
+                await self._save_records([records[i] for i in range(min(_AT_ONCE, len(records)))])
+                _drop(records, _AT_ONCE)
+            await self._db.write(self._save_budgets)
         except BaseException:
-            self._fleet.requeue_changes(changes)
-            self._records.requeue(records)
+            self._fleet.requeue_changes(list(changes))
+            self._records.requeue(list(records))
             raise
-        if forgets:
-            self._forgot_at = now
+        await self._forget()
         await self._read_statistics(own=False)
         async with self._db.read() as tx:
             spent = await standings.budgets(tx)
         self._budgets.set_spent_by_others(_sum_of_others(spent, self._name))
+
+    async def _save_statistics(self, some: Sequence[tuple[str, str, StatisticsAggregate]]) -> None:
+        now_ms = self._clock.now_ms()
+        await self._db.write(lambda tx: standings.save(tx, self._name, some, now_ms))
+
+    async def _save_records(self, some: Sequence[tuple[str, int, bytes]]) -> None:
+        if self._config.keep_decisions:
+            await self._db.write(
+                lambda tx: decisions.save(tx, self._name, some), of=f"decisions {self._name}"
+            )
+
+    async def _save_budgets(self, tx: Tx) -> None:
+        await standings.save_budgets(tx, self._name, self._budgets.spent())
+
+    async def _forget(self) -> None:
+        """Delete what is old, from time to time and in small steps."""
+        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        if now - self._forgot_at <= _FORGET_EVERY_S:
+            return
+        self._forgot_at = now
+        config = self._config
+        await self._db.write(lambda tx: standings.forget(tx, now_ms))
+        while await self._db.write(
+            lambda tx: decisions.forget(
+                tx, now_ms, keep_days=config.keep_days, keep=config.keep_decisions, limit=_AT_ONCE
+            )
+        ):
+            pass
 
     async def find(self, record_id: str) -> bytes | None:
         """A record that was written."""
@@ -140,6 +163,12 @@ class Persistence:
                 return
             self._revision = revision
             await asyncio.sleep(0)
+
+
+def _drop(queue: deque[Any], count: int) -> None:
+    """Take *count* from the front of a queue."""
+    for _ in range(min(count, len(queue))):
+        queue.popleft()
 
 
 def _sum_of_others(spent: dict[str, dict[str, tuple[int, int]]], own: str) -> dict[str, tuple[int, int]]:

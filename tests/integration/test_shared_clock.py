@@ -322,7 +322,9 @@ def test_a_second_process_on_a_home_with_a_file_is_refused_and_the_first_goes_on
         fleet.stop()
 
 
-async def test_replicas_that_start_at_once_on_an_empty_database_agree_on_the_policy(verifier_home: Home) -> None:
+async def test_replicas_that_start_at_once_on_an_empty_database_agree_on_the_policy(
+    verifier_home: Home,
+) -> None:
     """One of them publishes it, and the other finds it there."""
     listens = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     async with AsyncExitStack() as stack:

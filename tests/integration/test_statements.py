@@ -28,9 +28,9 @@ def statements(monkeypatch) -> list[tuple[str, tuple[Any, ...]]]:
     from verifier.store import postgres, sqlite
 
     for module, tx in (
-        (sqlite, sqlite._SqliteTx),
+        (sqlite, sqlite.SqliteTx),
         (sqlite, sqlite._ScanTx),
-        (postgres, postgres._PostgresTx),
+        (postgres, postgres.PostgresTx),
     ):
         for name in ("execute", "one", "all", "last"):
             original = getattr(tx, name)

@@ -27,8 +27,10 @@ from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
 from verifier.store import policies, references
 from verifier.store.database import Database, Tx, UnavailableError
+from verifier.store.marks import HighWater
 from verifier.store.opening import open_database
 from verifier.store.policies import ChangeAuthor
+from verifier.store.restoring import read_fence
 
 _log = structlog.get_logger("verifier")
 
@@ -51,6 +53,8 @@ async def open_service(
         await activate_home_policy(db, home, config, clock.wall_ms())
         limits = Limits(config.policy.workers, config.policy.timeout_s, config.policy.memory_mib << 20)
         engine = await stack.enter_async_context(Engines(limits))
+        async with db.read() as tx:
+            fence = await read_fence(tx)
         yield Service(
             config=config,
             db=db,
@@ -62,6 +66,8 @@ async def open_service(
             admin_token=home.token("admin"),
             router_token=home.token("router"),
             clock=clock,
+            marks=HighWater(home.high_water, clock.wall_ms()),
+            fence=fence,
         )
 
 

@@ -17,6 +17,7 @@ from verifier.challenges import posing
 from verifier.errors import EvidenceError, PolicyError, RequestError, StoreError
 from verifier.opening import OpenedEvidence, SealedEvidence
 from verifier.policy.bundle import Bundle
+from verifier.policy.rollout import Rollout
 from verifier.recording import Record
 from verifier.result_keys import ResultKey
 from verifier.results import AttestationResult
@@ -52,7 +53,7 @@ class Answer:
     following: StoredSession | None
 
 
-OpenNext: TypeAlias = Callable[[Tx, Node], Awaitable[StoredSession | None]]
+OpenNext: TypeAlias = Callable[[Tx, Node, Rollout], Awaitable[StoredSession | None]]
 
 
 async def _again(tx: Tx, session: StoredSession, known: Row, now_ms: int) -> Answer:
@@ -149,7 +150,7 @@ class Appraiser:
             row, is_new = await appraisals.complete(tx, submission, sign, now_ms)
             if not is_new:
                 return await _again(tx, session, row, now_ms)
-            return Answer(row, None if open_next is None else await open_next(tx, node))
+            return Answer(row, None if open_next is None else await open_next(tx, node, inputs.rollout))
 
         answer = await service.db.write(complete, of=node.id)
         self._note(answer.row, submission, checked, inputs)

@@ -30,8 +30,8 @@ from verifier.store.nodes import LiveNode
 MAX_ANSWERS_BYTES: Final = 1 << 20
 """The size of the body of one request; 2,048 rows of several models fit."""
 _TICK_S: Final = 0.1
-_RETURN_EVERY_S: Final = 1.0
-"""How often it is looked whether a node has come back that is due."""
+_FIRST_RETURN_S: Final = 1.0
+"""After so many seconds it is looked first whether a node has come back that is due; then after twice as many."""
 _SOON_S: Final = 10.0
 _SPARE_SHARE: Final = 0.2
 """After a change of the process that calls: so much of its life, a result is still to live at the next call."""
@@ -72,8 +72,8 @@ class CallScheduler:
         self._rng = rng or random.SystemRandom()
         self.plan = CallPlan(self._rng)
         self.channels = Channels(service)
-        self._deferred: dict[str, float] = {}
-        """By node, since when its due call waits for it to come back."""
+        self._deferred: dict[str, tuple[float, float]] = {}
+        """By node whose due call waits for it: since when, and for how many seconds next."""
         self._seen = 0
         """The number of the last event whose node was taken in."""
 
@@ -173,8 +173,8 @@ class CallScheduler:
         drawn_together, drawn_wide, drawn_walk = (self._rng.random() for _ in range(3))
         models = self.plan.models(node_id)
         model = self._rng.choice(models) if models else None
-        if await self._waits_for(node_id, now):
-            self.plan.set(node_id, now + _RETURN_EVERY_S)
+        if (wait_s := await self._wait_for(node_id, now)) > 0:
+            self.plan.set(node_id, now + wait_s)
             return
         size = self.plan.group_size(node_id, model)
         walk = drawn_walk < calls.walk_share
@@ -185,18 +185,25 @@ class CallScheduler:
         else:
             await self.call(node_id, walk=walk, wide=model if drawn_wide < calls.wide_share else None)
 
-    async def _waits_for(self, node_id: str, now: float) -> bool:
-        """Whether a due call waits, because its node may come back: its channel has only just ended, or we have begun."""
+    async def _wait_for(self, node_id: str, now: float) -> float:
+        """
+        How many seconds a due call waits for its node to come back; 0 if it does not wait.
+
+        It waits if the node's channel has only just ended, or if all channels may have ended for our sake.  It is
+        looked again and again, at growing times, whether the node is back.
+        """
         grace_s = self._service.config.calls.grace_s
-        since = self._deferred.setdefault(node_id, now)
+        since, wait_s = self._deferred.pop(node_id, (now, _FIRST_RETURN_S))
+        if await self.channels.is_open(node_id):
+            return 0
         # After an outage of ours, nodes may still be on their way back.
         after_outage = self._service.duties.healthy_for_s < max(grace_s, _OUTAGE_GRACE_S)
-        if (after_outage or now - since < grace_s) and not await self.channels.is_open(node_id):
-            ended_s = await self.channels.ended_s(node_id)
-            if after_outage or (ended_s is not None and ended_s < grace_s):
-                return True
-        self._deferred.pop(node_id, None)
-        return False
+        ended_s = await self.channels.ended_s(node_id)
+        has_just_left = now - since < grace_s and ended_s is not None and ended_s < grace_s
+        if not (after_outage or has_just_left):
+            return 0
+        self._deferred[node_id] = (since, wait_s * 2)
+        return wait_s
 
     async def _call_together(self, due: str, group: list[str], model: str | None, *, walk: bool) -> None:
         """

@@ -64,8 +64,11 @@ class EventFeed:
                     if not started:
                         _, self._newest = await events.bounds(tx)
                         started = True
-                    rows = await events.after(tx, self._newest, _BATCH)
+                    found = await events.after(tx, self._newest, _BATCH)
                 self._polled = asked
+                if found:
+                    self._service.marks.cover_event(found[-1]["seq"])
+                rows = found
             except StoreError as error:
                 _log.error("events cannot be read", error=str(error))
             if rows:
@@ -92,6 +95,7 @@ class EventFeed:
         """Send events above *seq* as they come, until the client goes or the service ends."""
         async with self._service.db.read() as tx:
             low, high = await events.bounds(tx)
+        self._service.marks.cover_event(high)
         if seq > high or (low and seq < low - 1):
             # The number was never given, or its event is deleted.  The client needs a fresh snapshot.
             await stream.send("reset", {"seq": high})
@@ -124,6 +128,8 @@ class EventFeed:
         else:
             async with self._service.db.scan() as tx:
                 frames = [_frame(row) for row in await events.after(tx, seq, _BATCH)]
+            if frames:
+                self._service.marks.cover_event(frames[-1].seq)
         return (frames[-1].seq if frames else seq), b"".join(frame.data for frame in frames)
 
 

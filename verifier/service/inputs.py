@@ -132,9 +132,16 @@ class InputLoader:
                 superseded[model] = tuple(earlier)
         return AppraisalInputs(rollout, bundle, VerifierInputs(found, superseded, in_force.blocks))
 
-    async def load_reference_digests(self, tx: Tx, node_id: str) -> dict[str, str]:
-        """By model, the digest of the reference value in force for a node; its challenges are made from it."""
-        rollout = await self.load_rollout(tx)
+    async def load_reference_digests(
+        self, tx: Tx, node_id: str, rollout: Rollout | None = None
+    ) -> dict[str, str]:
+        """
+        By model, the digest of the reference value in force for a node; its challenges are made from it.
+
+        Args:
+            rollout: The rollout, if this transaction has read it already.
+        """
+        rollout = rollout or await self.load_rollout(tx)
         in_force = await self._load_in_force(tx, rollout.generation)
         bundle = await self.load_bundle(tx, rollout.policy_for(node_id))
         found = {model: name.digest for model, name in in_force.active.items()}

@@ -197,6 +197,7 @@ async def list_results(request: web.Request) -> web.Response:
         # The number is read before the results: so an event in between is sent again, and none is lost.
         _, newest = await events.bounds(tx)
         rows = await appraisals.newest(tx, now_ms, after, limit)
+    service.marks.cover_event(newest)
     following = rows[-1]["node_id"] if len(rows) == limit else None
     found = [
         {"node": row["node_id"], "result": row["id"], "token": row["token"]}

@@ -17,6 +17,7 @@ from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
 from attester.proof import Proof
 from verifier.challenges import posing
 from verifier.errors import RequestError
+from verifier.policy.rollout import Rollout
 from verifier.schemes.context import Channel, Node
 from verifier.service.appraiser import Appraiser
 from verifier.service.http import integer, json_response, read_body
@@ -48,6 +49,7 @@ async def new_session(request: web.Request) -> web.Response:
     body = await read_body(request, 0)
     service.address_rates.spend(address_of(request))
     nonce, channel = _nonce(request)
+    _check_fence(service, channel)
     node: Node | None = None
     proof: Proof | None = None
     if "Authorization" in request.headers:
@@ -78,6 +80,24 @@ async def new_session(request: web.Request) -> web.Response:
     )
 
 
+def _check_fence(service: Service, channel: Channel) -> None:
+    """
+    Refuse strangers' sessions for some seconds after the database was restored, and callers' nonces for longer.
+
+    The database may have forgotten that a nonce was used: meanwhile, old evidence for it would still be fresh.
+    """
+    until_ms = service.fence.restored_ms
+    if channel == Channel.BACKGROUND and until_ms:
+        until_ms = service.fence.signed_ms + service.config.sessions.skew_s * 1000
+    wait_ms = until_ms - service.now_ms()
+    if wait_ms >= 0:
+        raise RequestError(
+            "the verifier's database was restored just now. Try again later",
+            code="request.replayed",
+            retry_after=wait_ms // 1000 + 1,
+        )
+
+
 async def _seal_session(service: Service, channel: Channel, nonce: bytes) -> StoredSession:
     """A session for anybody: it has no row until evidence for it verifies."""
     async with service.db.read() as tx:
@@ -95,7 +115,8 @@ async def load_session(service: Service, tx: Tx, session_id: str) -> StoredSessi
         RequestError: there is none.
     """
     sealed = service.sealer.open(session_id)
-    if sealed is None:
+    if sealed is None or sealed.issued_ms <= service.fence.restored_ms:
+        # Its row may be lost, with the result that it had.
         return await sessions.get(tx, session_id)
     return await sessions.find(tx, session_id) or sealed
 
@@ -137,9 +158,12 @@ async def _open(
     wants: Sequence[WantedChallenge],
     *,
     together: int = 0,
+    rollout: Rollout | None = None,
 ) -> StoredSession:
-    references = await service.inputs.load_reference_digests(tx, node.id) if node is not None else {}
-    return await sessions.open_session(
+    references: dict[str, str] = {}
+    if node is not None:
+        references = await service.inputs.load_reference_digests(tx, node.id, rollout)
+    session = await sessions.open_session(
         tx,
         node_id=None if node is None else node.id,
         channel=channel,
@@ -152,6 +176,8 @@ async def _open(
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
         healthy_since_ms=service.duties.healthy_since_ms,
     )
+    service.marks.cover(session.entries)
+    return session
 
 
 def wants_for(node: Node, *, walk: bool, wide: str | None = None) -> list[WantedChallenge]:
@@ -204,13 +230,12 @@ async def submit(request: web.Request) -> web.Response:
     return json_response(wire, content_type=SESSION_TYPE)
 
 
-async def _open_next(service: Service, tx: Tx, node: Node) -> StoredSession | None:
+async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> StoredSession | None:
     """Open the session that a node may attest in next; `None` if it has opened too many."""
     try:
         service.node_rates.spend(node.id)
-        return await _open(
-            service, tx, node, Channel.ANNOUNCED, new_nonce(service.now_ms()), wants_for(node, walk=True)
-        )
+        nonce, wants = new_nonce(service.now_ms()), wants_for(node, walk=True)
+        return await _open(service, tx, node, Channel.ANNOUNCED, nonce, wants, rollout=rollout)
     except RequestError:
         return None
 

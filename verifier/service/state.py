@@ -26,6 +26,8 @@ from verifier.service.inputs import InputLoader
 from verifier.service.sealed import Sealer
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
+from verifier.store.marks import HighWater
+from verifier.store.restoring import Fence
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Service:
     admin_token: str
     router_token: str
     clock: Clock
+    marks: HighWater
+    """Above what is given out, for the day on which the database must be restored."""
+    fence: Fence = field(default_factory=Fence)
     inputs: InputLoader = field(default_factory=InputLoader)
     authors: Mapping[str, PublicKeyTypes] = field(default_factory=dict)
     """Keys that may sign policies, by name."""
@@ -135,6 +140,13 @@ class Service:
             )
         except COSEError as error:
             raise RequestError(str(error), code="request.unauthorised") from None
+        if proof.claims.time * 1000 <= self.fence.signed_ms:
+            wait_s = max(self.fence.signed_ms - self.now_ms(), 0) // 1000 + 1
+            raise RequestError(
+                "this may have been used before the verifier's database was restored. Sign it again later",
+                code="request.replayed",
+                retry_after=wait_s,
+            )
 
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)

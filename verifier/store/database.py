@@ -76,6 +76,14 @@ class Tx(Protocol):
         """
         ...
 
+    async def once(self, sql: SQL, /, *parameters: Any) -> None:
+        """
+        Run a statement that changes nothing if it was committed earlier, and whose rows are never deleted.
+
+        The database remembers what it has committed of late, and does not ask again.
+        """
+        ...
+
     async def alone(self) -> None:
         """
         Go on only if no other transaction writes at the same time.

@@ -138,7 +138,7 @@ async def _void_proposals(tx: Tx, void: VoidProposals, now_ms: int) -> None:
 
 async def _add_to_tallies(tx: Tx, added: AddToTallies) -> None:
     marks = ", ".join("(?, ?, ?)" for _ in added.causes)
-    await tx.execute(
+    await tx.once(
         f"INSERT INTO tallies (cause, operator, passed) VALUES {marks} ON CONFLICT DO NOTHING",
         *(value for cause in added.causes for value in (cause, added.operator, int(added.passed))),
     )

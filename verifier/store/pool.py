@@ -11,6 +11,8 @@ from verifier.errors import ReferenceValueError
 from verifier.store import references
 from verifier.store.database import ConflictError, Row, Statement, Tx
 
+FIRST_INDEX: Final = "first index"
+"""The row of `totals` with the first index for new models."""
 _TAKE_START: Final = "UPDATE pool SET session_id = ? WHERE model = ? AND kind = ? AND idx = ("
 _TAKE_END: Final = (
     ") RETURNING *, (SELECT first_used_ms FROM batches WHERE id = batch) AS batch_used,"
@@ -107,7 +109,13 @@ async def minted(tx: Tx, batch: int) -> dict[str, int]:
 async def next_index(tx: Tx, model: str, kind: str) -> int:
     """Give the first index that was never used: no seed may come twice."""
     row = await tx.one("SELECT next_idx FROM pool_indexes WHERE model = ? AND kind = ?", model, kind)
-    return 0 if row is None else int(row["next_idx"])
+    return await first_index(tx) if row is None else int(row["next_idx"])
+
+
+async def first_index(tx: Tx) -> int:
+    """Give the first index for a model that has none yet: 0, unless a restore left out some."""
+    row = await tx.one("SELECT value FROM totals WHERE name = ?", FIRST_INDEX)
+    return 0 if row is None else int(row["value"])
 
 
 async def add(tx: Tx, entries: Sequence[Entry]) -> None:

@@ -20,6 +20,7 @@ import asyncpg
 
 from verifier.errors import StoreError
 from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
+from verifier.store.known import Key, Known
 from verifier.store.scripts import read_scripts
 
 _CONNECTIONS: Final = 8
@@ -84,16 +85,16 @@ class PostgresDatabase:
     def __init__(self, url: str, *, schema: str = "verifier.store", connections: int = _CONNECTIONS) -> None:
         self._url = url
         self._package = schema
-        self._schema = f"touchstone_{schema.partition('.')[0]}"
+        self._schema = schema_name(schema)
         self._connections = connections
         self.stats = Stats()
+        self._known = Known()
         self._pool: asyncpg.Pool | None = None
 
     @property
     def name(self) -> str:
         """The database as it may be shown: without a password."""
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+        return shown_name(self._url)
 
     async def __aenter__(self) -> Self:
         """
@@ -183,12 +184,13 @@ class PostgresDatabase:
         async with self._connection() as connection:
             try:
                 await connection.execute(_begin(of))
-                tx = _PostgresTx(connection, self.stats, is_alone=of is None)
+                tx = PostgresTx(connection, self.stats, self._known, is_alone=of is None)
                 result = await work(tx)
                 await tx.run_last()
                 await _commit(connection)
                 self.stats.commits += 1
                 self.stats.transactions += 1
+                self._known.add(tx.done_once)
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -199,7 +201,7 @@ class PostgresDatabase:
         """See `Database.read`."""
         with self._as_store_errors():
             async with self._connection() as connection:
-                yield _PostgresTx(connection, self.stats, is_alone=False)
+                yield PostgresTx(connection, self.stats, self._known, is_alone=False)
 
     def scan(self) -> Any:
         """See `Database.scan`: the same as `read`, because the server does the work."""
@@ -238,30 +240,56 @@ class PostgresDatabase:
 
     @contextmanager
     def _as_store_errors(self, *, again: bool = False) -> Iterator[None]:
+        """As `as_store_errors`; the work is done again only if *again*."""
         try:
-            yield
+            with as_store_errors(self.name):
+                yield
         except _AGAIN as error:
             if again:
                 raise
             raise UnavailableError(f"{self.name}: {error}") from None
-        except asyncpg.IntegrityConstraintViolationError as error:
-            raise ConflictError(str(error)) from None
-        except _UNAVAILABLE as error:
-            raise UnavailableError(f"{self.name}: {error or type(error).__name__}") from None
-        except asyncpg.PostgresError as error:
-            raise StoreError(f"{self.name}: {error}") from None
 
 
-class _PostgresTx:
+def shown_name(url: str) -> str:
+    """Give the URL of a database as it may be shown: without a password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+
+
+def schema_name(package: str) -> str:
+    """Give the schema of the database that holds the tables of *package*."""
+    return f"touchstone_{package.partition('.')[0]}"
+
+
+@contextmanager
+def as_store_errors(name: str) -> Iterator[None]:
+    """Turn the driver's errors into `StoreError`, except those after which the work is to be done again."""
+    try:
+        yield
+    except _AGAIN:
+        raise
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise ConflictError(str(error)) from None
+    except _UNAVAILABLE as error:
+        raise UnavailableError(f"{name}: {error or type(error).__name__}") from None
+    except asyncpg.PostgresError as error:
+        raise StoreError(f"{name}: {error}") from None
+
+
+class PostgresTx:
     """Statements on one connection."""
 
-    def __init__(self, connection: asyncpg.Connection, stats: Stats, *, is_alone: bool) -> None:
+    def __init__(self, connection: asyncpg.Connection, stats: Stats, known: Known, *, is_alone: bool) -> None:
         self._connection = connection
         self._stats = stats
+        self._known = known
+        self.done_once: list[Key] = []
+        """What was run by `once`: it is known when it is committed."""
         self._is_alone = is_alone
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
+        """See `Tx.execute`."""
         self._stats.statements += 1
         try:
             status = await self._connection.execute(_text(sql), *parameters)
@@ -272,6 +300,7 @@ class _PostgresTx:
         return int(count) if count.isdigit() else 0
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
+        """See `Tx.one`."""
         self._stats.statements += 1
         try:
             row = await self._connection.fetchrow(_text(sql), *parameters)
@@ -280,6 +309,7 @@ class _PostgresTx:
         return None if row is None else dict(row)
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        """See `Tx.all`."""
         self._stats.statements += 1
         try:
             rows = await self._connection.fetch(_text(sql), *parameters)
@@ -287,7 +317,15 @@ class _PostgresTx:
             raise ConflictError(str(error)) from None
         return [dict(row) for row in rows]
 
+    async def once(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.once`."""
+        key = (_text(sql), parameters)
+        if key not in self._known:
+            await self.execute(sql, *parameters)
+            self.done_once.append(key)
+
     async def last(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.last`."""
         self._last.append((sql, parameters))
 
     async def run_last(self) -> None:
@@ -299,6 +337,7 @@ class _PostgresTx:
             await self.execute(sql, *parameters)
 
     async def alone(self) -> None:
+        """See `Tx.alone`."""
         if not self._is_alone:
             raise _NotAloneError
 

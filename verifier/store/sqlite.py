@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import aiosqlite
 
 from verifier.errors import StoreError
 from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
+from verifier.store.known import Key, Known
 from verifier.store.scripts import read_scripts
 
 _BUSY_MS = 10_000
@@ -36,6 +37,9 @@ _STATEMENTS: Final = 512
 """Prepared statements that a connection keeps."""
 _UNAVAILABLE: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
+BACKUP_ID: Final = 0x54534231
+"""SQLite's ``application_id`` of a backup, on which no service may work (`verifier.store.backups`)."""
+
 T = TypeVar("T")
 
 
@@ -45,6 +49,15 @@ class _Write(Generic[T]):
 
     work: Work[T]
     done: asyncio.Future[T]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Work whose transaction is to be committed."""
+
+    write: _Write[Any]
+    result: Any = None
+    once: Sequence[Key] = ()
 
 
 class SqliteDatabase:
@@ -62,6 +75,7 @@ class SqliteDatabase:
         self._path = path
         self._schema = schema
         self.stats = Stats()
+        self._known = Known()
         self._connections: list[_Connection] = []
         self._waiting: deque[_Write[Any]] = deque()
         self._arrived = asyncio.Event()
@@ -125,6 +139,11 @@ class SqliteDatabase:
         newest = scripts[-1].number
         raw = self._writer.raw
         await _retry_busy(lambda: raw.execute("BEGIN EXCLUSIVE"))
+        if raw.execute("PRAGMA application_id").fetchone()["application_id"] == BACKUP_ID:
+            raw.execute("ROLLBACK")
+            raise StoreError(
+                f"{self._path} is a backup. Restore it: touchstone verifier restore, or router restore"
+            )
         version = raw.execute("PRAGMA user_version").fetchone()["user_version"]
         if version > newest:
             raw.execute("ROLLBACK")
@@ -133,7 +152,7 @@ class SqliteDatabase:
             )
         for script in scripts:
             if script.number > version:
-                for statement in _statements(script.text):
+                for statement in statements(script.text):
                     # In the thread: of a large file a statement takes seconds.
                     await self._writer.thread.execute_fetchall(statement)
         raw.execute(f"PRAGMA user_version = {newest}")
@@ -153,7 +172,7 @@ class SqliteDatabase:
         """See `Database.read`."""
         if self._committing is None:
             raise UnavailableError("the database is closed")
-        yield _SqliteTx(self._reader.raw, self.stats)
+        yield SqliteTx(self._reader.raw, self.stats, self._known)
 
     @asynccontextmanager
     async def scan(self) -> AsyncIterator[Tx]:
@@ -181,7 +200,7 @@ class SqliteDatabase:
 
     async def _commit_group(self) -> None:
         """Do the work that waits now in one transaction; each part of it succeeds or fails by itself."""
-        group: list[tuple[_Write[Any], Any]] = []
+        group: list[_Done] = []
         try:
             await _retry_busy(lambda: self._writer.raw.execute("BEGIN IMMEDIATE"))
             while self._waiting and len(group) < _SHARED_MAX:
@@ -192,27 +211,28 @@ class SqliteDatabase:
                         await self._do(write, group)
                     except (sqlite3.Error, StoreError):
                         # The transaction of all is lost, and this one waits for its end too.
-                        group.append((write, None))
+                        group.append(_Done(write))
                         raise
             await self._writer.commit()
         except (sqlite3.Error, StoreError) as error:
             self._fail(group, error)
             return
         except asyncio.CancelledError:
-            for write, _ in group:
-                write.done.cancel()
+            for done in group:
+                done.write.done.cancel()
             raise
         self.stats.commits += 1
         self.stats.transactions += len(group)
-        for write, result in group:
-            if not write.done.done():
-                write.done.set_result(result)
+        for done in group:
+            self._known.add(done.once)
+            if not done.write.done.done():
+                done.write.done.set_result(done.result)
 
-    async def _do(self, write: _Write[Any], group: list[tuple[_Write[Any], Any]]) -> None:
+    async def _do(self, write: _Write[Any], group: list[_Done]) -> None:
         """Do one part of a group.  Raises if the transaction of the whole group is lost."""
         raw = self._writer.raw
         raw.execute("SAVEPOINT part")
-        tx = _SqliteTx(raw, self.stats)
+        tx = SqliteTx(raw, self.stats, self._known)
         try:
             result = await write.work(tx)
             tx.run_last()
@@ -230,13 +250,13 @@ class SqliteDatabase:
                 write.done.set_exception(error)
         else:
             raw.execute("RELEASE part")
-            group.append((write, result))
+            group.append(_Done(write, result, tx.done_once))
 
-    def _fail(self, group: list[tuple[_Write[Any], Any]], lost: sqlite3.Error | StoreError) -> None:
+    def _fail(self, group: list[_Done], lost: sqlite3.Error | StoreError) -> None:
         with suppress(sqlite3.Error):
             if self._writer.raw.in_transaction:
                 self._writer.raw.execute("ROLLBACK")
-        waiting = [write for write, _ in group]
+        waiting = [done.write for done in group]
         if not waiting:
             # The transaction could not even begin: whoever waits has waited long enough.
             waiting = list(self._waiting)
@@ -248,7 +268,7 @@ class SqliteDatabase:
     def _error(self, error: sqlite3.Error | StoreError) -> StoreError:
         if isinstance(error, StoreError):
             return type(error)(f"{self._path}: {error}")
-        return _to_store_error(error, f"{self._path}: {error}")
+        return as_store_error(error, f"{self._path}: {error}")
 
 
 class _Connection:
@@ -308,34 +328,48 @@ async def _use_write_ahead_log(raw: sqlite3.Connection) -> None:
     await _retry_busy(lambda: raw.execute("PRAGMA journal_mode = WAL").fetchall())
 
 
-class _SqliteTx:
+class SqliteTx:
     """Statements on the event loop."""
 
-    def __init__(self, connection: sqlite3.Connection, stats: Stats) -> None:
+    def __init__(self, connection: sqlite3.Connection, stats: Stats, known: Known) -> None:
         self._connection = connection
         self._stats = stats
+        self._known = known
+        self.done_once: list[Key] = []
+        """What was run by `once`: it is known when it is committed."""
         self._last: list[tuple[SQL, tuple[Any, ...]]] = []
 
     async def execute(self, sql: SQL, *parameters: Any) -> int:
+        """See `Tx.execute`."""
         self._stats.statements += 1
         try:
             return self._connection.execute(_text(sql), parameters).rowcount
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
+        """See `Tx.one`."""
         # All rows are fetched, because an UPDATE … RETURNING must run to its end.
         rows = await self.all(sql, *parameters)
         return rows[0] if rows else None
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
+        """See `Tx.all`."""
         self._stats.statements += 1
         try:
             return [dict(row) for row in self._connection.execute(_text(sql), parameters)]
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
+
+    async def once(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.once`."""
+        key = (_text(sql), parameters)
+        if key not in self._known:
+            await self.execute(sql, *parameters)
+            self.done_once.append(key)
 
     async def last(self, sql: SQL, *parameters: Any) -> None:
+        """See `Tx.last`."""
         self._last.append((sql, parameters))
 
     def run_last(self) -> None:
@@ -345,10 +379,10 @@ class _SqliteTx:
             for sql, parameters in self._last:
                 self._connection.execute(_text(sql), parameters)
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
 
     async def alone(self) -> None:
-        pass
+        """See `Tx.alone`."""
 
 
 class _ScanTx:
@@ -367,13 +401,16 @@ class _ScanTx:
         try:
             rows = await self._thread.execute_fetchall(_text(sql), parameters)
         except sqlite3.Error as error:
-            raise _to_store_error(error) from None
+            raise as_store_error(error) from None
         return [dict(row) for row in rows]
 
     async def execute(self, _sql: SQL, *_parameters: Any) -> int:
         raise StoreError("this view is for reading only")
 
     async def last(self, _sql: SQL, *_parameters: Any) -> None:
+        raise StoreError("this view is for reading only")
+
+    async def once(self, _sql: SQL, *_parameters: Any) -> None:
         raise StoreError("this view is for reading only")
 
     async def alone(self) -> None:
@@ -384,7 +421,8 @@ def _text(sql: SQL) -> str:
     return sql if isinstance(sql, str) else sql.sqlite
 
 
-def _to_store_error(error: sqlite3.Error, message: str | None = None) -> StoreError:
+def as_store_error(error: sqlite3.Error, message: str | None = None) -> StoreError:
+    """Give the error of the store that an error of SQLite is."""
     text = message or str(error)
     if isinstance(error, sqlite3.IntegrityError):
         return ConflictError(text)
@@ -393,12 +431,13 @@ def _to_store_error(error: sqlite3.Error, message: str | None = None) -> StoreEr
     return StoreError(text)
 
 
-def _statements(script: str) -> list[str]:
-    statements = []
+def statements(script: str) -> list[str]:
+    """Cut a script into its statements."""
+    found = []
     pending = ""
     for line in script.splitlines(keepends=True):
         pending += line
         if sqlite3.complete_statement(pending):
-            statements.append(pending)
+            found.append(pending)
             pending = ""
-    return statements
+    return found
