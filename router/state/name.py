@@ -108,7 +108,7 @@ class NameLease:
             ConfigError: Another router has it and lives.
             StoreError: The store cannot be used.
         """
-        self._ahead_ms = await self._db.ahead_ms()
+        self._ahead_ms = await self._db.ahead_ms(self._clock.now_ms)
         first: int | None = None
         while (other := await self._db.write(self._try, of=_LEASE + self._name)) is not None:
             process = _read(other["holder"])
@@ -148,7 +148,7 @@ class NameLease:
         while True:
             await asyncio.sleep(_RENEW_EVERY_S)
             try:
-                self._ahead_ms = await self._db.ahead_ms()
+                self._ahead_ms = await self._db.ahead_ms(self._clock.now_ms)
                 other = await self._db.write(self._try, of=_LEASE + self._name)
             except StoreError as error:
                 _log.error("the router's name could not be renewed", why=str(error)[:300])
