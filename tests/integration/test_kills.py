@@ -112,7 +112,7 @@ async def attest_until_killed(
 async def test_nothing_acknowledged_is_lost_with_postgresql(tmp_path: Path, model_folder: Path) -> None:
     """The verifier goes on by itself; meanwhile requests are 503 with Retry-After."""
     try:
-        with own_server(tmp_path / "postgres") as server:
+        with own_server() as server:
             await kill_postgres(tmp_path, model_folder, server)
     except NoPostgresError as error:
         pytest.skip(str(error))

@@ -320,3 +320,18 @@ def test_a_second_process_on_a_home_with_a_file_is_refused_and_the_first_goes_on
         assert get_json(f"{fleet.verifier_url}/api/v1/nodes") is not None
     finally:
         fleet.stop()
+
+
+async def test_replicas_that_start_at_once_on_an_empty_database_agree_on_the_policy(
+    verifier_home: Home,
+) -> None:
+    """One of them publishes it, and the other finds it there."""
+    listens = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        found = await asyncio.gather(
+            *(stack.enter_async_context(replica(verifier_home, listen)) for listen in listens)
+        )
+        async with found[0][0].db.read() as tx:
+            changes = await tx.all("SELECT action FROM changes ORDER BY seq")
+    assert [row["action"] for row in changes].count("activate") <= 1
+    assert len({row["action"] for row in changes}) == len(changes)

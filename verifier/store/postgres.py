@@ -170,7 +170,7 @@ class PostgresDatabase:
         """See `Database.write`.  Work that meets a deadlock is done again."""
         for attempt in range(_ATTEMPTS):
             try:
-                with self._as_store_errors():
+                with self._as_store_errors(again=True):
                     return await self._write_once(work, of)
             except _NotAloneError:
                 of = None
@@ -239,9 +239,15 @@ class PostgresDatabase:
             await asyncio.shield(self._pool.release(connection))
 
     @contextmanager
-    def _as_store_errors(self) -> Iterator[None]:
-        with as_store_errors(self.name):
-            yield
+    def _as_store_errors(self, *, again: bool = False) -> Iterator[None]:
+        """As `as_store_errors`; the work is done again only if *again*."""
+        try:
+            with as_store_errors(self.name):
+                yield
+        except _AGAIN as error:
+            if again:
+                raise
+            raise UnavailableError(f"{self.name}: {error}") from None
 
 
 def shown_name(url: str) -> str:
