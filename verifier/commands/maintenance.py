@@ -178,8 +178,7 @@ class _VerifierRestoration(Restoration):
         self._discard = discard
         self._keep_tokens = keep_tokens
         self._author = author
-        self._now_ms = maintenance.now_ms()
-        self._marks = Marks(since_ms=self._now_ms)
+        self._marks = Marks(since_ms=maintenance.now_ms())
         self.report: Report | None = None
 
     def accept(self, manifest: Manifest) -> None:
@@ -213,7 +212,7 @@ class _VerifierRestoration(Restoration):
             marks=self._marks,
             all_known=not self._discard,
             keep_tokens=self._keep_tokens,
-            now_ms=self._now_ms,
+            now_ms=await whole.now_ms(),
             skew_s=self._config.sessions.skew_s,
             author=self._author,
             made_ms=manifest.made_ms,
