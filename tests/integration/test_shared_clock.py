@@ -208,7 +208,7 @@ class Slow:
     """A database that one replica reads late."""
 
     def __init__(self, service: Service, behind_s: float) -> None:
-        self.clock = service.clock
+        self.clock, self.marks = service.clock, service.marks
         self.db = self
         self._real = service.db
         self._behind_s = behind_s

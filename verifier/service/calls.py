@@ -31,7 +31,7 @@ MAX_ANSWERS_BYTES: Final = 1 << 20
 """The size of the body of one request; 2,048 rows of several models fit."""
 _TICK_S: Final = 0.1
 _FIRST_RETURN_S: Final = 1.0
-"""After so many seconds it is looked first whether a node has come back that is due; then after twice as many."""
+"""So long a due call waits before it is looked whether its node is back; then twice as long, up to `_SOON_S`."""
 _SOON_S: Final = 10.0
 _SPARE_SHARE: Final = 0.2
 """After a change of the process that calls: so much of its life, a result is still to live at the next call."""
@@ -202,7 +202,8 @@ class CallScheduler:
         has_just_left = now - since < grace_s and ended_s is not None and ended_s < grace_s
         if not (after_outage or has_just_left):
             return 0
-        self._deferred[node_id] = (since, wait_s * 2)
+        # No longer than a failed call waits: after an outage the node's result may be about to expire.
+        self._deferred[node_id] = (since, min(wait_s * 2, _SOON_S))
         return wait_s
 
     async def _call_together(self, due: str, group: list[str], model: str | None, *, walk: bool) -> None:
