@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeAlias, TypeVar
 
@@ -22,7 +22,7 @@ from verifier.recording import Record
 from verifier.result_keys import ResultKey
 from verifier.results import AttestationResult
 from verifier.schemes import platform
-from verifier.schemes.context import Channel, Context, Node, Session, WalkRecord
+from verifier.schemes.context import Channel, Context, IssuedChallenges, Node, Session, WalkRecord
 from verifier.service.inputs import AppraisalInputs
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
@@ -51,6 +51,8 @@ class Answer:
 
     row: Row
     following: StoredSession | None
+    asked: Mapping[str, IssuedChallenges] | None = None
+    """The challenges of the session, if they were posed for the appraisal."""
 
 
 OpenNext: TypeAlias = Callable[[Tx, Node, Rollout], Awaitable[StoredSession | None]]
@@ -150,7 +152,8 @@ class Appraiser:
             row, is_new = await appraisals.complete(tx, submission, sign, now_ms)
             if not is_new:
                 return await _again(tx, session, row, now_ms)
-            return Answer(row, None if open_next is None else await open_next(tx, node, inputs.rollout))
+            following = None if open_next is None else await open_next(tx, node, inputs.rollout)
+            return Answer(row, following, context.session.asked)
 
         answer = await service.db.write(complete, of=node.id)
         self._note(answer.row, submission, checked, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -18,7 +18,7 @@ from attester.proof import Proof
 from verifier.challenges import posing
 from verifier.errors import RequestError
 from verifier.policy.rollout import Rollout
-from verifier.schemes.context import Channel, Node
+from verifier.schemes.context import Channel, IssuedChallenges, Node
 from verifier.service.appraiser import Appraiser
 from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
@@ -224,7 +224,7 @@ async def submit(request: web.Request) -> web.Response:
         partial(_open_next, service) if wants_next else None,
     )
     complete = dataclasses.replace(session, status="complete")
-    wire = to_wire(service, complete, answer.row, data)
+    wire = to_wire(service, complete, answer.row, data, answer.asked)
     if wants_next and answer.following is not None:
         wire["next"] = {"session": answer.following.id, **to_wire(service, answer.following)}
     return json_response(wire, content_type=SESSION_TYPE)
@@ -269,9 +269,18 @@ async def drop(request: web.Request) -> web.Response:
 
 
 def to_wire(
-    service: Service, session: StoredSession, result: Row | None = None, evidence: bytes | None = None
+    service: Service,
+    session: StoredSession,
+    result: Row | None = None,
+    evidence: bytes | None = None,
+    asked: Mapping[str, IssuedChallenges] | None = None,
 ) -> dict[str, Any]:
-    """The session object.  The field names and encodings are those of Veraison; `challenge` is added to them."""
+    """
+    The session object.  The field names and encodings are those of Veraison; `challenge` is added to them.
+
+    Args:
+        asked: The session's challenges, if they were posed already.
+    """
     status = session.status
     if status == "waiting" and session.expires_ms <= service.now_ms():
         status = "failed"
@@ -281,7 +290,8 @@ def to_wire(
         "accept": [MEDIA_TYPE],
         "status": status,
     }
-    asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+    if asked is None:
+        asked = posing.pose(session.entries, session.exhausted, service.pool_key)
     if models := posing.to_wire(asked):
         wire["challenge"] = {"models": msgspec.to_builtins(models)}
     if evidence is not None:
