@@ -13,19 +13,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sqlite3
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any, Final
 
 import aiohttp
 
 from attester.client import Session, VerifierClient
 from attester.cose import PrivateKey
+from attester.proof import Request
 from attester.weights.folder import open_folder
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
@@ -53,6 +56,18 @@ from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
 _ENTRIES = 20_000
+MUCH: Final[Mapping[str, Mapping[str, Any]]] = {
+    "sessions": {
+        "per_node_per_minute": 100_000,
+        "per_address_per_minute": 1_000_000,
+        "announced_per_hour": 1_000_000,
+    },
+    "policy": {"workers": 1},
+    "pool": {"low_water": 0},
+    # The nodes hold no channel: nobody calls them.
+    "calls": {"min_interval_s": 80_000, "max_interval_s": 86_400},
+}
+"""Settings under which nothing but the work limits the nodes."""
 
 
 async def fill(db: Database, key: PoolKey, folder: Path) -> None:
@@ -119,50 +134,86 @@ def written_bytes(pid: int) -> int:
     return 0
 
 
+def stored_bytes(path: Path) -> int:
+    """The size of a database file, after its write-ahead log was copied into it."""
+    with sqlite3.connect(path, timeout=10) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        (free,) = db.execute("PRAGMA freelist_count").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    return int((pages - free) * size)
+
+
+class ReplicaClient(VerifierClient):
+    """A client of one process of a verifier: requests are signed for the verifier's name, whichever process it is."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str, key: PrivateKey, verifier: str) -> None:
+        super().__init__(http, url, key)
+        self._authority = verifier.partition("://")[2]
+
+    def _request(self, method: str, target: str, body: bytes) -> Request:
+        return Request(method, self._authority, target, body)
+
+
 class Nodes:
     """Nodes that attest as fast as the verifier answers."""
 
-    def __init__(self, fleet: Fleet, folder: Path, count: int) -> None:
+    def __init__(self, fleet: Fleet, folder: Path, count: int, urls: Sequence[str] = ()) -> None:
         self._fleet = fleet
+        self._urls = urls or (fleet.verifier_url,)
         self._folder = folder
         self._count = count
-        self._made: list[tuple[SimulatedNode, PrivateKey]] = []
+        self._made: list[SimulatedNode] = []
         self._done = 0
+        self.total = 0
+        """Attestations of all measurements."""
 
     async def measure(self, seconds: float, trips: int) -> Measured:
         """Let them attest for some seconds, in so many round trips each."""
-        pid = self._fleet.processes[0].pid
+        pids = [process.pid for process in self._fleet.processes]
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             if not self._made:
                 await self._enrol(http)
             self._done = 0
-            start, cpu, written = time.monotonic(), cpu_seconds(pid), written_bytes(pid)
-            before = await asyncio.to_thread(counters, self._fleet.verifier_url)
+            start = time.monotonic()
+            cpu, written = sum(map(cpu_seconds, pids)), sum(map(written_bytes, pids))
+            before = await asyncio.to_thread(self._counters)
             deadline = start + seconds
-            await asyncio.gather(*(self._attest(http, node, deadline, trips) for node, _ in self._made))
-            after = await asyncio.to_thread(counters, self._fleet.verifier_url)
+            await asyncio.gather(
+                *(
+                    self._attest(self._client(http, number, node.key), node, deadline, trips)
+                    for number, node in enumerate(self._made)
+                )
+            )
+            self.total += self._done
+            after = await asyncio.to_thread(self._counters)
             return Measured(
                 done=self._done,
                 wall_s=time.monotonic() - start,
-                cpu_s=cpu_seconds(pid) - cpu,
+                cpu_s=sum(map(cpu_seconds, pids)) - cpu,
                 statements=after["statements"] - before["statements"],
                 commits=after["commits"] - before["commits"],
-                written=written_bytes(pid) - written,
+                written=sum(map(written_bytes, pids)) - written,
             )
+
+    def _counters(self) -> dict[str, float]:
+        found = [counters(url) for url in self._urls]
+        return {name: sum(each[name] for each in found) for name in found[0]}
+
+    def _client(self, http: aiohttp.ClientSession, number: int, key: PrivateKey) -> VerifierClient:
+        return ReplicaClient(http, self._urls[number % len(self._urls)], key, self._fleet.verifier_url)
 
     async def _enrol(self, http: aiohttp.ClientSession) -> None:
         for number in range(self._count):
             token = await asyncio.to_thread(self._fleet.token, f"bench-{number % 16}", MODEL)
             node = SimulatedNode(self._folder)
-            given = await VerifierClient(http, self._fleet.verifier_url, node.key).enrol(token, [MODEL])
+            given = await self._client(http, number, node.key).enrol(token, [MODEL])
             node.id, node.audience = given["node"], given["verifier"]
             node.ueid = result_keys.unb64url(given["ueid"].replace("+", "-").replace("/", "_").rstrip("="))
-            self._made.append((node, node.key))
+            self._made.append(node)
 
-    async def _attest(
-        self, http: aiohttp.ClientSession, node: SimulatedNode, deadline: float, trips: int
-    ) -> None:
-        client = VerifierClient(http, self._fleet.verifier_url, node.key)
+    async def _attest(self, client: VerifierClient, node: SimulatedNode, deadline: float, trips: int) -> None:
         session: Session | None = None
         while time.monotonic() < deadline:
             session = session or await client.open_session()
@@ -318,19 +369,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         folder = tiny_model(root / "model")
-        much = {
-            "per_node_per_minute": 100_000,
-            "per_address_per_minute": 1_000_000,
-            "announced_per_hour": 1_000_000,
-        }
-        settings = {
-            "sessions": much,
-            "policy": {"workers": 1},
-            "pool": {"low_water": 0},
-            # The other nodes of the database hold no channel: nobody calls them.
-            "calls": {"min_interval_s": 80_000, "max_interval_s": 86_400},
-        }
-        fleet = Fleet(root, settings)
+        fleet = Fleet(root, MUCH)
         fleet.make_verifier()
         home = Home(fleet.verifier_home)
 
@@ -348,7 +387,10 @@ def main() -> None:
             fleet.start_verifier()
             ready_s = time.monotonic() - start
             os.sched_setaffinity(0, set(cores[1:]) or set(cores))
-            bare, found = asyncio.run(_rounds(Nodes(fleet, folder, args.nodes), fleet.verifier_url, args))
+            size = stored_bytes(home.database)
+            nodes = Nodes(fleet, folder, args.nodes)
+            bare, found = asyncio.run(_rounds(nodes, fleet.verifier_url, args))
+            stored = (stored_bytes(home.database) - size) / nodes.total
         finally:
             fleet.stop()
         cost = asyncio.run(steps(folder))
@@ -356,6 +398,7 @@ def main() -> None:
     if args.fleet:
         row("other nodes and results in the database", f"{args.fleet}, {args.results}")
     row("restart to ready", f"{ready_s:.1f} s")
+    row("stored for one attestation", f"{stored / 1024:.1f} KiB", "in the file")
     row("bare cryptography of one", f"{bare * 1e6:.0f} us", "3 ES256 verifications, 1 signature")
     for title, each in found:
         _print(title, each, bare)

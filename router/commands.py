@@ -10,25 +10,17 @@ from typing import Any, Final
 import click
 import msgspec
 
-from attester.cli import configure_logging, plain_errors
-from attester.errors import AttesterError, ConfigError
+from attester.cli import configure_logging
+from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
+from router import maintenance
 from router.choose.decision import Decision, replay
 from router.choose.gates import sort_codes
 from router.config import RouterConfig, ServiceSection
 from router.model.errors import RouterError
 
-_errors = plain_errors(AttesterError, RouterError)
-_config = click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("router.toml"),
-    envvar="TOUCHSTONE_ROUTER_CONFIG",
-    show_default=True,
-    show_envvar=True,
-    help="The router's configuration.",
-)
+_errors = maintenance.errors
+_config = maintenance.config_option
 _url = click.option(
     "--url",
     default=f"http://{ServiceSection().listen}",
@@ -85,15 +77,23 @@ def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> Non
 
 @router.command()
 @_config
+@click.option("--config-only", is_flag=True, help="Leave the store out.")
 @_errors
-def check(path: Path) -> None:
-    """Check the configuration and the table of workloads, as the router would read them."""
+def check(path: Path, config_only: bool) -> None:
+    """Check the configuration and the table of workloads, as the router would read them, and the store."""
     from router.service.app import load
 
-    given = load(path, read_toml(path, RouterConfig, "touchstone router init"))
+    config = read_toml(path, RouterConfig, "touchstone router init")
+    given = load(path, config)
     for name, workload in given.table.workloads.items():
         click.echo(f"{name}: {workload.model}, tier {workload.tier}, {', '.join(workload.operations)}")
     click.echo("The configuration can be used. A running router reads it again on SIGHUP.")
+    if not config_only:
+        maintenance.check_store(config, path.parent)
+
+
+for _command in (maintenance.backup, maintenance.restore, maintenance.migrate):
+    router.add_command(_command)
 
 
 @router.command()

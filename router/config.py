@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,7 +44,7 @@ class ServiceSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8450"
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:\[\]-]{1,64}\Z")] | None = None
-    """Its name among the routers that share a store; without one, its address."""
+    """Its name among the routers that share a store; without one, its machine's name and its address."""
 
     def __post_init__(self) -> None:
         check_listen(self.listen)
@@ -84,14 +85,26 @@ class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StoreSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[store]``: what survives a restart, and what routers share.  Without a path, nothing does."""
+    """``[store]``: what survives a restart, and what routers share.  Without a path or a URL, nothing does."""
 
     path: _File | None = None
+    """A SQLite file, for the routers of one machine."""
+    url: Annotated[str, Meta(max_length=1024)] = ""
+    """``postgresql://USER@HOST/DATABASE``, for routers of several machines."""
     flush_s: Annotated[float, Meta(ge=0.1, le=600)] = 2
     keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
     """How long records of decisions are kept."""
     keep_decisions: Annotated[int, Meta(ge=0, le=1 << 40)] = 1_000_000
     """How many are kept.  If it is 0, no record is written."""
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.url:
+            raise ValueError("store has a path and a url; it can have one of them")
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything survives a restart."""
+        return self.path is not None or bool(self.url)
 
 
 class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,8 +136,8 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def name(self) -> str:
-        """The router's name."""
-        return self.service.name or self.service.listen
+        """The router's name: routers of two machines may listen on the same address, such as 0.0.0.0:8450."""
+        return self.service.name or f"{socket.gethostname()}/{self.service.listen}"
 
 
 def read_token(folder: Path, name: str | None) -> str | None:

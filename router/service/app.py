@@ -37,13 +37,14 @@ from router.service.state import STATE, State
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
+from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.records import Records
 from verifier.errors import RequestError
 from verifier.service import problem
 from verifier.store.database import Database
-from verifier.store.sqlite import SqliteDatabase
+from verifier.store.opening import open_database
 
 _SWEEP_EVERY_S: Final = 1.0
 _SWEPT_IN_S: Final = 60
@@ -120,18 +121,15 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         to_nodes = await stack.enter_async_context(
             pinned.open_session(allow_private=config.gateway.allow_private)
         )
-        if config.store.path is None:
-            # Holds need a store; without a configured one they last as long as the process.
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="touchstone-"))
-            path = Path(folder) / "router.db"
-        else:
-            path = setup.folder / config.store.path
-        db = await stack.enter_async_context(SqliteDatabase(path, schema=_SCHEMA))
-        state, gateway = assemble(setup, clock, db, to_verifier=to_verifier, to_nodes=to_nodes)
+        db = await stack.enter_async_context(_open_store(setup))
+        name = NameLease(db, config.name, clock)
+        await name.take()
+        stack.push_async_callback(name.give_back)
+        state, gateway = assemble(setup, clock, db, name, to_verifier=to_verifier, to_nodes=to_nodes)
         # Before the first request: what was held is held.
         await state.persistence.load()
         await state.holds.sync()
-        loops = _loops(state, to_nodes)
+        loops = _loops(state, name, to_nodes)
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         try:
             yield state, gateway
@@ -140,14 +138,25 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await state.holds.close()
-            if config.store.path is not None:
+            if config.store.is_kept:
                 await state.persistence.flush()
+
+
+@asynccontextmanager
+async def _open_store(setup: RouterSetup) -> AsyncIterator[Database]:
+    store = setup.config.store
+    with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
+        # Holds need a store; without a configured one they last as long as the process.
+        file = Path(folder) / "router.db" if store.path is None else setup.folder / store.path
+        async with open_database(store.url, file, schema=_SCHEMA) as db:
+            yield db
 
 
 def assemble(
     setup: RouterSetup,
     clock: Clock,
     db: Database,
+    name: NameLease,
     *,
     to_verifier: aiohttp.ClientSession,
     to_nodes: aiohttp.ClientSession,
@@ -156,7 +165,7 @@ def assemble(
     config = setup.config
     fleet = Fleet(setup.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
     keyring = Keyring(config.keys, wall_ms=clock.now_ms, monotonic=clock.monotonic)
-    records = Records(writes=config.store.path is not None, lost=records_lost.inc)
+    records = Records(writes=config.store.is_kept, lost=records_lost.inc)
     token = read_token(setup.folder, config.verifier.router_token_file)
     report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
     holds = Holds(db, fleet, clock, config.review, report=report)
@@ -167,9 +176,10 @@ def assemble(
         fleet,
         on_incident_state=holds.note_incident_state,
         reported_incidents=holds.reported_incidents,
+        on_incident_lost=holds.note_incident_lost,
     )
     persistence = Persistence(
-        db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring
+        db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
     exchanges = Exchanges(to_nodes, config.gateway, clock)
     metering = Metering(clock, holds, setup.tokenisers())
@@ -195,15 +205,18 @@ def assemble(
     return state, gateway
 
 
-def _loops(state: State, to_nodes: aiohttp.ClientSession) -> Mapping[str, Coroutine[Any, Any, None]]:
+def _loops(
+    state: State, name: NameLease, to_nodes: aiohttp.ClientSession
+) -> Mapping[str, Coroutine[Any, Any, None]]:
     """The loops that run until the router ends, by name."""
     config = state.config
     loops: dict[str, Coroutine[Any, Any, None]] = {
+        "name": name.run(),
         "feed": state.feed.run(),
         "holds": state.holds.run(),
         "sweep": _sweep(state.fleet),
     }
-    if config.store.path is not None:
+    if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
         ask = partial(probe.ask, to_nodes, allow_private=config.gateway.allow_private)

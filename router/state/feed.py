@@ -25,6 +25,7 @@ from router.state.feed_source import (
     FeedError,
     FeedSource,
     Heard,
+    Incident,
     ListedResult,
     LostPlaceError,
     ResultsPage,
@@ -64,6 +65,8 @@ class Feed:
         on_incident_state: Called with an incident and its state, if the verifier decides about it.
         reported_incidents: The incidents whose end this router waits for; one may have ended while
             the feed was broken.
+        on_incident_lost: Called with one of them that the verifier does not know any more: its database was
+            restored, and nobody has decided.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Feed:
         *,
         on_incident_state: Callable[[str, str], None] = lambda _incident, _state: None,
         reported_incidents: Callable[[], AbstractSet[str]] = frozenset,
+        on_incident_lost: Callable[[str], None] = lambda _incident: None,
     ) -> None:
         self._source = FeedSource(http, config)
         self._clock = clock
@@ -82,6 +86,7 @@ class Feed:
         self._reader = ResultReader(config.url, clock)
         self._known = KnownNodes(fleet, on_incident_state)
         self._reported_incidents = reported_incidents
+        self._on_incident_lost = on_incident_lost
         self.on_page: Callable[[], object] = lambda: None
         """Called after each page of a snapshot."""
         self._keys_at = 0.0
@@ -142,7 +147,17 @@ class Feed:
         reported = self._reported_incidents()
         if reported:
             # The stream tells of their end only once, and a hold's end can fail to be written.
-            self._known.note_ended(reported - {each.id for each in await self._source.open_incidents()})
+            self._known.note_ended(await self._ended_among(reported, await self._source.open_incidents()))
+
+    async def _ended_among(self, reported: AbstractSet[str], listed: Sequence[Incident]) -> AbstractSet[str]:
+        """The incidents that are over: no longer listed as open, but known."""
+        ended = set()
+        for incident in reported - {each.id for each in listed}:
+            if await self._source.knows_incident(incident):
+                ended.add(incident)
+            else:
+                self._on_incident_lost(incident)
+        return ended
 
     async def _take_snapshot(self) -> None:
         """
@@ -159,7 +174,8 @@ class Feed:
                     # Incidents are read after it and count before it: nobody is let in who is held.
                     reported = self._reported_incidents()
                     incidents = await self._source.open_incidents()
-                    self._begun = Snapshot(page.seq, incidents, reported)
+                    ended = await self._ended_among(reported, incidents)
+                    self._begun = Snapshot(page.seq, incidents, ended)
                     self._known.begin(self._begun)
                 await self._take_page(self._begun, page, entries)
                 # A page is the verifier's word of now, as good as a heartbeat, and each counts once: a snapshot

@@ -111,7 +111,9 @@ class FeedSource:
 
     async def keys(self) -> Mapping[str, VerifyingKey]:
         """The keys that results may be signed with, by kid: the verifier's, as far as the configuration trusts them."""
-        keys = result_keys.read_jwks(await self._get("/.well-known/jwks.json"))
+        data = await self._get("/.well-known/jwks.json")
+        assert data is not None
+        keys = result_keys.read_jwks(data)
         if not self._config.kids:
             return keys
         trusted = {kid: key for kid, key in keys.items() if kid in self._config.kids}
@@ -136,6 +138,10 @@ class FeedSource:
             async for page in pages:
                 found += page.incidents
         return found
+
+    async def knows_incident(self, incident: str) -> bool:
+        """Whether the verifier has an incident, whatever its state is."""
+        return await self._get(f"/api/v1/incidents/{quote(incident, safe='')}", or_missing=True) is not None
 
     async def events(self, after: int) -> AsyncGenerator[Heard, None]:
         """
@@ -169,16 +175,20 @@ class FeedSource:
 
     async def _page(self, path: str, kind: type[P], after: str, *, limit: int = _ON_A_PAGE) -> P:
         data = await self._get(f"{path}limit={limit}&after={quote(after)}")
+        assert data is not None
         try:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FeedError(f"{path} cannot be read: {error}") from None
 
-    async def _get(self, path: str) -> bytes:
+    async def _get(self, path: str, *, or_missing: bool = False) -> bytes | None:
+        """An answer; `None` if the verifier says that there is none and *or_missing* allows it."""
         timeout = aiohttp.ClientTimeout(total=30, connect=5)
         async with self._http.get(
             self._config.url + path, timeout=timeout, allow_redirects=False
         ) as response:
+            if response.status == 404 and or_missing:
+                return None
             if response.status != 200:
                 raise FeedError(f"{response.status} for {path}")
             data = await read_all(response.content, _MAX_PAGE)

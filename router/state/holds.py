@@ -209,6 +209,23 @@ class Holds:
                 reason = f"incident {incident} is {state}"
                 self._start(self._end_by_verifier(hold, reason), "a hold's end")
 
+    def note_incident_lost(self, incident: str) -> None:
+        """Report a hold again whose incident the verifier has forgotten: nobody has decided about it."""
+        for hold in list(self._known.values()):
+            if hold.incident == incident:
+                _log.warning("the verifier has lost an incident; it is reported again", hold=hold.id)
+                self._start(self._forget_incident(hold), "a hold's incident")
+
+    async def _forget_incident(self, hold: Hold) -> None:
+        try:
+            await self._db.write(lambda tx: holds.set_incident(tx, hold.id, None))
+        except StoreError as error:
+            # The verifier's next snapshot brings it up again.
+            _log.error("a hold could not be written", hold=hold.id, why=str(error)[:300])
+            return
+        if hold.id in self._known:
+            self._known[hold.id] = msgspec.structs.replace(hold, incident=None)
+
     def reported_incidents(self) -> frozenset[str]:
         """The verifier's incidents whose end would end a hold."""
         return frozenset(hold.incident for hold in self._known.values() if hold.incident is not None)

@@ -45,6 +45,13 @@ class Budgets(Protocol):
         """Set what was spent through other routers."""
 
 
+class Lease(Protocol):
+    """The right to write under a router's name."""
+
+    async def confirm(self, tx: Tx) -> None:
+        """Make sure, in the transaction that writes, that no other router has it.  Raises `StoreError`."""
+
+
 class Persistence:
     """One router's side of the shared store."""
 
@@ -58,6 +65,7 @@ class Persistence:
         fleet: Fleet,
         records: Records,
         budgets: Budgets,
+        lease: Lease | None = None,
     ) -> None:
         self._db = db
         self._name = name
@@ -66,6 +74,7 @@ class Persistence:
         self._fleet = fleet
         self._records = records
         self._budgets = budgets
+        self._lease = lease
         self._revision = 0
         self._forgot_at = clock.monotonic()
 
@@ -119,7 +128,12 @@ class Persistence:
 
     async def _save_statistics(self, some: Sequence[tuple[str, str, StatisticsAggregate]]) -> None:
         now_ms = self._clock.now_ms()
-        await self._db.write(lambda tx: standings.save(tx, self._name, some, now_ms))
+
+        async def save(tx: Tx) -> None:
+            await self._confirm(tx)
+            await standings.save(tx, self._name, some, now_ms)
+
+        await self._db.write(save)
 
     async def _save_records(self, some: Sequence[tuple[str, int, bytes]]) -> None:
         if self._config.keep_decisions:
@@ -127,7 +141,13 @@ class Persistence:
                 lambda tx: decisions.save(tx, self._name, some), of=f"decisions {self._name}"
             )
 
+    async def _confirm(self, tx: Tx) -> None:
+        """Make sure that the rows of this name are this router's."""
+        if self._lease is not None:
+            await self._lease.confirm(tx)
+
     async def _save_budgets(self, tx: Tx) -> None:
+        await self._confirm(tx)
         await standings.save_budgets(tx, self._name, self._budgets.spent())
 
     async def _forget(self) -> None:

@@ -21,17 +21,16 @@ class Snapshot:
     Args:
         number: Of the newest event when its first page was read.  Events are followed from there.
         incidents: Those that were open after that.
-        reported: The incidents whose end this router waited for before they were read.
+        ended: Those that ended while nobody listened, of the ones whose end this router waits for.
     """
 
-    def __init__(self, number: int, incidents: Sequence[Incident], reported: AbstractSet[str]) -> None:
+    def __init__(self, number: int, incidents: Sequence[Incident], ended: AbstractSet[str]) -> None:
         self.number = number
         self.after = ""
         """Nodes with ids up to this one have been told of."""
         self.accepted: set[str] = set()
         """Nodes with a result that was accepted."""
-        self.ended = reported - {incident.id for incident in incidents}
-        """Incidents that ended while nobody listened."""
+        self.ended = ended
         self.held: dict[str, frozenset[str]] = {}
         """By node, the incidents that hold it."""
         self.operators: dict[str, tuple[str, float]] = {}

@@ -62,8 +62,8 @@ async def get(tx: Tx, hold_id: str) -> Hold:
     return _hold(row)
 
 
-async def set_incident(tx: Tx, hold_id: str, incident: str) -> None:
-    """Note the verifier's incident that a hold was reported as."""
+async def set_incident(tx: Tx, hold_id: str, incident: str | None) -> None:
+    """Note the verifier's incident that a hold was reported as; `None` if it is to be reported again."""
     await tx.execute("UPDATE holds SET incident = ? WHERE id = ?", incident, hold_id)
 
 

@@ -13,17 +13,22 @@ from typing import Any
 
 import aiohttp
 import asyncpg
+import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
 from fixtures.fleet import free_port
+from fixtures.published import publish
 from fixtures.simulator import SimulatedNode
-from tests.conftest import FakeClock, RunningVerifier, publish, seed
+from tests.conftest import FakeClock, RunningVerifier, seed
 from touchstone import main
 from verifier.config import Home
 from verifier.service.app import make_app, open_service
+from verifier.service.state import Service
 from verifier.store.maintenance import Place
 from verifier.store.opening import open_whole
+from verifier.store.postgres import PostgresDatabase
+from verifier.store.sqlite import SqliteDatabase
 from verifier.store.whole import TableDigest, Use, digest_all
 
 PACKAGE = "verifier.store"
@@ -39,15 +44,28 @@ def real_clock() -> FakeClock:
 async def serving(home: Home, clock: FakeClock, folder: Path) -> AsyncIterator[RunningVerifier]:
     """A verifier over a home, until the block ends."""
     config = home.config()
-    async with open_service(home, config, clock.clock()) as service:
-        app = make_app(service)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
-        await runner.setup()
-        host, _, port = config.service.listen.rpartition(":")
-        await web.TCPSite(runner, host, int(port)).start()
-        async with aiohttp.ClientSession() as http:
+    with pytest.MonkeyPatch.context() as patch:
+        # The clock that the test moves is the one that all replicas share.
+        patch.setattr(PostgresDatabase, "ahead_ms", SqliteDatabase.ahead_ms)
+        async with (
+            open_service(home, config, clock.clock()) as service,
+            _served(service, config.service.listen) as (app, http),
+        ):
             yield RunningVerifier(service, app, service.issuer, http, clock, home, folder)
-        await runner.cleanup()
+
+
+@asynccontextmanager
+async def _served(
+    service: Service, listen: str
+) -> AsyncIterator[tuple[web.Application, aiohttp.ClientSession]]:
+    app = make_app(service)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    host, _, port = listen.rpartition(":")
+    await web.TCPSite(runner, host, int(port)).start()
+    async with aiohttp.ClientSession() as http:
+        yield app, http
+    await runner.cleanup()
 
 
 async def fill(home: Home, clock: FakeClock, folder: Path, *, reads: int = 30, walks: int = 20) -> None:

@@ -139,6 +139,7 @@ async def test_an_end_that_was_lost_is_asked_for(verifier) -> None:
     """The stream told of it once, and the hold's end could not be written then."""
     ended: list[tuple[str, str]] = []
     given = {"on_incident_state": lambda *said: ended.append(said), "reported_incidents": lambda: {"i"}}
+    verifier.ended = [{"id": "i", "state": "released"}]
     async with followed(verifier, given=given):
         ended.clear()
         verifier.hang_up()

@@ -801,11 +801,26 @@ async def test_a_release_that_nobody_heard_comes_with_the_next_snapshot(fleet: F
     await metered(fleet, tmp_path, "a")
     await claim(fleet)
     await told(fleet)
-    fleet.verifier.incidents = []
+    fleet.verifier.ended, fleet.verifier.incidents = fleet.verifier.incidents, []
     fleet.verifier.forget_events()
     fleet.verifier.hang_up()
     await until(lambda: fleet.router.verdict("a", fleet.router.table.workloads["tiny"]) is None)
     assert await open_holds(fleet) == []
+
+
+async def test_an_incident_that_the_verifier_has_lost_is_reported_again(fleet: Fleet, tmp_path: Path) -> None:
+    """Its database was restored: nobody has decided, so the node stays held."""
+    await metered(fleet, tmp_path, "a")
+    await claim(fleet)
+    hold = await told(fleet)
+    fleet.verifier.incidents = []
+    fleet.verifier.forget_events()
+    fleet.verifier.hang_up()
+    await until(lambda: all(each.incident is None for each in fleet.app[STATE].holds._known.values()))
+    await fleet.app[STATE].holds.report_all()
+    assert [report["node"] for report in fleet.verifier.reports] == ["a", "a"]
+    assert (await told(fleet))["id"] == hold["id"]
+    assert (await chat(fleet)).status == 503
 
 
 async def test_a_released_node_is_held_again_for_the_same(fleet: Fleet, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from attester.errors import VerifierError
 from attester.proof import Request
+from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode
-from tests.conftest import FakeClock, RunningVerifier, publish
+from tests.conftest import FakeClock, RunningVerifier
 from tests.integration.maintenance import (
     WHY,
     Ended,

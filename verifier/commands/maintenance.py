@@ -82,7 +82,9 @@ def check(home: Path) -> None:
     "--discard-challenges", is_flag=True, help="Delete every challenge, because not all marks are known."
 )
 @click.option(
-    "--keep-tokens", is_flag=True, help="Keep enrolment tokens that were not used before the backup."
+    "--keep-tokens",
+    is_flag=True,
+    help="Keep enrolment tokens that were unused at the backup; one may have been used since.",
 )
 @click.option(
     "--actor", default=getpass.getuser, show_default="the user's name", help="Who restores; kept for ever."
@@ -144,6 +146,8 @@ def migrate(target: str, home: Path) -> None:
     show_migration(digests)
     if url:
         click.echo(f'Next, in {home / "verifier.toml"}: [store] url = "{url}"')
+    elif path.absolute() == Home(home).database.absolute():
+        click.echo(f"Next: remove [store] url from {home / 'verifier.toml'}")
     else:
         click.echo(
             f"Next: move it to {Home(home).database}, and remove [store] url from {home / 'verifier.toml'}"
@@ -174,8 +178,7 @@ class _VerifierRestoration(Restoration):
         self._discard = discard
         self._keep_tokens = keep_tokens
         self._author = author
-        self._now_ms = maintenance.now_ms()
-        self._marks = Marks(since_ms=self._now_ms)
+        self._marks = Marks(since_ms=maintenance.now_ms())
         self.report: Report | None = None
 
     def accept(self, manifest: Manifest) -> None:
@@ -209,7 +212,7 @@ class _VerifierRestoration(Restoration):
             marks=self._marks,
             all_known=not self._discard,
             keep_tokens=self._keep_tokens,
-            now_ms=self._now_ms,
+            now_ms=await whole.now_ms(),
             skew_s=self._config.sessions.skew_s,
             author=self._author,
             made_ms=manifest.made_ms,

@@ -40,11 +40,16 @@ def verifier() -> None:
     default=None,
     help="The base URL by which everyone reaches the verifier.  Default: http://LISTEN.",
 )
+@click.option(
+    "--store",
+    default="",
+    help="postgresql://USER@HOST/DATABASE, for a verifier of several processes.  Default: a file in the home.",
+)
 @errors
-def init(home: Path, listen: str, url: str | None) -> None:
+def init(home: Path, listen: str, url: str | None, store: str) -> None:
     """Make a home: keys, tokens, configuration and a copy of the default policy."""
-    service = {"listen": listen, "url": url or f"http://{listen}"}
-    config = msgspec.convert({"service": service}, VerifierConfig)
+    given = {"service": {"listen": listen, "url": url or f"http://{listen}"}, "store": {"url": store}}
+    config = msgspec.convert(given, VerifierConfig)
     Home(home).create(config)
     click.echo(f"Made {home}. Next:")
     click.echo(f"  1. approve your engines in {home}/policy/data.json")

@@ -55,6 +55,7 @@ async def open_service(
         engine = await stack.enter_async_context(Engines(limits))
         async with db.read() as tx:
             fence = await read_fence(tx)
+        shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,
@@ -66,7 +67,7 @@ async def open_service(
             admin_token=home.token("admin"),
             router_token=home.token("router"),
             clock=clock,
-            marks=HighWater(home.high_water, clock.wall_ms()),
+            marks=HighWater(home.high_water, shared_ms),
             fence=fence,
         )
 

@@ -58,8 +58,10 @@ async def back_up(place: Place, path: Path, *, force: bool = False) -> Manifest:
     Raises:
         StoreError: The database cannot be read or has another schema, or the file exists or cannot be written.
     """
-    made_ms = now_ms()
+    began = time.monotonic()
     async with open_whole(place.url, place.file, Use.READ, schema=place.package) as source:
+        # Not later than the state, by the clock by which marks are dated.
+        made_ms = await source.now_ms() - int((time.monotonic() - began) * 1000) - 1
         return await backups.write_backup(source, path, place.package, made_ms, force=force)
 
 
@@ -200,7 +202,11 @@ async def refuse_running(whole: Whole) -> None:
     if "leases" not in whole.tables:
         return
     now = await whole.now_ms()
-    held = await whole.tx.all("SELECT name, until_ms FROM leases WHERE until_ms > ? ORDER BY name", now)
+    held = await whole.tx.all(
+        # What nobody holds only notes something.
+        "SELECT name, until_ms FROM leases WHERE until_ms > ? AND holder <> '' ORDER BY name",
+        now,
+    )
     if held:
         seconds = (max(row["until_ms"] for row in held) - now) // 1000 + 1
         raise StoreError(

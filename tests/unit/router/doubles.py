@@ -67,6 +67,8 @@ class FakeVerifier:
         self.on_page: Callable[[str], Awaitable[None]] | None = None
         """Awaited before a page of results is made, with the id after which it begins."""
         self.incidents: list[dict[str, Any]] = []
+        self.ended: list[dict[str, Any]] = []
+        """Incidents that are over."""
         self.bodies: dict[str, Any] = {}
         """By path: bytes or a response in place of the honest page."""
         self.reports: list[dict[str, Any]] = []
@@ -175,7 +177,7 @@ class FakeVerifier:
         return web.json_response({"id": incident["id"], "state": "open"}, status=201)
 
     async def _incident(self, request: web.Request) -> web.Response:
-        found = [each for each in self.incidents if each["id"] == request.match_info["id"]]
+        found = [each for each in [*self.incidents, *self.ended] if each["id"] == request.match_info["id"]]
         return web.json_response(found[0] if found else {}, status=200 if found else 404)
 
     async def _release(self, request: web.Request) -> web.Response:
@@ -190,6 +192,7 @@ class FakeVerifier:
     def release(self, incident: dict[str, Any]) -> None:
         """A person lets its node go."""
         self.incidents.remove(incident)
+        self.ended.append(incident)
         incident["state"] = "released"
         self.send("incident", node=incident["node"], incident=incident["id"], state="released")
 

@@ -185,6 +185,10 @@ class Breaking:
         await self.turn()
         return list(self.world.incidents.values())
 
+    async def knows_incident(self, incident: str) -> bool:
+        await self.turn()
+        return True
+
     async def events(self, after: int) -> AsyncGenerator[Heard, None]:
         log = self.world.log
         if after > self.world.newest or None in log[after + 1 :]:
