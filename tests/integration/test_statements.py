@@ -12,7 +12,7 @@ from verifier.service import sweep
 from verifier.service.calls import CALL_SCHEDULER
 
 STORES = ("sqlite", "postgres")
-AT_THE_START = {"SELECT id, operator, models FROM nodes WHERE state != 'retired' ORDER BY id"}
+AT_THE_START = "FROM nodes n WHERE n.state != 'retired' ORDER BY n.id"
 """All nodes are read once, and afterwards those that changed."""
 SMALL = {
     # Tables that have a few rows whatever the fleet is.
@@ -79,7 +79,7 @@ async def test_no_hot_statement_scans(verifier, statements) -> None:
     assert len(statements) > 60
     scans = {}
     for sql, parameters in dict(statements).items():
-        if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", sql) and sql not in AT_THE_START:
+        if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", sql) and AT_THE_START not in sql:
             for table in await scanned(verifier, sql, parameters):
                 if table not in SMALL:
                     scans[sql] = table
