@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import sqlite3
@@ -10,11 +11,13 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import asyncpg
 import msgspec
 import pytest
 
 from fixtures.fleet import Fleet
+from fixtures.load import Load
 from fixtures.postgres import drop_database, make_database, url_of
 from fixtures.simulator import MODEL
 from tests.conftest import FakeClock
@@ -31,7 +34,7 @@ from tests.integration.maintenance import (
     serving,
     verifier_does,
 )
-from tests.integration.test_crash import Load, prepare
+from tests.integration.test_kills import prepare
 from verifier.config import Home
 from verifier.store.maintenance import Place
 from verifier.store.marks import Marks, read_marks
@@ -251,6 +254,14 @@ async def test_a_killed_migration_leaves_an_empty_target(
     assert await digests(place_of(home)) == before
 
 
+async def attest_and_kill(fleet: Fleet, load: Load, seconds: float, tokens: list[str]) -> None:
+    async with aiohttp.ClientSession() as http:
+        tasks = [asyncio.create_task(load.attest(http, fleet.verifier_url, token)) for token in tokens]
+        await asyncio.sleep(seconds)
+        os.kill(fleet.processes[-1].pid, signal.SIGKILL)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @pytest.mark.timeout(200)
 def test_the_marks_of_a_killed_verifier_are_above_what_it_took(tmp_path: Path, model_folder: Path) -> None:
     """At whatever moment it is killed, no challenge that it took and no event that it showed is at a mark or above."""
@@ -259,14 +270,15 @@ def test_the_marks_of_a_killed_verifier_are_above_what_it_took(tmp_path: Path, m
         tmp_path, {"sessions": {"per_node_per_minute": 100_000, "per_address_per_minute": 1_000_000}}
     )
     try:
-        prepare(fleet, model_folder)
-        load = Load(fleet, model_folder)
+        fleet.make_verifier()
+        asyncio.run(prepare(fleet, model_folder, 500))
+        load = Load(model_folder)
         home = Home(fleet.verifier_home)
         taken = 0
         for _ in range(5):
             fleet.start_verifier()
             tokens = [fleet.token(f"operator-{i}", MODEL) for i in range(4)]
-            asyncio.run(load.run(rng.uniform(0.2, 1.0), tokens))
+            asyncio.run(attest_and_kill(fleet, load, rng.uniform(0.2, 1.0), tokens))
             marks = read_marks(home.high_water)
             assert marks is not None
             with sqlite3.connect(home.database) as db:
