@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-com
 # With bytecode off, every start of every process would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint bench format clean
+.PHONY: help demo test test-postgres fuzz lint bench format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: $(VENV)/.run  ## run six nodes, a verifier and a router on real weights (D
 
 test: $(VENV)/.dev  ## the whole suite
 	$(VENV)/bin/python -m pytest $(PYTEST)
+
+test-postgres: $(VENV)/.dev  ## every test of the verifier's API on PostgreSQL (TEST_PG_DSN, or a server of our own)
+	TOUCHSTONE_TEST_STORE=postgres $(VENV)/bin/python -m pytest tests/integration $(PYTEST)
 
 fuzz: $(VENV)/.dev  ## run the property tests on new examples, for some minutes (FUZZ_EXAMPLES=500 FUZZ_SECONDS=600)
 	TOUCHSTONE_PROPERTIES=fuzz TOUCHSTONE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) TOUCHSTONE_FUZZ_SECONDS=$(FUZZ_SECONDS) \

@@ -15,8 +15,6 @@ from fixtures.simulator import SimulatedNode
 from fixtures.transactions import transaction
 from verifier.store import incidents, nodes
 
-STORES = ("sqlite", "postgres")
-
 
 def card(uuid: str = "GPU-1") -> dict[str, Any]:
     return {"inventory": Inventory(model="X1", uuid=uuid, memory_bytes=1 << 36)}

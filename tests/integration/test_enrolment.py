@@ -13,8 +13,6 @@ from attester.errors import VerifierError
 from attester.proof import Request
 from fixtures.simulator import MODEL, SimulatedNode
 
-STORES = ("sqlite", "postgres")
-
 
 def code(refused: pytest.ExceptionInfo[VerifierError]) -> tuple[int | None, str | None]:
     return refused.value.status, refused.value.code

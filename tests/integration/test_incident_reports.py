@@ -13,8 +13,6 @@ from fixtures.transactions import transaction
 from tests.integration.test_events import take
 from verifier.store import incidents
 
-STORES = ("sqlite", "postgres")
-
 SETTLEMENT = {"kind": "settlement-mismatch", "detail": "claims 10 times what was metered"}
 SPIKE = {"kind": "latency-spike", "detail": "40 times its median"}
 

@@ -24,8 +24,6 @@ from verifier.result_keys import unb64url
 from verifier.store import policies
 from verifier.store.opening import open_database
 
-STORES = ("sqlite", "postgres")
-
 WHY = {"actor": "kim", "reason": "because"}
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"
 ROLLBACK = "/api/v1/policies/rollback"

@@ -18,8 +18,6 @@ from tests.integration.lifecycle import publish as publish_policy
 from verifier.references import corim, measured, profile
 from verifier.references.measured import Document
 
-STORES = ("sqlite", "postgres")
-
 SUBMOD = f"model/{MODEL}"
 VALUES = "/api/v1/reference-values"
 WHY = {"actor": "kim", "reason": "because"}
