@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from verifier.store.database import Tx
+from verifier.store.ids import in_pieces
 
 REPLICA_LEASE = "replica "
 """A replica that lives renews the lease of this name and its own."""
-_MAX_IDS: Final = 500
 _WITH_LEASE: Final = f"FROM channels c LEFT JOIN leases l ON l.name = '{REPLICA_LEASE}' || c.replica"
 
 
@@ -36,10 +36,9 @@ async def close_channel(tx: Tx, node_id: str, replica: str, now_ms: int) -> None
 async def open_among(tx: Tx, node_ids: Sequence[str], now_ms: int) -> frozenset[str]:
     """Give those of *node_ids* whose channel a living replica holds."""
     found: set[str] = set()
-    for start in range(0, len(node_ids), _MAX_IDS):
-        some = node_ids[start : start + _MAX_IDS]
+    for marks, some in in_pieces(node_ids):
         rows = await tx.all(
-            f"SELECT c.node_id {_WITH_LEASE} WHERE c.node_id IN ({', '.join('?' for _ in some)})"
+            f"SELECT c.node_id {_WITH_LEASE} WHERE c.node_id IN ({marks})"
             " AND c.closed_ms IS NULL AND l.until_ms > ?",
             *some,
             now_ms,

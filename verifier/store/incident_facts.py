@@ -10,6 +10,7 @@ from verifier.errors import RequestError
 from verifier.incident_transitions import Cause, Incident, IncidentNode, Proposal
 from verifier.incidents import HOLDING, NOTE_TOGETHER_MS, REFERENCE_SUSPECT, Severity, State
 from verifier.store.database import Row, Tx
+from verifier.store.ids import in_pieces
 
 HOLDING_SQL: Final = ", ".join(f"'{state}'" for state in HOLDING)
 """The states that hold a node, for ``IN (…)``."""
@@ -18,8 +19,6 @@ SELECT_INCIDENT: Final = (
     " LEFT JOIN proposals p ON p.incident_id = i.id AND p.cause = ''"
 )
 """Rows of incidents, with the person who has proposed the release of each."""
-_MAX_IDS: Final = 500
-"""Ids in one statement: SQLite limits its parameters."""
 _RESTING: Final = "SELECT i.* FROM incidents i JOIN incident_causes c ON c.incident_id = i.id WHERE c.cause = ? AND c.void = 0"
 
 
@@ -52,9 +51,7 @@ async def _read_incidents(tx: Tx, rows: Iterable[Row]) -> tuple[Incident, ...]:
     ordered = sorted(rows, key=lambda found: found["id"])
     causes: dict[str, list[str]] = defaultdict(list)
     proposals: dict[str, list[Proposal]] = defaultdict(list)
-    for start in range(0, len(ordered), _MAX_IDS):
-        some = [found["id"] for found in ordered[start : start + _MAX_IDS]]
-        marks = ", ".join("?" for _ in some)
+    for marks, some in in_pieces([found["id"] for found in ordered]):
         for each in await tx.all(
             f"SELECT incident_id, cause FROM incident_causes WHERE incident_id IN ({marks}) AND void = 0"
             " ORDER BY incident_id, cause",

@@ -12,12 +12,11 @@ from verifier.errors import RequestError
 from verifier.schemes.context import Answers, Channel, WalkRecord
 from verifier.store import incidents, pool
 from verifier.store.database import Row, Tx
-from verifier.store.ids import new_id, new_nonce
+from verifier.store.ids import in_pieces, new_id, new_nonce
 from verifier.store.pool import Entry
 
 _APPRAISING_MS: Final = 10_000
 """How long evidence that came in time may still be appraised: longer than a policy may take."""
-_MAX_IDS: Final = 500
 _HOUR_MS: Final = 3600 * 1000
 _HISTORIES: Final = ("called = 0 AND wide = 0", "called = 1 AND wide = 0", "called = 1 AND wide = 1")
 _HISTORY: Final = " UNION ALL ".join(
@@ -190,10 +189,9 @@ async def _take_challenges(
 async def waiting_calls(tx: Tx, node_ids: Sequence[str], now_ms: int) -> frozenset[str]:
     """Give those of *node_ids* whose call still waits for its answer."""
     found: set[str] = set()
-    for start in range(0, len(node_ids), _MAX_IDS):
-        some = node_ids[start : start + _MAX_IDS]
+    for marks, some in in_pieces(node_ids):
         rows = await tx.all(
-            f"SELECT node_id FROM sessions WHERE node_id IN ({', '.join('?' for _ in some)})"
+            f"SELECT node_id FROM sessions WHERE node_id IN ({marks})"
             " AND channel = 'call' AND status = 'waiting' AND expires_ms > ?",
             *some,
             now_ms,
