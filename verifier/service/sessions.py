@@ -253,18 +253,16 @@ async def look(request: web.Request) -> web.Response:
 
 
 async def drop(request: web.Request) -> web.Response:
-    """Drop a session.  Its nonce and its challenges are not used again."""
+    """Drop a session.  The challenges that it has taken are not used again."""
     service = service_of(request)
     session_id = request.match_info["id"]
     service.address_rates.spend(address_of(request))
-
-    async def store_and_drop(tx: Tx) -> None:
+    async with service.db.read() as tx:
         session = await load_session(service, tx, session_id)
-        if session.sealed and session.expires_ms > service.now_ms():
-            await sessions.store_sealed(tx, session)
-        await sessions.drop(tx, session_id, service.now_ms())
-
-    await service.db.write(store_and_drop)
+    if session.sealed:
+        service.sealer.drop(session_id)
+    else:
+        await service.db.write(lambda tx: sessions.drop(tx, session_id, service.now_ms()), of=session.node_id)
     return web.Response(status=204)
 
 
