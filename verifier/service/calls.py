@@ -89,6 +89,7 @@ class CallScheduler:
         self._is_widespread = False
         """Whether most channels have ended, when it was looked last."""
         self._counted_at = float("-inf")
+        self._counting = asyncio.Lock()
         self._look_at = float("-inf")
         """When it is looked next whether nodes are back."""
 
@@ -313,13 +314,13 @@ class CallScheduler:
 
     async def _most_are_gone(self) -> bool:
         """Whether the channels of most nodes have ended, so that the cause is not theirs."""
-        now = self._service.clock.monotonic()
-        if now - self._counted_at >= _COUNT_EVERY_S:
-            self._counted_at = now
-            self._is_widespread = is_widespread(
-                *await self.channels.census(_GONE_WITHIN_S, self.plan.operator)
-            )
-        return self._is_widespread
+        async with self._counting:
+            # Calls that are due together wait for one count.
+            now = self._service.clock.monotonic()
+            if now - self._counted_at >= _COUNT_EVERY_S:
+                counts = await self.channels.census(_GONE_WITHIN_S, self.plan.operator)
+                self._is_widespread, self._counted_at = is_widespread(*counts), now
+            return self._is_widespread
 
 
 CALL_SCHEDULER: web.AppKey[CallScheduler] = web.AppKey("call_scheduler", CallScheduler)
