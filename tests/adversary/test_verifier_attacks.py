@@ -6,6 +6,7 @@ Each test fails where its attack succeeds; the last one takes the defences away 
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -57,6 +58,16 @@ async def test_attack_1_mass_fake_gpus(verifier: Any) -> None:
         async with verifier.http.post(f"{verifier.url}/challenge-response/v1/newSession") as response:
             assert response.status == 201
     assert await count_rows(verifier) == before, "attack 1 succeeds: names without tokens are kept"
+
+
+async def test_a_stolen_database_enrols_nobody(verifier: Any) -> None:
+    """1, with a copy of the tables: a token's digest is there, and the token is not."""
+    token = await verifier.token()
+    (row,) = await verifier.rows("SELECT * FROM tokens")
+    assert token.encode() not in b"".join(str(value).encode() for value in row.values())
+    for stolen in (row["digest"].hex(), base64.urlsafe_b64encode(row["digest"]).decode()):
+        with pytest.raises(VerifierError, match="token"):
+            await verifier.client(SimulatedNode(verifier.model_folder)).enrol(stolen, [MODEL])
 
 
 def without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
