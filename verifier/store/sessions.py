@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.schemes.context import Answers, Channel, WalkRecord
+from verifier.schemes.context import Answers, Channel, IssuedChallenges, WalkRecord
 from verifier.store import incidents, pool
 from verifier.store.database import Row, Tx
 from verifier.store.ids import in_pieces, new_id, new_nonce
@@ -25,6 +25,7 @@ _HISTORY: Final = " UNION ALL ".join(
     for number, kind in enumerate(_HISTORIES)
 )
 """The newest walks of each kind, in one statement."""
+_WALK_DECODER: Final = msgspec.json.Decoder(WalkRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class StoredSession:
     """How many nodes were called at the same moment, if more than one."""
     sealed: bool = False
     """Whether it has no row yet (`verifier.service.sealed`)."""
+    asked: Mapping[str, IssuedChallenges] | None = None
+    """By model, the challenges as they were posed; `None` if they were not posed yet."""
     pushed_ms: int | None = None
     """When the call was pushed, by the clock that all replicas share; `None` if one process works alone."""
 
@@ -390,7 +393,7 @@ async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRec
     """
     found = await tx.all(_HISTORY, *(node_id, model, limit) * len(_HISTORIES))
     found.sort(key=lambda row: row["seq"])
-    return tuple(msgspec.json.decode(row["record"], type=WalkRecord) for row in found)
+    return tuple(_WALK_DECODER.decode(row["record"]) for row in found)
 
 
 async def prune_walks(tx: Tx, before_ms: int, limit: int) -> int:
