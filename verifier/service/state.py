@@ -23,6 +23,7 @@ from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
+from verifier.service.opened import OpenedSessions
 from verifier.service.sealed import Sealer
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
@@ -51,6 +52,7 @@ class Service:
     """Keys that may sign policies, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
+    opened: OpenedSessions = field(default_factory=OpenedSessions)
     duties: Duties = field(init=False)
     sealer: Sealer = field(init=False)
     node_rates: Rates = field(init=False)
