@@ -17,7 +17,9 @@ from router import maintenance
 from router.choose.decision import Decision, replay
 from router.choose.gates import sort_codes
 from router.config import RouterConfig, ServiceSection
+from router.key_commands import key, make_key
 from router.model.errors import RouterError
+from verifier.roles import Role
 
 _errors = maintenance.errors
 _config = maintenance.config_option
@@ -32,6 +34,8 @@ _key = click.option(
     "--key", default=None, envvar="TOUCHSTONE_API_KEY", help="An API key, where the router needs one."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+FIRST_KEY: Final = "administrator"
+"""The name of the key that `init` makes."""
 _MAX_ANSWER: Final = 256 << 20
 
 
@@ -45,9 +49,10 @@ def router() -> None:
 @click.option("--verifier", required=True, help="The verifier's base URL.")
 @click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
 @click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
+@click.option("--open", "is_open", is_flag=True, help="Let anyone send work, and make no key.")
 @_errors
-def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
-    """Write a configuration, and a table with a workload for each model, to be edited."""
+def init(path: Path, verifier: str, models: tuple[str, ...], listen: str, *, is_open: bool) -> None:
+    """Write a configuration, a table with a workload for each model, to be edited, and make a first key."""
     from router.model.table import read_table, write_table
 
     short = [model.rpartition("/")[2] for model in models]
@@ -56,6 +61,7 @@ def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> Non
         "verifier": {"url": verifier.rstrip("/")},
         "service": {"listen": listen},
         "store": {"path": "router.db"},
+        "gateway": {"open": is_open},
     }
     try:
         config = msgspec.convert(given, RouterConfig)
@@ -72,7 +78,19 @@ def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> Non
             raise ConfigError(f"{file_path} exists already") from None
         except OSError as error:
             raise ConfigError(f"{file_path}: {error.strerror}") from None
-    click.echo(f"Made {path} and {table_path}. Next: touchstone router serve --config {path}")
+    click.echo(f"Made {path} and {table_path}.")
+    if is_open:
+        click.echo("The gateway is open: anyone who reaches it may send work.")
+    else:
+        _show_first_key(path, config)
+    click.echo(f"Next: touchstone router serve --config {path}")
+
+
+def _show_first_key(path: Path, config: RouterConfig) -> None:
+    secret = make_key(path, config, {"name": FIRST_KEY, "roles": [Role.ADMINISTRATOR]})
+    click.echo(f"The key {FIRST_KEY} may do everything. It is not shown again:")
+    click.echo(f"  {secret}")
+    click.echo(f"Make one for each who sends work: touchstone router key create NAME --config {path}")
 
 
 @router.command()
@@ -92,7 +110,7 @@ def check(path: Path, config_only: bool) -> None:
         maintenance.check_store(config, path.parent)
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate):
+for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, key):
     router.add_command(_command)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
+from prometheus_client import Counter, Gauge
 
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
@@ -31,7 +31,7 @@ from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
-from router.service import decisions, incidents, standing, status
+from router.service import access
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.state.feed import Feed
@@ -41,8 +41,9 @@ from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.records import Records
-from verifier.errors import RequestError
+from router.state.stored_keys import StoredKeys
 from verifier.service import problem
+from verifier.service.access import mount
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
@@ -95,13 +96,8 @@ def load(path: Path, config: RouterConfig) -> RouterSetup:
 def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
-    app = web.Application()
-    # OpenAI's resources have errors of their own form; all others answer with problem documents.
-    app.add_routes(openai.routes())
-    api = [*decisions.routes(), *incidents.routes(), *standing.routes(), *status.routes()]
-    api += [web.get("/metrics", _metrics), web.route("*", "/{rest:.*}", _nothing)]
-    for route in api:
-        app.router.add_route(route.method, route.path, _guarded(route.handler))
+    app = web.Application(middlewares=[_answer_errors])
+    mount(app, access.routes(), access.identify)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with running(setup, clock) as (state, gateway):
@@ -126,7 +122,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         await name.take()
         stack.push_async_callback(name.give_back)
         state, gateway = assemble(setup, clock, db, name, to_verifier=to_verifier, to_nodes=to_nodes)
-        # Before the first request: what was held is held.
+        # Before the first request: what was revoked is revoked, what was spent is spent, what was held is held.
+        await state.stored_keys.sync()
+        _check_access(gateway)
         await state.persistence.load()
         await state.holds.sync()
         loops = _loops(state, name, to_nodes)
@@ -140,6 +138,22 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             await state.holds.close()
             if config.store.is_kept:
                 await state.persistence.flush()
+
+
+def _check_access(gateway: Gateway) -> None:
+    """
+    Make sure that somebody can send work, and that anybody can only if that was asked for.
+
+    Raises:
+        ConfigError: there is no key, and the gateway is not open.
+    """
+    if gateway.keyring.is_open:
+        _log.warning("the gateway is open: anyone who reaches it may send work without a key")
+    elif not len(gateway.keyring):
+        raise ConfigError(
+            "nobody could send work: there is no API key. Make one: touchstone router key create NAME."
+            " Or let anyone send work: open = true in [gateway]"
+        )
 
 
 @asynccontextmanager
@@ -164,7 +178,9 @@ def assemble(
     """Make all parts and connect them; nothing runs yet."""
     config = setup.config
     fleet = Fleet(setup.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
-    keyring = Keyring(config.keys, wall_ms=clock.now_ms, monotonic=clock.monotonic)
+    keyring = Keyring(
+        config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
+    )
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
     token = read_token(setup.folder, config.verifier.router_token_file)
     report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
@@ -193,6 +209,7 @@ def assemble(
         holds=holds,
         persistence=persistence,
         records=records,
+        stored_keys=StoredKeys(db, clock, keyring),
         to_verifier=to_verifier,
     )
     gateway = Gateway(
@@ -214,6 +231,7 @@ def _loops(
         "name": name.run(),
         "feed": state.feed.run(),
         "holds": state.holds.run(),
+        "keys": state.stored_keys.run(),
         "sweep": _sweep(state.fleet),
     }
     if config.store.is_kept:
@@ -267,16 +285,10 @@ async def _sweep(fleet: Fleet) -> None:
                 _nodes.labels(name, lane).set(count)
 
 
-def _guarded(handler: Any) -> Any:
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        return await problem.middleware(request, handler)
-
-    return guarded
-
-
-async def _nothing(_: web.Request) -> web.Response:
-    raise RequestError("no such resource", code="request.not-found")
-
-
-async def _metrics(_: web.Request) -> web.Response:
-    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+@web.middleware
+async def _answer_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """OpenAI's resources have errors of their own form; all others answer with problem documents."""
+    answer = openai.answer_errors if request.path.startswith("/v1/") else problem.middleware
+    return await answer(request, handler)

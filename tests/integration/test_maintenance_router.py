@@ -74,7 +74,7 @@ async def config(tmp_path: Path, url: str) -> Path:
         async def fill(tx: Any) -> None:
             await holds.add(tx, hold)
             await holds.add_step(tx, "r-1", step="note", actor="kim", reason="looked", now_ms=3)
-            many = [(f"d-{number:05}", number, b"\x00\xffrecord" * 9) for number in range(3000)]
+            many = [(f"d-{number:05}", number, "ada", b"\x00\xffrecord" * 9) for number in range(3000)]
             await decisions.save(tx, "one", many)
             await standings.save_budgets(tx, "one", {"ada": (20000, 7)})
             await standings.save(tx, "one", [("n", "small", StatisticsAggregate(Standing()))], 5)

@@ -1,0 +1,92 @@
+"""
+Who may call what at a router: the only place that knows it.
+
+The router has no other routes than those of this table, and `verifier.service.access.mount` puts each behind its
+check.  `docs/routing.md` has the same table.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from aiohttp import hdrs, web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from router.config import ROLES
+from router.gateway import openai
+from router.gateway.keys import ANONYMOUS
+from router.gateway.openai import GATEWAY, KEY
+from router.model.operations import OPERATIONS
+from router.service import decisions, incidents, standing, status, usage
+from verifier.errors import RequestError
+from verifier.roles import Caller, Role
+from verifier.service.access import HEALTH, STRANGER, Anyone, Route, get, post
+
+_ALL: Final = {Role.AUDITOR, Role.ADMINISTRATOR}
+SEND: Final = frozenset({Role.RELYING_PARTY, Role.ADMINISTRATOR})
+OWN_WORK: Final = frozenset({Role.RELYING_PARTY, *_ALL})
+STANDING: Final = frozenset({Role.OPERATOR, Role.REVIEWER, *_ALL})
+INCIDENTS: Final = frozenset({Role.REVIEWER, *_ALL})
+REVIEW: Final = frozenset({Role.REVIEWER, Role.ADMINISTRATOR})
+STATUS: Final = frozenset(ROLES)
+METRICS: Final = frozenset(_ALL)
+
+
+def routes() -> list[Route]:
+    """The table.  It is made anew, because operations can be added."""
+    return [
+        get("/health", status.health, HEALTH, "whether the process answers"),
+        get("/ready", status.ready, HEALTH, "whether work can be done: yes, or 503"),
+        get("/v1/models", openai.list_models, OWN_WORK, "the models that there is a workload for"),
+        get("/v1/models/{model:.+}", openai.show_model, OWN_WORK, "one of them"),
+        *(
+            post(each.path, partial(openai.serve, each), SEND, f"work: {each.name}")
+            for each in OPERATIONS.values()
+        ),
+        post("/api/v1/decisions", decisions.make, SEND, "a decision; with endpoints if the key may dispatch"),
+        get("/api/v1/decisions/{id}", decisions.show, OWN_WORK, "a decision; a relying party sees its own"),
+        get("/api/v1/usage", usage.show, OWN_WORK, "what was used of limits; a relying party sees its own"),
+        get(
+            "/api/v1/nodes/{id}/standing",
+            standing.show,
+            STANDING,
+            "a standing; an operator sees its own nodes'",
+        ),
+        get("/api/v1/incidents", incidents.list_open, INCIDENTS, "what waits for a person"),
+        get("/api/v1/incidents/{id}", incidents.show, INCIDENTS, "one of them"),
+        post("/api/v1/incidents/{id}/release", incidents.release, REVIEW, "a node is released to probation"),
+        get("/api/v1/status", status.show, STATUS, "whether work can be done, and why not"),
+        get("/metrics", _metrics, METRICS, "figures for Prometheus"),
+    ]
+
+
+async def identify(request: web.Request, route: Route) -> Caller:
+    """
+    Give the caller of a request for *route*, with those of its roles only that open it.
+
+    Raises:
+        RequestError: The key is missing, unknown, revoked or expired; or it does not open the route.
+    """
+    if isinstance(route.allowed, Anyone):
+        return STRANGER
+    shown = request.headers.getall(hdrs.AUTHORIZATION, [])
+    if len(shown) > 1:
+        # Which of them a proxy has checked is not known.
+        raise RequestError("the request has more than one Authorization", code="request.unauthorised")
+    key = request.app[GATEWAY].keyring.find(shown[0] if shown else None)
+    needed = RequestError("a valid API key is needed", code="request.unauthorised")
+    if key is None:
+        raise needed
+    caller = Caller(key.name, frozenset(key.roles), operator=key.operator).acting_as(route.allowed)
+    if not caller.roles:
+        if key is ANONYMOUS:
+            raise needed
+        names = ", ".join(sorted(route.allowed))
+        raise RequestError(f"the key does not open this. It needs the role {names}", code="request.forbidden")
+    request[KEY] = key
+    return caller
+
+
+async def _metrics(_: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
