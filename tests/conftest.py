@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
+from fixtures.credentials import administrator
 from fixtures.fleet import free_port
 from fixtures.postgres import NoPostgresError, drop_database, make_database, postgres_server, url_of
 from fixtures.published import publish
@@ -77,6 +78,9 @@ class RunningVerifier:
     app: web.Application
     url: str
     http: aiohttp.ClientSession
+    """It presents the administrator of the home, unless a request brings another credential."""
+    stranger: aiohttp.ClientSession
+    """It presents nothing."""
     clock: FakeClock
     home: Home
     model_folder: Path
@@ -261,8 +265,13 @@ async def verifier(
         await runner.setup()
         host, _, port = config.service.listen.rpartition(":")
         await web.TCPSite(runner, host, int(port)).start()
-        async with aiohttp.ClientSession() as http:
-            yield RunningVerifier(service, app, service.issuer, http, clock, verifier_home, model_folder)
+        async with (
+            aiohttp.ClientSession(headers=administrator(verifier_home)) as http,
+            aiohttp.ClientSession() as stranger,
+        ):
+            yield RunningVerifier(
+                service, app, service.issuer, http, stranger, clock, verifier_home, model_folder
+            )
         await runner.cleanup()
 
 

@@ -80,7 +80,7 @@ async def test_retire_from_quarantine(verifier, altered: Path) -> None:
 async def test_only_the_administrator_takes_steps(verifier, altered: Path) -> None:
     """Routers report; they do not release."""
     _, incident = await quarantined(verifier, altered)
-    assert await step(verifier, incident, "release", token=verifier.service.router_token) == 401
+    assert await step(verifier, incident, "release", token=verifier.service.router_token) == 403
     assert len(await open_incidents(verifier)) == 1
 
 
@@ -176,7 +176,7 @@ async def test_a_router_reports_what_it_metered(verifier) -> None:
         url, json={**report, "kind": "model-integrity-failure"}, headers=headers
     ) as r:
         assert r.status == 400
-    async with verifier.http.post(url, json=report) as r:
+    async with verifier.stranger.post(url, json=report) as r:
         assert r.status == 401
     async with verifier.http.post(url, json=report, headers=headers) as r:
         assert r.status == 201

@@ -53,6 +53,11 @@ actor_option = click.option(
 )
 
 
+def os_user() -> str:
+    """The user of the operating system as an actor, marked as such: nobody proved it."""
+    return f"os:{getpass.getuser()}"
+
+
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000

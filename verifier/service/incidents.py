@@ -9,7 +9,9 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from verifier.errors import RequestError
-from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body, require_bearer
+from verifier.service import access
+from verifier.service.access import Route, caller_of
+from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body
 from verifier.service.state import service_of
 from verifier.store import incidents, nodes, reports
 from verifier.store.database import Row, Tx
@@ -37,13 +39,14 @@ class _ReportBody(Struct, frozen=True, forbid_unknown_fields=True):
     """The router's id of the report.  The same report sent again gives the same incident, and is not counted."""
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
+    incident = "/api/v1/incidents/{id}"
     return [
-        web.get("/api/v1/incidents", list_incidents),
-        web.post("/api/v1/incidents", report),
-        web.get("/api/v1/incidents/{id}", show),
-        web.post("/api/v1/incidents/{id}/{step}", take_step),
+        access.get("/api/v1/incidents", list_incidents, access.INCIDENTS, "List incidents."),
+        access.post("/api/v1/incidents", report, access.REPORT, "Report what a router has seen."),
+        access.get(incident, show, access.INCIDENTS, "Show an incident."),
+        access.post(f"{incident}/{{step}}", take_step, access.REVIEW, "Take a step on an incident."),
     ]
 
 
@@ -58,6 +61,7 @@ async def list_incidents(request: web.Request) -> web.Response:
             after=after,
             limit=limit,
             node_id=request.query.get("node"),
+            operator=caller_of(request).only_operator,
         )
     following = rows[-1]["id"] if len(rows) == limit else None
     now_ms = service.now_ms()
@@ -68,7 +72,11 @@ async def show(request: web.Request) -> web.Response:
     """One incident with its history and the reports of routers."""
     service = service_of(request)
     async with service.db.read() as tx:
-        return json_response(await describe(tx, request.match_info["id"], service.now_ms()))
+        found = await describe(tx, request.match_info["id"], service.now_ms())
+    if not caller_of(request).sees(found["node"], found["operator"]):
+        # As if there were none: that it exists is not told.
+        raise RequestError(f"there is no incident {found['id'][:40]!r}", code="request.not-found")
+    return json_response(found)
 
 
 async def take_step(request: web.Request) -> web.Response:
@@ -79,7 +87,6 @@ async def take_step(request: web.Request) -> web.Response:
     ``awaiting_second``.
     """
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     step = parse_json(await read_body(request, MAX_JSON), _StepBody)
     now_ms = service.now_ms()
     incident_id, name = request.match_info["id"], request.match_info["step"]
@@ -95,7 +102,6 @@ async def take_step(request: web.Request) -> web.Response:
 async def report(request: web.Request) -> web.Response:
     """Take a router's report of what it has seen or metered itself; 201 with the incident that it belongs to."""
     service = service_of(request)
-    require_bearer(request, service.router_token)
     body = parse_json(await read_body(request, MAX_JSON), _ReportBody)
     evidence = None if body.evidence is None else _evidence_text(body.evidence)
 

@@ -17,7 +17,9 @@ from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.reappraisal import Reappraiser
-from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
+from verifier.service import access
+from verifier.service.access import Route
+from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body
 from verifier.service.inputs import StoredLookup
 from verifier.service.state import service_of
 from verifier.store import policies, recordings, shadows, steps
@@ -64,26 +66,28 @@ class _TrialBody(AuthorBody, frozen=True):
     newest_only: bool = False
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
+    base = "/api/v1/policies"
+    one = f"{base}/{{policy}}"
     return [
-        web.get("/api/v1/policies", list_policies),
-        web.post("/api/v1/policies", publish),
-        web.get("/api/v1/policies/rollout", show_rollout),
-        web.get("/api/v1/policies/history", history),
-        web.post("/api/v1/policies/rollback", rollback),
-        web.get("/api/v1/policies/blocks", list_blocks),
-        web.post("/api/v1/policies/blocks", block),
-        web.post("/api/v1/policies/blocks/{id}/lift", lift),
-        web.delete("/api/v1/policies/shadow", end_shadow),
-        web.get("/api/v1/policies/{policy}", show),
-        web.get("/api/v1/policies/{policy}/bundle", archive),
-        web.get("/api/v1/policies/{policy}/diff/{other}", compare),
-        web.get("/api/v1/policies/{policy}/shadow", shadow_report),
-        web.post("/api/v1/policies/{policy}/trial", try_out),
-        web.post("/api/v1/policies/{policy}/shadow", shadow),
-        web.post("/api/v1/policies/{policy}/canary", canary),
-        web.post("/api/v1/policies/{policy}/promote", promote),
+        access.get(base, list_policies, access.POLICIES, "List policies."),
+        access.post(base, publish, access.AUTHOR, "Publish a policy."),
+        access.get(f"{base}/rollout", show_rollout, access.POLICIES, "Show the rollout."),
+        access.get(f"{base}/history", history, access.POLICY_WORK, "Show every change, with who and why."),
+        access.post(f"{base}/rollback", rollback, access.APPROVE, "Roll back."),
+        access.get(f"{base}/blocks", list_blocks, access.POLICY_WORK, "List what is blocked."),
+        access.post(f"{base}/blocks", block, access.APPROVE, "Block something at once."),
+        access.post(f"{base}/blocks/{{id}}/lift", lift, access.APPROVE, "Lift a block."),
+        access.delete(f"{base}/shadow", end_shadow, access.AUTHOR, "End the shadow."),
+        access.get(one, show, access.POLICIES, "Show a policy."),
+        access.get(f"{one}/bundle", archive, access.POLICIES, "Give a policy's bundle."),
+        access.get(f"{one}/diff/{{other}}", compare, access.POLICY_WORK, "Compare two policies."),
+        access.get(f"{one}/shadow", shadow_report, access.POLICY_WORK, "Show what a shadow would have changed."),
+        access.post(f"{one}/trial", try_out, access.AUTHOR, "Try a policy on recordings."),
+        access.post(f"{one}/shadow", shadow, access.AUTHOR, "Make a policy the shadow."),
+        access.post(f"{one}/canary", canary, access.APPROVE, "Let a policy judge a share of the nodes."),
+        access.post(f"{one}/promote", promote, access.APPROVE, "Let a policy judge all nodes."),
     ]
 
 
@@ -102,7 +106,6 @@ async def publish(request: web.Request) -> web.Response:
     ``?actor=…&reason=…`` say who publishes it and why.
     """
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
     body = await read_body(request, MAX_ARCHIVE)
     # Unpacking and parsing take long, and other requests must not wait.
@@ -146,7 +149,6 @@ async def archive(request: web.Request) -> web.Response:
 async def compare(request: web.Request) -> web.Response:
     """The differences in meaning between the policy and `other`."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     async with service.db.read() as tx:
         digests = [(await policies.find(tx, request.match_info[n]))["digest"] for n in ("policy", "other")]
         old, new = [await service.inputs.load_bundle(tx, digest) for digest in digests]
@@ -176,7 +178,6 @@ async def history(request: web.Request) -> web.Response:
 async def try_out(request: web.Request) -> web.Response:
     """Judge recorded evidence again under the policy, and report what would change."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     body = parse_json(await read_body(request, MAX_JSON), _TrialBody)
     window = Window(
         nodes=body.nodes,
@@ -221,7 +222,6 @@ async def end_shadow(request: web.Request) -> web.Response:
 async def shadow_report(request: web.Request) -> web.Response:
     """What would have been different under the policy, while it was the shadow."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     async with service.db.read() as tx:
         row = await policies.find(tx, request.match_info["policy"])
         report = await shadows.report(tx, row["digest"])
@@ -249,7 +249,6 @@ async def rollback(request: web.Request) -> web.Response:
 
 
 async def _read_author(request: web.Request, kind: type[Any]) -> Any:
-    require_bearer(request, service_of(request).admin_token)
     return parse_json(await read_body(request, MAX_JSON), kind)
 
 
