@@ -80,9 +80,13 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     kids: tuple[str, ...] = ()
     """Thumbprints (RFC 7638) of the keys to trust; any key in its JWKS if empty."""
     router_token_file: _File | None = None
-    """With this token the router reports incidents."""
+    """The key with which the router reads from the verifier and reports incidents; its role is ``router``."""
     admin_token_file: _File | None = None
-    """With this token people can release the verifier's incidents at the router."""
+    """
+    With this key people can release the verifier's incidents at the router; its role is ``reviewer``.
+
+    To the verifier all of them are one person: a second one must release at the verifier itself.
+    """
 
 
 class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):

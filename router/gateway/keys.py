@@ -150,9 +150,9 @@ class Keyring:
 
     def find(self, authorization: str | None) -> ApiKey | None:
         """
-        The key of an ``Authorization`` header, which is ``Bearer``, one space and the key.
+        The key of an ``Authorization`` header, which is ``Bearer``, spaces and the key.
 
-        The scheme is written in any case (RFC 9110 §11.1).  At an open gateway who shows no key that is known is
+        The scheme is written in any case (RFC 9110 §11.1, §11.4).  At an open gateway who shows no key that is known is
         anonymous: OpenAI's clients always send some key.
 
         The key is looked up by its digest, and not compared in constant time.  Timing could tell how
@@ -162,6 +162,7 @@ class Keyring:
         if authorization is None or len(authorization) > _MAX_HEADER:
             return nobody
         scheme, _, presented = authorization.partition(" ")
+        presented = presented.lstrip(" ")
         if scheme.lower() != "bearer" or not presented:
             return nobody
         try:

@@ -36,28 +36,30 @@ METRICS: Final = frozenset(_ALL)
 def routes() -> list[Route]:
     """The table.  It is made anew, because operations can be added."""
     return [
-        get("/health", status.health, HEALTH, "whether the process answers"),
-        get("/ready", status.ready, HEALTH, "whether work can be done: yes, or 503"),
-        get("/v1/models", openai.list_models, OWN_WORK, "the models that there is a workload for"),
-        get("/v1/models/{model:.+}", openai.show_model, OWN_WORK, "one of them"),
+        get("/health", status.health, HEALTH, "Whether the process answers."),
+        get("/ready", status.ready, HEALTH, "Whether work can be done: yes, or 503."),
+        get("/v1/models", openai.list_models, OWN_WORK, "The models that there is a workload for."),
+        get("/v1/models/{model:.+}", openai.show_model, OWN_WORK, "One of them."),
         *(
-            post(each.path, partial(openai.serve, each), SEND, f"work: {each.name}")
+            post(each.path, partial(openai.serve, each), SEND, f"Work: {each.name}.")
             for each in OPERATIONS.values()
         ),
-        post("/api/v1/decisions", decisions.make, SEND, "a decision; with endpoints if the key may dispatch"),
-        get("/api/v1/decisions/{id}", decisions.show, OWN_WORK, "a decision; a relying party sees its own"),
-        get("/api/v1/usage", usage.show, OWN_WORK, "what was used of limits; a relying party sees its own"),
+        post(
+            "/api/v1/decisions", decisions.make, SEND, "A decision; with endpoints if the key may dispatch."
+        ),
+        get("/api/v1/decisions/{id}", decisions.show, OWN_WORK, "A decision; a relying party sees its own."),
+        get("/api/v1/usage", usage.show, OWN_WORK, "What was used of limits; a relying party sees its own."),
         get(
             "/api/v1/nodes/{id}/standing",
             standing.show,
             STANDING,
-            "a standing; an operator sees its own nodes'",
+            "A standing; an operator sees its own nodes alone.",
         ),
-        get("/api/v1/incidents", incidents.list_open, INCIDENTS, "what waits for a person"),
-        get("/api/v1/incidents/{id}", incidents.show, INCIDENTS, "one of them"),
-        post("/api/v1/incidents/{id}/release", incidents.release, REVIEW, "a node is released to probation"),
-        get("/api/v1/status", status.show, STATUS, "whether work can be done, and why not"),
-        get("/metrics", _metrics, METRICS, "figures for Prometheus"),
+        get("/api/v1/incidents", incidents.list_open, INCIDENTS, "What waits for a person."),
+        get("/api/v1/incidents/{id}", incidents.show, INCIDENTS, "One of them."),
+        post("/api/v1/incidents/{id}/release", incidents.release, REVIEW, "Release a node to probation."),
+        get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
+        get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
     ]
 
 

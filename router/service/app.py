@@ -190,6 +190,7 @@ def assemble(
         config.verifier,
         clock,
         fleet,
+        token=token,
         on_incident_state=holds.note_incident_state,
         reported_incidents=holds.reported_incidents,
         on_incident_lost=holds.note_incident_lost,

@@ -62,6 +62,7 @@ class Feed:
         config: Where the verifier is, and which keys to trust.
         clock: For the validity of results.
         fleet: Takes in what the verifier says.
+        token: The credential that the verifier knows this router by, if it has one.
         on_incident_state: Called with an incident and its state, if the verifier decides about it.
         reported_incidents: The incidents whose end this router waits for; one may have ended while
             the feed was broken.
@@ -76,11 +77,12 @@ class Feed:
         clock: Clock,
         fleet: Fleet,
         *,
+        token: str | None = None,
         on_incident_state: Callable[[str, str], None] = lambda _incident, _state: None,
         reported_incidents: Callable[[], AbstractSet[str]] = frozenset,
         on_incident_lost: Callable[[str], None] = lambda _incident: None,
     ) -> None:
-        self._source = FeedSource(http, config)
+        self._source = FeedSource(http, config, token)
         self._clock = clock
         self.fleet = fleet
         self._reader = ResultReader(config.url, clock)

@@ -105,9 +105,12 @@ class FeedSource:
     `aiohttp.ClientError` and `TimeoutError` if there is none.
     """
 
-    def __init__(self, http: aiohttp.ClientSession, config: VerifierSection) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, config: VerifierSection, token: str | None = None
+    ) -> None:
         self._http = http
         self._config = config
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
     async def keys(self) -> Mapping[str, VerifyingKey]:
         """The keys that results may be signed with, by kid: the verifier's, as far as the configuration trusts them."""
@@ -152,11 +155,13 @@ class FeedSource:
         """
         url = f"{self._config.url}/api/v1/events?after={after}"
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=_SILENCE_S)
-        async with self._http.get(url, timeout=timeout, allow_redirects=False) as response:
+        async with self._http.get(
+            url, headers=self._headers, timeout=timeout, allow_redirects=False
+        ) as response:
             if response.status == 400:
                 raise LostPlaceError(f"400 for the events after {after}")
             if response.status != 200:
-                raise FeedError(f"{response.status} for the events")
+                raise _refused(response.status, "the events")
             try:
                 async for event in sse.read_events(response.content, max_size=_MAX_EVENT):
                     if event.kind == "reset":
@@ -185,16 +190,25 @@ class FeedSource:
         """An answer; `None` if the verifier says that there is none and *or_missing* allows it."""
         timeout = aiohttp.ClientTimeout(total=30, connect=5)
         async with self._http.get(
-            self._config.url + path, timeout=timeout, allow_redirects=False
+            self._config.url + path, headers=self._headers, timeout=timeout, allow_redirects=False
         ) as response:
             if response.status == 404 and or_missing:
                 return None
             if response.status != 200:
-                raise FeedError(f"{response.status} for {path}")
+                raise _refused(response.status, path)
             data = await read_all(response.content, _MAX_PAGE)
         if data is None:
             raise FeedError(f"{path} is larger than {_MAX_PAGE} bytes")
         return data
+
+
+def _refused(status: int, what: str) -> FeedError:
+    if status in (401, 403):
+        return FeedError(
+            f"{status} for {what}: the verifier does not know this router. Make it a key there,"
+            " touchstone verifier key create NAME --role router, and name its file in [verifier] router_token_file"
+        )
+    return FeedError(f"{status} for {what}")
 
 
 async def one_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

@@ -57,7 +57,9 @@ async def make_key(verifier: Any, *roles: Role, name: str | None = None, **more:
     if Role.OPERATOR in roles:
         more.setdefault("operator", "acme")
     new = NewKey(name or f"key-{secrets.token_hex(4)}", roles, **more)
-    secret = await verifier.service.db.write(lambda tx: api_keys.create(tx, new, "os:test", verifier.clock.ms))
+    secret = await verifier.service.db.write(
+        lambda tx: api_keys.create(tx, new, "os:test", verifier.clock.ms)
+    )
     return bearer(secret)
 
 

@@ -864,7 +864,6 @@ DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
         "Bearer",
         "Bearer ",
         "Bearer wrong",
-        "Bearer  sk-test",
         "Basic sk-test",
         "sk-test",
         f"Bearer {DIGEST}",

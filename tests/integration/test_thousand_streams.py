@@ -23,6 +23,7 @@ from tests.integration.gateway import (
     RouterProcess,
     Running,
     ask,
+    by,
     opened,
 )
 from tests.unit.router.doubles import until
