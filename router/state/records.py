@@ -17,6 +17,7 @@ from msgspec import Struct, structs
 from router.choose.decision import Decision, explain_closed
 from router.choose.gates import GateVerdict
 from router.model.outcomes import Blame
+from router.model.shares import Shares
 from router.state.random_bytes import random_bytes
 
 _IN_MEMORY: Final = 10_000
@@ -95,34 +96,6 @@ class FinishedRecord(NamedTuple):
     data: bytes
 
 
-class _Sizes:
-    """How many each caller has, and who has most; each step takes the same time however many callers there are."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, int] = {}
-        self._with: dict[int, dict[str, None]] = {}
-        self._most = 0
-
-    def add(self, caller: str, change: int) -> None:
-        """Note that a caller has one more or one less."""
-        before = self._of.pop(caller, 0)
-        after = before + change
-        if before:
-            del self._with[before][caller]
-            if not self._with[before]:
-                del self._with[before]
-        if after:
-            self._of[caller] = after
-            self._with.setdefault(after, {})[caller] = None
-        # It changes by one at a time: if nobody has the most any more, the caller has one less than that.
-        if after > self._most or self._most not in self._with:
-            self._most = after
-
-    def largest(self) -> str:
-        """The caller that has most."""
-        return next(iter(self._with[self._most]))
-
-
 class Records:
     """
     Keeps the newest records at hand; those that are finished, as bytes.
@@ -148,7 +121,7 @@ class Records:
         self._newest: dict[str, Record | bytes] = {}
         self._order: dict[str, OrderedDict[str, None]] = {}
         """The ids of each caller's records, the oldest first."""
-        self._sizes = _Sizes()
+        self._shares = Shares()
         self._writes = writes
         self._unwritten = _Waiting(max_unwritten, lost)
 
@@ -156,13 +129,13 @@ class Records:
         """Add the record of a new decision."""
         self._newest[record.id] = record
         self._order.setdefault(record.caller, OrderedDict())[record.id] = None
-        self._sizes.add(record.caller, 1)
+        self._shares.add(record.caller)
         if len(self._newest) > self._in_memory:
-            largest = self._sizes.largest()
+            largest = self._shares.largest()
             record_id, _ = self._order[largest].popitem(last=False)
             if not self._order[largest]:
                 del self._order[largest]
-            self._sizes.add(largest, -1)
+            self._shares.remove(largest)
             del self._newest[record_id]
 
     def finish(self, record: Record) -> None:
@@ -198,26 +171,26 @@ class _Waiting:
         self._limit = limit
         self._lost = lost
         self._of: dict[str, deque[FinishedRecord]] = {}
-        self._sizes = _Sizes()
+        self._shares = Shares()
         self._count = 0
 
     def add(self, record: FinishedRecord) -> None:
         self._of.setdefault(record.caller, deque()).append(record)
-        self._sizes.add(record.caller, 1)
+        self._shares.add(record.caller)
         self._count += 1
         if self._count > self._limit:
-            largest = self._sizes.largest()
+            largest = self._shares.largest()
             self._of[largest].pop()
             if not self._of[largest]:
                 del self._of[largest]
-            self._sizes.add(largest, -1)
+            self._shares.remove(largest)
             self._count -= 1
             self._lost()
 
     def drain(self) -> list[FinishedRecord]:
         """Take all, one of each caller in turn: nobody's records wait for all of another's."""
         taken = list(_in_turn([iter(records) for records in self._of.values()]))
-        self._of, self._sizes, self._count = {}, _Sizes(), 0
+        self._of, self._shares, self._count = {}, Shares(), 0
         return taken
 
     def put_back(self, records: list[FinishedRecord]) -> None:

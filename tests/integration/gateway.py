@@ -27,7 +27,7 @@ from fixtures.fleet import free_port
 from fixtures.replies import made_up
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine
 from router.choose.decision import decide
-from router.config import ApiKey, RouterConfig
+from router.config import RouterConfig
 from router.gateway.openai import GATEWAY
 from router.model.standing import Standing
 from router.model.statistics import NodeStatistics, StatisticsAggregate
@@ -375,12 +375,7 @@ class RouterProcess:
             "verifier": {"url": verifier.url, **sections.get("verifier", {})},
             "gateway": {**gateway, **sections.get("gateway", {})},
         }
-        # A list of tables is for people to write.
-        keys = "".join(
-            "\n[[keys]]\n" + to_toml(msgspec.convert(each, ApiKey)) for each in given.pop("keys", ())
-        )
-        config = to_toml(msgspec.convert(given, RouterConfig)).replace("keys = []\n", "")
-        self.config.write_text(config + keys, encoding="utf-8")
+        self.config.write_text(to_toml(msgspec.convert(given, RouterConfig)), encoding="utf-8")
         self.write_table(TABLE)
         self.process: subprocess.Popen[bytes] | None = None
         self._read = 0
