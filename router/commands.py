@@ -43,17 +43,23 @@ def router() -> None:
 @router.command()
 @_config
 @click.option("--verifier", required=True, help="The verifier's base URL.")
+@click.option(
+    "--token-file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file with the router's key: touchstone verifier key create NAME --role router.",
+)
 @click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
 @click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
 @_errors
-def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
+def init(path: Path, verifier: str, token_file: Path, models: tuple[str, ...], listen: str) -> None:
     """Write a configuration, and a table with a workload for each model, to be edited."""
     from router.model.table import read_table, write_table
 
     short = [model.rpartition("/")[2] for model in models]
     names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
     given = {
-        "verifier": {"url": verifier.rstrip("/")},
+        "verifier": {"url": verifier.rstrip("/"), "router_token_file": str(token_file.absolute())},
         "service": {"listen": listen},
         "store": {"path": "router.db"},
     }

@@ -57,9 +57,13 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     kids: tuple[str, ...] = ()
     """Thumbprints (RFC 7638) of the keys to trust; any key in its JWKS if empty."""
     router_token_file: _File | None = None
-    """With this token the router reports incidents."""
+    """The router's key of the verifier, with the role router: without it the verifier gives no results."""
     admin_token_file: _File | None = None
-    """With this token people can release the verifier's incidents at the router."""
+    """
+    A key of the verifier with the role reviewer, if people may release the verifier's incidents at this router.
+
+    To the verifier all of them are its one holder.
+    """
 
 
 class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):

@@ -118,6 +118,8 @@ async def _release_theirs(state: State, incident: str, actor: str, reason: str) 
 async def _ask(
     state: State, method: str, path: str, body: bytes | None = None, token: str | None = None
 ) -> dict[str, Any]:
+    """Ask the verifier, as the router itself if no other *token* is given."""
+    token = token or read_token(state.folder, state.config.verifier.router_token_file)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     url = f"{state.config.verifier.url}/api/v1/incidents{path}"
     try:

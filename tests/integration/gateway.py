@@ -362,10 +362,15 @@ class RouterProcess:
         self.url = f"http://{self.listen}"
         self.log = folder / "router.log"
         self.config = folder / "router.toml"
+        (folder / "router.token").write_text("the-routers-key")
         given = {
             **sections,
             "service": {"listen": self.listen, **sections.get("service", {})},
-            "verifier": {"url": verifier.url, **sections.get("verifier", {})},
+            "verifier": {
+                "url": verifier.url,
+                "router_token_file": "router.token",
+                **sections.get("verifier", {}),
+            },
             "gateway": {"allow_private": True, "probe_every_s": 0, **sections.get("gateway", {})},
         }
         # A list of tables is for people to write.

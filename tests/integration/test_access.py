@@ -57,7 +57,9 @@ async def make_key(verifier: Any, *roles: Role, name: str | None = None, **more:
     if Role.OPERATOR in roles:
         more.setdefault("operator", "acme")
     new = NewKey(name or f"key-{secrets.token_hex(4)}", roles, **more)
-    secret = await verifier.service.db.write(lambda tx: api_keys.create(tx, new, "os:test", verifier.clock.ms))
+    secret = await verifier.service.db.write(
+        lambda tx: api_keys.create(tx, new, "os:test", verifier.clock.ms)
+    )
     return bearer(secret)
 
 
@@ -248,7 +250,7 @@ async def test_a_route_past_the_table_does_not_answer(unused_tcp_port: int) -> N
 def test_a_route_needs_a_decision() -> None:
     """There is no default that a forgotten argument would fall back to."""
     with pytest.raises(TypeError, match="allowed"):
-        Route(method="GET", path="/x", handler=lambda _: None, summary="x")  # type: ignore
+        Route(method="GET", path="/x", handler=lambda _: None, summary="x")
 
 
 def test_the_page_is_written_from_the_table() -> None:

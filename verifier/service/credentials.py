@@ -53,7 +53,9 @@ async def identify(request: web.Request, route: Route) -> Caller:
     acting = caller.acting_as(route.allowed)
     if not acting.roles:
         names = ", ".join(sorted(route.allowed))
-        raise RequestError(f"the credential does not open this. It needs the role {names}", code="request.forbidden")
+        raise RequestError(
+            f"the credential does not open this. It needs the role {names}", code="request.forbidden"
+        )
     return acting
 
 
