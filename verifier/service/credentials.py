@@ -110,6 +110,8 @@ async def _bearer(service: Service, value: str) -> Caller:
         if caller is None:
             raise wrong
         return caller
+    if service.oidc is not None:
+        return service.oidc.caller(value, service.now_ms())
     raise wrong
 
 
