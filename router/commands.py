@@ -47,17 +47,18 @@ def router() -> None:
 @router.command()
 @_config
 @click.option("--verifier", required=True, help="The verifier's base URL.")
-@click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
-@click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
 @click.option(
     "--token-file",
-    default=None,
-    help="A file with the key that the verifier knows this router by: touchstone verifier key create NAME --role router.",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file with the router's key: touchstone verifier key create NAME --role router.",
 )
+@click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
+@click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
 @click.option("--open", "is_open", is_flag=True, help="Let anyone send work, and make no key.")
 @_errors
 def init(
-    path: Path, verifier: str, models: tuple[str, ...], listen: str, token_file: str | None, *, is_open: bool
+    path: Path, verifier: str, models: tuple[str, ...], listen: str, token_file: Path, *, is_open: bool
 ) -> None:
     """Write a configuration, a table with a workload for each model, to be edited, and make a first key."""
     from router.model.table import read_table, write_table
@@ -65,7 +66,7 @@ def init(
     short = [model.rpartition("/")[2] for model in models]
     names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
     given = {
-        "verifier": {"url": verifier.rstrip("/"), "router_token_file": token_file},
+        "verifier": {"url": verifier.rstrip("/"), "router_token_file": str(token_file.absolute())},
         "service": {"listen": listen},
         "store": {"path": "router.db"},
         "gateway": {"open": is_open},

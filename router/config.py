@@ -80,12 +80,12 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     kids: tuple[str, ...] = ()
     """Thumbprints (RFC 7638) of the keys to trust; any key in its JWKS if empty."""
     router_token_file: _File | None = None
-    """The key with which the router reads from the verifier and reports incidents; its role is ``router``."""
+    """The router's key of the verifier, with the role router: without it the verifier gives no results."""
     admin_token_file: _File | None = None
     """
-    With this key people can release the verifier's incidents at the router; its role is ``reviewer``.
+    A key of the verifier with the role reviewer, if people may release the verifier's incidents at this router.
 
-    To the verifier all of them are one person: a second one must release at the verifier itself.
+    To the verifier all of them are its one holder.
     """
 
 

@@ -36,6 +36,7 @@ from msgspec import Meta, Struct
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
 from attester.settings import check_listen, new_folder, read_toml, to_toml
+from verifier.access_config import AccessConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.result_keys import ResultKey
 
@@ -101,17 +102,6 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     low_water: Annotated[int, Meta(ge=0)] = 100
     """Warn when a pool has fewer free entries than this."""
-
-
-class AccessConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[access]``: who may call what (docs/access.md)."""
-
-    metrics_on_loopback: bool = False
-    """
-    Whether clients on this machine may read ``/metrics`` without a credential.
-
-    A request that a proxy has passed on counts as remote.
-    """
 
 
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -119,6 +119,7 @@ _TABLE: Final = (
     Reason("request.unauthorised", "The caller did not prove who it is.", "Sign the request with the node's key, or send a key that is live."),
     Reason("request.replayed", "The request, or its nonce, was used before.", "Sign each request anew, with a new nonce."),
     Reason("request.forbidden", "The caller may not do this.", "Ask the verifier's operator. docs/access.md has the roles."),
+    Reason("request.issuer-unavailable", "The issuer of the token cannot be asked for its keys.", "Try again after the seconds of Retry-After, or use a key of the verifier."),
     Reason("request.too-often", "There were too many requests.", "Wait for the seconds in Retry-After."),
     Reason("request.not-found", "The resource does not exist.", "Check the path and the id in it."),
     Reason("request.method", "The resource does not support this method.", "Use a method of the Allow header."),

@@ -10,6 +10,16 @@ HOME_ADMIN: Final = "home-admin"
 HOME_ROUTER: Final = "home-router"
 
 
+def with_note(reason: str, name: str, named: str | None) -> str:
+    """
+    The reason of a step of *name*, with the person whom the step *named*: a note, which nobody proved.
+
+    Whose step it is, the credential says.
+    """
+    note = "" if named is None else named.strip()
+    return reason if note in ("", name) or not reason.strip() else f"{reason} (on behalf of {note})"
+
+
 class Role(StrEnum):
     """What a caller may be to the verifier."""
 

@@ -88,6 +88,11 @@ def load(path: Path, config: RouterConfig) -> RouterSetup:
     folder = path.parent
     setup = RouterSetup(config, load_table(folder / config.workloads), folder)
     setup.tokenisers()
+    if config.verifier.router_token_file is None:
+        raise ConfigError(
+            "verifier.router_token_file is missing: the verifier gives results only to routers with a key. "
+            "There: touchstone verifier key create NAME --role router"
+        )
     read_token(folder, config.verifier.router_token_file)
     read_token(folder, config.verifier.admin_token_file)
     return setup
@@ -190,10 +195,10 @@ def assemble(
         config.verifier,
         clock,
         fleet,
-        token=token,
         on_incident_state=holds.note_incident_state,
         reported_incidents=holds.reported_incidents,
         on_incident_lost=holds.note_incident_lost,
+        token=partial(read_token, setup.folder, config.verifier.router_token_file),
     )
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name

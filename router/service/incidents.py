@@ -39,7 +39,7 @@ async def list_open(request: web.Request) -> web.Response:
     own = [_wire(hold, now_ms) for hold in await state.holds.list_open()]
     known = {hold["incident"] for hold in own}
     try:
-        page = await _read(state, "?open=1&limit=500")
+        page = await _ask(state, "GET", "?open=1&limit=500")
         listed = [each for each in page.get("incidents", []) if each.get("id") not in known]
         error = None
     except RequestError as failure:
@@ -55,7 +55,7 @@ async def show(request: web.Request) -> web.Response:
     try:
         hold, steps = await state.holds.show(which)
     except HoldError:
-        document = {**await _read(state, f"/{_plain(which)}"), "held_by": "verifier"}
+        document = {**await _ask(state, "GET", f"/{_plain(which)}"), "held_by": "verifier"}
     else:
         document = {**_wire(hold, state.clock.now_ms()), "history": steps}
     node = document.get("node")
@@ -105,15 +105,11 @@ async def _release_theirs(state: State, incident: str, actor: str, reason: str) 
     return await _ask(state, "POST", f"/{_plain(incident)}/release", body, token)
 
 
-async def _read(state: State, path: str) -> dict[str, Any]:
-    return await _ask(
-        state, "GET", path, token=read_token(state.folder, state.config.verifier.router_token_file)
-    )
-
-
 async def _ask(
     state: State, method: str, path: str, body: bytes | None = None, token: str | None = None
 ) -> dict[str, Any]:
+    """Ask the verifier, as the router itself if no other *token* is given."""
+    token = token or read_token(state.folder, state.config.verifier.router_token_file)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     url = f"{state.config.verifier.url}/api/v1/incidents{path}"
     try:

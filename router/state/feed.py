@@ -62,12 +62,12 @@ class Feed:
         config: Where the verifier is, and which keys to trust.
         clock: For the validity of results.
         fleet: Takes in what the verifier says.
-        token: The credential that the verifier knows this router by, if it has one.
         on_incident_state: Called with an incident and its state, if the verifier decides about it.
         reported_incidents: The incidents whose end this router waits for; one may have ended while
             the feed was broken.
         on_incident_lost: Called with one of them that the verifier does not know any more: its database was
             restored, and nobody has decided.
+        token: Gives the key by which the verifier knows this router.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Feed:
         clock: Clock,
         fleet: Fleet,
         *,
-        token: str | None = None,
         on_incident_state: Callable[[str, str], None] = lambda _incident, _state: None,
         reported_incidents: Callable[[], AbstractSet[str]] = frozenset,
+        token: Callable[[], str | None] = lambda: None,
         on_incident_lost: Callable[[str], None] = lambda _incident: None,
     ) -> None:
         self._source = FeedSource(http, config, token)

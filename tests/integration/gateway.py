@@ -368,11 +368,16 @@ class RouterProcess:
         self.log = folder / "router.log"
         self.config = folder / "router.toml"
         gateway = {"open": "keys" not in sections, "allow_private": True, "probe_every_s": 0}
+        (folder / "router.token").write_text("the-routers-key")
         given = {
             "keys": [key("auditor", roles=["auditor"])],
             **sections,
             "service": {"listen": self.listen, **sections.get("service", {})},
-            "verifier": {"url": verifier.url, **sections.get("verifier", {})},
+            "verifier": {
+                "url": verifier.url,
+                "router_token_file": "router.token",
+                **sections.get("verifier", {}),
+            },
             "gateway": {**gateway, **sections.get("gateway", {})},
         }
         self.config.write_text(to_toml(msgspec.convert(given, RouterConfig)), encoding="utf-8")

@@ -250,7 +250,7 @@ async def test_a_route_past_the_table_does_not_answer(unused_tcp_port: int) -> N
 def test_a_route_needs_a_decision() -> None:
     """There is no default that a forgotten argument would fall back to."""
     with pytest.raises(TypeError, match="allowed"):
-        Route(method="GET", path="/x", handler=lambda _: None, summary="x")  # type: ignore
+        Route(method="GET", path="/x", handler=lambda _: None, summary="x")
 
 
 def test_the_page_is_written_from_the_table() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fixtures.credentials import bearer
 from fixtures.published import publish
 from fixtures.simulator import SimulatedNode, tiny_model
 from verifier.incidents import BLAST_WINDOW_MS
@@ -36,9 +37,9 @@ async def open_incidents(verifier) -> list[dict[str, Any]]:
 
 
 async def step(verifier, incident: str, name: str, *, token: str | None = None) -> int:
-    headers = {"Authorization": f"Bearer {token or verifier.service.admin_token}"}
+    headers = await verifier.key("ada") if token is None else bearer(token)
     url = f"{verifier.url}/api/v1/incidents/{incident}/{name}"
-    body = {"actor": "ada", "reason": "looked at the machine"}
+    body = {"reason": "looked at the machine"}
     async with verifier.http.post(url, json=body, headers=headers) as response:
         return response.status
 

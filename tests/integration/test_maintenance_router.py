@@ -56,7 +56,11 @@ async def empty_url(postgres: str) -> AsyncIterator[str]:
 
 def write_config(folder: Path, url: str, path: str = "router.db") -> Path:
     store = {"url": url} if url else {"path": path}
-    config = msgspec.convert({"verifier": {"url": "http://127.0.0.1:9"}, "store": store}, RouterConfig)
+    config = msgspec.convert(
+        {"verifier": {"url": "http://127.0.0.1:9", "router_token_file": "router.token"}, "store": store},
+        RouterConfig,
+    )
+    (folder / "router.token").write_text("the-routers-key")
     file = folder / "router.toml"
     file.write_text(to_toml(config).replace("keys = []\n", ""), encoding="utf-8")
     return file

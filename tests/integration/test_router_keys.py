@@ -28,6 +28,7 @@ from verifier.store.database import Database
 from verifier.store.opening import open_database
 
 STORES = ("sqlite", "postgres")
+INIT = ("init", "--verifier", "http://127.0.0.1:9", "--token-file", "router.token", "--model", "a/b")
 
 
 @pytest.fixture(params=STORES)
@@ -156,7 +157,7 @@ def closed(place: Place, **sections: Any) -> RouterProcess:
 async def config(tmp_path: Path) -> Path:
     """The configuration that `init` writes."""
     path = tmp_path / "router.toml"
-    done = await does(path, "init", "--verifier", "http://127.0.0.1:9", "--model", "a/b")
+    done = await does(path, *INIT)
     assert done.status == 0, done.said
     return path
 
@@ -181,7 +182,7 @@ async def listed(config: Path) -> dict[str, Any]:
 async def test_init_makes_a_first_key_and_shows_it_once(tmp_path: Path) -> None:
     """An administrator's; only its digest is kept."""
     path = tmp_path / "router.toml"
-    done = await does(path, "init", "--verifier", "http://127.0.0.1:9", "--model", "a/b")
+    done = await does(path, *INIT)
     (secret,) = [word for word in done.said.split() if word.startswith("touchstone_")]
     found = await listed(path)
     assert found["administrator"]["roles"] == ["administrator"]
@@ -192,7 +193,7 @@ async def test_init_makes_a_first_key_and_shows_it_once(tmp_path: Path) -> None:
 async def test_init_makes_no_key_for_an_open_gateway(tmp_path: Path) -> None:
     """Where anyone may send work; that is in the configuration, too."""
     path = tmp_path / "router.toml"
-    done = await does(path, "init", "--verifier", "http://127.0.0.1:9", "--model", "a/b", "--open")
+    done = await does(path, *INIT, "--open")
     assert (done.status, "touchstone_" in done.said, "The gateway is open" in done.said) == (0, False, True)
     assert "open = true" in path.read_text()
     assert await listed(path) == {}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
-from verifier.commands.common import day, errors, home_option, in_transaction, json_option, now_ms, os_user, table
+from verifier.commands.common import (
+    day,
+    errors,
+    home_option,
+    in_transaction,
+    json_option,
+    now_ms,
+    os_user,
+    table,
+)
 from verifier.roles import GRANTED, Role
 from verifier.store import api_keys
-from verifier.store.api_keys import NewKey
+from verifier.store.api_keys import ApiKey, NewKey
 
 _DAY_MS = 86_400_000
 
@@ -31,7 +41,12 @@ def key() -> None:
     help="What the key opens (docs/access.md); repeatable.",
 )
 @click.option("--operator", default=None, help="The operator whose nodes a key of the role operator sees.")
-@click.option("--days", default=None, type=click.IntRange(1, 3650), help="The days for which it is valid.  Default: for ever.")
+@click.option(
+    "--days",
+    default=None,
+    type=click.IntRange(1, 3650),
+    help="The days for which it is valid.  Default: for ever.",
+)
 @home_option
 @errors
 def create(name: str, roles: tuple[str, ...], operator: str | None, days: int | None, home: Path) -> None:
@@ -49,34 +64,35 @@ def create(name: str, roles: tuple[str, ...], operator: str | None, days: int | 
 def list_keys(home: Path, as_json: bool) -> None:
     """List all keys, the revoked and expired ones too."""
     now = now_ms()
-    found = [
-        {
-            "name": each.name,
-            "roles": sorted(each.roles),
-            "operator": each.operator,
-            "state": each.state(now),
-            "created": each.created_ms // 1000,
-            "created_by": each.created_by,
-            "expires": None if each.expires_ms is None else each.expires_ms // 1000,
-            "revoked": None if each.revoked_ms is None else each.revoked_ms // 1000,
-        }
-        for each in in_transaction(home, api_keys.every)
-    ]
+    found = in_transaction(home, api_keys.every)
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        click.echo(msgspec.json.encode([_to_wire(each, now) for each in found]).decode())
         return
     rows = [
         (
-            row["name"],
-            ", ".join(row["roles"]),
-            row["operator"] or "",
-            row["state"],
-            day(row["created"]),
-            "" if row["expires"] is None else day(row["expires"]),
+            each.name,
+            ", ".join(sorted(each.roles)),
+            each.operator or "",
+            each.state(now),
+            day(each.created_ms // 1000),
+            "" if each.expires_ms is None else day(each.expires_ms // 1000),
         )
-        for row in found
+        for each in found
     ]
     table("", ("name", "roles", "operator", "state", "created", "expires"), rows)
+
+
+def _to_wire(found: ApiKey, now: int) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "roles": sorted(found.roles),
+        "operator": found.operator,
+        "state": found.state(now),
+        "created": found.created_ms // 1000,
+        "created_by": found.created_by,
+        "expires": None if found.expires_ms is None else found.expires_ms // 1000,
+        "revoked": None if found.revoked_ms is None else found.revoked_ms // 1000,
+    }
 
 
 @key.command()

@@ -40,7 +40,9 @@ def _changes(*roles: Role) -> frozenset[Role]:
 
 PUBLIC: Final = Anyone("clients need it before they have a credential")
 HEALTH: Final = Anyone("load balancers ask for it; it says yes or no")
-NEW_SESSION: Final = Anyone("a stranger gets a nonce and no challenges; a node gets challenges by its signature")
+NEW_SESSION: Final = Anyone(
+    "a stranger gets a nonce and no challenges; a node gets challenges by its signature"
+)
 SESSION: Final = Anyone("the id of the session, 128 random bits, is the capability")
 ENROLMENT: Final = Anyone("the one-time token in the body, and the signature by the key that is enrolled")
 
@@ -94,7 +96,12 @@ def get(path: str, handler: Handler, allowed: Allowed, summary: str, *, has_head
 def post(path: str, handler: Handler, allowed: Allowed, summary: str, *, signs_body: bool = False) -> Route:
     """A route that changes something."""
     return Route(
-        method=hdrs.METH_POST, path=path, handler=handler, allowed=allowed, summary=summary, signs_body=signs_body
+        method=hdrs.METH_POST,
+        path=path,
+        handler=handler,
+        allowed=allowed,
+        summary=summary,
+        signs_body=signs_body,
     )
 
 

@@ -30,7 +30,11 @@ def _who(route: Route) -> str:
     if isinstance(route.allowed, Anyone):
         return f"anyone: {route.allowed.because}"
     names = ", ".join(role for role in Role if role in route.allowed)
-    return f"{names}; anyone on the same machine, if `[access] metrics_on_loopback`" if route.on_loopback else names
+    return (
+        f"{names}; anyone on the same machine, if `[access] metrics_on_loopback`"
+        if route.on_loopback
+        else names
+    )
 
 
 def filled(text: str) -> str:

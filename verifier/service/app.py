@@ -159,6 +159,8 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
     ]
+    if service.oidc is not None:
+        tasks.append(asyncio.create_task(_forever(service.oidc.refresh_if_due), name="oidc"))
     yield
     for task in tasks:
         task.cancel()

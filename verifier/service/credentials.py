@@ -53,7 +53,9 @@ async def identify(request: web.Request, route: Route) -> Caller:
     acting = caller.acting_as(route.allowed)
     if not acting.roles:
         names = ", ".join(sorted(route.allowed))
-        raise RequestError(f"the credential does not open this. It needs the role {names}", code="request.forbidden")
+        raise RequestError(
+            f"the credential does not open this. It needs the role {names}", code="request.forbidden"
+        )
     return acting
 
 
@@ -108,6 +110,8 @@ async def _bearer(service: Service, value: str) -> Caller:
         if caller is None:
             raise wrong
         return caller
+    if service.oidc is not None:
+        return service.oidc.caller(value, service.now_ms())
     raise wrong
 
 

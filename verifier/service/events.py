@@ -10,8 +10,9 @@ import structlog
 from aiohttp import web
 
 from verifier.errors import RequestError, StoreError
+from verifier.roles import Caller
 from verifier.service import access
-from verifier.service.access import Caller, Route, caller_of
+from verifier.service.access import Route, caller_of
 from verifier.service.credentials import is_still_good
 from verifier.service.sse import Stream
 from verifier.service.state import Service, service_of

@@ -9,6 +9,7 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from verifier.errors import RequestError
+from verifier.roles import with_note
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body
@@ -24,8 +25,9 @@ _MAX_EVIDENCE_DEPTH: Final = 8
 _Text = Annotated[str, Meta(min_length=1, max_length=2000)]
 
 
-class _StepBody(Struct, frozen=True, forbid_unknown_fields=True):
-    actor: Annotated[str, Meta(min_length=1, max_length=128)]
+class _StepBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    actor: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    """On whose behalf: a note, kept with the reason.  Who takes the step is the caller."""
     reason: _Text
 
 
@@ -81,20 +83,20 @@ async def show(request: web.Request) -> web.Response:
 
 async def take_step(request: web.Request) -> web.Response:
     """
-    Take the step ``quarantine``, ``review``, ``release`` or ``retire``; for administrators.
+    Take the step ``quarantine``, ``review``, ``release`` or ``retire``.
 
-    The body says who takes it and why.  If a release needs two people, the first one's answer has
-    ``awaiting_second``.
+    The caller takes it, and the body says why.  If a release needs two people, the first one's answer has
+    ``awaiting_second``, and the second must have another credential.
     """
     service = service_of(request)
     step = parse_json(await read_body(request, MAX_JSON), _StepBody)
     now_ms = service.now_ms()
     incident_id, name = request.match_info["id"], request.match_info["step"]
+    actor = caller_of(request).name
+    reason = with_note(step.reason, actor, step.actor)
     two_person = service.config.incidents.two_person
     row = await service.db.write(
-        lambda tx: incidents.take_step(
-            tx, incident_id, name, step.actor, step.reason, now_ms, two_person=two_person
-        )
+        lambda tx: incidents.take_step(tx, incident_id, name, actor, reason, now_ms, two_person=two_person)
     )
     return json_response(to_wire(row, now_ms))
 

@@ -41,6 +41,7 @@ _STATUS: Final = {
     "request.unauthorised": 401,
     "request.replayed": 409,
     "request.forbidden": 403,
+    "request.issuer-unavailable": 503,
     "request.too-often": 429,
     "request.not-found": 404,
     "request.method": 405,

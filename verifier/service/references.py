@@ -18,11 +18,10 @@ from verifier.schemes.context import ModelReference
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
-from verifier.service.policies import AuthorBody
+from verifier.service.policies import AuthorBody, author_of_query
 from verifier.service.state import service_of
 from verifier.store import nodes, references
 from verifier.store.database import Row, Tx
-from verifier.store.policies import ChangeAuthor
 from verifier.store.references import Provenance
 
 MAX_DOCUMENT_BYTES: Final = 64 << 20
@@ -104,10 +103,10 @@ async def add(request: web.Request) -> web.Response:
     """
     Add values: a document (JSON), values written by hand (YAML), or a CoRIM that a trust anchor has signed.
 
-    ``?actor=…&reason=…`` say who adds them and why.  ``activate=1`` puts them in force at once.
+    ``?reason=…`` says why.  ``activate=1`` puts them in force at once.
     """
     service = service_of(request)
-    who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
+    who = author_of_query(request)
     limit = corim.MAX_CORIM if request.content_type == CORIM else MAX_DOCUMENT_BYTES
     body = await read_body(request, limit)
     now_ms = service.now_ms()
@@ -166,7 +165,9 @@ async def activate(request: web.Request) -> web.Response:
     grace_s = service.config.references.grace_s if body.grace_s is None else body.grace_s
     digest = request.match_info["digest"]
     await service.db.write(
-        lambda tx: references.activate(tx, digest, body.author(), service.now_ms(), grace_ms=grace_s * 1000)
+        lambda tx: references.activate(
+            tx, digest, body.author(request), service.now_ms(), grace_ms=grace_s * 1000
+        )
     )
     return web.Response(status=204)
 
@@ -176,7 +177,7 @@ async def retire(request: web.Request) -> web.Response:
     service = service_of(request)
     body = parse_json(await read_body(request, MAX_JSON), AuthorBody)
     await service.db.write(
-        lambda tx: references.retire(tx, request.match_info["digest"], body.author(), service.now_ms())
+        lambda tx: references.retire(tx, request.match_info["digest"], body.author(request), service.now_ms())
     )
     return web.Response(status=204)
 

@@ -24,6 +24,7 @@ from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
+from verifier.service.oidc import Issuer
 from verifier.service.sealed import Sealer
 from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
@@ -53,6 +54,8 @@ class Service:
     """Keys that may sign policies, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
+    oidc: Issuer | None = field(init=False)
+    """The issuer whose tokens are credentials, if one is configured."""
     duties: Duties = field(init=False)
     sealer: Sealer = field(init=False)
     node_rates: Rates = field(init=False)
@@ -60,6 +63,8 @@ class Service:
 
     def __post_init__(self) -> None:
         sessions = self.config.sessions
+        oidc = self.config.access.oidc
+        object.__setattr__(self, "oidc", None if oidc is None else Issuer(oidc, self.clock))
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
         object.__setattr__(self, "duties", Duties(self.db, self.clock))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))

@@ -163,7 +163,13 @@ async def steps(tx: Tx, incident_id: str) -> list[Row]:
 
 
 async def page(
-    tx: Tx, *, open_only: bool, after: str, limit: int, node_id: str | None = None, operator: str | None = None
+    tx: Tx,
+    *,
+    open_only: bool,
+    after: str,
+    limit: int,
+    node_id: str | None = None,
+    operator: str | None = None,
 ) -> list[Row]:
     """Give incidents by id, from the first after *after*: all of them, or those of one node or one operator."""
     only = f" AND i.state IN ({HOLDING_SQL}, 'suspected', 'flagged')" if open_only else ""
