@@ -14,6 +14,7 @@ from router.choose.ranking import WIDTH
 from router.model.table import MAX_TABLE, read_table
 from router.model.tokens import MAX_TOKENISER, Tokeniser
 from router.model.workload import Table
+from verifier.access_config import OidcConfig
 from verifier.roles import Role
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
@@ -60,6 +61,25 @@ class ApiKey(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"the roles of a key at a router are {', '.join(ROLES)}")
         if Role.OPERATOR in self.roles and not self.operator:
             raise ValueError("a key with the role operator needs the name of its operator")
+
+
+class TokenLimits(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[access.limits]``: of each person who comes with a token of the issuer.  0 means no limit."""
+
+    workloads: tuple[str, ...] = ()
+    """The workloads that they may use; any if empty."""
+    requests_per_minute: _Limit = 0
+    concurrency: _Limit = 0
+    tokens_per_minute: _Limit = 0
+    tokens_per_day: _Limit = 0
+
+
+class AccessSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[access]``."""
+
+    oidc: OidcConfig | None = None
+    """``[access.oidc]``, as at the verifier: an issuer whose tokens are credentials beside the keys."""
+    limits: TokenLimits = TokenLimits()
 
 
 class ServiceSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,6 +174,7 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     gateway: GatewaySection = GatewaySection()
     store: StoreSection = StoreSection()
     review: ReviewSection = ReviewSection()
+    access: AccessSection = AccessSection()
     keys: tuple[ApiKey, ...] = ()
     """API keys, beside those of the store."""
 

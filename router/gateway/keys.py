@@ -27,6 +27,8 @@ _DAY_MS: Final = 86_400_000
 _STEP_S: Final = 43_200.0
 _MAX_HEADER: Final = 512
 _MAX_WAIT_S: Final = 86_400
+_MAX_GUESTS: Final = 10_000
+"""Holders of tokens whose limits are remembered."""
 
 
 class LimitError(RouterError):
@@ -117,6 +119,9 @@ class Keyring:
         if len(self._configured) < len(configured):
             raise ValueError("two keys have the same digest")
         self._accounts: dict[str, _KeyUsage] = {}
+        self._guests: dict[str, ApiKey] = {}
+        self._unclaimed: dict[str, tuple[int, int]] = {}
+        """What was restored for names that have no account yet."""
         self._add_accounts()
         self._day = wall_ms() // _DAY_MS
         # The first midnight may come soon after the start.
@@ -146,7 +151,32 @@ class Keyring:
         now = self._monotonic()
         for key in (*self._keys.values(), ANONYMOUS):
             if key.name not in self._accounts:
-                self._accounts[key.name] = _KeyUsage(key, now)
+                self._open_account(key, now)
+
+    def _open_account(self, key: ApiKey, now: float) -> None:
+        account = self._accounts[key.name] = _KeyUsage(key, now)
+        account.day, account.spent = self._unclaimed.pop(key.name, (0, 0))
+
+    def welcome(self, key: ApiKey) -> ApiKey:
+        """
+        Open an account for a caller without a key of its own: somebody with a token of the issuer.
+
+        Of too many, one that has nothing in flight is forgotten, and its limits begin anew.
+        """
+        known = self._guests.pop(key.name, None)
+        if known is None and key.name not in self._accounts:
+            if len(self._guests) >= _MAX_GUESTS:
+                self._forget_guest()
+            self._open_account(key, self._monotonic())
+        # The last one is who came last.
+        self._guests[key.name] = key
+        return key
+
+    def _forget_guest(self) -> None:
+        for name in self._guests:
+            if not self._accounts[name].places:
+                del self._guests[name], self._accounts[name]
+                return
 
     def find(self, authorization: str | None) -> ApiKey | None:
         """
@@ -212,7 +242,7 @@ class Keyring:
 
     def keys(self) -> list[ApiKey]:
         """The keys that may be used, by name."""
-        return sorted(self._keys.values(), key=lambda key: key.name)
+        return sorted((*self._keys.values(), *self._guests.values()), key=lambda key: key.name)
 
     def used(self, key: ApiKey) -> tuple[int, int]:
         """What *key* has in flight, and the tokens that it has used on this day through all routers."""
@@ -233,8 +263,11 @@ class Keyring:
         """
         today = self._today(self._monotonic())
         for name, (day, tokens) in spent.items():
+            restored = min(day, today + 1), max(0, tokens)
             if (account := self._accounts.get(name)) is not None:
-                account.day, account.spent = min(day, today + 1), max(0, tokens)
+                account.day, account.spent = restored
+            elif day >= today:
+                self._unclaimed[name] = restored
 
     def set_spent_by_others(self, spent: Mapping[str, tuple[int, int]]) -> None:
         """Set what other routers have spent of every key's budget: 0 for keys that are not named."""

@@ -44,9 +44,12 @@ from router.state.records import Records
 from router.state.stored_keys import StoredKeys
 from verifier.service import problem
 from verifier.service.access import mount
+from verifier.service.clock import Clock as ServiceClock
+from verifier.service.oidc import Issuer
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
+_ISSUER_EVERY_S: Final = 1.0
 _SWEEP_EVERY_S: Final = 1.0
 _SWEPT_IN_S: Final = 60
 """Every node is swept within this time."""
@@ -129,7 +132,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         state, gateway = assemble(setup, clock, db, name, to_verifier=to_verifier, to_nodes=to_nodes)
         # Before the first request: what was revoked is revoked, what was spent is spent, what was held is held.
         await state.stored_keys.sync()
-        _check_access(gateway)
+        _check_access(gateway, state.issuer)
         await state.persistence.load()
         await state.holds.sync()
         loops = _loops(state, name, to_nodes)
@@ -145,7 +148,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
                 await state.persistence.flush()
 
 
-def _check_access(gateway: Gateway) -> None:
+def _check_access(gateway: Gateway, issuer: Issuer | None) -> None:
     """
     Make sure that somebody can send work, and that anybody can only if that was asked for.
 
@@ -154,7 +157,7 @@ def _check_access(gateway: Gateway) -> None:
     """
     if gateway.keyring.is_open:
         _log.warning("the gateway is open: anyone who reaches it may send work without a key")
-    elif not len(gateway.keyring):
+    elif not len(gateway.keyring) and issuer is None:
         raise ConfigError(
             "nobody could send work: there is no API key. Make one: touchstone router key create NAME."
             " Or let anyone send work: open = true in [gateway]"
@@ -216,6 +219,7 @@ def assemble(
         persistence=persistence,
         records=records,
         stored_keys=StoredKeys(db, clock, keyring),
+        issuer=_issuer(config, clock),
         to_verifier=to_verifier,
     )
     gateway = Gateway(
@@ -226,6 +230,11 @@ def assemble(
         replays=IdempotencyCache(monotonic=clock.monotonic),
     )
     return state, gateway
+
+
+def _issuer(config: RouterConfig, clock: Clock) -> Issuer | None:
+    oidc = config.access.oidc
+    return None if oidc is None else Issuer(oidc, ServiceClock(clock.now_ms, clock.monotonic))
 
 
 def _loops(
@@ -240,6 +249,8 @@ def _loops(
         "keys": state.stored_keys.run(),
         "sweep": _sweep(state.fleet),
     }
+    if state.issuer is not None:
+        loops["issuer"] = _follow(state.issuer)
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
@@ -271,6 +282,16 @@ def reload_table(app: web.Application) -> None:
     state.fleet.use_table(table)
     _reloads.labels("taken").inc()
     _log.info("another table of workloads is in force", workloads=len(table.workloads))
+
+
+async def _follow(issuer: Issuer) -> None:
+    while True:
+        try:
+            await issuer.refresh_if_due()
+        except Exception:  # noqa: BLE001
+            # The outermost of the loop: if it ended, the issuer's new keys would never be known.
+            _log.exception("the issuer's keys failed")
+        await asyncio.sleep(_ISSUER_EVERY_S)
 
 
 async def _sweep(fleet: Fleet) -> None:

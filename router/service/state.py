@@ -16,6 +16,7 @@ from router.state.holds import Holds
 from router.state.persistence import Persistence
 from router.state.records import Records
 from router.state.stored_keys import StoredKeys
+from verifier.service.oidc import Issuer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class State:
     persistence: Persistence
     records: Records
     stored_keys: StoredKeys
+    issuer: Issuer | None
+    """Of tokens that are credentials beside the keys."""
     to_verifier: aiohttp.ClientSession
 
 

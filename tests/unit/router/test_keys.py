@@ -561,3 +561,35 @@ def test_a_budget_is_exceeded_by_no_more_than_what_was_under_way(steps: list[Any
             assert 0 < tokens < 200 + 3 * 300
     assert len(days) <= 2 + (clock.ticks - NOON.ticks) / (DAY_S / 2)
     assert 1 <= min(waits) <= max(waits) <= DAY_S
+
+
+def guest(name: str, **limits: Any) -> ApiKey:
+    return ApiKey(name=f"https://issuer.test#{name}", sha256="", **limits)
+
+
+def test_who_comes_with_a_token_has_limits() -> None:
+    """The same ones each time they come."""
+    keys = ring(key())
+    keys.enter(keys.welcome(guest("kim", concurrency=1)))
+    assert refusal(keys, keys.welcome(guest("kim", concurrency=1))).code == "concurrency"
+    keys.enter(keys.welcome(guest("sam", concurrency=1)))
+
+
+def test_of_too_many_guests_the_idle_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never one whose request is under way."""
+    monkeypatch.setattr("router.gateway.keys._MAX_GUESTS", 2)
+    keys, busy = ring(key()), guest("busy", tokens_per_day=5)
+    keys.enter(keys.welcome(busy))
+    for n in range(10):
+        keys.welcome(guest(f"n{n}"))
+    keys.leave(busy, 3)
+    assert (keys.used(busy), len(keys.keys())) == ((0, 3), 3)
+
+
+def test_what_a_guest_spent_survives_a_restart() -> None:
+    """Although its name is known only when it comes again."""
+    keys, kim = ring(key()), guest("kim", tokens_per_day=100)
+    keys.restore({kim.name: (TODAY, 100), "gone": (TODAY - 1, 5)})
+    keys.welcome(kim)
+    assert refusal(keys, kim).code == "budget_exhausted"
+    assert keys.spent() == {kim.name: (TODAY, 100)}
