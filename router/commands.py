@@ -18,7 +18,7 @@ from router.choose.decision import Decision, replay
 from router.choose.gates import sort_codes
 from router.config import RouterConfig, ServiceSection
 from router.key_commands import key, make_key
-from router.model.errors import RouterError
+from router.model.errors import KeyStepError, RouterError
 from verifier.roles import Role
 
 _errors = maintenance.errors
@@ -95,7 +95,11 @@ def init(
 
 
 def _show_first_key(path: Path, config: RouterConfig) -> None:
-    secret = make_key(path, config, {"name": FIRST_KEY, "roles": [Role.ADMINISTRATOR]})
+    try:
+        secret = make_key(path, config, {"name": FIRST_KEY, "roles": [Role.ADMINISTRATOR]})
+    except KeyStepError:
+        click.echo("The store has keys already. See: touchstone router key list")
+        return
     click.echo(f"The key {FIRST_KEY} may do everything. It is not shown again:")
     click.echo(f"  {secret}")
     click.echo(f"Make one for each who sends work: touchstone router key create NAME --config {path}")
@@ -193,6 +197,15 @@ def standing(node: str, url: str, key: str | None) -> None:
     _print_json(_call(url, f"/api/v1/nodes/{node}/standing", key))
 
 
+@router.command()
+@_url
+@_key
+@_errors
+def status(url: str, key: str | None) -> None:
+    """Show whether work can be done, why not, and whether anyone may send it, as JSON."""
+    _print_json(_call(url, "/api/v1/status", key, silent_is_an_answer=True))
+
+
 @router.group()
 def incidents() -> None:
     """Review holds and incidents."""
@@ -256,11 +269,22 @@ def _decision(url: str, decision: str, key: str | None) -> dict[str, Any]:
     return record
 
 
-def _call(url: str, path: str, key: str | None, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return asyncio.run(_fetch(url.rstrip("/"), path, key, body))
+def _call(
+    url: str,
+    path: str,
+    key: str | None,
+    body: Mapping[str, Any] | None = None,
+    *,
+    silent_is_an_answer: bool = False,
+) -> dict[str, Any]:
+    """What the router answers; if *silent_is_an_answer*, also what it says with status 503."""
+    answers = (200, 503) if silent_is_an_answer else (200,)
+    return asyncio.run(_fetch(url.rstrip("/"), path, key, body, answers))
 
 
-async def _fetch(url: str, path: str, key: str | None, body: Mapping[str, Any] | None) -> dict[str, Any]:
+async def _fetch(
+    url: str, path: str, key: str | None, body: Mapping[str, Any] | None, answers: tuple[int, ...]
+) -> dict[str, Any]:
     import aiohttp
 
     from attester.bounded import read_all
@@ -276,7 +300,7 @@ async def _fetch(url: str, path: str, key: str | None, body: Mapping[str, Any] |
             if content is None:
                 raise RouterError("the answer is too large")
             document = msgspec.json.decode(content, type=dict[str, Any])
-            if response.status != 200:
+            if response.status not in answers:
                 detail = document.get("detail")
                 said = _plain(detail) if isinstance(detail, str) else "is it an id of this router?"
                 raise RouterError(f"the router answers {response.status}: {said}")

@@ -317,5 +317,10 @@ async def _answer_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """OpenAI's resources have errors of their own form; all others answer with problem documents."""
-    answer = openai.answer_errors if request.path.startswith("/v1/") else problem.middleware
-    return await answer(request, handler)
+    if request.path.startswith("/v1/"):
+        return await openai.answer_errors(request, handler)
+    answer = await problem.middleware(request, handler)
+    if answer.status == 401:
+        # Nodes have nothing to sign for a router.
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer

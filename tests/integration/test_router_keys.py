@@ -131,6 +131,10 @@ async def test_a_router_starts_with_a_key_of_its_store_alone(place: Place) -> No
         for shown in (secret, "sk-ada")
     ]
     assert (found, "is open" in router.logged()) == ([200, 401], False)
+    status, said = await router.touchstone("status", "--key", secret)
+    assert (status, json.loads(said)["anyone_may_send_work"]) == (0, False)
+    status, said = await router.touchstone("status")
+    assert (status, "the router answers 401" in said) == (1, True)
 
 
 async def test_an_open_gateway_says_so_at_each_start(place: Place) -> None:
@@ -188,6 +192,15 @@ async def test_init_makes_a_first_key_and_shows_it_once(tmp_path: Path) -> None:
     assert found["administrator"]["roles"] == ["administrator"]
     assert found["administrator"]["sha256"] == hashlib.sha256(secret.encode()).hexdigest()
     assert secret.encode() not in contents(tmp_path)
+
+
+async def test_init_leaves_the_keys_of_a_store_that_is_there(config: Path) -> None:
+    """The configuration was lost, and the store was not."""
+    before = await listed(config)
+    for name in ("router.toml", "workloads.yaml"):
+        config.with_name(name).unlink()
+    done = await does(config, *INIT)
+    assert (done.status, "The store has keys already" in done.said, await listed(config)) == (0, True, before)
 
 
 async def test_init_makes_no_key_for_an_open_gateway(tmp_path: Path) -> None:
