@@ -408,3 +408,31 @@ async def test_a_refusal_of_work_has_the_form_of_openais_errors(fleet: Fleet) ->
     assert (answer, document["error"]["code"]) == (403, "insufficient_permissions")
     answer, document = await fleet.get("/metrics", **by("reviewer"))
     assert (answer, document["type"].rpartition("#")[2]) == (403, "request.forbidden")
+
+
+async def test_a_flood_drops_its_own_records_from_the_store(fleet: Fleet, tmp_path: Path) -> None:
+    """When it is thinned to what is kept, and from memory too."""
+    await fleet.node("a")
+    store = {"path": str(tmp_path / "router.db"), "flush_s": 600, "keep_decisions": 8}
+    await fleet.start(sections={"keys": [key("ada"), key("flood")], "store": store})
+    few = [await decided(fleet, "ada") for _ in range(3)]
+    many = [await decided(fleet, "flood") for _ in range(20)]
+    fleet.clock.forward(601)
+    await fleet.app[STATE].persistence.flush()
+    find = fleet.app[STATE].persistence.find
+    assert [await find(each) is not None for each in few] == [True] * 3
+    assert [await find(each) is not None for each in many].count(True) <= 5
+
+
+async def test_old_records_are_dropped(fleet: Fleet, tmp_path: Path) -> None:
+    """Whosever they are."""
+    await fleet.node("a")
+    store = {"path": str(tmp_path / "router.db"), "flush_s": 600, "keep_days": 1}
+    await fleet.start(sections={"keys": [key("ada")], "store": store})
+    which = await decided(fleet, "ada")
+    persistence = fleet.app[STATE].persistence
+    await persistence.flush()
+    assert await persistence.find(which) is not None
+    fleet.clock.forward(86_402)
+    await persistence.flush()
+    assert await persistence.find(which) is None
