@@ -18,7 +18,10 @@ from verifier.challenges import posing
 from verifier.errors import RequestError
 from verifier.policy.rollout import Rollout
 from verifier.schemes.context import Channel, IssuedChallenges, Node
+from verifier.service import access
+from verifier.service.access import Route
 from verifier.service.appraiser import Appraiser
+from verifier.service.credentials import check_other, has_signature
 from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
 from verifier.store import appraisals, recordings, sessions
@@ -32,13 +35,13 @@ PREFIX: Final = "/challenge-response/v1"
 APPRAISER: web.AppKey[Appraiser] = web.AppKey("appraiser", Appraiser)
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
     return [
-        web.post(f"{PREFIX}/newSession", new_session),
-        web.post(f"{PREFIX}/session/{{id}}", submit),
-        web.get(f"{PREFIX}/session/{{id}}", look),
-        web.delete(f"{PREFIX}/session/{{id}}", drop),
+        access.post(f"{PREFIX}/newSession", new_session, access.NEW_SESSION, "Open a session."),
+        access.post(f"{PREFIX}/session/{{id}}", submit, access.SESSION, "Submit evidence."),
+        access.get(f"{PREFIX}/session/{{id}}", look, access.SESSION, "Show a session."),
+        access.delete(f"{PREFIX}/session/{{id}}", drop, access.SESSION, "Drop a session."),
     ]
 
 
@@ -51,11 +54,13 @@ async def new_session(request: web.Request) -> web.Response:
     _check_fence(service, channel)
     node: Node | None = None
     proof: Proof | None = None
-    if "Authorization" in request.headers:
+    if has_signature(request):
         node, proof = await service.authenticate(request, body)
         service.node_rates.spend(node.id)
         if channel == Channel.OPEN:
             channel = Channel.ANNOUNCED
+    elif "Authorization" in request.headers:
+        await check_other(request)
     if (named := request.query.get("node")) is not None and (node is None or node.id != named):
         raise RequestError(
             "only the node itself can open a session with its challenges", code="request.unauthorised"

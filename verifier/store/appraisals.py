@@ -401,10 +401,18 @@ async def latest(tx: Tx, node_id: str) -> Row | None:
     )
 
 
-async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
-    """Give the newest public result, revoked or not, of each node that has an unexpired one; by node id."""
+async def newest(tx: Tx, now_ms: int, after: str, limit: int, operator: str | None = None) -> list[Row]:
+    """
+    Give the newest public result, revoked or not, of each node that has an unexpired one; by node id.
+
+    Args:
+        operator: The operator whose nodes alone are looked at.
+    """
+    of_operator, values = ("", [after, now_ms])
+    if operator is not None:
+        of_operator, values = " AND n.operator = ?", [after, now_ms, operator]
     return await tx.all(
-        f"SELECT a.* {_NEWEST} AND a.expires_ms > ? ORDER BY n.id LIMIT ?", after, now_ms, limit
+        f"SELECT a.* {_NEWEST} AND a.expires_ms > ?{of_operator} ORDER BY n.id LIMIT ?", *values, limit
     )
 
 

@@ -239,9 +239,10 @@ async def live(tx: Tx) -> list[LiveNode]:
     ]
 
 
-async def page(tx: Tx, after: str, limit: int) -> list[Node]:
-    """Give nodes by id, from the first after *after*."""
-    rows = await tx.all(f"{_SELECT} WHERE n.id > ? ORDER BY n.id LIMIT ?", after, limit)
+async def page(tx: Tx, after: str, limit: int, operator: str | None = None) -> list[Node]:
+    """Give nodes by id, from the first after *after*: all of them, or those of one operator."""
+    of_operator, values = ("", [after]) if operator is None else (" AND n.operator = ?", [after, operator])
+    rows = await tx.all(f"{_SELECT} WHERE n.id > ?{of_operator} ORDER BY n.id LIMIT ?", *values, limit)
     return [node for row in rows if (node := _node(row))]
 
 

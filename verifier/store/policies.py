@@ -63,6 +63,12 @@ async def publish(
     return changed > 0
 
 
+async def publisher(tx: Tx, digest: str) -> str | None:
+    """Give the name of who published a policy; `None` for one of a database of the first versions."""
+    row = await tx.one("SELECT actor FROM changes WHERE action = 'publish' AND subject = ? LIMIT 1", digest)
+    return None if row is None else str(row["actor"])
+
+
 async def find(tx: Tx, name: str) -> Row:
     """
     Give a policy by its digest, by the first digits of the digest, by its id, or by NAME@VERSION.
