@@ -24,8 +24,8 @@ from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
-from verifier.service.opened import OpenedSessions
 from verifier.service.oidc import Issuer
+from verifier.service.opened import OpenedSessions
 from verifier.service.sealed import Sealer
 from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
