@@ -116,10 +116,13 @@ _TABLE: Final = (
     # requests
     Reason("request.malformed", "The request is malformed.", "Correct what the message names."),
     Reason("request.too-large", "The body is larger than this resource allows.", "Send less."),
+    Reason("request.too-slow", "The request did not come in time.", "Send it again, and faster."),
+    Reason("request.head-too-large", "The head of the request is too large.", "Send fewer and shorter headers."),
     Reason("request.unauthorised", "The caller did not prove who it is.", "Sign the request with the node's key, or send the token."),
     Reason("request.replayed", "The request, or its nonce, was used before.", "Sign each request anew, with a new nonce."),
     Reason("request.forbidden", "The caller may not do this.", "Ask the verifier's operator."),
     Reason("request.too-often", "There were too many requests.", "Wait for the seconds in Retry-After."),
+    Reason("service.busy", "The service does as much at once as it may, or holds as many bytes.", "Wait for the seconds in Retry-After. Nothing is held against you meanwhile."),
     Reason("request.not-found", "The resource does not exist.", "Check the path and the id in it."),
     Reason("request.method", "The resource does not support this method.", "Use a method of the Allow header."),
     Reason("request.not-acceptable", "The response has none of the accepted media types.", "Accept application/eat+jwt, application/eat+cwt or application/json."),

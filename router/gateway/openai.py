@@ -20,6 +20,8 @@ from router.gateway.errors import GatewayError, json_answer
 from router.gateway.handler import Gateway, Handler
 from router.gateway.keys import ANONYMOUS, LimitError
 from router.model.operations import OPERATIONS, Operation
+from verifier.errors import RequestError
+from verifier.service.front import note_failure, note_identity
 
 __all__ = [
     "GATEWAY",
@@ -92,7 +94,13 @@ def _key_of(request: web.Request) -> ApiKey:
 def _find_key(gateway: Gateway, request: web.Request) -> ApiKey:
     key = gateway.keyring.find(request.headers.get("Authorization"))
     if key is None:
+        try:
+            note_failure(request)
+        except RequestError as error:
+            raise GatewayError(429, "rate_limit_error", str(error), retry_after=error.retry_after) from None
         raise GatewayError(401, "invalid_request_error", "a valid API key is needed", code="invalid_api_key")
+    # Where anyone may use the gateway, all its callers are one.
+    note_identity(request, f"key:{key.name}")
     return key
 
 

@@ -43,6 +43,8 @@ from router.state.prober import Prober
 from router.state.records import Records
 from verifier.errors import RequestError
 from verifier.service import problem
+from verifier.service.front import FRONT, Front
+from verifier.service.tls import ServerTLS
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
@@ -89,6 +91,8 @@ def load(path: Path, config: RouterConfig) -> RouterSetup:
     setup.tokenisers()
     read_token(folder, config.verifier.router_token_file)
     read_token(folder, config.verifier.admin_token_file)
+    if config.service.speaks_tls:
+        ServerTLS(*config.service.files(folder))
     return setup
 
 
@@ -96,6 +100,13 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
     app = web.Application()
+    service = setup.config.service
+    app[FRONT] = Front(
+        service,
+        per_address_per_minute=service.per_address_per_minute,
+        strangers_per_minute=service.strangers_per_minute,
+        monotonic=clock.monotonic,
+    )
     # OpenAI's resources have errors of their own form; all others answer with problem documents.
     app.add_routes(openai.routes())
     api = [*decisions.routes(), *incidents.routes(), *standing.routes(), *status.routes()]

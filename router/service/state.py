@@ -17,6 +17,7 @@ from router.state.holds import Holds
 from router.state.persistence import Persistence
 from router.state.records import Records
 from verifier.errors import RequestError
+from verifier.service.front import note_failure, note_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,13 @@ def require_key(request: web.Request) -> ApiKey:
     The caller's API key, if keys are configured.
 
     Raises:
-        RequestError: the caller has no valid key.
+        RequestError: the caller has no valid key, or failed too often.
     """
     key = request.app[GATEWAY].keyring.find(request.headers.get("Authorization"))
     if key is None:
+        note_failure(request)
         raise RequestError("a valid API key is needed", code="request.unauthorised")
+    note_identity(request, f"key:{key.name}")
     return key
 
 

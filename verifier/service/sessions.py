@@ -20,8 +20,9 @@ from verifier.errors import RequestError
 from verifier.policy.rollout import Rollout
 from verifier.schemes.context import Channel, IssuedChallenges, Node
 from verifier.service.appraiser import Appraiser
+from verifier.service.front import note_failure, note_identity, spend_stranger, take_place
 from verifier.service.http import integer, json_response, read_body
-from verifier.service.state import Service, address_of, service_of
+from verifier.service.state import Service, service_of
 from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import NONCE_BYTES, new_nonce
@@ -47,7 +48,8 @@ async def new_session(request: web.Request) -> web.Response:
     """Open a session: with challenges for a node that proves its key, with a nonce alone for anybody else."""
     service = service_of(request)
     body = await read_body(request, 0)
-    service.address_rates.spend(address_of(request))
+    if "Authorization" not in request.headers:
+        spend_stranger(request)
     nonce, channel = _nonce(request)
     _check_fence(service, channel)
     node: Node | None = None
@@ -210,13 +212,11 @@ def _nonce(request: web.Request) -> tuple[bytes, Channel]:
 async def submit(request: web.Request) -> web.Response:
     """Take evidence and answer with the result."""
     service = service_of(request)
-    service.address_rates.spend(address_of(request))
-    session_id = request.match_info["id"]
-    async with service.db.read() as tx:
-        # Before the body is read: if there is no session, the body need not be read.
-        session = await load_session(service, tx, session_id)
+    # Before the body is read: if there is no session, the body need not be read.
+    session = await _find_session(request)
     wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
+    await take_place(request)
     answer = await request.app[APPRAISER].submit(
         session,
         request.headers.get("Content-Type", ""),
@@ -228,6 +228,37 @@ async def submit(request: web.Request) -> web.Response:
     if wants_next and answer.following is not None:
         wire["next"] = {"session": answer.following.id, **to_wire(service, answer.following)}
     return json_response(wire, content_type=SESSION_TYPE)
+
+
+async def _find_session(request: web.Request) -> StoredSession:
+    """
+    The session that a request names.
+
+    Only the node that opened it, or was called, knows the id of its session: what is done with it is the node's, and
+    never its address's.  Whatever else is named is a stranger's.
+
+    Raises:
+        RequestError: there is no such session, or too much was asked of it or by strangers.
+    """
+    service = service_of(request)
+    session_id = request.match_info["id"]
+    is_sealed = service.sealer.open(session_id) is not None
+    if is_sealed:
+        spend_stranger(request)
+    async with service.db.read() as tx:
+        try:
+            session = await load_session(service, tx, session_id)
+        except RequestError:
+            note_failure(request)
+            raise
+    if is_sealed:
+        return session
+    if session.node_id is None:
+        spend_stranger(request)
+    else:
+        service.session_rates.spend(session.id)
+        note_identity(request, f"node:{session.node_id}")
+    return session
 
 
 async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> StoredSession | None:
@@ -243,8 +274,9 @@ async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> 
 async def look(request: web.Request) -> web.Response:
     """Show a session."""
     service = service_of(request)
+    session = await _find_session(request)
+    await take_place(request)
     async with service.db.read() as tx:
-        session = await load_session(service, tx, request.match_info["id"])
         row = evidence = None
         if session.appraisal_id is not None:
             row = await appraisals.by_id(tx, session.appraisal_id)
@@ -255,8 +287,8 @@ async def look(request: web.Request) -> web.Response:
 async def drop(request: web.Request) -> web.Response:
     """Drop a session.  Its nonce and its challenges are not used again."""
     service = service_of(request)
-    session_id = request.match_info["id"]
-    service.address_rates.spend(address_of(request))
+    session_id = (await _find_session(request)).id
+    await take_place(request)
 
     async def store_and_drop(tx: Tx) -> None:
         session = await load_session(service, tx, session_id)
