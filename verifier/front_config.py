@@ -38,9 +38,9 @@ class FrontConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """How long a connection is kept without a request; longer than the proxy in front keeps it."""
     connections: _Count = 20_000
     """Connections in all; fewer if the process may not open so many files."""
-    stranger_connections: _Count = 2_000
+    stranger_connections: _Count = 4_000
     """Connections of those who have not proven who they are; the rest is kept for those who have."""
-    connections_per_address: _Count = 200
+    connections_per_address: _Count = 2_000
     """Strangers' connections from one address; trusted proxies have no such limit."""
     stranger_requests: _Count = 16
     """Strangers' requests that are worked on at once; a few hundred more wait for a moment."""

@@ -23,8 +23,8 @@ from verifier.service.protocol import FrontServer
 from verifier.service.tls import ServerTLS
 
 _BACKLOG: Final = 1024
-_AT_ONCE: Final = 64
-"""Connections that are accepted before other work has its turn."""
+_AT_ONCE: Final = 16
+"""Connections that are accepted before other work has its turn: what they have sent is read before they may be cut."""
 _PAUSE_S: Final = 0.1
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _OTHER_FILES: Final = 256

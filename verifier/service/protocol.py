@@ -56,7 +56,7 @@ class FrontProtocol(FrontedProtocol):
             max_line_size=_MAX_LINE,
             max_field_size=_MAX_LINE,
             max_headers=_MAX_HEADERS,
-            lingering_time=_LINGER_S,
+            lingering_time=min(_LINGER_S, front.config.body_s),
             read_bufsize=_BUFFER,
             auto_decompress=False,
             **options,
@@ -106,7 +106,8 @@ class FrontProtocol(FrontedProtocol):
 
     def _receive_more(self, data: bytes) -> None:
         request = self._current_request
-        if data and request is not None and request.content.is_eof():
+        last = self._messages[-1][1] if self._messages else None if request is None else request.content
+        if last is not None and last.is_eof():
             # A client that sends the next request already must not fill our memory behind the one in progress.
             self._bytes_ahead += len(data)
             if self._bytes_ahead > _MAX_AHEAD and self.transport is not None:
