@@ -165,5 +165,5 @@ async def _router(
 
 async def until(condition: Any, seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

@@ -131,7 +131,7 @@ class FrontProtocol(FrontedProtocol):
         super().resume_writing()
 
     def log_exception(self, *_: Any, **__: Any) -> None:
-        """aiohttp logs here what a client can bring about, with a traceback each time."""
+        """Count what aiohttp logs with a traceback each time: clients can bring it about."""
         self._front.refusals.note("failed")
 
     def handle_error(

@@ -83,7 +83,7 @@ def test_x_forwarded_for_is_read_from_the_right(header: str, expected: str) -> N
         (f'for={V4}, for="_gazonk:_p"', "10.0.0.1"),
         (f"for={V4}, proto=https", "10.0.0.1"),
         (f"for={V4}, proto=https, for=10.5.5.5", "10.5.5.5"),
-        (rf'for="2\03.0.113.9"', V4),
+        (r'for="2\03.0.113.9"', V4),
         (f"for=[{V6}]", "10.0.0.1"),
         (f"for={V6}", "10.0.0.1"),
         (f'for="{V4}', "10.0.0.1"),

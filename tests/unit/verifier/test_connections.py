@@ -124,7 +124,7 @@ def test_few_open_files_are_shared_as_well(files: int) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from("come known begin end remove proxy".split()),
+            st.sampled_from(["come", "known", "begin", "end", "remove", "proxy"]),
             st.integers(0, 40),
             st.integers(0, 4),
         )
