@@ -186,3 +186,13 @@ async def test_a_session_that_is_not_known_is_a_strangers(verifier: RunningVerif
     assert (seen[0], seen[-1]) == (404, 429)
     assert (await verifier.get("/challenge-response/v1/session/none"))[0] == 429
     assert await ask(verifier, "DELETE", "/challenge-response/v1/session/none") == 429
+
+
+async def test_whoever_only_looks_is_counted_too(verifier: RunningVerifier) -> None:
+    """No resource without a credential can be asked without end."""
+    node = await verifier.enrol()
+    for path in ("/.well-known/jwks.json", "/.well-known/veraison/verification", "/metrics"):
+        verifier.clock.forward(60)
+        seen = [await ask(verifier, "GET", path) for _ in range(BURST + 1)]
+        assert (seen[0], seen[-1]) == (200, 429)
+    await attest_whole(verifier, node)

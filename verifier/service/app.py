@@ -21,7 +21,7 @@ from verifier.service.appraiser import Appraiser
 from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
 from verifier.service.events import FEED, EventFeed
-from verifier.service.front import FRONT, Front, take_place
+from verifier.service.front import FRONT, Front, spend_stranger, take_place
 from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
@@ -142,9 +142,14 @@ async def _note_outages(
 async def _limit_strangers(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Work on few requests of strangers at once.  Whether a request that claims more is a stranger's, its handler finds."""
+    """
+    Count who claims nothing, and work on few such requests at once.
+
+    Whether a request that signs, has a token or names a session is a stranger's all the same, its handler finds out.
+    """
     is_claim = "Authorization" in request.headers or request.path.startswith(f"{sessions.PREFIX}/session/")
     if not is_claim:
+        spend_stranger(request)
         await take_place(request)
     return await handler(request)
 

@@ -48,8 +48,6 @@ async def new_session(request: web.Request) -> web.Response:
     """Open a session: with challenges for a node that proves its key, with a nonce alone for anybody else."""
     service = service_of(request)
     body = await read_body(request, 0)
-    if "Authorization" not in request.headers:
-        spend_stranger(request)
     nonce, channel = _nonce(request)
     _check_fence(service, channel)
     node: Node | None = None
