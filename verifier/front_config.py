@@ -36,7 +36,7 @@ class FrontConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """For a client to read; a large answer has a second more for each `body_bytes_per_s` that are left."""
     idle_s: _Deadline = 75
     """How long a connection is kept without a request; longer than the proxy in front keeps it."""
-    connections: _Count = 20_000
+    connections: _Count = 16_000
     """Connections in all; fewer if the process may not open so many files."""
     stranger_connections: _Count = 4_000
     """Connections of those who have not proven who they are; the rest is kept for those who have."""

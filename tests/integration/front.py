@@ -23,6 +23,7 @@ from tests.unit.router.support import MODEL
 from verifier.config import Home, VerifierConfig
 from verifier.service.app import make_app, open_service
 from verifier.service.front import FRONT, Front
+from verifier.service.listener import Listener
 from verifier.service.serve import listening, open_tls
 
 SERVICES = ("verifier", "router")
@@ -37,7 +38,11 @@ class Served:
 
     kind: str
     app: web.Application
-    port: int
+    listener: Listener
+
+    @property
+    def port(self) -> int:
+        return self.listener.port
 
     @property
     def front(self) -> Front:
@@ -124,7 +129,7 @@ async def served(kind: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
     async with opened as (app, home):
         tls = open_tls(app[FRONT], home)
         async with listening(app, "127.0.0.1:0", tls=tls, shutdown_timeout=0.1) as listener:
-            yield Served(kind, app, listener.port)
+            yield Served(kind, app, listener)
 
 
 @asynccontextmanager

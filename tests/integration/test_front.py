@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import resource
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from prometheus_client import REGISTRY
 
 from tests.integration.front import QUIET, SERVICES, SMALL_LIMITS, Raw, Served, request, served, until
 from tests.unit.router.support import MODEL
-from verifier.service import protocol, refusals
+from verifier.config import ServiceConfig
+from verifier.service import listener, protocol, refusals
+from verifier.service.front import Front
 
 SECRET = "sk-a-secret-that-nobody-may-see-" + "x" * 40
 both = pytest.mark.parametrize("kind", SERVICES)
@@ -242,6 +247,31 @@ async def test_unfinished_bodies_have_one_budget(kind: str, tmp_path: Path) -> N
         await until(lambda: service.front.bytes.held == 0)
 
 
+async def test_bodies_that_are_awaited_behind_a_proxy_are_counted_by_client(tmp_path: Path) -> None:
+    """The proxy's connections have no limit of an address, so the requests on them have."""
+    settings = {**SMALL_LIMITS, "connections_per_address": 3, "trusted_proxies": ["127.0.0.1"]}
+    async with served("verifier", tmp_path, **settings) as service:
+
+        async def begin(address: str) -> Raw:
+            client = await service.connect()
+            head = post_of("verifier", 1000)
+            await client.send(
+                head.replace(b"Host: x", b"Host: x\r\nX-Forwarded-For: " + address.encode()) + b"{"
+            )
+            return client
+
+        before = cut("busy")
+        held = [await begin("203.0.113.1") for _ in range(3)]
+        await until(lambda: service.front._awaited.total() == 3)
+        refused = await (await begin("203.0.113.1")).answer()
+        assert (refused.status, cut("busy")) == (503, before + 1)
+        held.append(await begin("203.0.113.2"))
+        await until(lambda: service.front._awaited.total() == 4)
+        for client in held:
+            client.close()
+        await until(lambda: not service.front._awaited)
+
+
 async def test_a_key_has_bytes_that_strangers_cannot_take(tmp_path: Path) -> None:
     """Beside a flood of unfinished bodies, who has a key is served, and strangers' bodies are not read at all."""
     import hashlib
@@ -306,6 +336,49 @@ async def test_a_client_that_reads_nothing_is_given_up(
         await client.send(request("GET", "/metrics"))
         await until(lambda: cut("write") == before + 1)
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected"), [(400, 1000, 744), (64, 64, 16), (1 << 20, 1 << 20, 1000), (-1, -1, 1000)]
+)
+async def test_there_are_no_more_connections_than_open_files(
+    soft: int, hard: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process asks for as many as it may have; if they are few, strangers have half of them at most."""
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
+    config = ServiceConfig(connections=1000, stranger_connections=900)
+    front = Front(config, per_address_per_minute=1, strangers_per_minute=1, monotonic=float)
+    listener.fit_open_files(front)
+    assert front.connections.limits.total == expected
+    assert front.connections.limits.strangers == (900 if expected == 1000 else expected // 2)
+    assert limits[-1][0] in (hard, 1256)
+
+
+@both
+async def test_where_files_run_out_strangers_make_room(kind: str, tmp_path: Path) -> None:
+    """Accepting goes on, and nobody spins."""
+    async with served(kind, tmp_path) as service:
+        before = cut("files")
+        held = await connect_many(service, 5, b"GET")
+        await until(lambda: service.front.connections.strangers == 5)
+        accepting = service.listener._sockets[0]
+        service.listener._accept(Exhausted(accepting))
+        assert cut("files") == before + 1
+        assert (await service.get()).status in (200, 404)
+        for client in held:
+            client.close()
+
+
+class Exhausted:
+    """A socket of a process that may open no more files."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.fileno = real.fileno
+
+    def accept(self) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
 
 
 async def test_a_flood_makes_one_line_of_log(capsys: pytest.CaptureFixture[str]) -> None:

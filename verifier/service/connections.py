@@ -21,6 +21,8 @@ from typing import Final
 PROXY: Final = "proxy"
 STRANGER: Final = "stranger"
 KNOWN: Final = "known"
+_FLOOR: Final = 8
+"""Who has most gives way while strangers have less than this part of what they may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +112,14 @@ class Connections:
         """
         Cut a connection to make room, if there is one that may be cut.
 
-        It is a stranger's.  If there are none, it is one of whoever has most, and has more than one.
+        It is a stranger's.  But if strangers have almost none, it is one of whoever has most, and has more than they:
+        all who are known were strangers first, and must be able to come.
         """
         victim = self._oldest_stranger()
-        if victim is None and self._by_identity:
+        floor = max(self.limits.strangers // _FLOOR, 1)
+        if self.strangers < floor and self._by_identity:
             most = max(self._by_identity.values(), key=len)
-            if len(most) > 1:
+            if len(most) > floor:
                 victim = next((each for each in most if not each.is_busy), next(iter(most)))
         self._cut(victim, reason)
         return victim is not None

@@ -10,7 +10,9 @@ come through one proxy that says nothing of addresses.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 from aiohttp import web
@@ -18,7 +20,7 @@ from aiohttp import web
 from verifier.errors import RequestError
 from verifier.front_config import FrontConfig
 from verifier.service import addresses
-from verifier.service.budget import ByteBudget, Places
+from verifier.service.budget import RETRY_AFTER_S, ByteBudget, Places
 from verifier.service.connections import Connection, ConnectionLimits, Connections
 from verifier.service.rates import Rates
 from verifier.service.refusals import Refusals
@@ -57,6 +59,8 @@ class Front:
         total = config.body_budget_mib << 20
         self.bytes = ByteBudget(total, total * config.body_reserved_percent // 100)
         self.places = Places(config.stranger_requests)
+        self._awaited: Counter[str] = Counter()
+        """Bodies of strangers, by address."""
         self._by_address = Rates(per_address_per_minute, monotonic)
         self._together = Rates(strangers_per_minute, monotonic)
 
@@ -67,6 +71,31 @@ class Front:
             return addresses.key_of(peer)
         forwarded, for_whom = (_joined(request, name) for name in ("Forwarded", "X-Forwarded-For"))
         return addresses.key_of(addresses.client_of(peer, forwarded, for_whom, self.proxies))
+
+    @contextmanager
+    def reading(self, address: str) -> Iterator[None]:
+        """
+        While a stranger's body is awaited, it counts like a stranger's connection.
+
+        Behind a proxy that passes bodies on as they come, nothing else would limit how many wait.
+
+        Raises:
+            RequestError: too many do.
+        """
+        config = self.config
+        if (
+            self._awaited[address] >= config.connections_per_address
+            or self._awaited.total() >= config.stranger_connections
+        ):
+            self.refusals.note("busy")
+            raise RequestError("too many bodies are awaited", code="service.busy", retry_after=RETRY_AFTER_S)
+        self._awaited[address] += 1
+        try:
+            yield
+        finally:
+            self._awaited[address] -= 1
+            if not self._awaited[address]:
+                del self._awaited[address]
 
     def spend(self, address: str) -> None:
         """Count a request of a stranger.  Raises `RequestError` if there were too many."""
@@ -108,6 +137,12 @@ class Visit:
             self.front.refusals.note("bytes")
             raise
         self._held += size
+
+    def reading(self, request: web.BaseRequest) -> AbstractContextManager[None]:
+        """While its body is awaited.  Raises `RequestError` if too many are."""
+        if self.identity is not None:
+            return nullcontext()
+        return self.front.reading(self.front.address_of(request))
 
     def identify(self, identity: str) -> None:
         """It is known whose request it is."""

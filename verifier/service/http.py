@@ -60,20 +60,26 @@ async def _read(request: web.Request, limit: int) -> bytes | None:
         data = content.read_nowait()
         visit.take(request, len(data))
         return data if len(data) <= limit else None
-    config = visit.front.config
-    began = asyncio.get_running_loop().time()
-    body = bytearray()
     try:
-        async with asyncio.timeout_at(began + config.body_s) as deadline:
-            async for part in content.iter_any():
-                if len(body) + len(part) > limit:
-                    return None
-                visit.take(request, len(part))
-                body += part
-                deadline.reschedule(began + config.body_s + len(body) / config.body_bytes_per_s)
+        with visit.reading(request):
+            return await _read_in_time(request, limit)
     except TimeoutError:
         visit.front.refusals.note("body")
         raise RequestError("the body did not come in time", code="request.too-slow") from None
+
+
+async def _read_in_time(request: web.Request, limit: int) -> bytes | None:
+    visit = visit_of(request)
+    config = visit.front.config
+    began = asyncio.get_running_loop().time()
+    body = bytearray()
+    async with asyncio.timeout_at(began + config.body_s) as deadline:
+        async for part in request.content.iter_any():
+            if len(body) + len(part) > limit:
+                return None
+            visit.take(request, len(part))
+            body += part
+            deadline.reschedule(began + config.body_s + len(body) / config.body_bytes_per_s)
     return bytes(body)
 
 

@@ -95,6 +95,16 @@ def test_one_who_is_known_cannot_have_all() -> None:
     assert book.cut == [mine[1]]
 
 
+def test_one_who_is_known_leaves_strangers_more_than_one_place() -> None:
+    """Else each who comes would cut the one before, and nobody could prove anything."""
+    book = Book(total=40, strangers=32, per_address=32)
+    for _ in range(40):
+        book.known("node:1")
+    come = [book.come(f"a{n}") for n in range(4)]
+    assert not set(come) & set(book.cut)
+    assert len(book.cut) == 4
+
+
 def test_a_known_connection_does_not_count_for_its_address() -> None:
     """Ten thousand nodes may live behind one address."""
     book = Book(total=100, per_address=2)
