@@ -201,12 +201,13 @@ def post_of(kind: str, length: int) -> bytes:
 
 
 @both
-async def test_a_body_has_to_come_in_time(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [b"", b"{"])
+async def test_a_body_has_to_come_in_time(kind: str, sent: bytes, tmp_path: Path) -> None:
     """408, and it is counted."""
     async with served(kind, tmp_path, body_s=0.1) as service:
         before = cut("body")
         client = await service.connect()
-        await client.send(post_of(kind, 1000) + b"{")
+        await client.send(post_of(kind, 1000) + sent)
         assert (await client.answer()).status == 408
         assert cut("body") == before + 1
         assert service.front.bytes.held == 0
@@ -335,6 +336,7 @@ async def test_a_client_that_reads_nothing_is_given_up(
         client = await service.connect()
         await client.send(request("GET", "/metrics"))
         await until(lambda: cut("write") == before + 1)
+        await until(lambda: len(service.front.connections) == 0)
         client.close()
 
 
