@@ -186,7 +186,7 @@ class WorkerPool:
                     worker = None
                     left = [evaluation for evaluation in batch if not evaluation.outcome.done()]
                     if len(batch) == 1:
-                        fail(left, str(error))
+                        fail(left, str(error), type(error))
                     else:
                         single += left
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import structlog
 from prometheus_client import Counter
@@ -14,7 +14,7 @@ from attester import kinds
 from verifier import appraisal, incidents, opening, recording, results
 from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome, ResultSettings
 from verifier.challenges import posing
-from verifier.errors import EvidenceError, PolicyError, RequestError, StoreError
+from verifier.errors import EvidenceError, NoOutcomeError, PolicyError, RequestError, StoreError
 from verifier.opening import OpenedEvidence, SealedEvidence
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
@@ -26,7 +26,7 @@ from verifier.schemes.context import Channel, Context, IssuedChallenges, Node, S
 from verifier.service.inputs import AppraisalInputs
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
-from verifier.store import appraisals, nodes, sessions
+from verifier.store import appraisals, nodes, sessions, walks
 from verifier.store.appraisals import Signed, StaleError, Submission
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import new_id
@@ -38,6 +38,8 @@ T = TypeVar("T")
 _GOOD: Final = "affirming"
 _HISTORY_LENGTH: Final = 16
 _MAX_ATTEMPTS: Final = 10
+_MORE_ASKS: Final = 2
+"""So often a policy that gives no outcome is asked again: as often as there are workers by default."""
 _OFFLOAD_BYTES: Final = 32 * 1024
 """Larger evidence takes so long to parse that other requests would notice."""
 
@@ -206,11 +208,12 @@ class Appraiser:
                 asked=asked,
                 answers=session.answers,
                 answer_ms=session.answer_ms,
+                read_ms=session.read_ms,
                 together=session.together,
             ),
             node=node,
             references=inputs.verifier_inputs.references,
-            history={model: await sessions.history(tx, node.id, model, _HISTORY_LENGTH) for model in models},
+            history={model: await walks.history(tx, node.id, model, _HISTORY_LENGTH) for model in models},
             thresholds=inputs.bundle.thresholds,
             superseded=inputs.verifier_inputs.superseded,
             blocks=inputs.verifier_inputs.blocks,
@@ -219,11 +222,25 @@ class Appraiser:
     async def _evaluate(self, bundle: Bundle, policy_input: bytes, checked: CheckedEvidence) -> PolicyOutcome:
         """What a policy makes of evidence; −1 for every claim if the policy fails."""
         try:
-            outcome = await self._service.engine.evaluate(bundle, policy_input)
+            outcome = await self._ask(bundle, policy_input)
             return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
+
+    async def _ask(self, bundle: Bundle, policy_input: bytes) -> Any:
+        """
+        Ask a policy, and ask again if no outcome comes.
+
+        A result that says nothing would replace the node's good one, and the cause may be our machine: it was
+        busy for a second, or somebody stopped a worker.
+        """
+        for _ in range(_MORE_ASKS):
+            try:
+                return await self._service.engine.evaluate(bundle, policy_input)
+            except NoOutcomeError as error:
+                _log.warning("the policy is asked again", policy=bundle.id, error=str(error))
+        return await self._service.engine.evaluate(bundle, policy_input)
 
 
 def _submission(

@@ -22,7 +22,7 @@ from verifier.schemes.context import Channel, IssuedChallenges, Node
 from verifier.service.appraiser import Appraiser
 from verifier.service.front import note_failure, note_identity, spend_stranger, take_place
 from verifier.service.http import integer, json_response, read_body
-from verifier.service.state import Service, service_of
+from verifier.service.state import BYTES_PER_REQUEST, Service, service_of
 from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import NONCE_BYTES, new_nonce
@@ -214,6 +214,8 @@ async def submit(request: web.Request) -> web.Response:
     session = await _find_session(request)
     wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
+    if session.node_id is not None:
+        service.session_rates.charge(session.id, len(data) / BYTES_PER_REQUEST)
     await take_place(request)
     answer = await request.app[APPRAISER].submit(
         session,
@@ -254,7 +256,7 @@ async def _find_session(request: web.Request) -> StoredSession:
     if session.node_id is None:
         spend_stranger(request)
     else:
-        service.session_rates.spend(session.id)
+        service.spend_session(session.id)
         note_identity(request, f"node:{session.node_id}")
     return session
 
@@ -283,18 +285,14 @@ async def look(request: web.Request) -> web.Response:
 
 
 async def drop(request: web.Request) -> web.Response:
-    """Drop a session.  Its nonce and its challenges are not used again."""
+    """Drop a session.  The challenges that it has taken are not used again."""
     service = service_of(request)
-    session_id = (await _find_session(request)).id
+    session = await _find_session(request)
     await take_place(request)
-
-    async def store_and_drop(tx: Tx) -> None:
-        session = await load_session(service, tx, session_id)
-        if session.sealed and session.expires_ms > service.now_ms():
-            await sessions.store_sealed(tx, session)
-        await sessions.drop(tx, session_id, service.now_ms())
-
-    await service.db.write(store_and_drop)
+    if session.sealed:
+        service.sealer.drop(session.id)
+    else:
+        await service.db.write(lambda tx: sessions.drop(tx, session.id, service.now_ms()), of=session.node_id)
     return web.Response(status=204)
 
 
@@ -321,7 +319,11 @@ def to_wire(
         "status": status,
     }
     if asked is None:
-        asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+        entries = session.entries
+        if session.withholds_walk:
+            # A node that knows whether a walk follows could answer the other calls alone.
+            entries = tuple(entry for entry in entries if entry.kind == "read")
+        asked = posing.pose(entries, session.exhausted, service.pool_key)
     if models := posing.to_wire(asked):
         wire["challenge"] = {"models": msgspec.to_builtins(models)}
     if evidence is not None:
