@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
 import logging
 import resource
 import secrets
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from prometheus_client import REGISTRY
 
 from tests.integration.front import QUIET, SERVICES, SMALL_LIMITS, Raw, Served, request, served, until
@@ -316,23 +318,50 @@ async def test_compression_is_refused(kind: str, coding: str, tmp_path: Path) ->
 
 
 @both
+async def test_no_compressed_body_is_inflated(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where nobody reads it: aiohttp would, before any handler is asked."""
+    bomb = gzip.compress(bytes(8 << 20))
+    seen = []
+
+    async def measure(request: web.Request) -> web.Response:
+        seen.append(len(await request.content.read()))
+        return web.Response()
+
+    async with served(kind, tmp_path) as service:
+        replace_handler(service, "/metrics", measure, monkeypatch)
+        client = await service.connect()
+        head = request(
+            "GET", "/metrics", Content_Encoding="gzip", Content_Length=str(len(bomb)), Connection="close"
+        )
+        await client.send(head + bomb)
+        assert (await client.answer()).status == 200
+    assert seen == [len(bomb)]
+
+
+def replace_handler(service: Served, path: str, handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have another handler at a resource of the real application."""
+    route = next(
+        route
+        for route in service.app.router.routes()
+        if route.method == "GET" and route.resource and route.resource.canonical == path
+    )
+    monkeypatch.setattr(route, "_handler", handler)
+
+
+@both
 async def test_a_client_that_reads_nothing_is_given_up(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large answer must not wait in our memory for ever."""
-    from aiohttp import web
 
     async def large(_: web.Request) -> web.Response:
         return web.Response(body=bytes(64 << 20))
 
     async with served(kind, tmp_path, write_s=0.1, body_bytes_per_s=1 << 30) as service:
         before = cut("write")
-        route = next(
-            route
-            for route in service.app.router.routes()
-            if route.method == "GET" and route.resource and route.resource.canonical == "/metrics"
-        )
-        monkeypatch.setattr(route, "_handler", large)
+        replace_handler(service, "/metrics", large, monkeypatch)
         client = await service.connect()
         await client.send(request("GET", "/metrics"))
         await until(lambda: cut("write") == before + 1)

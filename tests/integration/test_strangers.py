@@ -114,6 +114,25 @@ async def test_a_leaked_session_costs_that_session_alone(verifier: RunningVerifi
     await attest_whole(verifier, node)
 
 
+async def test_large_evidence_costs_a_session_more(verifier: RunningVerifier) -> None:
+    """A node that sends a megabyte again and again is refused soon."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    seen = [(await verifier.post(session, bytes(1 << 20)))[0] for _ in range(10)]
+    assert (seen[0], seen[-1]) == (400, 429)
+
+
+async def test_a_node_cannot_change_its_key_without_end(verifier: RunningVerifier) -> None:
+    """What it signs is counted, this too."""
+    node = await verifier.enrol()
+    path, authority = f"/api/v1/nodes/{node.id}/key", verifier.url.partition("://")[2]
+    seen = []
+    for _ in range(2 * BURST):
+        proof = Request("POST", authority, path, b"{}").authorize(node.key, now=verifier.clock.seconds)
+        seen.append(await ask(verifier, "POST", path, b"{}", Authorization=proof))
+    assert (seen[0], seen[-1]) == (400, 429)
+
+
 async def test_a_node_that_floods_costs_itself(verifier: RunningVerifier) -> None:
     """Its own rate, and neither another node's nor its address's."""
     loud, quiet = await verifier.enrol(), await verifier.enrol()

@@ -97,6 +97,7 @@ async def roll(request: web.Request) -> web.Response:
     service = service_of(request)
     body = await read_body(request, MAX_JSON)
     node, proof = await service.authenticate(request, body)
+    service.node_rates.spend(node.id)
     if node.id != request.match_info["id"]:
         raise RequestError("a node can change only its own key", code="request.forbidden")
     change = parse_json(body, _RollBody)

@@ -37,6 +37,15 @@ class Rates:
             self._buckets[key] = (level, now)
             wait = int((1 - level) / self._rate) + 1
             raise RequestError("too many requests", code="request.too-often", retry_after=wait)
-        self._buckets[key] = (level - 1, now)
+        self._put(key, level - 1, now)
+
+    def charge(self, key: str, cost: float) -> None:
+        """Take *cost* more requests from *key*'s bucket, for one that was dear; what is not there it owes."""
+        now = self._now()
+        level, since = self._buckets.pop(key, (self._burst, now))
+        self._put(key, min(self._burst, level + (now - since) * self._rate) - cost, now)
+
+    def _put(self, key: str, level: float, now: float) -> None:
+        self._buckets[key] = (level, now)
         while len(self._buckets) > self._keys:
             self._buckets.popitem(last=False)

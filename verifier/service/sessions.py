@@ -24,7 +24,7 @@ from verifier.service.appraiser import Appraiser
 from verifier.service.credentials import check_other, has_signature
 from verifier.service.front import note_failure, note_identity, spend_stranger, take_place
 from verifier.service.http import integer, json_response, read_body
-from verifier.service.state import Service, service_of
+from verifier.service.state import BYTES_PER_REQUEST, Service, service_of
 from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import NONCE_BYTES, new_nonce
@@ -224,6 +224,8 @@ async def submit(request: web.Request) -> web.Response:
         _note_session(service, request, session)
     wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
+    if session.node_id is not None:
+        service.session_rates.charge(session.id, len(data) / BYTES_PER_REQUEST)
     await take_place(request)
     answer = await request.app[APPRAISER].submit(
         session,
@@ -272,7 +274,7 @@ def _note_session(service: Service, request: web.Request, session: StoredSession
     if session.node_id is None:
         spend_stranger(request)
     else:
-        service.session_rates.spend(session.id)
+        service.spend_session(session.id)
         note_identity(request, f"node:{session.node_id}")
 
 
@@ -302,14 +304,12 @@ async def look(request: web.Request) -> web.Response:
 async def drop(request: web.Request) -> web.Response:
     """Drop a session.  The challenges that it has taken are not used again."""
     service = service_of(request)
-    session_id = request.match_info["id"]
     session = await _find_session(request)
     await take_place(request)
-    service.opened.take(session_id)
     if session.sealed:
-        service.sealer.drop(session_id)
+        service.sealer.drop(session.id)
     else:
-        await service.db.write(lambda tx: sessions.drop(tx, session_id, service.now_ms()), of=session.node_id)
+        await service.db.write(lambda tx: sessions.drop(tx, session.id, service.now_ms()), of=session.node_id)
     return web.Response(status=204)
 
 

@@ -36,6 +36,8 @@ from verifier.store.restoring import Fence
 
 _PER_SESSION: Final = 10
 """Times that a session may be named, for each request that its node may sign."""
+BYTES_PER_REQUEST: Final = 32 * 1024
+"""What so many bytes of evidence or answers cost, one request costs."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,16 @@ class Service:
     def now_ms(self) -> int:
         """Milliseconds since 1970, by the clock that all replicas share: what one writes, another compares."""
         return self.duties.shared_ms()
+
+    def spend_session(self, session_id: str, size: int = 0) -> None:
+        """
+        Count a request about a node's session, and the bytes that it has brought.
+
+        Raises:
+            RequestError: there were too many.
+        """
+        self.session_rates.spend(session_id)
+        self.session_rates.charge(session_id, size / BYTES_PER_REQUEST)
 
     async def authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         """
