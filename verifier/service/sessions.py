@@ -306,6 +306,7 @@ async def drop(request: web.Request) -> web.Response:
     service = service_of(request)
     session = await _find_session(request)
     await take_place(request)
+    service.opened.take(session.id)
     if session.sealed:
         service.sealer.drop(session.id)
     else:
