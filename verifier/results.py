@@ -128,6 +128,25 @@ class AttestationResult(Struct, frozen=True, omit_defaults=True):
     status: dict[str, str]
     """`uri`: where to look for revocation."""
     eat_profile: str = msgspec.field(default=EAR_PROFILE)
+    ear_touchstone_sequence: Annotated[int, Meta(ge=1, lt=1 << 53)] | None = None
+    """
+    The verifier's order: of a node's results, the one with the highest number is the newest.
+
+    It goes on growing where clocks are set back, replicas take turns, or a database is restored (ADR 0028).
+    Results of earlier versions have none.
+    """
+
+    def is_newer_than(self, other: AttestationResult) -> bool:
+        """
+        Whether the verifier issued this result after another one of the same node.
+
+        The numbers decide.  If one of the two has none, the later `iat` does, and this one if both are equal:
+        it came later.
+        """
+        mine, other_one = self.ear_touchstone_sequence, other.ear_touchstone_sequence
+        if mine is not None and other_one is not None:
+            return mine > other_one
+        return self.iat >= other.iat and self.jti != other.jti
 
     def value(self, submod: str, claim: str) -> int:
         """A trust claim's value; 0 (no conclusion) if it is absent (AR4SI §2.3.3)."""
@@ -208,11 +227,14 @@ def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationRe
 _CWT_TOP: Final = {
     "iss": 1, "exp": 4, "iat": 6, "jti": 7, "cnf": 8, "ueid": 256, "eat_profile": 265,
     "submods": 266, "ear_status": 1000, "ear_verifier_id": 1004, "status": 65535,
+    # Ours, in the range of private use (RFC 8392 §9.1).
+    "ear_touchstone_sequence": -80101,
 }  # fmt: skip
 _CWT_SUBMOD: Final = {
     "ear_status": 1000, "ear_trustworthiness_vector": 1001, "ear_appraisal_policy_ids": 1003,
     "ear_attester_claims": 1005, "ear_verifier_claims": 1006, "eat_nonce": 10,
 }  # fmt: skip
+_OPTIONAL: Final = frozenset({"ear_touchstone_sequence"})
 _CWT_TYP: Final = "application/eat+cwt"
 
 
@@ -265,7 +287,7 @@ def decode_cwt(
 def _from_cwt(raw: Any) -> dict[str, Any]:
     tiers = {number: tier for tier, number in _TIER_NUMBER.items()}
     try:
-        claims = {name: raw[key] for name, key in _CWT_TOP.items()}
+        claims = {name: raw[key] for name, key in _CWT_TOP.items() if name not in _OPTIONAL or key in raw}
         claims["jti"] = claims["jti"].hex()
         claims["ueid"] = b64url(claims["ueid"])
         claims["cnf"] = {"jwk": jwk_of(cose.PublicKey.from_map(claims["cnf"][1]))}

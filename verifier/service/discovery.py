@@ -48,6 +48,7 @@ async def verification(request: web.Request) -> web.Response:
         "policy": policy.id,
         # Seconds since 1970, so that a node can tell that its clock is wrong.
         "time": service.now_ms() // 1000,
+        "clock": service.duties.clock_to_wire(),
     }
     return json_response(
         document,

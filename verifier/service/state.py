@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -59,7 +60,7 @@ class Service:
     def __post_init__(self) -> None:
         sessions = self.config.sessions
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
-        object.__setattr__(self, "duties", Duties(self.db, self.clock))
+        object.__setattr__(self, "duties", Duties(self.db, self.clock, sessions.skew_s))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
         object.__setattr__(
             self, "address_rates", Rates(sessions.per_address_per_minute, self.clock.monotonic)
@@ -139,7 +140,9 @@ class Service:
                 skew=self.config.sessions.skew_s,
             )
         except COSEError as error:
+            self._hear_late(proof, request, body, key)
             raise RequestError(str(error), code="request.unauthorised") from None
+        self.duties.doubt.hear(proof.kid, proof.claims.time * 1000, self.now_ms())
         if proof.claims.time * 1000 <= self.fence.signed_ms:
             wait_s = max(self.fence.signed_ms - self.now_ms(), 0) // 1000 + 1
             raise RequestError(
@@ -147,6 +150,14 @@ class Service:
                 code="request.replayed",
                 retry_after=wait_s,
             )
+
+    def _hear_late(self, proof: Proof, request: web.Request, body: bytes, key: PublicKey) -> None:
+        """If it is not known whether our clock is right: take in the time that a node signed and that we refuse."""
+        if not self.duties.doubt:
+            return
+        with suppress(COSEError):
+            proof.verify(self.signed_request(request, body), key, now=proof.claims.time, skew=0)
+            self.duties.doubt.hear(proof.kid, proof.claims.time * 1000, self.now_ms())
 
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)

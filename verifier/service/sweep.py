@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import Gauge
 
 from verifier.errors import StoreError
+from verifier.service.after_steps import AfterSteps
 from verifier.service.state import Service
 from verifier.store import appraisals, events, incidents, nodes, pool, recordings, sessions
 from verifier.store.database import Tx
@@ -18,6 +19,9 @@ _PERIOD_S: Final = 1.0
 _SLOW_EVERY_ROUNDS: Final = 60
 _DAY_MS: Final = 24 * 3600 * 1000
 _EVENT_LIFETIME_MS: Final = _DAY_MS
+_CLOCKS_MS: Final = 60_000
+_TRUSTED_AFTER_S: Final = 3600.0
+"""So long after the clock was set ahead by more than `_CLOCKS_MS` nothing is deleted for its age."""
 _STEP_ROWS: Final = 200
 """Rows that are deleted in one transaction: others wait for it some milliseconds at most."""
 
@@ -27,10 +31,11 @@ _free_challenges = Gauge("touchstone_pool_free", "Challenges left.", ["model", "
 
 async def run(service: Service) -> None:
     """Sweep until cancelled, while this replica has the lease."""
-    rounds = 0
+    rounds, after_steps = 0, AfterSteps(service)
     while True:
         if service.duties.held:
             try:
+                await after_steps.round()
                 await end_expired(service)
                 if rounds % _SLOW_EVERY_ROUNDS == 0:
                     await delete_old(service)
@@ -72,6 +77,9 @@ async def _nothing(_tx: Tx) -> None:
 async def delete_old(service: Service) -> None:
     """Delete what is old, in small steps between which other transactions have their turn."""
     now_ms, limits = service.now_ms(), service.config.recording
+    if service.duties.last_step_ms > _CLOCKS_MS and service.duties.steady_s < _TRUSTED_AFTER_S:
+        # What is deleted is gone, and the clock may have been set wrongly.
+        return
     results_before = now_ms - service.config.results.keep_days * _DAY_MS
     recordings_before = now_ms - limits.keep_days * _DAY_MS
     live_ms = now_ms - service.config.results.lifetime_s * 1000
