@@ -56,6 +56,8 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     url: _Url
     kids: tuple[str, ...] = ()
     """Thumbprints (RFC 7638) of the keys to trust; any key in its JWKS if empty."""
+    skew_s: Annotated[int, Meta(ge=0, le=300)] = 30
+    """By how much the verifier's clock may be ahead of the router's."""
     router_token_file: _File | None = None
     """With this token the router reports incidents."""
     admin_token_file: _File | None = None

@@ -181,10 +181,13 @@ def is_signed_by(token: str, keys: Mapping[str, VerifyingKey]) -> bool:
 
 
 def decode_jwt(
-    token: str, keys: Mapping[str, VerifyingKey], *, issuer: str, now: int, leeway: int = 0
+    token: str, keys: Mapping[str, VerifyingKey], *, issuer: str, now: int | None, leeway: int = 0
 ) -> AttestationResult:
     """
     Verify and read a JWT.
+
+    Args:
+        now: Seconds since 1970.  `None`: the caller judges its times, and nothing is refused for them.
 
     Raises:
         ResultError: it is too large or malformed, has an unknown key, another algorithm or a wrong
@@ -199,7 +202,7 @@ def decode_jwt(
     return _accept(claims, issuer=issuer, now=now, leeway=leeway)
 
 
-def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationResult:
+def _accept(claims: Any, *, issuer: str, now: int | None, leeway: int) -> AttestationResult:
     profile = claims.get("eat_profile") if isinstance(claims, dict) else None
     if profile != EAR_PROFILE:
         raise ResultError(f"the result has the profile {str(profile)[:80]!r}, not {EAR_PROFILE}")
@@ -209,9 +212,9 @@ def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationRe
         raise ResultError(f"the result is malformed: {error}") from None
     if result.iss != issuer:
         raise ResultError(f"the result is from {result.iss[:80]!r}, not from {issuer}")
-    if result.exp <= now - leeway:
+    if now is not None and result.exp <= now - leeway:
         raise ResultError("the result has expired")
-    if result.iat > now + leeway:
+    if now is not None and result.iat > now + leeway:
         raise ResultError("the result was issued in the future")
     for name, appraisal in result.submods.items():
         if unknown := appraisal.ear_trustworthiness_vector.keys() - CLAIM_NAMES:

@@ -32,6 +32,7 @@ from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
 from router.service import decisions, incidents, standing, status
+from router.service.clock_reporter import ClockReporter
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.state.feed import Feed
@@ -199,6 +200,7 @@ def assemble(
         dispatcher=dispatcher,
         config=config.gateway,
         clock=clock,
+        skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
     )
@@ -214,7 +216,7 @@ def _loops(
         "name": name.run(),
         "feed": state.feed.run(),
         "holds": state.holds.run(),
-        "sweep": _sweep(state.fleet),
+        "sweep": _sweep(state),
     }
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
@@ -249,7 +251,8 @@ def reload_table(app: web.Application) -> None:
     _log.info("another table of workloads is in force", workloads=len(table.workloads))
 
 
-async def _sweep(fleet: Fleet) -> None:
+async def _sweep(state: State) -> None:
+    fleet, clocks = state.fleet, ClockReporter(state.clock, state.config.verifier.skew_s)
     while True:
         # Spread over the second: a large fleet in one go would keep every request waiting.
         parts = len(fleet) // (_SWEPT_IN_S * _SWEPT_AT_ONCE) + 1
@@ -261,6 +264,7 @@ async def _sweep(fleet: Fleet) -> None:
             except Exception:  # noqa: BLE001
                 # The outermost of the sweep: one node must not end it for all.
                 _log.exception("the sweep failed")
+        clocks.report()
         _silent.set(fleet.silent_s)
         for name, lanes in fleet.census().items():
             for lane, count in lanes.items():
