@@ -41,12 +41,12 @@ class GateContext:
     """What a gate looks at beside the node itself."""
 
     now_ms: int
-    monotonic: float = 0.0
-    """Seconds by the clock that nobody sets."""
     held_since: float | None = None
     """When the first open incident of its operator's nodes was opened, Unix seconds."""
     pace: float | None = None
     """Tokens per second that routers measured in the last hour, if they measured enough."""
+    monotonic: float = 0.0
+    """Seconds by the clock that nobody sets."""
 
 
 Gate: TypeAlias = Callable[[NodeView, Workload, GateContext], GateVerdict | None]

@@ -108,9 +108,9 @@ class Placement:
         statistics = None if entry is None else entry.statistics.get(workload.standing_key)
         return GateContext(
             self._clock.now_ms(),
-            self._clock.monotonic(),
             self._operator_holds.since(operator),
             None if statistics is None else statistics.pace,
+            self._clock.monotonic(),
         )
 
     def check_gates(self, entry: NodeEntry) -> None:
