@@ -51,7 +51,7 @@ class ResultKey:
     @cached_property
     def jwt_header(self) -> str:
         """The first part of each JWT that this key signs, and its full stop."""
-        return b64url(msgspec.json.encode({"alg": "ES256", "kid": self.kid, "typ": "eat+jwt"})) + "."
+        return jwt_header(self.kid)
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ class VerifyingKey:
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ResultError("a JWK must be a public key")
         return cls(key)
+
+
+def jwt_header(kid: str) -> str:
+    """The first part of each JWT that a key signs, and its full stop."""
+    return b64url(msgspec.json.encode({"alg": "ES256", "kid": kid, "typ": "eat+jwt"})) + "."
 
 
 MAX_JWKS: Final = 256 * 1024

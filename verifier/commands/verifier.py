@@ -12,6 +12,7 @@ from attester.cli import configure_logging
 from attester.errors import ConfigError
 from verifier.commands import maintenance
 from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, table
+from verifier.commands.signing_keys import signing_key
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import read_archive
@@ -257,5 +258,11 @@ def release_cause(cause: str, reason: str, actor: str, home: Path) -> None:
         click.echo(f"Proposed the release of {waiting} incidents. A second person must agree.")
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, maintenance.check):
+for _command in (
+    maintenance.backup,
+    maintenance.restore,
+    maintenance.migrate,
+    maintenance.check,
+    signing_key,
+):
     verifier.add_command(_command)

@@ -149,7 +149,7 @@ class Appraiser:
                 policy_id=inputs.bundle.id,
                 sequence=sequence,
             )
-            return sign_result(result, service.keys[-1], now_ms)
+            return sign_result(result, service.signing_key, now_ms)
 
         async def complete(tx: Tx) -> Answer:
             row, is_new = await appraisals.complete(tx, submission, sign, now_ms)

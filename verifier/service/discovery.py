@@ -33,7 +33,7 @@ async def verification(request: web.Request) -> web.Response:
     async with service.db.read() as tx:
         policy = await service.inputs.load_bundle(tx, (await service.inputs.load_rollout(tx)).active)
     document = {
-        "ear-verification-key": service.keys[-1].verifying.jwk(),
+        "ear-verification-key": service.signing_key.verifying.jwk(),
         "media-types": [MEDIA_TYPE],
         "attestation-schemes": ["touchstone-platform", "touchstone-weights"],
         "version": results.BUILD,

@@ -169,7 +169,7 @@ async def result(request: web.Request) -> web.Response:
         return web.Response(body=row["token"].encode(), headers={"Content-Type": results.MEDIA_TYPE_JWT})
     if form == "application/eat+cwt":
         claims = msgspec.json.decode(row["claims"], type=results.AttestationResult)
-        data = results.encode_cwt(claims, service.keys[-1])
+        data = results.encode_cwt(claims, service.signing_key)
         return web.Response(body=data, headers={"Content-Type": results.MEDIA_TYPE_CWT})
     return web.Response(body=row["claims"].encode(), content_type="application/json")
 

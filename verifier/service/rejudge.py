@@ -246,7 +246,7 @@ class Rejudger:
                 judged.checked, judged.outcome, judged.context, snapshot, recording.record.terms,
                 jti=new_id(service.now_ms()), policy_id=inputs.bundle.id, sequence=sequence,
             )  # fmt: skip
-            return sign_result(result, service.keys[-1], known.issued_ms)
+            return sign_result(result, service.signing_key, known.issued_ms)
 
         return _Replacement(anew, sign)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import msgspec
 from aiohttp import web
@@ -24,6 +23,7 @@ from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
+from verifier.service.key_ring import KeyRing
 from verifier.service.sealed import Sealer
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
@@ -38,8 +38,8 @@ class Service:
     config: VerifierConfig
     db: Database
     engine: PolicyEngine
-    keys: tuple[ResultKey, ...]
-    """The key that signs is the last."""
+    key_ring: KeyRing
+    """The keys that sign results."""
     pool_key: PoolKey
     admin_token: str
     router_token: str
@@ -71,14 +71,19 @@ class Service:
         """The issuer of results, and the audience of evidence."""
         return self.config.service.url
 
-    def verifying_keys(self) -> Mapping[str, VerifyingKey]:
-        """Every key that can have signed a live result, by kid."""
-        return {key.kid: key.verifying for key in self.keys}
+    @property
+    def signing_key(self) -> ResultKey:
+        """The key that signs results now."""
+        return self.key_ring.signer(self.now_ms())
 
-    @cached_property
+    def verifying_keys(self) -> Mapping[str, VerifyingKey]:
+        """Every key that can have signed a live result, or will sign soon, by kid: the newest first."""
+        return self.key_ring.listed(self.now_ms())
+
+    @property
     def jwks(self) -> bytes:
-        """Every key that can have signed a live result, the newest first (RFC 7517 §5)."""
-        return msgspec.json.encode({"keys": [key.verifying.jwk() for key in reversed(self.keys)]})
+        """The same as a JWKS (RFC 7517 §5)."""
+        return msgspec.json.encode({"keys": [key.jwk() for key in self.verifying_keys().values()]})
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, by the clock that all replicas share: what one writes, another compares."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 from verifier.store import events
 from verifier.store.database import Row, Tx
 
-_CLOCKS_MS: Final = 48 * 3600 * 1000
+CLOCKS_MS: Final = 48 * 3600 * 1000
 """By how much our clock may be fast: a result that has run out by it may live for a router whose clock is right."""
 
 
@@ -28,7 +28,7 @@ async def end_results(tx: Tx, node_id: str, now_ms: int) -> list[Row]:
         " RETURNING id, seq, sequence",
         now_ms,
         node_id,
-        now_ms - _CLOCKS_MS,
+        now_ms - CLOCKS_MS,
         now_ms,
     )
     return sorted(ended, key=lambda row: row["seq"])

@@ -4,3 +4,12 @@
 ALTER TABLE appraisals ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
 -- Up to which number a node's results are void.
 CREATE INDEX appraisals_revoked ON appraisals (node_id, sequence) WHERE revoked_ms IS NOT NULL;
+
+-- When each key signs results, and when it leaves the JWKS (verifier/store/signing_keys.py).
+CREATE TABLE signing_keys (
+    kid           TEXT PRIMARY KEY,
+    jwk           TEXT NOT NULL,               -- the public key, JSON
+    signs_ms      INTEGER NOT NULL,            -- from then on, unless a later key signs
+    leaves_ms     INTEGER,                     -- from then on it is not listed any more
+    withdrawn_ms  INTEGER
+) STRICT, WITHOUT ROWID;
