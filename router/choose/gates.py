@@ -66,32 +66,34 @@ def result(node: NodeView, workload: Workload, context: GateContext) -> GateVerd
     A live result, young enough, with every required claim affirming and the assurance.
 
     Its age is told by two clocks.  One of them may have been set, so the result must be young by both.  If a newer
-    result is set aside because it is from the future, that must allow the work too: bad news needs no right clock.
+    result is set aside because it is not of this time, that must allow the work too: bad news needs no right clock.
     """
-    ear, early = node.result, node.early
-    if ear is None and early is None:
+    ear, aside = node.result, node.aside
+    if ear is None and aside is None:
         return GateVerdict("result", "result.missing", "no result yet")
     if ear is not None and node.revoked:
         return GateVerdict("result", "result.revoked", f"result {ear.jti} was revoked")
     now, age_s = context.now_ms // 1000, context.monotonic - node.issued_at
     if ear is None or ear.exp <= now or age_s >= ear.exp - ear.iat:
-        if early is not None:
-            detail = f"issued at {early.result.iat}, {early.result.iat - now} s ahead of the router's clock"
-            return GateVerdict("result", "result.early", detail)
-        assert ear is not None
-        return GateVerdict("result", "result.expired", f"it ran out at {ear.exp}, and it is {now}")
+        if aside is not None and aside.result.exp > now:
+            return _untimely(aside.result, now)
+        exp = aside.result.exp if aside is not None else ear.exp if ear is not None else 0
+        return GateVerdict("result", "result.expired", f"it ran out at {exp}, and it is {now}")
     if now - ear.iat > workload.max_age_s or age_s >= workload.max_age_s + 1:
         return GateVerdict(
             "result", "result.old", f"issued at {ear.iat}, and {workload.max_age_s} s is the most"
         )
     verdict = _falls_short(ear, workload)
-    if verdict is None and early is not None:
-        if endpoint_of(early.result) != node.endpoint:
-            return GateVerdict(
-                "result", "result.early", "a newer result, from the future, has another endpoint"
-            )
-        verdict = _falls_short(early.result, workload)
+    if verdict is None and aside is not None:
+        if endpoint_of(aside.result) != node.endpoint:
+            return _untimely(aside.result, now)
+        verdict = _falls_short(aside.result, workload)
     return verdict
+
+
+def _untimely(ear: AttestationResult, now: int) -> GateVerdict:
+    detail = f"its newest result is of {ear.iat} to {ear.exp}, and by the router's clock it is {now}"
+    return GateVerdict("result", "result.untimely", detail)
 
 
 def _falls_short(ear: AttestationResult, workload: Workload) -> GateVerdict | None:
@@ -237,7 +239,7 @@ CODES: Final = {
     "result.missing": "The verifier has issued no result for it.",
     "result.revoked": "Its result was revoked.",
     "result.expired": "Its result has expired.",
-    "result.early": "Its newest result is from the future: the router's clock or the verifier's is wrong.",
+    "result.untimely": "Its newest result is not of this time: the router's clock or the verifier's is wrong.",
     "result.old": "Its result is older than the workload allows.",
     "result.no-submod": "Its result lacks a submodule that is required.",
     "result.not-affirming": "A required claim is not affirming.",

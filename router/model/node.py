@@ -13,8 +13,8 @@ _PLATFORM = "platform"
 
 
 @dataclass(frozen=True, slots=True)
-class EarlyResult:
-    """A result from the future, by the router's clock: it waits until its time comes."""
+class AsideResult:
+    """A result that came before or after its time, by the router's clock: it waits until that is right."""
 
     result: AttestationResult
     digest: bytes = field(repr=False)
@@ -41,7 +41,7 @@ class NodeView:
     revoked: bool = field(default=False, kw_only=True)
     void: int = field(default=0, kw_only=True)
     """Results with numbers up to this one are revoked."""
-    early: EarlyResult | None = field(default=None, kw_only=True)
+    aside: AsideResult | None = field(default=None, kw_only=True)
     """A newer result that is set aside.  What it does not allow is not allowed."""
     retired: bool = field(default=False, kw_only=True)
     incidents: frozenset[str] = field(default=frozenset(), kw_only=True)

@@ -30,13 +30,14 @@ from verifier.results import AttestationResult
 
 MAX_NODES: Final = 1_000_000
 _LOOKED_AT_AT_ONCE: Final = 1000
-_FEW_EARLY: Final = 1000
+_FEW_ASIDE: Final = 1000
+_STEP_S: Final = 1.0
 _DROPPED_AT_ONCE: Final = 50
 """Nodes that are looked at or dropped before other work has its turn."""
 
 _log = structlog.get_logger("router")
 _refused = Counter("touchstone_router_results_refused_total", "Results that were not accepted.")
-_set_aside = Counter("touchstone_router_results_set_aside_total", "Results from the future.")
+_set_aside = Counter("touchstone_router_results_set_aside_total", "Results before or after their time.")
 
 ReadResult = AttestationResult | ResultError
 """A verified result, or why there is none."""
@@ -65,8 +66,11 @@ class KnownNodes:
         """By open incident, the operator of its node."""
         self._voids: dict[str, int] = {}
         """By node that is not known, up to which number its results are revoked."""
-        self._early: list[tuple[int, str]] = []
-        """When the time of a result comes that is set aside, and whose it is: a heap."""
+        self._aside: set[str] = set()
+        """Nodes with a result that is set aside; some had one."""
+        self._coming: list[tuple[int, str]] = []
+        """When the time of such a result comes, and whose it is: a heap."""
+        self._promoted_off_s = reader.wall_less_monotonic()
 
     def __len__(self) -> int:
         return len(self._views)
@@ -98,18 +102,24 @@ class KnownNodes:
             self._voids[node] = max(self._voids.get(node, 0), sequence)
 
     def promote(self) -> None:
-        """Let the results count that were set aside and whose time has come."""
-        while self._early:
-            node = self._early[0][1]
-            view = self._views.get(node)
-            early = None if view is None else view.early
-            if early is not None and early.result.iat == self._early[0][0]:
-                if self._reader.is_early(early.result):
-                    return
-                assert view is not None
-                self._views[node] = succession.promote(view)
-                self._tell(node)
-            heapq.heappop(self._early)
+        """Let the results count that were set aside and for which the time is right by now."""
+        off_s = self._reader.wall_less_monotonic()
+        if abs(off_s - self._promoted_off_s) > _STEP_S:
+            # The clock was set: any of them may be timely.
+            self._promoted_off_s = off_s
+            for node in list(self._aside):
+                self._promote(node)
+        while self._coming and self._reader.has_come(self._coming[0][0]):
+            self._promote(heapq.heappop(self._coming)[1])
+
+    def _promote(self, node: str) -> None:
+        view = self._views.get(node)
+        if view is None or view.aside is None:
+            self._aside.discard(node)
+        elif not self._reader.is_untimely(view.aside.result):
+            self._aside.discard(node)
+            self._views[node] = succession.promote(view)
+            self._tell(node)
 
     def retire(self, node: str) -> None:
         """Take in that a node is retired."""
@@ -151,32 +161,37 @@ class KnownNodes:
         if succession.is_known(before, result):
             # The same result again.  If it is revoked, it stays revoked, and it grows no younger.
             return before, False
-        is_early = self._reader.is_early(result)
-        if not succession.is_newer(before, result, is_early=is_early):
+        is_untimely = self._reader.is_untimely(result)
+        if not succession.is_newer(before, result, is_untimely=is_untimely):
             # A replay of an old result is no way to keep a node out.
             _note_refusal(before.node, "it is older than the known one")
             return before, False
         if not self._owns(before, result):
             # The verifier contradicts itself, and with it what it said before.
             _note_refusal(before.node, "its ueid belongs to another node")
-            return (before if before.result is None else replace(before, revoked=True, early=None)), True
-        if is_early:
+            return (before if before.result is None else replace(before, revoked=True, aside=None)), True
+        if is_untimely:
             self._await_time(before.node, result)
         issued_at = self._reader.issued_at(result)
-        return succession.take(before, result, digest, issued_at, is_early=is_early), False
+        return succession.take(before, result, digest, issued_at, is_untimely=is_untimely), False
 
     def _await_time(self, node: str, result: AttestationResult) -> None:
         _set_aside.inc()
-        heapq.heappush(self._early, (result.iat, node))
-        if len(self._early) > 2 * len(self._views) + _FEW_EARLY:
+        self._aside.add(node)
+        heapq.heappush(self._coming, (result.iat, node))
+        if len(self._coming) > 2 * len(self._aside) + _FEW_ASIDE:
             # Most of them have been replaced by now.
-            waiting = {(result.iat, node)}
-            waiting |= {(v.early.result.iat, v.node) for v in self._views.values() if v.early is not None}
-            self._early = sorted(waiting)
+            self._aside = {node} | {
+                n for n in self._aside if (v := self._views.get(n)) is not None and v.aside
+            }
+            self._coming = sorted(
+                {(result.iat, node)}
+                | {(a.result.iat, n) for n in self._aside - {node} if (a := self._views[n].aside) is not None}
+            )
 
     def _owns(self, view: NodeView, result: AttestationResult) -> bool:
         """Whether a result's ueid is the node's, and no other node's."""
-        known = view.result or (None if view.early is None else view.early.result)
+        known = view.result or (None if view.aside is None else view.aside.result)
         if known is not None and known.ueid != result.ueid:
             return False
         return self._owners.setdefault(result.ueid, view.node) == view.node
@@ -193,14 +208,14 @@ class KnownNodes:
             if self._views.get(node) is not view:
                 # It came after the key had left.
                 continue
-            early = view.early
-            if early is not None and not self._reader.is_trusted(early.digest):
-                early = None
+            aside = view.aside
+            if aside is not None and not self._reader.is_trusted(aside.digest):
+                aside = None
             revoked = view.revoked or (
                 view.result is not None and not self._reader.is_trusted(view.token_digest)
             )
-            if (revoked, early) != (view.revoked, view.early):
-                self._views[node] = replace(view, revoked=revoked, early=early)
+            if (revoked, aside) != (view.revoked, view.aside):
+                self._views[node] = replace(view, revoked=revoked, aside=aside)
                 self._tell(node)
 
     def _tell(self, node: str) -> None:
@@ -311,5 +326,5 @@ def _held(snapshot: Snapshot, node: str) -> frozenset[str]:
 
 
 def _says_the_same(one: NodeView, other: NodeView) -> bool:
-    mine, others = ((v.revoked, v.retired, v.incidents, v.early) for v in (one, other))
+    mine, others = ((v.revoked, v.retired, v.incidents, v.aside) for v in (one, other))
     return mine == others

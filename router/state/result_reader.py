@@ -87,9 +87,18 @@ class ResultReader:
         """Whether the key that signed a token, by the token's digest, is trusted now."""
         return any(digest.endswith(_signer(kid)) for kid in self.keys)
 
-    def is_early(self, result: AttestationResult) -> bool:
-        """Whether a result is from the future, further than clocks may differ."""
-        return result.iat > self._clock.now_ms() / 1000 + self._skew_s
+    def is_untimely(self, result: AttestationResult) -> bool:
+        """Whether a result is from the future, further than clocks may differ, or has run out, by the router's clock."""
+        now = self._clock.now_ms() / 1000
+        return result.iat > now + self._skew_s or result.exp <= now
+
+    def has_come(self, iat: int) -> bool:
+        """Whether a moment of issue is not in the future, as far as clocks may differ."""
+        return iat <= self._clock.now_ms() / 1000 + self._skew_s
+
+    def wall_less_monotonic(self) -> float:
+        """It stays the same unless the wall clock is set."""
+        return self._clock.now_ms() / 1000 - self._clock.monotonic()
 
     def issued_at(self, result: AttestationResult) -> float:
         """

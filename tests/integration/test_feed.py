@@ -319,7 +319,7 @@ async def test_clocks_may_differ_a_little(verifier, late: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("skew_s", "late", "said"), [(0, 1, "result.early"), (300, 300, None), (300, 301, "result.early")]
+    ("skew_s", "late", "said"), [(0, 1, "result.untimely"), (300, 300, None), (300, 301, "result.untimely")]
 )
 async def test_how_much_is_a_setting(verifier, skew_s: int, late: int, said: str | None) -> None:
     """``skew_s`` of the section ``[verifier]``."""

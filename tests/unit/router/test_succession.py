@@ -26,16 +26,16 @@ def result(sequence: int | None, **given: Any) -> AttestationResult:
     return structs.replace(made, ear_touchstone_sequence=sequence)
 
 
-def is_early(given: AttestationResult) -> bool:
-    return given.iat > NOW + SKEW_S
+def is_untimely(given: AttestationResult) -> bool:
+    return given.iat > NOW + SKEW_S or given.exp <= NOW
 
 
 def taken(view: NodeView, given: AttestationResult) -> NodeView:
     """As the feed takes it in."""
-    early = is_early(given)
-    if succession.is_known(view, given) or not succession.is_newer(view, given, is_early=early):
+    aside = is_untimely(given)
+    if succession.is_known(view, given) or not succession.is_newer(view, given, is_untimely=aside):
         return view
-    return succession.take(view, given, b"", TICKS, is_early=early)
+    return succession.take(view, given, b"", TICKS, is_untimely=aside)
 
 
 def code(view: NodeView, *, now_ms: int = NOW * 1000, ticks: float = TICKS) -> str | None:
@@ -78,8 +78,8 @@ def test_what_was_good_stays_good_beside_a_result_from_the_future() -> None:
     """Until it runs out by either clock."""
     view = taken(GOOD, result(6, iat=NOW + 31))
     assert code(view) is None
-    assert code(view, now_ms=(NOW + 600) * 1000) == "result.early"
-    assert code(view, ticks=TICKS + 600) == "result.early"
+    assert code(view, now_ms=(NOW + 600) * 1000) == "result.untimely"
+    assert code(view, ticks=TICKS + 600) == "result.untimely"
 
 
 def test_bad_news_need_no_right_clock() -> None:
@@ -89,27 +89,27 @@ def test_bad_news_need_no_right_clock() -> None:
 
 def test_a_result_from_the_future_lets_nobody_in() -> None:
     """There is nothing else."""
-    assert code(taken(EMPTY, result(6, iat=NOW + 31))) == "result.early"
+    assert code(taken(EMPTY, result(6, iat=NOW + 31))) == "result.untimely"
 
 
 def test_a_node_that_moves_is_not_sought_where_it_was() -> None:
     """Its failures there would be ours."""
     moved = result(6, iat=NOW + 31, endpoint={"url": "https://192.0.2.2", "spki_sha256": PIN})
-    assert code(taken(GOOD, moved)) == "result.early"
+    assert code(taken(GOOD, moved)) == "result.untimely"
 
 
 def test_a_result_counts_once_its_time_has_come() -> None:
     """It takes the place of the one before it."""
     view = succession.promote(taken(GOOD, result(6, iat=NOW + 31)))
     assert view.result is not None
-    assert (view.result.ear_touchstone_sequence, view.early) == (6, None)
+    assert (view.result.ear_touchstone_sequence, view.aside) == (6, None)
     assert succession.promote(GOOD) == GOOD
 
 
 def test_a_result_from_the_future_gives_way_to_a_newer_one() -> None:
     """The verifier's clock is right again."""
     view = taken(taken(GOOD, result(6, iat=NOW + 3600, weights=BAD)), result(7))
-    assert (view.early, code(view)) == (None, None)
+    assert (view.aside, code(view)) == (None, None)
 
 
 def test_the_time_of_a_waiting_result_runs() -> None:
@@ -137,9 +137,9 @@ def test_a_revocation_that_comes_first_counts_too() -> None:
 def test_a_revocation_takes_a_waiting_result_along() -> None:
     """If it names it."""
     view = taken(GOOD, result(6, iat=NOW + 31))
-    assert succession.void(view, 6).early is None
-    assert succession.void(view, 5).early is not None
-    assert succession.void(view, None).early is None
+    assert succession.void(view, 6).aside is None
+    assert succession.void(view, 5).aside is not None
+    assert succession.void(view, None).aside is None
 
 
 def test_a_revocation_without_a_number_is_of_all_that_is_known() -> None:
@@ -200,10 +200,10 @@ def test_the_highest_number_decides(spoken: list[tuple[str, bool]]) -> None:
 def _state(view: NodeView) -> Any:
     """What is decided by, without what only tells how it came to be."""
     counts = None if view.revoked or view.result is None else view.result.ear_touchstone_sequence
-    early = None if view.early is None else view.early.result.ear_touchstone_sequence
+    aside = None if view.aside is None else view.aside.result.ear_touchstone_sequence
     return (
         counts,
-        early,
+        aside,
         view.void,
-        replace(view, result=None, early=None, revoked=False, void=0, issued_at=0),
+        replace(view, result=None, aside=None, revoked=False, void=0, issued_at=0),
     )
