@@ -2,8 +2,9 @@
 Which of a node's results counts: the rules by which one takes the place of another.
 
 The verifier's number decides, never a time: a result gives way only to one with a higher number (ADR 0028).  A
-revocation names the number up to which results are void, so it never voids a newer one.  A result that comes before
-or after its time, by the router's clock, is set aside: the one before it stays good, as far as both allow the work.  Nothing depends on the order in which
+revocation names the number up to which results are void, so it never voids a newer one.  A result that comes
+before or after its time, by the router's clock, is set aside: the one before it stays good, as far as both allow
+the work.  Nothing depends on the order in which
 results and revocations come.
 
 All of it is pure: a view in, a view out.

@@ -15,7 +15,7 @@ from verifier.schemes.context import Channel, WalkRecord
 from verifier.service import sweep
 from verifier.service.after_steps import AfterSteps
 from verifier.service.calls import CALL_SCHEDULER
-from verifier.store import revocations, sessions
+from verifier.store import early, revocations, sessions
 from verifier.store.leases import drop_early, take
 
 HOUR_S, DAY_S = 3600, 86400
@@ -216,7 +216,7 @@ async def test_what_a_fast_clock_has_used_up_of_a_quota_is_free_again(place: Pla
     now_ms = place.verifier.clock.ms
     async with transaction(place.verifier.service.db) as tx:
         await sessions.open_session(tx, now_ms=now_ms + HOUR_S * 1000, **arguments)
-        await sessions.end_early(tx, now_ms)
+        await early.end_sessions(tx, now_ms)
     async with transaction(place.verifier.service.db) as tx:
         await sessions.open_session(tx, now_ms=now_ms, **{**arguments, "nonce": b"m" * 32})
 

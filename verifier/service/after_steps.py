@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from verifier.service.state import Service
-from verifier.store import appraisals, revocations, sessions
+from verifier.store import appraisals, early
 from verifier.store.database import Tx
 
 _PAGE: Final = 200
@@ -41,7 +41,7 @@ class AfterSteps:
         steps = duties.steps
         if steps != self._sessions_at:
             now_ms = service.now_ms()
-            ended = await service.db.write(lambda tx: sessions.end_early(tx, now_ms))
+            ended = await service.db.write(lambda tx: early.end_sessions(tx, now_ms))
             duties.call_soon({*ended, *await self._without_result(now_ms, now_ms - duties.last_step_ms)})
             self._sessions_at = steps
         if steps != self._results_at and duties.steady_s >= service.config.results.lifetime_s:
@@ -72,15 +72,15 @@ class AfterSteps:
             async with service.db.scan() as tx:
                 rows = await appraisals.newest(tx, early_ms, after, _PAGE)
             # One that is live now can come after others of the same node from the future.
-            early = [row["node_id"] for row in rows]
+            page = [row["node_id"] for row in rows]
 
-            async def revoke(tx: Tx, nodes: list[str] = early) -> int:
+            async def revoke(tx: Tx, nodes: list[str] = page) -> int:
                 ended = 0
                 for node_id in nodes:
-                    ended += await revocations.revoke_early(tx, node_id, early_ms, now_ms)
+                    ended += await early.revoke_results(tx, node_id, early_ms, now_ms)
                 return ended
 
-            if early:
+            if page:
                 count += await service.db.write(revoke)
             if len(rows) < _PAGE:
                 break

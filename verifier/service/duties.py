@@ -19,7 +19,7 @@ from verifier.errors import StoreError
 from verifier.schemes.context import WalkRecord
 from verifier.service.clock import STEP_MS, Clock, StepWatch, describe_step
 from verifier.service.clock_doubt import ClockDoubt
-from verifier.store import channels, leases, sessions
+from verifier.store import channels, early, leases, sessions
 from verifier.store.database import Database, Tx
 
 LEASE_S: Final = 10.0
@@ -255,7 +255,7 @@ class Duties:
         self._be_healthy_since(now_ms)
 
         async def end(tx: Tx) -> None:
-            await sessions.end_early(tx, now_ms)
+            await early.end_sessions(tx, now_ms)
             await sessions.expire(tx, now_ms, healthy_since_ms=now_ms)
 
         await self._db.write(end)

@@ -39,25 +39,6 @@ async def revoke_results(tx: Tx, node_id: str, now_ms: int) -> None:
     await announce(tx, node_id, await end_results(tx, node_id, now_ms), now_ms)
 
 
-async def revoke_early(tx: Tx, node_id: str, early_ms: int, now_ms: int) -> int:
-    """
-    Revoke the results of a node that were issued after *early_ms*, and tell routers if the newest is one of them.
-
-    Returns:
-        How many results there were.
-    """
-    ended = await tx.all(
-        "UPDATE appraisals SET revoked_ms = ? WHERE node_id = ? AND revoked_ms IS NULL AND expires_ms > ?"
-        " AND issued_ms > ? RETURNING id, seq, sequence",
-        now_ms,
-        node_id,
-        early_ms,
-        early_ms,
-    )
-    await announce(tx, node_id, sorted(ended, key=lambda row: row["seq"]), now_ms)
-    return len(ended)
-
-
 async def announce(tx: Tx, node_id: str, ended: Sequence[Row], now_ms: int) -> None:
     """
     Tell routers which results of a node are revoked, if any are.

@@ -12,14 +12,13 @@ from verifier.errors import RequestError
 from verifier.schemes.context import Answers, Channel, WalkRecord
 from verifier.store import incidents, pool
 from verifier.store.database import Row, Tx
+from verifier.store.early import CLOCKS_MS
 from verifier.store.ids import in_pieces, new_id, new_nonce
 from verifier.store.pool import Entry
 
 _APPRAISING_MS: Final = 10_000
 """How long evidence that came in time may still be appraised: longer than a policy may take."""
 _HOUR_MS: Final = 3600 * 1000
-_CLOCKS_MS: Final = 5_000
-"""By how much the clocks of replicas may differ: what was issued later was issued by a clock that was set back since."""
 _HISTORIES: Final = ("called = 0 AND wide = 0", "called = 1 AND wide = 0", "called = 1 AND wide = 1")
 _HISTORY: Final = " UNION ALL ".join(
     f"SELECT * FROM (SELECT seq, record FROM walks WHERE node_id = ? AND model = ? AND {kind}"
@@ -312,22 +311,6 @@ async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, healthy_sin
     return len(rows)
 
 
-async def end_early(tx: Tx, now_ms: int) -> list[str]:
-    """
-    End the sessions that wait and were issued later than now: the clock was set back since.
-
-    Evidence signed now would be older than they are.  They are held against nobody.
-
-    Returns:
-        The nodes whose call is ended.  They are to be called again soon.
-    """
-    rows = await tx.all(
-        "UPDATE sessions SET status = 'failed' WHERE status = 'waiting' AND issued_ms > ? RETURNING node_id, channel",
-        now_ms + _CLOCKS_MS,
-    )
-    return [row["node_id"] for row in rows if row["channel"] == Channel.CALLED]
-
-
 async def record_missed_call(
     tx: Tx, node_id: str, models: Sequence[str], references: Mapping[str, str], now_ms: int
 ) -> None:
@@ -375,7 +358,7 @@ async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, h
         node_id,
         channel,
         now_ms - _HOUR_MS,
-        now_ms + _CLOCKS_MS,
+        now_ms + CLOCKS_MS,
     )
     if row is not None and row["n"] >= hourly:
         wait_s = (row["oldest"] + _HOUR_MS - now_ms) // 1000 + 1
