@@ -11,10 +11,12 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from router.choose.decision import Decision, replay
 from tests.integration.following import code, followed, settled
 from tests.integration.gateway import Fleet, opened
 from tests.unit.router.doubles import FakeVerifier, Moved, Wrong, fake_verifier, result_key, until
 from tests.unit.router.support import WEIGHTS
+from verifier.results import encode_jwt
 
 HOUR_S = 3600.0
 BAD = {**WEIGHTS, "executables": 96}
@@ -328,3 +330,23 @@ async def test_a_listed_result_that_cannot_be_read_voids_what_is_revoked(
         verifier.hang_up()
         await until(lambda: verifier.connections >= 3)
         assert code(feed) == expected
+
+
+# What a decision rests on.
+
+
+async def test_a_decision_names_the_results_that_it_rests_on(place: Place) -> None:
+    """Of each node that was looked at, and of each that was excluded."""
+    found: dict[str, str] = {}
+    for name, weights in (("a", WEIGHTS), ("b", BAD)):
+        each = await place.fleet.node(name)
+        made = place.verifier.ear(name, endpoint=each.endpoint, weights=weights)
+        found[name] = made.jti
+        place.verifier.results[name] = encode_jwt(made, place.verifier.key)
+    await place.fleet.start()
+    status, document, _ = await place.fleet.post(**{"X-Touchstone-Explain": "1"})
+    decided = document["touchstone"]
+    assert status == 200
+    assert {name: facts["jti"] for name, facts in decided["facts"].items()} == {"a": found["a"]}
+    assert decided["excluded"]["b"]["jti"] == found["b"]
+    assert replay(Decision.from_wire(decided)).chosen is not None
