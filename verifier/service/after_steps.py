@@ -40,8 +40,9 @@ class AfterSteps:
         service.now_ms()
         steps = duties.steps
         if steps != self._sessions_at:
+            # The time is read in the transaction: the clock may be set again while that waits.
+            ended = await service.db.write(lambda tx: early.end_sessions(tx, service.now_ms()))
             now_ms = service.now_ms()
-            ended = await service.db.write(lambda tx: early.end_sessions(tx, now_ms))
             duties.call_soon({*ended, *await self._without_result(now_ms, now_ms - duties.last_step_ms)})
             self._sessions_at = steps
         if steps != self._results_at and duties.steady_s >= service.config.results.lifetime_s:

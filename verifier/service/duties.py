@@ -173,6 +173,8 @@ class Duties:
             StoreError: The database cannot be used.
         """
         held, start = self.held, self._clock.monotonic()
+        # If this clock was set, the database's is looked at now: both may be of one machine.
+        self.shared_ms()
         if start - self._ahead_at > _AHEAD_EVERY_S:
             await self._measure_ahead(start)
         now_ms, is_untold = self.shared_ms(), self._is_untold
@@ -206,7 +208,6 @@ class Duties:
 
     async def _measure_ahead(self, now: float) -> None:
         """Compare our clock with the database's, which all replicas share."""
-        self.shared_ms()
         ahead_ms = await self._db.ahead_ms(self._clock.wall_ms)
         step_ms = ahead_ms - self.ahead_ms
         is_first = self._ahead_at == float("-inf") and not self._has_measured
