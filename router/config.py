@@ -100,6 +100,8 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     url: _Url
     kids: tuple[str, ...] = ()
     """Thumbprints (RFC 7638) of the keys to trust; any key in its JWKS if empty."""
+    skew_s: Annotated[int, Meta(ge=0, le=300)] = 30
+    """By how much the verifier's clock may be ahead of the router's."""
     router_token_file: _File | None = None
     """The router's key of the verifier, with the role router: without it the verifier gives no results."""
     admin_token_file: _File | None = None

@@ -244,6 +244,7 @@ def conclude(
     *,
     jti: str,
     policy_id: str,
+    sequence: int | None = None,
 ) -> AttestationResult:
     """
     Make the result: the policy's values, under the ceilings of the evidence.
@@ -267,6 +268,7 @@ def conclude(
         ear_status=trust.worst_tier([appraisal.ear_status for appraisal in submods.values()]),
         submods=submods,
         status={"uri": settings.status_url.format(jti=jti)},
+        ear_touchstone_sequence=sequence,
     )
 
 

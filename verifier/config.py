@@ -2,7 +2,8 @@
 The verifier's home: its configuration, keys, tokens, policy and database in one folder.
 
     verifier.toml        the settings, each with its default
-    keys/ear-*.pem       keys that sign results; the newest by name signs, all are in the JWKS
+    keys/ear-*.pem       keys that sign results; which of them signs is in the database
+    keys/withdrawn       the thumbprints of keys that must never be trusted again, also after a restore
     pool.key             the secret that challenges are derived from
     admin.token          the credential `home-admin`, an administrator; remove the file to end it
     router.token         the credential `home-router`, a router; remove the file to end it
@@ -234,8 +235,39 @@ class Home:
         """
         return read_toml(self.path / "verifier.toml", VerifierConfig, "touchstone verifier init")
 
+    def create_result_key(self) -> tuple[Path, ResultKey]:
+        """
+        Make another key to sign results with.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        names = [path.stem.removeprefix("ear-") for path in (self.path / "keys").glob("ear-*.pem")]
+        number = max((int(name) for name in names if name.isdigit()), default=0) + 1
+        path = self.path / "keys" / f"ear-{number:04}.pem"
+        try:
+            native = identity.create_key(path, cose.ES256).native
+        except (KeyFileError, OSError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+        assert isinstance(native, ec.EllipticCurvePrivateKey)
+        return path, ResultKey(native)
+
+    def withdrawn_keys(self) -> frozenset[str]:
+        """The thumbprints of keys that must never be trusted again, whatever the database says."""
+        path = self.path / "keys" / "withdrawn"
+        return frozenset(_read_key(path).decode("ascii", "replace").split()) if path.exists() else frozenset()
+
+    def note_withdrawn(self, kid: str) -> None:
+        """Note that a key must never be trusted again.  Raises `ConfigError`."""
+        path = self.path / "keys" / "withdrawn"
+        try:
+            with open(path, "a", encoding="ascii") as file:
+                file.write(kid + "\n")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
     def result_keys(self) -> list[ResultKey]:
-        """The keys that can have signed a live result.  The last key signs."""
+        """The keys that sign results, and those that did, by the names of their files."""
         keys = []
         for path in sorted((self.path / "keys").glob("ear-*.pem")):
             native = _load_key(path).native

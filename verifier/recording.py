@@ -89,6 +89,8 @@ class Record(Struct, frozen=True, kw_only=True):
     held: NodeSnapshot
     terms: ResultSettings
     jti: str
+    sequence: int | None = None
+    """The number that ordered the result; earlier versions had none."""
 
     def context(
         self,
@@ -163,6 +165,7 @@ def record_of(
     snapshot: NodeSnapshot,
     settings: ResultSettings,
     jti: str,
+    sequence: int | None = None,
 ) -> Record:
     """The record of an appraisal."""
     return Record(
@@ -179,6 +182,7 @@ def record_of(
         held=snapshot,
         terms=settings,
         jti=jti,
+        sequence=sequence,
     )
 
 
@@ -251,7 +255,8 @@ def examine(recording: Recording, context: Context) -> CheckedEvidence:
 def conclude(
     record: Record, checked: CheckedEvidence, outcome: PolicyOutcome, context: Context, policy_id: str
 ) -> AttestationResult:
-    """The result of the recorded evidence, with the id and the times of the recording."""
+    """The result of the recorded evidence, with the id, the number and the times of the recording."""
     return appraisal.conclude(
-        checked, outcome, context, record.held, record.terms, jti=record.jti, policy_id=policy_id
-    )
+        checked, outcome, context, record.held, record.terms,
+        jti=record.jti, policy_id=policy_id, sequence=record.sequence,
+    )  # fmt: skip

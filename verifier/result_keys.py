@@ -10,9 +10,10 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import jwt
 import msgspec
@@ -50,7 +51,7 @@ class ResultKey:
     @cached_property
     def jwt_header(self) -> str:
         """The first part of each JWT that this key signs, and its full stop."""
-        return b64url(msgspec.json.encode({"alg": "ES256", "kid": self.kid, "typ": "eat+jwt"})) + "."
+        return jwt_header(self.kid)
 
 
 @dataclass(frozen=True)
@@ -108,29 +109,49 @@ class VerifyingKey:
             if jwk.get("alg", "ES256") != "ES256":
                 raise ResultError("a JWK must be for ES256")
             key = jwt.PyJWK({k: jwk[k] for k in ("kty", "crv", "x", "y")}, algorithm="ES256").key
-        except (KeyError, jwt.PyJWTError):
+        except (KeyError, TypeError, ValueError, jwt.PyJWTError):
             raise ResultError("a JWK cannot be read") from None
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ResultError("a JWK must be a public key")
         return cls(key)
 
 
+def jwt_header(kid: str) -> str:
+    """The first part of each JWT that a key signs, and its full stop."""
+    return b64url(msgspec.json.encode({"alg": "ES256", "kid": kid, "typ": "eat+jwt"})) + "."
+
+
+MAX_JWKS: Final = 256 * 1024
+"""Bytes of a JWKS that is read."""
+_MAX_KEYS: Final = 64
+
+
 def read_jwks(data: bytes) -> dict[str, VerifyingKey]:
     """
-    Read a JWKS of 1 to 64 keys, by kid.  The kid is computed from the key; that of the JWKS is not used.
+    Read a JWKS of up to 64 keys, by kid.  The kid is computed from the key; that of the JWKS is not used.
+
+    Keys of other kinds, for other uses, or that cannot be read are ignored (RFC 7517 §5).
 
     Raises:
-        ResultError: it is not a JWKS, has too few or too many keys, or a key that cannot be used.
+        ResultError: it is not a JWKS, has too many keys, or none that can have signed a result.
     """
+    if len(data) > MAX_JWKS:
+        raise ResultError(f"the JWKS is too large: it has more than {MAX_JWKS} bytes")
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise ResultError("the JWKS is not JSON") from None
     keys = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(keys, list) or not 1 <= len(keys) <= 64:
-        raise ResultError("the JWKS must list 1 to 64 keys")
-    found = [VerifyingKey.from_jwk(jwk) for jwk in keys]
-    return {key.kid: key for key in found}
+    if not isinstance(keys, list) or not 1 <= len(keys) <= _MAX_KEYS:
+        raise ResultError(f"the JWKS must list 1 to {_MAX_KEYS} keys")
+    found = {}
+    for jwk in keys:
+        with suppress(ResultError):
+            key = VerifyingKey.from_jwk(jwk)
+            found[key.kid] = key
+    if not found:
+        raise ResultError("the JWKS lists no P-256 key for verifying ES256 signatures")
+    return found
 
 
 def jwk_of(key: cose.PublicKey) -> dict[str, str]:

@@ -128,6 +128,25 @@ class AttestationResult(Struct, frozen=True, omit_defaults=True):
     status: dict[str, str]
     """`uri`: where to look for revocation."""
     eat_profile: str = msgspec.field(default=EAR_PROFILE)
+    ear_touchstone_sequence: Annotated[int, Meta(ge=1, lt=1 << 53)] | None = None
+    """
+    The verifier's order: of a node's results, the one with the highest number is the newest.
+
+    It goes on growing where clocks are set back, replicas take turns, or a database is restored (ADR 0028).
+    Results of earlier versions have none.
+    """
+
+    def is_newer_than(self, other: AttestationResult) -> bool:
+        """
+        Whether the verifier issued this result after another one of the same node.
+
+        The numbers decide.  If one of the two has none, the later `iat` does, and this one if both are equal:
+        it came later.
+        """
+        mine, other_one = self.ear_touchstone_sequence, other.ear_touchstone_sequence
+        if mine is not None and other_one is not None:
+            return mine > other_one
+        return self.iat >= other.iat and self.jti != other.jti
 
     def value(self, submod: str, claim: str) -> int:
         """A trust claim's value; 0 (no conclusion) if it is absent (AR4SI §2.3.3)."""
@@ -162,10 +181,13 @@ def is_signed_by(token: str, keys: Mapping[str, VerifyingKey]) -> bool:
 
 
 def decode_jwt(
-    token: str, keys: Mapping[str, VerifyingKey], *, issuer: str, now: int, leeway: int = 0
+    token: str, keys: Mapping[str, VerifyingKey], *, issuer: str, now: int | None, leeway: int = 0
 ) -> AttestationResult:
     """
     Verify and read a JWT.
+
+    Args:
+        now: Seconds since 1970.  `None`: the caller judges its times, and nothing is refused for them.
 
     Raises:
         ResultError: it is too large or malformed, has an unknown key, another algorithm or a wrong
@@ -180,7 +202,7 @@ def decode_jwt(
     return _accept(claims, issuer=issuer, now=now, leeway=leeway)
 
 
-def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationResult:
+def _accept(claims: Any, *, issuer: str, now: int | None, leeway: int) -> AttestationResult:
     profile = claims.get("eat_profile") if isinstance(claims, dict) else None
     if profile != EAR_PROFILE:
         raise ResultError(f"the result has the profile {str(profile)[:80]!r}, not {EAR_PROFILE}")
@@ -190,9 +212,9 @@ def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationRe
         raise ResultError(f"the result is malformed: {error}") from None
     if result.iss != issuer:
         raise ResultError(f"the result is from {result.iss[:80]!r}, not from {issuer}")
-    if result.exp <= now - leeway:
+    if now is not None and result.exp <= now - leeway:
         raise ResultError("the result has expired")
-    if result.iat > now + leeway:
+    if now is not None and result.iat > now + leeway:
         raise ResultError("the result was issued in the future")
     for name, appraisal in result.submods.items():
         if unknown := appraisal.ear_trustworthiness_vector.keys() - CLAIM_NAMES:
@@ -208,11 +230,14 @@ def _accept(claims: Any, *, issuer: str, now: int, leeway: int) -> AttestationRe
 _CWT_TOP: Final = {
     "iss": 1, "exp": 4, "iat": 6, "jti": 7, "cnf": 8, "ueid": 256, "eat_profile": 265,
     "submods": 266, "ear_status": 1000, "ear_verifier_id": 1004, "status": 65535,
+    # Ours, in the range of private use (RFC 8392 §9.1).
+    "ear_touchstone_sequence": -80101,
 }  # fmt: skip
 _CWT_SUBMOD: Final = {
     "ear_status": 1000, "ear_trustworthiness_vector": 1001, "ear_appraisal_policy_ids": 1003,
     "ear_attester_claims": 1005, "ear_verifier_claims": 1006, "eat_nonce": 10,
 }  # fmt: skip
+_OPTIONAL: Final = frozenset({"ear_touchstone_sequence"})
 _CWT_TYP: Final = "application/eat+cwt"
 
 
@@ -265,7 +290,7 @@ def decode_cwt(
 def _from_cwt(raw: Any) -> dict[str, Any]:
     tiers = {number: tier for tier, number in _TIER_NUMBER.items()}
     try:
-        claims = {name: raw[key] for name, key in _CWT_TOP.items()}
+        claims = {name: raw[key] for name, key in _CWT_TOP.items() if name not in _OPTIONAL or key in raw}
         claims["jti"] = claims["jti"].hex()
         claims["ueid"] = b64url(claims["ueid"])
         claims["cnf"] = {"jwk": jwk_of(cose.PublicKey.from_map(claims["cnf"][1]))}

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from router.model.node import NodeView
+from router.model.node import NodeView, endpoint_of
 from router.model.workload import ASSURANCES, Workload
 from verifier.results import AttestationResult
 from verifier.trust import Tier, tier_of
@@ -26,12 +26,14 @@ FEED_SILENT_S: Final = 60.0
 FEED_SILENT: Final = "incident.feed-silent"
 
 
-class GateVerdict(Struct, frozen=True):
+class GateVerdict(Struct, frozen=True, omit_defaults=True):
     """Why a gate is closed to a node."""
 
     gate: str
     code: str
     detail: str
+    jti: str = ""
+    """The result that the node had when the gate closed; empty if it had none."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class GateContext:
     """When the first open incident of its operator's nodes was opened, Unix seconds."""
     pace: float | None = None
     """Tokens per second that routers measured in the last hour, if they measured enough."""
+    monotonic: float = 0.0
+    """Seconds by the clock that nobody sets."""
 
 
 Gate: TypeAlias = Callable[[NodeView, Workload, GateContext], GateVerdict | None]
@@ -58,19 +62,42 @@ def identity(node: NodeView, workload: Workload, context: GateContext) -> GateVe
 
 
 def result(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
-    """A live result, young enough, with every required claim affirming and the assurance."""
-    ear = node.result
-    if ear is None:
+    """
+    A live result, young enough, with every required claim affirming and the assurance.
+
+    Its age is told by two clocks.  One of them may have been set, so the result must be young by both.  If a newer
+    result is set aside because it is not of this time, that must allow the work too: bad news needs no right clock.
+    """
+    ear, aside = node.result, node.aside
+    if ear is None and aside is None:
         return GateVerdict("result", "result.missing", "no result yet")
-    if node.revoked:
+    if ear is not None and node.revoked:
         return GateVerdict("result", "result.revoked", f"result {ear.jti} was revoked")
-    now = context.now_ms // 1000
-    if ear.exp <= now:
-        return GateVerdict("result", "result.expired", f"it ran out at {ear.exp}")
-    if now - ear.iat > workload.max_age_s:
+    now, age_s = context.now_ms // 1000, context.monotonic - node.issued_at
+    if ear is None or ear.exp <= now or age_s >= ear.exp - ear.iat:
+        if aside is not None and aside.result.exp > now:
+            return _untimely(aside.result, now)
+        exp = aside.result.exp if aside is not None else ear.exp if ear is not None else 0
+        return GateVerdict("result", "result.expired", f"it ran out at {exp}, and it is {now}")
+    if now - ear.iat > workload.max_age_s or age_s >= workload.max_age_s + 1:
         return GateVerdict(
             "result", "result.old", f"issued at {ear.iat}, and {workload.max_age_s} s is the most"
         )
+    verdict = _falls_short(ear, workload)
+    if verdict is None and aside is not None:
+        if endpoint_of(aside.result) != node.endpoint:
+            return _untimely(aside.result, now)
+        verdict = _falls_short(aside.result, workload)
+    return verdict
+
+
+def _untimely(ear: AttestationResult, now: int) -> GateVerdict:
+    detail = f"its newest result is of {ear.iat} to {ear.exp}, and by the router's clock it is {now}"
+    return GateVerdict("result", "result.untimely", detail)
+
+
+def _falls_short(ear: AttestationResult, workload: Workload) -> GateVerdict | None:
+    """What a workload requires and a result does not show."""
     for name, claims, assurance in workload.required_submods():
         found = _submods_of(ear, name)
         if not found:
@@ -110,11 +137,15 @@ def _submod_falls_short(
     return None
 
 
-def changes_at(node: NodeView, workload: Workload, now_ms: int) -> float:
-    """When time alone will next change the verdict about its result, Unix milliseconds."""
+def changes_in(node: NodeView, workload: Workload, context: GateContext) -> float:
+    """After how many seconds time alone will next change the verdict about its result."""
     ear = node.result
-    ends = () if ear is None else (ear.exp * 1000, (ear.iat + workload.max_age_s + 1) * 1000)
-    return min((at for at in ends if at > now_ms), default=math.inf)
+    if ear is None:
+        return math.inf
+    now, oldest_s = context.now_ms / 1000, workload.max_age_s + 1
+    age_s = context.monotonic - node.issued_at
+    left = (ear.exp - now, ear.iat + oldest_s - now, ear.exp - ear.iat - age_s, oldest_s - age_s)
+    return min((each for each in left if each > 0), default=math.inf)
 
 
 def incident(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
@@ -208,6 +239,7 @@ CODES: Final = {
     "result.missing": "The verifier has issued no result for it.",
     "result.revoked": "Its result was revoked.",
     "result.expired": "Its result has expired.",
+    "result.untimely": "Its newest result is not of this time: the router's clock or the verifier's is wrong.",
     "result.old": "Its result is older than the workload allows.",
     "result.no-submod": "Its result lacks a submodule that is required.",
     "result.not-affirming": "A required claim is not affirming.",

@@ -39,6 +39,8 @@ class CandidateFacts(Struct, frozen=True, gc=False):
     in_flight: int = 0
     closed: str = ""
     """The code of capacity that keeps it out while any other node is left."""
+    jti: str = ""
+    """The result by which it may do the work."""
 
 
 class Pool(Protocol):

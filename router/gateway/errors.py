@@ -62,10 +62,11 @@ class GatewayError(Exception):
         return json_answer(self.status, {**self.document(), **(extra or {})}, headers)
 
 
-def nobody_may(decision: Decision) -> GatewayError:
-    """The error of a decision without nodes, with how many nodes each code keeps out."""
+def nobody_may(decision: Decision, note: str = "") -> GatewayError:
+    """The error of a decision without nodes, with how many nodes each code keeps out, and a note of what is wrong here."""
     counts = ", ".join(f"{n} {code}" for code, n in sorted(decision.closed.items()))
     message = f"no node may do this work now: {counts or 'no nodes are known'}"
+    message += f"; {note}" if note else ""
     return GatewayError(503, "service_unavailable", message, retry_after=_RETRY_AFTER_S)
 
 

@@ -51,6 +51,8 @@ class Gateway:
     clock: Clock
     keyring: Keyring
     replays: IdempotencyCache
+    skew_s: int = 30
+    """By how much the router's clock and the verifier's may differ."""
     in_flight: int = 0
     _finished: list[Handler] = field(default_factory=list)
 
@@ -194,7 +196,8 @@ class Handler:
     async def _dispatch(self, run: Run) -> Attempt | GatewayError:
         """The attempt whose answer the client gets, or the error that it gets instead."""
         if not run.record.decision.ranked:
-            return nobody_may(run.record.decision)
+            gateway = self._gateway
+            return nobody_may(run.record.decision, gateway.clock.describe_difference(gateway.skew_s))
         end = await self._gateway.dispatcher.run(run)
         return nobody_completed(end) if isinstance(end, Fail) else end.attempt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +13,36 @@ _PLATFORM = "platform"
 
 
 @dataclass(frozen=True, slots=True)
+class AsideResult:
+    """A result that came before or after its time, by the router's clock: it waits until that is right."""
+
+    result: AttestationResult
+    digest: bytes = field(repr=False)
+    """As `NodeView.token_digest`."""
+    issued_at: float
+    """As `NodeView.issued_at`."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """What the verifier said of one node, and for which incidents work is kept from it."""
 
     node: str
     result: AttestationResult | None = field(default=None, kw_only=True)
-    """The newest result; its signature was checked when it arrived."""
+    """The newest result that counts; its signature was checked when it arrived."""
     token_digest: bytes = field(default=b"", kw_only=True, repr=False)
     """By which the result's token is known again (`router.state.result_reader`); empty if nobody looks for it."""
+    issued_at: float = field(default=math.inf, kw_only=True)
+    """
+    The latest moment at which the result can have been issued, by the router's monotonic clock.
+
+    It bounds the result's life whatever is done to wall clocks; infinity: nobody knows.
+    """
     revoked: bool = field(default=False, kw_only=True)
+    void: int = field(default=0, kw_only=True)
+    """Results with numbers up to this one are revoked."""
+    aside: AsideResult | None = field(default=None, kw_only=True)
+    """A newer result that is set aside.  What it does not allow is not allowed."""
     retired: bool = field(default=False, kw_only=True)
     incidents: frozenset[str] = field(default=frozenset(), kw_only=True)
     """Open quarantines: the verifier's, and the router's own."""
@@ -29,9 +51,7 @@ class NodeView:
 
     def __post_init__(self) -> None:
         """Find the endpoint once: every request asks for it."""
-        match self._attester_claims().get("endpoint"):
-            case {"url": str(url), "spki_sha256": str(pin)}:
-                object.__setattr__(self, "endpoint", (url, pin))
+        object.__setattr__(self, "endpoint", endpoint_of(self.result))
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
@@ -63,6 +83,18 @@ class NodeView:
         return self.result.submods[_PLATFORM].ear_verifier_claims.node
 
     def _attester_claims(self) -> Mapping[str, Any]:
-        if self.result is None or _PLATFORM not in self.result.submods:
-            return {}
-        return self.result.submods[_PLATFORM].ear_attester_claims
+        return _attester_claims_of(self.result)
+
+
+def endpoint_of(result: AttestationResult | None) -> tuple[str, str] | None:
+    """Where a node serves, and the pin of its TLS key, by its result; `None` if that does not say."""
+    match _attester_claims_of(result).get("endpoint"):
+        case {"url": str(url), "spki_sha256": str(pin)}:
+            return url, pin
+    return None
+
+
+def _attester_claims_of(result: AttestationResult | None) -> Mapping[str, Any]:
+    if result is None or _PLATFORM not in result.submods:
+        return {}
+    return result.submods[_PLATFORM].ear_attester_claims

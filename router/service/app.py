@@ -32,6 +32,7 @@ from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
 from router.service import access
+from router.service.clock_reporter import ClockReporter
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.state.feed import Feed
@@ -237,6 +238,7 @@ def assemble(
         dispatcher=dispatcher,
         config=config.gateway,
         clock=clock,
+        skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
     )
@@ -258,7 +260,7 @@ def _loops(
         "feed": state.feed.run(),
         "holds": state.holds.run(),
         "keys": state.stored_keys.run(),
-        "sweep": _sweep(state.fleet),
+        "sweep": _sweep(state),
     }
     if state.issuer is not None:
         loops["issuer"] = _follow(state.issuer)
@@ -305,7 +307,8 @@ async def _follow(issuer: Issuer) -> None:
         await asyncio.sleep(_ISSUER_EVERY_S)
 
 
-async def _sweep(fleet: Fleet) -> None:
+async def _sweep(state: State) -> None:
+    fleet, clocks = state.fleet, ClockReporter(state.clock, state.config.verifier.skew_s)
     while True:
         # Spread over the second: a large fleet in one go would keep every request waiting.
         parts = len(fleet) // (_SWEPT_IN_S * _SWEPT_AT_ONCE) + 1
@@ -317,6 +320,7 @@ async def _sweep(fleet: Fleet) -> None:
             except Exception:  # noqa: BLE001
                 # The outermost of the sweep: one node must not end it for all.
                 _log.exception("the sweep failed")
+        clocks.report()
         _silent.set(fleet.silent_s)
         for name, lanes in fleet.census().items():
             for lane, count in lanes.items():

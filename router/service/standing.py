@@ -39,6 +39,7 @@ _WHAT_OPENS: Final = {
     "identity.endpoint": "set [serve] in the attester's configuration, and let the engine's TLS key sign",
     "result.missing": "run the attester: touchstone attester check",
     "result.revoked": "look at the node's result at the verifier; another one follows the next call",
+    "result.untimely": "nothing: the clock of the router or of the verifier is wrong",
     "result.expired": "keep the attester running, and its call channel open",
     "result.old": "keep the attester running, and its call channel open",
     "result.no-submod": "give evidence of what is missing; if it is a model, enrol the node with it",

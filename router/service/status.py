@@ -6,6 +6,7 @@ from aiohttp import web
 
 from router.choose.gates import FEED_SILENT_S
 from router.gateway.openai import GATEWAY
+from router.model.clock import Clock
 from router.service.state import STATE, State
 from verifier.service.http import json_response
 
@@ -34,6 +35,7 @@ async def show(request: web.Request) -> web.Response:
         "open": open_to_work,
         "anyone_may_send_work": gateway.keyring.is_open,
         "feed_silent_s": round(fleet.silent_s, 1),
+        "clock": _clock_to_wire(state.clock, state.config.verifier.skew_s),
         "snapshot": fleet.version,
         "nodes": len(fleet),
         "in_flight": gateway.in_flight,
@@ -46,3 +48,14 @@ async def show(request: web.Request) -> web.Response:
 
 def _hears(state: State) -> bool:
     return state.fleet.silent_s <= FEED_SILENT_S
+
+
+def _clock_to_wire(clock: Clock, skew_s: int) -> dict[str, float | str | None]:
+    """What is known of the clock.  If it differs from the verifier's, nobody here knows which of the two is wrong."""
+    ahead_s = clock.ahead_s()
+    return {
+        "ahead_of_verifier_s": None if ahead_s is None else round(ahead_s, 1),
+        "stepped_s": clock.stepped_ms / 1000 if clock.steps else None,
+        "steady_s": round(clock.steady_s, 1),
+        "warning": clock.describe_difference(skew_s) or None,
+    }

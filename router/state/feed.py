@@ -35,20 +35,26 @@ from router.state.fleet import Fleet
 from router.state.known_nodes import KnownNodes, ReadResult
 from router.state.result_reader import ResultReader, UnknownSignerError
 from router.state.snapshot import Snapshot
+from router.state.unread import UnreadResults
+from verifier import jws
 from verifier.errors import ResultError
 from verifier.results import AttestationResult
 
 _RESUMED_WITHIN_S: Final = 600.0
 """After a longer silence the events since then tell of each node several times, and a snapshot once."""
-_KEYS_EVERY_S: Final = 30.0
+_KEYS_EVERY_S: Final = 60.0
+"""So often the keys are looked at while events are followed."""
+_NEW_KEY_EVERY_S, _SAME_KEY_EVERY_S = 3.0, 30.0
+"""For a result by an unknown key they are fetched at most so often; later ones if they were fetched for this key before."""
+_MAX_ASKED: Final = 64
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 10.0
 _PLACED_AT_ONCE: Final = 50
 """Nodes that are placed before other work has its turn."""
 _READ_AT_ONCE: Final = 500
 """Tokens of a page that are read together."""
 
-_ReadEntry: TypeAlias = tuple[str, ReadResult, bytes]
-"""A node, its result, and the digest of the result's token."""
+_ReadEntry: TypeAlias = tuple[ListedResult, ReadResult, bytes]
+"""What a page lists, the result, and the digest of its token."""
 
 _log = structlog.get_logger("router")
 
@@ -85,8 +91,11 @@ class Feed:
         self._source = FeedSource(http, config, token)
         self._clock = clock
         self.fleet = fleet
-        self._reader = ResultReader(config.url, clock)
-        self._known = KnownNodes(fleet, on_incident_state)
+        self._reader = ResultReader(config.url, clock, config.skew_s)
+        self._known = KnownNodes(fleet, self._reader, on_incident_state)
+        self._unread = UnreadResults()
+        self._asked_keys: set[str | None] = set()
+        """The kids for which the keys were fetched, and that were not among them."""
         self._reported_incidents = reported_incidents
         self._on_incident_lost = on_incident_lost
         self.on_page: Callable[[], object] = lambda: None
@@ -128,10 +137,9 @@ class Feed:
 
     async def _catch_up(self) -> None:
         """Renew the keys; then find the place from which to follow events: the known one, or by a snapshot."""
-        self._keys_at = self._clock.monotonic()
-        self._reader.use_keys(await self._source.keys())
+        await self._fetch_keys()
         kids = frozenset(self._reader.keys)
-        # What a key that has left has signed is void, and a new key may have signed what was refused.
+        # What a key that has left has signed is void, and a new key may have signed what could not be read.
         goes_on = kids == self._snapshot_keys and self.fleet.silent_s <= _RESUMED_WITHIN_S
         if goes_on and self._place is not None:
             await self._prepare_resumption()
@@ -140,6 +148,22 @@ class Feed:
             self._begun = None
         self._place, self._snapshot_keys = None, kids
         await self._take_snapshot()
+
+    async def _fetch_keys(self) -> None:
+        """Renew the keys, and read what waits for one."""
+        self._keys_at = self._clock.monotonic()
+        keys = await self._source.keys()
+        before = self._reader.keys.keys()
+        if keys.keys() == before:
+            return
+        if before:
+            _log.info("the verifier's keys have changed", keys=sorted(keys))
+        self._reader.use_keys(keys)
+        if before - keys.keys():
+            await self._known.void_untrusted()
+        self._asked_keys -= keys.keys()
+        for node, waiting in self._unread.take_all().items():
+            self._take_result(node, waiting.token, waiting.sequence)
 
     async def _prepare_resumption(self) -> None:
         if self.fleet.silent_s > FEED_SILENT_S:
@@ -180,6 +204,7 @@ class Feed:
                     self._begun = Snapshot(page.seq, incidents, ended)
                     self._known.begin(self._begun)
                 await self._take_page(self._begun, page, entries)
+                self._note_time(page.time_ms)
                 # A page is the verifier's word of now, as good as a heartbeat, and each counts once: a snapshot
                 # that breaks goes on after it.  So one that cannot be completed closes the gate as silence does.
                 # A gate that silence has closed stays closed until all that may have been missed is known.
@@ -198,10 +223,12 @@ class Feed:
         snapshot.accepted.clear()
 
     async def _take_page(self, snapshot: Snapshot, page: ResultsPage, entries: Sequence[_ReadEntry]) -> None:
-        for number, (node, result, digest) in enumerate(entries):
+        for number, (entry, result, digest) in enumerate(entries):
             if number % _PLACED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            self._known.take_listed(snapshot, node, result, digest)
+            if isinstance(result, UnknownSignerError):
+                self._unread.keep(entry.node, entry.token, entry.sequence)
+            self._known.take_listed(snapshot, entry.node, result, digest, entry.void)
         snapshot.end_page(page.seq, page.next)
         self.on_page()
 
@@ -223,7 +250,7 @@ class Feed:
         # half of the work needs the interpreter.
         verified = iter(await asyncio.to_thread(self._reader.read_all, tokens) if tokens else ())
         return [
-            (entry.node, result or await self._retried(entry.token, next(verified)), digest)
+            (entry, result or await self._retried(entry.token, next(verified)), digest)
             for entry, result, digest in zip(entries, known, digests, strict=True)
         ]
 
@@ -231,28 +258,61 @@ class Feed:
         known = self._known.get(node)
         if known is None or known.result is None or known.token_digest != digest:
             return None
-        return known.result if self._reader.is_current(known.result) else None
-
-    async def _read(self, token: str) -> ReadResult:
-        (result,) = self._reader.read_all([token])
-        return await self._retried(token, result)
+        return known.result if self._reader.is_trusted(digest) else None
 
     async def _retried(self, token: str, result: ReadResult) -> ReadResult:
-        """The result, read again with new keys if its key is not known; those are fetched at most every 30 s."""
+        """The result, read again with new keys if its key is not known."""
         if isinstance(result, UnknownSignerError):
-            now = self._clock.monotonic()
-            if now - self._keys_at > _KEYS_EVERY_S:
-                self._keys_at = now
-                self._reader.use_keys(await self._source.keys())
+            kid = jws.kid_of(token)
+            every_s = _SAME_KEY_EVERY_S if kid in self._asked_keys else _NEW_KEY_EVERY_S
+            if self._clock.monotonic() - self._keys_at > every_s:
+                if len(self._asked_keys) < _MAX_ASKED:
+                    self._asked_keys.add(kid)
+                await self._renew_keys()
                 (result,) = self._reader.read_all([token])
         return result
+
+    async def _renew_keys(self) -> None:
+        """Renew the keys while events are followed.  If that fails, those that are known stay, and it is tried again."""
+        try:
+            await self._fetch_keys()
+        except (aiohttp.ClientError, TimeoutError, FeedError, ResultError) as error:
+            _log.warning("the verifier's keys cannot be read", why=f"{type(error).__name__}: {error}"[:300])
+        else:
+            # What a snapshot would be taken for is done.
+            self._snapshot_keys = frozenset(self._reader.keys)
+
+    def _take_result(self, node: str, token: str, sequence: int | None) -> None:
+        """Take in a result, or keep it until its key is known."""
+        (result,) = self._reader.read_all([token])
+        self._take_read(node, token, sequence, result)
+
+    def _take_read(self, node: str, token: str, sequence: int | None, result: ReadResult) -> None:
+        if isinstance(result, UnknownSignerError):
+            self._unread.keep(node, token, sequence)
+        self._known.take_result(node, result, self._reader.digest(token))
+
+    def _note_time(self, time_ms: int | None) -> None:
+        """Take in what the verifier's clock says, and what its time has come for."""
+        if time_ms is not None:
+            self._clock.note_verifier(time_ms)
+        self._known.promote()
+
+    async def _beat(self, time_ms: int | None) -> None:
+        """Do at each heartbeat what time alone asks for."""
+        self._note_time(time_ms)
+        every_s = _SAME_KEY_EVERY_S if self._unread else _KEYS_EVERY_S
+        if self._clock.monotonic() - self._keys_at > every_s:
+            await self._renew_keys()
 
     async def _follow(self) -> None:
         """Follow events until the stream ends."""
         assert self._place is not None, "a snapshot has said where"
         async with aclosing(self._source.events(self._place)) as events:
             async for heard in events:
-                if heard.event is not None:
+                if heard.event is None:
+                    await self._beat(heard.time_ms)
+                else:
                     await self._take_event(heard, heard.event)
                 if heard.number is not None:
                     self._place = heard.number
@@ -261,16 +321,19 @@ class Feed:
                     self.fleet.note_verifier_contact()
 
     async def _take_event(self, heard: Heard, event: Event) -> None:
+        if heard.kind == "key":
+            await self._renew_keys()
         if event.node is None:
             return
         match heard.kind:
             case "result" | "revocation" if self._is_covered(event.node, heard.number):
                 return
             case "result" if event.token is not None:
-                result = await self._read(event.token)
-                self._known.take_result(event.node, result, self._reader.digest(event.token))
+                (result,) = self._reader.read_all([event.token])
+                result = await self._retried(event.token, result)
+                self._take_read(event.node, event.token, event.sequence, result)
             case "revocation":
-                self._known.revoke(event.node)
+                self._known.revoke(event.node, event.sequence)
             case "incident" if event.incident is not None:
                 self._known.take_incident(event.node, event.incident, event)
             case "node" if event.state == "retired":

@@ -40,11 +40,20 @@ class LostPlaceError(FeedError):
     """The events cannot be followed from where the feed is: only a whole snapshot helps."""
 
 
+_Sequence = Annotated[int, Meta(ge=1, lt=1 << 53)]
+_Void = Annotated[int, Meta(ge=0, lt=1 << 53)]
+_Time = Annotated[int, Meta(ge=0, lt=1 << 53)]
+
+
 class ListedResult(Struct, frozen=True):
     """A live result as a page lists it."""
 
     node: str
     token: str
+    sequence: _Sequence | None = None
+    """Its number, by the page's word."""
+    void: _Void | None = None
+    """Up to which number the node's results are revoked; `None` if the verifier does not say."""
 
 
 class Incident(Struct, frozen=True):
@@ -66,6 +75,8 @@ class ResultsPage(_Page, frozen=True):
 
     results: list[ListedResult]
     seq: Annotated[int, Meta(ge=0)]
+    time_ms: _Time | None = None
+    """The verifier's time."""
 
 
 class _IncidentsPage(_Page, frozen=True):
@@ -77,6 +88,8 @@ class Event(Struct, frozen=True):
 
     node: str | None = None
     token: str | None = None
+    sequence: _Sequence | None = None
+    """The number of the result; of a revocation, up to which number results are void."""
     incident: str | None = None
     state: str | None = None
     operator: str | None = None
@@ -91,6 +104,12 @@ class Heard(Struct, frozen=True):
     """`None` for a heartbeat."""
     number: int | None
     """Of the newest event so far; `None` if the stream named none yet."""
+    time_ms: int | None = None
+    """The verifier's time, which its heartbeats tell."""
+
+
+class _Heartbeat(Struct, frozen=True):
+    time_ms: _Time | None = None
 
 
 P = TypeVar("P", ResultsPage, _IncidentsPage)
@@ -122,7 +141,7 @@ class FeedSource:
 
     async def keys(self) -> Mapping[str, VerifyingKey]:
         """The keys that results may be signed with, by kid: the verifier's, as far as the configuration trusts them."""
-        data = await self._get("/.well-known/jwks.json")
+        data = await self._get("/.well-known/jwks.json", most=result_keys.MAX_JWKS)
         assert data is not None
         keys = result_keys.read_jwks(data)
         if not self._config.kids:
@@ -194,7 +213,7 @@ class FeedSource:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FeedError(f"{path} cannot be read: {error}") from None
 
-    async def _get(self, path: str, *, or_missing: bool = False) -> bytes | None:
+    async def _get(self, path: str, *, or_missing: bool = False, most: int = _MAX_PAGE) -> bytes | None:
         """An answer; `None` if the verifier says that there is none and *or_missing* allows it."""
         timeout = aiohttp.ClientTimeout(total=30, connect=5)
         async with self._http.get(
@@ -204,9 +223,9 @@ class FeedSource:
                 return None
             if response.status != 200:
                 raise _refusal(response.status, path)
-            data = await read_all(response.content, _MAX_PAGE)
+            data = await read_all(response.content, most)
         if data is None:
-            raise FeedError(f"{path} is larger than {_MAX_PAGE} bytes")
+            raise FeedError(f"{path} is larger than {most} bytes")
         return data
 
 
@@ -233,9 +252,10 @@ def _read_event(event: sse.Event) -> Heard:
     number = None
     if event.id is not None and event.id.isascii() and event.id.isdigit():
         number = int(event.id[:_DIGITS])
-    if event.kind == "heartbeat":
-        return Heard(event.kind, None, number)
     try:
+        if event.kind == "heartbeat":
+            time_ms = msgspec.json.decode(event.data, type=_Heartbeat).time_ms
+            return Heard(event.kind, None, number, time_ms)
         return Heard(event.kind, msgspec.json.decode(event.data, type=Event), number)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LostPlaceError(f"an event cannot be read: {error}") from None

@@ -1,14 +1,16 @@
 """
 What the verifier has said of each node, and what may replace it.
 
-An older result never replaces a newer one, what is revoked stays revoked, and a ueid belongs to
-one node.  The stream's word is enough for an incident and for its release.  But work goes to a
-node only by a signed, live, affirming result, and those come from `router.state.result_reader`.
+An older result never replaces a newer one, what is revoked stays revoked (`router.state.succession`),
+and a ueid belongs to one node.  A result that cannot be accepted voids nothing.  The stream's word is
+enough for an incident and for its release.  But work goes to a node only by a signed, live,
+affirming result, and those come from `router.state.result_reader`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
@@ -17,8 +19,10 @@ import structlog
 from prometheus_client import Counter
 
 from router.model.node import NodeView
+from router.state import succession
 from router.state.feed_source import Event
 from router.state.fleet import Fleet
+from router.state.result_reader import ResultReader
 from router.state.snapshot import Snapshot
 from verifier.errors import ResultError
 from verifier.incidents import HOLDING, State
@@ -26,11 +30,14 @@ from verifier.results import AttestationResult
 
 MAX_NODES: Final = 1_000_000
 _LOOKED_AT_AT_ONCE: Final = 1000
+_FEW_ASIDE: Final = 1000
+_STEP_S: Final = 1.0
 _DROPPED_AT_ONCE: Final = 50
 """Nodes that are looked at or dropped before other work has its turn."""
 
 _log = structlog.get_logger("router")
 _refused = Counter("touchstone_router_results_refused_total", "Results that were not accepted.")
+_set_aside = Counter("touchstone_router_results_set_aside_total", "Results before or after their time.")
 
 ReadResult = AttestationResult | ResultError
 """A verified result, or why there is none."""
@@ -42,17 +49,28 @@ class KnownNodes:
 
     Args:
         fleet: Told of each node that changes.
+        reader: Tells the age of results.
         on_incident_state: Called with an incident and its state, if the verifier decides about it.
     """
 
-    def __init__(self, fleet: Fleet, on_incident_state: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, fleet: Fleet, reader: ResultReader, on_incident_state: Callable[[str, str], None]
+    ) -> None:
         self._fleet = fleet
+        self._reader = reader
         self._on_incident_state = on_incident_state
         self._views: dict[str, NodeView] = {}
         self._owners: dict[str, str] = {}
         """By ueid, the node that it belongs to."""
         self._operators: dict[str, str] = {}
         """By open incident, the operator of its node."""
+        self._voids: dict[str, int] = {}
+        """By node that is not known, up to which number its results are revoked."""
+        self._aside: set[str] = set()
+        """Nodes with a result that is set aside; some had one."""
+        self._coming: list[tuple[int, str]] = []
+        """When the time of such a result comes, and whose it is: a heap."""
+        self._promoted_off_s = reader.wall_less_monotonic()
 
     def __len__(self) -> int:
         return len(self._views)
@@ -65,14 +83,42 @@ class KnownNodes:
 
     def take_result(self, node: str, result: ReadResult, digest: bytes) -> None:
         """Take in a node's new result."""
-        self._accept(node, result, digest)
-        self._tell(node)
+        known = self._views.get(node)
+        if known is None and len(self._views) >= MAX_NODES:
+            return
+        before = known or NodeView(node, void=self._voids.pop(node, 0))
+        view, _ = self._succeed(before, result, digest)
+        if view is not before:
+            self._views[node] = view
+            self._tell(node)
 
-    def revoke(self, node: str) -> None:
-        """Take in that a node's result is revoked."""
+    def revoke(self, node: str, sequence: int | None = None) -> None:
+        """Take in that a node's results are revoked: up to a number, or all that are known."""
         known = self._views.get(node)
         if known is not None:
-            self._views[node] = replace(known, revoked=True)
+            self._views[node] = succession.void(known, sequence)
+            self._tell(node)
+        elif sequence is not None and len(self._voids) < MAX_NODES:
+            self._voids[node] = max(self._voids.get(node, 0), sequence)
+
+    def promote(self) -> None:
+        """Let the results count that were set aside and for which the time is right by now."""
+        off_s = self._reader.wall_less_monotonic()
+        if abs(off_s - self._promoted_off_s) > _STEP_S:
+            # The clock was set: any of them may be timely.
+            self._promoted_off_s = off_s
+            for node in list(self._aside):
+                self._promote(node)
+        while self._coming and self._reader.has_come(self._coming[0][0]):
+            self._promote(heapq.heappop(self._coming)[1])
+
+    def _promote(self, node: str) -> None:
+        view = self._views.get(node)
+        if view is None or view.aside is None:
+            self._aside.discard(node)
+        elif not self._reader.is_untimely(view.aside.result):
+            self._aside.discard(node)
+            self._views[node] = succession.promote(view)
             self._tell(node)
 
     def retire(self, node: str) -> None:
@@ -106,37 +152,71 @@ class KnownNodes:
         if state is not None:
             self._on_incident_state(incident, state)
 
-    def _accept(self, node: str, result: ReadResult, digest: bytes) -> None:
+    def _succeed(self, before: NodeView, result: ReadResult, digest: bytes) -> tuple[NodeView, bool]:
+        """The view with a result that comes, which is the same view if it changes nothing; and whether that is refused."""
         if isinstance(result, ResultError):
-            self._refuse(node, str(result))
-            return
-        known = self._views.get(node)
-        before = None if known is None else known.result
-        if not self._owns(node, result) or (before is not None and before.ueid != result.ueid):
-            self._refuse(node, "its ueid belongs to another node")
-            return
-        if before is not None:
-            if result.iat < before.iat:
-                # A replay of an old result is no way to keep a node out.
-                _note_refusal(node, "it is older than the known one")
-                return
-            if result.jti == before.jti:
-                # The same result again.  If it is revoked, it stays revoked.
-                return
-        if known is not None or len(self._views) < MAX_NODES:
-            self._views[node] = replace(
-                known or NodeView(node), result=result, token_digest=digest, revoked=False
+            # Others can make us unable to read it.  The verifier revokes what must count no more.
+            _note_refusal(before.node, str(result))
+            return before, True
+        if succession.is_known(before, result):
+            # The same result again.  If it is revoked, it stays revoked, and it grows no younger.
+            return before, False
+        is_untimely = self._reader.is_untimely(result)
+        if not succession.is_newer(before, result, is_untimely=is_untimely):
+            # A replay of an old result is no way to keep a node out.
+            _note_refusal(before.node, "it is older than the known one")
+            return before, False
+        if not self._owns(before, result):
+            # The verifier contradicts itself, and with it what it said before.
+            _note_refusal(before.node, "its ueid belongs to another node")
+            return (before if before.result is None else replace(before, revoked=True, aside=None)), True
+        if is_untimely:
+            self._await_time(before.node, result)
+        issued_at = self._reader.issued_at(result)
+        return succession.take(before, result, digest, issued_at, is_untimely=is_untimely), False
+
+    def _await_time(self, node: str, result: AttestationResult) -> None:
+        _set_aside.inc()
+        self._aside.add(node)
+        heapq.heappush(self._coming, (result.iat, node))
+        if len(self._coming) > 2 * len(self._aside) + _FEW_ASIDE:
+            # Most of them have been replaced by now.
+            self._aside = {node} | {
+                n for n in self._aside if (v := self._views.get(n)) is not None and v.aside
+            }
+            self._coming = sorted(
+                {(result.iat, node)}
+                | {(a.result.iat, n) for n in self._aside - {node} if (a := self._views[n].aside) is not None}
             )
 
-    def _owns(self, node: str, result: AttestationResult) -> bool:
-        return self._owners.setdefault(result.ueid, node) == node
+    def _owns(self, view: NodeView, result: AttestationResult) -> bool:
+        """Whether a result's ueid is the node's, and no other node's."""
+        known = view.result or (None if view.aside is None else view.aside.result)
+        if known is not None and known.ueid != result.ueid:
+            return False
+        return self._owners.setdefault(result.ueid, view.node) == view.node
 
-    def _refuse(self, node: str, why: str) -> None:
-        """Refuse a result.  The previous result is void too, because the verifier has replaced it."""
-        _note_refusal(node, why)
-        known = self._views.get(node)
-        if known is not None:
-            self._views[node] = replace(known, revoked=True)
+    def _is_good(self, view: NodeView) -> bool:
+        """Whether a node has a result that is not revoked, nor signed by a key that has left."""
+        return view.result is not None and not view.revoked and self._reader.is_trusted(view.token_digest)
+
+    async def void_untrusted(self) -> None:
+        """Take in that a key has left: what it has signed is void.  Other work has its turn meanwhile."""
+        for number, (node, view) in enumerate(list(self._views.items())):
+            if number % _LOOKED_AT_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if self._views.get(node) is not view:
+                # It came after the key had left.
+                continue
+            aside = view.aside
+            if aside is not None and not self._reader.is_trusted(aside.digest):
+                aside = None
+            revoked = view.revoked or (
+                view.result is not None and not self._reader.is_trusted(view.token_digest)
+            )
+            if (revoked, aside) != (view.revoked, view.aside):
+                self._views[node] = replace(view, revoked=revoked, aside=aside)
+                self._tell(node)
 
     def _tell(self, node: str) -> None:
         view = self._views.get(node)
@@ -162,25 +242,32 @@ class KnownNodes:
             self._operators[incident] = operator
             self._fleet.set_operator_incident(operator, incident, opened)
 
-    def take_listed(self, snapshot: Snapshot, node: str, result: ReadResult, digest: bytes) -> None:
-        """Take in what a snapshot's page lists for a node."""
+    def take_listed(
+        self, snapshot: Snapshot, node: str, result: ReadResult, digest: bytes, void: int | None = None
+    ) -> None:
+        """
+        Take in what a snapshot's page lists for a node.
+
+        Args:
+            void: Up to which number the node's results are revoked; `None` if the page does not say.
+        """
         if node in snapshot.accepted:
             self.take_result(node, result, digest)
             return
-        why = ""
-        if isinstance(result, ResultError):
-            why = str(result)
-        elif not self._owns(node, result):
-            why = "its ueid belongs to another node"
-        if isinstance(result, ResultError) or why:
-            _note_refusal(node, why)
-            snapshot.refuse(node)
-            self._put_unlisted(snapshot, node)
+        if len(snapshot.accepted) >= MAX_NODES:
             return
-        if len(snapshot.accepted) < MAX_NODES:
-            snapshot.accepted.add(node)
-            view = NodeView(node, result=result, token_digest=digest, incidents=_held(snapshot, node))
-            self._replace(_not_older(view, self._views.get(node)))
+        known = self._views.get(node) or NodeView(node, void=self._voids.pop(node, 0))
+        known = replace(known, retired=False, incidents=_held(snapshot, node))
+        known = known if void is None else succession.void(known, void)
+        view, is_refused = self._succeed(known, result, digest)
+        if is_refused:
+            snapshot.refuse(node)
+            if void is None or not self._is_good(view):
+                # What came before may have been revoked while nobody listened.
+                self._put_unlisted(snapshot, node)
+                return
+        snapshot.accepted.add(node)
+        self._replace(view)
 
     async def end(self, snapshot: Snapshot) -> None:
         """Drop what no page of a whole snapshot told of; other work has its turn meanwhile."""
@@ -207,8 +294,9 @@ class KnownNodes:
         """Take in that a node has no result; if the snapshot does not hold it either, it is forgotten."""
         held = _held(snapshot, node)
         known = self._views.get(node)
+        self._voids.pop(node, None)
         if held:
-            self._replace(NodeView(node, incidents=held))
+            self._replace(NodeView(node, incidents=held, void=0 if known is None else known.void))
         elif known is not None:
             del self._views[node]
             self._fleet.drop_node(node)
@@ -219,6 +307,7 @@ class KnownNodes:
         """Replace what is known of a node by what a snapshot says of it."""
         known = self._views.get(view.node)
         if known is not None and known.result is view.result and _says_the_same(known, view):
+            self._views[view.node] = view
             return
         self._views[view.node] = view
         self._fleet.put_node(view)
@@ -236,15 +325,6 @@ def _held(snapshot: Snapshot, node: str) -> frozenset[str]:
     return snapshot.held.get(node, frozenset())
 
 
-def _not_older(view: NodeView, known: NodeView | None) -> NodeView:
-    """A view from a page, unless the known result is newer, or is the same and revoked."""
-    if known is None or known.result is None or view.result is None:
-        return view
-    same = known.result.jti == view.result.jti
-    if known.result.iat > view.result.iat or (same and known.revoked):
-        return replace(view, result=known.result, token_digest=known.token_digest, revoked=known.revoked)
-    return view
-
-
 def _says_the_same(one: NodeView, other: NodeView) -> bool:
-    return (one.revoked, one.retired, one.incidents) == (other.revoked, other.retired, other.incidents)
+    mine, others = ((v.revoked, v.retired, v.incidents, v.aside) for v in (one, other))
+    return mine == others

@@ -24,6 +24,8 @@ from router.state.operator_holds import OperatorHolds
 from router.state.pool import WorkloadPool
 from router.state.timers import Timers
 
+_WHISKER_S, _SOON_S = 1e-6, 1e-3
+
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class NodeEntry:
@@ -51,10 +53,10 @@ class Placement:
         """Counts changes of who may do what.  It begins with the time, so that no two processes share one."""
         self.pools: dict[str, WorkloadPool] = {}
         self._by_tier: dict[str, list[WorkloadPool]] = {}
-        self._gate_timers = Timers(spread=1000.0)
-        """On the wall clock, in milliseconds: results run out."""
+        self._gate_timers = Timers(spread=1.0)
+        """Results run out.  Both are on the monotonic clock, in seconds."""
         self._lane_timers = Timers(spread=1.0)
-        """On the monotonic clock, in seconds: silence grows, breakers close."""
+        """Silence grows, breakers close."""
         self.use_table(table)
 
     def use_table(self, table: Table) -> None:
@@ -88,9 +90,13 @@ class Placement:
     def advance(self, entries: Mapping[str, NodeEntry]) -> int:
         """Place the nodes that are due by now; returns the time, Unix milliseconds."""
         now_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        if self._clock.has_moved():
+            # Every moment at which a result runs out has moved.
+            for entry in entries.values():
+                self.check_gates(entry)
         # Each decision asks, and mostly no node is due.
-        if now_ms >= self._gate_timers.earliest:
-            for node in self._gate_timers.pop_due(now_ms):
+        if now >= self._gate_timers.earliest:
+            for node in self._gate_timers.pop_due(now):
                 self.check_gates(entries[node])
         if now >= self._lane_timers.earliest:
             for node in self._lane_timers.pop_due(now):
@@ -104,6 +110,7 @@ class Placement:
             self._clock.now_ms(),
             self._operator_holds.since(operator),
             None if statistics is None else statistics.pace,
+            self._clock.monotonic(),
         )
 
     def check_gates(self, entry: NodeEntry) -> None:
@@ -114,7 +121,9 @@ class Placement:
             context = self.gate_context(entry, view.operator, pool.workload)
             pool.closed_by[view.node] = gates.check(view, pool.workload, context)
             # Also if a gate is closed: time may change which gate is the first.
-            due = min(due, gates.changes_at(view, pool.workload, context.now_ms))
+            due = min(due, gates.changes_in(view, pool.workload, context))
+        # A whisker early: the sum of two times may be rounded up.  And never at once, or it would come up for ever.
+        due = math.inf if due == math.inf else self._clock.monotonic() + max(due - _WHISKER_S, _SOON_S)
         self._gate_timers.set_due(view.node, due)
         self.place_everywhere(entry)
 
@@ -127,6 +136,7 @@ class Placement:
         """Put a node into the lane in which it belongs now, for each workload of a tier."""
         now = self._clock.monotonic()
         node, statistics = entry.key[1], entry.statistics.get(tier)
+        jti = "" if entry.view.result is None else entry.view.result.jti
         suspect_at, gone_at = entry.heartbeat.ends()
         for pool in self._by_tier.get(tier, ()):
             verdict = pool.closed_by.get(node)
@@ -136,7 +146,13 @@ class Placement:
                 lane, code = _lane_of(statistics, pool.workload, now, suspect_at, gone_at)
                 detail = ""
             if pool.place(
-                entry.key, statistics, lane=lane, code=code, detail=detail, version=self.version + 1
+                entry.key,
+                statistics,
+                lane=lane,
+                code=code,
+                detail=detail,
+                jti=jti,
+                version=self.version + 1,
             ):
                 self.version += 1
         due = suspect_at if suspect_at > now else gone_at if gone_at > now else math.inf

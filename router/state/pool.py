@@ -21,15 +21,16 @@ _UNSEEN: Final = Rating()
 class _Placing:
     """Where one node stands, and since which version of the fleet which code has kept it out."""
 
-    __slots__ = ("code", "detail", "history", "lane", "statistics")
+    __slots__ = ("code", "detail", "history", "jti", "lane", "statistics")
 
     def __init__(self) -> None:
         self.statistics: NodeStatistics | None = None
         self.lane: Lane | None = None
         self.code = ""
         self.detail = ""
-        self.history: tuple[tuple[int, str, str], ...] = ()
-        """Version, code and detail; an empty code from versions in which nothing kept it out.  Most have one entry."""
+        self.jti = ""
+        self.history: tuple[tuple[int, str, str, str], ...] = ()
+        """Version, code, detail and result; an empty code from versions in which nothing kept it out.  Most have one entry."""
 
 
 class WorkloadPool:
@@ -52,8 +53,8 @@ class WorkloadPool:
         placing = self._placings[node]
         statistics = placing.statistics
         if statistics is None:
-            return CandidateFacts(_UNSEEN, 0, placing.code)
-        return CandidateFacts(statistics.rating, statistics.load.in_flight, placing.code)
+            return CandidateFacts(_UNSEEN, 0, placing.code, placing.jti)
+        return CandidateFacts(statistics.rating, statistics.load.in_flight, placing.code, placing.jti)
 
     def has_full_share(self, operator: str) -> bool:
         """See `Pool`."""
@@ -79,7 +80,9 @@ class WorkloadPool:
     def verdict(self, node: str) -> GateVerdict | None:
         """What keeps a node out."""
         placing = self._placings.get(node)
-        return None if placing is None or not placing.code else _verdict(placing.code, placing.detail)
+        if placing is None or not placing.code:
+            return None
+        return _verdict(placing.code, placing.detail, placing.jti)
 
     def place(
         self,
@@ -89,6 +92,7 @@ class WorkloadPool:
         lane: Lane | None,
         code: str,
         detail: str = "",
+        jti: str = "",
         version: int,
     ) -> bool:
         """
@@ -100,6 +104,7 @@ class WorkloadPool:
             lane: `None` if the node may not do the work.
             code: What keeps it out; empty if nothing does.
             detail: The particulars.
+            jti: The node's result.
             version: Of the fleet, once this change is made.
 
         Returns:
@@ -109,7 +114,7 @@ class WorkloadPool:
         placing = self._placings.get(node)
         if placing is None:
             placing = self._placings[node] = _Placing()
-        placing.statistics = statistics
+        placing.statistics, placing.jti = statistics, jti
         if placing.history and placing.lane is lane and placing.code == code:
             if detail:
                 placing.detail = detail
@@ -126,7 +131,7 @@ class WorkloadPool:
             self._count_code(placing.code, -1)
             self._count_code(code, 1)
         placing.code, placing.detail = code, detail
-        placing.history = (*placing.history[1 - _HISTORY :], (version, code, detail))
+        placing.history = (*placing.history[1 - _HISTORY :], (version, code, detail, jti))
         return True
 
     def remove(self, key: Key) -> None:
@@ -151,16 +156,16 @@ class WorkloadPool:
         """Every node that is kept out, now or as of *version*, as far as that is remembered."""
         found: dict[str, GateVerdict] = {}
         for node, placing in self._placings.items():
-            code, detail = placing.code, placing.detail
+            code, detail, jti = placing.code, placing.detail, placing.jti
             if version is not None:
-                past = [(c, d) for since, c, d in placing.history if since <= version]
+                past = [rest for since, *rest in placing.history if since <= version]
                 if not past:
                     continue
-                code, detail = past[-1]
+                code, detail, jti = past[-1]
             if code:
-                found[node] = _verdict(code, detail)
+                found[node] = _verdict(code, detail, jti)
         return found
 
 
-def _verdict(code: str, detail: str) -> GateVerdict:
-    return GateVerdict(code.partition(".")[0], code, detail or CODES[code])
+def _verdict(code: str, detail: str, jti: str) -> GateVerdict:
+    return GateVerdict(code.partition(".")[0], code, detail or CODES[code], jti)

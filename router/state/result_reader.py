@@ -14,12 +14,11 @@ from typing import Any, Final, TypeVar
 from msgspec import structs
 
 from router.model.clock import Clock
-from verifier import results
+from verifier import jws, results
 from verifier.errors import ResultError
 from verifier.result_keys import VerifyingKey
 from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims
 
-_LEEWAY_S: Final = 5
 _MAX_SHARED: Final = 20_000
 """Parts that are kept to be shared.  Nodes choose some of them, so there must be an end."""
 _MAX_SHARED_TEXT: Final = 128
@@ -30,7 +29,15 @@ _USED_RATES: Final = ("walk_bytes_per_second",)
 _NOTHING: Final[dict[str, Any]] = {}
 """An empty dictionary that nobody changes."""
 
+_MAX_SIGNERS: Final = 256
+_SIGNER_BYTES: Final = 8
+
 T = TypeVar("T")
+
+
+def _signer(kid: str) -> bytes:
+    """A key in a digest."""
+    return hashlib.sha256(kid.encode()).digest()[:_SIGNER_BYTES]
 
 
 class UnknownSignerError(ResultError):
@@ -39,41 +46,70 @@ class UnknownSignerError(ResultError):
 
 class ResultReader:
     """
-    Verifies results of one verifier.
+    Verifies results of one verifier, and tells their age.
 
     Args:
         issuer: Of all results.
-        clock: For their validity.
+        clock: For their age.
+        skew_s: By how much the verifier's clock may be ahead.
     """
 
-    def __init__(self, issuer: str, clock: Clock) -> None:
+    def __init__(self, issuer: str, clock: Clock, skew_s: int) -> None:
         self._issuer = issuer
         self._clock = clock
+        self._skew_s = skew_s
         self._shared = SharedParts()
         self.keys: Mapping[str, VerifyingKey] = {}
         """The trusted keys, by kid.  A kid is computed from its key."""
-        self._era = 0
-        """How often a key left."""
+        self._signers: dict[str, bytes] = {}
+        """By the first part of a token, which is the same in all that a key signs, its signer in digests."""
 
     def use_keys(self, keys: Mapping[str, VerifyingKey]) -> None:
         """Trust *keys* and no others from now on."""
-        if self.keys.keys() - keys.keys():
-            self._era += 1
         self.keys = keys
+        self._signers = {}
 
     def digest(self, token: str) -> bytes:
         """
-        A SHA-256 by which a token that was verified is known again.
+        A SHA-256 by which a token that was verified is known again, and who signed it.
 
         It is of the whole token: a signature alone says nothing of the text that comes with it.
-        Once a key has left, all digests are other ones, and every token is verified again.
         """
-        return hashlib.sha256(b"%d %s" % (self._era, token.encode())).digest()
+        head = token.partition(".")[0]
+        signer = self._signers.get(head)
+        if signer is None:
+            if len(self._signers) >= _MAX_SIGNERS:
+                self._signers.clear()
+            signer = self._signers[head] = _signer(jws.kid_of(token) or "")
+        return hashlib.sha256(token.encode()).digest() + signer
 
-    def is_current(self, result: AttestationResult) -> bool:
-        """Whether a result that was read before would be read now: the times are all that can have changed."""
-        now = self._now()
-        return result.exp > now - _LEEWAY_S and result.iat <= now + _LEEWAY_S
+    def is_trusted(self, digest: bytes) -> bool:
+        """Whether the key that signed a token, by the token's digest, is trusted now."""
+        return any(digest.endswith(_signer(kid)) for kid in self.keys)
+
+    def is_untimely(self, result: AttestationResult) -> bool:
+        """Whether a result is from the future, further than clocks may differ, or has run out, by the router's clock."""
+        now = self._clock.now_ms() / 1000
+        return result.iat > now + self._skew_s or result.exp <= now
+
+    def has_come(self, iat: int) -> bool:
+        """Whether a moment of issue is not in the future, as far as clocks may differ."""
+        return iat <= self._clock.now_ms() / 1000 + self._skew_s
+
+    def wall_less_monotonic(self) -> float:
+        """It stays the same unless the wall clock is set."""
+        return self._clock.now_ms() / 1000 - self._clock.monotonic()
+
+    def issued_at(self, result: AttestationResult) -> float:
+        """
+        The latest moment at which a result that comes now can have been issued, by the monotonic clock.
+
+        The verifier's clock has dated it and tells its age.  If that clock was set back since, or is not known, it
+        may have been issued just now.
+        """
+        verifier_s = self._clock.verifier_s()
+        age_s = 0.0 if verifier_s is None else verifier_s - result.iat
+        return self._clock.monotonic() - max(age_s, 0.0)
 
     def read(self, token: str) -> AttestationResult:
         """
@@ -81,11 +117,11 @@ class ResultReader:
 
         Raises:
             UnknownSignerError: its key is not among the trusted ones.
-            ResultError: see `verifier.results.decode_jwt`.
+            ResultError: see `verifier.results.decode_jwt`.  Its times are for others to judge.
         """
         keys = self.keys
         try:
-            result = results.decode_jwt(token, keys, issuer=self._issuer, now=self._now(), leeway=_LEEWAY_S)
+            result = results.decode_jwt(token, keys, issuer=self._issuer, now=None)
         except ResultError as error:
             # To ask for the signer is to read the token once more.
             if results.is_signed_by(token, keys):
@@ -102,9 +138,6 @@ class ResultReader:
             except ResultError as error:
                 found.append(error)
         return found
-
-    def _now(self) -> int:
-        return self._clock.now_ms() // 1000
 
 
 class SharedParts:
@@ -136,6 +169,7 @@ class SharedParts:
             ear_status=result.ear_status,
             submods={self._one(name): self._slim_submod(part) for name, part in result.submods.items()},
             status={},
+            ear_touchstone_sequence=result.ear_touchstone_sequence,
         )
 
     def _slim_submod(self, appraisal: Appraisal) -> Appraisal:

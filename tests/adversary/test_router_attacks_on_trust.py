@@ -187,7 +187,7 @@ async def test_attack_8_validate_once_then_downgrade(fleet: Fleet, after_s: floa
 
 def without_freshness(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was judged once stays so until something is said (`!is_validated` only)."""
-    monkeypatch.setattr(gates, "changes_at", lambda *_: float("inf"))
+    monkeypatch.setattr(gates, "changes_in", lambda *_: float("inf"))
 
 
 # 22: a new name after a quarantine.

@@ -20,7 +20,7 @@ async def test_discovery_is_veraisons_document(verifier) -> None:
     """Key, media types, state and endpoints where Veraison has them."""
     status, body = await verifier.get("/.well-known/veraison/verification")
     assert status == 200
-    assert body["ear-verification-key"] == verifier.service.keys[-1].verifying.jwk()
+    assert body["ear-verification-key"] == verifier.service.signing_key.verifying.jwk()
     assert body["media-types"] == [MEDIA_TYPE]
     assert body["service-state"] == "READY"
     assert body["api-endpoints"]["newChallengeResponseSession"] == "/challenge-response/v1/newSession"
@@ -35,7 +35,7 @@ async def test_the_jwks_lists_every_key_and_no_private_part(verifier) -> None:
         assert response.headers["Content-Type"] == "application/jwk-set+json"
     keys = json.loads(data)["keys"]
     assert [set(key) for key in keys] == [{"kty", "crv", "x", "y", "kid", "alg", "use"}]
-    assert set(result_keys.read_jwks(data)) == {verifier.service.keys[-1].kid}
+    assert set(result_keys.read_jwks(data)) == {verifier.service.signing_key.kid}
 
 
 async def test_a_reference_value_comes_with_its_practice_challenge(verifier) -> None:

@@ -128,7 +128,7 @@ async def test_every_row_is_kept_as_it_was(old: Path) -> None:
         "walks": {"wide": 0},
         "batches": {"goal": "{}"},
         "incident_steps": {"step": None},
-        "appraisals": {"seq": 1, "origin": "a1", "basis": "", "generation": 0},
+        "appraisals": {"seq": 1, "origin": "a1", "basis": "", "generation": 0, "sequence": 0},
         "reference_values": {
             "state": "active", "source": "measured", "signer": None, "not_before": None, "not_after": None,
             "grace_until_ms": 0,

@@ -17,7 +17,7 @@ AT_THE_START = "FROM nodes n WHERE n.state != 'retired' ORDER BY n.id"
 SMALL = {
     # Tables that have a few rows whatever the fleet is.
     "changes", "policies", "blocks", "batches", "pool_counts", "pool_indexes", "reference_values", "totals", "leases",
-    "proposals", "shadow_counts", "schema_version",
+    "proposals", "shadow_counts", "schema_version", "signing_keys",
 }  # fmt: skip
 
 

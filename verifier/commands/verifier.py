@@ -21,6 +21,7 @@ from verifier.commands.common import (
     person_options,
     table,
 )
+from verifier.commands.signing_keys import signing_key
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import read_archive
@@ -273,5 +274,12 @@ def release_cause(cause: str, reason: str, who: Person, home: Path) -> None:
         click.echo(f"Proposed the release of {waiting} incidents. A second person must agree.")
 
 
-for _command in (keys.key, maintenance.backup, maintenance.restore, maintenance.migrate, maintenance.check):
+for _command in (
+    keys.key,
+    maintenance.backup,
+    maintenance.restore,
+    maintenance.migrate,
+    maintenance.check,
+    signing_key,
+):
     verifier.add_command(_command)

@@ -197,7 +197,9 @@ def _standing_of_calls(
     last = right[-1]
     if last.source != "engine":
         return "from-file", "the answers came from the files, not from the engine"
-    if context.now_ms - last.at_ms > context.thresholds.walk_max_age_s * 1000:
+    age_ms = context.now_ms - last.at_ms
+    # A walk from the future: the clock was set back since, and nobody knows how old it is.
+    if age_ms > context.thresholds.walk_max_age_s * 1000 or age_ms < -context.skew_s * 1000:
         return "stale", f"the last right walk is older than {context.thresholds.walk_max_age_s} s"
     hardware = context.thresholds.classes.get(context.node.hardware_class)
     lateness = [record.lateness for record in right[-_RECENT_WALKS:] if record.lateness is not None]

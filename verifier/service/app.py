@@ -34,6 +34,7 @@ from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
 from verifier.service.events import FEED, EventFeed
 from verifier.service.front import FRONT, Front, spend_stranger, take_place
+from verifier.service.key_ring import KeyRing
 from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
@@ -68,6 +69,8 @@ async def open_service(
         engine = await stack.enter_async_context(Engines(limits))
         async with db.read() as tx:
             fence = await read_fence(tx)
+        key_ring = KeyRing(home, db)
+        await key_ring.open()
         shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
@@ -75,7 +78,7 @@ async def open_service(
             engine=engine,
             authors=home.authors(),
             anchors=home.anchors(),
-            keys=tuple(home.result_keys()),
+            key_ring=key_ring,
             pool_key=home.pool_key(),
             admin_token=home.token("admin"),
             router_token=home.token("router"),
@@ -176,6 +179,7 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
     await service.duties.begin()
     tasks = [
         asyncio.create_task(_forever(service.duties.run), name="duties"),
+        asyncio.create_task(_forever(partial(service.key_ring.run, service.now_ms)), name="keys"),
         asyncio.create_task(_forever(app[FEED].run), name="events"),
         asyncio.create_task(_forever(app[CALL_SCHEDULER].run), name="calls"),
         asyncio.create_task(_forever(app[SHADOW_APPRAISER].run), name="shadow"),

@@ -160,7 +160,9 @@ class Appraiser:
         )
         submission = _submission(session, data, inputs, context, checked, policy_input, settings)
 
-        def sign(snapshot: NodeSnapshot) -> Signed:
+        def sign(snapshot: NodeSnapshot, sequence: int) -> Signed:
+            # Before it is given out: no result after a restore may have it again.
+            service.marks.cover_event(sequence)
             result = appraisal.conclude(
                 checked,
                 outcome,
@@ -169,8 +171,9 @@ class Appraiser:
                 settings,
                 jti=new_id(now_ms),
                 policy_id=inputs.bundle.id,
+                sequence=sequence,
             )
-            return sign_result(result, service.keys[-1], now_ms)
+            return sign_result(result, service.signing_key, now_ms)
 
         async def complete(tx: Tx) -> Answer:
             row, is_new = await appraisals.complete(tx, submission, sign, now_ms)
@@ -239,7 +242,10 @@ class Appraiser:
             ),
             node=node,
             references=inputs.verifier_inputs.references,
-            history={model: await walks.history(tx, node.id, model, _HISTORY_LENGTH) for model in models},
+            history={
+                model: service.duties.redate(await walks.history(tx, node.id, model, _HISTORY_LENGTH))
+                for model in models
+            },
             thresholds=inputs.bundle.thresholds,
             superseded=inputs.verifier_inputs.superseded,
             blocks=inputs.verifier_inputs.blocks,
@@ -281,7 +287,10 @@ def _submission(
     names = inputs.verifier_inputs.basis(inputs.bundle.digest)
 
     def record(snapshot: NodeSnapshot, result: AttestationResult) -> Record:
-        return recording.record_of(context, names, inputs.bundle.id, checked, snapshot, settings, result.jti)
+        sequence = result.ear_touchstone_sequence
+        return recording.record_of(
+            context, names, inputs.bundle.id, checked, snapshot, settings, result.jti, sequence
+        )
 
     return Submission(
         session=session,

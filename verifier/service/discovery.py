@@ -52,7 +52,7 @@ async def verification(request: web.Request) -> web.Response:
     async with service.db.read() as tx:
         policy = await service.inputs.load_bundle(tx, (await service.inputs.load_rollout(tx)).active)
     document = {
-        "ear-verification-key": service.keys[-1].verifying.jwk(),
+        "ear-verification-key": service.signing_key.verifying.jwk(),
         "media-types": [MEDIA_TYPE],
         "attestation-schemes": ["touchstone-platform", "touchstone-weights"],
         "version": results.BUILD,
@@ -67,6 +67,7 @@ async def verification(request: web.Request) -> web.Response:
         "policy": policy.id,
         # Seconds since 1970, so that a node can tell that its clock is wrong.
         "time": service.now_ms() // 1000,
+        "clock": service.duties.clock_to_wire(),
     }
     return json_response(
         document,

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from verifier.errors import StoreError
-from verifier.service.clock import Clock
-from verifier.store import channels, leases, sessions
+from verifier.schemes.context import WalkRecord
+from verifier.service.clock import STEP_MS, Clock, StepWatch, describe_step
+from verifier.service.clock_doubt import ClockDoubt
+from verifier.store import channels, early, leases, sessions
 from verifier.store.database import Database, Tx
 from verifier.store.sessions import EndedCall
 
@@ -24,7 +27,7 @@ LEASE_S: Final = 10.0
 _RENEW_EVERY_S: Final = 2.0
 _MARGIN_S: Final = 2.0
 """So much earlier the holder itself takes its lease for over: its clock may be slow, and its transaction may wait."""
-_AHEAD_EVERY_S: Final = 30.0
+_AHEAD_EVERY_S: Final = 10.0
 _LEASE: Final = "duties"
 _SLOW_S: Final = 3.0
 """A round that takes longer was an outage: nodes may have met it too."""
@@ -33,16 +36,30 @@ _log = structlog.get_logger("verifier")
 
 
 class Duties:
-    """Keeps the lease, and knows since when nothing of ours has failed."""
+    """
+    Keeps the lease, and knows since when nothing of ours has failed, and whether our clock was set.
 
-    def __init__(self, db: Database, clock: Clock) -> None:
+    Args:
+        skew_s: By how much the clock of a node may differ.
+    """
+
+    def __init__(self, db: Database, clock: Clock, skew_s: int) -> None:
         self._db = db
         self._clock = clock
+        self.watch = StepWatch(clock)
+        self.doubt = ClockDoubt(skew_s * 1000)
+        self.steps = 0
+        """How often the clock that all replicas share was set."""
+        self.last_step_ms = 0
+        """By how much it was set last; negative if it was set back."""
+        self._stepped_at = clock.monotonic()
         self.replica = secrets.token_hex(8)
         """The name of this replica, new with each start."""
         self.ahead_ms = 0
         """By how much the clock that all replicas share is ahead of ours."""
         self._ahead_at = float("-inf")
+        self._has_measured = False
+        """Whether the database's clock was looked at."""
         self._lease_ends = float("-inf")
         self._outage_since: float | None = None
         self._is_untold = False
@@ -61,14 +78,14 @@ class Duties:
         """
         Since when nothing of ours has failed: what began earlier and is missing is held against no node.
 
-        By the clock that all replicas share.
+        By the clock that all replicas share.  While it is not known whether the clock is right, that is now.
         """
-        return self._healthy_since_ms
+        return self.shared_ms() if self.doubt else self._healthy_since_ms
 
     @property
     def healthy_for_s(self) -> float:
         """For how long nothing of ours has failed."""
-        return self._clock.monotonic() - self._healthy_since
+        return 0.0 if self.doubt else self._clock.monotonic() - self._healthy_since
 
     def has_failed_since(self, since_ms: int) -> bool:
         """Whether something of ours has failed since a moment, or fails now."""
@@ -76,7 +93,55 @@ class Duties:
 
     def shared_ms(self) -> int:
         """Milliseconds since 1970, by the clock that all replicas share."""
-        return self._clock.wall_ms() + self.ahead_ms
+        wall_ms, step_ms = self.watch.look()
+        if step_ms and self._db.shared:
+            # The clock that counts is the database's.  Whether it was set too, the next look at it shows.
+            self.ahead_ms -= step_ms
+            self._ahead_at = float("-inf")
+            _log.warning(f"the clock of this machine was {describe_step(step_ms)}")
+        elif step_ms:
+            self._take_step(step_ms)
+        return wall_ms + self.ahead_ms
+
+    def _take_step(self, step_ms: int) -> None:
+        """Take in that the clock that all replicas share was set: what began before is held against no node."""
+        self.steps += 1
+        self.last_step_ms = step_ms
+        self._stepped_at = self._clock.monotonic()
+        self.doubt.take_step(step_ms)
+        self._healthy_since_ms = self._clock.wall_ms() + self.ahead_ms
+        self._healthy_since = self._clock.monotonic()
+        _log.warning(
+            f"the verifier's clock was {describe_step(step_ms)}; no missed call from before is held against nodes",
+            in_doubt=bool(self.doubt),
+        )
+
+    def redate(self, walks: Sequence[WalkRecord]) -> tuple[WalkRecord, ...]:
+        """Give walks with their times as the clock would tell them now, if they are from before it was set back."""
+        now_ms, step_ms = self.shared_ms(), self.last_step_ms
+        return tuple(
+            replace(walk, at_ms=min(walk.at_ms + step_ms, now_ms))
+            if step_ms < 0 and walk.at_ms > now_ms
+            else walk
+            for walk in walks
+        )
+
+    @property
+    def steady_s(self) -> float:
+        """For how long the clock that all replicas share has not been set: since the start, or since the last step."""
+        return self._clock.monotonic() - self._stepped_at
+
+    def clock_to_wire(self) -> dict[str, float | bool | None]:
+        """What is known of the clock, as JSON-compatible data, for a status."""
+        return {
+            "stepped_s": self.last_step_ms / 1000 if self.last_step_ms else None,
+            "steady_s": round(self.steady_s, 1),
+            "in_doubt": bool(self.doubt),
+        }
+
+    def call_soon(self, nodes: Iterable[str]) -> None:
+        """Have nodes called soon, for our sake."""
+        self.note_ended([EndedCall(node_id, is_void=True) for node_id in nodes])
 
     def note_ended(self, calls: Sequence[EndedCall]) -> None:
         """Note calls whose time was over.  Their nodes are to be called again soon."""
@@ -113,9 +178,10 @@ class Duties:
             StoreError: The database cannot be used.
         """
         held, start = self.held, self._clock.monotonic()
+        # If this clock was set, the database's is looked at now: both may be of one machine.
+        self.shared_ms()
         if start - self._ahead_at > _AHEAD_EVERY_S:
-            self.ahead_ms = await self._db.ahead_ms(self._clock.wall_ms)
-            self._ahead_at = start
+            await self._measure_ahead(start)
         now_ms, is_untold = self.shared_ms(), self._is_untold
         self._is_untold = False
 
@@ -145,6 +211,19 @@ class Duties:
         self._lease_ends = start + LEASE_S - _MARGIN_S
         orphans = await self._db.write(lambda tx: channels.end_calls_of_the_dead(tx, now_ms))
         self.note_ended([EndedCall(node_id, is_void=True) for node_id in orphans])
+
+    async def _measure_ahead(self, now: float) -> None:
+        """Compare our clock with the database's, which all replicas share."""
+        ahead_ms = await self._db.ahead_ms(self._clock.wall_ms)
+        step_ms = ahead_ms - self.ahead_ms
+        is_first = self._ahead_at == float("-inf") and not self._has_measured
+        self.ahead_ms, self._ahead_at = ahead_ms, now
+        if not is_first and abs(step_ms) > STEP_MS:
+            self._take_step(step_ms)
+            # Those of the dead would look alive until the clock has come to where it was.
+            now_ms = self.shared_ms()
+            await self._db.write(lambda tx: leases.drop_early(tx, now_ms), of="leases")
+        self._has_measured = True
 
     async def give_back(self) -> None:
         """Give back every lease, so that another replica need not wait for its end."""
@@ -187,4 +266,9 @@ class Duties:
     async def _take_over(self) -> None:
         now_ms = self.shared_ms()
         self._be_healthy_since(now_ms)
-        self.note_ended(await self._db.write(lambda tx: sessions.expire(tx, now_ms, healthy_since_ms=now_ms)))
+
+        async def end(tx: Tx) -> list[EndedCall]:
+            await early.end_sessions(tx, now_ms)
+            return await sessions.expire(tx, now_ms, healthy_since_ms=now_ms)
+
+        self.note_ended(await self._db.write(end))

@@ -106,7 +106,7 @@ class EventFeed:
             # The number was never given, or its event is deleted.  The client needs a fresh snapshot.
             await stream.send("reset", {"seq": high})
             seq = high
-        await stream.send("heartbeat", {"seq": seq})
+        await stream.send("heartbeat", self._heartbeat(seq))
         checked = self._service.clock.monotonic()
         while not self.closing:
             if self._service.clock.monotonic() - checked >= _RECHECK_S:
@@ -125,7 +125,11 @@ class EventFeed:
             if self._service.clock.monotonic() - self._polled > _MAX_POLL_AGE_S:
                 # A heartbeat says that the client has missed nothing, and that is not known now.
                 return
-            await stream.send("heartbeat", {"seq": seq})
+            await stream.send("heartbeat", self._heartbeat(seq))
+
+    def _heartbeat(self, seq: int) -> dict[str, int]:
+        """With our time, so that whoever follows can tell that one of the two clocks is wrong."""
+        return {"seq": seq, "time_ms": self._service.now_ms()}
 
     async def _after(self, seq: int) -> tuple[int, bytes]:
         """Give the next events above *seq*, as they are sent, and the number of the last of them."""

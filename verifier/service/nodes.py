@@ -21,9 +21,9 @@ from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.front import spend_stranger, take_place
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body
-from verifier.service.state import service_of
+from verifier.service.state import Service, service_of
 from verifier.store import appraisals, events, incidents, nodes
-from verifier.store.database import Tx
+from verifier.store.database import Row, Tx
 
 _Key = Annotated[str, Meta(max_length=200)]
 
@@ -178,14 +178,14 @@ async def result(request: web.Request) -> web.Response:
     service = service_of(request)
     async with service.db.read() as tx:
         row = await appraisals.latest(tx, (await _seen_node(tx, request)).id)
-    if row is None or row["revoked_ms"] is not None or row["expires_ms"] <= service.now_ms():
+    if row is None or _state_of(row, service) != "live":
         raise RequestError("the node has no live result", code="request.not-found")
     form = _choose_form(request.headers.get("Accept", "*/*"))
     if form == "application/eat+jwt":
         return web.Response(body=row["token"].encode(), headers={"Content-Type": results.MEDIA_TYPE_JWT})
     if form == "application/eat+cwt":
         claims = msgspec.json.decode(row["claims"], type=results.AttestationResult)
-        data = results.encode_cwt(claims, service.keys[-1])
+        data = results.encode_cwt(claims, service.signing_key)
         return web.Response(body=data, headers={"Content-Type": results.MEDIA_TYPE_CWT})
     return web.Response(body=row["claims"].encode(), content_type="application/json")
 
@@ -205,7 +205,11 @@ def _choose_form(accept: str) -> str:
 
 
 async def list_results(request: web.Request) -> web.Response:
-    """The live results, one for each node, by node id; `seq` is the event to follow from."""
+    """
+    The live results, one for each node, by node id; `seq` is the event to follow from.
+
+    `sequence` orders a node's results; those up to `void` are revoked.  `time_ms` is the verifier's time.
+    """
     service = service_of(request)
     after, limit = page_of(request)
     now_ms = service.now_ms()
@@ -216,29 +220,54 @@ async def list_results(request: web.Request) -> web.Response:
     service.marks.cover_event(newest)
     following = rows[-1]["node_id"] if len(rows) == limit else None
     found = [
-        {"node": row["node_id"], "result": row["id"], "token": row["token"]}
+        {
+            "node": row["node_id"],
+            "result": row["id"],
+            "sequence": row["sequence"] or None,
+            "void": row["void"],
+            "token": row["token"],
+        }
         for row in rows
         if row["revoked_ms"] is None
     ]
-    return json_response({"results": found, "next": following, "seq": newest})
+    return json_response({"results": found, "next": following, "seq": newest, "time_ms": now_ms})
 
 
 async def show_result(request: web.Request) -> web.Response:
-    """What has become of a result.  The `status` of an EAR points here."""
+    """
+    What has become of a result, and the result itself.  The `status` of an EAR points here.
+
+    It is kept for `results.keep_days`.
+    """
     service = service_of(request)
     async with service.db.read() as tx:
         row = await appraisals.by_id(tx, request.match_info["jti"])
         node = None if row is None else await nodes.by_id(tx, row["node_id"])
     if row is None or node is None or not caller_of(request).sees(node.id, node.operator):
         raise RequestError("there is no such result", code="request.not-found")
-    expired = row["expires_ms"] <= service.now_ms()
     return json_response(
         {
             "result": row["id"],
             "node": row["node_id"],
-            "state": "revoked" if row["revoked_ms"] is not None else "expired" if expired else "live",
+            "state": _state_of(row, service),
             "status": row["status"],
             "issued": row["issued_ms"] // 1000,
             "expires": row["expires_ms"] // 1000,
+            "sequence": row["sequence"] or None,
+            "token": row["token"],
         }
     )
+
+
+def _state_of(row: Row, service: Service) -> str:
+    if row["revoked_ms"] is not None:
+        return "revoked"
+    now_ms = service.now_ms()
+    if row["expires_ms"] <= now_ms:
+        return "expired"
+    # Our clock was fast when it was issued, and was set back since.
+    return "early" if _is_early(row, now_ms, service) else "live"
+
+
+def _is_early(row: Row, now_ms: int, service: Service) -> bool:
+    return bool(row["issued_ms"] > now_ms + service.config.sessions.skew_s * 1000)

@@ -11,7 +11,6 @@ revoked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,7 +35,7 @@ from verifier.service.appraiser import devices_of, pin_of, sign_result
 from verifier.service.inputs import AppraisalInputs, StoredLookup
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
-from verifier.store.appraisals import OutdatedResult, Reappraisal, Signed, StaleError
+from verifier.store.appraisals import OutdatedResult, Reappraisal, Sign, Signed, StaleError
 from verifier.store.database import Tx
 from verifier.store.ids import new_id
 
@@ -61,7 +60,7 @@ class _Replacement:
     """A new result in place of a live one."""
 
     anew: Reappraisal
-    sign: Callable[[NodeSnapshot], Signed]
+    sign: Sign
 
 
 @dataclass(frozen=True)
@@ -82,14 +81,16 @@ class Rejudger:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        done_generation = -1
+        nothing = done = (-1, -1)
         while True:
             if self._service.duties.held:
                 rollout = await self._load_rollout()
-                if rollout.generation != done_generation and await self._finish(rollout):
-                    done_generation = rollout.generation
+                # Once the clock is set, other results are live.
+                wanted = (rollout.generation, self._service.duties.steps)
+                if wanted != done and await self._finish(rollout):
+                    done = wanted
             else:
-                done_generation = -1
+                done = nothing
             await asyncio.sleep(_POLL_S)
 
     async def _load_rollout(self) -> Rollout:
@@ -239,12 +240,13 @@ class Rejudger:
             generation=inputs.rollout.generation,
         )
 
-        def sign(snapshot: NodeSnapshot) -> Signed:
+        def sign(snapshot: NodeSnapshot, sequence: int) -> Signed:
+            service.marks.cover_event(sequence)
             result = appraisal.conclude(
                 judged.checked, judged.outcome, judged.context, snapshot, recording.record.terms,
-                jti=new_id(service.now_ms()), policy_id=inputs.bundle.id,
+                jti=new_id(service.now_ms()), policy_id=inputs.bundle.id, sequence=sequence,
             )  # fmt: skip
-            return sign_result(result, service.keys[-1], known.issued_ms)
+            return sign_result(result, service.signing_key, known.issued_ms)
 
         return _Replacement(anew, sign)
 

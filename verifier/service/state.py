@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -25,6 +26,7 @@ from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.service.front import note_failure, note_identity
 from verifier.service.inputs import InputLoader
+from verifier.service.key_ring import KeyRing
 from verifier.service.oidc import Issuer
 from verifier.service.opened import OpenedSessions
 from verifier.service.rates import Rates
@@ -47,8 +49,8 @@ class Service:
     config: VerifierConfig
     db: Database
     engine: PolicyEngine
-    keys: tuple[ResultKey, ...]
-    """The key that signs is the last."""
+    key_ring: KeyRing
+    """The keys that sign results."""
     pool_key: PoolKey
     admin_token: str
     """The tokens of the home; empty if its file was removed."""
@@ -78,7 +80,7 @@ class Service:
         oidc = self.config.access.oidc
         object.__setattr__(self, "oidc", None if oidc is None else Issuer(oidc, self.clock))
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
-        object.__setattr__(self, "duties", Duties(self.db, self.clock))
+        object.__setattr__(self, "duties", Duties(self.db, self.clock, sessions.skew_s))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
         per_caller = self.config.access.per_caller_per_minute
         object.__setattr__(self, "caller_rates", Rates(per_caller, self.clock.monotonic))
@@ -90,14 +92,19 @@ class Service:
         """The issuer of results, and the audience of evidence."""
         return self.config.service.url
 
-    def verifying_keys(self) -> Mapping[str, VerifyingKey]:
-        """Every key that can have signed a live result, by kid."""
-        return {key.kid: key.verifying for key in self.keys}
+    @property
+    def signing_key(self) -> ResultKey:
+        """The key that signs results now."""
+        return self.key_ring.signer(self.now_ms())
 
-    @cached_property
+    def verifying_keys(self) -> Mapping[str, VerifyingKey]:
+        """Every key that can have signed a live result, or will sign soon, by kid: the newest first."""
+        return self.key_ring.listed(self.now_ms())
+
+    @property
     def jwks(self) -> bytes:
-        """Every key that can have signed a live result, the newest first (RFC 7517 §5)."""
-        return msgspec.json.encode({"keys": [key.verifying.jwk() for key in reversed(self.keys)]})
+        """The same as a JWKS (RFC 7517 §5)."""
+        return msgspec.json.encode({"keys": [key.jwk() for key in self.verifying_keys().values()]})
 
     @cached_property
     def home_callers(self) -> Mapping[bytes, Caller]:
@@ -190,7 +197,10 @@ class Service:
                 skew=self.config.sessions.skew_s,
             )
         except COSEError as error:
+            self._hear_late(proof, request, body, key)
             raise RequestError(str(error), code="request.unauthorised") from None
+        if self.duties.doubt:
+            self.duties.doubt.hear(proof.kid, proof.claims.time * 1000, self.now_ms())
         if proof.claims.time * 1000 <= self.fence.signed_ms:
             wait_s = max(self.fence.signed_ms - self.now_ms(), 0) // 1000 + 1
             raise RequestError(
@@ -198,6 +208,14 @@ class Service:
                 code="request.replayed",
                 retry_after=wait_s,
             )
+
+    def _hear_late(self, proof: Proof, request: web.Request, body: bytes, key: PublicKey) -> None:
+        """If it is not known whether our clock is right: take in the time that a node signed and that we refuse."""
+        if not self.duties.doubt:
+            return
+        with suppress(COSEError):
+            proof.verify(self.signed_request(request, body), key, now=proof.claims.time, skew=0)
+            self.duties.doubt.hear(proof.kid, proof.claims.time * 1000, self.now_ms())
 
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)

@@ -11,10 +11,12 @@ import structlog
 from prometheus_client import Gauge
 
 from verifier.errors import StoreError
+from verifier.service.after_steps import AfterSteps
 from verifier.service.state import Service
 from verifier.service.widespread import LEAST_NODES, is_widespread
 from verifier.store import (
     appraisals,
+    calls,
     events,
     incidents,
     nodes,
@@ -31,6 +33,9 @@ _PERIOD_S: Final = 1.0
 _SLOW_EVERY_ROUNDS: Final = 60
 _DAY_MS: Final = 24 * 3600 * 1000
 _EVENT_LIFETIME_MS: Final = _DAY_MS
+_CLOCKS_MS: Final = 60_000
+_TRUSTED_AFTER_S: Final = 3600.0
+"""So long after the clock was set ahead by more than `_CLOCKS_MS` nothing is deleted for its age."""
 _STEP_ROWS: Final = 200
 """Rows that are deleted in one transaction: others wait for it some milliseconds at most."""
 
@@ -40,10 +45,11 @@ _free_challenges = Gauge("touchstone_pool_free", "Challenges left.", ["model", "
 
 async def run(service: Service) -> None:
     """Sweep until cancelled, while this replica has the lease."""
-    rounds = 0
+    rounds, after_steps = 0, AfterSteps(service)
     while True:
         if service.duties.held:
             try:
+                await after_steps.round()
                 await end_expired(service)
                 if rounds % _SLOW_EVERY_ROUNDS == 0:
                     await delete_old(service)
@@ -83,10 +89,10 @@ async def end_expired(service: Service) -> None:
 async def _suspend_silent(service: Service, tx: Tx, now_ms: int) -> None:
     """Revoke the results of nodes that have not answered a call with a walk for long, unless most are silent."""
     until_ms = now_ms - int(service.config.calls.answer_s * 1000)
-    silent = await sessions.overdue(tx, until_ms, service.duties.healthy_since_ms)
+    silent = await calls.overdue(tx, until_ms, service.duties.healthy_since_ms)
     if len(silent) >= LEAST_NODES:
         lifetime_ms = service.config.sessions.lifetime_s * 1000
-        answered = await sessions.count_answered(tx, now_ms, until_ms + lifetime_ms)
+        answered = await calls.count_answered(tx, now_ms, until_ms + lifetime_ms)
         if is_widespread(Counter(silent.values()), answered):
             service.duties.note_widespread()
             return
@@ -101,6 +107,9 @@ async def _nothing(_tx: Tx) -> None:
 async def delete_old(service: Service) -> None:
     """Delete what is old, in small steps between which other transactions have their turn."""
     now_ms, limits = service.now_ms(), service.config.recording
+    if service.duties.last_step_ms > _CLOCKS_MS and service.duties.steady_s < _TRUSTED_AFTER_S:
+        # What is deleted is gone, and the clock may have been set wrongly.
+        return
     results_before = now_ms - service.config.results.keep_days * _DAY_MS
     recordings_before = now_ms - limits.keep_days * _DAY_MS
     live_ms = now_ms - service.config.results.lifetime_s * 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -19,7 +19,9 @@ from verifier.schemes.findings import Finding
 from verifier.store import events, incidents, nodes, policies, recordings, revocations, sessions, walks
 from verifier.store.database import Row, Tx
 from verifier.store.incident_facts import HOLDING_SQL
+from verifier.store.sequence import next_sequence
 from verifier.store.sessions import StoredSession
+from verifier.trust import Tier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,10 @@ class Signed:
     status: str
     issued_ms: int
     expires_ms: int
+
+
+Sign: TypeAlias = Callable[[NodeSnapshot, int], Signed]
+"""Concludes and signs a result, from what the database holds against the node and the result's number."""
 
 
 class StaleError(Exception):
@@ -73,9 +79,7 @@ class Submission:
         return self.session.id
 
 
-async def complete(
-    tx: Tx, submission: Submission, sign: Callable[[NodeSnapshot], Signed], now_ms: int
-) -> tuple[Row, bool]:
+async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> tuple[Row, bool]:
     """
     End a session with its one result, or give the result that it has already.
 
@@ -83,7 +87,8 @@ async def complete(
     The node's open incidents are read in it too, so that no result can miss one.
 
     Args:
-        sign: Concludes and signs the result, from what the database holds against the node.
+        sign: Concludes and signs the result, from what the database holds against the node, with the number that
+            orders the node's results.
 
     Returns:
         The result, and whether it is new.
@@ -102,11 +107,15 @@ async def complete(
     held = await held_now(tx, submission.node, submission.pin, submission.devices)
     if submission.public and not held.retired:
         held = await _take_consequences(tx, submission, held, now_ms)
-    signed = sign(held)
+    signed = sign(held, await next_sequence(tx, submission.node.id))
+    announced = submission.public and not held.retired
+    if announced and signed.status != Tier.AFFIRMING:
+        # Whoever cannot read the new result must not go on with a better one.
+        await revocations.revoke_results(tx, submission.node.id, now_ms)
     await _insert(tx, signed, submission, origin=signed.id)
     await _record(tx, submission, signed, held)
     await _end_session(tx, submission, signed.id)
-    if submission.public and not held.retired:
+    if announced:
         await _announce(tx, submission.node.id, signed, now_ms)
     row = {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
     return row, True
@@ -162,7 +171,8 @@ async def _end_session(tx: Tx, submission: Submission, appraisal_id: str) -> Non
 
 
 async def _announce(tx: Tx, node_id: str, signed: Signed, now_ms: int) -> None:
-    data = {"node": node_id, "result": signed.id, "token": signed.token}
+    sequence = signed.result.ear_touchstone_sequence
+    data = {"node": node_id, "result": signed.id, "sequence": sequence, "token": signed.token}
     await events.append(tx, now_ms, "result", data)
 
 
@@ -190,7 +200,7 @@ async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str)
     """
     await tx.execute(
         "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims, public,"
-        " origin, basis, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " origin, basis, generation, sequence) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         signed.id,
         appraised.session_id,
         appraised.node.id,
@@ -203,6 +213,7 @@ async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str)
         origin,
         msgspec.json.encode(appraised.basis).decode(),
         appraised.generation,
+        signed.result.ear_touchstone_sequence or 0,
     )
 
 
@@ -301,9 +312,7 @@ class Reappraisal:
         return self.known.session_id
 
 
-async def replace_result(
-    tx: Tx, reappraisal: Reappraisal, sign: Callable[[NodeSnapshot], Signed], now_ms: int
-) -> None:
+async def replace_result(tx: Tx, reappraisal: Reappraisal, sign: Sign, now_ms: int) -> None:
     """
     Replace a result by one that was appraised again, unless the node has a newer result.
 
@@ -315,8 +324,11 @@ async def replace_result(
     current = await latest(tx, node.id)
     if current is None or current["id"] != reappraisal.known.id or current["revoked_ms"] is not None:
         return
-    signed = sign(await held_now(tx, node, reappraisal.pin, reappraisal.devices))
-    await revocations.end_results(tx, node.id, now_ms)
+    held = await held_now(tx, node, reappraisal.pin, reappraisal.devices)
+    signed = sign(held, await next_sequence(tx, node.id))
+    ended = await revocations.end_results(tx, node.id, now_ms)
+    if signed.status != Tier.AFFIRMING:
+        await revocations.announce(tx, node.id, ended, now_ms)
     await _insert(tx, signed, reappraisal, origin=reappraisal.known.origin)
     await _announce(tx, node.id, signed, now_ms)
 
@@ -405,6 +417,8 @@ async def newest(tx: Tx, now_ms: int, after: str, limit: int, operator: str | No
     """
     Give the newest public result, revoked or not, of each node that has an unexpired one; by node id.
 
+    `void` is the highest number of the node's revoked results, 0 if it has none.
+
     Args:
         operator: The operator whose nodes alone are looked at.
     """
@@ -412,7 +426,11 @@ async def newest(tx: Tx, now_ms: int, after: str, limit: int, operator: str | No
     if operator is not None:
         of_operator, values = " AND n.operator = ?", [after, now_ms, operator]
     return await tx.all(
-        f"SELECT a.* {_NEWEST} AND a.expires_ms > ?{of_operator} ORDER BY n.id LIMIT ?", *values, limit
+        "SELECT a.*, coalesce((SELECT max(r.sequence) FROM appraisals r"
+        "  WHERE r.node_id = n.id AND r.revoked_ms IS NOT NULL), 0) AS void"
+        f" {_NEWEST} AND a.expires_ms > ?{of_operator} ORDER BY n.id LIMIT ?",
+        *values,
+        limit,
     )
 
 

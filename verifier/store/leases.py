@@ -6,6 +6,8 @@ from typing import Final
 
 from verifier.store.database import Tx
 
+_LONGEST_MS: Final = 60_000
+"""No lease is as long."""
 _OUTAGE: Final = "outage"
 """Nobody holds this one: it says until when a replica could not use the database."""
 
@@ -30,6 +32,11 @@ async def take(tx: Tx, name: str, holder: str, now_ms: int, until_ms: int) -> bo
         now_ms,
     )
     return changed > 0
+
+
+async def drop_early(tx: Tx, now_ms: int) -> None:
+    """Drop every lease that was taken by a clock that has been set back since."""
+    await tx.execute("DELETE FROM leases WHERE until_ms > ?", now_ms + _LONGEST_MS)
 
 
 async def note_outage(tx: Tx, until_ms: int) -> None:

@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Final
+
 from verifier.store import events
-from verifier.store.database import Tx
+from verifier.store.database import Row, Tx
+
+CLOCKS_MS: Final = 48 * 3600 * 1000
+"""By how much our clock may be fast: a result that has run out by it may live for a router whose clock is right."""
 
 
-async def end_results(tx: Tx, node_id: str, now_ms: int) -> int:
+async def end_results(tx: Tx, node_id: str, now_ms: int) -> list[Row]:
     """
     Mark the unexpired results of a node as revoked: a relying party sees this at their status.
 
+    The newest one is marked even if it has run out by our clock, which may be wrong.
+
     Returns:
-        How many results there were.
+        Their ids and numbers (`verifier.store.sequence`), the newest last.
     """
-    return await tx.execute(
-        "UPDATE appraisals SET revoked_ms = ? WHERE node_id = ? AND revoked_ms IS NULL AND expires_ms > ?",
+    ended = await tx.all(
+        "UPDATE appraisals SET revoked_ms = ? WHERE node_id = ? AND revoked_ms IS NULL AND expires_ms > ?"
+        " AND (expires_ms > ? OR seq ="
+        "  (SELECT max(b.seq) FROM appraisals b WHERE b.node_id = appraisals.node_id AND b.public = 1))"
+        " RETURNING id, seq, sequence",
         now_ms,
         node_id,
+        now_ms - CLOCKS_MS,
         now_ms,
     )
+    return sorted(ended, key=lambda row: row["seq"])
 
 
 async def revoke_results(tx: Tx, node_id: str, now_ms: int) -> None:
     """Mark the unexpired results of a node as revoked, and tell routers if there were any."""
-    if await end_results(tx, node_id, now_ms):
-        await events.append(tx, now_ms, "revocation", {"node": node_id})
+    await announce(tx, node_id, await end_results(tx, node_id, now_ms), now_ms)
+
+
+async def announce(tx: Tx, node_id: str, ended: Sequence[Row], now_ms: int) -> None:
+    """
+    Tell routers which results of a node are revoked, if any are.
+
+    The event names the newest of them: with a result, those before it are void, and none after it is.
+    """
+    if not ended:
+        return
+    newest = ended[-1]
+    data: dict[str, Any] = {"node": node_id, "result": newest["id"]}
+    if newest["sequence"]:
+        data["sequence"] = newest["sequence"]
+    await events.append(tx, now_ms, "revocation", data)

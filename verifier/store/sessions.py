@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -13,6 +12,7 @@ from verifier.errors import RequestError
 from verifier.schemes.context import Answers, Channel, IssuedChallenges
 from verifier.store import incidents, pool, walks
 from verifier.store.database import Row, Tx
+from verifier.store.early import CLOCKS_MS
 from verifier.store.ids import in_pieces, new_id, new_nonce
 from verifier.store.pool import Entry
 
@@ -324,38 +324,6 @@ async def expire(
     return ended
 
 
-async def overdue(tx: Tx, before_ms: int, healthy_since_ms: int) -> dict[str, str]:
-    """
-    Give the nodes that were called before a moment, with a walk, and have not answered it, with their operators.
-
-    Args:
-        before_ms: The moment.
-        healthy_since_ms: See `expire`.
-    """
-    rows = await tx.all(
-        "SELECT s.node_id, n.operator FROM sessions s JOIN nodes n ON n.id = s.node_id"
-        " WHERE s.status = 'waiting' AND s.channel = 'call'"
-        " AND s.issued_ms <= ? AND s.issued_ms >= ? AND (s.answers IS NULL OR s.told_ms IS NOT NULL)"
-        " AND s.answer_ms IS NULL"
-        " AND EXISTS (SELECT 1 FROM pool p WHERE p.session_id = s.id AND p.kind <> 'read')",
-        before_ms,
-        healthy_since_ms,
-    )
-    return {row["node_id"]: row["operator"] for row in rows}
-
-
-async def count_answered(tx: Tx, after_ms: int, until_ms: int) -> Counter[str]:
-    """Count by operator the calls with a result whose sessions expire after *after_ms*, and not after *until_ms*."""
-    rows = await tx.all(
-        "SELECT n.operator, count(*) AS calls FROM sessions s JOIN nodes n ON n.id = s.node_id"
-        " WHERE s.status <> 'waiting' AND s.status = 'complete' AND s.channel = 'call'"
-        " AND s.expires_ms > ? AND s.expires_ms <= ? GROUP BY n.operator",
-        after_ms,
-        until_ms,
-    )
-    return Counter({row["operator"]: row["calls"] for row in rows})
-
-
 async def record_missed_call(
     tx: Tx, node_id: str, models: Sequence[str], references: Mapping[str, str], now_ms: int
 ) -> None:
@@ -391,10 +359,11 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
 async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:
     row = await tx.one(
         "SELECT count(*) AS n, min(issued_ms) AS oldest FROM sessions"
-        " WHERE node_id = ? AND channel = ? AND issued_ms > ?",
+        " WHERE node_id = ? AND channel = ? AND issued_ms > ? AND issued_ms <= ?",
         node_id,
         channel,
         now_ms - _HOUR_MS,
+        now_ms + CLOCKS_MS,
     )
     if row is not None and row["n"] >= hourly:
         wait_s = (row["oldest"] + _HOUR_MS - now_ms) // 1000 + 1

@@ -56,6 +56,25 @@ class Moved:
         return Clock(lambda: self.ms, lambda: self.ticks)
 
 
+class Wrong(Moved):
+    """A clock that differs from the time that passes, by what a test sets."""
+
+    def __init__(self, passing: Moved, off_s: float = 0.0) -> None:
+        self._passing = passing
+        self.off_s = off_s
+
+    @property
+    def ms(self) -> int:  # type: ignore[override]
+        return self._passing.ms + int(self.off_s * 1000)
+
+    @property
+    def ticks(self) -> float:  # type: ignore[override]
+        return self._passing.ticks
+
+    def forward(self, seconds: float) -> None:
+        self._passing.forward(seconds)
+
+
 class FakeVerifier:
     """Serves whatever is put into it; events go to all that follow."""
 
@@ -113,6 +132,10 @@ class FakeVerifier:
     def send_raw(self, data: bytes) -> None:
         for follower in self._followers:
             follower.put_nowait(data)
+
+    def beat(self) -> None:
+        """A heartbeat with the verifier's time, to all that follow."""
+        self.send_raw(f'event: heartbeat\ndata: {{"time_ms": {self.clock.ms}}}\n\n'.encode())
 
     def forget_events(self) -> None:
         """Something happens, and its event is pruned with all before it: nobody can go on from where they were."""

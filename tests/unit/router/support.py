@@ -69,6 +69,7 @@ def ear(
     operator: str | None = None,
     enrolled: int = NOW - 86400,
     hardware_class: str = "cpu",
+    sequence: int | None = None,
 ) -> AttestationResult:
     """An honest result of node *name*, but for what is given."""
     given = {
@@ -101,6 +102,7 @@ def ear(
         ear_status=trust.worst_tier([a.ear_status for a in submods.values()]),
         submods=submods,
         status={"uri": f"{issuer}/status"},
+        ear_touchstone_sequence=sequence,
     )
 
 

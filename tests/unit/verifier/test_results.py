@@ -258,6 +258,8 @@ OTHER_USES: dict[str, dict[str, Any]] = {
 def test_a_key_for_another_use_signs_no_results(changes: dict[str, Any]) -> None:
     """What a JWK says that it is for counts (RFC 7517 §4.2 to §4.4)."""
     with pytest.raises(ResultError, match="a JWK must be for"):
+        VerifyingKey.from_jwk({**JWK, **changes})
+    with pytest.raises(ResultError, match="lists no P-256 key"):
         result_keys.read_jwks(msgspec.json.encode({"keys": [{**JWK, **changes}]}))
 
 
@@ -280,10 +282,48 @@ OTHER_KEYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", OTHER_KEYS.values(), ids=OTHER_KEYS)
-def test_a_key_of_another_kind_is_refused(changes: dict[str, Any]) -> None:
-    """One key that cannot be used makes the set unusable."""
+def test_a_key_of_another_kind_is_ignored(changes: dict[str, Any]) -> None:
+    """It is not ours to read, and the others count (RFC 7517 §5)."""
     with pytest.raises(ResultError, match="a JWK"):
-        result_keys.read_jwks(msgspec.json.encode({"keys": [JWK, {**JWK, **changes}]}))
+        VerifyingKey.from_jwk({**JWK, **changes})
+    for keys in ([JWK, {**JWK, **changes}], [{**JWK, **changes}, JWK]):
+        assert set(result_keys.read_jwks(msgspec.json.encode({"keys": keys}))) == {KEY.kid}
+
+
+NO_KEYS = [None, 7, "key", [], {}, {"kty": None}, {"kty": "EC"}, {"kty": "OKP", "crv": "Ed25519", "x": "AA"}]
+
+
+@pytest.mark.parametrize("other", NO_KEYS, ids=repr)
+def test_what_is_no_key_is_ignored(other: Any) -> None:
+    """Whatever it is."""
+    data = msgspec.json.encode({"keys": [other, JWK]})
+    assert set(result_keys.read_jwks(data)) == {KEY.kid}
+
+
+def test_a_key_without_a_kid_is_read() -> None:
+    """Its name is computed."""
+    data = msgspec.json.encode({"keys": [KEY.verifying.jwk_members()]})
+    assert set(result_keys.read_jwks(data)) == {KEY.kid}
+
+
+def test_a_set_of_too_many_bytes_is_refused() -> None:
+    """Before it is read."""
+    with pytest.raises(ResultError, match="too large"):
+        result_keys.read_jwks(msgspec.json.encode({"keys": [JWK, "x" * result_keys.MAX_JWKS]}))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*JWK, "key_ops"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(_JSON, max_size=6), st.integers(0, 6))
+def test_no_neighbour_takes_a_key_away(others: list[Any], at: int) -> None:
+    """Whatever else is in the set."""
+    keys = [*others[:at], JWK, *others[at:]]
+    assert KEY.kid in result_keys.read_jwks(msgspec.json.encode({"keys": keys}))
 
 
 @pytest.mark.parametrize("count", [0, 65])
