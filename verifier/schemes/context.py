@@ -151,7 +151,7 @@ class WalkRecord(Struct, frozen=True, kw_only=True):
     """Time taken by the verifier's clock, milliseconds; `None` if several models were asked at once."""
     right_weight: int = 0
     """Of the calls until now with a right walk: 1,000 for each, half as much for every 12 hours of its age."""
-    missed_weight: int = 0
+    unanswered_weight: int = 0
     """The same of the calls that were missed.  Of several in a row, only the first counts."""
 
 

@@ -112,12 +112,12 @@ def weighed(record: WalkRecord, history: Sequence[WalkRecord]) -> WalkRecord:
     right, missed = 0.0, 0.0
     if earlier is not None:
         aged = 0.5 ** (max(record.at_ms - earlier.at_ms, 0) / _HALF_LIFE_MS)
-        right, missed = earlier.right_weight * aged, earlier.missed_weight * aged
+        right, missed = earlier.right_weight * aged, earlier.unanswered_weight * aged
     if record.verdict == "right":
         right += _WEIGHT
     elif record.verdict == "missed" and (earlier is None or earlier.verdict != "missed"):
         missed += _WEIGHT
-    return msgspec.structs.replace(record, right_weight=round(right), missed_weight=round(missed))
+    return msgspec.structs.replace(record, right_weight=round(right), unanswered_weight=round(missed))
 
 
 def _answered_permille(calls: Sequence[WalkRecord]) -> int:
@@ -125,12 +125,12 @@ def _answered_permille(calls: Sequence[WalkRecord]) -> int:
     if not calls:
         return 1000
     last = calls[-1]
-    if not (last.right_weight or last.missed_weight):
+    if not (last.right_weight or last.unanswered_weight):
         # It is this session's, which is weighed when it is stored.
         last = weighed(last, calls[:-1])
-    if last.missed_weight < _MIN_MISSED_WEIGHT:
+    if last.unanswered_weight < _MIN_MISSED_WEIGHT:
         return 1000
-    return last.right_weight * 1000 // (last.right_weight + last.missed_weight)
+    return last.right_weight * 1000 // (last.right_weight + last.unanswered_weight)
 
 
 def _count_walks(context: Context) -> int:

@@ -146,7 +146,7 @@ def test_who_was_away_for_hours_is_as_before_after_one_right_walk() -> None:
     node.run(DAY_S)
     for number in range(100):
         node.keep(missed(DAY_S + 100 * number))
-    assert node.history[-1].missed_weight <= 1000
+    assert node.history[-1].unanswered_weight <= 1000
     node.keep(replace(node.history[0], at_ms=ms(DAY_S + 10_000)))
     assert [standing for _, standing in node.standings[-2:]] == ["missed", "called"]
 
@@ -162,11 +162,11 @@ def test_who_drops_most_is_contraindicated_within_hours() -> None:
 @pytest.mark.parametrize("weights", [(0, 0), (0, 3999), (9000, 3999)])
 def test_few_missed_calls_say_nothing_of_a_share(weights: tuple[int, int]) -> None:
     """A new node with one bad moment is not one that drops calls."""
-    last = replace(missed(0), verdict="right", right_weight=weights[0], missed_weight=weights[1])
+    last = replace(missed(0), verdict="right", right_weight=weights[0], unanswered_weight=weights[1])
     assert walks._answered_permille([last]) == 1000
 
 
 def test_a_clock_that_goes_back_ages_nothing() -> None:
     """Nor may it make weights grow."""
     right = replace(walks.weighed(missed(DAY_S), ()), verdict="right")
-    assert walks.weighed(missed(0), (right,)).missed_weight == 2000
+    assert walks.weighed(missed(0), (right,)).unanswered_weight == 2000
