@@ -86,6 +86,12 @@ class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Share of calls that go to all the operator's nodes with the model, at the same moment."""
     grace_s: Annotated[float, Meta(ge=0, le=3600)] = 20
     """How long a due call waits for a node whose channel has just ended, or after an outage of the verifier."""
+    answer_s: Annotated[float, Meta(ge=1, le=3600)] = 60
+    """
+    A node that has not answered a call with a walk for so long loses the results that it still has.
+
+    It may answer as long as the session lives, and gets a new result then.  It must be longer than the slowest walk.
+    """
     wide_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of the calls to one node that ask for a wide walk, if the pool has one."""
 

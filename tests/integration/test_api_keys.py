@@ -91,6 +91,19 @@ async def test_the_list_has_every_key_and_no_secret(verifier) -> None:
     assert "acme-1" in (await run(verifier, "key", "list"))[1]
 
 
+async def test_a_key_can_go_to_a_file_of_its_owner(verifier, tmp_path: Path) -> None:
+    """A file that is there is not replaced; one that cannot be written leaves the name free."""
+    file, create = tmp_path / "x.key", ("key", "create", "x", "--role", "auditor", "--out")
+    _, said = await run(verifier, *create, str(file))
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert await opens(verifier, file.read_text()) == 200
+    assert file.read_text() not in said
+    assert (await run(verifier, *create, str(file)))[0] != 0
+    await run(verifier, "key", "revoke", "x")
+    assert (await run(verifier, *create, str(tmp_path / "nowhere" / "x.key")))[0] != 0
+    assert (await run(verifier, *create, str(tmp_path / "y.key")))[0] == 0
+
+
 async def test_the_database_has_no_secret(verifier) -> None:
     """Who reads it can call nobody."""
     key = (await run(verifier, "key", "create", "x", "--role", "auditor"))[1].split()[-1]

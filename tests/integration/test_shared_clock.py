@@ -164,8 +164,7 @@ async def test_a_call_is_timed_right_wherever_its_answers_arrive(
         await pair.first_app[CALL_SCHEDULER].call(node.id, walk=True)
         async with asyncio.timeout(10):
             session = await waiting
-    answers = node.answers(session)
-    await pair.client(node, there).answer_call(session, answers)
+    answers = await node.answer_call(pair.client(node, there), session)
     kept = await pair.row("SELECT answer_ms FROM sessions WHERE id = ?", session.id)
     assert 0 <= kept["answer_ms"] < 5000
     evidence = node.evidence(session, iat=int(time.time()), answers=answers)

@@ -26,7 +26,7 @@ from verifier.schemes.context import Channel, Context, IssuedChallenges, Node, S
 from verifier.service.inputs import AppraisalInputs
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
-from verifier.store import appraisals, nodes, sessions
+from verifier.store import appraisals, nodes, sessions, walks
 from verifier.store.appraisals import Signed, StaleError, Submission
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import new_id
@@ -206,11 +206,12 @@ class Appraiser:
                 asked=asked,
                 answers=session.answers,
                 answer_ms=session.answer_ms,
+                read_ms=session.read_ms,
                 together=session.together,
             ),
             node=node,
             references=inputs.verifier_inputs.references,
-            history={model: await sessions.history(tx, node.id, model, _HISTORY_LENGTH) for model in models},
+            history={model: await walks.history(tx, node.id, model, _HISTORY_LENGTH) for model in models},
             thresholds=inputs.bundle.thresholds,
             superseded=inputs.verifier_inputs.superseded,
             blocks=inputs.verifier_inputs.blocks,

@@ -296,7 +296,11 @@ def to_wire(
         "status": status,
     }
     if asked is None:
-        asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+        entries = session.entries
+        if session.withholds_walk:
+            # A node that knows whether a walk follows could answer the other calls alone.
+            entries = tuple(entry for entry in entries if entry.kind == "read")
+        asked = posing.pose(entries, session.exhausted, service.pool_key)
     if models := posing.to_wire(asked):
         wire["challenge"] = {"models": msgspec.to_builtins(models)}
     if evidence is not None:

@@ -11,8 +11,19 @@ from prometheus_client import Gauge
 
 from verifier.errors import StoreError
 from verifier.service.state import Service
-from verifier.store import appraisals, events, incidents, nodes, pool, recordings, sessions
+from verifier.store import (
+    appraisals,
+    events,
+    incidents,
+    nodes,
+    pool,
+    recordings,
+    revocations,
+    sessions,
+    walks,
+)
 from verifier.store.database import Tx
+from verifier.store.sessions import EndedCall
 
 _PERIOD_S: Final = 1.0
 _SLOW_EVERY_ROUNDS: Final = 60
@@ -49,17 +60,21 @@ async def end_expired(service: Service) -> None:
         StoreError: The database cannot be used.  What begins before it can be used again is held against no node.
     """
     now_ms, began = service.now_ms(), service.clock.monotonic()
+    answer_ms = int(service.config.calls.answer_s * 1000)
 
-    async def end(tx: Tx) -> None:
-        await sessions.expire(tx, now_ms, healthy_since_ms=service.duties.healthy_since_ms)
+    async def end(tx: Tx) -> list[EndedCall]:
+        ended = await sessions.expire(tx, now_ms, healthy_since_ms=service.duties.healthy_since_ms)
+        for node_id in await sessions.overdue(tx, now_ms - answer_ms, service.duties.healthy_since_ms):
+            await revocations.revoke_results(tx, node_id, now_ms)
         await incidents.end_overdue_suspicions(tx, now_ms)
+        return ended
 
     try:
         # A transaction of its own comes first: it waits for a lock as nodes would have to, and shows whether
         # they had to.
         await service.db.write(_nothing)
         service.duties.note_success(began)
-        await service.db.write(end)
+        service.duties.note_ended(await service.db.write(end))
     except StoreError:
         service.duties.note_failure()
         raise
@@ -80,7 +95,7 @@ async def delete_old(service: Service) -> None:
         lambda tx: events.prune(tx, now_ms - _EVENT_LIFETIME_MS, _STEP_ROWS),
         lambda tx: recordings.prune(tx, recordings_before, limits.max_mib << 20, live_ms, _STEP_ROWS),
         lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS),
-        lambda tx: sessions.prune_walks(tx, results_before, _STEP_ROWS),
+        lambda tx: walks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
     )
     for step in steps:

@@ -16,7 +16,7 @@ from verifier.recording import Record, VerifierInputNames, summary_of
 from verifier.results import AttestationResult, NodeRecord
 from verifier.schemes.context import Node, WalkRecord
 from verifier.schemes.findings import Finding
-from verifier.store import events, incidents, nodes, policies, recordings, revocations, sessions
+from verifier.store import events, incidents, nodes, policies, recordings, revocations, sessions, walks
 from verifier.store.database import Row, Tx
 from verifier.store.sessions import StoredSession
 
@@ -121,7 +121,7 @@ async def _take_consequences(tx: Tx, submission: Submission, held: NodeSnapshot,
     """Store the walks, claim the endpoint and the devices, and take the findings; gives what holds the node now."""
     node = submission.node
     for model, record in submission.walks.items():
-        await sessions.keep_walk(tx, submission.session_id, node.id, model, record)
+        await walks.keep(tx, submission.session_id, node.id, model, record)
     found = list(submission.drafts)
     if held.endpoint_taken:
         found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))

@@ -1,5 +1,12 @@
 -- oldest: 5
 
+-- Calls in two steps: how long the answer to the read took, and when the node was then told of the walk.
+ALTER TABLE sessions ADD COLUMN read_ms INTEGER;
+ALTER TABLE sessions ADD COLUMN told_ms INTEGER;
+
+-- Calls that nobody has answered for long: it is looked for them every second.
+CREATE INDEX sessions_called ON sessions (issued_ms) WHERE status = 'waiting' AND channel = 'call';
+
 -- Who may call what: API keys. A row holds the digest of a key, which is shown once when it is made.
 CREATE TABLE api_keys (
     digest      BLOB PRIMARY KEY,              -- SHA-256 of the key
