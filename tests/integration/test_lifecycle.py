@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shutil
+import signal
 import time
 import zipfile
 from pathlib import Path
@@ -218,6 +220,34 @@ async def test_a_broken_policy_costs_its_appraisals_and_nothing_else(verifier, s
         assert set(submod["ear_trustworthiness_vector"].values()) == {-1}, name
         assert "policy.failed" in {r["code"] for r in submod["ear_verifier_claims"].get("reasons", ())}
     assert await verifier.rows("SELECT * FROM incidents") == []
+
+
+async def test_workers_that_were_stopped_take_no_good_result_away(verifier) -> None:
+    """A machine that stalls for a second is no policy that fails: it is asked again."""
+    node = await verifier.enrol()
+    await verifier.attest(node)
+    for process in children_of(os.getpid()):
+        os.kill(process, signal.SIGSTOP)
+    assert (await verifier.attest(node))["ear_status"] == "affirming"
+
+
+def children_of(parent: int) -> list[int]:
+    """The policy's workers: the only processes that the verifier starts."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and b"verifier.policy.worker" in _read(entry / "cmdline"):
+            status = _read(entry / "stat").rpartition(b")")[2].split()
+            if status and int(status[1]) == parent:
+                found.append(int(entry.name))
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        # The process has ended.
+        return b""
 
 
 def bomb(verifier, bundle) -> bytes:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 
 from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
@@ -77,8 +76,10 @@ async def new_session(request: web.Request) -> web.Response:
             wants_for(node, walk=True) if node is not None and channel == Channel.ANNOUNCED else (),
             proof,
         )
+    asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+    service.opened.keep(session, asked)
     return json_response(
-        to_wire(service, session),
+        to_wire(service, session, asked=asked),
         status=201,
         headers={"Location": f"{PREFIX}/session/{session.id}"},
         content_type=SESSION_TYPE,
@@ -217,9 +218,11 @@ async def submit(request: web.Request) -> web.Response:
     service = service_of(request)
     service.address_rates.spend(address_of(request))
     session_id = request.match_info["id"]
-    async with service.db.read() as tx:
-        # Before the body is read: if there is no session, the body need not be read.
-        session = await load_session(service, tx, session_id)
+    # Before the body is read: if there is no session, the body need not be read.
+    session = service.opened.take(session_id)
+    if session is None:
+        async with service.db.read() as tx:
+            session = await load_session(service, tx, session_id)
     wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
     answer = await request.app[APPRAISER].submit(
@@ -231,7 +234,10 @@ async def submit(request: web.Request) -> web.Response:
     complete = dataclasses.replace(session, status="complete")
     wire = to_wire(service, complete, answer.row, data, answer.asked)
     if wants_next and answer.following is not None:
-        wire["next"] = {"session": answer.following.id, **to_wire(service, answer.following)}
+        following = answer.following
+        asked = posing.pose(following.entries, following.exhausted, service.pool_key)
+        service.opened.keep(following, asked)
+        wire["next"] = {"session": following.id, **to_wire(service, following, asked=asked)}
     return json_response(wire, content_type=SESSION_TYPE)
 
 
@@ -258,18 +264,17 @@ async def look(request: web.Request) -> web.Response:
 
 
 async def drop(request: web.Request) -> web.Response:
-    """Drop a session.  Its nonce and its challenges are not used again."""
+    """Drop a session.  The challenges that it has taken are not used again."""
     service = service_of(request)
     session_id = request.match_info["id"]
     service.address_rates.spend(address_of(request))
-
-    async def store_and_drop(tx: Tx) -> None:
+    async with service.db.read() as tx:
         session = await load_session(service, tx, session_id)
-        if session.sealed and session.expires_ms > service.now_ms():
-            await sessions.store_sealed(tx, session)
-        await sessions.drop(tx, session_id, service.now_ms())
-
-    await service.db.write(store_and_drop)
+    service.opened.take(session_id)
+    if session.sealed:
+        service.sealer.drop(session_id)
+    else:
+        await service.db.write(lambda tx: sessions.drop(tx, session_id, service.now_ms()), of=session.node_id)
     return web.Response(status=204)
 
 
@@ -302,7 +307,7 @@ def to_wire(
             entries = tuple(entry for entry in entries if entry.kind == "read")
         asked = posing.pose(entries, session.exhausted, service.pool_key)
     if models := posing.to_wire(asked):
-        wire["challenge"] = {"models": msgspec.to_builtins(models)}
+        wire["challenge"] = {"models": models}
     if evidence is not None:
         wire["evidence"] = {"type": MEDIA_TYPE, "value": base64.b64encode(evidence).decode()}
     if result is not None:

@@ -25,6 +25,7 @@ from verifier.service.duties import Duties
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
 from verifier.service.oidc import Issuer
+from verifier.service.opened import OpenedSessions
 from verifier.service.sealed import Sealer
 from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
@@ -54,6 +55,7 @@ class Service:
     """Keys that may sign policies, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
+    opened: OpenedSessions = field(default_factory=OpenedSessions)
     oidc: Issuer | None = field(init=False)
     """The issuer whose tokens are credentials, if one is configured."""
     duties: Duties = field(init=False)

@@ -22,7 +22,7 @@ _UEID_RAND = b"\x01"
 _KEPT_KEYS: Final = 8192
 """About 3 kB each.  A node's key is read several times for one attestation, within seconds."""
 
-_read_key = lru_cache(maxsize=_KEPT_KEYS)(PublicKey.decode)
+read_key = lru_cache(maxsize=_KEPT_KEYS)(PublicKey.decode)
 """
 A key by its bytes in the database, decoded and checked once.
 
@@ -252,7 +252,7 @@ def _node(row: Row | None) -> Node | None:
     return Node(
         id=row["id"],
         ueid=row["ueid"],
-        key=_read_key(row["key"]),
+        key=read_key(row["key"]),
         operator=row["operator"],
         models=msgspec.json.decode(row["models"], type=tuple[str, ...]),
         hardware_class=row["hardware_class"],

@@ -101,16 +101,10 @@ async def every(tx: Tx) -> list[Row]:
 
 async def rollout(tx: Tx) -> Rollout | None:
     """Give the rollout as it stands; `None` if no policy was ever activated."""
-    row = await tx.one("SELECT * FROM changes ORDER BY seq DESC LIMIT 1")
-    if row is None or row["active"] is None:
-        return None
-    return Rollout(
-        active=row["active"],
-        shadow=row["shadow"],
-        canary=row["canary"],
-        permille=row["permille"],
-        generation=row["generation"],
+    row = await tx.one(
+        "SELECT active, shadow, canary, permille, generation FROM changes ORDER BY seq DESC LIMIT 1"
     )
+    return None if row is None or row["active"] is None else Rollout(**row)
 
 
 async def note(
