@@ -44,6 +44,8 @@ _REFUSED: Final[Mapping[str, tuple[int, str | None]]] = {
     "request.unauthorised": (401, "invalid_api_key"),
     "request.forbidden": (403, "insufficient_permissions"),
     "request.not-found": (404, None),
+    "request.too-often": (429, "rate_limit_exceeded"),
+    "request.issuer-unavailable": (503, None),
 }
 
 _log = structlog.get_logger("router")
@@ -58,6 +60,8 @@ async def answer_errors(
     except RequestError as error:
         status, code = _REFUSED.get(error.code, (400, None))
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(error.retry_after)
         message = str(error)
     except web.HTTPMethodNotAllowed as error:
         status, code, headers = 405, "method_not_allowed", {"Allow": ", ".join(sorted(error.allowed_methods))}
@@ -65,7 +69,8 @@ async def answer_errors(
     except web.HTTPNotFound:
         status, code, headers = 404, None, {}
         message = f"no resource {request.method} {request.path[:100]}"
-    answer = GatewayError(status, "invalid_request_error", message, code=code).response()
+    kind = "service_unavailable" if status >= 500 else "invalid_request_error"
+    answer = GatewayError(status, kind, message, code=code).response()
     answer.headers.update(headers)
     return _closing(request, answer)
 
