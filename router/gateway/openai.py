@@ -40,12 +40,13 @@ _LARGE: Final = 64 << 10
 _LEAST_PACE: Final = 64 << 10
 """Bytes per second that a client must take of a large answer."""
 
-_REFUSED: Final[Mapping[str, tuple[int, str | None]]] = {
-    "request.unauthorised": (401, "invalid_api_key"),
-    "request.forbidden": (403, "insufficient_permissions"),
-    "request.not-found": (404, None),
-    "request.too-often": (429, "rate_limit_exceeded"),
-    "request.issuer-unavailable": (503, None),
+_REFUSED: Final[Mapping[str, tuple[int, str, str | None]]] = {
+    "request.unauthorised": (401, "invalid_request_error", "invalid_api_key"),
+    "request.forbidden": (403, "invalid_request_error", "insufficient_permissions"),
+    "request.not-found": (404, "invalid_request_error", None),
+    "request.too-often": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "request.issuer-unavailable": (503, "service_unavailable", None),
+    "service.busy": (503, "service_unavailable", None),
 }
 
 _log = structlog.get_logger("router")
@@ -58,19 +59,18 @@ async def answer_errors(
     try:
         return await handler(request)
     except RequestError as error:
-        status, code = _REFUSED.get(error.code, (400, None))
-        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-        if error.retry_after is not None:
-            headers["Retry-After"] = str(error.retry_after)
-        message = str(error)
+        status, kind, code = _REFUSED.get(error.code, (400, "invalid_request_error", None))
+        answer = GatewayError(status, kind, str(error), code=code, retry_after=error.retry_after).response()
+        if status == 401:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        return _closing(request, answer)
     except web.HTTPMethodNotAllowed as error:
         status, code, headers = 405, "method_not_allowed", {"Allow": ", ".join(sorted(error.allowed_methods))}
         message = f"{request.method} is not a method of this resource"
     except web.HTTPNotFound:
         status, code, headers = 404, None, {}
         message = f"no resource {request.method} {request.path[:100]}"
-    kind = "service_unavailable" if status >= 500 else "invalid_request_error"
-    answer = GatewayError(status, kind, message, code=code).response()
+    answer = GatewayError(status, "invalid_request_error", message, code=code).response()
     answer.headers.update(headers)
     return _closing(request, answer)
 
