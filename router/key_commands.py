@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
-from attester.errors import ConfigError
+from attester.errors import ConfigError, KeyFileError
+from attester.identity import write_private
 from attester.settings import read_toml
 from router import maintenance
 from router.config import ANYONE, ROLES, ApiKey, RouterConfig
@@ -61,13 +62,21 @@ def key() -> None:
 @click.option(
     "--days", default=None, type=click.IntRange(1, 36_500), help="For how long.  Default: until revoked."
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write the key to a new file that only you can read, instead of printing it.",
+)
 @maintenance.config_option
 @maintenance.errors
-def create(name: str, path: Path, days: int | None, **given: Any) -> None:
+def create(name: str, path: Path, days: int | None, out: Path | None, **given: Any) -> None:
     """Make the key NAME, and print it: it is shown once, and only its digest is kept."""
-    secret = make_key(
-        path, read_toml(path, RouterConfig, "touchstone router init"), {"name": name, **given}, days
-    )
+    config = read_toml(path, RouterConfig, "touchstone router init")
+    secret = make_key(path, config, {"name": name, **given}, days, out=out)
+    if out is not None:
+        click.echo(f"Made the key {name}, in {out}.")
+        return
     click.echo(secret)
     click.echo(
         f"This is the key {name}. It is not shown again. It is sent as: Authorization: Bearer KEY", err=True
@@ -108,12 +117,19 @@ def revoke(name: str, path: Path) -> None:
     click.echo(f"{name} is revoked. Running routers refuse it within two seconds.")
 
 
-def make_key(path: Path, config: RouterConfig, given: dict[str, Any], days: int | None = None) -> str:
+def make_key(
+    path: Path,
+    config: RouterConfig,
+    given: dict[str, Any],
+    days: int | None = None,
+    *,
+    out: Path | None = None,
+) -> str:
     """
-    Make a key in the store of a router, and give its secret.
+    Make a key in the store of a router, write it to the new file *out*, if there is to be one, and give it.
 
     Raises:
-        ConfigError: the key cannot be as it is given, or the router has no store.
+        ConfigError: the key cannot be as it is given, the router has no store, or the file cannot be made.
         KeyStepError: its name was given before, or there are too many keys.
     """
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -125,7 +141,18 @@ def make_key(path: Path, config: RouterConfig, given: dict[str, Any], days: int 
         raise ConfigError(f"{new.name} is a name in {path} or has a meaning of its own. Choose another")
     now_ms = _now_ms()
     expires_ms = None if days is None else now_ms + days * _DAY_MS
-    _on_store(config, path.parent, lambda tx: keys.add(tx, new, now_ms, expires_ms=expires_ms))
+    try:
+        if out is not None:
+            # First: a key in the store that nobody has would have taken the name.
+            write_private(out, secret.encode())
+    except KeyFileError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        _on_store(config, path.parent, lambda tx: keys.add(tx, new, now_ms, expires_ms=expires_ms))
+    except BaseException:
+        if out is not None:
+            out.unlink()
+        raise
     return secret
 
 

@@ -86,7 +86,7 @@ class Caller:
         """Whether it may see what is about a node of *operator*: a node sees itself, an operator its own."""
         if self.roles == {Role.NODE}:
             return node_id is not None and node_id == self.node
-        return self.only_operator is None or (operator is not None and operator == self.only_operator)
+        return self.only_operator is None or (bool(operator) and operator == self.only_operator)
 
     @property
     def only_operator(self) -> str | None:

@@ -45,6 +45,7 @@ _REFUSED: Final[Mapping[str, tuple[int, str, str | None]]] = {
     "request.forbidden": (403, "invalid_request_error", "insufficient_permissions"),
     "request.not-found": (404, "invalid_request_error", None),
     "request.too-often": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "request.issuer-unavailable": (503, "service_unavailable", None),
     "service.busy": (503, "service_unavailable", None),
 }
 

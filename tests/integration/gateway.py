@@ -369,6 +369,7 @@ class RouterProcess:
         self.config = folder / "router.toml"
         gateway = {"open": "keys" not in sections, "allow_private": True, "probe_every_s": 0}
         (folder / "router.token").write_text("the-routers-key")
+        (folder / "reviewer.token").write_text("a-reviewers-key")
         given = {
             "keys": [key("auditor", roles=["auditor"])],
             **sections,
@@ -376,6 +377,7 @@ class RouterProcess:
             "verifier": {
                 "url": verifier.url,
                 "router_token_file": "router.token",
+                "admin_token_file": "reviewer.token",
                 **sections.get("verifier", {}),
             },
             "gateway": {**gateway, **sections.get("gateway", {})},

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 import structlog
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from attester.proof import Request
 from fixtures.credentials import bearer
 from fixtures.simulator import MODEL, SimulatedNode
 from fixtures.sockets import exchange
+from tests.integration.maintenance import fill, serving
 from verifier.roles import GRANTED, HOME_ADMIN, Role
-from verifier.service import access, access_page
+from verifier.service import access, access_page, credentials
 from verifier.service.access import Anyone, Route
 from verifier.service.app import routes
 from verifier.store import api_keys
@@ -408,3 +413,42 @@ async def test_health_needs_nothing(verifier, stranger) -> None:
 async def test_the_homes_own_credentials_have_names(verifier) -> None:
     """Which are the actors of their steps."""
     assert {caller.name for caller in verifier.service.home_callers.values()} == {HOME_ADMIN, "home-router"}
+
+
+@pytest.fixture
+async def on_loopback(verifier_home: Any, model_folder: Path, clock: Any) -> AsyncIterator[Any]:
+    """A verifier whose metrics are open to this machine."""
+    path = verifier_home.path / "verifier.toml"
+    text = path.read_text().replace("metrics_on_loopback = false", "metrics_on_loopback = true")
+    path.write_text(text)
+    await fill(verifier_home, clock, model_folder, reads=1, walks=1)
+    async with serving(verifier_home, clock, model_folder) as running:
+        yield running
+
+
+FORWARDED = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1", "Via": "1.1 x", "X-Real-IP": "::1"}
+
+
+async def test_metrics_may_be_open_to_this_machine_alone(on_loopback) -> None:
+    """A request that a proxy has passed on needs a credential, whatever address it names."""
+    http, url = on_loopback.stranger, on_loopback.url
+    assert await status(http, "GET", f"{url}/metrics", {}) == 200
+    assert await status(http, "GET", f"{url}/api/v1/challenges", {}) == 401
+    for name, value in FORWARDED.items():
+        assert await status(http, "GET", f"{url}/metrics", {name: value}) == 401
+
+
+async def test_by_default_metrics_need_an_auditor(verifier, stranger) -> None:
+    """Also from this machine."""
+    assert await status(stranger, "GET", f"{verifier.url}/metrics", {}) == 401
+
+
+@given(st.binary(max_size=60))
+def test_any_authorization_is_read(data: bytes) -> None:
+    """As one scheme and one value, whatever bytes come."""
+    text = data.decode("utf-8", "surrogateescape")
+    request = SimpleNamespace(headers=CIMultiDict(Authorization=text))
+    scheme, value = credentials._authorization(request)
+    assert scheme == scheme.lower()
+    assert " " not in scheme
+    assert value == value.strip(" ")

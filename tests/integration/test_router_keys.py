@@ -233,6 +233,26 @@ async def test_a_key_is_what_it_was_made_as(config: Path) -> None:
     assert (found["state"], found["in"]) == ("live", "the store")
 
 
+async def test_a_key_goes_to_a_file_of_its_owner(config: Path, tmp_path: Path) -> None:
+    """It is not printed then; and no file is left of a key that could not be made."""
+    out = tmp_path / "web.key"
+    done = await does(config, "key", "create", "web", "--out", str(out))
+    assert (done.status, done.said) == (0, f"Made the key web, in {out}.\n")
+    secret, mode = out.read_text().strip(), out.stat().st_mode & 0o777
+    assert ((await listed(config))["web"]["sha256"], mode) == (
+        hashlib.sha256(secret.encode()).hexdigest(),
+        0o600,
+    )
+    before = await listed(config)
+    for name, file in (("other", out), ("web", tmp_path / "again.key")):
+        assert (await does(config, "key", "create", name, "--out", str(file))).status == 1
+    assert (await listed(config), (tmp_path / "again.key").exists(), out.read_text().strip()) == (
+        before,
+        False,
+        secret,
+    )
+
+
 async def test_the_list_names_every_key_for_people(config: Path) -> None:
     """Those of the configuration, too, and what became of each."""
     add_entry(config, role="reviewer")

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from verifier.roles import Role
 from verifier.service import sweep
 from verifier.service.calls import CALL_SCHEDULER
 
@@ -64,6 +65,10 @@ async def hot_paths(verifier) -> None:
         "challenges",
     ):
         async with verifier.http.get(f"{verifier.url}/api/v1/{path}") as response:
+            assert response.status == 200, path
+    operator = await verifier.key("acme", Role.OPERATOR, operator="acme")
+    for path in ("nodes", "results", f"nodes/{node.id}", "incidents?open=1"):
+        async with verifier.stranger.get(f"{verifier.url}/api/v1/{path}", headers=operator) as response:
             assert response.status == 200, path
     caller = verifier.app[CALL_SCHEDULER]
     await caller.refresh()

@@ -8,6 +8,8 @@ from typing import Any
 import click
 import msgspec
 
+from attester.errors import ConfigError, KeyFileError
+from attester.identity import write_private
 from verifier.commands.common import (
     day,
     errors,
@@ -47,14 +49,34 @@ def key() -> None:
     type=click.IntRange(1, 3650),
     help="The days for which it is valid.  Default: for ever.",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write the key to a new file that only you can read, instead of printing it.",
+)
 @home_option
 @errors
-def create(name: str, roles: tuple[str, ...], operator: str | None, days: int | None, home: Path) -> None:
+def create(
+    name: str, roles: tuple[str, ...], operator: str | None, days: int | None, out: Path | None, home: Path
+) -> None:
     """Make the key NAME and print it, once.  NAME is the actor of every step that its holder takes."""
     now = now_ms()
     expires = None if days is None else now + days * _DAY_MS
     new = NewKey(name, [Role(role) for role in roles], operator, expires)
-    click.echo(in_transaction(home, lambda tx: api_keys.create(tx, new, os_user(), now)))
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists already")
+    secret = in_transaction(home, lambda tx: api_keys.create(tx, new, os_user(), now))
+    if out is None:
+        click.echo(secret)
+        return
+    try:
+        write_private(out, secret.encode())
+    except KeyFileError as error:
+        # Nobody has the key, and its name must be free for another try.
+        in_transaction(home, lambda tx: api_keys.revoke(tx, name, now_ms()))
+        raise ConfigError(str(error)) from None
+    click.echo(f"Made the key {name}, in {out}.")
 
 
 @key.command("list")

@@ -69,6 +69,10 @@ def init(home: Path, listen: str, url: str | None, store: str) -> None:
         f"  3. touchstone challenges mint --model NAME --dir DIR --reads 1000 --walks 250 --home {home}"
     )
     click.echo(f"  4. touchstone verifier serve --home {home}")
+    click.echo(
+        f"Nobody gets in without a credential. {home}/admin.token opens everything; for people and routers:"
+    )
+    click.echo(f"  touchstone verifier key create NAME --role ROLE --out FILE --home {home}")
 
 
 @verifier.command()

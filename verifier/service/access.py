@@ -144,7 +144,9 @@ def mount(app: web.Application, routes: Iterable[Route], identify: Identify) -> 
         if route is None:
             raise RequestError("there is no such resource", code="request.not-found")
         request[CALLER] = await identify(request, route)
-        # Here it is known who calls, and nothing was done for it yet: limits by identity belong here.
+        # Here it is known who calls, and nothing was done for it yet.
+        # - whoever counts connections by identity notes `request[CALLER]` here (a stranger's is `STRANGER`);
+        # - rates by identity are spent here.
         return await handler(request)
 
     app.middlewares.append(guard)

@@ -143,7 +143,7 @@ def _is_local(request: web.Request) -> bool:
     if any(name in request.headers for name in _FORWARDED):
         return False
     peer = None if request.transport is None else request.transport.get_extra_info("peername")
-    try:
-        return peer is not None and ipaddress.ip_address(peer[0]).is_loopback
-    except ValueError:
+    if not isinstance(peer, tuple):
         return False
+    address = ipaddress.ip_address(peer[0].partition("%")[0])
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
