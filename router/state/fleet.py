@@ -240,16 +240,19 @@ class Fleet:
             entry.heartbeat.note_probe_answer(self._clock.monotonic())
             self._placement.place_everywhere(entry)
 
-    def start_work(self, node: str, workload: Workload) -> None:
-        """Note that a request for a node begins."""
+    def start_work(self, node: str, workload: Workload) -> int:
+        """Note that a request for a node begins; returns its number, by which its end is told."""
         entry = self._entry(node)
-        _statistics_of(entry, workload.standing_key).load.in_flight += 1
+        number = _statistics_of(entry, workload.standing_key).load.begin_request()
         entry.in_flight[workload.name] = entry.in_flight.get(workload.name, 0) + 1
         self._placement.count_request(entry.key[0], workload.name, 1)
         self._placement.place(entry, workload.standing_key)
+        return number
 
-    def end_work(self, node: str, workload: Workload, execution: Execution) -> None:
-        """Note that a request at a node has ended, and how."""
+    def end_work(
+        self, node: str, workload: Workload, execution: Execution, number: int | None = None
+    ) -> None:
+        """Note that a request at a node has ended, and how; *number* is the one that `start_work` gave."""
         entry = self._entry(node)
         now = self._clock.monotonic()
         left = entry.in_flight.pop(workload.name, 0) - 1
@@ -261,19 +264,20 @@ class Fleet:
         completed = execution.outcome is Outcome.COMPLETED
         # A good end without credit must not close a breaker: it does not show that the node works for others.
         counted = Outcome.UNSUPPORTED if completed and not execution.earns_credit else execution.outcome
-        statistics.load.end_request(counted, now)
+        if not statistics.load.end_request(counted, now, number):
+            execution = replace(execution, is_further=True)
         statistics.add(execution, self._clock.unix())
         if completed:
             entry.heartbeat.note_work(now)
         self._changed.add((node, workload.standing_key))
         self._placement.place(entry, workload.standing_key)
 
-    def blame_node(self, node: str, workload: Workload, outcome: Outcome) -> None:
+    def blame_node(self, node: str, workload: Workload, outcome: Outcome, number: int | None = None) -> None:
         """Count an execution that ended earlier, and that turns out to be the node's fault."""
         entry = self._entry(node)
         statistics = _statistics_of(entry, workload.standing_key)
-        statistics.load.count_outcome(outcome, self._clock.monotonic())
-        statistics.add(Execution(outcome, 0.0), self._clock.unix())
+        is_own = statistics.load.count_outcome(outcome, self._clock.monotonic(), number)
+        statistics.add(Execution(outcome, 0.0, is_further=not is_own), self._clock.unix())
         self._changed.add((node, workload.standing_key))
         self._placement.place(entry, workload.standing_key)
 
