@@ -93,9 +93,18 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
     Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time ran out, and the node was not slow."),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
     # Who stands between the router and the node cannot be told from the node itself, so nothing is held against it.
-    Outcome.UNREACHABLE: (Blame.NETWORK, "No way led to the node: no route, no name server, or no connection in time."),
-    Outcome.NOT_ALLOWED: (Blame.ROUTER, "This router's configuration does not let it connect to the node's address."),
-    Outcome.HINDERED: (Blame.ROUTER, "The router itself could not: no sockets, no memory, too late, or it was stopping."),
+    Outcome.UNREACHABLE: (
+        Blame.NETWORK,
+        "No way led to the node: there is no route to it, or no name server told its address.",
+    ),
+    Outcome.NOT_ALLOWED: (
+        Blame.ROUTER,
+        "This router's configuration does not let it connect to the node's address.",
+    ),
+    Outcome.HINDERED: (
+        Blame.ROUTER,
+        "The router itself could not: no sockets, no memory, too late, or it was stopping.",
+    ),
 }
 """For each outcome, who is to blame, and what it means."""
 
@@ -189,22 +198,37 @@ FAILURES: Final[Mapping[Failure, tuple[Outcome, str]]] = {
     Failure.TLS_FAILED: (Outcome.CRASHED, "The node did not complete the TLS handshake."),
     Failure.NOT_HTTP: (Outcome.CRASHED, "What the node sent is not HTTP."),
     # Its domain is the node's affair, as long as the names of others are found at the same time.
-    Failure.NAME_UNKNOWN: (Outcome.CRASHED, "The node's name was not found, and the names of other nodes were."),
+    Failure.NAME_UNKNOWN: (
+        Outcome.CRASHED,
+        "The node's name was not found, and the names of other nodes were.",
+    ),
     Failure.SILENT: (Outcome.STALLED, "The node took the connection and sent nothing in time."),
     Failure.ANOTHER_KEY: (Outcome.IMPOSTOR, "Another key answered at the node's address."),
-    # Counts against the node once another node has completed the same request: then the network was not at fault.
-    Failure.NO_CONNECTION_IN_TIME: (Outcome.UNREACHABLE, "There was no connection in time."),
+    # Counts once another node has completed the same request: if the way out is cut, no node completes any.
+    Failure.NO_CONNECTION_IN_TIME: (Outcome.CRASHED, "There was no connection in time."),
     # Routers on the way report it too, so a node could choose it.  It gains what it would gain by saying 503.
     Failure.NO_ROUTE: (Outcome.UNREACHABLE, "There is no route to the node's address from here."),
     Failure.NO_NAME_SERVER: (Outcome.UNREACHABLE, "No name server told the node's address."),
-    Failure.ADDRESS_REFUSED: (Outcome.NOT_ALLOWED, "[gateway] allow_private keeps this router from the node's address."),
+    Failure.ADDRESS_REFUSED: (
+        Outcome.NOT_ALLOWED,
+        "[gateway] allow_private keeps this router from the node's address.",
+    ),
     Failure.NO_SOCKETS: (Outcome.HINDERED, "The router has no file descriptors left (EMFILE, ENFILE)."),
     Failure.NO_MEMORY: (Outcome.HINDERED, "The router's machine has no memory or no threads left."),
-    Failure.NO_PORTS: (Outcome.HINDERED, "The router's machine has no local port or address left for the connection."),
-    Failure.FORBIDDEN_HERE: (Outcome.HINDERED, "The router's machine forbids the connection (EPERM, EACCES)."),
+    Failure.NO_PORTS: (
+        Outcome.HINDERED,
+        "The router's machine has no local port or address left for the connection.",
+    ),
+    Failure.FORBIDDEN_HERE: (
+        Outcome.HINDERED,
+        "The router's machine forbids the connection (EPERM, EACCES).",
+    ),
     Failure.OUR_TLS: (Outcome.HINDERED, "The router's own TLS settings allow no handshake."),
     Failure.LATE_HERE: (Outcome.HINDERED, "The time ran out while the router itself stood still."),
-    Failure.DROPPED_HERE: (Outcome.HINDERED, "The answers that the router was reading were too large together."),
+    Failure.DROPPED_HERE: (
+        Outcome.HINDERED,
+        "The answers that the router was reading were too large together.",
+    ),
     Failure.STOPPING: (Outcome.HINDERED, "The router was stopping."),
     # If another node completes the same request, it was this node's answer that the router could not take.
     Failure.UNFORESEEN: (Outcome.HINDERED, "The router failed in a way that nobody foresaw."),

@@ -34,6 +34,7 @@ from router.model.workload import Table
 from router.service import decisions, incidents, standing, status
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
+from router.state.addresses import AddressChecker
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -41,11 +42,13 @@ from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.records import Records
+from router.state.stalls import StallWatch
 from verifier.errors import RequestError
 from verifier.service import problem
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
+_LONG_STALL_S: Final = 1.0
 _SWEEP_EVERY_S: Final = 1.0
 _SWEPT_IN_S: Final = 60
 """Every node is swept within this time."""
@@ -58,6 +61,7 @@ _GC_THRESHOLDS: Final = (20_000, 50, 100)
 _log = structlog.get_logger("router")
 _silent = Gauge("touchstone_router_feed_silent_seconds", "How long nothing was heard from the verifier.")
 _nodes = Gauge("touchstone_router_nodes", "Nodes in each lane of each workload.", ["workload", "lane"])
+_stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
 _reloads = Counter(
     "touchstone_router_table_reloads_total", "Tables of workloads that were read again.", ["how"]
 )
@@ -108,7 +112,11 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
             app[STATE], app[GATEWAY] = state, gateway
             yield
 
+    async def stop(app: web.Application) -> None:
+        app[GATEWAY].dispatcher.stop()
+
     app.cleanup_ctx.append(run)
+    app.on_shutdown.append(stop)
     return app
 
 
@@ -131,12 +139,15 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         await state.holds.sync()
         loops = _loops(state, name, to_nodes)
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        state.stalls.start()
         try:
             yield state, gateway
         finally:
+            state.stalls.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            gateway.close()
             await state.holds.close()
             if config.store.is_kept:
                 await state.persistence.flush()
@@ -163,7 +174,13 @@ def assemble(
 ) -> tuple[State, Gateway]:
     """Make all parts and connect them; nothing runs yet."""
     config = setup.config
-    fleet = Fleet(setup.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
+    fleet = Fleet(
+        setup.table,
+        clock,
+        probe_every_s=config.gateway.probe_every_s or 5.0,
+        judge_url=partial(pinned.judge_url, allow_private=config.gateway.allow_private),
+    )
+    stalls = StallWatch(partial(_note_stall, fleet))
     keyring = Keyring(config.keys, wall_ms=clock.now_ms, monotonic=clock.monotonic)
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
     token = read_token(setup.folder, config.verifier.router_token_file)
@@ -181,7 +198,7 @@ def assemble(
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
-    exchanges = Exchanges(to_nodes, config.gateway, clock)
+    exchanges = Exchanges(to_nodes, config.gateway, clock, lost_s=lambda: stalls.lost_s)
     metering = Metering(clock, holds, setup.tokenisers())
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     state = State(
@@ -194,6 +211,7 @@ def assemble(
         persistence=persistence,
         records=records,
         to_verifier=to_verifier,
+        stalls=stalls,
     )
     gateway = Gateway(
         dispatcher=dispatcher,
@@ -216,13 +234,32 @@ def _loops(
         "holds": state.holds.run(),
         "sweep": _sweep(state.fleet),
     }
+    if not config.gateway.allow_private:
+        loops["addresses"] = AddressChecker(state.fleet, partial(pinned.judge_name, to_nodes)).run()
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
         ask = partial(probe.ask, to_nodes, allow_private=config.gateway.allow_private)
-        prober = Prober(state.fleet, ask, state.clock, every_s=config.gateway.probe_every_s)
+        prober = Prober(
+            state.fleet,
+            ask,
+            state.clock,
+            every_s=config.gateway.probe_every_s,
+            lost_s=lambda: state.stalls.lost_s,
+        )
         loops["prober"] = prober.run()
     return loops
+
+
+def _note_stall(fleet: Fleet, seconds: float) -> None:
+    """Nobody was heard while the loop stood still: nobody was silent."""
+    _stalled.inc(seconds)
+    if seconds >= _LONG_STALL_S:
+        _log.warning(
+            "the router stood still; what ran out meanwhile is held against no node",
+            seconds=round(seconds, 1),
+        )
+        fleet.excuse_silence(seconds)
 
 
 async def tune_garbage_collector(app: web.Application) -> None:

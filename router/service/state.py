@@ -16,6 +16,7 @@ from router.state.fleet import Fleet
 from router.state.holds import Holds
 from router.state.persistence import Persistence
 from router.state.records import Records
+from router.state.stalls import StallWatch
 from verifier.errors import RequestError
 
 
@@ -32,6 +33,7 @@ class State:
     persistence: Persistence
     records: Records
     to_verifier: aiohttp.ClientSession
+    stalls: StallWatch
 
 
 STATE: web.AppKey[State] = web.AppKey("state", State)

@@ -9,9 +9,9 @@ constant time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from router.choose import gates
 from router.choose.candidates import Lane
@@ -26,15 +26,33 @@ from router.model.workload import Table, Workload
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
 
+JudgeURL: TypeAlias = Callable[[str], GateVerdict | None]
+"""Why this router may not connect to a URL; `None` if it may."""
+
 _NEVER_HEARD_S: Final = 1e9
 """How long the verifier has been silent, in seconds, if it was never heard."""
 
 
 class Fleet:
-    """All nodes, in the lanes of all workloads."""
+    """
+    All nodes, in the lanes of all workloads.
 
-    def __init__(self, table: Table, clock: Clock, *, probe_every_s: float = 5.0) -> None:
+    Args:
+        judge_url: Whether this router may connect to a node's URL, by the URL alone.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        clock: Clock,
+        *,
+        probe_every_s: float = 5.0,
+        judge_url: JudgeURL = lambda _: None,
+    ) -> None:
         self.table = table
+        self._judge_url = judge_url
+        self._unchecked: list[str] = []
+        """Nodes whose names are not looked up yet."""
         self._clock = clock
         self._probe_every_s = probe_every_s
         self._entries: dict[str, NodeEntry] = {}
@@ -178,10 +196,19 @@ class Fleet:
             entry.key = key
         if view.retired:
             self._nodes_of[key[0]].discard(view.node)
+        self._judge_address(entry, view)
         entry.verifier_incidents = view.incidents
         # Nearly all nodes are held by nobody, and then there is one view for the feed and the fleet.
         entry.view = replace(view, incidents=view.incidents | entry.own_holds) if entry.own_holds else view
         self._placement.check_gates(entry)
+
+    def _judge_address(self, entry: NodeEntry, view: NodeView) -> None:
+        url = None if view.endpoint is None else view.endpoint[0]
+        if url != entry.url:
+            entry.url = url
+            entry.refused = None if url is None else self._judge_url(url)
+            if entry.refused is not None and entry.refused.code == gates.PENDING:
+                self._unchecked.append(view.node)
 
     def drop_node(self, node: str) -> None:
         """Take in that the verifier no longer says anything of a node.  Its statistics stay."""
@@ -220,6 +247,31 @@ class Fleet:
         entry.view = replace(entry.view, incidents=entry.verifier_incidents | entry.own_holds)
         self._placement.check_gates(entry)
 
+    def take_unchecked(self) -> list[str]:
+        """Nodes whose names are to be looked up, each once."""
+        taken, self._unchecked = self._unchecked, []
+        return taken
+
+    def refused_names(self) -> list[str]:
+        """Nodes with a URL that may be refused today and not tomorrow: what its name leads to was refused."""
+        return [
+            node
+            for node, entry in self._entries.items()
+            if entry.refused is not None
+            and entry.url is not None
+            and entry.refused != self._judge_url(entry.url)
+        ]
+
+    def set_address_verdict(self, node: str, url: str, verdict: GateVerdict | None) -> None:
+        """Note why this router may not connect to a node's URL; `None`: it may.  Nothing if the URL is another by now."""
+        entry = self._entries.get(node)
+        if entry is None or entry.url != url:
+            return
+        before = None if entry.refused is None else entry.refused.code
+        if before != (None if verdict is None else verdict.code):
+            entry.refused = verdict
+            self._placement.check_gates(entry)
+
     def set_probe_interval(self, seconds: float) -> None:
         """Note how often nodes are probed from now on."""
         self._probe_every_s = seconds
@@ -229,8 +281,24 @@ class Fleet:
     def note_probe(self, node: str) -> None:
         """Note that a node is asked whether it is there."""
         entry = self._entries.get(node)
-        if entry is not None and entry.heartbeat.last_contact is None:
+        if entry is not None:
+            is_first = entry.heartbeat.last_contact is None
             entry.heartbeat.note_probe(self._clock.monotonic())
+            if is_first:
+                self._placement.place_everywhere(entry)
+
+    def note_no_probe(self, node: str) -> None:
+        """Note that the last probe of a node failed for this router's sake, and shows nothing of the node."""
+        entry = self._entries.get(node)
+        if entry is not None:
+            entry.heartbeat.note_no_probe(self._clock.monotonic())
+            self._placement.place_everywhere(entry)
+
+    def excuse_silence(self, seconds: float) -> None:
+        """Take so much from the silence of every node, because this router heard nobody meanwhile."""
+        now = self._clock.monotonic()
+        for entry in self._entries.values():
+            entry.heartbeat.excuse(seconds, now)
             self._placement.place_everywhere(entry)
 
     def note_probe_answer(self, node: str) -> None:
