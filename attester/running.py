@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import structlog
@@ -110,7 +111,8 @@ class _Life:
         opened_agent: asyncio.Future[Agent] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(_live(home, opened_agent), name="agent")
         try:
-            await asyncio.wait([opened_agent, task], return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {opened_agent, task}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await _end(task)
             raise

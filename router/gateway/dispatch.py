@@ -32,9 +32,10 @@ from router.gateway.attempts import (
     decide_next,
     find_blamed,
 )
-from router.gateway.exchange import Exchange, Exchanges, Sink
+from router.gateway.exchange import Exchange, Exchanges
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
+from router.gateway.sink import Sink
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
 from router.model.tokens import TokenCounter
@@ -196,7 +197,7 @@ class Dispatcher:
             if attempt.outcome is not Outcome.COMPLETED:
                 self._settle_failed(run, attempt)
             if attempt.outcome is Outcome.NOT_ALLOWED and endpoint is not None:
-                self.fleet.set_address_verdict(node, endpoint[0], ADDRESS_REFUSED)
+                self.fleet.addresses.set_verdict(node, endpoint[0], ADDRESS_REFUSED)
         if attempt.outcome is Outcome.COMPLETED:
             attempt = await self._complete(run, attempt)
         elif attempt.outcome not in (Outcome.ABANDONED, Outcome.REFUSED):

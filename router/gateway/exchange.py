@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import aiohttp
 import structlog
@@ -24,7 +24,9 @@ from router.gateway.aside import Aside
 from router.gateway.attempts import DOUBTFUL, Attempt, StreamSummary
 from router.gateway.body import LARGE
 from router.gateway.failures import classify
+from router.gateway.lateness import TimeAllowed, is_late_here
 from router.gateway.request import NodeRequest
+from router.gateway.sink import ClientGoneError, Sink
 from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
 from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse, Upstream
@@ -44,37 +46,12 @@ _END_BYTES: Final = 1024
 """At most so many bytes end a stream whose usage is not told."""
 _LEAST_S: Final = 5.0
 """A node is not called slow within less time."""
-_LATE_SHARE: Final = 0.1
-"""If the router stood still for more than this share of a node's time, it is to blame that the time ran out."""
-_LONG_STALL_S: Final = 5.0
-"""After such a stall of the router, nodes may well have given up their connections."""
 _LEAST_PACE: Final = 1.0
 """Tokens per second: a slower stream stalls, if the caller's time runs out meanwhile."""
 
 _log = structlog.get_logger("router")
 
 T = TypeVar("T")
-
-
-class ClientGoneError(ConnectionError):
-    """The client takes nothing more."""
-
-
-class Sink(Protocol):
-    """The client's side of a stream."""
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether anything has gone to the client, so that no other node can take over."""
-
-    async def prepare(self) -> None:
-        """Prepare what can be prepared without anything going to the client."""
-
-    def may_block(self, size: int) -> bool:
-        """Whether sending so many bytes may have to wait for the client to read."""
-
-    async def send(self, data: bytes) -> None:
-        """Send whole events on.  Raises `ClientGoneError` if the client is gone or does not read."""
 
 
 class Exchanges:
@@ -263,25 +240,19 @@ class Exchange:
         return self._ended(Outcome.ABANDONED, "the client went away")
 
     def _failed(self, error: AttemptError) -> Attempt:
-        if self._was_ours(error):
+        lost_s = self._exchanges.lost_s()
+        allowed = TimeAllowed(self._config.connect_timeout_s, self._allowance_s, self._config.stall_s)
+        if is_late_here(
+            error,
+            allowed,
+            lost_s - self._lost_before,
+            None if self._first_token_s is None else lost_s - self._lost_at_text,
+        ):
             error = AttemptError.by(Failure.LATE_HERE)
         # An answer may be so long that no node has it ready in an attempt's time.
         is_slow = error.outcome is Outcome.STALLED
         is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
         return self._ended(error.outcome, str(error), is_doubtful=is_doubtful, failure=error.failure)
-
-    def _was_ours(self, error: AttemptError) -> bool:
-        """Whether it ended so because the router stood still meanwhile."""
-        lost_s, outcome = self._exchanges.lost_s(), error.outcome
-        if error.failure is Failure.NO_CONNECTION_IN_TIME:
-            return lost_s - self._lost_before > _LATE_SHARE * self._config.connect_timeout_s
-        if outcome is Outcome.STALLED and self._first_token_s is not None:
-            return lost_s - self._lost_at_text > _LATE_SHARE * self._config.stall_s
-        if outcome is Outcome.STALLED:
-            return lost_s - self._lost_before > _LATE_SHARE * self._allowance_s
-        if outcome in (Outcome.CRASHED, Outcome.TRUNCATED):
-            return lost_s - self._lost_at_text > _LONG_STALL_S
-        return False
 
     @property
     def _has_begun(self) -> bool:
@@ -330,11 +301,8 @@ class Exchange:
 
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
-        endpoint, allowance_s, operation = (
-            self._required_endpoint(),
-            self._allowance_s,
-            self._request.operation,
-        )
+        endpoint, operation = self._required_endpoint(), self._request.operation
+        allowance_s = self._allowance_s
 
         async def read(response: NodeResponse) -> tuple[int, bytes]:
             return response.status, await self._exchanges.read_body(response, operation.max_answer)

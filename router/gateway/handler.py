@@ -20,10 +20,10 @@ from router.gateway.body import LARGE, is_large
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import DECISION_HEADER, GatewayError, nobody_completed, nobody_may
-from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keys import Keyring
 from router.gateway.request import NodeRequest, read_request
+from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
 from router.model.answers import DONE, with_usage
 from router.model.clock import Clock

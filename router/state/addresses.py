@@ -46,10 +46,10 @@ class AddressChecker:
         again_at = loop.time() + _AGAIN_S
         async with asyncio.TaskGroup() as tasks:
             while True:
-                nodes = self._fleet.take_unchecked()
+                nodes = self._fleet.addresses.take_unchecked()
                 if loop.time() >= again_at:
                     again_at = loop.time() + _AGAIN_S
-                    nodes += self._fleet.refused_names()
+                    nodes += self._fleet.addresses.refused_names()
                 for node in nodes:
                     tasks.create_task(self._check(node), name="address")
                 await asyncio.sleep(_LOOK_EVERY_S)
@@ -65,4 +65,4 @@ class AddressChecker:
         except OSError as error:
             # The time-out too.  An attempt or a probe will tell, and say whose fault it is.
             _log.info("a node's name was not looked up", node=node, why=str(error) or "it took too long")
-        self._fleet.set_address_verdict(node, endpoint[0], verdict)
+        self._fleet.addresses.set_verdict(node, endpoint[0], verdict)

@@ -9,9 +9,9 @@ constant time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Final
 
 from router.choose import gates
 from router.choose.candidates import Lane
@@ -23,17 +23,16 @@ from router.model.node import NodeView
 from router.model.outcomes import Execution, Outcome
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
+from router.state.address_gate import AddressGate, JudgeURL
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
-
-JudgeURL: TypeAlias = Callable[[str], GateVerdict | None]
-"""Why this router may not connect to a URL; `None` if it may."""
+from router.state.probed import ProbedNodes
 
 _NEVER_HEARD_S: Final = 1e9
 """How long the verifier has been silent, in seconds, if it was never heard."""
 
 
-class Fleet:
+class Fleet(ProbedNodes):
     """
     All nodes, in the lanes of all workloads.
 
@@ -50,16 +49,13 @@ class Fleet:
         judge_url: JudgeURL = lambda _: None,
     ) -> None:
         self.table = table
-        self._judge_url = judge_url
-        self._unchecked: list[str] = []
-        """Nodes whose names are not looked up yet."""
-        self._clock = clock
-        self._probe_every_s = probe_every_s
         self._entries: dict[str, NodeEntry] = {}
         self._nodes_of: dict[str, set[str]] = {}
         """By operator.  Retired nodes are left out: nothing that happens to an operator concerns them."""
         self._operator_holds = OperatorHolds()
-        self._placement = Placement(table, clock, self._operator_holds)
+        placement = Placement(table, clock, self._operator_holds)
+        super().__init__(self._entries, placement, clock, probe_every_s)
+        self.addresses = AddressGate(self._entries, placement.check_gates, judge_url)
         self._verifier_heard_at: float | None = None
         self._swept: list[NodeEntry] = []
         """All nodes, in the order in which they are swept.  A node that is known once stays."""
@@ -196,19 +192,11 @@ class Fleet:
             entry.key = key
         if view.retired:
             self._nodes_of[key[0]].discard(view.node)
-        self._judge_address(entry, view)
+        self.addresses.note(entry, view)
         entry.verifier_incidents = view.incidents
         # Nearly all nodes are held by nobody, and then there is one view for the feed and the fleet.
         entry.view = replace(view, incidents=view.incidents | entry.own_holds) if entry.own_holds else view
         self._placement.check_gates(entry)
-
-    def _judge_address(self, entry: NodeEntry, view: NodeView) -> None:
-        url = None if view.endpoint is None else view.endpoint[0]
-        if url != entry.url:
-            entry.url = url
-            entry.refused = None if url is None else self._judge_url(url)
-            if entry.refused is not None and entry.refused.code == gates.PENDING:
-                self._unchecked.append(view.node)
 
     def drop_node(self, node: str) -> None:
         """Take in that the verifier no longer says anything of a node.  Its statistics stay."""
@@ -246,67 +234,6 @@ class Fleet:
     def _apply_holds(self, entry: NodeEntry) -> None:
         entry.view = replace(entry.view, incidents=entry.verifier_incidents | entry.own_holds)
         self._placement.check_gates(entry)
-
-    def take_unchecked(self) -> list[str]:
-        """Nodes whose names are to be looked up, each once."""
-        taken, self._unchecked = self._unchecked, []
-        return taken
-
-    def refused_names(self) -> list[str]:
-        """Nodes with a URL that may be refused today and not tomorrow: what its name leads to was refused."""
-        return [
-            node
-            for node, entry in self._entries.items()
-            if entry.refused is not None
-            and entry.url is not None
-            and entry.refused != self._judge_url(entry.url)
-        ]
-
-    def set_address_verdict(self, node: str, url: str, verdict: GateVerdict | None) -> None:
-        """Note why this router may not connect to a node's URL; `None`: it may.  Nothing if the URL is another by now."""
-        entry = self._entries.get(node)
-        if entry is None or entry.url != url:
-            return
-        before = None if entry.refused is None else entry.refused.code
-        if before != (None if verdict is None else verdict.code):
-            entry.refused = verdict
-            self._placement.check_gates(entry)
-
-    def set_probe_interval(self, seconds: float) -> None:
-        """Note how often nodes are probed from now on."""
-        self._probe_every_s = seconds
-        for entry in self._entries.values():
-            entry.heartbeat.set_interval(seconds)
-
-    def note_probe(self, node: str) -> None:
-        """Note that a node is asked whether it is there."""
-        entry = self._entries.get(node)
-        if entry is not None:
-            is_first = entry.heartbeat.last_contact is None
-            entry.heartbeat.note_probe(self._clock.monotonic())
-            if is_first:
-                self._placement.place_everywhere(entry)
-
-    def note_no_probe(self, node: str) -> None:
-        """Note that the last probe of a node failed for this router's sake, and shows nothing of the node."""
-        entry = self._entries.get(node)
-        if entry is not None:
-            entry.heartbeat.note_no_probe(self._clock.monotonic())
-            self._placement.place_everywhere(entry)
-
-    def excuse_silence(self, seconds: float) -> None:
-        """Take so much from the silence of every node, because this router heard nobody meanwhile."""
-        now = self._clock.monotonic()
-        for entry in self._entries.values():
-            entry.heartbeat.excuse(seconds, now)
-            self._placement.place_everywhere(entry)
-
-    def note_probe_answer(self, node: str) -> None:
-        """Note that a node answered a probe."""
-        entry = self._entries.get(node)
-        if entry is not None:
-            entry.heartbeat.note_probe_answer(self._clock.monotonic())
-            self._placement.place_everywhere(entry)
 
     def start_work(self, node: str, workload: Workload) -> int:
         """Note that a request for a node begins; returns its number, by which its end is told."""

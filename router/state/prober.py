@@ -104,7 +104,7 @@ class Prober:
         if failure is None:
             fleet.note_probe_answer(node)
         if failure is Failure.ADDRESS_REFUSED:
-            fleet.set_address_verdict(node, endpoint[0], ADDRESS_REFUSED)
+            fleet.addresses.set_verdict(node, endpoint[0], ADDRESS_REFUSED)
         if failure is not None and (not failure.is_silence or self._lost_s() > lost_s):
             # What is the router's own failure, or the network's on the way, shows nothing of the node.
             fleet.note_no_probe(node)
