@@ -22,7 +22,7 @@ from router.model.load import BREAKER_OPEN_S
 from router.model.outcomes import Failure
 from router.service.state import STATE
 from router.state.prober import Prober
-from tests.integration.gateway import CHAT, CHATS, STREAM, Fleet, Running, opened
+from tests.integration.gateway import CHAT, STREAM, Fleet, Running, opened
 from tests.unit.router.doubles import FakeNode, until
 from tests.unit.router.support import PIN
 
@@ -249,7 +249,8 @@ async def test_time_that_ran_out_while_the_router_stood_still_is_the_routers(fle
     await fleet.node("b")
 
     async def answers_late(request: web.Request) -> web.StreamResponse:
-        time.sleep(0.7)  # The node is in this process, and so it is the router that stands still.
+        # The node is in this process, and so it is the router that stands still.
+        time.sleep(0.7)  # noqa: ASYNC251
         await asyncio.sleep(5)
         return web.Response()
 

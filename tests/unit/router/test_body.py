@@ -174,5 +174,5 @@ def test_no_number_of_no_json_passes(number: str) -> None:
 
 
 def test_no_number_is_no_limit() -> None:
-    """null says nothing, and stays."""
+    """Null says nothing, and stays."""
     assert read("null").max_tokens is None
