@@ -75,6 +75,8 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        # What is wrong with the home is told before who uses it.
+        self._home.config()
         with self._home.hold(), contextlib.suppress(asyncio.CancelledError):
             life = await _Life.begin(self._home)
             try:

@@ -435,7 +435,7 @@ class Exchange:
 
     def _required_endpoint(self) -> tuple[str, str]:
         if self._endpoint is None:
-            raise AttemptError(Outcome.IMPOSTOR, "the node has no endpoint any more")
+            raise AttemptError(Outcome.UNSUPPORTED, "the node has no endpoint any more")
         return self._endpoint
 
     def _outcome_when_late(self) -> Outcome:

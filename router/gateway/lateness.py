@@ -9,6 +9,8 @@ from router.model.outcomes import Failure, Outcome
 
 _SHARE: Final = 0.1
 """If the router stood still for more than this share of a node's time, it is to blame that the time ran out."""
+_LEAST_S: Final = 0.5
+"""A shorter stall excuses nothing: it is what a busy machine does all the time."""
 _LONG_S: Final = 5.0
 """After such a stall of the router, nodes may well have given up their connections."""
 
@@ -37,9 +39,10 @@ def is_late_here(
     """
     since = lost_s if lost_since_text_s is None else lost_since_text_s
     if error.failure is Failure.NO_CONNECTION_IN_TIME:
-        return lost_s > _SHARE * allowed.connect_s
+        return lost_s > max(_LEAST_S, _SHARE * allowed.connect_s)
     if error.outcome is Outcome.STALLED:
-        return since > _SHARE * (allowed.first_s if lost_since_text_s is None else allowed.text_s)
+        allowed_s = allowed.first_s if lost_since_text_s is None else allowed.text_s
+        return since > max(_LEAST_S, _SHARE * allowed_s)
     if error.outcome in (Outcome.CRASHED, Outcome.TRUNCATED):
         return since > _LONG_S
     return False

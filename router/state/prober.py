@@ -24,6 +24,8 @@ _AT_ONCE: Final = 64
 _SPREAD: Final = 0.9
 """Share of the interval over which the probes of a round are spread."""
 _SHORTEST_PAUSE_S: Final = 0.1
+_LATE_S: Final = 0.5
+"""If this process stood still for longer during a probe, the probe shows no silence."""
 
 ADDRESS_REFUSED: Final = GateVerdict(
     "address", "address.not-allowed", "its name leads to an address that is refused"
@@ -105,7 +107,7 @@ class Prober:
             fleet.note_probe_answer(node)
         if failure is Failure.ADDRESS_REFUSED:
             fleet.addresses.set_verdict(node, endpoint[0], ADDRESS_REFUSED)
-        if failure is not None and (not failure.is_silence or self._lost_s() > lost_s):
+        if failure is not None and (not failure.is_silence or self._lost_s() - lost_s > _LATE_S):
             # What is the router's own failure, or the network's on the way, shows nothing of the node.
             fleet.note_no_probe(node)
         return failure is None

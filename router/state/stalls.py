@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 _EVERY_S: Final = 0.1
-_USUAL_S: Final = 0.05
-"""A timer may come up so much late without anything being wrong."""
+_USUAL_S: Final = 0.25
+"""A timer may come up so much late without anything being wrong: machines are busy."""
 
 
 class StallWatch:

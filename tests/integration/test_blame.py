@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
+import pydoc
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -18,12 +21,14 @@ from aiohttp import web
 from fixtures.fleet import free_port
 from router.gateway import probe
 from router.gateway.openai import GATEWAY
+from router.model.answers import Answer
 from router.model.load import BREAKER_OPEN_S
+from router.model.operations import Operation
 from router.model.outcomes import Failure
 from router.service.state import STATE
 from router.state.prober import Prober
 from tests.integration.gateway import CHAT, STREAM, Fleet, Running, opened
-from tests.unit.router.doubles import FakeNode, until
+from tests.unit.router.doubles import FakeNode, answers, until
 from tests.unit.router.support import PIN
 
 
@@ -260,25 +265,6 @@ async def test_time_that_ran_out_while_the_router_stood_still_is_the_routers(fle
     assert untouched(fleet, "a")
 
 
-async def test_a_long_stall_of_the_router_makes_nobody_silent() -> None:
-    """A machine that slept for a minute does not find a fleet of broken nodes."""
-    from router.model.clock import Clock
-    from router.model.workload import Table
-    from router.state.fleet import Fleet as Known
-    from tests.unit.router.doubles import Moved
-    from tests.unit.router.support import WORKLOAD, view
-
-    clock = Moved()
-    known = Known(Table([WORKLOAD]), Clock(lambda: clock.ms, lambda: clock.ticks))
-    known.put_node(view("a", iat=clock.seconds, exp=clock.seconds + 600))
-    known.note_probe("a")
-    known.note_probe_answer("a")
-    clock.forward(60)
-    known.note_verifier_contact()
-    known.excuse_silence(60)
-    assert known.verdict("a", WORKLOAD) is None
-
-
 async def test_a_router_that_stops_blames_no_client(fleet: Fleet) -> None:
     """What it breaks off itself is its own doing."""
     node = await fleet.engine("a")
@@ -347,3 +333,80 @@ async def test_an_engine_that_is_killed_with_twelve_requests_is_back_at_once(
         if kind == "stream":
             # What was lost is lost each time, and weighs three times once.
             assert fleet.failed("a") == pytest.approx(3 + 11, abs=0.1)
+
+
+async def test_what_nobody_foresaw_is_held_against_nobody(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours that every answer meets blames no node."""
+    await fleet.node("a")
+    await fleet.node("b")
+    await fleet.start()
+    monkeypatch.setattr("router.model.operations.Operation.judge", lambda *_: 1 / 0)
+    assert [outcome for _, outcome in await fleet.attempts()] == ["hindered", "hindered"]
+    assert (untouched(fleet, "a"), untouched(fleet, "b")) == (True, True)
+
+
+async def test_who_alone_brings_the_router_to_fail_is_to_blame(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node completed the same request: a node must not be able to hide behind a fault of ours."""
+    node = await two(fleet)
+    node.act = answers(200, b'{"a bug": 1}')
+    judge = Operation.judge
+
+    def fails_at_one(operation: Operation, status: int, body: bytes) -> Answer:
+        assert b"a bug" not in body
+        return judge(operation, status, body)
+
+    monkeypatch.setattr(Operation, "judge", fails_at_one)
+    assert await fleet.attempts() == [("a", "hindered"), ("b", "completed")]
+    assert fleet.failed("a") == 3
+
+
+# Large bodies.
+
+
+async def test_a_body_of_too_many_values_is_refused(fleet: Fleet) -> None:
+    """15 MiB of empty lists are five million values; the client is told what it may send."""
+    node = await fleet.node("a")
+    await fleet.start()
+    body = b'{"model":"example/tiny","input":[' + b"[]," * (5 << 20) + b"[]]}"
+    status, document, _ = await fleet.post(body)
+    assert (status, document["error"]["code"]) == (413, "too_many_values")
+    assert node.requests == []
+
+
+@pytest.mark.parametrize(("size", "is_aside"), [(1000, False), (300 << 10, True)])
+async def test_large_bodies_and_answers_are_read_aside(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, size: int, *, is_aside: bool
+) -> None:
+    """In a thread, so that no other request waits; small ones at once."""
+    node = await fleet.node("a")
+    await fleet.start()
+    vector = {"object": "embedding", "index": 0, "embedding": [0.5] * (size // 4)}
+    node.act = answers(200, json.dumps({"object": "list", "data": [vector]}).encode())
+    threads = []
+    for place in ("router.gateway.body._document", "router.model.answers._embeddings"):
+        decoder = pydoc.locate(place)
+
+        class Noting:
+            def __init__(self, inner: Any) -> None:
+                self.inner = inner
+
+            def decode(self, data: bytes) -> Any:
+                threads.append(threading.current_thread() is not threading.main_thread())
+                return self.inner.decode(data)
+
+        monkeypatch.setattr(place, Noting(decoder))
+    status, _, _ = await fleet.post(
+        {"model": "example/tiny", "input": "x" * size}, **{"Idempotency-Key": "k"}
+    )
+    assert (status, threads) == (200, [is_aside, is_aside])
+
+
+async def test_an_answer_of_too_many_values_is_not_read(fleet: Fleet) -> None:
+    """A hostile node must not keep other requests waiting either."""
+    node = await two(fleet)
+    node.act = answers(200, b'{"object":"list","data":[' + b"[]," * (1 << 20) + b"[]]}")
+    assert await fleet.attempts() == [("a", "corrupted"), ("b", "completed")]
