@@ -14,8 +14,8 @@ import base64
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -27,15 +27,18 @@ from attester.cose import PrivateKey
 from attester.errors import AttesterError, VerifierError
 from attester.evidence import ReadAnswer, Token, WalkAnswer
 from attester.live_keys import LiveKeys
+from attester.weights.possession import ModelChallenge
 
 _MIN_RECONNECT_WAIT_S = 0.5
 _MAX_RECONNECT_WAIT_S = 60.0
 
 _KEYS_TRIED: Final = 3
-"""How many keys of the home are tried for one session: the old one, the new one, and one that came meanwhile."""
+"""How many keys of the home are tried for one request: the old one, the new one, and one that came meanwhile."""
 _REFUSED_KEY: Final = frozenset({"request.unauthorised", "evidence.key"})
 
-_Answers = dict[str, tuple[ReadAnswer | None, WalkAnswer | None]]
+T = TypeVar("T")
+Answers: TypeAlias = Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
+"""By model, the answers to `read` and to `walk`; `None` for what was not asked, or could not be answered."""
 
 _log = structlog.get_logger("attester")
 
@@ -124,22 +127,17 @@ class Agent:
     async def attest(self, session: Session, *, called: bool) -> str:
         """Answer a session's challenges and submit evidence; returns the result, a JWT."""
         self._take_keys()
-        answers = {}
-        for challenge in session.models:
-            answers[challenge.model] = await self._collector.answer(challenge)
-        for _ in range(_KEYS_TRIED - 1):
-            try:
-                return await self._send(session, answers, called=called)
-            except VerifierError as error:
-                # The key may have been rolled in the middle of the session, which still lives.
-                if not self._has_another_key(error):
-                    raise
-        return await self._send(session, answers, called=called)
-
-    async def _send(self, session: Session, answers: _Answers, *, called: bool) -> str:
+        answers = await self._answer(session.models)
         if called and session.id != self._answered:
-            await self._client.answer_call(session, answers)
+            answers = await self._send(session, answers)
             self._answered = session.id
+        result = await self._by_any_key(lambda: self._submit(session, answers))
+        if self._keys is not None:
+            self._keys.note_accepted()
+        return result
+
+    async def _submit(self, session: Session, answers: Answers) -> str:
+        """Sign evidence with the key of now, and submit it."""
         token = Token(
             nonce=session.nonce,
             ueid=self._enrolment.ueid,
@@ -147,10 +145,17 @@ class Agent:
             aud=self._enrolment.verifier,
             submods=await self._collector.submods(session.nonce, answers),
         )
-        result = await self._client.submit(session, token.sign(self._key))
-        if self._keys is not None:
-            self._keys.note_accepted()
-        return result
+        return await self._client.submit(session, token.sign(self._key))
+
+    async def _by_any_key(self, send: Callable[[], Awaitable[T]]) -> T:
+        """*send*, again if the key was rolled in the middle of the session, which still lives."""
+        for _ in range(_KEYS_TRIED - 1):
+            try:
+                return await send()
+            except VerifierError as error:
+                if not self._has_another_key(error):
+                    raise
+        return await send()
 
     @contextlib.asynccontextmanager
     async def between_rounds(self) -> AsyncIterator[None]:
@@ -167,15 +172,39 @@ class Agent:
         """Whether the verifier refused the node key and the home has another one, which is used from now on."""
         if self._keys is None or not isinstance(error, VerifierError):
             return False
-        if error.code not in _REFUSED_KEY or not self._keys.try_another():
+        if error.code not in _REFUSED_KEY:
             return False
+        has_another = self._keys.try_another()
         self._use_keys(self._keys)
-        return True
+        return has_another
 
     def _use_keys(self, keys: LiveKeys) -> None:
         self._key = keys.node
         self._client.use_key(keys.node)
         self._collector.use_keys(keys.tls, keys.node.public.kid)
+
+    async def _answer(self, challenges: Sequence[ModelChallenge]) -> Answers:
+        return {each.model: await self._collector.answer(each) for each in challenges}
+
+    async def _send(self, session: Session, answers: Answers) -> Answers:
+        """Send the answers to a call, and those to the walks that follow; returns all of them."""
+        try:
+            walks = await self._by_any_key(lambda: self._client.answer_call(session, answers))
+            if not walks:
+                return answers
+            walked = await self._answer(walks)
+            if any(walk is not None for _, walk in walked.values()):
+                await self._by_any_key(lambda: self._client.answer_call(session, walked))
+        except VerifierError as error:
+            if error.code != "session.closed":
+                raise
+            # An attester that ran here before has sent them, or the call is over, which the evidence will show.
+            return answers
+        unasked = (None, None)
+        return {
+            model: (answers.get(model, unasked)[0], walked.get(model, unasked)[1])
+            for model in {**answers, **walked}
+        }
 
     async def _round(self, session: Session) -> None:
         start = time.monotonic()

@@ -97,6 +97,9 @@ class LiveKeys:
                 self.node = key
                 _log.info("the verifier refused the node key; another one of the home is tried")
                 return True
+        # None of them is known now.  What was refused for another reason, such as the clock, may be taken later.
+        self._refused.clear()
+        self.node = self._node.key
         return False
 
     def note_accepted(self) -> None:

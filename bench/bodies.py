@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -85,9 +87,19 @@ async def main() -> None:
     """Print one line for each kind of body."""
     configure_logging(as_json=False, level="error")
     port = free_port()
-    config = msgspec.convert({"verifier": {"url": f"http://127.0.0.1:{free_port()}"}}, RouterConfig)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "router.token").write_text("token", encoding="ascii")
+        await _run(port, Path(folder))
+
+
+async def _run(port: int, folder: Path) -> None:
+    given = {
+        "verifier": {"url": f"http://127.0.0.1:{free_port()}", "router_token_file": "router.token"},
+        "gateway": {"open": True},
+    }
+    config = msgspec.convert(given, RouterConfig)
     table = Table([Workload(_MODEL, name="tiny")])
-    app = make_app(RouterSetup(config, table))
+    app = make_app(RouterSetup(config, table, folder))
     app.on_startup.append(tune_garbage_collector)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
