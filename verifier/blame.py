@@ -35,6 +35,8 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "policy": Whose.SECURITY,
     "result": Whose.VERIFIER,
     "request": Whose.CALLER,
+    "request.issuer-unavailable": Whose.VERIFIER,
+    "key": Whose.CALLER,
     "session": Whose.CALLER,
     "token": Whose.CALLER,
     "node": Whose.CALLER,
