@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -25,11 +26,17 @@ from attester.config import Enrolment
 from attester.cose import PrivateKey
 from attester.errors import AttesterError, VerifierError
 from attester.evidence import ReadAnswer, Token, WalkAnswer
+from attester.live_keys import LiveKeys
 from attester.weights.possession import ModelChallenge
 
 _MIN_RECONNECT_WAIT_S = 0.5
 _MAX_RECONNECT_WAIT_S = 60.0
 
+_KEYS_TRIED: Final = 3
+"""How many keys of the home are tried for one request: the old one, the new one, and one that came meanwhile."""
+_REFUSED_KEY: Final = frozenset({"request.unauthorised", "evidence.key"})
+
+T = TypeVar("T")
 Answers: TypeAlias = Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
 """By model, the answers to `read` and to `walk`; `None` for what was not asked, or could not be answered."""
 
@@ -43,6 +50,7 @@ class Agent:
     Args:
         now: Seconds since 1970, for `iat`.
         sleep: Waits for a number of seconds; tests replace it.
+        keys: The keys of the home.  Without them *key* is the node's as long as the agent lives.
     """
 
     def __init__(
@@ -55,7 +63,10 @@ class Agent:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
+        keys: LiveKeys | None = None,
     ) -> None:
+        self._keys = keys
+        self._in_round = asyncio.Lock()
         self._client = client
         self._collector = collector
         self._key = key
@@ -68,6 +79,11 @@ class Agent:
 
     async def run(self) -> None:
         """Attest until cancelled."""
+        await self.prepare()
+        await self.serve()
+
+    async def prepare(self) -> None:
+        """Have ready what calls need, as far as it can be had."""
         try:
             await self._collector.prepare()
         except AttesterError as error:
@@ -75,15 +91,22 @@ class Agent:
             _log.error("not ready for calls", why=str(error))
         except Exception:  # noqa: BLE001
             _log.exception("not ready for calls")
+
+    async def serve(self) -> None:
+        """Keep the call channel open and answer each call, until cancelled."""
         wait_s = _MIN_RECONNECT_WAIT_S
         while True:
             asked_s = 0.0
             try:
+                self._take_keys()
                 async for session in self._client.calls(self._enrolment.node):
                     wait_s = _MIN_RECONNECT_WAIT_S
-                    await self._round(session)
+                    async with self._in_round:
+                        await self._round(session)
                 _log.info("the verifier closed the channel; it will be opened again")
             except AttesterError as error:
+                if self._has_another_key(error):
+                    continue
                 _log.warning("the channel is closed", why=str(error))
                 asked_s = (error.retry_after_s or 0.0) if isinstance(error, VerifierError) else 0.0
             except Exception:  # noqa: BLE001
@@ -103,10 +126,18 @@ class Agent:
 
     async def attest(self, session: Session, *, called: bool) -> str:
         """Answer a session's challenges and submit evidence; returns the result, a JWT."""
+        self._take_keys()
         answers = await self._answer(session.models)
         if called and session.id != self._answered:
             answers = await self._send(session, answers)
             self._answered = session.id
+        result = await self._by_any_key(lambda: self._submit(session, answers))
+        if self._keys is not None:
+            self._keys.note_accepted()
+        return result
+
+    async def _submit(self, session: Session, answers: Answers) -> str:
+        """Sign evidence with the key of now, and submit it."""
         token = Token(
             nonce=session.nonce,
             ueid=self._enrolment.ueid,
@@ -116,18 +147,54 @@ class Agent:
         )
         return await self._client.submit(session, token.sign(self._key))
 
+    async def _by_any_key(self, send: Callable[[], Awaitable[T]]) -> T:
+        """*send*, again if the key was rolled in the middle of the session, which still lives."""
+        for _ in range(_KEYS_TRIED - 1):
+            try:
+                return await send()
+            except VerifierError as error:
+                if not self._has_another_key(error):
+                    raise
+        return await send()
+
+    @contextlib.asynccontextmanager
+    async def between_rounds(self) -> AsyncIterator[None]:
+        """A time in which no round runs, and none begins."""
+        async with self._in_round:
+            yield
+
+    def _take_keys(self) -> None:
+        """Use the keys that the home has now."""
+        if self._keys is not None and self._keys.refresh():
+            self._use_keys(self._keys)
+
+    def _has_another_key(self, error: AttesterError) -> bool:
+        """Whether the verifier refused the node key and the home has another one, which is used from now on."""
+        if self._keys is None or not isinstance(error, VerifierError):
+            return False
+        if error.code not in _REFUSED_KEY:
+            return False
+        has_another = self._keys.try_another()
+        self._use_keys(self._keys)
+        return has_another
+
+    def _use_keys(self, keys: LiveKeys) -> None:
+        self._key = keys.node
+        self._client.use_key(keys.node)
+        self._collector.use_keys(keys.tls, keys.node.public.kid)
+
     async def _answer(self, challenges: Sequence[ModelChallenge]) -> Answers:
         return {each.model: await self._collector.answer(each) for each in challenges}
 
     async def _send(self, session: Session, answers: Answers) -> Answers:
         """Send the answers to a call, and those to the walks that follow; returns all of them."""
         try:
-            walks = await self._client.answer_call(session, answers)
+            walks = await self._by_any_key(lambda: self._client.answer_call(session, answers))
             if not walks:
                 return answers
             walked = await self._answer(walks)
             if any(walk is not None for _, walk in walked.values()):
-                await self._client.answer_call(session, walked)
+                await self._by_any_key(lambda: self._client.answer_call(session, walked))
         except VerifierError as error:
             if error.code != "session.closed":
                 raise

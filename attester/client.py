@@ -100,6 +100,10 @@ class VerifierClient:
         """A client of the same verifier that signs with *key*."""
         return VerifierClient(self._http, self._url, key, now=self._now, sleep=self._sleep, rng=self._rng)
 
+    def use_key(self, key: PrivateKey) -> None:
+        """Sign with *key* from now on."""
+        self._key = key
+
     async def discover(self) -> Mapping[str, Any]:
         """The verifier's discovery document."""
         return await self._json("GET", "/.well-known/veraison/verification", signed=False)

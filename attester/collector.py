@@ -40,7 +40,7 @@ class Collector:
         self._models = config.models
         self._engine = engine
         self._files = files or ModelFiles(config, cache)
-        sources = Sources(
+        self._sources = sources = Sources(
             config=config, engine=engine, files=self._files, tls_key=tls_key, kid=kid, benchmarks=benchmarks
         )
         self._collectors = [make(sources) for make in COLLECTORS.values()]
@@ -59,6 +59,10 @@ class Collector:
         ready = await self._engine.prepare()
         listed = [model for model in self._models if await self._files.try_manifest(model) is not None]
         _log.info("ready for calls", walks_with=ready, models=listed)
+
+    def use_keys(self, tls_key: PrivateKey, kid: bytes) -> None:
+        """Collect for these keys from now on: the engine's TLS key, and the thumbprint of the node key."""
+        self._sources.tls_key, self._sources.kid = tls_key, kid
 
     def stop(self) -> None:
         """End work that reads files in threads; callers that wait for it get an error."""

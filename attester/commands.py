@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,9 +18,7 @@ from attester.config import ADAPTERS, AttesterConfig, EngineSection, Enrolment, 
 from attester.errors import AttesterError, ConfigError, VerifierError
 
 if TYPE_CHECKING:
-    from attester.agent import Agent
     from attester.client import VerifierClient
-    from attester.collector import Collector
 
 T = TypeVar("T")
 
@@ -148,13 +145,14 @@ def enrol(home_path: Path, token: str) -> None:
 @_errors
 def check(home_path: Path) -> None:
     """Check keys, engine, verifier, clock and folders, and answer a practice challenge."""
+    from attester.running import opened
     from attester.selftest import run_checks
 
     home = Home(home_path)
     config = home.config()
 
     async def work() -> list[tuple[bool, str, str]]:
-        async with _open(home, config) as (client, collector, _):
+        async with opened(home, config) as (client, collector, _):
             return await run_checks(home, config, client, collector, time.time)
 
     failed = 0
@@ -172,18 +170,17 @@ def check(home_path: Path) -> None:
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @_errors
 def run(home_path: Path, log_json: bool) -> None:
-    """Attest until stopped: keep the call channel open and answer each call at once."""
+    """
+    Attest until stopped: keep the call channel open and answer each call at once.
+
+    On SIGHUP it reads its home anew.
+    """
+    # Until the agent has its own answer to it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(as_json=log_json)
+    from attester.running import Runner
 
-    async def work(agent: Agent) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(agent.run())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    _with_agent(Home(home_path), work)
+    asyncio.run(Runner(Home(home_path)).run())
 
 
 @attester.command()
@@ -193,9 +190,13 @@ def run(home_path: Path, log_json: bool) -> None:
 def once(home_path: Path, as_json: bool) -> None:
     """Attest once, without a call from the verifier, and show the result."""
     from attester.agent import decode_unverified, read_reasons
+    from attester.running import agent_of
 
-    result = _with_agent(Home(home_path), lambda agent: agent.once())
-    claims = decode_unverified(result)
+    async def work() -> str:
+        async with agent_of(Home(home_path)) as agent:
+            return await agent.once()
+
+    claims = decode_unverified(asyncio.run(work()))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(claims), indent=2).decode())
         return
@@ -279,12 +280,13 @@ def benchmark(
 def show(home_path: Path) -> None:
     """Print the claims that evidence would carry now, without sending anything."""
     from attester.kinds import read_submod
+    from attester.running import opened
 
     home = Home(home_path)
     config = home.config()
 
     async def work() -> dict[str, Any]:
-        async with _open(home, config) as (_, collector, _):
+        async with opened(home, config) as (_, collector, _):
             return await collector.submods(bytes(32), {})
 
     found = {
@@ -304,10 +306,11 @@ def show(home_path: Path) -> None:
 def roll(home_path: Path) -> None:
     """Replace the node's key; the old key signs the request."""
     from attester.identity import create_key, load_key
+    from attester.live_keys import NEW_KEY
 
     home = Home(home_path)
     enrolment = home.enrolment()
-    new_path = home_path / "node.key.new"
+    new_path = home_path / NEW_KEY
     # Saved before the verifier learns of it: after a crash, one of the two files holds the node's key.
     new = load_key(new_path) if new_path.exists() else create_key(new_path, home.node_key().public.alg)
 
@@ -322,9 +325,7 @@ def roll(home_path: Path) -> None:
 
     _with_client(home, home.config(), work)
     new_path.replace(home_path / "node.key")
-    click.echo(
-        "The node has a new key. Restart `touchstone attester run`, which still signs with the old one."
-    )
+    click.echo("The node has a new key. A running `touchstone attester run` takes it up by itself.")
 
 
 @attester.command()
@@ -390,47 +391,11 @@ def _hex(value: Any) -> Any:
     return value
 
 
-@contextlib.asynccontextmanager
-async def _open(
-    home: Home, config: AttesterConfig
-) -> AsyncIterator[tuple[VerifierClient, Collector, cose.PrivateKey]]:
-    import aiohttp
-
-    from attester.client import VerifierClient
-    from attester.collector import Collector
-    from attester.engines import open_engine
-    from attester.weights.cache import DigestCache
-
-    key = home.node_key()
-    async with aiohttp.ClientSession(trust_env=False) as http:
-        client = VerifierClient(http, config.verifier.url, key)
-        engine = open_engine(config, http, home)
-        cache = DigestCache(home.path / "digests.db")
-        collector = Collector(
-            config, engine, home.tls_key(), key.public.kid, cache=cache, benchmarks=home.benchmarks
-        )
-        try:
-            yield client, collector, key
-        finally:
-            collector.stop()
-            cache.close()
-
-
 def _with_client(home: Home, config: AttesterConfig, work: Callable[[VerifierClient], Awaitable[T]]) -> T:
+    from attester.running import opened
+
     async def run() -> T:
-        async with _open(home, config) as (client, _, _):
+        async with opened(home, config) as (client, _, _):
             return await work(client)
-
-    return asyncio.run(run())
-
-
-def _with_agent(home: Home, work: Callable[[Agent], Awaitable[T]]) -> T:
-    from attester.agent import Agent
-
-    config, enrolment = home.config(), home.enrolment()
-
-    async def run() -> T:
-        async with _open(home, config) as (client, collector, key):
-            return await work(Agent(client, collector, key, enrolment))
 
     return asyncio.run(run())

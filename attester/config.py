@@ -7,21 +7,27 @@ The attester's home: its configuration, keys and enrolment in one folder.
     engine.secret     shared with the engine, so that nobody else can ask it to walk
     node.json         the enrolment
     benchmark-N.json  the last benchmark run of device N
+    node.key.new      the next node key, while it is rolled
+    run.lock          held by the attester that runs
     digests.db        the cache of file digests; it may be removed
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import fcntl
 import ipaddress
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -37,6 +43,8 @@ from attester.weights.hashing import check_algorithms
 
 ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 """The engine adapters; `attester.engines.open_engine` opens each."""
+
+_log = structlog.get_logger("attester")
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 
@@ -224,6 +232,37 @@ class Home:
             temporary.replace(self.path / "node.json")
         except OSError as error:
             raise ConfigError(f"{self.path / 'node.json'} cannot be written: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """
+        Keep other attesters from running for this home.  The system lets go of it if the process dies.
+
+        Raises:
+            ConfigError: another attester holds it, or the folder cannot be written to.
+        """
+        path = self.path / "run.lock"
+        try:
+            file = open(path, "a+", encoding="ascii")  # noqa: SIM115  # closed below
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be opened: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ConfigError(
+                    f"another attester (process {file.read(20).strip() or 'unknown'}) runs for {self.path}. "
+                    "Two of them would displace each other at the verifier. Stop that one, or make a home of "
+                    "its own for this node: touchstone attester init"
+                ) from None
+            except OSError as error:
+                # Some file systems of networks have no locks.
+                _log.warning("this home cannot be locked; run one attester for it", why=error.strerror)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def benchmarks(self) -> dict[int, Benchmark]:
         """

@@ -6,14 +6,20 @@ import json
 from collections import Counter
 from typing import Any
 
+MAX_LISTS = 1 << 20
+"""Lists and objects of one document.  What parsing costs goes by them, and not by the bytes."""
+
 
 def loads(data: bytes) -> Any:
     """
     Parse JSON strictly.  The caller limits the size.
 
     Raises:
-        ValueError: *data* is not JSON in UTF-8, is nested too deep, or has a duplicate name.
+        ValueError: *data* is not JSON in UTF-8, has too many lists and objects, is nested too deep, or has
+            a duplicate name.
     """
+    if data.count(b"[") + data.count(b"{") > MAX_LISTS:
+        raise ValueError(f"it has more than {MAX_LISTS} lists and objects")
     try:
         # Decoded here, because json would also accept UTF-16.
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)

@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Final
 
 from verifier import reasons
+from verifier.blame import Whose, whose
 from verifier.errors import RequestError
 from verifier.reasons import REASONS
 from verifier.schemes.findings import Finding
@@ -130,7 +131,7 @@ def drafts(findings: tuple[Finding, ...]) -> list[Draft]:
     found: dict[tuple[str, str | None], Draft] = {}
     for finding in findings:
         kind = REASONS[finding.code].incident
-        if kind is None:
+        if kind is None or whose(finding.code) is not Whose.NODE:
             continue
         cause = None if finding.cause is None else f"{finding.code}@{finding.cause}"
         found.setdefault((kind, cause), Draft(kind, SEVERITY[kind], finding, cause))

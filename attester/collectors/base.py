@@ -17,9 +17,9 @@ Answers = Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
 """By model, the answers to its challenges."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Sources:
-    """The parts of a node from which evidence is collected."""
+    """The parts of a node from which evidence is collected.  The keys may be replaced while the attester runs."""
 
     config: AttesterConfig
     engine: Engine

@@ -1,7 +1,7 @@
 """
 The gates that a node must pass before it can be ranked, in order.
 
-Each gives `None`, or the verdict that closes it.  The first five fail closed: an empty pool is
+Each gives `None`, or the verdict that closes it.  The first six fail closed: an empty pool is
 an answer.  The last one, capacity, is closed to nodes that may do the work and have no room.
 Some of its codes fail open if no other node is left: those nodes have lanes of their own
 (`router.choose.candidates`), and the decision says so.
@@ -24,6 +24,7 @@ from verifier.trust import Tier, tier_of
 FEED_SILENT_S: Final = 60.0
 """After a longer silence of the verifier, a revocation may have been missed."""
 FEED_SILENT: Final = "incident.feed-silent"
+PENDING: Final = "address.pending"
 
 
 class GateVerdict(Struct, frozen=True, omit_defaults=True):
@@ -47,6 +48,8 @@ class GateContext:
     """Tokens per second that routers measured in the last hour, if they measured enough."""
     monotonic: float = 0.0
     """Seconds by the clock that nobody sets."""
+    refused: GateVerdict | None = None
+    """Why this router may not connect to the node's address."""
 
 
 Gate: TypeAlias = Callable[[NodeView, Workload, GateContext], GateVerdict | None]
@@ -164,6 +167,11 @@ def incident(node: NodeView, workload: Workload, context: GateContext) -> GateVe
     return None
 
 
+def address(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
+    """This router may connect to where the node serves.  That is the router's own affair, and not the node's."""
+    return context.refused
+
+
 def capability(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
     """What the node declares meets what the work needs.  Declared values can only exclude a node."""
     declared = node.capabilities
@@ -220,7 +228,7 @@ def floors(node: NodeView, workload: Workload, context: GateContext) -> GateVerd
     return None
 
 
-CLOSED_GATES: Final[tuple[Gate, ...]] = (identity, result, incident, capability, floors)
+CLOSED_GATES: Final[tuple[Gate, ...]] = (identity, result, incident, address, capability, floors)
 """They fail closed, always."""
 
 
@@ -247,6 +255,9 @@ CODES: Final = {
     "incident.quarantine": "An incident is open; a person must review it.",
     "incident.operator": "It was enrolled while another node of its operator was in quarantine.",
     FEED_SILENT: "The verifier is silent: a revocation may have been missed.",
+    "address.malformed": "Its URL is one that no router can use.",
+    "address.not-allowed": "This router may not connect to its address: see `[gateway] allow_private` in `router.toml`.",
+    PENDING: "This router is looking its name up before it sends work.",
     "capability.hardware-class": "Its hardware class is not one of those that the tier asks for.",
     "capability.quantisation": "Its quantisation is not one of those that the tier allows.",
     "capability.region": "Its region is not one of those that the tier allows.",

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from router.model.answers import Answer
-from router.model.outcomes import Outcome
+from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
 
@@ -46,8 +46,10 @@ class Attempt(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     detail: str
     seconds: float
+    failure: Failure | None = None
+    """Why there was no answer, if there was none."""
     is_doubtful: bool = False
-    """Whether the request itself may be the cause of the failure."""
+    """Whether the request itself, or what lies between, may be the cause of the failure."""
     has_begun: bool = False
     """Whether anything of the answer has gone to the client, so that no other node can take over."""
     answer: Answer | None = None
@@ -56,6 +58,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """What was seen of the stream, if one was asked for."""
     counted: Usage | None = None
     """The router's own count, once it is made."""
+    number: int | None = None
+    """The request's at this node, by which its load knows when it began."""
 
     @property
     def claimed(self) -> Usage | None:
@@ -128,7 +132,10 @@ def find_blamed(attempts: Sequence[Attempt], end: Next, *, ranked: int) -> list[
     if isinstance(end, Return):
         return doubtful if end.attempt.outcome is Outcome.COMPLETED else []
     if isinstance(end, Fail) and ranked == 1 and len(attempts) == 1:
-        return [a for a in doubtful if a.outcome in (Outcome.CRASHED, Outcome.STALLED)]
+        # But one node alone does not show whether the network was at fault.
+        unreached = Failure.NO_CONNECTION_IN_TIME
+        nodes = (Outcome.CRASHED, Outcome.STALLED)
+        return [a for a in doubtful if a.outcome in nodes and a.failure is not unreached]
     return []
 
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from aiohttp import HttpVersion11, web
 
-from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import CachedResponse
+from router.gateway.sink import ClientGoneError
 
 _CONTENT_TYPE: Final = "text/event-stream"
 _UNBLOCKED_BYTES: Final = 32 << 10

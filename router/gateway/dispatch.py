@@ -32,15 +32,17 @@ from router.gateway.attempts import (
     decide_next,
     find_blamed,
 )
-from router.gateway.exchange import Exchange, Exchanges, Sink
+from router.gateway.exchange import Exchange, Exchanges
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
+from router.gateway.sink import Sink
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
 from router.model.workload import Workload
 from router.state.fleet import Fleet
+from router.state.prober import ADDRESS_REFUSED
 from router.state.random_bytes import random_bytes
 from router.state.records import AttemptRecord, Record, Records
 
@@ -118,6 +120,14 @@ class Dispatcher:
             if endpoint is not None
         }
 
+    def stop(self) -> None:
+        """Note that the router is stopping: what breaks off from now on is its own doing."""
+        self._exchanges.is_stopping = True
+
+    def close(self) -> None:
+        """End the threads."""
+        self._exchanges.aside.close()
+
     async def run(self, run: Run) -> Return | Fail:
         """
         Send the work to the nodes of a decision, in order, until one completes.
@@ -130,7 +140,7 @@ class Dispatcher:
         end = await self._try_all(run, ranked)
         for attempt in find_blamed(run.attempts, end, ranked=len(ranked)):
             run.record.blame(attempt.node)
-            self.fleet.blame_node(attempt.node, run.request.workload, Outcome.CRASHED)
+            self.fleet.blame_node(attempt.node, run.request.workload, Outcome.CRASHED, attempt.number)
         return end
 
     async def _try_all(self, run: Run, ranked: tuple[Ranked, ...]) -> Return | Fail:
@@ -138,7 +148,8 @@ class Dispatcher:
             left_s = run.deadline - self._clock.monotonic()
             if left_s <= 0 and not run.attempts:
                 return Fail(Outcome.TIMED_OUT)
-            if left_s <= 0 or len(run.attempts) >= self._exchanges.config.attempts:
+            sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
+            if left_s <= 0 or len(sent) >= self._exchanges.config.attempts:
                 break
             if (verdict := self._closed_since(candidate.node, run.record.decision)) is not None:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
@@ -160,17 +171,20 @@ class Dispatcher:
     async def _attempt(self, run: Run, candidate: Ranked, left_s: float) -> None:
         """Try one node; its attempt is added to the run."""
         request, node = run.request, candidate.node
+        endpoint = self.fleet.view(node).endpoint
+        text = self.metering.counter_for(request) if run.sink is not None else _NOTHING
+        number = self.fleet.start_work(node, request.workload)
         exchange = Exchange(
             self._exchanges,
             candidate,
-            self.fleet.view(node).endpoint,
+            endpoint,
             request,
             left_s=left_s,
             sink=run.sink,
-            text=self.metering.counter_for(request) if run.sink is not None else _NOTHING,
+            text=text,
+            number=number,
         )
         attempt: Attempt | None = None
-        self.fleet.start_work(node, request.workload)
         try:
             attempt = await exchange.run()
         finally:
@@ -182,6 +196,8 @@ class Dispatcher:
             run.record.attempts.append(_record_of(attempt))
             if attempt.outcome is not Outcome.COMPLETED:
                 self._settle_failed(run, attempt)
+            if attempt.outcome is Outcome.NOT_ALLOWED and endpoint is not None:
+                self.fleet.addresses.set_verdict(node, endpoint[0], ADDRESS_REFUSED)
         if attempt.outcome is Outcome.COMPLETED:
             attempt = await self._complete(run, attempt)
         elif attempt.outcome not in (Outcome.ABANDONED, Outcome.REFUSED):
@@ -214,7 +230,7 @@ class Dispatcher:
             if counted is None:
                 # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
-                self.fleet.end_work(attempt.node, run.request.workload, uncredited)
+                self.fleet.end_work(attempt.node, run.request.workload, uncredited, attempt.number)
                 run.usage = self.metering.estimate(run.request, attempt)
         attempt = structs.replace(attempt, counted=counted)
         self.settle(run, attempt)
@@ -241,7 +257,7 @@ class Dispatcher:
             first_token_s=first_token_s,
             token_s=token_s,
         )
-        self.fleet.end_work(attempt.node, request.workload, execution)
+        self.fleet.end_work(attempt.node, request.workload, execution, attempt.number)
         run.record.complete_last(
             tokens=counted.total,
             unclean=not is_clean,
@@ -254,9 +270,10 @@ class Dispatcher:
         if attempt.outcome in (Outcome.ABANDONED, Outcome.TIMED_OUT):
             charged = self.metering.charge_unfinished(run.request, attempt, run.prompt_tokens)
             run.usage = charged or run.usage
-        is_unproven = attempt.is_doubtful and attempt.outcome is not Outcome.REFUSED
+        is_unproven = attempt.is_doubtful and attempt.outcome.blame is Blame.NODE
         counted = Outcome.UNSUPPORTED if is_unproven else attempt.outcome
-        self.fleet.end_work(attempt.node, run.request.workload, Execution(counted, attempt.seconds))
+        execution = Execution(counted, attempt.seconds)
+        self.fleet.end_work(attempt.node, run.request.workload, execution, attempt.number)
 
     def finish(self, run: Run) -> None:
         """Record what could wait until the answer was on its way."""

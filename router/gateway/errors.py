@@ -15,7 +15,13 @@ from router.state.records import Record
 
 DECISION_HEADER: Final = "X-Touchstone-Decision"
 _RETRY_AFTER_S: Final = 2
-_STATUS: Final[Mapping[Outcome, int]] = {Outcome.TIMED_OUT: 504, Outcome.STALLED: 504, Outcome.BUSY: 503}
+_STATUS: Final[Mapping[Outcome, int]] = {
+    Outcome.TIMED_OUT: 504,
+    Outcome.STALLED: 504,
+    Outcome.BUSY: 503,
+    Outcome.HINDERED: 503,
+    Outcome.NOT_ALLOWED: 503,
+}
 
 
 class GatewayError(Exception):

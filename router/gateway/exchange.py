@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import aiohttp
 import structlog
@@ -20,16 +20,20 @@ from aiohttp.http_exceptions import HttpProcessingError
 from attester.bounded import read_all
 from router.choose.ranking import Ranked
 from router.config import GatewaySection
+from router.gateway.aside import Aside
 from router.gateway.attempts import DOUBTFUL, Attempt, StreamSummary
-from router.gateway.pinned import PinError
+from router.gateway.body import LARGE
+from router.gateway.failures import classify
+from router.gateway.lateness import TimeAllowed, is_late_here
 from router.gateway.request import NodeRequest
+from router.gateway.sink import ClientGoneError, Sink
 from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
 from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse, Upstream
 from router.model.answers import Answer, StreamReader
 from router.model.clock import Clock
 from router.model.errors import AttemptError
-from router.model.outcomes import Outcome
+from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
 
@@ -50,33 +54,25 @@ _log = structlog.get_logger("router")
 T = TypeVar("T")
 
 
-class ClientGoneError(ConnectionError):
-    """The client takes nothing more."""
-
-
-class Sink(Protocol):
-    """The client's side of a stream."""
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether anything has gone to the client, so that no other node can take over."""
-
-    async def prepare(self) -> None:
-        """Prepare what can be prepared without anything going to the client."""
-
-    def may_block(self, size: int) -> bool:
-        """Whether sending so many bytes may have to wait for the client to read."""
-
-    async def send(self, data: bytes) -> None:
-        """Send whole events on.  Raises `ClientGoneError` if the client is gone or does not read."""
-
-
 class Exchanges:
     """Exchanges with nodes, each over TLS pinned to the node's key, within bounds for all together."""
 
-    def __init__(self, http: aiohttp.ClientSession, config: GatewaySection, clock: Clock) -> None:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        config: GatewaySection,
+        clock: Clock,
+        *,
+        lost_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.config = config
         self.clock = clock
+        self.lost_s = lost_s
+        """How long this process has stood still until now, in seconds."""
+        self.aside = Aside("answers")
+        """Where large answers are read."""
+        self.is_stopping = False
+        """Whether the router is stopping: then it is not the client that leaves."""
         self._reading: dict[NodeResponse, int] = {}
         self._reading_now = 0
         self._upstream = Upstream(
@@ -109,8 +105,7 @@ class Exchanges:
                     largest.abort()
         except aiohttp.ClientPayloadError:
             if response.was_dropped:
-                detail = "dropped, because answers that are being read have too many bytes"
-                raise AttemptError(Outcome.UNSUPPORTED, detail) from None
+                raise AttemptError.by(Failure.DROPPED_HERE) from None
             raise
         finally:
             self._reading_now -= self._reading.pop(response)
@@ -145,20 +140,17 @@ class Exchanges:
         except ClientGoneError:
             # It is an OSError too, and not the node's.
             raise
-        except aiohttp.ConnectionTimeoutError:
-            raise AttemptError(Outcome.CRASHED, "no connection in time") from None
-        except PinError as error:
-            raise AttemptError(Outcome.IMPOSTOR, str(error)) from None
         except aiohttp.ClientPayloadError:
             raise AttemptError(Outcome.TRUNCATED, "the answer ended early") from None
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
+            failure = classify(error)
             # A node that takes a request and hangs up without a word may do so because of the request.
             was_sent = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
             is_doubtful = was_sent and not isinstance(error, aiohttp.ClientConnectorError)
-            message = f"no answer: {type(error).__name__}"
-            raise AttemptError(Outcome.CRASHED, message, is_doubtful=is_doubtful) from None
+            is_doubtful |= failure is Failure.NO_CONNECTION_IN_TIME
+            raise AttemptError.by(failure, is_doubtful=is_doubtful) from None
         finally:
             if response is not None:
                 response.leave(went_well=went_well)
@@ -177,6 +169,7 @@ class Exchange:
         left_s: Seconds until the caller's time runs out.
         sink: The client's side, if the answer is streamed.
         text: Counts the tokens of a stream.
+        number: The request's at this node, from `Load.begin_request`.
     """
 
     def __init__(
@@ -189,7 +182,9 @@ class Exchange:
         left_s: float,
         sink: Sink | None,
         text: TokenCounter,
+        number: int | None = None,
     ) -> None:
+        self._number = number
         self._exchanges = exchanges
         self._config = exchanges.config
         self._clock = exchanges.clock
@@ -211,22 +206,24 @@ class Exchange:
         self._unsent = bytearray()
         self._waited_s = 0.0
         """Seconds that the client took to read."""
+        self._lost_before = self._lost_at_text = exchanges.lost_s()
+        """How long the router had stood still when this began, and when the last text came."""
 
     async def run(self) -> Attempt:
         """Send the request, pass the answer on, and say how it ended."""
         try:
             answer = await (self._read_whole() if self._sink is None else self._pass_stream(self._sink))
         except AttemptError as error:
-            # An answer may be so long that no node has it ready in an attempt's time.
-            is_slow = error.outcome is Outcome.STALLED
-            is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
-            return self._ended(error.outcome, str(error), is_doubtful=is_doubtful)
+            return self._failed(error)
         except ClientGoneError:
             return self.abandoned()
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             # The outermost of an attempt: whatever this node's answer did to us, the next node may be tried.
             _log.exception("an attempt failed", node=self._candidate.node)
-            return self._ended(Outcome.CRASHED, "the attempt failed in an unforeseen way")
+            failure = classify(error)
+            if failure.outcome is not Outcome.HINDERED:
+                failure = Failure.UNFORESEEN
+            return self._failed(AttemptError.by(failure, is_doubtful=failure is Failure.UNFORESEEN))
         if answer is None:
             return self._ended_stream()
         if self._sink is not None and answer.outcome is Outcome.COMPLETED:
@@ -237,8 +234,25 @@ class Exchange:
         return self._ended(answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer)
 
     def abandoned(self) -> Attempt:
-        """The attempt as it stands if the client has gone."""
+        """The attempt as it stands if the client has gone, or the router is stopping."""
+        if self._exchanges.is_stopping:
+            return self._failed(AttemptError.by(Failure.STOPPING))
         return self._ended(Outcome.ABANDONED, "the client went away")
+
+    def _failed(self, error: AttemptError) -> Attempt:
+        lost_s = self._exchanges.lost_s()
+        allowed = TimeAllowed(self._config.connect_timeout_s, self._allowance_s, self._config.stall_s)
+        if is_late_here(
+            error,
+            allowed,
+            lost_s - self._lost_before,
+            None if self._first_token_s is None else lost_s - self._lost_at_text,
+        ):
+            error = AttemptError.by(Failure.LATE_HERE)
+        # An answer may be so long that no node has it ready in an attempt's time.
+        is_slow = error.outcome is Outcome.STALLED
+        is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
+        return self._ended(error.outcome, str(error), is_doubtful=is_doubtful, failure=error.failure)
 
     @property
     def _has_begun(self) -> bool:
@@ -253,7 +267,13 @@ class Exchange:
         )
 
     def _ended(
-        self, outcome: Outcome, detail: str, *, is_doubtful: bool = False, answer: Answer | None = None
+        self,
+        outcome: Outcome,
+        detail: str,
+        *,
+        failure: Failure | None = None,
+        is_doubtful: bool = False,
+        answer: Answer | None = None,
     ) -> Attempt:
         stream = None
         if self._sink is not None and answer is None:
@@ -270,20 +290,19 @@ class Exchange:
             operator=self._candidate.operator,
             outcome=outcome,
             detail=detail,
+            failure=failure,
             seconds=self._clock.monotonic() - self._started,
             is_doubtful=is_doubtful,
             has_begun=self._has_begun,
             answer=answer,
             stream=stream,
+            number=self._number,
         )
 
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
-        endpoint, allowance_s, operation = (
-            self._required_endpoint(),
-            self._allowance_s,
-            self._request.operation,
-        )
+        endpoint, operation = self._required_endpoint(), self._request.operation
+        allowance_s = self._allowance_s
 
         async def read(response: NodeResponse) -> tuple[int, bytes]:
             return response.status, await self._exchanges.read_body(response, operation.max_answer)
@@ -295,7 +314,9 @@ class Exchange:
             raise AttemptError(
                 self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
             ) from None
-        return operation.judge(status, data)
+        if len(data) <= LARGE:
+            return operation.judge(status, data)
+        return await self._exchanges.aside.run(operation.judge, status, data)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
         """
@@ -407,13 +428,14 @@ class Exchange:
         else:
             await sink.send(sending)
         if has_text:
+            self._lost_at_text = self._exchanges.lost_s()
             due = min(self._deadline, self._loop.time() + self._config.stall_s)
         if limit.due != due:
             limit.move(due)
 
     def _required_endpoint(self) -> tuple[str, str]:
         if self._endpoint is None:
-            raise AttemptError(Outcome.IMPOSTOR, "the node has no endpoint any more")
+            raise AttemptError(Outcome.UNSUPPORTED, "the node has no endpoint any more")
         return self._endpoint
 
     def _outcome_when_late(self) -> Outcome:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -13,14 +14,16 @@ import structlog
 from aiohttp import web
 
 from router.config import ApiKey, GatewaySection
+from router.gateway.aside import Aside
 from router.gateway.attempts import Attempt, Fail
+from router.gateway.body import LARGE, is_large
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import DECISION_HEADER, GatewayError, nobody_completed, nobody_may
-from router.gateway.exchange import ClientGoneError
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keys import Keyring
 from router.gateway.request import NodeRequest, read_request
+from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
 from router.model.answers import DONE, with_usage
 from router.model.clock import Clock
@@ -53,6 +56,8 @@ class Gateway:
     replays: IdempotencyCache
     skew_s: int = 30
     """By how much the router's clock and the verifier's may differ."""
+    aside: Aside = field(default_factory=partial(Aside, "requests"))
+    """Where large bodies are read."""
     in_flight: int = 0
     _finished: list[Handler] = field(default_factory=list)
 
@@ -60,6 +65,11 @@ class Gateway:
     def table(self) -> Table:
         """The workloads, as of now."""
         return self.dispatcher.fleet.table
+
+    def close(self) -> None:
+        """End the threads."""
+        self.aside.close()
+        self.dispatcher.close()
 
     def finish_soon(self, handler: Handler) -> None:
         """Have a request booked in the next turn of the loop: one after the other, they take less time each."""
@@ -99,7 +109,7 @@ class Handler:
             else:
                 async with asyncio.timeout(self._gateway.config.timeout_s):
                     request = await self._read()
-            cached = self._begin_idempotent(request)
+            cached = await self._begin_idempotent(request)
         except GatewayError as error:
             return error.response()
         except TimeoutError:
@@ -147,16 +157,22 @@ class Handler:
             kind = "invalid_request_error" if status < 500 else "service_unavailable"
             raise GatewayError(status, kind, str(error), retry_after=error.retry_after) from None
         named = self._request.headers.get(WORKLOAD_HEADER)
-        return read_request(data, self._operation, self._gateway.table, self._key, workload=named)
+        read = partial(read_request, data, self._operation, self._gateway.table, self._key, workload=named)
+        return await self._gateway.aside.run(read) if is_large(data) else read()
 
-    def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
+    async def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
         """The cached answer, if the request has an ``Idempotency-Key`` and was answered before."""
         header = self._request.headers.get(IDEMPOTENCY_HEADER)
         if header is None:
             return None
         # The request itself is in the fingerprint, so that a key never gets another request's answer.
         shape = f"{request.operation.path}\n{request.workload.name}\n{self._explain}\n".encode()
-        fingerprint = hashlib.sha256(shape + request.body).digest()
+        digest = hashlib.sha256(shape)
+        if len(request.body) > LARGE:
+            await self._gateway.aside.run(digest.update, request.body)
+        else:
+            digest.update(request.body)
+        fingerprint = digest.digest()
         try:
             cached = self._gateway.replays.begin(self._key.name, header, fingerprint)
         except IdempotencyError as error:
@@ -209,13 +225,16 @@ class Handler:
         assert found.answer is not None
         status, body = found.answer.status, found.answer.body
         if found.counted is not None and found.counted != found.claimed:
-            body = with_usage(body, found.counted)
+            body = await self._rewrite(body, partial(with_usage, counted=found.counted))
         if status == 200 and (extra := self._explanation(record)):
-            body = msgspec.json.encode({**msgspec.json.decode(body, type=dict[str, msgspec.Raw]), **extra})
+            body = await self._rewrite(body, partial(_with_extra, extra=extra))
         headers = {DECISION_HEADER: record.id}
         if status == 200:
             self._cache(lambda: CachedResponse(200, "application/json", tuple(headers.items()), body))
         return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
+
+    async def _rewrite(self, body: bytes, rewrite: Callable[[bytes], bytes]) -> bytes:
+        return await self._gateway.aside.run(rewrite, body) if len(body) > LARGE else rewrite(body)
 
     async def _stream(self, run: Run) -> web.StreamResponse:
         sink = self._sink = run.sink = ClientStream(
@@ -253,6 +272,10 @@ class Handler:
         await sink.send(rest + _LAST_EVENT, is_last=True)
         self._cache(sink.cached_response)
         return sink.end()
+
+
+def _with_extra(body: bytes, extra: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode({**msgspec.json.decode(body, type=dict[str, msgspec.Raw]), **extra})
 
 
 def _event(document: Mapping[str, Any]) -> bytes:

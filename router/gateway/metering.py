@@ -68,8 +68,9 @@ class Metering:
         tokeniser = self.tokenisers.get(request.workload.name)
         if tokeniser is None:
             return _estimate_prompt(request)
-        text = request.operation.prompt_text(request.document)
-        return await _count_text(tokeniser, text) + prompt_ids(request.document)
+        if len(request.body) > _LONG:
+            return await asyncio.to_thread(_count_prompt, tokeniser, request)
+        return _count_prompt(tokeniser, request)
 
     async def count_answer(self, request: NodeRequest, attempt: Attempt) -> int:
         """Tokens of an answer: by the model's tokeniser if there is one, else by bytes."""
@@ -104,7 +105,10 @@ class Metering:
         if claimed is None or counted is None or not self.judges(request):
             return True
         # What the router cannot count must not be held against the node.
-        prompt = claimed.prompt if counts_all(request.document) else counted.prompt
+        whole = request.is_counted_whole
+        if whole is None:
+            whole = counts_all(request.document)
+        prompt = claimed.prompt if whole else counted.prompt
         judged = Usage(prompt, claimed.completion)
         template_tokens = _TEMPLATE_TOKENS * templates(request.document)
         allowed = Usage(counted.prompt + template_tokens, counted.completion)
@@ -112,6 +116,10 @@ class Metering:
         if mismatch is not None:
             self._reviews.report_mismatch(attempt.node, attempt.operator, mismatch)
         return is_true(judged, allowed)
+
+
+def _count_prompt(tokeniser: Tokeniser, request: NodeRequest) -> int:
+    return tokeniser.count(request.operation.prompt_text(request.document)) + prompt_ids(request.document)
 
 
 async def _count_text(tokeniser: Tokeniser, text: str) -> int:

@@ -8,13 +8,16 @@ allows them, also if a name resolves to one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import socket
 import ssl
+import time
 from asyncio import Transport
+from collections import Counter
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import yarl
@@ -23,6 +26,18 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from router.choose import gates
+from router.choose.gates import GateVerdict
+from router.model.outcomes import Failure
+
+_DEFINITE: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
+"""Errors by which a name server says that there is no such name, and not that it does not know."""
+_TRUSTED_FOR_S: Final = 600.0
+"""For so long after it has found a name, a name server that says "no such name" is believed."""
+
+
+PENDING: Final = GateVerdict("address", gates.PENDING, "the router is finding out where its name leads")
+
 
 class PinError(aiohttp.ClientConnectionError):
     """Another key than the pinned key answered."""
@@ -30,6 +45,18 @@ class PinError(aiohttp.ClientConnectionError):
 
 class AddressError(OSError):
     """An address that nodes must not have."""
+
+
+class MalformedURLError(AddressError):
+    """A URL that no router can use."""
+
+
+class LookupFailedError(OSError):
+    """A name's address could not be found; *failure* says whose fault that is."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.sentence)
+        self.failure = failure
 
 
 class SpkiPin(aiohttp.Fingerprint):
@@ -73,24 +100,76 @@ def pin_for(pin: str) -> SpkiPin:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names, and refuses names that lead to private addresses."""
+    """
+    Resolves names, and refuses names that lead to private addresses.
+
+    It tells whose fault it is if a name is not found.  A name is its node's affair, the name server is
+    the router's.  So it is the node's only if the names of other nodes are found at the same time.
+    """
 
     def __init__(self, *, allow_private: bool) -> None:
-        self._resolver = aiohttp.ThreadedResolver()
+        self._resolver: AbstractResolver = aiohttp.ThreadedResolver()
         self._allow_private = allow_private
+        self._pending: Counter[str] = Counter()
+        self._found: dict[str, float] = {}
+        """When a name was last found, of the two that were found last."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """See `AbstractResolver.resolve`.  Raises `AddressError`."""
-        found = await self._resolver.resolve(host, port, family)
+        """See `AbstractResolver.resolve`.  Raises `AddressError`, `LookupFailedError`."""
+        began = time.monotonic()
+        self._pending[host] += 1
+        try:
+            found = await self._resolver.resolve(host, port, family)
+        except (OSError, RuntimeError) as error:
+            raise LookupFailedError(self._judge(host, error, began)) from None
+        finally:
+            self._pending[host] -= 1
+            if not self._pending[host]:
+                del self._pending[host]
+        self._found.pop(host, None)
+        self._found[host] = time.monotonic()
+        if len(self._found) > 2:
+            del self._found[next(iter(self._found))]
         for entry in found:
             check_address(entry["host"], allow_private=self._allow_private)
         return found
 
+    def late(self, host: str, since: float) -> LookupFailedError | None:
+        """The error if the time since *since* ran out while *host* was being looked up; `None` if it was not."""
+        if host not in self._pending:
+            return None
+        return LookupFailedError(self._whose(host, since))
+
+    def _judge(self, host: str, error: OSError | RuntimeError, began: float) -> Failure:
+        if isinstance(error, socket.gaierror):
+            if error.errno == socket.EAI_MEMORY:
+                return Failure.NO_MEMORY
+            return self._whose(host, began - _TRUSTED_FOR_S if error.errno in _DEFINITE else began)
+        number = getattr(error, "errno", None)
+        if number in (errno.EMFILE, errno.ENFILE):
+            return Failure.NO_SOCKETS
+        if number == errno.ENOMEM or isinstance(error, RuntimeError):
+            return Failure.NO_MEMORY
+        return self._whose(host, began)
+
+    def _whose(self, host: str, since: float) -> Failure:
+        """The node's failure if the name of another node was found since *since*; else the name server's."""
+        is_working = any(other != host and at >= since for other, at in self._found.items())
+        return Failure.NAME_UNKNOWN if is_working else Failure.NO_NAME_SERVER
+
     async def close(self) -> None:
         """See `AbstractResolver.close`."""
         await self._resolver.close()
+
+
+class NodeConnector(aiohttp.TCPConnector):
+    """Connections to nodes, without a limit of their number."""
+
+    def __init__(self, names: GuardedResolver) -> None:
+        super().__init__(resolver=names, limit=0, limit_per_host=0, ttl_dns_cache=60)
+        self.names = names
 
 
 def check_address(host: str, *, allow_private: bool) -> None:
@@ -106,7 +185,10 @@ def check_address(host: str, *, allow_private: bool) -> None:
     except ValueError:
         return
     if not allow_private and not all(_is_public(each) for each in _with_embedded(address)):
-        raise AddressError(f"{host} is not a public address, and the configuration allows no others")
+        raise AddressError(
+            f"{host} is not a public address, and this router connects to no others "
+            "unless router.toml has [gateway] allow_private = true"
+        )
 
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
@@ -144,18 +226,56 @@ def check_url(url: str, *, allow_private: bool) -> yarl.URL:
         parsed = yarl.URL(url)
         host = parsed.raw_host or ""
     except (ValueError, UnicodeError):
-        raise AddressError("the URL cannot be read") from None
+        raise MalformedURLError("the URL cannot be read") from None
     if parsed.scheme != "https" or not url.isascii() or not host or parsed.user is not None:
-        raise AddressError("the URL must be https and plain ASCII")
+        raise MalformedURLError("the URL must be https and plain ASCII")
     check_address(host, allow_private=allow_private)
     return parsed
 
 
+def judge_url(url: str, *, allow_private: bool) -> GateVerdict | None:
+    """
+    Why this router may not connect to a node's URL; `None` if it may.
+
+    If that depends on what a name leads to, the verdict is `PENDING`: see `judge_name`.
+    """
+    try:
+        host = check_url(url, allow_private=allow_private).raw_host or ""
+    except MalformedURLError as error:
+        return GateVerdict("address", "address.malformed", str(error))
+    except AddressError as error:
+        return GateVerdict("address", "address.not-allowed", str(error))
+    return PENDING if not allow_private and not _is_literal(host) else None
+
+
+async def judge_name(http: aiohttp.ClientSession, url: str) -> GateVerdict | None:
+    """
+    The same for a URL with a name, by what the name leads to now.
+
+    Raises:
+        OSError: that cannot be found out now.
+    """
+    connector = http.connector
+    assert isinstance(connector, NodeConnector)
+    place = yarl.URL(url)
+    try:
+        await connector.names.resolve(place.raw_host or "", place.port or 443, socket.AF_UNSPEC)
+    except AddressError as error:
+        return GateVerdict("address", "address.not-allowed", f"{place.raw_host}: {error}")
+    return None
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def open_session(*, allow_private: bool) -> aiohttp.ClientSession:
     """A client for nodes: no proxies, no cookies, and no compression, because that could be a bomb."""
-    connector = aiohttp.TCPConnector(
-        resolver=GuardedResolver(allow_private=allow_private), limit=0, limit_per_host=0, ttl_dns_cache=60
-    )
+    connector = NodeConnector(GuardedResolver(allow_private=allow_private))
     jar: Any = aiohttp.DummyCookieJar()
     return aiohttp.ClientSession(
         connector=connector,

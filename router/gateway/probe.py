@@ -1,27 +1,45 @@
-"""One probe: whether anything answers at a node's endpoint with the node's key."""
+"""One probe: whether anything answers at a node's endpoint with the node's key, and if not, why."""
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import aiohttp
 
 from attester.bounded import read_all
-from router.gateway.pinned import AddressError, check_url, pin_for
+from router.gateway.failures import classify
+from router.gateway.pinned import NodeConnector, check_url, pin_for
+from router.model.outcomes import Failure
 
 _PATH: Final = "/v1/models"
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _MAX_ANSWER: Final = 256 << 10
 
 
-async def ask(http: aiohttp.ClientSession, endpoint: tuple[str, str], *, allow_private: bool) -> bool:
-    """Whether the node answers.  Any answer over a connection that is pinned to its key will do."""
+async def ask(
+    http: aiohttp.ClientSession, endpoint: tuple[str, str], *, allow_private: bool
+) -> Failure | None:
+    """
+    Why the node does not answer; `None` if it does.
+
+    Any answer over a connection that is pinned to its key will do.
+    """
     url, pin = endpoint
+    began = time.monotonic()
     try:
         place = check_url(url, allow_private=allow_private).with_path(_PATH)
         async with http.get(place, ssl=pin_for(pin), allow_redirects=False, timeout=_TIMEOUT) as response:
             # If the answer is read to its end, the connection can serve the next probe.
             await read_all(response.content, _MAX_ANSWER)
-    except (aiohttp.ClientError, TimeoutError, AddressError, OSError, ValueError):
-        return False
-    return True
+    except TimeoutError as error:
+        connector = http.connector
+        late = (
+            connector.names.late(place.raw_host or "", began)
+            if isinstance(connector, NodeConnector)
+            else None
+        )
+        return classify(late or error)
+    except (aiohttp.ClientError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        return classify(error)
+    return None

@@ -9,9 +9,11 @@ import msgspec
 from msgspec import Struct
 
 from router.config import ApiKey
+from router.gateway.body import decode, is_large
 from router.gateway.errors import GatewayError
 from router.model.errors import WorkloadError
 from router.model.operations import Operation
+from router.model.tokens import counts_all
 from router.model.workload import Table, Workload
 
 _MAX_MODEL_NAME: Final = 128
@@ -19,7 +21,8 @@ _SHOWN: Final = 40
 _NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens")
 _READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS})
 """Keys that the router uses.  In another spelling a node might read them, and the router would not."""
-_document: Final = msgspec.json.Decoder(dict[str, Any])
+_MOST: Final = 1 << 53
+"""Beyond it numbers of JSON are not the same to every reader."""
 
 
 class NodeRequest(Struct, frozen=True, kw_only=True):
@@ -33,6 +36,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     is_streamed: bool = False
     operator: str | None = None
     """The operator of nodes that the caller belongs to, if it belongs to one."""
+    is_counted_whole: bool | None = None
+    """`counts_all` of the document; `None` if it is quick to find out."""
 
     @property
     def wants_usage(self) -> bool:
@@ -50,7 +55,7 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
         choices, prompts = self.document.get("n"), self.document.get("prompt")
         # A list of token ids is one prompt; any other list holds several.
         answers = 1
-        if isinstance(prompts, list) and not all(type(p) is int for p in prompts):
+        if isinstance(prompts, list) and not set(map(type, prompts)) <= {int}:
             answers = len(prompts)
         return max(given) * answers * (choices if type(choices) is int and choices > 0 else 1)
 
@@ -74,15 +79,11 @@ def read_request(
     Raises:
         GatewayError: the body is malformed, or maps to no workload that may be used.
     """
-    try:
-        document = _document.decode(data)
-        is_streamed = document.get("stream")
-        if is_streamed is None or is_streamed is False:
-            # The two mean the same, so that nodes are told neither.
-            document.pop("stream", None)
-        body = msgspec.json.encode(document)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise _invalid(str(error)) from None
+    document = decode(data, operation.max_values)
+    is_streamed = document.get("stream")
+    if is_streamed is None or is_streamed is False:
+        # The two mean the same, so that nodes are told neither.
+        document.pop("stream", None)
     model = _check_values(document)
     if is_streamed is not None and not isinstance(is_streamed, bool):
         raise _invalid("stream must be true or false")
@@ -98,15 +99,24 @@ def read_request(
     return NodeRequest(
         operation=operation,
         workload=found,
-        body=body,
+        body=_encode(document),
         document=document,
         is_streamed=bool(is_streamed),
         operator=key.operator,
+        # What takes long is found out here, because a large body is read aside.
+        is_counted_whole=counts_all(document) if is_large(data) else None,
     )
 
 
-def _check_values(document: Mapping[str, Any]) -> str:
-    """Check the values that the router uses; returns the model."""
+def _encode(document: Mapping[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(document)
+    except (UnicodeError, RecursionError) as error:
+        raise _invalid(str(error)) from None
+
+
+def _check_values(document: dict[str, Any]) -> str:
+    """Check the values that the router uses, and write them as nodes are to read them; returns the model."""
     model = document.get("model")
     if not isinstance(model, str) or len(model) > _MAX_MODEL_NAME:
         raise _invalid(f"model must be a name of at most {_MAX_MODEL_NAME} characters")
@@ -114,11 +124,22 @@ def _check_values(document: Mapping[str, Any]) -> str:
         if name not in _READ_BY_THE_ROUTER and name.casefold() in _READ_BY_THE_ROUTER:
             raise _invalid(f"{name[:_SHOWN]!r} must be written in lower case")
     for name in _NUMBERS:
-        # If engines read a value as a number and the router does not, an honest node looks like a liar.
-        value = document.get(name)
-        if value is not None and (type(value) is not int or value < 0):
-            raise _invalid(f"{name} must be a non-negative integer")
+        if name in document:
+            document[name] = _check_number(name, document[name])
     return model
+
+
+def _check_number(name: str, value: Any) -> int | None:
+    """
+    A number that router and engine must read alike.  If they do not, an honest node looks like a liar.
+
+    JSON does not tell 16 from 16.0 or 1.6e1, and some clients write all numbers with a fraction: nodes get 16.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MOST:
+        value = int(value)
+    if value is None or (type(value) is int and 0 <= value <= _MOST):
+        return value
+    raise _invalid(f"{name} must be a non-negative integer, at most {_MOST}")
 
 
 def _invalid(message: str) -> GatewayError:

@@ -10,6 +10,7 @@ adds.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -20,7 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 
-from router.gateway.pinned import AddressError, check_url, pin_for
+from router.gateway.pinned import MalformedURLError, NodeConnector, check_url, pin_for
 
 _READ_END_S: Final = 0.2
 """Seconds to wait for the end of an answer that nobody reads."""
@@ -119,16 +120,18 @@ class Upstream:
 
         Raises:
             AddressError: the node's address is one that nodes must not have.
+            LookupFailedError: its name was not found, or not in time.
             aiohttp.ConnectionTimeoutError: no connection in time.
             aiohttp.ClientError, OSError: no answer.
         """
         request, head = self._prepared(endpoint, path)
         is_second = False
         while True:
+            began = time.monotonic()
             try:
                 connection = await self._connector.connect(request, [], self._timeout)
             except TimeoutError:
-                raise aiohttp.ConnectionTimeoutError("no connection in time") from None
+                raise self._late(request, began) from None
             protocol = connection.protocol
             assert protocol is not None
             used_before = protocol._parser is not None  # noqa: SLF001  # set for its first answer
@@ -149,6 +152,13 @@ class Upstream:
             except BaseException:
                 connection.close()
                 raise
+
+    def _late(self, request: _Place, began: float) -> OSError:
+        """The error if there was no connection in time: the time may have gone to the lookup of the name."""
+        late = None
+        if isinstance(self._connector, NodeConnector):
+            late = self._connector.names.late(request.url.raw_host or "", began)
+        return late or aiohttp.ConnectionTimeoutError("no connection in time")
 
     async def _ask(
         self,
@@ -185,5 +195,5 @@ class Upstream:
 def _authority(url: yarl.URL) -> str:
     host = url.host_port_subcomponent
     if not host or not host.isascii() or not host.isprintable() or " " in host:
-        raise AddressError("the host is neither a name nor an address")
+        raise MalformedURLError("the host is neither a name nor an address")
     return host

@@ -13,7 +13,7 @@ Errors of the router.
 
 from __future__ import annotations
 
-from router.model.outcomes import Outcome
+from router.model.outcomes import Failure, Outcome
 
 
 class RouterError(Exception):
@@ -34,8 +34,16 @@ class AttemptError(RouterError):
     def __init__(self, outcome: Outcome, message: str, *, is_doubtful: bool = False) -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.failure: Failure | None = None
         self.is_doubtful = is_doubtful
-        """Whether the request itself may be the cause."""
+        """Whether it may not be the node's doing: then it counts once another node completes the same request."""
+
+    @classmethod
+    def by(cls, failure: Failure, *, is_doubtful: bool = False) -> AttemptError:
+        """The error of an attempt that ended by *failure*."""
+        error = cls(failure.outcome, f"{failure}: {failure.sentence}", is_doubtful=is_doubtful)
+        error.failure = failure
+        return error
 
 
 class ReplayError(RouterError):

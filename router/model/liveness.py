@@ -29,7 +29,17 @@ probe, and probes every 5 s, it is a silence of 17.6 s; for the most irregular n
 class Heartbeat:
     """What is known of one node's answers to the router's probes.  Times are monotonic seconds."""
 
-    __slots__ = ("_deviation", "_interval", "_last_answer", "_mean", "_until", "intervals", "last_contact")
+    __slots__ = (
+        "_asked",
+        "_asked_before",
+        "_deviation",
+        "_interval",
+        "_last_answer",
+        "_mean",
+        "_until",
+        "intervals",
+        "last_contact",
+    )
 
     def __init__(self, interval_s: float) -> None:
         self._interval = interval_s
@@ -38,6 +48,8 @@ class Heartbeat:
         self.last_contact: float | None = None
         """When the node last answered a probe or completed work; at first, when it was first probed."""
         self._last_answer: float | None = None
+        self._asked: float | None = None
+        self._asked_before: float | None = None
         self._mean = interval_s
         self._deviation = LEAST_DEVIATION_S
         self._until: dict[float, float] = {}
@@ -58,6 +70,7 @@ class Heartbeat:
 
     def note_probe(self, now: float) -> None:
         """Note a probe: a node that never answers has been silent since its first one."""
+        self._asked, self._asked_before = now, self._asked
         if self.last_contact is None:
             self.last_contact = now
 
@@ -72,6 +85,19 @@ class Heartbeat:
                 self.intervals.append(interval)
                 self._measure()
         self._last_answer = self.last_contact = now
+
+    def note_no_probe(self, now: float) -> None:
+        """Note that the last probe failed for the router's sake: the time since the one before is no silence."""
+        since = self._asked if self._asked_before is None else self._asked_before
+        if since is not None:
+            self.excuse(now - since, now)
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """Take so much from the silence, because nobody could have heard the node meanwhile."""
+        if self.last_contact is not None:
+            self.last_contact = min(now, self.last_contact + max(seconds, 0.0))
+        if self._last_answer is not None:
+            self._last_answer = min(now, self._last_answer + max(seconds, 0.0))
 
     def note_work(self, now: float) -> None:
         """Note completed work: the node is there, but work has no rhythm.  Without probes no node is judged."""

@@ -7,7 +7,7 @@ from typing import Final
 from router.model.outcomes import Blame, Outcome
 
 BREAKER_FAILURES: Final = 3
-"""Failures in a row that open the breaker."""
+"""Episodes of failure in a row that open the breaker."""
 BREAKER_OPEN_S: Final = 10.0
 BREAKER_LONGEST_S: Final = 300.0
 _MAX_DOUBLINGS: Final = 8
@@ -15,42 +15,85 @@ _MAX_DOUBLINGS: Final = 8
 BREAKING: Final = frozenset(outcome for outcome in Outcome if outcome.blame is Blame.NODE) | {
     Outcome.BUSY,
     Outcome.IMPOSTOR,
+    Outcome.UNREACHABLE,
 }
 """Outcomes after which work cannot usefully be sent to the node."""
 
 
 class Load:
-    """Requests in flight and failures in a row.  Times are monotonic seconds."""
+    """
+    Requests in flight and failures in a row.  Times are monotonic seconds.
 
-    __slots__ = ("failures_in_a_row", "in_flight", "open_until", "refusals_in_a_row")
+    Failures are counted by episodes.  Requests that were in flight together when the node's process
+    died, or its connection was cut, show once that the node is not available, not once each.  So a
+    failure counts only if its request began after the last failure that counted (docs/adr/0030).
+    """
+
+    __slots__ = (
+        "_begun",
+        "_counted_to",
+        "_doublings",
+        "failures_in_a_row",
+        "in_flight",
+        "open_until",
+        "refusals_in_a_row",
+    )
 
     def __init__(self, in_flight: int = 0, failures_in_a_row: int = 0, open_until: float = 0.0) -> None:
         self.in_flight = in_flight
         self.failures_in_a_row = failures_in_a_row
-        """All outcomes in `BREAKING`."""
+        """Episodes of outcomes in `BREAKING`."""
         self.open_until = open_until
         """The node gets no work until this time, and one request at a time after it, as a trial."""
         self.refusals_in_a_row = 0
         """Refused requests with nothing completed between them."""
+        self._begun = 0
+        self._counted_to = 0
+        """How many requests had begun when the last failure was counted."""
+        self._doublings = max(0, failures_in_a_row - BREAKER_FAILURES)
 
-    def end_request(self, outcome: Outcome, now: float) -> None:
-        """Take one request out of flight, and count its outcome."""
+    def begin_request(self) -> int:
+        """Note that a request begins; returns its number, by which `count_outcome` knows when it began."""
+        self.in_flight += 1
+        self._begun += 1
+        return self._begun
+
+    def end_request(self, outcome: Outcome, now: float, number: int | None = None) -> bool:
+        """Take one request out of flight, and count its outcome; see `count_outcome`."""
         self.in_flight = max(self.in_flight - 1, 0)
-        self.count_outcome(outcome, now)
+        return self.count_outcome(outcome, now, number)
 
-    def count_outcome(self, outcome: Outcome, now: float) -> None:
-        """Open the breaker after three failures in a row, for twice as long after each further one."""
+    def count_outcome(self, outcome: Outcome, now: float, number: int | None = None) -> bool:
+        """
+        Open the breaker after three episodes of failure in a row, for twice as long after each further one.
+
+        What is the network's doing never lengthens the pause.  *number* is the request's, from `begin_request`;
+        without it the request began after all others.
+
+        Returns:
+            Whether it is an outcome of its own, and not a further one of an episode that was counted.
+        """
         if outcome is Outcome.COMPLETED:
-            self.failures_in_a_row = self.refusals_in_a_row = 0
+            self.failures_in_a_row = self.refusals_in_a_row = self._doublings = 0
             self.open_until = 0.0
         elif outcome is Outcome.REFUSED:
             self.refusals_in_a_row += 1
         elif outcome in BREAKING:
-            self.failures_in_a_row += 1
-            doublings = self.failures_in_a_row - BREAKER_FAILURES
-            if doublings >= 0:
-                pause_s = BREAKER_OPEN_S * 2.0 ** min(doublings, _MAX_DOUBLINGS)
-                self.open_until = now + min(pause_s, BREAKER_LONGEST_S)
+            if number is not None and number <= self._counted_to:
+                return False
+            self._counted_to = self._begun
+            self._count_episode(outcome, now)
+        return True
+
+    def _count_episode(self, outcome: Outcome, now: float) -> None:
+        was_open = self.failures_in_a_row >= BREAKER_FAILURES
+        self.failures_in_a_row += 1
+        is_networks = outcome.blame is Blame.NETWORK
+        if was_open and not is_networks:
+            self._doublings = min(self._doublings + 1, _MAX_DOUBLINGS)
+        if self.failures_in_a_row >= BREAKER_FAILURES:
+            pause_s = BREAKER_OPEN_S * (1.0 if is_networks else 2.0**self._doublings)
+            self.open_until = max(self.open_until, now + min(pause_s, BREAKER_LONGEST_S))
 
     def breaker_is_open(self, now: float) -> bool:
         """Whether the breaker keeps work away: during its pause, and then while a trial request is in flight."""

@@ -40,6 +40,12 @@ _REFUSED: Final = msgspec.json.encode(
 """What the client gets if a node refuses in a form that clients cannot read."""
 
 
+_MAX_VALUES: Final = 1 << 22
+"""Values in a whole answer, such as the numbers of embeddings."""
+_MAX_LISTS: Final = 1 << 20
+"""Lists and objects in a whole answer: they take longest to read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """One endpoint, and how its requests and answers are read."""
@@ -58,6 +64,8 @@ class Operation:
     """Whether the usage that nodes claim is compared with the router's own count."""
     max_request: int = 16 << 20
     """Bytes of a request."""
+    max_values: int = 1 << 18
+    """Values in a request: items of lists and members of objects, token ids included."""
     max_answer: int = 64 << 20
     """Bytes of a whole answer."""
 
@@ -80,6 +88,9 @@ class Operation:
             return Answer(status=status, body=body, outcome=outcome, detail=detail)
         if outcome is not Outcome.COMPLETED:
             return Answer(status=status, body=b"", outcome=outcome, detail=detail)
+        if _has_too_many_values(body):
+            detail = "an answer of too many values"
+            return Answer(status=status, body=b"", outcome=Outcome.CORRUPTED, detail=detail)
         try:
             content = self.read_whole(body)
         except AnswerFormatError as error:
@@ -99,10 +110,16 @@ class Operation:
         }
 
 
+def _has_too_many_values(body: bytes) -> bool:
+    """By the bytes alone.  What is in strings counts too, and is never so much: the bounds are for hostile nodes."""
+    lists = body.count(b"[") + body.count(b"{")
+    return lists > _MAX_LISTS or lists + body.count(b",") > _MAX_VALUES
+
+
 OPERATIONS: Final[dict[str, Operation]] = {
     operation.name: operation
     for operation in (
-        Operation(name="embeddings", read_whole=read_embeddings, is_metered=False),
+        Operation(name="embeddings", read_whole=read_embeddings, is_metered=False, max_values=1 << 19),
         Operation(
             name="chat/completions",
             read_whole=partial(read_completion, is_chat=True),

@@ -3,6 +3,11 @@ How one execution at a node ended, and who is to blame for it.
 
 The router decides both at the end of the execution, by where it failed.  Text that a node
 supplies never decides anything.
+
+    Failure   why there was no answer; each has its outcome (`FAILURES`)
+    Outcome   how the execution ended; each has its blame (`OUTCOMES`)
+
+All blame goes by these two tables (docs/adr/0030).
 """
 
 from __future__ import annotations
@@ -43,6 +48,9 @@ class Outcome(StrEnum):
     EMPTY = "hollow"
     TIMED_OUT = "timed-out"
     ABANDONED = "abandoned"
+    UNREACHABLE = "unreachable"
+    NOT_ALLOWED = "not-allowed"
+    HINDERED = "hindered"
 
     @property
     def blame(self) -> Blame:
@@ -84,6 +92,19 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
     ),
     Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time ran out, and the node was not slow."),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
+    # Who stands between the router and the node cannot be told from the node itself, so nothing is held against it.
+    Outcome.UNREACHABLE: (
+        Blame.NETWORK,
+        "No way led to the node: there is no route to it, or no name server told its address.",
+    ),
+    Outcome.NOT_ALLOWED: (
+        Blame.ROUTER,
+        "This router's configuration does not let it connect to the node's address.",
+    ),
+    Outcome.HINDERED: (
+        Blame.ROUTER,
+        "The router itself could not: no sockets, no memory, too late, or it was stopping.",
+    ),
 }
 """For each outcome, who is to blame, and what it means."""
 
@@ -104,6 +125,8 @@ class Execution:
     """Whether the node kept to the protocol and claimed the usage that was counted."""
     earns_credit: bool = True
     """Whether a good end counts for the node: not if its own operator sent the work."""
+    is_further: bool = False
+    """Whether it failed at one moment with another execution that was counted already."""
     first_token_s: float | None = None
     """Of a stream, seconds until the first token."""
     token_s: float | None = None
@@ -127,3 +150,92 @@ def of_status(status: int) -> Outcome:
         return Outcome.UNSUPPORTED
     # Redirects and demands for credentials are crashes too: a node must send neither.
     return Outcome.CRASHED
+
+
+class Failure(StrEnum):
+    """Why a node gave no answer, to work or to a probe."""
+
+    CONNECTION_REFUSED = "connection-refused"
+    CONNECTION_LOST = "connection-lost"
+    TLS_FAILED = "tls-failed"
+    NOT_HTTP = "not-http"
+    NAME_UNKNOWN = "name-unknown"
+    SILENT = "silent"
+    ANOTHER_KEY = "another-key"
+    NO_CONNECTION_IN_TIME = "no-connection-in-time"
+    NO_ROUTE = "no-route"
+    NO_NAME_SERVER = "no-name-server"
+    ADDRESS_REFUSED = "address-refused"
+    NO_SOCKETS = "no-sockets"
+    NO_MEMORY = "no-memory"
+    NO_PORTS = "no-ports"
+    FORBIDDEN_HERE = "forbidden-here"
+    OUR_TLS = "our-tls"
+    LATE_HERE = "late-here"
+    DROPPED_HERE = "dropped-here"
+    STOPPING = "stopping"
+    UNFORESEEN = "unforeseen"
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of an execution that fails so."""
+        return FAILURES[self][0]
+
+    @property
+    def sentence(self) -> str:
+        """What happened."""
+        return FAILURES[self][1]
+
+    @property
+    def is_silence(self) -> bool:
+        """Whether a probe that fails so shows that the node does not answer."""
+        return self not in _NO_PROBE
+
+
+FAILURES: Final[Mapping[Failure, tuple[Outcome, str]]] = {
+    Failure.CONNECTION_REFUSED: (Outcome.CRASHED, "The node's machine refused the connection."),
+    Failure.CONNECTION_LOST: (Outcome.CRASHED, "The node closed or reset the connection before it answered."),
+    Failure.TLS_FAILED: (Outcome.CRASHED, "The node did not complete the TLS handshake."),
+    Failure.NOT_HTTP: (Outcome.CRASHED, "What the node sent is not HTTP."),
+    # Its domain is the node's affair, as long as the names of others are found at the same time.
+    Failure.NAME_UNKNOWN: (
+        Outcome.CRASHED,
+        "The node's name was not found, and the names of other nodes were.",
+    ),
+    Failure.SILENT: (Outcome.STALLED, "The node took the connection and sent nothing in time."),
+    Failure.ANOTHER_KEY: (Outcome.IMPOSTOR, "Another key answered at the node's address."),
+    # Counts once another node has completed the same request: if the way out is cut, no node completes any.
+    Failure.NO_CONNECTION_IN_TIME: (Outcome.CRASHED, "There was no connection in time."),
+    # Routers on the way report it too, so a node could choose it.  It gains what it would gain by saying 503.
+    Failure.NO_ROUTE: (Outcome.UNREACHABLE, "There is no route to the node's address from here."),
+    Failure.NO_NAME_SERVER: (Outcome.UNREACHABLE, "No name server told the node's address."),
+    Failure.ADDRESS_REFUSED: (
+        Outcome.NOT_ALLOWED,
+        "[gateway] allow_private keeps this router from the node's address.",
+    ),
+    Failure.NO_SOCKETS: (Outcome.HINDERED, "The router has no file descriptors left (EMFILE, ENFILE)."),
+    Failure.NO_MEMORY: (Outcome.HINDERED, "The router's machine has no memory or no threads left."),
+    Failure.NO_PORTS: (
+        Outcome.HINDERED,
+        "The router's machine has no local port or address left for the connection.",
+    ),
+    Failure.FORBIDDEN_HERE: (
+        Outcome.HINDERED,
+        "The router's machine forbids the connection (EPERM, EACCES).",
+    ),
+    Failure.OUR_TLS: (Outcome.HINDERED, "The router's own TLS settings allow no handshake."),
+    Failure.LATE_HERE: (Outcome.HINDERED, "The time ran out while the router itself stood still."),
+    Failure.DROPPED_HERE: (
+        Outcome.HINDERED,
+        "The answers that the router was reading were too large together.",
+    ),
+    Failure.STOPPING: (Outcome.HINDERED, "The router was stopping."),
+    # If another node completes the same request, it was this node's answer that the router could not take.
+    Failure.UNFORESEEN: (Outcome.HINDERED, "The router failed in a way that nobody foresaw."),
+}
+"""For each failure, the outcome of an execution that fails so, and what happened."""
+
+_NO_PROBE: Final = frozenset(
+    failure for failure, (outcome, _) in FAILURES.items() if outcome.blame is Blame.ROUTER
+) | {Failure.NO_ROUTE, Failure.NO_NAME_SERVER}
+"""After these a probe has shown nothing of its node: it never came as far as the node's address."""

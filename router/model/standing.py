@@ -59,7 +59,7 @@ class Standing(Struct, frozen=True, gc=False):
 
     completed: Counts = (0.0, 0.0)
     failed: Counts = (0.0, 0.0)
-    """Each failure counts `FAILURE_WEIGHT` times."""
+    """Each failure counts `FAILURE_WEIGHT` times; further ones of the same moment count once."""
     exchanges: float = 0.0
     """Answers of any kind, at the longer half-life."""
     rejects: float = 0.0
@@ -81,9 +81,11 @@ class Standing(Struct, frozen=True, gc=False):
         if execution.outcome.blame is not Blame.NODE:
             return self
         decayed = self.decayed_to(now)
+        # What was lost at one moment is lost work each time, and weighs more than that only once.
+        weight = 1.0 if execution.is_further else FAILURE_WEIGHT
         return structs.replace(
             decayed,
-            failed=_plus(decayed.failed, FAILURE_WEIGHT),
+            failed=_plus(decayed.failed, weight),
             exchanges=decayed.exchanges + 1,
             rejects=decayed.rejects + (execution.outcome is Outcome.CORRUPTED),
         )

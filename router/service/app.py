@@ -35,6 +35,7 @@ from router.service import access
 from router.service.clock_reporter import ClockReporter
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
+from router.state.addresses import AddressChecker
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -42,6 +43,7 @@ from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.records import Records
+from router.state.stalls import StallWatch
 from router.state.stored_keys import StoredKeys
 from verifier.service import problem
 from verifier.service.access import mount
@@ -52,6 +54,7 @@ from verifier.service.tls import ServerTLS
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
+_LONG_STALL_S: Final = 1.0
 _ISSUER_EVERY_S: Final = 1.0
 _SWEEP_EVERY_S: Final = 1.0
 _SWEPT_IN_S: Final = 60
@@ -65,6 +68,7 @@ _GC_THRESHOLDS: Final = (20_000, 50, 100)
 _log = structlog.get_logger("router")
 _silent = Gauge("touchstone_router_feed_silent_seconds", "How long nothing was heard from the verifier.")
 _nodes = Gauge("touchstone_router_nodes", "Nodes in each lane of each workload.", ["workload", "lane"])
+_stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
 _reloads = Counter(
     "touchstone_router_table_reloads_total", "Tables of workloads that were read again.", ["how"]
 )
@@ -124,7 +128,11 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
             app[STATE], app[GATEWAY] = state, gateway
             yield
 
+    async def stop(app: web.Application) -> None:
+        app[GATEWAY].dispatcher.stop()
+
     app.cleanup_ctx.append(run)
+    app.on_shutdown.append(stop)
     return app
 
 
@@ -149,12 +157,15 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         await state.holds.sync()
         loops = _loops(state, name, to_nodes)
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        state.stalls.start()
         try:
             yield state, gateway
         finally:
+            state.stalls.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            gateway.close()
             await state.holds.close()
             if config.store.is_kept:
                 await state.persistence.flush()
@@ -197,7 +208,8 @@ def assemble(
 ) -> tuple[State, Gateway]:
     """Make all parts and connect them; nothing runs yet."""
     config = setup.config
-    fleet = Fleet(setup.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
+    fleet = _make_fleet(setup, clock)
+    stalls = StallWatch(partial(_note_stall, fleet))
     keyring = Keyring(
         config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
     )
@@ -218,7 +230,7 @@ def assemble(
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
-    exchanges = Exchanges(to_nodes, config.gateway, clock)
+    exchanges = Exchanges(to_nodes, config.gateway, clock, lost_s=lambda: stalls.lost_s)
     metering = Metering(clock, holds, setup.tokenisers())
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     state = State(
@@ -233,6 +245,7 @@ def assemble(
         stored_keys=StoredKeys(db, clock, keyring),
         issuer=_issuer(config, clock),
         to_verifier=to_verifier,
+        stalls=stalls,
     )
     gateway = Gateway(
         dispatcher=dispatcher,
@@ -250,6 +263,16 @@ def _issuer(config: RouterConfig, clock: Clock) -> Issuer | None:
     return None if oidc is None else Issuer(oidc, ServiceClock(clock.now_ms, clock.monotonic))
 
 
+def _make_fleet(setup: RouterSetup, clock: Clock) -> Fleet:
+    gateway = setup.config.gateway
+    return Fleet(
+        setup.table,
+        clock,
+        probe_every_s=gateway.probe_every_s or 5.0,
+        judge_url=partial(pinned.judge_url, allow_private=gateway.allow_private),
+    )
+
+
 def _loops(
     state: State, name: NameLease, to_nodes: aiohttp.ClientSession
 ) -> Mapping[str, Coroutine[Any, Any, None]]:
@@ -262,15 +285,34 @@ def _loops(
         "keys": state.stored_keys.run(),
         "sweep": _sweep(state),
     }
+    if not config.gateway.allow_private:
+        loops["addresses"] = AddressChecker(state.fleet, partial(pinned.judge_name, to_nodes)).run()
     if state.issuer is not None:
         loops["issuer"] = _follow(state.issuer)
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
         ask = partial(probe.ask, to_nodes, allow_private=config.gateway.allow_private)
-        prober = Prober(state.fleet, ask, state.clock, every_s=config.gateway.probe_every_s)
+        prober = Prober(
+            state.fleet,
+            ask,
+            state.clock,
+            every_s=config.gateway.probe_every_s,
+            lost_s=lambda: state.stalls.lost_s,
+        )
         loops["prober"] = prober.run()
     return loops
+
+
+def _note_stall(fleet: Fleet, seconds: float) -> None:
+    """Nobody was heard while the loop stood still: nobody was silent."""
+    _stalled.inc(seconds)
+    if seconds >= _LONG_STALL_S:
+        _log.warning(
+            "the router stood still; what ran out meanwhile is held against no node",
+            seconds=round(seconds, 1),
+        )
+        fleet.excuse_silence(seconds)
 
 
 async def tune_garbage_collector(app: web.Application) -> None:

@@ -15,6 +15,7 @@ from router.state.fleet import Fleet
 from router.state.holds import Holds
 from router.state.persistence import Persistence
 from router.state.records import Records
+from router.state.stalls import StallWatch
 from router.state.stored_keys import StoredKeys
 from verifier.service.oidc import Issuer
 
@@ -35,6 +36,7 @@ class State:
     issuer: Issuer | None
     """Of tokens that are credentials beside the keys."""
     to_verifier: aiohttp.ClientSession
+    stalls: StallWatch
 
 
 STATE: web.AppKey[State] = web.AppKey("state", State)

@@ -23,25 +23,39 @@ from router.model.node import NodeView
 from router.model.outcomes import Execution, Outcome
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
+from router.state.address_gate import AddressGate, JudgeURL
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
+from router.state.probed import ProbedNodes
 
 _NEVER_HEARD_S: Final = 1e9
 """How long the verifier has been silent, in seconds, if it was never heard."""
 
 
-class Fleet:
-    """All nodes, in the lanes of all workloads."""
+class Fleet(ProbedNodes):
+    """
+    All nodes, in the lanes of all workloads.
 
-    def __init__(self, table: Table, clock: Clock, *, probe_every_s: float = 5.0) -> None:
+    Args:
+        judge_url: Whether this router may connect to a node's URL, by the URL alone.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        clock: Clock,
+        *,
+        probe_every_s: float = 5.0,
+        judge_url: JudgeURL = lambda _: None,
+    ) -> None:
         self.table = table
-        self._clock = clock
-        self._probe_every_s = probe_every_s
         self._entries: dict[str, NodeEntry] = {}
         self._nodes_of: dict[str, set[str]] = {}
         """By operator.  Retired nodes are left out: nothing that happens to an operator concerns them."""
         self._operator_holds = OperatorHolds()
-        self._placement = Placement(table, clock, self._operator_holds)
+        placement = Placement(table, clock, self._operator_holds)
+        super().__init__(self._entries, placement, clock, probe_every_s)
+        self.addresses = AddressGate(self._entries, placement.check_gates, judge_url)
         self._verifier_heard_at: float | None = None
         self._swept: list[NodeEntry] = []
         """All nodes, in the order in which they are swept.  A node that is known once stays."""
@@ -178,6 +192,7 @@ class Fleet:
             entry.key = key
         if view.retired:
             self._nodes_of[key[0]].discard(view.node)
+        self.addresses.note(entry, view)
         entry.verifier_incidents = view.incidents
         # Nearly all nodes are held by nobody, and then there is one view for the feed and the fleet.
         entry.view = replace(view, incidents=view.incidents | entry.own_holds) if entry.own_holds else view
@@ -220,36 +235,19 @@ class Fleet:
         entry.view = replace(entry.view, incidents=entry.verifier_incidents | entry.own_holds)
         self._placement.check_gates(entry)
 
-    def set_probe_interval(self, seconds: float) -> None:
-        """Note how often nodes are probed from now on."""
-        self._probe_every_s = seconds
-        for entry in self._entries.values():
-            entry.heartbeat.set_interval(seconds)
-
-    def note_probe(self, node: str) -> None:
-        """Note that a node is asked whether it is there."""
-        entry = self._entries.get(node)
-        if entry is not None and entry.heartbeat.last_contact is None:
-            entry.heartbeat.note_probe(self._clock.monotonic())
-            self._placement.place_everywhere(entry)
-
-    def note_probe_answer(self, node: str) -> None:
-        """Note that a node answered a probe."""
-        entry = self._entries.get(node)
-        if entry is not None:
-            entry.heartbeat.note_probe_answer(self._clock.monotonic())
-            self._placement.place_everywhere(entry)
-
-    def start_work(self, node: str, workload: Workload) -> None:
-        """Note that a request for a node begins."""
+    def start_work(self, node: str, workload: Workload) -> int:
+        """Note that a request for a node begins; returns its number, by which its end is told."""
         entry = self._entry(node)
-        _statistics_of(entry, workload.standing_key).load.in_flight += 1
+        number = _statistics_of(entry, workload.standing_key).load.begin_request()
         entry.in_flight[workload.name] = entry.in_flight.get(workload.name, 0) + 1
         self._placement.count_request(entry.key[0], workload.name, 1)
         self._placement.place(entry, workload.standing_key)
+        return number
 
-    def end_work(self, node: str, workload: Workload, execution: Execution) -> None:
-        """Note that a request at a node has ended, and how."""
+    def end_work(
+        self, node: str, workload: Workload, execution: Execution, number: int | None = None
+    ) -> None:
+        """Note that a request at a node has ended, and how; *number* is the one that `start_work` gave."""
         entry = self._entry(node)
         now = self._clock.monotonic()
         left = entry.in_flight.pop(workload.name, 0) - 1
@@ -261,19 +259,20 @@ class Fleet:
         completed = execution.outcome is Outcome.COMPLETED
         # A good end without credit must not close a breaker: it does not show that the node works for others.
         counted = Outcome.UNSUPPORTED if completed and not execution.earns_credit else execution.outcome
-        statistics.load.end_request(counted, now)
+        if not statistics.load.end_request(counted, now, number):
+            execution = replace(execution, is_further=True)
         statistics.add(execution, self._clock.unix())
         if completed:
             entry.heartbeat.note_work(now)
         self._changed.add((node, workload.standing_key))
         self._placement.place(entry, workload.standing_key)
 
-    def blame_node(self, node: str, workload: Workload, outcome: Outcome) -> None:
+    def blame_node(self, node: str, workload: Workload, outcome: Outcome, number: int | None = None) -> None:
         """Count an execution that ended earlier, and that turns out to be the node's fault."""
         entry = self._entry(node)
         statistics = _statistics_of(entry, workload.standing_key)
-        statistics.load.count_outcome(outcome, self._clock.monotonic())
-        statistics.add(Execution(outcome, 0.0), self._clock.unix())
+        is_own = statistics.load.count_outcome(outcome, self._clock.monotonic(), number)
+        statistics.add(Execution(outcome, 0.0, is_further=not is_own), self._clock.unix())
         self._changed.add((node, workload.standing_key))
         self._placement.place(entry, workload.standing_key)
 

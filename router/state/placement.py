@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from router.choose import gates
 from router.choose.candidates import Key, Lane
-from router.choose.gates import GateContext
+from router.choose.gates import GateContext, GateVerdict
 from router.model.clock import Clock
 from router.model.liveness import Heartbeat
 from router.model.node import NodeView
@@ -37,6 +37,10 @@ class NodeEntry:
     heartbeat: Heartbeat
     verifier_incidents: frozenset[str] = frozenset()
     own_holds: frozenset[str] = frozenset()
+    url: str | None = None
+    """Where the node serves, as it was judged the last time."""
+    refused: GateVerdict | None = None
+    """Why this router may not connect to it."""
     statistics: dict[str, NodeStatistics] = field(default_factory=dict)
     """By model tier."""
     in_flight: dict[str, int] = field(default_factory=dict)
@@ -111,6 +115,7 @@ class Placement:
             self._operator_holds.since(operator),
             None if statistics is None else statistics.pace,
             self._clock.monotonic(),
+            None if entry is None else entry.refused,
         )
 
     def check_gates(self, entry: NodeEntry) -> None:

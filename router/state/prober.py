@@ -14,7 +14,9 @@ from typing import Final
 
 import structlog
 
+from router.choose.gates import GateVerdict
 from router.model.clock import Clock
+from router.model.outcomes import Failure
 from router.state.fleet import Fleet
 
 PER_SECOND: Final = 100
@@ -22,6 +24,12 @@ _AT_ONCE: Final = 64
 _SPREAD: Final = 0.9
 """Share of the interval over which the probes of a round are spread."""
 _SHORTEST_PAUSE_S: Final = 0.1
+_LATE_S: Final = 0.5
+"""If this process stood still for longer during a probe, the probe shows no silence."""
+
+ADDRESS_REFUSED: Final = GateVerdict(
+    "address", "address.not-allowed", "its name leads to an address that is refused"
+)
 
 _log = structlog.get_logger("router")
 
@@ -41,22 +49,25 @@ class Prober:
     Asks all nodes in turn.
 
     Args:
-        ask: Asks the node at an endpoint (URL and pin); returns whether it answered.
+        ask: Asks the node at an endpoint (URL and pin); returns why it did not answer, `None` if it did.
         every_s: How often each node is asked, in seconds, if the fleet is small enough.
+        lost_s: How long this process has stood still until now, in seconds.
     """
 
     def __init__(
         self,
         fleet: Fleet,
-        ask: Callable[[tuple[str, str]], Awaitable[bool]],
+        ask: Callable[[tuple[str, str]], Awaitable[Failure | None]],
         clock: Clock,
         *,
         every_s: float,
+        lost_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._fleet = fleet
         self._ask = ask
         self._clock = clock
         self._every_s = every_s
+        self._lost_s = lost_s
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -88,8 +99,15 @@ class Prober:
         endpoint = self._fleet.view(node).endpoint
         if endpoint is None:
             return False
-        self._fleet.note_probe(node)
-        answered = await self._ask(endpoint)
-        if answered:
-            self._fleet.note_probe_answer(node)
-        return answered
+        fleet = self._fleet
+        fleet.note_probe(node)
+        lost_s = self._lost_s()
+        failure = await self._ask(endpoint)
+        if failure is None:
+            fleet.note_probe_answer(node)
+        if failure is Failure.ADDRESS_REFUSED:
+            fleet.addresses.set_verdict(node, endpoint[0], ADDRESS_REFUSED)
+        if failure is not None and (not failure.is_silence or self._lost_s() - lost_s > _LATE_S):
+            # What is the router's own failure, or the network's on the way, shows nothing of the node.
+            fleet.note_no_probe(node)
+        return failure is None

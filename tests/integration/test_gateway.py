@@ -560,7 +560,7 @@ async def test_a_node_without_a_public_address_is_not_asked(fleet: Fleet) -> Non
     node = await fleet.node("a")
     await fleet.start(allow_private=False)
     status, _, _ = await fleet.post()
-    assert (status, node.requests) == (502, [])
+    assert (status, node.requests) == (503, [])
 
 
 @pytest.mark.parametrize(

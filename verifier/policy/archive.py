@@ -8,9 +8,22 @@ import zlib
 from typing import Final
 
 from verifier.errors import BundleError
-from verifier.policy.bundle import MAX_FILE, MAX_TOTAL, SIGNATURE, Bundle, check_name, is_name, of_files
+from verifier.policy.bundle import (
+    MAX_FILE,
+    MAX_FILES,
+    MAX_TOTAL,
+    SIGNATURE,
+    Bundle,
+    check_name,
+    is_name,
+    of_files,
+)
 
 MAX_ARCHIVE: Final = 16 << 20
+_ENTRY: Final = b"PK\x01\x02"
+"""With these bytes each entry of a zip archive's list begins."""
+_SPARE: Final = 100
+"""Entries for empty folders, and places where a file's own bytes look like one."""
 _REGULAR_FILE_MODES: Final = (0, 0o10)
 """File types in an entry's Unix mode; 0 if the writer set none."""
 
@@ -44,6 +57,9 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
             it, a link, a file twice, or an encrypted or too large file; or it is not a bundle.
     """
     _check_size(data)
+    if data.count(_ENTRY) > 2 * MAX_FILES + _SPARE:
+        # Before the library reads the list: it makes an object of each entry, and 16 MiB have room for 300,000.
+        raise BundleError(f"the archive lists more files than a bundle may have, {MAX_FILES}")
     files: dict[str, bytes] = {}
     total = 0
     try:

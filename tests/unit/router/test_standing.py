@@ -450,3 +450,69 @@ def test_a_router_goes_by_its_own_latency(own, others) -> None:
     found = merge(own, others, TICKS).latency_s
     slowest = max((o.latency_s for o in others if o.latency_s is not None), default=None)
     assert found == (slowest if own.latency_s is None else own.latency_s)
+
+
+# Episodes.
+
+
+def cut(load: Load, count: int, outcome: Outcome = Outcome.CRASHED) -> None:
+    """So many requests in flight together, and all cut at one moment."""
+    numbers = [load.begin_request() for _ in range(count)]
+    for number in numbers:
+        load.end_request(outcome, TICKS, number)
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 12, 64])
+def test_requests_that_are_cut_at_one_moment_are_one_failure(count: int) -> None:
+    """A process that died once has died once, however many requests it had."""
+    load = Load()
+    cut(load, count)
+    assert (load.failures_in_a_row, load.breaker_is_open(TICKS)) == (1, False)
+
+
+@pytest.mark.parametrize(("times", "open_s"), [(3, 10.0), (4, 20.0), (5, 40.0)])
+def test_each_further_cut_counts_once(times: int, open_s: float) -> None:
+    """A node that dies again and again is shut, as one that fails each request."""
+    load = Load()
+    for _ in range(times):
+        cut(load, 12)
+    assert load.open_until == TICKS + open_s
+
+
+def test_attempts_from_before_the_breaker_opened_do_not_lengthen_it() -> None:
+    """They were on their way before anybody knew."""
+    load = Load()
+    early = [load.begin_request() for _ in range(9)]
+    for _ in range(3):
+        load.end_request(Outcome.CRASHED, TICKS, load.begin_request())
+    for number in early:
+        load.end_request(Outcome.STALLED, TICKS + 5, number)
+    assert load.open_until == TICKS + BREAKER_OPEN_S
+
+
+def test_failures_that_overlap_for_ever_still_open_the_breaker() -> None:
+    """A node that always has a request in flight cannot make all its failures one."""
+    load, numbers = Load(), []
+    for _ in range(12):
+        numbers.append(load.begin_request())
+        if len(numbers) > 2:
+            load.end_request(Outcome.CRASHED, TICKS, numbers.pop(0))
+    assert load.breaker_is_open(TICKS)
+
+
+def test_a_late_verdict_about_the_same_moment_does_not_count_again() -> None:
+    """Whose fault it was may turn out after the node has completed other work."""
+    load = Load()
+    numbers = [load.begin_request() for _ in range(12)]
+    for number in numbers:
+        load.end_request(Outcome.UNSUPPORTED, TICKS, number)
+    load.end_request(Outcome.COMPLETED, TICKS + 1, load.begin_request())
+    counted = [load.count_outcome(Outcome.CRASHED, TICKS + 2, number) for number in numbers]
+    assert (counted, load.failures_in_a_row) == ([True, *[False] * 11], 1)
+
+
+def test_a_further_failure_of_one_moment_weighs_one() -> None:
+    """Each is work that was lost, and only one shows that the node fails."""
+    first, further = Execution(Outcome.CRASHED, 1.0), Execution(Outcome.CRASHED, 1.0, is_further=True)
+    standing = Standing(at=TICKS).add(first, TICKS).add(further, TICKS).add(further, TICKS)
+    assert (standing.failed, standing.exchanges) == ((5.0, 5.0), 3.0)

@@ -916,3 +916,11 @@ def test_archive_of_another_tool_may_list_its_folders() -> None:
         for name, data in entries.items():
             made.writestr(name, data)
     assert read_archive(out.getvalue())[0] == bundle.of_files(FILES)
+
+
+def test_an_archive_that_lists_too_many_files_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 MiB have room for 300,000 entries, of each of which the library makes an object."""
+    entry = b"PK\x01\x02" + bytes(42)
+    monkeypatch.setattr("verifier.policy.archive.zipfile.ZipFile", None)
+    with pytest.raises(BundleError, match="lists more files than a bundle may have"):
+        read_archive(entry * 300_000)

@@ -1248,3 +1248,10 @@ def test_any_key_is_refused_in_a_sentence(data: bytes, label: str) -> None:
     """Whatever stands in the PEM."""
     pem = f"-----BEGIN {label}-----\n{base64.encodebytes(data).decode()}-----END {label}-----\n".encode()
     refused(sealed(GOOD), "the public key is not PEM|the key is not on|the signature does not fit", pem)
+
+
+def test_json_of_too_many_lists_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What parsing costs goes by the lists and objects: 60 MiB have room for twenty million."""
+    monkeypatch.setattr(strictjson.json, "loads", None)
+    with pytest.raises(ValueError, match=f"more than {strictjson.MAX_LISTS} lists and objects"):
+        strictjson.loads(b"[" + b"[]," * strictjson.MAX_LISTS + b"[]]")

@@ -1,0 +1,154 @@
+"""
+`touchstone attester run`: one agent at a time for a home, until a signal.
+
+SIGTERM and SIGINT end it.  On SIGHUP everything is read anew: the configuration, the enrolment, the
+keys.  If something of it cannot be used, the agent goes on as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import structlog
+
+from attester.agent import Agent
+from attester.client import VerifierClient
+from attester.collector import Collector
+from attester.config import AttesterConfig, Home
+from attester.engines import open_engine
+from attester.errors import AttesterError
+from attester.live_keys import LiveKeys
+from attester.weights.cache import DigestCache
+
+_log = structlog.get_logger("attester")
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    home: Home, config: AttesterConfig
+) -> AsyncIterator[tuple[VerifierClient, Collector, LiveKeys]]:
+    """What talks to the verifier, what collects evidence, and the keys."""
+    keys = LiveKeys(home)
+    async with aiohttp.ClientSession(trust_env=False) as http:
+        client = VerifierClient(http, config.verifier.url, keys.node)
+        engine = open_engine(config, http, home)
+        cache = DigestCache(home.path / "digests.db")
+        collector = Collector(
+            config, engine, keys.tls, keys.node.public.kid, cache=cache, benchmarks=home.benchmarks
+        )
+        try:
+            yield client, collector, keys
+        finally:
+            collector.stop()
+            cache.close()
+
+
+@contextlib.asynccontextmanager
+async def agent_of(home: Home) -> AsyncIterator[Agent]:
+    """An agent by what the home has now.  Raises `AttesterError`."""
+    config, enrolment = home.config(), home.enrolment()
+    async with opened(home, config) as (client, collector, keys):
+        yield Agent(client, collector, keys.node, enrolment, keys=keys)
+
+
+class Runner:
+    """Runs the agent of a home, and puts another one in its place on SIGHUP."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._hangup = asyncio.Event()
+
+    async def run(self) -> None:
+        """
+        Attest until SIGTERM or SIGINT.
+
+        Raises:
+            AttesterError: the home cannot be used, or another attester uses it.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        # What is wrong with the home is told before who uses it.
+        self._home.config()
+        with self._home.hold(), contextlib.suppress(asyncio.CancelledError):
+            life = await _Life.begin(self._home)
+            try:
+                while True:
+                    await life.last_until(self._hangup)
+                    self._hangup.clear()
+                    life = await self._renew(life)
+            finally:
+                await life.end()
+
+    async def _renew(self, life: _Life) -> _Life:
+        try:
+            following = await _Life.begin(self._home)
+        except AttesterError as error:
+            _log.error("nothing is read anew; the attester goes on as before", why=str(error))
+            return life
+        # A round that has begun comes to its end.
+        async with life.agent.between_rounds():
+            await life.end()
+        _log.info("the home was read anew: configuration, enrolment and keys")
+        return following
+
+
+class _Life:
+    """One agent, and the task in which it runs."""
+
+    def __init__(self, agent: Agent, task: asyncio.Task[None]) -> None:
+        self.agent = agent
+        self._task = task
+
+    @classmethod
+    async def begin(cls, home: Home) -> _Life:
+        """Open an agent, make it ready for calls, and let it run.  Raises `AttesterError`."""
+        opened_agent: asyncio.Future[Agent] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(_live(home, opened_agent), name="agent")
+        try:
+            both: set[asyncio.Future[Any]] = {opened_agent, task}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _end(task)
+            raise
+        if not opened_agent.done():
+            task.result()
+        return cls(opened_agent.result(), task)
+
+    async def last_until(self, event: asyncio.Event) -> None:
+        """Return when *event* is set.  Raises what ended the agent."""
+        waiting = asyncio.create_task(event.wait())
+        try:
+            await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self._task.done():
+            self._task.result()
+
+    async def end(self) -> None:
+        """End the agent."""
+        await _end(self._task)
+
+
+async def _live(home: Home, opened_agent: asyncio.Future[Agent]) -> None:
+    try:
+        async with agent_of(home) as agent:
+            await agent.prepare()
+            opened_agent.set_result(agent)
+            await agent.serve()
+    except AttesterError as error:
+        if opened_agent.done():
+            raise
+        opened_agent.set_exception(error)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
