@@ -144,9 +144,12 @@ async def open_session(
         return await _open(service, tx, node, channel, nonce, wants, together=together)
 
     try:
-        return await service.db.write(open_and_use, of=None if node is None else node.id)
+        session = await service.db.write(open_and_use, of=None if node is None else node.id)
     except ConflictError:
         raise RequestError("this nonce was used before", code="request.replayed") from None
+    if node is not None and channel == Channel.ANNOUNCED and session.nonce == nonce:
+        service.pools.count_announced(node.operator)
+    return session
 
 
 async def _open(
@@ -174,6 +177,9 @@ async def _open(
         references=references,
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
+        admit=partial(service.pools.check_announced, node.operator, node.models)
+        if node is not None and channel == Channel.ANNOUNCED
+        else None,
         healthy_since_ms=service.duties.healthy_since_ms,
     )
     service.marks.cover(session.entries)
@@ -235,9 +241,13 @@ async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> 
     try:
         service.node_rates.spend(node.id)
         nonce, wants = new_nonce(service.now_ms()), wants_for(node, walk=True)
-        return await _open(service, tx, node, Channel.ANNOUNCED, nonce, wants, rollout=rollout)
+        session = await _open(service, tx, node, Channel.ANNOUNCED, nonce, wants, rollout=rollout)
     except RequestError:
         return None
+    # A transaction that is begun again counts twice: the quota is then too strict by one.
+    if session.nonce == nonce:
+        service.pools.count_announced(node.operator)
+    return session
 
 
 async def look(request: web.Request) -> web.Response:

@@ -23,6 +23,7 @@ from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.service.http import Rates
 from verifier.service.inputs import InputLoader
+from verifier.service.pools import PoolWatch
 from verifier.service.sealed import Sealer
 from verifier.store import nodes
 from verifier.store.database import Database, Tx
@@ -52,6 +53,7 @@ class Service:
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
     duties: Duties = field(init=False)
+    pools: PoolWatch = field(init=False)
     sealer: Sealer = field(init=False)
     node_rates: Rates = field(init=False)
     address_rates: Rates = field(init=False)
@@ -60,6 +62,7 @@ class Service:
         sessions = self.config.sessions
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
         object.__setattr__(self, "duties", Duties(self.db, self.clock))
+        object.__setattr__(self, "pools", PoolWatch(self.config, self.db, self.inputs, self.clock))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
         object.__setattr__(
             self, "address_rates", Rates(sessions.per_address_per_minute, self.clock.monotonic)

@@ -239,6 +239,14 @@ async def live(tx: Tx) -> list[LiveNode]:
     ]
 
 
+async def alike(tx: Tx) -> list[Row]:
+    """Count the nodes that are not retired, by what decides how they are called."""
+    return await tx.all(
+        "SELECT operator, models, hardware_class, count(*) AS n FROM nodes WHERE state <> 'retired'"
+        " GROUP BY operator, models, hardware_class"
+    )
+
+
 async def page(tx: Tx, after: str, limit: int) -> list[Node]:
     """Give nodes by id, from the first after *after*."""
     rows = await tx.all(f"{_SELECT} WHERE n.id > ? ORDER BY n.id LIMIT ?", after, limit)

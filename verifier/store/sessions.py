@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -78,6 +78,7 @@ async def open_session(
     wants: Sequence[WantedChallenge],
     references: Mapping[str, str],
     hourly: int | None = None,
+    admit: Callable[[], None] | None = None,
     together: int = 0,
     healthy_since_ms: int = 0,
 ) -> StoredSession:
@@ -91,6 +92,7 @@ async def open_session(
         references: By model, the digest of the reference value in force for the node; challenges are made from it.
         hourly: How many sessions of this channel the node may open within an hour.  Each one uses up
             challenges, even if it is dropped at once.
+        admit: Raises an error if there are no challenges for a new session.
         together: How many nodes are called at this moment, if more than one.
         healthy_since_ms: See `expire`.
 
@@ -104,6 +106,8 @@ async def open_session(
             return waiting
         if hourly is not None:
             await _check_hourly_limit(tx, node_id, channel, now_ms, hourly)
+    if admit is not None:
+        admit()
     session = StoredSession(
         id=new_id(now_ms),
         node_id=node_id,
