@@ -132,7 +132,9 @@ def demand_of(
             size = sizes[nodes.operator, chosen]
             share = calls.together_share / size if size > 1 else 0.0
             together[nodes.operator, chosen] += due * share
-            _add_alone(tally, calls, nodes, chosen, due * (1 - share), can_wide=nodes.hardware_class in wide_classes)
+            _add_alone(
+                tally, calls, nodes, chosen, due * (1 - share), can_wide=nodes.hardware_class in wide_classes
+            )
     by_operator: defaultdict[str, list[AlikeNodes]] = defaultdict(list)
     for nodes in fleet:
         by_operator[nodes.operator].append(nodes)
@@ -189,9 +191,7 @@ def _add_together(
         tally.add(model, kind, events, count)
 
 
-def _announced(
-    sizes: Mapping[tuple[str, str], int], model: str, per_node: int, per_operator: int
-) -> float:
+def _announced(sizes: Mapping[tuple[str, str], int], model: str, per_node: int, per_operator: int) -> float:
     return float(
         sum(min(count * per_node, per_operator) for (_, other), count in sizes.items() if other == model)
     )

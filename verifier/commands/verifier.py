@@ -10,17 +10,22 @@ import msgspec
 
 from attester.cli import configure_logging
 from attester.errors import ConfigError
-from verifier.commands import maintenance
-from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, table
+from verifier.commands import maintenance, status
+from verifier.commands.common import (
+    errors,
+    home_option,
+    in_transaction,
+    json_option,
+    now_ms,
+    read_kept,
+    table,
+    thresholds_in_force,
+)
 from verifier.config import Home, ServiceConfig, VerifierConfig
-from verifier.policy import bundle as bundles
-from verifier.policy.archive import read_archive
-from verifier.schemes.context import Thresholds
 from verifier.schemes.findings import to_printable
 from verifier.service.incidents import describe, to_wire
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
-from verifier.store import policies
 from verifier.store.database import Tx
 from verifier.store.nodes import Grant
 
@@ -54,22 +59,39 @@ def init(home: Path, listen: str, url: str | None, store: str) -> None:
     click.echo(f"Made {home}. Next:")
     click.echo(f"  1. approve your engines in {home}/policy/data.json")
     click.echo(f"  2. touchstone reference measure DIR --model NAME --home {home}")
-    click.echo(
-        f"  3. touchstone challenges mint --model NAME --dir DIR --reads 1000 --walks 250 --home {home}"
-    )
-    click.echo(f"  4. touchstone verifier serve --home {home}")
+    click.echo(f"  3. touchstone challenges mint --model NAME --dir DIR --days 1 --nodes 10 --home {home}")
+    click.echo(f"  4. touchstone verifier serve --keep NAME=DIR --home {home}")
 
 
 @verifier.command()
 @home_option
+@click.option(
+    "--keep",
+    "kept",
+    multiple=True,
+    metavar="MODEL=DIR",
+    help="Keep the challenges for MODEL filled, from the weights in DIR, in a process of low priority; repeatable.",
+)
+@click.option(
+    "--keep-hours",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0.01, 8760),
+    help="How many hours of the enrolled fleet's calls there are to be.",
+)
 @click.option("--log-json", is_flag=True, help="Log lines of JSON.")
 @errors
-def serve(home: Path, log_json: bool) -> None:
+def serve(home: Path, kept: tuple[str, ...], keep_hours: float, log_json: bool) -> None:
     """Run the verifier."""
     from verifier.service.serve import run
 
+    arguments: list[str] = []
+    for model, folder in read_kept(kept):
+        arguments += ["--model", model, "--dir", str(folder)]
+    if arguments:
+        arguments += ["--hours", str(keep_hours), "--home", str(home), *(["--log-json"] if log_json else [])]
     configure_logging(as_json=log_json)
-    run(Home(home))
+    run(Home(home), arguments)
 
 
 @verifier.command()
@@ -102,7 +124,7 @@ def token(
 ) -> None:
     """Print a one-time enrolment token."""
     folder = home / Home(home).config().policy.folder
-    thresholds = in_transaction(home, lambda tx: _thresholds(tx, folder))
+    thresholds = in_transaction(home, lambda tx: thresholds_in_force(tx, folder))
     if hardware_class not in thresholds.classes:
         raise ConfigError(
             f"the policy has no hardware class {hardware_class!r}. Use {', '.join(sorted(thresholds.classes))}"
@@ -111,15 +133,6 @@ def token(
     click.echo(
         in_transaction(home, lambda tx: stored_nodes.issue_token(tx, grant, now_ms(), hours * 3600_000))
     )
-
-
-async def _thresholds(tx: Tx, folder: Path) -> Thresholds:
-    """The thresholds of the active policy, or of the policy in *folder* if the verifier never started."""
-    rollout = await policies.rollout(tx)
-    if rollout is None:
-        return bundles.load(folder).thresholds
-    row = await policies.find(tx, rollout.active)
-    return read_archive(row["archive"])[0].thresholds
 
 
 @verifier.group()
@@ -257,5 +270,11 @@ def release_cause(cause: str, reason: str, actor: str, home: Path) -> None:
         click.echo(f"Proposed the release of {waiting} incidents. A second person must agree.")
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, maintenance.check):
+for _command in (
+    status.status,
+    maintenance.backup,
+    maintenance.restore,
+    maintenance.migrate,
+    maintenance.check,
+):
     verifier.add_command(_command)

@@ -16,7 +16,11 @@ _GOOD = ("unasked", "right")
 
 
 def judge_read(
-    issued: IssuedChallenges, excuse: Excuse | None, walk_verdict: str, history: Sequence[WalkRecord], now_ms: int
+    issued: IssuedChallenges,
+    excuse: Excuse | None,
+    walk_verdict: str,
+    history: Sequence[WalkRecord],
+    now_ms: int,
 ) -> PoolFact:
     """
     Judge whether the last right read counts on.
@@ -29,13 +33,20 @@ def judge_read(
         return "no"
     at_ms = None if excuse is None else excuse.read_ms
     is_kept = (
-        excuse is not None and excuse.keeps(at_ms, now_ms) and walk_verdict in _GOOD and not _is_blamed(history, at_ms)
+        excuse is not None
+        and excuse.keeps(at_ms, now_ms)
+        and walk_verdict in _GOOD
+        and not _is_blamed(history, at_ms)
     )
     return "kept" if is_kept else "lost"
 
 
 def judge_walk(
-    issued: IssuedChallenges, excuse: Excuse | None, read_verdict: str, history: Sequence[WalkRecord], now_ms: int
+    issued: IssuedChallenges,
+    excuse: Excuse | None,
+    read_verdict: str,
+    history: Sequence[WalkRecord],
+    now_ms: int,
 ) -> PoolFact:
     """
     Judge whether the last right walk counts on.
@@ -49,7 +60,10 @@ def judge_walk(
     called = [record for record in history if record.channel == Channel.CALLED and record.verdict == "right"]
     at_ms = called[-1].at_ms if called else None
     is_kept = (
-        excuse is not None and excuse.keeps(at_ms, now_ms) and read_verdict in _GOOD and not _is_blamed(history, at_ms)
+        excuse is not None
+        and excuse.keeps(at_ms, now_ms)
+        and read_verdict in _GOOD
+        and not _is_blamed(history, at_ms)
     )
     return "kept" if is_kept else "lost"
 

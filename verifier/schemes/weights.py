@@ -187,7 +187,7 @@ def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles, read: ReadFact)
     # If the pool had no walk, it is not for the node to have answered one.
     if detail and not (exhausted == "lost" and standing in ("stale", "announced")):
         findings = [*findings, Finding(f"weights.walk.{standing}", detail)]
-    return _CheckedWalk(verdict, findings, record, standing, exhausted)
+    return _CheckedWalk(verdict, findings, record, standing, exhausted=exhausted)
 
 
 def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFact, list[Finding]]:

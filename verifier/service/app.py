@@ -141,9 +141,7 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[SHADOW_APPRAISER].run), name="shadow"),
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
-        asyncio.create_task(
-            _forever(partial(service.pools.run, lambda: service.duties.held)), name="pools"
-        ),
+        asyncio.create_task(_forever(partial(service.pools.run, lambda: service.duties.held)), name="pools"),
     ]
     yield
     for task in tasks:

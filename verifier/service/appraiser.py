@@ -217,7 +217,12 @@ class Appraiser:
             blocks=inputs.verifier_inputs.blocks,
             excuses={
                 model: await excuses.read_excuse(
-                    tx, node.id, model, found[model].digest, now_ms=now_ms, grace_s=service.config.pool.grace_s
+                    tx,
+                    node.id,
+                    model,
+                    found[model].digest,
+                    now_ms=now_ms,
+                    grace_s=service.config.pool.grace_s,
                 )
                 for model in session.exhausted
                 if model in found

@@ -255,8 +255,8 @@ class CallScheduler:
         nonce = new_nonce(service.now_ms())
         wants = wants_for(node, walk=walk, wide=wide)
         session = await open_session(service, node, Channel.CALLED, nonce, wants, together=together)
-        if walk and session.nonce != nonce and not any(e.kind != "read" for e in session.entries):
-            # An earlier call still waits and has no walk.  The walk that was due must follow.
+        if walk and not any(e.kind != "read" for e in session.entries):
+            # An earlier call still waits and has no walk, or the pool had none.  The walk that was due must follow.
             self.plan.needs_walk.add(node_id)
         else:
             self.plan.needs_walk.discard(node_id)

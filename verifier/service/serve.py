@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
@@ -14,18 +14,27 @@ from aiohttp import web
 from attester.errors import ConfigError
 from verifier.config import Home
 from verifier.service.app import make_app, open_service
+from verifier.service.keeper import keeper_process
 
 _GC_THRESHOLDS: Final = (20_000, 50, 100)
 
 _log = structlog.get_logger("verifier")
 
 
-def run(home: Home) -> None:
-    """Serve until SIGTERM or SIGINT.  Raises `ConfigError` if it cannot start."""
-    _run(_serve(home))
+def run(home: Home, keeper: Sequence[str] = ()) -> None:
+    """
+    Serve until SIGTERM or SIGINT.
+
+    Args:
+        keeper: Arguments of the process that keeps the pool filled; empty if there is none.
+
+    Raises:
+        ConfigError: It cannot start.
+    """
+    _run(_serve(home, keeper))
 
 
-async def _serve(home: Home) -> None:
+async def _serve(home: Home, keeper: Sequence[str]) -> None:
     config = home.config()
     async with open_service(home, config) as service:
         # What is loaded by now stays for ever, and requests make no reference cycles: the collector need not
@@ -33,7 +42,8 @@ async def _serve(home: Home) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        await serve_app(make_app(service), config.service.listen, service.issuer, "verifier")
+        async with keeper_process(keeper):
+            await serve_app(make_app(service), config.service.listen, service.issuer, "verifier")
 
 
 def run_app(

@@ -95,8 +95,10 @@ async def reference_of(tx: Tx, batch: int) -> str:
     return str(row["reference"])
 
 
-async def last_batch(tx: Tx, model: str) -> Row | None:
-    """Give the newest batch of a model."""
+async def last_batch(tx: Tx, model: str, digest: str | None = None) -> Row | None:
+    """Give the newest batch of a model, or of one of its reference values."""
+    if digest is not None:
+        return await tx.one("SELECT * FROM batches WHERE reference = ? ORDER BY id DESC LIMIT 1", digest)
     return await tx.one("SELECT * FROM batches WHERE model = ? ORDER BY id DESC LIMIT 1", model)
 
 
