@@ -24,7 +24,7 @@ from verifier.trust import Tier, tier_of
 FEED_SILENT_S: Final = 60.0
 """After a longer silence of the verifier, a revocation may have been missed."""
 FEED_SILENT: Final = "incident.feed-silent"
-EXHAUSTED: Final = "verifier.exhausted"
+EXHAUSTED: Final = "result.verifier-exhausted"
 _NO_CHALLENGES: Final = "challenges.exhausted"
 _FOLLOWS: Final = frozenset(
     {_NO_CHALLENGES, "weights.walk.stale", "weights.walk.announced", "weights.read.unasked"}

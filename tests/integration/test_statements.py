@@ -15,7 +15,7 @@ STORES = ("sqlite", "postgres")
 RARE = (
     # All nodes are read once, and afterwards those that changed.
     "FROM nodes n WHERE n.state != 'retired' ORDER BY n.id",
-    # Once a minute, for how long the challenges will last.
+    # Twice a minute, for how long the challenges will last.
     "SELECT operator, models, hardware_class, count(*)",
 )
 SMALL = {

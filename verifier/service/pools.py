@@ -25,7 +25,7 @@ from verifier.service.inputs import InputLoader
 from verifier.store.database import Database
 
 _EVERY_S: Final = 5.0
-_FLEET_EVERY_S: Final = 60.0
+_FLEET_EVERY_S: Final = 30.0
 _WARN_EVERY_S: Final = 3600.0
 _HOUR_S: Final = 3600.0
 _SLOT_S: Final = 60.0
@@ -107,7 +107,7 @@ class PoolWatch:
 
     async def refresh(self) -> None:
         """
-        Read the levels, and once a minute the enrolled fleet.
+        Read the levels, and twice a minute the enrolled fleet.
 
         Raises:
             StoreError: The database cannot be used.
