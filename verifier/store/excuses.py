@@ -6,7 +6,7 @@ This is read only for sessions that wanted a challenge which the pool did not ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +15,10 @@ from attester.kinds import model_submod
 from verifier.reasons import MALFORMED, MODEL_INTEGRITY, UNANSWERED
 from verifier.schemes.context import Excuse
 from verifier.store.database import Tx
+
+
+_MAX_SESSION_MS: Final = 86_400_000
+"""A session was issued at most so long before its evidence was appraised."""
 
 
 class _Facts(Struct, frozen=True):
@@ -47,7 +51,7 @@ async def read_excuse(
         "  JOIN batches b ON b.id = p.batch WHERE p.session_id = s.id AND p.kind = 'read' AND p.model = ?"
         "  AND b.reference = ?) ORDER BY s.issued_ms DESC LIMIT 1",
         node_id,
-        now_ms - grace_s * 1000,
+        now_ms - grace_s * 1000 - _MAX_SESSION_MS,
         model,
         reference,
     )
