@@ -167,26 +167,6 @@ async def test_the_next_session_is_not_opened_from_the_reserve(verifier) -> None
     assert (bool(token), following) == (True, None)
 
 
-async def test_no_session_costs_a_statement_for_it(verifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The levels are read by the clock, and quotas are counted in memory."""
-    (node,) = await enrol(verifier, "mine")
-
-    async def statements() -> int:
-        stats = verifier.service.db.stats
-        before = stats.statements
-        await verifier.client(node).open_session()
-        used = stats.statements - before
-        verifier.clock.forward(200)
-        return int(used)
-
-    await announce(verifier, node)
-    checked = await statements()
-    monkeypatch.setattr(verifier.service.pools, "check_announced", lambda *_: None)
-    monkeypatch.setattr(verifier.service.pools, "count_announced", lambda *_: None)
-    await announce(verifier, node)
-    assert checked == await statements()
-
-
 async def test_low_levels_are_said_once_and_each_hour(verifier) -> None:
     """And that they are well again."""
     await enrol(verifier, "mine")

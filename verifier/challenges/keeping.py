@@ -102,7 +102,7 @@ class Keeper:
         self._groups: dict[tuple[str, str], int] = {}
         """How many groups this process has minted: some of them are spot-checked."""
         self._documents: dict[str, Document] = {}
-        self._warned: dict[str, float] = {}
+        self._warned: dict[tuple[str, str], float] = {}
 
     async def round(self) -> int:
         """
@@ -119,7 +119,7 @@ class Keeper:
                 return await self._mint(place)
             except (ReferenceValueError, WeightsError) as error:
                 # The folder may come back, and another place may be filled meanwhile.
-                self._warn(place.document.model, str(error))
+                self._warn(place, str(error))
         return 0
 
     async def _low_places(self) -> list[_Place]:
@@ -193,7 +193,7 @@ class Keeper:
             self._db, minter, msgspec.structs.replace(sizes, **{f"{kind}s": count}), groups_before=groups
         )
         self._groups[name] = groups + 1
-        self._warned.pop(document.model, None)
+        self._warned.pop(name, None)
         return count
 
     def _open_folder(self, document: Document) -> tuple[Folder, TensorFiles]:
@@ -224,11 +224,16 @@ class Keeper:
         text = msgspec.json.encode(sizes).decode()
         return sizes, await pool.open_batch(tx, document.model, document.digest, self._now_ms(), text)
 
-    def _warn(self, model: str, why: str) -> None:
-        now = self._monotonic()
-        if now - self._warned.get(model, -math.inf) >= _WARN_EVERY_S:
-            self._warned[model] = now
-            _log.warning("challenges are low and cannot be minted now", model=model, why=why)
+    def _warn(self, place: _Place, why: str) -> None:
+        now, name = self._monotonic(), (place.document.digest, place.kind)
+        if now - self._warned.get(name, -math.inf) >= _WARN_EVERY_S:
+            self._warned[name] = now
+            _log.warning(
+                "challenges are low and cannot be minted now",
+                model=place.document.model,
+                kind=place.kind,
+                why=why,
+            )
 
 
 def _places(
