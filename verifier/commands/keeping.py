@@ -22,6 +22,7 @@ from verifier.config import Home
 from verifier.errors import StoreError
 from verifier.store.opening import open_database
 
+_STDIN: Final = 0
 _LOOK_EVERY_S: Final = 10.0
 _FIRST_WAIT_S: Final = 1.0
 _MAX_WAIT_S: Final = 60.0
@@ -57,7 +58,8 @@ def _end(_number: int, _frame: FrameType | None) -> None:
 
 
 def _end_with_stdin() -> None:
-    while sys.stdin.buffer.read(1024):
+    # Not through `sys.stdin`: the interpreter aborts if a thread holds its lock at the end.
+    while os.read(_STDIN, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

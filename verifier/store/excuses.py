@@ -16,7 +16,6 @@ from verifier.reasons import MALFORMED, MODEL_INTEGRITY, UNANSWERED
 from verifier.schemes.context import Excuse
 from verifier.store.database import Tx
 
-
 _MAX_SESSION_MS: Final = 86_400_000
 """A session was issued at most so long before its evidence was appraised."""
 
