@@ -13,7 +13,8 @@ import asyncio
 import base64
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import msgspec
 import structlog
@@ -23,10 +24,14 @@ from attester.collector import Collector
 from attester.config import Enrolment
 from attester.cose import PrivateKey
 from attester.errors import AttesterError, VerifierError
-from attester.evidence import Token
+from attester.evidence import ReadAnswer, Token, WalkAnswer
+from attester.weights.possession import ModelChallenge
 
 _MIN_RECONNECT_WAIT_S = 0.5
 _MAX_RECONNECT_WAIT_S = 60.0
+
+Answers: TypeAlias = Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
+"""By model, the answers to `read` and to `walk`; `None` for what was not asked, or could not be answered."""
 
 _log = structlog.get_logger("attester")
 
@@ -98,11 +103,9 @@ class Agent:
 
     async def attest(self, session: Session, *, called: bool) -> str:
         """Answer a session's challenges and submit evidence; returns the result, a JWT."""
-        answers = {}
-        for challenge in session.models:
-            answers[challenge.model] = await self._collector.answer(challenge)
+        answers = await self._answer(session.models)
         if called and session.id != self._answered:
-            await self._client.answer_call(session, answers)
+            answers = await self._send(session, answers)
             self._answered = session.id
         token = Token(
             nonce=session.nonce,
@@ -112,6 +115,29 @@ class Agent:
             submods=await self._collector.submods(session.nonce, answers),
         )
         return await self._client.submit(session, token.sign(self._key))
+
+    async def _answer(self, challenges: Sequence[ModelChallenge]) -> Answers:
+        return {each.model: await self._collector.answer(each) for each in challenges}
+
+    async def _send(self, session: Session, answers: Answers) -> Answers:
+        """Send the answers to a call, and those to the walks that follow; returns all of them."""
+        try:
+            walks = await self._client.answer_call(session, answers)
+            if not walks:
+                return answers
+            walked = await self._answer(walks)
+            if any(walk is not None for _, walk in walked.values()):
+                await self._client.answer_call(session, walked)
+        except VerifierError as error:
+            if error.code != "session.closed":
+                raise
+            # An attester that ran here before has sent them, or the call is over, which the evidence will show.
+            return answers
+        unasked = (None, None)
+        return {
+            model: (answers.get(model, unasked)[0], walked.get(model, unasked)[1])
+            for model in {**answers, **walked}
+        }
 
     async def _round(self, session: Session) -> None:
         start = time.monotonic()

@@ -45,6 +45,10 @@ class _Challenge(Struct, frozen=True):
     models: Annotated[tuple[ModelChallenge, ...], Meta(max_length=32)]
 
 
+class _AnsweredBody(Struct, frozen=True):
+    challenge: _Challenge | None = None
+
+
 class _SessionBody(Struct, frozen=True, kw_only=True):
     nonce: str
     expiry: str
@@ -101,8 +105,8 @@ class VerifierClient:
         return await self._json("GET", "/.well-known/veraison/verification", signed=False)
 
     async def reference(self, model: str) -> Mapping[str, Any]:
-        """A model's reference value, with the practice challenge."""
-        return await self._json("GET", f"/api/v1/reference-values/{model}", signed=False)
+        """A model's reference value, with the practice challenge; for enrolled nodes with this model."""
+        return await self._json("GET", f"/api/v1/reference-values/{model}")
 
     async def enrol(self, token: str, models: Sequence[str]) -> Mapping[str, Any]:
         """Enrol this key."""
@@ -151,8 +155,13 @@ class VerifierClient:
 
     async def answer_call(
         self, session: Session, answers: Mapping[str, tuple[ReadAnswer | None, WalkAnswer | None]]
-    ) -> None:
-        """Send the answers to a call ahead of the evidence: the verifier measures the time they take."""
+    ) -> tuple[ModelChallenge, ...]:
+        """
+        Send the answers to a call ahead of the evidence: the verifier measures the time they take.
+
+        Returns:
+            The walks that follow: their answers are to be sent in the same way.  Empty if none follows.
+        """
         entries = [
             {
                 "model": model,
@@ -164,18 +173,20 @@ class VerifierClient:
         body = msgspec.json.encode({"answers": entries})
         may_have_arrived = False
 
-        async def send() -> None:
+        async def send() -> tuple[ModelChallenge, ...]:
             nonlocal may_have_arrived
             try:
-                await self._json("POST", f"/api/v1/calls/{session.id}/answers", body)
+                _, data = await self._ask("POST", f"/api/v1/calls/{session.id}/answers", body)
             except VerifierError as error:
                 if error.code == "session.closed" and may_have_arrived:
                     # An earlier try has arrived, and only its acknowledgement was lost.
-                    return
+                    return ()
                 may_have_arrived = may_have_arrived or error.may_have_arrived
                 raise
+            answered: _AnsweredBody = _decode(data, _AnsweredBody)
+            return () if answered.challenge is None else answered.challenge.models
 
-        await self._insist(session, send)
+        return await self._insist(session, send)
 
     async def calls(self, node: str) -> AsyncIterator[Session]:
         """

@@ -50,7 +50,7 @@ def fill_history(path: Path, nodes: int, results: int, now_ms: int) -> None:
             "INSERT INTO appraisals (id, session_id, node_id, issued_ms, expires_ms, status, token, claims,"
             f" public, origin, basis, generation) VALUES (?, ?, ?, ?, ?, 'affirming', '{_TOKEN}', '{_CLAIMS}',"
             " 1, ?, '', 1000)",
-            ((a, s, n, t, t + 300_000, a) for s, a, n, t in made),
+            ((a, s, n, t, t + 86_400_000, a) for s, a, n, t in made),
         )
         db.executemany(
             "INSERT INTO walks (session_id, node_id, model, called, record, at_ms)"

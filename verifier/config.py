@@ -4,8 +4,8 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
     verifier.toml        the settings, each with its default
     keys/ear-*.pem       keys that sign results; the newest by name signs, all are in the JWKS
     pool.key             the secret that challenges are derived from
-    admin.token          for people: incidents, tokens, nodes
-    router.token         for routers: reports of what they have seen
+    admin.token          the credential `home-admin`, an administrator; remove the file to end it
+    router.token         the credential `home-router`, a router; remove the file to end it
     policy/              the policy bundle that a new verifier starts with
     author.pem           a key to sign policies with
     authors/*.pem        public keys that may sign policies
@@ -36,6 +36,7 @@ from msgspec import Meta, Struct
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
 from attester.settings import check_listen, new_folder, read_toml, to_toml
+from verifier.access_config import AccessConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.result_keys import ResultKey
 
@@ -92,6 +93,12 @@ class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Share of calls that go to all the operator's nodes with the model, at the same moment."""
     grace_s: Annotated[float, Meta(ge=0, le=3600)] = 20
     """How long a due call waits for a node whose channel has just ended, or after an outage of the verifier."""
+    answer_s: Annotated[float, Meta(ge=1, le=3600)] = 60
+    """
+    A node that has not answered a call with a walk for so long loses the results that it still has.
+
+    It may answer as long as the session lives, and gets a new result then.  It must be longer than the slowest walk.
+    """
     wide_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Share of the calls to one node that ask for a wide walk, if the pool has one."""
 
@@ -126,6 +133,8 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """For one evaluation."""
     memory_mib: Annotated[int, Meta(ge=16, le=65536)] = 512
     """For one worker, in addition to what it has when it starts."""
+    two_person: bool = False
+    """Whether a policy is put in force only by another credential than the one that published it."""
 
 
 class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,7 +155,7 @@ class IncidentsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[incidents]``."""
 
     two_person: bool = False
-    """Whether a release takes effect only after a second person has taken it too."""
+    """Whether a release takes effect only after a second person has taken it too, with a credential of their own."""
 
 
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,6 +167,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     calls: CallsConfig = CallsConfig()
     store: StoreConfig = StoreConfig()
     pool: PoolConfig = PoolConfig()
+    access: AccessConfig = AccessConfig()
     policy: PolicyConfig = PolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
@@ -249,7 +259,9 @@ class Home:
         return PoolKey(secret)
 
     def token(self, name: str) -> str:
-        """The token ``NAME.token``."""
+        """The token ``NAME.token``; empty if the file was removed: then nobody has it."""
+        if not (self.path / f"{name}.token").exists():
+            return ""
         text = self._private(f"{name}.token").decode("ascii", errors="replace").strip()
         if len(text) < _MIN_TOKEN_LENGTH:
             raise ConfigError(f"{self.path / name}.token must have at least {_MIN_TOKEN_LENGTH} characters")

@@ -121,7 +121,7 @@ test_every_other_read_is_contraindicated if {
 }
 
 test_lesser_walks_are_a_warning if {
-	every walk in ["announced", "from-file", "late", "shared", "stale", "untimed"] {
+	every walk in ["announced", "from-file", "late", "shared", "stale", "unanswered", "untimed"] {
 		model_with({"walk": walk}).executables == -33
 	}
 }

@@ -53,7 +53,8 @@ unchallenged(facts) if facts.read in {"right", "unasked", "superseded"}
 # executables
 #   walked   -2   the serving process walked the reference weights when called, in time
 #   no_conclusion 0  the verifier has no walks, and none from before counts on
-#   unshown  -33  the weights answered, and residence, timing or a device of its own is not shown
+#   unshown  -33  the weights answered, and residence, timing or a device of its own is not shown;
+#                 or the last call was missed
 #   other    96   other weights, now or the last time, or calls missed repeatedly
 executables(facts) := data.ar4si.executables.walked if {
 	facts.walk == "called"
@@ -61,5 +62,5 @@ executables(facts) := data.ar4si.executables.walked if {
 	facts.walk in {"announced", "stale"}
 	facts.walk_exhausted == "lost"
 } else := data.ar4si.executables.unshown if {
-	facts.walk in {"announced", "from-file", "late", "shared", "stale", "superseded", "untimed"}
+	facts.walk in {"announced", "from-file", "late", "shared", "stale", "superseded", "unanswered", "untimed"}
 } else := data.ar4si.executables.other

@@ -103,9 +103,7 @@ async def test_a_connected_node_is_called_and_its_answers_are_timed(verifier) ->
         assert node.id in caller.connected
         await caller.call(node.id, walk=True)
         session = await waiting
-        answers = node.answers(session)
-        verifier.clock.forward(2.5)
-        await client.answer_call(session, answers)
+        answers = await node.answer_call(client, session, wait=lambda: verifier.clock.forward(2.5))
         data = node.evidence(session, iat=verifier.clock.seconds, answers=answers)
         claims = await verifier.submit(session, data, node)
     assert claims["ear_status"] == "affirming"

@@ -15,7 +15,7 @@ from fixtures.transactions import transaction
 from verifier.challenges.runs import Goal, start_or_resume
 from verifier.errors import StoreError
 from verifier.schemes.context import WalkRecord
-from verifier.store import incidents, nodes, pool, recordings, sessions
+from verifier.store import incidents, nodes, pool, recordings, sessions, walks
 from verifier.store.database import ConflictError
 from verifier.store.pool import Entry
 from verifier.store.sqlite import SqliteDatabase
@@ -124,7 +124,7 @@ async def test_every_row_is_kept_as_it_was(old: Path) -> None:
         # Calls without an answer were noted without the operator.
         row["operator"] = None if row["node_id"] is None else "acme"
     new = {
-        "sessions": {"together": 0, "pushed_ms": None, "pushed_by": None},
+        "sessions": {"together": 0, "pushed_ms": None, "pushed_by": None, "read_ms": None, "told_ms": None},
         "walks": {"wide": 0},
         "batches": {"goal": "{}"},
         "incident_steps": {"step": None},
@@ -279,7 +279,7 @@ async def open_announced(tx: Any, *, node_id: str | None, nonce: bytes) -> sessi
 async def test_what_was_shown_before_is_history(old: Path) -> None:
     """Old records are read as narrow ones, of which nobody knows how long they took."""
     async with SqliteDatabase(old) as db, db.read() as tx:
-        found = await sessions.history(tx, "n", MODEL, 16)
+        found = await walks.history(tx, "n", MODEL, 16)
         session = await sessions.get(tx, "s1")
     assert (
         found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import secrets
 from typing import Any
@@ -23,7 +24,7 @@ from verifier.challenges.pool_key import WalkParameters
 from verifier.schemes.context import WalkRecord
 from verifier.service.calls import CallScheduler
 from verifier.service.sessions import open_session, wants_for
-from verifier.store import nodes, pool, references, sessions
+from verifier.store import nodes, pool, references, sessions, walks
 from verifier.store.nodes import Grant
 
 STORES = ("sqlite", "postgres")
@@ -120,7 +121,7 @@ async def ready(
 
 
 def told(queues: dict[str, asyncio.Queue[Any]]) -> dict[str, dict[str, Any]]:
-    """What each called node was told of each model; those that were not called are left out."""
+    """What each called node was told of each model by the call; those that were not called are left out."""
     found = {}
     for node_id, queue in queues.items():
         if not queue.empty():
@@ -135,14 +136,22 @@ def rows_of(call: dict[str, Any], model: str = MODEL) -> int | None:
     return None if walk is None else walk["rows"]
 
 
+async def asked_rows(verifier, call: dict[str, Any]) -> int | None:
+    """The rows of the walk that a call asks for, whether the node was told of it yet or not."""
+    rows = await verifier.rows(
+        "SELECT parameters FROM pool WHERE session_id = ? AND kind <> 'read'", call["session"]["session"]
+    )
+    return json.loads(rows[0]["parameters"])["rows"] if rows else None
+
+
 async def answer(verifier, node: SimulatedNode, call: dict[str, Any], *, seconds: float = 0.0) -> Any:
     """Answer a call honestly, by HTTP, after some time; the result's claims."""
     (row,) = await verifier.rows("SELECT nonce FROM sessions WHERE id = ?", call["session"]["session"])
     models = msgspec.convert(call["session"]["challenge"]["models"], list[ModelChallenge])
     session = Session(call["session"]["session"], row["nonce"], tuple(models))
-    verifier.clock.forward(seconds)
-    answers = node.answers(session)
-    await verifier.client(node).answer_call(session, answers)
+    answers = await node.answer_call(
+        verifier.client(node), session, wait=lambda: verifier.clock.forward(seconds)
+    )
     return await verifier.submit(
         session, node.evidence(session, iat=verifier.clock.seconds, answers=answers), node
     )
@@ -210,7 +219,7 @@ async def test_a_pool_without_any_wide_walk_asks_for_walks(verifier) -> None:
     node = await verifier.enrol()
     caller, queues = await ready(verifier, Drawn(wide=True), node.id, due=node.id)
     await caller.tick()
-    assert rows_of(told(queues)[node.id]) == 8
+    assert await asked_rows(verifier, told(queues)[node.id]) == 8
 
 
 async def test_a_wide_call_to_one_node_leaves_the_others_alone(verifier) -> None:
@@ -221,7 +230,7 @@ async def test_a_wide_call_to_one_node_leaves_the_others_alone(verifier) -> None
     await caller.tick()
     calls = told(queues)
     assert calls.keys() == {ours[0].id}
-    assert rows_of(calls[ours[0].id]) == WIDE_ROWS
+    assert await asked_rows(verifier, calls[ours[0].id]) == WIDE_ROWS
     await answer(verifier, ours[0], calls[ours[0].id], seconds=2)
     (record,) = await records(verifier, ours[0].id)
     assert (record.wide, record.together, record.rows, record.ms) == (True, False, WIDE_ROWS, 2000)
@@ -234,7 +243,10 @@ async def test_an_ordinary_call_has_no_wide_walk(verifier, *, walk: bool) -> Non
     node = await verifier.enrol()
     caller, queues = await ready(verifier, Drawn(walk=walk), node.id, due=node.id)
     await caller.tick()
-    assert rows_of(told(queues)[node.id]) == (8 if walk else None)
+    call = told(queues)[node.id]
+    assert await asked_rows(verifier, call) == (8 if walk else None)
+    # The node is told nothing of it before it has answered the read.
+    assert rows_of(call) is None
 
 
 async def test_that_it_was_together_is_kept_and_reaches_the_record(verifier) -> None:
@@ -303,7 +315,7 @@ async def test_a_new_node_owes_an_ordinary_walk_first(verifier) -> None:
         caller.plan.set(node.id, verifier.clock.ticks)
         await caller.tick()
         call = told(queues)[node.id]
-        rows.append(rows_of(call))
+        rows.append(await asked_rows(verifier, call))
         await answer(verifier, node, call)
     assert rows == [8, WIDE_ROWS]
 
@@ -321,7 +333,7 @@ async def test_the_history_keeps_wide_records_apart(verifier) -> None:
         record = WalkRecord(channel="call", verdict="right", at_ms=number, **changes)
         async with transaction(verifier.service.db) as tx:
             await sessions.drop(tx, session.id, verifier.clock.ms)
-            await sessions.keep_walk(tx, session.id, node.id, MODEL, record)
+            await walks.keep(tx, session.id, node.id, MODEL, record)
 
     for number in range(3):
         await keep(number, wide=True)
@@ -329,12 +341,12 @@ async def test_the_history_keeps_wide_records_apart(verifier) -> None:
         await keep(number)
     await keep(12, wide=True)
     async with verifier.service.db.read() as tx:
-        found = await sessions.history(tx, node.id, MODEL, 4)
+        found = await walks.history(tx, node.id, MODEL, 4)
     assert [(record.at_ms, record.wide) for record in found] == [
         (0, True), (1, True), (2, True), (8, False), (9, False), (10, False), (11, False), (12, True),
     ]  # fmt: skip
     async with verifier.service.db.read() as tx:
-        found = await sessions.history(tx, node.id, MODEL, 2)
+        found = await walks.history(tx, node.id, MODEL, 2)
     assert [record.at_ms for record in found] == [2, 10, 11, 12]
 
 

@@ -106,6 +106,7 @@ class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
 
     walk_max_age_s: int
     missed_limit: int
+    """So many calls missed in a row contraindicate a node."""
     classes: dict[str, HardwareClass]
     manifest_max_age_s: _Positive = 7 * 86_400
     """The greatest age of digests from a node's cache."""
@@ -119,6 +120,12 @@ class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
     """The least speed of the best of several walks, in thousandths of the class's."""
     excess_permille: _Positive = 1150
     """The greatest speed, in thousandths of the class's: more is not in its data sheet."""
+    answered_permille: _Positive = 950
+    """
+    The least share of calls with a walk that a node answers over about a day, in thousandths.
+
+    It counts from five missed calls on.
+    """
     boast_permille: _Positive = 10_000
     """The greatest declared rate, in thousandths of the verified one."""
 
@@ -142,6 +149,10 @@ class WalkRecord(Struct, frozen=True, kw_only=True):
     """Whether other nodes of its operator were called at the same moment."""
     ms: int | None = None
     """Time taken by the verifier's clock, milliseconds; `None` if several models were asked at once."""
+    right_weight: int = 0
+    """Of the calls until now with a right walk: 1,000 for each, half as much for every 12 hours of its age."""
+    missed_weight: int = 0
+    """The same of the calls that were missed.  Of several in a row, only the first counts."""
 
 
 class Excuse(Struct, frozen=True, kw_only=True):
@@ -205,7 +216,14 @@ class Session:
     answers: Mapping[str, Answers] | None = None
     """By model, what the node answered to a call, before it sent evidence."""
     answer_ms: int | None = None
-    """By the verifier's clock, from the call pushed to the last byte of the answers."""
+    """By the verifier's clock, from the question to the last byte of the answers."""
+    read_ms: int | None = 0
+    """
+    The same of the read, if the node was told of the walk after it.
+
+    `answer_ms` is then of the walk alone.  Both together must be in time: a node must not load its weights
+    between the call and its answer to the read.
+    """
     together: int = 0
     """How many nodes of the operator were called at the same moment; 0 if this one alone was."""
 

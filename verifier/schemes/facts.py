@@ -72,7 +72,7 @@ ManifestFact = Literal[
 ]
 ReadFact = Literal["right", "wrong", "missing", "malformed", "differs", "unasked", "superseded"]
 WalkFact = Literal[
-    "called", "announced", "from-file", "late", "shared", "stale", "untimed", "missed", "unredeemed", "wrong",
+    "called", "announced", "from-file", "late", "shared", "stale", "untimed", "unanswered", "missed", "unredeemed", "wrong",
     "superseded", "none",
 ]  # fmt: skip
 PoolFact = Literal["no", "kept", "lost"]
@@ -102,7 +102,8 @@ class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag
         WalkFact,
         Meta(
             description="What the node's walks show now. The best is called: the engine answered a call at a "
-            "secret moment, in time and not long ago. None: no walk was ever asked for."
+            "secret moment, in time and not long ago. Unanswered: the last call with a walk was not answered; missed: "
+            "nor were several before it, or too large a share of them. None: no walk was ever asked for."
         ),
     ]
     read_exhausted: Annotated[

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Final
 
+import msgspec
+
 from attester.evidence import WalkAnswer
 from attester.weights.possession import commitment
 from verifier.schemes import rates
@@ -28,6 +30,12 @@ _MIN_SHARED_MS: Final = 100
 """Shorter walks do not show a shared device."""
 _MAX_LATENESS: Final = 1000
 """Thousandths of the deadline."""
+_WEIGHT: Final = 1000
+"""Of one call of this moment."""
+_HALF_LIFE_MS: Final = 12 * 3600 * 1000
+"""The time in which a call's weight halves."""
+_MIN_MISSED_WEIGHT: Final = 4 * _WEIGHT
+"""Fewer missed calls say nothing of their share: five of the same hour weigh more than this."""
 
 
 def check_answers(
@@ -88,6 +96,43 @@ def record_of(
     )
 
 
+def weighed(record: WalkRecord, history: Sequence[WalkRecord]) -> WalkRecord:
+    """
+    Give a new record the weights of right and of missed calls until now.
+
+    Of calls missed in a row only the first counts.  From it on the node gets no work, so it gains nothing by the
+    others; and a node that was away for an hour must not look like one that drops calls for a day.
+
+    Args:
+        history: The node's earlier walks of the model, oldest first.
+    """
+    if record.channel != Channel.CALLED:
+        return record
+    earlier = next((each for each in reversed(history) if each.channel == Channel.CALLED), None)
+    right, missed = 0.0, 0.0
+    if earlier is not None:
+        aged = 0.5 ** (max(record.at_ms - earlier.at_ms, 0) / _HALF_LIFE_MS)
+        right, missed = earlier.right_weight * aged, earlier.missed_weight * aged
+    if record.verdict == "right":
+        right += _WEIGHT
+    elif record.verdict == "missed" and (earlier is None or earlier.verdict != "missed"):
+        missed += _WEIGHT
+    return msgspec.structs.replace(record, right_weight=round(right), missed_weight=round(missed))
+
+
+def _answered_permille(calls: Sequence[WalkRecord]) -> int:
+    """The share of calls that a node has answered over about a day, in thousandths; all of them if few were missed."""
+    if not calls:
+        return 1000
+    last = calls[-1]
+    if not (last.right_weight or last.missed_weight):
+        # It is this session's, which is weighed when it is stored.
+        last = weighed(last, calls[:-1])
+    if last.missed_weight < _MIN_MISSED_WEIGHT:
+        return 1000
+    return last.right_weight * 1000 // (last.right_weight + last.missed_weight)
+
+
 def _count_walks(context: Context) -> int:
     return sum(issued.walk is not None for issued in context.session.asked.values())
 
@@ -95,10 +140,11 @@ def _count_walks(context: Context) -> int:
 def _lateness(context: Context) -> int | None:
     """The time of the answers, in thousandths of the deadline for everything that was asked together."""
     hardware = context.thresholds.classes.get(context.node.hardware_class)
-    if context.session.answer_ms is None or hardware is None:
+    session = context.session
+    if session.answer_ms is None or session.read_ms is None or hardware is None:
         return None
     needed_ms = 0
-    for model, issued in context.session.asked.items():
+    for model, issued in session.asked.items():
         if issued.walk is None:
             continue
         if model not in context.references:
@@ -106,7 +152,7 @@ def _lateness(context: Context) -> int | None:
         needed_ms += rates.needed_ms(
             context.references[model], issued.walk.rows, issued.walk.passes, hardware
         )
-    return context.session.answer_ms * 1000 // (hardware.allowance_ms + 3 * needed_ms)
+    return (session.read_ms + session.answer_ms) * 1000 // (hardware.allowance_ms + 3 * needed_ms)
 
 
 def standing_of(
@@ -140,6 +186,10 @@ def standing_of(
     missed = next((n for n, record in enumerate(reversed(calls)) if record.verdict != "missed"), len(calls))
     if missed >= context.thresholds.missed_limit:
         return "missed", f"the node did not answer the last {missed} calls"
+    if (answered_permille := _answered_permille(calls)) < context.thresholds.answered_permille:
+        return "missed", f"the node answered {answered_permille // 10} % of its calls with a walk"
+    if missed:
+        return "unanswered", "the node did not answer its last call with a walk"
     right = [record for record in called if record.verdict == "right"]
     if not right:
         return "announced", "the node has answered no call with a walk"

@@ -9,30 +9,41 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import structlog
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from verifier.challenges import posing
 from verifier.errors import RequestError, VerifierError
 from verifier.schemes.context import Answers, Channel, Node
+from verifier.service import access
+from verifier.service.access import Route
 from verifier.service.call_plan import CallPlan, PlannedNode
 from verifier.service.channels import Channels
 from verifier.service.http import json_response, parse_json, read_body
+from verifier.service.make_ups import SOON_S, MakeUps
 from verifier.service.sessions import open_session, to_wire, wants_for
 from verifier.service.state import Service, service_of
-from verifier.store import events, nodes, sessions
+from verifier.service.widespread import is_widespread
+from verifier.store import answers as stored_answers
+from verifier.store import events, incidents, nodes, sessions
 from verifier.store.database import Tx, UnavailableError
 from verifier.store.ids import new_nonce
 from verifier.store.nodes import LiveNode
+from verifier.store.sessions import StoredSession
 
 MAX_ANSWERS_BYTES: Final = 1 << 20
 """The size of the body of one request; 2,048 rows of several models fit."""
 _TICK_S: Final = 0.1
 _FIRST_RETURN_S: Final = 1.0
-"""So long a due call waits before it is looked whether its node is back; then twice as long, up to `_SOON_S`."""
-_SOON_S: Final = 10.0
+"""So long a due call waits before it is looked whether its node is back; then twice as long, up to `SOON_S`."""
+_COUNT_EVERY_S: Final = 5.0
+_GONE_WITHIN_S: Final = 900.0
+"""Channels that ended together longer ago are no outage any more: the results of their nodes have expired."""
+_LOOK_EVERY_S: Final = 1.0
+"""How often it is looked whether nodes are back that missed a call; it is a query if several processes share."""
 _SPARE_SHARE: Final = 0.2
 """After a change of the process that calls: so much of its life, a result is still to live at the next call."""
 _OUTAGE_GRACE_S: Final = 60.0
@@ -58,7 +69,8 @@ class CallScheduler:
 
     Every node that is not retired has a moment for its next call, whether it is connected or not: a
     node must not choose when it is called by choosing when to connect.  If a node has no channel
-    open when it is called, nor for a while afterwards, the call counts as missed.
+    open when it is called, nor for a while afterwards, the call counts as missed.  A call that came to
+    nothing is made up for (`verifier.service.make_ups`).
 
     Of several replicas the one with the lease decides.  A call is pushed by the replica that holds the
     node's channel.
@@ -70,12 +82,22 @@ class CallScheduler:
     def __init__(self, service: Service, *, rng: random.Random | None = None) -> None:
         self._service = service
         self._rng = rng or random.SystemRandom()
-        self.plan = CallPlan(self._rng)
+        self._plan_anew()
         self.channels = Channels(service)
         self._deferred: dict[str, tuple[float, float]] = {}
         """By node whose due call waits for it: since when, and for how many seconds next."""
         self._seen = 0
         """The number of the last event whose node was taken in."""
+        self._is_widespread = False
+        """Whether most channels have ended, when it was looked last."""
+        self._counted_at = float("-inf")
+        self._counting = asyncio.Lock()
+        self._look_at = float("-inf")
+        """When it is looked next whether nodes are back."""
+
+    def _plan_anew(self) -> None:
+        self.plan = CallPlan(self._rng)
+        self.make_ups = MakeUps(self.plan, self._rng, self._service.config.calls.max_interval_s)
 
     @property
     def connected(self) -> frozenset[str]:
@@ -100,7 +122,7 @@ class CallScheduler:
                 if service.duties.held:
                     if not leads:
                         # Moments from before another process has called are worth nothing.
-                        self.plan = CallPlan(self._rng)
+                        self._plan_anew()
                         await self.refresh()
                     await self._take_changes()
                     await self.tick()
@@ -128,7 +150,7 @@ class CallScheduler:
         left_s = (node.expires_ms - service.now_ms()) / 1000
         if left_s <= 0:
             return max_s
-        return min(max(left_s - lifetime_s * _SPARE_SHARE, _SOON_S), max_s)
+        return min(max(left_s - lifetime_s * _SPARE_SHARE, SOON_S), max_s)
 
     async def _take_changes(self) -> None:
         """Take in nodes that came or were retired since the last look."""
@@ -138,6 +160,7 @@ class CallScheduler:
             found = {node_id: await nodes.by_id(tx, node_id) for node_id in changed}
         for node_id, node in found.items():
             if node is None or node.state == "retired":
+                self.make_ups.forget(node_id)
                 self.plan.remove(node_id)
             else:
                 planned = PlannedNode(node.operator, node.models)
@@ -148,8 +171,9 @@ class CallScheduler:
     async def tick(self) -> None:
         """Call the nodes whose moment has come, and draw their next moments."""
         now = self._service.clock.monotonic()
-        for node_id in self._service.duties.take_orphans():
-            self._call_soon(node_id, now)
+        for ended in self._service.duties.take_ended():
+            self.make_ups.owe(ended.node_id, now, is_void=ended.is_void)
+        await self._call_returned(now)
         due = self.plan.due(now)
         # All at once: their transactions share commits.
         made = [self._call_due(node_id, now) for node_id in due]
@@ -158,17 +182,23 @@ class CallScheduler:
                 if isinstance(outcome, UnavailableError):
                     self._service.duties.note_failure()
                 _log.error("a call could not be made", node=node_id, error=str(outcome))
-                self._call_soon(node_id, now)
+                self.make_ups.owe(node_id, now, is_void=True)
             elif isinstance(outcome, BaseException):
                 raise outcome
 
-    def _call_soon(self, node_id: str, now: float) -> None:
-        """Make up for a call that failed for our sake: a node needs calls, or its result expires."""
-        if node_id in self.plan:
-            self.plan.set(node_id, now + self._rng.uniform(1, _SOON_S))
+    async def _call_returned(self, now: float) -> None:
+        """Plan the make-up calls of the nodes that are back."""
+        if not self.make_ups.absent or now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_S
+        for node_id in await self.channels.open_among(sorted(self.make_ups.absent)):
+            self.make_ups.owe(node_id, now, is_void=True)
 
     async def _call_due(self, node_id: str, now: float) -> None:
         calls = self._service.config.calls
+        if node_id in self.make_ups and not await self.channels.is_open(node_id):
+            self.make_ups.wait_for(node_id, is_void=True)
+            return
         self.plan.set(node_id, now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s))
         drawn_together, drawn_wide, drawn_walk = (self._rng.random() for _ in range(3))
         models = self.plan.models(node_id)
@@ -176,8 +206,9 @@ class CallScheduler:
         if (wait_s := await self._wait_for(node_id, now)) > 0:
             self.plan.set(node_id, now + wait_s)
             return
+        must_walk = self.make_ups.begin(node_id)
         size = self.plan.group_size(node_id, model)
-        walk = drawn_walk < calls.walk_share
+        walk = must_walk or drawn_walk < calls.walk_share
         # The moment of any member may call the whole group.  The share is divided among them: otherwise
         # a large group would be called all the time.
         if size > 1 and drawn_together < calls.together_share / size:
@@ -203,7 +234,7 @@ class CallScheduler:
         if not (after_outage or has_just_left):
             return 0
         # No longer than a failed call waits: after an outage the node's result may be about to expire.
-        self._deferred[node_id] = (since, min(wait_s * 2, _SOON_S))
+        self._deferred[node_id] = (since, min(wait_s * 2, SOON_S))
         return wait_s
 
     async def _call_together(self, due: str, group: list[str], model: str | None, *, walk: bool) -> None:
@@ -237,6 +268,7 @@ class CallScheduler:
         service = self._service
         async with service.db.read() as tx:
             node = await nodes.by_id(tx, node_id)
+            held = await incidents.holding(tx, node_id)
             rollout = await service.inputs.load_rollout(tx)
             policy = await service.inputs.load_bundle(tx, rollout.policy_for(node_id))
         if node is None or node.state == "retired":
@@ -252,35 +284,61 @@ class CallScheduler:
         if node_id in self.plan.needs_walk:
             walk, wide = True, None
         walk = walk or wide is not None
+        if held is not None:
+            # Only a person can let it go.  Until then no answer helps it, and others need the challenges.
+            self.plan.needs_walk.add(node_id)
+            walk, wide = False, None
         nonce = new_nonce(service.now_ms())
         wants = wants_for(node, walk=walk, wide=wide)
         session = await open_session(service, node, Channel.CALLED, nonce, wants, together=together)
+        if session.ended is not None:
+            service.duties.note_ended([session.ended])
         if walk and not any(e.kind != "read" for e in session.entries):
             # An earlier call still waits and has no walk, or the pool had none.  The walk that was due must follow.
             self.plan.needs_walk.add(node_id)
-        else:
+        elif walk:
             self.plan.needs_walk.discard(node_id)
         self.channels.push(node_id, {"session": session.id, **to_wire(service, session)})
 
     async def _record_missed_call(self, node: Node) -> None:
         service = self._service
+        if await self._most_are_gone():
+            service.duties.note_widespread()
+            self.make_ups.wait_for(node.id, is_void=True)
+            return
 
         async def record(tx: Tx) -> None:
             references = await service.inputs.load_reference_digests(tx, node.id)
             await sessions.record_missed_call(tx, node.id, node.models, references, service.now_ms())
 
         await service.db.write(record)
+        self.make_ups.wait_for(node.id, is_void=False)
+
+    async def _most_are_gone(self) -> bool:
+        """Whether the channels of most nodes have ended, so that the cause is not theirs."""
+        async with self._counting:
+            # Calls that are due together wait for one count.
+            now = self._service.clock.monotonic()
+            if now - self._counted_at >= _COUNT_EVERY_S:
+                counts = await self.channels.census(_GONE_WITHIN_S, self.plan.operator)
+                self._is_widespread, self._counted_at = is_widespread(*counts), now
+            return self._is_widespread
 
 
 CALL_SCHEDULER: web.AppKey[CallScheduler] = web.AppKey("call_scheduler", CallScheduler)
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
     return [
-        web.get("/api/v1/nodes/{id}/calls", hold, allow_head=False),
-        web.post("/api/v1/calls/{session}/answers", answer),
-    ]
+        Route(
+            method="GET", path="/api/v1/nodes/{id}/calls", handler=hold, allowed=access.BY_NODE,
+            summary="Hold a node's call channel open.", has_head=False, signs_body=True,
+        ),
+        access.post(
+            "/api/v1/calls/{session}/answers", answer, access.BY_NODE, "Answer a call.", signs_body=True
+        ),
+    ]  # fmt: skip
 
 
 async def hold(request: web.Request) -> web.StreamResponse:
@@ -295,7 +353,11 @@ async def hold(request: web.Request) -> web.StreamResponse:
 
 
 async def answer(request: web.Request) -> web.Response:
-    """Take the answers to a call.  The clock stops at their last byte, before anything is checked."""
+    """
+    Take the answers to a call.  The clock stops at their last byte, before anything is checked.
+
+    If a walk follows, the node is told of it in return for its answer to the read.
+    """
     service = service_of(request)
     body = await read_body(request, MAX_ANSWERS_BYTES)
     arrived = (service.clock.monotonic(), service.now_ms())
@@ -313,9 +375,14 @@ async def answer(request: web.Request) -> web.Response:
     if len(by_model) != len(answers):
         raise RequestError("there are two answers for the same model")
 
-    async def use_and_keep(tx: Tx) -> None:
+    async def use_and_keep(tx: Tx) -> StoredSession:
         await service.use(tx, proof)
-        await sessions.keep_answers(tx, session_id, by_model, elapsed_ms)
+        return await stored_answers.keep(tx, session_id, by_model, elapsed_ms, arrived[1])
 
-    await service.db.write(use_and_keep, of=node.id)
-    return json_response({"elapsed_ms": elapsed_ms})
+    kept = await service.db.write(use_and_keep, of=node.id)
+    answer: dict[str, Any] = {"elapsed_ms": elapsed_ms}
+    if kept.awaits_walk:
+        walks = [entry for entry in kept.entries if entry.kind != "read"]
+        answer["challenge"] = {"models": posing.to_wire(posing.pose(walks, {}, service.pool_key))}
+        request.app[CALL_SCHEDULER].channels.note_told(session_id)
+    return json_response(answer)

@@ -7,14 +7,15 @@ A channel is a stream of server-sent events, each of which is a call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 from aiohttp import web
 
 from verifier.errors import StoreError
-from verifier.schemes.context import Node
+from verifier.schemes.context import Channel, Node
 from verifier.service.sessions import to_wire
 from verifier.service.sse import Stream
 from verifier.service.state import Service
@@ -40,6 +41,8 @@ class Channels:
         self._ended_at: dict[str, float] = {}
         self._pushed: dict[str, float] = {}
         """By session, when its call was pushed."""
+        self._told: dict[str, float] = {}
+        """By session, when its node was told of the walk."""
 
     @property
     def here(self) -> frozenset[str]:
@@ -60,6 +63,7 @@ class Channels:
         self._queues[node.id] = queue
         try:
             await self._note_opened(node.id)
+            await self._push_again(node.id)
             while self._queues.get(node.id) is queue:
                 try:
                     async with asyncio.timeout(_KEEPALIVE_S):
@@ -100,6 +104,14 @@ class Channels:
         for node_id, session in calls:
             self.push(node_id, {"session": session.id, **to_wire(service, session)})
 
+    async def _push_again(self, node_id: str) -> None:
+        """Push the call that still waits for a node: it may have been lost with the node's last channel."""
+        service = self._service
+        async with service.db.read() as tx:
+            session = await sessions.waiting(tx, node_id, Channel.CALLED, service.now_ms())
+        if session is not None:
+            self.push(node_id, {"session": session.id, **to_wire(service, session)})
+
     async def is_open(self, node_id: str) -> bool:
         """Whether a node holds a channel open, here or at another replica."""
         return node_id in await self.open_among([node_id])
@@ -113,6 +125,26 @@ class Channels:
         async with self._service.db.read() as tx:
             return here | await channels.open_among(tx, others, self._service.now_ms())
 
+    async def census(
+        self, within_s: float, operator_of: Callable[[str], str | None]
+    ) -> tuple[Counter[str], Counter[str]]:
+        """
+        Count by operator the nodes whose channel has ended and that are not back, and those with an open one.
+
+        Args:
+            within_s: Channels that ended longer ago are left out.
+            operator_of: Gives the operator of a node; `None` if it is not to be called.
+        """
+        service = self._service
+        if service.db.shared:
+            async with service.db.read() as tx:
+                return await channels.census(tx, service.now_ms(), int(within_s * 1000))
+        since = service.clock.monotonic() - within_s
+        ended = {node_id for node_id, at in self._ended_at.items() if at >= since} - self._queues.keys()
+        counts = [Counter(map(operator_of, nodes)) for nodes in (ended, self._queues)]
+        lost, here = (Counter({name: n for name, n in count.items() if name is not None}) for count in counts)
+        return lost, here
+
     async def ended_s(self, node_id: str) -> float | None:
         """How many seconds ago a node's channel ended; `None` if it never had one, or that is forgotten."""
         service = self._service
@@ -125,24 +157,29 @@ class Channels:
 
     def elapsed_ms(self, session: StoredSession, arrived: tuple[float, int]) -> int | None:
         """
-        The time from the call pushed to the answers' arrival; `None` if something of ours has failed in between.
+        The time from the question to the answers' arrival; `None` if something of ours has failed in between.
 
         Answers may have met the failure, and come late for it.
 
-        If another replica pushed it, or this one restarted in between, the wall clock measures it: from the
-        push, or from the session's issue if the push was not noted.
+        The question is the call pushed, or the walk of which the node was told later.  If another replica asked it,
+        or this one restarted in between, the wall clock measures it: from then, or from the session's issue if the
+        push was not noted.
 
         Args:
             arrived: The arrival by both clocks: monotonic seconds, and wall milliseconds.
         """
-        if self._service.duties.has_failed_since(session.pushed_ms or session.issued_ms):
+        asked_ms = session.told_ms or session.pushed_ms or session.issued_ms
+        if self._service.duties.has_failed_since(asked_ms):
             return None
-        pushed = self._pushed.get(session.id)
-        if pushed is not None:
-            return int((arrived[0] - pushed) * 1000)
-        if session.pushed_ms is not None:
-            return max(arrived[1] - session.pushed_ms, 0)
-        return max(arrived[1] - session.issued_ms, 0)
+        asked = (self._pushed if session.told_ms is None else self._told).get(session.id)
+        if asked is not None:
+            return int((arrived[0] - asked) * 1000)
+        return max(arrived[1] - asked_ms, 0)
+
+    def note_told(self, session_id: str) -> None:
+        """Note that a node is told of its walk now.  Only the first time counts."""
+        self._forget_expired_calls()
+        self._told.setdefault(session_id, self._service.clock.monotonic())
 
     async def _note_opened(self, node_id: str) -> None:
         service = self._service
@@ -182,8 +219,9 @@ class Channels:
     def _forget_expired_calls(self) -> None:
         """Drop the start times of calls that have expired."""
         oldest = self._service.clock.monotonic() - 2 * self._service.config.sessions.lifetime_s
-        while self._pushed and next(iter(self._pushed.values())) < oldest:
-            del self._pushed[next(iter(self._pushed))]
+        for starts in (self._pushed, self._told):
+            while starts and next(iter(starts.values())) < oldest:
+                del starts[next(iter(starts))]
 
 
 def _end_channel(queue: asyncio.Queue[_Call]) -> None:

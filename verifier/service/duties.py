@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -17,6 +18,7 @@ from verifier.errors import StoreError
 from verifier.service.clock import Clock
 from verifier.store import channels, leases, sessions
 from verifier.store.database import Database, Tx
+from verifier.store.sessions import EndedCall
 
 LEASE_S: Final = 10.0
 _RENEW_EVERY_S: Final = 2.0
@@ -47,7 +49,7 @@ class Duties:
         """Whether the other replicas have yet to hear that something of ours has failed."""
         self._healthy_since_ms = 0
         self._healthy_since = float("-inf")
-        self._orphans: list[str] = []
+        self._ended: list[EndedCall] = []
 
     @property
     def held(self) -> bool:
@@ -76,9 +78,13 @@ class Duties:
         """Milliseconds since 1970, by the clock that all replicas share."""
         return self._clock.wall_ms() + self.ahead_ms
 
-    def take_orphans(self) -> list[str]:
-        """Take the nodes whose call ended for our sake.  They are to be called again soon."""
-        found, self._orphans = self._orphans, []
+    def note_ended(self, calls: Sequence[EndedCall]) -> None:
+        """Note calls whose time was over.  Their nodes are to be called again soon."""
+        self._ended += calls
+
+    def take_ended(self) -> list[EndedCall]:
+        """Take the calls whose time was over."""
+        found, self._ended = self._ended, []
         return found
 
     async def begin(self) -> None:
@@ -137,7 +143,8 @@ class Duties:
             # Before anything is done by virtue of the lease: what nobody watched is held against nobody.
             await self._take_over()
         self._lease_ends = start + LEASE_S - _MARGIN_S
-        self._orphans += await self._db.write(lambda tx: channels.end_calls_of_the_dead(tx, now_ms))
+        orphans = await self._db.write(lambda tx: channels.end_calls_of_the_dead(tx, now_ms))
+        self.note_ended([EndedCall(node_id, is_void=True) for node_id in orphans])
 
     async def give_back(self) -> None:
         """Give back every lease, so that another replica need not wait for its end."""
@@ -165,6 +172,12 @@ class Duties:
             self._outage_since, self._is_untold = None, True
             self._be_healthy_since(self.shared_ms())
 
+    def note_widespread(self) -> None:
+        """Note that most nodes fail at this moment: the cause is not theirs."""
+        _log.warning("most nodes cannot be reached; nothing of this time is held against nodes")
+        self._is_untold = True
+        self._be_healthy_since(self.shared_ms())
+
     def _be_healthy_since(self, since_ms: int) -> None:
         """Take in until when something of ours has failed."""
         if since_ms > self._healthy_since_ms:
@@ -174,4 +187,4 @@ class Duties:
     async def _take_over(self) -> None:
         now_ms = self.shared_ms()
         self._be_healthy_since(now_ms)
-        await self._db.write(lambda tx: sessions.expire(tx, now_ms, healthy_since_ms=now_ms))
+        self.note_ended(await self._db.write(lambda tx: sessions.expire(tx, now_ms, healthy_since_ms=now_ms)))

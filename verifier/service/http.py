@@ -1,8 +1,7 @@
-"""What every resource needs of HTTP: bounded bodies, JSON, pages, bearer tokens and rate limits."""
+"""What every resource needs of HTTP: bounded bodies, JSON, pages and rate limits."""
 
 from __future__ import annotations
 
-import hmac
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -85,20 +84,6 @@ def integer(request: web.Request, name: str, *, default: int, low: int, high: in
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and low <= int(text) <= high):
         raise RequestError(f"{name} must be an integer from {low} to {high}")
     return int(text)
-
-
-def require_bearer(request: web.Request, token: str) -> None:
-    """
-    Refuse a request that does not have *token* as its bearer token.
-
-    Raises:
-        RequestError: it has none, or another one.
-    """
-    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
-    if scheme != "Bearer" or not hmac.compare_digest(
-        presented.encode(errors="surrogateescape"), token.encode()
-    ):
-        raise RequestError("the bearer token is missing or wrong", code="request.unauthorised")
 
 
 class Rates:

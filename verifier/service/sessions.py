@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 
 from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
@@ -19,7 +18,10 @@ from verifier.challenges import posing
 from verifier.errors import RequestError
 from verifier.policy.rollout import Rollout
 from verifier.schemes.context import Channel, IssuedChallenges, Node
+from verifier.service import access
+from verifier.service.access import Route
 from verifier.service.appraiser import Appraiser
+from verifier.service.credentials import check_other, has_signature
 from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import Service, address_of, service_of
 from verifier.store import appraisals, recordings, sessions
@@ -33,13 +35,13 @@ PREFIX: Final = "/challenge-response/v1"
 APPRAISER: web.AppKey[Appraiser] = web.AppKey("appraiser", Appraiser)
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
     return [
-        web.post(f"{PREFIX}/newSession", new_session),
-        web.post(f"{PREFIX}/session/{{id}}", submit),
-        web.get(f"{PREFIX}/session/{{id}}", look),
-        web.delete(f"{PREFIX}/session/{{id}}", drop),
+        access.post(f"{PREFIX}/newSession", new_session, access.NEW_SESSION, "Open a session."),
+        access.post(f"{PREFIX}/session/{{id}}", submit, access.SESSION, "Submit evidence."),
+        access.get(f"{PREFIX}/session/{{id}}", look, access.SESSION, "Show a session."),
+        access.delete(f"{PREFIX}/session/{{id}}", drop, access.SESSION, "Drop a session."),
     ]
 
 
@@ -52,11 +54,13 @@ async def new_session(request: web.Request) -> web.Response:
     _check_fence(service, channel)
     node: Node | None = None
     proof: Proof | None = None
-    if "Authorization" in request.headers:
+    if has_signature(request):
         node, proof = await service.authenticate(request, body)
         service.node_rates.spend(node.id)
         if channel == Channel.OPEN:
             channel = Channel.ANNOUNCED
+    elif "Authorization" in request.headers:
+        await check_other(request)
     if (named := request.query.get("node")) is not None and (node is None or node.id != named):
         raise RequestError(
             "only the node itself can open a session with its challenges", code="request.unauthorised"
@@ -72,8 +76,10 @@ async def new_session(request: web.Request) -> web.Response:
             wants_for(node, walk=True) if node is not None and channel == Channel.ANNOUNCED else (),
             proof,
         )
+    asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+    service.opened.keep(session, asked)
     return json_response(
-        to_wire(service, session),
+        to_wire(service, session, asked=asked),
         status=201,
         headers={"Location": f"{PREFIX}/session/{session.id}"},
         content_type=SESSION_TYPE,
@@ -218,9 +224,11 @@ async def submit(request: web.Request) -> web.Response:
     service = service_of(request)
     service.address_rates.spend(address_of(request))
     session_id = request.match_info["id"]
-    async with service.db.read() as tx:
-        # Before the body is read: if there is no session, the body need not be read.
-        session = await load_session(service, tx, session_id)
+    # Before the body is read: if there is no session, the body need not be read.
+    session = service.opened.take(session_id)
+    if session is None:
+        async with service.db.read() as tx:
+            session = await load_session(service, tx, session_id)
     wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
     answer = await request.app[APPRAISER].submit(
@@ -232,7 +240,10 @@ async def submit(request: web.Request) -> web.Response:
     complete = dataclasses.replace(session, status="complete")
     wire = to_wire(service, complete, answer.row, data, answer.asked)
     if wants_next and answer.following is not None:
-        wire["next"] = {"session": answer.following.id, **to_wire(service, answer.following)}
+        following = answer.following
+        asked = posing.pose(following.entries, following.exhausted, service.pool_key)
+        service.opened.keep(following, asked)
+        wire["next"] = {"session": following.id, **to_wire(service, following, asked=asked)}
     return json_response(wire, content_type=SESSION_TYPE)
 
 
@@ -263,18 +274,17 @@ async def look(request: web.Request) -> web.Response:
 
 
 async def drop(request: web.Request) -> web.Response:
-    """Drop a session.  Its nonce and its challenges are not used again."""
+    """Drop a session.  The challenges that it has taken are not used again."""
     service = service_of(request)
     session_id = request.match_info["id"]
     service.address_rates.spend(address_of(request))
-
-    async def store_and_drop(tx: Tx) -> None:
+    async with service.db.read() as tx:
         session = await load_session(service, tx, session_id)
-        if session.sealed and session.expires_ms > service.now_ms():
-            await sessions.store_sealed(tx, session)
-        await sessions.drop(tx, session_id, service.now_ms())
-
-    await service.db.write(store_and_drop)
+    service.opened.take(session_id)
+    if session.sealed:
+        service.sealer.drop(session_id)
+    else:
+        await service.db.write(lambda tx: sessions.drop(tx, session_id, service.now_ms()), of=session.node_id)
     return web.Response(status=204)
 
 
@@ -301,9 +311,13 @@ def to_wire(
         "status": status,
     }
     if asked is None:
-        asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+        entries = session.entries
+        if session.withholds_walk:
+            # A node that knows whether a walk follows could answer the other calls alone.
+            entries = tuple(entry for entry in entries if entry.kind == "read")
+        asked = posing.pose(entries, session.exhausted, service.pool_key)
     if models := posing.to_wire(asked):
-        wire["challenge"] = {"models": msgspec.to_builtins(models)}
+        wire["challenge"] = {"models": models}
     if evidence is not None:
         wire["evidence"] = {"type": MEDIA_TYPE, "value": base64.b64encode(evidence).decode()}
     if result is not None:

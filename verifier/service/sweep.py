@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -10,8 +11,19 @@ import structlog
 
 from verifier.errors import StoreError
 from verifier.service.state import Service
-from verifier.store import appraisals, events, incidents, nodes, recordings, sessions
+from verifier.service.widespread import LEAST_NODES, is_widespread
+from verifier.store import (
+    appraisals,
+    events,
+    incidents,
+    nodes,
+    recordings,
+    revocations,
+    sessions,
+    walks,
+)
 from verifier.store.database import Tx
+from verifier.store.sessions import EndedCall
 
 _PERIOD_S: Final = 1.0
 _SLOW_EVERY_ROUNDS: Final = 60
@@ -47,19 +59,35 @@ async def end_expired(service: Service) -> None:
     """
     now_ms, began = service.now_ms(), service.clock.monotonic()
 
-    async def end(tx: Tx) -> None:
-        await sessions.expire(tx, now_ms, healthy_since_ms=service.duties.healthy_since_ms)
+    async def end(tx: Tx) -> list[EndedCall]:
+        await _suspend_silent(service, tx, now_ms)
+        ended = await sessions.expire(tx, now_ms, healthy_since_ms=service.duties.healthy_since_ms)
         await incidents.end_overdue_suspicions(tx, now_ms)
+        return ended
 
     try:
         # A transaction of its own comes first: it waits for a lock as nodes would have to, and shows whether
         # they had to.
         await service.db.write(_nothing)
         service.duties.note_success(began)
-        await service.db.write(end)
+        service.duties.note_ended(await service.db.write(end))
     except StoreError:
         service.duties.note_failure()
         raise
+
+
+async def _suspend_silent(service: Service, tx: Tx, now_ms: int) -> None:
+    """Revoke the results of nodes that have not answered a call with a walk for long, unless most are silent."""
+    until_ms = now_ms - int(service.config.calls.answer_s * 1000)
+    silent = await sessions.overdue(tx, until_ms, service.duties.healthy_since_ms)
+    if len(silent) >= LEAST_NODES:
+        lifetime_ms = service.config.sessions.lifetime_s * 1000
+        answered = await sessions.count_answered(tx, now_ms, until_ms + lifetime_ms)
+        if is_widespread(Counter(silent.values()), answered):
+            service.duties.note_widespread()
+            return
+    for node_id in silent:
+        await revocations.revoke_results(tx, node_id, now_ms)
 
 
 async def _nothing(_tx: Tx) -> None:
@@ -77,7 +105,7 @@ async def delete_old(service: Service) -> None:
         lambda tx: events.prune(tx, now_ms - _EVENT_LIFETIME_MS, _STEP_ROWS),
         lambda tx: recordings.prune(tx, recordings_before, limits.max_mib << 20, live_ms, _STEP_ROWS),
         lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS),
-        lambda tx: sessions.prune_walks(tx, results_before, _STEP_ROWS),
+        lambda tx: walks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
     )
     for step in steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -9,8 +10,8 @@ from typing import Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.schemes.context import Answers, Channel, WalkRecord
-from verifier.store import incidents, pool
+from verifier.schemes.context import Answers, Channel, IssuedChallenges
+from verifier.store import incidents, pool, walks
 from verifier.store.database import Row, Tx
 from verifier.store.ids import in_pieces, new_id, new_nonce
 from verifier.store.pool import Entry
@@ -18,13 +19,15 @@ from verifier.store.pool import Entry
 _APPRAISING_MS: Final = 10_000
 """How long evidence that came in time may still be appraised: longer than a policy may take."""
 _HOUR_MS: Final = 3600 * 1000
-_HISTORIES: Final = ("called = 0 AND wide = 0", "called = 1 AND wide = 0", "called = 1 AND wide = 1")
-_HISTORY: Final = " UNION ALL ".join(
-    f"SELECT * FROM (SELECT seq, record FROM walks WHERE node_id = ? AND model = ? AND {kind}"
-    f" ORDER BY seq DESC LIMIT ?) AS walks_{number}"
-    for number, kind in enumerate(_HISTORIES)
-)
-"""The newest walks of each kind, in one statement."""
+
+
+@dataclass(frozen=True)
+class EndedCall:
+    """A call whose time is over."""
+
+    node_id: str
+    is_void: bool
+    """Whether something of ours has failed meanwhile, so that it is held against nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,9 @@ class StoredSession:
     answers: Mapping[str, Answers] | None = None
     """By model, the answers to a call."""
     answer_ms: int | None = None
-    """By the verifier's clock, from the call to the last byte of the answers."""
+    """By the verifier's clock, from the question to the last byte of the answers."""
+    read_ms: int | None = 0
+    """The same of the read, if the walk was told after it: `answer_ms` is then of the walk alone."""
     evidence_sha256: bytes | None = None
     appraisal_id: str | None = None
     """The id of the result, once there is one."""
@@ -53,8 +58,29 @@ class StoredSession:
     """How many nodes were called at the same moment, if more than one."""
     sealed: bool = False
     """Whether it has no row yet (`verifier.service.sealed`)."""
+    asked: Mapping[str, IssuedChallenges] | None = None
+    """By model, the challenges as they were posed; `None` if they were not posed yet."""
     pushed_ms: int | None = None
     """When the call was pushed, by the clock that all replicas share; `None` if one process works alone."""
+    ended: EndedCall | None = None
+    """The node's earlier call, if its time was over and it was ended for this session."""
+    told_ms: int | None = None
+    """When the node was told of the walk, by the same clock; `None` if it was told with the call, or not yet."""
+
+    @property
+    def awaits_walk(self) -> bool:
+        """Whether the node has answered the read of its call, and was told of a walk that it has yet to answer."""
+        return self.told_ms is not None and not has_walk(self.answers or {})
+
+    @property
+    def withholds_walk(self) -> bool:
+        """
+        Whether the node is not told yet if a walk follows: not before it has answered the read.
+
+        Nodes that are called together are told at once: their walks must begin at the same moment.
+        """
+        is_called = self.channel == Channel.CALLED and self.together <= 1 and self.status == "waiting"
+        return is_called and self.answers is None
 
 
 @dataclass(frozen=True)
@@ -100,8 +126,9 @@ async def open_session(
         ConflictError: The nonce was issued before.
         RequestError: The node has opened too many sessions within the hour.
     """
+    ended: list[EndedCall] = []
     if node_id is not None:
-        waiting = await _waiting(tx, node_id, channel, now_ms, healthy_since_ms)
+        waiting, ended = await _waiting(tx, node_id, channel, now_ms, healthy_since_ms)
         if waiting is not None:
             return waiting
         if hourly is not None:
@@ -126,7 +153,7 @@ async def open_session(
             msgspec.json.encode(exhausted).decode(),
             session.id,
         )
-    return replace(session, entries=entries, exhausted=exhausted)
+    return replace(session, entries=entries, exhausted=exhausted, ended=ended[0] if ended else None)
 
 
 async def waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> StoredSession | None:
@@ -142,19 +169,18 @@ async def waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> Stored
 
 async def _waiting(
     tx: Tx, node_id: str, channel: Channel, now_ms: int, healthy_since_ms: int
-) -> StoredSession | None:
-    """Give the node's session that waits; one whose time is over is ended first."""
+) -> tuple[StoredSession | None, list[EndedCall]]:
+    """Give the node's session that waits; one whose time is over is ended first, and given too if it is a call."""
     found = await tx.one(
         "SELECT id, expires_ms FROM sessions WHERE node_id = ? AND channel = ? AND status = 'waiting'",
         node_id,
         channel,
     )
     if found is None:
-        return None
+        return None, []
     if found["expires_ms"] > now_ms:
-        return await get(tx, found["id"])
-    await expire(tx, now_ms, node_id=node_id, healthy_since_ms=healthy_since_ms)
-    return None
+        return await get(tx, found["id"]), []
+    return None, await expire(tx, now_ms, node_id=node_id, healthy_since_ms=healthy_since_ms)
 
 
 async def _insert(tx: Tx, session: StoredSession) -> None:
@@ -257,27 +283,9 @@ async def is_used(tx: Tx, nonce: bytes) -> bool:
     return await tx.one("SELECT 1 AS one FROM sessions WHERE nonce = ?", nonce) is not None
 
 
-async def keep_answers(
-    tx: Tx, session_id: str, answers: Mapping[str, Answers], answer_ms: int | None
-) -> None:
-    """
-    Store the answers to a call.  Only the first answers count.
-
-    Args:
-        answer_ms: The time that they took; `None` if it could not be measured.
-
-    Raises:
-        RequestError: The call is answered already, or no longer waits.
-    """
-    changed = await tx.execute(
-        "UPDATE sessions SET answers = ?, answer_ms = ?"
-        " WHERE id = ? AND channel = 'call' AND status = 'waiting' AND answers IS NULL",
-        msgspec.json.encode(answers).decode(),
-        answer_ms,
-        session_id,
-    )
-    if not changed:
-        raise RequestError("this call is answered already, or no longer waits", code="session.closed")
+def has_walk(answers: Mapping[str, Answers]) -> bool:
+    """Whether a walk is among these answers."""
+    return any(answer.walk is not None for answer in answers.values())
 
 
 async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
@@ -289,7 +297,9 @@ async def drop(tx: Tx, session_id: str, now_ms: int) -> None:
         await _fail(tx, row, now_ms)
 
 
-async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, healthy_since_ms: int = 0) -> int:
+async def expire(
+    tx: Tx, now_ms: int, *, node_id: str | None = None, healthy_since_ms: int = 0
+) -> list[EndedCall]:
     """
     End the sessions whose time is over.  Calls that were not answered count as missed.
 
@@ -300,7 +310,7 @@ async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, healthy_sin
             vain, so it does not count as missed.
 
     Returns:
-        How many sessions ended.
+        The calls among them.  Each is to be made up for.
     """
     only, values = ("", ()) if node_id is None else (" AND node_id = ?", (node_id,))
     rows = await tx.all(
@@ -308,10 +318,46 @@ async def expire(tx: Tx, now_ms: int, *, node_id: str | None = None, healthy_sin
         now_ms if node_id is not None or healthy_since_ms >= now_ms else now_ms - _APPRAISING_MS,
         *values,
     )
+    ended = []
     for row in rows:
-        if row["issued_ms"] >= healthy_since_ms:
+        is_void = row["issued_ms"] < healthy_since_ms
+        if not is_void:
             await _fail(tx, row, now_ms)
-    return len(rows)
+        if row["channel"] == Channel.CALLED:
+            ended.append(EndedCall(row["node_id"], is_void))
+    return ended
+
+
+async def overdue(tx: Tx, before_ms: int, healthy_since_ms: int) -> dict[str, str]:
+    """
+    Give the nodes that were called before a moment, with a walk, and have not answered it, with their operators.
+
+    Args:
+        before_ms: The moment.
+        healthy_since_ms: See `expire`.
+    """
+    rows = await tx.all(
+        "SELECT s.node_id, n.operator FROM sessions s JOIN nodes n ON n.id = s.node_id"
+        " WHERE s.status = 'waiting' AND s.channel = 'call'"
+        " AND s.issued_ms <= ? AND s.issued_ms >= ? AND (s.answers IS NULL OR s.told_ms IS NOT NULL)"
+        " AND s.answer_ms IS NULL"
+        " AND EXISTS (SELECT 1 FROM pool p WHERE p.session_id = s.id AND p.kind <> 'read')",
+        before_ms,
+        healthy_since_ms,
+    )
+    return {row["node_id"]: row["operator"] for row in rows}
+
+
+async def count_answered(tx: Tx, after_ms: int, until_ms: int) -> Counter[str]:
+    """Count by operator the calls with a result whose sessions expire after *after_ms*, and not after *until_ms*."""
+    rows = await tx.all(
+        "SELECT n.operator, count(*) AS calls FROM sessions s JOIN nodes n ON n.id = s.node_id"
+        " WHERE s.status <> 'waiting' AND s.status = 'complete' AND s.channel = 'call'"
+        " AND s.expires_ms > ? AND s.expires_ms <= ? GROUP BY n.operator",
+        after_ms,
+        until_ms,
+    )
+    return Counter({row["operator"]: row["calls"] for row in rows})
 
 
 async def record_missed_call(
@@ -328,8 +374,7 @@ async def record_missed_call(
         now_ms,
         now_ms,
     )
-    for model in models:
-        await _miss_walk(tx, session_id, node_id, model, references.get(model, ""), now_ms)
+    await walks.miss(tx, session_id, node_id, {model: references.get(model, "") for model in models}, now_ms)
     await incidents.note_missed_call(tx, node_id, session_id, now_ms)
 
 
@@ -337,21 +382,14 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
     if row["channel"] != Channel.CALLED:
         return
     # The call ended without evidence, so the walks that it asked for were missed.
-    for entry in await pool.of_session(tx, row["id"]):
-        if entry.kind != "read":
-            reference = await pool.reference_of(tx, entry.batch)
-            await _miss_walk(tx, row["id"], row["node_id"], entry.model, reference, now_ms)
+    asked = {
+        entry.model: await pool.reference_of(tx, entry.batch)
+        for entry in await pool.of_session(tx, row["id"])
+        if entry.kind != "read"
+    }
+    if asked:
+        await walks.miss(tx, row["id"], row["node_id"], asked, now_ms)
     await incidents.note_missed_call(tx, row["node_id"], row["id"], now_ms)
-
-
-async def _miss_walk(tx: Tx, session_id: str, node_id: str, model: str, reference: str, now_ms: int) -> None:
-    await keep_walk(
-        tx,
-        session_id,
-        node_id,
-        model,
-        WalkRecord(channel=Channel.CALLED, verdict="missed", at_ms=now_ms, reference=reference),
-    )
 
 
 async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:
@@ -369,39 +407,6 @@ async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, h
             code="request.too-often",
             retry_after=wait_s,
         )
-
-
-async def keep_walk(tx: Tx, session_id: str, node_id: str, model: str, record: WalkRecord) -> None:
-    """Store what a session showed about a model, for later appraisals."""
-    await tx.execute(
-        "INSERT INTO walks (session_id, node_id, model, called, wide, record, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        session_id,
-        node_id,
-        model,
-        int(record.channel == Channel.CALLED),
-        int(record.wide),
-        msgspec.json.encode(record).decode(),
-        record.at_ms,
-    )
-
-
-async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRecord, ...]:
-    """
-    Give the newest walks of a node and model, oldest first: up to *limit* calls, wide calls and others each.
-
-    The three have separate limits.  So a node cannot displace its calls by asking for challenges itself,
-    and the wide calls, which are rare, are not displaced by the others.
-    """
-    found = await tx.all(_HISTORY, *(node_id, model, limit) * len(_HISTORIES))
-    found.sort(key=lambda row: row["seq"])
-    return tuple(msgspec.json.decode(row["record"], type=WalkRecord) for row in found)
-
-
-async def prune_walks(tx: Tx, before_ms: int, limit: int) -> int:
-    """Delete up to *limit* of the oldest walks from before *before_ms*."""
-    rows = await tx.all("SELECT seq, at_ms FROM walks ORDER BY seq LIMIT ?", limit)
-    old = [row["seq"] for row in rows if row["at_ms"] < before_ms]
-    return await tx.execute("DELETE FROM walks WHERE seq <= ?", old[-1]) if old else 0
 
 
 async def prune(tx: Tx, before_ms: int, limit: int) -> int:
@@ -443,5 +448,7 @@ def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:
         appraisal_id=row["appraisal_id"],
         together=row["together"],
         pushed_ms=row["pushed_ms"],
+        told_ms=row["told_ms"],
+        read_ms=0 if row["told_ms"] is None else row["read_ms"],
         entries=tuple(entries),
     )

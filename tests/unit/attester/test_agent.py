@@ -589,3 +589,68 @@ async def test_answers_that_were_not_taken_are_given_again() -> None:
     with pytest.raises(Ended):
         await Agent(client, Collector(), KEY, ENROLMENT).run()
     assert client.names("answers") == ["s", "s"]
+
+
+# Calls in two steps.
+
+
+class TwoSteps(Client):
+    """A verifier that tells of the walk in return for the read."""
+
+    async def answer_call(self, given: Session, answers: object) -> tuple[ModelChallenge, ...]:
+        await super().answer_call(given, answers)
+        if len(self.names("answers")) > 1:
+            return ()
+        return (ModelChallenge("a", None, WalkChallenge("0" * 64, rows=4, passes=1)),)
+
+
+class Exact(Collector):
+    """Answers what is asked and no more; it may be unable to walk."""
+
+    can_walk = True
+
+    async def answer(self, challenge: ModelChallenge):
+        read, walk = await super().answer(challenge)
+        return (
+            read if challenge.read is not None else None,
+            walk if challenge.walk is not None and self.can_walk else None,
+        )
+
+
+def claims_of(data: bytes) -> set[str]:
+    raw = token_of(data).submods[model_submod("a")]
+    given = {key: value for key, value in raw.items() if value is not None}
+    return set(read_submod(model_submod("a"), given))
+
+
+def read_alone(name: str = "s") -> Session:
+    whole = session(name)
+    return Session(name, whole.nonce, (ModelChallenge("a", whole.models[0].read, None),), None)
+
+
+async def test_the_walk_that_follows_a_read_is_answered_and_is_in_the_evidence():
+    """The read first, then the walk alone, and both in what is signed."""
+    client = TwoSteps([read_alone()])
+    await run(make(client, Exact()))
+    sent = [
+        {m: [part is not None for part in pair] for m, pair in entry[2].items()} for entry in client.log[:2]
+    ]
+    assert sent == [{"a": [True, False]}, {"a": [False, True]}]
+    assert {"read", "walk"} <= claims_of(client.log[2][2])
+
+
+async def test_a_walk_that_cannot_be_answered_is_left_out_of_the_evidence():
+    """The read counts all the same."""
+    client, collector = TwoSteps([read_alone()]), Exact()
+    collector.can_walk = False
+    await run(make(client, collector))
+    assert [entry[0] for entry in client.log] == ["answers", "evidence"]
+    assert claims_of(client.log[1][2]) == {"read"}
+
+
+async def test_answers_that_an_earlier_process_has_sent_do_not_keep_the_evidence_back():
+    """The verifier pushes the call again to the attester that was restarted."""
+    client = Client([session("1")])
+    client.fail = {"answers": VerifierError("answered", status=409, code="session.closed")}
+    await run(make(client))
+    assert client.names("evidence") == ["1"]
