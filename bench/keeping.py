@@ -22,7 +22,7 @@ import openai
 
 from bench.common import machine, row
 from fixtures.demo import CONFIG, KEPT_HOURS, THRESHOLDS, Demo
-from fixtures.fleet import Fleet, get_json
+from fixtures.fleet import Fleet
 from fixtures.minilm import MODEL
 
 _LOOK_EVERY_S = 60.0
@@ -40,13 +40,13 @@ class Outcome:
 
 def levels(fleet: Fleet) -> dict[str, tuple[int, int, float]]:
     """How many challenges are free by kind, how many were ever minted, and for how many hours they last."""
-    pools = get_json(f"{fleet.verifier_url}/api/v1/challenges")["pools"]
+    pools = fleet.ask("challenges")["pools"]
     return {pool["kind"]: (pool["free"], pool["minted"], pool["hours"]) for pool in pools}
 
 
 def ask_for(fleet: Fleet, minutes: float, rate: float) -> Outcome:
     """Send *rate* requests a second for so many minutes."""
-    client = openai.OpenAI(base_url=f"{fleet.router_url}/v1", api_key="none", max_retries=0)
+    client = openai.OpenAI(base_url=f"{fleet.router_url}/v1", api_key=fleet.api_key, max_retries=0)
     outcome = Outcome(levels=[levels(fleet)])
     begin = time.monotonic()
     look_at, end = begin + _LOOK_EVERY_S, begin + minutes * 60

@@ -169,7 +169,7 @@ async def test_a_wrong_read_ends_what_counts_on(verifier) -> None:
 
 
 async def test_a_missed_call_ends_what_counts_on(verifier) -> None:
-    """Silence is held against the node, whatever the pool has; but it is no conclusion about its weights."""
+    """Silence is the node's own, whatever the pool has."""
     node = await honest(verifier)
     await verifier.call(node)
     verifier.clock.forward(200)
@@ -177,7 +177,9 @@ async def test_a_missed_call_ends_what_counts_on(verifier) -> None:
         await sessions.expire(tx, verifier.clock.ms)
     await empty(verifier)
     verifier.clock.forward(2 * HOUR_S)
-    assert vector(await verifier.attest(node)) == {"file-system": 0, "executables": 0}
+    claims = await verifier.attest(node)
+    assert vector(claims) == {"file-system": 0, "executables": -33}
+    assert reasons(claims) == {"challenges.exhausted", "weights.walk.unanswered"}
 
 
 async def test_a_missed_read_ends_what_counts_on(verifier) -> None:
@@ -226,7 +228,7 @@ async def test_the_walk_that_was_due_follows_when_there_is_one(verifier) -> None
     await caller.refresh()
     caller.plan.needs_walk.clear()
     pushed = []
-    caller.channels.push = lambda node_id, event: pushed.append(event)
+    caller.channels.push = lambda node_id, event: pushed.append(event["session"])
 
     async def is_open(node_id: str) -> bool:
         return True
@@ -234,12 +236,18 @@ async def test_the_walk_that_was_due_follows_when_there_is_one(verifier) -> None
     caller.channels.is_open = is_open
     await caller.call(node.id, walk=True)
     assert node.id in caller.plan.needs_walk
-    assert "challenge" not in pushed[-1]
+    assert await taken(verifier, pushed[-1]) == []
     verifier.clock.forward(200)
     await refill(verifier)
     await caller.call(node.id, walk=False)
     assert node.id not in caller.plan.needs_walk
-    assert pushed[-1]["challenge"]["models"][0]["walk"] is not None
+    assert await taken(verifier, pushed[-1]) == ["read", "walk"]
+
+
+async def taken(verifier, session: str) -> list[str]:
+    """The kinds of challenges of a session."""
+    rows = await verifier.rows("SELECT kind FROM pool WHERE session_id = ? ORDER BY kind", session)
+    return [row["kind"] for row in rows]
 
 
 async def test_a_recorded_appraisal_comes_to_the_same_again(verifier) -> None:

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from attester.cose import PrivateKey
 from attester.weights.folder import open_folder
 from attester.weights.select import kernel
+from fixtures.credentials import administrator
 from fixtures.demo import CONFIG
 from fixtures.fleet import free_port, get_json, wait_for
 from fixtures.simulator import MODEL
@@ -151,8 +152,8 @@ def test_a_serving_verifier_keeps_its_pool(tmp_path: Path, model_folder: Path) -
         os.kill(first, signal.SIGKILL)
         second = wait_for("another", lambda: [pid for pid in children(process.pid) if pid != first], 90)[0]
         wait_for("challenges", lambda: stored(home), 90)
-        url = home.config().service.url
-        assert wait_for("hours", lambda: get_json(f"{url}/api/v1/challenges")["pools"][0]["hours"], 90) > 0
+        url, key = f"{home.config().service.url}/api/v1/challenges", administrator(home)
+        assert wait_for("hours", lambda: get_json(url, headers=key)["pools"][0]["hours"], 90) > 0
         process.kill()
         process.wait()
         wait_for("the end of the keeper", lambda: not Path(f"/proc/{second}").exists(), 90)

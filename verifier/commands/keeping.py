@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +52,9 @@ def keep_until_ended(
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
-    # Between two instructions of whatever runs: a group of a large model takes minutes, and losing it is allowed.
-    sys.exit(0)
+    # At once, whatever runs: a group of a large model takes minutes.  A kill loses no more than this does, and
+    # an exception here could end up in the middle of a transaction that then waits for ever.
+    os._exit(0)
 
 
 def _end_with_stdin() -> None:

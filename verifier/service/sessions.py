@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -158,6 +158,13 @@ async def open_session(
     return session
 
 
+def _admission(service: Service, node: Node | None, channel: Channel) -> Callable[[], None]:
+    """What checks, for a new session, that there are challenges for it: calls always get them."""
+    if node is None or channel != Channel.ANNOUNCED:
+        return lambda: None
+    return partial(service.pools.check_announced, node.operator, node.models)
+
+
 async def _open(
     service: Service,
     tx: Tx,
@@ -183,9 +190,7 @@ async def _open(
         references=references,
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
-        admit=partial(service.pools.check_announced, node.operator, node.models)
-        if node is not None and channel == Channel.ANNOUNCED
-        else None,
+        admit=_admission(service, node, channel),
         healthy_since_ms=service.duties.healthy_since_ms,
     )
     service.marks.cover(session.entries)

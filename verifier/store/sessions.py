@@ -13,12 +13,12 @@ from verifier.errors import RequestError
 from verifier.schemes.context import Answers, Channel, IssuedChallenges
 from verifier.store import incidents, pool, walks
 from verifier.store.database import Row, Tx
+from verifier.store.hourly import check_hourly_limit
 from verifier.store.ids import in_pieces, new_id, new_nonce
 from verifier.store.pool import Entry
 
 _APPRAISING_MS: Final = 10_000
 """How long evidence that came in time may still be appraised: longer than a policy may take."""
-_HOUR_MS: Final = 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ class WantedChallenge:
     """The kind to take if the pool has none of `kind`."""
 
 
+def _admit() -> None:
+    pass
+
+
 async def open_session(
     tx: Tx,
     *,
@@ -104,7 +108,7 @@ async def open_session(
     wants: Sequence[WantedChallenge],
     references: Mapping[str, str],
     hourly: int | None = None,
-    admit: Callable[[], None] | None = None,
+    admit: Callable[[], None] = _admit,
     together: int = 0,
     healthy_since_ms: int = 0,
 ) -> StoredSession:
@@ -132,9 +136,8 @@ async def open_session(
         if waiting is not None:
             return waiting
         if hourly is not None:
-            await _check_hourly_limit(tx, node_id, channel, now_ms, hourly)
-    if admit is not None:
-        admit()
+            await check_hourly_limit(tx, node_id, channel, now_ms, hourly)
+    admit()
     session = StoredSession(
         id=new_id(now_ms),
         node_id=node_id,
@@ -390,23 +393,6 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
     if asked:
         await walks.miss(tx, row["id"], row["node_id"], asked, now_ms)
     await incidents.note_missed_call(tx, row["node_id"], row["id"], now_ms)
-
-
-async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:
-    row = await tx.one(
-        "SELECT count(*) AS n, min(issued_ms) AS oldest FROM sessions"
-        " WHERE node_id = ? AND channel = ? AND issued_ms > ?",
-        node_id,
-        channel,
-        now_ms - _HOUR_MS,
-    )
-    if row is not None and row["n"] >= hourly:
-        wait_s = (row["oldest"] + _HOUR_MS - now_ms) // 1000 + 1
-        raise RequestError(
-            f"a node may open {hourly} sessions with challenges an hour",
-            code="request.too-often",
-            retry_after=wait_s,
-        )
 
 
 async def prune(tx: Tx, before_ms: int, limit: int) -> int:
