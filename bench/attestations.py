@@ -60,6 +60,7 @@ MUCH: Final[Mapping[str, Mapping[str, Any]]] = {
     "sessions": {
         "per_node_per_minute": 100_000,
         "per_address_per_minute": 1_000_000,
+        "strangers_per_minute": 1_000_000,
         "announced_per_hour": 1_000_000,
     },
     "policy": {"workers": 1},

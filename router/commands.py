@@ -131,7 +131,7 @@ for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, k
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @_errors
 def serve(path: Path, log_json: bool) -> None:
-    """Run the router.  On SIGHUP it reads its table of workloads again."""
+    """Run the router.  On SIGHUP it reads its table of workloads and its TLS files again."""
     from router.service.app import load, make_app, reload_table, tune_garbage_collector
     from verifier.service.serve import run_app
 
@@ -139,10 +139,11 @@ def serve(path: Path, log_json: bool) -> None:
     config = read_toml(path, RouterConfig, "touchstone router init")
     app = make_app(load(path, config))
     app.on_startup.append(tune_garbage_collector)
+    scheme = "https" if config.service.speaks_tls else "http"
     run_app(
         app,
-        config.service.listen,
-        f"http://{config.service.listen}",
+        path.parent,
+        f"{scheme}://{config.service.listen}",
         "router",
         on_hangup=lambda: reload_table(app),
     )

@@ -9,12 +9,12 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct, structs
 
 from attester.errors import ConfigError
-from attester.settings import check_listen
 from router.choose.ranking import WIDTH
 from router.model.table import MAX_TABLE, read_table
 from router.model.tokens import MAX_TOKENISER, Tokeniser
 from router.model.workload import Table
 from verifier.access_config import OidcConfig
+from verifier.front_config import FrontConfig
 from verifier.roles import Role
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
@@ -82,15 +82,16 @@ class AccessSection(Struct, frozen=True, forbid_unknown_fields=True):
     limits: TokenLimits = TokenLimits()
 
 
-class ServiceSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[service]``."""
+class ServiceSection(FrontConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[service]``: where it listens, its name, and what one caller may cost there."""
 
     listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8450"
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:\[\]-]{1,64}\Z")] | None = None
     """Its name among the routers that share a store; without one, its machine's name and its address."""
-
-    def __post_init__(self) -> None:
-        check_listen(self.listen)
+    per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
+    """Requests of an address without a valid API key, where one is needed."""
+    strangers_per_minute: Annotated[int, Meta(ge=1, le=10000000)] = 12000
+    """Of all of them together, from whatever addresses."""
 
 
 class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):

@@ -36,6 +36,7 @@ from verifier.roles import Role
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALL_SCHEDULER
 from verifier.service.clock import Clock
+from verifier.service.serve import listening
 from verifier.service.sessions import open_session, wants_for
 from verifier.service.state import Service
 from verifier.store import api_keys, nodes, policies
@@ -293,15 +294,13 @@ async def verifier(
     async with open_service(verifier_home, config, clock.clock()) as service:
         await publish(service.db, service.pool_key, model_folder, clock.ms)
         app = make_app(service)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
-        await runner.setup()
-        host, _, port = config.service.listen.rpartition(":")
-        await web.TCPSite(runner, host, int(port)).start()
-        async with clients(service, clock.ms) as (http, stranger):
+        async with (
+            listening(app, config.service.listen, shutdown_timeout=1),
+            clients(service, clock.ms) as (http, stranger),
+        ):
             yield RunningVerifier(
                 service, app, service.issuer, http, stranger, clock, verifier_home, model_folder
             )
-        await runner.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,8 @@ class AccessConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     A request that a proxy has passed on counts as remote.
     """
+    per_caller_per_minute: Annotated[int, Meta(ge=1, le=10_000_000)] = 60_000
+    """Requests with one key or token."""
     oidc: OidcConfig | None = None
 
 

@@ -35,9 +35,10 @@ from msgspec import Meta, Struct
 
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
-from attester.settings import check_listen, new_folder, read_toml, to_toml
+from attester.settings import new_folder, read_toml, to_toml
 from verifier.access_config import AccessConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
+from verifier.front_config import FrontConfig
 from verifier.result_keys import ResultKey
 
 _MIN_TOKEN_LENGTH: Final = 32
@@ -45,15 +46,19 @@ _MAX_KEY_BYTES: Final = 16 * 1024
 _Seconds = Annotated[int, Meta(ge=1, le=86400)]
 
 
-class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[service]``: where it listens, and its name."""
+class ServiceConfig(FrontConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[service]``: where it listens, its name, and what one caller may cost there."""
 
     listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8440"
     url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+\Z", max_length=256)] = "http://127.0.0.1:8440"
     """The base URL that clients use.  It is also the issuer of results and the audience of evidence."""
 
     def __post_init__(self) -> None:
-        check_listen(self.listen)
+        super().__post_init__()
+        if self.speaks_tls and not self.url.startswith("https://"):
+            raise ValueError(
+                f"url is {self.url}, and with tls_certificate the service speaks TLS: write https://"
+            )
 
 
 class ResultsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +80,9 @@ class SessionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     announced_per_operator: Annotated[int, Meta(ge=0, le=1000000)] = 0
     """The same for all nodes of an operator together, an hour.  0: five times as many as for one node."""
     per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
+    """Of those who have not proven who they are, and failures to prove it."""
+    strangers_per_minute: Annotated[int, Meta(ge=1, le=10000000)] = 12000
+    """Of all of them together, from whatever addresses."""
 
     @property
     def operator_quota(self) -> int:

@@ -40,10 +40,12 @@ _LARGE: Final = 64 << 10
 _LEAST_PACE: Final = 64 << 10
 """Bytes per second that a client must take of a large answer."""
 
-_REFUSED: Final[Mapping[str, tuple[int, str | None]]] = {
-    "request.unauthorised": (401, "invalid_api_key"),
-    "request.forbidden": (403, "insufficient_permissions"),
-    "request.not-found": (404, None),
+_REFUSED: Final[Mapping[str, tuple[int, str, str | None]]] = {
+    "request.unauthorised": (401, "invalid_request_error", "invalid_api_key"),
+    "request.forbidden": (403, "invalid_request_error", "insufficient_permissions"),
+    "request.not-found": (404, "invalid_request_error", None),
+    "request.too-often": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "service.busy": (503, "service_unavailable", None),
 }
 
 _log = structlog.get_logger("router")
@@ -56,9 +58,11 @@ async def answer_errors(
     try:
         return await handler(request)
     except RequestError as error:
-        status, code = _REFUSED.get(error.code, (400, None))
-        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-        message = str(error)
+        status, kind, code = _REFUSED.get(error.code, (400, "invalid_request_error", None))
+        answer = GatewayError(status, kind, str(error), code=code, retry_after=error.retry_after).response()
+        if status == 401:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        return _closing(request, answer)
     except web.HTTPMethodNotAllowed as error:
         status, code, headers = 405, "method_not_allowed", {"Allow": ", ".join(sorted(error.allowed_methods))}
         message = f"{request.method} is not a method of this resource"

@@ -23,6 +23,7 @@ from router.service.state import STATE, State
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
 from verifier.service.access import HEALTH, STRANGER, Anyone, Route, get, post
+from verifier.service.front import note_failure, note_identity
 
 _DOTS: Final = 2
 """In a token: its header, its claims and its signature."""
@@ -76,9 +77,15 @@ async def identify(request: web.Request, route: Route) -> Caller:
     """
     if isinstance(route.allowed, Anyone):
         return STRANGER
-    key = _key_of(request)
-    if key is None:
-        raise _needed()
+    try:
+        key = _key_of(request)
+        if key is None:
+            raise _needed()
+    except RequestError:
+        note_failure(request)
+        raise
+    # Where anyone may use the gateway, all its callers are one.
+    note_identity(request, f"key:{key.name}")
     caller = Caller(key.name, frozenset(key.roles), operator=key.operator).acting_as(route.allowed)
     if not caller.roles:
         if key is ANONYMOUS:

@@ -45,7 +45,9 @@ from router.state.stored_keys import StoredKeys
 from verifier.service import problem
 from verifier.service.access import mount
 from verifier.service.clock import Clock as ServiceClock
+from verifier.service.front import FRONT, Front
 from verifier.service.oidc import Issuer
+from verifier.service.tls import ServerTLS
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
@@ -98,6 +100,8 @@ def load(path: Path, config: RouterConfig) -> RouterSetup:
         )
     read_token(folder, config.verifier.router_token_file)
     read_token(folder, config.verifier.admin_token_file)
+    if config.service.speaks_tls:
+        ServerTLS(*config.service.files(folder))
     return setup
 
 
@@ -105,6 +109,13 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
     app = web.Application(middlewares=[_answer_errors])
+    service = setup.config.service
+    app[FRONT] = Front(
+        service,
+        per_address_per_minute=service.per_address_per_minute,
+        strangers_per_minute=service.strangers_per_minute,
+        monotonic=clock.monotonic,
+    )
     mount(app, access.routes(), access.identify)
 
     async def run(app: web.Application) -> AsyncIterator[None]:

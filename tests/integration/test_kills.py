@@ -39,7 +39,8 @@ KILLS = int(os.environ.get("TOUCHSTONE_KILLS", "10"))
 NODES = 4
 CONFIG: dict[str, dict[str, Any]] = {
     "sessions": {
-        "per_node_per_minute": 100_000, "per_address_per_minute": 1_000_000, "announced_per_hour": 1_000_000
+        "per_node_per_minute": 100_000, "per_address_per_minute": 1_000_000,
+        "strangers_per_minute": 1_000_000, "announced_per_hour": 1_000_000
     },
     "policy": {"workers": 1},
 }  # fmt: skip

@@ -33,6 +33,7 @@ from verifier.service.appraiser import Appraiser
 from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
 from verifier.service.events import FEED, EventFeed
+from verifier.service.front import FRONT, Front, spend_stranger, take_place
 from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
@@ -123,8 +124,14 @@ def routes() -> list[Route]:
 
 def make_app(service: Service) -> web.Application:
     """The verifier's application over an open service."""
-    app = web.Application(middlewares=[problem.middleware, _note_outages])
+    app = web.Application(middlewares=[problem.middleware, _note_outages, _limit_strangers])
     app[SERVICE] = service
+    app[FRONT] = Front(
+        service.config.service,
+        per_address_per_minute=service.config.sessions.per_address_per_minute,
+        strangers_per_minute=service.config.sessions.strangers_per_minute,
+        monotonic=service.clock.monotonic,
+    )
     app[SHADOW_APPRAISER] = ShadowAppraiser(service)
     app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER])
     app[REJUDGER] = Rejudger(service)
@@ -146,6 +153,22 @@ async def _note_outages(
     except UnavailableError:
         request.app[SERVICE].duties.note_failure()
         raise
+
+
+@web.middleware
+async def _limit_strangers(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """
+    Count who claims nothing, and work on few such requests at once.
+
+    Whether a request that signs, has a token or names a session is a stranger's all the same, its handler finds out.
+    """
+    is_claim = "Authorization" in request.headers or request.path.startswith(f"{sessions.PREFIX}/session/")
+    if not is_claim:
+        spend_stranger(request)
+        await take_place(request)
+    return await handler(request)
 
 
 async def _tasks(app: web.Application) -> AsyncIterator[None]:

@@ -22,6 +22,7 @@ from verifier.service import access
 from verifier.service.access import Route
 from verifier.service.call_plan import CallPlan, PlannedNode
 from verifier.service.channels import Channels
+from verifier.service.front import note_failure
 from verifier.service.http import json_response, parse_json, read_body
 from verifier.service.make_ups import SOON_S, MakeUps
 from verifier.service.sessions import open_session, to_wire, wants_for
@@ -363,11 +364,16 @@ async def answer(request: web.Request) -> web.Response:
     arrived = (service.clock.monotonic(), service.now_ms())
     session_id = request.match_info["session"]
     async with service.db.read() as tx:
-        session = await sessions.get(tx, session_id)
+        try:
+            session = await sessions.get(tx, session_id)
+        except RequestError:
+            note_failure(request)
+            raise
     elapsed_ms = request.app[CALL_SCHEDULER].channels.elapsed_ms(session, arrived)
     node, proof = await service.authenticate(request, body)
     if session.node_id != node.id:
         raise RequestError("this call is for another node", code="request.forbidden")
+    service.spend_session(session_id, len(body))
     if session.expires_ms <= arrived[1]:
         raise RequestError("the call has expired", code="session.expired")
     answers = parse_json(body, _AnswersBody).answers

@@ -16,6 +16,7 @@ from attester.proof import SCHEME
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
 from verifier.service.access import STRANGER, Anyone, Route
+from verifier.service.front import note_failure, note_identity
 from verifier.service.state import Service, service_of
 from verifier.store import api_keys
 
@@ -40,7 +41,7 @@ async def identify(request: web.Request, route: Route) -> Caller:
     scheme, value = _authorization(request)
     match scheme:
         case "bearer":
-            caller = await _bearer(service, value)
+            caller = await _bearer(request, value)
         case _ if scheme == SCHEME.lower():
             if Role.NODE not in route.allowed:
                 raise RequestError("the signature of a node does not open this", code="request.forbidden")
@@ -49,6 +50,7 @@ async def identify(request: web.Request, route: Route) -> Caller:
         case "":
             raise RequestError("this needs a credential", code="request.unauthorised")
         case _:
+            note_failure(request)
             raise RequestError("the Authorization has another scheme", code="request.unauthorised")
     acting = caller.acting_as(route.allowed)
     if not acting.roles:
@@ -68,8 +70,9 @@ async def check_other(request: web.Request) -> None:
     """
     scheme, value = _authorization(request)
     if scheme != "bearer":
+        note_failure(request)
         raise RequestError("the Authorization has another scheme", code="request.unauthorised")
-    await _bearer(service_of(request), value)
+    await _bearer(request, value)
 
 
 def has_signature(request: web.Request) -> bool:
@@ -97,7 +100,20 @@ def _authorization(request: web.Request) -> tuple[str, str]:
     return scheme.lower(), value.strip(" ")
 
 
-async def _bearer(service: Service, value: str) -> Caller:
+async def _bearer(request: web.Request, value: str) -> Caller:
+    """The caller with a bearer.  A failure counts against the caller's address, and a success never does."""
+    service = service_of(request)
+    try:
+        caller = await _caller_with(service, value)
+    except RequestError:
+        note_failure(request)
+        raise
+    note_identity(request, f"caller:{caller.name}")
+    service.caller_rates.spend(caller.name)
+    return caller
+
+
+async def _caller_with(service: Service, value: str) -> Caller:
     wrong = RequestError("the bearer is unknown, revoked or expired", code="request.unauthorised")
     if not value or len(value) > _MAX_BEARER:
         raise wrong

@@ -19,8 +19,9 @@ from verifier.errors import RequestError
 from verifier.schemes.context import Node
 from verifier.service import access
 from verifier.service.access import Route, caller_of
+from verifier.service.front import spend_stranger, take_place
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body
-from verifier.service.state import address_of, service_of
+from verifier.service.state import service_of
 from verifier.store import appraisals, events, incidents, nodes
 from verifier.store.database import Tx
 
@@ -57,8 +58,9 @@ def routes() -> list[Route]:
 async def enrol(request: web.Request) -> web.Response:
     """Enrol a node: the token says what the node may be, and the node's key signs the request."""
     service = service_of(request)
-    service.address_rates.spend(address_of(request))
+    spend_stranger(request)
     body = await read_body(request, MAX_JSON)
+    await take_place(request)
     enrolment = parse_json(body, _EnrolBody)
     for model in enrolment.models:
         if not MODEL_NAME.fullmatch(model):
@@ -95,6 +97,7 @@ async def roll(request: web.Request) -> web.Response:
     service = service_of(request)
     body = await read_body(request, MAX_JSON)
     node, proof = await service.authenticate(request, body)
+    service.node_rates.spend(node.id)
     if node.id != request.match_info["id"]:
         raise RequestError("a node can change only its own key", code="request.forbidden")
     change = parse_json(body, _RollBody)

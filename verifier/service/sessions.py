@@ -22,8 +22,9 @@ from verifier.service import access
 from verifier.service.access import Route
 from verifier.service.appraiser import Appraiser
 from verifier.service.credentials import check_other, has_signature
+from verifier.service.front import note_failure, note_identity, spend_stranger, take_place
 from verifier.service.http import integer, json_response, read_body
-from verifier.service.state import Service, address_of, service_of
+from verifier.service.state import BYTES_PER_REQUEST, Service, service_of
 from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import NONCE_BYTES, new_nonce
@@ -49,7 +50,6 @@ async def new_session(request: web.Request) -> web.Response:
     """Open a session: with challenges for a node that proves its key, with a nonce alone for anybody else."""
     service = service_of(request)
     body = await read_body(request, 0)
-    service.address_rates.spend(address_of(request))
     nonce, channel = _nonce(request)
     _check_fence(service, channel)
     node: Node | None = None
@@ -227,15 +227,17 @@ def _nonce(request: web.Request) -> tuple[bytes, Channel]:
 async def submit(request: web.Request) -> web.Response:
     """Take evidence and answer with the result."""
     service = service_of(request)
-    service.address_rates.spend(address_of(request))
-    session_id = request.match_info["id"]
     # Before the body is read: if there is no session, the body need not be read.
-    session = service.opened.take(session_id)
+    session = service.opened.take(request.match_info["id"])
     if session is None:
-        async with service.db.read() as tx:
-            session = await load_session(service, tx, session_id)
+        session = await _find_session(request)
+    else:
+        _note_session(service, request, session)
     wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
+    if session.node_id is not None:
+        service.session_rates.charge(session.id, len(data) / BYTES_PER_REQUEST)
+    await take_place(request)
     answer = await request.app[APPRAISER].submit(
         session,
         request.headers.get("Content-Type", ""),
@@ -250,6 +252,41 @@ async def submit(request: web.Request) -> web.Response:
         service.opened.keep(following, asked)
         wire["next"] = {"session": following.id, **to_wire(service, following, asked=asked)}
     return json_response(wire, content_type=SESSION_TYPE)
+
+
+async def _find_session(request: web.Request) -> StoredSession:
+    """
+    The session that a request names.
+
+    Only the node that opened it, or was called, knows the id of its session: what is done with it is the node's, and
+    never its address's.  Whatever else is named is a stranger's.
+
+    Raises:
+        RequestError: there is no such session, or too much was asked of it or by strangers.
+    """
+    service = service_of(request)
+    session_id = request.match_info["id"]
+    is_sealed = service.sealer.open(session_id) is not None
+    if is_sealed:
+        spend_stranger(request)
+    async with service.db.read() as tx:
+        try:
+            session = await load_session(service, tx, session_id)
+        except RequestError:
+            note_failure(request)
+            raise
+    if not is_sealed:
+        _note_session(service, request, session)
+    return session
+
+
+def _note_session(service: Service, request: web.Request, session: StoredSession) -> None:
+    """Count a request for a stored session, as its node's if it has one."""
+    if session.node_id is None:
+        spend_stranger(request)
+    else:
+        service.spend_session(session.id)
+        note_identity(request, f"node:{session.node_id}")
 
 
 async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> StoredSession | None:
@@ -269,8 +306,9 @@ async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> 
 async def look(request: web.Request) -> web.Response:
     """Show a session."""
     service = service_of(request)
+    session = await _find_session(request)
+    await take_place(request)
     async with service.db.read() as tx:
-        session = await load_session(service, tx, request.match_info["id"])
         row = evidence = None
         if session.appraisal_id is not None:
             row = await appraisals.by_id(tx, session.appraisal_id)
@@ -281,15 +319,13 @@ async def look(request: web.Request) -> web.Response:
 async def drop(request: web.Request) -> web.Response:
     """Drop a session.  The challenges that it has taken are not used again."""
     service = service_of(request)
-    session_id = request.match_info["id"]
-    service.address_rates.spend(address_of(request))
-    async with service.db.read() as tx:
-        session = await load_session(service, tx, session_id)
-    service.opened.take(session_id)
+    session = await _find_session(request)
+    await take_place(request)
+    service.opened.take(session.id)
     if session.sealed:
-        service.sealer.drop(session_id)
+        service.sealer.drop(session.id)
     else:
-        await service.db.write(lambda tx: sessions.drop(tx, session_id, service.now_ms()), of=session.node_id)
+        await service.db.write(lambda tx: sessions.drop(tx, session.id, service.now_ms()), of=session.node_id)
     return web.Response(status=204)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 import msgspec
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from attester.cose import PublicKey
-from attester.errors import COSEError
+from attester.errors import AttesterError, COSEError
 from attester.proof import Proof, Request
 from verifier.challenges.pool_key import PoolKey
 from verifier.config import VerifierConfig
@@ -22,16 +23,22 @@ from verifier.roles import HOME_ADMIN, HOME_ROUTER, Caller, Role
 from verifier.schemes.context import Node
 from verifier.service.clock import Clock
 from verifier.service.duties import Duties
-from verifier.service.http import Rates
+from verifier.service.front import note_failure, note_identity
 from verifier.service.inputs import InputLoader
 from verifier.service.oidc import Issuer
 from verifier.service.opened import OpenedSessions
 from verifier.service.pools import PoolWatch
+from verifier.service.rates import Rates
 from verifier.service.sealed import Sealer
 from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
 from verifier.store.marks import HighWater
 from verifier.store.restoring import Fence
+
+_PER_SESSION: Final = 10
+"""Times that a session may be named, for each request that its node may sign."""
+BYTES_PER_REQUEST: Final = 32 * 1024
+"""What so many bytes of evidence or answers cost, one request costs."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,10 @@ class Service:
     pools: PoolWatch = field(init=False)
     sealer: Sealer = field(init=False)
     node_rates: Rates = field(init=False)
-    address_rates: Rates = field(init=False)
+    caller_rates: Rates = field(init=False)
+    """By the name of a credential."""
+    session_rates: Rates = field(init=False)
+    """By session of a node: whoever learns a session's id can spend no more than what that session has."""
 
     def __post_init__(self) -> None:
         sessions = self.config.sessions
@@ -73,9 +83,10 @@ class Service:
         object.__setattr__(self, "duties", Duties(self.db, self.clock))
         object.__setattr__(self, "pools", PoolWatch(self.config, self.db, self.inputs, self.clock))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
-        object.__setattr__(
-            self, "address_rates", Rates(sessions.per_address_per_minute, self.clock.monotonic)
-        )
+        per_caller = self.config.access.per_caller_per_minute
+        object.__setattr__(self, "caller_rates", Rates(per_caller, self.clock.monotonic))
+        per_session = _PER_SESSION * sessions.per_node_per_minute
+        object.__setattr__(self, "session_rates", Rates(per_session, self.clock.monotonic))
 
     @property
     def issuer(self) -> str:
@@ -104,14 +115,36 @@ class Service:
         """Milliseconds since 1970, by the clock that all replicas share: what one writes, another compares."""
         return self.duties.shared_ms()
 
+    def spend_session(self, session_id: str, size: int = 0) -> None:
+        """
+        Count a request about a node's session, and the bytes that it has brought.
+
+        Raises:
+            RequestError: there were too many.
+        """
+        self.session_rates.spend(session_id)
+        self.session_rates.charge(session_id, size / BYTES_PER_REQUEST)
+
     async def authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         """
         The node that signed this request, and its proof, which the caller must use up with `use`.
 
+        A failure counts against the caller's address, and a success never does.
+
         Raises:
-            RequestError: there is no proof, it is of another request, or the node is unknown or retired.
+            RequestError: there is no proof, it is of another request, or the node is unknown or retired; or there
+                were too many failures.
             COSEError, CBORError, ClaimError: the proof is malformed.
         """
+        try:
+            node, proof = await self._authenticate(request, body)
+        except (RequestError, AttesterError):
+            note_failure(request)
+            raise
+        note_identity(request, f"node:{node.id}")
+        return node, proof
+
+    async def _authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         proof = self.proof(request)
         async with self.db.read() as tx:
             node = await nodes.by_kid(tx, proof.kid)
@@ -176,8 +209,3 @@ SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 def service_of(request: web.Request) -> Service:
     """The service behind a request."""
     return request.app[SERVICE]
-
-
-def address_of(request: web.Request) -> str:
-    """The source address, for which requests are counted."""
-    return request.remote or "unknown"
