@@ -78,10 +78,17 @@ class SessionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     per_node_per_minute: Annotated[int, Meta(ge=1, le=100000)] = 60
     announced_per_hour: Annotated[int, Meta(ge=1, le=1000000)] = 20
     """Sessions with challenges that a node may open itself: each uses challenges of the pool."""
+    announced_per_operator: Annotated[int, Meta(ge=0, le=1000000)] = 0
+    """The same for all nodes of an operator together, an hour.  0: five times as many as for one node."""
     per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
     """Of those who have not proven who they are, and failures to prove it."""
     strangers_per_minute: Annotated[int, Meta(ge=1, le=10000000)] = 12000
     """Of all of them together, from whatever addresses."""
+
+    @property
+    def operator_quota(self) -> int:
+        """Sessions with challenges that all nodes of one operator may open themselves, an hour."""
+        return self.announced_per_operator or 5 * self.announced_per_hour
 
 
 class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,6 +124,12 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     low_water: Annotated[int, Meta(ge=0)] = 100
     """Warn when a pool has fewer free entries than this."""
+    low_hours: Annotated[float, Meta(ge=0, le=8760)] = 6.0
+    """Warn when what is left lasts the enrolled fleet for fewer hours than this."""
+    reserve_hours: Annotated[float, Meta(ge=0, le=8760)] = 1.0
+    """What lasts for so long is kept for calls: sessions that nodes open themselves get no challenges from it."""
+    grace_s: Annotated[int, Meta(ge=0, le=30 * 86400)] = 6 * 3600
+    """While the pool is empty, a node's last right answers to calls count for so long, if nothing speaks against it."""
 
 
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -89,6 +89,8 @@ _TABLE: Final = (
     Reason("weights.walk.stale", "The last right walk is older than the policy allows.", "Keep the call channel open and wait for a call."),
     Reason("weights.answers.differ", "The answers in the evidence are not those that the node gave to the call.", "Submit the answers that the node gave.", MALFORMED),
     Reason("challenges.exhausted", "The pool has no challenges left, so none was issued.", "Ask the verifier's operator to mint more."),
+    Reason("challenges.reserved", "The challenges that are left are kept for calls.", "Hold the call channel open and wait for a call, or try again later."),
+    Reason("challenges.quota", "The operator's nodes have opened as many sessions with challenges as they may within an hour.", "Hold the call channel open and wait for a call, or try again after the seconds in Retry-After."),
     # evidence as a whole
     Reason("evidence.submod.unknown", "The evidence has a submodule of a kind that this verifier does not know.", "Update the verifier, or use an attester of its version.", MALFORMED),
     Reason("evidence.claims.malformed", "Claims do not have the form of the claims table.", "Update the attester.", MALFORMED),

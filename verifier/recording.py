@@ -26,6 +26,7 @@ from verifier.results import AttestationResult
 from verifier.schemes.context import (
     Blocks,
     Context,
+    Excuse,
     ModelReference,
     Node,
     Session,
@@ -85,6 +86,7 @@ class Record(Struct, frozen=True, kw_only=True):
     session: Session
     node: Node
     history: dict[str, tuple[WalkRecord, ...]]
+    excuses: dict[str, Excuse] = {}
     checked: dict[str, CheckedSubmod]
     held: NodeSnapshot
     terms: ResultSettings
@@ -111,6 +113,7 @@ class Record(Struct, frozen=True, kw_only=True):
             thresholds=thresholds,
             superseded=superseded,
             blocks=blocks,
+            excuses=self.excuses,
         )
 
 
@@ -178,6 +181,7 @@ def record_of(
         session=context.session,
         node=context.node,
         history={model: records for model, records in context.history.items() if records},
+        excuses=dict(context.excuses),
         checked=dict(checked.submods),
         held=snapshot,
         terms=settings,

@@ -156,3 +156,38 @@ test_device_that_its_class_contradicts_is_96 if {
 	hardware_with({"memory_fits": false}) == 96
 	hardware_with({"malformed": true}) == 96
 }
+
+# The verifier has no challenges: what was shown before counts on for a while, and then nobody knows.
+test_kept_read_is_2 if {
+	model_with({"read": "unasked", "read_exhausted": "kept"})["file-system"] == 2
+}
+
+test_lost_read_is_0 if {
+	model_with({"read": "unasked", "read_exhausted": "lost"})["file-system"] == 0
+}
+
+test_kept_read_does_not_excuse_other_files if {
+	model_with({"manifest": "differs", "read": "unasked", "read_exhausted": "kept"})["file-system"] == 96
+	model_with({"manifest": "extra", "read": "unasked", "read_exhausted": "kept"})["file-system"] == 32
+	model_with({"manifest": "aged", "read": "unasked", "read_exhausted": "kept"})["file-system"] == -33
+	model_with({"manifest": "differs", "read": "unasked", "read_exhausted": "lost"})["file-system"] == 96
+}
+
+test_wrong_read_is_96_whatever_the_pool_has if {
+	model_with({"read": "wrong", "read_exhausted": "lost"})["file-system"] == 96
+}
+
+test_lost_walk_is_0 if {
+	every walk in ["announced", "stale"] {
+		model_with({"walk": walk, "walk_exhausted": "lost"}).executables == 0
+	}
+}
+
+test_lost_walk_excuses_nothing_else if {
+	every walk in ["from-file", "late", "shared", "untimed"] {
+		model_with({"walk": walk, "walk_exhausted": "lost"}).executables == -33
+	}
+	every walk in ["missed", "unredeemed", "wrong"] {
+		model_with({"walk": walk, "walk_exhausted": "lost"}).executables == 96
+	}
+}

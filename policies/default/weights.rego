@@ -16,7 +16,8 @@ model_vector(facts) := {
 }
 
 # file-system
-#   published    2    the published files, within reach now
+#   published    2    the published files, within reach now, or lately while the verifier has no challenges
+#   no_conclusion 0   the verifier has no challenges, and nothing shown before counts on
 #   declared     -33  equal to the reference by the node's word alone, or by digests from an old cache
 #   superseded   -34  equal to a reference value that another has replaced, within its grace period
 #   unevaluable  1    no reference value to compare with, or none that is valid now
@@ -25,6 +26,14 @@ model_vector(facts) := {
 file_system(facts) := data.ar4si.file_system.published if {
 	facts.manifest == "equal"
 	facts.read == "right"
+} else := data.ar4si.file_system.published if {
+	facts.manifest == "equal"
+	facts.read == "unasked"
+	facts.read_exhausted == "kept"
+} else := data.ar4si.file_system.no_conclusion if {
+	facts.manifest == "equal"
+	facts.read == "unasked"
+	facts.read_exhausted == "lost"
 } else := data.ar4si.file_system.declared if {
 	facts.manifest in {"equal", "aged"}
 	unchallenged(facts)
@@ -43,11 +52,15 @@ unchallenged(facts) if facts.read in {"right", "unasked", "superseded"}
 
 # executables
 #   walked   -2   the serving process walked the reference weights when called, in time
+#   no_conclusion 0  the verifier has no walks, and none from before counts on
 #   unshown  -33  the weights answered, and residence, timing or a device of its own is not shown;
 #                 or the last call was missed
 #   other    96   other weights, now or the last time, or calls missed repeatedly
 executables(facts) := data.ar4si.executables.walked if {
 	facts.walk == "called"
+} else := data.ar4si.executables.no_conclusion if {
+	facts.walk in {"announced", "stale"}
+	facts.walk_exhausted == "lost"
 } else := data.ar4si.executables.unshown if {
 	facts.walk in {"announced", "from-file", "late", "shared", "stale", "superseded", "unanswered", "untimed"}
 } else := data.ar4si.executables.other

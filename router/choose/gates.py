@@ -25,6 +25,12 @@ FEED_SILENT_S: Final = 60.0
 """After a longer silence of the verifier, a revocation may have been missed."""
 FEED_SILENT: Final = "incident.feed-silent"
 PENDING: Final = "address.pending"
+EXHAUSTED: Final = "result.verifier-exhausted"
+_NO_CHALLENGES: Final = "challenges.exhausted"
+_FOLLOWS: Final = frozenset(
+    {_NO_CHALLENGES, "weights.walk.stale", "weights.walk.announced", "weights.read.unasked"}
+)
+"""Reasons that follow from an empty pool of challenges.  Any other one is about the node."""
 
 
 class GateVerdict(Struct, frozen=True, omit_defaults=True):
@@ -130,7 +136,11 @@ def _submod_falls_short(
         value = ear.value(submod, claim)
         tier = tier_of(value)
         if tier is not Tier.AFFIRMING:
-            reasons = ", ".join(reason.code for reason in appraised.reasons) or "no reason given"
+            codes = [reason.code for reason in appraised.reasons]
+            if tier is not Tier.CONTRAINDICATED and _NO_CHALLENGES in codes and _FOLLOWS.issuperset(codes):
+                detail = f"{submod} {claim} is {value} ({tier}): the verifier had no challenges for the node"
+                return GateVerdict("result", EXHAUSTED, detail)
+            reasons = ", ".join(codes) or "no reason given"
             detail = f"{submod} {claim} is {value} ({tier}); {reasons}"
             return GateVerdict("result", "result.not-affirming", detail)
     given = appraised.assurance
@@ -252,6 +262,7 @@ CODES: Final = {
     "result.no-submod": "Its result lacks a submodule that is required.",
     "result.not-affirming": "A required claim is not affirming.",
     "result.assurance": "The assurance of its result is less than what is required.",
+    EXHAUSTED: "The verifier has no challenges left, so it cannot tell; that is not the node's fault.",
     "incident.quarantine": "An incident is open; a person must review it.",
     "incident.operator": "It was enrolled while another node of its operator was in quarantine.",
     FEED_SILENT: "The verifier is silent: a revocation may have been missed.",

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from router.choose.decision import Decision
+from router.choose.gates import EXHAUSTED
 from router.gateway.attempts import Fail
 from router.model.outcomes import Outcome
 from router.state.records import Record
@@ -72,8 +73,13 @@ def nobody_may(decision: Decision, note: str = "") -> GatewayError:
     """The error of a decision without nodes, with how many nodes each code keeps out, and a note of what is wrong here."""
     counts = ", ".join(f"{n} {code}" for code, n in sorted(decision.closed.items()))
     message = f"no node may do this work now: {counts or 'no nodes are known'}"
+    code = None
+    if EXHAUSTED in decision.closed:
+        # Other nodes may be out for their own reasons.  These would do the work if the verifier could call them.
+        code = EXHAUSTED
+        message += ". The verifier has no challenges left: its operator must mint more"
     message += f"; {note}" if note else ""
-    return GatewayError(503, "service_unavailable", message, retry_after=_RETRY_AFTER_S)
+    return GatewayError(503, "service_unavailable", message, code=code, retry_after=_RETRY_AFTER_S)
 
 
 def nobody_completed(failure: Fail) -> GatewayError:

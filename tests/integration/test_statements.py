@@ -13,8 +13,12 @@ from verifier.service import sweep
 from verifier.service.calls import CALL_SCHEDULER
 
 STORES = ("sqlite", "postgres")
-AT_THE_START = "FROM nodes n WHERE n.state != 'retired' ORDER BY n.id"
-"""All nodes are read once, and afterwards those that changed."""
+RARE = (
+    # All nodes are read once, and afterwards those that changed.
+    "FROM nodes n WHERE n.state != 'retired' ORDER BY n.id",
+    # Twice a minute, for how long the challenges will last.
+    "SELECT operator, models, hardware_class, count(*)",
+)
 SMALL = {
     # Tables that have a few rows whatever the fleet is.
     "changes", "policies", "blocks", "batches", "pool_counts", "pool_indexes", "reference_values", "totals", "leases",
@@ -84,7 +88,7 @@ async def test_no_hot_statement_scans(verifier, statements) -> None:
     assert len(statements) > 60
     scans = {}
     for sql, parameters in dict(statements).items():
-        if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", sql) and AT_THE_START not in sql:
+        if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", sql) and not any(rare in sql for rare in RARE):
             for table in await scanned(verifier, sql, parameters):
                 if table not in SMALL:
                     scans[sql] = table

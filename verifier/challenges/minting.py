@@ -47,6 +47,7 @@ class Minter:
         progress: Callable[[int], None] | None = None,
         *,
         kind: str = "walk",
+        groups_before: int = 0,
     ) -> Iterator[list[Entry]]:
         """
         Mint *count* entries of a kind of walk from index *start* on, in groups that share their passes.
@@ -55,11 +56,14 @@ class Minter:
         before they are yielded.  One row costs it as much time as many groups cost the kernel,
         and that is enough: a library that computes wrongly does so every time.
 
+        Args:
+            groups_before: How many groups were minted before; they count for which ones are checked.
+
         Raises:
             ReferenceValueError: the implementations disagree; nothing of the group may be used.
             WeightsError: the files changed or cannot be read.
         """
-        for number, first in enumerate(range(start, start + count, WALKS_PER_GROUP)):
+        for number, first in enumerate(range(start, start + count, WALKS_PER_GROUP), groups_before):
             indexes = range(first, min(first + WALKS_PER_GROUP, start + count))
             places = [
                 (index, row)

@@ -20,7 +20,7 @@ from verifier.store import pool
 from verifier.store.database import ConflictError, Database, Tx
 from verifier.store.pool import Entry
 
-_READS_PER_GROUP: Final = 64
+READS_PER_GROUP: Final = 64
 
 
 class Goal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,10 +84,18 @@ async def remaining_goal(tx: Tx, batch: int, goal: Goal) -> Goal:
 
 
 async def fill_pool(
-    db: Database, minter: Minter, goal: Goal, progress: Callable[[int], None] | None = None
+    db: Database,
+    minter: Minter,
+    goal: Goal,
+    progress: Callable[[int], None] | None = None,
+    *,
+    groups_before: int = 0,
 ) -> None:
     """
     Mint *goal* and store it in the pool.
+
+    Args:
+        groups_before: How many groups of walks were minted before, by this process: see `Minter.walks`.
 
     Raises:
         ReferenceValueError: a spot check disagrees, the reference value is no longer live,
@@ -96,11 +104,13 @@ async def fill_pool(
     """
     async with db.read() as tx:
         first = {kind: await pool.next_index(tx, minter.model, kind) for kind in ("read", "walk", "wide")}
-    for done in range(0, goal.reads, _READS_PER_GROUP):
-        count = min(_READS_PER_GROUP, goal.reads - done)
+    for done in range(0, goal.reads, READS_PER_GROUP):
+        count = min(READS_PER_GROUP, goal.reads - done)
         await _store(db, minter, list(minter.reads(first["read"] + done, count, goal.read)))
     for kind, count, parameters in (("walk", goal.walks, goal.walk), ("wide", goal.wides, goal.wide)):
-        for group in minter.walks(first[kind], count, parameters, progress, kind=kind):
+        for group in minter.walks(
+            first[kind], count, parameters, progress, kind=kind, groups_before=groups_before
+        ):
             await _store(db, minter, group)
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import msgspec
 
-from attester.cli import progress
+from attester.cli import configure_logging, progress
 from attester.weights.folder import Folder, open_folder
 from attester.weights.select import best_device, kernel
 from attester.weights.tensors import TensorFiles
+from verifier.challenges.demand import KINDS, AlikeNodes, Demand, demand_of
 from verifier.challenges.minting import Minter
 from verifier.challenges.pool_key import WIDE_ROWS, ReadParameters, WalkParameters
 from verifier.challenges.runs import Goal, fill_pool, remaining_goal, start_or_resume
-from verifier.commands.common import device_option, digest_cache, errors, home_option, now_ms, with_database
+from verifier.challenges.stock import read_fleet
+from verifier.commands.common import (
+    device_option,
+    digest_cache,
+    errors,
+    home_option,
+    now_ms,
+    wide_classes,
+    with_database,
+)
 from verifier.config import Home
 from verifier.errors import ReferenceValueError
 from verifier.references import measured
 from verifier.references.measured import Document
-from verifier.store import references
+from verifier.store import pool, references
 from verifier.store.database import Database, Tx
 
 
@@ -72,16 +85,35 @@ def challenges() -> None:
     help="The first digits of a reference value's digest, to mint before that value is in force.  "
     "Default: the value in force.",
 )
+@click.option(
+    "--days",
+    default=None,
+    type=click.FloatRange(0.01, 366),
+    help="Mint what calls use in so many days, instead of given numbers.",
+)
+@click.option(
+    "--nodes",
+    default=None,
+    type=click.IntRange(1, 1_000_000),
+    help="For so many nodes, with --days.  Default: those that are enrolled.",
+)
+@click.option(
+    "--hardware-class",
+    default="cpu",
+    show_default=True,
+    help="The hardware class of these nodes, with --nodes: some classes are asked wide walks too.",
+)
 @click.option("--resume", is_flag=True, help="Resume the last run for this model, with its own numbers.")
 @device_option
 @home_option
 @errors
 def mint(
     model: str, folder: Path, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
-    windows: int, digest: str | None, resume: bool, device: str | None, home: Path,
+    windows: int, digest: str | None, days: float | None, nodes: int | None, hardware_class: str, resume: bool,
+    device: str | None, home: Path,
 ) -> None:  # fmt: skip
     """Mint challenges for a model from its reference weights, with spot checks."""
-    new_goal = Goal(
+    asked = Goal(
         reads=reads,
         walks=walks,
         wides=wides,
@@ -89,16 +121,23 @@ def mint(
         walk=WalkParameters(rows, passes),
         wide=WalkParameters(wide_rows),
     )
-    if resume == bool(new_goal.count):
-        raise click.UsageError("give --reads, --walks or --wides, or --resume alone")
+    if sum((resume, bool(asked.count), days is not None)) != 1:
+        raise click.UsageError("give --reads, --walks or --wides, or --days alone, or --resume alone")
+    if nodes is not None and days is None:
+        raise click.UsageError("--nodes needs --days")
     key = Home(home).pool_key()
     walk_kernel = kernel(device=device or best_device())
 
-    async def work(db: Database) -> Goal:
+    async def work(db: Database) -> tuple[Goal, str]:
         document = await _reference_value(db, model, digest)
         opened = open_folder(folder, document.ignore)
         tensors = TensorFiles(opened)
         _check_folder(document, opened, home)
+        new_goal = asked
+        if days is not None:
+            async with db.read() as tx:
+                fleet = None if nodes is None else [AlikeNodes("", (model,), hardware_class, nodes)]
+                new_goal = await _goal_of(tx, home, asked, model, days * 24, fleet)
 
         async def start(tx: Tx) -> tuple[int, Goal]:
             batch, goal = await start_or_resume(
@@ -110,12 +149,100 @@ def mint(
         minter = Minter(model=model, folder=opened, tensors=tensors, key=key, kernel=walk_kernel, batch=batch)
         with progress("minting", goal.work(tensors.total)) as step:
             await fill_pool(db, minter, goal, step)
-        return goal
+        return goal, await _lasting(db, home, document)
 
-    minted = with_database(home, work)
+    minted, lasting = with_database(home, work)
     counts = ((minted.reads, "reads"), (minted.walks, "walks"), (minted.wides, "wide walks"))
     listed = " and ".join(f"{count} {kind}" for count, kind in counts if count) or "nothing more"
     click.echo(f"Minted {listed} for {model} with {walk_kernel.name}. The spot checks agree.")
+    click.echo(lasting)
+
+
+@challenges.command()
+@click.option("--model", "models", multiple=True, required=True, help="A model's name; repeatable.")
+@click.option(
+    "--dir",
+    "folders",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The folder with the weights of the --model at the same place; repeatable.",
+)
+@click.option(
+    "--hours",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0.01, 8760),
+    help="How many hours of the enrolled fleet's calls there are to be.",
+)
+@click.option(
+    "--nice", default=10, show_default=True, type=click.IntRange(0, 19), help="The lowering of priority."
+)
+@click.option(
+    "--with-stdin",
+    is_flag=True,
+    hidden=True,
+    help="End when standard input ends: with the process that started it.",
+)
+@click.option("--log-json", is_flag=True, help="Log lines of JSON.")
+@device_option
+@home_option
+@errors
+def keep(
+    models: tuple[str, ...], folders: tuple[Path, ...], hours: float, nice: int, with_stdin: bool, log_json: bool,
+    device: str | None, home: Path,
+) -> None:  # fmt: skip
+    """Keep the pool filled until SIGTERM: mint when fewer than half of --hours are left, until they are there.
+
+    A kill loses one group of 64 at most.  Weights of a value that is to come into force can be kept too:
+    give the model twice, with both folders.
+    """
+    from verifier.commands.keeping import keep_until_ended
+
+    if len(models) != len(folders):
+        raise click.UsageError("give one --dir for each --model, in the same order")
+    configure_logging(as_json=log_json)
+    os.nice(nice)
+    by_model: dict[str, list[Path]] = {}
+    for model, folder in zip(models, folders, strict=True):
+        by_model.setdefault(model, []).append(folder)
+    keep_until_ended(
+        home, by_model, hours, lambda: kernel(device=device or best_device()), with_stdin=with_stdin
+    )
+
+
+async def _goal_of(
+    tx: Tx, home: Path, sizes: Goal, model: str, hours: float, fleet: Sequence[AlikeNodes] | None
+) -> Goal:
+    """What calls use in so many hours, with the margin; of the enrolled nodes if no fleet is given."""
+    demand = await _demand(tx, home, fleet)
+    if model not in demand:
+        raise ReferenceValueError(
+            f"no node is enrolled with {model}. Say with --nodes how many there will be"
+        )
+    wanted = {kind: demand[model].rate(kind).within(hours) for kind in KINDS}
+    return msgspec.structs.replace(sizes, reads=wanted["read"], walks=wanted["walk"], wides=wanted["wide"])
+
+
+async def _demand(tx: Tx, home: Path, fleet: Sequence[AlikeNodes] | None = None) -> Demand:
+    config = Home(home).config()
+    classes = await wide_classes(tx, home / config.policy.folder)
+    return demand_of(config.calls, await read_fleet(tx) if fleet is None else fleet, classes)
+
+
+async def _lasting(db: Database, home: Path, document: Document) -> str:
+    """A sentence: for how long the challenges for a value last the enrolled nodes."""
+    async with db.read() as tx:
+        demand = await _demand(tx, home)
+        free = await pool.free_of(tx, document.digest)
+    wanted = demand.get(document.model)
+    if wanted is None:
+        return f"No node is enrolled with {document.model} yet."
+    has_wides = free.get("wide", 0) > 0
+    kinds = [kind for kind in KINDS if wanted.rate(kind, has_wides=has_wides).mean > 0]
+    hours = {kind: wanted.rate(kind, has_wides=has_wides).hours_of(free.get(kind, 0)) for kind in kinds}
+    listed = ", ".join(f"{kind}s for {hours[kind]:.1f} hours" for kind in kinds)
+    return f"For the calls to the nodes that are enrolled now, there are {listed}."
 
 
 async def _reference_value(db: Database, model: str, digest: str | None) -> Document:

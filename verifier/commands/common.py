@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,9 +21,12 @@ from attester.errors import AttesterError, ConfigError
 from attester.weights.cache import DigestCache
 from verifier.config import Home
 from verifier.errors import ReferenceValueError, RequestError, VerifierError
+from verifier.policy import bundle as bundles
+from verifier.policy.archive import read_archive
 from verifier.roles import HOME_ADMIN, Role, with_note
+from verifier.schemes.context import Thresholds
 from verifier.schemes.findings import to_printable
-from verifier.store import api_keys
+from verifier.store import api_keys, policies
 from verifier.store.database import Database, Tx
 from verifier.store.opening import open_database
 from verifier.store.policies import ChangeAuthor
@@ -142,6 +145,32 @@ def with_database(home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
 def in_transaction(home: Path, work: Callable[[Tx], Awaitable[T]]) -> T:
     """Run *work* in one transaction on the home's database."""
     return with_database(home, lambda db: db.write(work))
+
+
+async def thresholds_in_force(tx: Tx, folder: Path) -> Thresholds:
+    """Read the thresholds of the active policy, or of the policy in *folder* if the verifier never started."""
+    rollout = await policies.rollout(tx)
+    if rollout is None:
+        return bundles.load(folder).thresholds
+    row = await policies.find(tx, rollout.active)
+    return read_archive(row["archive"])[0].thresholds
+
+
+async def wide_classes(tx: Tx, folder: Path) -> frozenset[str]:
+    """Read the hardware classes whose nodes can be asked wide walks: a deadline can be set for them."""
+    found = (await thresholds_in_force(tx, folder)).classes
+    return frozenset(name for name, hardware in found.items() if hardware.int8_ops is not None)
+
+
+def read_kept(kept: Sequence[str]) -> list[tuple[str, Path]]:
+    """Read ``MODEL=DIR`` options.  Raises `click.UsageError`."""
+    found = []
+    for text in kept:
+        model, equals, folder = text.partition("=")
+        if not (model and equals and folder):
+            raise click.UsageError(f"--keep must be MODEL=DIR, and is {text[:80]!r}")
+        found.append((model, Path(folder)))
+    return found
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from attester.cli import configure_logging
 from attester.errors import ConfigError
-from verifier.commands import keys, maintenance
+from verifier.commands import keys, maintenance, status
 from verifier.commands.common import (
     Person,
     errors,
@@ -19,19 +19,17 @@ from verifier.commands.common import (
     json_option,
     now_ms,
     person_options,
+    read_kept,
     table,
+    thresholds_in_force,
 )
 from verifier.commands.signing_keys import signing_key
 from verifier.config import Home, ServiceConfig, VerifierConfig
-from verifier.policy import bundle as bundles
-from verifier.policy.archive import read_archive
-from verifier.schemes.context import Thresholds
 from verifier.schemes.findings import to_printable
 from verifier.service.access import REVIEW
 from verifier.service.incidents import describe, to_wire
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
-from verifier.store import policies
 from verifier.store.database import Tx
 from verifier.store.nodes import Grant
 
@@ -65,10 +63,8 @@ def init(home: Path, listen: str, url: str | None, store: str) -> None:
     click.echo(f"Made {home}. Next:")
     click.echo(f"  1. approve your engines in {home}/policy/data.json")
     click.echo(f"  2. touchstone reference measure DIR --model NAME --home {home}")
-    click.echo(
-        f"  3. touchstone challenges mint --model NAME --dir DIR --reads 1000 --walks 250 --home {home}"
-    )
-    click.echo(f"  4. touchstone verifier serve --home {home}")
+    click.echo(f"  3. touchstone challenges mint --model NAME --dir DIR --days 1 --nodes 10 --home {home}")
+    click.echo(f"  4. touchstone verifier serve --keep NAME=DIR --home {home}")
     click.echo(
         f"Nobody gets in without a credential. {home}/admin.token opens everything; for people and routers:"
     )
@@ -77,14 +73,33 @@ def init(home: Path, listen: str, url: str | None, store: str) -> None:
 
 @verifier.command()
 @home_option
+@click.option(
+    "--keep",
+    "kept",
+    multiple=True,
+    metavar="MODEL=DIR",
+    help="Keep the challenges for MODEL filled, from the weights in DIR, in a process of low priority; repeatable.",
+)
+@click.option(
+    "--keep-hours",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0.01, 8760),
+    help="How many hours of the enrolled fleet's calls there are to be.",
+)
 @click.option("--log-json", is_flag=True, help="Log lines of JSON.")
 @errors
-def serve(home: Path, log_json: bool) -> None:
+def serve(home: Path, kept: tuple[str, ...], keep_hours: float, log_json: bool) -> None:
     """Run the verifier."""
     from verifier.service.serve import run
 
+    arguments: list[str] = []
+    for model, folder in read_kept(kept):
+        arguments += ["--model", model, "--dir", str(folder)]
+    if arguments:
+        arguments += ["--hours", str(keep_hours), "--home", str(home), *(["--log-json"] if log_json else [])]
     configure_logging(as_json=log_json)
-    run(Home(home))
+    run(Home(home), arguments)
 
 
 @verifier.command()
@@ -117,7 +132,7 @@ def token(
 ) -> None:
     """Print a one-time enrolment token."""
     folder = home / Home(home).config().policy.folder
-    thresholds = in_transaction(home, lambda tx: _thresholds(tx, folder))
+    thresholds = in_transaction(home, lambda tx: thresholds_in_force(tx, folder))
     if hardware_class not in thresholds.classes:
         raise ConfigError(
             f"the policy has no hardware class {hardware_class!r}. Use {', '.join(sorted(thresholds.classes))}"
@@ -126,15 +141,6 @@ def token(
     click.echo(
         in_transaction(home, lambda tx: stored_nodes.issue_token(tx, grant, now_ms(), hours * 3600_000))
     )
-
-
-async def _thresholds(tx: Tx, folder: Path) -> Thresholds:
-    """The thresholds of the active policy, or of the policy in *folder* if the verifier never started."""
-    rollout = await policies.rollout(tx)
-    if rollout is None:
-        return bundles.load(folder).thresholds
-    row = await policies.find(tx, rollout.active)
-    return read_archive(row["archive"])[0].thresholds
 
 
 @verifier.group()
@@ -280,6 +286,7 @@ def release_cause(cause: str, reason: str, who: Person, home: Path) -> None:
 
 for _command in (
     keys.key,
+    status.status,
     maintenance.backup,
     maintenance.restore,
     maintenance.migrate,

@@ -155,6 +155,21 @@ class WalkRecord(Struct, frozen=True, kw_only=True):
     """The same of the calls that were missed.  Of several in a row, only the first counts."""
 
 
+class Excuse(Struct, frozen=True, kw_only=True):
+    """What counts on for a node and model while the pool has no challenges: that is the verifier's fault."""
+
+    grace_s: int
+    """For how long a right answer to a call counts on."""
+    read_ms: int | None = None
+    """When the newest read that was asked in a call was answered, if rightly; `None` otherwise."""
+    blamed_ms: int = 0
+    """When last a challenge was held against the node; 0 if none ever was."""
+
+    def keeps(self, at_ms: int | None, now_ms: int) -> bool:
+        """Whether what was shown at a moment counts on."""
+        return at_ms is not None and at_ms > self.blamed_ms and now_ms - at_ms <= self.grace_s * 1000
+
+
 @dataclass(frozen=True)
 class ReferenceFile:
     """A file of the reference: its size if that is known, and its digests by algorithm."""
@@ -258,6 +273,8 @@ class Context:
     superseded: Mapping[str, tuple[ModelReference, ...]] = field(default_factory=dict)
     """By model, the values that another has replaced and whose grace period has not ended."""
     blocks: Blocks = field(default_factory=Blocks)
+    excuses: Mapping[str, Excuse] = field(default_factory=dict)
+    """By model, for those of which the pool had no challenge for this session."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ WalkFact = Literal[
     "called", "announced", "from-file", "late", "shared", "stale", "untimed", "unanswered", "missed", "unredeemed", "wrong",
     "superseded", "none",
 ]  # fmt: skip
+PoolFact = Literal["no", "kept", "lost"]
 
 
 class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="model"):
@@ -105,6 +106,20 @@ class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag
             "nor were several before it, or too large a share of them. None: no walk was ever asked for."
         ),
     ]
+    read_exhausted: Annotated[
+        PoolFact,
+        Meta(
+            description="Whether a read was due and the verifier's pool had none. Kept: the last right one counts on; "
+            "lost: none counts on, which is not the node's fault."
+        ),
+    ] = "no"
+    walk_exhausted: Annotated[
+        PoolFact,
+        Meta(
+            description="The same of a walk. Kept: walk says what the last right one counts for, however old it is "
+            "within the verifier's grace."
+        ),
+    ] = "no"
 
 
 class GpuFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="gpu"):

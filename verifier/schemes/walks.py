@@ -156,7 +156,12 @@ def _lateness(context: Context) -> int | None:
 
 
 def standing_of(
-    history: Sequence[WalkRecord], verdict: str, reference: ModelReference | None, context: Context
+    history: Sequence[WalkRecord],
+    verdict: str,
+    reference: ModelReference | None,
+    context: Context,
+    *,
+    keeps: bool = False,
 ) -> tuple[WalkFact, str]:
     """
     What the node's walks show now, and why if that is less than the best.
@@ -164,6 +169,7 @@ def standing_of(
     Args:
         history: All walks, oldest first, with that of this session.
         verdict: Of this session's walk.
+        keeps: Whether the last right walk counts however old it is.
     """
     answered = [record for record in history if record.verdict != "missed"]
     calls = [record for record in history if record.channel == Channel.CALLED]
@@ -187,11 +193,11 @@ def standing_of(
     right = [record for record in called if record.verdict == "right"]
     if not right:
         return "announced", "the node has answered no call with a walk"
-    return _standing_of_calls(right, reference, context)
+    return _standing_of_calls(right, reference, context, keeps=keeps)
 
 
 def _standing_of_calls(
-    right: Sequence[WalkRecord], reference: ModelReference | None, context: Context
+    right: Sequence[WalkRecord], reference: ModelReference | None, context: Context, *, keeps: bool
 ) -> tuple[WalkFact, str]:
     """What right answers to calls show, by their source, age and time."""
     last = right[-1]
@@ -199,7 +205,8 @@ def _standing_of_calls(
         return "from-file", "the answers came from the files, not from the engine"
     age_ms = context.now_ms - last.at_ms
     # A walk from the future: the clock was set back since, and nobody knows how old it is.
-    if age_ms > context.thresholds.walk_max_age_s * 1000 or age_ms < -context.skew_s * 1000:
+    is_future = age_ms < -context.skew_s * 1000
+    if is_future or (not keeps and age_ms > context.thresholds.walk_max_age_s * 1000):
         return "stale", f"the last right walk is older than {context.thresholds.walk_max_age_s} s"
     hardware = context.thresholds.classes.get(context.node.hardware_class)
     lateness = [record.lateness for record in right[-_RECENT_WALKS:] if record.lateness is not None]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from attester.evidence import Manifest, ReadAnswer, WalkAnswer
 from attester.kinds import model_of
 from attester.weights.possession import commitment
+from verifier.schemes import exhaustion, walks
 from verifier.schemes import manifest as manifests
-from verifier.schemes import walks
 from verifier.schemes.context import (
     Answers,
     Channel,
@@ -20,7 +20,7 @@ from verifier.schemes.context import (
     Submods,
     WalkRecord,
 )
-from verifier.schemes.facts import ManifestFact, ModelFacts, ReadFact, WalkFact
+from verifier.schemes.facts import ManifestFact, ModelFacts, PoolFact, ReadFact, WalkFact
 from verifier.schemes.findings import CHALLENGED, DECLARED, CheckedSubmod, Finding
 
 
@@ -40,6 +40,12 @@ class _ModelEvidence:
     @property
     def is_malformed(self) -> bool:
         return self.submod in self.submods.errors
+
+    @property
+    def history(self) -> list[WalkRecord]:
+        """The walks before this session, for the value in force."""
+        digest = "" if self.reference is None else self.reference.digest
+        return [r for r in self.context.history.get(self.model, ()) if r.reference == digest]
 
     @property
     def call_answers(self) -> Answers | None:
@@ -72,6 +78,8 @@ class _CheckedWalk:
     record: WalkRecord | None
     standing: WalkFact
     """What all walks show together."""
+    exhausted: PoolFact = "no"
+    """Whether the pool had none, and if so whether the last right one counts on."""
 
 
 def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
@@ -89,18 +97,28 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     )
     files = _check_files(evidence)
     read, read_findings = _check_read(evidence, files)
-    walk = _check_walks(evidence, files)
+    walk = _check_walks(evidence, files, read)
+    read_exhausted = exhaustion.judge_read(
+        evidence.issued, context.excuses.get(model), walk.verdict, evidence.history, context.now_ms
+    )
     findings += [*_check_presence(evidence), *files.findings, *read_findings, *walk.findings]
+    has_read = read == "right" or read_exhausted == "kept"
     may_affirm = {}
-    if files.fact == "equal" and read == "right":
+    if files.fact == "equal" and has_read:
         may_affirm["file-system"] = 2
     if walk.standing == "called":
         may_affirm["executables"] = -2
     return CheckedSubmod(
-        ModelFacts(manifest=files.fact, read=read, walk=walk.standing),
+        ModelFacts(
+            manifest=files.fact,
+            read=read,
+            walk=walk.standing,
+            read_exhausted=read_exhausted,
+            walk_exhausted=walk.exhausted,
+        ),
         findings=tuple(findings),
         may_affirm=may_affirm,
-        assurance=CHALLENGED if read == "right" or walk.standing == "called" else DECLARED,
+        assurance=CHALLENGED if has_read or walk.standing == "called" else DECLARED,
         measured=walks.measured_rates(walk.record, evidence.issued, reference, context)
         if walk.verdict == "right"
         else {},
@@ -138,7 +156,7 @@ def _check_files(evidence: _ModelEvidence) -> _CheckedFiles:
     return _CheckedFiles(fact, findings, manifest, compared_with)
 
 
-def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles) -> _CheckedWalk:
+def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles, read: ReadFact) -> _CheckedWalk:
     """This session's walk against its challenge, and all walks for the value in force together."""
     claim: WalkAnswer | None = evidence.submods.claim(evidence.submod, "walk")
     verdict, findings = walks.check_answers(
@@ -151,16 +169,25 @@ def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles) -> _CheckedWalk
     # The record of an excused walk is still "wrong": otherwise a node that cannot answer a walk could claim
     # the replaced files for that one session.
     record = walks.record_of(verdict, claim, evidence.issued, evidence.reference, evidence.context)
-    digest = "" if evidence.reference is None else evidence.reference.digest
-    history = [r for r in evidence.context.history.get(evidence.model, ()) if r.reference == digest]
+    history = evidence.history
+    exhausted = exhaustion.judge_walk(
+        evidence.issued,
+        evidence.context.excuses.get(evidence.model),
+        read,
+        history,
+        evidence.context.now_ms,
+    )
     if record is not None:
         history.append(record)
-    standing, detail = walks.standing_of(history, verdict, evidence.reference, evidence.context)
+    standing, detail = walks.standing_of(
+        history, verdict, evidence.reference, evidence.context, keeps=exhausted == "kept"
+    )
     if is_excused:
         return _CheckedWalk(verdict, findings, record, "superseded")
-    if detail:
+    # If the pool had no walk, it is not for the node to have answered one.
+    if detail and not (exhausted == "lost" and standing in ("stale", "announced")):
         findings = [*findings, Finding(f"weights.walk.{standing}", detail)]
-    return _CheckedWalk(verdict, findings, record, standing)
+    return _CheckedWalk(verdict, findings, record, standing, exhausted=exhausted)
 
 
 def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFact, list[Finding]]:

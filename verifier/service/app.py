@@ -185,6 +185,7 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[SHADOW_APPRAISER].run), name="shadow"),
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
+        asyncio.create_task(_forever(partial(service.pools.run, lambda: service.duties.held)), name="pools"),
     ]
     if service.oidc is not None:
         tasks.append(asyncio.create_task(_forever(service.oidc.refresh_if_due), name="oidc"))

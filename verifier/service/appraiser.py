@@ -27,7 +27,7 @@ from verifier.schemes.context import Channel, Context, IssuedChallenges, Node, S
 from verifier.service.inputs import AppraisalInputs
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
-from verifier.store import appraisals, nodes, sessions, walks
+from verifier.store import appraisals, excuses, nodes, sessions, walks
 from verifier.store.appraisals import Signed, StaleError, Submission
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import new_id
@@ -224,6 +224,7 @@ class Appraiser:
         present = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
         models = sorted({*node.models, *asked, *present})
         inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms)
+        found = inputs.verifier_inputs.references
         return inputs, Context(
             now_ms=now_ms,
             audience=service.issuer,
@@ -241,7 +242,7 @@ class Appraiser:
                 together=session.together,
             ),
             node=node,
-            references=inputs.verifier_inputs.references,
+            references=found,
             history={
                 model: service.duties.redate(await walks.history(tx, node.id, model, _HISTORY_LENGTH))
                 for model in models
@@ -249,6 +250,18 @@ class Appraiser:
             thresholds=inputs.bundle.thresholds,
             superseded=inputs.verifier_inputs.superseded,
             blocks=inputs.verifier_inputs.blocks,
+            excuses={
+                model: await excuses.read_excuse(
+                    tx,
+                    node.id,
+                    model,
+                    found[model].digest,
+                    now_ms=now_ms,
+                    grace_s=service.config.pool.grace_s,
+                )
+                for model in session.exhausted
+                if model in found
+            },
         )
 
     async def _evaluate(self, bundle: Bundle, policy_input: bytes, checked: CheckedEvidence) -> PolicyOutcome:

@@ -294,8 +294,8 @@ class CallScheduler:
         session = await open_session(service, node, Channel.CALLED, nonce, wants, together=together)
         if session.ended is not None:
             service.duties.note_ended([session.ended])
-        if walk and session.nonce != nonce and not any(e.kind != "read" for e in session.entries):
-            # An earlier call still waits and has no walk.  The walk that was due must follow.
+        if walk and not any(e.kind != "read" for e in session.entries):
+            # An earlier call still waits and has no walk, or the pool had none.  The walk that was due must follow.
             self.plan.needs_walk.add(node_id)
         elif walk:
             self.plan.needs_walk.discard(node_id)

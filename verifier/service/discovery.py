@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
@@ -12,7 +14,7 @@ from verifier.service.access import Route
 from verifier.service.http import json_response
 from verifier.service.sessions import PREFIX, SESSION_TYPE
 from verifier.service.state import service_of
-from verifier.store import events, pool
+from verifier.store import events
 
 _statements = Gauge("touchstone_store_statements", "Statements since the start.")
 _transactions = Gauge("touchstone_store_transactions", "Transactions that were committed since the start.")
@@ -86,12 +88,25 @@ async def jwks(request: web.Request) -> web.Response:
 
 
 async def levels(request: web.Request) -> web.Response:
-    """How many challenges are left."""
-    service = service_of(request)
-    async with service.db.read() as tx:
-        rows = await pool.levels(tx)
-    low = service.config.pool.low_water
-    return json_response({"pools": [{**row, "low": row["free"] < low} for row in rows]})
+    """How many challenges are left, and for how many hours; null where no node uses them."""
+    pools = service_of(request).pools
+    await pools.refresh()
+    return json_response(
+        {
+            "pools": [
+                {
+                    "model": level.model,
+                    "kind": level.kind,
+                    "minted": level.minted,
+                    "free": level.free,
+                    "in_force": level.in_force,
+                    "hours": None if math.isinf(level.hours) else round(level.hours, 2),
+                    "low": pools.is_low(level),
+                }
+                for level in pools.levels
+            ]
+        }
+    )
 
 
 async def metrics(request: web.Request) -> web.Response:

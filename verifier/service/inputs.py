@@ -142,8 +142,16 @@ class InputLoader:
             rollout: The rollout, if this transaction has read it already.
         """
         rollout = rollout or await self.load_rollout(tx)
+        return await self._load_digests(tx, rollout, rollout.policy_for(node_id))
+
+    async def load_digests_in_force(self, tx: Tx) -> dict[str, str]:
+        """By model, the digest of the reference value in force for nodes under the active policy."""
+        rollout = await self.load_rollout(tx)
+        return await self._load_digests(tx, rollout, rollout.active)
+
+    async def _load_digests(self, tx: Tx, rollout: Rollout, policy: str) -> dict[str, str]:
         in_force = await self._load_in_force(tx, rollout.generation)
-        bundle = await self.load_bundle(tx, rollout.policy_for(node_id))
+        bundle = await self.load_bundle(tx, policy)
         found = {model: name.digest for model, name in in_force.active.items()}
         found |= {model: own.digest for model, own in bundle.references.items()}
         return {model: digest for model, digest in found.items() if digest not in in_force.retired}

@@ -49,6 +49,8 @@ _STATUS: Final = {
     "request.not-found": 404,
     "request.method": 405,
     "request.not-acceptable": 406,
+    "challenges.reserved": 429,
+    "challenges.quota": 429,
     "session.expired": 410,
     "session.closed": 409,
     "token.unusable": 403,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from aiohttp import web
 from verifier.config import Home
 from verifier.service.app import make_app, open_service
 from verifier.service.front import FRONT, Front
+from verifier.service.keeper import keeper_process
 from verifier.service.listener import Listener, fit_open_files
 from verifier.service.protocol import FrontRunner, FrontServer
 from verifier.service.tls import ServerTLS
@@ -26,12 +27,20 @@ _SHUTDOWN_S: Final = 5.0
 _log = structlog.get_logger("verifier")
 
 
-def run(home: Home) -> None:
-    """Serve until SIGTERM or SIGINT.  Raises `ConfigError` if it cannot start."""
-    _run(_serve(home))
+def run(home: Home, keeper: Sequence[str] = ()) -> None:
+    """
+    Serve until SIGTERM or SIGINT.
+
+    Args:
+        keeper: Arguments of the process that keeps the pool filled; empty if there is none.
+
+    Raises:
+        ConfigError: It cannot start.
+    """
+    _run(_serve(home, keeper))
 
 
-async def _serve(home: Home) -> None:
+async def _serve(home: Home, keeper: Sequence[str]) -> None:
     config = home.config()
     async with open_service(home, config) as service:
         # What is loaded by now stays for ever, and requests make no reference cycles: the collector need not
@@ -39,7 +48,8 @@ async def _serve(home: Home) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        await serve_app(make_app(service), home.path, service.issuer, "verifier")
+        async with keeper_process(keeper):
+            await serve_app(make_app(service), home.path, service.issuer, "verifier")
 
 
 def run_app(

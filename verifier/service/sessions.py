@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -150,9 +150,19 @@ async def open_session(
         return await _open(service, tx, node, channel, nonce, wants, together=together)
 
     try:
-        return await service.db.write(open_and_use, of=None if node is None else node.id)
+        session = await service.db.write(open_and_use, of=None if node is None else node.id)
     except ConflictError:
         raise RequestError("this nonce was used before", code="request.replayed") from None
+    if node is not None and channel == Channel.ANNOUNCED and session.nonce == nonce:
+        service.pools.count_announced(node.operator)
+    return session
+
+
+def _admission(service: Service, node: Node | None, channel: Channel) -> Callable[[], None]:
+    """What checks, for a new session, that there are challenges for it: calls always get them."""
+    if node is None or channel != Channel.ANNOUNCED:
+        return lambda: None
+    return partial(service.pools.check_announced, node.operator, node.models)
 
 
 async def _open(
@@ -180,6 +190,7 @@ async def _open(
         references=references,
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
+        admit=_admission(service, node, channel),
         healthy_since_ms=service.duties.healthy_since_ms,
     )
     service.marks.cover(session.entries)
@@ -283,9 +294,13 @@ async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> 
     try:
         service.node_rates.spend(node.id)
         nonce, wants = new_nonce(service.now_ms()), wants_for(node, walk=True)
-        return await _open(service, tx, node, Channel.ANNOUNCED, nonce, wants, rollout=rollout)
+        session = await _open(service, tx, node, Channel.ANNOUNCED, nonce, wants, rollout=rollout)
     except RequestError:
         return None
+    # A transaction that is begun again counts twice: the quota is then too strict by one.
+    if session.nonce == nonce:
+        service.pools.count_announced(node.operator)
+    return session
 
 
 async def look(request: web.Request) -> web.Response:

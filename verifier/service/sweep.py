@@ -1,4 +1,4 @@
-"""The sweep: it ends what has expired, deletes what is old, and warns if a pool runs low."""
+"""The sweep: it ends what has expired, and deletes what is old."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
-from prometheus_client import Gauge
 
 from verifier.errors import StoreError
 from verifier.service.after_steps import AfterSteps
@@ -20,7 +19,6 @@ from verifier.store import (
     events,
     incidents,
     nodes,
-    pool,
     recordings,
     revocations,
     sessions,
@@ -40,7 +38,6 @@ _STEP_ROWS: Final = 200
 """Rows that are deleted in one transaction: others wait for it some milliseconds at most."""
 
 _log = structlog.get_logger("verifier")
-_free_challenges = Gauge("touchstone_pool_free", "Challenges left.", ["model", "kind"])
 
 
 async def run(service: Service) -> None:
@@ -53,7 +50,6 @@ async def run(service: Service) -> None:
                 await end_expired(service)
                 if rounds % _SLOW_EVERY_ROUNDS == 0:
                     await delete_old(service)
-                    await watch_pools(service)
                 rounds += 1
             except StoreError as error:
                 _log.error("the sweep failed", error=str(error))
@@ -127,23 +123,9 @@ async def delete_old(service: Service) -> None:
             pass
 
 
-async def watch_pools(service: Service) -> None:
-    """Publish how many challenges are left, and warn if they run low."""
-    async with service.db.read() as tx:
-        rows = await pool.levels(tx)
-    for row in rows:
-        _free_challenges.labels(row["model"], row["kind"]).set(row["free"])
-        if row["free"] < service.config.pool.low_water:
-            _log.warning(
-                "challenges run low; mint more with: touchstone challenges mint",
-                model=row["model"],
-                kind=row["kind"],
-                free=row["free"],
-            )
-
-
 async def sweep(service: Service) -> None:
-    """Do all of it once."""
+    """Do all of it once, and look at the pool."""
     await end_expired(service)
     await delete_old(service)
-    await watch_pools(service)
+    await service.pools.refresh()
+    service.pools.warn()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from verifier.store.database import Tx
+from verifier.store.database import Row, Tx
 
 _LONGEST_MS: Final = 60_000
 """No lease is as long."""
@@ -53,6 +53,15 @@ async def last_outage_ms(tx: Tx) -> int:
     """Give the last moment at which a replica could not use the database; 0 if there was none."""
     row = await tx.one("SELECT until_ms FROM leases WHERE name = ?", _OUTAGE)
     return 0 if row is None else int(row["until_ms"])
+
+
+async def held(tx: Tx, now_ms: int) -> list[Row]:
+    """Give every lease that somebody holds now."""
+    return await tx.all(
+        "SELECT name, holder, until_ms FROM leases WHERE until_ms > ? AND name <> ? ORDER BY name",
+        now_ms,
+        _OUTAGE,
+    )
 
 
 async def give_back(tx: Tx, holder: str) -> None:

@@ -239,6 +239,14 @@ async def live(tx: Tx) -> list[LiveNode]:
     ]
 
 
+async def alike(tx: Tx) -> list[Row]:
+    """Count the nodes that are not retired, by what decides how they are called."""
+    return await tx.all(
+        "SELECT operator, models, hardware_class, count(*) AS n FROM nodes WHERE state <> 'retired'"
+        " GROUP BY operator, models, hardware_class"
+    )
+
+
 async def page(tx: Tx, after: str, limit: int, operator: str | None = None) -> list[Node]:
     """Give nodes by id, from the first after *after*: all of them, or those of one operator."""
     of_operator, values = ("", [after]) if operator is None else (" AND n.operator = ?", [after, operator])

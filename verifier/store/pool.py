@@ -95,8 +95,10 @@ async def reference_of(tx: Tx, batch: int) -> str:
     return str(row["reference"])
 
 
-async def last_batch(tx: Tx, model: str) -> Row | None:
-    """Give the newest batch of a model."""
+async def last_batch(tx: Tx, model: str, digest: str | None = None) -> Row | None:
+    """Give the newest batch of a model, or of one of its reference values."""
+    if digest is not None:
+        return await tx.one("SELECT * FROM batches WHERE reference = ? ORDER BY id DESC LIMIT 1", digest)
     return await tx.one("SELECT * FROM batches WHERE model = ? ORDER BY id DESC LIMIT 1", model)
 
 
@@ -189,13 +191,22 @@ async def of_session(tx: Tx, session_id: str) -> list[Entry]:
 
 
 async def levels(tx: Tx) -> list[Row]:
-    """Count the free entries and all entries that were ever minted, by model and kind."""
+    """Count the entries that were ever minted and those that are free, by model, kind and reference value."""
     return await tx.all(
-        "SELECT b.model, c.kind, CAST(sum(c.minted) AS BIGINT) AS minted, CAST(sum("
-        "  CASE WHEN r.state IN ('active', 'candidate') THEN c.minted - c.taken ELSE 0 END) AS BIGINT) AS free"
-        " FROM pool_counts c JOIN batches b ON b.id = c.batch"
-        " JOIN reference_values r ON r.digest = b.reference GROUP BY b.model, c.kind"
+        "SELECT b.model, c.kind, b.reference, r.state, CAST(sum(c.minted) AS BIGINT) AS minted,"
+        " CAST(sum(c.minted - c.taken) AS BIGINT) AS free FROM pool_counts c JOIN batches b ON b.id = c.batch"
+        " JOIN reference_values r ON r.digest = b.reference GROUP BY b.model, c.kind, b.reference, r.state"
     )
+
+
+async def free_of(tx: Tx, digest: str) -> dict[str, int]:
+    """Count the free entries that were minted from a reference value, by kind."""
+    rows = await tx.all(
+        "SELECT c.kind, CAST(sum(c.minted - c.taken) AS BIGINT) AS free FROM pool_counts c"
+        " JOIN batches b ON b.id = c.batch WHERE b.reference = ? GROUP BY c.kind",
+        digest,
+    )
+    return {row["kind"]: row["free"] for row in rows}
 
 
 def _entry(row: Row) -> Entry:

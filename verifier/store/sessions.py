@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -12,13 +12,12 @@ from verifier.errors import RequestError
 from verifier.schemes.context import Answers, Channel, IssuedChallenges
 from verifier.store import incidents, pool, walks
 from verifier.store.database import Row, Tx
-from verifier.store.early import CLOCKS_MS
+from verifier.store.hourly import check_hourly_limit
 from verifier.store.ids import in_pieces, new_id, new_nonce
 from verifier.store.pool import Entry
 
 _APPRAISING_MS: Final = 10_000
 """How long evidence that came in time may still be appraised: longer than a policy may take."""
-_HOUR_MS: Final = 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,10 @@ class WantedChallenge:
     """The kind to take if the pool has none of `kind`."""
 
 
+def _admit() -> None:
+    pass
+
+
 async def open_session(
     tx: Tx,
     *,
@@ -104,6 +107,7 @@ async def open_session(
     wants: Sequence[WantedChallenge],
     references: Mapping[str, str],
     hourly: int | None = None,
+    admit: Callable[[], None] = _admit,
     together: int = 0,
     healthy_since_ms: int = 0,
 ) -> StoredSession:
@@ -117,6 +121,7 @@ async def open_session(
         references: By model, the digest of the reference value in force for the node; challenges are made from it.
         hourly: How many sessions of this channel the node may open within an hour.  Each one uses up
             challenges, even if it is dropped at once.
+        admit: Raises an error if there are no challenges for a new session.
         together: How many nodes are called at this moment, if more than one.
         healthy_since_ms: See `expire`.
 
@@ -130,7 +135,8 @@ async def open_session(
         if waiting is not None:
             return waiting
         if hourly is not None:
-            await _check_hourly_limit(tx, node_id, channel, now_ms, hourly)
+            await check_hourly_limit(tx, node_id, channel, now_ms, hourly)
+    admit()
     session = StoredSession(
         id=new_id(now_ms),
         node_id=node_id,
@@ -354,24 +360,6 @@ async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
     if asked:
         await walks.miss(tx, row["id"], row["node_id"], asked, now_ms)
     await incidents.note_missed_call(tx, row["node_id"], row["id"], now_ms)
-
-
-async def _check_hourly_limit(tx: Tx, node_id: str, channel: str, now_ms: int, hourly: int) -> None:
-    row = await tx.one(
-        "SELECT count(*) AS n, min(issued_ms) AS oldest FROM sessions"
-        " WHERE node_id = ? AND channel = ? AND issued_ms > ? AND issued_ms <= ?",
-        node_id,
-        channel,
-        now_ms - _HOUR_MS,
-        now_ms + CLOCKS_MS,
-    )
-    if row is not None and row["n"] >= hourly:
-        wait_s = (row["oldest"] + _HOUR_MS - now_ms) // 1000 + 1
-        raise RequestError(
-            f"a node may open {hourly} sessions with challenges an hour",
-            code="request.too-often",
-            retry_after=wait_s,
-        )
 
 
 async def prune(tx: Tx, before_ms: int, limit: int) -> int:

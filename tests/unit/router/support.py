@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from router.choose import decision
 from router.choose.decision import Decision
 from router.choose.gates import GateVerdict
@@ -18,7 +20,7 @@ from router.model.statistics import StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.fleet import Fleet
 from verifier import trust
-from verifier.results import Appraisal, AttestationResult, NodeRecord, VerifierClaims, VerifierId
+from verifier.results import Appraisal, AttestationResult, NodeRecord, ReasonEntry, VerifierClaims, VerifierId
 
 MODEL = "example/tiny"
 ISSUER = "https://verifier.test"
@@ -70,6 +72,7 @@ def ear(
     enrolled: int = NOW - 86400,
     hardware_class: str = "cpu",
     sequence: int | None = None,
+    reasons: tuple[str, ...] = (),
 ) -> AttestationResult:
     """An honest result of node *name*, but for what is given."""
     given = {
@@ -89,6 +92,10 @@ def ear(
             WEIGHTS if weights is None else weights, model_assurance, {}, measured or {}
         ),
     }
+    model = submods[f"model/{MODEL}"]
+    found = tuple(ReasonEntry(code, "because") for code in reasons)
+    said = msgspec.structs.replace(model.ear_verifier_claims, reasons=found)
+    submods[f"model/{MODEL}"] = msgspec.structs.replace(model, ear_verifier_claims=said)
     for lacking in without:
         del submods[lacking]
     return AttestationResult(

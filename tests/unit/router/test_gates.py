@@ -536,3 +536,39 @@ def test_codes_come_in_the_order_of_the_gates() -> None:
         "capacity.full",
         "x.new",
     ]
+
+
+# The verifier has no challenges.
+
+
+def exhausted(value: int, *codes: str) -> str | None:
+    """The verdict on a node whose result says so."""
+    return code(view(weights={**WEIGHTS, "file-system": value}, reasons=codes))
+
+
+@pytest.mark.parametrize("value", [0, 1, -33])
+def test_that_the_verifier_has_no_challenges_is_not_the_nodes_fault(value: int) -> None:
+    """It has a code of its own, also under a policy that calls it a warning."""
+    assert exhausted(value, "challenges.exhausted") == "result.verifier-exhausted"
+    assert exhausted(value, "challenges.exhausted", "weights.walk.stale") == "result.verifier-exhausted"
+
+
+@pytest.mark.parametrize(
+    ("value", "codes"),
+    [
+        (96, ("challenges.exhausted",)),
+        (0, ()),
+        (-33, ("weights.walk.stale",)),
+        (-33, ("challenges.exhausted", "weights.walk.late")),
+        (32, ("challenges.exhausted", "weights.manifest.extra")),
+        (1, ("challenges.exhausted", "weights.reference.unknown")),
+    ],
+)
+def test_what_is_said_of_the_node_is_not_put_down_to_the_verifier(value: int, codes: tuple[str, ...]) -> None:
+    """Only if nothing else is said."""
+    assert exhausted(value, *codes) == "result.not-affirming"
+
+
+def test_an_affirming_node_without_new_challenges_may() -> None:
+    """What it has shown counts on."""
+    assert exhausted(2, "challenges.exhausted") is None

@@ -1,0 +1,44 @@
+"""What the database has of challenges, and of the nodes that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import msgspec
+
+from verifier.challenges.demand import AlikeNodes, Demand, Level, levels_of
+from verifier.store import nodes, pool, references
+from verifier.store.database import Tx
+
+
+async def read_fleet(tx: Tx) -> list[AlikeNodes]:
+    """Read the enrolled nodes, those that are alike together."""
+    return [
+        AlikeNodes(
+            row["operator"],
+            msgspec.json.decode(row["models"], type=tuple[str, ...]),
+            row["hardware_class"],
+            row["n"],
+        )
+        for row in await nodes.alike(tx)
+    ]
+
+
+async def read_levels(tx: Tx, in_force: Mapping[str, str], demand: Demand) -> tuple[Level, ...]:
+    """
+    Read how many challenges were minted and are left, by model and kind, and for how long they last.
+
+    Args:
+        in_force: By model, the digest of the reference value in force: only its challenges can be used now.
+    """
+    counts: dict[tuple[str, str], Level] = {}
+    for row in await pool.levels(tx):
+        so_far = counts.get((row["model"], row["kind"]), Level(model=row["model"], kind=row["kind"]))
+        counts[so_far.model, so_far.kind] = replace(
+            so_far,
+            minted=so_far.minted + row["minted"],
+            free=so_far.free + (row["free"] if row["state"] in references.LIVE else 0),
+            in_force=so_far.in_force + (row["free"] if in_force.get(row["model"]) == row["reference"] else 0),
+        )
+    return levels_of(counts.values(), demand)

@@ -1,0 +1,207 @@
+"""
+How many challenges are left and for how long, and who may use them up.
+
+It is read every few seconds and kept, so that no session costs a statement for it.  Calls come first: sessions that
+nodes open themselves get what is above the reserve, and each operator a fair share of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+from prometheus_client import Gauge
+
+from verifier.challenges.demand import Demand, Level, ModelDemand, demand_of
+from verifier.challenges.stock import read_fleet, read_levels
+from verifier.config import VerifierConfig
+from verifier.errors import PolicyError, RequestError, StoreError
+from verifier.service.clock import Clock
+from verifier.service.inputs import InputLoader
+from verifier.store.database import Database
+
+_EVERY_S: Final = 5.0
+_FLEET_EVERY_S: Final = 30.0
+_WARN_EVERY_S: Final = 3600.0
+_HOUR_S: Final = 3600.0
+_SLOT_S: Final = 60.0
+"""Announced sessions are counted by the minute."""
+_RESERVED_RETRY_S: Final = 600
+"""After how many seconds a node may ask again whether more was minted."""
+
+_log = structlog.get_logger("verifier")
+_free = Gauge("touchstone_pool_free", "Challenges left.", ["model", "kind"])
+_hours = Gauge(
+    "touchstone_pool_hours", "Hours of calls to the enrolled fleet that are left.", ["model", "kind"]
+)
+
+
+class HourlyCounts:
+    """How much each name has used within the last hour, by a monotonic clock in seconds."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._slots: OrderedDict[int, Counter[str]] = OrderedDict()
+        self._sums: Counter[str] = Counter()
+
+    def add(self, name: str) -> None:
+        """Count one use."""
+        self._slots.setdefault(self._forget(), Counter())[name] += 1
+        self._sums[name] += 1
+
+    def of(self, name: str) -> int:
+        """How much a name has used."""
+        self._forget()
+        return self._sums[name]
+
+    def total(self) -> int:
+        """How much all have used."""
+        self._forget()
+        return self._sums.total()
+
+    def retry_s(self, name: str) -> int:
+        """After how many seconds the oldest use of a name counts no more."""
+        now = self._monotonic()
+        oldest = next((slot for slot, used in self._slots.items() if name in used), None)
+        return 1 if oldest is None else max(math.ceil((oldest + 1) * _SLOT_S + _HOUR_S - now), 1)
+
+    def _forget(self) -> int:
+        """Forget what is older than an hour, and give the slot of now."""
+        now = self._monotonic()
+        while self._slots and (next(iter(self._slots)) + 1) * _SLOT_S + _HOUR_S <= now:
+            _, used = self._slots.popitem(last=False)
+            self._sums -= used
+        return int(now // _SLOT_S)
+
+
+class PoolWatch:
+    """Knows the levels of the pool, says when they are low, and lets announced sessions have what calls can spare."""
+
+    def __init__(self, config: VerifierConfig, db: Database, inputs: InputLoader, clock: Clock) -> None:
+        self._config = config
+        self._db = db
+        self._inputs = inputs
+        self._clock = clock
+        self.levels: tuple[Level, ...] = ()
+        self._by_place: dict[tuple[str, str], Level] = {}
+        self._demand: Demand = {}
+        self._fleet_at = -math.inf
+        self._announced = HourlyCounts(clock.monotonic)
+        self._warned: dict[tuple[str, str], float] = {}
+
+    async def run(self, leads: Callable[[], bool]) -> None:
+        """Look every few seconds until cancelled; warn while this replica *leads*."""
+        while True:
+            try:
+                await self.refresh()
+                if leads():
+                    self.warn()
+            except (StoreError, PolicyError) as error:
+                # What was read last goes on counting.
+                _log.error("the levels of the pool could not be read", error=str(error))
+            await asyncio.sleep(_EVERY_S)
+
+    async def refresh(self) -> None:
+        """
+        Read the levels, and twice a minute the enrolled fleet.
+
+        Raises:
+            StoreError: The database cannot be used.
+            PolicyError: No policy is active.
+        """
+        now = self._clock.monotonic()
+        if not self._demand or now - self._fleet_at >= _FLEET_EVERY_S:
+            self._demand, self._fleet_at = await self._read_demand(), now
+        async with self._db.read() as tx:
+            in_force = await self._inputs.load_digests_in_force(tx)
+            self.levels = await read_levels(tx, in_force, self._demand)
+        self._by_place = {(level.model, level.kind): level for level in self.levels}
+        for level in self.levels:
+            _free.labels(level.model, level.kind).set(level.free)
+            _hours.labels(level.model, level.kind).set(level.hours)
+
+    async def _read_demand(self) -> Demand:
+        async with self._db.read() as tx:
+            rollout = await self._inputs.load_rollout(tx)
+            thresholds = (await self._inputs.load_bundle(tx, rollout.active)).thresholds
+        async with self._db.scan() as tx:
+            fleet = await read_fleet(tx)
+        wide = {name for name, hardware in thresholds.classes.items() if hardware.int8_ops is not None}
+        sessions = self._config.sessions
+        return demand_of(
+            self._config.calls,
+            fleet,
+            wide,
+            announced_per_node=sessions.announced_per_hour,
+            announced_per_operator=sessions.operator_quota,
+        )
+
+    def is_low(self, level: Level) -> bool:
+        """Whether somebody should mint more."""
+        pool = self._config.pool
+        return level.free < pool.low_water or level.hours < pool.low_hours
+
+    def warn(self) -> None:
+        """Say what is low: once when it becomes so, and again each hour."""
+        now = self._clock.monotonic()
+        for level in self.levels:
+            place = (level.model, level.kind)
+            if not self.is_low(level):
+                if self._warned.pop(place, None) is not None:
+                    _log.info("there are enough challenges again", model=level.model, kind=level.kind)
+                continue
+            if now - self._warned.get(place, -math.inf) < _WARN_EVERY_S:
+                continue
+            self._warned[place] = now
+            _log.warning(
+                "challenges run low; mint more with: touchstone challenges mint, or keep",
+                model=level.model,
+                kind=level.kind,
+                free=level.free,
+                hours=None if math.isinf(level.hours) else round(level.hours, 1),
+            )
+
+    def count_announced(self, operator: str) -> None:
+        """Count a session that a node of *operator* has opened itself."""
+        self._announced.add(operator)
+
+    def check_announced(self, operator: str, models: Sequence[str]) -> None:
+        """
+        Check that a node of *operator* may use challenges in a session that it opens itself.
+
+        Raises:
+            RequestError: What is left is kept for calls, or the operator has had its share.
+        """
+        spare = min((self._spare(model) for model in models), default=math.inf)
+        if spare < 1:
+            raise RequestError(
+                f"fewer challenges are left than calls need in {self._config.pool.reserve_hours:g} hours",
+                code="challenges.reserved",
+                retry_after=_RESERVED_RETRY_S,
+            )
+        # What others have used within the hour is gone from the levels already: the share is of both together.
+        sharers = max((self._demand.get(model, ModelDemand()).operators for model in models), default=1) or 1
+        share = min(self._config.sessions.operator_quota, (spare + self._announced.total()) / sharers)
+        if self._announced.of(operator) + 1 > share:
+            raise RequestError(
+                f"the nodes of an operator may open {int(share)} sessions with challenges within an hour now",
+                code="challenges.quota",
+                retry_after=self._announced.retry_s(operator),
+            )
+
+    def _spare(self, model: str) -> float:
+        """How many announced sessions for a model the calls can spare; infinite if it has no challenges at all."""
+        wanted = self._demand.get(model, ModelDemand())
+        wides = self._by_place.get((model, "wide"))
+        left = []
+        for kind in ("read", "walk"):
+            level = self._by_place.get((model, kind))
+            # An empty pool has nothing that could be kept: the session says that it is empty.
+            if level is not None and level.in_force:
+                rate = wanted.rate(kind, has_wides=wides is not None and wides.in_force > 0)
+                left.append(float(level.in_force - rate.within(self._config.pool.reserve_hours)))
+        return min(left, default=math.inf)
