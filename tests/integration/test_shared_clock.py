@@ -209,6 +209,7 @@ class Slow:
 
     def __init__(self, service: Service, behind_s: float) -> None:
         self.clock, self.marks = service.clock, service.marks
+        self.now_ms = service.now_ms
         self.db = self
         self._real = service.db
         self._behind_s = behind_s
