@@ -4,8 +4,8 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
     verifier.toml        the settings, each with its default
     keys/ear-*.pem       keys that sign results; the newest by name signs, all are in the JWKS
     pool.key             the secret that challenges are derived from
-    admin.token          for people: incidents, tokens, nodes
-    router.token         for routers: reports of what they have seen
+    admin.token          the credential `home-admin`, an administrator; remove the file to end it
+    router.token         the credential `home-router`, a router; remove the file to end it
     policy/              the policy bundle that a new verifier starts with
     author.pem           a key to sign policies with
     authors/*.pem        public keys that may sign policies
@@ -36,6 +36,7 @@ from msgspec import Meta, Struct
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
 from attester.settings import new_folder, read_toml, to_toml
+from verifier.access_config import AccessConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.front_config import FrontConfig
 from verifier.result_keys import ResultKey
@@ -127,6 +128,8 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """For one evaluation."""
     memory_mib: Annotated[int, Meta(ge=16, le=65536)] = 512
     """For one worker, in addition to what it has when it starts."""
+    two_person: bool = False
+    """Whether a policy is put in force only by another credential than the one that published it."""
 
 
 class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,7 +150,7 @@ class IncidentsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[incidents]``."""
 
     two_person: bool = False
-    """Whether a release takes effect only after a second person has taken it too."""
+    """Whether a release takes effect only after a second person has taken it too, with a credential of their own."""
 
 
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,6 +162,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     calls: CallsConfig = CallsConfig()
     store: StoreConfig = StoreConfig()
     pool: PoolConfig = PoolConfig()
+    access: AccessConfig = AccessConfig()
     policy: PolicyConfig = PolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
@@ -250,7 +254,9 @@ class Home:
         return PoolKey(secret)
 
     def token(self, name: str) -> str:
-        """The token ``NAME.token``."""
+        """The token ``NAME.token``; empty if the file was removed: then nobody has it."""
+        if not (self.path / f"{name}.token").exists():
+            return ""
         text = self._private(f"{name}.token").decode("ascii", errors="replace").strip()
         if len(text) < _MIN_TOKEN_LENGTH:
             raise ConfigError(f"{self.path / name}.token must have at least {_MIN_TOKEN_LENGTH} characters")

@@ -10,8 +10,8 @@ clients send it bare.  Both forms are read, and are the same key.
  4. A key that was used for one request is refused for another (422).
  5. A request that failed or was abandoned may be tried again.
 
-Memory is bounded, so 2 to 4 hold while there is room: the finished requests that were asked for
-least recently are forgotten first.  A running request is never forgotten.
+Memory is bounded, so 2 to 4 hold while there is room: of the caller that has most, the finished requests
+that were asked for least recently are forgotten first.  A running request is never forgotten.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from router.model.errors import RouterError
+from router.model.shares import Shares
 
 _MAX_KEY: Final = 255
 _QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
@@ -74,6 +75,8 @@ class IdempotencyCache:
     """
     Requests with a key, running and finished, in bounded memory.
 
+    Where there is no more room, the owner that has most loses what it has not asked for the longest time.
+
     Args:
         monotonic: A monotonic clock in seconds.
         ttl_s: For how long a finished request is remembered, in seconds.
@@ -97,13 +100,16 @@ class IdempotencyCache:
         self._max_bytes = max_bytes
         self._max_answer = min(max_answer, max_bytes)
         self._running: dict[_Id, bytes] = {}
-        # The finished requests twice: by when they were last asked for, and by when they expire.
-        self._by_use: OrderedDict[_Id, _Finished] = OrderedDict()
+        self._finished: dict[_Id, _Finished] = {}
+        # Their ids twice: by when they were last asked for, for each owner, and by when they expire.
+        self._by_use: dict[str, OrderedDict[_Id, None]] = {}
         self._by_end: OrderedDict[_Id, float] = OrderedDict()
+        self._shares = Shares()
         self._bytes = 0
+        self._bytes_of: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._running) + len(self._by_use)
+        return len(self._running) + len(self._finished)
 
     @property
     def size(self) -> int:
@@ -127,7 +133,7 @@ class IdempotencyCache:
         """
         entry = (owner, _unquoted(key))
         self._expire(entry)
-        running, finished = self._running.get(entry), self._by_use.get(entry)
+        running, finished = self._running.get(entry), self._finished.get(entry)
         known = finished.fingerprint if finished is not None else running
         if known is None:
             if len(self) >= self._max_entries:
@@ -141,7 +147,7 @@ class IdempotencyCache:
         if finished is None:
             message = "a request with this Idempotency-Key is running"
             raise IdempotencyError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
-        self._by_use.move_to_end(entry)
+        self._by_use[owner].move_to_end(entry)
         if finished.answer is None:
             message = (
                 "the request with this Idempotency-Key was completed, and its answer could not be cached"
@@ -164,20 +170,29 @@ class IdempotencyCache:
         if size > self._max_answer:
             answer, size = None, 0
         while self._bytes + size > self._max_bytes:
-            self._drop(next(iter(self._by_use)))
-        self._by_use[entry] = _Finished(fingerprint, answer, size)
+            # Whose answers are largest loses one, so that nobody's are pushed out by one who has more.
+            self._drop_oldest(
+                max(self._bytes_of, key=lambda each: self._bytes_of[each] + (size if each == owner else 0))
+            )
+        self._finished[entry] = _Finished(fingerprint, answer, size)
+        self._by_use.setdefault(owner, OrderedDict())[entry] = None
         self._by_end[entry] = self._monotonic() + self._ttl_s
+        self._shares.add(owner)
         self._bytes += size
+        self._bytes_of[owner] = self._bytes_of.get(owner, 0) + size
 
     def forget(self, owner: str, key: str) -> None:
         """Note that a request failed or was abandoned: it may be tried again.  Nothing happens if it is not running."""
         self._running.pop((owner, _unquoted(key)), None)
 
     def _make_room(self) -> None:
-        if not self._by_use:
+        if not self._finished:
             message = "too many requests with an Idempotency-Key are running"
             raise IdempotencyError(503, "idempotency_full", message, _RETRY_AFTER_S)
-        self._drop(next(iter(self._by_use)))
+        self._drop_oldest(self._shares.largest())
+
+    def _drop_oldest(self, owner: str) -> None:
+        self._drop(next(iter(self._by_use[owner])))
 
     def _expire(self, wanted: _Id) -> None:
         now = self._monotonic()
@@ -190,8 +205,13 @@ class IdempotencyCache:
             self._drop(oldest)
 
     def _drop(self, entry: _Id) -> None:
-        self._bytes -= self._by_use.pop(entry).size
-        del self._by_end[entry]
+        owner, size = entry[0], self._finished.pop(entry).size
+        del self._by_end[entry], self._by_use[owner][entry]
+        self._shares.remove(owner)
+        self._bytes -= size
+        self._bytes_of[owner] -= size
+        if not self._by_use[owner]:
+            del self._by_use[owner], self._bytes_of[owner]
 
 
 def _unquoted(header: str) -> str:

@@ -139,7 +139,7 @@ async def kill_postgres(tmp_path: Path, model_folder: Path, server: Any) -> None
                 await asyncio.to_thread(servers.kill, server)
                 await asyncio.sleep(0.3)
                 if number == 0:
-                    await is_unavailable(http, fleet.verifier_url)
+                    await is_unavailable(http, fleet)
                 await asyncio.to_thread(servers.start, server)
             await wait_for_results(load)
             for task in tasks:
@@ -166,8 +166,9 @@ async def wait_for_results(load: Load) -> None:
     raise AssertionError(f"no results for a minute; the last refusal: {load.refused[-1:]}")
 
 
-async def is_unavailable(http: aiohttp.ClientSession, url: str) -> None:
-    async with http.get(f"{url}/api/v1/nodes") as response:
+async def is_unavailable(http: aiohttp.ClientSession, fleet: Fleet) -> None:
+    url = f"{fleet.verifier_url}/api/v1/nodes"
+    async with http.get(url, headers=fleet.administrator) as response:
         assert response.status == 503
         assert int(response.headers["Retry-After"]) > 0
         assert (await response.json(content_type=None))["type"].endswith("#store.unavailable")

@@ -255,6 +255,24 @@ async def test_a_dropped_session_frees_no_challenge(verifier) -> None:
     assert len(await verifier.rows("SELECT * FROM pool WHERE session_id IS NOT NULL")) == 2
 
 
+@pytest.mark.parametrize("status", ["failed", "gone"])
+async def test_the_database_decides_what_a_session_is_worth(verifier, status: str) -> None:
+    """Another process may end a session that this one has opened and remembers."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    async with transaction(verifier.service.db) as tx:
+        if status == "failed":
+            await sessions.drop(tx, session.id, verifier.service.now_ms())
+        else:
+            await tx.execute("DELETE FROM pool WHERE session_id = ?", session.id)
+            await tx.execute("DELETE FROM sessions WHERE id = ?", session.id)
+    evidence = node.evidence(session, iat=verifier.clock.seconds)
+    with pytest.raises(
+        VerifierError, match="expired or was dropped" if status == "failed" else "no such session"
+    ):
+        await verifier.client(node).submit(session, evidence)
+
+
 async def test_an_empty_pool_is_said_and_never_passes(verifier) -> None:
     """`challenges.exhausted`: nothing was asked, so nothing is shown."""
     async with transaction(verifier.service.db) as tx:

@@ -14,9 +14,21 @@ from verifier.config import Home, VerifierConfig, only_process
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
-from verifier.service import calls, discovery, events, incidents, nodes, problem, sessions, sweep
+from verifier.service import (
+    access,
+    calls,
+    credentials,
+    discovery,
+    events,
+    incidents,
+    nodes,
+    problem,
+    sessions,
+    sweep,
+)
 from verifier.service import policies as policy_resources
 from verifier.service import references as reference_resources
+from verifier.service.access import Route
 from verifier.service.appraiser import Appraiser
 from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
@@ -102,6 +114,14 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
     await db.write(publish_and_activate)
 
 
+def routes() -> list[Route]:
+    """Every route of the verifier."""
+    resources = (
+        sessions, calls, nodes, events, incidents, discovery, policy_resources, reference_resources
+    )  # fmt: skip
+    return [route for resource in resources for route in resource.routes()]
+
+
 def make_app(service: Service) -> web.Application:
     """The verifier's application over an open service."""
     app = web.Application(middlewares=[problem.middleware, _note_outages, _limit_strangers])
@@ -117,10 +137,7 @@ def make_app(service: Service) -> web.Application:
     app[REJUDGER] = Rejudger(service)
     app[CALL_SCHEDULER] = CallScheduler(service)
     app[FEED] = EventFeed(service)
-    for resource in (
-        sessions, calls, nodes, events, incidents, discovery, policy_resources, reference_resources,
-    ):  # fmt: skip
-        app.add_routes(resource.routes())
+    access.mount(app, routes(), credentials.identify)
     app.cleanup_ctx.append(_tasks)
     app.on_shutdown.append(_end_streams)
     return app
@@ -165,6 +182,8 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
     ]
+    if service.oidc is not None:
+        tasks.append(asyncio.create_task(_forever(service.oidc.refresh_if_due), name="oidc"))
     yield
     for task in tasks:
         task.cancel()

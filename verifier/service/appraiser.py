@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
@@ -40,6 +41,7 @@ _HISTORY_LENGTH: Final = 16
 _MAX_ATTEMPTS: Final = 10
 _MORE_ASKS: Final = 2
 """So often a policy that gives no outcome is asked again: as often as there are workers by default."""
+_LOGGED_NODES: Final = 10_000
 _OFFLOAD_BYTES: Final = 32 * 1024
 """Larger evidence takes so long to parse that other requests would notice."""
 
@@ -67,12 +69,32 @@ async def _again(tx: Tx, session: StoredSession, known: Row, now_ms: int) -> Ans
     return Answer(known, await sessions.waiting(tx, known["node_id"], session.channel, now_ms))
 
 
+class _Changes:
+    """What was last logged of a node.  If there are too many nodes, those of the oldest lines are forgotten."""
+
+    def __init__(self) -> None:
+        self._last: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+
+    def is_new(self, node_id: str, found: tuple[str, ...], *, good: bool) -> bool:
+        """Note what was found of a node; whether it is worth a line: it is not *good*, and was not so before."""
+        if good:
+            self._last.pop(node_id, None)
+            return False
+        if self._last.get(node_id) == found:
+            return False
+        self._last[node_id] = found
+        while len(self._last) > _LOGGED_NODES:
+            self._last.popitem(last=False)
+        return True
+
+
 class Appraiser:
     """Appraises what is submitted to a session."""
 
     def __init__(self, service: Service, shadow: ShadowAppraiser) -> None:
         self._service = service
         self._shadow = shadow
+        self._changes = _Changes()
 
     async def submit(
         self, session: StoredSession, media_type: str, data: bytes, open_next: OpenNext | None = None
@@ -166,14 +188,16 @@ class Appraiser:
     ) -> None:
         """Count and log an appraisal, and let the shadow policy judge it."""
         _appraised.labels(row["status"]).inc()
-        if checked.findings or row["status"] != _GOOD:
-            # The metrics count what is as it should be: at a thousand a second nobody reads a line for each.
+        node, reasons = submission.node.id, sorted({finding.code for finding in checked.findings})
+        # The metrics count what is as it should be, and what is as it was: at a thousand a second nobody reads
+        # a line for each.
+        if self._changes.is_new(node, (row["status"], *reasons), good=not reasons and row["status"] == _GOOD):
             _log.info(
                 "appraised",
-                node=submission.node.id,
+                node=node,
                 status=row["status"],
                 channel=str(submission.session.channel),
-                reasons=sorted({finding.code for finding in checked.findings}),
+                reasons=reasons,
             )
         if submission.public:
             self._shadow.enqueue(row["id"], inputs.rollout)
@@ -191,7 +215,9 @@ class Appraiser:
         self, tx: Tx, session: StoredSession, node: Node, opened: OpenedEvidence, now_ms: int
     ) -> tuple[AppraisalInputs, Context]:
         service = self._service
-        asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+        asked = session.asked
+        if asked is None:
+            asked = posing.pose(session.entries, session.exhausted, service.pool_key)
         present = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
         models = sorted({*node.models, *asked, *present})
         inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms)

@@ -18,6 +18,8 @@ from msgspec import Meta, Struct
 from verifier.challenges import posing
 from verifier.errors import RequestError, VerifierError
 from verifier.schemes.context import Answers, Channel, Node
+from verifier.service import access
+from verifier.service.access import Route
 from verifier.service.call_plan import CallPlan, PlannedNode
 from verifier.service.channels import Channels
 from verifier.service.front import note_failure
@@ -327,12 +329,17 @@ class CallScheduler:
 CALL_SCHEDULER: web.AppKey[CallScheduler] = web.AppKey("call_scheduler", CallScheduler)
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
     return [
-        web.get("/api/v1/nodes/{id}/calls", hold, allow_head=False),
-        web.post("/api/v1/calls/{session}/answers", answer),
-    ]
+        Route(
+            method="GET", path="/api/v1/nodes/{id}/calls", handler=hold, allowed=access.BY_NODE,
+            summary="Hold a node's call channel open.", has_head=False, signs_body=True,
+        ),
+        access.post(
+            "/api/v1/calls/{session}/answers", answer, access.BY_NODE, "Answer a call.", signs_body=True
+        ),
+    ]  # fmt: skip
 
 
 async def hold(request: web.Request) -> web.StreamResponse:

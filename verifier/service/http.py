@@ -1,10 +1,8 @@
-"""What every resource needs of HTTP: bounded bodies, JSON, pages and bearer tokens."""
+"""What every resource needs of HTTP: bounded bodies, JSON and pages."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -12,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from verifier.errors import RequestError
-from verifier.service.front import note_failure, note_identity, visit_of
+from verifier.service.front import visit_of
 
 MAX_JSON: Final = 64 * 1024
 MAX_PAGE: Final = 500
@@ -127,19 +125,3 @@ def integer(request: web.Request, name: str, *, default: int, low: int, high: in
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and low <= int(text) <= high):
         raise RequestError(f"{name} must be an integer from {low} to {high}")
     return int(text)
-
-
-def require_bearer(request: web.Request, token: str) -> None:
-    """
-    Refuse a request that does not have *token* as its bearer token.
-
-    Raises:
-        RequestError: it has none, or another one; or there were too many failures.
-    """
-    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(
-        presented.encode(errors="surrogateescape"), token.encode()
-    ):
-        note_failure(request)
-        raise RequestError("the bearer token is missing or wrong", code="request.unauthorised")
-    note_identity(request, f"token:{hashlib.sha256(token.encode()).hexdigest()[:16]}")

@@ -43,6 +43,7 @@ _STATUS: Final = {
     "request.unauthorised": 401,
     "request.replayed": 409,
     "request.forbidden": 403,
+    "request.issuer-unavailable": 503,
     "request.too-often": 429,
     "service.busy": 503,
     "request.not-found": 404,
@@ -51,6 +52,7 @@ _STATUS: Final = {
     "session.expired": 410,
     "session.closed": 409,
     "token.unusable": 403,
+    "key.exists": 409,
     "node.exists": 409,
     "incident.state": 409,
     "incident.report-reused": 409,
@@ -103,7 +105,7 @@ async def middleware(
         answer = response(error.code, str(error), retry_after=error.retry_after)
     except VerifierError as error:
         if status_of(error.code) >= 500:
-            _log.error("request failed", path=request.path, error=str(error))
+            _log.error("request failed", path=_place(request), error=str(error))
             retry_after = RETRY_AFTER_S if isinstance(error, UnavailableError) else None
             answer = response(error.code, INTERNAL, retry_after=retry_after)
         else:
@@ -117,12 +119,18 @@ async def middleware(
         raise
     except Exception:  # noqa: BLE001
         # No handler is above this one: nothing of an internal failure may reach the caller.
-        _log.exception("request failed", path=request.path)
+        _log.exception("request failed", path=_place(request))
         answer = response("verifier.internal", INTERNAL)
     if not request.content.at_eof():
         # The rest of the body need not be read: the connection ends with the response.
         answer.force_close()
     return answer
+
+
+def _place(request: web.Request) -> str:
+    """The path with the names of its parts: the id of a session opens it, and must not be in a log."""
+    resource = request.match_info.route.resource
+    return "an unknown path" if resource is None else resource.canonical
 
 
 def from_aiohttp(error: web.HTTPException) -> web.Response:

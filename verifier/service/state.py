@@ -19,14 +19,17 @@ from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine
 from verifier.result_keys import ResultKey, VerifyingKey
+from verifier.roles import HOME_ADMIN, HOME_ROUTER, Caller, Role
 from verifier.schemes.context import Node
 from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.service.front import note_failure, note_identity
 from verifier.service.inputs import InputLoader
+from verifier.service.oidc import Issuer
+from verifier.service.opened import OpenedSessions
 from verifier.service.rates import Rates
 from verifier.service.sealed import Sealer
-from verifier.store import nodes
+from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
 from verifier.store.marks import HighWater
 from verifier.store.restoring import Fence
@@ -48,6 +51,7 @@ class Service:
     """The key that signs is the last."""
     pool_key: PoolKey
     admin_token: str
+    """The tokens of the home; empty if its file was removed."""
     router_token: str
     clock: Clock
     marks: HighWater
@@ -58,17 +62,26 @@ class Service:
     """Keys that may sign policies, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
+    opened: OpenedSessions = field(default_factory=OpenedSessions)
+    oidc: Issuer | None = field(init=False)
+    """The issuer whose tokens are credentials, if one is configured."""
     duties: Duties = field(init=False)
     sealer: Sealer = field(init=False)
     node_rates: Rates = field(init=False)
+    caller_rates: Rates = field(init=False)
+    """By the name of a credential."""
     session_rates: Rates = field(init=False)
     """By session of a node: whoever learns a session's id can spend no more than what that session has."""
 
     def __post_init__(self) -> None:
         sessions = self.config.sessions
+        oidc = self.config.access.oidc
+        object.__setattr__(self, "oidc", None if oidc is None else Issuer(oidc, self.clock))
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
         object.__setattr__(self, "duties", Duties(self.db, self.clock))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
+        per_caller = self.config.access.per_caller_per_minute
+        object.__setattr__(self, "caller_rates", Rates(per_caller, self.clock.monotonic))
         per_session = _PER_SESSION * sessions.per_node_per_minute
         object.__setattr__(self, "session_rates", Rates(per_session, self.clock.monotonic))
 
@@ -85,6 +98,15 @@ class Service:
     def jwks(self) -> bytes:
         """Every key that can have signed a live result, the newest first (RFC 7517 §5)."""
         return msgspec.json.encode({"keys": [key.verifying.jwk() for key in reversed(self.keys)]})
+
+    @cached_property
+    def home_callers(self) -> Mapping[bytes, Caller]:
+        """The callers with a token of the home, by its digest."""
+        given = {
+            self.admin_token: Caller(HOME_ADMIN, frozenset({Role.ADMINISTRATOR})),
+            self.router_token: Caller(HOME_ROUTER, frozenset({Role.ROUTER})),
+        }
+        return {api_keys.digest_of(token): caller for token, caller in given.items() if token}
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, by the clock that all replicas share: what one writes, another compares."""

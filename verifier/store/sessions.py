@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.schemes.context import Answers, Channel
+from verifier.schemes.context import Answers, Channel, IssuedChallenges
 from verifier.store import incidents, pool, walks
 from verifier.store.database import Row, Tx
 from verifier.store.ids import in_pieces, new_id, new_nonce
@@ -58,6 +58,8 @@ class StoredSession:
     """How many nodes were called at the same moment, if more than one."""
     sealed: bool = False
     """Whether it has no row yet (`verifier.service.sealed`)."""
+    asked: Mapping[str, IssuedChallenges] | None = None
+    """By model, the challenges as they were posed; `None` if they were not posed yet."""
     pushed_ms: int | None = None
     """When the call was pushed, by the clock that all replicas share; `None` if one process works alone."""
     ended: EndedCall | None = None

@@ -322,3 +322,36 @@ def test_bounds_hold_and_nothing_is_done_twice_at_once(steps: list[tuple[str, st
         assert len(running) <= len(kept) <= 4
         assert 0 <= kept.size <= 100
     assert statuses <= {400, 409, 503}
+
+
+def test_a_flood_forgets_its_own() -> None:
+    """By number: however many keys one caller uses, another's answer is given again."""
+    cache = IdempotencyCache(monotonic=lambda: 0.0, max_entries=10)
+    for n in range(3):
+        cache.begin("ada", f"a{n}", FINGERPRINT)
+        cache.keep("ada", f"a{n}", answer_of(10))
+    for n in range(100):
+        cache.begin("flood", f"f{n}", FINGERPRINT)
+        cache.keep("flood", f"f{n}", answer_of(10))
+    assert all(cache.begin("ada", f"a{n}", FINGERPRINT) == answer_of(10) for n in range(3))
+
+
+def test_large_answers_forget_their_own() -> None:
+    """By bytes, likewise."""
+    cache = IdempotencyCache(monotonic=lambda: 0.0, max_bytes=10_000)
+    for n in range(3):
+        cache.begin("ada", f"a{n}", FINGERPRINT)
+        cache.keep("ada", f"a{n}", answer_of(1000))
+    for n in range(20):
+        cache.begin("flood", f"f{n}", FINGERPRINT)
+        cache.keep("flood", f"f{n}", answer_of(2500))
+    assert all(cache.begin("ada", f"a{n}", FINGERPRINT) == answer_of(1000) for n in range(3))
+    assert cache.begin("flood", "f19", FINGERPRINT) == answer_of(2500)
+    assert cache.size <= 10_000
+
+
+FINGERPRINT = b"\0" * 32
+
+
+def answer_of(size: int) -> CachedResponse:
+    return CachedResponse(200, "", (), b"x" * size)

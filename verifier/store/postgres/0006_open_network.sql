@@ -6,3 +6,19 @@ ALTER TABLE sessions ADD COLUMN told_ms BIGINT;
 
 -- Calls that nobody has answered for long: it is looked for them every second.
 CREATE INDEX sessions_called ON sessions (issued_ms) WHERE status = 'waiting' AND channel = 'call';
+
+-- Who may call what: API keys. A row holds the digest of a key, which is shown once when it is made.
+CREATE TABLE api_keys (
+    digest      BYTEA PRIMARY KEY,             -- SHA-256 of the key
+    name        TEXT COLLATE "C" NOT NULL,     -- the actor of every step that its holder takes
+    roles       TEXT NOT NULL,                 -- JSON
+    operator    TEXT,
+    created_ms  BIGINT NOT NULL,
+    created_by  TEXT NOT NULL,
+    expires_ms  BIGINT,
+    revoked_ms  BIGINT
+);
+CREATE UNIQUE INDEX api_keys_name ON api_keys (name) WHERE revoked_ms IS NULL;
+-- An operator sees its own nodes and incidents, by pages.
+CREATE INDEX nodes_operator ON nodes (operator, id);
+CREATE INDEX incidents_operator ON incidents (operator, id);
