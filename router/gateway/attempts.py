@@ -56,6 +56,10 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """What was seen of the stream, if one was asked for."""
     counted: Usage | None = None
     """The router's own count, once it is made."""
+    is_exact: bool = False
+    """Whether the model's tokeniser has counted all of it."""
+    was_given: bool = False
+    """Whether the node was given the request, or may have been."""
 
     @property
     def claimed(self) -> Usage | None:

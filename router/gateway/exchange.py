@@ -122,6 +122,8 @@ class Exchanges:
         request: NodeRequest,
         read: Callable[[NodeResponse], Awaitable[T]],
         meanwhile: Callable[[], Awaitable[None]] | None = None,
+        *,
+        on_given: Callable[[], None] | None = None,
     ) -> T:
         """
         Send a request, have its answer read, and give the connection back.
@@ -131,6 +133,7 @@ class Exchanges:
             request: What it is sent.
             read: Reads the answer; `post` returns what it makes of it.
             meanwhile: Runs while the node works.
+            on_given: Called when the request goes out.
 
         Raises:
             AttemptError: there is no answer, or it breaks off.
@@ -139,7 +142,9 @@ class Exchanges:
         response: NodeResponse | None = None
         went_well = False
         try:
-            response = await self._upstream.post(endpoint, request.operation.path, request.body, meanwhile)
+            response = await self._upstream.post(
+                endpoint, request.operation.path, request.body, meanwhile, on_given=on_given
+            )
             found = await read(response)
             went_well = True
         except ClientGoneError:
@@ -208,6 +213,7 @@ class Exchange:
         self._events = 0
         self._first_token_s: float | None = None
         self._claimed: Usage | None = None
+        self._was_given = False
         self._unsent = bytearray()
         self._waited_s = 0.0
         """Seconds that the client took to read."""
@@ -239,6 +245,9 @@ class Exchange:
     def abandoned(self) -> Attempt:
         """The attempt as it stands if the client has gone."""
         return self._ended(Outcome.ABANDONED, "the client went away")
+
+    def _note_given(self) -> None:
+        self._was_given = True
 
     @property
     def _has_begun(self) -> bool:
@@ -275,6 +284,7 @@ class Exchange:
             has_begun=self._has_begun,
             answer=answer,
             stream=stream,
+            was_given=self._was_given,
         )
 
     async def _read_whole(self) -> Answer:
@@ -290,7 +300,9 @@ class Exchange:
 
         try:
             with TimeLimit(self._loop, self._began + allowance_s):
-                status, data = await self._exchanges.post(endpoint, self._request, read)
+                status, data = await self._exchanges.post(
+                    endpoint, self._request, read, on_given=self._note_given
+                )
         except TimeoutError:
             raise AttemptError(
                 self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
@@ -321,7 +333,9 @@ class Exchange:
 
         try:
             with limit:
-                return await self._exchanges.post(endpoint, self._request, read, sink.prepare)
+                return await self._exchanges.post(
+                    endpoint, self._request, read, sink.prepare, on_given=self._note_given
+                )
         except TimeoutError:
             self._check_late_stream(sink)
         return None
@@ -349,7 +363,7 @@ class Exchange:
         make_reader = self._request.operation.read_stream
         assert make_reader is not None
         reader = self._reader = make_reader()
-        parser, max_tokens = EventParser(), self._request.max_tokens
+        parser, max_tokens = EventParser(), self._request.max_shown_tokens
         try:
             async for data in response.content.iter_any():
                 has_text = False

@@ -12,6 +12,7 @@ from router.config import ApiKey
 from router.gateway.errors import GatewayError
 from router.model.errors import WorkloadError
 from router.model.operations import Operation
+from router.model.tokens import prompt_ids
 from router.model.workload import Table, Workload
 
 _MAX_MODEL_NAME: Final = 128
@@ -33,6 +34,13 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     is_streamed: bool = False
     operator: str | None = None
     """The operator of nodes that the caller belongs to, if it belongs to one."""
+    caller: str = ""
+    """The name of the caller's API key."""
+
+    @property
+    def client(self) -> str:
+        """Who asks: all keys of one operator of nodes are one client, and so are all callers without a key."""
+        return f"key:{self.caller}" if self.operator is None else f"operator:{self.operator}"
 
     @property
     def wants_usage(self) -> bool:
@@ -41,8 +49,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
         return isinstance(options, dict) and options.get("include_usage") is True
 
     @property
-    def max_tokens(self) -> int | None:
-        """How many tokens the answer may have, all its choices together; `None` if the request does not say."""
+    def max_shown_tokens(self) -> int | None:
+        """How many tokens the client is shown at most, all choices together; `None` if the request does not say."""
         limits = [self.document.get(name) for name in ("max_tokens", "max_completion_tokens")]
         given = [limit for limit in limits if type(limit) is int and limit > 0]
         if not given:
@@ -52,7 +60,18 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
         answers = 1
         if isinstance(prompts, list) and not all(type(p) is int for p in prompts):
             answers = len(prompts)
-        return max(given) * answers * (choices if type(choices) is int and choices > 0 else 1)
+        # What is asked to be shown again comes in every choice.
+        return (max(given) * answers + self._max_echoed) * (
+            choices if type(choices) is int and choices > 0 else 1
+        )
+
+    @property
+    def _max_echoed(self) -> int:
+        """How many tokens of the request its answer may begin with.  A token is never less than a byte of text."""
+        if not self.document.get("echo"):
+            return 0
+        text = self.operation.prompt_text(self.document)
+        return len(text.encode(errors="surrogatepass")) + prompt_ids(self.document)
 
 
 def read_request(
@@ -102,6 +121,7 @@ def read_request(
         document=document,
         is_streamed=bool(is_streamed),
         operator=key.operator,
+        caller=key.name,
     )
 
 

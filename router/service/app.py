@@ -131,6 +131,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         await state.holds.sync()
         loops = _loops(state, name, to_nodes)
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        stack.callback(gateway.dispatcher.metering.close)
         try:
             yield state, gateway
         finally:

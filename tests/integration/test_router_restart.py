@@ -36,7 +36,7 @@ from tests.integration.gateway import (
 from tests.unit.router.doubles import until
 from tests.unit.router.support import MODEL
 
-KEYS = [key("ada"), key("rae", role="reviewer")]
+KEYS = [key("ada"), key("rae", role="reviewer"), key("sam", role="reviewer")]
 FLUSH_S = 0.3
 
 
@@ -69,8 +69,10 @@ class Place:
         self._stack.push_async_callback(made.end, signal.SIGKILL)
         return made
 
-    async def chat(self, router: RouterProcess, body: Any = CHAT, **headers: str) -> Heard:
-        return await ask(self.fleet.http, router.url, body, **by("ada"), **headers)
+    async def chat(
+        self, router: RouterProcess, body: Any = CHAT, by_whom: str = "ada", **headers: str
+    ) -> Heard:
+        return await ask(self.fleet.http, router.url, body, **by(by_whom), **headers)
 
     async def get(self, router: RouterProcess, path: str, name: str = "ada") -> Any:
         async with self.fleet.http.get(router.url + path, headers=by(name)) as response:
@@ -156,8 +158,8 @@ def with_tokeniser(router: RouterProcess) -> None:
 
 async def held(place: Place, router: RouterProcess) -> dict[str, Any]:
     """The router's hold of a node that claims too much, as soon as it is shown."""
-    for _ in range(ANSWERS):
-        assert (await place.chat(router)).status == 200
+    for number in range(ANSWERS):
+        assert (await place.chat(router, by_whom=("ada", "rae", "sam")[number % 3])).status == 200
 
     async def shown() -> Any:
         return (await place.get(router, "/api/v1/incidents", "rae"))["incidents"]
