@@ -80,7 +80,7 @@ def code(fleet: Fleet) -> str | None:
         {"stop": ["lorem " * 150]},
         {"an engine's own": 1},
     ],
-    ids=lambda extra: max(extra),
+    ids=max,
 )
 async def test_tokens_without_text_hold_no_node(fleet: Fleet, extra: dict[str, Any]) -> None:
     """Three tenants together ask for tokens that show nothing: an honest node is held, or unclean, for its true bill."""

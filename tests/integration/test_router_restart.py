@@ -277,8 +277,9 @@ async def test_routers_hold_what_the_others_hold(place: Place) -> None:
         return (await place.chat(second)).status == 503
 
     await eventually(turned_away, 15)
-    (shown,) = (await place.get(second, "/api/v1/incidents", "rae"))["incidents"]
-    assert shown["id"] == hold["id"]
+    # Until it is told, the second may have asked for a review because of the one client here.
+    shown = (await place.get(second, "/api/v1/incidents", "rae"))["incidents"]
+    assert [each["id"] for each in shown if each["holding"]] == [hold["id"]]
 
 
 async def test_routers_let_go_what_is_released_at_another(place: Place) -> None:
