@@ -190,7 +190,9 @@ def end_report(incident: Incident, reporters: Sequence[Reporter], now_ms: int) -
 def _review_reporter(reporter: Reporter, code: str) -> Transitions:
     if reporter.review is not None or not reporter.is_doubted:
         return ()
-    detail = f"it has reported {len(reporter.nodes)} or more nodes of {len(reporter.operators)} or more operators"
+    detail = (
+        f"it has reported {len(reporter.nodes)} or more nodes of {len(reporter.operators)} or more operators"
+    )
     finding = Finding(code, detail)
     return (Open(Draft(REPORTER_SUSPECT, Severity.SERIOUS, finding, reporter.cause), State.OPEN),)
 

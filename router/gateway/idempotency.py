@@ -10,8 +10,9 @@ clients send it bare.  Both forms are read, and are the same key.
  4. A key that was used for one request is refused for another (422).
  5. A request that failed or was abandoned may be tried again.
 
-Memory is bounded, so 2 to 4 hold while there is room: the finished requests that were asked for
-least recently are forgotten first.  A running request is never forgotten.
+Memory is bounded, so 2 to 4 hold while there is room.  If there is none, the caller that has most
+loses what it asked for least recently: no caller pushes out what others have.  A running request is
+never forgotten.
 """
 
 from __future__ import annotations
@@ -70,6 +71,16 @@ class _Finished:
     size: int
 
 
+class _Owned:
+    """The finished requests of one caller, by when they were last asked for."""
+
+    __slots__ = ("by_use", "size")
+
+    def __init__(self) -> None:
+        self.by_use: OrderedDict[str, _Finished] = OrderedDict()
+        self.size = 0
+
+
 class IdempotencyCache:
     """
     Requests with a key, running and finished, in bounded memory.
@@ -97,13 +108,13 @@ class IdempotencyCache:
         self._max_bytes = max_bytes
         self._max_answer = min(max_answer, max_bytes)
         self._running: dict[_Id, bytes] = {}
-        # The finished requests twice: by when they were last asked for, and by when they expire.
-        self._by_use: OrderedDict[_Id, _Finished] = OrderedDict()
+        # The finished requests twice: of each caller, and by when they expire.
+        self._owned: dict[str, _Owned] = {}
         self._by_end: OrderedDict[_Id, float] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._running) + len(self._by_use)
+        return len(self._running) + len(self._by_end)
 
     @property
     def size(self) -> int:
@@ -127,7 +138,7 @@ class IdempotencyCache:
         """
         entry = (owner, _unquoted(key))
         self._expire(entry)
-        running, finished = self._running.get(entry), self._by_use.get(entry)
+        running, finished = self._running.get(entry), self._find(entry)
         known = finished.fingerprint if finished is not None else running
         if known is None:
             if len(self) >= self._max_entries:
@@ -141,7 +152,7 @@ class IdempotencyCache:
         if finished is None:
             message = "a request with this Idempotency-Key is running"
             raise IdempotencyError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
-        self._by_use.move_to_end(entry)
+        self._owned[owner].by_use.move_to_end(entry[1])
         if finished.answer is None:
             message = (
                 "the request with this Idempotency-Key was completed, and its answer could not be cached"
@@ -163,9 +174,13 @@ class IdempotencyCache:
         size = 0 if answer is None else answer.size
         if size > self._max_answer:
             answer, size = None, 0
+        owned = self._owned.get(owner) or _Owned()
         while self._bytes + size > self._max_bytes:
-            self._drop(next(iter(self._by_use)))
-        self._by_use[entry] = _Finished(fingerprint, answer, size)
+            self._drop_of_largest(lambda each: each.size, owned, size)
+        # Only now: without its last request a caller is forgotten.
+        self._owned[owner] = owned
+        owned.by_use[entry[1]] = _Finished(fingerprint, answer, size)
+        owned.size += size
         self._by_end[entry] = self._monotonic() + self._ttl_s
         self._bytes += size
 
@@ -173,11 +188,25 @@ class IdempotencyCache:
         """Note that a request failed or was abandoned: it may be tried again.  Nothing happens if it is not running."""
         self._running.pop((owner, _unquoted(key)), None)
 
+    def _find(self, entry: _Id) -> _Finished | None:
+        owned = self._owned.get(entry[0])
+        return None if owned is None else owned.by_use.get(entry[1])
+
     def _make_room(self) -> None:
-        if not self._by_use:
+        if not self._by_end:
             message = "too many requests with an Idempotency-Key are running"
             raise IdempotencyError(503, "idempotency_full", message, _RETRY_AFTER_S)
-        self._drop(next(iter(self._by_use)))
+        self._drop_of_largest(lambda owned: len(owned.by_use))
+
+    def _drop_of_largest(
+        self, measure: Callable[[_Owned], int], asking: _Owned | None = None, wanted: int = 0
+    ) -> None:
+        """Forget the finished request that the caller with most asked for least recently."""
+        owner = max(
+            self._owned,
+            key=lambda name: measure(self._owned[name]) + (wanted if self._owned[name] is asking else 0),
+        )
+        self._drop((owner, next(iter(self._owned[owner].by_use))))
 
     def _expire(self, wanted: _Id) -> None:
         now = self._monotonic()
@@ -190,7 +219,12 @@ class IdempotencyCache:
             self._drop(oldest)
 
     def _drop(self, entry: _Id) -> None:
-        self._bytes -= self._by_use.pop(entry).size
+        owned = self._owned[entry[0]]
+        dropped = owned.by_use.pop(entry[1])
+        owned.size -= dropped.size
+        self._bytes -= dropped.size
+        if not owned.by_use:
+            del self._owned[entry[0]]
         del self._by_end[entry]
 
 

@@ -97,7 +97,10 @@ async def test_what_is_no_evidence_is_charged_by_the_routers_count(fleet: Fleet)
     _, answer, _ = await fleet.post(CHAT | {"best_of": 80}, CHATS, **by("ada"))
     await until(lambda: not fleet.app[GATEWAY].in_flight)
     counted = answer["usage"]["total_tokens"]
-    assert (answer["usage"]["completion_tokens"], fleet.app[GATEWAY].keyring.spent()["ada"][1]) == (4, counted)
+    assert (answer["usage"]["completion_tokens"], fleet.app[GATEWAY].keyring.spent()["ada"][1]) == (
+        4,
+        counted,
+    )
 
 
 async def test_one_tenant_alone_holds_no_node(fleet: Fleet) -> None:
@@ -175,3 +178,54 @@ async def test_a_prompt_costs_also_who_leaves_before_the_first_text(fleet: Fleet
     keyring = fleet.app[GATEWAY].keyring
     await until(lambda: len(keyring.spent()) == 2)
     assert all(20_000 <= tokens <= 30_000 for _, tokens in keyring.spent().values())
+
+
+def echoing(**extra: Any) -> tuple[dict[str, Any], Any]:
+    """A request that asks for its prompt again, and an honest engine that gives it token by token."""
+    body = {"model": CHAT["model"], "stream": True, "echo": True, "max_tokens": 1, **extra}
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        prompts = asked["prompt"] if isinstance(asked["prompt"], list) else [asked["prompt"]]
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+
+        async def event(index: int, text: str, end: str | None = None) -> None:
+            choice = {"index": index, "text": text, "finish_reason": end}
+            chunk = {"id": "x", "object": "text_completion", "choices": [choice]}
+            await answer.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+
+        for index, prompt in enumerate(prompts * asked.get("n", 1)):
+            for word in (*prompt.split(), "done"):
+                await event(index, f"{word} ")
+            await event(index, "", "length")
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+    return body, act
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"prompt": "word " * 300}, {"prompt": "word " * 100, "n": 3}, {"prompt": ["word " * 90, "word " * 80]}],
+    ids=["echo", "several", "prompts"],
+)
+async def test_a_prompt_that_is_asked_for_again_is_no_fault(fleet: Fleet, extra: dict[str, Any]) -> None:
+    """More events than `max_tokens`, because the client wants its prompt too: booked as the node's corruption."""
+    body, act = echoing(**extra)
+    (await fleet.node("a")).act = act
+    await fleet.start({"operations": ["completions"]})
+    heard = await fleet.ask(body, "/v1/completions")
+    assert (heard.status, heard.done) == (200, True)
+    await until(lambda: not fleet.app[GATEWAY].in_flight)
+    assert (fleet.failed("a"), fleet.standing("a").rejects) == (0, 0.0)
+
+
+async def test_more_than_was_asked_for_stays_a_fault(fleet: Fleet) -> None:
+    """An echo is bounded by its prompt: a node that goes on and on is not let go for it."""
+    body, act = echoing(prompt="word " * 300)
+    (await fleet.node("a")).act = act
+    await fleet.start({"operations": ["completions"]})
+    await fleet.ask({**body, "echo": False}, "/v1/completions")
+    await until(lambda: not fleet.app[GATEWAY].in_flight)
+    assert fleet.failed("a") > 0

@@ -33,7 +33,9 @@ async def test_one_router_token_holds_no_fleet(verifier) -> None:
     for node in nodes:
         assert (await report(verifier, node, **SETTLEMENT))[0] == 201
     await window_ends(verifier)
-    assert await states(verifier) == [("reporter-suspect", "open")] + [("settlement-mismatch", "suspected")] * 4
+    assert (
+        await states(verifier) == [("reporter-suspect", "open")] + [("settlement-mismatch", "suspected")] * 4
+    )
     (review,) = [each for each in await listed(verifier) if each["kind"] == "reporter-suspect"]
     assert (review["node"], review["cause"]) == (None, "router.settlement-mismatch@reporter:router")
 

@@ -48,7 +48,9 @@ def test_the_word_of_a_router_is_a_cause() -> None:
     """Whatever its name has in it; reference values and batches are none."""
     assert is_of_reporter(FIRST)
     assert is_of_reporter(OTHER)
-    assert not any(map(is_of_reporter, ("weights.read.wrong@batch:7", "a@reference:reporter:x", "reporter:x")))
+    assert not any(
+        map(is_of_reporter, ("weights.read.wrong@batch:7", "a@reference:reporter:x", "reporter:x"))
+    )
 
 
 def test_a_first_report_is_a_suspicion() -> None:
