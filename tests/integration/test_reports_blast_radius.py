@@ -10,6 +10,7 @@ from verifier.incidents import BLAST_WINDOW_MS, REPORTS_WINDOW_MS, report_draft
 from verifier.service import sweep
 from verifier.store import incidents
 
+STORES = ("sqlite", "postgres")
 DRAFT = report_draft(**SETTLEMENT)
 
 
