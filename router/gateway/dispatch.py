@@ -234,7 +234,8 @@ class Dispatcher:
         is_clean = is_claim_true and (stream is None or stream.is_done)
         first_token_s = None if stream is None else stream.first_token_s
         token_s = None
-        if first_token_s is not None and counted.completion > 1:
+        # A pace is of tokens that are all shown: with others a client could make a node look slow.
+        if first_token_s is not None and counted.completion > 1 and request.is_evidence:
             token_s = max(attempt.seconds - first_token_s, 0.0) / (counted.completion - 1)
         execution = Execution(
             Outcome.COMPLETED,

@@ -10,7 +10,6 @@ from router.gateway.attempts import Attempt
 from router.gateway.counting import CountingThreads
 from router.gateway.request import NodeRequest
 from router.model.clock import Clock
-from router.model.comparable import is_comparable
 from router.model.tokens import (
     Count,
     TokenCounter,
@@ -124,7 +123,7 @@ class Metering:
         if claimed is None or counted is None or not attempt.is_exact or not self.judges(request):
             return True
         # Who asks its own nodes could word claims for and against them as it likes.
-        if request.operator == attempt.operator or not is_comparable(request.document):
+        if request.operator == attempt.operator or not request.is_evidence:
             return True
         template_tokens = _TEMPLATE_TOKENS * templates(request.document)
         allowed = Usage(counted.prompt + template_tokens, counted.completion)

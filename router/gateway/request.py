@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from router.config import ApiKey
 from router.gateway.errors import GatewayError
+from router.model.comparable import is_comparable
 from router.model.errors import WorkloadError
 from router.model.operations import Operation
 from router.model.tokens import prompt_ids
@@ -17,6 +18,8 @@ from router.model.workload import Table, Workload
 
 _MAX_MODEL_NAME: Final = 128
 _SHOWN: Final = 40
+_MAX_EVIDENCE: Final = 256 << 10
+"""Bytes: to look through the messages of a larger body would hold up the loop."""
 _NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens")
 _READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS})
 """Keys that the router uses.  In another spelling a node might read them, and the router would not."""
@@ -41,6 +44,11 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     def client(self) -> str:
         """Who asks: all keys of one operator of nodes are one client, and so are all callers without a key."""
         return f"key:{self.caller}" if self.operator is None else f"operator:{self.operator}"
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether what is billed for it says something of the node, and not of what the client has asked for."""
+        return len(self.body) <= _MAX_EVIDENCE and is_comparable(self.document)
 
     @property
     def wants_usage(self) -> bool:

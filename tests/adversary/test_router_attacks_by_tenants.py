@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,27 @@ async def test_what_is_no_evidence_is_charged_by_the_routers_count(fleet: Fleet)
     )
 
 
+async def test_tokens_without_text_make_no_node_slow(fleet: Fleet) -> None:
+    """A tenant asks for tokens that show nothing: the few that it is shown come slowly, and close the floor of pace."""
+    await fleet.engine("a")
+    await fleet.start()
+    measured = []
+    for body in (STREAM | {"ignore_eos": True}, STREAM):
+        assert (await fleet.ask(body)).done
+        await until(lambda: not fleet.app[GATEWAY].in_flight)
+        measured.append("token" in fleet.statistics("a").recent)
+    assert measured == [False, True]
+
+
+async def test_a_large_body_is_no_evidence(fleet: Fleet) -> None:
+    """To look through its messages would hold up all other requests."""
+    await engine(fleet, lies)
+    large = {**CHAT, "messages": [{"role": "user", "content": "a " * (129 << 10)}]}
+    for number in range(ANSWERS):
+        assert (await fleet.post(large, CHATS, **by(TENANTS[number % 3])))[0] == 200
+    assert fleet.app[GATEWAY].dispatcher.metering._meter._sums == {}
+
+
 async def test_one_tenant_alone_holds_no_node(fleet: Fleet) -> None:
     """Whatever one tenant found that makes claims differ: a person is asked once, and the node goes on."""
     await engine(fleet, lies)
@@ -133,8 +155,9 @@ async def test_an_operators_own_work_is_no_evidence_about_its_nodes(fleet: Fleet
 
 
 async def test_counting_large_prompts_holds_up_no_lookup_of_names(fleet: Fleet) -> None:
-    """Ten large chats fill the threads that look up nodes' names and read the feed, and nodes look stalled."""
+    """A few large chats fill the threads that look up nodes' names and read the feed, and nodes look stalled."""
     go = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
 
     def slow(text: str) -> int:
         if len(text) > 10_000:
@@ -145,10 +168,10 @@ async def test_counting_large_prompts_holds_up_no_lookup_of_names(fleet: Fleet) 
     await fleet.start(sections={"keys": [key(name) for name in TENANTS]})
     fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(slow)}
     large = {**CHAT, "messages": [{"role": "user", "content": "attestation of nodes " * 5_000}]}
-    tasks = [asyncio.create_task(fleet.post(large, CHATS, **by("ada"))) for _ in range(40)]
+    tasks = [asyncio.create_task(fleet.post(large, CHATS, **by("ada"))) for _ in range(4)]
     try:
         threads = fleet.app[GATEWAY].dispatcher.metering._threads
-        await until(lambda: threads.waiting > 4_000_000)
+        await until(lambda: threads.waiting > 300_000)
         assert await asyncio.wait_for(asyncio.to_thread(len, "abc"), 5) == 3
         assert (await asyncio.wait_for(fleet.post(CHAT, CHATS, **by("bob")), 5))[0] == 200
     finally:
