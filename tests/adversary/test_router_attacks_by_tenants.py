@@ -120,8 +120,7 @@ async def test_a_large_body_is_no_evidence(fleet: Fleet) -> None:
     """To look through its messages would hold up all other requests."""
     await engine(fleet, lies)
     large = {**CHAT, "messages": [{"role": "user", "content": "a " * (129 << 10)}]}
-    for number in range(ANSWERS):
-        assert (await fleet.post(large, CHATS, **by(TENANTS[number % 3])))[0] == 200
+    assert (await fleet.post(large, CHATS, **by("ada")))[0] == 200
     assert fleet.app[GATEWAY].dispatcher.metering._meter._sums == {}
 
 
