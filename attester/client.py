@@ -105,8 +105,8 @@ class VerifierClient:
         return await self._json("GET", "/.well-known/veraison/verification", signed=False)
 
     async def reference(self, model: str) -> Mapping[str, Any]:
-        """A model's reference value, with the practice challenge."""
-        return await self._json("GET", f"/api/v1/reference-values/{model}", signed=False)
+        """A model's reference value, with the practice challenge; for enrolled nodes with this model."""
+        return await self._json("GET", f"/api/v1/reference-values/{model}")
 
     async def enrol(self, token: str, models: Sequence[str]) -> Mapping[str, Any]:
         """Enrol this key."""

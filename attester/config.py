@@ -185,6 +185,11 @@ class Home:
         """The secret shared with the engine; raises `KeyFileError`."""
         return identity.read_private(self.path / "engine.secret").decode("ascii", errors="replace").strip()
 
+    @property
+    def is_enrolled(self) -> bool:
+        """Whether the node was enrolled."""
+        return (self.path / "node.json").exists()
+
     def enrolment(self) -> Enrolment:
         """
         Read ``node.json``.

@@ -93,8 +93,9 @@ class Proof:
         Raises:
             COSEError, CBORError, ClaimError: the header does not have the scheme's form.
         """
+        # The name of a scheme is the same in any case (RFC 9110 §11.1).
         scheme, _, value = header.partition(" ")
-        if scheme != SCHEME or len(value) > _MAX_HEADER_BYTES:
+        if scheme.lower() != SCHEME.lower() or len(value) > _MAX_HEADER_BYTES:
             raise COSEError(f"not an Authorization header of scheme {SCHEME}")
         try:
             data = base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)

@@ -48,7 +48,9 @@ async def run_checks(
     for model, section in config.models.items():
         found.append(await _run_check(f"folder of {model}", _check_folder(section)))
         found.append(
-            await _run_check(f"practice challenge of {model}", _check_practice(model, client, collector))
+            await _run_check(
+                f"practice challenge of {model}", _check_practice(home, model, client, collector)
+            )
         )
     return found
 
@@ -103,7 +105,12 @@ async def _check_folder(section: ModelSection) -> str:
     return f"{len(opened.files)} files, {len(tensors)} tensors, {opened.total:,} bytes"
 
 
-async def _check_practice(model: str, client: VerifierClient, collector: Collector) -> str:
+async def _check_practice(home: Home, model: str, client: VerifierClient, collector: Collector) -> str:
+    if not home.is_enrolled:
+        raise ConfigError(
+            "this cannot be checked yet: the verifier gives reference values to enrolled nodes alone. "
+            "Enrol the node, and check again"
+        )
     document = await client.reference(model)
     practice = msgspec.convert(document.get("practice"), _Practice)
     challenge = ModelChallenge(

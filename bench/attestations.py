@@ -60,6 +60,7 @@ MUCH: Final[Mapping[str, Mapping[str, Any]]] = {
     "sessions": {
         "per_node_per_minute": 100_000,
         "per_address_per_minute": 1_000_000,
+        "strangers_per_minute": 1_000_000,
         "announced_per_hour": 1_000_000,
     },
     "policy": {"workers": 1},
@@ -114,10 +115,11 @@ class Measured:
     """Bytes that the process had written to disk."""
 
 
-def counters(url: str) -> dict[str, float]:
+def counters(url: str, credential: Mapping[str, str]) -> dict[str, float]:
     """The verifier's counters of its store."""
     found = {}
-    with urllib.request.urlopen(f"{url}/metrics") as response:
+    request = urllib.request.Request(f"{url}/metrics", headers=dict(credential))
+    with urllib.request.urlopen(request) as response:
         for line in response.read().decode().splitlines():
             name, _, value = line.partition(" ")
             if name.startswith("touchstone_store_"):
@@ -198,7 +200,7 @@ class Nodes:
             )
 
     def _counters(self) -> dict[str, float]:
-        found = [counters(url) for url in self._urls]
+        found = [counters(url, self._fleet.administrator) for url in self._urls]
         return {name: sum(each[name] for each in found) for name in found[0]}
 
     def _client(self, http: aiohttp.ClientSession, number: int, key: PrivateKey) -> VerifierClient:
@@ -226,7 +228,7 @@ class Nodes:
             self._done += 1
 
 
-async def follow(url: str, count: int) -> None:
+async def follow(url: str, count: int, credential: Mapping[str, str]) -> None:
     """Follow the events *count* times at once, until cancelled."""
 
     async def one(http: aiohttp.ClientSession) -> None:
@@ -235,7 +237,7 @@ async def follow(url: str, count: int) -> None:
             async for _ in response.content.iter_any():
                 pass
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=credential) as http:
         await asyncio.gather(*(one(http) for _ in range(count)))
 
 
@@ -389,7 +391,7 @@ def main() -> None:
             os.sched_setaffinity(0, set(cores[1:]) or set(cores))
             size = stored_bytes(home.database)
             nodes = Nodes(fleet, folder, args.nodes)
-            bare, found = asyncio.run(_rounds(nodes, fleet.verifier_url, args))
+            bare, found = asyncio.run(_rounds(nodes, fleet, args))
             stored = (stored_bytes(home.database) - size) / nodes.total
         finally:
             fleet.stop()
@@ -407,7 +409,7 @@ def main() -> None:
 
 
 async def _rounds(
-    nodes: Nodes, url: str, args: argparse.Namespace
+    nodes: Nodes, fleet: Fleet, args: argparse.Namespace
 ) -> tuple[float, list[tuple[str, Measured]]]:
     found: list[tuple[str, Measured]] = []
     crypto = []
@@ -417,7 +419,7 @@ async def _rounds(
             crypto.append(bare_crypto())
             found.append((title, await nodes.measure(args.seconds, trips)))
         if args.followers:
-            following = asyncio.create_task(follow(url, args.followers))
+            following = asyncio.create_task(follow(fleet.verifier_url, args.followers, fleet.administrator))
             await asyncio.sleep(1)
             found.append(
                 (f"one round trip, {args.followers} followers", await nodes.measure(args.seconds, 1))

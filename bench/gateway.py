@@ -169,9 +169,10 @@ class Bench:
         home = self._folder / name
         home.mkdir()
         path = home / "router.toml"
+        (home / "router.token").write_text("the verifier of the benchmark takes any\n")
         # As text: another checkout may know of other settings.
         path.write_text(
-            f'[verifier]\nurl = "{issuer}"\n[service]\nlisten = "{listen}"\n'
+            f'[verifier]\nurl = "{issuer}"\nrouter_token_file = "router.token"\n[service]\nlisten = "{listen}"\n'
             '[gateway]\nallow_private = true\n[store]\npath = "router.db"\n'
             f'[[keys]]\nname = "bench"\nsha256 = "{hashlib.sha256(peer.KEY.encode()).hexdigest()}"\n'
         )

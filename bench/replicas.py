@@ -39,7 +39,12 @@ def scenario(nodes: int, minutes: float) -> Scenario:
         settings={
             "calls": {"min_interval_s": 15.0, "max_interval_s": 45.0, "wide_share": 0.0},
             "results": {"lifetime_s": 120},
-            "sessions": {"lifetime_s": 60, "per_node_per_minute": 6000, "per_address_per_minute": 1_000_000},
+            "sessions": {
+                "lifetime_s": 60,
+                "per_node_per_minute": 6000,
+                "per_address_per_minute": 1_000_000,
+                "strangers_per_minute": 1_000_000,
+            },
             "policy": {"workers": 1},
         },
         reads=calls,

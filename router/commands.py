@@ -17,7 +17,9 @@ from router import maintenance
 from router.choose.decision import Decision, replay
 from router.choose.gates import sort_codes
 from router.config import RouterConfig, ServiceSection
-from router.model.errors import RouterError
+from router.key_commands import key, make_key
+from router.model.errors import KeyStepError, RouterError
+from verifier.roles import Role
 
 _errors = maintenance.errors
 _config = maintenance.config_option
@@ -32,6 +34,8 @@ _key = click.option(
     "--key", default=None, envvar="TOUCHSTONE_API_KEY", help="An API key, where the router needs one."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+FIRST_KEY: Final = "administrator"
+"""The name of the key that `init` makes."""
 _MAX_ANSWER: Final = 256 << 20
 
 
@@ -43,19 +47,29 @@ def router() -> None:
 @router.command()
 @_config
 @click.option("--verifier", required=True, help="The verifier's base URL.")
+@click.option(
+    "--token-file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file with the router's key: touchstone verifier key create NAME --role router.",
+)
 @click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
 @click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
+@click.option("--open", "is_open", is_flag=True, help="Let anyone send work, and make no key.")
 @_errors
-def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> None:
-    """Write a configuration, and a table with a workload for each model, to be edited."""
+def init(
+    path: Path, verifier: str, models: tuple[str, ...], listen: str, token_file: Path, *, is_open: bool
+) -> None:
+    """Write a configuration, a table with a workload for each model, to be edited, and make a first key."""
     from router.model.table import read_table, write_table
 
     short = [model.rpartition("/")[2] for model in models]
     names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
     given = {
-        "verifier": {"url": verifier.rstrip("/")},
+        "verifier": {"url": verifier.rstrip("/"), "router_token_file": str(token_file.absolute())},
         "service": {"listen": listen},
         "store": {"path": "router.db"},
+        "gateway": {"open": is_open},
     }
     try:
         config = msgspec.convert(given, RouterConfig)
@@ -72,7 +86,23 @@ def init(path: Path, verifier: str, models: tuple[str, ...], listen: str) -> Non
             raise ConfigError(f"{file_path} exists already") from None
         except OSError as error:
             raise ConfigError(f"{file_path}: {error.strerror}") from None
-    click.echo(f"Made {path} and {table_path}. Next: touchstone router serve --config {path}")
+    click.echo(f"Made {path} and {table_path}.")
+    if is_open:
+        click.echo("The gateway is open: anyone who reaches it may send work.")
+    else:
+        _show_first_key(path, config)
+    click.echo(f"Next: touchstone router serve --config {path}")
+
+
+def _show_first_key(path: Path, config: RouterConfig) -> None:
+    try:
+        secret = make_key(path, config, {"name": FIRST_KEY, "roles": [Role.ADMINISTRATOR]})
+    except KeyStepError:
+        click.echo("The store has keys already. See: touchstone router key list")
+        return
+    click.echo(f"The key {FIRST_KEY} may do everything. It is not shown again:")
+    click.echo(f"  {secret}")
+    click.echo(f"Make one for each who sends work: touchstone router key create NAME --config {path}")
 
 
 @router.command()
@@ -92,7 +122,7 @@ def check(path: Path, config_only: bool) -> None:
         maintenance.check_store(config, path.parent)
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate):
+for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, key):
     router.add_command(_command)
 
 
@@ -101,7 +131,7 @@ for _command in (maintenance.backup, maintenance.restore, maintenance.migrate):
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @_errors
 def serve(path: Path, log_json: bool) -> None:
-    """Run the router.  On SIGHUP it reads its table of workloads again."""
+    """Run the router.  On SIGHUP it reads its table of workloads and its TLS files again."""
     from router.service.app import load, make_app, reload_table, tune_garbage_collector
     from verifier.service.serve import run_app
 
@@ -109,10 +139,11 @@ def serve(path: Path, log_json: bool) -> None:
     config = read_toml(path, RouterConfig, "touchstone router init")
     app = make_app(load(path, config))
     app.on_startup.append(tune_garbage_collector)
+    scheme = "https" if config.service.speaks_tls else "http"
     run_app(
         app,
-        config.service.listen,
-        f"http://{config.service.listen}",
+        path.parent,
+        f"{scheme}://{config.service.listen}",
         "router",
         on_hangup=lambda: reload_table(app),
     )
@@ -165,6 +196,15 @@ def replay_decision(decision: str, url: str, key: str | None) -> None:
 def standing(node: str, url: str, key: str | None) -> None:
     """Show NODE's standing, the reasons, and what would raise it, as JSON."""
     _print_json(_call(url, f"/api/v1/nodes/{node}/standing", key))
+
+
+@router.command()
+@_url
+@_key
+@_errors
+def status(url: str, key: str | None) -> None:
+    """Show whether work can be done, why not, and whether anyone may send it, as JSON."""
+    _print_json(_call(url, "/api/v1/status", key, silent_is_an_answer=True))
 
 
 @router.group()
@@ -230,11 +270,22 @@ def _decision(url: str, decision: str, key: str | None) -> dict[str, Any]:
     return record
 
 
-def _call(url: str, path: str, key: str | None, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return asyncio.run(_fetch(url.rstrip("/"), path, key, body))
+def _call(
+    url: str,
+    path: str,
+    key: str | None,
+    body: Mapping[str, Any] | None = None,
+    *,
+    silent_is_an_answer: bool = False,
+) -> dict[str, Any]:
+    """What the router answers; if *silent_is_an_answer*, also what it says with status 503."""
+    answers = (200, 503) if silent_is_an_answer else (200,)
+    return asyncio.run(_fetch(url.rstrip("/"), path, key, body, answers))
 
 
-async def _fetch(url: str, path: str, key: str | None, body: Mapping[str, Any] | None) -> dict[str, Any]:
+async def _fetch(
+    url: str, path: str, key: str | None, body: Mapping[str, Any] | None, answers: tuple[int, ...]
+) -> dict[str, Any]:
     import aiohttp
 
     from attester.bounded import read_all
@@ -250,7 +301,7 @@ async def _fetch(url: str, path: str, key: str | None, body: Mapping[str, Any] |
             if content is None:
                 raise RouterError("the answer is too large")
             document = msgspec.json.decode(content, type=dict[str, Any])
-            if response.status != 200:
+            if response.status not in answers:
                 detail = document.get("detail")
                 said = _plain(detail) if isinstance(detail, str) else "is it an id of this router?"
                 raise RouterError(f"the router answers {response.status}: {said}")

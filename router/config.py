@@ -4,33 +4,47 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from attester.errors import ConfigError
-from attester.settings import check_listen
 from router.choose.ranking import WIDTH
 from router.model.table import MAX_TABLE, read_table
 from router.model.tokens import MAX_TOKENISER, Tokeniser
 from router.model.workload import Table
+from verifier.access_config import OidcConfig
+from verifier.front_config import FrontConfig
+from verifier.roles import Role
 
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 _File = Annotated[str, Meta(min_length=1, max_length=4096)]
 _Limit = Annotated[int, Meta(ge=0, le=10**12)]
 
 
+ANYONE: Final = "anonymous"
+"""The name of every caller without a key at an open gateway; no key has it."""
+ROLES: Final = (Role.RELYING_PARTY, Role.OPERATOR, Role.REVIEWER, Role.AUDITOR, Role.ADMINISTRATOR)
+"""The roles that a key may have at a router."""
+_OLD_ROLES: Final = {"client": (Role.RELYING_PARTY,), "reviewer": (Role.RELYING_PARTY, Role.REVIEWER)}
+
+
 class ApiKey(Struct, frozen=True, forbid_unknown_fields=True):
-    """An entry of ``[[keys]]``.  0 means that there is no limit."""
+    """A key: an entry of ``[[keys]]``, or made by ``touchstone router key create``.  0 means no limit."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     """SHA-256 of the key, hex."""
-    role: Literal["client", "reviewer"] = "client"
+    role: Literal["client", "reviewer"] | None = None
+    """As configurations named one role before there were several; a ``reviewer`` sends work, too."""
+    roles: Annotated[tuple[Role, ...], Meta(max_length=len(ROLES))] = ()
+    """What its holder may do; a relying party if empty."""
     workloads: tuple[str, ...] = ()
     """The workloads that it may use; any if empty."""
     operator: str | None = None
     """The operator of nodes that its holder belongs to: its nodes earn nothing by this work."""
+    may_dispatch: bool = False
+    """Whether decisions come with the endpoints of nodes, so that its holder can reach them without the router."""
     requests_per_minute: _Limit = 0
     concurrency: _Limit = 0
     """Requests in flight at a time."""
@@ -38,16 +52,46 @@ class ApiKey(Struct, frozen=True, forbid_unknown_fields=True):
     tokens_per_day: _Limit = 0
     """The budget of a day of UTC."""
 
+    def __post_init__(self) -> None:
+        if self.role is not None and self.roles:
+            raise ValueError("a key has a role or roles, not both")
+        structs.force_setattr(self, "roles", self.roles or _OLD_ROLES[self.role or "client"])
+        structs.force_setattr(self, "role", None)
+        if not set(self.roles) <= set(ROLES):
+            raise ValueError(f"the roles of a key at a router are {', '.join(ROLES)}")
+        if Role.OPERATOR in self.roles and not self.operator:
+            raise ValueError("a key with the role operator needs the name of its operator")
 
-class ServiceSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[service]``."""
+
+class TokenLimits(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[access.limits]``: of each person who comes with a token of the issuer.  0 means no limit."""
+
+    workloads: tuple[str, ...] = ()
+    """The workloads that they may use; any if empty."""
+    requests_per_minute: _Limit = 0
+    concurrency: _Limit = 0
+    tokens_per_minute: _Limit = 0
+    tokens_per_day: _Limit = 0
+
+
+class AccessSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[access]``."""
+
+    oidc: OidcConfig | None = None
+    """``[access.oidc]``, as at the verifier: an issuer whose tokens are credentials beside the keys."""
+    limits: TokenLimits = TokenLimits()
+
+
+class ServiceSection(FrontConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[service]``: where it listens, its name, and what one caller may cost there."""
 
     listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8450"
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:\[\]-]{1,64}\Z")] | None = None
     """Its name among the routers that share a store; without one, its machine's name and its address."""
-
-    def __post_init__(self) -> None:
-        check_listen(self.listen)
+    per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
+    """Requests of an address without a valid API key, where one is needed."""
+    strangers_per_minute: Annotated[int, Meta(ge=1, le=10000000)] = 12000
+    """Of all of them together, from whatever addresses."""
 
 
 class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,14 +101,20 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     kids: tuple[str, ...] = ()
     """Thumbprints (RFC 7638) of the keys to trust; any key in its JWKS if empty."""
     router_token_file: _File | None = None
-    """With this token the router reports incidents."""
+    """The router's key of the verifier, with the role router: without it the verifier gives no results."""
     admin_token_file: _File | None = None
-    """With this token people can release the verifier's incidents at the router."""
+    """
+    A key of the verifier with the role reviewer, if people may release the verifier's incidents at this router.
+
+    To the verifier all of them are its one holder.
+    """
 
 
 class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[gateway]``."""
 
+    open: bool = False
+    """Whether anyone may send work without a key."""
     allow_private: bool = False
     """Whether nodes may have private or loopback addresses."""
     timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 60
@@ -125,14 +175,17 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     gateway: GatewaySection = GatewaySection()
     store: StoreSection = StoreSection()
     review: ReviewSection = ReviewSection()
+    access: AccessSection = AccessSection()
     keys: tuple[ApiKey, ...] = ()
-    """API keys.  If there are none, anyone may send work."""
+    """API keys, beside those of the store."""
 
     def __post_init__(self) -> None:
         for what in ("name", "sha256"):
             values = [getattr(key, what) for key in self.keys]
             if len(set(values)) != len(values):
                 raise ValueError(f"two keys have the same {what}")
+        if any(key.name == ANYONE for key in self.keys):
+            raise ValueError(f"no key may be named {ANYONE}")
 
     @property
     def name(self) -> str:

@@ -13,12 +13,16 @@ from attester.errors import AttesterError, ConfigError
 from attester.settings import read_toml
 from router.config import RouterConfig
 from router.model.errors import RouterError
+from router.store import keys
 from router.store.invariants import CHECKS
+from router.store.keys import StoredKey
 from verifier.errors import VerifierError
 from verifier.store import maintenance
+from verifier.store.backups import Manifest
 from verifier.store.console import confirm_replacing, show_faults, show_migration
 from verifier.store.maintenance import Place, Restoration
 from verifier.store.opening import is_postgres
+from verifier.store.whole import Whole
 
 PACKAGE: Final = "router.store"
 
@@ -58,6 +62,23 @@ def check_store(config: RouterConfig, folder: Path) -> None:
     show_faults(asyncio.run(maintenance.check(place, CHECKS, click.echo)))
 
 
+class RouterRestoration(Restoration):
+    """A restored store opens nothing to a key that the replaced one had revoked (ADR 0023)."""
+
+    def __init__(self) -> None:
+        self._revoked: list[StoredKey] = []
+
+    async def look(self, whole: Whole) -> None:
+        """Remember which keys are revoked."""
+        if "api_keys" in whole.tables:
+            self._revoked = await keys.list_revoked(whole.tx)
+
+    async def finish(self, whole: Whole, manifest: Manifest) -> None:
+        """Revoke them again."""
+        await super().finish(whole, manifest)
+        await keys.revoke_again(whole.tx, self._revoked)
+
+
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @config_option
@@ -83,9 +104,10 @@ def restore(file: Path, path: Path, *, replace: bool, yes: bool) -> None:
     place = _place(path)
     if replace:
         confirm_replacing(str(place.file) if not place.url else "the store", yes=yes)
-    manifest = asyncio.run(maintenance.restore(place, file, Restoration(), replace=replace))
+    manifest = asyncio.run(maintenance.restore(place, file, RouterRestoration(), replace=replace))
     click.echo(f"Restored {manifest.rows} rows, and verified them.")
     click.echo("What came after the backup is lost: holds, releases, decisions, and what keys have spent.")
+    click.echo("Keys that the replaced store had revoked stay revoked. Look: touchstone router key list")
 
 
 @click.command()

@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, settings
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
+from fixtures.credentials import bearer
 from fixtures.fleet import free_port
 from fixtures.postgres import NoPostgresError, drop_database, make_database, postgres_server, url_of
 from fixtures.published import publish
@@ -30,12 +32,15 @@ from verifier.challenges import posing
 from verifier.config import Home, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
+from verifier.roles import Role
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALL_SCHEDULER
 from verifier.service.clock import Clock
+from verifier.service.serve import listening
 from verifier.service.sessions import open_session, wants_for
 from verifier.service.state import Service
-from verifier.store import nodes, policies
+from verifier.store import api_keys, nodes, policies
+from verifier.store.api_keys import NewKey
 from verifier.store.nodes import Grant
 from verifier.store.opening import open_database
 from verifier.store.policies import ChangeAuthor
@@ -77,10 +82,15 @@ class RunningVerifier:
     app: web.Application
     url: str
     http: aiohttp.ClientSession
+    """It presents the key of the administrator `KIM`, unless a request brings another credential."""
+    stranger: aiohttp.ClientSession
+    """It presents nothing."""
     clock: FakeClock
     home: Home
     model_folder: Path
     nodes: list[SimulatedNode] = field(default_factory=list)
+    keys: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The credentials by name that tests have asked for."""
 
     def client(self, node: SimulatedNode) -> VerifierClient:
         return VerifierClient(self.http, self.url, node.key, now=lambda: self.clock.seconds)
@@ -146,6 +156,15 @@ class RunningVerifier:
         async with self.service.db.read() as tx:
             rollout = await self.service.inputs.load_rollout(tx)
             return await self.service.inputs.load_bundle(tx, rollout.active)
+
+    async def key(self, name: str, *roles: Role, **more: Any) -> dict[str, str]:
+        """The header of somebody with a key of their own, which is made when it is first asked for."""
+        if name not in self.keys:
+            new = NewKey(name, roles or (Role.ADMINISTRATOR,), **more)
+            self.keys[name] = bearer(
+                await self.service.db.write(lambda tx: api_keys.create(tx, new, "os:test", self.clock.ms))
+            )
+        return self.keys[name]
 
     async def rows(self, sql: str, *parameters: Any) -> list[Any]:
         async with self.service.db.read() as tx:
@@ -246,6 +265,24 @@ async def seed(home: Home, now_ms: int) -> None:
         await policies.activate_first(tx, bundle, who, now_ms)
 
 
+KIM = "kim"
+"""The administrator who takes every step that a test does not give to somebody else."""
+
+
+@asynccontextmanager
+async def clients(
+    service: Service, now_ms: int
+) -> AsyncIterator[tuple[aiohttp.ClientSession, aiohttp.ClientSession]]:
+    """A client with the key of `KIM`, and one without a credential."""
+    new = NewKey(KIM, (Role.ADMINISTRATOR,))
+    secret = await service.db.write(lambda tx: api_keys.create(tx, new, "os:test", now_ms))
+    async with (
+        aiohttp.ClientSession(headers=bearer(secret)) as http,
+        aiohttp.ClientSession() as stranger,
+    ):
+        yield http, stranger
+
+
 @pytest.fixture
 async def verifier(
     verifier_home: Home, clock: FakeClock, model_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,13 +294,13 @@ async def verifier(
     async with open_service(verifier_home, config, clock.clock()) as service:
         await publish(service.db, service.pool_key, model_folder, clock.ms)
         app = make_app(service)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
-        await runner.setup()
-        host, _, port = config.service.listen.rpartition(":")
-        await web.TCPSite(runner, host, int(port)).start()
-        async with aiohttp.ClientSession() as http:
-            yield RunningVerifier(service, app, service.issuer, http, clock, verifier_home, model_folder)
-        await runner.cleanup()
+        async with (
+            listening(app, config.service.listen, shutdown_timeout=1),
+            clients(service, clock.ms) as (http, stranger),
+        ):
+            yield RunningVerifier(
+                service, app, service.issuer, http, stranger, clock, verifier_home, model_folder
+            )
 
 
 @pytest.fixture(scope="session")

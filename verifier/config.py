@@ -4,8 +4,8 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
     verifier.toml        the settings, each with its default
     keys/ear-*.pem       keys that sign results; the newest by name signs, all are in the JWKS
     pool.key             the secret that challenges are derived from
-    admin.token          for people: incidents, tokens, nodes
-    router.token         for routers: reports of what they have seen
+    admin.token          the credential `home-admin`, an administrator; remove the file to end it
+    router.token         the credential `home-router`, a router; remove the file to end it
     policy/              the policy bundle that a new verifier starts with
     author.pem           a key to sign policies with
     authors/*.pem        public keys that may sign policies
@@ -35,8 +35,10 @@ from msgspec import Meta, Struct
 
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
-from attester.settings import check_listen, new_folder, read_toml, to_toml
+from attester.settings import new_folder, read_toml, to_toml
+from verifier.access_config import AccessConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
+from verifier.front_config import FrontConfig
 from verifier.result_keys import ResultKey
 
 _MIN_TOKEN_LENGTH: Final = 32
@@ -44,15 +46,19 @@ _MAX_KEY_BYTES: Final = 16 * 1024
 _Seconds = Annotated[int, Meta(ge=1, le=86400)]
 
 
-class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[service]``: where it listens, and its name."""
+class ServiceConfig(FrontConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[service]``: where it listens, its name, and what one caller may cost there."""
 
     listen: Annotated[str, Meta(pattern=r"^[^\s]+:[0-9]{1,5}\Z")] = "127.0.0.1:8440"
     url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+\Z", max_length=256)] = "http://127.0.0.1:8440"
     """The base URL that clients use.  It is also the issuer of results and the audience of evidence."""
 
     def __post_init__(self) -> None:
-        check_listen(self.listen)
+        super().__post_init__()
+        if self.speaks_tls and not self.url.startswith("https://"):
+            raise ValueError(
+                f"url is {self.url}, and with tls_certificate the service speaks TLS: write https://"
+            )
 
 
 class ResultsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +78,9 @@ class SessionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     announced_per_hour: Annotated[int, Meta(ge=1, le=1000000)] = 20
     """Sessions with challenges that a node may open itself: each uses challenges of the pool."""
     per_address_per_minute: Annotated[int, Meta(ge=1, le=1000000)] = 1200
+    """Of those who have not proven who they are, and failures to prove it."""
+    strangers_per_minute: Annotated[int, Meta(ge=1, le=10000000)] = 12000
+    """Of all of them together, from whatever addresses."""
 
 
 class CallsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +128,8 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """For one evaluation."""
     memory_mib: Annotated[int, Meta(ge=16, le=65536)] = 512
     """For one worker, in addition to what it has when it starts."""
+    two_person: bool = False
+    """Whether a policy is put in force only by another credential than the one that published it."""
 
 
 class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,7 +150,7 @@ class IncidentsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[incidents]``."""
 
     two_person: bool = False
-    """Whether a release takes effect only after a second person has taken it too."""
+    """Whether a release takes effect only after a second person has taken it too, with a credential of their own."""
 
 
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,6 +162,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     calls: CallsConfig = CallsConfig()
     store: StoreConfig = StoreConfig()
     pool: PoolConfig = PoolConfig()
+    access: AccessConfig = AccessConfig()
     policy: PolicyConfig = PolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
@@ -242,7 +254,9 @@ class Home:
         return PoolKey(secret)
 
     def token(self, name: str) -> str:
-        """The token ``NAME.token``."""
+        """The token ``NAME.token``; empty if the file was removed: then nobody has it."""
+        if not (self.path / f"{name}.token").exists():
+            return ""
         text = self._private(f"{name}.token").decode("ascii", errors="replace").strip()
         if len(text) < _MIN_TOKEN_LENGTH:
             raise ConfigError(f"{self.path / name}.token must have at least {_MIN_TOKEN_LENGTH} characters")

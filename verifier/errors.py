@@ -63,6 +63,10 @@ class PolicyError(VerifierError):
     code = "policy.failed"
 
 
+class NoOutcomeError(PolicyError):
+    """A worker gave no outcome in time, or ended: the policy may be the cause, or a machine that was busy."""
+
+
 class BundleError(PolicyError):
     """A policy bundle is refused before it can judge anything.  Each message names file and place."""
 

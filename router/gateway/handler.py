@@ -29,6 +29,7 @@ from router.model.workload import Table
 from router.state.records import Record
 from verifier.errors import RequestError
 from verifier.service.http import read_body
+from verifier.service.problem import status_of
 
 EXPLAIN_HEADER: Final = "X-Touchstone-Explain"
 WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
@@ -140,8 +141,9 @@ class Handler:
         try:
             data = await read_body(self._request, self._operation.max_request)
         except RequestError as error:
-            status = 413 if error.code == "request.too-large" else 400
-            raise GatewayError(status, "invalid_request_error", str(error)) from None
+            status = status_of(error.code)
+            kind = "invalid_request_error" if status < 500 else "service_unavailable"
+            raise GatewayError(status, kind, str(error), retry_after=error.retry_after) from None
         named = self._request.headers.get(WORKLOAD_HEADER)
         return read_request(data, self._operation, self._gateway.table, self._key, workload=named)
 

@@ -10,9 +10,8 @@ clients send it bare.  Both forms are read, and are the same key.
  4. A key that was used for one request is refused for another (422).
  5. A request that failed or was abandoned may be tried again.
 
-Memory is bounded, so 2 to 4 hold while there is room.  If there is none, the caller that has most
-loses what it asked for least recently: no caller pushes out what others have.  A running request is
-never forgotten.
+Memory is bounded, so 2 to 4 hold while there is room: of the caller that has most, the finished requests
+that were asked for least recently are forgotten first.  A running request is never forgotten.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from router.model.errors import RouterError
+from router.model.shares import Shares
 
 _MAX_KEY: Final = 255
 _QUOTED: Final = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
@@ -71,19 +71,11 @@ class _Finished:
     size: int
 
 
-class _Owned:
-    """The finished requests of one caller, by when they were last asked for."""
-
-    __slots__ = ("by_use", "size")
-
-    def __init__(self) -> None:
-        self.by_use: OrderedDict[str, _Finished] = OrderedDict()
-        self.size = 0
-
-
 class IdempotencyCache:
     """
     Requests with a key, running and finished, in bounded memory.
+
+    Where there is no more room, the owner that has most loses what it has not asked for the longest time.
 
     Args:
         monotonic: A monotonic clock in seconds.
@@ -108,13 +100,16 @@ class IdempotencyCache:
         self._max_bytes = max_bytes
         self._max_answer = min(max_answer, max_bytes)
         self._running: dict[_Id, bytes] = {}
-        # The finished requests twice: of each caller, and by when they expire.
-        self._owned: dict[str, _Owned] = {}
+        self._finished: dict[_Id, _Finished] = {}
+        # Their ids twice: by when they were last asked for, for each owner, and by when they expire.
+        self._by_use: dict[str, OrderedDict[_Id, None]] = {}
         self._by_end: OrderedDict[_Id, float] = OrderedDict()
+        self._shares = Shares()
         self._bytes = 0
+        self._bytes_of: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._running) + len(self._by_end)
+        return len(self._running) + len(self._finished)
 
     @property
     def size(self) -> int:
@@ -138,7 +133,7 @@ class IdempotencyCache:
         """
         entry = (owner, _unquoted(key))
         self._expire(entry)
-        running, finished = self._running.get(entry), self._find(entry)
+        running, finished = self._running.get(entry), self._finished.get(entry)
         known = finished.fingerprint if finished is not None else running
         if known is None:
             if len(self) >= self._max_entries:
@@ -152,7 +147,7 @@ class IdempotencyCache:
         if finished is None:
             message = "a request with this Idempotency-Key is running"
             raise IdempotencyError(409, "idempotency_in_progress", message, _RETRY_AFTER_S)
-        self._owned[owner].by_use.move_to_end(entry[1])
+        self._by_use[owner].move_to_end(entry)
         if finished.answer is None:
             message = (
                 "the request with this Idempotency-Key was completed, and its answer could not be cached"
@@ -174,39 +169,30 @@ class IdempotencyCache:
         size = 0 if answer is None else answer.size
         if size > self._max_answer:
             answer, size = None, 0
-        owned = self._owned.get(owner) or _Owned()
         while self._bytes + size > self._max_bytes:
-            self._drop_of_largest(lambda each: each.size, owned, size)
-        # Only now: without its last request a caller is forgotten.
-        self._owned[owner] = owned
-        owned.by_use[entry[1]] = _Finished(fingerprint, answer, size)
-        owned.size += size
+            # Whose answers are largest loses one, so that nobody's are pushed out by one who has more.
+            self._drop_oldest(
+                max(self._bytes_of, key=lambda each: self._bytes_of[each] + (size if each == owner else 0))
+            )
+        self._finished[entry] = _Finished(fingerprint, answer, size)
+        self._by_use.setdefault(owner, OrderedDict())[entry] = None
         self._by_end[entry] = self._monotonic() + self._ttl_s
+        self._shares.add(owner)
         self._bytes += size
+        self._bytes_of[owner] = self._bytes_of.get(owner, 0) + size
 
     def forget(self, owner: str, key: str) -> None:
         """Note that a request failed or was abandoned: it may be tried again.  Nothing happens if it is not running."""
         self._running.pop((owner, _unquoted(key)), None)
 
-    def _find(self, entry: _Id) -> _Finished | None:
-        owned = self._owned.get(entry[0])
-        return None if owned is None else owned.by_use.get(entry[1])
-
     def _make_room(self) -> None:
-        if not self._by_end:
+        if not self._finished:
             message = "too many requests with an Idempotency-Key are running"
             raise IdempotencyError(503, "idempotency_full", message, _RETRY_AFTER_S)
-        self._drop_of_largest(lambda owned: len(owned.by_use))
+        self._drop_oldest(self._shares.largest())
 
-    def _drop_of_largest(
-        self, measure: Callable[[_Owned], int], asking: _Owned | None = None, wanted: int = 0
-    ) -> None:
-        """Forget the finished request that the caller with most asked for least recently."""
-        owner = max(
-            self._owned,
-            key=lambda name: measure(self._owned[name]) + (wanted if self._owned[name] is asking else 0),
-        )
-        self._drop((owner, next(iter(self._owned[owner].by_use))))
+    def _drop_oldest(self, owner: str) -> None:
+        self._drop(next(iter(self._by_use[owner])))
 
     def _expire(self, wanted: _Id) -> None:
         now = self._monotonic()
@@ -219,13 +205,13 @@ class IdempotencyCache:
             self._drop(oldest)
 
     def _drop(self, entry: _Id) -> None:
-        owned = self._owned[entry[0]]
-        dropped = owned.by_use.pop(entry[1])
-        owned.size -= dropped.size
-        self._bytes -= dropped.size
-        if not owned.by_use:
-            del self._owned[entry[0]]
-        del self._by_end[entry]
+        owner, size = entry[0], self._finished.pop(entry).size
+        del self._by_end[entry], self._by_use[owner][entry]
+        self._shares.remove(owner)
+        self._bytes -= size
+        self._bytes_of[owner] -= size
+        if not self._by_use[owner]:
+            del self._by_use[owner], self._bytes_of[owner]
 
 
 def _unquoted(header: str) -> str:

@@ -1,5 +1,7 @@
 """
-The limits of API keys: how much at a time, how much a minute, how much a day.
+API keys: whose a request is, and how much its key may at a time, a minute and a day.
+
+Keys of the configuration are there from the start.  Those of the store come and go while the router runs.
 
 Limits of a minute are buckets that fill with the monotonic clock, to a sixth of a minute's worth
 at most.  How many tokens an answer has is known only at its end, so the bucket of tokens may go
@@ -15,16 +17,18 @@ and delays the next by a day, not until the wrong date.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from router.config import ApiKey
+from router.config import ANYONE, ApiKey
 from router.model.errors import RouterError
 
 _DAY_MS: Final = 86_400_000
 _STEP_S: Final = 43_200.0
 _MAX_HEADER: Final = 512
 _MAX_WAIT_S: Final = 86_400
+_MAX_GUESTS: Final = 10_000
+"""Holders of tokens whose limits are remembered."""
 
 
 class LimitError(RouterError):
@@ -37,8 +41,8 @@ class LimitError(RouterError):
         self.retry_after = min(_MAX_WAIT_S, max(0, int(retry_after)) + 1)
 
 
-ANONYMOUS: Final = ApiKey(name="anonymous", sha256="")
-"""The key of every caller if no keys are configured.  It has no limits, and no key has its digest."""
+ANONYMOUS: Final = ApiKey(name=ANYONE, sha256="")
+"""The key of every caller without one, if the gateway is open.  It has no limits, and no key has its digest."""
 
 
 class _Bucket:
@@ -88,6 +92,8 @@ class Keyring:
     The keys that may be used, and what is left of their limits.
 
     Args:
+        configured: The keys of the configuration.
+        is_open: Whether callers without a key may send work.
         wall_ms: The time in milliseconds since 1970.
         monotonic: A monotonic clock in seconds.
 
@@ -96,46 +102,105 @@ class Keyring:
     """
 
     def __init__(
-        self, keys: Sequence[ApiKey], *, wall_ms: Callable[[], int], monotonic: Callable[[], float]
+        self,
+        configured: Sequence[ApiKey],
+        *,
+        is_open: bool = False,
+        wall_ms: Callable[[], int],
+        monotonic: Callable[[], float],
     ) -> None:
         self._wall_ms = wall_ms
         self._monotonic = monotonic
-        now = monotonic()
-        self._keys = {bytes.fromhex(key.sha256): key for key in keys}
-        self._accounts = {key.name: _KeyUsage(key, now) for key in keys or (ANONYMOUS,)}
-        if len(self._accounts) < len(keys):
+        self.is_open = is_open
+        self._configured = {bytes.fromhex(key.sha256): key for key in configured}
+        self._keys = dict(self._configured)
+        if len({key.name for key in configured}) < len(configured):
             raise ValueError("two keys have the same name")
-        if len(self._keys) < len(keys):
+        if len(self._configured) < len(configured):
             raise ValueError("two keys have the same digest")
+        self._accounts: dict[str, _KeyUsage] = {}
+        self._guests: dict[str, ApiKey] = {}
+        self._unclaimed: dict[str, tuple[int, int]] = {}
+        """What was restored for names that have no account yet."""
+        self._add_accounts()
         self._day = wall_ms() // _DAY_MS
         # The first midnight may come soon after the start.
-        self._moved = now - _STEP_S
+        self._moved = monotonic() - _STEP_S
 
-    @property
-    def open(self) -> bool:
-        """Whether anyone may use the gateway, because no keys are configured."""
-        return not self._keys
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def set_stored(self, active: Sequence[ApiKey], revoked: Collection[str]) -> None:
+        """
+        Set which keys the store has.
+
+        Args:
+            active: Those that may be used.  Where one has the name or the digest of a configured key, that one counts.
+            revoked: The digests of keys that are revoked, configured ones included.
+        """
+        names = {key.name for key in self._configured.values()}
+        keys = {bytes.fromhex(key.sha256): key for key in active if key.name not in names}
+        keys.update(self._configured)
+        for digest in revoked:
+            keys.pop(bytes.fromhex(digest), None)
+        self._keys = keys
+        self._add_accounts()
+
+    def _add_accounts(self) -> None:
+        # The account of a key that is gone is kept: its requests may be under way, and its name is not given again.
+        now = self._monotonic()
+        for key in (*self._keys.values(), ANONYMOUS):
+            if key.name not in self._accounts:
+                self._open_account(key, now)
+
+    def _open_account(self, key: ApiKey, now: float) -> None:
+        account = self._accounts[key.name] = _KeyUsage(key, now)
+        account.day, account.spent = self._unclaimed.pop(key.name, (0, 0))
+
+    def welcome(self, key: ApiKey) -> ApiKey:
+        """
+        Open an account for a caller without a key of its own: somebody with a token of the issuer.
+
+        Of too many, one that has nothing in flight is forgotten, and its limits begin anew.
+        """
+        known = self._guests.pop(key.name, None)
+        if known is None and key.name not in self._accounts:
+            if len(self._guests) >= _MAX_GUESTS:
+                self._forget_guest()
+            self._open_account(key, self._monotonic())
+        # The last one is who came last.
+        self._guests[key.name] = key
+        return key
+
+    def _forget_guest(self) -> None:
+        for name in self._guests:
+            if not self._accounts[name].places:
+                del self._guests[name], self._accounts[name]
+                return
 
     def find(self, authorization: str | None) -> ApiKey | None:
         """
-        The key of an ``Authorization`` header, which is ``Bearer``, one space and the key.
+        The key of an ``Authorization`` header, which is ``Bearer``, spaces and the key.
 
-        It is looked up by its digest, and not compared in constant time.  Timing could tell how
+        The scheme is written in any case (RFC 9110 §11.1, §11.4).  At an open gateway who shows no key that is known is
+        anonymous: OpenAI's clients always send some key.
+
+        The key is looked up by its digest, and not compared in constant time.  Timing could tell how
         much of the hash of a guess is right, and that brings nobody nearer to a key.
         """
-        if not self._keys:
-            return ANONYMOUS
+        nobody = ANONYMOUS if self.is_open else None
         if authorization is None or len(authorization) > _MAX_HEADER:
-            return None
+            return nobody
         scheme, _, presented = authorization.partition(" ")
-        if scheme != "Bearer" or not presented:
-            return None
+        presented = presented.lstrip(" ")
+        if scheme.lower() != "bearer" or not presented:
+            return nobody
         try:
             # This gives back the bytes that were sent: aiohttp decodes headers in this way.
             data = presented.encode(errors="surrogateescape")
         except UnicodeEncodeError:
-            return None
-        return self._keys.get(hashlib.sha256(data).digest())
+            return nobody
+        return self._keys.get(hashlib.sha256(data).digest(), nobody)
 
     def enter(self, key: ApiKey) -> None:
         """
@@ -175,6 +240,16 @@ class Keyring:
             account.tokens.fill(now)
             account.tokens.level -= tokens
 
+    def keys(self) -> list[ApiKey]:
+        """The keys that may be used, by name."""
+        return sorted((*self._keys.values(), *self._guests.values()), key=lambda key: key.name)
+
+    def used(self, key: ApiKey) -> tuple[int, int]:
+        """What *key* has in flight, and the tokens that it has used on this day through all routers."""
+        account = self._accounts[key.name]
+        account.begin_day(self._today(self._monotonic()))
+        return account.places, account.used()
+
     def spent(self) -> dict[str, tuple[int, int]]:
         """What each key has spent through this router: the day, counted from 1970, and tokens."""
         return {name: (a.day, a.spent) for name, a in self._accounts.items() if a.spent}
@@ -188,8 +263,11 @@ class Keyring:
         """
         today = self._today(self._monotonic())
         for name, (day, tokens) in spent.items():
+            restored = min(day, today + 1), max(0, tokens)
             if (account := self._accounts.get(name)) is not None:
-                account.day, account.spent = min(day, today + 1), max(0, tokens)
+                account.day, account.spent = restored
+            elif day >= today:
+                self._unclaimed[name] = restored
 
     def set_spent_by_others(self, spent: Mapping[str, tuple[int, int]]) -> None:
         """Set what other routers have spent of every key's budget: 0 for keys that are not named."""

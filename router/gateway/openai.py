@@ -8,8 +8,7 @@ was made carries the decision's id; errors do too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -18,64 +17,79 @@ from aiohttp import web
 from router.config import ApiKey
 from router.gateway.errors import GatewayError, json_answer
 from router.gateway.handler import Gateway, Handler
-from router.gateway.keys import ANONYMOUS, LimitError
-from router.model.operations import OPERATIONS, Operation
+from router.gateway.keys import LimitError
+from router.model.operations import Operation
+from verifier.errors import RequestError
 
 __all__ = [
     "GATEWAY",
+    "KEY",
     "Gateway",
-    "may_review",
-    "routes",
+    "admit",
+    "answer_errors",
+    "list_models",
+    "serve",
+    "show_model",
 ]
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
+KEY: web.RequestKey[ApiKey] = web.RequestKey("key", ApiKey)
+"""The key of a request, which the table of routes has looked at already."""
 
 _LARGE: Final = 64 << 10
 _LEAST_PACE: Final = 64 << 10
 """Bytes per second that a client must take of a large answer."""
 
+_REFUSED: Final[Mapping[str, tuple[int, str, str | None]]] = {
+    "request.unauthorised": (401, "invalid_request_error", "invalid_api_key"),
+    "request.forbidden": (403, "invalid_request_error", "insufficient_permissions"),
+    "request.not-found": (404, "invalid_request_error", None),
+    "request.too-often": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "service.busy": (503, "service_unavailable", None),
+}
+
 _log = structlog.get_logger("router")
 
 
-def routes() -> list[web.RouteDef]:
-    """The resources of this file."""
-    return [
-        web.get("/v1/models", list_models),
-        web.get("/v1/models/{model:.+}", show_model),
-        *(web.post(operation.path, _handler_of(operation)) for operation in OPERATIONS.values()),
-        web.route("*", "/v1/{rest:.*}", unknown),
-    ]
-
-
-async def unknown(request: web.Request) -> web.Response:
-    """Anything else below /v1, refused in the form that OpenAI's clients read."""
-    message = f"no resource {request.method} {request.path[:100]}"
-    return GatewayError(404, "invalid_request_error", message).response()
+async def answer_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Give what the table of routes refuses in the form that OpenAI's clients read."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        status, kind, code = _REFUSED.get(error.code, (400, "invalid_request_error", None))
+        answer = GatewayError(status, kind, str(error), code=code, retry_after=error.retry_after).response()
+        if status == 401:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        return _closing(request, answer)
+    except web.HTTPMethodNotAllowed as error:
+        status, code, headers = 405, "method_not_allowed", {"Allow": ", ".join(sorted(error.allowed_methods))}
+        message = f"{request.method} is not a method of this resource"
+    except web.HTTPNotFound:
+        status, code, headers = 404, None, {}
+        message = f"no resource {request.method} {request.path[:100]}"
+    answer = GatewayError(status, "invalid_request_error", message, code=code).response()
+    answer.headers.update(headers)
+    return _closing(request, answer)
 
 
 async def list_models(request: web.Request) -> web.Response:
     """The models that there is a workload for."""
-    try:
-        key = _key_of(request)
-    except GatewayError as error:
-        return error.response()
-    data = [_model(name) for name in _models_for(request, key)]
+    data = [_model(name) for name in _models_for(request)]
     return json_answer(200, {"object": "list", "data": data})
 
 
 async def show_model(request: web.Request) -> web.Response:
     """One of them."""
-    try:
-        key = _key_of(request)
-    except GatewayError as error:
-        return error.response()
     name = request.match_info["model"]
-    if name not in _models_for(request, key):
+    if name not in _models_for(request):
         return GatewayError(404, "invalid_request_error", "no such model", code="model_not_found").response()
     return json_answer(200, _model(name))
 
 
-def _models_for(request: web.Request, key: ApiKey) -> list[str]:
+def _models_for(request: web.Request) -> list[str]:
+    key = request[KEY]
     workloads = request.app[GATEWAY].table.workloads.values()
     return sorted({w.model for w in workloads if not key.workloads or w.name in key.workloads})
 
@@ -84,33 +98,11 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "touchstone"}
 
 
-def _key_of(request: web.Request) -> ApiKey:
-    """The caller's API key.  Raises `GatewayError` if it has none that is known."""
-    return _find_key(request.app[GATEWAY], request)
-
-
-def _find_key(gateway: Gateway, request: web.Request) -> ApiKey:
-    key = gateway.keyring.find(request.headers.get("Authorization"))
-    if key is None:
-        raise GatewayError(401, "invalid_request_error", "a valid API key is needed", code="invalid_api_key")
-    return key
-
-
-def may_review(key: ApiKey) -> bool:
-    """Whether a caller may decide about incidents: no caller may if no keys are configured."""
-    return key.role == "reviewer" and key is not ANONYMOUS
-
-
-def _handler_of(operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    return partial(serve, operation)
-
-
 async def serve(operation: Operation, request: web.Request) -> web.StreamResponse:
     """Admit a request, have it handled, and settle it once its answer is on its way."""
-    gateway = request.app[GATEWAY]
+    gateway, key = request.app[GATEWAY], request[KEY]
     try:
-        key = _find_key(gateway, request)
-        _admit(gateway, key)
+        admit(gateway, key)
     except GatewayError as error:
         return _closing(request, error.response())
     gateway.in_flight += 1
@@ -153,7 +145,13 @@ def _closing(request: web.Request, response: web.StreamResponse) -> web.StreamRe
     return response
 
 
-def _admit(gateway: Gateway, key: ApiKey) -> None:
+def admit(gateway: Gateway, key: ApiKey) -> None:
+    """
+    Give a request of *key* a place, until `Keyring.leave`.
+
+    Raises:
+        GatewayError: the router is full, or the key is over a limit.
+    """
     if gateway.in_flight >= gateway.config.max_in_flight:
         raise GatewayError(503, "service_unavailable", "the router is full", retry_after=1)
     try:

@@ -6,6 +6,7 @@ Errors of the router.
     ├── AttemptError      one attempt at one node failed; carries the outcome
     ├── ReplayError       a recorded decision does not come out again
     ├── HoldError         a step that cannot be taken about an incident of the router's own
+    ├── KeyStepError      an API key cannot be made or revoked
     ├── IdempotencyError  a request with an Idempotency-Key is refused (`router.gateway.idempotency`)
     └── LimitError        an API key is over one of its limits (`router.gateway.keys`)
 """
@@ -43,3 +44,7 @@ class ReplayError(RouterError):
 
 class HoldError(RouterError):
     """A step that cannot be taken about an incident of the router's own."""
+
+
+class KeyStepError(RouterError):
+    """An API key cannot be made or revoked."""

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
+from prometheus_client import Counter, Gauge
 
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
@@ -31,7 +31,7 @@ from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
-from router.service import decisions, incidents, standing, status
+from router.service import access
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.state.feed import Feed
@@ -41,11 +41,17 @@ from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.records import Records
-from verifier.errors import RequestError
+from router.state.stored_keys import StoredKeys
 from verifier.service import problem
+from verifier.service.access import mount
+from verifier.service.clock import Clock as ServiceClock
+from verifier.service.front import FRONT, Front
+from verifier.service.oidc import Issuer
+from verifier.service.tls import ServerTLS
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
+_ISSUER_EVERY_S: Final = 1.0
 _SWEEP_EVERY_S: Final = 1.0
 _SWEPT_IN_S: Final = 60
 """Every node is swept within this time."""
@@ -87,21 +93,30 @@ def load(path: Path, config: RouterConfig) -> RouterSetup:
     folder = path.parent
     setup = RouterSetup(config, load_table(folder / config.workloads), folder)
     setup.tokenisers()
+    if config.verifier.router_token_file is None:
+        raise ConfigError(
+            "verifier.router_token_file is missing: the verifier gives results only to routers with a key. "
+            "There: touchstone verifier key create NAME --role router"
+        )
     read_token(folder, config.verifier.router_token_file)
     read_token(folder, config.verifier.admin_token_file)
+    if config.service.speaks_tls:
+        ServerTLS(*config.service.files(folder))
     return setup
 
 
 def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
     """The router's application."""
     clock = clock or Clock(lambda: time.time_ns() // 1_000_000, time.monotonic)
-    app = web.Application()
-    # OpenAI's resources have errors of their own form; all others answer with problem documents.
-    app.add_routes(openai.routes())
-    api = [*decisions.routes(), *incidents.routes(), *standing.routes(), *status.routes()]
-    api += [web.get("/metrics", _metrics), web.route("*", "/{rest:.*}", _nothing)]
-    for route in api:
-        app.router.add_route(route.method, route.path, _guarded(route.handler))
+    app = web.Application(middlewares=[_answer_errors])
+    service = setup.config.service
+    app[FRONT] = Front(
+        service,
+        per_address_per_minute=service.per_address_per_minute,
+        strangers_per_minute=service.strangers_per_minute,
+        monotonic=clock.monotonic,
+    )
+    mount(app, access.routes(), access.identify)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with running(setup, clock) as (state, gateway):
@@ -126,7 +141,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         await name.take()
         stack.push_async_callback(name.give_back)
         state, gateway = assemble(setup, clock, db, name, to_verifier=to_verifier, to_nodes=to_nodes)
-        # Before the first request: what was held is held.
+        # Before the first request: what was revoked is revoked, what was spent is spent, what was held is held.
+        await state.stored_keys.sync()
+        _check_access(gateway, state.issuer)
         await state.persistence.load()
         await state.holds.sync()
         loops = _loops(state, name, to_nodes)
@@ -141,6 +158,22 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             await state.holds.close()
             if config.store.is_kept:
                 await state.persistence.flush()
+
+
+def _check_access(gateway: Gateway, issuer: Issuer | None) -> None:
+    """
+    Make sure that somebody can send work, and that anybody can only if that was asked for.
+
+    Raises:
+        ConfigError: there is no key, and the gateway is not open.
+    """
+    if gateway.keyring.is_open:
+        _log.warning("the gateway is open: anyone who reaches it may send work without a key")
+    elif not len(gateway.keyring) and issuer is None:
+        raise ConfigError(
+            "nobody could send work: there is no API key. Make one: touchstone router key create NAME."
+            " Or let anyone send work: open = true in [gateway]"
+        )
 
 
 @asynccontextmanager
@@ -165,7 +198,9 @@ def assemble(
     """Make all parts and connect them; nothing runs yet."""
     config = setup.config
     fleet = Fleet(setup.table, clock, probe_every_s=config.gateway.probe_every_s or 5.0)
-    keyring = Keyring(config.keys, wall_ms=clock.now_ms, monotonic=clock.monotonic)
+    keyring = Keyring(
+        config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
+    )
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
     token = read_token(setup.folder, config.verifier.router_token_file)
     report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
@@ -178,6 +213,7 @@ def assemble(
         on_incident_state=holds.note_incident_state,
         reported_incidents=holds.reported_incidents,
         on_incident_lost=holds.note_incident_lost,
+        token=partial(read_token, setup.folder, config.verifier.router_token_file),
     )
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
@@ -194,6 +230,8 @@ def assemble(
         holds=holds,
         persistence=persistence,
         records=records,
+        stored_keys=StoredKeys(db, clock, keyring),
+        issuer=_issuer(config, clock),
         to_verifier=to_verifier,
     )
     gateway = Gateway(
@@ -206,6 +244,11 @@ def assemble(
     return state, gateway
 
 
+def _issuer(config: RouterConfig, clock: Clock) -> Issuer | None:
+    oidc = config.access.oidc
+    return None if oidc is None else Issuer(oidc, ServiceClock(clock.now_ms, clock.monotonic))
+
+
 def _loops(
     state: State, name: NameLease, to_nodes: aiohttp.ClientSession
 ) -> Mapping[str, Coroutine[Any, Any, None]]:
@@ -215,8 +258,11 @@ def _loops(
         "name": name.run(),
         "feed": state.feed.run(),
         "holds": state.holds.run(),
+        "keys": state.stored_keys.run(),
         "sweep": _sweep(state.fleet),
     }
+    if state.issuer is not None:
+        loops["issuer"] = _follow(state.issuer)
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
@@ -250,6 +296,16 @@ def reload_table(app: web.Application) -> None:
     _log.info("another table of workloads is in force", workloads=len(table.workloads))
 
 
+async def _follow(issuer: Issuer) -> None:
+    while True:
+        try:
+            await issuer.refresh_if_due()
+        except Exception:  # noqa: BLE001
+            # The outermost of the loop: if it ended, the issuer's new keys would never be known.
+            _log.exception("the issuer's keys failed")
+        await asyncio.sleep(_ISSUER_EVERY_S)
+
+
 async def _sweep(fleet: Fleet) -> None:
     while True:
         # Spread over the second: a large fleet in one go would keep every request waiting.
@@ -268,16 +324,15 @@ async def _sweep(fleet: Fleet) -> None:
                 _nodes.labels(name, lane).set(count)
 
 
-def _guarded(handler: Any) -> Any:
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        return await problem.middleware(request, handler)
-
-    return guarded
-
-
-async def _nothing(_: web.Request) -> web.Response:
-    raise RequestError("no such resource", code="request.not-found")
-
-
-async def _metrics(_: web.Request) -> web.Response:
-    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+@web.middleware
+async def _answer_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """OpenAI's resources have errors of their own form; all others answer with problem documents."""
+    if request.path.startswith("/v1/"):
+        return await openai.answer_errors(request, handler)
+    answer = await problem.middleware(request, handler)
+    if answer.status == 401:
+        # Nodes have nothing to sign for a router.
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer

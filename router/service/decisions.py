@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
 from router.choose.decision import Decision
-from router.gateway.openai import GATEWAY
+from router.config import ApiKey
+from router.gateway.errors import GatewayError
+from router.gateway.handler import Gateway
+from router.gateway.openai import GATEWAY, KEY, admit
 from router.model.errors import WorkloadError
-from router.service.state import STATE, require_key
+from router.service.state import STATE
 from router.state.records import decode_record, with_excluded
 from verifier.errors import RequestError
+from verifier.roles import Role
+from verifier.service.access import caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
+
+_SEE_ALL: Final = frozenset({Role.AUDITOR, Role.ADMINISTRATOR})
 
 
 class _DecisionBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,19 +31,28 @@ class _DecisionBody(Struct, frozen=True, forbid_unknown_fields=True):
     explain: bool = True
 
 
-def routes() -> list[web.RouteDef]:
-    """The resources of this file."""
-    return [
-        web.post("/api/v1/decisions", make),
-        web.get("/api/v1/decisions/{id}", show),
-    ]
-
-
 async def make(request: web.Request) -> web.Response:
-    """Decide for a caller that dispatches the work itself: endpoints and pins come with the decision."""
-    key = require_key(request)
+    """
+    Decide for a caller that dispatches the work itself.
+
+    It counts against the limits of its key as work does.  Endpoints and pins come with the decision if the
+    key may dispatch: who has them reaches nodes without the router.
+    """
+    gateway, key = request.app[GATEWAY], request[KEY]
+    try:
+        admit(gateway, key)
+    except GatewayError as error:
+        raise RequestError(str(error), code="request.too-often", retry_after=error.retry_after) from None
+    gateway.in_flight += 1
+    try:
+        return await _make(request, gateway, key)
+    finally:
+        gateway.in_flight -= 1
+        gateway.keyring.leave(key, 0)
+
+
+async def _make(request: web.Request, gateway: Gateway, key: ApiKey) -> web.Response:
     given = parse_json(await read_body(request, MAX_JSON), _DecisionBody)
-    gateway = request.app[GATEWAY]
     try:
         workload = gateway.table.route(given.model, given.workload, key.workloads)
     except WorkloadError as error:
@@ -45,21 +62,31 @@ async def make(request: web.Request) -> web.Response:
     record = dispatcher.decide(workload, key.name)
     dispatcher.records.finish(record)
     wire = record.to_wire(dispatcher.excluded(record.decision) if given.explain else None)
-    wire["endpoints"] = dispatcher.endpoints(record)
+    wire["endpoints"] = dispatcher.endpoints(record) if key.may_dispatch else None
     return json_response(wire, status=201, headers={"Location": f"/api/v1/decisions/{record.id}"})
 
 
 async def show(request: web.Request) -> web.Response:
-    """A decision with every verdict and every term, and what became of it."""
-    require_key(request)
+    """A decision with every verdict and every term, and what became of it: for whose work it was, and for auditors."""
     state = request.app[STATE]
     record_id = request.match_info["id"]
     dispatcher = request.app[GATEWAY].dispatcher
-    record = state.records.get(record_id)
-    if record is not None:
-        wire = decode_record(record)
-        return json_response(with_excluded(wire, dispatcher.excluded(Decision.from_wire(wire))))
-    stored = await state.persistence.find(record_id[:64])
-    if stored is None:
+    found = state.records.get(record_id)
+    stored = await state.persistence.find(record_id[:64]) if found is None else None
+    data = found or stored
+    try:
+        wire = None if data is None else decode_record(data)
+    except (msgspec.DecodeError, UnicodeError):
+        # Another router wrote it, perhaps of another version.
+        wire = None
+    if wire is None or not _may_see(request, wire):
+        # The same for both: whether others have such a decision is not told.
         raise RequestError("no such decision is kept", code="request.not-found")
-    return json_response(msgspec.Raw(stored))
+    if found is not None:
+        wire = with_excluded(wire, dispatcher.excluded(Decision.from_wire(wire)))
+    return json_response(wire)
+
+
+def _may_see(request: web.Request, wire: Mapping[str, Any]) -> bool:
+    caller = caller_of(request)
+    return not caller.roles.isdisjoint(_SEE_ALL) or wire.get("caller") == caller.name

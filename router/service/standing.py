@@ -12,10 +12,11 @@ from router.model.quantiles import quantile
 from router.model.standing import ESTABLISHED_LOWER, PROVEN, Grade, Standing
 from router.model.statistics import SERIES, NodeStatistics
 from router.model.workload import Workload
-from router.service.state import STATE, State, require_key
+from router.service.state import STATE, State
 from router.state.fleet import Fleet
 from verifier.errors import RequestError
 from verifier.reasons import REASONS
+from verifier.service.access import caller_of
 from verifier.service.http import json_response
 
 _QUANTILES: Final = (0.5, 0.9, 0.99)
@@ -53,17 +54,13 @@ _WHAT_OPENS: Final = {
 """What an operator can do about a closed gate; for other codes, the gate's own sentence says it."""
 
 
-def routes() -> list[web.RouteDef]:
-    """The resources of this file."""
-    return [web.get("/api/v1/nodes/{id}/standing", show)]
-
-
 async def show(request: web.Request) -> web.Response:
-    """A node's standing, by workload and by tier."""
-    require_key(request)
+    """A node's standing, by workload and by tier.  An operator sees that of its own nodes."""
     state = request.app[STATE]
     node = request.match_info["id"]
-    if node not in state.fleet:
+    only = caller_of(request).only_operator
+    if node not in state.fleet or only not in (None, state.fleet.view(node).operator):
+        # The same for both: which nodes others have is not told.
         raise RequestError("no such node is known", code="request.not-found")
     return json_response(standing_of(state, node))
 

@@ -1,4 +1,4 @@
-"""The router's status: whether it hears the verifier, and how many nodes could take work."""
+"""Whether the router works: a word for load balancers, and the whole of it for people."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ from aiohttp import web
 
 from router.choose.gates import FEED_SILENT_S
 from router.gateway.openai import GATEWAY
-from router.service.state import STATE, require_key
+from router.service.state import STATE, State
 from verifier.service.http import json_response
 
 
-def routes() -> list[web.RouteDef]:
-    """The resources of this file."""
-    return [web.get("/api/v1/status", show)]
+async def health(_: web.Request) -> web.Response:
+    """That the process answers."""
+    return json_response({"status": "ok"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Whether work can be done; 503 while the verifier is silent or no node may do any work.  Why is in the status."""
+    state = request.app[STATE]
+    state.fleet.advance()
+    is_ready = _hears(state) and any(any(lanes.values()) for lanes in state.fleet.census().values())
+    return json_response({"status": "ok" if is_ready else "unavailable"}, status=200 if is_ready else 503)
 
 
 async def show(request: web.Request) -> web.Response:
     """Whether work can be done, and if not, why; 503 while the verifier is silent."""
-    require_key(request)
     state, gateway = request.app[STATE], request.app[GATEWAY]
     fleet = state.fleet
     fleet.advance()
-    open_to_work = fleet.silent_s <= FEED_SILENT_S
+    open_to_work = _hears(state)
     document = {
         "router": state.config.name,
         "open": open_to_work,
+        "anyone_may_send_work": gateway.keyring.is_open,
         "feed_silent_s": round(fleet.silent_s, 1),
         "snapshot": fleet.version,
         "nodes": len(fleet),
@@ -34,3 +42,7 @@ async def show(request: web.Request) -> web.Response:
         },
     }
     return json_response(document, status=200 if open_to_work else 503)
+
+
+def _hears(state: State) -> bool:
+    return state.fleet.silent_s <= FEED_SILENT_S

@@ -67,6 +67,7 @@ class Feed:
             the feed was broken.
         on_incident_lost: Called with one of them that the verifier does not know any more: its database was
             restored, and nobody has decided.
+        token: Gives the key by which the verifier knows this router.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Feed:
         *,
         on_incident_state: Callable[[str, str], None] = lambda _incident, _state: None,
         reported_incidents: Callable[[], AbstractSet[str]] = frozenset,
+        token: Callable[[], str | None] = lambda: None,
         on_incident_lost: Callable[[str], None] = lambda _incident: None,
     ) -> None:
-        self._source = FeedSource(http, config)
+        self._source = FeedSource(http, config, token)
         self._clock = clock
         self.fleet = fleet
         self._reader = ResultReader(config.url, clock)

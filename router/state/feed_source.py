@@ -8,7 +8,7 @@ signatures by `router.state.result_reader`, what replaces what by `router.state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Annotated, Final, TypeVar
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from attester import sse
 from attester.bounded import read_all
-from attester.errors import VerifierError
+from attester.errors import ConfigError, VerifierError
 from router.config import VerifierSection
 from verifier import result_keys
 from verifier.result_keys import VerifyingKey
@@ -105,9 +105,20 @@ class FeedSource:
     `aiohttp.ClientError` and `TimeoutError` if there is none.
     """
 
-    def __init__(self, http: aiohttp.ClientSession, config: VerifierSection) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, config: VerifierSection, token: Callable[[], str | None]
+    ) -> None:
         self._http = http
         self._config = config
+        self._token = token
+
+    def _headers(self) -> dict[str, str]:
+        """The router's credential, read anew: it may have been replaced."""
+        try:
+            token = self._token()
+        except ConfigError as error:
+            raise FeedError(str(error)) from None
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     async def keys(self) -> Mapping[str, VerifyingKey]:
         """The keys that results may be signed with, by kid: the verifier's, as far as the configuration trusts them."""
@@ -152,11 +163,13 @@ class FeedSource:
         """
         url = f"{self._config.url}/api/v1/events?after={after}"
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=_SILENCE_S)
-        async with self._http.get(url, timeout=timeout, allow_redirects=False) as response:
+        async with self._http.get(
+            url, headers=self._headers(), timeout=timeout, allow_redirects=False
+        ) as response:
             if response.status == 400:
                 raise LostPlaceError(f"400 for the events after {after}")
             if response.status != 200:
-                raise FeedError(f"{response.status} for the events")
+                raise _refusal(response.status, "the events")
             try:
                 async for event in sse.read_events(response.content, max_size=_MAX_EVENT):
                     if event.kind == "reset":
@@ -185,16 +198,21 @@ class FeedSource:
         """An answer; `None` if the verifier says that there is none and *or_missing* allows it."""
         timeout = aiohttp.ClientTimeout(total=30, connect=5)
         async with self._http.get(
-            self._config.url + path, timeout=timeout, allow_redirects=False
+            self._config.url + path, headers=self._headers(), timeout=timeout, allow_redirects=False
         ) as response:
             if response.status == 404 and or_missing:
                 return None
             if response.status != 200:
-                raise FeedError(f"{response.status} for {path}")
+                raise _refusal(response.status, path)
             data = await read_all(response.content, _MAX_PAGE)
         if data is None:
             raise FeedError(f"{path} is larger than {_MAX_PAGE} bytes")
         return data
+
+
+def _refusal(status: int, what: str) -> FeedError:
+    hint = ": the verifier does not take the router's key" if status in (401, 403) else ""
+    return FeedError(f"{status} for {what}{hint}")
 
 
 async def one_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
@@ -19,12 +20,13 @@ from router.config import StoreSection
 from router.model.clock import Clock
 from router.model.statistics import StatisticsAggregate
 from router.state.fleet import Fleet
-from router.state.records import Records
+from router.state.records import FinishedRecord, Records
 from router.store import decisions, standings
 from verifier.errors import StoreError
 from verifier.store.database import Database, Tx
 
 _FORGET_EVERY_S: Final = 600.0
+_DAY_MS: Final = 86_400_000
 _AT_ONCE: Final = 500
 """Rows of one transaction: requests wait for it some milliseconds at most."""
 
@@ -135,7 +137,7 @@ class Persistence:
 
         await self._db.write(save)
 
-    async def _save_records(self, some: Sequence[tuple[str, int, bytes]]) -> None:
+    async def _save_records(self, some: Sequence[FinishedRecord]) -> None:
         if self._config.keep_decisions:
             await self._db.write(
                 lambda tx: decisions.save(tx, self._name, some), of=f"decisions {self._name}"
@@ -158,12 +160,15 @@ class Persistence:
         self._forgot_at = now
         config = self._config
         await self._db.write(lambda tx: standings.forget(tx, now_ms))
-        while await self._db.write(
-            lambda tx: decisions.forget(
-                tx, now_ms, keep_days=config.keep_days, keep=config.keep_decisions, limit=_AT_ONCE
-            )
-        ):
+        until_ms = now_ms - config.keep_days * _DAY_MS - 1
+        while await self._db.write(lambda tx: decisions.forget(tx, until_ms, limit=_AT_ONCE)):
             pass
+        async with self._db.scan() as tx:
+            surplus = await decisions.find_surplus(tx, config.keep_decisions)
+        for caller, newest_ms in surplus:
+            forget = partial(decisions.forget_of, caller=caller, until_ms=newest_ms, limit=_AT_ONCE)
+            while await self._db.write(forget):
+                pass
 
     async def find(self, record_id: str) -> bytes | None:
         """A record that was written."""

@@ -1,10 +1,15 @@
-"""Records of decisions: the newest in memory, all of them on their way to the store."""
+"""
+Records of decisions: the newest in memory, all of them on their way to the store.
+
+Where there is no more room, the caller that has most loses its oldest: who makes many records loses its own,
+and never those of a caller that has fewer.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct, structs
@@ -12,6 +17,7 @@ from msgspec import Struct, structs
 from router.choose.decision import Decision, explain_closed
 from router.choose.gates import GateVerdict
 from router.model.outcomes import Blame
+from router.model.shares import Shares
 from router.state.random_bytes import random_bytes
 
 _IN_MEMORY: Final = 10_000
@@ -81,36 +87,64 @@ def with_excluded(wire: dict[str, Any], excluded: Mapping[str, GateVerdict]) -> 
     return {**wire, "excluded": explain_closed({n: v for n, v in excluded.items() if n not in ranked})}
 
 
+class FinishedRecord(NamedTuple):
+    """A record as it is stored."""
+
+    id: str
+    at_ms: int
+    caller: str
+    data: bytes
+
+
 class Records:
     """
     Keeps the newest records at hand; those that are finished, as bytes.
 
     The garbage collector would look at ten thousand small objects again and again.
+
+    Args:
+        writes: Whether records are to be written.
+        lost: Called for each record that should have been written, and was not.
+        in_memory: How many are kept at hand.
+        max_unwritten: How many may wait to be written.
     """
 
-    def __init__(self, *, writes: bool, lost: Callable[[], None] = lambda: None) -> None:
-        self._newest: OrderedDict[str, Record | bytes] = OrderedDict()
+    def __init__(
+        self,
+        *,
+        writes: bool,
+        lost: Callable[[], None] = lambda: None,
+        in_memory: int = _IN_MEMORY,
+        max_unwritten: int = _MAX_UNWRITTEN,
+    ) -> None:
+        self._in_memory = in_memory
+        self._newest: dict[str, Record | bytes] = {}
+        self._order: dict[str, OrderedDict[str, None]] = {}
+        """The ids of each caller's records, the oldest first."""
+        self._shares = Shares()
         self._writes = writes
-        self._unwritten: list[tuple[str, int, bytes]] = []
-        self._lost = lost
+        self._unwritten = _Waiting(max_unwritten, lost)
 
     def add(self, record: Record) -> None:
         """Add the record of a new decision."""
         self._newest[record.id] = record
-        if len(self._newest) > _IN_MEMORY:
-            self._newest.popitem(last=False)
+        self._order.setdefault(record.caller, OrderedDict())[record.id] = None
+        self._shares.add(record.caller)
+        if len(self._newest) > self._in_memory:
+            largest = self._shares.largest()
+            record_id, _ = self._order[largest].popitem(last=False)
+            if not self._order[largest]:
+                del self._order[largest]
+            self._shares.remove(largest)
+            del self._newest[record_id]
 
     def finish(self, record: Record) -> None:
         """Note that nothing more will be added to a record: it can be written."""
         data = record.to_json()
         if record.id in self._newest:
             self._newest[record.id] = data
-        if not self._writes:
-            return
-        if len(self._unwritten) >= _MAX_UNWRITTEN:
-            self._lost()
-            return
-        self._unwritten.append((record.id, record.decision.at_ms, data))
+        if self._writes:
+            self._unwritten.add(FinishedRecord(record.id, record.decision.at_ms, record.caller, data))
 
     def get(self, record_id: str) -> bytes | None:
         """One of the newest, as JSON."""
@@ -121,14 +155,57 @@ class Records:
         """All that are at hand, the oldest first."""
         return [decode_record(found) for found in map(self.get, list(self._newest)) if found is not None]
 
-    def drain(self) -> list[tuple[str, int, bytes]]:
-        """Take the records that are to be written: id, time and JSON."""
-        unwritten, self._unwritten = self._unwritten, []
-        return unwritten
+    def drain(self) -> list[FinishedRecord]:
+        """Take the records that are to be written."""
+        return self._unwritten.drain()
 
-    def requeue(self, records: list[tuple[str, int, bytes]]) -> None:
+    def requeue(self, records: list[FinishedRecord]) -> None:
         """Give back records that could not be written."""
-        unwritten = records + self._unwritten
-        for _ in unwritten[_MAX_UNWRITTEN:]:
+        self._unwritten.put_back(records)
+
+
+class _Waiting:
+    """Records that wait to be written.  If there are too many, the caller that has most loses its newest."""
+
+    def __init__(self, limit: int, lost: Callable[[], None]) -> None:
+        self._limit = limit
+        self._lost = lost
+        self._of: dict[str, deque[FinishedRecord]] = {}
+        self._shares = Shares()
+        self._count = 0
+
+    def add(self, record: FinishedRecord) -> None:
+        self._of.setdefault(record.caller, deque()).append(record)
+        self._shares.add(record.caller)
+        self._count += 1
+        if self._count > self._limit:
+            largest = self._shares.largest()
+            self._of[largest].pop()
+            if not self._of[largest]:
+                del self._of[largest]
+            self._shares.remove(largest)
+            self._count -= 1
             self._lost()
-        self._unwritten = unwritten[:_MAX_UNWRITTEN]
+
+    def drain(self) -> list[FinishedRecord]:
+        """Take all, one of each caller in turn: nobody's records wait for all of another's."""
+        taken = list(_in_turn([iter(records) for records in self._of.values()]))
+        self._of, self._shares, self._count = {}, Shares(), 0
+        return taken
+
+    def put_back(self, records: list[FinishedRecord]) -> None:
+        since = self.drain()
+        for record in (*records, *since):
+            self.add(record)
+
+
+def _in_turn(queues: list[Iterator[FinishedRecord]]) -> Iterator[FinishedRecord]:
+    end = object()
+    while queues:
+        left = []
+        for queue in queues:
+            record = next(queue, end)
+            if isinstance(record, FinishedRecord):
+                yield record
+                left.append(queue)
+        queues = left

@@ -27,7 +27,6 @@ from router.model.standing import Rating, Standing
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.usage import UsageMismatch
 from router.model.workload import Table
-from router.service import state
 from router.service.state import STATE
 from router.state import result_reader
 from router.state.fleet import Fleet as RouterFleet
@@ -39,6 +38,7 @@ from tests.unit.router.doubles import Handler, Moved, answers, result_key, until
 from tests.unit.router.support import NOW, WEIGHTS, WORKLOAD, view
 from verifier import results
 from verifier.results import AttestationResult, encode_jwt
+from verifier.roles import Caller
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ async def test_attack_2_results_that_the_verifier_did_not_sign(fleet: Fleet) -> 
 
 def without_reviewers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every key may decide about incidents: a shared token."""
-    monkeypatch.setattr(state, "may_review", lambda key: True)
+    monkeypatch.setattr(Caller, "acting_as", lambda self, _: self)
 
 
 def without_signatures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from fixtures.fleet import free_port
 from fixtures.replies import made_up
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine
 from router.choose.decision import decide
-from router.config import ApiKey, RouterConfig
+from router.config import RouterConfig
 from router.gateway.openai import GATEWAY
 from router.model.standing import Standing
 from router.model.statistics import NodeStatistics, StatisticsAggregate
@@ -188,6 +188,7 @@ class Fleet:
         self.http = http
         self.app = web.Application()
         self.url = ""
+        self._looks_as: dict[str, str] = {}
         self._router = AsyncExitStack()
         stack.push_async_exit(self._router)
 
@@ -235,8 +236,12 @@ class Fleet:
         keys = [
             {"name": f"k{n}", "sha256": digest} for n, digest in enumerate(gateway.pop("key_digests", []))
         ]
+        # Without keys of the test's own anyone may send work, and one key sees what is needed to look at it.
+        is_open = not keys and "keys" not in (sections or {})
+        given["open"] = is_open
+        self._looks_as = by("auditor") if is_open else {}
         config = {
-            "keys": keys,
+            "keys": [key("auditor", roles=["auditor"])] if is_open else keys,
             **(sections or {}),
             "verifier": {"url": self.verifier.url, **(sections or {}).get("verifier", {})},
             "gateway": {**given, "probe_every_s": 0, **gateway},
@@ -289,7 +294,7 @@ class Fleet:
         return await ask(self.http, self.url, body, path, **headers)
 
     async def get(self, path: str, **headers: str) -> tuple[int, Any]:
-        async with self.http.get(self.url + path, headers=headers) as response:
+        async with self.http.get(self.url + path, headers={**self._looks_as, **headers}) as response:
             return response.status, await response.json(content_type=None)
 
     async def attempts(self, body: Any = WORK, path: str = "/v1/embeddings") -> list[tuple[str, str]]:
@@ -362,18 +367,20 @@ class RouterProcess:
         self.url = f"http://{self.listen}"
         self.log = folder / "router.log"
         self.config = folder / "router.toml"
+        gateway = {"open": "keys" not in sections, "allow_private": True, "probe_every_s": 0}
+        (folder / "router.token").write_text("the-routers-key")
         given = {
+            "keys": [key("auditor", roles=["auditor"])],
             **sections,
             "service": {"listen": self.listen, **sections.get("service", {})},
-            "verifier": {"url": verifier.url, **sections.get("verifier", {})},
-            "gateway": {"allow_private": True, "probe_every_s": 0, **sections.get("gateway", {})},
+            "verifier": {
+                "url": verifier.url,
+                "router_token_file": "router.token",
+                **sections.get("verifier", {}),
+            },
+            "gateway": {**gateway, **sections.get("gateway", {})},
         }
-        # A list of tables is for people to write.
-        keys = "".join(
-            "\n[[keys]]\n" + to_toml(msgspec.convert(each, ApiKey)) for each in given.pop("keys", ())
-        )
-        config = to_toml(msgspec.convert(given, RouterConfig)).replace("keys = []\n", "")
-        self.config.write_text(config + keys, encoding="utf-8")
+        self.config.write_text(to_toml(msgspec.convert(given, RouterConfig)), encoding="utf-8")
         self.write_table(TABLE)
         self.process: subprocess.Popen[bytes] | None = None
         self._read = 0

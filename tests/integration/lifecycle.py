@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from fixtures.credentials import bearer
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL
 from fixtures.transactions import transaction
 from router.choose.decision import decide
@@ -24,6 +25,7 @@ from router.state.fleet import Fleet
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import write_archive
 from verifier.policy.bundle import Bundle
+from verifier.roles import Role
 from verifier.store import policies
 from verifier.store.policies import ChangeAuthor
 
@@ -56,9 +58,8 @@ def archive(verifier: Any, bundle: Bundle) -> bytes:
 
 
 async def post(verifier: Any, path: str, body: Any, *, token: str | None = None) -> tuple[int, Any]:
-    """An administrator's request; status and JSON."""
-    secret = verifier.service.admin_token if token is None else token
-    headers = {"Authorization": f"Bearer {secret}"}
+    """An administrator's request, if no other token is given; status and JSON."""
+    headers = {} if token is None else bearer(token)
     data = body if isinstance(body, bytes) else json.dumps(body)
     async with verifier.http.post(verifier.url + path, data=data, headers=headers) as response:
         return response.status, await response.json(content_type=None)
@@ -114,7 +115,8 @@ class Now:
 async def router(verifier: Any) -> AsyncIterator[Callable[[], Now]]:
     """A router's feed that follows the verifier; gives who may do the work now."""
     clock = Clock(lambda: verifier.clock.ms, time.monotonic)
-    async with aiohttp.ClientSession() as http:
+    key = await verifier.key("router-1", Role.ROUTER)
+    async with aiohttp.ClientSession(headers=key) as http:
         fleet = Fleet(Table([WORKLOAD]), clock)
         feed = Feed(http, VerifierSection(verifier.url), clock, fleet)
         task = asyncio.create_task(feed.run())

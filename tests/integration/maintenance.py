@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
+from fixtures.credentials import bearer
 from fixtures.fleet import free_port
 from fixtures.published import publish
 from fixtures.simulator import SimulatedNode
@@ -50,8 +51,9 @@ async def serving(home: Home, clock: FakeClock, folder: Path) -> AsyncIterator[R
         async with (
             open_service(home, config, clock.clock()) as service,
             _served(service, config.service.listen) as (app, http),
+            aiohttp.ClientSession() as stranger,
         ):
-            yield RunningVerifier(service, app, service.issuer, http, clock, home, folder)
+            yield RunningVerifier(service, app, service.issuer, http, stranger, clock, home, folder)
 
 
 @asynccontextmanager
@@ -63,7 +65,7 @@ async def _served(
     await runner.setup()
     host, _, port = listen.rpartition(":")
     await web.TCPSite(runner, host, int(port)).start()
-    async with aiohttp.ClientSession() as http:
+    async with aiohttp.ClientSession(headers=bearer(service.admin_token)) as http:
         yield app, http
     await runner.cleanup()
 

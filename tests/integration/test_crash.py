@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from attester.client import VerifierClient
-from fixtures.fleet import Fleet, get_json
+from fixtures.fleet import Fleet
 from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode
 from verifier.config import Home
@@ -45,7 +45,7 @@ def test_an_acknowledged_incident_survives(tmp_path: Path, model_folder: Path) -
         node = asyncio.run(report_and_kill(fleet, token, process.pid, SimulatedNode(model_folder)))
         process.wait()
         fleet.start_verifier()
-        (incident,) = get_json(f"{fleet.verifier_url}/api/v1/incidents?node={node}")["incidents"]
+        (incident,) = fleet.ask(f"incidents?node={node}")["incidents"]
         assert (incident["kind"], incident["state"]) == ("settlement-mismatch", "suspected")
     finally:
         fleet.stop()
@@ -84,10 +84,10 @@ def test_acknowledged_policies_and_blocks_survive(tmp_path: Path, model_folder: 
             asyncio.run(ask_and_kill(f"{fleet.verifier_url}/api/v1/{path}", body, home, process.pid))
             process.wait()
         fleet.start_verifier()
-        assert get_json(f"{fleet.verifier_url}/api/v1/policies/rollout")["active"] == bundle.id
-        (block,) = get_json(f"{fleet.verifier_url}/api/v1/policies/blocks")["blocks"]
+        assert fleet.ask("policies/rollout")["active"] == bundle.id
+        (block,) = fleet.ask("policies/blocks")["blocks"]
         assert block["value"] == "GPU-1"
-        changes = get_json(f"{fleet.verifier_url}/api/v1/policies/history")["changes"]
+        changes = fleet.ask("policies/history")["changes"]
         assert [c["action"] for c in changes][:3] == ["block", "promote", "publish"]
     finally:
         fleet.stop()

@@ -80,12 +80,10 @@ async def test_how_many_challenges_are_left(verifier) -> None:
         ("GET", "/api/v1/nodes?limit=0", 400),
         ("GET", "/api/v1/nodes?limit=501", 400),
         ("GET", "/api/v1/results?limit=x", 400),
-        ("GET", "/api/v1/nodes/x/calls", 401),
-        ("POST", "/api/v1/calls/x/answers", 404),
-        ("POST", "/api/v1/nodes/x/key", 401),
-        ("DELETE", "/api/v1/nodes/x", 401),
-        ("POST", "/api/v1/incidents", 401),
-        ("POST", "/api/v1/incidents/x/release", 401),
+        ("GET", "/api/v1/nodes/x/calls", 403),
+        ("POST", "/api/v1/calls/x/answers", 403),
+        ("DELETE", "/api/v1/nodes/x", 404),
+        ("POST", "/api/v1/incidents", 400),
     ],
 )
 async def test_every_refusal_is_a_problem_document(verifier, method: str, path: str, status: int) -> None:

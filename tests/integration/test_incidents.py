@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fixtures.credentials import bearer
 from fixtures.published import publish
 from fixtures.simulator import SimulatedNode, tiny_model
 from verifier.incidents import BLAST_WINDOW_MS
@@ -36,9 +37,9 @@ async def open_incidents(verifier) -> list[dict[str, Any]]:
 
 
 async def step(verifier, incident: str, name: str, *, token: str | None = None) -> int:
-    headers = {"Authorization": f"Bearer {token or verifier.service.admin_token}"}
+    headers = await verifier.key("ada") if token is None else bearer(token)
     url = f"{verifier.url}/api/v1/incidents/{incident}/{name}"
-    body = {"actor": "ada", "reason": "looked at the machine"}
+    body = {"reason": "looked at the machine"}
     async with verifier.http.post(url, json=body, headers=headers) as response:
         return response.status
 
@@ -80,7 +81,7 @@ async def test_retire_from_quarantine(verifier, altered: Path) -> None:
 async def test_only_the_administrator_takes_steps(verifier, altered: Path) -> None:
     """Routers report; they do not release."""
     _, incident = await quarantined(verifier, altered)
-    assert await step(verifier, incident, "release", token=verifier.service.router_token) == 401
+    assert await step(verifier, incident, "release", token=verifier.service.router_token) == 403
     assert len(await open_incidents(verifier)) == 1
 
 
@@ -176,7 +177,7 @@ async def test_a_router_reports_what_it_metered(verifier) -> None:
         url, json={**report, "kind": "model-integrity-failure"}, headers=headers
     ) as r:
         assert r.status == 400
-    async with verifier.http.post(url, json=report) as r:
+    async with verifier.stranger.post(url, json=report) as r:
         assert r.status == 401
     async with verifier.http.post(url, json=report, headers=headers) as r:
         assert r.status == 201

@@ -39,7 +39,8 @@ KILLS = int(os.environ.get("TOUCHSTONE_KILLS", "10"))
 NODES = 4
 CONFIG: dict[str, dict[str, Any]] = {
     "sessions": {
-        "per_node_per_minute": 100_000, "per_address_per_minute": 1_000_000, "announced_per_hour": 1_000_000
+        "per_node_per_minute": 100_000, "per_address_per_minute": 1_000_000,
+        "strangers_per_minute": 1_000_000, "announced_per_hour": 1_000_000
     },
     "policy": {"workers": 1},
 }  # fmt: skip
@@ -138,7 +139,7 @@ async def kill_postgres(tmp_path: Path, model_folder: Path, server: Any) -> None
                 await asyncio.to_thread(servers.kill, server)
                 await asyncio.sleep(0.3)
                 if number == 0:
-                    await is_unavailable(http, fleet.verifier_url)
+                    await is_unavailable(http, fleet)
                 await asyncio.to_thread(servers.start, server)
             await wait_for_results(load)
             for task in tasks:
@@ -165,8 +166,9 @@ async def wait_for_results(load: Load) -> None:
     raise AssertionError(f"no results for a minute; the last refusal: {load.refused[-1:]}")
 
 
-async def is_unavailable(http: aiohttp.ClientSession, url: str) -> None:
-    async with http.get(f"{url}/api/v1/nodes") as response:
+async def is_unavailable(http: aiohttp.ClientSession, fleet: Fleet) -> None:
+    url = f"{fleet.verifier_url}/api/v1/nodes"
+    async with http.get(url, headers=fleet.administrator) as response:
         assert response.status == 503
         assert int(response.headers["Retry-After"]) > 0
         assert (await response.json(content_type=None))["type"].endswith("#store.unavailable")

@@ -267,7 +267,14 @@ def test_the_marks_of_a_killed_verifier_are_above_what_it_took(tmp_path: Path, m
     """At whatever moment it is killed, no challenge that it took and no event that it showed is at a mark or above."""
     rng = random.Random(7)
     fleet = Fleet(
-        tmp_path, {"sessions": {"per_node_per_minute": 100_000, "per_address_per_minute": 1_000_000}}
+        tmp_path,
+        {
+            "sessions": {
+                "per_node_per_minute": 100_000,
+                "per_address_per_minute": 1_000_000,
+                "strangers_per_minute": 1_000_000,
+            }
+        },
     )
     try:
         fleet.make_verifier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import getpass
 import secrets
 from pathlib import Path
 from typing import Any
@@ -323,8 +324,8 @@ async def test_a_restore_is_a_change_with_who_and_why(
     changes = await rows(place_of(home), "SELECT * FROM changes ORDER BY seq")
     assert (changes[-1]["action"], changes[-1]["actor"], changes[-1]["reason"]) == (
         "restore",
-        "kim",
-        "a test",
+        f"os:{getpass.getuser()}",
+        "a test (on behalf of kim)",
     )
     assert changes[-1]["active"] == changes[-2]["active"]
     assert changes[-1]["generation"] == changes[-2]["generation"]

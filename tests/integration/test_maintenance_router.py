@@ -56,7 +56,11 @@ async def empty_url(postgres: str) -> AsyncIterator[str]:
 
 def write_config(folder: Path, url: str, path: str = "router.db") -> Path:
     store = {"url": url} if url else {"path": path}
-    config = msgspec.convert({"verifier": {"url": "http://127.0.0.1:9"}, "store": store}, RouterConfig)
+    config = msgspec.convert(
+        {"verifier": {"url": "http://127.0.0.1:9", "router_token_file": "router.token"}, "store": store},
+        RouterConfig,
+    )
+    (folder / "router.token").write_text("the-routers-key")
     file = folder / "router.toml"
     file.write_text(to_toml(config).replace("keys = []\n", ""), encoding="utf-8")
     return file
@@ -74,7 +78,7 @@ async def config(tmp_path: Path, url: str) -> Path:
         async def fill(tx: Any) -> None:
             await holds.add(tx, hold)
             await holds.add_step(tx, "r-1", step="note", actor="kim", reason="looked", now_ms=3)
-            many = [(f"d-{number:05}", number, b"\x00\xffrecord" * 9) for number in range(3000)]
+            many = [(f"d-{number:05}", number, "ada", b"\x00\xffrecord" * 9) for number in range(3000)]
             await decisions.save(tx, "one", many)
             await standings.save_budgets(tx, "one", {"ada": (20000, 7)})
             await standings.save(tx, "one", [("n", "small", StatisticsAggregate(Standing()))], 5)
@@ -321,4 +325,4 @@ async def test_routers_share_postgresql(place: Place, empty_url: str) -> None:
         assert await rows(
             maintenance.Place(empty_url, Path(), PACKAGE), "SELECT count(*) AS n FROM standings"
         )
-        assert whole.version == 2
+        assert whole.version == 3

@@ -14,9 +14,12 @@ from attester.client import Session
 from attester.errors import VerifierError
 from attester.weights.possession import ModelChallenge
 from fixtures.simulator import MODEL
+from fixtures.transactions import transaction
+from verifier.incidents import report_draft
 from verifier.service import sweep
 from verifier.service.calls import CALL_SCHEDULER
 from verifier.service.make_ups import SOON_S
+from verifier.store import incidents as stored_incidents
 
 STORES = ("sqlite", "postgres")
 SESSION = "/challenge-response/v1/session"
@@ -265,11 +268,18 @@ async def ticks(verifier, seconds: float) -> None:
     caller = verifier.app[CALL_SCHEDULER]
     for _ in range(int(seconds)):
         verifier.clock.forward(1)
+        if verifier.service.db.shared:
+            await verifier.service.duties.renew()
         await caller.tick()
 
 
 async def planned(verifier, node) -> Any:
-    """A caller that has nothing to do by itself, whose plan has the node."""
+    """A caller that does nothing by itself, whose plan has the node."""
+    for task in asyncio.all_tasks():
+        if task.get_name() in ("calls", "duties", "sweep"):
+            task.cancel()
+    if verifier.service.db.shared:
+        await verifier.service.duties.renew()
     caller = verifier.app[CALL_SCHEDULER]
     await caller.refresh()
     caller.plan.needs_walk.clear()
@@ -362,3 +372,107 @@ async def test_a_call_from_before_an_outage_of_ours_revokes_nothing(verifier) ->
     verifier.clock.forward(verifier.service.config.calls.answer_s)
     await sweep.end_expired(verifier.service)
     assert await live(verifier, node)
+
+
+# Many at once.
+
+
+async def fleet(verifier) -> list[Any]:
+    """Six nodes of three operators, each with a result."""
+    found = [await verifier.enrol(operator=f"o{number % 3}") for number in range(6)]
+    for node in found:
+        await verifier.attest(node)
+    verifier.clock.forward(verifier.service.config.sessions.lifetime_s + 1)
+    return found
+
+
+async def missed(verifier) -> list[Any]:
+    return await verifier.rows("SELECT seq FROM walks WHERE record LIKE '%missed\",%'")
+
+
+async def test_a_silence_of_most_nodes_is_not_held_against_them(verifier) -> None:
+    """A network of ours that loses packets: their results live as long as they would have."""
+    nodes = await fleet(verifier)
+    for node in nodes[:4]:
+        await verifier.call(node)
+    verifier.clock.forward(verifier.service.config.calls.answer_s + 1)
+    await sweep.end_expired(verifier.service)
+    assert [await live(verifier, node) for node in nodes] == [True] * 6
+    verifier.clock.forward(verifier.service.config.sessions.lifetime_s + 11)
+    await sweep.end_expired(verifier.service)
+    assert await missed(verifier) == []
+    assert await verifier.rows("SELECT id FROM incidents") == []
+
+
+async def test_a_silence_of_one_operators_nodes_is_theirs(verifier) -> None:
+    """However many they are, if others answer."""
+    nodes = await fleet(verifier)
+    for node in nodes[:3]:
+        await verifier.attest(node)
+    ours = [await verifier.enrol(operator="o0") for _ in range(4)]
+    for node in ours:
+        await verifier.attest(node)
+        await verifier.call(node)
+    verifier.clock.forward(verifier.service.config.calls.answer_s + 1)
+    await sweep.end_expired(verifier.service)
+    assert [await live(verifier, node) for node in ours] == [False] * 4
+
+
+async def test_channels_that_end_together_are_not_held_against_their_nodes(verifier) -> None:
+    """A proxy before us is restarted, and takes its time."""
+    nodes = await fleet(verifier)
+    caller = await planned(verifier, nodes[0])
+    for node in nodes:
+        await connected(verifier, node)
+        caller.plan.set(node.id, verifier.clock.ticks + 60)
+    for node in nodes:
+        del caller.channels._queues[node.id]
+        await caller.channels._note_ended(node.id)
+    verifier.service.duties._healthy_since -= 1000
+    await ticks(verifier, 90)
+    assert [await live(verifier, node) for node in nodes] == [True] * 6
+    assert await missed(verifier) == []
+    assert await verifier.rows("SELECT id FROM incidents") == []
+    queues = [await connected(verifier, node) for node in nodes]
+    await ticks(verifier, SOON_S + 2)
+    assert not any(queue.empty() for queue in queues)
+
+
+async def test_one_channel_that_ends_alone_is_held_against_its_node(verifier) -> None:
+    """After the grace period."""
+    nodes = await fleet(verifier)
+    caller = await planned(verifier, nodes[0])
+    for node in nodes:
+        await connected(verifier, node)
+        caller.plan.set(node.id, verifier.clock.ticks + 3000)
+    caller.plan.set(nodes[0].id, verifier.clock.ticks + 60)
+    del caller.channels._queues[nodes[0].id]
+    await caller.channels._note_ended(nodes[0].id)
+    verifier.service.duties._healthy_since -= 1000
+    await ticks(verifier, 150)
+    assert [await live(verifier, node) for node in nodes] == [False] + [True] * 5
+
+
+async def test_a_node_in_quarantine_is_called_without_walks_until_it_is_released(verifier) -> None:
+    """It would use up challenges that others need.  Its first call afterwards has one again."""
+    node = await verifier.enrol()
+    queue = await connected(verifier, node)
+    caller = await planned(verifier, node)
+
+    async def kinds() -> set[str]:
+        await caller.call(node.id, walk=True)
+        call = queue.get_nowait()
+        assert queue.empty()
+        rows = await verifier.rows("SELECT kind FROM pool WHERE session_id = ?", call["session"])
+        await answer_pushed(verifier, node, call)
+        return {row["kind"] for row in rows}
+
+    async with transaction(verifier.service.db) as tx:
+        draft = report_draft("settlement-mismatch", "far too many tokens")
+        incident = await stored_incidents.take_finding(tx, draft, node.id, None, verifier.clock.ms)
+    assert await kinds() == {"read"}
+    async with transaction(verifier.service.db) as tx:
+        await stored_incidents.take_step(
+            tx, incident, "release", "kim", "seen", verifier.clock.ms, two_person=False
+        )
+    assert await kinds() == {"read", "walk"}

@@ -64,9 +64,8 @@ async def rolled_back(verifier, **more: Any) -> str:
 
 
 async def end_shadow(verifier) -> tuple[int, Any]:
-    headers = {"Authorization": f"Bearer {verifier.service.admin_token}"}
     url = f"{verifier.url}/api/v1/policies/shadow"
-    async with verifier.http.delete(url, json=WHY, headers=headers) as response:
+    async with verifier.http.delete(url, json=WHY) as response:
         return response.status, await response.json(content_type=None)
 
 
@@ -85,8 +84,8 @@ async def test_a_policy_is_published_once(verifier) -> None:
     assert [(change["action"], change["subject"]) for change in taken] == [("publish", bundle.digest)]
 
 
-@pytest.mark.parametrize("query", ["", "?actor=kim", "?reason=because", "?actor=%20&reason=because"])
-async def test_who_publishes_must_say_who_and_why(verifier, query: str) -> None:
+@pytest.mark.parametrize("query", ["", "?actor=kim", "?reason=%20", "?actor=ada&reason=%20"])
+async def test_who_publishes_must_say_why(verifier, query: str) -> None:
     """Or nothing is kept."""
     before = await verifier.rows("SELECT * FROM policies")
     data = archive(verifier, await strict(verifier))
@@ -353,10 +352,9 @@ def looping(base: Bundle) -> Bundle:
 
 
 async def counted(verifier, bundle: Bundle, appraised: int) -> Any:
-    headers = {"Authorization": f"Bearer {verifier.service.admin_token}"}
     deadline = time.monotonic() + 8
     while True:
-        _, report = await verifier.get(f"/api/v1/policies/{bundle.digest}/shadow", **headers)
+        _, report = await verifier.get(f"/api/v1/policies/{bundle.digest}/shadow")
         if report["appraised"] == appraised:
             return report
         assert time.monotonic() < deadline, report
@@ -406,8 +404,7 @@ async def test_a_shadow_that_was_ended_is_asked_no_more(verifier) -> None:
     await verifier.attest(node)
     await asyncio.sleep(0.2)
     await counted(verifier, bundle, 1)
-    headers = {"Authorization": f"Bearer {verifier.service.admin_token}"}
-    status, _ = await verifier.get(f"/api/v1/policies/{other.digest}/shadow", **headers)
+    status, _ = await verifier.get(f"/api/v1/policies/{other.digest}/shadow")
     assert status == 404
 
 

@@ -53,7 +53,7 @@ def verifier_settings() -> dict[str, Any]:
     return {
         "calls": {"min_interval_s": 3000.0, "max_interval_s": 3600.0},
         "policy": {"workers": 1, "timeout_s": 1.0},
-        "sessions": {"announced_per_hour": 100_000, "per_address_per_minute": 1_000_000},
+        "sessions": {"announced_per_hour": 100_000, "per_address_per_minute": 1_000_000, "strangers_per_minute": 1_000_000},
     }  # fmt: skip
 
 

@@ -22,7 +22,12 @@ SCENARIO = Scenario(
         "calls": {"min_interval_s": 2.0, "max_interval_s": 4.0, "wide_share": 0.0},
         # The lease of a killed replica lasts ten seconds, and nobody is called meanwhile.
         "results": {"lifetime_s": 50},
-        "sessions": {"lifetime_s": 20, "per_node_per_minute": 6000, "per_address_per_minute": 1_000_000},
+        "sessions": {
+            "lifetime_s": 20,
+            "per_node_per_minute": 6000,
+            "per_address_per_minute": 1_000_000,
+            "strangers_per_minute": 1_000_000,
+        },
         "policy": {"workers": 1},
     },
     reads=600,

@@ -29,7 +29,7 @@ from router.model.tokens import Tokeniser
 from router.model.usage import ANSWERS
 from router.service.state import STATE
 from router.state.prober import Prober
-from router.state.records import Records
+from router.state.records import FinishedRecord, Records
 from router.store import holds, standings
 from router.store.holds import Hold
 from tests.integration.gateway import CHAT, CHATS, STREAM, TEXT, TEXTS, Fleet, by, key, opened
@@ -379,14 +379,12 @@ async def test_events_without_text_stall_nobody(fleet: Fleet) -> None:
     assert longest < 0.2, (longest, took)
 
 
-async def test_what_is_put_back_and_does_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_put_back_and_does_not_fit_is_counted() -> None:
     """Records that are dropped because the store could not take them are lost without being counted."""
-    monkeypatch.setattr("router.state.records._MAX_UNWRITTEN", 2)
     lost: list[None] = []
-    records = Records(writes=True, lost=lambda: lost.append(None))
-    taken = [("a", 1, b""), ("b", 1, b"")]
-    records._unwritten = [("c", 1, b""), ("d", 1, b"")]
-    records.requeue(taken)
+    records = Records(writes=True, lost=lambda: lost.append(None), max_unwritten=2)
+    records.requeue([FinishedRecord(name, 1, "ada", b"") for name in "cd"])
+    records.requeue([FinishedRecord(name, 1, "ada", b"") for name in "ab"])
     assert len(lost) == 2
 
 

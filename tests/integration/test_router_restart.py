@@ -60,9 +60,9 @@ class Place:
     def router(self, name: str = "router", **sections: Any) -> RouterProcess:
         """A router over the store of this place, not started yet."""
         given = {
-            "keys": KEYS,
             "store": {"path": str(self.folder / "shared.db"), "flush_s": FLUSH_S},
             **sections,
+            "keys": [key("auditor", roles=["auditor"]), *sections.get("keys", KEYS)],
         }
         given["service"] = {"name": name}
         made = RouterProcess(self.folder / name, self.fleet.verifier, **given)
@@ -74,7 +74,7 @@ class Place:
     ) -> Heard:
         return await ask(self.fleet.http, router.url, body, **by(by_whom), **headers)
 
-    async def get(self, router: RouterProcess, path: str, name: str = "ada") -> Any:
+    async def get(self, router: RouterProcess, path: str, name: str = "auditor") -> Any:
         async with self.fleet.http.get(router.url + path, headers=by(name)) as response:
             return await response.json(content_type=None)
 
@@ -404,7 +404,7 @@ async def test_the_commands_say_what_the_router_knows(place: Place) -> None:
     for decision in (which, str(place.folder / "record.json")):
         status, said = await router.touchstone("replay", decision, "--key", "sk-ada")
         assert (status, said.startswith("The same decision: a, by seed ")) == (0, True)
-    status, standing = await router.touchstone("standing", "a", "--key", "sk-ada")
+    status, standing = await router.touchstone("standing", "a", "--key", "sk-auditor")
     assert (status, msgspec.json.decode(standing)["tiers"]["small"]["standing"]) == (0, "probation")
 
 
@@ -471,7 +471,7 @@ async def test_the_commands_say_what_is_wrong_in_a_sentence(place: Place) -> Non
         ("explain", "0" * 32),
         ("replay", "0" * 32, "--key", "sk-ada"),
         ("replay", str(place.folder / "nonsense.json")),
-        ("standing", "nobody", "--key", "sk-ada"),
+        ("standing", "nobody", "--key", "sk-auditor"),
         ("incidents", "show", "r-0", "--key", "sk-rae"),
         ("incidents", "list", "--key", "sk-ada"),
         ("incidents", "release", "r-0", "--reason", "x", "--key", "sk-rae"),

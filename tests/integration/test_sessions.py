@@ -127,8 +127,8 @@ async def test_a_callers_nonce_is_accepted_once(verifier) -> None:
         assert third.status == 409
 
 
-async def sealed_session(verifier) -> Session:
-    async with verifier.http.post(verifier.url + "/challenge-response/v1/newSession") as response:
+async def sealed_session(verifier, query: str = "") -> Session:
+    async with verifier.http.post(f"{verifier.url}/challenge-response/v1/newSession?{query}") as response:
         body = await response.json(content_type=None)
         return Session(response.headers["Location"].rpartition("/")[2], base64.b64decode(body["nonce"]), ())
 
@@ -160,9 +160,20 @@ async def test_a_strangers_session_expires_and_can_be_dropped(verifier) -> None:
         assert response.status == 204
     status, _ = await verifier.post(dropped, node.evidence(dropped, iat=verifier.clock.seconds))
     assert status == 410
+    assert await verifier.rows("SELECT id FROM sessions") == []
     verifier.clock.forward(121)
     status, _ = await verifier.post(late, node.evidence(late, iat=verifier.clock.seconds))
     assert status == 410
+
+
+async def test_a_stranger_cannot_use_up_the_nonce_of_somebody_else(verifier) -> None:
+    """By a session of its own with that nonce, which it drops: only evidence uses a nonce."""
+    node, nonce = await verifier.enrol(), "bm9uY2Ugb2Ygc29tZWJvZHkgZWxzZQ"
+    ours, theirs = [await sealed_session(verifier, f"nonce={nonce}") for _ in range(2)]
+    async with verifier.http.delete(f"{verifier.url}/challenge-response/v1/session/{theirs.id}"):
+        pass
+    status, _ = await verifier.post(ours, node.evidence(ours, iat=verifier.clock.seconds))
+    assert status == 200
 
 
 @pytest.mark.parametrize("change", range(0, 100, 7))
@@ -242,6 +253,24 @@ async def test_a_dropped_session_frees_no_challenge(verifier) -> None:
     status, _ = await verifier.post(session, node.evidence(session, iat=verifier.clock.seconds))
     assert status == 410
     assert len(await verifier.rows("SELECT * FROM pool WHERE session_id IS NOT NULL")) == 2
+
+
+@pytest.mark.parametrize("status", ["failed", "gone"])
+async def test_the_database_decides_what_a_session_is_worth(verifier, status: str) -> None:
+    """Another process may end a session that this one has opened and remembers."""
+    node = await verifier.enrol()
+    session = await verifier.client(node).open_session()
+    async with transaction(verifier.service.db) as tx:
+        if status == "failed":
+            await sessions.drop(tx, session.id, verifier.service.now_ms())
+        else:
+            await tx.execute("DELETE FROM pool WHERE session_id = ?", session.id)
+            await tx.execute("DELETE FROM sessions WHERE id = ?", session.id)
+    evidence = node.evidence(session, iat=verifier.clock.seconds)
+    with pytest.raises(
+        VerifierError, match="expired or was dropped" if status == "failed" else "no such session"
+    ):
+        await verifier.client(node).submit(session, evidence)
 
 
 async def test_an_empty_pool_is_said_and_never_passes(verifier) -> None:

@@ -21,7 +21,8 @@ from attester.cose import PrivateKey
 from attester.proof import Request
 from attester.sse import read_events
 from fixtures.agents import enrol
-from fixtures.fleet import Fleet, free_port, get_json
+from fixtures.credentials import administrator
+from fixtures.fleet import Fleet, free_port
 from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode
 from fixtures.transactions import transaction
@@ -114,7 +115,7 @@ async def pair(verifier_home: Home, model_folder: Path) -> AsyncIterator[Pair]:
         first = await stack.enter_async_context(replica(verifier_home, verifier_home.config().service.listen))
         second = await stack.enter_async_context(replica(verifier_home, f"127.0.0.1:{free_port()}", fast))
         await publish(first[0].db, first[0].pool_key, model_folder, now_ms)
-        http = await stack.enter_async_context(aiohttp.ClientSession())
+        http = await stack.enter_async_context(aiohttp.ClientSession(headers=administrator(verifier_home)))
         yield Pair(first, second, http, model_folder)
 
 
@@ -316,7 +317,7 @@ def test_a_second_process_on_a_home_with_a_file_is_refused_and_the_first_goes_on
         assert "set store.url" in second.stderr
         assert "Traceback" not in second.stderr
         assert first.poll() is None
-        assert get_json(f"{fleet.verifier_url}/api/v1/nodes") is not None
+        assert fleet.ask("nodes") is not None
     finally:
         fleet.stop()
 

@@ -23,6 +23,7 @@ from tests.integration.gateway import (
     RouterProcess,
     Running,
     ask,
+    by,
     opened,
 )
 from tests.unit.router.doubles import until
@@ -67,7 +68,7 @@ class Crowd:
     async def failed(self, node: EngineNode) -> float:
         """What is held against a node."""
         url = f"{self.router.url}/api/v1/nodes/{node.name}/standing"
-        async with self.fleet.http.get(url) as response:
+        async with self.fleet.http.get(url, headers=by("auditor")) as response:
             tiers = (await response.json())["tiers"]
         seen: Any = tiers["small"]["seen_here"]["failed_weighted"]
         return float(seen["week"] if isinstance(seen, dict) else seen[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from fixtures.transactions import transaction
 from tests.integration.test_incident_reports import SETTLEMENT, SPIKE, listed, report, shown
 from verifier.commands.verifier import verifier as commands
 from verifier.incidents import BLAST_WINDOW_MS
+from verifier.roles import Role
 from verifier.service.sweep import sweep
-from verifier.store import incidents
+from verifier.store import api_keys, incidents
 
 
 @pytest.fixture
@@ -40,9 +42,9 @@ def altered(tmp_path: Path) -> Path:
 
 
 async def step(verifier, incident: str, name: str, actor: str) -> tuple[int, Any]:
-    headers = {"Authorization": f"Bearer {verifier.service.admin_token}"}
+    headers = await verifier.key(actor, Role.REVIEWER)
     url = f"{verifier.url}/api/v1/incidents/{incident}/{name}"
-    body = {"actor": actor, "reason": f"{actor} looked"}
+    body = {"reason": f"{actor} looked"}
     async with verifier.http.post(url, json=body, headers=headers) as response:
         return response.status, await response.json(content_type=None)
 
@@ -89,20 +91,18 @@ async def test_another_person_releases(verifier) -> None:
     assert (body["state"], body["quarantined_by"]) == ("probation", None)
 
 
-@pytest.mark.parametrize("again", ["ada", "Ada", " ADA ", "ada\t"])
-async def test_the_same_person_is_no_second_one(verifier, again: str) -> None:
-    """However the name is written."""
+@pytest.mark.parametrize("named", ["bob", "Ada", " cyd "])
+async def test_another_name_makes_no_second_person(verifier, named: str) -> None:
+    """Who says it is the key's holder, whoever the body names: that is only a note."""
     _, incident = await held(verifier)
+    headers = await verifier.key("ada", Role.REVIEWER)
     await step(verifier, incident, "release", "ada")
-    _, answer = await step(verifier, incident, "release", again)
+    url = f"{verifier.url}/api/v1/incidents/{incident}/release"
+    async with verifier.http.post(url, json={"actor": named, "reason": "yes"}, headers=headers) as response:
+        answer = await response.json()
     assert (answer["state"], answer["proposed_by"]) == ("open", "ada")
-
-
-async def test_nobody_is_no_person(verifier) -> None:
-    """A name of blanks proposes nothing."""
-    _, incident = await held(verifier)
-    assert (await step(verifier, incident, "release", "  "))[0] == 400
-    assert (await shown(verifier, incident))["awaiting_second"] is False
+    last = (await shown(verifier, incident))["history"][-1]
+    assert (last["actor"], last["reason"]) == ("ada", f"yes (on behalf of {named.strip()})")
 
 
 async def test_two_at_once_release(verifier) -> None:
@@ -298,26 +298,69 @@ async def test_a_release_and_a_release_of_a_cause_are_not_the_same_step(verifier
 # On the command line.
 
 
-async def command(verifier, *arguments: str) -> str:
+async def command(verifier, *arguments: str, key: str | None = None, fails: bool = False) -> str:
     home = str(verifier.home.path)
-    done = await asyncio.to_thread(CliRunner().invoke, commands, ["incidents", *arguments, "--home", home])
-    assert done.exit_code == 0, done.output
+    given = ["incidents", *arguments, "--home", home]
+    if key is not None:
+        file = verifier.home.path / f"{key}.key"
+        file.write_text((await verifier.key(key, Role.REVIEWER))["Authorization"].partition(" ")[2])
+        given += ["--key-file", str(file)]
+    done = await asyncio.to_thread(CliRunner().invoke, commands, given)
+    assert (done.exit_code != 0) == fails, done.output
     return done.output
 
 
 async def test_the_command_says_that_a_second_person_is_needed(verifier) -> None:
     """And whose proposal waits; then that it is released."""
     _, incident = await held(verifier)
-    said = await command(verifier, "step", incident, "release", "--actor", "ada", "--reason", "looked")
+    said = await command(verifier, "step", incident, "release", "--reason", "looked", key="ada")
     expected = f"{incident} is still open. ada proposes its release, and a second person must agree.\n"
     assert said.endswith(expected)
     assert "ada proposes its release; a second person must agree" in await command(verifier, "list")
-    said = await command(verifier, "step", incident, "release", "--actor", "bob", "--reason", "looked")
+    said = await command(verifier, "step", incident, "release", "--reason", "looked", key="bob")
     assert said == f"{incident} is released.\n"
 
 
 async def test_the_command_for_a_cause_says_how_many_wait(verifier, altered: Path) -> None:
     """One line for what was released, one for what waits."""
     _, cause = await liars(verifier, altered)
-    said = await command(verifier, "release-cause", cause, "--actor", "ada", "--reason", "a bad batch")
+    said = await command(verifier, "release-cause", cause, "--reason", "a bad batch", key="ada")
     assert said == "Released 0 incidents.\nProposed the release of 2 incidents. A second person must agree.\n"
+
+
+@pytest.mark.parametrize("named", ["ada", "bob"])
+async def test_a_name_at_the_command_line_is_no_person(verifier, named: str) -> None:
+    """Whoever may write the database may write any name: a release needs a key."""
+    _, incident = await held(verifier)
+    step_of = ("step", incident, "release", "--actor", named, "--reason", "x")
+    said = await command(verifier, *step_of, fails=True)
+    assert "name the file with your key in --key-file" in said
+    assert len((await shown(verifier, incident))["history"]) == 1
+
+
+@pytest.mark.parametrize("held_by", ["nobody", "empty", "auditor", "revoked"])
+async def test_a_key_that_does_not_open_it_releases_nothing(verifier, held_by: str) -> None:
+    """Of nobody, of a person with another role, or revoked."""
+    _, incident = await held(verifier)
+    file = verifier.home.path / "some.key"
+    secrets_of = {"nobody": "touchstone_" + "A" * 43, "empty": ""}
+    if held_by in secrets_of:
+        file.write_text(secrets_of[held_by])
+    else:
+        role = Role.AUDITOR if held_by == "auditor" else Role.REVIEWER
+        file.write_text((await verifier.key("eve", role))["Authorization"].partition(" ")[2])
+    if held_by == "revoked":
+        await verifier.service.db.write(lambda tx: api_keys.revoke(tx, "eve", verifier.clock.ms))
+    if held_by == "empty":
+        (verifier.home.path / "admin.token").unlink()
+    await command(verifier, "step", incident, "release", "--reason", "x", "--key-file", str(file), fails=True)
+    assert len((await shown(verifier, incident))["history"]) == 1
+
+
+async def test_without_two_people_the_user_is_named_and_marked(verifier) -> None:
+    """Steps that need one person need no key; nobody proved who took them."""
+    _, incident = await held(verifier)
+    await command(verifier, "step", incident, "review", "--actor", "ada", "--reason", "looked")
+    last = (await shown(verifier, incident))["history"][-1]
+    assert last["actor"] == f"os:{getpass.getuser()}"
+    assert last["reason"] == "looked (on behalf of ada)"

@@ -7,7 +7,9 @@ import getpass
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,13 +17,16 @@ import click
 import msgspec
 
 from attester.cli import plain_errors
-from attester.errors import AttesterError
+from attester.errors import AttesterError, ConfigError
 from attester.weights.cache import DigestCache
 from verifier.config import Home
-from verifier.errors import ReferenceValueError, VerifierError
+from verifier.errors import ReferenceValueError, RequestError, VerifierError
+from verifier.roles import HOME_ADMIN, Role, with_note
 from verifier.schemes.findings import to_printable
+from verifier.store import api_keys
 from verifier.store.database import Database, Tx
 from verifier.store.opening import open_database
+from verifier.store.policies import ChangeAuthor
 
 T = TypeVar("T")
 MAX_PEM: Final = 1 << 20
@@ -45,12 +50,77 @@ device_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 reason_option = click.option("--reason", required=True, help="The reason, which is kept for ever.")
-actor_option = click.option(
-    "--actor",
-    default=getpass.getuser,
-    show_default="the user's name",
-    help="Who decides, which is kept for ever.",
-)
+MAX_SECRET: Final = 4096
+
+
+@dataclass(frozen=True)
+class Person:
+    """The person at the command line, by the options of `person_options`."""
+
+    note: str | None
+    key_file: Path | None
+
+    def author(
+        self, home: Path, reason: str, allowed: frozenset[Role], *, needs_key: bool = False
+    ) -> ChangeAuthor:
+        """
+        The person as the author of a change: the holder of the key, or the user of the operating system.
+
+        Args:
+            allowed: The roles one of which the key must have.
+            needs_key: Whether two people are asked for.  The name of a user proves nobody: whoever may write the
+                database may be any user.
+
+        Raises:
+            ConfigError: A key is needed, and none is given.
+            RequestError: The key opens nothing, or not this; or the reason is blank.
+        """
+        name = os_user()
+        if self.key_file is not None:
+            name = _holder(home, self.key_file, allowed)
+        elif needs_key:
+            raise ConfigError(
+                "two_person is set: name the file with your key in --key-file. Two people have two keys"
+            )
+        return ChangeAuthor(name, with_note(reason, name, self.note))
+
+
+def _holder(home: Path, key_file: Path, allowed: frozenset[Role]) -> str:
+    secret = read_file(key_file, MAX_SECRET).decode(errors="replace").strip()
+    digest = api_keys.digest_of(secret)
+    if secret and digest == api_keys.digest_of(Home(home).token("admin")):
+        return HOME_ADMIN
+    caller = in_transaction(home, lambda tx: api_keys.caller_with(tx, digest, now_ms()))
+    if caller is None:
+        raise RequestError(f"{key_file} has no key that is live", code="request.unauthorised")
+    if not caller.roles & allowed:
+        raise RequestError(
+            f"the key {caller.name} does not open this. It needs the role {', '.join(sorted(allowed))}",
+            code="request.forbidden",
+        )
+    return caller.name
+
+
+def person_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say who acts; the command gets a `Person` as ``who``."""
+
+    @click.option("--actor", default=None, help="On whose behalf: a note, kept with the reason for ever.")
+    @click.option(
+        "--key-file",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="The file with your key: its name is who acts.  Default: the user's name, as os:USER.",
+    )
+    @wraps(command)
+    def with_person(*args: Any, actor: str | None, key_file: Path | None, **others: Any) -> None:
+        command(*args, who=Person(actor, key_file), **others)
+
+    return with_person
+
+
+def os_user() -> str:
+    """The user of the operating system as an actor, marked as such: nobody proved it."""
+    return f"os:{getpass.getuser()}"
 
 
 def now_ms() -> int:

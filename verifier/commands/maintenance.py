@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Final
 import click
 
 from attester.errors import ConfigError
-from verifier.commands.common import errors, home_option
+from verifier.commands.common import errors, home_option, os_user
 from verifier.config import Home, VerifierConfig, only_process
 from verifier.errors import StoreError
+from verifier.roles import with_note
 from verifier.store import maintenance
 from verifier.store.backups import Manifest
 from verifier.store.console import confirm_replacing, show_faults, show_migration
@@ -86,14 +86,12 @@ def check(home: Path) -> None:
     is_flag=True,
     help="Keep enrolment tokens that were unused at the backup; one may have been used since.",
 )
-@click.option(
-    "--actor", default=getpass.getuser, show_default="the user's name", help="Who restores; kept for ever."
-)
+@click.option("--actor", default=None, help="On whose behalf: a note, kept with the reason for ever.")
 @click.option("--reason", required=True, help="The reason, which is kept for ever.")
 @errors
 def restore(
     file: Path, home: Path, replace: bool, yes: bool, mark_files: tuple[Path, ...], all_marks: bool,
-    discard_challenges: bool, keep_tokens: bool, actor: str, reason: str,
+    discard_challenges: bool, keep_tokens: bool, actor: str | None, reason: str,
 ) -> None:  # fmt: skip
     """Restore the database from FILE, while no verifier runs.
 
@@ -110,7 +108,7 @@ def restore(
         claims_all=all_marks,
         discard=discard_challenges,
         keep_tokens=keep_tokens,
-        author=ChangeAuthor(actor, reason),
+        author=ChangeAuthor(os_user(), with_note(reason, os_user(), actor)),
     )
     with _alone(home, config):
         manifest = asyncio.run(maintenance.restore(_place(home, config), file, restoration, replace=replace))

@@ -18,7 +18,7 @@ from attester.weights.hashing import ALGORITHMS, check_algorithms
 from attester.weights.select import best_device
 from verifier.commands.common import (
     MAX_PEM,
-    actor_option,
+    Person,
     day,
     device_option,
     digest_cache,
@@ -27,6 +27,7 @@ from verifier.commands.common import (
     in_transaction,
     json_option,
     now_ms,
+    person_options,
     read_file,
     reason_option,
     write_file,
@@ -37,6 +38,7 @@ from verifier.errors import ReferenceValueError
 from verifier.references import corim, handwritten, measured, oms, profile, published
 from verifier.references.measured import Document
 from verifier.schemes.findings import to_printable
+from verifier.service.access import ADMINISTER
 from verifier.service.references import provenance_of
 from verifier.store import references as stored
 from verifier.store.policies import ChangeAuthor
@@ -248,10 +250,10 @@ def _publish(
 @click.argument("file", type=click.Path(path_type=Path))
 @activate_option
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def add(file: Path, activate: bool, reason: str, actor: str, home: Path) -> None:
+def add(file: Path, activate: bool, reason: str, who: Person, home: Path) -> None:
     """Add a reference value from a FILE that `measure --json` wrote."""
     document = measured.read_document(read_file(file, 64 << 20))
     _publish(
@@ -260,7 +262,7 @@ def add(file: Path, activate: bool, reason: str, actor: str, home: Path) -> None
         home,
         as_json=False,
         activate=activate,
-        who=ChangeAuthor(actor, reason),
+        who=who.author(home, reason, ADMINISTER),
     )
 
 
@@ -268,14 +270,19 @@ def add(file: Path, activate: bool, reason: str, actor: str, home: Path) -> None
 @click.argument("file", type=click.Path(path_type=Path))
 @activate_option
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def import_yaml(file: Path, activate: bool, reason: str, actor: str, home: Path) -> None:
+def import_yaml(file: Path, activate: bool, reason: str, who: Person, home: Path) -> None:
     """Add a reference value that was written by hand as YAML."""
     document = handwritten.read_yaml(read_file(file, handwritten.MAX_YAML))
     _publish(
-        document, Provenance("yaml"), home, as_json=False, activate=activate, who=ChangeAuthor(actor, reason)
+        document,
+        Provenance("yaml"),
+        home,
+        as_json=False,
+        activate=activate,
+        who=who.author(home, reason, ADMINISTER),
     )
 
 
@@ -288,7 +295,7 @@ def import_yaml(file: Path, activate: bool, reason: str, actor: str, home: Path)
 )  # fmt: skip
 @click.option("--activate", is_flag=True, help="Put them in force even if others are, which are superseded.")
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
 def import_corim(
@@ -297,7 +304,7 @@ def import_corim(
     anchors: tuple[Path, ...],
     activate: bool,
     reason: str,
-    actor: str,
+    who: Person,
     home: Path,
 ) -> None:
     """Add the reference values of a signed CoRIM."""
@@ -306,7 +313,12 @@ def import_corim(
     provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
     for document in profile.to_documents(verified.corim, model):
         _publish(
-            document, provenance, home, as_json=False, activate=activate, who=ChangeAuthor(actor, reason)
+            document,
+            provenance,
+            home,
+            as_json=False,
+            activate=activate,
+            who=who.author(home, reason, ADMINISTER),
         )
     until = "for ever" if verified.not_after is None else f"until {day(verified.not_after)}"
     click.echo(f"The CoRIM was signed by {verified.signer} and is valid {until}.")

@@ -9,13 +9,14 @@ import click
 import msgspec
 
 from verifier.commands.common import (
-    actor_option,
+    Person,
     day,
     errors,
     home_option,
     in_transaction,
     json_option,
     now_ms,
+    person_options,
     reason_option,
     table,
 )
@@ -23,10 +24,10 @@ from verifier.config import Home
 from verifier.references import conflicts as reference_conflicts
 from verifier.references import measured
 from verifier.schemes.findings import to_printable
+from verifier.service.access import ADMINISTER
 from verifier.service.references import by_model, to_wire
 from verifier.store import references as stored
 from verifier.store.database import Tx
-from verifier.store.policies import ChangeAuthor
 
 
 @click.group()
@@ -86,16 +87,18 @@ def show(digest: str, home: Path) -> None:
     help="Seconds for which the previous value is only a warning.",
 )
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def activate_reference(digest: str, grace_s: int | None, reason: str, actor: str, home: Path) -> None:
+def activate_reference(digest: str, grace_s: int | None, reason: str, who: Person, home: Path) -> None:
     """Put the value whose digest begins with DIGEST in force, and supersede the previous one."""
     grace = Home(home).config().references.grace_s if grace_s is None else grace_s
 
+    author = who.author(home, reason, ADMINISTER)
+
     async def work(tx: Tx) -> str:
         row = await stored.find(tx, digest)
-        await stored.activate(tx, row["digest"], ChangeAuthor(actor, reason), now_ms(), grace_ms=grace * 1000)
+        await stored.activate(tx, row["digest"], author, now_ms(), grace_ms=grace * 1000)
         return str(row["model"])
 
     model = in_transaction(home, work)
@@ -105,15 +108,16 @@ def activate_reference(digest: str, grace_s: int | None, reason: str, actor: str
 @reference.command("retire")
 @click.argument("digest")
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def retire(digest: str, reason: str, actor: str, home: Path) -> None:
+def retire(digest: str, reason: str, who: Person, home: Path) -> None:
     """Withdraw the value whose digest begins with DIGEST, without a grace period."""
+    author = who.author(home, reason, ADMINISTER)
 
     async def work(tx: Tx) -> str:
         row = await stored.find(tx, digest)
-        await stored.retire(tx, row["digest"], ChangeAuthor(actor, reason), now_ms())
+        await stored.retire(tx, row["digest"], author, now_ms())
         return str(row["digest"])
 
     click.echo(f"Retired {in_transaction(home, work)}.")

@@ -17,12 +17,13 @@ from verifier import reappraisal
 from verifier import trial as trials
 from verifier.changes import SubmodVerdict
 from verifier.commands.common import (
-    actor_option,
+    Person,
     errors,
     home_option,
     in_transaction,
     json_option,
     now_ms,
+    person_options,
     read_file,
     reason_option,
     table,
@@ -37,6 +38,7 @@ from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.schemes.findings import to_printable
+from verifier.service.access import APPROVE, AUTHOR
 from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
@@ -58,10 +60,10 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     help="The author's private key.  Default: HOME/author.pem.",
 )
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def publish(source: Path, key: Path | None, reason: str, actor: str, home: Path) -> None:
+def publish(source: Path, key: Path | None, reason: str, who: Person, home: Path) -> None:
     """Lint, test, sign and publish the policy in SOURCE, a folder or a packed archive.  It is kept for ever."""
     if source.is_dir():
         bundle = bundles.load(source)
@@ -77,9 +79,8 @@ def publish(source: Path, key: Path | None, reason: str, actor: str, home: Path)
     passed = asyncio.run(admission.check(bundle))
     for finding in passed.inspection.findings:
         click.echo(f"{finding.level}: {finding}")
-    is_new = in_transaction(
-        home, lambda tx: stored.publish(tx, bundle, envelope, signer, ChangeAuthor(actor, reason), now_ms())
-    )
+    author = who.author(home, reason, AUTHOR, needs_key=_two(home))
+    is_new = in_transaction(home, lambda tx: stored.publish(tx, bundle, envelope, signer, author, now_ms()))
     report = passed.report
     click.echo(
         f"{len(report.tests)} tests pass and reach {report.coverage:.1f} % of the lines. Signed by {signer}."
@@ -128,7 +129,7 @@ def list_policies(home: Path, as_json: bool) -> None:
 )
 @click.option("--until", default="0s", show_default=True, help="Try it on evidence that is at least so old.")
 @click.option("--newest", is_flag=True, help="Try it on the newest evidence of each node only.")
-@actor_option
+@person_options
 @click.option(
     "--reason",
     default="to see what would change",
@@ -140,7 +141,7 @@ def list_policies(home: Path, as_json: bool) -> None:
 @errors
 def trial(
     subject: str, nodes: tuple[str, ...], operator: str | None, since: str, until: str, newest: bool,
-    actor: str, reason: str, home: Path, as_json: bool,
+    who: Person, reason: str, home: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge recorded evidence anew under SUBJECT, a published policy or a folder, and show what would change."""
     now = now_ms()
@@ -152,6 +153,8 @@ def trial(
         newest_only=newest,
     )
 
+    author = who.author(home, reason, AUTHOR)
+
     async def work(db: Database) -> TrialReport:
         config = Home(home).config().policy
         async with db.read() as tx:
@@ -162,7 +165,6 @@ def trial(
             with progress("trying", count, quiet=as_json) as step:
                 report = await trials.run(recordings.pages(db, window), reappraiser, bundle.id, step)
         detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
-        author = ChangeAuthor(actor, reason)
         await db.write(lambda tx: stored.note(tx, "trial", bundle.digest, author, now_ms(), detail))
         return report
 
@@ -209,12 +211,12 @@ def _verdict(verdict: SubmodVerdict | None) -> str:
 @click.option("--end", is_flag=True, help="End the shadow.")
 @click.option("--report", is_flag=True, help="Show the differences counted so far.")
 @click.option("--reason", default=None, help="The reason, which is kept for ever.")
-@actor_option
+@person_options
 @home_option
 @json_option
 @errors
 def shadow(
-    name: str | None, end: bool, report: bool, reason: str | None, actor: str, home: Path, as_json: bool
+    name: str | None, end: bool, report: bool, reason: str | None, who: Person, home: Path, as_json: bool
 ) -> None:
     """Make policy NAME the shadow: it sees live evidence and judges nobody, and differences are counted."""
     if report:
@@ -222,7 +224,7 @@ def shadow(
         return
     if (name is None) != end or reason is None:
         raise click.UsageError("give NAME or --end together with --reason, or give --report")
-    rollout = _take_step(home, "shadow", name, ChangeAuthor(actor, reason or ""))
+    rollout = _take_step(home, "shadow", name, who.author(home, reason or "", AUTHOR))
     _show_rollout(home, rollout)
 
 
@@ -261,35 +263,40 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
     "--share", required=True, help="The share of nodes, such as 5% or 0.5%.  They are always the same nodes."
 )
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def canary(name: str, share: str, reason: str, actor: str, home: Path) -> None:
+def canary(name: str, share: str, reason: str, who: Person, home: Path) -> None:
     """Make policy NAME the canary, which judges a share of the nodes."""
     permille = _permille(share)
-    _show_rollout(home, _take_step(home, "canary", name, ChangeAuthor(actor, reason), permille))
+    _show_rollout(
+        home,
+        _take_step(home, "canary", name, who.author(home, reason, APPROVE, needs_key=_two(home)), permille),
+    )
 
 
 @policy.command()
 @click.argument("name")
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def promote(name: str, reason: str, actor: str, home: Path) -> None:
+def promote(name: str, reason: str, who: Person, home: Path) -> None:
     """Make policy NAME the active one, which judges all nodes."""
-    _show_rollout(home, _take_step(home, "promote", name, ChangeAuthor(actor, reason)))
+    _show_rollout(
+        home, _take_step(home, "promote", name, who.author(home, reason, APPROVE, needs_key=_two(home)))
+    )
 
 
 @policy.command()
 @click.option("--to", default=None, help="The policy to go back to.  Default: the previous one.")
 @reason_option
-@actor_option
+@person_options
 @home_option
 @errors
-def rollback(to: str | None, reason: str, actor: str, home: Path) -> None:
+def rollback(to: str | None, reason: str, who: Person, home: Path) -> None:
     """End the canary, or if there is none go back to the policy that was active before."""
-    _show_rollout(home, _take_step(home, "rollback", to, ChangeAuthor(actor, reason)))
+    _show_rollout(home, _take_step(home, "rollback", to, who.author(home, reason, APPROVE)))
 
 
 @policy.command()
@@ -301,12 +308,12 @@ def rollback(to: str | None, reason: str, actor: str, home: Path) -> None:
 @click.option("--lift", is_flag=True, help="Lift the block.")
 @click.option("--list", "listing", is_flag=True, help="Show what is blocked.")
 @click.option("--reason", default=None, help="The reason, which is kept for ever.")
-@actor_option
+@person_options
 @home_option
 @errors
 def block(
     digest: str | None, engine_version: str | None, device: str | None, lift: bool, listing: bool,
-    reason: str | None, actor: str, home: Path,
+    reason: str | None, who: Person, home: Path,
 ) -> None:  # fmt: skip
     """Block weights, an engine's version or a device at once, whatever the policies say."""
     if listing:
@@ -320,16 +327,16 @@ def block(
             "give one of --digest, --engine-version and --device together with --reason, or give --list"
         )
     ((kind, value),) = chosen
-    who = ChangeAuthor(actor, reason)
+    author = who.author(home, reason, APPROVE)
 
     async def work(tx: Tx) -> None:
         if not lift:
-            await stored.block(tx, kind, value, who, now_ms())
+            await stored.block(tx, kind, value, author, now_ms())
             return
         form = stored.check_block(kind, value)
         for row in await stored.live_blocks(tx):
             if (row["kind"], row["value"]) == (kind, form):
-                await stored.unblock(tx, row["id"], who, now_ms())
+                await stored.unblock(tx, row["id"], author, now_ms())
                 return
         raise PolicyError(f"{kind} {value} is not blocked")
 
@@ -365,13 +372,25 @@ def history(limit: int, home: Path, as_json: bool) -> None:
         click.echo(f"    {to_printable(change['actor'])}: {to_printable(change['reason'])}")
 
 
-def _take_step(home: Path, action: str, name: str | None, who: ChangeAuthor, permille: int = 0) -> Rollout:
+def _two(home: Path) -> bool:
+    return Home(home).config().policy.two_person
+
+
+def _take_step(home: Path, action: str, name: str | None, author: ChangeAuthor, permille: int = 0) -> Rollout:
     grace_ms = Home(home).config().references.grace_s * 1000
     loader = InputLoader()
     return in_transaction(
         home,
         lambda tx: steps.take_step(
-            tx, action, name, who, now_ms(), load=loader.load_bundle, grace_ms=grace_ms, permille=permille
+            tx,
+            action,
+            name,
+            author,
+            now_ms(),
+            load=loader.load_bundle,
+            grace_ms=grace_ms,
+            permille=permille,
+            two_person=_two(home),
         ),
     )
 

@@ -10,13 +10,23 @@ import msgspec
 
 from attester.cli import configure_logging
 from attester.errors import ConfigError
-from verifier.commands import maintenance
-from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, table
+from verifier.commands import keys, maintenance
+from verifier.commands.common import (
+    Person,
+    errors,
+    home_option,
+    in_transaction,
+    json_option,
+    now_ms,
+    person_options,
+    table,
+)
 from verifier.config import Home, ServiceConfig, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import read_archive
 from verifier.schemes.context import Thresholds
 from verifier.schemes.findings import to_printable
+from verifier.service.access import REVIEW
 from verifier.service.incidents import describe, to_wire
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
@@ -217,18 +227,21 @@ def show_incident(incident: str, home: Path) -> None:
 @click.argument("incident")
 @click.argument("name", type=click.Choice(["quarantine", "review", "release", "retire"]))
 @click.option("--reason", required=True, help="The reason, which is kept with the incident.")
-@click.option("--actor", required=True, help="Who decides, which is kept with the incident.")
+@person_options
 @home_option
 @errors
-def step_incident(incident: str, name: str, reason: str, actor: str, home: Path) -> None:
+def step_incident(incident: str, name: str, reason: str, who: Person, home: Path) -> None:
     """Take a step on INCIDENT: quarantine, review, release its node to probation, or retire the node.
 
-    If two_person is set, a release needs two people.
+    If two_person is set, a release needs two people, each with a key.
     """
     two = Home(home).config().incidents.two_person
+    author = who.author(home, reason, REVIEW, needs_key=two and name == "release")
     row = in_transaction(
         home,
-        lambda tx: stored_incidents.take_step(tx, incident, name, actor, reason, now_ms(), two_person=two),
+        lambda tx: stored_incidents.take_step(
+            tx, incident, name, author.actor, author.reason, now_ms(), two_person=two
+        ),
     )
     if name == "release" and row["proposed_by"] is not None:
         proposer = to_printable(row["proposed_by"])
@@ -242,20 +255,23 @@ def step_incident(incident: str, name: str, reason: str, actor: str, home: Path)
 @incidents.command("release-cause")
 @click.argument("cause")
 @click.option("--reason", required=True, help="The reason, which is kept with each incident.")
-@click.option("--actor", required=True, help="Who decides, which is kept with each incident.")
+@person_options
 @home_option
 @errors
-def release_cause(cause: str, reason: str, actor: str, home: Path) -> None:
+def release_cause(cause: str, reason: str, who: Person, home: Path) -> None:
     """Release all incidents that rest on CAUSE, such as a bad reference value or batch of challenges."""
     two = Home(home).config().incidents.two_person
+    author = who.author(home, reason, REVIEW, needs_key=two)
     count, waiting = in_transaction(
         home,
-        lambda tx: stored_incidents.release_cause(tx, cause, actor, reason, now_ms(), two_person=two),
+        lambda tx: stored_incidents.release_cause(
+            tx, cause, author.actor, author.reason, now_ms(), two_person=two
+        ),
     )
     click.echo(f"Released {count} incidents.")
     if waiting:
         click.echo(f"Proposed the release of {waiting} incidents. A second person must agree.")
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, maintenance.check):
+for _command in (keys.key, maintenance.backup, maintenance.restore, maintenance.migrate, maintenance.check):
     verifier.add_command(_command)

@@ -21,6 +21,7 @@ import msgspec
 from verifier.errors import PolicyError
 from verifier.policy.bundle import Bundle
 from verifier.policy.process import MEMORY_BYTES, Evaluation, Worker, fail, setup_of
+from verifier.policy.remembered import Outcomes, key_of
 
 _START_TIMEOUT_S: Final = 30.0
 _MAX_BATCH: Final = 64
@@ -70,6 +71,7 @@ class Engines:
         self._limits = limits or Limits()
         self._max_pools = max_pools
         self._pools: OrderedDict[str, WorkerPool] = OrderedDict()
+        self._outcomes = Outcomes()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -87,11 +89,17 @@ class Engines:
 
     async def evaluate(self, bundle: Bundle, policy_input: bytes) -> Any:
         """As `PolicyEngine.evaluate`."""
-        return await self.pool(bundle).evaluate(policy_input)
+        return decode(await self.ask(bundle, policy_input))
 
     async def ask(self, bundle: Bundle, policy_input: bytes) -> bytes:
-        """As `PolicyEngine.ask`."""
-        return await self.pool(bundle).ask(policy_input)
+        """As `PolicyEngine.ask`.  Nodes that are alike give equal inputs, and each is judged once."""
+        pool = self.pool(bundle)
+        key = key_of(bundle.digest, policy_input)
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            outcome = await pool.ask(policy_input)
+            self._outcomes.put(key, outcome)
+        return outcome
 
     def pool(self, bundle: Bundle) -> WorkerPool:
         """The pool of a bundle."""
@@ -186,7 +194,7 @@ class WorkerPool:
                     worker = None
                     left = [evaluation for evaluation in batch if not evaluation.outcome.done()]
                     if len(batch) == 1:
-                        fail(left, str(error))
+                        fail(left, str(error), type(error))
                     else:
                         single += left
         finally:

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from verifier.errors import PolicyError
+from verifier.errors import NoOutcomeError, PolicyError
 from verifier.policy.bundle import Bundle
 from verifier.policy.worker import MAX_FRAME, OUTCOME
 
@@ -45,11 +45,11 @@ class Evaluation:
     outcome: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-def fail(evaluations: Sequence[Evaluation], why: str) -> None:
+def fail(evaluations: Sequence[Evaluation], why: str, kind: type[PolicyError] = PolicyError) -> None:
     """Fail those of *evaluations* that have no outcome yet."""
     for evaluation in evaluations:
         if not evaluation.outcome.done():
-            evaluation.outcome.set_exception(PolicyError(why))
+            evaluation.outcome.set_exception(kind(why))
             # If the caller was cancelled, nobody retrieves the error: this keeps asyncio from logging it.
             evaluation.outcome.exception()
 
@@ -151,7 +151,7 @@ class Worker:
                 async with _time_limit(timeout_s):
                     data = await self._stdout.read(_READ_BYTES)
                 if not data:
-                    raise PolicyError("the policy crashed its worker")
+                    raise NoOutcomeError("the policy crashed its worker")
                 buffer += data
                 for answer in _take_frames(buffer):
                     _set_outcome(next(waiting), answer)
@@ -225,6 +225,6 @@ async def _time_limit(timeout_s: float) -> AsyncIterator[None]:
         async with asyncio.timeout(timeout_s):
             yield
     except TimeoutError:
-        raise PolicyError(f"the policy gave no outcome within {timeout_s:g} s") from None
+        raise NoOutcomeError(f"the policy gave no outcome within {timeout_s:g} s") from None
     except (asyncio.IncompleteReadError, ConnectionError):
-        raise PolicyError("the policy crashed its worker") from None
+        raise NoOutcomeError("the policy crashed its worker") from None

@@ -14,13 +14,26 @@ from verifier.config import Home, VerifierConfig, only_process
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
-from verifier.service import calls, discovery, events, incidents, nodes, problem, sessions, sweep
+from verifier.service import (
+    access,
+    calls,
+    credentials,
+    discovery,
+    events,
+    incidents,
+    nodes,
+    problem,
+    sessions,
+    sweep,
+)
 from verifier.service import policies as policy_resources
 from verifier.service import references as reference_resources
+from verifier.service.access import Route
 from verifier.service.appraiser import Appraiser
 from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
 from verifier.service.events import FEED, EventFeed
+from verifier.service.front import FRONT, Front, spend_stranger, take_place
 from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
@@ -101,19 +114,30 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
     await db.write(publish_and_activate)
 
 
+def routes() -> list[Route]:
+    """Every route of the verifier."""
+    resources = (
+        sessions, calls, nodes, events, incidents, discovery, policy_resources, reference_resources
+    )  # fmt: skip
+    return [route for resource in resources for route in resource.routes()]
+
+
 def make_app(service: Service) -> web.Application:
     """The verifier's application over an open service."""
-    app = web.Application(middlewares=[problem.middleware, _note_outages])
+    app = web.Application(middlewares=[problem.middleware, _note_outages, _limit_strangers])
     app[SERVICE] = service
+    app[FRONT] = Front(
+        service.config.service,
+        per_address_per_minute=service.config.sessions.per_address_per_minute,
+        strangers_per_minute=service.config.sessions.strangers_per_minute,
+        monotonic=service.clock.monotonic,
+    )
     app[SHADOW_APPRAISER] = ShadowAppraiser(service)
     app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER])
     app[REJUDGER] = Rejudger(service)
     app[CALL_SCHEDULER] = CallScheduler(service)
     app[FEED] = EventFeed(service)
-    for resource in (
-        sessions, calls, nodes, events, incidents, discovery, policy_resources, reference_resources,
-    ):  # fmt: skip
-        app.add_routes(resource.routes())
+    access.mount(app, routes(), credentials.identify)
     app.cleanup_ctx.append(_tasks)
     app.on_shutdown.append(_end_streams)
     return app
@@ -131,6 +155,22 @@ async def _note_outages(
         raise
 
 
+@web.middleware
+async def _limit_strangers(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """
+    Count who claims nothing, and work on few such requests at once.
+
+    Whether a request that signs, has a token or names a session is a stranger's all the same, its handler finds out.
+    """
+    is_claim = "Authorization" in request.headers or request.path.startswith(f"{sessions.PREFIX}/session/")
+    if not is_claim:
+        spend_stranger(request)
+        await take_place(request)
+    return await handler(request)
+
+
 async def _tasks(app: web.Application) -> AsyncIterator[None]:
     service = app[SERVICE]
     await service.duties.begin()
@@ -142,6 +182,8 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
     ]
+    if service.oidc is not None:
+        tasks.append(asyncio.create_task(_forever(service.oidc.refresh_if_due), name="oidc"))
     yield
     for task in tasks:
         task.cancel()

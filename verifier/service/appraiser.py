@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import structlog
 from prometheus_client import Counter
@@ -14,7 +15,7 @@ from attester import kinds
 from verifier import appraisal, incidents, opening, recording, results
 from verifier.appraisal import CheckedEvidence, NodeSnapshot, PolicyOutcome, ResultSettings
 from verifier.challenges import posing
-from verifier.errors import EvidenceError, PolicyError, RequestError, StoreError
+from verifier.errors import EvidenceError, NoOutcomeError, PolicyError, RequestError, StoreError
 from verifier.opening import OpenedEvidence, SealedEvidence
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
@@ -38,6 +39,9 @@ T = TypeVar("T")
 _GOOD: Final = "affirming"
 _HISTORY_LENGTH: Final = 16
 _MAX_ATTEMPTS: Final = 10
+_MORE_ASKS: Final = 2
+"""So often a policy that gives no outcome is asked again: as often as there are workers by default."""
+_LOGGED_NODES: Final = 10_000
 _OFFLOAD_BYTES: Final = 32 * 1024
 """Larger evidence takes so long to parse that other requests would notice."""
 
@@ -65,12 +69,32 @@ async def _again(tx: Tx, session: StoredSession, known: Row, now_ms: int) -> Ans
     return Answer(known, await sessions.waiting(tx, known["node_id"], session.channel, now_ms))
 
 
+class _Changes:
+    """What was last logged of a node.  If there are too many nodes, those of the oldest lines are forgotten."""
+
+    def __init__(self) -> None:
+        self._last: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+
+    def is_new(self, node_id: str, found: tuple[str, ...], *, good: bool) -> bool:
+        """Note what was found of a node; whether it is worth a line: it is not *good*, and was not so before."""
+        if good:
+            self._last.pop(node_id, None)
+            return False
+        if self._last.get(node_id) == found:
+            return False
+        self._last[node_id] = found
+        while len(self._last) > _LOGGED_NODES:
+            self._last.popitem(last=False)
+        return True
+
+
 class Appraiser:
     """Appraises what is submitted to a session."""
 
     def __init__(self, service: Service, shadow: ShadowAppraiser) -> None:
         self._service = service
         self._shadow = shadow
+        self._changes = _Changes()
 
     async def submit(
         self, session: StoredSession, media_type: str, data: bytes, open_next: OpenNext | None = None
@@ -164,14 +188,16 @@ class Appraiser:
     ) -> None:
         """Count and log an appraisal, and let the shadow policy judge it."""
         _appraised.labels(row["status"]).inc()
-        if checked.findings or row["status"] != _GOOD:
-            # The metrics count what is as it should be: at a thousand a second nobody reads a line for each.
+        node, reasons = submission.node.id, sorted({finding.code for finding in checked.findings})
+        # The metrics count what is as it should be, and what is as it was: at a thousand a second nobody reads
+        # a line for each.
+        if self._changes.is_new(node, (row["status"], *reasons), good=not reasons and row["status"] == _GOOD):
             _log.info(
                 "appraised",
-                node=submission.node.id,
+                node=node,
                 status=row["status"],
                 channel=str(submission.session.channel),
-                reasons=sorted({finding.code for finding in checked.findings}),
+                reasons=reasons,
             )
         if submission.public:
             self._shadow.enqueue(row["id"], inputs.rollout)
@@ -189,7 +215,9 @@ class Appraiser:
         self, tx: Tx, session: StoredSession, node: Node, opened: OpenedEvidence, now_ms: int
     ) -> tuple[AppraisalInputs, Context]:
         service = self._service
-        asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+        asked = session.asked
+        if asked is None:
+            asked = posing.pose(session.entries, session.exhausted, service.pool_key)
         present = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
         models = sorted({*node.models, *asked, *present})
         inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms)
@@ -220,11 +248,25 @@ class Appraiser:
     async def _evaluate(self, bundle: Bundle, policy_input: bytes, checked: CheckedEvidence) -> PolicyOutcome:
         """What a policy makes of evidence; −1 for every claim if the policy fails."""
         try:
-            outcome = await self._service.engine.evaluate(bundle, policy_input)
+            outcome = await self._ask(bundle, policy_input)
             return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
+
+    async def _ask(self, bundle: Bundle, policy_input: bytes) -> Any:
+        """
+        Ask a policy, and ask again if no outcome comes.
+
+        A result that says nothing would replace the node's good one, and the cause may be our machine: it was
+        busy for a second, or somebody stopped a worker.
+        """
+        for _ in range(_MORE_ASKS):
+            try:
+                return await self._service.engine.evaluate(bundle, policy_input)
+            except NoOutcomeError as error:
+                _log.warning("the policy is asked again", policy=bundle.id, error=str(error))
+        return await self._service.engine.evaluate(bundle, policy_input)
 
 
 def _submission(

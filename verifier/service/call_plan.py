@@ -120,6 +120,11 @@ class CallPlan:
         node = self._nodes.get(node_id)
         return () if node is None else node.models
 
+    def operator(self, node_id: str) -> str | None:
+        """The operator of a node; `None` if it is not planned."""
+        node = self._nodes.get(node_id)
+        return None if node is None else node.operator
+
     def group_size(self, node_id: str, model: str | None) -> int:
         """How many nodes of the node's operator have *model*, this one included."""
         node = self._nodes.get(node_id)

@@ -18,14 +18,18 @@ from msgspec import Meta, Struct
 from verifier.challenges import posing
 from verifier.errors import RequestError, VerifierError
 from verifier.schemes.context import Answers, Channel, Node
+from verifier.service import access
+from verifier.service.access import Route
 from verifier.service.call_plan import CallPlan, PlannedNode
 from verifier.service.channels import Channels
+from verifier.service.front import note_failure
 from verifier.service.http import json_response, parse_json, read_body
 from verifier.service.make_ups import SOON_S, MakeUps
 from verifier.service.sessions import open_session, to_wire, wants_for
 from verifier.service.state import Service, service_of
+from verifier.service.widespread import is_widespread
 from verifier.store import answers as stored_answers
-from verifier.store import events, nodes, sessions
+from verifier.store import events, incidents, nodes, sessions
 from verifier.store.database import Tx, UnavailableError
 from verifier.store.ids import new_nonce
 from verifier.store.nodes import LiveNode
@@ -36,6 +40,9 @@ MAX_ANSWERS_BYTES: Final = 1 << 20
 _TICK_S: Final = 0.1
 _FIRST_RETURN_S: Final = 1.0
 """So long a due call waits before it is looked whether its node is back; then twice as long, up to `SOON_S`."""
+_COUNT_EVERY_S: Final = 5.0
+_GONE_WITHIN_S: Final = 900.0
+"""Channels that ended together longer ago are no outage any more: the results of their nodes have expired."""
 _LOOK_EVERY_S: Final = 1.0
 """How often it is looked whether nodes are back that missed a call; it is a query if several processes share."""
 _SPARE_SHARE: Final = 0.2
@@ -82,6 +89,10 @@ class CallScheduler:
         """By node whose due call waits for it: since when, and for how many seconds next."""
         self._seen = 0
         """The number of the last event whose node was taken in."""
+        self._is_widespread = False
+        """Whether most channels have ended, when it was looked last."""
+        self._counted_at = float("-inf")
+        self._counting = asyncio.Lock()
         self._look_at = float("-inf")
         """When it is looked next whether nodes are back."""
 
@@ -187,7 +198,7 @@ class CallScheduler:
     async def _call_due(self, node_id: str, now: float) -> None:
         calls = self._service.config.calls
         if node_id in self.make_ups and not await self.channels.is_open(node_id):
-            self.make_ups.wait_for(node_id)
+            self.make_ups.wait_for(node_id, is_void=True)
             return
         self.plan.set(node_id, now + self._rng.uniform(calls.min_interval_s, calls.max_interval_s))
         drawn_together, drawn_wide, drawn_walk = (self._rng.random() for _ in range(3))
@@ -258,6 +269,7 @@ class CallScheduler:
         service = self._service
         async with service.db.read() as tx:
             node = await nodes.by_id(tx, node_id)
+            held = await incidents.holding(tx, node_id)
             rollout = await service.inputs.load_rollout(tx)
             policy = await service.inputs.load_bundle(tx, rollout.policy_for(node_id))
         if node is None or node.state == "retired":
@@ -273,6 +285,10 @@ class CallScheduler:
         if node_id in self.plan.needs_walk:
             walk, wide = True, None
         walk = walk or wide is not None
+        if held is not None:
+            # Only a person can let it go.  Until then no answer helps it, and others need the challenges.
+            self.plan.needs_walk.add(node_id)
+            walk, wide = False, None
         nonce = new_nonce(service.now_ms())
         wants = wants_for(node, walk=walk, wide=wide)
         session = await open_session(service, node, Channel.CALLED, nonce, wants, together=together)
@@ -281,30 +297,49 @@ class CallScheduler:
         if walk and session.nonce != nonce and not any(e.kind != "read" for e in session.entries):
             # An earlier call still waits and has no walk.  The walk that was due must follow.
             self.plan.needs_walk.add(node_id)
-        else:
+        elif walk:
             self.plan.needs_walk.discard(node_id)
         self.channels.push(node_id, {"session": session.id, **to_wire(service, session)})
 
     async def _record_missed_call(self, node: Node) -> None:
         service = self._service
+        if await self._most_are_gone():
+            service.duties.note_widespread()
+            self.make_ups.wait_for(node.id, is_void=True)
+            return
 
         async def record(tx: Tx) -> None:
             references = await service.inputs.load_reference_digests(tx, node.id)
             await sessions.record_missed_call(tx, node.id, node.models, references, service.now_ms())
 
         await service.db.write(record)
-        self.make_ups.wait_for(node.id)
+        self.make_ups.wait_for(node.id, is_void=False)
+
+    async def _most_are_gone(self) -> bool:
+        """Whether the channels of most nodes have ended, so that the cause is not theirs."""
+        async with self._counting:
+            # Calls that are due together wait for one count.
+            now = self._service.clock.monotonic()
+            if now - self._counted_at >= _COUNT_EVERY_S:
+                counts = await self.channels.census(_GONE_WITHIN_S, self.plan.operator)
+                self._is_widespread, self._counted_at = is_widespread(*counts), now
+            return self._is_widespread
 
 
 CALL_SCHEDULER: web.AppKey[CallScheduler] = web.AppKey("call_scheduler", CallScheduler)
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
     return [
-        web.get("/api/v1/nodes/{id}/calls", hold, allow_head=False),
-        web.post("/api/v1/calls/{session}/answers", answer),
-    ]
+        Route(
+            method="GET", path="/api/v1/nodes/{id}/calls", handler=hold, allowed=access.BY_NODE,
+            summary="Hold a node's call channel open.", has_head=False, signs_body=True,
+        ),
+        access.post(
+            "/api/v1/calls/{session}/answers", answer, access.BY_NODE, "Answer a call.", signs_body=True
+        ),
+    ]  # fmt: skip
 
 
 async def hold(request: web.Request) -> web.StreamResponse:
@@ -329,11 +364,16 @@ async def answer(request: web.Request) -> web.Response:
     arrived = (service.clock.monotonic(), service.now_ms())
     session_id = request.match_info["session"]
     async with service.db.read() as tx:
-        session = await sessions.get(tx, session_id)
+        try:
+            session = await sessions.get(tx, session_id)
+        except RequestError:
+            note_failure(request)
+            raise
     elapsed_ms = request.app[CALL_SCHEDULER].channels.elapsed_ms(session, arrived)
     node, proof = await service.authenticate(request, body)
     if session.node_id != node.id:
         raise RequestError("this call is for another node", code="request.forbidden")
+    service.spend_session(session_id, len(body))
     if session.expires_ms <= arrived[1]:
         raise RequestError("the call has expired", code="session.expired")
     answers = parse_json(body, _AnswersBody).answers

@@ -7,7 +7,8 @@ A channel is a stream of server-sent events, each of which is a call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -123,6 +124,26 @@ class Channels:
             return here
         async with self._service.db.read() as tx:
             return here | await channels.open_among(tx, others, self._service.now_ms())
+
+    async def census(
+        self, within_s: float, operator_of: Callable[[str], str | None]
+    ) -> tuple[Counter[str], Counter[str]]:
+        """
+        Count by operator the nodes whose channel has ended and that are not back, and those with an open one.
+
+        Args:
+            within_s: Channels that ended longer ago are left out.
+            operator_of: Gives the operator of a node; `None` if it is not to be called.
+        """
+        service = self._service
+        if service.db.shared:
+            async with service.db.read() as tx:
+                return await channels.census(tx, service.now_ms(), int(within_s * 1000))
+        since = service.clock.monotonic() - within_s
+        ended = {node_id for node_id, at in self._ended_at.items() if at >= since} - self._queues.keys()
+        counts = [Counter(map(operator_of, nodes)) for nodes in (ended, self._queues)]
+        lost, here = (Counter({name: n for name, n in count.items() if name is not None}) for count in counts)
+        return lost, here
 
     async def ended_s(self, node_id: str) -> float | None:
         """How many seconds ago a node's channel ended; `None` if it never had one, or that is forgotten."""

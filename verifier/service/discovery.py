@@ -7,24 +7,43 @@ from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
 from attester.evidence import MEDIA_TYPE
 from verifier import results
+from verifier.service import access
+from verifier.service.access import Route
 from verifier.service.http import json_response
 from verifier.service.sessions import PREFIX, SESSION_TYPE
 from verifier.service.state import service_of
-from verifier.store import pool
+from verifier.store import events, pool
 
 _statements = Gauge("touchstone_store_statements", "Statements since the start.")
 _transactions = Gauge("touchstone_store_transactions", "Transactions that were committed since the start.")
 _commits = Gauge("touchstone_store_commits", "Commits since the start; several transactions may share one.")
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
     return [
-        web.get("/.well-known/veraison/verification", verification),
-        web.get("/.well-known/jwks.json", jwks),
-        web.get("/api/v1/challenges", levels),
-        web.get("/metrics", metrics),
-    ]
+        access.get("/.well-known/veraison/verification", verification, access.PUBLIC, "Discovery."),
+        access.get("/.well-known/jwks.json", jwks, access.PUBLIC, "The keys that sign results."),
+        access.get("/health", live, access.HEALTH, "Whether the process serves."),
+        access.get("/ready", ready, access.HEALTH, "Whether it can use its database."),
+        access.get("/api/v1/challenges", levels, access.STATE, "How many challenges are left."),
+        Route(
+            method="GET", path="/metrics", handler=metrics, allowed=access.STATE,
+            summary="Counters for Prometheus.", on_loopback=True,
+        ),
+    ]  # fmt: skip
+
+
+async def live(_: web.Request) -> web.Response:
+    """Say that the process serves."""
+    return json_response({"status": "live"}, headers={"Cache-Control": "no-store"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Say that the database can be used; 503 if it cannot."""
+    async with service_of(request).db.read() as tx:
+        await events.bounds(tx)
+    return json_response({"status": "ready"}, headers={"Cache-Control": "no-store"})
 
 
 async def verification(request: web.Request) -> web.Response:

@@ -172,6 +172,12 @@ class Duties:
             self._outage_since, self._is_untold = None, True
             self._be_healthy_since(self.shared_ms())
 
+    def note_widespread(self) -> None:
+        """Note that most nodes fail at this moment: the cause is not theirs."""
+        _log.warning("most nodes cannot be reached; nothing of this time is held against nodes")
+        self._is_untold = True
+        self._be_healthy_since(self.shared_ms())
+
     def _be_healthy_since(self, since_ms: int) -> None:
         """Take in until when something of ours has failed."""
         if since_ms > self._healthy_since_ms:

@@ -10,6 +10,10 @@ import structlog
 from aiohttp import web
 
 from verifier.errors import RequestError, StoreError
+from verifier.roles import Caller
+from verifier.service import access
+from verifier.service.access import Route, caller_of
+from verifier.service.credentials import is_still_good
 from verifier.service.sse import Stream
 from verifier.service.state import Service, service_of
 from verifier.store import events
@@ -21,6 +25,8 @@ _RECENT_EVENTS: Final = 4096
 _MAX_POLL_AGE_S: Final = 10.0
 """If the last look at the database is older, streams end: a heartbeat would say too much."""
 _BATCH: Final = 500
+_RECHECK_S: Final = 1.0
+"""So long a stream goes on at most after its credential was revoked or has expired."""
 
 _log = structlog.get_logger("verifier")
 
@@ -91,8 +97,8 @@ class EventFeed:
         self.closing = True
         self._tell()
 
-    async def follow(self, stream: Stream, seq: int) -> None:
-        """Send events above *seq* as they come, until the client goes or the service ends."""
+    async def follow(self, stream: Stream, seq: int, caller: Caller) -> None:
+        """Send events above *seq* as they come, until the client goes, its credential ends or the service ends."""
         async with self._service.db.read() as tx:
             low, high = await events.bounds(tx)
         self._service.marks.cover_event(high)
@@ -101,7 +107,12 @@ class EventFeed:
             await stream.send("reset", {"seq": high})
             seq = high
         await stream.send("heartbeat", {"seq": seq})
+        checked = self._service.clock.monotonic()
         while not self.closing:
+            if self._service.clock.monotonic() - checked >= _RECHECK_S:
+                if not await is_still_good(self._service, caller):
+                    return
+                checked = self._service.clock.monotonic()
             signal = self._signal
             newest, data = await self._after(seq)
             if data:
@@ -142,9 +153,9 @@ def _frame(row: Row) -> _Frame:
 FEED: web.AppKey[EventFeed] = web.AppKey("feed", EventFeed)
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
-    return [web.get("/api/v1/events", follow, allow_head=False)]
+    return [access.get("/api/v1/events", follow, access.EVENTS, "Follow events.", has_head=False)]
 
 
 async def follow(request: web.Request) -> web.StreamResponse:
@@ -160,7 +171,7 @@ async def follow(request: web.Request) -> web.StreamResponse:
         raise RequestError("after must be the number of an event")
     stream = await Stream.open(request)
     try:
-        await request.app[FEED].follow(stream, seq)
+        await request.app[FEED].follow(stream, seq, caller_of(request))
     except ConnectionError:
         pass
     except StoreError as error:

@@ -1,17 +1,16 @@
-"""What every resource needs of HTTP: bounded bodies, JSON, pages, bearer tokens and rate limits."""
+"""What every resource needs of HTTP: bounded bodies, JSON and pages."""
 
 from __future__ import annotations
 
-import hmac
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from attester.bounded import read_all
 from verifier.errors import RequestError
+from verifier.service.front import visit_of
 
 MAX_JSON: Final = 64 * 1024
 MAX_PAGE: Final = 500
@@ -23,22 +22,63 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     """
     The request's body.  If its Content-Length is over the limit, it is refused unread.
 
+    Its bytes are of the process's budget until the answer is written, and it has to come in time.
+
     Raises:
-        RequestError: it is longer than *limit* bytes, compressed, or cut off.
+        RequestError: it is longer than *limit* bytes, compressed, cut off or too slow, or there is no room for it now.
     """
-    if "Content-Encoding" in request.headers:
+    if not _is_plain(request):
         raise RequestError("the body must not be compressed: send it without Content-Encoding")
     if request.content_length is not None and request.content_length > limit:
         raise RequestError(
             f"the body has {request.content_length} bytes, more than {limit}", code="request.too-large"
         )
+    if not request.body_exists:
+        return b""
     try:
-        body = await read_all(request.content, limit)
+        body = await _read(request, limit)
     except web.RequestPayloadError:
         raise RequestError("the body was cut off") from None
     if body is None:
         raise RequestError(f"the body has more than {limit} bytes", code="request.too-large")
     return body
+
+
+def _is_plain(request: web.Request) -> bool:
+    """Whether the body is not compressed; ``identity`` means so, though nobody should send it (RFC 9110 §8.4)."""
+    codings = ",".join(request.headers.getall("Content-Encoding", ())).split(",")
+    return all(coding.strip(" \t").lower() in ("", "identity") for coding in codings)
+
+
+async def _read(request: web.Request, limit: int) -> bytes | None:
+    """The body; `None` if it is longer than *limit* bytes, and the rest is not read."""
+    content, visit = request.content, visit_of(request)
+    if content.is_eof():
+        # The usual case: the whole body has arrived already.
+        data = content.read_nowait()
+        visit.take(request, len(data))
+        return data if len(data) <= limit else None
+    try:
+        with visit.reading(request):
+            return await _read_in_time(request, limit)
+    except TimeoutError:
+        visit.front.refusals.note("body")
+        raise RequestError("the body did not come in time", code="request.too-slow") from None
+
+
+async def _read_in_time(request: web.Request, limit: int) -> bytes | None:
+    visit = visit_of(request)
+    config = visit.front.config
+    began = asyncio.get_running_loop().time()
+    body = bytearray()
+    async with asyncio.timeout_at(began + config.body_s) as deadline:
+        async for part in request.content.iter_any():
+            if len(body) + len(part) > limit:
+                return None
+            visit.take(request, len(part))
+            body += part
+            deadline.reschedule(began + config.body_s + len(body) / config.body_bytes_per_s)
+    return bytes(body)
 
 
 def parse_json(data: bytes, kind: type[T]) -> T:
@@ -85,51 +125,3 @@ def integer(request: web.Request, name: str, *, default: int, low: int, high: in
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and low <= int(text) <= high):
         raise RequestError(f"{name} must be an integer from {low} to {high}")
     return int(text)
-
-
-def require_bearer(request: web.Request, token: str) -> None:
-    """
-    Refuse a request that does not have *token* as its bearer token.
-
-    Raises:
-        RequestError: it has none, or another one.
-    """
-    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
-    if scheme != "Bearer" or not hmac.compare_digest(
-        presented.encode(errors="surrogateescape"), token.encode()
-    ):
-        raise RequestError("the bearer token is missing or wrong", code="request.unauthorised")
-
-
-class Rates:
-    """
-    Token buckets by key.  If there are too many keys, the least recently used are forgotten.
-
-    Args:
-        now: A monotonic clock in seconds.
-    """
-
-    def __init__(self, per_minute: int, now: Callable[[], float], *, keys: int = 10_000) -> None:
-        self._rate = per_minute / 60
-        self._burst = max(per_minute / 6, 3.0)
-        self._now = now
-        self._keys = keys
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def spend(self, key: str) -> None:
-        """
-        Count a request of *key*.
-
-        Raises:
-            RequestError: there were too many; it says after how many seconds to try again.
-        """
-        now = self._now()
-        level, since = self._buckets.pop(key, (self._burst, now))
-        level = min(self._burst, level + (now - since) * self._rate)
-        if level < 1:
-            self._buckets[key] = (level, now)
-            wait = int((1 - level) / self._rate) + 1
-            raise RequestError("too many requests", code="request.too-often", retry_after=wait)
-        self._buckets[key] = (level - 1, now)
-        while len(self._buckets) > self._keys:
-            self._buckets.popitem(last=False)

@@ -9,7 +9,10 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from verifier.errors import RequestError
-from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body, require_bearer
+from verifier.roles import with_note
+from verifier.service import access
+from verifier.service.access import Route, caller_of
+from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body
 from verifier.service.state import service_of
 from verifier.store import incidents, nodes, reports
 from verifier.store.database import Row, Tx
@@ -22,8 +25,9 @@ _MAX_EVIDENCE_DEPTH: Final = 8
 _Text = Annotated[str, Meta(min_length=1, max_length=2000)]
 
 
-class _StepBody(Struct, frozen=True, forbid_unknown_fields=True):
-    actor: Annotated[str, Meta(min_length=1, max_length=128)]
+class _StepBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    actor: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    """On whose behalf: a note, kept with the reason.  Who takes the step is the caller."""
     reason: _Text
 
 
@@ -37,13 +41,14 @@ class _ReportBody(Struct, frozen=True, forbid_unknown_fields=True):
     """The router's id of the report.  The same report sent again gives the same incident, and is not counted."""
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
+    incident = "/api/v1/incidents/{id}"
     return [
-        web.get("/api/v1/incidents", list_incidents),
-        web.post("/api/v1/incidents", report),
-        web.get("/api/v1/incidents/{id}", show),
-        web.post("/api/v1/incidents/{id}/{step}", take_step),
+        access.get("/api/v1/incidents", list_incidents, access.INCIDENTS, "List incidents."),
+        access.post("/api/v1/incidents", report, access.REPORT, "Report what a router has seen."),
+        access.get(incident, show, access.INCIDENTS, "Show an incident."),
+        access.post(f"{incident}/{{step}}", take_step, access.REVIEW, "Take a step on an incident."),
     ]
 
 
@@ -58,6 +63,7 @@ async def list_incidents(request: web.Request) -> web.Response:
             after=after,
             limit=limit,
             node_id=request.query.get("node"),
+            operator=caller_of(request).only_operator,
         )
     following = rows[-1]["id"] if len(rows) == limit else None
     now_ms = service.now_ms()
@@ -68,26 +74,29 @@ async def show(request: web.Request) -> web.Response:
     """One incident with its history and the reports of routers."""
     service = service_of(request)
     async with service.db.read() as tx:
-        return json_response(await describe(tx, request.match_info["id"], service.now_ms()))
+        found = await describe(tx, request.match_info["id"], service.now_ms())
+    if not caller_of(request).sees(found["node"], found["operator"]):
+        # As if there were none: that it exists is not told.
+        raise RequestError(f"there is no incident {found['id'][:40]!r}", code="request.not-found")
+    return json_response(found)
 
 
 async def take_step(request: web.Request) -> web.Response:
     """
-    Take the step ``quarantine``, ``review``, ``release`` or ``retire``; for administrators.
+    Take the step ``quarantine``, ``review``, ``release`` or ``retire``.
 
-    The body says who takes it and why.  If a release needs two people, the first one's answer has
-    ``awaiting_second``.
+    The caller takes it, and the body says why.  If a release needs two people, the first one's answer has
+    ``awaiting_second``, and the second must have another credential.
     """
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     step = parse_json(await read_body(request, MAX_JSON), _StepBody)
     now_ms = service.now_ms()
     incident_id, name = request.match_info["id"], request.match_info["step"]
+    actor = caller_of(request).name
+    reason = with_note(step.reason, actor, step.actor)
     two_person = service.config.incidents.two_person
     row = await service.db.write(
-        lambda tx: incidents.take_step(
-            tx, incident_id, name, step.actor, step.reason, now_ms, two_person=two_person
-        )
+        lambda tx: incidents.take_step(tx, incident_id, name, actor, reason, now_ms, two_person=two_person)
     )
     return json_response(to_wire(row, now_ms))
 
@@ -95,7 +104,6 @@ async def take_step(request: web.Request) -> web.Response:
 async def report(request: web.Request) -> web.Response:
     """Take a router's report of what it has seen or metered itself; 201 with the incident that it belongs to."""
     service = service_of(request)
-    require_bearer(request, service.router_token)
     body = parse_json(await read_body(request, MAX_JSON), _ReportBody)
     evidence = None if body.evidence is None else _evidence_text(body.evidence)
 
@@ -107,8 +115,7 @@ async def report(request: web.Request) -> web.Response:
             node=node,
             kind=body.kind,
             detail=body.detail,
-            # All that present the router's token are one.
-            reporter="router",
+            reporter=caller_of(request).name,
             id=body.report,
             evidence=evidence,
         )

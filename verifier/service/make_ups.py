@@ -81,13 +81,14 @@ class MakeUps:
             del self._missed[next(iter(self._missed))]
         return wait_s
 
-    def wait_for(self, node_id: str) -> None:
+    def wait_for(self, node_id: str, *, is_void: bool) -> None:
         """Have the make-up call of a node wait until the node is back."""
         if (ordinary := self._ordinary.pop(node_id, None)) is not None:
             self._plan.set(node_id, ordinary)
         if node_id in self._plan:
             self._absent.add(node_id)
-            self._watched[node_id] = _WATCHED_CALLS
+            if not is_void:
+                self._watched[node_id] = _WATCHED_CALLS
 
     def begin(self, node_id: str) -> bool:
         """Note that a node is called now, whatever for; gives whether the call must have a walk."""

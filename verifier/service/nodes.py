@@ -17,8 +17,11 @@ from attester.proof import Proof
 from verifier import result_keys, results
 from verifier.errors import RequestError
 from verifier.schemes.context import Node
-from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body, require_bearer
-from verifier.service.state import address_of, service_of
+from verifier.service import access
+from verifier.service.access import Route, caller_of
+from verifier.service.front import spend_stranger, take_place
+from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body
+from verifier.service.state import service_of
 from verifier.store import appraisals, events, incidents, nodes
 from verifier.store.database import Tx
 
@@ -37,25 +40,27 @@ class _RollBody(Struct, frozen=True, forbid_unknown_fields=True):
     """An Authorization value by the new key, for this same request with an empty body."""
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
+    node = "/api/v1/nodes/{id}"
     return [
-        web.post("/api/v1/nodes", enrol),
-        web.get("/api/v1/nodes", list_nodes),
-        web.get("/api/v1/nodes/{id}", show),
-        web.delete("/api/v1/nodes/{id}", retire),
-        web.post("/api/v1/nodes/{id}/key", roll),
-        web.get("/api/v1/nodes/{id}/result", result),
-        web.get("/api/v1/results", list_results),
-        web.get("/api/v1/results/{jti}", show_result),
+        access.post("/api/v1/nodes", enrol, access.ENROLMENT, "Enrol a node."),
+        access.get("/api/v1/nodes", list_nodes, access.NODES, "List nodes."),
+        access.get(node, show, access.OWN_NODE, "Show a node."),
+        access.delete(node, retire, access.ADMINISTER, "Retire a node."),
+        access.post(f"{node}/key", roll, access.BY_NODE, "Change a node's key.", signs_body=True),
+        access.get(f"{node}/result", result, access.NODE_RESULT, "Give a node's newest result."),
+        access.get("/api/v1/results", list_results, access.RESULTS, "List the live results."),
+        access.get("/api/v1/results/{jti}", show_result, access.NODE_RESULT, "Show what became of a result."),
     ]
 
 
 async def enrol(request: web.Request) -> web.Response:
     """Enrol a node: the token says what the node may be, and the node's key signs the request."""
     service = service_of(request)
-    service.address_rates.spend(address_of(request))
+    spend_stranger(request)
     body = await read_body(request, MAX_JSON)
+    await take_place(request)
     enrolment = parse_json(body, _EnrolBody)
     for model in enrolment.models:
         if not MODEL_NAME.fullmatch(model):
@@ -92,6 +97,7 @@ async def roll(request: web.Request) -> web.Response:
     service = service_of(request)
     body = await read_body(request, MAX_JSON)
     node, proof = await service.authenticate(request, body)
+    service.node_rates.spend(node.id)
     if node.id != request.match_info["id"]:
         raise RequestError("a node can change only its own key", code="request.forbidden")
     change = parse_json(body, _RollBody)
@@ -114,9 +120,8 @@ def _read_key(text: str) -> PublicKey:
 
 
 async def retire(request: web.Request) -> web.Response:
-    """Retire a node; for administrators."""
+    """Retire a node."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     await service.db.write(lambda tx: nodes.retire(tx, request.match_info["id"], service.now_ms()))
     return web.Response(status=204)
 
@@ -126,7 +131,7 @@ async def list_nodes(request: web.Request) -> web.Response:
     service = service_of(request)
     after, limit = page_of(request)
     async with service.db.scan() as tx:
-        found = await nodes.page(tx, after, limit)
+        found = await nodes.page(tx, after, limit, caller_of(request).only_operator)
     following = found[-1].id if len(found) == limit else None
     return json_response({"nodes": [_to_wire(node) for node in found], "next": following})
 
@@ -135,15 +140,26 @@ async def show(request: web.Request) -> web.Response:
     """One node, with the incident that holds it in quarantine and its newest result."""
     service = service_of(request)
     async with service.db.read() as tx:
-        node = await nodes.by_id(tx, request.match_info["id"])
-        if node is None:
-            raise RequestError("there is no such node", code="request.not-found")
+        node = await _seen_node(tx, request)
         incident = await incidents.holding(tx, node.id)
         newest = await appraisals.latest(tx, node.id)
     wire = _to_wire(node)
     wire["quarantined_by"] = incident
     wire["result"] = None if newest is None else newest["id"]
     return json_response(wire)
+
+
+async def _seen_node(tx: Tx, request: web.Request) -> Node:
+    """
+    The node of the path.
+
+    Raises:
+        RequestError: There is none, or none that the caller may see: which of both is not said.
+    """
+    node = await nodes.by_id(tx, request.match_info["id"])
+    if node is None or not caller_of(request).sees(node.id, node.operator):
+        raise RequestError("there is no such node", code="request.not-found")
+    return node
 
 
 def _to_wire(node: Node) -> dict[str, Any]:
@@ -161,7 +177,7 @@ async def result(request: web.Request) -> web.Response:
     """A node's newest result, if it is live: as JWT, as CWT, or decoded."""
     service = service_of(request)
     async with service.db.read() as tx:
-        row = await appraisals.latest(tx, request.match_info["id"])
+        row = await appraisals.latest(tx, (await _seen_node(tx, request)).id)
     if row is None or row["revoked_ms"] is not None or row["expires_ms"] <= service.now_ms():
         raise RequestError("the node has no live result", code="request.not-found")
     form = _choose_form(request.headers.get("Accept", "*/*"))
@@ -196,7 +212,7 @@ async def list_results(request: web.Request) -> web.Response:
     async with service.db.scan() as tx:
         # The number is read before the results: so an event in between is sent again, and none is lost.
         _, newest = await events.bounds(tx)
-        rows = await appraisals.newest(tx, now_ms, after, limit)
+        rows = await appraisals.newest(tx, now_ms, after, limit, caller_of(request).only_operator)
     service.marks.cover_event(newest)
     following = rows[-1]["node_id"] if len(rows) == limit else None
     found = [
@@ -212,7 +228,8 @@ async def show_result(request: web.Request) -> web.Response:
     service = service_of(request)
     async with service.db.read() as tx:
         row = await appraisals.by_id(tx, request.match_info["jti"])
-    if row is None:
+        node = None if row is None else await nodes.by_id(tx, row["node_id"])
+    if row is None or node is None or not caller_of(request).sees(node.id, node.operator):
         raise RequestError("there is no such result", code="request.not-found")
     expired = row["expires_ms"] <= service.now_ms()
     return json_response(

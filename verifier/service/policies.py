@@ -17,7 +17,10 @@ from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
 from verifier.policy.rollout import Rollout
 from verifier.reappraisal import Reappraiser
-from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body, require_bearer
+from verifier.roles import with_note
+from verifier.service import access
+from verifier.service.access import Route, caller_of
+from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body
 from verifier.service.inputs import StoredLookup
 from verifier.service.state import service_of
 from verifier.store import policies, recordings, shadows, steps
@@ -31,15 +34,32 @@ MAX_TRIAL_RECORDINGS: Final = 200_000
 """Recordings of one trial.  A larger trial needs the command line, which runs outside the service."""
 
 
-class AuthorBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """The author of a change, and the reason."""
+class AuthorBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The reason of a change.  Its author is the caller."""
 
-    actor: _Name
+    actor: _Name | None = None
+    """On whose behalf: a note, kept with the reason."""
     reason: _Text
 
-    def author(self) -> ChangeAuthor:
-        """The same for the store."""
-        return ChangeAuthor(self.actor, self.reason)
+    def author(self, request: web.Request) -> ChangeAuthor:
+        """The author for the store."""
+        return author_of(request, self.reason, self.actor)
+
+
+def author_of(request: web.Request, reason: str, named: str | None = None) -> ChangeAuthor:
+    """
+    The caller as the author of a change.
+
+    Raises:
+        RequestError: the reason is blank.
+    """
+    name = caller_of(request).name
+    return ChangeAuthor(name, with_note(reason, name, named))
+
+
+def author_of_query(request: web.Request) -> ChangeAuthor:
+    """The author of a change whose reason is in the query: ``?reason=…``, and ``actor=…`` as a note."""
+    return author_of(request, request.query.get("reason", "")[:2000], request.query.get("actor", "")[:128])
 
 
 class _ShareBody(AuthorBody, frozen=True):
@@ -64,26 +84,30 @@ class _TrialBody(AuthorBody, frozen=True):
     newest_only: bool = False
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
+    base = "/api/v1/policies"
+    one = f"{base}/{{policy}}"
     return [
-        web.get("/api/v1/policies", list_policies),
-        web.post("/api/v1/policies", publish),
-        web.get("/api/v1/policies/rollout", show_rollout),
-        web.get("/api/v1/policies/history", history),
-        web.post("/api/v1/policies/rollback", rollback),
-        web.get("/api/v1/policies/blocks", list_blocks),
-        web.post("/api/v1/policies/blocks", block),
-        web.post("/api/v1/policies/blocks/{id}/lift", lift),
-        web.delete("/api/v1/policies/shadow", end_shadow),
-        web.get("/api/v1/policies/{policy}", show),
-        web.get("/api/v1/policies/{policy}/bundle", archive),
-        web.get("/api/v1/policies/{policy}/diff/{other}", compare),
-        web.get("/api/v1/policies/{policy}/shadow", shadow_report),
-        web.post("/api/v1/policies/{policy}/trial", try_out),
-        web.post("/api/v1/policies/{policy}/shadow", shadow),
-        web.post("/api/v1/policies/{policy}/canary", canary),
-        web.post("/api/v1/policies/{policy}/promote", promote),
+        access.get(base, list_policies, access.POLICIES, "List policies."),
+        access.post(base, publish, access.AUTHOR, "Publish a policy."),
+        access.get(f"{base}/rollout", show_rollout, access.POLICIES, "Show the rollout."),
+        access.get(f"{base}/history", history, access.POLICY_WORK, "Show every change, with who and why."),
+        access.post(f"{base}/rollback", rollback, access.APPROVE, "Roll back."),
+        access.get(f"{base}/blocks", list_blocks, access.POLICY_WORK, "List what is blocked."),
+        access.post(f"{base}/blocks", block, access.APPROVE, "Block something at once."),
+        access.post(f"{base}/blocks/{{id}}/lift", lift, access.APPROVE, "Lift a block."),
+        access.delete(f"{base}/shadow", end_shadow, access.AUTHOR, "End the shadow."),
+        access.get(one, show, access.POLICIES, "Show a policy."),
+        access.get(f"{one}/bundle", archive, access.POLICIES, "Give a policy's bundle."),
+        access.get(f"{one}/diff/{{other}}", compare, access.POLICY_WORK, "Compare two policies."),
+        access.get(
+            f"{one}/shadow", shadow_report, access.POLICY_WORK, "Show what a shadow would have changed."
+        ),
+        access.post(f"{one}/trial", try_out, access.AUTHOR, "Try a policy on recordings."),
+        access.post(f"{one}/shadow", shadow, access.AUTHOR, "Make a policy the shadow."),
+        access.post(f"{one}/canary", canary, access.APPROVE, "Let a policy judge a share of the nodes."),
+        access.post(f"{one}/promote", promote, access.APPROVE, "Let a policy judge all nodes."),
     ]
 
 
@@ -99,11 +123,10 @@ async def publish(request: web.Request) -> web.Response:
     """
     Publish a bundle: a zip archive that an author has signed.  It must pass the linter and its own tests.
 
-    ``?actor=…&reason=…`` say who publishes it and why.
+    ``?reason=…`` says why.
     """
     service = service_of(request)
-    require_bearer(request, service.admin_token)
-    who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
+    who = author_of_query(request)
     body = await read_body(request, MAX_ARCHIVE)
     # Unpacking and parsing take long, and other requests must not wait.
     bundle, envelope = await asyncio.to_thread(read_archive, body)
@@ -146,7 +169,6 @@ async def archive(request: web.Request) -> web.Response:
 async def compare(request: web.Request) -> web.Response:
     """The differences in meaning between the policy and `other`."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     async with service.db.read() as tx:
         digests = [(await policies.find(tx, request.match_info[n]))["digest"] for n in ("policy", "other")]
         old, new = [await service.inputs.load_bundle(tx, digest) for digest in digests]
@@ -176,7 +198,6 @@ async def history(request: web.Request) -> web.Response:
 async def try_out(request: web.Request) -> web.Response:
     """Judge recorded evidence again under the policy, and report what would change."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     body = parse_json(await read_body(request, MAX_JSON), _TrialBody)
     window = Window(
         nodes=body.nodes,
@@ -201,7 +222,7 @@ async def try_out(request: web.Request) -> web.Response:
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}
     await service.db.write(
-        lambda tx: policies.note(tx, "trial", bundle.digest, body.author(), service.now_ms(), detail)
+        lambda tx: policies.note(tx, "trial", bundle.digest, body.author(request), service.now_ms(), detail)
     )
     return json_response(wire)
 
@@ -209,19 +230,18 @@ async def try_out(request: web.Request) -> web.Response:
 async def shadow(request: web.Request) -> web.Response:
     """Make the policy the shadow: it is asked too, without effect."""
     body = await _read_author(request, AuthorBody)
-    return await _take_named_step(request, "shadow", body.author())
+    return await _take_named_step(request, "shadow", body.author(request))
 
 
 async def end_shadow(request: web.Request) -> web.Response:
     """End the shadow."""
     body = await _read_author(request, AuthorBody)
-    return await _take_step(request, "shadow", None, body.author())
+    return await _take_step(request, "shadow", None, body.author(request))
 
 
 async def shadow_report(request: web.Request) -> web.Response:
     """What would have been different under the policy, while it was the shadow."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     async with service.db.read() as tx:
         row = await policies.find(tx, request.match_info["policy"])
         report = await shadows.report(tx, row["digest"])
@@ -233,23 +253,22 @@ async def shadow_report(request: web.Request) -> web.Response:
 async def canary(request: web.Request) -> web.Response:
     """Let the policy judge a share of the nodes."""
     body = await _read_author(request, _ShareBody)
-    return await _take_named_step(request, "canary", body.author(), permille=body.permille)
+    return await _take_named_step(request, "canary", body.author(request), permille=body.permille)
 
 
 async def promote(request: web.Request) -> web.Response:
     """Let the policy judge all nodes."""
     body = await _read_author(request, AuthorBody)
-    return await _take_named_step(request, "promote", body.author())
+    return await _take_named_step(request, "promote", body.author(request))
 
 
 async def rollback(request: web.Request) -> web.Response:
     """End the canary; or return to the policy that was active before, or to an earlier one named in the body."""
     body = await _read_author(request, _RollbackBody)
-    return await _take_step(request, "rollback", body.to, body.author())
+    return await _take_step(request, "rollback", body.to, body.author(request))
 
 
 async def _read_author(request: web.Request, kind: type[Any]) -> Any:
-    require_bearer(request, service_of(request).admin_token)
     return parse_json(await read_body(request, MAX_JSON), kind)
 
 
@@ -272,6 +291,7 @@ async def _take_step(
         rollout = await steps.take_step(
             tx, action, name, who, service.now_ms(), load=service.inputs.load_bundle,
             grace_ms=service.config.references.grace_s * 1000, permille=permille,
+            two_person=service.config.policy.two_person,
         )  # fmt: skip
         return rollout, {row["digest"]: row["id"] for row in await policies.every(tx)}
 
@@ -295,7 +315,7 @@ async def block(request: web.Request) -> web.Response:
     body = await _read_author(request, _BlockBody)
     service = service_of(request)
     block_id = await service.db.write(
-        lambda tx: policies.block(tx, body.kind, body.value, body.author(), service.now_ms())
+        lambda tx: policies.block(tx, body.kind, body.value, body.author(request), service.now_ms())
     )
     return json_response({"block": block_id}, status=201)
 
@@ -305,7 +325,7 @@ async def lift(request: web.Request) -> web.Response:
     body = await _read_author(request, AuthorBody)
     service = service_of(request)
     await service.db.write(
-        lambda tx: policies.unblock(tx, request.match_info["id"], body.author(), service.now_ms())
+        lambda tx: policies.unblock(tx, request.match_info["id"], body.author(request), service.now_ms())
     )
     return web.Response(status=204)
 

@@ -38,16 +38,21 @@ _STATUS: Final = {
     "evidence.ueid": 422,
     "request.malformed": 400,
     "request.too-large": 413,
+    "request.too-slow": 408,
+    "request.head-too-large": 431,
     "request.unauthorised": 401,
     "request.replayed": 409,
     "request.forbidden": 403,
+    "request.issuer-unavailable": 503,
     "request.too-often": 429,
+    "service.busy": 503,
     "request.not-found": 404,
     "request.method": 405,
     "request.not-acceptable": 406,
     "session.expired": 410,
     "session.closed": 409,
     "token.unusable": 403,
+    "key.exists": 409,
     "node.exists": 409,
     "incident.state": 409,
     "incident.report-reused": 409,
@@ -58,16 +63,21 @@ _STATUS: Final = {
     "store.unavailable": 503,
 }
 
-_INTERNAL: Final = "The log of the service says why."
+INTERNAL: Final = "The log of the service says why."
 
 _log = structlog.get_logger("verifier")
 _refused = Counter("touchstone_refused_total", "Requests refused, by code.", ["code"])
 
 
+def status_of(code: str) -> int:
+    """The HTTP status of a code."""
+    return _STATUS.get(code, 500)
+
+
 def response(code: str, detail: str, *, retry_after: int | None = None) -> web.Response:
     """A problem document; *detail* gets a full stop if it has none."""
     reason = REASONS[code]
-    status = _STATUS.get(code, 500)
+    status = status_of(code)
     document = {
         "type": TYPE + code,
         "title": reason.sentence,
@@ -94,30 +104,37 @@ async def middleware(
     except RequestError as error:
         answer = response(error.code, str(error), retry_after=error.retry_after)
     except VerifierError as error:
-        if _STATUS.get(error.code, 500) >= 500:
-            _log.error("request failed", path=request.path, error=str(error))
+        if status_of(error.code) >= 500:
+            _log.error("request failed", path=_place(request), error=str(error))
             retry_after = RETRY_AFTER_S if isinstance(error, UnavailableError) else None
-            answer = response(error.code, _INTERNAL, retry_after=retry_after)
+            answer = response(error.code, INTERNAL, retry_after=retry_after)
         else:
             answer = response(error.code, str(error))
     except AttesterError as error:
         # A signed request that could not be read or verified.
         answer = response("request.unauthorised", str(error))
     except web.HTTPException as error:
-        answer = _from_aiohttp(error)
+        answer = from_aiohttp(error)
     except ConnectionError:
         raise
     except Exception:  # noqa: BLE001
         # No handler is above this one: nothing of an internal failure may reach the caller.
-        _log.exception("request failed", path=request.path)
-        answer = response("verifier.internal", _INTERNAL)
+        _log.exception("request failed", path=_place(request))
+        answer = response("verifier.internal", INTERNAL)
     if not request.content.at_eof():
         # The rest of the body need not be read: the connection ends with the response.
         answer.force_close()
     return answer
 
 
-def _from_aiohttp(error: web.HTTPException) -> web.Response:
+def _place(request: web.Request) -> str:
+    """The path with the names of its parts: the id of a session opens it, and must not be in a log."""
+    resource = request.match_info.route.resource
+    return "an unknown path" if resource is None else resource.canonical
+
+
+def from_aiohttp(error: web.HTTPException) -> web.Response:
+    """A problem document in place of an error of aiohttp's."""
     match error:
         case web.HTTPNotFound():
             return response("request.not-found", "there is no such resource")
@@ -128,6 +145,6 @@ def _from_aiohttp(error: web.HTTPException) -> web.Response:
         case web.HTTPRequestEntityTooLarge():
             return response("request.too-large", "the body is too large")
         case _ if error.status >= 500:
-            return response("verifier.internal", _INTERNAL)
+            return response("verifier.internal", INTERNAL)
         case _:
             return response("request.malformed", error.reason)

@@ -15,12 +15,13 @@ from verifier.errors import RequestError
 from verifier.references import conflicts, corim, handwritten, measured, profile
 from verifier.references.measured import Document
 from verifier.schemes.context import ModelReference
-from verifier.service.http import MAX_JSON, json_response, parse_json, read_body, require_bearer
-from verifier.service.policies import AuthorBody
+from verifier.service import access
+from verifier.service.access import Route, caller_of
+from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
+from verifier.service.policies import AuthorBody, author_of_query
 from verifier.service.state import service_of
-from verifier.store import references
+from verifier.store import nodes, references
 from verifier.store.database import Row, Tx
-from verifier.store.policies import ChangeAuthor
 from verifier.store.references import Provenance
 
 MAX_DOCUMENT_BYTES: Final = 64 << 20
@@ -33,17 +34,21 @@ class _ActivateBody(AuthorBody, frozen=True):
     grace_s: Annotated[int, Meta(ge=0, le=365 * 86400)] | None = None
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
+    base = "/api/v1/reference-values"
+    one = f"{base}/{{digest:[0-9a-f]{{64}}}}"
     return [
-        web.get("/api/v1/reference-values", list_references),
-        web.post("/api/v1/reference-values", add),
-        web.get("/api/v1/reference-values/conflicts", list_conflicts),
-        web.get("/api/v1/reference-values/{digest:[0-9a-f]{64}}", show_one),
-        web.get("/api/v1/reference-values/{digest:[0-9a-f]{64}}/corim", export),
-        web.post("/api/v1/reference-values/{digest:[0-9a-f]{64}}/activate", activate),
-        web.post("/api/v1/reference-values/{digest:[0-9a-f]{64}}/retire", retire),
-        web.get("/api/v1/reference-values/{model:.+}", show_active),
+        access.get(base, list_references, access.REFERENCES, "List reference values."),
+        access.post(base, add, access.ADMINISTER, "Add reference values."),
+        access.get(f"{base}/conflicts", list_conflicts, access.REFERENCES, "List values that disagree."),
+        access.get(one, show_one, access.REFERENCES, "Show a reference value."),
+        access.get(f"{one}/corim", export, access.REFERENCES, "Give a value as a CoRIM."),
+        access.post(f"{one}/activate", activate, access.ADMINISTER, "Put a value in force."),
+        access.post(f"{one}/retire", retire, access.ADMINISTER, "Withdraw a value."),
+        access.get(
+            f"{base}/{{model:.+}}", show_active, access.MODEL_REFERENCE, "Show a model's value in force."
+        ),
     ]
 
 
@@ -58,9 +63,12 @@ async def list_references(request: web.Request) -> web.Response:
 
 
 async def show_active(request: web.Request) -> web.Response:
-    """A model's value in force, with its practice challenge and answers."""
+    """A model's value in force, with its practice challenge and answers.  A node sees those of its own models."""
+    model, caller = request.match_info["model"], caller_of(request)
     async with service_of(request).db.read() as tx:
-        row = await references.active(tx, request.match_info["model"])
+        node = None if caller.node is None else await nodes.by_id(tx, caller.node)
+        is_hidden = node is not None and model not in node.models
+        row = None if is_hidden else await references.active(tx, model)
     return _document(row)
 
 
@@ -95,11 +103,10 @@ async def add(request: web.Request) -> web.Response:
     """
     Add values: a document (JSON), values written by hand (YAML), or a CoRIM that a trust anchor has signed.
 
-    ``?actor=…&reason=…`` say who adds them and why.  ``activate=1`` puts them in force at once.
+    ``?reason=…`` says why.  ``activate=1`` puts them in force at once.
     """
     service = service_of(request)
-    require_bearer(request, service.admin_token)
-    who = ChangeAuthor(request.query.get("actor", "")[:128], request.query.get("reason", "")[:2000])
+    who = author_of_query(request)
     limit = corim.MAX_CORIM if request.content_type == CORIM else MAX_DOCUMENT_BYTES
     body = await read_body(request, limit)
     now_ms = service.now_ms()
@@ -154,12 +161,13 @@ def provenance_of(document: Document) -> Provenance:
 async def activate(request: web.Request) -> web.Response:
     """Put a value in force.  For a grace period, the value that it replaces is a warning and not a mismatch."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     body = parse_json(await read_body(request, MAX_JSON), _ActivateBody)
     grace_s = service.config.references.grace_s if body.grace_s is None else body.grace_s
     digest = request.match_info["digest"]
     await service.db.write(
-        lambda tx: references.activate(tx, digest, body.author(), service.now_ms(), grace_ms=grace_s * 1000)
+        lambda tx: references.activate(
+            tx, digest, body.author(request), service.now_ms(), grace_ms=grace_s * 1000
+        )
     )
     return web.Response(status=204)
 
@@ -167,10 +175,9 @@ async def activate(request: web.Request) -> web.Response:
 async def retire(request: web.Request) -> web.Response:
     """Withdraw a value at once, without a grace period."""
     service = service_of(request)
-    require_bearer(request, service.admin_token)
     body = parse_json(await read_body(request, MAX_JSON), AuthorBody)
     await service.db.write(
-        lambda tx: references.retire(tx, request.match_info["digest"], body.author(), service.now_ms())
+        lambda tx: references.retire(tx, request.match_info["digest"], body.author(request), service.now_ms())
     )
     return web.Response(status=204)
 

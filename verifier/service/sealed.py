@@ -3,6 +3,9 @@ Sessions that cost no row until evidence verifies: a stranger may ask for as man
 
 The session is in its own id, with a MAC under a key that follows from the pool key, so that every replica can open
 it.  The nonce is still used once: the row that the result makes is what enforces it.
+
+Only evidence that verifies uses a nonce up.  A session that is dropped is remembered by the process alone, until it
+expires: a row for it would cost its opener nothing, and would let anybody use up the nonce that somebody else has chosen.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import secrets
 import struct
+from dataclasses import replace
 from typing import Final
 
 from verifier.challenges.pool_key import PoolKey
@@ -19,11 +24,14 @@ from verifier.schemes.context import Channel
 from verifier.store.sessions import StoredSession
 
 _PREFIX: Final = "s."
-_HEAD: Final = struct.Struct(">BBQQ")
-_VERSION: Final = 1
+_SALT_BYTES: Final = 8
+"""Two sessions of one moment with the same nonce are two sessions."""
+_HEAD: Final = struct.Struct(f">BBQQ{_SALT_BYTES}s")
+_VERSION: Final = 2
 _CHANNELS: Final = (Channel.OPEN, Channel.BACKGROUND)
 _MAC_BYTES: Final = 16
 _MAX_ID: Final = 160
+_MAX_DROPPED: Final = 10_000
 _PURPOSE: Final = b"touchstone sealed session 1"
 
 
@@ -32,11 +40,13 @@ class Sealer:
 
     def __init__(self, key: PoolKey) -> None:
         self._key = hmac.digest(key.secret, _PURPOSE, hashlib.sha256)
+        self._dropped: dict[str, None] = {}
 
     def seal(self, channel: Channel, nonce: bytes, now_ms: int, lifetime_ms: int) -> StoredSession:
         """Make a session for anybody, with a nonce and no challenges."""
         expires_ms = now_ms + lifetime_ms
-        body = _HEAD.pack(_VERSION, _CHANNELS.index(channel), now_ms, expires_ms) + nonce
+        salt = secrets.token_bytes(_SALT_BYTES)
+        body = _HEAD.pack(_VERSION, _CHANNELS.index(channel), now_ms, expires_ms, salt) + nonce
         return _session(_spell(body, self._mac(body)), body)
 
     def open(self, session_id: str) -> StoredSession | None:
@@ -54,7 +64,14 @@ class Sealer:
         # The last character of base64 has bits that do not count: a session has one id, and one row.
         if body[0] != _VERSION or _spell(body, mac) != session_id:
             return None
-        return _session(session_id, body)
+        session = _session(session_id, body)
+        return replace(session, status="failed") if session_id in self._dropped else session
+
+    def drop(self, session_id: str) -> None:
+        """Have a session that `open` gives be over."""
+        self._dropped[session_id] = None
+        while len(self._dropped) > _MAX_DROPPED:
+            del self._dropped[next(iter(self._dropped))]
 
     def _mac(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, hashlib.sha256)[:_MAC_BYTES]
@@ -65,7 +82,7 @@ def _spell(body: bytes, mac: bytes) -> str:
 
 
 def _session(session_id: str, body: bytes) -> StoredSession:
-    _, channel, issued_ms, expires_ms = _HEAD.unpack_from(body)
+    _, channel, issued_ms, expires_ms, _ = _HEAD.unpack_from(body)
     return StoredSession(
         id=session_id,
         node_id=None,

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 
 from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
@@ -19,9 +18,13 @@ from verifier.challenges import posing
 from verifier.errors import RequestError
 from verifier.policy.rollout import Rollout
 from verifier.schemes.context import Channel, IssuedChallenges, Node
+from verifier.service import access
+from verifier.service.access import Route
 from verifier.service.appraiser import Appraiser
+from verifier.service.credentials import check_other, has_signature
+from verifier.service.front import note_failure, note_identity, spend_stranger, take_place
 from verifier.service.http import integer, json_response, read_body
-from verifier.service.state import Service, address_of, service_of
+from verifier.service.state import BYTES_PER_REQUEST, Service, service_of
 from verifier.store import appraisals, recordings, sessions
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import NONCE_BYTES, new_nonce
@@ -33,13 +36,13 @@ PREFIX: Final = "/challenge-response/v1"
 APPRAISER: web.AppKey[Appraiser] = web.AppKey("appraiser", Appraiser)
 
 
-def routes() -> list[web.RouteDef]:
+def routes() -> list[Route]:
     """The resources of this file."""
     return [
-        web.post(f"{PREFIX}/newSession", new_session),
-        web.post(f"{PREFIX}/session/{{id}}", submit),
-        web.get(f"{PREFIX}/session/{{id}}", look),
-        web.delete(f"{PREFIX}/session/{{id}}", drop),
+        access.post(f"{PREFIX}/newSession", new_session, access.NEW_SESSION, "Open a session."),
+        access.post(f"{PREFIX}/session/{{id}}", submit, access.SESSION, "Submit evidence."),
+        access.get(f"{PREFIX}/session/{{id}}", look, access.SESSION, "Show a session."),
+        access.delete(f"{PREFIX}/session/{{id}}", drop, access.SESSION, "Drop a session."),
     ]
 
 
@@ -47,16 +50,17 @@ async def new_session(request: web.Request) -> web.Response:
     """Open a session: with challenges for a node that proves its key, with a nonce alone for anybody else."""
     service = service_of(request)
     body = await read_body(request, 0)
-    service.address_rates.spend(address_of(request))
     nonce, channel = _nonce(request)
     _check_fence(service, channel)
     node: Node | None = None
     proof: Proof | None = None
-    if "Authorization" in request.headers:
+    if has_signature(request):
         node, proof = await service.authenticate(request, body)
         service.node_rates.spend(node.id)
         if channel == Channel.OPEN:
             channel = Channel.ANNOUNCED
+    elif "Authorization" in request.headers:
+        await check_other(request)
     if (named := request.query.get("node")) is not None and (node is None or node.id != named):
         raise RequestError(
             "only the node itself can open a session with its challenges", code="request.unauthorised"
@@ -72,8 +76,10 @@ async def new_session(request: web.Request) -> web.Response:
             wants_for(node, walk=True) if node is not None and channel == Channel.ANNOUNCED else (),
             proof,
         )
+    asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+    service.opened.keep(session, asked)
     return json_response(
-        to_wire(service, session),
+        to_wire(service, session, asked=asked),
         status=201,
         headers={"Location": f"{PREFIX}/session/{session.id}"},
         content_type=SESSION_TYPE,
@@ -210,13 +216,17 @@ def _nonce(request: web.Request) -> tuple[bytes, Channel]:
 async def submit(request: web.Request) -> web.Response:
     """Take evidence and answer with the result."""
     service = service_of(request)
-    service.address_rates.spend(address_of(request))
-    session_id = request.match_info["id"]
-    async with service.db.read() as tx:
-        # Before the body is read: if there is no session, the body need not be read.
-        session = await load_session(service, tx, session_id)
+    # Before the body is read: if there is no session, the body need not be read.
+    session = service.opened.take(request.match_info["id"])
+    if session is None:
+        session = await _find_session(request)
+    else:
+        _note_session(service, request, session)
     wants_next = request.query.get("next") == "1" and session.channel == Channel.ANNOUNCED
     data = await read_body(request, MAX_EVIDENCE)
+    if session.node_id is not None:
+        service.session_rates.charge(session.id, len(data) / BYTES_PER_REQUEST)
+    await take_place(request)
     answer = await request.app[APPRAISER].submit(
         session,
         request.headers.get("Content-Type", ""),
@@ -226,8 +236,46 @@ async def submit(request: web.Request) -> web.Response:
     complete = dataclasses.replace(session, status="complete")
     wire = to_wire(service, complete, answer.row, data, answer.asked)
     if wants_next and answer.following is not None:
-        wire["next"] = {"session": answer.following.id, **to_wire(service, answer.following)}
+        following = answer.following
+        asked = posing.pose(following.entries, following.exhausted, service.pool_key)
+        service.opened.keep(following, asked)
+        wire["next"] = {"session": following.id, **to_wire(service, following, asked=asked)}
     return json_response(wire, content_type=SESSION_TYPE)
+
+
+async def _find_session(request: web.Request) -> StoredSession:
+    """
+    The session that a request names.
+
+    Only the node that opened it, or was called, knows the id of its session: what is done with it is the node's, and
+    never its address's.  Whatever else is named is a stranger's.
+
+    Raises:
+        RequestError: there is no such session, or too much was asked of it or by strangers.
+    """
+    service = service_of(request)
+    session_id = request.match_info["id"]
+    is_sealed = service.sealer.open(session_id) is not None
+    if is_sealed:
+        spend_stranger(request)
+    async with service.db.read() as tx:
+        try:
+            session = await load_session(service, tx, session_id)
+        except RequestError:
+            note_failure(request)
+            raise
+    if not is_sealed:
+        _note_session(service, request, session)
+    return session
+
+
+def _note_session(service: Service, request: web.Request, session: StoredSession) -> None:
+    """Count a request for a stored session, as its node's if it has one."""
+    if session.node_id is None:
+        spend_stranger(request)
+    else:
+        service.spend_session(session.id)
+        note_identity(request, f"node:{session.node_id}")
 
 
 async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> StoredSession | None:
@@ -243,8 +291,9 @@ async def _open_next(service: Service, tx: Tx, node: Node, rollout: Rollout) -> 
 async def look(request: web.Request) -> web.Response:
     """Show a session."""
     service = service_of(request)
+    session = await _find_session(request)
+    await take_place(request)
     async with service.db.read() as tx:
-        session = await load_session(service, tx, request.match_info["id"])
         row = evidence = None
         if session.appraisal_id is not None:
             row = await appraisals.by_id(tx, session.appraisal_id)
@@ -253,18 +302,15 @@ async def look(request: web.Request) -> web.Response:
 
 
 async def drop(request: web.Request) -> web.Response:
-    """Drop a session.  Its nonce and its challenges are not used again."""
+    """Drop a session.  The challenges that it has taken are not used again."""
     service = service_of(request)
-    session_id = request.match_info["id"]
-    service.address_rates.spend(address_of(request))
-
-    async def store_and_drop(tx: Tx) -> None:
-        session = await load_session(service, tx, session_id)
-        if session.sealed and session.expires_ms > service.now_ms():
-            await sessions.store_sealed(tx, session)
-        await sessions.drop(tx, session_id, service.now_ms())
-
-    await service.db.write(store_and_drop)
+    session = await _find_session(request)
+    await take_place(request)
+    service.opened.take(session.id)
+    if session.sealed:
+        service.sealer.drop(session.id)
+    else:
+        await service.db.write(lambda tx: sessions.drop(tx, session.id, service.now_ms()), of=session.node_id)
     return web.Response(status=204)
 
 
@@ -297,7 +343,7 @@ def to_wire(
             entries = tuple(entry for entry in entries if entry.kind == "read")
         asked = posing.pose(entries, session.exhausted, service.pool_key)
     if models := posing.to_wire(asked):
-        wire["challenge"] = {"models": msgspec.to_builtins(models)}
+        wire["challenge"] = {"models": models}
     if evidence is not None:
         wire["evidence"] = {"type": MEDIA_TYPE, "value": base64.b64encode(evidence).decode()}
     if result is not None:

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from verifier.service.front import leave_place
+
 MEDIA_TYPE = "text/event-stream"
 
 
@@ -22,6 +24,7 @@ class Stream:
         response = web.StreamResponse(
             headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
+        leave_place(request)
         await response.prepare(request)
         return cls(response)
 

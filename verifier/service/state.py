@@ -5,29 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 import msgspec
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from attester.cose import PublicKey
-from attester.errors import COSEError
+from attester.errors import AttesterError, COSEError
 from attester.proof import Proof, Request
 from verifier.challenges.pool_key import PoolKey
 from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine
 from verifier.result_keys import ResultKey, VerifyingKey
+from verifier.roles import HOME_ADMIN, HOME_ROUTER, Caller, Role
 from verifier.schemes.context import Node
 from verifier.service.clock import Clock
 from verifier.service.duties import Duties
-from verifier.service.http import Rates
+from verifier.service.front import note_failure, note_identity
 from verifier.service.inputs import InputLoader
+from verifier.service.oidc import Issuer
+from verifier.service.opened import OpenedSessions
+from verifier.service.rates import Rates
 from verifier.service.sealed import Sealer
-from verifier.store import nodes
+from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
 from verifier.store.marks import HighWater
 from verifier.store.restoring import Fence
+
+_PER_SESSION: Final = 10
+"""Times that a session may be named, for each request that its node may sign."""
+BYTES_PER_REQUEST: Final = 32 * 1024
+"""What so many bytes of evidence or answers cost, one request costs."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Service:
     """The key that signs is the last."""
     pool_key: PoolKey
     admin_token: str
+    """The tokens of the home; empty if its file was removed."""
     router_token: str
     clock: Clock
     marks: HighWater
@@ -51,19 +62,28 @@ class Service:
     """Keys that may sign policies, by name."""
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
+    opened: OpenedSessions = field(default_factory=OpenedSessions)
+    oidc: Issuer | None = field(init=False)
+    """The issuer whose tokens are credentials, if one is configured."""
     duties: Duties = field(init=False)
     sealer: Sealer = field(init=False)
     node_rates: Rates = field(init=False)
-    address_rates: Rates = field(init=False)
+    caller_rates: Rates = field(init=False)
+    """By the name of a credential."""
+    session_rates: Rates = field(init=False)
+    """By session of a node: whoever learns a session's id can spend no more than what that session has."""
 
     def __post_init__(self) -> None:
         sessions = self.config.sessions
+        oidc = self.config.access.oidc
+        object.__setattr__(self, "oidc", None if oidc is None else Issuer(oidc, self.clock))
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
         object.__setattr__(self, "duties", Duties(self.db, self.clock))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
-        object.__setattr__(
-            self, "address_rates", Rates(sessions.per_address_per_minute, self.clock.monotonic)
-        )
+        per_caller = self.config.access.per_caller_per_minute
+        object.__setattr__(self, "caller_rates", Rates(per_caller, self.clock.monotonic))
+        per_session = _PER_SESSION * sessions.per_node_per_minute
+        object.__setattr__(self, "session_rates", Rates(per_session, self.clock.monotonic))
 
     @property
     def issuer(self) -> str:
@@ -79,18 +99,49 @@ class Service:
         """Every key that can have signed a live result, the newest first (RFC 7517 §5)."""
         return msgspec.json.encode({"keys": [key.verifying.jwk() for key in reversed(self.keys)]})
 
+    @cached_property
+    def home_callers(self) -> Mapping[bytes, Caller]:
+        """The callers with a token of the home, by its digest."""
+        given = {
+            self.admin_token: Caller(HOME_ADMIN, frozenset({Role.ADMINISTRATOR})),
+            self.router_token: Caller(HOME_ROUTER, frozenset({Role.ROUTER})),
+        }
+        return {api_keys.digest_of(token): caller for token, caller in given.items() if token}
+
     def now_ms(self) -> int:
         """Milliseconds since 1970, by the clock that all replicas share: what one writes, another compares."""
         return self.duties.shared_ms()
+
+    def spend_session(self, session_id: str, size: int = 0) -> None:
+        """
+        Count a request about a node's session, and the bytes that it has brought.
+
+        Raises:
+            RequestError: there were too many.
+        """
+        self.session_rates.spend(session_id)
+        self.session_rates.charge(session_id, size / BYTES_PER_REQUEST)
 
     async def authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         """
         The node that signed this request, and its proof, which the caller must use up with `use`.
 
+        A failure counts against the caller's address, and a success never does.
+
         Raises:
-            RequestError: there is no proof, it is of another request, or the node is unknown or retired.
+            RequestError: there is no proof, it is of another request, or the node is unknown or retired; or there
+                were too many failures.
             COSEError, CBORError, ClaimError: the proof is malformed.
         """
+        try:
+            node, proof = await self._authenticate(request, body)
+        except (RequestError, AttesterError):
+            note_failure(request)
+            raise
+        note_identity(request, f"node:{node.id}")
+        return node, proof
+
+    async def _authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
         proof = self.proof(request)
         async with self.db.read() as tx:
             node = await nodes.by_kid(tx, proof.kid)
@@ -155,8 +206,3 @@ SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 def service_of(request: web.Request) -> Service:
     """The service behind a request."""
     return request.app[SERVICE]
-
-
-def address_of(request: web.Request) -> str:
-    """The source address, for which requests are counted."""
-    return request.remote or "unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -11,6 +12,7 @@ from prometheus_client import Gauge
 
 from verifier.errors import StoreError
 from verifier.service.state import Service
+from verifier.service.widespread import LEAST_NODES, is_widespread
 from verifier.store import (
     appraisals,
     events,
@@ -60,12 +62,10 @@ async def end_expired(service: Service) -> None:
         StoreError: The database cannot be used.  What begins before it can be used again is held against no node.
     """
     now_ms, began = service.now_ms(), service.clock.monotonic()
-    answer_ms = int(service.config.calls.answer_s * 1000)
 
     async def end(tx: Tx) -> list[EndedCall]:
+        await _suspend_silent(service, tx, now_ms)
         ended = await sessions.expire(tx, now_ms, healthy_since_ms=service.duties.healthy_since_ms)
-        for node_id in await sessions.overdue(tx, now_ms - answer_ms, service.duties.healthy_since_ms):
-            await revocations.revoke_results(tx, node_id, now_ms)
         await incidents.end_overdue_suspicions(tx, now_ms)
         return ended
 
@@ -78,6 +78,20 @@ async def end_expired(service: Service) -> None:
     except StoreError:
         service.duties.note_failure()
         raise
+
+
+async def _suspend_silent(service: Service, tx: Tx, now_ms: int) -> None:
+    """Revoke the results of nodes that have not answered a call with a walk for long, unless most are silent."""
+    until_ms = now_ms - int(service.config.calls.answer_s * 1000)
+    silent = await sessions.overdue(tx, until_ms, service.duties.healthy_since_ms)
+    if len(silent) >= LEAST_NODES:
+        lifetime_ms = service.config.sessions.lifetime_s * 1000
+        answered = await sessions.count_answered(tx, now_ms, until_ms + lifetime_ms)
+        if is_widespread(Counter(silent.values()), answered):
+            service.duties.note_widespread()
+            return
+    for node_id in silent:
+        await revocations.revoke_results(tx, node_id, now_ms)
 
 
 async def _nothing(_tx: Tx) -> None:

@@ -18,6 +18,7 @@ from verifier.schemes.context import Node, WalkRecord
 from verifier.schemes.findings import Finding
 from verifier.store import events, incidents, nodes, policies, recordings, revocations, sessions, walks
 from verifier.store.database import Row, Tx
+from verifier.store.incident_facts import HOLDING_SQL
 from verifier.store.sessions import StoredSession
 
 
@@ -206,22 +207,28 @@ async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str)
     )
 
 
+_HELD: Final = (
+    "SELECT n.operator, n.enrolled_ms, n.state, n.hardware_class, k.key,"
+    " (SELECT e.node_id FROM endpoints e WHERE e.pin = ?) AS owner,"
+    f" (SELECT i.id FROM incidents i WHERE i.node_id = n.id AND i.state IN ({HOLDING_SQL})"
+    "  ORDER BY i.opened_ms LIMIT 1) AS held_by"
+    " FROM nodes n JOIN node_keys k ON k.node_id = n.id AND k.current = 1 WHERE n.id = ?"
+)
+"""A node as it is now, who holds a TLS key, and the oldest incident that keeps the node in quarantine."""
+
+
 async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> NodeSnapshot:
     """Give what the database holds against a node now, which may differ from when its appraisal began."""
-    current = await nodes.by_id(tx, node.id)
-    live = current is not None and current.state != "retired" and current.key == node.key
-    owner = None if pin is None else await _owner(tx, pin)
+    row = await tx.one(_HELD, pin or "", node.id)
+    if row is None:
+        return NodeSnapshot(retired=True)
     return NodeSnapshot(
-        quarantined_by=await incidents.holding(tx, node.id),
-        endpoint_taken=owner not in (None, node.id),
+        quarantined_by=row["held_by"],
+        endpoint_taken=row["owner"] not in (None, node.id),
         devices_taken=await _devices_of_others(tx, devices, node.id),
-        retired=not live,
-        node=None if current is None else _record_of(current),
+        retired=row["state"] == "retired" or nodes.read_key(row["key"]) != node.key,
+        node=NodeRecord(row["operator"], row["enrolled_ms"] // 1000, row["state"], row["hardware_class"]),
     )
-
-
-def _record_of(node: Node) -> NodeRecord:
-    return NodeRecord(node.operator, node.enrolled_ms // 1000, node.state, node.hardware_class)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,11 +348,6 @@ async def result_of(tx: Tx, session: StoredSession, evidence: bytes, now_ms: int
     return None
 
 
-async def _owner(tx: Tx, pin: str) -> str | None:
-    row = await tx.one("SELECT node_id FROM endpoints WHERE pin = ?", pin)
-    return None if row is None else str(row["node_id"])
-
-
 async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
     """Let a node serve with one TLS key, and a TLS key serve one live node."""
     held = await tx.all("SELECT pin FROM endpoints WHERE node_id = ?", node_id)
@@ -400,10 +402,18 @@ async def latest(tx: Tx, node_id: str) -> Row | None:
     )
 
 
-async def newest(tx: Tx, now_ms: int, after: str, limit: int) -> list[Row]:
-    """Give the newest public result, revoked or not, of each node that has an unexpired one; by node id."""
+async def newest(tx: Tx, now_ms: int, after: str, limit: int, operator: str | None = None) -> list[Row]:
+    """
+    Give the newest public result, revoked or not, of each node that has an unexpired one; by node id.
+
+    Args:
+        operator: The operator whose nodes alone are looked at.
+    """
+    of_operator, values = ("", [after, now_ms])
+    if operator is not None:
+        of_operator, values = " AND n.operator = ?", [after, now_ms, operator]
     return await tx.all(
-        f"SELECT a.* {_NEWEST} AND a.expires_ms > ? ORDER BY n.id LIMIT ?", after, now_ms, limit
+        f"SELECT a.* {_NEWEST} AND a.expires_ms > ?{of_operator} ORDER BY n.id LIMIT ?", *values, limit
     )
 
 

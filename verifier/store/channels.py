@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -45,6 +46,22 @@ async def open_among(tx: Tx, node_ids: Sequence[str], now_ms: int) -> frozenset[
         )
         found.update(row["node_id"] for row in rows)
     return frozenset(found)
+
+
+async def census(tx: Tx, now_ms: int, within_ms: int) -> tuple[Counter[str], Counter[str]]:
+    """Count by operator the nodes whose channel ended within *within_ms*, and those whose channel is open."""
+    rows = await tx.all(
+        "SELECT n.operator, count(*) AS nodes, c.closed_ms IS NULL AND coalesce(l.until_ms, 0) > ? AS is_open"
+        f" {_WITH_LEASE} JOIN nodes n ON n.id = c.node_id"
+        " WHERE n.state <> 'retired' AND coalesce(c.closed_ms, l.until_ms, 0) > ? GROUP BY n.operator, is_open",
+        now_ms,
+        now_ms - within_ms,
+    )
+    lost, here = (
+        Counter({row["operator"]: row["nodes"] for row in rows if bool(row["is_open"]) is is_open})
+        for is_open in (False, True)
+    )
+    return lost, here
 
 
 async def ended_ms(tx: Tx, node_id: str, now_ms: int) -> int | None:

@@ -189,11 +189,20 @@ async def steps(tx: Tx, incident_id: str) -> list[Row]:
     return await tx.all(_STEPS, incident_id)
 
 
-async def page(tx: Tx, *, open_only: bool, after: str, limit: int, node_id: str | None = None) -> list[Row]:
-    """Give incidents by id, from the first after *after*: all of them, or those of one node."""
+async def page(
+    tx: Tx,
+    *,
+    open_only: bool,
+    after: str,
+    limit: int,
+    node_id: str | None = None,
+    operator: str | None = None,
+) -> list[Row]:
+    """Give incidents by id, from the first after *after*: all of them, or those of one node or one operator."""
     only = f" AND i.state IN ({HOLDING_SQL}, 'suspected', 'flagged')" if open_only else ""
-    of_node = "" if node_id is None else " AND i.node_id = ?"
-    values = [after] if node_id is None else [after, node_id]
+    asked = {"i.node_id": node_id, "i.operator": operator}
+    given = {column: value for column, value in asked.items() if value is not None}
+    of = "".join(f" AND {column} = ?" for column in given)
     return await tx.all(
-        f"{SELECT_INCIDENT} WHERE i.id > ?{of_node}{only} ORDER BY i.id LIMIT ?", *values, limit
+        f"{SELECT_INCIDENT} WHERE i.id > ?{of}{only} ORDER BY i.id LIMIT ?", after, *given.values(), limit
     )

@@ -22,7 +22,7 @@ _UEID_RAND = b"\x01"
 _KEPT_KEYS: Final = 8192
 """About 3 kB each.  A node's key is read several times for one attestation, within seconds."""
 
-_read_key = lru_cache(maxsize=_KEPT_KEYS)(PublicKey.decode)
+read_key = lru_cache(maxsize=_KEPT_KEYS)(PublicKey.decode)
 """
 A key by its bytes in the database, decoded and checked once.
 
@@ -239,9 +239,10 @@ async def live(tx: Tx) -> list[LiveNode]:
     ]
 
 
-async def page(tx: Tx, after: str, limit: int) -> list[Node]:
-    """Give nodes by id, from the first after *after*."""
-    rows = await tx.all(f"{_SELECT} WHERE n.id > ? ORDER BY n.id LIMIT ?", after, limit)
+async def page(tx: Tx, after: str, limit: int, operator: str | None = None) -> list[Node]:
+    """Give nodes by id, from the first after *after*: all of them, or those of one operator."""
+    of_operator, values = ("", [after]) if operator is None else (" AND n.operator = ?", [after, operator])
+    rows = await tx.all(f"{_SELECT} WHERE n.id > ?{of_operator} ORDER BY n.id LIMIT ?", *values, limit)
     return [node for row in rows if (node := _node(row))]
 
 
@@ -251,7 +252,7 @@ def _node(row: Row | None) -> Node | None:
     return Node(
         id=row["id"],
         ueid=row["ueid"],
-        key=_read_key(row["key"]),
+        key=read_key(row["key"]),
         operator=row["operator"],
         models=msgspec.json.decode(row["models"], type=tuple[str, ...]),
         hardware_class=row["hardware_class"],

@@ -63,6 +63,12 @@ async def publish(
     return changed > 0
 
 
+async def publisher(tx: Tx, digest: str) -> str | None:
+    """Give the name of who published a policy; `None` for one of a database of the first versions."""
+    row = await tx.one("SELECT actor FROM changes WHERE action = 'publish' AND subject = ? LIMIT 1", digest)
+    return None if row is None else str(row["actor"])
+
+
 async def find(tx: Tx, name: str) -> Row:
     """
     Give a policy by its digest, by the first digits of the digest, by its id, or by NAME@VERSION.
@@ -95,16 +101,10 @@ async def every(tx: Tx) -> list[Row]:
 
 async def rollout(tx: Tx) -> Rollout | None:
     """Give the rollout as it stands; `None` if no policy was ever activated."""
-    row = await tx.one("SELECT * FROM changes ORDER BY seq DESC LIMIT 1")
-    if row is None or row["active"] is None:
-        return None
-    return Rollout(
-        active=row["active"],
-        shadow=row["shadow"],
-        canary=row["canary"],
-        permille=row["permille"],
-        generation=row["generation"],
+    row = await tx.one(
+        "SELECT active, shadow, canary, permille, generation FROM changes ORDER BY seq DESC LIMIT 1"
     )
+    return None if row is None or row["active"] is None else Rollout(**row)
 
 
 async def note(

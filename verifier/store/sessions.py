@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 import msgspec
 
 from verifier.errors import RequestError
-from verifier.schemes.context import Answers, Channel
+from verifier.schemes.context import Answers, Channel, IssuedChallenges
 from verifier.store import incidents, pool, walks
 from verifier.store.database import Row, Tx
 from verifier.store.ids import in_pieces, new_id, new_nonce
@@ -57,6 +58,8 @@ class StoredSession:
     """How many nodes were called at the same moment, if more than one."""
     sealed: bool = False
     """Whether it has no row yet (`verifier.service.sealed`)."""
+    asked: Mapping[str, IssuedChallenges] | None = None
+    """By model, the challenges as they were posed; `None` if they were not posed yet."""
     pushed_ms: int | None = None
     """When the call was pushed, by the clock that all replicas share; `None` if one process works alone."""
     ended: EndedCall | None = None
@@ -321,23 +324,36 @@ async def expire(
     return ended
 
 
-async def overdue(tx: Tx, before_ms: int, healthy_since_ms: int) -> list[str]:
+async def overdue(tx: Tx, before_ms: int, healthy_since_ms: int) -> dict[str, str]:
     """
-    Give the nodes that were called before a moment, with a walk, and have not answered it.
+    Give the nodes that were called before a moment, with a walk, and have not answered it, with their operators.
 
     Args:
         before_ms: The moment.
         healthy_since_ms: See `expire`.
     """
     rows = await tx.all(
-        "SELECT s.node_id FROM sessions s WHERE s.status = 'waiting' AND s.channel = 'call'"
+        "SELECT s.node_id, n.operator FROM sessions s JOIN nodes n ON n.id = s.node_id"
+        " WHERE s.status = 'waiting' AND s.channel = 'call'"
         " AND s.issued_ms <= ? AND s.issued_ms >= ? AND (s.answers IS NULL OR s.told_ms IS NOT NULL)"
         " AND s.answer_ms IS NULL"
         " AND EXISTS (SELECT 1 FROM pool p WHERE p.session_id = s.id AND p.kind <> 'read')",
         before_ms,
         healthy_since_ms,
     )
-    return [row["node_id"] for row in rows]
+    return {row["node_id"]: row["operator"] for row in rows}
+
+
+async def count_answered(tx: Tx, after_ms: int, until_ms: int) -> Counter[str]:
+    """Count by operator the calls with a result whose sessions expire after *after_ms*, and not after *until_ms*."""
+    rows = await tx.all(
+        "SELECT n.operator, count(*) AS calls FROM sessions s JOIN nodes n ON n.id = s.node_id"
+        " WHERE s.status <> 'waiting' AND s.status = 'complete' AND s.channel = 'call'"
+        " AND s.expires_ms > ? AND s.expires_ms <= ? GROUP BY n.operator",
+        after_ms,
+        until_ms,
+    )
+    return Counter({row["operator"]: row["calls"] for row in rows})
 
 
 async def record_missed_call(

@@ -356,8 +356,13 @@ class SqliteTx:
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
         """See `Tx.all`."""
         self._stats.statements += 1
+        cursor = self._connection.cursor()
+        # A row of the library looks up each of its values by name.
+        cursor.row_factory = None
         try:
-            return [dict(row) for row in self._connection.execute(_text(sql), parameters)]
+            cursor.execute(_text(sql), parameters)
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
         except sqlite3.Error as error:
             raise as_store_error(error) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from verifier.errors import RequestError
+from verifier.incident_rules import is_another_person
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.references.measured import Document
@@ -23,6 +24,7 @@ async def take_step(
     load: Callable[[Tx, str], Awaitable[Bundle]],
     grace_ms: int,
     permille: int = 0,
+    two_person: bool = False,
 ) -> Rollout:
     """
     Take a step: shadow, canary, promote or rollback.
@@ -33,6 +35,7 @@ async def take_step(
         load: Loads a policy by its digest.
         grace_ms: How long reference values that go with a policy are only a warning.
         permille: For a canary, its share of the nodes in thousandths.
+        two_person: Whether a policy judges nodes only by the word of another person than the one who published it.
 
     Raises:
         RequestError: There is no such policy, or the rollout does not allow this step now.
@@ -42,6 +45,8 @@ async def take_step(
     digest = None if name is None else str((await policies.find(tx, name))["digest"])
     if action == "rollback" and digest is not None and not await policies.was_active(tx, digest):
         raise RequestError(f"{name} was never active. Promote it", code="policy.state")
+    if two_person and digest is not None and action in ("canary", "promote"):
+        await _require_another(tx, digest, author)
     before = await policies.rollout(tx)
     after = await policies.move(tx, action, digest, author, now_ms, permille=permille)
     earlier = set() if before is None else {before.active, before.canary}
@@ -53,6 +58,15 @@ async def take_step(
     leaving, coming = await brought_by(earlier - later), await brought_by(later - earlier)
     await _change_reference_values(tx, leaving, coming, now_ms, grace_ms)
     return after
+
+
+async def _require_another(tx: Tx, digest: str, author: ChangeAuthor) -> None:
+    publisher = await policies.publisher(tx, digest)
+    if publisher is not None and not is_another_person(author.actor, publisher):
+        raise RequestError(
+            f"{publisher} has published this policy, so another credential must put it in force",
+            code="request.forbidden",
+        )
 
 
 async def _change_reference_values(

@@ -19,6 +19,7 @@ _HISTORY: Final = " UNION ALL ".join(
     for number, kind in enumerate(_HISTORIES)
 )
 """The newest walks of each kind, in one statement."""
+_DECODER: Final = msgspec.json.Decoder(WalkRecord)
 
 
 async def keep(tx: Tx, session_id: str, node_id: str, model: str, record: WalkRecord) -> None:
@@ -59,7 +60,7 @@ async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRec
     """
     found = await tx.all(_HISTORY, *(node_id, model, limit) * len(_HISTORIES))
     found.sort(key=lambda row: row["seq"])
-    return tuple(msgspec.json.decode(row["record"], type=WalkRecord) for row in found)
+    return tuple(_DECODER.decode(row["record"]) for row in found)
 
 
 async def prune(tx: Tx, before_ms: int, limit: int) -> int:

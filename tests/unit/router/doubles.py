@@ -22,6 +22,8 @@ from router.model.clock import Clock
 from tests.unit.router.support import ear
 from verifier.result_keys import ResultKey
 from verifier.results import AttestationResult, encode_jwt
+from verifier.service.front import FRONT
+from verifier.service.serve import listening
 
 
 def result_key() -> ResultKey:
@@ -224,7 +226,11 @@ class FakeVerifier:
 
 @asynccontextmanager
 async def serving(app: web.Application, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """An application on a free port; its URL."""
+    """An application on a free port; its URL.  A service of ours is behind its own socket, as in production."""
+    if FRONT in app:
+        async with listening(app, "127.0.0.1:0", shutdown_timeout=0.1) as listener:
+            yield f"http://127.0.0.1:{listener.port}"
+        return
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)

@@ -324,61 +324,34 @@ def test_bounds_hold_and_nothing_is_done_twice_at_once(steps: list[tuple[str, st
     assert statuses <= {400, 409, 503}
 
 
-def finished(kept: IdempotencyCache, owner: str, key: str, size: int) -> None:
-    assert kept.begin(owner, key, PRINT) is None
-    kept.keep(owner, key, CachedResponse(200, "", (), b"x" * size))
+def test_a_flood_forgets_its_own() -> None:
+    """By number: however many keys one caller uses, another's answer is given again."""
+    cache = IdempotencyCache(monotonic=lambda: 0.0, max_entries=10)
+    for n in range(3):
+        cache.begin("ada", f"a{n}", FINGERPRINT)
+        cache.keep("ada", f"a{n}", answer_of(10))
+    for n in range(100):
+        cache.begin("flood", f"f{n}", FINGERPRINT)
+        cache.keep("flood", f"f{n}", answer_of(10))
+    assert all(cache.begin("ada", f"a{n}", FINGERPRINT) == answer_of(10) for n in range(3))
 
 
-def knows(kept: IdempotencyCache, owner: str, key: str) -> bool:
-    """Whether the answer is given again."""
-    found = kept.begin(owner, key, PRINT)
-    if found is None:
-        kept.forget(owner, key)
-    return found is not None
+def test_large_answers_forget_their_own() -> None:
+    """By bytes, likewise."""
+    cache = IdempotencyCache(monotonic=lambda: 0.0, max_bytes=10_000)
+    for n in range(3):
+        cache.begin("ada", f"a{n}", FINGERPRINT)
+        cache.keep("ada", f"a{n}", answer_of(1000))
+    for n in range(20):
+        cache.begin("flood", f"f{n}", FINGERPRINT)
+        cache.keep("flood", f"f{n}", answer_of(2500))
+    assert all(cache.begin("ada", f"a{n}", FINGERPRINT) == answer_of(1000) for n in range(3))
+    assert cache.begin("flood", "f19", FINGERPRINT) == answer_of(2500)
+    assert cache.size <= 10_000
 
 
-def test_a_caller_pushes_out_its_own_answers_and_not_those_of_others() -> None:
-    """However much one tenant caches: the rest of the room is the others'."""
-    kept = replays(max_bytes=1000, max_answer=100)
-    finished(kept, "bob", "b", 100)
-    for number in range(50):
-        finished(kept, "ada", f"a-{number}", 100)
-    assert knows(kept, "bob", "b")
-    assert [knows(kept, "ada", f"a-{number}") for number in (40, 41, 49)] == [False, True, True]
-    assert kept.size == 1000
+FINGERPRINT = b"\0" * 32
 
 
-def test_a_newcomer_takes_room_from_who_has_most() -> None:
-    """The shares even out."""
-    kept = replays(max_bytes=1000, max_answer=100)
-    for number in range(10):
-        finished(kept, "ada", f"a-{number}", 100)
-    for number in range(8):
-        finished(kept, "bob", f"b-{number}", 100)
-    assert sum(knows(kept, "ada", f"a-{number}") for number in range(10)) == 5
-    assert sum(knows(kept, "bob", f"b-{number}") for number in range(8)) == 5
-
-
-def test_a_caller_with_many_keys_pushes_out_its_own_completions() -> None:
-    """The number of remembered requests is shared in the same way."""
-    kept = replays(max_entries=20)
-    finished(kept, "bob", "b", 1)
-    for number in range(100):
-        finished(kept, "ada", f"a-{number}", 0)
-    assert (knows(kept, "bob", "b"), len(kept)) == (True, 20)
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30), st.integers(0, 60)), max_size=60))
-def test_the_bounds_hold_whoever_asks(steps: list[tuple[str, int, int]]) -> None:
-    """And what is cached is what is counted."""
-    kept = replays(max_bytes=200, max_answer=50, max_entries=9)
-    for owner, key, size in steps:
-        try:
-            if kept.begin(owner, f"k{key}", PRINT) is None:
-                kept.keep(owner, f"k{key}", CachedResponse(200, "", (), b"x" * size))
-        except IdempotencyError:
-            pass
-        owned = [done for each in kept._owned.values() for done in each.by_use.values()]
-        assert kept.size == sum(done.size for done in owned) <= 200
-        assert len(owned) == len(kept._by_end) <= 9
-        assert all(each.by_use for each in kept._owned.values())
+def answer_of(size: int) -> CachedResponse:
+    return CachedResponse(200, "", (), b"x" * size)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from router.config import ApiKey
 from router.gateway.keys import ANONYMOUS, Keyring, LimitError
 from tests.conftest import FakeClock
+from verifier.roles import Role
 
 DAY_S = 86_400
 TODAY = 20_000
@@ -31,9 +32,9 @@ def noon() -> FakeClock:
     return FakeClock(NOON.ms, NOON.ticks)
 
 
-def ring(*keys: ApiKey, clock: FakeClock | None = None) -> Keyring:
+def ring(*keys: ApiKey, clock: FakeClock | None = None, is_open: bool = False) -> Keyring:
     clock = clock or noon()
-    return Keyring(keys, wall_ms=lambda: clock.ms, monotonic=lambda: clock.ticks)
+    return Keyring(keys, is_open=is_open, wall_ms=lambda: clock.ms, monotonic=lambda: clock.ticks)
 
 
 def refusal(keys: Keyring, of: ApiKey) -> LimitError:
@@ -68,9 +69,7 @@ def test_a_key_is_found_by_what_its_holder_sends() -> None:
         "Bearer",
         "Bearer ",
         "secret-k",
-        "bearer secret-k",
         "Basic secret-k",
-        "Bearer  secret-k",
         "Bearer secret-k ",
         " Bearer secret-k",
         "Bearer Secret-k",
@@ -103,15 +102,84 @@ def test_a_key_of_other_bytes_is_found() -> None:
 
 
 @pytest.mark.parametrize("header", [None, "Bearer whatever", "x" * 10_000])
-def test_without_keys_anyone_may(header: str | None) -> None:
+def test_at_an_open_gateway_anyone_may(header: str | None) -> None:
     """Whatever they send: OpenAI's clients always send some key."""
-    keys = ring()
-    assert (keys.open, keys.find(header)) == (True, ANONYMOUS)
+    assert ring(key(), is_open=True).find(header) is ANONYMOUS
 
 
-def test_with_a_key_it_is_not_open() -> None:
-    """One is enough."""
-    assert not ring(key()).open
+@pytest.mark.parametrize("header", [None, "Bearer whatever"])
+def test_a_gateway_without_keys_is_not_open(header: str | None) -> None:
+    """It must be asked for."""
+    assert ring().find(header) is None
+
+
+def test_a_key_is_a_key_at_an_open_gateway_too() -> None:
+    """Who has one is not anonymous: limits and reviews are for its name."""
+    assert ring(key(), is_open=True).find("Bearer secret-k") == key()
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR", "Bearer  "])
+def test_the_scheme_is_written_in_any_case(scheme: str) -> None:
+    """RFC 9110 §11.1; and more than one space may follow."""
+    assert ring(key()).find(f"{scheme} secret-k") == key()
+
+
+def test_a_stored_key_comes_and_goes() -> None:
+    """While the router runs; what it has under way is counted to the end."""
+    keys, new = ring(key("a")), key("b", concurrency=1)
+    keys.set_stored([new], ())
+    assert keys.find("Bearer secret-b") == new
+    keys.enter(new)
+    keys.set_stored([], [new.sha256])
+    assert keys.find("Bearer secret-b") is None
+    keys.leave(new, 5)
+    assert (keys.find("Bearer secret-a"), keys.used(new)) == (key("a"), (0, 5))
+
+
+def test_a_configured_key_that_is_revoked_opens_nothing() -> None:
+    """The store has the last word, also at an open gateway, where its holder is anonymous."""
+    keys = ring(key("a"))
+    keys.set_stored([], [key("a").sha256])
+    assert (keys.find("Bearer secret-a"), len(keys)) == (None, 0)
+
+
+def test_a_stored_key_does_not_take_a_configured_ones_name() -> None:
+    """A name is one credential."""
+    keys = ring(key("a"))
+    keys.set_stored([ApiKey(name="a", sha256=digest("other"), roles=(Role.ADMINISTRATOR,))], ())
+    assert (keys.find("Bearer other"), keys.find("Bearer secret-a")) == (None, key("a"))
+
+
+@pytest.mark.parametrize(
+    ("given", "roles"),
+    [
+        ({}, ("relying-party",)),
+        ({"role": "client"}, ("relying-party",)),
+        ({"role": "reviewer"}, ("relying-party", "reviewer")),
+        ({"roles": ["auditor", "reviewer"]}, ("auditor", "reviewer")),
+    ],
+)
+def test_a_key_has_roles(given: dict[str, Any], roles: tuple[str, ...]) -> None:
+    """Work if none is named; and a configuration of an earlier version reads as it did."""
+    assert key(**given).roles == roles
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"role": "client", "roles": ["auditor"]},
+        {"role": "auditor"},
+        {"roles": ["node"]},
+        {"roles": ["policy-author"]},
+        {"roles": ["root"]},
+        {"roles": ["operator"]},
+        {"roles": ["operator"], "operator": ""},
+    ],
+)
+def test_roles_that_cannot_be_are_refused(given: dict[str, Any]) -> None:
+    """Both spellings at once, a role of the verifier's, none at all, or the operator of nobody's nodes."""
+    with pytest.raises(msgspec.ValidationError):
+        key(**given)
 
 
 def test_the_anonymous_have_no_limits() -> None:
@@ -493,3 +561,35 @@ def test_a_budget_is_exceeded_by_no_more_than_what_was_under_way(steps: list[Any
             assert 0 < tokens < 200 + 3 * 300
     assert len(days) <= 2 + (clock.ticks - NOON.ticks) / (DAY_S / 2)
     assert 1 <= min(waits) <= max(waits) <= DAY_S
+
+
+def guest(name: str, **limits: Any) -> ApiKey:
+    return ApiKey(name=f"https://issuer.test#{name}", sha256="", **limits)
+
+
+def test_who_comes_with_a_token_has_limits() -> None:
+    """The same ones each time they come."""
+    keys = ring(key())
+    keys.enter(keys.welcome(guest("kim", concurrency=1)))
+    assert refusal(keys, keys.welcome(guest("kim", concurrency=1))).code == "concurrency"
+    keys.enter(keys.welcome(guest("sam", concurrency=1)))
+
+
+def test_of_too_many_guests_the_idle_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never one whose request is under way."""
+    monkeypatch.setattr("router.gateway.keys._MAX_GUESTS", 2)
+    keys, busy = ring(key()), guest("busy", tokens_per_day=5)
+    keys.enter(keys.welcome(busy))
+    for n in range(10):
+        keys.welcome(guest(f"n{n}"))
+    keys.leave(busy, 3)
+    assert (keys.used(busy), len(keys.keys())) == ((0, 3), 3)
+
+
+def test_what_a_guest_spent_survives_a_restart() -> None:
+    """Although its name is known only when it comes again."""
+    keys, kim = ring(key()), guest("kim", tokens_per_day=100)
+    keys.restore({kim.name: (TODAY, 100), "gone": (TODAY - 1, 5)})
+    keys.welcome(kim)
+    assert refusal(keys, kim).code == "budget_exhausted"
+    assert keys.spent() == {kim.name: (TODAY, 100)}

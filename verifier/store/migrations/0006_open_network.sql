@@ -10,3 +10,19 @@ CREATE INDEX sessions_called ON sessions (issued_ms) WHERE status = 'waiting' AN
 -- Recordings: those that an undecided incident rests on stay, and the nodes that have most lose theirs first.
 ALTER TABLE recordings ADD COLUMN session_id TEXT NOT NULL DEFAULT '';
 CREATE INDEX recordings_share ON recordings (node_id, size);
+
+-- Who may call what: API keys. A row holds the digest of a key, which is shown once when it is made.
+CREATE TABLE api_keys (
+    digest      BLOB PRIMARY KEY,              -- SHA-256 of the key
+    name        TEXT NOT NULL,                 -- the actor of every step that its holder takes
+    roles       TEXT NOT NULL,                 -- JSON
+    operator    TEXT,
+    created_ms  INTEGER NOT NULL,
+    created_by  TEXT NOT NULL,
+    expires_ms  INTEGER,
+    revoked_ms  INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX api_keys_name ON api_keys (name) WHERE revoked_ms IS NULL;
+-- An operator sees its own nodes and incidents, by pages.
+CREATE INDEX nodes_operator ON nodes (operator, id);
+CREATE INDEX incidents_operator ON incidents (operator, id);
