@@ -38,7 +38,7 @@ async def test_one_router_token_holds_no_fleet(verifier) -> None:
         await states(verifier) == [("reporter-suspect", "open")] + [("settlement-mismatch", "suspected")] * 4
     )
     (review,) = [each for each in await listed(verifier) if each["kind"] == "reporter-suspect"]
-    assert (review["node"], review["cause"]) == (None, "router.settlement-mismatch@reporter:router")
+    assert (review["node"], review["cause"]) == (None, "router.settlement-mismatch@reporter:home-router")
 
 
 async def test_the_word_of_one_router_about_one_node_holds_it_after_the_window(verifier) -> None:
