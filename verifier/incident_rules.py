@@ -8,6 +8,7 @@ The table of states and steps is in `verifier.incidents`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 from verifier.incident_transitions import (
@@ -25,6 +26,7 @@ from verifier.incident_transitions import (
     Propose,
     PutOnProbation,
     RemoveCause,
+    Reporter,
     RestOn,
     RetireNode,
     RevokeResults,
@@ -37,6 +39,7 @@ from verifier.incidents import (
     NOTE_TOGETHER_MS,
     REFERENCE_SUSPECT,
     RELEASE,
+    REPORTER_SUSPECT,
     VERIFIER_MOVES,
     Disposition,
     Draft,
@@ -50,6 +53,8 @@ from verifier.schemes.findings import Finding
 Transitions: TypeAlias = tuple[Transition, ...]
 
 _CONFIRMED_BY_OTHERS: Final = "others pass at the same"
+_REPORTED_AGAIN: Final = "another router reports the same"
+_NOT_DOUBTED: Final = "its window is over, and its reporter is not doubted"
 _CAUSE_SUSPECT: Final = "the reference is suspect"
 _NEW_FINDING: Final = "there is a new finding"
 
@@ -140,6 +145,58 @@ def _void_proposals(incidents: Sequence[Incident]) -> Transitions:
     return tuple(VoidProposals(each.id, each.state, _NEW_FINDING) for each in incidents if each.proposals)
 
 
+# Reports of routers.
+
+
+def take_report(draft: Draft, node: IncidentNode, reporter: Reporter) -> Transitions:
+    """
+    Decide what a router's serious report about *node* leads to.
+
+    It makes a suspicion.  A report of another router confirms it.  A router that reports nodes of
+    many operators is reviewed itself.
+
+    The first of the transitions is an `Open` or a `Count`: the incident that the report goes into.
+
+    Args:
+        reporter: What the router has reported of late, without this report.
+    """
+    known = next((each for each in node.incidents if _is_known_serious(each, draft)), None)
+    if known is None:
+        found = _open(replace(draft, cause=reporter.cause), State.SUSPECTED, node, None)
+    else:
+        is_confirmed = known.state is State.SUSPECTED and set(known.causes) - {reporter.cause}
+        confirmed = _confirm(known, _REPORTED_AGAIN) if is_confirmed else ()
+        rests = RestOn(known.id, reporter.cause)
+        found = (*_count(known, node.incidents), rests, *confirmed)
+    after = replace(
+        reporter, operators=reporter.operators | {node.operator}, nodes=reporter.nodes | {node.id}
+    )
+    return (*found, *_review_reporter(after, draft.finding.code))
+
+
+def end_report(incident: Incident, reporters: Sequence[Reporter], now_ms: int) -> Transitions:
+    """
+    Decide what becomes of a suspected incident that rests on reports when its window is over.
+
+    The node is quarantined, unless each of the reporters is doubted: then the suspicion waits for a person.
+    """
+    if incident.state is not State.SUSPECTED or incident.opened_ms > now_ms - BLAST_WINDOW_MS:
+        return ()
+    if not all(reporter.is_doubted for reporter in reporters):
+        return _confirm(incident, _NOT_DOUBTED)
+    return tuple(step for each in reporters for step in _review_reporter(each, incident.code))
+
+
+def _review_reporter(reporter: Reporter, code: str) -> Transitions:
+    if reporter.review is not None or not reporter.is_doubted:
+        return ()
+    detail = (
+        f"it has reported {len(reporter.nodes)} or more nodes of {len(reporter.operators)} or more operators"
+    )
+    finding = Finding(code, detail)
+    return (Open(Draft(REPORTER_SUSPECT, Severity.SERIOUS, finding, reporter.cause), State.OPEN),)
+
+
 # Causes.
 
 
@@ -197,9 +254,9 @@ def end_suspicion(incident: Incident, causes: Sequence[Cause], now_ms: int) -> T
     return found
 
 
-def _confirm(incident: Incident) -> Transitions:
+def _confirm(incident: Incident, reason: str = _CONFIRMED_BY_OTHERS) -> Transitions:
     revoked = () if incident.node_id is None else (RevokeResults(incident.node_id),)
-    return (_move(incident, State.OPEN, _CONFIRMED_BY_OTHERS), *revoked)
+    return (_move(incident, State.OPEN, reason), *revoked)
 
 
 def _fold(draft: Draft, cause: Cause, voided: Collection[str]) -> Transitions:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from verifier.errors import RequestError
-from verifier.incidents import HOLDING, Draft, Severity, State, Tally
+from verifier.incidents import BLAST_OPERATORS, HOLDING, REPORTED_NODES, Draft, Severity, State, Tally
 
 VERIFIER: Final = "verifier"
 """The actor of the moves that no person makes."""
@@ -97,6 +97,26 @@ class Cause:
     def tally(self) -> Tally:
         """The operators that failed and passed, for `verifier.incidents.decide_disposition`."""
         return Tally(self.failed, self.passed, self.since_ms, reviewed=self.review is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """A router that reports, and which nodes it has reported of late."""
+
+    cause: str
+    """The cause of the incidents that rest on its reports."""
+    operators: frozenset[str]
+    """The operators of those nodes."""
+    nodes: frozenset[str]
+    """Ids of those nodes; no more of them than make it doubted."""
+    review: Incident | None = None
+    """The open review of it."""
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether its word alone holds nobody: it speaks against too many, or a person reviews it."""
+        many = len(self.operators) >= BLAST_OPERATORS or len(self.nodes) >= REPORTED_NODES
+        return many or self.review is not None
 
 
 @dataclass(frozen=True)

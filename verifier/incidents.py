@@ -8,6 +8,7 @@ Incidents: their kinds, severities and states, and how far one mistake may reach
 Only a person ends a quarantine.  `suspected` holds no node.  Soon after a change on the verifier's side
 (a reference value, a batch of challenges) a failing node may be right and the verifier wrong.
 So the finding waits until another operator passes at the same reference value or batch, or until the window ends.
+A serious report of a router waits likewise: until another router reports the same, or until the window ends.
 A cause that nobody has ever passed quarantines nobody: it opens a review of the cause.
 Results fail in every case (docs/adr/0004-blast-radius.md, docs/adr/0014-what-nobody-ever-passed.md).
 
@@ -37,6 +38,11 @@ MANY_MINOR: Final = 10
 """A minor incident with this count is flagged for a person."""
 REVIEW_TARGET_MS: Final = 24 * 3600 * 1000
 REFERENCE_SUSPECT: Final = "reference-suspect"
+REPORTER_SUSPECT: Final = "reporter-suspect"
+REPORTS_WINDOW_MS: Final = 24 * 3600 * 1000
+"""Over this time the nodes are counted that one router has reported."""
+REPORTED_NODES: Final = 10
+"""A router that alone reports so many nodes is doubted, as it is with nodes of `BLAST_OPERATORS` operators."""
 
 
 class Severity(StrEnum):
@@ -68,6 +74,7 @@ SEVERITY: Final[Mapping[str, Severity]] = {
     "evidence-forgery": Severity.SERIOUS,
     "settlement-mismatch": Severity.SERIOUS,
     REFERENCE_SUSPECT: Severity.SERIOUS,
+    REPORTER_SUSPECT: Severity.SERIOUS,
     reasons.MALFORMED: Severity.MINOR,
     reasons.UNANSWERED: Severity.MINOR,
     reasons.DECLARED_DUPLICATE: Severity.MINOR,
@@ -78,6 +85,9 @@ SEVERITY: Final[Mapping[str, Severity]] = {
 
 REPORTABLE: Final = frozenset({"settlement-mismatch", "latency-spike", "missed-probe"})
 """The kinds that a router may report: it has seen or metered these itself."""
+
+REPORTER: Final = "reporter"
+"""The kind of a cause that is the word of a router."""
 
 RELEASE: Final = "release"
 PERSON_STEPS: Final[Mapping[str, tuple[tuple[State, ...], State]]] = {
@@ -148,6 +158,16 @@ def report_draft(kind: str, detail: str) -> Draft:
     if kind not in REPORTABLE:
         raise RequestError(f"a router may report {', '.join(sorted(REPORTABLE))}, but not {kind[:60]!r}")
     return Draft(kind, SEVERITY[kind], Finding(f"router.{kind}", detail), None)
+
+
+def reported_by(code: str, reporter: str) -> str:
+    """Give the cause of the incidents that rest on the reports of one router."""
+    return f"{code}@{REPORTER}:{reporter}"
+
+
+def is_of_reporter(cause: str) -> bool:
+    """Whether a cause is the word of a router."""
+    return cause.partition("@")[2].startswith(f"{REPORTER}:")
 
 
 def missed_call_draft() -> Draft:

@@ -20,6 +20,8 @@ from router.model.usage import Usage, UsageMeter, is_true
 
 _PROMPT, _OUTPUT, _TEMPLATE = 1000, 250, 20
 _COUNTED: Final = Usage(_PROMPT, _OUTPUT)
+_CLIENTS: Final = 7
+"""Who asks in turn, besides those who belong to an operator."""
 
 
 @dataclass(eq=False)
@@ -156,7 +158,8 @@ class Traffic:
         seat, clients = identity.seat, self._tally.ours
         claimed = self._claim(seat)
         clean = is_true(claimed, _COUNTED)
-        mismatch = self._meter.add(identity.name, identity.operator, claimed, _COUNTED, self._now)
+        client = session.operator or f"client-{clients.requests % _CLIENTS}"
+        mismatch = self._meter.add(identity.name, identity.operator, client, claimed, _COUNTED, self._now)
         credit = session.operator is None or session.operator != identity.operator
         execution = Execution(Outcome.COMPLETED, sent.seconds, is_clean=clean, earns_credit=credit)
         self._fleet.end_work(identity.name, WORKLOAD, execution)
@@ -166,7 +169,7 @@ class Traffic:
         clients.seconds += session.waited
         if mismatch is not None:
             self._tally.holds_ours += mismatch.router_is_wrong
-            if not mismatch.router_is_wrong and not identity.incidents:
+            if mismatch.is_confirmed and not mismatch.router_is_wrong and not identity.incidents:
                 self._tally.holds += 1
                 self._world.told(identity, f"r-{next(self._world.incidents)}")
 

@@ -60,6 +60,10 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """The router's own count, once it is made."""
     number: int | None = None
     """The request's at this node, by which its load knows when it began."""
+    is_exact: bool = False
+    """Whether the model's tokeniser has counted all of it."""
+    was_given: bool = False
+    """Whether the node was given the request, or may have been."""
 
     @property
     def claimed(self) -> Usage | None:

@@ -38,7 +38,7 @@ from router.gateway.request import NodeRequest
 from router.gateway.sink import Sink
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
-from router.model.tokens import TokenCounter
+from router.model.tokens import Count, TokenCounter
 from router.model.usage import Usage
 from router.model.workload import Workload
 from router.state.fleet import Fleet
@@ -69,7 +69,8 @@ class Run:
     attempts: list[Attempt] = field(default_factory=list)
     unsettled: Attempt | None = None
     """A completed attempt that is settled once the answer is on its way, so that no client waits for it."""
-    prompt_tokens: int | None = None
+    prompt: Count | None = None
+    """Tokens of the prompt, once they are counted."""
     usage: Usage | None = None
     """What the caller is charged for."""
 
@@ -222,17 +223,20 @@ class Dispatcher:
             run.unsettled = attempt
             return attempt
         counted: Usage | None = None
+        is_exact = False
         try:
-            if run.prompt_tokens is None:
-                run.prompt_tokens = await self.metering.count_prompt(run.request)
-            counted = Usage(run.prompt_tokens, await self.metering.count_answer(run.request, attempt))
+            if run.prompt is None:
+                run.prompt = await self.metering.count_prompt(run.request)
+            answer = await self.metering.count_answer(run.request, attempt)
+            counted = Usage(run.prompt.tokens, answer.tokens)
+            is_exact = run.prompt.is_exact and answer.is_exact
         finally:
             if counted is None:
                 # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
                 self.fleet.end_work(attempt.node, run.request.workload, uncredited, attempt.number)
                 run.usage = self.metering.estimate(run.request, attempt)
-        attempt = structs.replace(attempt, counted=counted)
+        attempt = structs.replace(attempt, counted=counted, is_exact=is_exact)
         self.settle(run, attempt)
         return attempt
 
@@ -246,7 +250,8 @@ class Dispatcher:
         is_clean = is_claim_true and (stream is None or stream.is_done)
         first_token_s = None if stream is None else stream.first_token_s
         token_s = None
-        if first_token_s is not None and counted.completion > 1:
+        # A pace is of tokens that are all shown: with others a client could make a node look slow.
+        if first_token_s is not None and counted.completion > 1 and request.is_evidence:
             token_s = max(attempt.seconds - first_token_s, 0.0) / (counted.completion - 1)
         execution = Execution(
             Outcome.COMPLETED,
@@ -268,7 +273,8 @@ class Dispatcher:
     def _settle_failed(self, run: Run, attempt: Attempt) -> None:
         """Record an attempt that did not complete."""
         if attempt.outcome in (Outcome.ABANDONED, Outcome.TIMED_OUT):
-            charged = self.metering.charge_unfinished(run.request, attempt, run.prompt_tokens)
+            prompt_tokens = None if run.prompt is None else run.prompt.tokens
+            charged = self.metering.charge_unfinished(run.request, attempt, prompt_tokens)
             run.usage = charged or run.usage
         is_unproven = attempt.is_doubtful and attempt.outcome.blame is Blame.NODE
         counted = Outcome.UNSUPPORTED if is_unproven else attempt.outcome

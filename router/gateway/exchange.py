@@ -117,6 +117,8 @@ class Exchanges:
         request: NodeRequest,
         read: Callable[[NodeResponse], Awaitable[T]],
         meanwhile: Callable[[], Awaitable[None]] | None = None,
+        *,
+        on_given: Callable[[], None] | None = None,
     ) -> T:
         """
         Send a request, have its answer read, and give the connection back.
@@ -126,6 +128,7 @@ class Exchanges:
             request: What it is sent.
             read: Reads the answer; `post` returns what it makes of it.
             meanwhile: Runs while the node works.
+            on_given: Called when the request goes out.
 
         Raises:
             AttemptError: there is no answer, or it breaks off.
@@ -134,7 +137,9 @@ class Exchanges:
         response: NodeResponse | None = None
         went_well = False
         try:
-            response = await self._upstream.post(endpoint, request.operation.path, request.body, meanwhile)
+            response = await self._upstream.post(
+                endpoint, request.operation.path, request.body, meanwhile, on_given=on_given
+            )
             found = await read(response)
             went_well = True
         except ClientGoneError:
@@ -203,6 +208,7 @@ class Exchange:
         self._events = 0
         self._first_token_s: float | None = None
         self._claimed: Usage | None = None
+        self._was_given = False
         self._unsent = bytearray()
         self._waited_s = 0.0
         """Seconds that the client took to read."""
@@ -254,6 +260,9 @@ class Exchange:
         is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
         return self._ended(error.outcome, str(error), is_doubtful=is_doubtful, failure=error.failure)
 
+    def _note_given(self) -> None:
+        self._was_given = True
+
     @property
     def _has_begun(self) -> bool:
         return self._sink is not None and self._sink.has_begun
@@ -297,6 +306,7 @@ class Exchange:
             answer=answer,
             stream=stream,
             number=self._number,
+            was_given=self._was_given,
         )
 
     async def _read_whole(self) -> Answer:
@@ -309,7 +319,9 @@ class Exchange:
 
         try:
             with TimeLimit(self._loop, self._began + allowance_s):
-                status, data = await self._exchanges.post(endpoint, self._request, read)
+                status, data = await self._exchanges.post(
+                    endpoint, self._request, read, on_given=self._note_given
+                )
         except TimeoutError:
             raise AttemptError(
                 self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
@@ -342,7 +354,9 @@ class Exchange:
 
         try:
             with limit:
-                return await self._exchanges.post(endpoint, self._request, read, sink.prepare)
+                return await self._exchanges.post(
+                    endpoint, self._request, read, sink.prepare, on_given=self._note_given
+                )
         except TimeoutError:
             self._check_late_stream(sink)
         return None
@@ -370,7 +384,7 @@ class Exchange:
         make_reader = self._request.operation.read_stream
         assert make_reader is not None
         reader = self._reader = make_reader()
-        parser, max_tokens = EventParser(), self._request.max_tokens
+        parser, max_tokens = EventParser(), self._request.max_shown_tokens
         try:
             async for data in response.content.iter_any():
                 has_text = False

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Protocol
 
 from router.gateway.attempts import Attempt
+from router.gateway.counting import CountingThreads
 from router.gateway.request import NodeRequest
 from router.model.clock import Clock
 from router.model.tokens import (
+    Count,
     TokenCounter,
     Tokeniser,
-    counts_all,
     estimated,
     prompt_ids,
     templates,
@@ -50,6 +51,7 @@ class Metering:
         self._clock = clock
         self._reviews = reviews
         self._meter = UsageMeter()
+        self._threads = CountingThreads()
 
     def counter_for(self, request: NodeRequest) -> TokenCounter:
         """A counter for one answer to a request."""
@@ -63,25 +65,33 @@ class Metering:
         """Whether claims for this request are compared with the router's own count."""
         return self.has_tokeniser(request) and request.operation.is_metered
 
-    async def count_prompt(self, request: NodeRequest) -> int:
-        """Tokens of a request's prompt."""
+    async def count_prompt(self, request: NodeRequest) -> Count:
+        """Tokens of a request's prompt; an estimate without a tokeniser, or if too much is to count."""
         tokeniser = self.tokenisers.get(request.workload.name)
-        if tokeniser is None:
-            return _estimate_prompt(request)
-        if len(request.body) > _LONG:
-            return await asyncio.to_thread(_count_prompt, tokeniser, request)
-        return _count_prompt(tokeniser, request)
+        counted = None
+        if tokeniser is not None:
+            counted = await self._count(len(request.body), partial(_count_prompt, tokeniser, request))
+        return counted or Count(_estimate_prompt(request), is_exact=False)
 
-    async def count_answer(self, request: NodeRequest, attempt: Attempt) -> int:
-        """Tokens of an answer: by the model's tokeniser if there is one, else by bytes."""
+    async def count_answer(self, request: NodeRequest, attempt: Attempt) -> Count:
+        """Tokens of an answer; an estimate without a tokeniser, or if too much is to count."""
         if attempt.answer is None:
             assert attempt.stream is not None
             text = attempt.stream.text
-            return await asyncio.to_thread(text.total) if text.size > _LONG else text.total()
-        tokeniser = self.tokenisers.get(request.workload.name)
-        if tokeniser is None:
-            return _estimate_text(attempt.answer.content.text)
-        return await _count_text(tokeniser, attempt.answer.content.text)
+            counted = await self._count(text.size, text.count)
+            return counted or Count(text.estimate(), is_exact=False)
+        tokeniser, whole = self.tokenisers.get(request.workload.name), attempt.answer.content.text
+        counted = None
+        if tokeniser is not None:
+            counted = await self._count(len(whole), partial(tokeniser.measure, whole))
+        return counted or Count(_estimate_text(whole), is_exact=False)
+
+    async def _count(self, size: int, count: Callable[[], Count]) -> Count | None:
+        return await self._threads.run(size, count) if size > _LONG else count()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.close()
 
     def estimate(self, request: NodeRequest, attempt: Attempt) -> Usage:
         """The usage by bytes, without a tokeniser."""
@@ -93,37 +103,40 @@ class Metering:
     def charge_unfinished(
         self, request: NodeRequest, attempt: Attempt, prompt_tokens: int | None
     ) -> Usage | None:
-        """What a caller pays if it left early or gave too little time: for the tokens that had come."""
-        if attempt.stream is None or not attempt.stream.events:
+        """
+        What a caller pays if it left early or gave too little time: for its prompt, and for the tokens that had come.
+
+        `None` if no node was given the request.
+        """
+        if not attempt.was_given:
             return None
-        prompt = estimated(len(request.body)) if prompt_tokens is None else prompt_tokens
-        return Usage(prompt, attempt.stream.text.estimate())
+        prompt = _estimate_prompt(request) if prompt_tokens is None else prompt_tokens
+        return Usage(prompt, 0 if attempt.stream is None else attempt.stream.text.estimate())
 
     def judge_claim(self, request: NodeRequest, attempt: Attempt) -> bool:
-        """Add a claim to the node's sums, and report a large mismatch; returns whether this claim is true."""
+        """
+        Add a claim to the node's sums, and report a large mismatch; returns whether this claim is true.
+
+        A claim is judged only if client and router cannot be what makes the difference.
+        """
         claimed, counted = attempt.claimed, attempt.counted
-        if claimed is None or counted is None or not self.judges(request):
+        if claimed is None or counted is None or not attempt.is_exact or not self.judges(request):
             return True
-        # What the router cannot count must not be held against the node.
-        whole = request.is_counted_whole
-        if whole is None:
-            whole = counts_all(request.document)
-        prompt = claimed.prompt if whole else counted.prompt
-        judged = Usage(prompt, claimed.completion)
+        # Who asks its own nodes could word claims for and against them as it likes.
+        if request.operator == attempt.operator or not request.is_evidence:
+            return True
         template_tokens = _TEMPLATE_TOKENS * templates(request.document)
         allowed = Usage(counted.prompt + template_tokens, counted.completion)
-        mismatch = self._meter.add(attempt.node, attempt.operator, judged, allowed, self._clock.monotonic())
+        now = self._clock.monotonic()
+        mismatch = self._meter.add(attempt.node, attempt.operator, request.client, claimed, allowed, now)
         if mismatch is not None:
             self._reviews.report_mismatch(attempt.node, attempt.operator, mismatch)
-        return is_true(judged, allowed)
+        return is_true(claimed, allowed)
 
 
-def _count_prompt(tokeniser: Tokeniser, request: NodeRequest) -> int:
-    return tokeniser.count(request.operation.prompt_text(request.document)) + prompt_ids(request.document)
-
-
-async def _count_text(tokeniser: Tokeniser, text: str) -> int:
-    return await asyncio.to_thread(tokeniser.count, text) if len(text) > _LONG else tokeniser.count(text)
+def _count_prompt(tokeniser: Tokeniser, request: NodeRequest) -> Count:
+    counted = tokeniser.measure(request.operation.prompt_text(request.document))
+    return Count(counted.tokens + prompt_ids(request.document), is_exact=counted.is_exact)
 
 
 def _estimate_prompt(request: NodeRequest) -> int:

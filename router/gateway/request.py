@@ -9,15 +9,18 @@ import msgspec
 from msgspec import Struct
 
 from router.config import ApiKey
-from router.gateway.body import decode, is_large
+from router.gateway.body import decode
 from router.gateway.errors import GatewayError
+from router.model.comparable import is_comparable
 from router.model.errors import WorkloadError
 from router.model.operations import Operation
-from router.model.tokens import counts_all
+from router.model.tokens import prompt_ids
 from router.model.workload import Table, Workload
 
 _MAX_MODEL_NAME: Final = 128
 _SHOWN: Final = 40
+_MAX_EVIDENCE: Final = 256 << 10
+"""Bytes: to look through the messages of a larger body would hold up the loop."""
 _NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens")
 _READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS})
 """Keys that the router uses.  In another spelling a node might read them, and the router would not."""
@@ -36,8 +39,18 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     is_streamed: bool = False
     operator: str | None = None
     """The operator of nodes that the caller belongs to, if it belongs to one."""
-    is_counted_whole: bool | None = None
-    """`counts_all` of the document; `None` if it is quick to find out."""
+    caller: str = ""
+    """The name of the caller's API key."""
+
+    @property
+    def client(self) -> str:
+        """Who asks: all keys of one operator of nodes are one client, and so are all callers without a key."""
+        return f"key:{self.caller}" if self.operator is None else f"operator:{self.operator}"
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether what is billed for it says something of the node, and not of what the client has asked for."""
+        return len(self.body) <= _MAX_EVIDENCE and is_comparable(self.document)
 
     @property
     def wants_usage(self) -> bool:
@@ -46,8 +59,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
         return isinstance(options, dict) and options.get("include_usage") is True
 
     @property
-    def max_tokens(self) -> int | None:
-        """How many tokens the answer may have, all its choices together; `None` if the request does not say."""
+    def max_shown_tokens(self) -> int | None:
+        """How many tokens the client is shown at most, all choices together; `None` if the request does not say."""
         limits = [self.document.get(name) for name in ("max_tokens", "max_completion_tokens")]
         given = [limit for limit in limits if type(limit) is int and limit > 0]
         if not given:
@@ -57,7 +70,18 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
         answers = 1
         if isinstance(prompts, list) and not set(map(type, prompts)) <= {int}:
             answers = len(prompts)
-        return max(given) * answers * (choices if type(choices) is int and choices > 0 else 1)
+        # What is asked to be shown again comes in every choice.
+        return (max(given) * answers + self._max_echoed) * (
+            choices if type(choices) is int and choices > 0 else 1
+        )
+
+    @property
+    def _max_echoed(self) -> int:
+        """How many tokens of the request its answer may begin with.  A token is never less than a byte of text."""
+        if not self.document.get("echo"):
+            return 0
+        text = self.operation.prompt_text(self.document)
+        return len(text.encode(errors="surrogatepass")) + prompt_ids(self.document)
 
 
 def read_request(
@@ -103,8 +127,7 @@ def read_request(
         document=document,
         is_streamed=bool(is_streamed),
         operator=key.operator,
-        # What takes long is found out here, because a large body is read aside.
-        is_counted_whole=counts_all(document) if is_large(data) else None,
+        caller=key.name,
     )
 
 

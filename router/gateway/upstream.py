@@ -114,9 +114,13 @@ class Upstream:
         path: str,
         body: bytes,
         meanwhile: Callable[[], Awaitable[None]] | None = None,
+        *,
+        on_given: Callable[[], None] | None = None,
     ) -> NodeResponse:
         """
         Send *body*, which is JSON, and read the head of the answer.  *meanwhile* runs while the node works.
+
+        *on_given* is called when there is a connection, and the request goes out.
 
         Raises:
             AddressError: the node's address is one that nodes must not have.
@@ -141,6 +145,8 @@ class Upstream:
                 if not used_before:
                     raise aiohttp.ServerDisconnectedError("the node sent data before it was asked")
                 continue
+            if on_given is not None:
+                on_given()
             try:
                 return await self._ask(connection, protocol, head, body, meanwhile)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):

@@ -11,6 +11,8 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from msgspec import Struct
+
 from attester.errors import ConfigError
 from attester.version import install_hint
 
@@ -21,6 +23,14 @@ _MAX_ANSWER: Final = 4 << 20
 _BYTES_PER_TOKEN: Final = 4
 # Letters, a script and a sign that few vocabularies have show at once what a tokeniser cannot do.
 _PROBE: Final = "Touchstone ꙮ 試金石 \U0001fa84"
+
+
+class Count(Struct, frozen=True, gc=False):
+    """How many tokens a text has."""
+
+    tokens: int
+    is_exact: bool
+    """Whether the model's tokeniser has counted all of it."""
 
 
 class Tokeniser:
@@ -70,11 +80,15 @@ class Tokeniser:
         is any; a cut may change the count by a token.  Counting takes some tenths of a µs for
         each character and does not hold the GIL: long texts should be counted in a thread.
         """
+        return self.measure(text).tokens
+
+    def measure(self, text: str) -> Count:
+        """`count`, and whether it is exact."""
         try:
-            return sum(map(self._encode, _pieces(text)))
+            return Count(sum(map(self._encode, _pieces(text))), is_exact=len(text) <= _MAX_PIECE)
         except Exception:  # noqa: BLE001  # the package raises nothing narrower
             # The text has a lone surrogate, or something that the vocabulary has no token for.
-            return estimated(_utf8_length(text))
+            return Count(estimated(_utf8_length(text)), is_exact=False)
 
 
 class TokenCounter:
@@ -84,7 +98,7 @@ class TokenCounter:
     Without a tokeniser, and after the first 4 MiB, the count is an estimate.
     """
 
-    __slots__ = ("_kept", "_kept_bytes", "_other_bytes", "_tokeniser", "_total")
+    __slots__ = ("_counted", "_kept", "_kept_bytes", "_other_bytes", "_tokeniser")
 
     def __init__(self, tokeniser: Tokeniser | None) -> None:
         self._tokeniser = tokeniser
@@ -92,7 +106,7 @@ class TokenCounter:
         self._kept = None if tokeniser is None else io.StringIO()
         self._kept_bytes = 0
         self._other_bytes = 0
-        self._total: int | None = None
+        self._counted: Count | None = None
 
     def add(self, text: str) -> None:
         """Add the next part of the answer's text."""
@@ -102,7 +116,7 @@ class TokenCounter:
             self._kept_bytes += size
         else:
             self._other_bytes += size
-        self._total = None
+        self._counted = None
 
     @property
     def size(self) -> int:
@@ -115,12 +129,17 @@ class TokenCounter:
 
     def total(self) -> int:
         """Tokens of all that was added."""
-        if self._total is None:
-            counted = 0
+        return self.count().tokens
+
+    def count(self) -> Count:
+        """`total`, and whether it is exact."""
+        if self._counted is None:
+            known = Count(0, is_exact=False)
             if self._tokeniser is not None and self._kept is not None:
-                counted = self._tokeniser.count(self._kept.getvalue())
-            self._total = counted + estimated(self._other_bytes)
-        return self._total
+                known = self._tokeniser.measure(self._kept.getvalue())
+            tokens = known.tokens + estimated(self._other_bytes)
+            self._counted = Count(tokens, is_exact=known.is_exact and not self._other_bytes)
+        return self._counted
 
 
 def estimated(text_bytes: int) -> int:
@@ -149,48 +168,6 @@ def prompt_text(body: Mapping[str, Any]) -> str:
             value = body[name]
             parts += [text for text in _list(value) or [value] if isinstance(text, str)]
     return "\n".join(parts)
-
-
-_ADDS_NO_TEXT: Final = frozenset(
-    {
-        "model",
-        "messages",
-        "prompt",
-        "input",
-        "stream",
-        "stream_options",
-        "n",
-        "max_tokens",
-        "max_completion_tokens",
-        "temperature",
-        "top_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "stop",
-        "seed",
-        "user",
-        "logprobs",
-        "top_logprobs",
-        "logit_bias",
-        "echo",
-        "best_of",
-        "encoding_format",
-        "dimensions",
-    }
-)
-"""Members of a request that add no text to the prompt beyond `prompt_text`."""
-
-
-def counts_all(body: Mapping[str, Any]) -> bool:
-    """Whether `prompt_text` has all that an engine counts of a request: only known members and plain texts."""
-    if not body.keys() <= _ADDS_NO_TEXT:
-        return False
-    for message in _list(body.get("messages")):
-        if not isinstance(message, dict) or not message.keys() <= {"role", "content"}:
-            return False
-        if any(not isinstance(p, dict) or p.get("type") != "text" for p in _list(message.get("content"))):
-            return False
-    return True
 
 
 def templates(body: Mapping[str, Any]) -> int:

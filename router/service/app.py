@@ -158,6 +158,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         loops = _loops(state, name, to_nodes)
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         state.stalls.start()
+        stack.callback(gateway.dispatcher.metering.close)
         try:
             yield state, gateway
         finally:

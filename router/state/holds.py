@@ -30,6 +30,7 @@ from verifier.incidents import HOLDING, State
 from verifier.store.database import Database, Row, Tx
 
 SETTLEMENT: Final = "settlement-mismatch"
+UNCONFIRMED: Final = "settlement-unconfirmed"
 OUR_COUNT: Final = "token-count-suspect"
 BELOW_ENERGY: Final = "price-below-energy"
 _RETRY_S: Final = 5.0
@@ -90,7 +91,11 @@ class Holds:
         self._known = found
 
     def report_mismatch(self, node: str, operator: str, mismatch: UsageMismatch) -> None:
-        """Hold a node for a large settlement mismatch, unless the router's own count is wrong."""
+        """
+        Hold a node for a large settlement mismatch that several clients' answers confirm.
+
+        If the router's own count is wrong, or fewer clients may have caused it, a person is asked instead.
+        """
         evidence = {
             "answers": mismatch.answers,
             "claimed_tokens": mismatch.claimed,
@@ -103,8 +108,11 @@ class Holds:
         )
         if mismatch.router_is_wrong:
             self._begin(None, "", OUR_COUNT, detail, {**evidence, "node": node}, holding=False)
-        else:
+        elif mismatch.is_confirmed:
             self._begin(node, operator, SETTLEMENT, detail, evidence, holding=True)
+        else:
+            detail += "; it does not stand without two of the clients, so the node goes on"
+            self._begin(node, operator, UNCONFIRMED, detail, evidence, holding=False)
 
     def report_low_price(self, node: str, operator: str) -> None:
         """Ask for an audit of a price below what the energy alone costs.  The node goes on meanwhile."""

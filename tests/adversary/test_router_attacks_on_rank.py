@@ -28,14 +28,14 @@ from router.gateway.openai import GATEWAY
 from router.model.outcomes import Execution, Outcome
 from router.model.standing import Grade, Rating, Standing
 from router.model.statistics import StatisticsAggregate
-from router.model.tokens import Tokeniser
+from router.model.tokens import Count, Tokeniser
 from router.model.usage import ANSWERS, UsageMeter
 from router.model.workload import Table, Workload
 from router.state import placement
 from router.state import pool as pools
 from router.state.fleet import Fleet as RouterFleet
 from router.state.pool import WorkloadPool
-from tests.integration.gateway import CHAT, CHATS, STREAM, Fleet, Running, opened
+from tests.integration.gateway import CHAT, CHATS, STREAM, Fleet, Running, by, key, opened
 from tests.unit.router.doubles import Moved, until
 from tests.unit.router.support import MODEL, NOW, view
 
@@ -137,13 +137,13 @@ async def test_attack_20_usage_inflation_is_held(fleet: Fleet) -> None:
     """20, where the model's tokeniser is given: such answers are unclean, and whoever goes on is held."""
     await fleet.engine("inflated", Behaviour("usage", factor=10))
     await fleet.engine("honest")
-    await fleet.start()
+    await fleet.start(sections={"keys": [key("ada"), key("bob"), key("cy")]})
     fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(count_tokens)}
     rejects = []
     for aside in ("honest", "inflated"):
         fleet.router.begin_hold(aside, "aside")
-        for _ in range(ANSWERS):
-            assert (await fleet.post(CHAT, CHATS))[0] == 200
+        for number in range(ANSWERS):
+            assert (await fleet.post(CHAT, CHATS, **by(("ada", "bob", "cy")[number % 3])))[0] == 200
         fleet.router.end_hold(aside, "aside")
         rejects.append(fleet.standing("inflated" if aside == "honest" else "honest").rejects)
     assert rejects == [pytest.approx(ANSWERS, abs=0.01), 0.0], "attack 20 succeeds: its word is taken"
@@ -170,9 +170,9 @@ def by_claimed_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are as many as the node says."""
     count = Metering.count_answer
 
-    async def claimed(self: Metering, request: Any, attempt: Any) -> int:
+    async def claimed(self: Metering, request: Any, attempt: Any) -> Count:
         if attempt.claimed is not None:
-            return attempt.claimed.completion
+            return Count(attempt.claimed.completion, is_exact=True)
         return await count(self, request, attempt)
 
     monkeypatch.setattr(Metering, "count_answer", claimed)

@@ -108,7 +108,9 @@ async def test_attack_2_writing_over_the_api(fleet: Fleet) -> None:
     fleet.verifier.trust("held")
     await fleet.start(sections={"keys": KEYS})
     holds = fleet.app[STATE].holds
-    mismatch = UsageMismatch(answers=20, what="answers", claimed=1000, allowed=10, router_is_wrong=False)
+    mismatch = UsageMismatch(
+        answers=20, what="answers", claimed=1000, allowed=10, is_confirmed=True, router_is_wrong=False
+    )
     holds.report_mismatch("held", "attacker", mismatch)
     await until(lambda: holds._known)
     (hold,) = await holds.list_open()

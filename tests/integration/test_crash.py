@@ -45,7 +45,8 @@ def test_an_acknowledged_incident_survives(tmp_path: Path, model_folder: Path) -
         node = asyncio.run(report_and_kill(fleet, token, process.pid, SimulatedNode(model_folder)))
         process.wait()
         fleet.start_verifier()
-        assert fleet.ask(f"nodes/{node}")["quarantined_by"]
+        (incident,) = fleet.ask(f"incidents?node={node}")["incidents"]
+        assert (incident["kind"], incident["state"]) == ("settlement-mismatch", "suspected")
     finally:
         fleet.stop()
 

@@ -42,10 +42,10 @@ async def test_a_report_answers_the_incident_that_it_makes(verifier) -> None:
     status, answer = await report(verifier, node, **SETTLEMENT)
     assert status == 201
     (incident,) = await listed(verifier)
-    assert answer == {"id": incident["id"], "state": "open"}
+    assert answer == {"id": incident["id"], "state": "suspected"}
 
 
-@pytest.mark.parametrize(("given", "state"), [(SETTLEMENT, "open"), (SPIKE, "noted")])
+@pytest.mark.parametrize(("given", "state"), [(SETTLEMENT, "suspected"), (SPIKE, "noted")])
 async def test_a_report_answers_the_incident_that_it_counts_into(verifier, given: Any, state: str) -> None:
     """A second one of the same kind is the same incident, counted."""
     node = await verifier.enrol()
@@ -217,12 +217,14 @@ async def test_events_and_the_list_say_whose_and_since_when(verifier) -> None:
     _, answer = await report(verifier, node, **SETTLEMENT)
     verifier.clock.forward(60)
     async with transaction(verifier.service.db) as tx:
-        await incidents.take_step(
-            tx, answer["id"], "review", "ada", "looking", verifier.clock.ms, two_person=False
-        )
-    found = await take(verifier, "/api/v1/events?after=0", 2, kinds={"incident"})
+        for step in ("quarantine", "review"):
+            await incidents.take_step(
+                tx, answer["id"], step, "ada", "looking", verifier.clock.ms, two_person=False
+            )
+    found = await take(verifier, "/api/v1/events?after=0", 3, kinds={"incident"})
     told = [json.loads(event.data) for event in found]
     assert [(event["incident"], event["state"]) for event in told] == [
+        (answer["id"], "suspected"),
         (answer["id"], "open"),
         (answer["id"], "under-review"),
     ]

@@ -168,7 +168,7 @@ async def test_three_sybil_operators_do_not_shield_each_other(verifier, altered:
 
 
 async def test_a_router_reports_what_it_metered(verifier) -> None:
-    """A settlement mismatch quarantines; what routers may not say is refused."""
+    """A settlement mismatch is suspected; what routers may not say is refused."""
     node = await verifier.enrol()
     headers = {"Authorization": f"Bearer {verifier.service.router_token}"}
     url = f"{verifier.url}/api/v1/incidents"
@@ -182,4 +182,8 @@ async def test_a_router_reports_what_it_metered(verifier) -> None:
     async with verifier.http.post(url, json=report, headers=headers) as r:
         assert r.status == 201
     (incident,) = await open_incidents(verifier)
-    assert (incident["kind"], incident["node"]) == ("settlement-mismatch", node.id)
+    assert (incident["kind"], incident["node"], incident["state"]) == (
+        "settlement-mismatch",
+        node.id,
+        "suspected",
+    )

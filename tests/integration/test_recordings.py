@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from attester.evidence import Inventory
 from attester.kinds import write_submod
-from fixtures.simulator import SimulatedNode
+from fixtures.simulator import SimulatedNode, tiny_model
 from fixtures.transactions import transaction
 from tests.integration.lifecycle import age_recordings, changed, smuggle
 from verifier import appraisal, recording
 from verifier.schemes.context import ModelReference
 from verifier.service.inputs import StoredLookup
 from verifier.service.sweep import sweep
-from verifier.store import recordings
+from verifier.store import incidents, recordings
 
 STORES = ("sqlite", "postgres")
 
@@ -157,6 +162,58 @@ async def test_beyond_the_volume_the_oldest_are_forgotten(verifier) -> None:
     await grown(verifier, *found)
     await sweep(verifier.service)
     assert await kept(verifier) == set(found[2:])
+
+
+async def test_no_node_pushes_out_what_was_recorded_of_others(verifier) -> None:
+    """A node that attests all the time loses its own oldest, though others' are older."""
+    quiet, busy = await verifier.enrol(operator="quiet"), await verifier.enrol(operator="busy")
+    old = (await verifier.attest(quiet, walk=False))["jti"]
+    found = []
+    for _ in range(5):
+        verifier.clock.forward(1000)
+        found.append((await verifier.attest(busy, walk=False))["jti"])
+    verifier.clock.forward(1000)
+    await grown(verifier, old, *found)
+    await sweep(verifier.service)
+    assert await kept(verifier) == {old, found[-1]}
+
+
+@pytest.mark.parametrize("end", ["release", "retire"])
+async def test_what_an_undecided_incident_rests_on_stays(verifier, tmp_path: Path, end: str) -> None:
+    """Beyond its days and the volume, until a person decides."""
+    await verifier.attest(await verifier.enrol(operator="honest"))
+    folder = tiny_model(tmp_path / "altered")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "norm": tensors["norm"] ^ np.int8(1)}, folder / "model.safetensors")
+    liar = await verifier.enrol(SimulatedNode(folder), operator="liar")
+    accused = (await verifier.attest(liar))["jti"]
+    (incident,) = await verifier.rows("SELECT id FROM incidents WHERE severity = 'serious'")
+    later = []
+    for _ in range(3):
+        verifier.clock.forward(1000)
+        later.append((await verifier.attest(liar, walk=False))["jti"])
+    await grown(verifier, accused, *later)
+    verifier.clock.forward(1000)
+    await sweep(verifier.service)
+    assert accused in await kept(verifier)
+    verifier.clock.forward(3 * DAY)
+    await sweep(verifier.service)
+    assert await kept(verifier) == {accused}
+    async with transaction(verifier.service.db) as tx:
+        await incidents.take_step(
+            tx, incident["id"], end, "ada", "looked", verifier.clock.ms, two_person=False
+        )
+    await sweep(verifier.service)
+    assert await kept(verifier) == set()
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.integers(0, 20_000))
+def test_a_fair_share_fits_and_wastes_nothing(sizes: list[int], total: int) -> None:
+    """Who has less keeps all of it, and nobody could have more."""
+    share = recordings.fair_share(sizes, total)
+    assert sum(min(size, share) for size in sizes) <= total
+    if share < max(sizes):
+        assert sum(min(size, share + 1) for size in sizes) > total
 
 
 async def test_what_live_results_rest_on_is_kept_beyond_the_volume(verifier) -> None:

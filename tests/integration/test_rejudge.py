@@ -30,13 +30,14 @@ from tests.integration.lifecycle import (
 )
 from tests.unit.verifier.test_gpu_scheme import GOOD
 from verifier.errors import StoreError
+from verifier.incidents import report_draft
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import bucket
 from verifier.references import measured
 from verifier.result_keys import unb64url
 from verifier.service.rejudge import REJUDGER
-from verifier.store import appraisals, policies, recordings, references
+from verifier.store import appraisals, incidents, policies, recordings, references
 
 STORES = ("sqlite", "postgres")
 
@@ -216,16 +217,19 @@ async def test_a_change_of_the_reference_is_judged_anew_both_ways(verifier, tmp_
 # What is not.
 
 
+async def quarantine(verifier, node: SimulatedNode) -> None:
+    """What two routers report holds a node at once."""
+    draft = report_draft("settlement-mismatch", "10 times too much")
+    async with transaction(verifier.service.db) as tx:
+        for reporter in ("first", "second"):
+            await incidents.take_report(tx, draft, node.id, reporter, verifier.clock.ms)
+
+
 async def test_a_result_revoked_by_quarantine_is_not_revived(verifier) -> None:
     """Whatever changes, and changes back."""
     node = await verifier.enrol()
     old = await verifier.attest(node)
-    headers = {"Authorization": f"Bearer {verifier.service.router_token}"}
-    report = {"node": node.id, "kind": "settlement-mismatch", "detail": "10 times too much"}
-    async with verifier.http.post(
-        f"{verifier.url}/api/v1/incidents", json=report, headers=headers
-    ) as response:
-        assert response.status == 201
+    await quarantine(verifier, node)
     await smuggle(verifier, await strict(verifier))
     await caught_up(verifier)
     await post(verifier, ROLLBACK, WHY)
@@ -239,12 +243,7 @@ async def test_a_result_revoked_by_quarantine_is_not_revived(verifier) -> None:
 async def test_a_result_that_says_quarantined_goes_on_saying_so(verifier) -> None:
     """ReappraisedEvidence anew it is held by the same incident."""
     node = await verifier.enrol()
-    headers = {"Authorization": f"Bearer {verifier.service.router_token}"}
-    report = {"node": node.id, "kind": "settlement-mismatch", "detail": "10 times too much"}
-    async with verifier.http.post(
-        f"{verifier.url}/api/v1/incidents", json=report, headers=headers
-    ) as response:
-        assert response.status == 201
+    await quarantine(verifier, node)
     old = await verifier.attest(node)
     await smuggle(verifier, await strict(verifier))
     await caught_up(verifier)

@@ -111,7 +111,14 @@ async def report(request: web.Request) -> web.Response:
         node = await nodes.by_id(tx, body.node)
         if node is None:
             raise RequestError("there is no such node", code="request.not-found")
-        received = Report(node=node, kind=body.kind, detail=body.detail, id=body.report, evidence=evidence)
+        received = Report(
+            node=node,
+            kind=body.kind,
+            detail=body.detail,
+            reporter=caller_of(request).name,
+            id=body.report,
+            evidence=evidence,
+        )
         return await reports.take_report(tx, received, service.now_ms())
 
     row = await service.db.write(take)

@@ -151,6 +151,7 @@ async def _record(tx: Tx, submission: Submission, signed: Signed, held: NodeSnap
     await recordings.keep(
         tx,
         signed.id,
+        submission.session_id,
         signed.issued_ms,
         submission.evidence,
         submission.input,

@@ -7,8 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from verifier.errors import RequestError
-from verifier.incident_transitions import Cause, Incident, IncidentNode, Proposal
-from verifier.incidents import HOLDING, NOTE_TOGETHER_MS, REFERENCE_SUSPECT, Severity, State
+from verifier.incident_transitions import Cause, Incident, IncidentNode, Proposal, Reporter
+from verifier.incidents import (
+    HOLDING,
+    NOTE_TOGETHER_MS,
+    REFERENCE_SUSPECT,
+    REPORTED_NODES,
+    REPORTER_SUSPECT,
+    REPORTS_WINDOW_MS,
+    Severity,
+    State,
+)
 from verifier.store.database import Row, Tx
 from verifier.store.ids import in_pieces
 
@@ -117,6 +126,30 @@ async def read_cause(tx: Tx, name: str, now_ms: int) -> Cause:
     )
 
 
+async def read_reporter(tx: Tx, cause: str, now_ms: int) -> Reporter:
+    """Read what the router whose word is *cause* has reported of late."""
+    reviews = await tx.all(
+        f"SELECT * FROM incidents WHERE cause = ? AND kind = ? AND state IN ({HOLDING_SQL})",
+        cause,
+        REPORTER_SUSPECT,
+    )
+    review = await _read_incidents(tx, reviews)
+    reported = await tx.all(
+        "SELECT DISTINCT i.node_id, i.operator FROM incidents i JOIN incident_causes c ON c.incident_id = i.id"
+        " WHERE c.cause = ? AND c.void = 0 AND i.node_id IS NOT NULL AND (i.state = 'suspected' OR i.opened_ms > ?)"
+        " LIMIT ?",
+        cause,
+        now_ms - REPORTS_WINDOW_MS,
+        REPORTED_NODES,
+    )
+    return Reporter(
+        cause=cause,
+        operators=frozenset(each["operator"] for each in reported),
+        nodes=frozenset(each["node_id"] for each in reported),
+        review=review[0] if review else None,
+    )
+
+
 async def _since_ms(tx: Tx, cause_name: str, now_ms: int) -> int:
     """When a batch was first used, or when a reference value came into force; 0 if that is not known."""
     _, _, thing = cause_name.partition("@")
@@ -146,10 +179,18 @@ async def read_suspected(tx: Tx, causes: Sequence[str]) -> tuple[Incident, ...]:
 
 
 async def read_overdue(tx: Tx, before_ms: int) -> list[str]:
-    """Read the ids of the incidents that are suspected since *before_ms* or longer."""
+    """
+    Read the ids of the incidents that are suspected since *before_ms* or longer.
+
+    Those that rest on the reports of a router that is reviewed wait for its review.
+    """
     rows = await tx.all(
-        "SELECT id FROM incidents WHERE state = 'suspected' AND opened_ms <= ? ORDER BY opened_ms, id",
+        "SELECT id FROM incidents i WHERE state = 'suspected' AND opened_ms <= ? AND NOT EXISTS ("
+        "  SELECT 1 FROM incident_causes c JOIN incidents r ON r.cause = c.cause AND r.kind = ?"
+        f"    AND r.state IN ({HOLDING_SQL}) WHERE c.incident_id = i.id AND c.void = 0)"
+        " ORDER BY opened_ms, id",
         before_ms,
+        REPORTER_SUSPECT,
     )
     return [each["id"] for each in rows]
 
@@ -157,6 +198,9 @@ async def read_overdue(tx: Tx, before_ms: int) -> list[str]:
 async def read_releasable(tx: Tx, name: str) -> tuple[Incident, ...]:
     """Read the incidents that are suspected or hold a node and rest on a cause."""
     rows = await tx.all(
-        f"{_RESTING} AND i.state IN ({HOLDING_SQL}, 'suspected') AND i.kind != ?", name, REFERENCE_SUSPECT
+        f"{_RESTING} AND i.state IN ({HOLDING_SQL}, 'suspected') AND i.kind NOT IN (?, ?)",
+        name,
+        REFERENCE_SUSPECT,
+        REPORTER_SUSPECT,
     )
     return await _read_incidents(tx, rows)

@@ -11,7 +11,15 @@ from typing import Final
 
 from verifier import incident_rules
 from verifier.incident_transitions import Move, PersonStep, Propose
-from verifier.incidents import BLAST_WINDOW_MS, RELEASE, Draft, missed_call_draft
+from verifier.incidents import (
+    BLAST_WINDOW_MS,
+    RELEASE,
+    Draft,
+    Severity,
+    is_of_reporter,
+    missed_call_draft,
+    reported_by,
+)
 from verifier.schemes.context import Node
 from verifier.store import incident_facts, incident_transitions
 from verifier.store.database import Row, Statement, Tx
@@ -68,6 +76,20 @@ async def take_finding(tx: Tx, draft: Draft, node_id: str, session_id: str | Non
     return incident_id
 
 
+async def take_report(tx: Tx, draft: Draft, node_id: str, reporter: str, now_ms: int) -> str:
+    """Make an incident of what the router *reporter* says of a node, or count it into a known one; returns its id."""
+    if draft.severity is Severity.MINOR:
+        return await take_finding(tx, draft, node_id, None, now_ms)
+    # What it leads to depends on what is reported of other nodes.
+    await tx.alone()
+    node = await incident_facts.read_node(tx, node_id, now_ms)
+    cause = reported_by(draft.finding.code, reporter)
+    known = await incident_facts.read_reporter(tx, cause, now_ms)
+    transitions = incident_rules.take_report(draft, node, known)
+    incident_id, *_ = await incident_transitions.apply(tx, transitions, now_ms)
+    return incident_id
+
+
 async def note_missed_call(tx: Tx, node_id: str, session_id: str, now_ms: int) -> None:
     """Note that a call ended without evidence."""
     await take_finding(tx, missed_call_draft(), node_id, session_id, now_ms)
@@ -78,8 +100,13 @@ async def end_overdue_suspicions(tx: Tx, now_ms: int) -> None:
     for incident_id in await incident_facts.read_overdue(tx, now_ms - BLAST_WINDOW_MS):
         # Read one by one: an incident may have been folded together with an earlier one.
         incident = await incident_facts.read_incident(tx, incident_id)
-        causes = [await incident_facts.read_cause(tx, name, now_ms) for name in incident.causes]
-        transitions = incident_rules.end_suspicion(incident, causes, now_ms)
+        reported = [name for name in incident.causes if is_of_reporter(name)]
+        if reported:
+            reporters = [await incident_facts.read_reporter(tx, name, now_ms) for name in reported]
+            transitions = incident_rules.end_report(incident, reporters, now_ms)
+        else:
+            causes = [await incident_facts.read_cause(tx, name, now_ms) for name in incident.causes]
+            transitions = incident_rules.end_suspicion(incident, causes, now_ms)
         await incident_transitions.apply(tx, transitions, now_ms)
 
 

@@ -1,8 +1,14 @@
-"""Recordings of appraisals: kept up to an age and a total size, and read by trials."""
+"""
+Recordings of appraisals: kept up to an age and a total size, and read by trials.
+
+If all together are too large, the nodes that have most of them lose their oldest first: no node pushes
+out what was recorded of others.  What an undecided incident rests on stays until a person decides it.
+These are few for each node: it has one such incident of each serious kind, and each is made in one session.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,9 +17,15 @@ import msgspec
 from verifier import recording
 from verifier.recording import AppraisalSummary, Record, Recording, RecordingHead
 from verifier.store.database import Database, Row, Tx
+from verifier.store.incident_facts import HOLDING_SQL
 
 _PAGE: Final = 256
 _HEAD: Final = "r.appraisal_id, r.node_id, r.at_ms, r.input, r.gist"
+_NOT_NEEDED: Final = (
+    "NOT EXISTS (SELECT 1 FROM incidents i WHERE i.node_id = r.node_id"
+    f" AND i.state IN ({HOLDING_SQL}, 'suspected') AND i.session_id = r.session_id)"
+)
+"""That no incident which a person may yet have to decide was made in the session of the recording."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,7 @@ class Window:
 async def keep(
     tx: Tx,
     appraisal_id: str,
+    session_id: str,
     at_ms: int,
     evidence: bytes,
     policy_input: bytes,
@@ -46,8 +59,9 @@ async def keep(
     text = msgspec.json.encode(summary).decode()
     size = len(evidence) + len(policy_input) + len(text) + len(packed)
     await tx.execute(
-        "INSERT INTO recordings (appraisal_id, node_id, at_ms, evidence, input, gist, record, size, public)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO recordings"
+        " (appraisal_id, node_id, at_ms, evidence, input, gist, record, size, public, session_id)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         appraisal_id,
         record.node.id,
         at_ms,
@@ -57,6 +71,7 @@ async def keep(
         packed,
         size,
         int(public),
+        session_id,
     )
     await _add_to_total(tx, size)
 
@@ -137,30 +152,74 @@ def _where(window: Window) -> tuple[str, tuple[object, ...]]:
 
 async def prune(tx: Tx, before_ms: int, max_bytes: int, live_ms: int, limit: int) -> int:
     """
-    Delete up to *limit* recordings: those from before *before_ms*, and the oldest ones while all are over *max_bytes*.
+    Delete up to *limit* recordings: those from before *before_ms*, and what is over *max_bytes* for all together.
 
     Recordings from *live_ms* on stay in any case, because their results may have to be appraised again.
+    So do those that undecided incidents rest on.
 
     Returns:
         How many recordings were deleted.
     """
+    old = await tx.all(
+        f"SELECT appraisal_id, size FROM recordings r WHERE at_ms < ? AND {_NOT_NEEDED}"
+        " ORDER BY at_ms, appraisal_id LIMIT ?",
+        min(before_ms, live_ms),
+        limit,
+    )
+    await _delete(tx, old)
+    deleted = len(old)
     total = await tx.one("SELECT value FROM totals WHERE name = 'recordings'")
     assert total is not None
-    over = total["value"] - max_bytes
-    deleted = freed = 0
-    for entry in await tx.all(
-        "SELECT appraisal_id, at_ms, size FROM recordings WHERE at_ms < ? ORDER BY at_ms, appraisal_id LIMIT ?",
-        live_ms,
-        limit,
-    ):
-        if entry["at_ms"] >= before_ms and over - freed <= 0:
-            break
-        await tx.execute("DELETE FROM recordings WHERE appraisal_id = ?", entry["appraisal_id"])
-        freed += entry["size"]
-        deleted += 1
-    if freed:
-        await _add_to_total(tx, -freed)
+    if total["value"] > max_bytes and deleted < limit:
+        deleted += await _delete_largest(tx, total["value"] - max_bytes, live_ms, limit - deleted)
     return deleted
+
+
+async def _delete_largest(tx: Tx, over: int, live_ms: int, limit: int) -> int:
+    """Delete the oldest recordings of the nodes that have most, until *over* bytes are freed."""
+    nodes = await tx.all("SELECT node_id, sum(size) AS size FROM recordings GROUP BY node_id")
+    sizes = {row["node_id"]: int(row["size"]) for row in nodes}
+    share = fair_share(sizes.values(), sum(sizes.values()) - over)
+    deleted = 0
+    for node_id in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        excess = min(sizes[node_id] - share, over)
+        if excess <= 0 or deleted >= limit:
+            break
+        freed, chosen = 0, []
+        for row in await tx.all(
+            f"SELECT appraisal_id, size FROM recordings r WHERE node_id = ? AND at_ms < ? AND {_NOT_NEEDED}"
+            " ORDER BY at_ms LIMIT ?",
+            node_id,
+            live_ms,
+            limit - deleted,
+        ):
+            if freed >= excess:
+                break
+            chosen.append(row)
+            freed += row["size"]
+        await _delete(tx, chosen)
+        deleted += len(chosen)
+        over -= freed
+    return deleted
+
+
+def fair_share(sizes: Collection[int], total: int) -> int:
+    """Give how much each may have at most, so that all together have no more than *total*."""
+    left, share = max(total, 0), 0
+    ordered = sorted(sizes)
+    for number, size in enumerate(ordered):
+        share = left // (len(ordered) - number)
+        if size > share:
+            return share
+        left -= size
+    return max(ordered, default=0)
+
+
+async def _delete(tx: Tx, rows: Sequence[Row]) -> None:
+    for row in rows:
+        await tx.execute("DELETE FROM recordings WHERE appraisal_id = ?", row["appraisal_id"])
+    if rows:
+        await _add_to_total(tx, -sum(row["size"] for row in rows))
 
 
 async def _add_to_total(tx: Tx, size: int) -> None:

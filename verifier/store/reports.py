@@ -24,6 +24,8 @@ class Report:
     node: Node
     kind: str
     detail: str
+    reporter: str
+    """The name of the router that reports."""
     id: str | None = None
     """The router's id for it.  A report with an id that was taken already counts nothing."""
     evidence: str | None = None
@@ -50,7 +52,7 @@ async def take_report(tx: Tx, report: Report, now_ms: int) -> Row:
     )
     if stored is None:
         return await _incident_of_first(tx, report)
-    incident_id = await incidents.take_finding(tx, draft, report.node.id, None, now_ms)
+    incident_id = await incidents.take_report(tx, draft, report.node.id, report.reporter, now_ms)
     await tx.execute("UPDATE incident_reports SET incident_id = ? WHERE seq = ?", incident_id, stored["seq"])
     await _delete_old_evidence(tx, incident_id)
     return await incidents.get(tx, incident_id)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.model.usage import ANSWERS, OPERATORS, WINDOW_S, Usage, UsageMeter, UsageMismatch, is_true
+from router.model.usage import (
+    ANSWERS,
+    CLIENTS,
+    OPERATORS,
+    WINDOW_S,
+    Usage,
+    UsageMeter,
+    UsageMismatch,
+    is_true,
+)
 
 COUNTED = Usage(1000, 400)
 HONEST = Usage(1040, 402)
@@ -14,10 +25,19 @@ DOUBLE = Usage(2200, 900)
 
 
 def claims(
-    meter: UsageMeter, claimed: Usage, count: int, node: str = "n", operator: str = "acme", now: float = 0.0
+    meter: UsageMeter,
+    claimed: Usage,
+    count: int,
+    node: str = "n",
+    operator: str = "acme",
+    now: float = 0.0,
+    clients: Sequence[str] = ("ada", "bob", "cy"),
 ) -> list[UsageMismatch]:
-    """What comes of so many answers."""
-    found = [meter.add(node, operator, claimed, COUNTED, now) for _ in range(count)]
+    """What comes of so many answers to *clients* in turn."""
+    found = [
+        meter.add(node, operator, clients[number % len(clients)], claimed, COUNTED, now)
+        for number in range(count)
+    ]
     return [mismatch for mismatch in found if mismatch is not None]
 
 
@@ -52,7 +72,12 @@ def test_who_claims_half_as_much_again_over_many_answers_is_a_mismatch() -> None
     """With the sums, for the person who reviews it."""
     assert claims(UsageMeter(), DOUBLE, ANSWERS) == [
         UsageMismatch(
-            answers=20, what="answers", claimed=20 * 900, allowed=20 * (400 + 8), router_is_wrong=False
+            answers=20,
+            what="answers",
+            claimed=20 * 900,
+            allowed=20 * (400 + 8),
+            is_confirmed=True,
+            router_is_wrong=False,
         )
     ]
 
@@ -81,7 +106,7 @@ def test_a_crowd_of_inflating_operators_is_not_ours_where_more_are_honest() -> N
 def test_short_answers_have_the_tolerance_of_each() -> None:
     """A template of thirty tokens on prompts of five is no fraud."""
     meter = UsageMeter()
-    found = [meter.add("n", "acme", Usage(35, 4), Usage(5, 2), 0.0) for _ in range(200)]
+    found = [meter.add("n", "acme", "ada", Usage(35, 4), Usage(5, 2), 0.0) for _ in range(200)]
     assert found == [None] * 200
 
 
@@ -104,6 +129,58 @@ def test_a_node_is_not_held_for_what_another_claims() -> None:
     meter = UsageMeter()
     claims(meter, DOUBLE, ANSWERS - 1, node="a")
     assert claims(meter, HONEST, ANSWERS, node="b") == []
+
+
+@pytest.mark.parametrize("clients", ["a", "ab"], ids=["one client", "two"])
+def test_fewer_than_three_clients_confirm_nothing(clients: str) -> None:
+    """However many answers: it is told once, for a person, and holds nobody."""
+    found = claims(UsageMeter(), DOUBLE, 50 * ANSWERS, clients=clients)
+    assert ([each.is_confirmed for each in found], CLIENTS) == ([False], 3)
+
+
+def test_what_two_clients_cause_is_not_confirmed_by_the_answers_to_others() -> None:
+    """A huge mismatch of two drowns the true claims towards thirty, and does not become theirs."""
+    meter = UsageMeter()
+    others = [f"c-{number}" for number in range(30)]
+    claims(meter, HONEST, 30, clients=others)
+    found = claims(meter, Usage(10**7, 10**7), 100, clients="ab") + claims(meter, HONEST, 300, clients=others)
+    assert [each.is_confirmed for each in found] == [False]
+
+
+def test_many_clients_with_an_answer_each_confirm_it() -> None:
+    """Without any two of them it is as large."""
+    clients = [f"c-{number}" for number in range(ANSWERS)]
+    assert [each.is_confirmed for each in claims(UsageMeter(), DOUBLE, ANSWERS, clients=clients)] == [True]
+
+
+def test_a_mismatch_is_confirmed_when_further_clients_see_it() -> None:
+    """What one client was told of first, others hold the node for."""
+    meter = UsageMeter()
+    found = claims(meter, DOUBLE, ANSWERS, clients="a") + claims(meter, DOUBLE, ANSWERS, clients="bc")
+    assert [each.is_confirmed for each in found] == [False, True]
+
+
+def test_one_answer_to_a_third_client_confirms_nothing() -> None:
+    """It may be an accident."""
+    meter = UsageMeter()
+    claims(meter, DOUBLE, 10 * ANSWERS, clients="ab")
+    assert claims(meter, DOUBLE, 4, clients="c") == []
+
+
+def test_what_is_not_confirmed_makes_no_count_of_ours_wrong() -> None:
+    """Else one client shields all liars."""
+    meter = UsageMeter()
+    for operator in "abc":
+        claims(meter, DOUBLE, ANSWERS, node=operator, operator=operator, clients="a")
+    (found,) = claims(meter, DOUBLE, ANSWERS, node="liar", operator="d")
+    assert (found.is_confirmed, found.router_is_wrong) == (True, False)
+
+
+def test_the_clients_of_a_node_are_bounded() -> None:
+    """Names cost memory."""
+    meter = UsageMeter()
+    claims(meter, HONEST, 1000, clients=[f"c-{number}" for number in range(1000)])
+    assert len(meter._sums["n"].clients) == 64
 
 
 def ours(meter: UsageMeter, operators: list[str], now: float = 0.0) -> list[bool]:
@@ -139,7 +216,7 @@ usages = st.builds(Usage, st.integers(0, 10**6), st.integers(0, 10**6))
 def test_who_claims_what_was_counted_is_never_a_mismatch(counted: list[Usage]) -> None:
     """Whatever the sizes."""
     meter = UsageMeter()
-    assert [meter.add("n", "acme", usage, usage, 0.0) for usage in counted] == [None] * len(counted)
+    assert [meter.add("n", "acme", "ada", usage, usage, 0.0) for usage in counted] == [None] * len(counted)
 
 
 @given(usages, usages)
@@ -147,4 +224,4 @@ def test_what_is_true_is_never_a_mismatch(claimed: Usage, counted: Usage) -> Non
     """The tolerance for one answer is within the threshold for many."""
     if is_true(claimed, counted):
         meter = UsageMeter()
-        assert [meter.add("n", "acme", claimed, counted, 0.0) for _ in range(40)] == [None] * 40
+        assert [meter.add("n", "acme", "ada", claimed, counted, 0.0) for _ in range(40)] == [None] * 40

@@ -7,6 +7,10 @@ ALTER TABLE sessions ADD COLUMN told_ms INTEGER;
 -- Calls that nobody has answered for long: it is looked for them every second.
 CREATE INDEX sessions_called ON sessions (issued_ms) WHERE status = 'waiting' AND channel = 'call';
 
+-- Recordings: those that an undecided incident rests on stay, and the nodes that have most lose theirs first.
+ALTER TABLE recordings ADD COLUMN session_id TEXT NOT NULL DEFAULT '';
+CREATE INDEX recordings_share ON recordings (node_id, size);
+
 -- Who may call what: API keys. A row holds the digest of a key, which is shown once when it is made.
 CREATE TABLE api_keys (
     digest      BLOB PRIMARY KEY,              -- SHA-256 of the key
