@@ -328,8 +328,10 @@ async def test_an_operator_sees_its_own_nodes_results_and_incidents(verifier, st
         for path in (f"nodes/{node.id}", f"results/{results[node.id]}", f"incidents/{incident}"):
             assert (await read(path) != 404) == found, path
     assert await read(f"nodes/{theirs.id}/result") == 404
+    # Whoever is held has no live result.
     third = await verifier.enrol(operator="acme")
-    await verifier.attest(third)
+    for node in (third, await verifier.enrol(operator="umbrella")):
+        await verifier.attest(node)
     assert [entry["node"] for entry in (await read("results"))["results"]] == [third.id]
 
 

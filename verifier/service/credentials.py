@@ -96,7 +96,7 @@ def _authorization(request: web.Request) -> tuple[str, str]:
     found = request.headers.getall(hdrs.AUTHORIZATION, [])
     if len(found) > 1:
         raise RequestError("the request has more than one Authorization", code="request.unauthorised")
-    scheme, _, value = "".join(found).partition(" ")
+    scheme, _, value = (found[0] if found else "").partition(" ")
     return scheme.lower(), value.strip(" ")
 
 
