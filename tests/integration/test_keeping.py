@@ -35,7 +35,7 @@ WHO = ChangeAuthor("test", "measured")
 @pytest.fixture
 def verifier_settings() -> dict[str, Any]:
     """The rates of the demo."""
-    rates = {"per_node_per_minute": 100_000, "per_address_per_minute": 1_000_000}
+    rates = {"per_node_per_minute": 100_000}
     return {
         # Three reads and two walks in a hundredth of an hour, and groups of eight: so few challenges are quickly minted.
         "calls": CONFIG["calls"],
