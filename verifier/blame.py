@@ -42,6 +42,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "node": Whose.CALLER,
     "incident": Whose.CALLER,
     "reference": Whose.SECURITY,
+    "service": Whose.VERIFIER,
     "store": Whose.VERIFIER,
     "config": Whose.VERIFIER,
     "verifier": Whose.VERIFIER,

@@ -32,7 +32,8 @@ from router.gateway.attempts import (
     decide_next,
     find_blamed,
 )
-from router.gateway.exchange import Exchange, Exchanges
+from router.gateway.exchange import Exchange
+from router.gateway.exchanges import Exchanges
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
 from router.gateway.sink import Sink

@@ -22,7 +22,7 @@ from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
 from router.gateway.dispatch import Dispatcher
-from router.gateway.exchange import Exchanges
+from router.gateway.exchanges import Exchanges
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring

@@ -111,11 +111,11 @@ class Placement:
         """What the gates look at beside the node itself."""
         statistics = None if entry is None else entry.statistics.get(workload.standing_key)
         return GateContext(
-            self._clock.now_ms(),
-            self._operator_holds.since(operator),
-            None if statistics is None else statistics.pace,
-            self._clock.monotonic(),
-            None if entry is None else entry.refused,
+            now_ms=self._clock.now_ms(),
+            held_since=self._operator_holds.since(operator),
+            pace=None if statistics is None else statistics.pace,
+            monotonic=self._clock.monotonic(),
+            refused=None if entry is None else entry.refused,
         )
 
     def check_gates(self, entry: NodeEntry) -> None:

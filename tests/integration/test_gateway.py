@@ -1137,7 +1137,7 @@ async def test_answers_together_are_bounded(fleet: Fleet, monkeypatch: pytest.Mo
             await response.write(bytes(1 << 20))
         return response
 
-    monkeypatch.setattr(exchange, "MAX_READING", 4 << 20)
+    monkeypatch.setattr(exchanges, "MAX_READING", 4 << 20)
     (await fleet.node("a")).act = large
     await fleet.node("b")
     await fleet.start()

@@ -257,7 +257,7 @@ async def test_what_one_node_fills_no_other_is_blamed_for(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers of hostile nodes that fill what may be read at a time open the breakers of honest ones."""
-    monkeypatch.setattr(exchange, "MAX_READING", 1 << 20)
+    monkeypatch.setattr(exchanges, "MAX_READING", 1 << 20)
     begun = asyncio.Event()
 
     async def hoards(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,132 @@
+"""What all exchanges with nodes share: the connections, and the bounds for all together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from router.config import GatewaySection
+from router.gateway.aside import Aside
+from router.gateway.failures import classify
+from router.gateway.request import NodeRequest
+from router.gateway.sink import ClientGoneError
+from router.gateway.upstream import NodeResponse, Upstream
+from router.model.clock import Clock
+from router.model.errors import AttemptError
+from router.model.outcomes import Failure, Outcome
+
+MAX_READING: Final = 1 << 30
+"""Bytes of whole answers that are being read at a time: nodes could agree to fill the router's memory."""
+
+T = TypeVar("T")
+
+
+class Exchanges:
+    """Exchanges with nodes, each over TLS pinned to the node's key, within bounds for all together."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        config: GatewaySection,
+        clock: Clock,
+        *,
+        lost_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.lost_s = lost_s
+        """How long this process has stood still until now, in seconds."""
+        self.aside = Aside("answers")
+        """Where large answers are read."""
+        self.is_stopping = False
+        """Whether the router is stopping: then it is not the client that leaves."""
+        self._reading: dict[NodeResponse, int] = {}
+        self._reading_now = 0
+        self._upstream = Upstream(
+            http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
+        )
+
+    async def read_body(self, response: NodeResponse, limit: int) -> bytes:
+        """
+        Read a whole body, within *limit* and within what all bodies may have together.
+
+        Raises:
+            AttemptError: it is larger, or it had to make room for others.
+        """
+        content = response.content
+        if content.is_eof():
+            return content.read_nowait()
+        parts: list[bytes] = []
+        self._reading[response] = 0
+        try:
+            async for part in content.iter_any():
+                parts.append(part)
+                self._reading[response] += len(part)
+                self._reading_now += len(part)
+                if self._reading[response] > limit:
+                    raise AttemptError(Outcome.CORRUPTED, f"an answer of more than {limit} bytes")
+                if self._reading_now > MAX_READING:
+                    # The largest body makes room, whichever came last.  That is not its node's fault.
+                    largest = max(self._reading, key=self._reading.__getitem__)
+                    largest.was_dropped = True
+                    largest.abort()
+        except aiohttp.ClientPayloadError:
+            if response.was_dropped:
+                raise AttemptError.by(Failure.DROPPED_HERE) from None
+            raise
+        finally:
+            self._reading_now -= self._reading.pop(response)
+        return b"".join(parts)
+
+    async def post(
+        self,
+        endpoint: tuple[str, str],
+        request: NodeRequest,
+        read: Callable[[NodeResponse], Awaitable[T]],
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+        *,
+        on_given: Callable[[], None] | None = None,
+    ) -> T:
+        """
+        Send a request, have its answer read, and give the connection back.
+
+        Args:
+            endpoint: The node's URL and the pin of its TLS key.
+            request: What it is sent.
+            read: Reads the answer; `post` returns what it makes of it.
+            meanwhile: Runs while the node works.
+            on_given: Called when the request goes out.
+
+        Raises:
+            AttemptError: there is no answer, or it breaks off.
+            TimeoutError: the caller's own timeout, passed on.
+        """
+        response: NodeResponse | None = None
+        went_well = False
+        try:
+            response = await self._upstream.post(
+                endpoint, request.operation.path, request.body, meanwhile, on_given=on_given
+            )
+            found = await read(response)
+            went_well = True
+        except ClientGoneError:
+            # It is an OSError too, and not the node's.
+            raise
+        except aiohttp.ClientPayloadError:
+            raise AttemptError(Outcome.TRUNCATED, "the answer ended early") from None
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise
+            failure = classify(error)
+            # A node that takes a request and hangs up without a word may do so because of the request.
+            was_sent = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
+            is_doubtful = was_sent and not isinstance(error, aiohttp.ClientConnectorError)
+            is_doubtful |= failure is Failure.NO_CONNECTION_IN_TIME
+            raise AttemptError.by(failure, is_doubtful=is_doubtful) from None
+        finally:
+            if response is not None:
+                response.leave(went_well=went_well)
+        return found
