@@ -354,7 +354,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "a list": {"keys": b"[]"},
     "keys are no list": {"keys": {"keys": {}}},
     "a redirect": {"status": 302},
-    "discovery of another issuer": {"discovery": {"issuer": "http://127.0.0.1:9", "jwks_uri": "x"}},
+    "discovery of another issuer": {"issuer": "http://127.0.0.1:9"},
     "keys over plain http": {"jwks_uri": "http://keys.example/keys"},
     "keys in a file": {"jwks_uri": "file:///etc/passwd"},
     "no place of keys": {"jwks_uri": None},
@@ -367,8 +367,9 @@ async def test_an_answer_that_cannot_be_used_leaves_the_keys_that_are_known(
 ) -> None:
     """Bounded, strictly read, and tried again in half a minute."""
     change = dict(BROKEN[name])
-    if "jwks_uri" in change:
-        issuer.discovery = {**issuer.discovery, "jwks_uri": change.pop("jwks_uri")}
+    for member in ("issuer", "jwks_uri"):
+        if member in change:
+            issuer.discovery = {**issuer.discovery, member: change.pop(member)}
     for attribute, value in change.items():
         setattr(issuer, attribute, value)
     before = direct.service.oidc._keys
