@@ -15,7 +15,7 @@ import openai
 import pytest
 from aiohttp import web
 
-from router.gateway import exchange
+from router.gateway import exchanges
 from router.model.load import BREAKER_OPEN_S
 from router.model.standing import Standing
 from router.service.state import STATE

@@ -18,7 +18,7 @@ from attester.bounded import read_all
 from fixtures.misbehaviour import Behaviour
 from fixtures.transactions import transaction
 from router.choose.decision import Decision, replay
-from router.gateway import exchange, probe
+from router.gateway import exchanges, probe
 from router.gateway.openai import GATEWAY
 from router.gateway.pinned import open_session
 from router.gateway.upstream import Upstream
