@@ -160,7 +160,7 @@ async def _router(
     async with fake_verifier(clock) as verifier:
         given = {
             "verifier": {"url": verifier.url},
-            "gateway": {"probe_every_s": 0},
+            "gateway": {"probe_every_s": 0, "open": "keys" not in sections},
             "service": settings,
             **sections,
         }

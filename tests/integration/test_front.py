@@ -180,13 +180,23 @@ async def test_a_large_head_leaves_nothing_of_the_key_in_the_log(
     assert "head_too_large=5" in logged
 
 
-async def test_requests_that_are_sent_ahead_fill_no_memory(tmp_path: Path) -> None:
+async def test_requests_that_are_sent_ahead_fill_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Behind one that lasts."""
     async with served("verifier", tmp_path) as service:
         before = cut("head-too-large")
         client = await service.connect()
-        await client.send(request("GET", "/api/v1/events"))
-        await client.reader.readuntil(b"heartbeat")
+        begun, ends = asyncio.Event(), asyncio.Event()
+
+        async def last(_: web.Request) -> web.Response:
+            begun.set()
+            await ends.wait()
+            return web.Response()
+
+        replace_handler(service, "/health", last, monkeypatch)
+        await client.send(request("GET", "/health"))
+        await begun.wait()
         try:
             for _ in range(40):
                 await client.send(request("GET", QUIET["verifier"], X="v" * 8000))
@@ -199,7 +209,10 @@ async def test_requests_that_are_sent_ahead_fill_no_memory(tmp_path: Path) -> No
 def post_of(kind: str, length: int) -> bytes:
     """The head of a request with a body, at a resource that reads one before it knows who calls."""
     path = "/v1/embeddings" if kind == "router" else f"/api/v1/calls/{secrets.token_hex(8)}/answers"
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n"
+    # What a node signs covers the body, so it is read first.
+    signed = "" if kind == "router" else "Authorization: Touchstone-Node AAAA\r\n"
+    return f"{head}{signed}\r\n".encode()
 
 
 @both
@@ -330,10 +343,10 @@ async def test_no_compressed_body_is_inflated(
         return web.Response()
 
     async with served(kind, tmp_path) as service:
-        replace_handler(service, "/metrics", measure, monkeypatch)
+        replace_handler(service, "/health", measure, monkeypatch)
         client = await service.connect()
         head = request(
-            "GET", "/metrics", Content_Encoding="gzip", Content_Length=str(len(bomb)), Connection="close"
+            "GET", "/health", Content_Encoding="gzip", Content_Length=str(len(bomb)), Connection="close"
         )
         await client.send(head + bomb)
         assert (await client.answer()).status == 200
@@ -361,9 +374,9 @@ async def test_a_client_that_reads_nothing_is_given_up(
 
     async with served(kind, tmp_path, write_s=0.1, body_bytes_per_s=1 << 30) as service:
         before = cut("write")
-        replace_handler(service, "/metrics", large, monkeypatch)
+        replace_handler(service, "/health", large, monkeypatch)
         client = await service.connect()
-        await client.send(request("GET", "/metrics"))
+        await client.send(request("GET", "/health"))
         await until(lambda: cut("write") == before + 1)
         await until(lambda: len(service.front.connections) == 0)
         client.close()

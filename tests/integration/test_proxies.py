@@ -123,7 +123,8 @@ async def behind(
     try:
         await until(lambda: _is_open(ports[1]) or process.poll() is not None, 30)
         assert process.poll() is None, log.read_text()
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http:
+        connector, headers = aiohttp.TCPConnector(ssl=context), verifier.http.headers
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
             verifier.http = http
             yield Behind(verifier, context, ports[1])
     finally:

@@ -35,7 +35,7 @@ def verifier_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 async def ask(verifier: RunningVerifier, method: str, path: str, data: bytes = b"", **headers: str) -> int:
-    async with verifier.http.request(method, verifier.url + path, data=data, headers=headers) as response:
+    async with verifier.stranger.request(method, verifier.url + path, data=data, headers=headers) as response:
         return response.status
 
 
@@ -43,7 +43,7 @@ async def flood(verifier: RunningVerifier, **headers: str) -> set[int]:
     """260 requests of a stranger, of every kind that strangers may send."""
     seen = {await ask(verifier, "POST", "/challenge-response/v1/newSession", **headers)}
     session = "s.unknown"
-    async with verifier.http.post(
+    async with verifier.stranger.post(
         f"{verifier.url}/challenge-response/v1/newSession", headers=headers
     ) as response:
         if response.status == 201:
@@ -210,7 +210,7 @@ async def test_a_session_that_is_not_known_is_a_strangers(verifier: RunningVerif
 async def test_whoever_only_looks_is_counted_too(verifier: RunningVerifier) -> None:
     """No resource without a credential can be asked without end."""
     node = await verifier.enrol()
-    for path in ("/.well-known/jwks.json", "/.well-known/veraison/verification", "/metrics"):
+    for path in ("/.well-known/jwks.json", "/.well-known/veraison/verification", "/health"):
         verifier.clock.forward(60)
         seen = [await ask(verifier, "GET", path) for _ in range(BURST + 1)]
         assert (seen[0], seen[-1]) == (200, 429)
