@@ -8,7 +8,8 @@ machine is shared with what they attack.
 
     python -m bench.attack [--nodes 50] [--seconds 120] [--rate 20]
 
-It exits with 1 if a node was ever without a live affirming result, an incident was opened, or a request failed.
+It exits with 1 if a node was ever without a live affirming result, an incident was opened, a request failed, or a
+load balancer that asks for health was not told that all is well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -34,7 +36,7 @@ def latency(asked: Asked) -> str:
     return f"{median(asked.latencies) * 1e3:.1f}, {p99 * 1e3:.1f} ms"
 
 
-def listed(counts: Counter[str] | dict[str, int]) -> str:
+def listed(counts: Mapping[str, int]) -> str:
     """Words with their numbers."""
     return ", ".join(f"{name}: {count:,}" for name, count in sorted(counts.items())) or "none"
 
@@ -46,13 +48,15 @@ def show(outcome: Outcome) -> None:
         row(f"requests of the client {name} the attack", f"{sent}", f"failed: {len(asked.failures)}")
         row(f"p50, p99 {name} the attack", latency(asked), f"longest {max(asked.latencies, default=0):.2f} s")
     row("results", f"{outcome.results}")
-    row("calls, by how they ended", "", listed(dict(outcome.calls)))
+    missed = outcome.calls.get("failed", 0)
+    row("calls, missed", f"{sum(outcome.calls.values())}, {missed}", listed(outcome.calls))
     row("nodes ever without a live affirming result", f"{len(outcome.gaps)}", "must be none")
     row("incidents", f"{len(outcome.incidents)}", "must be none")
     for kind, tally in outcome.strangers.items():
         row(f"what strangers were answered: {kind}", "", listed(tally))
+    row("what a load balancer was answered", "", listed(outcome.checks))
     for service, reasons in outcome.cut.items():
-        row(f"refused or cut by the {service}", "", listed(dict(reasons)))
+        row(f"refused or cut by the {service}", "", listed(reasons))
     failures = Counter(outcome.quiet.failures + outcome.attacked.failures).most_common(5)
     for what in (outcome.gaps, outcome.incidents[:20], failures):
         if what:
@@ -81,7 +85,7 @@ def main() -> None:
         f" load before {load:.1f}; {machine()}\n"
     )
     show(outcome)
-    if outcome.gaps or outcome.incidents or outcome.quiet.failures or outcome.attacked.failures:
+    if outcome.lost_anything:
         sys.exit(1)
 
 

@@ -207,11 +207,44 @@ async def test_a_session_that_is_not_known_is_a_strangers(verifier: RunningVerif
     assert await ask(verifier, "DELETE", "/challenge-response/v1/session/none") == 429
 
 
+PUBLIC = ("/.well-known/jwks.json", "/.well-known/veraison/verification")
+
+
 async def test_whoever_only_looks_is_counted_too(verifier: RunningVerifier) -> None:
-    """No resource without a credential can be asked without end."""
+    """No resource without a credential can be asked without end, where an answer costs more than a refusal."""
     node = await verifier.enrol()
-    for path in ("/.well-known/jwks.json", "/.well-known/veraison/verification", "/health"):
+    for path in PUBLIC:
         verifier.clock.forward(60)
         seen = [await ask(verifier, "GET", path) for _ in range(BURST + 1)]
         assert (seen[0], seen[-1]) == (200, 429)
     await attest_whole(verifier, node)
+
+
+@pytest.mark.parametrize("shown", ["Bearer guess", "Bearer", "Basic eDp4", "Touchstone-Node AAAA", ""])
+async def test_a_credential_that_is_none_does_not_lift_the_limit(
+    verifier: RunningVerifier, shown: str
+) -> None:
+    """Where none is needed, whoever shows a wrong one is a stranger like any other."""
+    for path in PUBLIC:
+        verifier.clock.forward(60)
+        seen = [await ask(verifier, "GET", path, Authorization=shown) for _ in range(BURST + 1)]
+        assert (seen[0], seen[-1]) == (200, 429)
+
+
+async def test_a_credential_lifts_the_limit_of_strangers(verifier: RunningVerifier) -> None:
+    """A router reads the keys while strangers at its address are refused."""
+    assert 429 in await flood(verifier)
+    right = {"Authorization": f"Bearer {verifier.service.admin_token}"}
+    for path in PUBLIC:
+        assert await ask(verifier, "GET", path) == 429
+        assert await ask(verifier, "GET", path, **right) == 200
+
+
+async def test_a_flood_takes_no_verifier_from_its_load_balancer(verifier: RunningVerifier) -> None:
+    """Who asks whether it serves is answered, though its address and all strangers have spent what they have."""
+    for n in range(40):
+        await open_as(verifier, f"203.0.113.{n}", 1)
+    assert 429 in await flood(verifier)
+    for path in ("/health", "/ready"):
+        assert await ask(verifier, "GET", path) == 200
+        assert await ask(verifier, "HEAD", path) == 200

@@ -25,6 +25,10 @@ class Anyone:
     """No credential is asked for; *because* says why that is safe."""
 
     because: str
+    costs_nothing: bool = False
+    """Whether an answer costs no more than a refusal: then a limit would protect nothing."""
+    counts_itself: bool = False
+    """Whether the handler finds out whose a request with an Authorization is."""
 
 
 Allowed: TypeAlias = frozenset[Role] | Anyone
@@ -39,12 +43,14 @@ def _changes(*roles: Role) -> frozenset[Role]:
 
 
 PUBLIC: Final = Anyone("clients need it before they have a credential")
-HEALTH: Final = Anyone("load balancers ask for it; it says yes or no")
+HEALTH: Final = Anyone("load balancers ask for it; it says yes or no", costs_nothing=True)
 NEW_SESSION: Final = Anyone(
-    "a stranger gets a nonce and no challenges; a node gets challenges by its signature"
+    "a stranger gets a nonce and no challenges; a node gets challenges by its signature", counts_itself=True
 )
-SESSION: Final = Anyone("the id of the session, 128 random bits, is the capability")
-ENROLMENT: Final = Anyone("the one-time token in the body, and the signature by the key that is enrolled")
+SESSION: Final = Anyone("the id of the session, 128 random bits, is the capability", counts_itself=True)
+ENROLMENT: Final = Anyone(
+    "the one-time token in the body, and the signature by the key that is enrolled", counts_itself=True
+)
 
 BY_NODE: Final = frozenset({Role.NODE})
 OWN_NODE: Final = _reads(Role.NODE, Role.OPERATOR, Role.REVIEWER)

@@ -165,8 +165,11 @@ async def _limit_strangers(
     """
     Count who claims nothing, and work on few such requests at once.
 
-    Whether a request that signs, has a token or names a session is a stranger's all the same, its handler finds out.
+    Whether a request that signs, has a token or names a session is a stranger's all the same is found out later.
     """
+    route = request.app[access.TABLE].get(request.match_info.route)
+    if route is not None and isinstance(route.allowed, access.Anyone) and route.allowed.costs_nothing:
+        return await handler(request)
     is_claim = "Authorization" in request.headers or request.path.startswith(f"{sessions.PREFIX}/session/")
     if not is_claim:
         spend_stranger(request)

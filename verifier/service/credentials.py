@@ -16,7 +16,7 @@ from attester.proof import SCHEME
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
 from verifier.service.access import STRANGER, Anyone, Route
-from verifier.service.front import note_failure, note_identity
+from verifier.service.front import note_failure, note_identity, spend_stranger, take_place
 from verifier.service.state import Service, service_of
 from verifier.store import api_keys
 
@@ -34,6 +34,10 @@ async def identify(request: web.Request, route: Route) -> Caller:
         COSEError, CBORError, ClaimError: A node's signature is malformed.
     """
     if isinstance(route.allowed, Anyone):
+        if hdrs.AUTHORIZATION in request.headers and not (
+            route.allowed.costs_nothing or route.allowed.counts_itself
+        ):
+            await _count(request)
         return STRANGER
     service = service_of(request)
     if route.on_loopback and service.config.access.metrics_on_loopback and _is_local(request):
@@ -102,15 +106,30 @@ def _authorization(request: web.Request) -> tuple[str, str]:
 
 async def _bearer(request: web.Request, value: str) -> Caller:
     """The caller with a bearer.  A failure counts against the caller's address, and a success never does."""
-    service = service_of(request)
     try:
-        caller = await _caller_with(service, value)
+        caller = await _caller_with(service_of(request), value)
     except RequestError:
         note_failure(request)
         raise
-    note_identity(request, f"caller:{caller.name}")
-    service.caller_rates.spend(caller.name)
+    _note_caller(request, caller)
     return caller
+
+
+async def _count(request: web.Request) -> None:
+    """Find out whose a request is where no credential is needed: without a good bearer it is a stranger's."""
+    scheme, value = _authorization(request)
+    try:
+        caller = await _caller_with(service_of(request), value if scheme == "bearer" else "")
+    except RequestError:
+        spend_stranger(request)
+        await take_place(request)
+        return
+    _note_caller(request, caller)
+
+
+def _note_caller(request: web.Request, caller: Caller) -> None:
+    note_identity(request, f"caller:{caller.name}")
+    service_of(request).caller_rates.spend(caller.name)
 
 
 async def _caller_with(service: Service, value: str) -> Caller:

@@ -14,7 +14,6 @@ from verifier.service.access import Route
 from verifier.service.http import json_response
 from verifier.service.sessions import PREFIX, SESSION_TYPE
 from verifier.service.state import service_of
-from verifier.store import events
 
 _statements = Gauge("touchstone_store_statements", "Statements since the start.")
 _transactions = Gauge("touchstone_store_transactions", "Transactions that were committed since the start.")
@@ -43,8 +42,7 @@ async def live(_: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Say that the database can be used; 503 if it cannot."""
-    async with service_of(request).db.read() as tx:
-        await events.bounds(tx)
+    await service_of(request).readiness.check()
     return json_response({"status": "ready"}, headers={"Cache-Control": "no-store"})
 
 

@@ -31,6 +31,7 @@ from verifier.service.oidc import Issuer
 from verifier.service.opened import OpenedSessions
 from verifier.service.pools import PoolWatch
 from verifier.service.rates import Rates
+from verifier.service.readiness import Readiness
 from verifier.service.sealed import Sealer
 from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
@@ -71,6 +72,7 @@ class Service:
     duties: Duties = field(init=False)
     pools: PoolWatch = field(init=False)
     sealer: Sealer = field(init=False)
+    readiness: Readiness = field(init=False)
     node_rates: Rates = field(init=False)
     caller_rates: Rates = field(init=False)
     """By the name of a credential."""
@@ -84,6 +86,7 @@ class Service:
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
         object.__setattr__(self, "duties", Duties(self.db, self.clock, sessions.skew_s))
         object.__setattr__(self, "pools", PoolWatch(self.config, self.db, self.inputs, self.clock))
+        object.__setattr__(self, "readiness", Readiness(self.db, self.clock.monotonic))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
         per_caller = self.config.access.per_caller_per_minute
         object.__setattr__(self, "caller_rates", Rates(per_caller, self.clock.monotonic))
