@@ -45,6 +45,7 @@ bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.simultaneous
 	$(VENV)/bin/python -m bench.attesting
 	$(VENV)/bin/python -m bench.keeping
+	$(VENV)/bin/python -m bench.attack
 	$(VENV)/bin/python -m bench.policies
 	$(VENV)/bin/python -m bench.routing
 	$(VENV)/bin/python -m bench.gateway
