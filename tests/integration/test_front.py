@@ -16,9 +16,10 @@ import pytest
 from aiohttp import web
 from prometheus_client import REGISTRY
 
+from fixtures.credentials import administrator
 from tests.integration.front import QUIET, SERVICES, SMALL_LIMITS, Raw, Served, request, served, until
 from tests.unit.router.support import MODEL
-from verifier.config import ServiceConfig
+from verifier.config import Home, ServiceConfig
 from verifier.service import listener, protocol, refusals
 from verifier.service.front import Front
 
@@ -450,14 +451,15 @@ async def test_aiohttp_is_what_we_have_built_on() -> None:
 
 
 async def test_few_requests_of_strangers_are_worked_on_at_once(tmp_path: Path) -> None:
-    """The others wait for a moment, and those who sign do not wait behind them."""
+    """The others wait for a moment, and those who prove who they are do not wait behind them."""
     async with served("verifier", tmp_path, stranger_requests=1) as service:
         service.front.places._wait_s = 0.05
         leave = await service.front.places.take()
         refused: Any = await service.get()
         assert (refused.status, refused.document["type"].partition("#")[2]) == (503, "service.busy")
         assert "Retry-After: 1" in refused.head
-        signed = await service.get(Authorization="Touchstone-Node nonsense")
-        assert signed.status != 503
+        assert (await service.get(**administrator(Home(tmp_path / "verifier")))).status == 200
+        for nonsense in ("Bearer nonsense", "Touchstone-Node nonsense"):
+            assert (await service.get(Authorization=nonsense)).status == 503
         leave()
         assert (await service.get()).status == 200
