@@ -104,8 +104,8 @@ def with_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is work, whoever pays for it."""
     end_work = RouterFleet.end_work
 
-    def credited(self: RouterFleet, node: str, workload: Any, execution: Execution) -> None:
-        end_work(self, node, workload, replace(execution, earns_credit=True))
+    def credited(self: RouterFleet, node: str, workload: Any, execution: Execution, *which: Any) -> None:
+        end_work(self, node, workload, replace(execution, earns_credit=True), *which)
 
     monkeypatch.setattr(RouterFleet, "end_work", credited)
 
