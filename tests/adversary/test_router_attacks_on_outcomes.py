@@ -429,11 +429,11 @@ def with_refusals_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "of_status", lambda status: of_status(500 if status >= 400 else status))
 
 
-def blaming(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
-    """One outcome more is the node's fault."""
+def blaming(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome) -> None:
+    """More outcomes are the node's fault."""
     blame = Outcome.blame.fget
     monkeypatch.setattr(
-        Outcome, "blame", property(lambda self: Blame.NODE if self is outcome else blame(self))
+        Outcome, "blame", property(lambda self: Blame.NODE if self in outcomes else blame(self))
     )
 
 
@@ -444,7 +444,7 @@ def with_leaving_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_doubts_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits to see whether another node can do it: what is in doubt is the node's."""
-    blaming(monkeypatch, Outcome.UNSUPPORTED)
+    blaming(monkeypatch, Outcome.UNSUPPORTED, Outcome.EMPTY)
 
 
 WITHOUT: list[Row] = [
