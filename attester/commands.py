@@ -45,6 +45,11 @@ def attester() -> None:
 @_home
 @click.option("--verifier", required=True, help="The verifier's base URL.")
 @click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path),
+    help="The authority of the verifier's certificate, PEM, if the system does not know it.",
+)
+@click.option(
     "--model",
     "models",
     multiple=True,
@@ -76,8 +81,8 @@ def attester() -> None:
 )
 @_errors
 def init(
-    home_path: Path, verifier: str, models: tuple[str, ...], serve: str, engine: str, adapter: str,
-    hardware_class: str, alg: str,
+    home_path: Path, verifier: str, ca_file: Path | None, models: tuple[str, ...], serve: str, engine: str,
+    adapter: str, hardware_class: str, alg: str,
 ) -> None:  # fmt: skip
     """Make a home folder: keys, the engine's secret and the configuration."""
     folders = {}
@@ -91,7 +96,10 @@ def init(
     try:
         config = msgspec.convert(
             {
-                "verifier": {"url": verifier.rstrip("/")},
+                "verifier": {
+                    "url": verifier.rstrip("/"),
+                    "ca_file": None if ca_file is None else str(ca_file.absolute()),
+                },
                 "models": folders,
                 "serve": {"url": serve.rstrip("/")},
                 "engine": {"adapter": adapter, "url": engine.rstrip("/")},
