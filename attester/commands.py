@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from attester import cose
-from attester.cli import configure_logging, plain_errors, progress
+from attester.cli import absolute, configure_logging, plain_errors, progress
 from attester.config import ADAPTERS, AttesterConfig, EngineSection, Enrolment, Home
 from attester.errors import AttesterError, ConfigError, VerifierError
 
@@ -98,7 +98,7 @@ def init(
             {
                 "verifier": {
                     "url": verifier.rstrip("/"),
-                    "ca_file": None if ca_file is None else str(ca_file.absolute()),
+                    "ca_file": absolute(ca_file),
                 },
                 "models": folders,
                 "serve": {"url": serve.rstrip("/")},

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from attester.cli import configure_logging
+from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
 from router import maintenance
@@ -60,6 +60,7 @@ def router() -> None:
 )
 @click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
 @click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
+@tls_options
 @click.option("--open", "is_open", is_flag=True, help="Let anyone send work, and make no key.")
 @_errors
 def init(
@@ -69,6 +70,8 @@ def init(
     listen: str,
     token_file: Path,
     ca_file: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
     *,
     is_open: bool,
 ) -> None:
@@ -80,10 +83,14 @@ def init(
     given = {
         "verifier": {
             "url": verifier.rstrip("/"),
-            "ca_file": None if ca_file is None else str(ca_file.absolute()),
+            "ca_file": absolute(ca_file),
             "router_token_file": str(token_file.absolute()),
         },
-        "service": {"listen": listen},
+        "service": {
+            "listen": listen,
+            "tls_certificate": absolute(tls_certificate),
+            "tls_key": absolute(tls_key),
+        },
         "store": {"path": "router.db"},
         "gateway": {"open": is_open},
     }
