@@ -44,3 +44,13 @@ def distrust(error: BaseException) -> str | None:
     cause = error.certificate_error
     why = cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else str(cause)
     return f"its certificate is not believed ({why})"
+
+
+def why_unreached(error: BaseException) -> str:
+    """Why there is no answer, in a line."""
+    if (why := distrust(error)) is not None:
+        return why
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        return f"no connection to {error.host}:{error.port} ({cause.strerror or type(cause).__name__})"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")[:300]

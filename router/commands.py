@@ -140,7 +140,9 @@ def check(path: Path, config_only: bool) -> None:
     given = load(path, config)
     for name, workload in given.table.workloads.items():
         click.echo(f"{name}: {workload.model}, tier {workload.tier}, {', '.join(workload.operations)}")
-    click.echo("The configuration can be used. A running router reads it again on SIGHUP.")
+    click.echo(
+        "The configuration can be used. A running router reads the table and its TLS files again on SIGHUP."
+    )
     if not config_only:
         maintenance.check_store(config, path.parent)
 

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 import aiohttp
 import structlog
 
-from attester.authorities import distrust
+from attester.authorities import distrust, why_unreached
 from router.choose.gates import FEED_SILENT_S
 from router.config import VerifierSection
 from router.model.clock import Clock
@@ -357,6 +357,9 @@ class Feed:
 
 
 def _why(error: Exception) -> str:
-    if why := distrust(error):
-        return f"{why}; an authority of your own is named as ca_file under [verifier]"
-    return f"{type(error).__name__}: {error}"[:300]
+    why = why_unreached(error)
+    return (
+        why
+        if distrust(error) is None
+        else f"{why}; name an authority of your own as ca_file under [verifier]"
+    )

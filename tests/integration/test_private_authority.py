@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from attester import config as attester_config
+from attester.authorities import client_context
 from attester.commands import attester as attester_commands
 from attester.errors import ConfigError, VerifierError
 from attester.running import opened
+from fixtures.fleet import free_port
 from router.commands import router as router_commands
 from router.config import RouterConfig
 from router.model.table import read_table
@@ -23,6 +26,7 @@ from tests.integration.front import Served, served, until
 from tests.integration.test_tls import Authority, settings_of
 from tests.unit.router.doubles import Moved
 from verifier.commands.status import _ask, _trust
+from verifier.commands.verifier import verifier as verifier_commands
 from verifier.config import Home
 
 TABLE = read_table(b"tiers: {s: {}}\nworkloads: {w: {model: org/tiny, tier: s}}\n")
@@ -172,3 +176,42 @@ def test_init_of_attester_and_router_writes_it(tmp_path: Path) -> None:
     expected = f'ca_file = "{Path("ca.pem").absolute()}"'
     for path in (tmp_path / "node" / "attester.toml", config):
         assert expected in path.read_text()
+
+
+async def test_who_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
+    """By address and cause, without what the library calls it."""
+    found = await _ask(f"https://127.0.0.1:{free_port()}", client_context(None))
+    assert re.fullmatch(
+        r"no connection to 127\.0\.0\.1:\d+ \(Connect(ion refused| call failed).*\)", found["why"]
+    )
+
+
+def test_init_with_a_certificate_speaks_tls(tmp_path: Path) -> None:
+    """The verifier's URL follows, and names are absolute; the router's `init` takes the same."""
+    (tmp_path / "router.key").write_text("x")
+    pair = ["--tls-certificate", "tls.pem", "--tls-key", "tls.key"]
+    home = tmp_path / "home"
+    assert CliRunner().invoke(verifier_commands, ["init", *pair, "--home", str(home)]).exit_code == 0
+    assert Home(home).config().service.url == "https://127.0.0.1:8440"
+    config = tmp_path / "router.toml"
+    rest = ["--verifier", "https://v.example", "--model", "a/b", "--token-file", str(tmp_path / "router.key")]
+    done = CliRunner().invoke(router_commands, ["init", *pair, *rest, "--config", str(config)])
+    assert done.exit_code == 0
+    for path in (home / "verifier.toml", config):
+        assert f'tls_certificate = "{Path("tls.pem").absolute()}"' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--tls-key", "tls.key"], "tls_certificate and tls_key go together"),
+        (["--url", "verifier.example"], "--url must begin with https:// or http://"),
+        (["--url", "https://v.example/path"], "service.url"),
+    ],
+)
+def test_init_says_what_cannot_be(tmp_path: Path, given: list[str], said: str) -> None:
+    """Without a trace, and nothing is made."""
+    done = CliRunner().invoke(verifier_commands, ["init", *given, "--home", str(tmp_path / "home")])
+    assert done.exit_code != 0
+    assert said in done.output
+    assert not (tmp_path / "home").exists()

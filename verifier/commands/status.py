@@ -16,7 +16,7 @@ import click
 import msgspec
 from msgspec import Struct
 
-from attester.authorities import client_context, distrust
+from attester.authorities import client_context, why_unreached
 from verifier.challenges.demand import demand_of
 from verifier.challenges.stock import read_fleet, read_levels
 from verifier.commands.common import (
@@ -127,8 +127,7 @@ async def _ask(url: str, context: ssl.SSLContext) -> dict[str, Any]:
         ):
             found = msgspec.json.decode(await answer.content.read(_MAX_BYTES), type=_Discovery)
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
-        why = distrust(error) or str(error)[:200] or type(error).__name__
-        return {"state": "NOT-REACHED", "why": why, "ahead_s": None}
+        return {"state": "NOT-REACHED", "why": why_unreached(error), "ahead_s": None}
     return {"state": found.state, "version": found.version, "ahead_s": found.time - now_ms() // 1000}
 
 
