@@ -6,12 +6,14 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import structlog
 
 F = TypeVar("F", bound=Callable[..., Any])
+_CERTIFICATE = "A certificate with its chain, PEM: then TLS is spoken, and nothing else."
 
 
 def plain_errors(*kinds: type[Exception]) -> Callable[[F], F]:
@@ -28,6 +30,18 @@ def plain_errors(*kinds: type[Exception]) -> Callable[[F], F]:
         return run  # type: ignore[return-value]  # functools.wraps keeps the signature
 
     return wrap
+
+
+def tls_options(function: F) -> F:
+    """The certificate and the key of a service that speaks TLS itself."""
+    for name, what in (("--tls-key", "The certificate's key, PEM."), ("--tls-certificate", _CERTIFICATE)):
+        function = click.option(name, type=click.Path(path_type=Path), help=what)(function)
+    return function
+
+
+def absolute(path: Path | None) -> str | None:
+    """A file as a configuration names it that lies somewhere else."""
+    return None if path is None else str(path.absolute())
 
 
 def configure_logging(*, as_json: bool, level: str = "info") -> None:

@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 from msgspec import Meta, Struct
 
+from attester.authorities import distrust
 from attester.bounded import read_all
 from attester.cose import PrivateKey
 from attester.errors import VerifierError, join_sentences
@@ -327,8 +328,12 @@ def _refusal(status: int, data: bytes, retry_after: str = "") -> VerifierError:
 
 
 def _unreachable(url: str, error: BaseException) -> VerifierError:
+    why = distrust(error)
     return VerifierError(
-        f"the verifier at {url} cannot be reached ({type(error).__name__})",
+        f"the verifier at {url} cannot be reached ({type(error).__name__})"
+        if why is None
+        else f"the verifier at {url} cannot be reached: {why}. If an authority of your own has signed it, "
+        "name its file as ca_file under [verifier] in attester.toml",
         is_temporary=not isinstance(error, ValueError),
         # Without a connection nothing was sent.
         may_have_arrived=not isinstance(error, aiohttp.ClientConnectorError),

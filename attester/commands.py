@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from attester import cose
-from attester.cli import configure_logging, plain_errors, progress
+from attester.cli import absolute, configure_logging, plain_errors, progress
 from attester.config import ADAPTERS, AttesterConfig, EngineSection, Enrolment, Home
 from attester.errors import AttesterError, ConfigError, VerifierError
 
@@ -44,6 +44,11 @@ def attester() -> None:
 @attester.command()
 @_home
 @click.option("--verifier", required=True, help="The verifier's base URL.")
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path),
+    help="The authority of the verifier's certificate, PEM, if the system does not know it.",
+)
 @click.option(
     "--model",
     "models",
@@ -76,8 +81,8 @@ def attester() -> None:
 )
 @_errors
 def init(
-    home_path: Path, verifier: str, models: tuple[str, ...], serve: str, engine: str, adapter: str,
-    hardware_class: str, alg: str,
+    home_path: Path, verifier: str, ca_file: Path | None, models: tuple[str, ...], serve: str, engine: str,
+    adapter: str, hardware_class: str, alg: str,
 ) -> None:  # fmt: skip
     """Make a home folder: keys, the engine's secret and the configuration."""
     folders = {}
@@ -91,7 +96,10 @@ def init(
     try:
         config = msgspec.convert(
             {
-                "verifier": {"url": verifier.rstrip("/")},
+                "verifier": {
+                    "url": verifier.rstrip("/"),
+                    "ca_file": absolute(ca_file),
+                },
                 "models": folders,
                 "serve": {"url": serve.rstrip("/")},
                 "engine": {"adapter": adapter, "url": engine.rstrip("/")},

@@ -53,6 +53,12 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[verifier]``: the base URL is also the verifier's name, and so the audience of evidence."""
 
     url: _Url
+    ca_file: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """Certificates, PEM, relative to the home: only what they have signed is believed, not the system's authorities."""
+
+    def __post_init__(self) -> None:
+        if self.ca_file is not None and not self.url.startswith("https://"):
+            raise ValueError("ca_file needs a url with https")
 
 
 class EngineSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -180,6 +186,10 @@ class Home:
     def config(self) -> AttesterConfig:
         """Read ``attester.toml``; raises `ConfigError`."""
         return read_toml(self.path / "attester.toml", AttesterConfig, "touchstone attester init")
+
+    def authorities(self, config: AttesterConfig) -> Path | None:
+        """The file of the authorities that may sign the verifier's certificate; `None`: the system's."""
+        return None if config.verifier.ca_file is None else self.path / config.verifier.ca_file
 
     def node_key(self) -> cose.PrivateKey:
         """The node key; raises `KeyFileError`."""

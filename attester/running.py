@@ -17,6 +17,7 @@ import aiohttp
 import structlog
 
 from attester.agent import Agent
+from attester.authorities import open_session
 from attester.client import VerifierClient
 from attester.collector import Collector
 from attester.config import AttesterConfig, Home
@@ -34,9 +35,12 @@ async def opened(
 ) -> AsyncIterator[tuple[VerifierClient, Collector, LiveKeys]]:
     """What talks to the verifier, what collects evidence, and the keys."""
     keys = LiveKeys(home)
-    async with aiohttp.ClientSession(trust_env=False) as http:
+    async with (
+        open_session(home.authorities(config)) as http,
+        aiohttp.ClientSession(trust_env=False) as to_engine,
+    ):
         client = VerifierClient(http, config.verifier.url, keys.node)
-        engine = open_engine(config, http, home)
+        engine = open_engine(config, to_engine, home)
         cache = DigestCache(home.path / "digests.db")
         collector = Collector(
             config, engine, keys.tls, keys.node.public.kid, cache=cache, benchmarks=home.benchmarks

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from attester.cli import configure_logging
+from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
 from router import maintenance
@@ -53,12 +53,27 @@ def router() -> None:
     type=click.Path(path_type=Path),
     help="The file with the router's key: touchstone verifier key create NAME --role router.",
 )
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path),
+    help="The authority of the verifier's certificate, PEM, if the system does not know it.",
+)
 @click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
 @click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
+@tls_options
 @click.option("--open", "is_open", is_flag=True, help="Let anyone send work, and make no key.")
 @_errors
 def init(
-    path: Path, verifier: str, models: tuple[str, ...], listen: str, token_file: Path, *, is_open: bool
+    path: Path,
+    verifier: str,
+    models: tuple[str, ...],
+    listen: str,
+    token_file: Path,
+    ca_file: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    *,
+    is_open: bool,
 ) -> None:
     """Write a configuration, a table with a workload for each model, to be edited, and make a first key."""
     from router.model.table import read_table, write_table
@@ -66,8 +81,16 @@ def init(
     short = [model.rpartition("/")[2] for model in models]
     names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
     given = {
-        "verifier": {"url": verifier.rstrip("/"), "router_token_file": str(token_file.absolute())},
-        "service": {"listen": listen},
+        "verifier": {
+            "url": verifier.rstrip("/"),
+            "ca_file": absolute(ca_file),
+            "router_token_file": str(token_file.absolute()),
+        },
+        "service": {
+            "listen": listen,
+            "tls_certificate": absolute(tls_certificate),
+            "tls_key": absolute(tls_key),
+        },
         "store": {"path": "router.db"},
         "gateway": {"open": is_open},
     }
@@ -117,7 +140,9 @@ def check(path: Path, config_only: bool) -> None:
     given = load(path, config)
     for name, workload in given.table.workloads.items():
         click.echo(f"{name}: {workload.model}, tier {workload.tier}, {', '.join(workload.operations)}")
-    click.echo("The configuration can be used. A running router reads it again on SIGHUP.")
+    click.echo(
+        "The configuration can be used. A running router reads the table and its TLS files again on SIGHUP."
+    )
     if not config_only:
         maintenance.check_store(config, path.parent)
 
@@ -288,6 +313,7 @@ async def _fetch(
 ) -> dict[str, Any]:
     import aiohttp
 
+    from attester.authorities import distrust
     from attester.bounded import read_all
 
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -307,6 +333,11 @@ async def _fetch(
                 raise RouterError(f"the router answers {response.status}: {said}")
             return document
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
+        if why := distrust(error):
+            raise RouterError(
+                f"the router at {url} cannot be asked: {why}. If an authority of your own has signed it, "
+                "name its file in the environment: SSL_CERT_FILE"
+            ) from None
         raise RouterError(f"the router at {url} does not answer ({type(error).__name__})") from None
 
 

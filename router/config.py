@@ -98,6 +98,8 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[verifier]``: its base URL, which is also the issuer of its results."""
 
     url: _Url
+    ca_file: _File | None = None
+    """Certificates, PEM: only what they have signed is believed, not the system's authorities."""
     kids: tuple[str, ...] = ()
     """Thumbprints (RFC 7638) of the keys to trust; any key in its JWKS if empty."""
     skew_s: Annotated[int, Meta(ge=0, le=300)] = 30
@@ -110,6 +112,10 @@ class VerifierSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     To the verifier all of them are its one holder.
     """
+
+    def __post_init__(self) -> None:
+        if self.ca_file is not None and not self.url.startswith("https://"):
+            raise ValueError("ca_file needs a url with https")
 
 
 class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,6 +18,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter, Gauge
 
+from attester.authorities import client_context, open_session
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
@@ -83,6 +84,12 @@ class RouterSetup:
     folder: Path = Path()
     """The folder of the files that the configuration names."""
 
+    @property
+    def authorities(self) -> Path | None:
+        """The file of the authorities that may sign the verifier's certificate; `None`: the system's."""
+        name = self.config.verifier.ca_file
+        return None if name is None else self.folder / name
+
     def tokenisers(self) -> dict[str, Tokeniser]:
         """The tokenisers of the table, by workload.  Raises `ConfigError`."""
         return load_tokenisers(self.table, self.folder)
@@ -98,6 +105,7 @@ def load(path: Path, config: RouterConfig) -> RouterSetup:
     folder = path.parent
     setup = RouterSetup(config, load_table(folder / config.workloads), folder)
     setup.tokenisers()
+    client_context(setup.authorities)
     if config.verifier.router_token_file is None:
         raise ConfigError(
             "verifier.router_token_file is missing: the verifier gives results only to routers with a key. "
@@ -141,7 +149,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
     """Everything that runs, until the block ends."""
     config = setup.config
     async with AsyncExitStack() as stack:
-        to_verifier = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        to_verifier = await stack.enter_async_context(open_session(setup.authorities))
         to_nodes = await stack.enter_async_context(
             pinned.open_session(allow_private=config.gateway.allow_private)
         )

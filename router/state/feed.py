@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 import aiohttp
 import structlog
 
+from attester.authorities import distrust, why_unreached
 from router.choose.gates import FEED_SILENT_S
 from router.config import VerifierSection
 from router.model.clock import Clock
@@ -124,7 +125,7 @@ class Feed:
                 self._place = None
                 _log.warning("the verifier's events cannot be followed from here", why=str(error)[:300])
             except (aiohttp.ClientError, TimeoutError, FeedError, ResultError) as error:
-                _log.warning("the verifier's feed broke", why=f"{type(error).__name__}: {error}"[:300])
+                _log.warning("the verifier's feed broke", why=_why(error))
             except Exception:  # noqa: BLE001
                 # The outermost loop: if it ended, the router would hear nothing any more, unnoticed.
                 # Nor must it fail again and again at the same event.
@@ -277,7 +278,7 @@ class Feed:
         try:
             await self._fetch_keys()
         except (aiohttp.ClientError, TimeoutError, FeedError, ResultError) as error:
-            _log.warning("the verifier's keys cannot be read", why=f"{type(error).__name__}: {error}"[:300])
+            _log.warning("the verifier's keys cannot be read", why=_why(error))
         else:
             # What a snapshot would be taken for is done.
             self._snapshot_keys = frozenset(self._reader.keys)
@@ -353,3 +354,12 @@ class Feed:
             self._taken = None
             return False
         return self._taken.covers(node, number)
+
+
+def _why(error: Exception) -> str:
+    why = why_unreached(error)
+    return (
+        why
+        if distrust(error) is None
+        else f"{why}; name an authority of your own as ca_file under [verifier]"
+    )

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from attester.authorities import client_context
 from attester.cose import PrivateKey
 from attester.weights.folder import open_folder
 from attester.weights.select import kernel
@@ -247,6 +248,6 @@ def test_status_shows_hours_nodes_and_clock(tmp_path: Path, model_folder: Path) 
 
 async def test_status_of_a_serving_verifier(verifier) -> None:
     """Its state and its clock, as it says them itself."""
-    found = await _ask(verifier.url)
+    found = await _ask(verifier.url, client_context(None))
     assert found["state"] == "READY"
     assert found["ahead_s"] == verifier.clock.seconds - int(time.time())

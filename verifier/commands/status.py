@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import ssl
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ import click
 import msgspec
 from msgspec import Struct
 
+from attester.authorities import client_context, why_unreached
 from verifier.challenges.demand import demand_of
 from verifier.challenges.stock import read_fleet, read_levels
 from verifier.commands.common import (
@@ -56,7 +59,7 @@ def status(home: Path, as_json: bool) -> None:
             return await _read(tx, home, config, now_ms() + ahead_ms) | {"database_ahead_s": ahead_ms / 1000}
 
     found = with_database(home, work)
-    service = asyncio.run(_ask(config.service.url))
+    service = asyncio.run(_ask(config.service.url, _trust(config, home)))
     clock = {"database_ahead_s": found.pop("database_ahead_s"), "service_ahead_s": service.pop("ahead_s")}
     document = {"service": {"url": config.service.url, **service}, **found, "clock": clock}
     if as_json:
@@ -103,17 +106,28 @@ async def _count_nodes(tx: Tx, at_ms: int) -> dict[str, int]:
     return dict(counts)
 
 
-async def _ask(url: str) -> dict[str, Any]:
+def _trust(config: VerifierConfig, home: Path) -> ssl.SSLContext:
+    """TLS that believes the system's authorities, and the verifier's own certificate."""
+    context = client_context(None)
+    if config.service.speaks_tls:
+        certificate, _, _ = config.service.files(home)
+        # If it cannot be read, the service says so when it starts.
+        with contextlib.suppress(OSError):
+            context.load_verify_locations(certificate)
+    return context
+
+
+async def _ask(url: str, context: ssl.SSLContext) -> dict[str, Any]:
     """Ask the running service whether it serves, and for its time."""
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as http,
-            http.get(f"{url}/.well-known/veraison/verification") as answer,
+            http.get(f"{url}/.well-known/veraison/verification", ssl=context) as answer,
         ):
             found = msgspec.json.decode(await answer.content.read(_MAX_BYTES), type=_Discovery)
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
-        return {"state": "NOT-REACHED", "why": str(error)[:200] or type(error).__name__, "ahead_s": None}
+        return {"state": "NOT-REACHED", "why": why_unreached(error), "ahead_s": None}
     return {"state": found.state, "version": found.version, "ahead_s": found.time - now_ms() // 1000}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from attester.cli import configure_logging
+from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
 from verifier.commands import keys, maintenance, status
 from verifier.commands.common import (
@@ -47,18 +47,36 @@ def verifier() -> None:
 @click.option(
     "--url",
     default=None,
-    help="The base URL by which everyone reaches the verifier.  Default: http://LISTEN.",
+    help="The base URL by which everyone reaches the verifier.  Default: http://LISTEN, or https:// with TLS.",
 )
+@tls_options
 @click.option(
     "--store",
     default="",
     help="postgresql://USER@HOST/DATABASE, for a verifier of several processes.  Default: a file in the home.",
 )
 @errors
-def init(home: Path, listen: str, url: str | None, store: str) -> None:
+def init(
+    home: Path,
+    listen: str,
+    url: str | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    store: str,
+) -> None:
     """Make a home: keys, tokens, configuration and a copy of the default policy."""
-    given = {"service": {"listen": listen, "url": url or f"http://{listen}"}, "store": {"url": store}}
-    config = msgspec.convert(given, VerifierConfig)
+    if url is not None and not url.startswith(("https://", "http://")):
+        raise click.UsageError("--url must begin with https:// or http://")
+    service = {
+        "listen": listen,
+        "url": (url or f"{'http' if tls_certificate is None else 'https'}://{listen}").rstrip("/"),
+        "tls_certificate": absolute(tls_certificate),
+        "tls_key": absolute(tls_key),
+    }
+    try:
+        config = msgspec.convert({"service": service, "store": {"url": store}}, VerifierConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from None
     Home(home).create(config)
     click.echo(f"Made {home}. Next:")
     click.echo(f"  1. approve your engines in {home}/policy/data.json")

@@ -87,7 +87,10 @@ async def find(tx: Tx, name: str) -> Row:
         rows = await tx.all("SELECT * FROM policies WHERE name = ? AND version = ? LIMIT 2", label, version)
     if len(rows) != 1:
         what = "more than one policy is named" if rows else "there is no policy"
-        raise RequestError(f"{what} {name[:100]!r}", code="request.not-found")
+        raise RequestError(
+            f"{what} {name[:100]!r}: write NAME@VERSION, or the first digits of its digest",
+            code="request.not-found",
+        )
     return rows[0]
 
 
