@@ -111,7 +111,10 @@ def listening(caller: CallScheduler, *ids: str) -> dict[str, asyncio.Queue[Any]]
 async def ready(
     verifier, rng: Drawn, *ids: str, due: str
 ) -> tuple[CallScheduler, dict[str, asyncio.Queue[Any]]]:
-    """A caller to whom nobody owes a first walk, and for which *due* alone is due."""
+    """A caller to whom nobody owes a first walk, and for which *due* alone is due; nobody else calls."""
+    for task in asyncio.all_tasks():
+        if task.get_name() in ("calls", "duties", "sweep"):
+            task.cancel()
     caller = CallScheduler(verifier.service, rng=rng)
     queues = listening(caller, *ids)
     await caller.refresh()

@@ -286,7 +286,7 @@ async def played(turns: list[Any]) -> None:
     assert known(broken) == known(unbroken)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.lists(TURN, min_size=8, max_size=50))
 def test_after_any_breaks_the_same_is_known(turns: list[Any]) -> None:
     """Whatever happened while nobody listened, and wherever the connection broke."""
