@@ -406,7 +406,9 @@ async def held(fleet: Fleet) -> str:
     reviewers = [key(name, roles=[Role.REVIEWER]) for name in ("rae", "sam")]
     await fleet.start(sections={"keys": [*reviewers, key("ada")], "review": {"two_person": True}})
     holds = fleet.app[STATE].holds
-    mismatch = UsageMismatch(answers=20, what="answers", claimed=1000, allowed=10, router_is_wrong=False)
+    mismatch = UsageMismatch(
+        answers=20, what="answers", claimed=1000, allowed=10, router_is_wrong=False, is_confirmed=True
+    )
     holds.report_mismatch("a", "acme", mismatch)
     await until(lambda: holds._known)
     (hold,) = await holds.list_open()
