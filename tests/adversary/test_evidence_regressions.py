@@ -179,7 +179,10 @@ async def test_a_read_that_waits_does_not_swallow_the_walk_that_is_due(verifier)
         data = node.evidence(first, iat=verifier.clock.seconds, answers=answers)
         await verifier.submit(first, data, node)
         await caller.call(node.id, walk=False)
-        assert (await anext(stream)).models[0].walk is not None
+        call = await anext(stream)
+        # The walk is told in return for the read.
+        (told,) = await verifier.client(node).answer_call(call, node.answers(call))
+        assert told.walk is not None
         await stream.aclose()
 
 

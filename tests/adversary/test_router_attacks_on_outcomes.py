@@ -104,8 +104,8 @@ def with_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is work, whoever pays for it."""
     end_work = RouterFleet.end_work
 
-    def credited(self: RouterFleet, node: str, workload: Any, execution: Execution) -> None:
-        end_work(self, node, workload, replace(execution, earns_credit=True))
+    def credited(self: RouterFleet, node: str, workload: Any, execution: Execution, *which: Any) -> None:
+        end_work(self, node, workload, replace(execution, earns_credit=True), *which)
 
     monkeypatch.setattr(RouterFleet, "end_work", credited)
 
@@ -429,11 +429,11 @@ def with_refusals_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "of_status", lambda status: of_status(500 if status >= 400 else status))
 
 
-def blaming(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
-    """One outcome more is the node's fault."""
+def blaming(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome) -> None:
+    """More outcomes are the node's fault."""
     blame = Outcome.blame.fget
     monkeypatch.setattr(
-        Outcome, "blame", property(lambda self: Blame.NODE if self is outcome else blame(self))
+        Outcome, "blame", property(lambda self: Blame.NODE if self in outcomes else blame(self))
     )
 
 
@@ -444,7 +444,7 @@ def with_leaving_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_doubts_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits to see whether another node can do it: what is in doubt is the node's."""
-    blaming(monkeypatch, Outcome.UNSUPPORTED)
+    blaming(monkeypatch, Outcome.UNSUPPORTED, Outcome.EMPTY)
 
 
 WITHOUT: list[Row] = [

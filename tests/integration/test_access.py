@@ -315,6 +315,9 @@ async def test_an_operator_sees_its_own_nodes_results_and_incidents(verifier, st
         report = {"node": node.id, "kind": "settlement-mismatch", "detail": "claims 10 times"}
         async with verifier.http.post(f"{verifier.url}/api/v1/incidents", json=report) as response:
             spoilt.append((await response.json())["id"])
+        url = f"{verifier.url}/api/v1/incidents/{spoilt[-1]}/quarantine"
+        async with verifier.http.post(url, json={"reason": "seen"}) as response:
+            assert response.status == 200
     key = await make_key(verifier, Role.OPERATOR)
 
     async def read(path: str) -> Any:

@@ -437,7 +437,7 @@ async def test_not_served_here_moves_on(fleet: Fleet, status: int) -> None:
     node.act = answers(status)
     await fleet.node("b")
     await fleet.start()
-    assert await fleet.attempts() == [("a", "unserved"), ("b", "completed")]
+    assert await fleet.attempts() == [("a", "hindered"), ("b", "completed")]
     assert fleet.failed("a") == 3.0
 
 
@@ -1141,4 +1141,4 @@ async def test_answers_together_are_bounded(fleet: Fleet, monkeypatch: pytest.Mo
     (await fleet.node("a")).act = large
     await fleet.node("b")
     await fleet.start()
-    assert await fleet.attempts() == [("a", "unserved"), ("b", "completed")]
+    assert await fleet.attempts() == [("a", "hindered"), ("b", "completed")]

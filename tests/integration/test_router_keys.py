@@ -407,7 +407,7 @@ async def held(fleet: Fleet) -> str:
     await fleet.start(sections={"keys": [*reviewers, key("ada")], "review": {"two_person": True}})
     holds = fleet.app[STATE].holds
     mismatch = UsageMismatch(
-        answers=20, what="answers", claimed=1000, allowed=10, router_is_wrong=False, is_confirmed=True
+        answers=20, what="answers", claimed=1000, allowed=10, is_confirmed=True, router_is_wrong=False
     )
     holds.report_mismatch("a", "acme", mismatch)
     await until(lambda: holds._known)

@@ -16,7 +16,7 @@ from fixtures.simulator import SimulatedNode, tiny_model
 from fixtures.transactions import transaction
 from tests.integration.test_incident_reports import SETTLEMENT, SPIKE, listed, report, shown
 from verifier.commands.verifier import verifier as commands
-from verifier.incidents import BLAST_WINDOW_MS
+from verifier.incidents import BLAST_WINDOW_MS, report_draft
 from verifier.roles import Role
 from verifier.service.sweep import sweep
 from verifier.store import api_keys, incidents
@@ -52,8 +52,11 @@ async def step(verifier, incident: str, name: str, actor: str) -> tuple[int, Any
 async def held(verifier) -> tuple[SimulatedNode, str]:
     """A node in quarantine, and its incident."""
     node = await verifier.enrol(operator="acme")
-    _, answer = await report(verifier, node, **SETTLEMENT)
-    return node, answer["id"]
+    async with transaction(verifier.service.db) as tx:
+        # Not suspected first, as one router's report would be.
+        draft = report_draft("settlement-mismatch", "far too many tokens")
+        incident = await incidents.take_finding(tx, draft, node.id, None, verifier.clock.ms)
+    return node, incident
 
 
 async def history(verifier, incident: str) -> list[tuple[str, str | None, str]]:

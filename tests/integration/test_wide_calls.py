@@ -126,7 +126,9 @@ def told(queues: dict[str, asyncio.Queue[Any]]) -> dict[str, dict[str, Any]]:
     for node_id, queue in queues.items():
         if not queue.empty():
             call = queue.get_nowait()
-            found[node_id] = {model["model"]: model for model in call["challenge"]["models"]}
+            found[node_id] = {
+                model["model"]: model for model in msgspec.to_builtins(call["challenge"]["models"])
+            }
             found[node_id]["session"] = call
     return found
 

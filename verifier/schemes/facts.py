@@ -78,7 +78,7 @@ WalkFact = Literal[
 PoolFact = Literal["no", "kept", "lost"]
 
 
-class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="model"):
+class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="model", omit_defaults=True):
     """`model/NAME`: the weights, by manifest, `read` and `walk`."""
 
     manifest: Annotated[

@@ -37,7 +37,7 @@ from verifier.store.database import Database, Tx
 from verifier.store.marks import HighWater
 from verifier.store.restoring import Fence
 
-_PER_SESSION: Final = 10
+_PER_SESSION: Final = 20
 """Times that a session may be named, for each request that its node may sign."""
 BYTES_PER_REQUEST: Final = 32 * 1024
 """What so many bytes of evidence or answers cost, one request costs."""

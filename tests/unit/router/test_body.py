@@ -152,7 +152,7 @@ def test_an_integer_may_be_written_with_a_fraction(number: str, name: str) -> No
 
 def test_the_router_counts_by_the_same_number() -> None:
     """Not by none."""
-    assert read("16.0").max_tokens == 16
+    assert read("16.0").max_shown_tokens == 16
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_no_number_of_no_json_passes(number: str) -> None:
 
 def test_no_number_is_no_limit() -> None:
     """Null says nothing, and stays."""
-    assert read("null").max_tokens is None
+    assert read("null").max_shown_tokens is None

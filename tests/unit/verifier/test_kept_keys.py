@@ -19,18 +19,18 @@ ALGORITHMS = pytest.mark.parametrize("alg", [ES256, ED25519], ids=["ES256", "Ed2
 def test_the_same_bytes_give_the_same_key(alg: int) -> None:
     """Also if they are another object, as the database gives them."""
     data = KEYS[alg].encode()
-    assert nodes._read_key(bytes(bytearray(data))) is nodes._read_key(bytes(bytearray(data)))
-    assert nodes._read_key(data) == KEYS[alg]
+    assert nodes.read_key(bytes(bytearray(data))) is nodes.read_key(bytes(bytearray(data)))
+    assert nodes.read_key(data) == KEYS[alg]
 
 
 @given(st.sampled_from([ES256, ED25519]), st.integers(0, 76), st.integers(1, 255))
 def test_other_bytes_never_give_a_kept_key(alg: int, place: int, change: int) -> None:
     """One byte changed: refused, or the key of the changed bytes."""
     data = bytearray(KEYS[alg].encode())
-    nodes._read_key(bytes(data))
+    nodes.read_key(bytes(data))
     data[place % len(data)] ^= change
     try:
-        other = nodes._read_key(bytes(data))
+        other = nodes.read_key(bytes(data))
     except (CBORError, COSEError):
         return
     assert other.encode() == bytes(data)
@@ -39,14 +39,14 @@ def test_other_bytes_never_give_a_kept_key(alg: int, place: int, change: int) ->
 
 def test_bytes_that_are_no_key_are_refused_each_time_and_never_kept() -> None:
     """A failure takes no room."""
-    nodes._read_key.cache_clear()
+    nodes.read_key.cache_clear()
     off_the_curve = cbor.encode(PublicKey(ES256, bytes(64)).to_map())
     for _ in range(2):
         with pytest.raises(COSEError, match="not a point of its curve"):
-            nodes._read_key(off_the_curve)
-    assert nodes._read_key.cache_info().currsize == 0
+            nodes.read_key(off_the_curve)
+    assert nodes.read_key.cache_info().currsize == 0
 
 
 def test_the_number_of_kept_keys_is_bounded() -> None:
     """A fleet of any size takes bounded memory."""
-    assert nodes._read_key.cache_info().maxsize == nodes._KEPT_KEYS
+    assert nodes.read_key.cache_info().maxsize == nodes._KEPT_KEYS
