@@ -77,8 +77,12 @@ async def test_without_the_file_an_attester_says_what_to_set(verifier: Served, t
         await discover(home)
 
 
-async def test_another_authority_is_not_believed(verifier: Served, tmp_path: Path) -> None:
-    """The file stands in the place of all others."""
+async def test_another_authority_is_not_believed(
+    verifier: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file stands in the place of all others, also of those that the system knows."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "pki/authority.pem"))
+    assert (await discover(attester(tmp_path / "known", {"url": url_of(verifier)})))["issuer"]
     other = Authority(tmp_path / "other", "other")
     home = attester(tmp_path, {"url": url_of(verifier), "ca_file": str(other.path)})
     with pytest.raises(VerifierError, match="its certificate is not believed"):
