@@ -64,7 +64,7 @@ class PolicyError(VerifierError):
 
 
 class NoOutcomeError(PolicyError):
-    """A worker gave no outcome in time, or ended: the policy may be the cause, or a machine that was busy."""
+    """A worker that was kept from computing gave no outcome in time, or a worker ended: ask again."""
 
 
 class BundleError(PolicyError):

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
@@ -24,6 +25,9 @@ from verifier.policy.worker import MAX_FRAME, OUTCOME
 MEMORY_BYTES: Final = 1 << 29
 _READ_BYTES: Final = 1 << 18
 _FRAME_HEADER_BYTES: Final = 4
+_LOOK_S: Final = 0.1
+_USER_TIME: Final = 11
+"""In ``/proc/PID/stat``, after the name: the time in user mode, and then that in the kernel (proc_pid_stat(5))."""
 _ENVIRONMENT: Final = (
     "PATH",
     "PYTHONPATH",
@@ -136,8 +140,8 @@ class Worker:
         Evaluate a batch, and set each outcome as it comes.
 
         Raises:
-            PolicyError: one evaluation took longer than *timeout_s*, or crashed the worker; the
-                outcomes before it are set.
+            PolicyError: one evaluation took longer than *timeout_s*; the outcomes before it are set.
+            NoOutcomeError: the same, and the worker was kept from computing, or has ended.
         """
         count = _frame(len(batch).to_bytes(4, "little"))
         data = b"".join([count, *(_frame(evaluation.policy_input) for evaluation in batch)])
@@ -148,8 +152,13 @@ class Worker:
             left, buffer = len(batch), bytearray()
             while left:
                 # The limit is for one evaluation: the worker holds no answer back for long.
-                async with _time_limit(timeout_s):
-                    data = await self._stdout.read(_READ_BYTES)
+                try:
+                    async with _time_limit(timeout_s):
+                        data = await self._stdout.read(_READ_BYTES)
+                except NoOutcomeError as error:
+                    if await self._computes():
+                        raise PolicyError(str(error)) from None
+                    raise
                 if not data:
                     raise NoOutcomeError("the policy crashed its worker")
                 buffer += data
@@ -160,6 +169,13 @@ class Worker:
             sending.cancel()
             with suppress(asyncio.CancelledError, ConnectionError):
                 await sending
+
+    async def _computes(self) -> bool:
+        """Whether the process uses the processor: one that was stopped, or that a busy machine starves, does not."""
+        before = _processor_s(self._process.pid)
+        await asyncio.sleep(_LOOK_S)
+        after = _processor_s(self._process.pid)
+        return before is None or after is None or after - before > _LOOK_S / 4
 
     async def _send(self, data: bytes) -> None:
         self._stdin.write(data)
@@ -181,6 +197,15 @@ class Worker:
             with suppress(ProcessLookupError):
                 self._process.kill()
         await self._process.wait()
+
+
+def _processor_s(pid: int) -> float | None:
+    """The processor time of a process in seconds; `None` where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[_USER_TIME]) + int(fields[_USER_TIME + 1])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _frame(content: bytes) -> bytes:

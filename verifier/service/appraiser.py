@@ -94,8 +94,6 @@ class Appraiser:
     def __init__(self, service: Service, shadow: ShadowAppraiser) -> None:
         self._service = service
         self._shadow = shadow
-        self._mute = ""
-        """The digest of the policy that gave no outcome when it was asked last."""
         self._changes = _Changes()
 
     async def submit(
@@ -282,17 +280,12 @@ class Appraiser:
         A result that says nothing would replace the node's good one, and the cause may be our machine: it was
         busy for a second, or somebody stopped a worker.
         """
-        more = 0 if bundle.digest == self._mute else _MORE_ASKS
-        for _ in range(more):
+        for _ in range(_MORE_ASKS):
             try:
                 return await self._service.engine.evaluate(bundle, policy_input)
             except NoOutcomeError as error:
                 _log.warning("the policy is asked again", policy=bundle.id, error=str(error))
-        # A policy that never gives an outcome is not asked three times for each piece of evidence.
-        self._mute = bundle.digest
-        outcome = await self._service.engine.evaluate(bundle, policy_input)
-        self._mute = ""
-        return outcome
+        return await self._service.engine.evaluate(bundle, policy_input)
 
 
 def _submission(
