@@ -260,7 +260,7 @@ async def test_time_that_ran_out_while_the_router_stood_still_is_the_routers(fle
         return web.Response()
 
     node.act = answers_late
-    await fleet.start(attempt_timeout_s=0.5)
+    await fleet.start(attempt_timeout_s=0.5, watches_stalls=True)
     assert (await fleet.attempts())[0] == ("a", "hindered")
     assert untouched(fleet, "a")
 
