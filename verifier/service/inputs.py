@@ -108,7 +108,8 @@ class InputLoader:
         bundle, _ = await asyncio.to_thread(archive.read_archive, row["archive"])
         if bundle.digest != digest:
             raise PolicyError(f"the stored policy {digest} differs from the published one")
-        return self._bundles.put(digest, bundle)
+        # Another request may have read it meanwhile.
+        return self._bundles.get(digest) or self._bundles.put(digest, bundle)
 
     async def load_inputs(self, tx: Tx, node_id: str, models: list[str], now_ms: int) -> AppraisalInputs:
         """What the verifier brings to an appraisal of a node, with the reference values of *models*."""
