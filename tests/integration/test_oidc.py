@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fixtures.credentials import bearer
 from fixtures.fleet import free_port
 from tests.conftest import FakeClock
+from tests.integration.lifecycle import within
 from verifier.access_config import AccessConfig, OidcConfig, is_secure
 from verifier.errors import RequestError
 from verifier.roles import Role
@@ -304,6 +305,8 @@ async def test_one_of_several_audiences_is_ours(direct, issuer: LocalIssuer) -> 
 
 async def test_an_issuer_that_is_away_locks_nobody_out_who_has_a_key(verifier, issuer: LocalIssuer) -> None:
     """Tokens get 503 with Retry-After; keys open."""
+    # Those that are fetched at the start must have come, or they would come later.
+    await within(2, lambda: verifier.service.oidc._keys is not None)
     issuer.status = 500
     verifier.service.oidc._keys = None
     token = signed(claims(verifier, issuer))

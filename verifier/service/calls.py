@@ -208,6 +208,10 @@ class CallScheduler:
             self.plan.set(node_id, now + wait_s)
             return
         must_walk = self.make_ups.begin(node_id)
+        if self.make_ups.watches(node_id):
+            # So that what it shows now lasts for one interval at most, the time to notice its silence included.
+            longest_s = max(calls.max_interval_s - calls.answer_s, calls.min_interval_s)
+            self.plan.set(node_id, now + self._rng.uniform(calls.min_interval_s, longest_s))
         size = self.plan.group_size(node_id, model)
         walk = must_walk or drawn_walk < calls.walk_share
         # The moment of any member may call the whole group.  The share is divided among them: otherwise

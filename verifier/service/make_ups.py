@@ -11,7 +11,8 @@ from verifier.service.call_plan import CallPlan
 SOON_S: Final = 10.0
 """So soon a call is made up for at the latest, if it is the first in a row."""
 _LEAST_S: Final = 1.0
-_WATCHED_CALLS: Final = 10
+_WATCHED_CALLS: Final = 20
+"""As many right ones as make up for one missed call in the share that policies ask for (950 of 1,000)."""
 
 
 class MakeUps:
@@ -22,7 +23,7 @@ class MakeUps:
     doubles.  A make-up call is never missed for want of a channel: then it waits until the node is back, and the
     node's ordinary call comes when it would have come.
 
-    After a missed call, every one of the next ten calls has a walk: a node that can walk only now and then must not
+    After a missed call, every one of the next twenty calls has a walk: a node that can walk only now and then must not
     live on the calls in between.
 
     Args:
@@ -89,6 +90,10 @@ class MakeUps:
             self._absent.add(node_id)
             if not is_void:
                 self._watched[node_id] = _WATCHED_CALLS
+
+    def watches(self, node_id: str) -> bool:
+        """Whether the next call to a node must have a walk because it has missed one."""
+        return node_id in self._watched
 
     def begin(self, node_id: str) -> bool:
         """Note that a node is called now, whatever for; gives whether the call must have a walk."""
