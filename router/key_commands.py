@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,12 +20,10 @@ from router.config import ANYONE, ROLES, ApiKey, RouterConfig
 from router.store import keys
 from router.store.keys import StoredKey
 from verifier.roles import Role
+from verifier.store.api_keys import new_secret
 from verifier.store.database import Tx
 from verifier.store.opening import open_database
 
-PREFIX: Final = "touchstone_"
-"""What every key begins with, so that scanners for leaked secrets find it."""
-_SECRET_BYTES: Final = 32
 _DAY_MS: Final = 86_400_000
 
 T = TypeVar("T")
@@ -132,7 +129,7 @@ def make_key(
         ConfigError: the key cannot be as it is given, the router has no store, or the file cannot be made.
         KeyStepError: its name was given before, or there are too many keys.
     """
-    secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    secret = new_secret()
     try:
         new = msgspec.convert({**given, "sha256": hashlib.sha256(secret.encode()).hexdigest()}, ApiKey)
     except msgspec.ValidationError as error:

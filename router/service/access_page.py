@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 from router.config import ROLES
 from router.service.access import routes
-from verifier.service.access import Anyone, Route
-
-_MARKS = ("<!-- routes: written by the code -->", "<!-- end of routes -->")
+from verifier.service import route_table
 
 
 def table() -> str:
     """Every route with who may call it."""
-    lines = ["| request | | who |", "|---|---|---|"]
-    lines += [f"| `{route.method} {_path(route)}` | {route.summary} | {_who(route)} |" for route in routes()]
-    return "\n".join(lines)
-
-
-def _path(route: Route) -> str:
-    """The path without the forms of its parts, which a table cannot hold."""
-    return re.sub(r"\{(\w+):.+?\}(?=/|$)", r"{\1}", route.path)
-
-
-def _who(route: Route) -> str:
-    if isinstance(route.allowed, Anyone):
-        return f"anyone: {route.allowed.because}"
-    return ", ".join(role for role in ROLES if role in route.allowed)
+    return "\n".join(route_table.table(routes(), ROLES))
 
 
 def filled(text: str) -> str:
     """The page *text* with the table as it must be."""
-    start, end = _MARKS
-    before, after = text.partition(start)[0], text.partition(end)[2]
-    return f"{before}{start}\n{table()}\n{end}{after}"
+    return route_table.filled(text, table())
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ def digest_of(secret: str) -> bytes:
     return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()
 
 
+def new_secret() -> str:
+    """Give the secret of a new key: of a verifier, or of a router."""
+    return PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+
+
 async def create(tx: Tx, new: NewKey, created_by: str, now_ms: int) -> str:
     """
     Make a key.  Only its digest is stored, so it can be shown once.
@@ -81,7 +86,7 @@ async def create(tx: Tx, new: NewKey, created_by: str, now_ms: int) -> str:
     Raises:
         RequestError: A key of this name exists that is not revoked.
     """
-    secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    secret = new_secret()
     try:
         await tx.execute(
             "INSERT INTO api_keys (digest, name, roles, operator, created_ms, created_by, expires_ms)"
