@@ -12,8 +12,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from attester.engines import derived as derivation
+from attester.engines.derived import DERIVED, Scales
 from attester.errors import EngineError
 from attester.weights.layout import TensorInfo
+from attester.weights.tensors import Source
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,6 @@ TIES: Final = (
     ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
 )
 """Tied parameters, which share storage: a module may have both under either name."""
-
-DERIVED: Final = ("position_ids", "token_type_ids", "inv_freq", "cos_sin_cache", "masked_bias")
-"""Last segments of the names of buffers that engines compute and nobody publishes."""
 
 _VOCABULARIES: Final = ("embed", "lm_head", "wte", "decoder")
 """Parts of the names of parameters with one row per token: engines pad only these."""
@@ -90,8 +90,15 @@ class LiveTensor:
 
     def chunks(self) -> Iterator[Any]:
         """As `Source.chunks`: one view, or one copy if columns or parts must be joined."""
-        data = _bytes_of(self.info, self.place, self.states)
+        data = self.read()
         yield data.numpy() if data.device.type == "cpu" else data
+
+    def read(self) -> Any:
+        """The published bytes, one-dimensional int8.  Raises `EngineError` if they are not what was published."""
+        data = _bytes_of(self.info, self.place, self.states)
+        if data.numel() != self.info.size:
+            raise EngineError(f"{self.info.name}: its size in the module differs from the published size")
+        return data
 
 
 class LiveTensors:
@@ -103,6 +110,8 @@ class LiveTensors:
         states: The module's state dict; if the module is sharded, the state dicts of all ranks in order.
         prefix: The prefix that the module's names have before the published names.
         derived: Last segments of the names of tensors that need not be published.
+        scales: The checkpoint's own scales of attention, from `derived.published_scales`.
+        is_deferred: Whether sizes and copies are compared only when a tensor is walked, because reading is dear.
 
     Raises:
         EngineError: a published tensor is missing or has another type or shape, or the module
@@ -116,24 +125,33 @@ class LiveTensors:
         *,
         prefix: str = "",
         derived: Collection[str] = DERIVED,
+        scales: Scales | None = None,
+        is_deferred: bool = False,
     ) -> None:
         infos = {info.name: info for info in published}
         _check_states(states)
-        first = states[0]
-        self._tensors = []
+        first, used = states[0], set()
+        scales = scales or {}
+        self._tensors: list[Source] = []
         for info in sorted(published, key=lambda info: info.name.encode()):
+            if info.name in scales and derivation.takes_in(info.name, prefix, first):
+                self._tensors.append(scales[info.name])
+                continue
             place = _find(info, infos, first, prefix)
             tensor = LiveTensor(info, place, states)
-            # Checked now, so that the operator learns of a mismatch before a call comes.
             for state in states:
+                derivation.check_freed(info, state[place.name])
                 _check_dtype(info, state[place.name])
-            if _bytes_of(info, place, states).numel() != info.size:
-                raise EngineError(f"{info.name}: its size in the module differs from the published size")
+            # Checked now, so that the operator learns of a mismatch before a call comes.
+            if not is_deferred:
+                tensor.read()
+            used.add(place.name)
             self._tensors.append(tensor)
         for state in states:
-            _check_rest(state, {tensor.place.name for tensor in self._tensors}, derived)
+            factors = _check_rest(state, used, derived)
+            derivation.check_factors(state, factors, published, scales)
 
-    def __iter__(self) -> Iterator[LiveTensor]:
+    def __iter__(self) -> Iterator[Source]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
@@ -189,15 +207,20 @@ def _check_states(states: Sequence[State]) -> None:
                 raise EngineError(f"{name[:120]!r} is not a plain tensor, so its bytes cannot be walked")
 
 
-def _check_rest(state: State, used: set[str], derived: Collection[str]) -> None:
+def _check_rest(state: State, used: set[str], derived: Collection[str]) -> list[str]:
+    """Refuse what is not published; returns the names of tensors that need a certain value."""
     walked = {_identity(state[name]) for name in used}
+    factors = []
     for name, tensor in state.items():
         if name in used or name.rpartition(".")[2] in derived or tensor.numel() == 0:
             continue
-        if _identity(tensor) not in walked:
+        if derivation.is_factor(name):
+            factors.append(name)
+        elif _identity(tensor) not in walked:
             raise EngineError(
                 f"the module has {name[:120]!r}, which the published files do not have. Is an adapter loaded?"
             )
+    return factors
 
 
 def _identity(tensor: Any) -> tuple[int, int, str]:
