@@ -68,6 +68,8 @@ class _Place:
     start: int = 0
     rows: int | None = None
     """Rows of the whole fused tensor as published; `None` if the tensor is not fused."""
+    shared: int = 0
+    """Rows of the whole that ranks may have in copies, if there are more ranks than heads of keys."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def _find(info: TensorInfo, infos: Mapping[str, TensorInfo], state: State, prefi
             rows = [sibling.shape[0] for sibling in siblings if sibling is not None and sibling.shape]
             if len(rows) == len(fusion.parts):
                 before = fusion.parts.index(segment)
-                return _Place(prefix + named(fusion.fused), sum(rows[:before]), sum(rows))
+                # Only the second and the third of three parts are keys and values.
+                shared = sum(rows[1:]) if len(rows) == 3 else 0
+                return _Place(prefix + named(fusion.fused), sum(rows[:before]), sum(rows), shared)
     for one, other in TIES:
         for name, tied in ((one, other), (other, one)):
             if info.name == name and prefix + tied in state:
@@ -263,6 +267,8 @@ def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
 def _are_copies(parts: Sequence[Any]) -> bool:
     import torch
 
+    if len(parts) == 1:
+        return True
     # Compared as bytes, because NaN does not equal itself.
     first = _raw(parts[0])
     return all(torch.equal(_raw(part), first) for part in parts[1:])
@@ -282,10 +288,30 @@ def _unfused(info: TensorInfo, place: _Place, parts: Sequence[Any]) -> Any:
         if not _are_copies(parts):
             raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
         return parts[0][place.start : place.start + info.shape[0]]
-    # Each rank stacks its share of each part.
-    if rows * len(parts) != whole or place.start % len(parts) or info.shape[0] % len(parts):
+    # Each rank stacks its share of each part.  With fewer heads of keys than ranks, some share a copy.
+    count, copies = len(parts), _copies(place, rows, len(parts))
+    is_shared = copies > 1 and place.start >= whole - place.shared
+    own = copies if is_shared else 1
+    if copies == 0 or info.shape[0] * own % count or (whole - place.shared) % count:
         raise EngineError(
-            f"{info.name[:120]}: fused into {rows} rows on each of {len(parts)} ranks, published as {whole} rows"
+            f"{info.name[:120]}: fused into {rows} rows on each of {count} ranks, published as {whole} rows"
         )
-    start, count = place.start // len(parts), info.shape[0] // len(parts)
-    return torch.cat([part[start : start + count] for part in parts])
+    first = whole - place.shared
+    before = place.start if not is_shared else first + (place.start - first) * copies
+    start, taken = before // count, info.shape[0] * own // count
+    shares = [part[start : start + taken] for part in parts]
+    for rank in range(count):
+        if rank % own and not _are_copies([shares[rank - rank % own], shares[rank]]):
+            raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
+    return torch.cat(shares[::own])
+
+
+def _copies(place: _Place, rows: int, ranks: int) -> int:
+    """On how many ranks each head of keys and values is; 0 if no number gives as many *rows* a rank."""
+    whole = place.rows or 0
+    if rows * ranks == whole:
+        return 1
+    if not place.shared:
+        return 0
+    copies, rest = divmod(rows * ranks - (whole - place.shared), place.shared)
+    return copies if rest == 0 and copies > 1 and ranks % copies == 0 else 0
