@@ -7,7 +7,7 @@ from typing import Final
 
 DISTRIBUTION: Final = "touchstone-attestation"
 """The name in ``pyproject.toml``. The project and its command are called touchstone."""
-ENGINE_DISTRIBUTION: Final = "touchstone-engine"
+ENGINE_DISTRIBUTION: Final = "touchstone-attestation-engine"
 """The attester alone, for the environment of an inference engine: ``packaging/engine``."""
 
 

@@ -125,11 +125,11 @@ class VllmEngine:
         models = await self._http.request("GET", "/v1/models", _Models, timeout_s=_REQUEST_TIMEOUT_S)
         # Asked each time: vLLM may have been started again with other arguments.
         await self._find_workers()
-        described = (await self._call("touchstone_describe"))[0]
-        self._check([described])
+        described = await self._call("touchstone_describe")
+        self._check(described)
         lengths = [model.max_model_len for model in models.data if model.max_model_len]
         try:
-            facts = msgspec.convert(described, _Facts)
+            facts = msgspec.convert(described[0], _Facts)
             if facts.protocol != PROTOCOL:
                 raise EngineError(
                     f"the extension in vLLM's environment speaks protocol {facts.protocol}, and this attester "
