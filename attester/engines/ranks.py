@@ -25,6 +25,10 @@ from attester.errors import AttesterError, EngineError
 
 STEP_S: Final = 60.0
 """For how long a rank waits for another one."""
+_JOIN: Final = timedelta(seconds=60)
+"""For how long the ranks wait for each other when they make a group."""
+_NCCL: Final = timedelta(hours=2)
+"""NCCL's own watchdog ends the whole process, so its limit must never be the first to be reached."""
 _MAX_MESSAGE_BYTES: Final = 64 << 20
 _INLINE_BYTES: Final = 8
 """The values of tensors of at most this size come with the listing: scales, of which there are many."""
@@ -77,14 +81,12 @@ class Ranks:
         self.size = distributed.get_world_size()
         self._device = device
         self._shards = shards
-        self._step = timedelta(seconds=step_s)
-        self._control = distributed.new_group(backend="gloo", timeout=self._step)
-        # NCCL's own watchdog ends the whole process, so its limit must never be the first to be reached.
-        self._values = (
-            distributed.new_group(backend="nccl", timeout=100 * self._step)
-            if device.type == "cuda"
-            else self._control
-        )
+        # The others outwait the leader, which may be waiting for one of them, and tells them how that ends.
+        self._step = timedelta(seconds=step_s if self.rank == 0 else 3 * step_s)
+        self._control = distributed.new_group(backend="gloo", timeout=_JOIN)
+        self._values = self._control
+        if device.type == "cuda":
+            self._values = distributed.new_group(backend="nccl", timeout=_NCCL)
         self._fetched: dict[tuple[int, str, tuple[View, ...]], torch.Tensor] = {}
         self._gone: set[int] = set()
 
@@ -146,7 +148,7 @@ class Ranks:
                 continue
             self._send(0, _Reply(size=data.numel()))
             if data.numel():
-                self._wait(distributed.isend(data, 0, group=self._values), 0)
+                self._wait_for_values(distributed.isend(data, 0, group=self._values), 0)
 
     def forget(self) -> None:
         """Drop the values that were fetched for the last published tensor."""
@@ -198,7 +200,7 @@ class Ranks:
         if reply.size != data.numel():
             raise EngineError(f"rank {rank} has other bytes under {name[:120]!r} than it has listed")
         if data.numel():
-            self._wait(distributed.irecv(data, rank, group=self._values), rank)
+            self._wait_for_values(distributed.irecv(data, rank, group=self._values), rank)
         self._fetched[key] = empty
         return empty
 
@@ -211,24 +213,28 @@ class Ranks:
     def _send(self, rank: int, message: msgspec.Struct) -> None:
         data = torch.frombuffer(bytearray(msgspec.msgpack.encode(message)), dtype=torch.uint8)
         with self._named(rank):
-            distributed.send(torch.tensor([data.numel()]), rank, group=self._control)
-            distributed.send(data, rank, group=self._control)
+            for each in (torch.tensor([data.numel()]), data):
+                self._wait(distributed.isend(each, rank, group=self._control))
 
     def _receive(self, rank: int, kind: type[Any]) -> Any:
         length = torch.zeros(1, dtype=torch.int64)
         with self._named(rank):
-            distributed.recv(length, rank, group=self._control)
+            self._wait(distributed.irecv(length, rank, group=self._control))
             if not 0 < int(length) <= _MAX_MESSAGE_BYTES:
                 raise EngineError(f"rank {rank} sends a message of {int(length)} bytes")
             data = torch.empty(int(length), dtype=torch.uint8)
-            distributed.recv(data, rank, group=self._control)
+            self._wait(distributed.irecv(data, rank, group=self._control))
         return msgspec.msgpack.decode(data.numpy().tobytes(), type=kind)
 
-    def _wait(self, work: Any, rank: int) -> None:
+    def _wait(self, work: Any) -> None:
+        work.wait(self._step)
+
+    def _wait_for_values(self, work: Any, rank: int) -> None:
         with self._named(rank):
-            if self._device.type != "cuda":
-                work.wait(self._step)
+            if self._values is self._control:
+                self._wait(work)
                 return
+            # Waiting for NCCL's work only queues a wait on the stream, which nothing would end.
             deadline = time.monotonic() + self._step.total_seconds()
             while not work.is_completed():
                 if time.monotonic() > deadline:
@@ -262,6 +268,12 @@ def _list(state: State) -> tuple[_Listed, ...]:
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_conj():
             raise EngineError(f"{name[:120]!r} is not a plain tensor, so its bytes cannot be walked")
         listed.append(
-            _Listed(name, tuple(tensor.shape), str(tensor.dtype), tensor.data_ptr(), values.get(name))
+            _Listed(
+                name=name,
+                shape=tuple(tensor.shape),
+                dtype=str(tensor.dtype),
+                pointer=tensor.data_ptr(),
+                values=values.get(name),
+            )
         )
     return tuple(listed)

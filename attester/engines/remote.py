@@ -68,7 +68,8 @@ class Remote(torch.Tensor):
             EngineError: the rank does not answer, or another stage of the pipeline has other bytes.
         """
         origin = self.origin
-        empty = torch.empty(self.shadow.shape, dtype=self.dtype, device=self.device)
+        # Contiguous, whatever the strides of the view: so its bytes come.
+        empty = torch.empty(tuple(self.shadow.shape), dtype=self.dtype, device=self.device)
         found = origin.fetch(origin.rank, origin.name, self.views, empty)
         for twin in origin.twins:
             other = twin.part(self.views).values() if isinstance(twin, Remote) else apply(twin, self.views)
@@ -105,9 +106,11 @@ def apply(tensor: torch.Tensor, views: Sequence[View]) -> torch.Tensor:
     for name, numbers in views:
         if name == "slice" and len(numbers) == 4:
             dim, start, end, step = numbers
-            tensor = torch.ops.aten.slice.Tensor(tensor, dim, start, end, step)
+            tensor = tensor[(slice(None),) * (dim % tensor.ndim) + (slice(start, end, step),)]
         elif name == "select" and len(numbers) == 2:
             tensor = tensor.select(numbers[0], numbers[1])
+        elif name == "transpose" and len(numbers) == 2:
+            tensor = tensor.transpose(numbers[0], numbers[1])
         else:
             raise EngineError(f"there is no view {name[:20]!r}")
     return tensor
@@ -117,8 +120,8 @@ def _view(func: Any, args: tuple[Any, ...]) -> tuple[View, ...] | None:
     aten = torch.ops.aten
     if func in {aten.detach.default, aten.alias.default}:
         return ()
-    if func is aten.select.int:
-        return (("select", tuple(args)),)
+    if func is aten.select.int or func is aten.transpose.int:
+        return (("select" if func is aten.select.int else "transpose", tuple(args)),)
     if func is aten.slice.Tensor:
         dim, start, end, step = args + (0, None, None, 1)[len(args) :]
         return (("slice", (dim, 0 if start is None else start, _END if end is None else end, step)),)

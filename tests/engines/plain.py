@@ -15,7 +15,7 @@ from vllm.model_executor.layers import utils
 from attester.engines import vllm_worker
 
 
-def _keep(layer: Any, remove_weight: bool) -> None:
+def _keep(layer: Any, **_: object) -> None:
     layer.cpu_linear = torch.nn.functional.linear
 
 
