@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from attester.engines.live import LiveTensors
+from attester.engines.live import LiveTensors, confirm
+from attester.engines.module_state import state_of
 from attester.engines.walker import Walker
 from attester.errors import AttesterError
 from attester.version import DISTRIBUTION
@@ -48,8 +49,8 @@ class WalkExtension:
         return {"packages": packages, "arguments": arguments, "python": platform.python_version()}
 
     def touchstone_prepare(self, folder: str, ignore: Sequence[str] = ()) -> None:
-        """Map the module to the published layout, and select a kernel for the device."""
-        self._touchstone_tensors(folder, ignore)
+        """Map the module to the published layout, compare samples with the files, and select a kernel."""
+        confirm(self._touchstone_tensors(folder, ignore), TensorFiles(open_folder(Path(folder), ignore)))
         self._touchstone_walker().prepare()
 
     def touchstone_walk(
@@ -91,7 +92,7 @@ class WalkExtension:
         if folder not in known:
             known[folder] = TensorFiles(open_folder(Path(folder), ignore)).infos
         # Mapped for each walk: weights may have been replaced, or an adapter loaded, since the last one.
-        return LiveTensors(known[folder], [self.get_model().state_dict()])  # type: ignore[attr-defined]
+        return LiveTensors(known[folder], [state_of(self.get_model())])  # type: ignore[attr-defined]
 
     def _touchstone_walker(self) -> Walker:
         walker: Walker | None = self.__dict__.get("_touchstone_walker_instance")
