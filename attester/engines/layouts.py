@@ -32,11 +32,17 @@ RENAMES: Final = (
     Rename(r"\.experts\.routed_experts\.", ".experts.", "vLLM 0.32 runs experts in a module of its own"),
     Rename(r"\.experts\.w13_(weight|bias)$", r".experts.w13.\1", "vLLM: gate and up of all experts"),
     Rename(r"\.experts\.w2_(weight|bias)$", r".experts.w2.\1", "vLLM: down of all experts"),
-    Rename(r"\.experts\.gate_up_proj$", ".experts.w13.weight", "transformers 5, gpt-oss: gate and up of all experts"),
+    Rename(
+        r"\.experts\.gate_up_proj$",
+        ".experts.w13.weight",
+        "transformers 5, gpt-oss: gate and up of all experts",
+    ),
     Rename(r"\.experts\.gate_up_proj_bias$", ".experts.w13.bias", "the same"),
     Rename(r"\.experts\.down_proj$", ".experts.w2.weight", "transformers 5, gpt-oss: down of all experts"),
     Rename(r"\.experts\.down_proj_bias$", ".experts.w2.bias", "the same"),
-    Rename(r"\.block_sparse_moe\.", ".mlp.", "transformers 5 has one name for all mixtures: Mixtral, Phi-MoE"),
+    Rename(
+        r"\.block_sparse_moe\.", ".mlp.", "transformers 5 has one name for all mixtures: Mixtral, Phi-MoE"
+    ),
     Rename(r"\.mlp\.router\.", ".mlp.gate.", "transformers 5 calls the gate of Phi-MoE a router"),
     Rename(r"^gpt_neox\.", "model.", "vLLM's GPT-NeoX"),
     Rename(r"^embed_out\.", "lm_head.", "transformers 5 renames the head of GPT-NeoX"),
@@ -44,8 +50,12 @@ RENAMES: Final = (
     Rename(r"(\.layers\.\d+)\.attn\.", r"\1.self_attn.", "vLLM's gpt-oss"),
     Rename(r"\bLayerNorm\.gamma$", "LayerNorm.weight", "checkpoints of BERT from before 2020"),
     Rename(r"\bLayerNorm\.beta$", "LayerNorm.bias", "checkpoints of BERT from before 2020"),
-    Rename(r"^language_model\.lm_head\.", "lm_head.", "models with images: transformers 5 moved the head out"),
-    Rename(r"^language_model\.model\.", "model.language_model.", "models with images: transformers 5, and vLLM"),
+    Rename(
+        r"^language_model\.lm_head\.", "lm_head.", "models with images: transformers 5 moved the head out"
+    ),
+    Rename(
+        r"^language_model\.model\.", "model.language_model.", "models with images: transformers 5, and vLLM"
+    ),
     Rename(r"^(vision_tower|multi_modal_projector)\.", r"model.\1.", "models with images: transformers 5"),
 )
 """Applied to published and to live names, in this order."""
@@ -91,7 +101,10 @@ TIES: Final = (
 
 TURNS: Final = (
     (r"(.*\.experts)\.(?:w13|w2)\.weight", (r"\1.w13.weight", r"\1.w2.weight")),
-    (r"(.*\.h\.\d+)\.(?:attn|mlp)\.c_(?:attn|proj|fc)\.weight", (r"\1.attn.c_attn.weight", r"\1.mlp.c_fc.weight")),
+    (
+        r"(.*\.h\.\d+)\.(?:attn|mlp)\.c_(?:attn|proj|fc)\.weight",
+        (r"\1.attn.c_attn.weight", r"\1.mlp.c_fc.weight"),
+    ),
 )
 """
 Matrices that some libraries turn: rows become columns.
@@ -100,7 +113,9 @@ vLLM does so with experts that were published in one tensor (gpt-oss), and with 
 A square does not show it.  So each row names tensors that are turned if it is, one of which is no square.
 """
 
-_EXPERT: Final = re.compile(r"(?P<base>.*\.experts)\.(?P<expert>\d{1,6})\.(?P<part>\w+)\.(?P<kind>weight|bias)")
+_EXPERT: Final = re.compile(
+    r"(?P<base>.*\.experts)\.(?P<expert>\d{1,6})\.(?P<part>\w+)\.(?P<kind>weight|bias)"
+)
 _STACK: Final = re.compile(r".*\.experts\.(?:w13|w2)\.(?:weight|bias)")
 _TURNS: Final = tuple((re.compile(pattern), siblings) for pattern, siblings in TURNS)
 
@@ -152,7 +167,9 @@ class Layout:
         for info in published:
             other = self._infos.setdefault(spelled(info.name), info)
             if other is not info:
-                raise EngineError(f"{other.name[:120]!r} and {info.name[:120]!r} may be one tensor of the module")
+                raise EngineError(
+                    f"{other.name[:120]!r} and {info.name[:120]!r} may be one tensor of the module"
+                )
         self._live: dict[str, list[str]] = {}
         for name in live:
             if name.startswith(prefix):
@@ -241,7 +258,11 @@ class Layout:
             if len(rows) == 1:
                 return place
             return Place(
-                found, sum(rows[: fusion.parts.index(part)]), sum(rows), expert=place.expert, experts=place.experts
+                found,
+                sum(rows[: fusion.parts.index(part)]),
+                sum(rows),
+                expert=place.expert,
+                experts=place.experts,
             )
         return None
 

@@ -25,10 +25,8 @@ def state_of(module: Any) -> Mapping[str, Any]:
     These are the weights of adapters in attributes that are no parameters, without which an adapter that is
     loaded into vLLM would not be seen, and the places of experts that are spread over ranks.
     """
-    state = dict(module.state_dict())
-    for name, buffer in module.named_buffers():
-        if name.rpartition(".")[2] == EXPERT_MAP:
-            state[name] = buffer
+    maps = {name: each for name, each in module.named_buffers() if name.rpartition(".")[2] == EXPERT_MAP}
+    state = {**module.state_dict(), **maps}
     for path, layer in module.named_modules():
         for attribute, value in vars(layer).items():
             if ADAPTER.search(attribute):

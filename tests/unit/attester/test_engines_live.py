@@ -389,11 +389,15 @@ def test_a_tensor_that_nobody_published_is_refused(name):
     refused({"w": noise(3)}, {"w": noise(3), name: noise(3)}, why=rf"has '{name}'.*Is an adapter loaded\?")
 
 
-@pytest.mark.parametrize("name", ["w.lora_A", "lora_A.weight", "l.lora_b_stacked.0", "l.w13_lora_a_stacked.1"])
+@pytest.mark.parametrize(
+    "name", ["w.lora_A", "lora_A.weight", "l.lora_b_stacked.0", "l.w13_lora_a_stacked.1"]
+)
 def test_an_adapter_is_refused_unless_it_is_zero(name):
     """It changes answers, whatever library holds it; zeros change nothing."""
     comes_back({"w": noise(3)}, {"w": noise(3), name: torch.zeros(3)})
-    refused({"w": noise(3)}, {"w": noise(3), name: noise(3)}, why=f"an adapter is loaded: '{name}' is not zero")
+    refused(
+        {"w": noise(3)}, {"w": noise(3), name: noise(3)}, why=f"an adapter is loaded: '{name}' is not zero"
+    )
 
 
 def test_a_part_beside_the_fused_matrix_is_refused():
@@ -603,7 +607,11 @@ def test_what_was_published_fused_comes_back_from_shares_of_each_part(ranks):
     qkv = [noise(n, 16, seed=n) for n in (16, 8, 8)]
     gate_up = [noise(24, 16, seed=n) for n in (1, 2)]
     out = noise(16, 16, seed=9)
-    published = {"l.qkv_proj.weight": torch.cat(qkv), "l.gate_up_proj.weight": torch.cat(gate_up), "l.o_proj.weight": out}
+    published = {
+        "l.qkv_proj.weight": torch.cat(qkv),
+        "l.gate_up_proj.weight": torch.cat(gate_up),
+        "l.o_proj.weight": out,
+    }
     shards = [
         fused_by_rows(qkv, ranks), fused_by_rows(gate_up, ranks), by_columns(out, ranks)
     ]  # fmt: skip
@@ -613,5 +621,11 @@ def test_what_was_published_fused_comes_back_from_shares_of_each_part(ranks):
 def test_what_was_published_fused_and_is_cut_otherwise_is_refused():
     """Nothing says how many rows of the matrix are the query's."""
     whole = noise(24, 4)
-    refused({"l.qkv_proj.weight": whole}, *states_of("l.qkv_proj.weight", by_rows(whole, 2)), why="not known how")
-    refused({"l.query_key_value.weight": whole}, *states_of("l.query_key_value.weight", by_rows(whole, 2)), why="not known how")
+    refused(
+        {"l.qkv_proj.weight": whole}, *states_of("l.qkv_proj.weight", by_rows(whole, 2)), why="not known how"
+    )
+    refused(
+        {"l.query_key_value.weight": whole},
+        *states_of("l.query_key_value.weight", by_rows(whole, 2)),
+        why="not known how",
+    )
