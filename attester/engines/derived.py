@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from attester.engines.module_state import EXPERT_MAP
 from attester.errors import EngineError
 from attester.weights.layout import TensorInfo
 from attester.weights.tensors import FileTensor, Tensor
@@ -40,6 +41,9 @@ TABLE: Final = (
     ),
     Derived("cos_sin_cache", "Sines of the same frequencies for every position up to the longest length."),
     Derived("masked_bias", "The number that hides later tokens, a constant of old GPT code."),
+    Derived(
+        EXPERT_MAP, "Where each expert is on this rank; a wrong map finds other experts than were published."
+    ),
     Derived(
         "_k_scale",
         "The scale of keys in a quantised cache. Attention divides and multiplies by it.",

@@ -19,7 +19,7 @@ import msgspec
 import torch
 from torch import distributed
 
-from attester.engines.live import State
+from attester.engines.joined import State
 from attester.engines.remote import Origin, Remote, View, apply
 from attester.errors import AttesterError, EngineError
 
@@ -31,7 +31,9 @@ _NCCL: Final = timedelta(hours=2)
 """NCCL's own watchdog ends the whole process, so its limit must never be the first to be reached."""
 _MAX_MESSAGE_BYTES: Final = 64 << 20
 _INLINE_BYTES: Final = 8
-"""The values of tensors of at most this size come with the listing: scales, of which there are many."""
+"""The values of numbers of at most this size come with the listing: scales, of which there are many."""
+_MAP_BYTES: Final = 64 << 10
+"""So do integers of at most this size: maps of experts, which are asked for each of them."""
 _POLL_S: Final = 0.0005
 _DTYPES: Final = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
@@ -87,7 +89,6 @@ class Ranks:
         self._values = self._control
         if device.type == "cuda":
             self._values = distributed.new_group(backend="nccl", timeout=_NCCL)
-        self._fetched: dict[tuple[int, str, tuple[View, ...]], torch.Tensor] = {}
         self._gone: set[int] = set()
 
     def close(self) -> None:
@@ -113,7 +114,6 @@ class Ranks:
             ended = str(error)[:300]
             raise
         finally:
-            self._fetched.clear()
             for rank in range(1, self.size):
                 # A rank that is gone cannot be told, and waiting for it would hold up the others.
                 if rank not in self._gone:
@@ -150,10 +150,6 @@ class Ranks:
             if data.numel():
                 self._wait_for_values(distributed.isend(data, 0, group=self._values), 0)
 
-    def forget(self) -> None:
-        """Drop the values that were fetched for the last published tensor."""
-        self._fetched.clear()
-
     def _listing(self, rank: int) -> State:
         self._send(rank, _Request())
         reply = self._reply(rank)
@@ -162,10 +158,10 @@ class Ranks:
             shadow = torch.empty(listed.shape, dtype=_DTYPES[listed.dtype], device="meta")
             # A rank's addresses mean nothing here; the rank's number keeps them apart.
             origin = Origin(rank, listed.name, (rank << 64) | listed.pointer, self._fetch)
-            state[listed.name] = Remote(shadow, origin, self._device)
             if listed.values is not None:
                 found = torch.frombuffer(bytearray(listed.values), dtype=shadow.dtype).reshape(listed.shape)
-                self._fetched[rank, listed.name, ()] = found.to(self._device)
+                origin.known = found.to(self._device)
+            state[listed.name] = Remote(shadow, origin, self._device)
         return state
 
     def _joined(self, stages: Sequence[State]) -> State:
@@ -191,9 +187,6 @@ class Ranks:
         return joined
 
     def _fetch(self, rank: int, name: str, views: Sequence[View], empty: torch.Tensor) -> torch.Tensor:
-        key = (rank, name, tuple(views))
-        if key in self._fetched:
-            return self._fetched[key]
         self._send(rank, _Request(name, tuple(views)))
         data = empty.reshape(-1).view(torch.uint8)
         reply = self._reply(rank)
@@ -201,7 +194,6 @@ class Ranks:
             raise EngineError(f"rank {rank} has other bytes under {name[:120]!r} than it has listed")
         if data.numel():
             self._wait_for_values(distributed.irecv(data, rank, group=self._values), rank)
-        self._fetched[key] = empty
         return empty
 
     def _reply(self, rank: int) -> _Reply:
@@ -255,7 +247,7 @@ class Ranks:
 
 
 def _list(state: State) -> tuple[_Listed, ...]:
-    small = [name for name, tensor in state.items() if 0 < tensor.numel() * tensor.itemsize <= _INLINE_BYTES]
+    small = [name for name, tensor in state.items() if _is_small(tensor)]
     values: dict[str, bytes] = {}
     if small:
         # One copy from the device for all of them.
@@ -277,3 +269,8 @@ def _list(state: State) -> tuple[_Listed, ...]:
             )
         )
     return tuple(listed)
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    size = tensor.numel() * tensor.itemsize
+    return 0 < size <= (_INLINE_BYTES if tensor.is_floating_point() else _MAP_BYTES)

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from attester.engines.derived import Scales, published_scales
-from attester.engines.live import LiveTensors, State
+from attester.engines.joined import State
+from attester.engines.live import LiveTensors, confirm
+from attester.engines.module_state import state_of
 from attester.engines.walker import Walker
 from attester.errors import AttesterError, EngineError
 from attester.evidence import WalkAnswer
@@ -129,12 +131,10 @@ class WalkExtension:
     def touchstone_check(
         self, *, group: str, task: str, folder: str, ignore: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Map the module to the published layout once, with all values; `touchstone_answer` says how it ended."""
+        """Map the module to the published layout and compare samples with the files, before a call comes."""
 
-        def check(tensors: Iterator[Source]) -> dict[str, Any]:
-            for tensor in tensors:
-                for _ in tensor.chunks():
-                    pass
+        def check(tensors: Any) -> dict[str, Any]:
+            confirm(tensors, TensorFiles(open_folder(Path(folder), ignore)))
             return {}
 
         return self._touchstone_collective(group, task, folder, ignore, check)
@@ -189,7 +189,7 @@ class WalkExtension:
                 return use(_Stoppable(live, part.stop))
             with ranks.lead(self._touchstone_state) as states:
                 live = LiveTensors(infos, states, scales=scales, is_deferred=True)
-                return use(_Stoppable(live, part.stop, ranks.forget))
+                return use(_Stoppable(live, part.stop))
 
         return self._touchstone_begin(task, work)
 
@@ -245,8 +245,7 @@ class WalkExtension:
 
     def _touchstone_state(self) -> State:
         # Read for each walk: weights may have been replaced, or an adapter loaded, since the last one.
-        state: State = self.get_model().state_dict()  # type: ignore[attr-defined]
-        return state
+        return state_of(self.get_model())  # type: ignore[attr-defined]
 
     def _touchstone_part(self) -> _Part:
         part: _Part | None = self.__dict__.get("_touchstone_kept")
@@ -262,20 +261,15 @@ class WalkExtension:
 class _Stoppable:
     """The tensors of a walk, until it is told to stop."""
 
-    def __init__(
-        self, tensors: LiveTensors, stop: threading.Event, forget: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, tensors: LiveTensors, stop: threading.Event) -> None:
         self._tensors = tensors
         self._stop = stop
-        self._forget = forget
 
     def __iter__(self) -> Iterator[Source]:
         for tensor in self._tensors:
             if self._stop.is_set():
                 raise EngineError("the walk was ended: the engine goes to sleep, or its weights are replaced")
             yield tensor
-            if self._forget is not None:
-                self._forget()
 
 
 def _guarded(part: _Part, name: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attester.engines import joined
 from attester.engines.derived import published_scales
 from attester.engines.live import LiveTensors
 from attester.errors import EngineError
@@ -30,6 +31,8 @@ def _kernel() -> None:
 
 WORDS = [row_words(bytes(32), row) for row in range(4)]
 PASSES = 2
+BLOCK_BYTES = 8192
+"""Of the copies that are made where parts are joined: so small that each matrix of the model has several."""
 
 
 def save(published: dict[str, Any], folder: Path) -> Path:
@@ -63,33 +66,23 @@ def walking(
             if rank:
                 ranks.follow(lambda: state)
                 return "ended"
+            held, fetch = [], ranks._fetch
+
+            def noted(rank: int, name: str, views: Any, empty: Any) -> Any:
+                held.append(empty.numel() * empty.itemsize)
+                return fetch(rank, name, views, empty)
+
+            ranks._fetch = noted
             files = TensorFiles(open_folder(folder / "model"))
             scales = published_scales(list(files))
             with ranks.lead(lambda: state) as states:
                 live = LiveTensors(files.infos, states, scales=scales, is_deferred=True)
-                held = []
-
-                def progress(_: int) -> None:
-                    held.append(sum(each.numel() * each.itemsize for each in ranks._fetched.values()))
-
-                answers = possession.walk(Forgetting(live, ranks), WORDS, PASSES, kernel("numpy"), progress)
+                answers = possession.walk(live, WORDS, PASSES, kernel("numpy"))
                 return answers, max(held)
         except EngineError as error:
             return f"error: {error}"
 
     return work
-
-
-class Forgetting:
-    """As the worker walks: what was fetched for a tensor goes after it."""
-
-    def __init__(self, live: LiveTensors, ranks: Any) -> None:
-        self.live, self.ranks = live, ranks
-
-    def __iter__(self) -> Any:
-        for tensor in self.live:
-            yield tensor
-            self.ranks.forget()
 
 
 SPLITS = {
@@ -105,17 +98,18 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_a_sharded_engine_answers_as_the_files_do(tmp_path, name):
+def test_a_sharded_engine_answers_as_the_files_do(tmp_path, name, monkeypatch):
     """Rows, columns, fused qkv with heads in copies, a padded vocabulary, stages without some layers."""
     shards, stages, kv_heads, tied = SPLITS[name]
+    monkeypatch.setattr(joined, "_BLOCK_BYTES", BLOCK_BYTES)
     published = model(kv_heads=kv_heads, tied=tied)
     folder = save(published, tmp_path)
     found = run_ranks(walking(published, shards, stages), shards * stages, tmp_path)
     assert found[1:] == ["ended"] * (shards * stages - 1)
     answers, held = found[0]
     assert answers == expected(folder)
-    # At most one tensor's parts are held at a time; the largest is the vocabulary with its padding.
-    assert held <= 2 * 128 * 64 * 2
+    # No more than a block is fetched at a time.
+    assert held <= BLOCK_BYTES
 
 
 def flip(name: str, rank: int) -> Callable[[int, dict[str, Any]], object]:
@@ -263,7 +257,7 @@ def test_a_second_walk_over_the_same_group_is_answered(tmp_path):
                 continue
             with ranks.lead(lambda: state) as states:
                 live = LiveTensors(infos, states, is_deferred=True)
-                answers.append(possession.walk(Forgetting(live, ranks), WORDS, PASSES, kernel("numpy")))
+                answers.append(possession.walk(live, WORDS, PASSES, kernel("numpy")))
         ranks.close()
         return answers
 
