@@ -23,8 +23,8 @@ MAX_HEAD: Final = 32 * 1024
 """Bytes of a request's line and headers."""
 _MAX_LINE: Final = 8190
 _MAX_HEADERS: Final = 64
-_MAX_AHEAD: Final = 128 * 1024
-"""Bytes of further requests that a client may send while one is in progress."""
+_MAX_AHEAD: Final = 8
+"""Further requests that a client may send while one is in progress."""
 _BUFFER: Final = 64 * 1024
 """Bytes of a body that wait to be read; a connection holds about twice as many at most."""
 _LINGER_S: Final = 2.0
@@ -54,7 +54,7 @@ class FrontProtocol(web.RequestHandler):
     """
 
     __slots__ = (
-        "_ahead", "_head_bytes", "_head_timer", "_registry", "_section", "_write_timer", "certificate", "is_idle", "name",
+        "_head_bytes", "_head_timer", "_registry", "_section", "_write_timer", "certificate", "is_idle", "name",
     )  # fmt: skip
 
     def __init__(self, server: web.Server, registry: Registry, config: FrontSection, **options: Any) -> None:
@@ -74,7 +74,6 @@ class FrontProtocol(web.RequestHandler):
         self.is_idle = True
         self._registry = registry
         self._section = config
-        self._ahead = 0
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -123,24 +122,19 @@ class FrontProtocol(web.RequestHandler):
             self._begin_head()
 
     def begin(self) -> None:
-        """A request is in progress: what comes from now on is its body, or of the next request."""
+        """A request is in progress."""
         self.is_idle = False
-        self._ahead = 0
 
     def end(self) -> None:
         """It is not any more."""
         self.is_idle = True
 
     def _receive_more(self, data: bytes) -> None:
-        request = self._current_request
-        last = self._messages[-1][1] if self._messages else None if request is None else request.content
-        if last is not None and last.is_eof():
-            self._ahead += len(data)
-            if self._ahead > _MAX_AHEAD:
-                self._registry.refused["ahead"] += 1
-                self.abort()
-                return
         super().data_received(data)
+        if len(self._messages) > _MAX_AHEAD:
+            # aiohttp would stop reading, and then not see that the client goes away.
+            self._registry.refused["ahead"] += 1
+            self.abort()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than we write."""
