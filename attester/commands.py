@@ -201,13 +201,25 @@ def run(home_path: Path, log_json: bool) -> None:
 @attester.command()
 @_home
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@click.option(
+    "--print",
+    "proxy",
+    type=click.Choice(["nginx", "caddy", "envoy"]),
+    help="Serve nothing: print the same rules for a proxy of yours.",
+)
 @_errors
-def front(home_path: Path, log_json: bool) -> None:
+def front(home_path: Path, log_json: bool, proxy: str | None) -> None:
     """
     Serve routers over TLS with the attested key, and pass on to the engine what they may ask it.
 
     On SIGHUP it reads its configuration anew.
     """
+    if proxy is not None:
+        from attester.front import printed
+
+        home = Home(home_path)
+        click.echo(printed.write(home, home.config(), proxy, time.time()), nl=False)
+        return
     # Until the front has its own answer to it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(as_json=log_json)

@@ -148,8 +148,7 @@ async def test_the_client_asks_as_the_node() -> None:
 
     app = web.Application()
     app.router.add_get("/api/v1/routers", routers)
-    async with TestServer(app) as server:
-        async with aiohttp.ClientSession() as http:
-            url = str(server.make_url("")).rstrip("/")
-            client = VerifierClient(http, url, node, now=lambda: 1000.0)
-            assert await client.routers() == (KNOWN,)
+    async with TestServer(app) as server, aiohttp.ClientSession() as http:
+        url = str(server.make_url("")).rstrip("/")
+        client = VerifierClient(http, url, node, now=lambda: 1000.0)
+        assert await client.routers() == (KNOWN,)
