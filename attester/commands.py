@@ -19,6 +19,7 @@ from attester.errors import AttesterError, ConfigError, VerifierError
 
 if TYPE_CHECKING:
     from attester.client import VerifierClient
+    from attester.selftest import Check
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ _home = click.option(
     show_envvar=True,
     help="The attester's home folder.",
 )
+_MARKS = {True: ("ok  ", "green"), False: ("FAIL", "red"), None: ("warn", "yellow")}
 _ALGS = {"ES256": cose.ES256, "Ed25519": cose.ED25519}
 
 
@@ -111,12 +113,18 @@ def init(
         raise ConfigError(str(error)) from None
     Home(home_path).create(config, alg=_ALGS[alg])
     click.echo(f"Made {home_path}. Next:")
-    click.echo(
-        f"  1. serve the model with {home_path}/tls.crt and {home_path}/tls.key, and give the engine {home_path}/engine.secret"
-    )
-    click.echo(f"  2. touchstone attester check --home {home_path}")
-    click.echo(f"  3. touchstone attester enrol --home {home_path} --token TOKEN")
-    click.echo(f"  4. touchstone attester run --home {home_path}")
+    secret = f", and give it {home_path}/engine.secret" if adapter == "loopback" else ""
+    for number, step in enumerate(
+        (
+            f"let the engine serve plain HTTP on {config.engine.url}{secret}",
+            f"touchstone attester front --home {home_path}      (keeps running: TLS for routers, and for nobody else)",
+            f"touchstone attester check --home {home_path}",
+            f"touchstone attester enrol --home {home_path} --token TOKEN",
+            f"touchstone attester run --home {home_path}        (keeps running)",
+        ),
+        start=1,
+    ):
+        click.echo(f"  {number}. {step}")
 
 
 @attester.command()
@@ -159,16 +167,15 @@ def check(home_path: Path) -> None:
     home = Home(home_path)
     config = home.config()
 
-    async def work() -> list[tuple[bool, str, str]]:
+    async def work() -> list[Check]:
         async with opened(home, config) as (client, collector, _):
             return await run_checks(home, config, client, collector, time.time)
 
     failed = 0
     for passed, what, detail in asyncio.run(work()):
-        click.echo(
-            f"{click.style('ok  ', fg='green') if passed else click.style('FAIL', fg='red')}  {what}: {detail}"
-        )
-        failed += not passed
+        mark, colour = _MARKS[passed]
+        click.echo(f"{click.style(mark, fg=colour)}  {what}: {detail}")
+        failed += passed is False
     if failed:
         raise click.ClickException(f"{failed} of the checks failed")
 
@@ -189,6 +196,36 @@ def run(home_path: Path, log_json: bool) -> None:
     from attester.running import Runner
 
     asyncio.run(Runner(Home(home_path)).run())
+
+
+@attester.command()
+@_home
+@click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@click.option(
+    "--print",
+    "proxy",
+    type=click.Choice(["nginx", "caddy", "envoy"]),
+    help="Serve nothing: print the same rules for a proxy of yours.",
+)
+@_errors
+def front(home_path: Path, log_json: bool, proxy: str | None) -> None:
+    """
+    Serve routers over TLS with the attested key, and pass on to the engine what they may ask it.
+
+    On SIGHUP it reads its configuration anew.
+    """
+    if proxy is not None:
+        from attester.front import printed
+
+        home = Home(home_path)
+        click.echo(printed.write(home, home.config(), proxy, time.time()), nl=False)
+        return
+    # Until the front has its own answer to it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    configure_logging(as_json=log_json)
+    from attester.front import process
+
+    asyncio.run(process.run(Home(home_path)))
 
 
 @attester.command()
