@@ -189,6 +189,8 @@ def check_address(host: str, *, allow_private: bool) -> None:
     """
     Refuse a literal address that nodes must not have.  Names pass: the resolver checks them.
 
+    The message does not say which: decisions show it to those who may not know where nodes are.
+
     Raises:
         AddressError: it is private, loopback, link-local, multicast or reserved, or such an
             address is embedded in it by a transition mechanism.
@@ -199,7 +201,7 @@ def check_address(host: str, *, allow_private: bool) -> None:
         return
     if not allow_private and not all(_is_public(each) for each in _with_embedded(address)):
         raise AddressError(
-            f"{host} is not a public address, and this router connects to no others "
+            "it is not a public address, and this router connects to no others "
             "unless router.toml has [gateway] allow_private = true"
         )
 
@@ -274,7 +276,7 @@ async def judge_name(http: aiohttp.ClientSession, url: str) -> GateVerdict | Non
     try:
         await connector.names.resolve(place.raw_host or "", place.port or 443, socket.AF_UNSPEC)
     except AddressError as error:
-        return GateVerdict("address", "address.not-allowed", f"{place.raw_host}: {error}")
+        return GateVerdict("address", "address.not-allowed", f"its name leads to an address: {error}")
     return None
 
 
