@@ -43,6 +43,8 @@ from attester.weights.hashing import check_algorithms
 
 ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 """The engine adapters; `attester.engines.open_engine` opens each."""
+BY_FILE = frozenset({"llama.cpp", "files"})
+"""Those that walk the files, because their engines give no access to what they have loaded."""
 
 _log = structlog.get_logger("attester")
 
@@ -66,12 +68,23 @@ class EngineSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     adapter: str = "loopback"
     url: _Url = "http://127.0.0.1:8000"
+    name: Name | None = None
+    """With ``version``: what the engine is, for the adapter ``files`` and an engine that does not say it itself."""
+    version: Name | None = None
     device: Name = "cpu"
     """The device for walks that the attester makes itself: ``cpu``, or torch's name of a GPU."""
     walk_s: Annotated[float, Meta(gt=0)] = 60.0
     """Seconds that one walk of the attester itself may take."""
     hour_s: Annotated[float, Meta(gt=0)] = 600.0
     """Seconds that all walks of the attester itself may take within an hour."""
+
+    def __post_init__(self) -> None:
+        if (self.name is None) != (self.version is None):
+            raise ValueError("name and version of an engine are given together")
+        if self.name is not None and self.adapter != "files":
+            raise ValueError(
+                f"name and version are for the adapter files; {self.adapter} asks the engine itself"
+            )
 
 
 class ManifestSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,7 +136,8 @@ class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     hardware_class: Name = "cpu"
     memory_bytes: Count | None = None
-    quantisation: Name = "none"
+    quantisation: Name | None = None
+    """How the weights are quantised; read from their files if left out, and ``none`` if those do not say it."""
     region: Name | None = None
 
 

@@ -81,7 +81,7 @@ def whole(tensors=ONE, keys=(), payload: bytes = b"abcd", to: int = 32, **more: 
 
 
 def parse(data: bytes, size: int | None = None) -> tuple[TensorInfo, ...]:
-    return parse_header("f", data, len(data) if size is None else size)
+    return parse_header("f", data, len(data) if size is None else size).tensors
 
 
 def put(root, data: bytes, name: str = "m.gguf"):
