@@ -86,6 +86,8 @@ def init(
     is_open: bool,
 ) -> None:
     """Write a configuration, a table with a workload for each model, to be edited, and make a first key."""
+    from router.state.identity import Identity, identity_path, now
+
     given = {
         "verifier": {
             "url": verifier.rstrip("/"),
@@ -115,7 +117,9 @@ def init(
             raise ConfigError(f"{file_path} exists already") from None
         except OSError as error:
             raise ConfigError(f"{file_path}: {error.strerror}") from None
-    click.echo(f"Made {path} and {table_path}.")
+    identity = identity_path(path, config.gateway.identity_file)
+    Identity.load_or_make(identity, now())
+    click.echo(f"Made {path}, {table_path} and {identity}.")
     if is_open:
         click.echo("The gateway is open: anyone who reaches it may send work.")
     else:
@@ -180,7 +184,7 @@ def serve(path: Path, log_json: bool) -> None:
 
     configure_logging(as_json=log_json)
     config = read_toml(path, RouterConfig, "touchstone router init")
-    app = make_app(load(path, config))
+    app = make_app(load(path, config, makes_identity=True))
     app.on_startup.append(tune_garbage_collector)
     scheme = "https" if config.service.speaks_tls else "http"
     run_app(

@@ -125,6 +125,12 @@ class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether anyone may send work without a key."""
     allow_private: bool = False
     """Whether nodes may have private or loopback addresses."""
+    identity_file: _File | None = None
+    """
+    The router's own key and certificate, by which nodes know it: made if it is missing.
+
+    Without it, a file beside the configuration: ``router-identity.pem`` beside ``router.toml``.
+    """
     timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 60
     """For a request with all its attempts; callers may ask for less."""
     attempt_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 20

@@ -25,6 +25,7 @@ _STATUS: Final[Mapping[Outcome, int]] = {
     Outcome.BUSY: 503,
     Outcome.HINDERED: 503,
     Outcome.NOT_ALLOWED: 503,
+    Outcome.NOT_ADMITTED: 503,
 }
 
 

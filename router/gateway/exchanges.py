@@ -25,7 +25,12 @@ T = TypeVar("T")
 
 
 class Exchanges:
-    """Exchanges with nodes, each over TLS pinned to the node's key, within bounds for all together."""
+    """
+    Exchanges with nodes, each over TLS pinned to the node's key, within bounds for all together.
+
+    Args:
+        judge_refusal: Whose fault it is that a node refuses the router's certificate now.
+    """
 
     def __init__(
         self,
@@ -34,11 +39,13 @@ class Exchanges:
         clock: Clock,
         *,
         lost_s: Callable[[], float] = lambda: 0.0,
+        judge_refusal: Callable[[], Failure] = lambda: Failure.CERTIFICATE_REFUSED,
     ) -> None:
         self.config = config
         self.clock = clock
         self.lost_s = lost_s
         """How long this process has stood still until now, in seconds."""
+        self._judge_refusal = judge_refusal
         self.aside = Aside("answers")
         """Where large answers are read."""
         self.is_stopping = False
@@ -48,6 +55,12 @@ class Exchanges:
         self._upstream = Upstream(
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
+
+    def _refused(self) -> AttemptError:
+        """The error of a node that refuses the router's certificate."""
+        failure = self._judge_refusal()
+        # If every node does, the list of routers is the cause.
+        return AttemptError.by(failure, is_doubtful=failure is Failure.CERTIFICATE_REFUSED)
 
     async def read_body(self, response: NodeResponse, limit: int) -> bytes:
         """
@@ -121,6 +134,8 @@ class Exchanges:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
             failure = classify(error)
+            if failure is Failure.CERTIFICATE_REFUSED:
+                raise self._refused() from None
             # A node that takes a request and hangs up without a word may do so because of the request.
             was_sent = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
             is_doubtful = was_sent and not isinstance(error, aiohttp.ClientConnectorError)

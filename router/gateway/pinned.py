@@ -22,6 +22,7 @@ from typing import Any, Final
 import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_reqrep import ClientRequest
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -165,11 +166,23 @@ class GuardedResolver(AbstractResolver):
 
 
 class NodeConnector(aiohttp.TCPConnector):
-    """Connections to nodes, without a limit of their number."""
+    """
+    Connections to nodes, without a limit of their number.
 
-    def __init__(self, names: GuardedResolver) -> None:
+    Args:
+        context: TLS with the router's certificate, for nodes that ask for one; `None`: the router has none.
+    """
+
+    def __init__(self, names: GuardedResolver, context: ssl.SSLContext | None = None) -> None:
         super().__init__(resolver=names, limit=0, limit_per_host=0, ttl_dns_cache=60)
         self.names = names
+        self._context = context
+
+    def _get_ssl_context(self, req: ClientRequest) -> ssl.SSLContext | None:
+        """The context of aiohttp's own for pins has no certificate."""
+        if self._context is not None and isinstance(req.ssl, SpkiPin):
+            return self._context
+        return super()._get_ssl_context(req)
 
 
 def check_address(host: str, *, allow_private: bool) -> None:
@@ -273,9 +286,15 @@ def _is_literal(host: str) -> bool:
     return True
 
 
-def open_session(*, allow_private: bool) -> aiohttp.ClientSession:
-    """A client for nodes: no proxies, no cookies, and no compression, because that could be a bomb."""
-    connector = NodeConnector(GuardedResolver(allow_private=allow_private))
+def open_session(*, allow_private: bool, context: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
+    """
+    A client for nodes: no proxies, no cookies, and no compression, because that could be a bomb.
+
+    Args:
+        allow_private: Whether nodes may have private addresses.
+        context: See `NodeConnector`.
+    """
+    connector = NodeConnector(GuardedResolver(allow_private=allow_private), context)
     jar: Any = aiohttp.DummyCookieJar()
     return aiohttp.ClientSession(
         connector=connector,

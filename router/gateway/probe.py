@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -18,13 +19,30 @@ _MAX_ANSWER: Final = 256 << 10
 
 
 async def ask(
-    http: aiohttp.ClientSession, endpoint: tuple[str, str], *, allow_private: bool
+    http: aiohttp.ClientSession,
+    endpoint: tuple[str, str],
+    *,
+    allow_private: bool,
+    judge_refusal: Callable[[], Failure] = lambda: Failure.CERTIFICATE_REFUSED,
 ) -> Failure | None:
     """
     Why the node does not answer; `None` if it does.
 
     Any answer over a connection that is pinned to its key will do.
+
+    Args:
+        http: A client for nodes.
+        endpoint: The node's URL and pin.
+        allow_private: Whether nodes may have private addresses.
+        judge_refusal: Whose fault it is that a node refuses the router's certificate now.
     """
+    failure = await _ask(http, endpoint, allow_private=allow_private)
+    return judge_refusal() if failure is Failure.CERTIFICATE_REFUSED else failure
+
+
+async def _ask(
+    http: aiohttp.ClientSession, endpoint: tuple[str, str], *, allow_private: bool
+) -> Failure | None:
     url, pin = endpoint
     began = time.monotonic()
     try:

@@ -50,6 +50,7 @@ class Outcome(StrEnum):
     ABANDONED = "abandoned"
     UNREACHABLE = "unreachable"
     NOT_ALLOWED = "not-allowed"
+    NOT_ADMITTED = "not-admitted"
     HINDERED = "hindered"
 
     @property
@@ -101,9 +102,13 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
         Blame.ROUTER,
         "This router's configuration does not let it connect to the node's address.",
     ),
+    Outcome.NOT_ADMITTED: (
+        Blame.NOBODY,
+        "The node serves the routers that it knows, and may not know this one yet.",
+    ),
     Outcome.HINDERED: (
         Blame.ROUTER,
-        "The router itself could not: no sockets, no memory, too late, or it was stopping.",
+        "The router itself could not: no sockets, no memory, not registered, too late, or it was stopping.",
     ),
 }
 """For each outcome, who is to blame, and what it means."""
@@ -162,9 +167,12 @@ class Failure(StrEnum):
     NAME_UNKNOWN = "name-unknown"
     SILENT = "silent"
     ANOTHER_KEY = "another-key"
+    CERTIFICATE_REFUSED = "certificate-refused"
     NO_CONNECTION_IN_TIME = "no-connection-in-time"
     NO_ROUTE = "no-route"
     NO_NAME_SERVER = "no-name-server"
+    CERTIFICATE_NEW = "certificate-new"
+    NOT_REGISTERED = "not-registered"
     ADDRESS_REFUSED = "address-refused"
     NO_SOCKETS = "no-sockets"
     NO_MEMORY = "no-memory"
@@ -204,11 +212,24 @@ FAILURES: Final[Mapping[Failure, tuple[Outcome, str]]] = {
     ),
     Failure.SILENT: (Outcome.STALLED, "The node took the connection and sent nothing in time."),
     Failure.ANOTHER_KEY: (Outcome.IMPOSTOR, "Another key answered at the node's address."),
+    # Nodes read the verifier's list each minute.  Counts once another node has completed the same request.
+    Failure.CERTIFICATE_REFUSED: (
+        Outcome.CRASHED,
+        "The node refused this router's certificate, which the verifier has listed for two minutes.",
+    ),
     # Counts once another node has completed the same request: if the way out is cut, no node completes any.
     Failure.NO_CONNECTION_IN_TIME: (Outcome.CRASHED, "There was no connection in time."),
     # Routers on the way report it too, so a node could choose it.  It gains what it would gain by saying 503.
     Failure.NO_ROUTE: (Outcome.UNREACHABLE, "There is no route to the node's address from here."),
     Failure.NO_NAME_SERVER: (Outcome.UNREACHABLE, "No name server told the node's address."),
+    Failure.CERTIFICATE_NEW: (
+        Outcome.NOT_ADMITTED,
+        "The node refused this router's certificate, and it is new, or whether it is still listed is being asked.",
+    ),
+    Failure.NOT_REGISTERED: (
+        Outcome.HINDERED,
+        "The node serves registered routers alone, and this router is not registered at the verifier.",
+    ),
     Failure.ADDRESS_REFUSED: (
         Outcome.NOT_ALLOWED,
         "[gateway] allow_private keeps this router from the node's address.",
@@ -237,5 +258,8 @@ FAILURES: Final[Mapping[Failure, tuple[Outcome, str]]] = {
 
 _NO_PROBE: Final = frozenset(
     failure for failure, (outcome, _) in FAILURES.items() if outcome.blame is Blame.ROUTER
-) | {Failure.NO_ROUTE, Failure.NO_NAME_SERVER}
-"""After these a probe has shown nothing of its node: it never came as far as the node's address."""
+) | {Failure.NO_ROUTE, Failure.NO_NAME_SERVER, Failure.CERTIFICATE_NEW}
+"""
+After these a probe has shown no silence of its node: it never came as far as the node's address, or the node did not
+know yet who asks.
+"""
