@@ -111,12 +111,18 @@ def init(
         raise ConfigError(str(error)) from None
     Home(home_path).create(config, alg=_ALGS[alg])
     click.echo(f"Made {home_path}. Next:")
-    click.echo(
-        f"  1. serve the model with {home_path}/tls.crt and {home_path}/tls.key, and give the engine {home_path}/engine.secret"
-    )
-    click.echo(f"  2. touchstone attester check --home {home_path}")
-    click.echo(f"  3. touchstone attester enrol --home {home_path} --token TOKEN")
-    click.echo(f"  4. touchstone attester run --home {home_path}")
+    secret = f", and give it {home_path}/engine.secret" if adapter == "loopback" else ""
+    for number, step in enumerate(
+        (
+            f"let the engine serve plain HTTP on {config.engine.url}{secret}",
+            f"touchstone attester front --home {home_path}      (keeps running: TLS for routers, and for nobody else)",
+            f"touchstone attester check --home {home_path}",
+            f"touchstone attester enrol --home {home_path} --token TOKEN",
+            f"touchstone attester run --home {home_path}        (keeps running)",
+        ),
+        start=1,
+    ):
+        click.echo(f"  {number}. {step}")
 
 
 @attester.command()
@@ -189,6 +195,24 @@ def run(home_path: Path, log_json: bool) -> None:
     from attester.running import Runner
 
     asyncio.run(Runner(Home(home_path)).run())
+
+
+@attester.command()
+@_home
+@click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@_errors
+def front(home_path: Path, log_json: bool) -> None:
+    """
+    Serve routers over TLS with the attested key, and pass on to the engine what they may ask it.
+
+    On SIGHUP it reads its configuration anew.
+    """
+    # Until the front has its own answer to it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    configure_logging(as_json=log_json)
+    from attester.front import process
+
+    asyncio.run(process.run(Home(home_path)))
 
 
 @attester.command()

@@ -23,6 +23,7 @@ from attester.collector import Collector
 from attester.config import AttesterConfig, Home
 from attester.engines import open_engine
 from attester.errors import AttesterError
+from attester.front.keeper import RouterKeeper
 from attester.live_keys import LiveKeys
 from attester.weights.cache import DigestCache
 
@@ -37,7 +38,7 @@ async def opened(
     keys = LiveKeys(home)
     async with (
         open_session(home.authorities(config)) as http,
-        aiohttp.ClientSession(trust_env=False) as to_engine,
+        aiohttp.ClientSession(trust_env=False, headers=_credential(home, config)) as to_engine,
     ):
         client = VerifierClient(http, config.verifier.url, keys.node)
         engine = open_engine(config, to_engine, home)
@@ -52,12 +53,29 @@ async def opened(
             cache.close()
 
 
+def _credential(home: Home, config: AttesterConfig) -> dict[str, str]:
+    """The engine's own key, for requests that bring no other."""
+    key = home.engine_key(config)
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
 @contextlib.asynccontextmanager
 async def agent_of(home: Home) -> AsyncIterator[Agent]:
     """An agent by what the home has now.  Raises `AttesterError`."""
     config, enrolment = home.config(), home.enrolment()
     async with opened(home, config) as (client, collector, keys):
         yield Agent(client, collector, keys.node, enrolment, keys=keys)
+
+
+@contextlib.asynccontextmanager
+async def _kept_routers(home: Home, client: VerifierClient) -> AsyncIterator[None]:
+    """While the context lasts, the home has the verifier's list of routers."""
+    keeper = RouterKeeper(client, home, home.config().front.routers_max_age_s)
+    task = asyncio.create_task(keeper.run(), name="routers")
+    try:
+        yield
+    finally:
+        await _end(task)
 
 
 class Runner:
@@ -143,7 +161,7 @@ class _Life:
 
 async def _live(home: Home, opened_agent: asyncio.Future[Agent]) -> None:
     try:
-        async with agent_of(home) as agent:
+        async with agent_of(home) as agent, _kept_routers(home, agent.client):
             await agent.prepare()
             opened_agent.set_result(agent)
             await agent.serve()
