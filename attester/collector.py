@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -15,7 +15,7 @@ from attester.config import AttesterConfig
 from attester.cose import PrivateKey
 from attester.engines.base import Description, Engine
 from attester.errors import AttesterError, ConfigError
-from attester.evidence import Benchmark, ReadAnswer, WalkAnswer
+from attester.evidence import Benchmark, Exposure, ReadAnswer, WalkAnswer
 from attester.kinds import write_submod
 from attester.model_files import ModelFiles
 from attester.weights.cache import DigestCache
@@ -38,13 +38,15 @@ class Collector:
         cache: DigestCache | None = None,
         benchmarks: Callable[[], Mapping[int, Benchmark]] = dict,
         files: ModelFiles | None = None,
+        exposure: Callable[[], Awaitable[Exposure | None]] | None = None,
     ) -> None:
         self._models = config.models
         self._engine = engine
         self._files = files or ModelFiles(config, cache)
         self._sources = sources = Sources(
-            config=config, engine=engine, files=self._files, tls_key=tls_key, kid=kid, benchmarks=benchmarks
-        )
+            config=config, engine=engine, files=self._files, tls_key=tls_key, kid=kid, benchmarks=benchmarks,
+            exposure=exposure,
+        )  # fmt: skip
         self._collectors = [make(sources) for make in COLLECTORS.values()]
 
     async def describe(self) -> Description:

@@ -19,6 +19,7 @@ from attester.errors import AttesterError, ConfigError, VerifierError
 
 if TYPE_CHECKING:
     from attester.client import VerifierClient
+    from attester.selftest import Check
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ _home = click.option(
     show_envvar=True,
     help="The attester's home folder.",
 )
+_MARKS = {True: ("ok  ", "green"), False: ("FAIL", "red"), None: ("warn", "yellow")}
 _ALGS = {"ES256": cose.ES256, "Ed25519": cose.ED25519}
 
 
@@ -165,16 +167,15 @@ def check(home_path: Path) -> None:
     home = Home(home_path)
     config = home.config()
 
-    async def work() -> list[tuple[bool, str, str]]:
+    async def work() -> list[Check]:
         async with opened(home, config) as (client, collector, _):
             return await run_checks(home, config, client, collector, time.time)
 
     failed = 0
     for passed, what, detail in asyncio.run(work()):
-        click.echo(
-            f"{click.style('ok  ', fg='green') if passed else click.style('FAIL', fg='red')}  {what}: {detail}"
-        )
-        failed += not passed
+        mark, colour = _MARKS[passed]
+        click.echo(f"{click.style(mark, fg=colour)}  {what}: {detail}")
+        failed += passed is False
     if failed:
         raise click.ClickException(f"{failed} of the checks failed")
 
@@ -200,13 +201,25 @@ def run(home_path: Path, log_json: bool) -> None:
 @attester.command()
 @_home
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@click.option(
+    "--print",
+    "proxy",
+    type=click.Choice(["nginx", "caddy", "envoy"]),
+    help="Serve nothing: print the same rules for a proxy of yours.",
+)
 @_errors
-def front(home_path: Path, log_json: bool) -> None:
+def front(home_path: Path, log_json: bool, proxy: str | None) -> None:
     """
     Serve routers over TLS with the attested key, and pass on to the engine what they may ask it.
 
     On SIGHUP it reads its configuration anew.
     """
+    if proxy is not None:
+        from attester.front import printed
+
+        home = Home(home_path)
+        click.echo(printed.write(home, home.config(), proxy, time.time()), nl=False)
+        return
     # Until the front has its own answer to it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(as_json=log_json)

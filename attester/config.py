@@ -6,7 +6,7 @@ The attester's home: its configuration, keys and enrolment in one folder.
     tls.key, tls.crt  the engine's TLS key and certificate; the key signs the endpoint claim
     engine.secret     shared with the engine, so that nobody else can ask it to walk
     check.key, .crt   with which the node looks at its own endpoint from outside
-    routers.json      the routers that may use the node, as the verifier listed them; routers.pem for proxies
+    routers.json      the routers that may use the node, as the verifier lists them; routers.pem, routers.caddy for proxies
     node.json         the enrolment
     benchmark-N.json  the last benchmark run of device N
     node.key.new      the next node key, while it is rolled

@@ -27,6 +27,8 @@ class FrontSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         | None
     ) = None
     """``HOST:PORT`` where this machine itself reaches the served endpoint, if it cannot reach ``[serve] url``."""
+    engine_url: Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)] | None = None
+    """Where the engine answers OpenAI's API, if that is not at ``[engine] url``."""
     operations: (
         Annotated[
             tuple[Annotated[str, Meta(max_length=64, pattern=OPERATION)], ...],

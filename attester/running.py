@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from attester.config import AttesterConfig, Home
 from attester.engines import open_engine
 from attester.errors import AttesterError
 from attester.front.keeper import RouterKeeper
+from attester.front.outside import ExposureClaim, Outside
 from attester.live_keys import LiveKeys
 from attester.weights.cache import DigestCache
 
@@ -43,9 +45,11 @@ async def opened(
         client = VerifierClient(http, config.verifier.url, keys.node)
         engine = open_engine(config, to_engine, home)
         cache = DigestCache(home.path / "digests.db")
+        claim = ExposureClaim(Outside(home, config), client, lambda: keys.tls, time.monotonic)
         collector = Collector(
-            config, engine, keys.tls, keys.node.public.kid, cache=cache, benchmarks=home.benchmarks
-        )
+            config, engine, keys.tls, keys.node.public.kid, cache=cache, benchmarks=home.benchmarks,
+            exposure=claim.collect,
+        )  # fmt: skip
         try:
             yield client, collector, keys
         finally:

@@ -49,6 +49,7 @@ _TABLE: Final = (
     Reason("runtime.engine.weak", "The engine's version has a known weakness.", "Update the engine."),
     Reason("runtime.argument.forbidden", "The engine runs with a forbidden setting.", "Restart the engine without that setting."),
     Reason("runtime.package.forbidden", "A package is installed in a forbidden version.", "Install another version of it."),
+    Reason("runtime.exposed", "Control routes of the engine can be reached through the node's endpoint.", "Serve by touchstone attester front, or let the proxy pass only the operations: touchstone attester front --print."),
     Reason("capabilities.missing", "The evidence has no capabilities.", "Make sure that the attester can reach the engine."),
     Reason("capabilities.class.mismatch", "The hardware class is not the one that the node was enrolled with.", "Declare the hardware class of the enrolment, or enrol the node again."),
     Reason("capabilities.class.contradicted", "Even the fastest walk was far slower than a device of the hardware class.", "Enrol the node with the hardware class that it has."),

@@ -11,7 +11,7 @@ import structlog
 from attester import identity
 from attester.collectors.base import EvidenceSession, Sources
 from attester.engines.base import Description
-from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
+from attester.evidence import Capabilities, Claims, Endpoint, Runtime, endpoint_statement
 from attester.kinds import Submod
 from attester.weights.quantisation import conclude
 
@@ -29,11 +29,15 @@ class PlatformCollector:
     async def collect(self, session: EvidenceSession) -> Mapping[str, Submod]:
         """See `KindCollector`.  Raises `EngineError` if the engine does not answer."""
         description = await self._sources.engine.describe()
-        claims = {
+        claims: dict[str, Claims] = {
             "endpoint": self.endpoint(session.nonce),
             "runtime": _runtime(description),
             "capabilities": await self._capabilities(description),
         }
+        look = self._sources.exposure
+        exposure = None if look is None else await look()
+        if exposure is not None:
+            claims["exposure"] = exposure
         return {"platform": claims}
 
     def endpoint(self, nonce: bytes) -> Endpoint:

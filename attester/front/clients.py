@@ -7,8 +7,8 @@ endpoint from outside, as a router would.  It opens nothing that a router's woul
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,8 @@ SELF: Final = "this node"
 LIST: Final = "routers.json"
 ANCHORS: Final = "routers.pem"
 """The certificates of the list and the node's own, for a proxy of the operator's."""
+CADDY_ANCHORS: Final = "routers.caddy"
+"""The same for Caddy, which reads the first certificate of a file only."""
 ASKED: Final = "routers.asked"
 """Touched by the front when somebody came whom it does not know: the list may be newer than its copy."""
 
@@ -157,16 +159,26 @@ class Clients:
         return len(self.names) - 1
 
 
-def anchors_pem(own: Path, routers: Iterable[KnownRouter]) -> bytes:
-    """The trust anchors as one file for a proxy: the node's own certificate, and each router's."""
-    parts = [own.read_bytes()]
-    for each in routers:
-        certificate = x509.load_der_x509_certificate(each.certificate)
-        parts.append(b"# " + each.name.encode("ascii", "replace") + b"\n")
-        parts.append(certificate.public_bytes(serialization.Encoding.PEM))
-    return b"".join(parts)
+def write_anchors(home: Home, routers: Iterable[KnownRouter]) -> bool:
+    """
+    Write the trust anchors for proxies: the node's own certificate, and each router's.  Returns whether they are others.
 
-
-def fingerprint(certificate: bytes) -> str:
-    """The SHA-256 of a certificate (DER), hex, for the log."""
-    return hashlib.sha256(certificate).hexdigest()
+    Raises:
+        KeyFileError, ConfigError: the node's own certificate cannot be read, or the files cannot be written.
+    """
+    own = x509.load_pem_x509_certificate(own_certificate(home)[0].read_bytes())
+    anchors = [own, *(x509.load_der_x509_certificate(each.certificate) for each in routers)]
+    pem = b"".join(each.public_bytes(serialization.Encoding.PEM) for each in anchors)
+    der = [base64.b64encode(each.public_bytes(serialization.Encoding.DER)) for each in anchors]
+    path, for_caddy = home.path / ANCHORS, home.path / CADDY_ANCHORS
+    try:
+        if path.read_bytes() == pem and for_caddy.exists():
+            return False
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    # First the one that nobody watches.
+    replace_file(for_caddy, b"".join(b"trusted_ca_cert " + each + b"\n" for each in der))
+    replace_file(path, pem)
+    return True

@@ -63,6 +63,7 @@ class Forwarder:
         self,
         http: aiohttp.ClientSession,
         url: str,
+        *,
         methods: Mapping[str, str],
         config: FrontSection,
         key: str | None,

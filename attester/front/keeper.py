@@ -18,15 +18,7 @@ from attester import router_list
 from attester.client import VerifierClient
 from attester.config import Home
 from attester.errors import AttesterError, VerifierError
-from attester.front.clients import (
-    ANCHORS,
-    ASKED,
-    LIST,
-    anchors_pem,
-    kept_routers,
-    own_certificate,
-    replace_file,
-)
+from attester.front.clients import ASKED, LIST, kept_routers, replace_file, write_anchors
 from attester.router_list import KnownRouter
 
 EVERY_S: Final = 60.0
@@ -68,7 +60,6 @@ class RouterKeeper:
         self._sleep = sleep
         self._asked = _touched(home.path / ASKED)
         self._fetched_at: float | None = None
-        self._anchors = b""
         self._trouble = ""
 
     async def run(self) -> None:
@@ -117,10 +108,7 @@ class RouterKeeper:
 
     def _write_anchors(self) -> None:
         try:
-            anchors = anchors_pem(own_certificate(self._home)[0], self._kept())
-            if anchors != self._anchors:
-                replace_file(self._home.path / ANCHORS, anchors)
-                self._anchors = anchors
+            write_anchors(self._home, self._kept())
         except AttesterError as error:
             if self._trouble != str(error):
                 _log.error("the trust anchors of proxies cannot be written", why=str(error))

@@ -44,6 +44,11 @@ def place_of(config: AttesterConfig) -> tuple[str, int]:
     return "", urlsplit(config.serve.url).port or 443
 
 
+def engine_url(config: AttesterConfig) -> str:
+    """The engine's base URL."""
+    return config.front.engine_url or config.engine.url
+
+
 class Front:
     """
     The endpoint by what the home has.
@@ -144,7 +149,7 @@ async def serving(
     key = home.engine_key(config)
     allowed = methods(config.engine.adapter, config.front.operations)
     async with open_engine_session() as http:
-        forwarder = Forwarder(http, config.engine.url, allowed, config.front, key)
+        forwarder = Forwarder(http, engine_url(config), methods=allowed, config=config.front, key=key)
         server = FrontServer(forwarder.handle, front.registry, config.front)
         listener = Listener(
             lambda: front.context, server.make, front.registry, handshake_s=config.front.head_s
@@ -186,7 +191,7 @@ async def run(home: Home) -> None:
         again.clear()
         async with serving(home, config) as (front, port):
             _log.info(
-                "serving", url=config.serve.url, port=port, engine=config.engine.url, routers=front.routers
+                "serving", url=config.serve.url, port=port, engine=engine_url(config), routers=front.routers
             )
             if not front.routers:
                 _log.warning(

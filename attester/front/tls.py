@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from attester.errors import ConfigError
 
@@ -65,22 +70,55 @@ def server_context(
     return context
 
 
-def client_context(certificate: Path, key: Path) -> ssl.SSLContext:
+class OtherKeyError(ssl.SSLError):
+    """The server has another key than the pinned one."""
+
+
+class _Pinned(ssl.SSLObject):
+    """A TLS connection whose handshake fails unless the server has the pinned key."""
+
+    pin: str
+
+    def do_handshake(self) -> None:
+        """See `ssl.SSLObject`."""
+        super().do_handshake()
+        if spki_sha256(self.getpeercert(binary_form=True)) != self.pin:
+            raise OtherKeyError(1, "another key answers than the pinned one")
+
+
+def spki_sha256(certificate: bytes | None) -> str | None:
+    """The pin of a certificate's key (DER): the SHA-256 of its SubjectPublicKeyInfo, hex; `None` if it has none."""
+    try:
+        key = x509.load_der_x509_certificate(certificate or b"").public_key()
+        spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
+        return None
+    return hashlib.sha256(spki).hexdigest()
+
+
+def client_context(files: tuple[Path, Path] | None, pin: str | None = None) -> ssl.SSLContext:
     """
-    TLS of a client that presents a certificate, and compares the server's key by itself.
+    TLS of a client, which compares the server's key and asks for no name, date or authority.
+
+    Args:
+        files: The client's certificate and its key, PEM, if it presents one.
+        pin: What `spki_sha256` must be of the server's certificate; without it any server is accepted.
 
     Raises:
         ConfigError: the files cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
-    # Routers pin the key, and ask for no name, date or authority.
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{certificate} and {key} cannot be used for TLS: {error}") from None
+    if pin is not None:
+        context.sslobject_class = type("Pinned", (_Pinned,), {"pin": pin})
+    if files is not None:
+        try:
+            context.load_cert_chain(*files, password=_no_password)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{files[0]} and {files[1]} cannot be used for TLS: {error}") from None
     return context
 
 

@@ -13,6 +13,7 @@ platform := {
 	"endpoint": "proven",
 	"class_matches": true,
 	"class_doubted": false,
+	"exposure": "closed",
 	"runtime": {"engine": "vllm", "version": "0.11.0", "arguments": {}, "packages": {}},
 	"capabilities": {},
 }
@@ -64,6 +65,15 @@ test_another_hardware_class_is_96 if {
 
 test_class_that_walks_contradict_is_96 if {
 	platform_with({"class_doubted": true}).trust_vector.configuration == 96
+}
+
+test_control_routes_that_can_be_reached_are_96 if {
+	platform_with({"exposure": "open"}).trust_vector.configuration == 96
+}
+
+test_an_endpoint_that_nobody_has_looked_at_loses_nothing if {
+	platform_with({"exposure": "unprobed"}).trust_vector.configuration == 2
+	platform_with({"exposure": "unreached"}).trust_vector.configuration == 2
 }
 
 test_weak_version_is_32 if {

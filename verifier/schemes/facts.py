@@ -48,6 +48,13 @@ class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", 
     class_doubted: Annotated[
         bool, Meta(description="Walks were far slower than the hardware class, or faster than it allows.")
     ]
+    exposure: Annotated[
+        Literal["unprobed", "unreached", "closed", "open"],
+        Meta(
+            description="Whether control routes of the engine can be reached through the endpoint, as the node says. "
+            "Unprobed: older attesters do not look. Unreached: it could not look."
+        ),
+    ] = "unprobed"
     runtime: Annotated[
         Runtime | None,
         Meta(description="The running configuration, as the node declares it; null if it does not."),
