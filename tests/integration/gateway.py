@@ -211,9 +211,13 @@ class Fleet:
         """A node with a streaming engine and a live result."""
         certificate = self.certificate(name)
         node = EngineNode(name, certificate, behaviour)
-        node.url = await self._stack.enter_async_context(serving(node.app(), certificate.context))
-        self.verifier.trust(name, endpoint=node.endpoint, **trusted)
+        await self.place(node, certificate, **trusted)
         return node
+
+    async def place(self, node: EngineNode, certificate: Certificate, **trusted: Any) -> None:
+        """Let a node serve, with a live result."""
+        node.url = await self._stack.enter_async_context(serving(node.app(), certificate.context))
+        self.verifier.trust(node.name, endpoint=node.endpoint, **trusted)
 
     async def raw(self, name: str, act: Any, *, tls: bool = True, pin: str | None = None) -> str:
         """A node that speaks bytes; its URL."""

@@ -191,7 +191,9 @@ async def test_an_authority_is_not_registered(verifier) -> None:
     """Not even by its own key and with a right signature: every node would believe whom it signs."""
     native, token = ec.generate_private_key(ec.SECP256R1()), await secret(verifier)
     constraints = type(extensions_of(native)["constraints"])(ca=True, path_length=None)
-    der = certificate(native, extensions={"constraints": constraints}, begins=at(verifier) - timedelta(days=1))
+    der = certificate(
+        native, extensions={"constraints": constraints}, begins=at(verifier) - timedelta(days=1)
+    )
     data = body(PrivateKey(native), der, verifier.url, token)
     await refused(verifier, data, token, "registration.certificate")
 
@@ -351,12 +353,14 @@ async def test_two_replicas_have_one_list(verifier, store_url: str) -> None:
 @given(st.dictionaries(st.sampled_from(["certificate", "signature", "more"]), st.text(max_size=100)))
 def test_any_body_is_read_or_refused(data: dict[str, str]) -> None:
     """With the two members as strict base64, and no other."""
+    codes = set()
     try:
         read = parse_json(msgspec.json.encode(data), _Body)
         assert data.keys() == {"certificate", "signature"}
         assert base64.b64encode(_bytes(read.signature, "signature")).decode() == data["signature"]
     except RequestError as error:
-        assert error.code == "request.malformed"
+        codes.add(error.code)
+    assert codes <= {"request.malformed"}
 
 
 @given(st.binary(max_size=70))

@@ -78,7 +78,9 @@ async def hot_paths(verifier) -> None:
     made = identity(datetime.fromtimestamp(verifier.clock.seconds, UTC))
     for _ in range(2):
         async with verifier.stranger.post(
-            f"{verifier.url}/api/v1/routers", data=made.registration(verifier.url, router), headers=bearer(router)
+            f"{verifier.url}/api/v1/routers",
+            data=made.registration(verifier.url, router),
+            headers=bearer(router),
         ) as response:
             assert response.status == 200
     operator = await verifier.key("acme", Role.OPERATOR, operator="acme")
