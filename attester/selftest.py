@@ -56,8 +56,8 @@ async def run_checks(
         *await _check_outside(home, config, now),
         await _run_check("verifier", _check_verifier(client, config)),
         await _run_check("clock", _check_clock(client, now)),
+        await _run_check("quantisation", collector.check_quantisation()),
     ]
-    found.append(await _run_check("quantisation", collector.check_quantisation()))
     for model, section in config.models.items():
         found.append(await _run_check(f"folder of {model}", _check_folder(section)))
         found.append(

@@ -186,7 +186,7 @@ async def test_a_llama_cpp_node_is_attested_by_its_file(node: LlamaNode) -> None
     assert [reason["code"] for reason in model["ear_verifier_claims"]["reasons"]] == [
         "weights.walk.from-file"
     ]
-    declared = platform["ear_verifier_claims"]["declared"]
+    declared = platform["ear_attester_claims"]
     assert declared["capabilities"]["quantisation"] == "q4_1"
 
 
