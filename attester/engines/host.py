@@ -4,12 +4,12 @@ HTTP resources for a Python engine's own process, so that it walks the tensors i
     from attester.engines.host import HostedEngine, serve_in_thread
 
     def tensors():
-        return LiveTensors(published, [module.state_dict()])
+        return LiveTensors(published, [state_of(module)])
 
     serve_in_thread(HostedEngine(describe, {"org/model": tensors}), secret, port=8000)
 
 Each walk calls `tensors`, which returns what is loaded at that moment: `live.LiveTensors` over
-the module's state dict, or any other `Source`s in walking order.
+what `module_state.state_of` gives, or any other `Source`s in walking order.
 """
 
 from __future__ import annotations

@@ -1,51 +1,25 @@
 """
 The tensors of a live torch module, converted back to their published layout.
 
-Engines fuse, shard and pad the tensors that they load.  The tables below say which names they
-fuse; the shapes say the rest.  Tensors that cannot be restored byte for byte, because loading
-cast or quantised them, are refused: such an engine needs its own reference value.
+Engines rename, fuse, stack, shard and pad the tensors that they load: `layouts` says where each is.
+Tensors that cannot be restored byte for byte, because loading cast or quantised them, are refused:
+such an engine needs its own reference value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from attester.engines.derived import DERIVED, Scales, check_factors, check_freed, is_factor, takes_in
+from attester.engines.joined import State, Whole, raw, whole_of
+from attester.engines.layouts import Layout, Place
+from attester.engines.module_state import ADAPTER
 from attester.errors import EngineError
 from attester.weights.layout import TensorInfo
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """Published parameters that an engine stacks by rows into one parameter."""
-
-    fused: str
-    parts: tuple[str, ...]
-
-
-FUSIONS: Final = (
-    Fusion("qkv_proj", ("q_proj", "k_proj", "v_proj")),
-    Fusion("gate_up_proj", ("gate_proj", "up_proj")),
-    Fusion("qkv_proj", ("query", "key", "value")),
-    Fusion("qkv", ("query", "key", "value")),
-    Fusion("qkv", ("q_proj", "k_proj", "v_proj")),
-    Fusion("c_attn", ("q_attn", "k_attn", "v_attn")),
-)
-"""Segments of names: the rows of ``layers.0.self_attn.q_proj.weight`` are in ``….qkv_proj.weight``."""
-
-TIES: Final = (
-    ("lm_head.weight", "model.embed_tokens.weight"),
-    ("lm_head.weight", "transformer.wte.weight"),
-    ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-)
-"""Tied parameters, which share storage: a module may have both under either name."""
-
-DERIVED: Final = ("position_ids", "token_type_ids", "inv_freq", "cos_sin_cache", "masked_bias")
-"""Last segments of the names of buffers that engines compute and nobody publishes."""
-
-_VOCABULARIES: Final = ("embed", "lm_head", "wte", "decoder")
-"""Parts of the names of parameters with one row per token: engines pad only these."""
+from attester.weights.tensors import FileTensor, Source
 
 _DTYPES: Final[Mapping[str, str]] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -56,18 +30,7 @@ _DTYPES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """The names in safetensors of torch's types."""
 
-State = Mapping[str, Any]
-"""A state dict: names to torch tensors."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the rows of a published tensor are: the live tensor, and the first row in it."""
-
-    name: str
-    start: int = 0
-    rows: int | None = None
-    """Rows of the whole fused tensor as published; `None` if the tensor is not fused."""
+_SAMPLE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -75,7 +38,7 @@ class LiveTensor:
     """A published tensor, read from the live module when it is walked."""
 
     info: TensorInfo
-    place: _Place
+    place: Place
     states: Sequence[State]
 
     @property
@@ -89,9 +52,21 @@ class LiveTensor:
         return self.info.size
 
     def chunks(self) -> Iterator[Any]:
-        """As `Source.chunks`: one view, or one copy if columns or parts must be joined."""
-        data = _bytes_of(self.info, self.place, self.states)
-        yield data.numpy() if data.device.type == "cpu" else data
+        """As `Source.chunks`: one view, or copies of blocks if parts must be joined or turned."""
+        for data in self.whole().blocks():
+            yield data.numpy() if data.device.type == "cpu" else data
+
+    def part(self, first: int, count: int) -> bytes:
+        """*count* bytes from *first* on."""
+        found: bytes = self.whole().part(first, count).cpu().numpy().tobytes()
+        return found
+
+    def whole(self) -> Whole:
+        """The tensor put together.  Raises `EngineError` if it is not as it was published."""
+        whole = whole_of(self.info, self.place, self.states)
+        if math.prod(whole.shape) * whole.parts[0].element_size() != self.info.size:
+            raise EngineError(f"{self.info.name}: its size in the module differs from the published size")
+        return whole
 
 
 class LiveTensors:
@@ -103,6 +78,8 @@ class LiveTensors:
         states: The module's state dict; if the module is sharded, the state dicts of all ranks in order.
         prefix: The prefix that the module's names have before the published names.
         derived: Last segments of the names of tensors that need not be published.
+        scales: The checkpoint's own scales of attention, from `derived.published_scales`.
+        is_deferred: Whether shapes and copies are compared only when a tensor is walked: reading another rank is dear.
 
     Raises:
         EngineError: a published tensor is missing or has another type or shape, or the module
@@ -116,54 +93,35 @@ class LiveTensors:
         *,
         prefix: str = "",
         derived: Collection[str] = DERIVED,
+        scales: Scales | None = None,
+        is_deferred: bool = False,
     ) -> None:
-        infos = {info.name: info for info in published}
         _check_states(states)
-        first = states[0]
-        self._tensors = []
+        layout = Layout(published, {name: tuple(tensor.shape) for name, tensor in states[0].items()}, prefix)
+        scales, used = scales or {}, set()
+        self._tensors: list[Source] = []
         for info in sorted(published, key=lambda info: info.name.encode()):
-            place = _find(info, infos, first, prefix)
+            if info.name in scales and takes_in(info.name, prefix, states[0]):
+                self._tensors.append(scales[info.name])
+                continue
+            place = layout.find(info)
             tensor = LiveTensor(info, place, states)
-            # Checked now, so that the operator learns of a mismatch before a call comes.
             for state in states:
+                check_freed(info, state[place.name])
                 _check_dtype(info, state[place.name])
-            if _bytes_of(info, place, states).numel() != info.size:
-                raise EngineError(f"{info.name}: its size in the module differs from the published size")
+            # Checked now, so that the operator learns of a mismatch before a call comes.
+            if not is_deferred:
+                tensor.whole()
+            used.add(place.name)
             self._tensors.append(tensor)
         for state in states:
-            _check_rest(state, {tensor.place.name for tensor in self._tensors}, derived)
+            check_factors(state, _check_rest(state, used, derived), published, scales)
 
-    def __iter__(self) -> Iterator[LiveTensor]:
+    def __iter__(self) -> Iterator[Source]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def _find(info: TensorInfo, infos: Mapping[str, TensorInfo], state: State, prefix: str) -> _Place:
-    if prefix + info.name in state:
-        return _Place(prefix + info.name)
-    segments = info.name.split(".")
-    for fusion in FUSIONS:
-        for number, segment in enumerate(segments):
-            if segment not in fusion.parts:
-                continue
-
-            def named(part: str, number: int = number) -> str:
-                return ".".join([*segments[:number], part, *segments[number + 1 :]])
-
-            if prefix + named(fusion.fused) not in state:
-                continue
-            siblings = [infos.get(named(part)) for part in fusion.parts]
-            rows = [sibling.shape[0] for sibling in siblings if sibling is not None and sibling.shape]
-            if len(rows) == len(fusion.parts):
-                before = fusion.parts.index(segment)
-                return _Place(prefix + named(fusion.fused), sum(rows[:before]), sum(rows))
-    for one, other in TIES:
-        for name, tied in ((one, other), (other, one)):
-            if info.name == name and prefix + tied in state:
-                return _Place(prefix + tied)
-    raise EngineError(f"the module does not have {info.name[:120]!r}, which the published files have")
 
 
 def _check_dtype(info: TensorInfo, tensor: Any) -> None:
@@ -189,15 +147,24 @@ def _check_states(states: Sequence[State]) -> None:
                 raise EngineError(f"{name[:120]!r} is not a plain tensor, so its bytes cannot be walked")
 
 
-def _check_rest(state: State, used: set[str], derived: Collection[str]) -> None:
+def _check_rest(state: State, used: set[str], derived: Collection[str]) -> list[str]:
+    """Refuse what is not published; returns the names of tensors that need a certain value."""
+    factors = []
     walked = {_identity(state[name]) for name in used}
     for name, tensor in state.items():
         if name in used or name.rpartition(".")[2] in derived or tensor.numel() == 0:
             continue
-        if _identity(tensor) not in walked:
+        if ADAPTER.search(name):
+            if raw(tensor.detach()).count_nonzero():
+                raise EngineError(f"an adapter is loaded: {name[:120]!r} is not zero")
+            continue
+        if is_factor(name):
+            factors.append(name)
+        elif _identity(tensor) not in walked:
             raise EngineError(
                 f"the module has {name[:120]!r}, which the published files do not have. Is an adapter loaded?"
             )
+    return factors
 
 
 def _identity(tensor: Any) -> tuple[int, int, str]:
@@ -205,64 +172,28 @@ def _identity(tensor: Any) -> tuple[int, int, str]:
     return tensor.data_ptr(), tensor.numel(), str(tensor.dtype)
 
 
-def _bytes_of(info: TensorInfo, place: _Place, states: Sequence[State]) -> Any:
-    """The published bytes, one-dimensional int8; a view if the layout allows it."""
-    parts = [state[place.name].detach() for state in states]
-    whole = _unsharded(info, parts) if place.rows is None else _unfused(info, place, parts)
-    return _raw(whole)
+def confirm(live: Iterable[Source], files: Iterable[FileTensor]) -> None:
+    """
+    Compare samples of what is loaded with the files, before a call comes.
 
+    A walk would meet every other byte, and the node would be blamed for it.  Here its operator learns
+    that the engine has laid out weights in a way that no rule knows and no shape shows.
 
-def _unsharded(info: TensorInfo, parts: Sequence[Any]) -> Any:
-    import torch
+    Args:
+        files: The published tensors in walking order.
 
-    shape = tuple(parts[0].shape)
-    if any(tuple(part.shape) != shape for part in parts):
-        raise EngineError(f"{info.name[:120]}: its shapes differ between the ranks")
-    if shape == info.shape and _are_copies(parts):
-        return parts[0]
-    if len(shape) == len(info.shape) > 0 and shape[1:] == info.shape[1:]:
-        whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-        # Engines pad vocabularies with rows of zeros; rows with any other value are not padding.
-        rows = info.shape[0]
-        vocabulary = any(part in info.name for part in _VOCABULARIES)
-        padded = vocabulary and whole.shape[0] > rows and not _raw(whole[rows:]).count_nonzero()
-        if whole.shape[0] == rows or padded:
-            return whole[:rows]
-    if shape == info.shape:
-        raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
-    if len(shape) == len(info.shape) > 1 and shape[0] == info.shape[0]:
-        whole = torch.cat(list(parts), dim=1)
-        if tuple(whole.shape) == info.shape:
-            return whole
-    raise EngineError(f"{info.name[:120]}: loaded as {shape}, published as {info.shape}")
-
-
-def _are_copies(parts: Sequence[Any]) -> bool:
-    import torch
-
-    # Compared as bytes, because NaN does not equal itself.
-    first = _raw(parts[0])
-    return all(torch.equal(_raw(part), first) for part in parts[1:])
-
-
-def _raw(tensor: Any) -> Any:
-    import torch
-
-    return tensor.contiguous().reshape(-1).view(torch.int8)
-
-
-def _unfused(info: TensorInfo, place: _Place, parts: Sequence[Any]) -> Any:
-    import torch
-
-    rows, whole = parts[0].shape[0], place.rows or 0
-    if rows == whole:
-        if not _are_copies(parts):
-            raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
-        return parts[0][place.start : place.start + info.shape[0]]
-    # Each rank stacks its share of each part.
-    if rows * len(parts) != whole or place.start % len(parts) or info.shape[0] % len(parts):
-        raise EngineError(
-            f"{info.name[:120]}: fused into {rows} rows on each of {len(parts)} ranks, published as {whole} rows"
-        )
-    start, count = place.start // len(parts), info.shape[0] // len(parts)
-    return torch.cat([part[start : start + count] for part in parts])
+    Raises:
+        EngineError: a sample differs.
+        WeightsError: a file cannot be read.
+    """
+    for loaded, published in zip(live, files, strict=True):
+        if not isinstance(loaded, LiveTensor):
+            # A scale, whose number has been compared.
+            continue
+        count = min(_SAMPLE_BYTES, published.size)
+        for first in sorted({0, (published.size - count) // 2, published.size - count}):
+            if loaded.part(first, count) != published.part(first, count):
+                raise EngineError(
+                    f"{loaded.name[:120]}: loaded with other bytes than published. Either the engine packs or "
+                    "reorders its weights, or it has loaded another checkpoint"
+                )

@@ -90,6 +90,11 @@ class FileTensor:
         with open_model_file(self.file) as stream:
             yield from stream.slices(self.info.offset, self.info.size)
 
+    def part(self, first: int, count: int) -> bytes:
+        """*count* bytes from *first* on; raises `WeightsError` if the file cannot be read or has changed."""
+        with open_model_file(self.file) as stream:
+            return b"".join(data.tobytes() for data in stream.slices(self.info.offset + first, count))
+
     @property
     def data(self) -> Bytes:
         """All bytes in one array, read now."""

@@ -383,10 +383,21 @@ def test_parts_without_a_sibling_are_refused():
     refused(published, {"l.qkv_proj.weight": noise(12, 3)}, why=r"does not have 'l\.k_proj\.weight'")
 
 
-@pytest.mark.parametrize("name", ["w.lora_A", "lora_A.weight", "position_ids.weight", "w2"])
+@pytest.mark.parametrize("name", ["w.lora", "loras.weight", "position_ids.weight", "w2"])
 def test_a_tensor_that_nobody_published_is_refused(name):
     """Adapters change answers; a derived name counts only at the end."""
     refused({"w": noise(3)}, {"w": noise(3), name: noise(3)}, why=rf"has '{name}'.*Is an adapter loaded\?")
+
+
+@pytest.mark.parametrize(
+    "name", ["w.lora_A", "lora_A.weight", "l.lora_b_stacked.0", "l.w13_lora_a_stacked.1"]
+)
+def test_an_adapter_is_refused_unless_it_is_zero(name):
+    """It changes answers, whatever library holds it; zeros change nothing."""
+    comes_back({"w": noise(3)}, {"w": noise(3), name: torch.zeros(3)})
+    refused(
+        {"w": noise(3)}, {"w": noise(3), name: noise(3)}, why=f"an adapter is loaded: '{name}' is not zero"
+    )
 
 
 def test_a_part_beside_the_fused_matrix_is_refused():
@@ -588,3 +599,33 @@ def test_one_changed_bit_of_any_layout_is_seen(layout, data):
     except EngineError as error:
         refused = str(error)
     assert len(changed) == 1 or "copies" in str(refused) or name.endswith("embed")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_was_published_fused_comes_back_from_shares_of_each_part(ranks):
+    """As Phi-3 is published: query, key and value in one matrix, gate and up in another."""
+    qkv = [noise(n, 16, seed=n) for n in (16, 8, 8)]
+    gate_up = [noise(24, 16, seed=n) for n in (1, 2)]
+    out = noise(16, 16, seed=9)
+    published = {
+        "l.qkv_proj.weight": torch.cat(qkv),
+        "l.gate_up_proj.weight": torch.cat(gate_up),
+        "l.o_proj.weight": out,
+    }
+    shards = [
+        fused_by_rows(qkv, ranks), fused_by_rows(gate_up, ranks), by_columns(out, ranks)
+    ]  # fmt: skip
+    comes_back(published, *(dict(zip(published, each, strict=True)) for each in zip(*shards, strict=True)))
+
+
+def test_what_was_published_fused_and_is_cut_otherwise_is_refused():
+    """Nothing says how many rows of the matrix are the query's."""
+    whole = noise(24, 4)
+    refused(
+        {"l.qkv_proj.weight": whole}, *states_of("l.qkv_proj.weight", by_rows(whole, 2)), why="not known how"
+    )
+    refused(
+        {"l.query_key_value.weight": whole},
+        *states_of("l.query_key_value.weight", by_rows(whole, 2)),
+        why="not known how",
+    )
