@@ -10,15 +10,17 @@ import structlog
 
 from attester.collectors import COLLECTORS
 from attester.collectors.base import Answers, EvidenceSession, Sources
+from attester.collectors.platform import loaded_as
 from attester.config import AttesterConfig
 from attester.cose import PrivateKey
 from attester.engines.base import Description, Engine
-from attester.errors import AttesterError
+from attester.errors import AttesterError, ConfigError
 from attester.evidence import Benchmark, Exposure, ReadAnswer, WalkAnswer
 from attester.kinds import write_submod
 from attester.model_files import ModelFiles
 from attester.weights.cache import DigestCache
 from attester.weights.possession import ModelChallenge
+from attester.weights.quantisation import conclude
 
 _log = structlog.get_logger("attester")
 
@@ -50,6 +52,22 @@ class Collector:
     async def describe(self) -> Description:
         """What the engine says about itself.  Raises `EngineError`."""
         return await self._engine.describe()
+
+    async def check_quantisation(self) -> str:
+        """
+        How the weights are quantised, as the evidence says it.
+
+        Raises:
+            ConfigError: ``attester.toml`` declares something else than the weights are.
+            EngineError: the engine does not answer.
+        """
+        declared = self._sources.config.capabilities.quantisation
+        found = await self._files.quantisations()
+        said, conflict = conclude(declared, found, loaded_as(await self.describe()))
+        if conflict is not None:
+            raise ConfigError(conflict)
+        known = any(each is not None for each in found.values())
+        return said if declared is None and not known else f"{said}, as the files of the weights say"
 
     async def prepare(self) -> None:
         """

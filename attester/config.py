@@ -46,6 +46,8 @@ from attester.weights.hashing import check_algorithms
 
 ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 """The engine adapters; `attester.engines.open_engine` opens each."""
+BY_FILE = frozenset({"llama.cpp", "files"})
+"""Those that walk the files, because their engines give no access to what they have loaded."""
 
 _log = structlog.get_logger("attester")
 
@@ -69,6 +71,9 @@ class EngineSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     adapter: str = "loopback"
     url: _Url = "http://127.0.0.1:8000"
+    name: Name | None = None
+    """With ``version``: what the engine is, for the adapter ``files`` and an engine that does not say it itself."""
+    version: Name | None = None
     api_key_file: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     """The engine's own API key, relative to the home: the front and the attester add it, and nobody else needs it."""
     device: Name = "cpu"
@@ -77,6 +82,14 @@ class EngineSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Seconds that one walk of the attester itself may take."""
     hour_s: Annotated[float, Meta(gt=0)] = 600.0
     """Seconds that all walks of the attester itself may take within an hour."""
+
+    def __post_init__(self) -> None:
+        if (self.name is None) != (self.version is None):
+            raise ValueError("name and version of an engine are given together")
+        if self.name is not None and self.adapter != "files":
+            raise ValueError(
+                f"name and version are for the adapter files; {self.adapter} asks the engine itself"
+            )
 
 
 class ManifestSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,7 +141,8 @@ class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     hardware_class: Name = "cpu"
     memory_bytes: Count | None = None
-    quantisation: Name = "none"
+    quantisation: Name | None = None
+    """How the weights are quantised; read from their files if left out, and ``none`` if those do not say it."""
     region: Name | None = None
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from attester.client import VerifierClient
 from attester.collector import Collector
-from attester.config import AttesterConfig, Home, ModelSection
+from attester.config import BY_FILE, AttesterConfig, Home, ModelSection
 from attester.errors import AttesterError, ConfigError
 from attester.front.check import check_outside
 from attester.front.outside import Outside
@@ -31,6 +31,13 @@ class _Practice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _MAX_CLOCK_OFFSET_S = 10
+LOADED_EARNS = "file-system 2 and executables -2 under the default policy: both are affirming"
+BY_FILE_EARNS = (
+    "file-system 2 (affirming) and executables -33 (warning) under the default policy, because files are walked, "
+    "not what the engine has loaded. Routers send it work only where the workload asks for no more "
+    "than model_claims: [file-system] (touchstone router init --model-claims file-system)"
+)
+"""What a node can earn that walks files."""
 
 
 async def run_checks(
@@ -41,6 +48,7 @@ async def run_checks(
     now: Callable[[], float],
 ) -> list[Check]:
     """Run every check, even after a failure.  A `Check` is (passed, or `None` for a warning; what was checked; detail)."""
+    by_file = config.engine.adapter in BY_FILE
     found = [
         await _run_check("node key", _check_keys(home)),
         await _run_check("enrolment", _check_enrolment(home)),
@@ -48,6 +56,7 @@ async def run_checks(
         *await _check_outside(home, config, now),
         await _run_check("verifier", _check_verifier(client, config)),
         await _run_check("clock", _check_clock(client, now)),
+        await _run_check("quantisation", collector.check_quantisation()),
     ]
     for model, section in config.models.items():
         found.append(await _run_check(f"folder of {model}", _check_folder(section)))
@@ -56,6 +65,8 @@ async def run_checks(
                 f"practice challenge of {model}", _check_practice(home, model, client, collector)
             )
         )
+        earns = BY_FILE_EARNS if by_file else LOADED_EARNS
+        found.append((None if by_file else True, f"what {model} can earn", earns))
     return found
 
 

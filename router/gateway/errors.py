@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from router.state.records import Record
 
 DECISION_HEADER: Final = "X-Touchstone-Decision"
 _RETRY_AFTER_S: Final = 2
+_MAX_SHORTFALLS: Final = 2
+"""Of a message: the commonest."""
 _STATUS: Final[Mapping[Outcome, int]] = {
     Outcome.TIMED_OUT: 504,
     Outcome.STALLED: 504,
@@ -70,8 +73,15 @@ class GatewayError(Exception):
         return json_answer(self.status, {**self.document(), **(extra or {})}, headers)
 
 
-def nobody_may(decision: Decision, note: str = "") -> GatewayError:
-    """The error of a decision without nodes, with how many nodes each code keeps out, and a note of what is wrong here."""
+def nobody_may(decision: Decision, shortfalls: Counter[str], note: str = "") -> GatewayError:
+    """
+    The error of a decision without nodes, with how many nodes each code keeps out.
+
+    Args:
+        decision: The decision.
+        shortfalls: What nodes' results lack, and how many nodes lack it.
+        note: What is wrong here.
+    """
     counts = ", ".join(f"{n} {code}" for code, n in sorted(decision.closed.items()))
     message = f"no node may do this work now: {counts or 'no nodes are known'}"
     code = None
@@ -79,6 +89,8 @@ def nobody_may(decision: Decision, note: str = "") -> GatewayError:
         # Other nodes may be out for their own reasons.  These would do the work if the verifier could call them.
         code = EXHAUSTED
         message += ". The verifier has no challenges left: its operator must mint more"
+    for shortfall, count in shortfalls.most_common(_MAX_SHORTFALLS):
+        message += f". {count} {'node' if count == 1 else 'nodes'}: {shortfall}"
     message += f"; {note}" if note else ""
     return GatewayError(503, "service_unavailable", message, code=code, retry_after=_RETRY_AFTER_S)
 

@@ -213,7 +213,9 @@ class Handler:
         """The attempt whose answer the client gets, or the error that it gets instead."""
         if not run.record.decision.ranked:
             gateway = self._gateway
-            return nobody_may(run.record.decision, gateway.clock.describe_difference(gateway.skew_s))
+            decision, fleet = run.record.decision, gateway.dispatcher.fleet
+            note = gateway.clock.describe_difference(gateway.skew_s)
+            return nobody_may(decision, fleet.shortfalls(decision.workload), note)
         end = await self._gateway.dispatcher.run(run)
         return nobody_completed(end) if isinstance(end, Fail) else end.attempt
 

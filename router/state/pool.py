@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import islice
 from typing import Final
 
 from router.choose.candidates import LANES, Key, Lane, SortedCandidates
-from router.choose.gates import CODES, GateVerdict
+from router.choose.gates import CODES, NOT_AFFIRMING, GateVerdict
 from router.choose.ranking import CandidateFacts
 from router.model.standing import Rating
 from router.model.statistics import NodeStatistics
@@ -13,6 +15,7 @@ from router.model.workload import Workload
 
 _HISTORY: Final = 32
 """Changes that are remembered of a node, so that a past decision can be explained."""
+_MOST_ASKED: Final = 1000
 _MIN_IN_FLIGHT_FOR_SHARES: Final = 10
 """With fewer requests in flight, an operator's share of them means nothing."""
 _UNSEEN: Final = Rating()
@@ -151,6 +154,18 @@ class WorkloadPool:
                 self.closed[code] = count
             else:
                 del self.closed[code]
+
+    def shortfalls(self) -> Counter[str]:
+        """
+        What the nodes' results lack that the workload requires, and how many nodes lack it.
+
+        At most a thousand nodes are looked at.
+        """
+        return Counter(
+            placing.detail
+            for placing in islice(self._placings.values(), _MOST_ASKED)
+            if placing.code == NOT_AFFIRMING
+        )
 
     def excluded(self, version: int | None = None) -> dict[str, GateVerdict]:
         """Every node that is kept out, now or as of *version*, as far as that is remembered."""
