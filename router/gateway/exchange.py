@@ -10,6 +10,7 @@ protocol's last event.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -27,6 +28,7 @@ from router.gateway.sink import ClientGoneError, Sink
 from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
 from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse
+from router.model.allowance import Allowance
 from router.model.answers import Answer, StreamReader
 from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
@@ -38,10 +40,10 @@ _MAX_UNSENT: Final = 1 << 20
 _EXTRA_EVENTS: Final = 16
 _END_BYTES: Final = 1024
 """At most so many bytes end a stream whose usage is not told."""
-_LEAST_S: Final = 5.0
-"""A node is not called slow within less time."""
-_LEAST_PACE: Final = 1.0
-"""Tokens per second: a slower stream stalls, if the caller's time runs out meanwhile."""
+_NULL: Final = b"null"
+_LOOK_EVERY_S: Final = 1.0
+_EARLY_S: Final = 0.002
+"""A limit comes up so much too early at most."""
 
 _log = structlog.get_logger("router")
 
@@ -55,7 +57,10 @@ class Exchange:
         candidate: The node.
         endpoint: Its URL and the pin of its TLS key; `None` if it has none any more.
         request: What it is sent.
+        allowed: What the node is allowed for it.
         left_s: Seconds until the caller's time runs out.
+        first_left_s: Seconds until the router's own patience does, without a text or a whole answer.
+        is_gone: Whether the node has answered no probes for so long that it is taken to be gone.
         sink: The client's side, if the answer is streamed.
         text: Counts the tokens of a stream.
         number: The request's at this node, from `Load.begin_request`.
@@ -68,7 +73,10 @@ class Exchange:
         endpoint: tuple[str, str] | None,
         request: NodeRequest,
         *,
+        allowed: Allowance,
         left_s: float,
+        first_left_s: float,
+        is_gone: Callable[[], bool],
         sink: Sink | None,
         text: TokenCounter,
         number: int | None = None,
@@ -86,18 +94,33 @@ class Exchange:
         self._started = exchanges.clock.monotonic()
         self._began = self._loop.time()
         self._deadline = self._began + left_s
-        self._allowance_s = min(left_s, self._config.attempt_timeout_s)
-        """Seconds for a whole answer, or for the first text of a stream."""
+        self._allowed = allowed
+        self._allowance_s = min(left_s, first_left_s, allowed.first_s)
+        """Seconds for a whole answer, or for the first text of a stream without a sign of life."""
+        self._is_gone = is_gone
+        self._was_gone = False
+        self._watcher: asyncio.TimerHandle | None = None
+        self._life_at = self._began
+        """When the node last showed that it lives."""
         self._reader: StreamReader | None = None
         self._events = 0
         self._first_token_s: float | None = None
         self._claimed: Usage | None = None
         self._was_given = False
         self._unsent = bytearray()
+        self._text_at = self._began
+        """When the last text came, by the loop's clock."""
         self._waited_s = 0.0
         """Seconds that the client took to read."""
         self._lost_before = self._lost_at_text = exchanges.lost_s()
         """How long the router had stood still when this began, and when the last text came."""
+
+    @property
+    def lent_s(self) -> float:
+        """Seconds beyond the time of any request that the node has used, by right."""
+        bound = self._allowed.first_s if self._life_at == self._began else self._allowed.quiet_s
+        used_s = min(self._loop.time() - self._began, bound)
+        return max(0.0, used_s - self._config.attempt_timeout_s)
 
     async def run(self) -> Attempt:
         """Send the request, pass the answer on, and say how it ended."""
@@ -131,7 +154,7 @@ class Exchange:
 
     def _failed(self, error: AttemptError) -> Attempt:
         lost_s = self._exchanges.lost_s()
-        allowed = TimeAllowed(self._config.connect_timeout_s, self._allowance_s, self._config.stall_s)
+        allowed = TimeAllowed(self._config.connect_timeout_s, self._allowance_s, self._allowed.stall_s)
         if is_late_here(
             error,
             allowed,
@@ -168,6 +191,8 @@ class Exchange:
         is_doubtful: bool = False,
         answer: Answer | None = None,
     ) -> Attempt:
+        if self._watcher is not None:
+            self._watcher.cancel()
         stream = None
         if self._sink is not None and answer is None:
             stream = StreamSummary(
@@ -196,20 +221,19 @@ class Exchange:
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
         endpoint, operation = self._required_endpoint(), self._request.operation
-        allowance_s = self._allowance_s
 
         async def read(response: NodeResponse) -> tuple[int, bytes]:
             return response.status, await self._exchanges.read_body(response, operation.max_answer)
 
+        limit = TimeLimit(self._loop, self._began + self._allowance_s)
+        self._watch(limit)
         try:
-            with TimeLimit(self._loop, self._began + allowance_s):
+            with limit:
                 status, data = await self._exchanges.post(
                     endpoint, self._request, read, on_given=self._note_given
                 )
         except TimeoutError:
-            raise AttemptError(
-                self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
-            ) from None
+            raise self._late("no whole answer") from None
         if len(data) <= LARGE:
             return operation.judge(status, data)
         return await self._exchanges.aside.run(operation.judge, status, data)
@@ -236,6 +260,7 @@ class Exchange:
             await self._pass_events(response, sink, limit)
             return None
 
+        self._watch(limit)
         try:
             with limit:
                 return await self._exchanges.post(
@@ -247,28 +272,58 @@ class Exchange:
 
     def _check_late_stream(self, sink: Sink) -> None:
         """Decide whose time ran out.  Raises `AttemptError`, unless only the protocol's last event is missing."""
-        if self._reader is not None and self._reader.is_finished:
+        if self._reader is not None and self._has_all(self._reader):
             return
-        now = self._loop.time()
         if not sink.has_begun:
-            raise AttemptError(
-                self._outcome_when_late(), f"no text within {self._allowance_s:.1f} s"
-            ) from None
-        if now < self._deadline:
-            raise AttemptError(Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s") from None
-        # The pace counts from the first text: the attempt's own time limit judges how long that took.
-        since = now - self._began - (self._first_token_s or 0.0) - self._waited_s
-        is_slow = since > _LEAST_S and self._text.estimate() < _LEAST_PACE * since
-        raise AttemptError(
-            Outcome.STALLED if is_slow else Outcome.TIMED_OUT,
-            "the stream did not end before the time limit",
-        ) from None
+            raise self._late("no text") from None
+        if self._loop.time() >= self._deadline - _EARLY_S:
+            # Also if the node is slow: how much time there is was not its choice.
+            raise AttemptError(Outcome.TIMED_OUT, "the stream did not end before the time limit") from None
+        since = self._loop.time() - self._began - (self._first_token_s or 0.0) - self._waited_s
+        if self._allowed.is_behind(since + _EARLY_S, self._tokens):
+            raise AttemptError(Outcome.STALLED, f"{self._tokens} tokens in {since:.1f} s") from None
+        raise AttemptError(Outcome.STALLED, "no more text, or no sign of life, in time") from None
+
+    @property
+    def _tokens(self) -> int:
+        """At least about so many tokens have come: an event may carry several, and a token many bytes."""
+        return max(self._events, self._text.estimate())
+
+    def _has_all(self, reader: StreamReader) -> bool:
+        """Whether all of the answers that were asked for have their end, if the stream itself has none."""
+        return reader.is_finished and reader.ended >= self._request.answers
+
+    def _late(self, what: str) -> AttemptError:
+        """The error of an attempt that has no text when its time is over."""
+        waited_s = self._loop.time() - self._began
+        if self._was_gone:
+            return AttemptError(Outcome.STALLED, f"{what}, and the node answers no probes")
+        return AttemptError(self._outcome_when_late(), f"{what} within {waited_s:.1f} s")
+
+    def _watch(self, limit: TimeLimit) -> None:
+        """
+        Look whether the node is still there, if its time is longer than that of any request.
+
+        A node that died while it works on a long answer looks like one that works on it.
+        """
+        if self._allowance_s > self._config.attempt_timeout_s + _LOOK_EVERY_S:
+            self._watcher = self._loop.call_later(self._config.attempt_timeout_s, self._look, limit)
+
+    def _look(self, limit: TimeLimit) -> None:
+        now = self._loop.time()
+        if self._first_token_s is not None:
+            return
+        if self._is_gone() and now - self._life_at >= self._config.attempt_timeout_s:
+            self._was_gone = True
+            limit.move(now)
+        else:
+            self._watcher = self._loop.call_later(_LOOK_EVERY_S, self._look, limit)
 
     async def _pass_events(self, response: NodeResponse, sink: Sink, limit: TimeLimit) -> None:
         make_reader = self._request.operation.read_stream
         assert make_reader is not None
         reader = self._reader = make_reader()
-        parser, max_tokens = EventParser(), self._request.max_shown_tokens
+        parser, max_tokens, blocks = EventParser(), self._request.max_shown_tokens, 0
         try:
             async for data in response.content.iter_any():
                 has_text = False
@@ -278,6 +333,9 @@ class Exchange:
                         break
                 if has_text and self._first_token_s is None:
                     self._first_token_s = self._loop.time() - self._began
+                if parser.blocks != blocks and not has_text:
+                    self._note_life(limit)
+                blocks = parser.blocks
                 if max_tokens is not None and self._events > max_tokens + _EXTRA_EVENTS:
                     raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
                 if self._events and self._unsent and not (reader.is_done and self._may_wait(sink)):
@@ -285,7 +343,7 @@ class Exchange:
                 if reader.is_done:
                     return
         except aiohttp.ClientPayloadError:
-            if not reader.is_finished:
+            if not self._has_all(reader):
                 raise AttemptError(Outcome.TRUNCATED, "the stream broke off") from None
         except EventError as error:
             raise AttemptError(Outcome.CORRUPTED, str(error)) from None
@@ -296,8 +354,28 @@ class Exchange:
         """Whether what came with the end of a stream can go out in one packet with it: no tokens are counted first."""
         return not self._text.size and not sink.may_block(len(self._unsent) + _END_BYTES)
 
+    def _note_life(self, limit: TimeLimit) -> None:
+        """Something came that is no text: the node lives.  It has more time, but not for ever."""
+        now, allowed = self._loop.time(), self._allowed
+        self._life_at = now
+        if self._first_token_s is None:
+            bound = self._began + allowed.quiet_s
+        else:
+            bound = min(self._text_at + allowed.pause_s, self._behind_at())
+        due = min(now + allowed.stall_s, bound, self._deadline)
+        if limit.due is not None and due > limit.due:
+            limit.move(due)
+
+    def _behind_at(self) -> float:
+        """When the stream is too slow, if no more text comes."""
+        began = self._began + (self._first_token_s or 0.0) + self._waited_s
+        return began + self._allowed.until_behind_s(self._tokens)
+
     def _take(self, reader: StreamReader, event: ServerEvent) -> bool:
         """Count an event, and keep it for the client; returns whether it carried text."""
+        if event.data == _NULL:
+            # llama.cpp begins a stream of several prompts with it.
+            return False
         part = reader.read(event.data)
         text, forward = part.text, part.forward
         if part.claimed is not None:
@@ -327,7 +405,8 @@ class Exchange:
             await sink.send(sending)
         if has_text:
             self._lost_at_text = self._exchanges.lost_s()
-            due = min(self._deadline, self._loop.time() + self._config.stall_s)
+            self._text_at = self._loop.time()
+            due = min(self._deadline, self._text_at + self._allowed.stall_s, self._behind_at())
         if limit.due != due:
             limit.move(due)
 
@@ -340,8 +419,10 @@ class Exchange:
         """
         The outcome of an attempt whose time ran out.
 
-        The node is slow if it had at least half of an attempt's usual time.  If it had less, the
-        time that the client gave the request is over, and that is not the node's fault.
+        What the caller's own time cuts is nobody's fault.  Otherwise the node is slow if it had at least half of
+        the time that it is allowed: the attempts before it may have used up the rest.
         """
-        is_node_slow = self._allowance_s * 2 >= self._config.attempt_timeout_s
+        if self._loop.time() >= self._deadline - _EARLY_S:
+            return Outcome.TIMED_OUT
+        is_node_slow = self._allowance_s * 2 >= self._allowed.first_s
         return Outcome.STALLED if is_node_slow else Outcome.TIMED_OUT

@@ -186,6 +186,10 @@ class StreamReader(Protocol):
     def is_done(self) -> bool:
         """Whether the last event of the protocol has come."""
 
+    @property
+    def ended(self) -> int:
+        """How many answers have come to their end."""
+
     def read(self, data: bytes) -> StreamPart:
         """
         Read the data of the next event.
@@ -213,6 +217,11 @@ class ChunkReader:
     def is_finished(self) -> bool:
         """See `StreamReader`."""
         return bool(self._ended) and not self._open
+
+    @property
+    def ended(self) -> int:
+        """See `StreamReader`."""
+        return len(self._ended)
 
     def read(self, data: bytes) -> StreamPart:
         """See `StreamReader`."""
