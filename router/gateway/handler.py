@@ -283,14 +283,18 @@ class Handler:
             answer = web.Response(status=found.answer.status, body=found.answer.body, headers=headers)
             return sink.replace_with(answer)
         rest = b"" if found.stream is None else found.stream.unsent
-        has_types = request.operation.has_typed_events
+        has_types, last = request.operation.has_typed_events, request.operation.last_event
+        if last is not None and found.stream is not None and not found.stream.is_done:
+            rest += encode_event(last[1], last[0])
         if run.tells_usage:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
             if request.wants_usage and run.usage is not None and not has_types:
                 rest += _event({**chunk, "usage": run.usage.to_wire()})
             if extra := self._explanation(record):
                 rest += _event({**chunk, **extra}, b"touchstone" if has_types else b"")
-        await sink.send(rest if has_types else rest + _LAST_EVENT, is_last=True)
+        if not has_types:
+            rest += _LAST_EVENT
+        await sink.send(rest, is_last=True)
         self._cache(sink.cached_response)
         return sink.end()
 

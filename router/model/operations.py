@@ -61,6 +61,8 @@ class Operation:
     """Makes the reader of one stream; `None` if the operation is not streamed."""
     chunk_object: str = ""
     """Of a stream of chunks, the ``object`` of those that the router itself adds; other streams have typed events."""
+    last_event: tuple[bytes, bytes] | None = None
+    """Name and data of the last typed event, which the router adds if the node left only that out."""
     has_choices: bool = False
     """Whether ``n``, and a list in ``prompt``, ask for several answers."""
     limits: tuple[str, ...] = ()
@@ -174,6 +176,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             prompt_text=messages.prompt_text,
             limits=("max_tokens",),
             write_usage=messages.with_usage,
+            last_event=(b"message_stop", b'{"type":"message_stop"}'),
             error_members={"type": "error"},
         ),
         Operation(
