@@ -193,7 +193,7 @@ class Dispatcher:
             allowed=allowed,
             left_s=run.deadline - now,
             first_left_s=run.first_by + allowed.extra_s - now,
-            is_gone=partial(self.fleet.is_gone, node),
+            is_gone=partial(self._is_gone, node),
             sink=run.sink,
             text=text,
             number=number,
@@ -219,6 +219,11 @@ class Dispatcher:
         elif attempt.outcome not in (Outcome.ABANDONED, Outcome.REFUSED):
             _log.warning("an attempt failed", node=node, outcome=attempt.outcome, detail=attempt.detail)
         run.attempts.append(attempt)
+
+    def _is_gone(self, node: str) -> bool:
+        """Whether a node has answered no probe for so long that it is taken to be gone."""
+        heartbeat = self.fleet.heartbeat(node)
+        return heartbeat is not None and heartbeat.ends()[1] <= self._clock.monotonic()
 
     def _refuses_often(self, node: str, workload: Workload) -> bool:
         statistics = self.fleet.statistics(node, workload.standing_key)

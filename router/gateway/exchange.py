@@ -23,11 +23,13 @@ from router.gateway.body import LARGE
 from router.gateway.exchanges import Exchanges
 from router.gateway.failures import classify
 from router.gateway.lateness import TimeAllowed, is_late_here
+from router.gateway.progress import Progress
 from router.gateway.request import NodeRequest
 from router.gateway.sink import ClientGoneError, Sink
 from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
 from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse
+from router.gateway.watch import NodeLimit
 from router.model.allowance import Allowance
 from router.model.answers import Answer, StreamReader
 from router.model.errors import AttemptError
@@ -41,9 +43,6 @@ _EXTRA_EVENTS: Final = 16
 _END_BYTES: Final = 1024
 """At most so many bytes end a stream whose usage is not told."""
 _NULL: Final = b"null"
-_LOOK_EVERY_S: Final = 1.0
-_EARLY_S: Final = 0.002
-"""A limit comes up so much too early at most."""
 
 _log = structlog.get_logger("router")
 
@@ -92,35 +91,20 @@ class Exchange:
         self._text = text
         self._loop = asyncio.get_running_loop()
         self._started = exchanges.clock.monotonic()
-        self._began = self._loop.time()
-        self._deadline = self._began + left_s
-        self._allowed = allowed
-        self._allowance_s = min(left_s, first_left_s, allowed.first_s)
-        """Seconds for a whole answer, or for the first text of a stream without a sign of life."""
+        self._progress = Progress(allowed, began=self._loop.time(), left_s=left_s, first_left_s=first_left_s)
         self._is_gone = is_gone
-        self._was_gone = False
-        self._watcher: asyncio.TimerHandle | None = None
-        self._life_at = self._began
-        """When the node last showed that it lives."""
         self._reader: StreamReader | None = None
         self._events = 0
-        self._first_token_s: float | None = None
         self._claimed: Usage | None = None
         self._was_given = False
         self._unsent = bytearray()
-        self._text_at = self._began
-        """When the last text came, by the loop's clock."""
-        self._waited_s = 0.0
-        """Seconds that the client took to read."""
         self._lost_before = self._lost_at_text = exchanges.lost_s()
         """How long the router had stood still when this began, and when the last text came."""
 
     @property
     def lent_s(self) -> float:
         """Seconds beyond the time of any request that the node has used, by right."""
-        bound = self._allowed.first_s if self._life_at == self._began else self._allowed.quiet_s
-        used_s = min(self._loop.time() - self._began, bound)
-        return max(0.0, used_s - self._config.attempt_timeout_s)
+        return self._progress.lent_s(self._loop.time())
 
     async def run(self) -> Attempt:
         """Send the request, pass the answer on, and say how it ended."""
@@ -154,12 +138,13 @@ class Exchange:
 
     def _failed(self, error: AttemptError) -> Attempt:
         lost_s = self._exchanges.lost_s()
-        allowed = TimeAllowed(self._config.connect_timeout_s, self._allowance_s, self._allowed.stall_s)
+        progress = self._progress
+        allowed = TimeAllowed(self._config.connect_timeout_s, progress.allowance_s, progress.allowed.stall_s)
         if is_late_here(
             error,
             allowed,
             lost_s - self._lost_before,
-            None if self._first_token_s is None else lost_s - self._lost_at_text,
+            None if progress.first_token_s is None else lost_s - self._lost_at_text,
         ):
             error = AttemptError.by(Failure.LATE_HERE)
         # An answer may be so long that no node has it ready in an attempt's time.
@@ -191,14 +176,12 @@ class Exchange:
         is_doubtful: bool = False,
         answer: Answer | None = None,
     ) -> Attempt:
-        if self._watcher is not None:
-            self._watcher.cancel()
         stream = None
         if self._sink is not None and answer is None:
             stream = StreamSummary(
                 events=self._events,
                 text=self._text,
-                first_token_s=self._first_token_s,
+                first_token_s=self._progress.first_token_s,
                 claimed=self._claimed,
                 is_done=self._reader is not None and self._reader.is_done,
                 unsent=bytes(self._unsent),
@@ -225,15 +208,14 @@ class Exchange:
         async def read(response: NodeResponse) -> tuple[int, bytes]:
             return response.status, await self._exchanges.read_body(response, operation.max_answer)
 
-        limit = TimeLimit(self._loop, self._began + self._allowance_s)
-        self._watch(limit)
+        limit = NodeLimit(self._loop, self._progress, self._is_gone)
         try:
             with limit:
                 status, data = await self._exchanges.post(
                     endpoint, self._request, read, on_given=self._note_given
                 )
         except TimeoutError:
-            raise self._late("no whole answer") from None
+            raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
         if len(data) <= LARGE:
             return operation.judge(status, data)
         return await self._exchanges.aside.run(operation.judge, status, data)
@@ -249,7 +231,7 @@ class Exchange:
             AttemptError: it did not come to its end.
         """
         endpoint = self._required_endpoint()
-        limit = TimeLimit(self._loop, self._began + self._allowance_s)
+        limit = NodeLimit(self._loop, self._progress, self._is_gone)
 
         async def read(response: NodeResponse) -> Answer | None:
             if response.status != 200:
@@ -260,7 +242,6 @@ class Exchange:
             await self._pass_events(response, sink, limit)
             return None
 
-        self._watch(limit)
         try:
             with limit:
                 return await self._exchanges.post(
@@ -274,50 +255,14 @@ class Exchange:
         """Decide whose time ran out.  Raises `AttemptError`, unless only the protocol's last event is missing."""
         if self._reader is not None and self._has_all(self._reader):
             return
+        now = self._loop.time()
         if not sink.has_begun:
-            raise self._late("no text") from None
-        if self._loop.time() >= self._deadline - _EARLY_S:
-            # Also if the node is slow: how much time there is was not its choice.
-            raise AttemptError(Outcome.TIMED_OUT, "the stream did not end before the time limit") from None
-        since = self._loop.time() - self._began - (self._first_token_s or 0.0) - self._waited_s
-        if self._allowed.is_behind(since + _EARLY_S, self._tokens):
-            raise AttemptError(Outcome.STALLED, f"{self._tokens} tokens in {since:.1f} s") from None
-        raise AttemptError(Outcome.STALLED, "no more text, or no sign of life, in time") from None
-
-    @property
-    def _tokens(self) -> int:
-        """At least about so many tokens have come: an event may carry several, and a token many bytes."""
-        return max(self._events, self._text.estimate())
+            raise self._progress.error_without_text(now, "no text") from None
+        raise self._progress.error_within_stream(now) from None
 
     def _has_all(self, reader: StreamReader) -> bool:
         """Whether all of the answers that were asked for have their end, if the stream itself has none."""
         return reader.is_finished and reader.ended >= self._request.answers
-
-    def _late(self, what: str) -> AttemptError:
-        """The error of an attempt that has no text when its time is over."""
-        waited_s = self._loop.time() - self._began
-        if self._was_gone:
-            return AttemptError(Outcome.STALLED, f"{what}, and the node answers no probes")
-        return AttemptError(self._outcome_when_late(), f"{what} within {waited_s:.1f} s")
-
-    def _watch(self, limit: TimeLimit) -> None:
-        """
-        Look whether the node is still there, if its time is longer than that of any request.
-
-        A node that died while it works on a long answer looks like one that works on it.
-        """
-        if self._allowance_s > self._config.attempt_timeout_s + _LOOK_EVERY_S:
-            self._watcher = self._loop.call_later(self._config.attempt_timeout_s, self._look, limit)
-
-    def _look(self, limit: TimeLimit) -> None:
-        now = self._loop.time()
-        if self._first_token_s is not None:
-            return
-        if self._is_gone() and now - self._life_at >= self._config.attempt_timeout_s:
-            self._was_gone = True
-            limit.move(now)
-        else:
-            self._watcher = self._loop.call_later(_LOOK_EVERY_S, self._look, limit)
 
     async def _pass_events(self, response: NodeResponse, sink: Sink, limit: TimeLimit) -> None:
         make_reader = self._request.operation.read_stream
@@ -331,10 +276,10 @@ class Exchange:
                     has_text |= self._take(reader, event)
                     if reader.is_done:
                         break
-                if has_text and self._first_token_s is None:
-                    self._first_token_s = self._loop.time() - self._began
-                if parser.blocks != blocks and not has_text:
-                    self._note_life(limit)
+                if has_text and self._progress.first_token_s is None:
+                    self._progress.first_token_s = self._loop.time() - self._progress.began
+                elif not has_text and parser.blocks != blocks and limit.due is not None:
+                    limit.move(self._progress.note_life(self._loop.time(), limit.due))
                 blocks = parser.blocks
                 if max_tokens is not None and self._events > max_tokens + _EXTRA_EVENTS:
                     raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
@@ -354,22 +299,10 @@ class Exchange:
         """Whether what came with the end of a stream can go out in one packet with it: no tokens are counted first."""
         return not self._text.size and not sink.may_block(len(self._unsent) + _END_BYTES)
 
-    def _note_life(self, limit: TimeLimit) -> None:
-        """Something came that is no text: the node lives.  It has more time, but not for ever."""
-        now, allowed = self._loop.time(), self._allowed
-        self._life_at = now
-        if self._first_token_s is None:
-            bound = self._began + allowed.quiet_s
-        else:
-            bound = min(self._text_at + allowed.pause_s, self._behind_at())
-        due = min(now + allowed.stall_s, bound, self._deadline)
-        if limit.due is not None and due > limit.due:
-            limit.move(due)
-
-    def _behind_at(self) -> float:
-        """When the stream is too slow, if no more text comes."""
-        began = self._began + (self._first_token_s or 0.0) + self._waited_s
-        return began + self._allowed.until_behind_s(self._tokens)
+    @property
+    def _tokens(self) -> int:
+        """At least about so many have come: an event may carry several, and a token many bytes."""
+        return max(self._events, self._text.estimate())
 
     def _take(self, reader: StreamReader, event: ServerEvent) -> bool:
         """Count an event, and keep it for the client; returns whether it carried text."""
@@ -399,14 +332,13 @@ class Exchange:
             began = self._loop.time()
             await sink.send(sending)
             waited_s = self._loop.time() - began
-            self._waited_s += waited_s
+            self._progress.waited_s += waited_s
             due = None if due is None else due + waited_s
         else:
             await sink.send(sending)
         if has_text:
             self._lost_at_text = self._exchanges.lost_s()
-            self._text_at = self._loop.time()
-            due = min(self._deadline, self._text_at + self._allowed.stall_s, self._behind_at())
+            due = self._progress.note_text(self._loop.time(), self._tokens)
         if limit.due != due:
             limit.move(due)
 
@@ -414,15 +346,3 @@ class Exchange:
         if self._endpoint is None:
             raise AttemptError(Outcome.UNSUPPORTED, "the node has no endpoint any more")
         return self._endpoint
-
-    def _outcome_when_late(self) -> Outcome:
-        """
-        The outcome of an attempt whose time ran out.
-
-        What the caller's own time cuts is nobody's fault.  Otherwise the node is slow if it had at least half of
-        the time that it is allowed: the attempts before it may have used up the rest.
-        """
-        if self._loop.time() >= self._deadline - _EARLY_S:
-            return Outcome.TIMED_OUT
-        is_node_slow = self._allowance_s * 2 >= self._allowed.first_s
-        return Outcome.STALLED if is_node_slow else Outcome.TIMED_OUT

@@ -71,8 +71,10 @@ class Allowance(Struct, frozen=True, kw_only=True, gc=False):
 
     first_s: float
     """Until the first text of a stream, or a whole answer."""
+    base_s: float
+    """How much of it any request has."""
     extra_s: float
-    """How much of it is for the size of the request."""
+    """How much of it is for the size of this one."""
     stall_s: float
     quiet_s: float
     """Until the first text in spite of signs of life: it is not less than *first_s*."""
@@ -80,10 +82,6 @@ class Allowance(Struct, frozen=True, kw_only=True, gc=False):
     """The same between one text and the next."""
     slowest_s: float
     """For each token of a stream."""
-
-    def is_behind(self, since_s: float, tokens: float) -> bool:
-        """Whether a stream that has given so many tokens in this time since the first is too slow."""
-        return since_s >= self.until_behind_s(tokens)
 
     def until_behind_s(self, tokens: float) -> float:
         """Seconds after the first text at which a stream with so many tokens is too slow."""
@@ -98,6 +96,7 @@ def allow(limits: Limits, seen: Seen, size: Size, *, is_streamed: bool) -> Allow
     first_s = limits.first_s + extra_s
     return Allowance(
         first_s=first_s,
+        base_s=limits.first_s,
         extra_s=extra_s,
         stall_s=limits.stall_s,
         quiet_s=max(first_s, limits.quiet_s + extra_s),

@@ -90,11 +90,6 @@ class Fleet(ProbedNodes):
         entry = self._entries.get(node)
         return None if entry is None else entry.heartbeat
 
-    def is_gone(self, node: str) -> bool:
-        """Whether a node has answered no probe for so long that it is taken to be gone."""
-        entry = self._entries.get(node)
-        return entry is not None and entry.heartbeat.ends()[1] <= self._clock.monotonic()
-
     def statistics(self, node: str, tier: str) -> NodeStatistics | None:
         """What was measured of a node for a tier."""
         return self.statistics_by_tier(node).get(tier)
