@@ -27,15 +27,17 @@ from router.gateway.sink import ClientGoneError, Sink
 from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
 from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse
-from router.model.answers import Answer, StreamReader
+from router.model.answers import Answer, ChunkReader, StreamReader
 from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
+from router.model.wishes import Kept, check_gathered
 
 _MAX_ERROR_BODY: Final = 64 << 10
 _MAX_UNSENT: Final = 1 << 20
 _EXTRA_EVENTS: Final = 16
+_ERROR_EVENT: Final = b"error"
 _END_BYTES: Final = 1024
 """At most so many bytes end a stream whose usage is not told."""
 _LEAST_S: Final = 5.0
@@ -88,10 +90,12 @@ class Exchange:
         self._deadline = self._began + left_s
         self._allowance_s = min(left_s, self._config.attempt_timeout_s)
         """Seconds for a whole answer, or for the first text of a stream."""
+        self._wishes = request.wishes
         self._reader: StreamReader | None = None
         self._events = 0
         self._first_token_s: float | None = None
         self._claimed: Usage | None = None
+        self._usage: bytes | None = None
         self._was_given = False
         self._unsent = bytearray()
         self._waited_s = 0.0
@@ -118,10 +122,17 @@ class Exchange:
             return self._ended_stream()
         if self._sink is not None and answer.outcome is Outcome.COMPLETED:
             return self._ended(
-                Outcome.CORRUPTED, "a whole answer although a stream was asked for", answer=answer
+                Outcome.CORRUPTED,
+                "a whole answer although a stream was asked for",
+                is_doubtful=True,
+                answer=answer,
             )
         is_doubtful = answer.outcome in DOUBTFUL and answer.outcome is not Outcome.REFUSED
-        return self._ended(answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer)
+        if answer.kept is not None and answer.kept.is_models:
+            is_doubtful = False
+        return self._ended(
+            answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer, kept=answer.kept
+        )
 
     def abandoned(self) -> Attempt:
         """The attempt as it stands if the client has gone, or the router is stopping."""
@@ -139,9 +150,12 @@ class Exchange:
             None if self._first_token_s is None else lost_s - self._lost_at_text,
         ):
             error = AttemptError.by(Failure.LATE_HERE)
-        # An answer may be so long that no node has it ready in an attempt's time.
-        is_slow = error.outcome is Outcome.STALLED
-        is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
+        # An answer may be so long that no node has it ready in an attempt's time, or be such that engines break at it.
+        # What kept the node from answering at all is a failure, and says for itself whether it is in doubt.
+        is_of_answer = error.failure is None or error.outcome is Outcome.STALLED
+        is_doubtful = not self._has_begun and (
+            error.is_doubtful or (is_of_answer and error.outcome in DOUBTFUL)
+        )
         return self._ended(error.outcome, str(error), is_doubtful=is_doubtful, failure=error.failure)
 
     def _note_given(self) -> None:
@@ -154,9 +168,15 @@ class Exchange:
     def _ended_stream(self) -> Attempt:
         if not self._events:
             return self._ended(Outcome.EMPTY, "a whole stream with nothing in it", is_doubtful=True)
-        is_done = self._reader is not None and self._reader.is_done
+        kept, reader = None, self._reader
+        if self._wishes is not None and isinstance(reader, ChunkReader):
+            kept = check_gathered(self._wishes, reader.gathered, reader.count, self._claimed)
+            if kept.unhonoured is not None:
+                # No other node can be asked, so nothing will show whose doing it is.
+                return self._ended(Outcome.UNHONOURED, kept.sentence, kept=kept)
+        is_done = reader is not None and reader.is_done
         return self._ended(
-            Outcome.COMPLETED, "a whole stream" if is_done else "a whole stream without [DONE]"
+            Outcome.COMPLETED, "a whole stream" if is_done else "a whole stream without [DONE]", kept=kept
         )
 
     def _ended(
@@ -167,6 +187,7 @@ class Exchange:
         failure: Failure | None = None,
         is_doubtful: bool = False,
         answer: Answer | None = None,
+        kept: Kept | None = None,
     ) -> Attempt:
         stream = None
         if self._sink is not None and answer is None:
@@ -175,6 +196,7 @@ class Exchange:
                 text=self._text,
                 first_token_s=self._first_token_s,
                 claimed=self._claimed,
+                usage=self._usage,
                 is_done=self._reader is not None and self._reader.is_done,
                 unsent=bytes(self._unsent),
             )
@@ -191,6 +213,7 @@ class Exchange:
             stream=stream,
             number=self._number,
             was_given=self._was_given,
+            kept=kept,
         )
 
     async def _read_whole(self) -> Answer:
@@ -211,8 +234,8 @@ class Exchange:
                 self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
             ) from None
         if len(data) <= LARGE:
-            return operation.judge(status, data)
-        return await self._exchanges.aside.run(operation.judge, status, data)
+            return operation.judge(status, data, self._wishes)
+        return await self._exchanges.aside.run(operation.judge, status, data, self._wishes)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
         """
@@ -268,6 +291,8 @@ class Exchange:
         make_reader = self._request.operation.read_stream
         assert make_reader is not None
         reader = self._reader = make_reader()
+        if self._wishes is not None and isinstance(reader, ChunkReader):
+            reader.watch(self._wishes)
         parser, max_tokens = EventParser(), self._request.max_shown_tokens
         try:
             async for data in response.content.iter_any():
@@ -298,10 +323,14 @@ class Exchange:
 
     def _take(self, reader: StreamReader, event: ServerEvent) -> bool:
         """Count an event, and keep it for the client; returns whether it carried text."""
+        if event.name == _ERROR_EVENT:
+            raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error")
         part = reader.read(event.data)
         text, forward = part.text, part.forward
         if part.claimed is not None:
             self._claimed = part.claimed
+        if part.usage is not None:
+            self._usage = part.usage
         if text:
             self._text.add(text)
             self._events += 1

@@ -40,6 +40,9 @@ TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 
+USAGE_HEADER: Final = "X-Touchstone-Usage-By"
+"""Whose count the usage in a whole answer is: the node's own, or the router's."""
+
 _LAST_EVENT: Final = encode_event(DONE)
 
 _log = structlog.get_logger("router")
@@ -116,7 +119,9 @@ class Handler:
             return GatewayError(408, "invalid_request_error", "the request did not come in time").response()
         if cached is not None:
             return _answer_again(cached)
-        record = self._gateway.dispatcher.decide(request.workload, self._key.name)
+        record = self._gateway.dispatcher.decide(
+            request.workload, self._key.name, has_tools=request.has_tools
+        )
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(record=record, request=request, deadline=deadline, tells_usage=tells_usage)
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
@@ -223,12 +228,15 @@ class Handler:
         if isinstance(found, GatewayError):
             return found.response(record, self._explanation(record))
         assert found.answer is not None
+        metering = self._gateway.dispatcher.metering
         status, body = found.answer.status, found.answer.body
-        if found.counted is not None and found.counted != found.claimed:
-            body = await self._rewrite(body, partial(with_usage, counted=found.counted))
+        headers = {DECISION_HEADER: record.id}
+        if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
+            headers[USAGE_HEADER] = told.by
+            if told.usage is not None:
+                body = await self._rewrite(body, partial(with_usage, counted=told.usage))
         if status == 200 and (extra := self._explanation(record)):
             body = await self._rewrite(body, partial(_with_extra, extra=extra))
-        headers = {DECISION_HEADER: record.id}
         if status == 200:
             self._cache(lambda: CachedResponse(200, "application/json", tuple(headers.items()), body))
         return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
@@ -266,7 +274,8 @@ class Handler:
         if run.tells_usage:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
             if request.wants_usage and run.usage is not None:
-                rest += _event({**chunk, "usage": run.usage.to_wire()})
+                usage, by = self._gateway.dispatcher.metering.told_streamed(request, found, run.usage)
+                rest += _event({**chunk, "usage": usage, "usage_by": by})
             if extra := self._explanation(record):
                 rest += _event({**chunk, **extra})
         await sink.send(rest + _LAST_EVENT, is_last=True)

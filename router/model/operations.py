@@ -26,6 +26,7 @@ from router.model.answers import (
 )
 from router.model.outcomes import Outcome, of_status
 from router.model.tokens import prompt_text
+from router.model.wishes import Form, Wishes, check_whole
 
 _REFUSED: Final = msgspec.json.encode(
     {
@@ -60,6 +61,8 @@ class Operation:
     """Of a stream, the ``object`` of chunks that the router itself adds."""
     prompt_text: Callable[[Mapping[str, Any]], str] = prompt_text
     """The text of a request that counts as its prompt."""
+    form: Form | None = None
+    """The form of its answers, if they are held against what their requests ask of them."""
     is_metered: bool = True
     """Whether the usage that nodes claim is compared with the router's own count."""
     max_request: int = 16 << 20
@@ -74,9 +77,11 @@ class Operation:
         """The endpoint's path, here and at nodes."""
         return f"/v1/{self.name}"
 
-    def judge(self, status: int, body: bytes) -> Answer:
+    def judge(self, status: int, body: bytes, wishes: Wishes | None = None) -> Answer:
         """
         The outcome of a whole answer, and what the client gets of it.
+
+        *wishes* are what its request asks of its form.
 
         A 200 must hold what the operation is for.  A refusal counts as the client's fault,
         however the node words it: a client must not be able to have nodes ejected by what they
@@ -97,7 +102,12 @@ class Operation:
             return Answer(status=status, body=b"", outcome=Outcome.CORRUPTED, detail=str(error))
         if content.is_empty:
             outcome, detail = Outcome.EMPTY, "a whole answer with nothing in it"
-        return Answer(status=status, body=body, outcome=outcome, detail=detail, content=content)
+        kept = None
+        if outcome is Outcome.COMPLETED and wishes is not None and self.form is not None:
+            kept = check_whole(wishes, self.form, body, content.claimed)
+            if kept.unhonoured is not None:
+                outcome, detail = Outcome.UNHONOURED, kept.sentence
+        return Answer(status=status, body=body, outcome=outcome, detail=detail, content=content, kept=kept)
 
     def empty_chunk(self, model: str, record_id: str) -> dict[str, Any]:
         """A chunk without choices, for what the router adds to a stream."""
@@ -119,18 +129,26 @@ def _has_too_many_values(body: bytes) -> bool:
 OPERATIONS: Final[dict[str, Operation]] = {
     operation.name: operation
     for operation in (
-        Operation(name="embeddings", read_whole=read_embeddings, is_metered=False, max_values=1 << 19),
+        Operation(
+            name="embeddings",
+            read_whole=read_embeddings,
+            form=Form.EMBEDDINGS,
+            is_metered=False,
+            max_values=1 << 19,
+        ),
         Operation(
             name="chat/completions",
             read_whole=partial(read_completion, is_chat=True),
             read_stream=ChunkReader,
             chunk_object="chat.completion.chunk",
+            form=Form.COMPLETION,
         ),
         Operation(
             name="completions",
             read_whole=partial(read_completion, is_chat=False),
             read_stream=ChunkReader,
             chunk_object="text_completion",
+            form=Form.COMPLETION,
         ),
     )
 }

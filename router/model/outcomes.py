@@ -46,6 +46,7 @@ class Outcome(StrEnum):
     BUSY = "busy"
     UNSUPPORTED = "unserved"
     EMPTY = "hollow"
+    UNHONOURED = "unhonoured"
     TIMED_OUT = "timed-out"
     ABANDONED = "abandoned"
     UNREACHABLE = "unreachable"
@@ -90,6 +91,10 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
         Blame.NOBODY,
         "The answer is whole and has nothing in it; perhaps the request asks for just that.",
     ),
+    Outcome.UNHONOURED: (
+        Blame.NOBODY,
+        "The answer is whole and does not keep to a setting of the request; perhaps the model cannot.",
+    ),
     Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time ran out, and the node was not slow."),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
     # Who stands between the router and the node cannot be told from the node itself, so nothing is held against it.
@@ -131,6 +136,8 @@ class Execution:
     """Of a stream, seconds until the first token."""
     token_s: float | None = None
     """Of a stream, seconds for each token after the first."""
+    calls_are_valid: bool | None = None
+    """Whether the tools were called as they can be; `None` if there was no call to look at."""
 
 
 _REFUSALS: Final = frozenset({400, 413, 415, 422})
