@@ -371,7 +371,9 @@ def explanation(record: dict[str, Any]) -> list[str]:
             ),
         ]
         if ranked.get("calls", 1) != 1:
-            lines.append(f"       its calls of tools are good {ranked['calls']:.2f} times as often as is usual")
+            lines.append(
+                f"       its calls of tools are good {ranked['calls']:.2f} times as often as is usual"
+            )
         if ranked.get("cost"):
             lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
     if not record["ranked"]:

@@ -10,6 +10,7 @@ protocol's last event.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -219,6 +220,7 @@ class Exchange:
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
         endpoint, operation = self._required_endpoint(), self._request.operation
+        judge = operation.judge if self._wishes is None else partial(operation.judge_against, self._wishes)
         allowance_s = self._allowance_s
 
         async def read(response: NodeResponse) -> tuple[int, bytes]:
@@ -234,8 +236,8 @@ class Exchange:
                 self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
             ) from None
         if len(data) <= LARGE:
-            return operation.judge(status, data, self._wishes)
-        return await self._exchanges.aside.run(operation.judge, status, data, self._wishes)
+            return judge(status, data)
+        return await self._exchanges.aside.run(judge, status, data)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
         """

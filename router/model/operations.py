@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+from msgspec import structs
 
 from router.model.answers import (
     Answer,
@@ -77,11 +78,9 @@ class Operation:
         """The endpoint's path, here and at nodes."""
         return f"/v1/{self.name}"
 
-    def judge(self, status: int, body: bytes, wishes: Wishes | None = None) -> Answer:
+    def judge(self, status: int, body: bytes) -> Answer:
         """
         The outcome of a whole answer, and what the client gets of it.
-
-        *wishes* are what its request asks of its form.
 
         A 200 must hold what the operation is for.  A refusal counts as the client's fault,
         however the node words it: a client must not be able to have nodes ejected by what they
@@ -102,12 +101,17 @@ class Operation:
             return Answer(status=status, body=b"", outcome=Outcome.CORRUPTED, detail=str(error))
         if content.is_empty:
             outcome, detail = Outcome.EMPTY, "a whole answer with nothing in it"
-        kept = None
-        if outcome is Outcome.COMPLETED and wishes is not None and self.form is not None:
-            kept = check_whole(wishes, self.form, body, content.claimed)
-            if kept.unhonoured is not None:
-                outcome, detail = Outcome.UNHONOURED, kept.sentence
-        return Answer(status=status, body=body, outcome=outcome, detail=detail, content=content, kept=kept)
+        return Answer(status=status, body=body, outcome=outcome, detail=detail, content=content)
+
+    def judge_against(self, wishes: Wishes, status: int, body: bytes) -> Answer:
+        """`judge`, and whether the answer keeps to what its request asks of its form."""
+        answer = self.judge(status, body)
+        if answer.outcome is not Outcome.COMPLETED or self.form is None:
+            return answer
+        kept = check_whole(wishes, self.form, body, answer.content.claimed)
+        if kept.unhonoured is None:
+            return structs.replace(answer, kept=kept)
+        return structs.replace(answer, kept=kept, outcome=Outcome.UNHONOURED, detail=kept.sentence)
 
     def empty_chunk(self, model: str, record_id: str) -> dict[str, Any]:
         """A chunk without choices, for what the router adds to a stream."""

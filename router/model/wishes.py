@@ -206,7 +206,7 @@ def _required(schema: Any) -> frozenset[str]:
 def _call_wish(document: Mapping[str, Any]) -> tuple[bool, str | None]:
     """Whether a tool must be called, and which."""
     choice = document.get("tool_choice", document.get("function_call"))
-    if choice == "required":
+    if choice in ("required", "any"):
         return True, None
     if not isinstance(choice, dict):
         return False, None
