@@ -25,6 +25,7 @@ from router.gateway.keys import Keyring
 from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
+from router.model import dialects
 from router.model.answers import DONE, with_usage
 from router.model.clock import Clock
 from router.model.operations import Operation
@@ -275,7 +276,7 @@ class Handler:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
             if request.wants_usage and run.usage is not None:
                 usage, by = self._gateway.dispatcher.metering.told_streamed(request, found, run.usage)
-                rest += _event({**chunk, "usage": usage, "usage_by": by})
+                rest += encode_event(dialects.encode({**chunk, "usage": usage, "usage_by": by}))
             if extra := self._explanation(record):
                 rest += _event({**chunk, **extra})
         await sink.send(rest + _LAST_EVENT, is_last=True)
@@ -284,7 +285,7 @@ class Handler:
 
 
 def _with_extra(body: bytes, extra: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode({**msgspec.json.decode(body, type=dict[str, msgspec.Raw]), **extra})
+    return dialects.encode({**dialects.decode(body), **extra})
 
 
 def _event(document: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.model import dialects
-from router.model.dialects import Choice, Chunk, TokenCounts, counts_of, read_chunk
+from router.model.dialects import ENDS, Choice, Chunk, TokenCounts, counts_of, read_chunk
 from router.model.errors import AttemptError
 from router.model.gathered import Gathered
 from router.model.outcomes import Outcome
@@ -94,12 +94,14 @@ def read_completion(body: bytes, *, is_chat: bool) -> Content:
     completion = dialects.read_completion(body)
     if completion is None:
         raise AnswerFormatError("status 200 with a body that is not such an answer")
-    if completion.error or any(map(_is_broken, completion.choices)):
+    if completion.error:
         raise AnswerFormatError("status 200 with an error")
     for choice in completion.choices:
         text = choice.message if is_chat else choice.text
-        if text is None or not choice.has_ended:
+        if text is None or (choice.finish_reason not in ENDS and not choice.has_ended):
             raise AnswerFormatError("a choice lacks its text or its end")
+        if choice.finish_reason not in ENDS and choice.is_broken:
+            raise AnswerFormatError("status 200 with a text that ended with an error")
     text = "".join([choice.generated for choice in completion.choices])
     return _content(completion.usage, text, is_empty=not text)
 
@@ -117,10 +119,6 @@ def read_embeddings(body: bytes) -> Content:
         # Nothing is generated, and most engines do not say so.
         counts = TokenCounts(counts.prompt_tokens, 0) if counts.prompt_tokens is not None else counts
     return _content(counts)
-
-
-def _is_broken(choice: Choice) -> bool:
-    return choice.is_broken
 
 
 class StreamPart(Struct, frozen=True, gc=False):
@@ -217,13 +215,10 @@ class ChunkReader:
                 self._has_false_ends = True
                 self._ended.discard(choice.index)
                 self._open.add(choice.index)
-        if choices:
-            if self.gathered is not None:
-                self.gathered.add(choices)
-        elif chunk.error or (chunk.usage is None and dialects.is_error(dialects.decode(data))):
+        if chunk.error or (not choices and chunk.usage is None and dialects.is_error(dialects.decode(data))):
             raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
-        if chunk.error:
-            raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
+        if self.gathered is not None:
+            self.gathered.add(choices)
         # The router itself tells the client the usage, at the end.
         if chunk.usage is None:
             return StreamPart(text, data, None)
@@ -259,9 +254,9 @@ class ChunkReader:
 
 def without_usage(data: bytes) -> bytes:
     """An event of a stream, which is a JSON object, without the usage that the node claims."""
-    document: dict[str, Any] = msgspec.json.decode(data)
+    document: dict[str, Any] = dialects.decode(data)
     document.pop("usage", None)
-    return msgspec.json.encode(document)
+    return dialects.encode(document)
 
 
 def usage_in(data: bytes | None) -> dict[str, Any]:
@@ -273,10 +268,10 @@ def usage_in(data: bytes | None) -> dict[str, Any]:
 
 def with_usage(body: bytes, counted: Usage) -> bytes:
     """An answer with the usage that the router counted, and what else the node says of it."""
-    document: dict[str, Any] = msgspec.json.decode(body)
+    document: dict[str, Any] = dialects.decode(body)
     usage = document.get("usage")
     document["usage"] = {**(usage if isinstance(usage, dict) else {}), **counted.to_wire()}
-    return msgspec.json.encode(document)
+    return dialects.encode(document)
 
 
 def is_json_object(body: bytes) -> bool:

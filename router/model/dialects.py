@@ -13,6 +13,7 @@ lenient about what the router does not use, and strict about what it does: the t
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -25,6 +26,8 @@ MAX_TOKENS: Final = 1 << 40
 _Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 _MAX_PARTS_DEPTH: Final = 4
 """How deep parts of a content may hold parts: thoughts do."""
+ENDS: Final = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
+"""OpenAI's own reasons to end, which need no second look."""
 _NO_ENDS: Final = frozenset({"null", "none", "nil", "undefined"})
 """What engines write for "not yet" as text."""
 _BROKEN_ENDS: Final = frozenset({"error", "abort", "aborted"})
@@ -142,7 +145,8 @@ class Completion(Struct, frozen=True, gc=False):
 
 _chunk: Final = msgspec.json.Decoder(Chunk)
 _completion: Final = msgspec.json.Decoder(Completion)
-_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NOT_SO: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_ESCAPE: Final = b"\\u"
 
 
 def read_chunk(data: bytes) -> Chunk | None:
@@ -152,10 +156,8 @@ def read_chunk(data: bytes) -> Chunk | None:
             # Clients decode all of it, also what the router does not read.
             data.decode()
         return _chunk.decode(data)
-    except msgspec.ValidationError:
+    except _NOT_SO:
         return chunk_of(decode(data))
-    except _NOT_JSON:
-        return None
 
 
 def read_completion(body: bytes) -> Completion | None:
@@ -164,19 +166,39 @@ def read_completion(body: bytes) -> Completion | None:
         completion = _completion.decode(body)
         # Clients must be able to read also what the router does not look at.
         msgspec.json.decode(body)
-    except msgspec.ValidationError:
+    except _NOT_SO:
         return completion_of(decode(body))
-    except _NOT_JSON:
-        return None
     return completion
 
 
 def decode(data: bytes) -> Any:
-    """JSON of any kind; `None` if it is none."""
+    """
+    JSON of any kind; `None` if it is none.
+
+    Half of a surrogate pair is JSON too: some engines cut a text into chunks between the halves.
+    """
     try:
         return msgspec.json.decode(data)
-    except _NOT_JSON:
+    except _NOT_SO:
+        pass
+    if _ESCAPE not in data:
         return None
+    try:
+        return json.loads(data, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def encode(document: Any) -> bytes:
+    """The JSON of what `decode` gave."""
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeError:
+        return json.dumps(document, separators=(",", ":")).encode()
 
 
 def chunk_of(document: Any) -> Chunk | None:
@@ -282,7 +304,7 @@ def _function_of(value: Any) -> Function | None:
         return None
     name, arguments = value.get("name"), value.get("arguments")
     if arguments is not None and not isinstance(arguments, str):
-        arguments = msgspec.json.encode(arguments).decode()
+        arguments = encode(arguments).decode()
     return Function(name if isinstance(name, str) else None, arguments)
 
 

@@ -36,7 +36,7 @@ def compare_calls(calls: float, bad_calls: float, usual: float | None) -> float:
         return 1.0
     low, high = wilson(calls - bad_calls, calls)
     nearest = min(max(usual, low), high)
-    return min(max(nearest / max(usual, _LEAST), _LEAST), _MOST)
+    return min(max(nearest, _LEAST) / max(usual, _LEAST), _MOST)
 
 
 class CallShares:

@@ -140,6 +140,10 @@ DIALECTS: dict[str, tuple[list[Any], str]] = {
     "reasoning that is odd": ([choice({"reasoning": 1, "content": "a"}), END], "a"),
     "a refusal that is odd": ([choice({"refusal": False, "content": "a"}), END], "a"),
     "logprobs": ([choice({"content": "a"}, logprobs={"content": [{"token": "a"}]}), END], "a"),
+    "half of a surrogate pair": (
+        [b'{"choices": [{"delta": {"content": "\\ud83d"}}], "usage": {}}', END],
+        "\ud83d",
+    ),
     "unknown members": ([choice({"content": "a", "x": [1]}, y={}) | {"z": None, "timings": {}}, END], "a"),
     "error null": ([TEXT | {"error": None}, END], "a"),
     "error empty": ([TEXT | {"error": {}}, END | {"error": ""}], "a"),
@@ -259,7 +263,8 @@ def test_an_error_in_any_form_is_an_error(event: Any) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        b"{", b"ping", b"[]", b"1", b'"a"', b"\xff", b'{"choices": [{"delta": {"content": "\xff"}}]}',
+        b"{", b"ping", b'{"choices": [], "x": NaN, "y": "\\ud83d"}',
+        b"[]", b"1", b'"a"', b"\xff", b'{"choices": [{"delta": {"content": "\xff"}}]}',
         {"choices": "a"}, {"choices": {}}, {"choices": [None]}, choice("a"), choice([]), choice({"content": 1}),
         choice({"content": {}}), choice({"tool_calls": "f"}), choice({"tool_calls": [1]}), choice({}, text=[]),
     ],
@@ -392,7 +397,11 @@ def test_a_real_stream_that_is_cut_is_not_whole(engine: str, name: str) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
