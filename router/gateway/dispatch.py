@@ -145,7 +145,8 @@ class Dispatcher:
         for attempt in find_blamed(run.attempts, end, ranked=len(ranked)):
             run.record.blame(attempt.node)
             # What is nobody's in itself turned out to be a failure of the node, of no kind of its own.
-            outcome = attempt.outcome if attempt.outcome.blame is Blame.NODE else Outcome.CRASHED
+            is_of_a_kind = attempt.outcome.blame is Blame.NODE or attempt.outcome is Outcome.UNHONOURED
+            outcome = attempt.outcome if is_of_a_kind else Outcome.CRASHED
             self.fleet.blame_node(attempt.node, run.request.workload, outcome, attempt.number)
         return end
 

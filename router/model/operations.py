@@ -136,7 +136,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         Operation(
             name="embeddings",
             read_whole=read_embeddings,
-            form=Form.EMBEDDINGS,
+            form=Form.VECTORS,
             is_metered=False,
             max_values=1 << 19,
         ),
@@ -145,14 +145,14 @@ OPERATIONS: Final[dict[str, Operation]] = {
             read_whole=partial(read_completion, is_chat=True),
             read_stream=ChunkReader,
             chunk_object="chat.completion.chunk",
-            form=Form.COMPLETION,
+            form=Form.TEXTS,
         ),
         Operation(
             name="completions",
             read_whole=partial(read_completion, is_chat=False),
             read_stream=ChunkReader,
             chunk_object="text_completion",
-            form=Form.COMPLETION,
+            form=Form.TEXTS,
         ),
     )
 }

@@ -130,6 +130,8 @@ class Execution:
     """Whether the node kept to the protocol and claimed the usage that was counted."""
     earns_credit: bool = True
     """Whether a good end counts for the node: not if its own operator sent the work."""
+    is_blamed: bool = False
+    """Whether it turned out to be the node's fault, although its outcome alone does not say so."""
     is_further: bool = False
     """Whether it failed at one moment with another execution that was counted already."""
     first_token_s: float | None = None

@@ -87,11 +87,13 @@ class Standing(Struct, frozen=True, gc=False):
             if execution.is_clean and not execution.earns_credit:
                 return self
             return self._add_completed(execution, now)
-        if execution.outcome.blame is not Blame.NODE:
+        if execution.outcome.blame is not Blame.NODE and not execution.is_blamed:
             return self
         decayed = self.decayed_to(now)
         # What was lost at one moment is lost work each time, and weighs more than that only once.
-        weight = 1.0 if execution.is_further else FAILURE_WEIGHT
+        # A node that passes over a setting works well for all who do not ask for that.
+        is_light = execution.is_further or execution.outcome is Outcome.UNHONOURED
+        weight = 1.0 if is_light else FAILURE_WEIGHT
         return structs.replace(
             decayed,
             failed=_plus(decayed.failed, weight),

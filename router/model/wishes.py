@@ -37,8 +37,8 @@ _FLOAT_BYTES: Final = 4
 class Form(StrEnum):
     """The form of an operation's answers, as far as they are held against their requests."""
 
-    COMPLETION = "completion"
-    EMBEDDINGS = "embeddings"
+    TEXTS = "texts"
+    VECTORS = "vectors"
 
 
 class Setting(StrEnum):
@@ -118,7 +118,7 @@ def read_wishes(document: Mapping[str, Any], form: Form, max_tokens: int | None)
         form: Of its answers.
         max_tokens: How many tokens all its answers may have together.
     """
-    if form is Form.EMBEDDINGS:
+    if form is Form.VECTORS:
         dimensions, texts = document.get("dimensions"), document.get("input")
         is_many = isinstance(texts, list) and any(isinstance(text, (str, list)) for text in texts)
         wishes = Wishes(
@@ -230,9 +230,7 @@ def check_whole(wishes: Wishes, form: Form, body: bytes, claimed: Usage | None) 
         claimed: The usage that the node claims.
     """
     return (
-        _check_embeddings(wishes, body)
-        if form is Form.EMBEDDINGS
-        else _check_completion(wishes, body, claimed)
+        _check_embeddings(wishes, body) if form is Form.VECTORS else _check_completion(wishes, body, claimed)
     )
 
 

@@ -207,7 +207,7 @@ def test_text_after_an_end_needs_an_end_of_its_own() -> None:
 
 
 def asked(**document: Any) -> ChunkReader:
-    wishes = read_wishes(document, Form.COMPLETION, None)
+    wishes = read_wishes(document, Form.TEXTS, None)
     assert wishes is not None
     reader = ChunkReader()
     reader.watch(wishes)
@@ -372,7 +372,7 @@ def test_what_a_real_engine_answered_is_whole(engine: str, name: str) -> None:
 
 
 def stream(answer: dict[str, Any], size: int | None = None) -> tuple[ChunkReader, list[StreamPart]]:
-    wishes = read_wishes(answer["request"], Form.COMPLETION, None)
+    wishes = read_wishes(answer["request"], Form.TEXTS, None)
     reader = ChunkReader()
     if wishes is not None:
         reader.watch(wishes)

@@ -25,7 +25,7 @@ TOOL = {
 
 
 def wishes_of(**document: Any) -> Wishes | None:
-    return read_wishes(document, Form.COMPLETION, None)
+    return read_wishes(document, Form.TEXTS, None)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_the_wishes_of_a_request(document: Any, wishes: Wishes | None) -> None:
 
 def test_candidates_that_are_thrown_away_may_be_counted() -> None:
     """Engines bill them too."""
-    assert read_wishes({"best_of": 4}, Form.COMPLETION, 16) is None
-    assert read_wishes({}, Form.COMPLETION, 16) == Wishes(max_tokens=16)
+    assert read_wishes({"best_of": 4}, Form.TEXTS, 16) is None
+    assert read_wishes({}, Form.TEXTS, 16) == Wishes(max_tokens=16)
 
 
 def gathered(*messages: Message, end: str = "stop") -> Gathered:
@@ -146,12 +146,13 @@ def test_who_calls_a_tool_says_no_json() -> None:
 @pytest.mark.parametrize(("engine", "name"), RECORDED, ids=[f"{e}: {n}" for e, n in RECORDED])
 def test_what_a_real_engine_kept_to(engine: str, name: str) -> None:
     """
-    Recorded from real runs: both engines keep to all settings but one.
+    Recorded from real runs: both engines keep to all settings but two.
 
-    This llama.cpp passes over `tools`: the template of its model has no place for them.
+    This llama.cpp passes over `dimensions`, and over `tools`: the template of its model has no place for them.
     """
     answer = recorded(engine)[name]
-    wishes = read_wishes(answer["request"], Form.COMPLETION, answer["request"].get("max_tokens"))
+    form = Form.VECTORS if answer["path"] == "/v1/embeddings" else Form.TEXTS
+    wishes = read_wishes(answer["request"], form, answer["request"].get("max_tokens"))
     if answer["status"] != 200 or wishes is None:
         return
     if answer["request"].get("stream"):
@@ -159,7 +160,10 @@ def test_what_a_real_engine_kept_to(engine: str, name: str) -> None:
         claims = [part.claimed for part in parts if part.claimed is not None]
         kept = check_gathered(wishes, reader.gathered, reader.count, claims[-1])
     else:
-        kept = check_whole(wishes, Form.COMPLETION, answer["body"].encode(), None)
+        kept = check_whole(wishes, form, answer["body"].encode(), None)
+    if form is Form.VECTORS:
+        assert (kept.unhonoured, kept.detail) == (Setting.DIMENSIONS, "576 dimensions, and 64 were asked for")
+        return
     must_call = engine == "llama.cpp" and "tool_choice" in answer["request"]
     assert kept.unhonoured is (Setting.TOOL_CHOICE if must_call else None)
     # vLLM's calls were cut at their limit, so nothing shows whether they would have been good.
@@ -167,7 +171,7 @@ def test_what_a_real_engine_kept_to(engine: str, name: str) -> None:
 
 
 def test_both_engines_were_recorded() -> None:
-    assert ENGINES == ["llama.cpp", "vllm"]
+    assert ENGINES == ["llama.cpp", "llama.cpp-embeddings", "vllm"]
 
 
 # Any JSON in any place.
@@ -236,7 +240,7 @@ def test_any_answer_is_held_against_its_wishes(value: Any, field: str) -> None:
 
     body = json.dumps(put(BODY)).encode()
     OPERATIONS["chat/completions"].judge_against(wishes, 200, body)
-    given_ = read_wishes({"input": ["a"], "dimensions": 1}, Form.EMBEDDINGS, None)
+    given_ = read_wishes({"input": ["a"], "dimensions": 1}, Form.VECTORS, None)
     assert given_ is not None
     OPERATIONS["embeddings"].judge_against(given_, 200, body)
 
