@@ -103,9 +103,9 @@ class Dispatcher:
         self._reviews = reviews
         self.seed = seed
 
-    def decide(self, workload: Workload, caller: str = "") -> Record:
-        """Decide which nodes may do the work, and keep the record."""
-        decision = decide(self.fleet.view_for(workload), workload, self.seed())
+    def decide(self, workload: Workload, caller: str = "", *, has_tools: bool = False) -> Record:
+        """Decide which nodes may do the work, which may be to call tools, and keep the record."""
+        decision = decide(self.fleet.view_for(workload), workload, self.seed(), has_tools=has_tools)
         record = Record(decision, caller)
         self.records.add(record)
         if workload.energy_floor is not None:
@@ -145,9 +145,14 @@ class Dispatcher:
         """
         ranked = run.record.decision.ranked
         end = await self._try_all(run, ranked)
+        if isinstance(end, Return) and end.attempt.outcome is Outcome.UNHONOURED:
+            end = Return(await self._charge(run, end.attempt))
         for attempt in find_blamed(run.attempts, end, ranked=len(ranked)):
             run.record.blame(attempt.node)
-            self.fleet.blame_node(attempt.node, run.request.workload, Outcome.CRASHED, attempt.number)
+            # What is nobody's in itself turned out to be a failure of the node, of no kind of its own.
+            is_of_a_kind = attempt.outcome.blame is Blame.NODE or attempt.outcome is Outcome.UNHONOURED
+            outcome = attempt.outcome if is_of_a_kind else Outcome.CRASHED
+            self.fleet.blame_node(attempt.node, run.request.workload, outcome, attempt.number)
         return end
 
     async def _try_all(self, run: Run, ranked: tuple[Ranked, ...]) -> Return | Fail:
@@ -235,29 +240,43 @@ class Dispatcher:
 
         An answer whose claim is not judged is settled after it was sent (`finish`), unless its end tells the usage.
         """
-        if attempt.answer is not None:
-            is_urgent = self.metering.judges(run.request)
-        else:
-            is_urgent = run.tells_usage or self.metering.has_tokeniser(run.request)
-        if not is_urgent:
+        if not self._must_count(run, attempt):
             run.unsettled = attempt
             return attempt
-        counted: Usage | None = None
-        is_exact = False
+        counted: Attempt | None = None
         try:
-            if run.prompt is None:
-                run.prompt = await self.metering.count_prompt(run.request)
-            answer = await self.metering.count_answer(run.request, attempt)
-            counted = Usage(run.prompt.tokens, answer.tokens)
-            is_exact = run.prompt.is_exact and answer.is_exact
+            counted = await self._count(run, attempt)
         finally:
             if counted is None:
                 # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
                 self.fleet.end_work(attempt.node, run.request.workload, uncredited, attempt.number)
                 run.usage = self.metering.estimate(run.request, attempt)
-        attempt = structs.replace(attempt, counted=counted, is_exact=is_exact)
-        self.settle(run, attempt)
+        self.settle(run, counted)
+        return counted
+
+    def _must_count(self, run: Run, attempt: Attempt) -> bool:
+        """Whether its tokens must be counted before the client gets its end."""
+        if attempt.answer is not None:
+            return self.metering.judges(run.request)
+        return run.tells_usage or self.metering.has_tokeniser(run.request)
+
+    async def _count(self, run: Run, attempt: Attempt) -> Attempt:
+        """The attempt with the router's own count."""
+        if run.prompt is None:
+            run.prompt = await self.metering.count_prompt(run.request)
+        answer = await self.metering.count_answer(run.request, attempt)
+        counted = Usage(run.prompt.tokens, answer.tokens)
+        return structs.replace(attempt, counted=counted, is_exact=run.prompt.is_exact and answer.is_exact)
+
+    async def _charge(self, run: Run, attempt: Attempt) -> Attempt:
+        """Charge the client for an answer that it gets although the answer does not keep to all of the request."""
+        run.usage = self.metering.estimate(run.request, attempt)
+        if self._must_count(run, attempt):
+            attempt = await self._count(run, attempt)
+            run.usage = attempt.counted
+            # What is claimed for it is judged as for any other.
+            self.metering.judge_claim(run.request, attempt)
         return attempt
 
     def settle(self, run: Run, attempt: Attempt) -> None:
@@ -286,9 +305,10 @@ class Dispatcher:
             size_share=_size_share(request.workload, counted, is_streamed=first_token_s is not None),
             is_clean=is_clean,
             # An operator that pays its own nodes for work proves nothing by it.
-            earns_credit=not request.operator or request.operator != attempt.operator,
+            earns_credit=_earns_credit(request, attempt),
             first_token_s=first_token_s,
             token_s=token_s,
+            calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
         )
         self.fleet.end_work(attempt.node, request.workload, execution, attempt.number)
         run.record.complete_last(
@@ -306,7 +326,12 @@ class Dispatcher:
             run.usage = charged or run.usage
         is_unproven = attempt.is_doubtful and attempt.outcome.blame is Blame.NODE
         counted = Outcome.UNSUPPORTED if is_unproven else attempt.outcome
-        execution = Execution(counted, attempt.seconds)
+        execution = Execution(
+            counted,
+            attempt.seconds,
+            earns_credit=_earns_credit(run.request, attempt),
+            calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
+        )
         self.fleet.end_work(attempt.node, run.request.workload, execution, attempt.number)
 
     def finish(self, run: Run) -> None:
@@ -328,6 +353,10 @@ def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> flo
     typical = workload.typical
     share = min(1.0, typical.input / max(counted.prompt, 1))
     return share if is_streamed else min(share, typical.output / max(counted.completion, 1))
+
+
+def _earns_credit(request: NodeRequest, attempt: Attempt) -> bool:
+    return not request.operator or request.operator != attempt.operator
 
 
 def _record_of(attempt: Attempt) -> AttemptRecord:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -18,31 +19,29 @@ import structlog
 
 from attester.bounded import read_all
 from router.choose.ranking import Ranked
-from router.gateway.attempts import DOUBTFUL, Attempt, StreamSummary
+from router.gateway.attempts import DOUBTFUL, Attempt
 from router.gateway.body import LARGE
 from router.gateway.exchanges import Exchanges
 from router.gateway.failures import classify
 from router.gateway.lateness import TimeAllowed, is_late_here
 from router.gateway.progress import Progress
+from router.gateway.received import Received
 from router.gateway.request import NodeRequest
 from router.gateway.sink import ClientGoneError, Sink
-from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
+from router.gateway.sse import EventError, EventParser
 from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse
 from router.gateway.watch import NodeLimit
 from router.model.allowance import Allowance
-from router.model.answers import Answer, StreamReader
+from router.model.answers import Answer, ChunkReader
 from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
-from router.model.usage import Usage
+from router.model.wishes import Kept, check_gathered
 
 _MAX_ERROR_BODY: Final = 64 << 10
-_MAX_UNSENT: Final = 1 << 20
-_EXTRA_EVENTS: Final = 16
 _END_BYTES: Final = 1024
 """At most so many bytes end a stream whose usage is not told."""
-_NULL: Final = b"null"
 
 _log = structlog.get_logger("router")
 
@@ -88,16 +87,13 @@ class Exchange:
         self._endpoint = endpoint
         self._request = request
         self._sink = sink
-        self._text = text
         self._loop = asyncio.get_running_loop()
         self._started = exchanges.clock.monotonic()
         self._progress = Progress(allowed, began=self._loop.time(), left_s=left_s, first_left_s=first_left_s)
         self._is_gone = is_gone
-        self._reader: StreamReader | None = None
-        self._events = 0
-        self._claimed: Usage | None = None
+        self._wishes = request.wishes
+        self._received = Received(text, request.max_shown_tokens if sink is not None else None)
         self._was_given = False
-        self._unsent = bytearray()
         self._lost_before = self._lost_at_text = exchanges.lost_s()
         """How long the router had stood still when this began, and when the last text came."""
 
@@ -125,10 +121,17 @@ class Exchange:
             return self._ended_stream()
         if self._sink is not None and answer.outcome is Outcome.COMPLETED:
             return self._ended(
-                Outcome.CORRUPTED, "a whole answer although a stream was asked for", answer=answer
+                Outcome.CORRUPTED,
+                "a whole answer although a stream was asked for",
+                is_doubtful=True,
+                answer=answer,
             )
         is_doubtful = answer.outcome in DOUBTFUL and answer.outcome is not Outcome.REFUSED
-        return self._ended(answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer)
+        if answer.kept is not None and answer.kept.is_models:
+            is_doubtful = False
+        return self._ended(
+            answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer, kept=answer.kept
+        )
 
     def abandoned(self) -> Attempt:
         """The attempt as it stands if the client has gone, or the router is stopping."""
@@ -147,9 +150,12 @@ class Exchange:
             None if progress.first_token_s is None else lost_s - self._lost_at_text,
         ):
             error = AttemptError.by(Failure.LATE_HERE)
-        # An answer may be so long that no node has it ready in an attempt's time.
-        is_slow = error.outcome is Outcome.STALLED
-        is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
+        # An answer may be so long that no node has it ready in an attempt's time, or be such that engines break at it.
+        # What kept the node from answering at all is a failure, and says for itself whether it is in doubt.
+        is_of_answer = error.failure is None or error.outcome is Outcome.STALLED
+        is_doubtful = not self._has_begun and (
+            error.is_doubtful or (is_of_answer and error.outcome in DOUBTFUL)
+        )
         return self._ended(error.outcome, str(error), is_doubtful=is_doubtful, failure=error.failure)
 
     def _note_given(self) -> None:
@@ -160,12 +166,17 @@ class Exchange:
         return self._sink is not None and self._sink.has_begun
 
     def _ended_stream(self) -> Attempt:
-        if not self._events:
+        received = self._received
+        if not received.events:
             return self._ended(Outcome.EMPTY, "a whole stream with nothing in it", is_doubtful=True)
-        is_done = self._reader is not None and self._reader.is_done
-        return self._ended(
-            Outcome.COMPLETED, "a whole stream" if is_done else "a whole stream without [DONE]"
-        )
+        kept, reader = None, received.reader
+        if self._wishes is not None and isinstance(reader, ChunkReader):
+            kept = check_gathered(self._wishes, reader.gathered, reader.count, received.claimed)
+            if kept.unhonoured is not None:
+                # No other node can be asked, so nothing will show whose doing it is.
+                return self._ended(Outcome.UNHONOURED, kept.sentence, kept=kept)
+        detail = "a whole stream" if received.is_done else "a whole stream without [DONE]"
+        return self._ended(Outcome.COMPLETED, detail, kept=kept)
 
     def _ended(
         self,
@@ -175,17 +186,11 @@ class Exchange:
         failure: Failure | None = None,
         is_doubtful: bool = False,
         answer: Answer | None = None,
+        kept: Kept | None = None,
     ) -> Attempt:
         stream = None
         if self._sink is not None and answer is None:
-            stream = StreamSummary(
-                events=self._events,
-                text=self._text,
-                first_token_s=self._progress.first_token_s,
-                claimed=self._claimed,
-                is_done=self._reader is not None and self._reader.is_done,
-                unsent=bytes(self._unsent),
-            )
+            stream = self._received.summary(self._progress.first_token_s)
         return Attempt(
             node=self._candidate.node,
             operator=self._candidate.operator,
@@ -199,11 +204,13 @@ class Exchange:
             stream=stream,
             number=self._number,
             was_given=self._was_given,
+            kept=kept,
         )
 
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
         endpoint, operation = self._required_endpoint(), self._request.operation
+        judge = operation.judge if self._wishes is None else partial(operation.judge_against, self._wishes)
 
         async def read(response: NodeResponse) -> tuple[int, bytes]:
             return response.status, await self._exchanges.read_body(response, operation.max_answer)
@@ -217,8 +224,8 @@ class Exchange:
         except TimeoutError:
             raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
         if len(data) <= LARGE:
-            return operation.judge(status, data)
-        return await self._exchanges.aside.run(operation.judge, status, data)
+            return judge(status, data)
+        return await self._exchanges.aside.run(judge, status, data)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
         """
@@ -253,42 +260,39 @@ class Exchange:
 
     def _check_late_stream(self, sink: Sink) -> None:
         """Decide whose time ran out.  Raises `AttemptError`, unless only the protocol's last event is missing."""
-        if self._reader is not None and self._has_all(self._reader):
+        if self._received.is_finished:
             return
         now = self._loop.time()
         if not sink.has_begun:
             raise self._progress.error_without_text(now, "no text") from None
         raise self._progress.error_within_stream(now) from None
 
-    def _has_all(self, reader: StreamReader) -> bool:
-        """Whether all of the answers that were asked for have their end, if the stream itself has none."""
-        return reader.is_finished and reader.ended >= self._request.answers
-
     async def _pass_events(self, response: NodeResponse, sink: Sink, limit: TimeLimit) -> None:
-        make_reader = self._request.operation.read_stream
+        received, progress, make_reader = self._received, self._progress, self._request.operation.read_stream
         assert make_reader is not None
-        reader = self._reader = make_reader()
-        parser, max_tokens, blocks = EventParser(), self._request.max_shown_tokens, 0
+        reader = received.reader = make_reader()
+        if self._wishes is not None and isinstance(reader, ChunkReader):
+            reader.watch(self._wishes)
+        parser, blocks = EventParser(), 0
         try:
             async for data in response.content.iter_any():
                 has_text = False
                 for event in parser.feed(data):
-                    has_text |= self._take(reader, event)
+                    has_text |= received.take(reader, event)
                     if reader.is_done:
                         break
-                if has_text and self._progress.first_token_s is None:
-                    self._progress.first_token_s = self._loop.time() - self._progress.began
-                elif not has_text and parser.blocks != blocks and limit.due is not None:
-                    limit.move(self._progress.note_life(self._loop.time(), limit.due))
+                if has_text:
+                    progress.note_first_text(self._loop.time())
+                elif parser.blocks != blocks and limit.due is not None:
+                    limit.move(progress.note_life(self._loop.time(), limit.due))
                 blocks = parser.blocks
-                if max_tokens is not None and self._events > max_tokens + _EXTRA_EVENTS:
-                    raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
-                if self._events and self._unsent and not (reader.is_done and self._may_wait(sink)):
+                received.check_length()
+                if received.events and received.unsent and not (reader.is_done and self._may_wait(sink)):
                     await self._send(sink, limit, has_text=has_text)
                 if reader.is_done:
                     return
         except aiohttp.ClientPayloadError:
-            if not self._has_all(reader):
+            if not reader.is_finished:
                 raise AttemptError(Outcome.TRUNCATED, "the stream broke off") from None
         except EventError as error:
             raise AttemptError(Outcome.CORRUPTED, str(error)) from None
@@ -297,34 +301,11 @@ class Exchange:
 
     def _may_wait(self, sink: Sink) -> bool:
         """Whether what came with the end of a stream can go out in one packet with it: no tokens are counted first."""
-        return not self._text.size and not sink.may_block(len(self._unsent) + _END_BYTES)
-
-    @property
-    def _tokens(self) -> int:
-        """At least about so many have come: an event may carry several, and a token many bytes."""
-        return max(self._events, self._text.estimate())
-
-    def _take(self, reader: StreamReader, event: ServerEvent) -> bool:
-        """Count an event, and keep it for the client; returns whether it carried text."""
-        if event.data == _NULL:
-            # llama.cpp begins a stream of several prompts with it.
-            return False
-        part = reader.read(event.data)
-        text, forward = part.text, part.forward
-        if part.claimed is not None:
-            self._claimed = part.claimed
-        if text:
-            self._text.add(text)
-            self._events += 1
-        if forward is not None:
-            self._unsent += encode_event(forward, event.name)
-        if not self._events and len(self._unsent) > _MAX_UNSENT:
-            raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")
-        return bool(text)
+        return not self._received.text.size and not sink.may_block(len(self._received.unsent) + _END_BYTES)
 
     async def _send(self, sink: Sink, limit: TimeLimit, *, has_text: bool) -> None:
         """Send on what is unsent.  If the node gave text, its time for the next text begins."""
-        sending, self._unsent = bytes(self._unsent), bytearray()
+        sending, self._received.unsent = bytes(self._received.unsent), bytearray()
         due = limit.due
         if sink.may_block(len(sending)):
             # While a slow client reads, the node's clock stands still.
@@ -338,7 +319,7 @@ class Exchange:
             await sink.send(sending)
         if has_text:
             self._lost_at_text = self._exchanges.lost_s()
-            due = self._progress.note_text(self._loop.time(), self._tokens)
+            due = self._progress.note_text(self._loop.time(), self._received.tokens)
         if limit.due != due:
             limit.move(due)
 

@@ -32,6 +32,7 @@ from router.gateway.keys import Keyring
 from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
+from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
 from router.model.operations import Operation
@@ -46,6 +47,9 @@ WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
 TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+
+USAGE_HEADER: Final = "X-Touchstone-Usage-By"
+"""Whose count the usage in a whole answer is: the node's own, or the router's."""
 
 _LAST_EVENT: Final = encode_event(DONE)
 
@@ -125,7 +129,9 @@ class Handler:
             return late.response(None, self._operation.error_members)
         if cached is not None:
             return _answer_again(cached)
-        record = self._gateway.dispatcher.decide(request.workload, self._key.name)
+        record = self._gateway.dispatcher.decide(
+            request.workload, self._key.name, has_tools=request.has_tools
+        )
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(
             record=record,
@@ -239,13 +245,16 @@ class Handler:
         if isinstance(found, GatewayError):
             return found.response(record, {**self._operation.error_members, **self._explanation(record)})
         assert found.answer is not None
+        metering = self._gateway.dispatcher.metering
         status, body = found.answer.status, found.answer.body
-        if found.counted is not None and found.counted != found.claimed:
-            counted, write_usage = found.counted, self._operation.write_usage
-            body = await self._rewrite(body, lambda body: write_usage(body, counted))
+        headers = {DECISION_HEADER: record.id}
+        if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
+            headers[USAGE_HEADER] = told.by
+            if told.usage is not None:
+                usage, write_usage = told.usage, self._operation.write_usage
+                body = await self._rewrite(body, lambda body: write_usage(body, usage))
         if status == 200 and (extra := self._explanation(record)):
             body = await self._rewrite(body, partial(_with_extra, extra=extra))
-        headers = {DECISION_HEADER: record.id}
         if status == 200:
             self._cache(lambda: CachedResponse(200, "application/json", tuple(headers.items()), body))
         return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
@@ -289,7 +298,8 @@ class Handler:
         if run.tells_usage:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
             if request.wants_usage and run.usage is not None and not has_types:
-                rest += _event({**chunk, "usage": run.usage.to_wire()})
+                usage, by = self._gateway.dispatcher.metering.told_streamed(request, found, run.usage)
+                rest += encode_event(dialects.encode({**chunk, "usage": usage, "usage_by": by}))
             if extra := self._explanation(record):
                 rest += _event({**chunk, **extra}, b"touchstone" if has_types else b"")
         if not has_types:
@@ -306,7 +316,7 @@ class Handler:
 
 
 def _with_extra(body: bytes, extra: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode({**msgspec.json.decode(body, type=dict[str, msgspec.Raw]), **extra})
+    return dialects.encode({**dialects.decode(body), **extra})
 
 
 def _event(document: Mapping[str, Any], name: bytes = b"") -> bytes:

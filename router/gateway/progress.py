@@ -49,7 +49,7 @@ class Progress:
         self._text_at = self._life_at = began
         """When the last text came, and the last sign of life."""
         self.first_token_s: float | None = None
-        """Seconds until the first text; set when it comes."""
+        """Seconds until the first text."""
         self.tokens = 0
         """At least about so many have come."""
         self.waited_s = 0.0
@@ -67,8 +67,13 @@ class Progress:
         """The same as seconds from the beginning."""
         return self._text_due - self.began
 
+    def note_first_text(self, now: float) -> None:
+        """Note that text came; only the first counts."""
+        if self.first_token_s is None:
+            self.first_token_s = now - self.began
+
     def note_text(self, now: float, tokens: int) -> float:
-        """Note that text came, and so many tokens altogether; returns when something must come next."""
+        """Note that text went on, so many tokens altogether; returns when something must come next."""
         self._text_at = now
         self.tokens = tokens
         return min(self.deadline, now + self.allowed.stall_s, self._behind_at())

@@ -17,6 +17,7 @@ from router.model.errors import RequestFormError, WorkloadError
 from router.model.operations import Operation
 from router.model.responses import STATE_MEMBERS
 from router.model.tokens import estimated, prompt_ids
+from router.model.wishes import Wishes, read_wishes
 from router.model.workload import Table, Workload
 
 _MAX_MODEL_NAME: Final = 128
@@ -57,6 +58,17 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     def is_evidence(self) -> bool:
         """Whether what is billed for it says something of the node, and not of what the client has asked for."""
         return len(self.body) <= _MAX_EVIDENCE and is_comparable(self.document)
+
+    @property
+    def wishes(self) -> Wishes | None:
+        """What it asks of the form of its answer, as far as an answer shows whether it keeps to that."""
+        form = self.operation.form
+        return None if form is None else read_wishes(self.document, form, self.max_shown_tokens)
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether its answer may call tools."""
+        return bool(self.document.get("tools") or self.document.get("functions"))
 
     @property
     def wants_usage(self) -> bool:

@@ -18,6 +18,7 @@ MAX_EVENT: Final = 1 << 20
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment: a sign of life for clients, and for what lies between."""
 _MAX_NAME: Final = 128
+_HEAD: Final = len(b"data: ")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 """A stream may begin with it."""
 
@@ -61,8 +62,8 @@ class EventParser:
         self.blocks += len(blocks)
         has_lines = data.count(b"\n") > 2 * len(blocks) + rest.count(b"\n")
         for block in blocks:
-            if block.startswith(b"data: ") and not (has_lines and b"\n" in block):
-                yield ServerEvent(b"", block[6:])
+            if block.startswith(b"data: ") and len(block) > _HEAD and not (has_lines and b"\n" in block):
+                yield ServerEvent(b"", block[_HEAD:])
             elif (found := _parse(block)) is not None:
                 yield found
         self._rest = rest
@@ -71,7 +72,11 @@ class EventParser:
 
 
 def _parse(block: bytes) -> ServerEvent | None:
-    """An event, the lines of its data joined; `None` if it has no data."""
+    """
+    An event, the lines of its data joined; `None` if it has no data, or no more than empty lines of it.
+
+    Some builds of llama.cpp tell an error in a field of that name, which the standard does not know.
+    """
     lines, name = [], b""
     for line in block.split(b"\n"):
         field, _, value = line.partition(b":")
@@ -81,7 +86,10 @@ def _parse(block: bytes) -> ServerEvent | None:
                 lines.append(value)
             case b"event":
                 name = value
-    if not lines:
+            case b"error":
+                name = b"error"
+                lines.append(value)
+    if not any(lines):
         return None
     is_plain = len(name) <= _MAX_NAME and name.isascii() and name.decode("ascii").isprintable()
     return ServerEvent(name if is_plain else b"", b"\n".join(lines))

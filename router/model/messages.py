@@ -104,11 +104,6 @@ class MessageReader:
         self.is_done = False
 
     @property
-    def ended(self) -> int:
-        """See `StreamReader`: there is one."""
-        return int(self.is_finished)
-
-    @property
     def is_finished(self) -> bool:
         """See `StreamReader`."""
         return self._has_end and not self._open

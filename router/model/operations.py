@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+from msgspec import structs
 
 from router.model import messages, responses, scores
 from router.model.answers import (
@@ -29,6 +30,7 @@ from router.model.answers import (
 from router.model.outcomes import Outcome, of_status
 from router.model.tokens import prompt_text
 from router.model.usage import Usage
+from router.model.wishes import Form, Wishes, check_whole
 
 _REFUSED: Final = msgspec.json.encode(
     {
@@ -75,6 +77,8 @@ class Operation:
     """What its clients want to see in every error, beside ``error``."""
     prompt_text: Callable[[Mapping[str, Any]], str] = prompt_text
     """The text of a request that counts as its prompt."""
+    form: Form | None = None
+    """The form of its answers, if they are held against what their requests ask of them."""
     is_metered: bool = True
     """Whether the usage that nodes claim is compared with the router's own count."""
     max_request: int = 16 << 20
@@ -119,6 +123,16 @@ class Operation:
         """Whether events of its streams have names and types, and the node's own last event is the last."""
         return not self.chunk_object
 
+    def judge_against(self, wishes: Wishes, status: int, body: bytes) -> Answer:
+        """`judge`, and whether the answer keeps to what its request asks of its form."""
+        answer = self.judge(status, body)
+        if answer.outcome is not Outcome.COMPLETED or self.form is None:
+            return answer
+        kept = check_whole(wishes, self.form, body, answer.content.claimed)
+        if kept.unhonoured is None:
+            return structs.replace(answer, kept=kept)
+        return structs.replace(answer, kept=kept, outcome=Outcome.UNHONOURED, detail=kept.sentence)
+
     def empty_chunk(self, model: str, record_id: str) -> dict[str, Any]:
         """An event without text, for what the router adds to a stream."""
         if self.has_typed_events:
@@ -143,7 +157,13 @@ _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 OPERATIONS: Final[dict[str, Operation]] = {
     operation.name: operation
     for operation in (
-        Operation(name="embeddings", read_whole=read_embeddings, is_metered=False, max_values=1 << 19),
+        Operation(
+            name="embeddings",
+            read_whole=read_embeddings,
+            form=Form.VECTORS,
+            is_metered=False,
+            max_values=1 << 19,
+        ),
         Operation(
             name="chat/completions",
             read_whole=partial(read_completion, is_chat=True),
@@ -151,12 +171,14 @@ OPERATIONS: Final[dict[str, Operation]] = {
             chunk_object="chat.completion.chunk",
             has_choices=True,
             limits=_LIMITS,
+            form=Form.TEXTS,
         ),
         Operation(
             name="completions",
             read_whole=partial(read_completion, is_chat=False),
             read_stream=ChunkReader,
             chunk_object="text_completion",
+            form=Form.TEXTS,
             has_choices=True,
             limits=_LIMITS,
         ),

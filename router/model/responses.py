@@ -135,11 +135,6 @@ class ResponseReader:
         self.is_done = False
 
     @property
-    def ended(self) -> int:
-        """See `StreamReader`: there is one."""
-        return int(self.is_finished)
-
-    @property
     def is_finished(self) -> bool:
         """See `StreamReader`."""
         return self.is_done

@@ -55,6 +55,8 @@ class StatisticsAggregate(Struct, frozen=True, array_like=True):
             *seen.failed,
             seen.exchanges,
             seen.rejects,
+            seen.calls,
+            seen.bad_calls,
             seen.at,
             seen.latency_s or 0.0,
         )

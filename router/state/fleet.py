@@ -148,6 +148,11 @@ class Fleet(ProbedNodes):
         pool = self._placement.pools.get(workload.name)
         return None if pool is None else pool.lane(node)
 
+    def usual_calls(self, workload: Workload) -> float | None:
+        """The share of good calls of tools that is usual among the operators whose nodes are known for the work."""
+        pool = self._placement.pools.get(workload.name)
+        return None if pool is None else pool.usual_calls
+
     def census(self) -> dict[str, dict[str, int]]:
         """How many nodes stand in each lane, by workload."""
         return {
@@ -272,7 +277,8 @@ class Fleet(ProbedNodes):
         entry = self._entry(node)
         statistics = _statistics_of(entry, workload.standing_key)
         is_own = statistics.load.count_outcome(outcome, self._clock.monotonic(), number)
-        statistics.add(Execution(outcome, 0.0, is_further=not is_own), self._clock.unix())
+        execution = Execution(outcome, 0.0, is_blamed=True, is_further=not is_own)
+        statistics.add(execution, self._clock.unix())
         self._changed.add((node, workload.standing_key))
         self._placement.place(entry, workload.standing_key)
 

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from fixtures.streaming import Behaviour
 from router.choose.candidates import Lane
-from router.gateway import exchange
+from router.gateway import attempts, exchange
 from router.gateway.exchange import Exchange
 from router.model import answers as model_answers
 from router.model import load, operations, standing
@@ -397,6 +397,34 @@ async def test_attack_26_ejection_by_poison(fleet: Fleet, act: Handler) -> None:
     await unharmed(fleet, *"abc")
 
 
+ODD_CALLS: dict[str, Any] = {
+    "an object": {"function": {"name": "f", "arguments": {"a": 1}}},
+    "nobody's form": "f()",
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("calls", ODD_CALLS.values(), ids=ODD_CALLS)
+async def test_attack_26_ejection_by_tools(fleet: Fleet, calls: Any, stream: bool) -> None:  # noqa: FBT001
+    """26, twelve requests with `tools` from one client, at which engines word their answer in a form of their own."""
+    part = "delta" if stream else "message"
+    choice = {"index": 0, part: {"content": None, "tool_calls": [calls]}, "finish_reason": "tool_calls"}
+    body = json.dumps({"choices": [choice]}).encode()
+    for name in "abc":
+        (await fleet.node(name)).act = (
+            answers(200, b"data: " + body + b"\n\ndata: [DONE]\n\n", Content_Type="text/event-stream")
+            if stream
+            else answers(200, body)
+        )
+    await fleet.start()
+    fleet.establish(*"abc")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    for _ in range(12):
+        await fleet.ask(CHAT | {"tools": tools, "stream": stream})
+    await unharmed(fleet, *"abc")
+    assert {lane(fleet, name) for name in "abc"} == {Lane.ESTABLISHED}
+
+
 async def test_attack_26_ejection_by_long_answers(fleet: Fleet) -> None:
     """26, a whole answer so long that no node has it ready in the time of an attempt."""
     for name in "abc":
@@ -442,6 +470,18 @@ def with_leaving_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     blaming(monkeypatch, Outcome.ABANDONED)
 
 
+def with_odd_answers_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read is the node's at once."""
+    for module in (exchange, attempts):
+        monkeypatch.setattr(module, "DOUBTFUL", exchange.DOUBTFUL - {Outcome.CORRUPTED})
+    corrupted = AttemptError.__init__
+
+    def sure(self: AttemptError, outcome: Outcome, message: str, *, is_doubtful: bool = False) -> None:
+        corrupted(self, outcome, message, is_doubtful=is_doubtful and outcome is not Outcome.CORRUPTED)
+
+    monkeypatch.setattr(AttemptError, "__init__", sure)
+
+
 def with_doubts_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits to see whether another node can do it: what is in doubt is the node's."""
     blaming(monkeypatch, Outcome.UNSUPPORTED, Outcome.EMPTY)
@@ -466,6 +506,10 @@ WITHOUT: list[Row] = [
     (26, test_attack_26_ejection_by_leaving, with_leaving_blamed, (True,)),
     (26, test_attack_26_ejection_by_leaving, with_leaving_blamed, (False,)),
     *[(26, test_attack_26_ejection_by_poison, with_doubts_blamed, (act,)) for act in POISON.values()],
+    *[
+        (26, test_attack_26_ejection_by_tools, with_odd_answers_blamed, ("f()", stream))
+        for stream in (False, True)
+    ],
     (26, test_attack_26_ejection_by_long_answers, with_doubts_blamed, ()),
 ]
 

@@ -46,7 +46,7 @@ def operation(answer: dict[str, Any]) -> Any:
 
 def read_all(reader: StreamReader, body: bytes) -> list[StreamPart]:
     events = EventParser().feed(body)
-    return [reader.read(event.data) for event in events if event.data != b"null"]
+    return [reader.read(event.data) for event in events]
 
 
 WHOLE = ("responses", "responses-messages", "messages", "messages-blocks")
@@ -75,7 +75,7 @@ def test_streams_of_real_engines_are_read(answer: dict[str, Any]) -> None:
     reader = operation(answer).read_stream()
     parts = read_all(reader, answer["body"].encode())
     claimed = [part.claimed for part in parts if part.claimed is not None]
-    assert (reader.is_done, reader.is_finished, reader.ended, len(claimed)) == (True, True, 1, 1)
+    assert (reader.is_done, reader.is_finished, len(claimed)) == (True, True, 1)
     assert all(part.forward is not None for part in parts)
     text = "".join(part.text for part in parts)
     # A delta that holds half a character is empty in both engines, so that a token may show no text.
@@ -117,7 +117,7 @@ def test_several_streamed_answers_of_real_engines_are_read(answer: dict[str, Any
     """Their parts come in any order, and each has its own end."""
     reader = ChunkReader()
     read_all(reader, answer["body"].encode())
-    assert (reader.is_done, reader.ended) == (True, 2)
+    assert (reader.is_done, reader.count) == (True, 2)
 
 
 @pytest.mark.parametrize(
