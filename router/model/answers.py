@@ -81,7 +81,7 @@ class Answer(Struct, frozen=True, gc=False, kw_only=True):
     detail: str
     content: Content = Content()
     kept: Kept | None = None
-    """How it keeps to what the request asks of its form; `None` if it asks nothing."""
+    """How it keeps to what the request asks of its form; `None` if there is nothing to say of that."""
 
 
 def read_completion(body: bytes, *, is_chat: bool) -> Content:
