@@ -14,6 +14,7 @@ lenient about what the router does not use, and strict about what it does: the t
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -184,13 +185,20 @@ def decode(data: bytes) -> Any:
     if _ESCAPE not in data:
         return None
     try:
-        return json.loads(data, parse_constant=_refuse)
+        return json.loads(data, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number that no client can hold")
+    return number
 
 
 def encode(document: Any) -> bytes:

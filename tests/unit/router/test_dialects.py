@@ -263,7 +263,7 @@ def test_an_error_in_any_form_is_an_error(event: Any) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        b"{", b"ping", b'{"choices": [], "x": NaN, "y": "\\ud83d"}',
+        b"{", b"ping", b'{"choices": [], "x": NaN, "y": "\\ud83d"}', b'{"choices": [], "x": 1e999, "y": "\\ud83d"}',
         b"[]", b"1", b'"a"', b"\xff", b'{"choices": [{"delta": {"content": "\xff"}}]}',
         {"choices": "a"}, {"choices": {}}, {"choices": [None]}, choice("a"), choice([]), choice({"content": 1}),
         choice({"content": {}}), choice({"tool_calls": "f"}), choice({"tool_calls": [1]}), choice({}, text=[]),
