@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -37,6 +38,7 @@ from router.gateway.exchanges import Exchanges
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
 from router.gateway.sink import Sink
+from router.model.allowance import LEAST_ANSWER, LEAST_PROMPT, Seen, allow
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
 from router.model.tokens import Count, TokenCounter
@@ -64,6 +66,9 @@ class Run:
     record: Record
     request: NodeRequest
     deadline: float
+    """When the caller's time is over."""
+    first_by: float
+    """When the router's own patience is, until the first text or a whole answer.  What nodes are lent adds to it."""
     tells_usage: bool = False
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
@@ -152,7 +157,8 @@ class Dispatcher:
 
     async def _try_all(self, run: Run, ranked: tuple[Ranked, ...]) -> Return | Fail:
         for candidate in ranked:
-            left_s = run.deadline - self._clock.monotonic()
+            now = self._clock.monotonic()
+            left_s = min(run.deadline, run.first_by) - now
             if left_s <= 0 and not run.attempts:
                 return Fail(Outcome.TIMED_OUT)
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
@@ -162,7 +168,7 @@ class Dispatcher:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
-            await self._attempt(run, candidate, left_s)
+            await self._attempt(run, candidate, now)
             step: Next = decide_next(run.attempts)
             if not isinstance(step, Continue):
                 return step
@@ -175,9 +181,12 @@ class Dispatcher:
         verdict = self.fleet.verdict(node, decision.workload)
         return None if verdict is not None and verdict.code in decision.opened else verdict
 
-    async def _attempt(self, run: Run, candidate: Ranked, left_s: float) -> None:
+    async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
         request, node = run.request, candidate.node
+        statistics = self.fleet.statistics(node, request.workload.standing_key)
+        seen = Seen() if statistics is None else statistics.seen
+        allowed = allow(self._exchanges.limits, seen, request.size, is_streamed=request.is_streamed)
         endpoint = self.fleet.view(node).endpoint
         text = self.metering.counter_for(request) if run.sink is not None else _NOTHING
         number = self.fleet.start_work(node, request.workload)
@@ -186,7 +195,10 @@ class Dispatcher:
             candidate,
             endpoint,
             request,
-            left_s=left_s,
+            allowed=allowed,
+            left_s=run.deadline - now,
+            first_left_s=run.first_by + allowed.extra_s - now,
+            is_gone=partial(self._is_gone, node),
             sink=run.sink,
             text=text,
             number=number,
@@ -194,6 +206,8 @@ class Dispatcher:
         attempt: Attempt | None = None
         try:
             attempt = await exchange.run()
+            # What a node got for the size of the request, or for its signs of life, takes nothing from the next.
+            run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
             attempt = attempt or exchange.abandoned()
@@ -210,6 +224,11 @@ class Dispatcher:
         elif attempt.outcome not in (Outcome.ABANDONED, Outcome.REFUSED):
             _log.warning("an attempt failed", node=node, outcome=attempt.outcome, detail=attempt.detail)
         run.attempts.append(attempt)
+
+    def _is_gone(self, node: str) -> bool:
+        """Whether a node has answered no probe for so long that it is taken to be gone."""
+        heartbeat = self.fleet.heartbeat(node)
+        return heartbeat is not None and heartbeat.ends()[1] <= self._clock.monotonic()
 
     def _refuses_often(self, node: str, workload: Workload) -> bool:
         statistics = self.fleet.statistics(node, workload.standing_key)
@@ -273,9 +292,17 @@ class Dispatcher:
         # A pace is of tokens that are all shown: with others a client could make a node look slow.
         if first_token_s is not None and counted.completion > 1 and request.is_evidence:
             token_s = max(attempt.seconds - first_token_s, 0.0) / (counted.completion - 1)
+        whole_token_s = prompt_token_s = None
+        if first_token_s is None and counted.completion >= LEAST_ANSWER and request.is_evidence:
+            whole_token_s = attempt.seconds / counted.completion
+        if first_token_s is not None and counted.prompt >= LEAST_PROMPT and request.is_evidence:
+            prompt_token_s = first_token_s / counted.prompt
         execution = Execution(
             Outcome.COMPLETED,
             attempt.seconds,
+            whole_token_s=whole_token_s,
+            prompt_token_s=prompt_token_s,
+            size_share=_size_share(request.workload, counted, is_streamed=first_token_s is not None),
             is_clean=is_clean,
             # An operator that pays its own nodes for work proves nothing by it.
             earns_credit=_earns_credit(request, attempt),
@@ -315,6 +342,17 @@ class Dispatcher:
                 self.settle(run, unsettled)
         finally:
             self.records.finish(run.record)
+
+
+def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:
+    """
+    The tier's typical exchange as a share of this one.
+
+    How long the first text takes goes by the prompt; how long a whole answer takes, by the answer too.
+    """
+    typical = workload.typical
+    share = min(1.0, typical.input / max(counted.prompt, 1))
+    return share if is_streamed else min(share, typical.output / max(counted.completion, 1))
 
 
 def _earns_credit(request: NodeRequest, attempt: Attempt) -> bool:

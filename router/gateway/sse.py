@@ -15,6 +15,8 @@ from msgspec import Struct
 
 MAX_EVENT: Final = 1 << 20
 """Bytes of one event."""
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+"""A comment: a sign of life for clients, and for what lies between."""
 _MAX_NAME: Final = 128
 _HEAD: Final = len(b"data: ")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -36,10 +38,12 @@ class ServerEvent(Struct, frozen=True, gc=False):
 class EventParser:
     """Takes bytes as they arrive, and gives the events that are whole."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_rest", "blocks")
 
     def __init__(self) -> None:
         self._rest = b""
+        self.blocks = 0
+        """How many events and comments were whole until now: each is a sign of life."""
 
     def feed(self, data: bytes) -> Iterator[ServerEvent]:
         """
@@ -55,6 +59,7 @@ class EventParser:
             tail = b"\r" if data.endswith(b"\r") else b""
             data = data[: len(data) - len(tail)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
         *blocks, rest = data.split(b"\n\n")
+        self.blocks += len(blocks)
         has_lines = data.count(b"\n") > 2 * len(blocks) + rest.count(b"\n")
         for block in blocks:
             if block.startswith(b"data: ") and len(block) > _HEAD and not (has_lines and b"\n" in block):

@@ -138,6 +138,16 @@ class Execution:
     """Of a stream, seconds until the first token."""
     token_s: float | None = None
     """Of a stream, seconds for each token after the first."""
+    whole_token_s: float | None = None
+    """Of a whole answer, seconds for each token, if there were enough."""
+    prompt_token_s: float | None = None
+    """Of a stream, seconds until the first token for each token of the prompt, if there were enough."""
+    size_share: float = 1.0
+    """
+    The tier's usual exchange as a share of this one, at most 1.
+
+    Objectives compare like with like: a duration counts as this share of itself.
+    """
     calls_are_valid: bool | None = None
     """Whether the tools were called as they can be; `None` if there was no call to look at."""
 

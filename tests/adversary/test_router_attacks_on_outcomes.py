@@ -29,7 +29,7 @@ from router.model.load import BREAKER_FAILURES
 from router.model.operations import Operation
 from router.model.outcomes import Blame, Execution, Outcome
 from router.model.standing import PROVEN, Grade, Standing, rate
-from router.model.statistics import StatisticsAggregate
+from router.model.statistics import SERIES, StatisticsAggregate
 from router.state.fleet import Fleet as RouterFleet
 from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, STREAM, WORK, Fleet, by, key, opened
@@ -75,7 +75,7 @@ async def test_attack_9_wash_traffic(fleet: Fleet) -> None:
     assert own.own == Standing(), "attack 9 succeeds: it has bought a standing"
     assert (lane(fleet, "own"), own.aggregate(0.0).slices) == (
         Lane.PROBATION,
-        {"first": {}, "token": {}, "answer": {}},
+        {name: {} for name in SERIES},
     )
 
 

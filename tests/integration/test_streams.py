@@ -193,7 +193,7 @@ async def two(fleet: Fleet, kind: str) -> None:
     """A node of a kind, and an honest one to take over."""
     await fleet.engine("a", Behaviour(kind, token_s=0.015 if kind in PACED else 0.0))
     await fleet.engine("b", Behaviour(tokens=FEW))
-    await fleet.start(attempt_timeout_s=0.6, stall_s=0.4, timeout_s=4)
+    await fleet.start(attempt_timeout_s=0.6, stall_s=0.4, quiet_s=0.6, timeout_s=4)
 
 
 def test_the_tables_have_every_kind() -> None:
@@ -285,7 +285,7 @@ async def test_the_deadline_is_for_all_attempts_together(ticking: Fleet, kind: s
     """The second node gets what the first has left of it."""
     for name in "abc":
         await ticking.engine(name, Behaviour(kind))
-    await ticking.start(attempt_timeout_s=0.4, timeout_s=0.6)
+    await ticking.start(attempt_timeout_s=0.4, quiet_s=0.4, timeout_s=0.6)
     began = time.monotonic()
     heard = await ticking.ask()
     assert (heard.status, len(await ticking.record(heard.headers))) == (504, 2)
