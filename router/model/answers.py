@@ -184,7 +184,7 @@ class ChunkReader:
         self.gathered = None if wishes.is_plain else Gathered()
 
     @property
-    def count(self) -> int:
+    def ended(self) -> int:
         """How many choices have come to their end."""
         return len(self._ended)
 

@@ -162,7 +162,7 @@ def test_what_a_real_engine_kept_to(engine: str, name: str) -> None:
     if answer["request"].get("stream"):
         reader, parts = stream(answer)
         claims = [part.claimed for part in parts if part.claimed is not None]
-        kept = check_gathered(wishes, reader.gathered, reader.count, claims[-1])
+        kept = check_gathered(wishes, reader.gathered, reader.ended, claims[-1])
     else:
         kept = check_whole(wishes, form, answer["body"].encode(), None)
     if form is Form.VECTORS:
