@@ -171,7 +171,7 @@ class Exchange:
             return self._ended(Outcome.EMPTY, "a whole stream with nothing in it", is_doubtful=True)
         kept, reader = None, received.reader
         if self._wishes is not None and isinstance(reader, ChunkReader):
-            kept = check_gathered(self._wishes, reader.gathered, reader.count, received.claimed)
+            kept = check_gathered(self._wishes, reader.gathered, reader.ended, received.claimed)
             if kept.unhonoured is not None:
                 # No other node can be asked, so nothing will show whose doing it is.
                 return self._ended(Outcome.UNHONOURED, kept.sentence, kept=kept)

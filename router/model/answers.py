@@ -81,7 +81,7 @@ class Answer(Struct, frozen=True, gc=False, kw_only=True):
     detail: str
     content: Content = Content()
     kept: Kept | None = None
-    """How it keeps to what the request asks of its form; `None` if it asks nothing."""
+    """How it keeps to what the request asks of its form; `None` if there is nothing to say of that."""
 
 
 def read_completion(body: bytes, *, is_chat: bool) -> Content:
@@ -184,7 +184,7 @@ class ChunkReader:
         self.gathered = None if wishes.is_plain else Gathered()
 
     @property
-    def count(self) -> int:
+    def ended(self) -> int:
         """How many choices have come to their end."""
         return len(self._ended)
 

@@ -14,6 +14,7 @@ lenient about what the router does not use, and strict about what it does: the t
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -184,13 +185,20 @@ def decode(data: bytes) -> Any:
     if _ESCAPE not in data:
         return None
     try:
-        return json.loads(data, parse_constant=_refuse)
+        return json.loads(data, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number that no client can hold")
+    return number
 
 
 def encode(document: Any) -> bytes:
@@ -234,7 +242,7 @@ def _choice_of(place: int, value: Any) -> Choice | None:
         return None
     delta, message, text = value.get("delta"), value.get("message"), value.get("text")
     said, told = _message_of(delta), _message_of(message)
-    is_odd = (delta is not None and said is None) or (message is not None and told is None)
+    is_odd = (said is None and not _is_nothing(delta)) or (told is None and not _is_nothing(message))
     if is_odd or not (text is None or isinstance(text, str)):
         return None
     reason = value.get("finish_reason")
@@ -262,6 +270,8 @@ def _message_of(value: Any) -> Message | None:
     content = value.get("content")
     if isinstance(content, list):
         content = _text_of_parts(content)
+    elif _is_nothing(content):
+        content = None
     calls = _calls_of(value.get("tool_calls"))
     if calls is None or not (content is None or isinstance(content, str)):
         return None
@@ -273,6 +283,11 @@ def _message_of(value: Any) -> Message | None:
         tool_calls=calls or None,
         function_call=_function_of(value.get("function_call")),
     )
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether engines mean nothing by a value.  Zero may be a text."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def _text_of_parts(value: Any, depth: int = 0) -> str | None:
@@ -289,13 +304,15 @@ def _text_of_parts(value: Any, depth: int = 0) -> str | None:
 
 
 def _calls_of(value: Any) -> list[ToolCall] | None:
-    if not value:
+    if _is_nothing(value):
         return []
-    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+    calls = [value] if isinstance(value, dict) else value
+    if not isinstance(calls, list) or not all(call is None or isinstance(call, dict) for call in calls):
         return None
     return [
         ToolCall(index=_index_of(call.get("index"), place), function=_function_of(call.get("function")))
-        for place, call in enumerate(value)
+        for place, call in enumerate(calls)
+        if call is not None
     ]
 
 

@@ -130,7 +130,7 @@ class Operation:
             return answer
         kept = check_whole(wishes, self.form, body, answer.content.claimed)
         if kept.unhonoured is None:
-            return structs.replace(answer, kept=kept)
+            return answer if kept.calls_are_valid is None else structs.replace(answer, kept=kept)
         return structs.replace(answer, kept=kept, outcome=Outcome.UNHONOURED, detail=kept.sentence)
 
     def empty_chunk(self, model: str, record_id: str) -> dict[str, Any]:

@@ -126,15 +126,16 @@ def read_wishes(document: Mapping[str, Any], form: Form, max_tokens: int | None)
             inputs=len(texts) if isinstance(texts, list) and is_many else None,
         )
         return None if wishes == _NO_WISHES else wishes
-    if not (max_tokens is not None or document.keys() & _READ):
-        return None
+    # Of candidates that are thrown away engines count the tokens too.
+    most = None if document.get("best_of") else max_tokens
+    if not document.keys() & _READ:
+        return None if most is None else Wishes(max_tokens=most)
     is_json, is_json_object = _json_wish(document.get("response_format"))
     tools = _tools(document)
     must_call, called = _call_wish(document) if tools else (False, None)
     found = Wishes(
         choices=_choices(document),
-        # Of candidates that are thrown away engines count the tokens too.
-        max_tokens=None if document.get("best_of") else max_tokens,
+        max_tokens=most,
         stops=() if document.get("include_stop_str_in_output") or document.get("echo") else _stops(document),
         is_json=is_json,
         is_json_object=is_json_object,

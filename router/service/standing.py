@@ -103,7 +103,10 @@ def _place(fleet: Fleet, node: str, name: str) -> dict[str, Any]:
 
 def _compare_calls(fleet: Fleet, node: str, workload: Workload) -> dict[str, float | None]:
     """How a node's calls of tools compare with the usual, as the ranking has it for work with tools."""
-    statistics, usual = fleet.statistics(node, workload.standing_key), fleet.usual_calls(workload)
+    statistics, usual = (
+        fleet.statistics(node, workload.standing_key),
+        fleet.view_for(workload).pool.usual_calls,
+    )
     rating = Rating() if statistics is None else statistics.rating
     return {
         "usual_good_share": None if usual is None else round(usual, 4),

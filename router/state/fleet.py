@@ -148,11 +148,6 @@ class Fleet(ProbedNodes):
         pool = self._placement.pools.get(workload.name)
         return None if pool is None else pool.lane(node)
 
-    def usual_calls(self, workload: Workload) -> float | None:
-        """The share of good calls of tools that is usual among the operators whose nodes are known for the work."""
-        pool = self._placement.pools.get(workload.name)
-        return None if pool is None else pool.usual_calls
-
     def census(self) -> dict[str, dict[str, int]]:
         """How many nodes stand in each lane, by workload."""
         return {

@@ -39,6 +39,9 @@ USAGE = {
 }
 
 
+ANSWERS = Path(__file__).parents[2] / "fixtures" / "answers"
+
+
 @pytest.fixture
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     async with opened(tmp_path) as fleet:
@@ -159,6 +162,19 @@ async def test_the_usage_of_a_stream_is_the_nodes_with_its_details(fleet: Fleet)
     assert heard.events[-1]["usage_by"] == "node"
 
 
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
+async def test_the_usage_of_a_real_stream_is_the_engines(fleet: Fleet, engine: str) -> None:
+    """Recorded from a real run: the client gets 39 and 8, as the engine counts, and not what the bytes would give."""
+    recorded = json.loads((ANSWERS / f"{engine}.json").read_text())["answers"]["chat, streamed"]
+    await start(fleet, answers(200, recorded["body"].encode(), Content_Type=recorded["content_type"]))
+    heard = await fleet.ask(STREAM | {"stream_options": {"include_usage": True}})
+    (usage,) = heard.usage
+    assert (heard.text, heard.done) == ("The capital of France is Paris.", True)
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (39, 8, 47)
+    assert usage.get("prompt_tokens_details") == ({"cached_tokens": 38} if engine == "llama.cpp" else None)
+    assert await outcomes(fleet, heard.headers) == [("a", "completed", "nobody")]
+
+
 async def test_the_usage_of_a_whole_answer_is_the_nodes(fleet: Fleet) -> None:
     """As it is, and the answer says so."""
     await start(fleet, node_of(says("yes"), usage=USAGE))
@@ -240,6 +256,18 @@ async def test_what_no_node_honours_is_answered_all_the_same(fleet: Fleet, name:
     assert [choice["message"] for choice in heard.choices] == said
     assert [each[1:] for each in await outcomes(fleet, heard.headers)] == [("unhonoured", "nobody")] * 2
     assert (fleet.failed("a"), fleet.failed("b")) == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_does_not_honour_a_setting_is_charged(fleet: Fleet, stream: bool) -> None:  # noqa: FBT001
+    """By the router's count, as any other; a node's claim spends nobody's budget."""
+    (await fleet.node("a")).act = node_of(says("no JSON"), usage=USAGE | {"completion_tokens": 10**9})
+    await fleet.start(sections={"keys": [key("ada", tokens_per_day=10**6)]})
+    heard = await fleet.ask(JSON | {"stream": stream}, **by("ada"))
+    assert heard.status == 200
+    keyring = fleet.app[GATEWAY].keyring
+    await until(lambda: "ada" in keyring.spent())
+    assert keyring.spent()["ada"][1] == estimated(len(PROMPT)) + estimated(len("no JSON"))
 
 
 @pytest.mark.parametrize("name", UNHONOURED)

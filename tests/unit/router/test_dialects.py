@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ DIALECTS: dict[str, tuple[list[Any], str]] = {
     ),
     "a call with a function null": ([choice({"content": "a", "tool_calls": [{"function": None}]}), END], "a"),
     "calls as an empty object": ([choice({"content": "a", "tool_calls": {}}), END], "a"),
+    "calls as one object": ([choice({"tool_calls": {"function": CALL}}), END], 'f{"a":1}'),
+    "a call null": ([choice({"content": "a", "tool_calls": [None]}), END], "a"),
     "calls null": ([choice({"content": "a", "tool_calls": None, "function_call": None}), END], "a"),
     "a function call as text": ([choice({"content": "a", "function_call": ""}), END], "a"),
     "choices null in the usage event": (
@@ -128,6 +131,8 @@ DIALECTS: dict[str, tuple[list[Any], str]] = {
     "an end by a token": ([TEXT, choice({}, finish_reason="eos_token")], "a"),
     "an end without a delta": ([TEXT, {"choices": [{"index": 0, "finish_reason": "stop"}]}], "a"),
     "a delta null": ([TEXT, choice(None, finish_reason="stop")], "a"),
+    "a delta empty": ([choice("", text=None), TEXT, choice([], finish_reason="stop")], "a"),
+    "content empty": ([choice({"content": {}}), TEXT, choice({"content": False}), END], "a"),
     "a delta without anything": ([choice({}), TEXT, END], "a"),
     "a role alone": ([choice({"role": "assistant"}), TEXT, END], "a"),
     "a role null": ([choice({"role": None, "content": "a"}), END], "a"),
@@ -263,10 +268,11 @@ def test_an_error_in_any_form_is_an_error(event: Any) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        b"{", b"ping", b'{"choices": [], "x": NaN, "y": "\\ud83d"}',
+        b"{", b"ping", b'{"choices": [], "x": NaN, "y": "\\ud83d"}', b'{"choices": [], "x": 1e999, "y": "\\ud83d"}',
         b"[]", b"1", b'"a"', b"\xff", b'{"choices": [{"delta": {"content": "\xff"}}]}',
-        {"choices": "a"}, {"choices": {}}, {"choices": [None]}, choice("a"), choice([]), choice({"content": 1}),
-        choice({"content": {}}), choice({"tool_calls": "f"}), choice({"tool_calls": [1]}), choice({}, text=[]),
+        {"choices": "a"}, {"choices": {}}, {"choices": [None]}, choice("a"), choice([1]), choice({"content": 1}),
+        choice({"content": {"a": 1}}), choice({"content": 0}), choice({"tool_calls": "f"}),
+        choice({"tool_calls": [1]}), choice({}, text=[]),
     ],
     ids=repr,
 )  # fmt: skip
@@ -488,3 +494,10 @@ def test_words_that_are_an_end() -> None:
 
 def test_an_event_without_its_usage_keeps_the_rest() -> None:
     assert json.loads(without_usage(b'{"choices": [], "usage": 1, "x": 2}')) == {"choices": [], "x": 2}
+
+
+def test_the_page_lists_every_dialect() -> None:
+    """Each once, and no other."""
+    page = (ANSWERS.parents[1] / "docs" / "dialects.md").read_text()
+    table = page.partition("## Accepted\n")[2].partition('\n\n"–"')[0]
+    assert sorted(re.findall(r"^\| ([^|]+) \| [^|]+ \|$", table, re.MULTILINE)[1:]) == sorted(DIALECTS)

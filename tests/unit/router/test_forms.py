@@ -117,7 +117,7 @@ def test_several_streamed_answers_of_real_engines_are_read(answer: dict[str, Any
     """Their parts come in any order, and each has its own end."""
     reader = ChunkReader()
     read_all(reader, answer["body"].encode())
-    assert (reader.is_done, reader.count) == (True, 2)
+    assert (reader.is_done, reader.ended) == (True, 2)
 
 
 @pytest.mark.parametrize(

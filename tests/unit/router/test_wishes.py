@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from router.model.dialects import Choice, Function, Message, ToolCall
 from router.model.gathered import Gathered
 from router.model.operations import OPERATIONS
-from router.model.outcomes import Outcome
+from router.model.outcomes import Execution, Outcome
+from router.model.standing import Standing, merge, rate
+from router.model.statistics import StatisticsAggregate
 from router.model.tool_calls import CallShares, compare_calls
 from router.model.usage import Usage
 from router.model.wishes import Form, Kept, Setting, Wishes, check_gathered, check_whole, read_wishes
@@ -158,7 +162,7 @@ def test_what_a_real_engine_kept_to(engine: str, name: str) -> None:
     if answer["request"].get("stream"):
         reader, parts = stream(answer)
         claims = [part.claimed for part in parts if part.claimed is not None]
-        kept = check_gathered(wishes, reader.gathered, reader.count, claims[-1])
+        kept = check_gathered(wishes, reader.gathered, reader.ended, claims[-1])
     else:
         kept = check_whole(wishes, form, answer["body"].encode(), None)
     if form is Form.VECTORS:
@@ -298,3 +302,57 @@ def test_what_is_usual_is_a_share(seen: list[tuple[str, float, float]]) -> None:
     assert usual is None or 0 <= usual <= 1
     for _, calls, bad in seen:
         assert 0.05 <= compare_calls(calls, calls * bad, usual) <= 4
+
+
+def seen(*ends: Execution) -> Standing:
+    standing = Standing(at=1000.0)
+    for end in ends:
+        standing = standing.add(end, 1000.0)
+    return standing
+
+
+@pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.UNHONOURED, Outcome.STALLED])
+@pytest.mark.parametrize("valid", [False, True])
+def test_calls_are_counted_however_the_attempt_ended(outcome: Outcome, *, valid: bool) -> None:
+    """And an operator's own work counts none."""
+    standing = seen(Execution(outcome, 1.0, calls_are_valid=valid), Execution(outcome, 1.0))
+    assert (standing.calls, standing.bad_calls) == (1.0, 0.0 if valid else 1.0)
+    assert seen(Execution(outcome, 1.0, calls_are_valid=valid, earns_credit=False)).calls == 0
+
+
+def test_calls_fade_with_the_week_and_add_up_over_routers() -> None:
+    standing = seen(*[Execution(Outcome.COMPLETED, 1.0, calls_are_valid=False)] * 4)
+    week = 7 * 86400.0
+    faded = standing.decayed_to(1000.0 + week)
+    assert (faded.calls, faded.bad_calls) == pytest.approx((2.0, 2.0))
+    later = standing.add(Execution(Outcome.COMPLETED, 1.0), 1000.0 + week)
+    assert later.calls == pytest.approx(2.0)
+    both = merge(standing, [standing], 1000.0)
+    assert (both.calls, both.bad_calls) == (8.0, 8.0)
+    rated = rate(both, 1000.0)
+    assert (rated.calls, rated.bad_calls) == (8.0, 8.0)
+
+
+def test_what_another_version_of_a_router_wrote_is_read() -> None:
+    """It knows no calls; and it reads what this one writes."""
+
+    class Older(Struct, frozen=True):
+        completed: tuple[float, float] = (0.0, 0.0)
+        at: float = 0.0
+
+    older = msgspec.msgpack.decode(msgspec.msgpack.encode(Older((1.0, 1.0), 2.0)), type=Standing)
+    assert (older.completed, older.calls) == ((1.0, 1.0), 0.0)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(Standing(at=3.0, calls=4.0)), type=Older).at == 3.0
+
+
+@pytest.mark.parametrize("wrong", [{"calls": -1.0}, {"bad_calls": float("nan")}, {"calls": 1e300}])
+def test_impossible_numbers_of_calls_are_passed_over(wrong: dict[str, float]) -> None:
+    """Another router wrote them."""
+    assert not StatisticsAggregate(Standing(**wrong)).is_sound()
+
+
+def test_who_turned_out_not_to_honour_a_setting_loses_little() -> None:
+    """One and not three; and what is not blamed loses nothing."""
+    assert seen(Execution(Outcome.UNHONOURED, 1.0)) == Standing(at=1000.0)
+    assert seen(Execution(Outcome.UNHONOURED, 0.0, is_blamed=True)).failed == (1.0, 1.0)
+    assert seen(Execution(Outcome.CRASHED, 0.0, is_blamed=True)).failed == (3.0, 3.0)
