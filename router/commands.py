@@ -388,10 +388,14 @@ def explanation(record: dict[str, Any]) -> list[str]:
             f"  {place}. {ranked['node']}  {ranked['lane']}: {ranked['score']:.3f} expected s per success",
             (
                 f"       = {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} in flight"
-                f" ÷ {max(ranked['completion'], 0.05):.3f} completion"
+                f" ÷ {max(ranked['completion'], 0.05) * ranked.get('calls', 1):.3f} completion"
                 f" ({ranked['evidence']:.0f} requests measured; {ranked['why']})"
             ),
         ]
+        if ranked.get("calls", 1) != 1:
+            lines.append(
+                f"       its calls of tools are good {ranked['calls']:.2f} times as often as is usual"
+            )
         if ranked.get("cost"):
             lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
     if not record["ranked"]:

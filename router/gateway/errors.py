@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+from msgspec import Struct
 
 from router.choose.decision import Decision
 from router.choose.gates import EXHAUSTED
 from router.gateway.attempts import Fail
+from router.model.answers import Answer
 from router.model.outcomes import Outcome
 from router.state.records import Record
 
@@ -27,6 +29,10 @@ _STATUS: Final[Mapping[Outcome, int]] = {
     Outcome.NOT_ALLOWED: 503,
     Outcome.NOT_ADMITTED: 503,
 }
+
+
+class _Refusal(Struct, frozen=True):
+    error: Any = None
 
 
 class GatewayError(Exception):
@@ -63,7 +69,15 @@ class GatewayError(Exception):
         """The error as JSON-compatible data."""
         return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code}}
 
-    def response(self, record: Record | None = None, extra: dict[str, Any] | None = None) -> web.Response:
+    def event_document(self) -> dict[str, Any]:
+        """The error as an event of a stream whose status has gone out already: what the head would say is in it."""
+        document = self.document()
+        document["error"]["status"] = self.status
+        if self.retry_after is not None:
+            document["error"]["retry_after"] = self.retry_after
+        return document
+
+    def response(self, record: Record | None = None, extra: Mapping[str, Any] | None = None) -> web.Response:
         """The error as an answer, with the id of the decision's record if there is one."""
         headers = {} if record is None else {DECISION_HEADER: record.id}
         if self.retry_after is not None:
@@ -105,6 +119,18 @@ def nobody_completed(failure: Fail) -> GatewayError:
         code=str(failure.outcome),
         retry_after=_RETRY_AFTER_S if status == 503 else None,
     )
+
+
+def refusal_document(answer: Answer) -> dict[str, Any]:
+    """A node's whole answer to who asked for a stream, as an event: a refusal, or an answer with nothing in it."""
+    if answer.status != 200:
+        try:
+            found = msgspec.json.decode(answer.body, type=_Refusal).error
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            found = None
+        error = found if isinstance(found, dict) else {"message": "the node refused the request"}
+        return {"error": {"type": "invalid_request_error", **error, "status": answer.status}}
+    return nobody_completed(Fail(answer.outcome)).event_document()
 
 
 def json_answer(status: int, value: Any, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -14,6 +14,7 @@ from router.gateway.failures import classify
 from router.gateway.request import NodeRequest
 from router.gateway.sink import ClientGoneError
 from router.gateway.upstream import NodeResponse, Upstream
+from router.model.allowance import Limits
 from router.model.clock import Clock
 from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
@@ -43,6 +44,13 @@ class Exchanges:
     ) -> None:
         self.config = config
         self.clock = clock
+        self.limits = Limits(
+            first_s=config.attempt_timeout_s,
+            stall_s=config.stall_s,
+            quiet_s=config.quiet_s,
+            token_s=1 / config.unseen_tokens_per_second,
+            prompt_token_s=1 / config.unseen_prompt_tokens_per_second,
+        )
         self.lost_s = lost_s
         """How long this process has stood still until now, in seconds."""
         self._judge_refusal = judge_refusal

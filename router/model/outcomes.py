@@ -46,6 +46,7 @@ class Outcome(StrEnum):
     BUSY = "busy"
     UNSUPPORTED = "unserved"
     EMPTY = "hollow"
+    UNHONOURED = "unhonoured"
     TIMED_OUT = "timed-out"
     ABANDONED = "abandoned"
     UNREACHABLE = "unreachable"
@@ -91,7 +92,14 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
         Blame.NOBODY,
         "The answer is whole and has nothing in it; perhaps the request asks for just that.",
     ),
-    Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time ran out, and the node was not slow."),
+    Outcome.UNHONOURED: (
+        Blame.NOBODY,
+        "The answer is whole and does not keep to a setting of the request; perhaps the model cannot.",
+    ),
+    Outcome.TIMED_OUT: (
+        Blame.ROUTER,
+        "The time that the caller gave was over, or earlier attempts had used it up.",
+    ),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
     # Who stands between the router and the node cannot be told from the node itself, so nothing is held against it.
     Outcome.UNREACHABLE: (
@@ -130,12 +138,26 @@ class Execution:
     """Whether the node kept to the protocol and claimed the usage that was counted."""
     earns_credit: bool = True
     """Whether a good end counts for the node: not if its own operator sent the work."""
+    is_blamed: bool = False
+    """Whether it turned out to be the node's fault, although its outcome alone does not say so."""
     is_further: bool = False
     """Whether it failed at one moment with another execution that was counted already."""
     first_token_s: float | None = None
     """Of a stream, seconds until the first token."""
     token_s: float | None = None
     """Of a stream, seconds for each token after the first."""
+    whole_token_s: float | None = None
+    """Of a whole answer, seconds for each token, if there were enough."""
+    prompt_token_s: float | None = None
+    """Of a stream, seconds until the first token for each token of the prompt, if there were enough."""
+    size_share: float = 1.0
+    """
+    The tier's usual exchange as a share of this one, at most 1.
+
+    Objectives compare like with like: a duration counts as this share of itself.
+    """
+    calls_are_valid: bool | None = None
+    """Whether the tools were called as they can be; `None` if there was no call to look at."""
 
 
 _REFUSALS: Final = frozenset({400, 413, 415, 422})
