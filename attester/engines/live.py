@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from attester.engines.joined import State, raw, whole_of
-from attester.engines.layouts import Layout, Place
+from attester.engines.joined import State, Whole, raw, whole_of
+from attester.engines.layouts import Place, find_all
 from attester.engines.module_state import ADAPTER, EXPERT_MAP
 from attester.errors import EngineError
 from attester.weights.layout import TensorInfo
@@ -42,6 +42,8 @@ class LiveTensor:
     info: TensorInfo
     place: Place
     states: Sequence[State]
+    whole: Whole
+    """Views of the live tensors, as they were when the module was mapped."""
 
     @property
     def name(self) -> str:
@@ -55,13 +57,17 @@ class LiveTensor:
 
     def chunks(self) -> Iterator[Any]:
         """As `Source.chunks`: one view, or copies of blocks if parts must be joined or turned."""
-        for data in whole_of(self.info, self.place, self.states).blocks():
+        for data in self._now().blocks():
             yield data.numpy() if data.device.type == "cpu" else data
 
     def part(self, first: int, count: int) -> bytes:
         """*count* bytes from *first* on."""
-        found: bytes = whole_of(self.info, self.place, self.states).part(first, count).cpu().numpy().tobytes()
+        found: bytes = self._now().part(first, count).cpu().numpy().tobytes()
         return found
+
+    def _now(self) -> Whole:
+        # What was found equal may differ by now.
+        return whole_of(self.info, self.place, self.states) if self.whole.compared else self.whole
 
 
 class LiveTensors:
@@ -88,18 +94,17 @@ class LiveTensors:
         derived: Collection[str] = DERIVED,
     ) -> None:
         _check_states(states)
-        layout = Layout(published, {name: tuple(tensor.shape) for name, tensor in states[0].items()}, prefix)
+        ordered = tuple(sorted(published, key=lambda info: info.name.encode()))
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in states[0].items())
         self._tensors = []
-        for info in sorted(published, key=lambda info: info.name.encode()):
-            place = layout.find(info)
-            tensor = LiveTensor(info, place, states)
+        for info, place in zip(ordered, find_all(ordered, shapes, prefix), strict=True):
             # Checked now, so that the operator learns of a mismatch before a call comes.
             for state in states:
                 _check_dtype(info, state[place.name])
             whole = whole_of(info, place, states)
             if math.prod(whole.shape) * whole.parts[0].element_size() != info.size:
                 raise EngineError(f"{info.name}: its size in the module differs from the published size")
-            self._tensors.append(tensor)
+            self._tensors.append(LiveTensor(info, place, states, whole))
         for state in states:
             _check_rest(state, {tensor.place.name for tensor in self._tensors}, derived)
 
