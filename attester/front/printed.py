@@ -18,7 +18,8 @@ from attester import identity
 from attester.config import AttesterConfig, Home
 from attester.errors import AttesterError, ConfigError
 from attester.front.clients import ANCHORS, CADDY_ANCHORS, kept_routers, write_anchors
-from attester.front.forward import ENGINE_IDLE_S, REQUEST_HEADERS
+from attester.front.engine import IDLE_S
+from attester.front.forward import REQUEST_HEADERS
 from attester.front.operations import methods
 from attester.front.process import engine_url, place_of
 from attester.router_list import KnownRouter
@@ -134,7 +135,7 @@ def _nginx(rules: Rules) -> str:
 upstream touchstone_engine {{
   server {rules.engine};
   keepalive 32;
-  keepalive_timeout {ENGINE_IDLE_S:.0f}s;
+  keepalive_timeout {IDLE_S:.0f}s;
 }}
 # The request as it was sent: nothing is decoded or normalised before it is compared.
 map "$request_method $request_uri" $touchstone_passed {{
@@ -156,6 +157,7 @@ server {{
   client_max_body_size {rules.max_body};
   large_client_header_buffers 4 8k;
   keepalive_timeout {rules.idle_s}s;
+  keepalive_requests 1000000;
   send_timeout {rules.body_s}s;
   default_type application/json;
   error_page 413 @too_large;
@@ -184,10 +186,23 @@ server {{
 """
 
 
+_CADDY_ERRORS: Final = f"""\
+  handle_errors {{
+    header Content-Type application/json
+    @late expression {{http.error.status_code}} == 504
+    respond @late `{_LATE}` 504
+    @large expression {{http.error.status_code}} == 413
+    respond @large `{_TOO_LARGE}` 413
+    respond `{_GONE}` {{http.error.status_code}}
+  }}
+"""
+
+
 def _caddy(rules: Rules) -> str:
     passed = ", ".join(f"'{method} {path}'" for path, method in rules.methods.items())
-    removed = "\n".join(f"      header_up -{name}" for name in _NOT_PASSED if name != "Authorization")
-    authorization = "      header_up -Authorization\n" if rules.key is None else ""
+    # Where there is a key, its line replaces what the client has sent.
+    names = [name for name in _NOT_PASSED if name != "Authorization" or rules.key is None]
+    removed = "\n".join(f"      header_up -{name}" for name in names)
     bind = f"  bind {rules.host.strip('[]')}\n" if rules.host else ""
     return f"""\
 # After each change of {rules.home}/{ANCHORS}, tls.crt or tls.key: caddy reload --force
@@ -221,11 +236,11 @@ https://:{rules.port} {{
     }}
     reverse_proxy {rules.engine} {{
       flush_interval -1
-{authorization}{removed}
+{removed}
       import {rules.home}/caddy.key.conf
       header_down -Set-Cookie
       transport http {{
-        keepalive {ENGINE_IDLE_S:.0f}s
+        keepalive {IDLE_S:.0f}s
         dial_timeout {_CONNECT_S}s
         response_header_timeout {rules.answer_s}s
       }}
@@ -235,15 +250,7 @@ https://:{rules.port} {{
     header Content-Type application/json
     respond `{_UNKNOWN}` 404
   }}
-  handle_errors {{
-    header Content-Type application/json
-    @late expression {{http.error.status_code}} == 504
-    respond @late `{_LATE}` 504
-    @large expression {{http.error.status_code}} == 413
-    respond @large `{_TOO_LARGE}` 413
-    respond `{_GONE}` {{http.error.status_code}}
-  }}
-}}
+{_CADDY_ERRORS}}}
 """
 
 
@@ -269,7 +276,7 @@ def _envoy(rules: Rules) -> str:
         removed=removed,
         credential=credential,
         unknown=_UNKNOWN,
-        idle=f"{ENGINE_IDLE_S:.0f}",
+        idle=f"{IDLE_S:.0f}",
         connect=_CONNECT_S,
     )
 
