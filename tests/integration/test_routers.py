@@ -291,6 +291,15 @@ async def test_of_one_name_the_key_that_was_renewed_longest_ago_makes_room(verif
     assert entry("router-1", known[0]) not in found
 
 
+async def test_a_long_name_is_cut_in_the_list(verifier) -> None:
+    """One of an issuer's tokens has its URL in it, and nodes refuse a list with a name that is too long."""
+    new = NewRegistration(
+        spki=bytes(32), certificate=b"x", name="x" * 500, credential=None, until_ms=verifier.clock.ms + DAY_MS
+    )
+    await verifier.service.db.write(lambda tx: routers.register(tx, new, verifier.clock.ms, ()))
+    assert await listed(verifier) == [("x" * 128, "00" * 32)]
+
+
 async def fill(verifier: Any, count: int) -> None:
     """So many routers, each with a credential of its own."""
 
