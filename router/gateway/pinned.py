@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives import serialization
 from router.choose import gates
 from router.choose.gates import GateVerdict
 from router.model.outcomes import Failure
+from router.state.identity import AskedTLS
 
 _DEFINITE: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
 """Errors by which a name server says that there is no such name, and not that it does not know."""
@@ -66,6 +67,8 @@ class SpkiPin(aiohttp.Fingerprint):
     def __init__(self, pin: str) -> None:
         super().__init__(bytes.fromhex(pin))
         self._pin = pin
+        self.asks = False
+        """Whether the node asked for the router's certificate when it was last connected to."""
 
     def check(self, transport: Transport) -> None:
         """
@@ -82,6 +85,8 @@ class SpkiPin(aiohttp.Fingerprint):
             # aiohttp closes the connection only for its own errors.
             transport.abort()
             raise PinError("another key answered than the key that the evidence named")
+        tls = transport.get_extra_info("ssl_object")
+        self.asks = isinstance(tls, AskedTLS) and tls.was_asked
 
 
 def _spki_sha256(transport: Transport) -> str | None:

@@ -160,6 +160,8 @@ class Execution:
     """Whether the tools were called as they can be; `None` if there was no call to look at."""
 
 
+CERTIFICATE_STATUSES: Final = frozenset({495, 496})
+"""nginx's numbers for a client's certificate that is wrong or missing: it completes the handshake in any case."""
 _REFUSALS: Final = frozenset({400, 413, 415, 422})
 _BUSY: Final = frozenset({429, 503})
 _UNSUPPORTED: Final = frozenset({404, 405})
