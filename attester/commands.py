@@ -225,7 +225,7 @@ def front(home_path: Path, log_json: bool, proxy: str | None) -> None:
     configure_logging(as_json=log_json)
     from attester.front import process
 
-    asyncio.run(process.run(Home(home_path)))
+    process.start(Home(home_path))
 
 
 @attester.command()

@@ -9,14 +9,17 @@ this connection, stays here; the engine's own key is added.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from typing import Final
 
 import aiohttp
 import structlog
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import HttpVersion11
 from multidict import CIMultiDict
 
+from attester.front.engine import EnginePool, Exchange
 from attester.front.protocol import refusal
 from attester.front_config import FrontSection
 
@@ -29,22 +32,28 @@ ANSWER_HEADERS: Final = (
     "Content-Type", "Content-Encoding", "Cache-Control", "Retry-After", "X-Request-Id", "OpenAI-Processing-Ms",
 )  # fmt: skip
 """What the client may see of an answer."""
-ENGINE_IDLE_S: Final = 4.0
-"""Connections to the engine are kept for less time than engines keep theirs: uvicorn and llama.cpp, 5 s."""
-_CONNECT_S: Final = 5.0
-
+_FIXED: Final = {"Server": "touchstone"}
 _log = structlog.get_logger("front")
 
 
-def open_engine_session() -> aiohttp.ClientSession:
-    """A client for the engine: no proxies, no cookies, and answers as they come."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=ENGINE_IDLE_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-    )
+class _Passed(web.StreamResponse):
+    """An answer that has gone out already, as it came."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._is_kept = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection serves another request."""
+        return self._is_kept
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """See `web.StreamResponse`."""
+        return request.writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """See `web.StreamResponse`."""
 
 
 class Forwarder:
@@ -52,27 +61,19 @@ class Forwarder:
     Passes requests on to one engine.
 
     Args:
-        http: The client for the engine.
-        url: The engine's base URL.
+        engine: The engine.
         methods: The paths that are passed on, each with its method.
         config: The limits.
         key: The engine's own key, if it has one.
     """
 
     def __init__(
-        self,
-        http: aiohttp.ClientSession,
-        url: str,
-        *,
-        methods: Mapping[str, str],
-        config: FrontSection,
-        key: str | None,
+        self, engine: EnginePool, *, methods: Mapping[str, str], config: FrontSection, key: str | None
     ) -> None:
-        self._http = http
+        self._engine = engine
         self._config = config
-        self._targets = {(method, path): url + path for path, method in methods.items()}
+        self._targets = {(method, path): path for path, method in methods.items()}
         self._added = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=config.answer_s)
         self._is_gone = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -87,33 +88,24 @@ class Forwarder:
         if size is not None and size > self._config.max_body:
             return self._too_large()
         failed: list[web.Response] = []
-        headers = CIMultiDict(self._added)
+        headers = dict(self._added)
         _copy(request.headers, REQUEST_HEADERS, headers)
         body = self._body(request, size, headers, failed)
-        has_answered = False
         try:
-            async with self._http.request(
-                request.method,
-                target,
-                data=body,
-                headers=headers,
-                timeout=self._timeout,
-                allow_redirects=False,
-            ) as answer_of_engine:
-                self._note_engine(is_gone=False)
-                has_answered = True
-                return await self._pass_back(request, answer_of_engine)
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            if has_answered:
-                # The client does not take the answer any more.
-                raise
+            exchange = await self._engine.ask(request.method, target, headers, body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return failed[0] if failed else self._engine_failed(error)
+        self._note_engine(is_gone=False)
+        try:
+            return await self._pass_back(request, exchange)
+        finally:
+            await self._engine.give_back(exchange)
 
     def _body(
         self,
         request: web.BaseRequest,
         size: int | None,
-        headers: CIMultiDict[str],
+        headers: dict[str, str],
         failed: list[web.Response],
     ) -> bytes | AsyncIterator[bytes] | None:
         if not request.can_read_body:
@@ -145,30 +137,37 @@ class Forwarder:
             # Ends the request to the engine, which must not take this for the whole body.
             raise aiohttp.ClientPayloadError
 
-    async def _pass_back(
-        self, request: web.BaseRequest, engine: aiohttp.ClientResponse
-    ) -> web.StreamResponse:
-        answer = web.StreamResponse(status=engine.status)
-        answer.headers["Server"] = "touchstone"
-        _copy(engine.headers, ANSWER_HEADERS, answer.headers)
-        content = engine.content
-        if engine.content_length is not None:
-            answer.content_length = engine.content_length
-        elif content.is_eof():
-            answer.content_length = content.total_bytes
-        await answer.prepare(request)
+    async def _pass_back(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        """Send the answer as it comes."""
+        content, writer = exchange.content, request.writer
+        headers: CIMultiDict[str] = CIMultiDict(_FIXED)
+        _copy(exchange.headers, ANSWER_HEADERS, headers)
+        is_kept = bool(request.keep_alive)
+        length = exchange.headers.get("Content-Length") if not content.is_eof() else str(content.total_bytes)
+        if length is not None:
+            headers["Content-Length"] = length
+        elif request.version >= HttpVersion11:
+            headers["Transfer-Encoding"] = "chunked"
+            writer.enable_chunking()
+        else:
+            # Its end is that of the connection.
+            is_kept = False
+        if not is_kept:
+            headers["Connection"] = "close"
+        status = f"HTTP/1.1 {exchange.status} {exchange.reason}"
+        await writer.write_headers(status, headers)
         while not content.at_eof():
             try:
                 part = await content.readany()
-            except (aiohttp.ClientError, TimeoutError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 _log.warning("the engine broke off an answer", why=type(error).__name__)
                 # The client must not take what came so far for the whole answer.
                 if request.transport is not None:
                     request.transport.abort()
-                return answer
-            await answer.write(part)
-        await answer.write_eof()
-        return answer
+                break
+            await writer.write(part)
+        await writer.write_eof()
+        return _Passed(keep_alive=is_kept)
 
     def _engine_failed(self, error: Exception) -> web.Response:
         if isinstance(error, TimeoutError) and not isinstance(
@@ -197,7 +196,7 @@ def _last(answer: web.Response) -> web.Response:
     return answer
 
 
-def _copy(source: Mapping[str, str], names: tuple[str, ...], target: CIMultiDict[str]) -> None:
+def _copy(source: Mapping[str, str], names: tuple[str, ...], target: MutableMapping[str, str]) -> None:
     for name in names:
         value = source.get(name)
         if value is not None:

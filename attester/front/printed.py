@@ -18,7 +18,8 @@ from attester import identity
 from attester.config import AttesterConfig, Home
 from attester.errors import AttesterError, ConfigError
 from attester.front.clients import ANCHORS, CADDY_ANCHORS, kept_routers, write_anchors
-from attester.front.forward import ENGINE_IDLE_S, REQUEST_HEADERS
+from attester.front.engine import IDLE_S
+from attester.front.forward import REQUEST_HEADERS
 from attester.front.operations import methods
 from attester.front.process import engine_url, place_of
 from attester.router_list import KnownRouter
@@ -134,7 +135,7 @@ def _nginx(rules: Rules) -> str:
 upstream touchstone_engine {{
   server {rules.engine};
   keepalive 32;
-  keepalive_timeout {ENGINE_IDLE_S:.0f}s;
+  keepalive_timeout {IDLE_S:.0f}s;
 }}
 # The request as it was sent: nothing is decoded or normalised before it is compared.
 map "$request_method $request_uri" $touchstone_passed {{
@@ -156,6 +157,7 @@ server {{
   client_max_body_size {rules.max_body};
   large_client_header_buffers 4 8k;
   keepalive_timeout {rules.idle_s}s;
+  keepalive_requests 1000000;
   send_timeout {rules.body_s}s;
   default_type application/json;
   error_page 413 @too_large;
@@ -225,7 +227,7 @@ https://:{rules.port} {{
       import {rules.home}/caddy.key.conf
       header_down -Set-Cookie
       transport http {{
-        keepalive {ENGINE_IDLE_S:.0f}s
+        keepalive {IDLE_S:.0f}s
         dial_timeout {_CONNECT_S}s
         response_header_timeout {rules.answer_s}s
       }}
@@ -269,7 +271,7 @@ def _envoy(rules: Rules) -> str:
         removed=removed,
         credential=credential,
         unknown=_UNKNOWN,
-        idle=f"{ENGINE_IDLE_S:.0f}",
+        idle=f"{IDLE_S:.0f}",
         connect=_CONNECT_S,
     )
 

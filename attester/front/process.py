@@ -22,7 +22,8 @@ import structlog
 from attester.config import AttesterConfig, Home
 from attester.errors import AttesterError, ConfigError
 from attester.front.clients import ASKED, LIST, Clients
-from attester.front.forward import Forwarder, open_engine_session
+from attester.front.engine import EnginePool
+from attester.front.forward import Forwarder
 from attester.front.listener import Listener, Registry
 from attester.front.operations import methods
 from attester.front.protocol import FrontServer
@@ -148,20 +149,19 @@ async def serving(
     front = Front(home, config, **options)
     key = home.engine_key(config)
     allowed = methods(config.engine.adapter, config.front.operations)
-    async with open_engine_session() as http:
-        forwarder = Forwarder(http, engine_url(config), methods=allowed, config=config.front, key=key)
-        server = FrontServer(forwarder.handle, front.registry, config.front)
-        listener = Listener(
-            lambda: front.context, server.make, front.registry, handshake_s=config.front.head_s
-        )
-        await listener.start(*place_of(config))
-        looking = asyncio.create_task(_look(front), name="look")
-        try:
-            yield front, listener.port
-        finally:
-            looking.cancel()
-            listener.close()
-            await server.shutdown(_SHUTDOWN_S)
+    engine = EnginePool(engine_url(config), config.front.answer_s)
+    forwarder = Forwarder(engine, methods=allowed, config=config.front, key=key)
+    server = FrontServer(forwarder.handle, front.registry, config.front)
+    listener = Listener(lambda: front.context, server.make, front.registry, handshake_s=config.front.head_s)
+    await listener.start(*place_of(config))
+    looking = asyncio.create_task(_look(front), name="look")
+    try:
+        yield front, listener.port
+    finally:
+        looking.cancel()
+        listener.close()
+        await server.shutdown(_SHUTDOWN_S)
+        engine.close()
 
 
 async def _look(front: Front) -> None:
@@ -172,6 +172,17 @@ async def _look(front: Front) -> None:
         except Exception:  # noqa: BLE001
             # The outermost loop: an unexpected error must not leave an old list in force without a word.
             _log.exception("the home cannot be looked at")
+
+
+def start(home: Home) -> None:
+    """`run` as a process.  Raises `AttesterError`."""
+    # uvloop is faster.  Without it, everything works the same.
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(run(home))
+    else:
+        uvloop.run(run(home))
 
 
 async def run(home: Home) -> None:

@@ -13,7 +13,6 @@ platform := {
 	"endpoint": "proven",
 	"class_matches": true,
 	"class_doubted": false,
-	"exposure": "closed",
 	"runtime": {"engine": "vllm", "version": "0.11.0", "arguments": {}, "packages": {}},
 	"capabilities": {},
 }
@@ -71,8 +70,8 @@ test_control_routes_that_can_be_reached_are_96 if {
 	platform_with({"exposure": "open"}).trust_vector.configuration == 96
 }
 
-test_an_endpoint_that_nobody_has_looked_at_loses_nothing if {
-	platform_with({"exposure": "unprobed"}).trust_vector.configuration == 2
+test_routes_that_nobody_has_reached_cost_nothing if {
+	platform_with({"exposure": "closed"}).trust_vector.configuration == 2
 	platform_with({"exposure": "unreached"}).trust_vector.configuration == 2
 }
 

@@ -27,7 +27,9 @@ class Facts:
     __slots__ = ()
 
 
-class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="platform"):
+class PlatformFacts(
+    Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="platform", omit_defaults=True
+):
     """`platform`: which node it is, where it serves, and what runs there."""
 
     malformed: Annotated[bool, Meta(description="Its claims do not have the form of the claims table.")]
@@ -48,13 +50,6 @@ class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", 
     class_doubted: Annotated[
         bool, Meta(description="Walks were far slower than the hardware class, or faster than it allows.")
     ]
-    exposure: Annotated[
-        Literal["unprobed", "unreached", "closed", "open"],
-        Meta(
-            description="Whether control routes of the engine can be reached through the endpoint, as the node says. "
-            "Unprobed: older attesters do not look. Unreached: it could not look."
-        ),
-    ] = "unprobed"
     runtime: Annotated[
         Runtime | None,
         Meta(description="The running configuration, as the node declares it; null if it does not."),
@@ -63,6 +58,14 @@ class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", 
         Capabilities | None,
         Meta(description="The node's capabilities, as the node declares them; null if it does not."),
     ]
+    exposure: Annotated[
+        Literal["unreached", "closed", "open"] | None,
+        Meta(
+            description="Whether control routes of the engine can be reached through the endpoint, as the node saw it "
+            "itself. Unreached: it could not look. Absent: older attesters do not look."
+        ),
+    ] = None
+    # Left out where it is absent, so that the input of an appraisal from before is what it was.
 
 
 ManifestFact = Literal[

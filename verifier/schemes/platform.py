@@ -89,9 +89,9 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     )
 
 
-def _exposure_fact(exposure: Exposure | None) -> Literal["unprobed", "unreached", "closed", "open"]:
+def _exposure_fact(exposure: Exposure | None) -> Literal["unreached", "closed", "open"] | None:
     if exposure is None:
-        return "unprobed"
+        return None
     if exposure.routes:
         return "open"
     return "closed" if exposure.reached else "unreached"
