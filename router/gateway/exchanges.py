@@ -10,13 +10,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from router.config import GatewaySection
 from router.gateway.aside import Aside
-from router.gateway.failures import classify
+from router.gateway.failures import classify, judge, not_listed
 from router.gateway.request import NodeRequest
 from router.gateway.sink import ClientGoneError
 from router.gateway.upstream import NodeResponse, Upstream
 from router.model.clock import Clock
 from router.model.errors import AttemptError
-from router.model.outcomes import Failure, Outcome
+from router.model.outcomes import CERTIFICATE_STATUSES, Failure, Outcome
 
 MAX_READING: Final = 1 << 30
 """Bytes of whole answers that are being read at a time: nodes could agree to fill the router's memory."""
@@ -39,7 +39,7 @@ class Exchanges:
         clock: Clock,
         *,
         lost_s: Callable[[], float] = lambda: 0.0,
-        judge_refusal: Callable[[], Failure] = lambda: Failure.CERTIFICATE_REFUSED,
+        judge_refusal: Callable[[], Awaitable[Failure]] = not_listed,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -56,11 +56,22 @@ class Exchanges:
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
 
-    def _refused(self) -> AttemptError:
-        """The error of a node that refuses the router's certificate."""
-        failure = self._judge_refusal()
-        # If every node does, the list of routers is the cause.
-        return AttemptError.by(failure, is_doubtful=failure is Failure.CERTIFICATE_REFUSED)
+    async def _failed(
+        self,
+        failure: Failure,
+        endpoint: tuple[str, str],
+        *,
+        was_answered: bool = False,
+        is_doubtful: bool = False,
+    ) -> AttemptError:
+        """The error of an attempt that failed so at an endpoint."""
+        if not was_answered:
+            failure = await judge(failure, endpoint[1], self._judge_refusal)
+        if failure in (Failure.CERTIFICATE_NEW, Failure.NOT_REGISTERED):
+            return AttemptError.by(failure)
+        # If every node refuses the router's certificate, the list of routers is the cause.
+        is_doubtful |= failure in (Failure.NO_CONNECTION_IN_TIME, Failure.CERTIFICATE_REFUSED)
+        return AttemptError.by(failure, is_doubtful=is_doubtful)
 
     async def read_body(self, response: NodeResponse, limit: int) -> bytes:
         """
@@ -123,6 +134,8 @@ class Exchanges:
             response = await self._upstream.post(
                 endpoint, request.operation.path, request.body, meanwhile, on_given=on_given
             )
+            if response.status in CERTIFICATE_STATUSES:
+                raise await self._failed(Failure.CERTIFICATE_REFUSED, endpoint)
             found = await read(response)
             went_well = True
         except ClientGoneError:
@@ -133,14 +146,12 @@ class Exchanges:
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
-            failure = classify(error)
-            if failure is Failure.CERTIFICATE_REFUSED:
-                raise self._refused() from None
             # A node that takes a request and hangs up without a word may do so because of the request.
             was_sent = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
             is_doubtful = was_sent and not isinstance(error, aiohttp.ClientConnectorError)
-            is_doubtful |= failure is Failure.NO_CONNECTION_IN_TIME
-            raise AttemptError.by(failure, is_doubtful=is_doubtful) from None
+            raise await self._failed(
+                classify(error), endpoint, was_answered=response is not None, is_doubtful=is_doubtful
+            ) from None
         finally:
             if response is not None:
                 response.leave(went_well=went_well)

@@ -11,13 +11,13 @@ import errno
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
-from router.gateway.pinned import AddressError, LookupFailedError, PinError
+from router.gateway.pinned import AddressError, LookupFailedError, PinError, pin_for
 from router.model.outcomes import Failure
 
 _BY_ERRNO: Final[Mapping[int, Failure]] = {
@@ -88,6 +88,31 @@ def classify(error: BaseException) -> Failure:
             return Failure.NOT_HTTP
         case _:
             return Failure.UNFORESEEN
+
+
+async def not_listed() -> Failure:
+    """Whose fault a refusal is where nobody registers the router: the node's."""
+    return Failure.CERTIFICATE_REFUSED
+
+
+async def judge(failure: Failure, pin: str, judge_refusal: Callable[[], Awaitable[Failure]]) -> Failure:
+    """
+    Say whose fault it is if a node may have refused the router's certificate; every other *failure* stays.
+
+    A server that refuses one closes the connection at once.  If the request is on its way then, the router's machine may
+    hear of the end before it has read the alert.
+
+    Args:
+        failure: As `classify` gives it.
+        pin: The node's.
+        judge_refusal: Whose fault it is that a node refuses the certificate now.
+    """
+    if failure is Failure.CERTIFICATE_REFUSED:
+        return await judge_refusal()
+    if failure is Failure.CONNECTION_LOST and pin_for(pin).asks:
+        judged = await judge_refusal()
+        return failure if judged is Failure.CERTIFICATE_REFUSED else judged
+    return failure
 
 
 def _inner(error: aiohttp.ClientOSError) -> BaseException | None:

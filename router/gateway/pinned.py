@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives import serialization
 from router.choose import gates
 from router.choose.gates import GateVerdict
 from router.model.outcomes import Failure
+from router.state.identity import AskedTLS
 
 _DEFINITE: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
 """Errors by which a name server says that there is no such name, and not that it does not know."""
@@ -66,6 +67,8 @@ class SpkiPin(aiohttp.Fingerprint):
     def __init__(self, pin: str) -> None:
         super().__init__(bytes.fromhex(pin))
         self._pin = pin
+        self.asks = False
+        """Whether the node asked for the router's certificate when it was last connected to."""
 
     def check(self, transport: Transport) -> None:
         """
@@ -82,6 +85,8 @@ class SpkiPin(aiohttp.Fingerprint):
             # aiohttp closes the connection only for its own errors.
             transport.abort()
             raise PinError("another key answered than the key that the evidence named")
+        tls = transport.get_extra_info("ssl_object")
+        self.asks = isinstance(tls, AskedTLS) and tls.was_asked
 
 
 def _spki_sha256(transport: Transport) -> str | None:
@@ -189,6 +194,8 @@ def check_address(host: str, *, allow_private: bool) -> None:
     """
     Refuse a literal address that nodes must not have.  Names pass: the resolver checks them.
 
+    The message does not say which: decisions show it to those who may not know where nodes are.
+
     Raises:
         AddressError: it is private, loopback, link-local, multicast or reserved, or such an
             address is embedded in it by a transition mechanism.
@@ -199,7 +206,7 @@ def check_address(host: str, *, allow_private: bool) -> None:
         return
     if not allow_private and not all(_is_public(each) for each in _with_embedded(address)):
         raise AddressError(
-            f"{host} is not a public address, and this router connects to no others "
+            "it is not a public address, and this router connects to no others "
             "unless router.toml has [gateway] allow_private = true"
         )
 
@@ -274,7 +281,7 @@ async def judge_name(http: aiohttp.ClientSession, url: str) -> GateVerdict | Non
     try:
         await connector.names.resolve(place.raw_host or "", place.port or 443, socket.AF_UNSPEC)
     except AddressError as error:
-        return GateVerdict("address", "address.not-allowed", f"{place.raw_host}: {error}")
+        return GateVerdict("address", "address.not-allowed", f"its name leads to an address: {error}")
     return None
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import aiohttp
 
 from attester.bounded import read_all
-from router.gateway.failures import classify
+from router.gateway.failures import classify, judge, not_listed
 from router.gateway.pinned import NodeConnector, check_url, pin_for
-from router.model.outcomes import Failure
+from router.model.outcomes import CERTIFICATE_STATUSES, Failure
 
 _PATH: Final = "/v1/models"
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
@@ -23,7 +23,7 @@ async def ask(
     endpoint: tuple[str, str],
     *,
     allow_private: bool,
-    judge_refusal: Callable[[], Failure] = lambda: Failure.CERTIFICATE_REFUSED,
+    judge_refusal: Callable[[], Awaitable[Failure]] = not_listed,
 ) -> Failure | None:
     """
     Why the node does not answer; `None` if it does.
@@ -37,7 +37,7 @@ async def ask(
         judge_refusal: Whose fault it is that a node refuses the router's certificate now.
     """
     failure = await _ask(http, endpoint, allow_private=allow_private)
-    return judge_refusal() if failure is Failure.CERTIFICATE_REFUSED else failure
+    return None if failure is None else await judge(failure, endpoint[1], judge_refusal)
 
 
 async def _ask(
@@ -50,6 +50,8 @@ async def _ask(
         async with http.get(place, ssl=pin_for(pin), allow_redirects=False, timeout=_TIMEOUT) as response:
             # If the answer is read to its end, the connection can serve the next probe.
             await read_all(response.content, _MAX_ANSWER)
+            if response.status in CERTIFICATE_STATUSES:
+                return Failure.CERTIFICATE_REFUSED
     except TimeoutError as error:
         connector = http.connector
         late = (

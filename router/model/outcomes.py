@@ -138,6 +138,8 @@ class Execution:
     """Of a stream, seconds for each token after the first."""
 
 
+CERTIFICATE_STATUSES: Final = frozenset({495, 496})
+"""nginx's numbers for a client's certificate that is wrong or missing: it completes the handshake in any case."""
 _REFUSALS: Final = frozenset({400, 413, 415, 422})
 _BUSY: Final = frozenset({429, 503})
 _UNSUPPORTED: Final = frozenset({404, 405})

@@ -28,7 +28,46 @@ from verifier.router_certificates import RouterCertificate, make_certificate, re
 from verifier.store.api_keys import digest_of
 
 _END: Final = "-identity.pem"
+_FINISHED_BYTES: Final = 256
+"""More than the end of a handshake has without a certificate, and less than any certificate."""
 _NEXT: Final = "Delete it, and the router makes a new one and registers it"
+
+
+class AskedTLS(ssl.SSLObject):
+    """
+    TLS to a node that knows whether the node asked for a certificate.
+
+    The library does not tell.  But what the client sends at the end of a handshake of TLS 1.3 is small without one.
+    """
+
+    outgoing: ssl.MemoryBIO
+    was_asked = False
+
+    def do_handshake(self) -> None:
+        """See `ssl.SSLObject`."""
+        before = self.outgoing.pending
+        super().do_handshake()
+        self.was_asked = self.outgoing.pending - before > _FINISHED_BYTES
+
+
+class _ClientContext(ssl.SSLContext):
+    """Makes `AskedTLS`."""
+
+    sslobject_class = AskedTLS
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,  # noqa: FBT001, FBT002  # as the library has it
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """See `ssl.SSLContext`."""
+        made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        assert isinstance(made, AskedTLS)
+        made.outgoing = outgoing
+        return made
 
 
 @dataclass(frozen=True)
@@ -102,7 +141,7 @@ class Identity:
 
         It believes any certificate, because a pin says which key has to answer (`router.gateway.pinned`).
         """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = _ClientContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.options |= ssl.OP_NO_COMPRESSION

@@ -4,8 +4,8 @@ The router's registration at the verifier, by which nodes learn of it.
 It is made at the start, every hour, and when a node refuses the router.
 
 Whose fault a node's refusal is depends on it.  A router that is not registered is the cause itself.  Nodes need up to
-two minutes to learn of a new one, and that is nobody's fault.  Afterwards it is the node's, if the verifier has said so
-within the last minute: a person may have removed the router meanwhile.
+two minutes to learn of a new one, and that is nobody's fault.  Afterwards it is the node's.  The verifier is asked each
+time, because a person may have removed the router meanwhile; if it does not answer, the refusal is nobody's fault.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from router.state.identity import Identity
 
 LEARNED_IN_S: Final = 120.0
 """Nodes know of a router at most so long after it was registered."""
-CONFIRMED_FOR_S: Final = 60.0
-"""What the verifier said is believed for so long where a node is to blame by it."""
+FRESH_S: Final = 5.0
+"""What the verifier has said so lately is not asked again."""
 RENEW_EVERY_S: Final = 3600.0
-_LEAST_PAUSE_S: Final = 5.0
+_ASK_S: Final = 2.0
+"""How long a request that was refused waits for the verifier's word."""
 _FIRST_RETRY_S: Final = 1.0
 _LONGEST_RETRY_S: Final = 60.0
 _MAX_ANSWER: Final = 64 << 10
@@ -85,24 +86,29 @@ class Registrar:
         """Monotonic seconds; `None`: it is not registered."""
         self._problem = "the verifier was not asked yet"
         self._failed = 0
-        self._is_wanted = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
 
     @property
     def is_registered(self) -> bool:
         """Whether the verifier lists this router, as far as is known."""
         return self._ends is not None and self._clock.monotonic() < self._ends
 
-    def judge_refusal(self) -> Failure:
-        """Say whose fault it is that a node refused the certificate now, and ask the verifier if that is doubtful."""
-        now = self._clock.monotonic()
-        is_confirmed = now - self._confirmed <= CONFIRMED_FOR_S
-        if not self.is_registered or not is_confirmed:
-            self._is_wanted.set()
+    async def judge_refusal(self) -> Failure:
+        """Say whose fault it is that a node refused the certificate now."""
+        if self.is_registered and not self._failed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ASK_S), self._one_at_a_time:
+                    if not self._is_fresh:
+                        await self.register()
         if not self.is_registered:
             return Failure.NOT_REGISTERED
-        if not is_confirmed or now - self._since < LEARNED_IN_S:
+        if not self._is_fresh or self._clock.monotonic() - self._since < LEARNED_IN_S:
             return Failure.CERTIFICATE_NEW
         return Failure.CERTIFICATE_REFUSED
+
+    @property
+    def _is_fresh(self) -> bool:
+        return self._clock.monotonic() - self._confirmed <= FRESH_S
 
     def to_wire(self) -> dict[str, Any]:
         """What people are shown."""
@@ -120,20 +126,14 @@ class Registrar:
     async def run(self) -> None:
         """Register, and go on, until cancelled."""
         while True:
-            self._is_wanted.clear()
             try:
-                await self.register()
+                async with self._one_at_a_time:
+                    await self.register()
             except Exception:  # noqa: BLE001
                 # The outermost of the loop: if it ended, nodes would forget this router.
                 self._failed += 1
                 _log.exception("the registration failed")
-            if self._failed:
-                await asyncio.sleep(self._pause_s())
-                continue
-            await asyncio.sleep(_LEAST_PAUSE_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_s()):
-                    await self._is_wanted.wait()
+            await asyncio.sleep(self._pause_s())
 
     def _pause_s(self) -> float:
         """How long to wait for the next registration; routers that start together do not stay together."""

@@ -54,10 +54,11 @@ class GuardedNode(EngineNode):
 
     def __init__(self, name: str, certificate: Certificate, version: ssl.TLSVersion) -> None:
         super().__init__(name, certificate, HONEST)
-        first = certificate.context
-        first.verify_mode = ssl.CERT_REQUIRED
-        first.sslobject_class = Telling
-        first.minimum_version = first.maximum_version = version
+        self.first = certificate.context
+        """Connections begin with this context."""
+        self.first.verify_mode = ssl.CERT_REQUIRED
+        self.first.sslobject_class = Telling
+        self.first.minimum_version = self.first.maximum_version = version
         self._folder = certificate.folder
         self._anchors: ssl.SSLContext | None = None
         self.seen: list[bytes | None] = []
@@ -191,20 +192,36 @@ async def test_if_every_node_refuses_none_is_blamed(fleet, tmp_path) -> None:
     assert fleet.failed("a") == fleet.failed("b") == 0
 
 
-async def test_what_the_verifier_said_long_ago_blames_no_node(fleet, tmp_path) -> None:
-    """A person may have removed the router since: it asks again, and then it knows."""
+async def test_the_verifier_is_asked_before_a_node_is_blamed(fleet, tmp_path) -> None:
+    """A person may have removed the router since; and if it does not answer, it is nobody's fault."""
     await guarded(fleet, "a")
     await start(fleet, tmp_path, 1000)
-    fleet.clock.forward(61)
-    fleet.verifier.beat()
-    await until(lambda: fleet.router.silent_s < 1)
-    assert await attempts(fleet) == [("a", "not-admitted")]
-    registrar = fleet.app[STATE].registrar
-    await registrar.register()
+    asked = fleet.verifier.registrations
+    before = len(asked)
     assert await attempts(fleet) == [("a", "crashed")]
+    assert len(asked) == before
+    fleet.clock.forward(6)
+    assert await attempts(fleet) == [("a", "crashed")]
+    assert len(asked) == before + 1
+    fleet.clock.forward(6)
+    fleet.verifier.bodies["routers"] = lambda: web.Response(status=503)
+    assert await attempts(fleet) == [("a", "not-admitted")]
+    del fleet.verifier.bodies["routers"]
+    await fleet.app[STATE].registrar.register()
+    fleet.clock.forward(6)
     fleet.verifier.registers = False
-    await registrar.register()
     assert await attempts(fleet) == [("a", "hindered")]
+
+
+async def test_a_node_that_ends_the_connection_without_an_alert_is_judged_so_too(fleet, tmp_path) -> None:
+    """The end of a connection may overtake the alert; a node that asks for no certificate has no such excuse."""
+    node = await guarded(fleet, "a")
+    plain = await fleet.engine("b", HONEST)
+    await start(fleet, tmp_path)
+    node.first.sslobject_class = ssl.SSLObject
+    assert await attempts(fleet) == [("a", "not-admitted"), ("b", "completed")]
+    assert pinned.pin_for(node.pin).asks
+    assert not pinned.pin_for(plain.pin).asks
 
 
 async def test_a_refusing_node_is_asked_once_for_a_request_and_rests_after_three(fleet, tmp_path) -> None:

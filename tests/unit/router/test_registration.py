@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import stat
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -22,7 +23,7 @@ from attester.identity import key_to_pem
 from fixtures.router_identities import AT, identity
 from router.model.outcomes import Failure
 from router.state.identity import Identity, find_identity, identity_path
-from router.state.registration import CONFIRMED_FOR_S, LEARNED_IN_S, RENEW_EVERY_S, Registrar
+from router.state.registration import FRESH_S, LEARNED_IN_S, RENEW_EVERY_S, Registrar
 from tests.unit.router.doubles import FakeVerifier, Moved, fake_verifier
 from verifier.router_certificates import read_certificate, statement
 from verifier.store.api_keys import digest_of
@@ -117,8 +118,6 @@ def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
 @given(st.text(max_size=80), st.text(min_size=1, max_size=80))
 def test_what_it_signs_is_the_statement(issuer: str, token: str) -> None:
     """Any verifier and any credential."""
-    import base64
-
     made = identity()
     sent = msgspec.json.decode(made.registration(issuer, token))
     der = base64.b64decode(sent["certificate"])
@@ -190,7 +189,7 @@ async def test_a_verifier_of_an_earlier_version_is_named(verifier, registrar) ->
     verifier.bodies["routers"] = lambda: web.Response(status=404)
     await registrar.register()
     assert "earlier version" in registrar.to_wire()["problem"]
-    assert registrar.judge_refusal() is Failure.NOT_REGISTERED
+    assert await registrar.judge_refusal() is Failure.NOT_REGISTERED
 
 
 async def test_it_ends_with_its_time(verifier, registrar) -> None:
@@ -215,18 +214,34 @@ async def test_a_credential_that_cannot_be_read_is_a_problem(verifier) -> None:
     assert verifier.registrations == []
 
 
-async def test_a_refusal_is_the_nodes_only_while_the_verifier_has_just_said_so(verifier, registrar) -> None:
-    """Two minutes after the registration, and a minute after the last word."""
-    assert registrar.judge_refusal() is Failure.NOT_REGISTERED
+async def test_a_refusal_is_the_nodes_only_if_the_verifier_says_so(verifier, registrar) -> None:
+    """Two minutes after the registration, and by a word that is fresh."""
+    assert await registrar.judge_refusal() is Failure.NOT_REGISTERED
+    assert verifier.registrations == []
     await registrar.register()
-    assert registrar.judge_refusal() is Failure.CERTIFICATE_NEW
-    verifier.clock.forward(LEARNED_IN_S)
-    assert registrar.judge_refusal() is Failure.CERTIFICATE_NEW
+    assert await registrar.judge_refusal() is Failure.CERTIFICATE_NEW
     verifier.registered_for_s = int(LEARNED_IN_S)
+    verifier.clock.forward(FRESH_S + 1)
+    assert await registrar.judge_refusal() is Failure.CERTIFICATE_REFUSED
+    verifier.bodies["routers"] = lambda: web.Response(status=503)
+    verifier.clock.forward(FRESH_S + 1)
+    assert await registrar.judge_refusal() is Failure.CERTIFICATE_NEW
+
+
+async def test_many_refusals_at_once_are_one_question(verifier, registrar) -> None:
+    """And a verifier that does not answer is not asked by each of them."""
+    verifier.registered_for_s = 1000
     await registrar.register()
-    assert registrar.judge_refusal() is Failure.CERTIFICATE_REFUSED
-    verifier.clock.forward(CONFIRMED_FOR_S + 1)
-    assert registrar.judge_refusal() is Failure.CERTIFICATE_NEW
+    verifier.clock.forward(FRESH_S + 1)
+    found = await asyncio.gather(*(registrar.judge_refusal() for _ in range(20)))
+    assert set(found) == {Failure.CERTIFICATE_REFUSED}
+    assert len(verifier.registrations) == 2
+    verifier.bodies["routers"] = lambda: web.Response(status=503)
+    verifier.clock.forward(FRESH_S + 1)
+    await asyncio.gather(*(registrar.judge_refusal() for _ in range(20)))
+    before = len(verifier.registrations)
+    await asyncio.gather(*(registrar.judge_refusal() for _ in range(20)))
+    assert len(verifier.registrations) == before
 
 
 async def test_it_renews_every_hour_and_earlier_if_it_ends_earlier(verifier, registrar) -> None:
@@ -247,21 +262,11 @@ async def test_it_renews_every_hour_and_earlier_if_it_ends_earlier(verifier, reg
     assert pauses[-1] >= 54
 
 
-async def test_a_refusal_by_a_node_wakes_it(verifier, registrar, monkeypatch: Any) -> None:
-    """So a router that was dropped, or lost by a restore, is back within seconds."""
-    import asyncio
-
-    from router.state import registration
-    from tests.unit.router.doubles import until
-
-    monkeypatch.setattr(registration, "_LEAST_PAUSE_S", 0.01)
-    task = asyncio.create_task(registrar.run())
-    try:
-        await until(lambda: registrar.is_registered)
-        verifier.clock.forward(CONFIRMED_FOR_S + 1)
-        assert len(verifier.registrations) == 1
-        registrar.judge_refusal()
-        await until(lambda: len(verifier.registrations) == 2)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+async def test_a_router_that_was_dropped_is_back_when_a_node_refuses_it(verifier, registrar) -> None:
+    """By a restore of the verifier's database, for example: it registers anew, and nodes have to learn of it."""
+    verifier.registered_for_s = 1000
+    await registrar.register()
+    verifier.clock.forward(FRESH_S + 1)
+    verifier.registered_for_s = 0
+    assert await registrar.judge_refusal() is Failure.CERTIFICATE_NEW
+    assert len(verifier.registrations) == 2
