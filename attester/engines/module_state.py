@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from attester.engines.published_names import reversal_of, reverted
+
 ADAPTER: Final = re.compile(r"(?:^|[._])lora_|(?:^|\.)full_(?:weight|bias)_stacked")
 """
 Attributes and tensors of low-rank adapters.
@@ -26,7 +28,10 @@ def state_of(module: Any) -> Mapping[str, Any]:
     loaded into vLLM would not be seen, and the places of experts that are spread over ranks.
     """
     maps = {name: each for name, each in module.named_buffers() if name.rpartition(".")[2] == EXPERT_MAP}
-    state = {**module.state_dict(), **maps}
+    state = dict(module.state_dict())
+    if (revert := reversal_of(module)) is not None:
+        state = reverted(module, state, revert)
+    state |= maps
     for path, layer in module.named_modules():
         for attribute, value in vars(layer).items():
             if ADAPTER.search(attribute):

@@ -183,11 +183,14 @@ class WalkExtension:
             if ranks is not None and ranks.rank:
                 ranks.follow(self._touchstone_state)
                 return {}
-            infos, scales = _published(part, folder, ignore)
-            if ranks is None:
-                live = LiveTensors(infos, [self._touchstone_state()], scales=scales, is_deferred=True)
-                return use(_Stoppable(live, part.stop))
-            with ranks.lead(self._touchstone_state) as states:
+            # Whatever fails within, the others are told that the walk has ended.
+            leading = (
+                nullcontext([self._touchstone_state()])
+                if ranks is None
+                else ranks.lead(self._touchstone_state)
+            )
+            with leading as states:
+                infos, scales = _published(part, folder, ignore)
                 live = LiveTensors(infos, states, scales=scales, is_deferred=True)
                 return use(_Stoppable(live, part.stop))
 

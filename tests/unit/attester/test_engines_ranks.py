@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -262,3 +263,60 @@ def test_a_second_walk_over_the_same_group_is_answered(tmp_path):
         return answers
 
     assert run_ranks(work, 2, tmp_path)[0] == [expected(folder)] * 3
+
+
+class Flat:
+    """A module that is a state dict."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def named_buffers(self) -> Any:
+        return iter(())
+
+    named_modules = named_buffers
+
+
+def worker_of(rank: int, shards: int, state: dict[str, Any]) -> Any:
+    from attester.engines.vllm_worker import WalkExtension
+
+    worker = type("Worker", (WalkExtension,), {})()
+    worker.rank, worker.device = rank, torch.device("cpu")
+    worker.get_model = lambda: Flat(state)
+    parallel = SimpleNamespace(world_size=shards, tensor_parallel_size=shards)
+    worker.vllm_config = SimpleNamespace(parallel_config=parallel)
+    return worker
+
+
+def until_ended(worker: Any, task: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 20
+    while not (said := worker.touchstone_answer(task=task))["ended"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return said
+
+
+def test_workers_end_what_fails_on_the_first_of_them_at_once(tmp_path):
+    """Row: all ranks end a walk with an error, and the next one is right."""
+    published = model()
+    folder = save(published, tmp_path)
+
+    def work(rank: int, path: Path) -> Any:
+        worker = worker_of(rank, 2, split(published, rank, 2))
+        assert "error" not in worker.touchstone_join(group="g")
+        until_ended(worker, "g")
+        found = []
+        for name in ("nothing", "model"):
+            walk = {"folder": str(path / name), "rows": 4, "passes": PASSES}
+            worker.touchstone_walk(group="g", seed="00" * 32, **walk)
+            found.append(until_ended(worker, "00" * 32))
+        return found
+
+    (failed, walked), (followed, ended) = run_ranks(work, 2, tmp_path)
+    assert "has no files" in failed["error"] or "nothing" in failed["error"]
+    assert followed["error"] == failed["error"]
+    assert [bytes.fromhex(each) for each in walked["answers"]] == expected(folder)
+    assert ended == {"ended": True, "call": "", "rank": 1}
