@@ -751,3 +751,13 @@ async def test_a_worker_that_still_walks_is_waited_for_before_any_joins(folder, 
         assert {method for method, _ in server.called} == {"touchstone_leave"}
         go.set()
         await preparing
+
+
+def test_a_walk_whose_result_is_there_holds_up_no_other(worker, folder):
+    """Its thread may need a moment more, and the other workers have begun."""
+    join(worker)
+    part = worker._touchstone_part()
+    part.task, part.ended = threading.Thread(target=time.sleep, args=(0.05,)), {"before": {}}
+    part.task.start()
+    assert "error" not in start(worker, folder)
+    assert until(lambda: worker.touchstone_answer(task=CHALLENGE.seed))["answers"]
