@@ -1,6 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each does all of its own set-up in .venv.
 PYTHON ?= python3
 VENV ?= .venv
+ENGINES ?= .venv-engines
 LOCKS := .ci/locks
 # Of `make fuzz`: the examples of each property test, and for how long new ones are tried.
 FUZZ_EXAMPLES ?= 500
@@ -12,7 +13,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-com
 # With bytecode off, every start of every process would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-postgres fuzz lint bench format clean
+.PHONY: help demo test test-postgres test-engines fuzz lint bench format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +26,9 @@ test: $(VENV)/.dev  ## the whole suite
 
 test-postgres: $(VENV)/.dev  ## every test of the verifier's API on PostgreSQL (TEST_PG_DSN, or a server of our own)
 	TOUCHSTONE_TEST_STORE=postgres $(VENV)/bin/python -m pytest tests/integration $(PYTEST)
+
+test-engines: $(VENV)/.dev $(ENGINES)/.made  ## a real vLLM on this CPU (3.4 GB in an environment of its own, ENGINES)
+	TOUCHSTONE_ENGINES=$(abspath $(ENGINES)) $(VENV)/bin/python -m pytest -n 0 --timeout=600 tests/engines $(PYTEST)
 
 fuzz: $(VENV)/.dev  ## run the property tests on new examples, for some minutes (FUZZ_EXAMPLES=500 FUZZ_SECONDS=600)
 	TOUCHSTONE_PROPERTIES=fuzz TOUCHSTONE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) TOUCHSTONE_FUZZ_SECONDS=$(FUZZ_SECONDS) \
@@ -57,7 +61,7 @@ format: $(VENV)/.dev  ## format the code with ruff
 	$(VENV)/bin/ruff format .
 
 clean:  ## remove the environment, caches and built files
-	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(ENGINES) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -79,6 +83,17 @@ $(VENV)/.run: $(VENV)/.made $(LOCKS)/run.lock $(LOCKS)/model.lock pyproject.toml
 $(VENV)/.torch: $(VENV)/.run $(LOCKS)/torch.lock
 	@$(PIP) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),--no-index) -r $(LOCKS)/torch.lock || \
 	  echo "NOTE: torch could not be installed (above is why); the tests that need it will skip and say so."
+	@touch $@
+
+$(ENGINES)/.made: $(LOCKS)/engines.lock packaging/engine/pyproject.toml | $(VENV)/.dev
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip --disable-pip-version-check install -q --no-compile --no-deps --require-hashes \
+	  --only-binary :all: $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $(LOCKS)/engines.lock
+	@# What an operator puts there: a wheel of the attester alone, which the engine need not give way to.
+	$(VENV)/bin/python -m pip --disable-pip-version-check -q wheel --no-deps --no-build-isolation \
+	  --wheel-dir $(ENGINES)/wheel packaging/engine
+	$(ENGINES)/bin/python -m pip --disable-pip-version-check install -q --no-deps --force-reinstall \
+	  $(ENGINES)/wheel/*.whl
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(LOCKS)/dev.lock

@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attester.config import ADAPTERS, AttesterConfig, Home
-from attester.engines.base import Engine
-from attester.engines.budget import Budget
-from attester.engines.files import FileEngine
-from attester.engines.llamacpp import LlamaCppEngine
-from attester.engines.loopback import LoopbackEngine
-from attester.engines.vllm import VllmEngine
-from attester.engines.walker import Walker
-from attester.errors import ConfigError
-
 if TYPE_CHECKING:
     import aiohttp
+
+    from attester.config import AttesterConfig, Home
+    from attester.engines.base import Engine
 
 
 def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home) -> Engine:
@@ -26,6 +19,16 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
     Raises:
         ConfigError: no adapter has that name.
     """
+    # Imported here, because an engine's own process imports this package and needs none of them.
+    from attester.config import ADAPTERS
+    from attester.engines.budget import Budget
+    from attester.engines.files import FileEngine
+    from attester.engines.llamacpp import LlamaCppEngine
+    from attester.engines.loopback import LoopbackEngine
+    from attester.engines.vllm import VllmEngine
+    from attester.engines.walker import Walker
+    from attester.errors import ConfigError
+
     section = config.engine
     folders = {name: Path(model.dir) for name, model in config.models.items()}
     ignore = {name: model.ignore for name, model in config.models.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from attester.engines.layouts import Place
@@ -30,8 +30,6 @@ class Whole:
     parts: Sequence[Any]
     axis: int
     shape: tuple[int, ...]
-    compared: bool = False
-    """Whether it rests on bytes that were compared: with copies on other ranks, or with padding."""
 
     def rows(self, first: int, last: int) -> Any:
         """The rows from *first* up to *last*: a view if they are in one part."""
@@ -62,7 +60,9 @@ class Whole:
 
     def blocks(self) -> Iterator[Any]:
         """The bytes in order, one-dimensional int8; copied only block by block, and if they must be."""
-        if len(self.parts) == 1 and (not self.shape or self.parts[0][: self.shape[0]].is_contiguous()):
+        is_remote = bool(self.shape) and any(getattr(part, "is_remote", False) for part in self.parts)
+        is_view = len(self.parts) == 1 and (not self.shape or self.parts[0][: self.shape[0]].is_contiguous())
+        if is_view and not is_remote:
             yield raw(self.rows(0, self.shape[0] if self.shape else 0))
             return
         row_bytes = self._row_bytes
@@ -126,7 +126,7 @@ def _are_in_order(maps: Sequence[Any]) -> bool:
 def _unsharded(info: TensorInfo, place: Place, parts: Sequence[Any]) -> Whole:
     shapes = {tuple(part.shape) for part in parts}
     if shapes == {info.shape} and _are_copies(parts):
-        return Whole(parts[:1], 0, info.shape, compared=len(parts) > 1)
+        return Whole(parts[:1], 0, info.shape)
     if place.sections and len(parts) > 1:
         return _of_sections(info, place.sections, parts)
     # Of what may not be cut, a stack of experts may be: by its first axis.
@@ -137,10 +137,8 @@ def _unsharded(info: TensorInfo, place: Place, parts: Sequence[Any]) -> Whole:
             continue
         whole = Whole(parts, axis, info.shape)
         size = sum(part.shape[axis] for part in parts)
-        if size == info.shape[axis]:
+        if size == info.shape[axis] or (axis == 0 and _is_padded(info, whole, size)):
             return whole
-        if axis == 0 and _is_padded(info, whole, size):
-            return replace(whole, compared=True)
     if shapes == {info.shape}:
         raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
     loaded = " and ".join(str(shape) for shape in sorted(shapes))
@@ -177,6 +175,7 @@ def _are_copies(parts: Sequence[Any]) -> bool:
     import torch
 
     if len(parts) == 1:
+        # Of another rank, even this one would be fetched.
         return True
     # Compared as bytes, because NaN does not equal itself.
     first = raw(parts[0])
@@ -198,15 +197,40 @@ def _unfused(info: TensorInfo, place: Place, parts: Sequence[Any]) -> Whole:
             raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
         found = [parts[0][place.start : place.start + info.shape[0]]]
     else:
-        # Each rank stacks its share of each part.
-        ranks = len(parts)
-        if counts != {whole / ranks} or place.start % ranks or info.shape[0] % ranks:
-            raise EngineError(
-                f"{info.name[:120]}: fused into {max(counts)} rows on each of {ranks} ranks, "
-                f"published as {whole} rows"
-            )
-        start, count = place.start // ranks, info.shape[0] // ranks
-        found = [part[start : start + count] for part in parts]
+        found = _shares(info, place, parts, max(counts) if len(counts) == 1 else 0)
     if any(part.shape[1:] != info.shape[1:] for part in found):
         raise EngineError(f"{info.name[:120]}: loaded as {tuple(parts[0].shape)}, published as {info.shape}")
-    return Whole(found, 0, info.shape, compared=len(found) < len(parts))
+    return Whole(found, 0, info.shape)
+
+
+def _shares(info: TensorInfo, place: Place, parts: Sequence[Any], rows: int) -> list[Any]:
+    """
+    The shares of a part on all ranks: each rank stacks *rows* rows, its share of each part.
+
+    With fewer heads of keys than ranks, some ranks have a copy of the same head.
+    """
+    ranks, whole = len(parts), place.rows or 0
+    first = whole - place.shared
+    copies = _copies(rows * ranks, whole, place.shared)
+    own = copies if place.shared and place.start >= first else 1
+    if not copies or ranks % copies or first % ranks or info.shape[0] * own % ranks:
+        raise EngineError(
+            f"{info.name[:120]}: fused into {rows} rows on each of {ranks} ranks, published as {whole} rows"
+        )
+    before = place.start if own == 1 else first + (place.start - first) * copies
+    if before % ranks:
+        raise EngineError(f"{info.name[:120]}: its rows are not shared evenly by the {ranks} ranks")
+    start, count = before // ranks, info.shape[0] * own // ranks
+    shares = [part[start : start + count] for part in parts]
+    for group in range(0, ranks, own):
+        if not _are_copies(shares[group : group + own]):
+            raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
+    return shares[::own]
+
+
+def _copies(rows: int, whole: int, shared: int) -> int:
+    """How many copies of the *shared* rows there are in *rows* of all ranks; 0 if no whole number fits."""
+    if rows == whole:
+        return 1
+    copies, rest = divmod(rows - (whole - shared), shared) if shared else (0, 0)
+    return copies if rest == 0 and copies > 1 else 0

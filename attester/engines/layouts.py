@@ -134,6 +134,8 @@ class Place:
     start: int = 0
     rows: int | None = None
     """Rows of the whole fused tensor as published, of which the part begins at `start`; `None` if not fused."""
+    shared: int = 0
+    """Rows at its end that several ranks may have in copies: keys and values of fewer heads than there are ranks."""
     expert: int | None = None
     """Which expert of a live stack; `None` if it is no stack of published experts."""
     experts: int | None = None
@@ -154,17 +156,11 @@ def spelled(name: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def find_all(
+def layout_of(
     published: tuple[TensorInfo, ...], live: tuple[tuple[str, tuple[int, ...]], ...], prefix: str
-) -> tuple[Place, ...]:
-    """
-    Where each published tensor is; see `Layout`.  Remembered, because the names are the same at each walk.
-
-    Raises:
-        EngineError: as `Layout`, and `Layout.find`.
-    """
-    layout = Layout(published, dict(live), prefix)
-    return tuple(layout.find(info) for info in published)
+) -> Layout:
+    """A `Layout`, remembered with what it has found, because the names are the same at each walk."""
+    return Layout(published, dict(live), prefix)
 
 
 class Layout:
@@ -191,6 +187,7 @@ class Layout:
                 self._live.setdefault(spelled(name[len(prefix) :]), []).append(name)
         self._shapes = live
         self._prefix = prefix
+        self._found: dict[str, Place] = {}
         self._counts: dict[tuple[str, str, str], int] = {}
         for name in self._infos:
             if match := _EXPERT.fullmatch(name):
@@ -204,6 +201,11 @@ class Layout:
         Raises:
             EngineError: no rule finds it, or two tensors of the module could be it.
         """
+        if info.name not in self._found:
+            self._found[info.name] = self._search(info)
+        return self._found[info.name]
+
+    def _search(self, info: TensorInfo) -> Place:
         name = spelled(info.name)
         exact = self._prefix + info.name
         if exact in self._shapes:
@@ -294,7 +296,8 @@ class Layout:
                 siblings = [self._infos.get(".".join([*before, part, *after])) for part in fusion.parts]
                 rows = [sibling.shape[0] for sibling in siblings if sibling is not None and sibling.shape]
                 if len(rows) == len(fusion.parts):
-                    return Place(found, sum(rows[: fusion.parts.index(segment)]), sum(rows))
+                    shared = sum(rows[1:]) if len(rows) == 3 else 0
+                    return Place(found, sum(rows[: fusion.parts.index(segment)]), sum(rows), shared=shared)
         return None
 
     def _tied(self, name: str) -> Place | None:

@@ -13,15 +13,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from attester.engines.derived import DERIVED, Scales, check_factors, check_freed, is_factor, takes_in
 from attester.engines.joined import State, Whole, raw, whole_of
-from attester.engines.layouts import Place, find_all
-from attester.engines.module_state import ADAPTER, EXPERT_MAP
+from attester.engines.layouts import Place, layout_of
+from attester.engines.module_state import ADAPTER
 from attester.errors import EngineError
 from attester.weights.layout import TensorInfo
-from attester.weights.tensors import FileTensor
-
-DERIVED: Final = ("position_ids", "token_type_ids", "inv_freq", "cos_sin_cache", "masked_bias", EXPERT_MAP)
-"""Last segments of the names of buffers that engines compute and nobody publishes."""
+from attester.weights.tensors import FileTensor, Source
 
 _DTYPES: Final[Mapping[str, str]] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -42,8 +40,6 @@ class LiveTensor:
     info: TensorInfo
     place: Place
     states: Sequence[State]
-    whole: Whole
-    """Views of the live tensors, as they were when the module was mapped."""
 
     @property
     def name(self) -> str:
@@ -57,17 +53,20 @@ class LiveTensor:
 
     def chunks(self) -> Iterator[Any]:
         """As `Source.chunks`: one view, or copies of blocks if parts must be joined or turned."""
-        for data in self._now().blocks():
+        for data in self.whole().blocks():
             yield data.numpy() if data.device.type == "cpu" else data
 
     def part(self, first: int, count: int) -> bytes:
         """*count* bytes from *first* on."""
-        found: bytes = self._now().part(first, count).cpu().numpy().tobytes()
+        found: bytes = self.whole().part(first, count).cpu().numpy().tobytes()
         return found
 
-    def _now(self) -> Whole:
-        # What was found equal may differ by now.
-        return whole_of(self.info, self.place, self.states) if self.whole.compared else self.whole
+    def whole(self) -> Whole:
+        """The tensor put together.  Raises `EngineError` if it is not as it was published."""
+        whole = whole_of(self.info, self.place, self.states)
+        if math.prod(whole.shape) * whole.parts[0].element_size() != self.info.size:
+            raise EngineError(f"{self.info.name}: its size in the module differs from the published size")
+        return whole
 
 
 class LiveTensors:
@@ -79,6 +78,8 @@ class LiveTensors:
         states: The module's state dict; if the module is sharded, the state dicts of all ranks in order.
         prefix: The prefix that the module's names have before the published names.
         derived: Last segments of the names of tensors that need not be published.
+        scales: The checkpoint's own scales of attention, from `derived.published_scales`.
+        is_deferred: Whether shapes and copies are compared only when a tensor is walked: reading another rank is dear.
 
     Raises:
         EngineError: a published tensor is missing or has another type or shape, or the module
@@ -92,23 +93,32 @@ class LiveTensors:
         *,
         prefix: str = "",
         derived: Collection[str] = DERIVED,
+        scales: Scales | None = None,
+        is_deferred: bool = False,
     ) -> None:
         _check_states(states)
-        ordered = tuple(sorted(published, key=lambda info: info.name.encode()))
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in states[0].items())
-        self._tensors = []
-        for info, place in zip(ordered, find_all(ordered, shapes, prefix), strict=True):
-            # Checked now, so that the operator learns of a mismatch before a call comes.
+        layout = layout_of(tuple(published), shapes, prefix)
+        scales, used = scales or {}, set()
+        self._tensors: list[Source] = []
+        for info in sorted(published, key=lambda info: info.name.encode()):
+            if info.name in scales and takes_in(info.name, prefix, states[0]):
+                self._tensors.append(scales[info.name])
+                continue
+            place = layout.find(info)
+            tensor = LiveTensor(info, place, states)
             for state in states:
+                check_freed(info, state[place.name])
                 _check_dtype(info, state[place.name])
-            whole = whole_of(info, place, states)
-            if math.prod(whole.shape) * whole.parts[0].element_size() != info.size:
-                raise EngineError(f"{info.name}: its size in the module differs from the published size")
-            self._tensors.append(LiveTensor(info, place, states, whole))
+            # Checked now, so that the operator learns of a mismatch before a call comes.
+            if not is_deferred:
+                tensor.whole()
+            used.add(place.name)
+            self._tensors.append(tensor)
         for state in states:
-            _check_rest(state, {tensor.place.name for tensor in self._tensors}, derived)
+            check_factors(state, _check_rest(state, used, derived), published, scales)
 
-    def __iter__(self) -> Iterator[LiveTensor]:
+    def __iter__(self) -> Iterator[Source]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
@@ -138,7 +148,9 @@ def _check_states(states: Sequence[State]) -> None:
                 raise EngineError(f"{name[:120]!r} is not a plain tensor, so its bytes cannot be walked")
 
 
-def _check_rest(state: State, used: set[str], derived: Collection[str]) -> None:
+def _check_rest(state: State, used: set[str], derived: Collection[str]) -> list[str]:
+    """Refuse what is not published; returns the names of tensors that need a certain value."""
+    factors = []
     walked = {_identity(state[name]) for name in used}
     for name, tensor in state.items():
         if name in used or name.rpartition(".")[2] in derived or tensor.numel() == 0:
@@ -147,10 +159,13 @@ def _check_rest(state: State, used: set[str], derived: Collection[str]) -> None:
             if raw(tensor.detach()).count_nonzero():
                 raise EngineError(f"an adapter is loaded: {name[:120]!r} is not zero")
             continue
-        if _identity(tensor) not in walked:
+        if is_factor(name):
+            factors.append(name)
+        elif _identity(tensor) not in walked:
             raise EngineError(
                 f"the module has {name[:120]!r}, which the published files do not have. Is an adapter loaded?"
             )
+    return factors
 
 
 def _identity(tensor: Any) -> tuple[int, int, str]:
@@ -158,7 +173,7 @@ def _identity(tensor: Any) -> tuple[int, int, str]:
     return tensor.data_ptr(), tensor.numel(), str(tensor.dtype)
 
 
-def confirm(live: Iterable[LiveTensor], files: Iterable[FileTensor]) -> None:
+def confirm(live: Iterable[Source], files: Iterable[FileTensor]) -> None:
     """
     Compare samples of what is loaded with the files, before a call comes.
 
@@ -173,6 +188,9 @@ def confirm(live: Iterable[LiveTensor], files: Iterable[FileTensor]) -> None:
         WeightsError: a file cannot be read.
     """
     for loaded, published in zip(live, files, strict=True):
+        if not isinstance(loaded, LiveTensor):
+            # A scale, whose number has been compared.
+            continue
         count = min(_SAMPLE_BYTES, published.size)
         for first in sorted({0, (published.size - count) // 2, published.size - count}):
             if loaded.part(first, count) != published.part(first, count):

@@ -1,16 +1,21 @@
 """
-vLLM: its worker walks the tensors it has loaded, called over vLLM's development endpoints.
+vLLM: its workers walk the tensors they have loaded, called over vLLM's development endpoints.
 
 Start it with ``--worker-extension-cls attester.engines.vllm_worker.WalkExtension`` and
-``VLLM_SERVER_DEV_MODE=1`` on a loopback address: ``POST /collective_rpc`` calls the
-extension's methods; ``GET /version`` and ``GET /v1/models`` describe the engine.  These
+``VLLM_SERVER_DEV_MODE=1`` on a loopback address: ``POST /collective_rpc`` calls the extension's
+methods on all workers; ``GET /server_info``, ``/version`` and ``/v1/models`` describe the engine.  These
 endpoints check no credentials, so they must not be reachable from other machines.
+
+A call that fails on one worker leaves the answers of the others unread, and vLLM then gives each later
+caller the answer of the call before.  So nothing is called before `GET /server_info` has said that the
+workers have the extension, no call has a time limit inside vLLM, and each answer names its call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import platform
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +30,13 @@ from attester.errors import EngineError, WeightsError
 from attester.evidence import WalkAnswer
 from attester.weights.possession import WalkChallenge
 
-_REQUEST_TIMEOUT_S = 10.0
-_PREPARE_TIMEOUT_S = 300.0
+EXTENSION = "attester.engines.vllm_worker.WalkExtension"
+PROTOCOL = 1
+"""Of the extension's methods; as in `vllm_worker`, which is not imported here because it needs the engine."""
+
+# A call waits for the step that the engine is computing, and the first `/server_info` looks at the whole machine.
+_REQUEST_TIMEOUT_S = 60.0
+_PREPARE_TIMEOUT_S = 600.0
 _WALK_TIMEOUT_S = 600.0
 _POLL_INTERVAL_S = 0.02
 
@@ -44,17 +54,49 @@ class _Models(msgspec.Struct, frozen=True):
     data: tuple[_Model, ...]
 
 
+class _Parallel(msgspec.Struct, frozen=True):
+    worker_extension_cls: str = ""
+    world_size: int = 1
+
+
+class _Config(msgspec.Struct, frozen=True):
+    parallel_config: _Parallel
+
+
+class _ServerInfo(msgspec.Struct, frozen=True):
+    vllm_config: _Config
+
+
+class _Sleeping(msgspec.Struct, frozen=True):
+    is_sleeping: bool
+
+
 class _Results(msgspec.Struct, frozen=True):
     results: tuple[Any, ...]
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What each method of the extension returns, beside its own fields."""
+
+    call: str
+    rank: int
+    error: str | None = None
+    unjoined: bool = False
+    ended: bool = True
 
 
 class _Facts(msgspec.Struct, frozen=True):
     """The extension's description of its engine."""
 
+    protocol: int
     packages: dict[str, str]
     arguments: dict[str, str | int | bool | None]
     python: str = platform.python_version()
     driver: str | None = None
+
+
+class _UnjoinedError(EngineError):
+    """The workers are not in our group: vLLM was started again."""
 
 
 class VllmEngine:
@@ -70,20 +112,34 @@ class VllmEngine:
         self._http = EngineHttp(http, url)
         self._folders = folders
         self._ignore = ignore or {}
+        self._workers = 0
+        """How many workers answer a call; 0 until the server has said that they have the extension."""
+        self._group: str | None = None
+        """Our name of the group that the workers have joined."""
+        # The workers do one thing at a time.
+        self._turn = asyncio.Lock()
 
     async def describe(self) -> Description:
         """As `Engine.describe`."""
         version = await self._http.request("GET", "/version", _Version, timeout_s=_REQUEST_TIMEOUT_S)
         models = await self._http.request("GET", "/v1/models", _Models, timeout_s=_REQUEST_TIMEOUT_S)
-        described = await self._call("touchstone_describe", _REQUEST_TIMEOUT_S)
+        # Asked each time: vLLM may have been started again with other arguments.
+        await self._find_workers()
+        described = await self._call("touchstone_describe")
+        self._check(described)
         lengths = [model.max_model_len for model in models.data if model.max_model_len]
         try:
-            facts = msgspec.convert(described, _Facts)
+            facts = msgspec.convert(described[0], _Facts)
+            if facts.protocol != PROTOCOL:
+                raise EngineError(
+                    f"the extension in vLLM's environment speaks protocol {facts.protocol}, and this attester "
+                    f"{PROTOCOL}. Install the same release in both"
+                )
             return msgspec.convert(
                 {
                     "engine": "vllm",
                     "version": version.version,
-                    "arguments": facts.arguments,
+                    "arguments": {**facts.arguments, "workers": self._workers},
                     "packages": facts.packages,
                     "python": facts.python,
                     "context_length": min(lengths, default=0),
@@ -96,30 +152,36 @@ class VllmEngine:
             raise EngineError(f"vLLM's description is malformed: {error}") from None
 
     async def prepare(self) -> str:
-        """As `Engine.prepare`: the worker prepares views of all tensors and its kernel."""
-        for model in self._folders:
-            await self._call("touchstone_prepare", _PREPARE_TIMEOUT_S, **self._files(model))
-        return f"vLLM at {self._http.url}"
+        """As `Engine.prepare`: the workers form a group, select a kernel, and map and read all tensors once."""
+        async with self._turn:
+            await self._join()
+            for model in self._folders:
+                task = f"check {model}"
+                await self._start("touchstone_check", task=task, **self._files(model))
+                await self._finish(task, _PREPARE_TIMEOUT_S)
+        workers = f", {self._workers} workers" if self._workers > 1 else ""
+        return f"vLLM at {self._http.url}{workers}"
 
     async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
-        """As `Engine.walk`.  The worker walks in a separate thread and continues to serve."""
+        """As `Engine.walk`.  The workers walk in threads of their own and continue to serve."""
         if model not in self._folders:
             raise WeightsError(f"the verifier asks about {model!r}, which is not in attester.toml")
-        await self._call(
-            "touchstone_walk",
-            _REQUEST_TIMEOUT_S,
-            **self._files(model),
-            seed=challenge.seed,
-            rows=challenge.rows,
-            passes=challenge.passes,
-        )
-        try:
-            async with asyncio.timeout(_WALK_TIMEOUT_S):
-                found = await self._answer(challenge.seed)
-        except TimeoutError:
-            raise EngineError(f"vLLM's worker did not answer within {_WALK_TIMEOUT_S:.0f} s") from None
-        if isinstance(found, dict) and found.keys() == {"error"}:
-            raise EngineError(f"vLLM's worker cannot walk: {str(found['error'])[:200]}")
+        async with self._turn:
+            if self._group is None:
+                await self._join()
+            asked = {
+                **self._files(model),
+                "seed": challenge.seed,
+                "rows": challenge.rows,
+                "passes": challenge.passes,
+            }
+            try:
+                await self._check_awake()
+                await self._start("touchstone_walk", **asked)
+            except _UnjoinedError:
+                await self._join()
+                await self._start("touchstone_walk", **asked)
+            found = await self._finish(challenge.seed, _WALK_TIMEOUT_S)
         try:
             return to_answer(msgspec.convert(found, WalkBody), challenge)
         except msgspec.ValidationError as error:
@@ -131,18 +193,91 @@ class VllmEngine:
             arguments["ignore"] = list(self._ignore[model])
         return arguments
 
-    async def _answer(self, seed: str) -> Any:
-        # Polled, because the worker cannot call the attester.
-        while (found := await self._call("touchstone_answer", _REQUEST_TIMEOUT_S, seed=seed)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_INTERVAL_S)
-        return found
-
-    async def _call(self, method: str, timeout_s: float, **arguments: object) -> Any:
-        body = {"method": method, "kwargs": arguments, "timeout": timeout_s}
-        answer = await self._http.request("POST", "/collective_rpc", _Results, body, timeout_s=timeout_s)
-        if len(answer.results) != 1:
+    async def _find_workers(self) -> None:
+        """Find out, without a call, how many workers there are, and that they have the extension."""
+        info = await self._http.request(
+            "GET", "/server_info?config_format=json", _ServerInfo, timeout_s=_REQUEST_TIMEOUT_S
+        )
+        parallel = info.vllm_config.parallel_config
+        # An extension of the operator's own may inherit from ours; it keeps the name, so that it is known here.
+        if parallel.worker_extension_cls.rpartition(".")[2] != EXTENSION.rpartition(".")[2]:
+            self._workers = 0
             raise EngineError(
-                f"vLLM has {len(answer.results)} workers, but walks over sharded workers are not supported. "
-                "Use the adapter files, which the policy trusts less"
+                f"vLLM's workers do not have our extension ({parallel.worker_extension_cls[:100] or 'none'}). "
+                f"Start vLLM with --worker-extension-cls {EXTENSION}"
             )
-        return answer.results[0]
+        self._workers = parallel.world_size
+
+    async def _join(self) -> None:
+        await self._find_workers()
+        self._group = None
+        group = secrets.token_hex(8)
+        # From here on the workers know when they are put to sleep; before, only the server does.
+        self._check(await self._call("touchstone_join", group=group))
+        self._group = group
+        await self._check_awake()
+        await self._finish(group, _PREPARE_TIMEOUT_S)
+
+    async def _check_awake(self) -> None:
+        said = await self._http.request("GET", "/is_sleeping", _Sleeping, timeout_s=_REQUEST_TIMEOUT_S)
+        if said.is_sleeping:
+            raise EngineError(
+                "vLLM sleeps or is paused, so it serves nothing, and its weights may not be on the device. "
+                "Wake it: POST /wake_up, or POST /resume"
+            )
+
+    async def _start(self, method: str, **arguments: object) -> None:
+        started = await self._call(method, group=self._group, **arguments)
+        if any(each.get("unjoined") for each in started):
+            self._group = None
+            raise _UnjoinedError("vLLM was started again; try again")
+        # A worker that has begun ends by itself if another one has not.
+        self._check(started)
+
+    async def _finish(self, task: str, limit_s: float) -> dict[str, Any]:
+        """Wait until every worker has ended *task*; returns the first one's answer."""
+        try:
+            async with asyncio.timeout(limit_s):
+                # Polled, because a worker cannot call the attester.
+                while True:
+                    said = await self._call("touchstone_answer", task=task)
+                    if all(each.get("ended", True) for each in said):
+                        break
+                    await asyncio.sleep(_POLL_INTERVAL_S)
+        except TimeoutError:
+            self._group = None
+            raise EngineError(f"vLLM's worker did not answer within {limit_s:.0f} s") from None
+        self._check(said)
+        return {key: value for key, value in said[0].items() if key not in _Said.__struct_fields__}
+
+    async def _call(self, method: str, **arguments: object) -> list[dict[str, Any]]:
+        """Call *method* on all workers; returns the answer of each, by rank."""
+        call = secrets.token_hex(8)
+        # Without a time limit: one that vLLM reached would leave answers unread.
+        body = {"method": method, "kwargs": {**arguments, "call": call}}
+        answer = await self._http.request(
+            "POST", "/collective_rpc", _Results, body, timeout_s=_REQUEST_TIMEOUT_S
+        )
+        if len(answer.results) != self._workers:
+            raise EngineError(
+                f"vLLM has {self._workers} workers, and {len(answer.results)} answered {method}"
+            )
+        try:
+            said = [msgspec.convert(each, _Said) for each in answer.results]
+        except msgspec.ValidationError as error:
+            raise EngineError(f"the answer of vLLM's worker to {method} is malformed: {error}") from None
+        if any(each.call != call for each in said):
+            raise EngineError(
+                "vLLM gives the answer of another call: an earlier call, of whoever made it, has failed on one "
+                "worker, and vLLM did not read the rest. Start vLLM again"
+            )
+        return list(answer.results)
+
+    def _check(self, said: list[dict[str, Any]]) -> None:
+        """Raise the error of the lowest rank that has one; then the workers join a new group."""
+        failed = [each for each in said if each.get("error") is not None]
+        if failed:
+            # What fails on one worker may leave a message between two others.
+            self._group = None
+            where = f" {failed[0]['rank']}" if self._workers > 1 else ""
+            raise EngineError(f"vLLM's worker{where} cannot walk: {str(failed[0]['error'])[:250]}")

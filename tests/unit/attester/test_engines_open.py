@@ -8,7 +8,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from attester import commands, engines
+from attester import commands, config
 from attester.config import AttesterConfig, Home
 from attester.engines import open_engine
 from attester.engines.files import FileEngine
@@ -42,7 +42,7 @@ def home(tmp_path) -> Home:
     return Home(tmp_path)
 
 
-@pytest.mark.parametrize("name", engines.ADAPTERS)
+@pytest.mark.parametrize("name", config.ADAPTERS)
 async def test_each_adapter_is_opened_by_its_name(home, name):
     """Without asking anything yet."""
     async with aiohttp.ClientSession() as http:
@@ -61,11 +61,11 @@ async def test_an_unknown_adapter_is_refused(home):
 async def test_what_a_walk_may_cost_is_the_configurations(home):
     """The operator's caps and device reach the walker."""
     async with aiohttp.ClientSession() as http:
-        config = config_of(adapter="files", device="cuda:3", walk_s=7.5, hour_s=70)
-        walker = open_engine(config, http, home)._walker
+        given = config_of(adapter="files", device="cuda:3", walk_s=7.5, hour_s=70)
+        walker = open_engine(given, http, home)._walker
     assert (walker._device, walker._budget._walk_s, walker._budget._hour_s) == ("cuda:3", 7.5, 70)
 
 
 def test_the_command_line_offers_the_adapters_there_are():
     """No more and no fewer."""
-    assert commands.ADAPTERS == engines.ADAPTERS == tuple(EXPECTED)
+    assert commands.ADAPTERS == config.ADAPTERS == tuple(EXPECTED)

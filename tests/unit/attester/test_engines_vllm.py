@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from attester.engines import vllm as vllm_module
+from attester.engines import vllm_worker
 from attester.engines.budget import Budget
-from attester.engines.vllm import VllmEngine
+from attester.engines.vllm import EXTENSION, PROTOCOL, VllmEngine
 from attester.engines.vllm_worker import WalkExtension
 from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
@@ -71,7 +73,8 @@ def loaded() -> Any:
 class Worker(WalkExtension):
     """What vLLM's worker has that the extension uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
         self.device = torch.device("cpu")
         self.model = loaded()
         config = SimpleNamespace(
@@ -82,17 +85,36 @@ class Worker(WalkExtension):
             max_model_len=2048,
             enforce_eager=True,
         )
-        self.vllm_config = SimpleNamespace(model_config=config)
+        parallel = SimpleNamespace(
+            world_size=size, tensor_parallel_size=size, data_parallel_size=1, prefill_context_parallel_size=1
+        )
+        self.vllm_config = SimpleNamespace(model_config=config, parallel_config=parallel)
+        self._weight_update_active = False
+        self.done: list[str] = []
 
     def get_model(self) -> Any:
         return self.model
+
+    def sleep(self, level: int = 1) -> None:
+        self.done.append("sleep")
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        self.done.append("wake_up")
+
+    def update_weights(self, update_info: object) -> str:
+        self.done.append("update_weights")
+        return "updated"
 
     def qkv(self) -> Any:
         return self.model.state_dict()[f"{LAYER}.qkv_proj.weight"]
 
 
 class Server:
-    """The endpoints, as vLLM has them; *answers* stand for what its workers would say."""
+    """
+    The endpoints, as vLLM 0.32 has them; *answers* stand for what its workers would say.
+
+    Its executor puts each worker's answer into a queue of the worker's own, and stops reading at the first failure.
+    """
 
     def __init__(self, *workers: object) -> None:
         self.workers = list(workers)
@@ -101,6 +123,13 @@ class Server:
             "object": "list",
             "data": [{"id": MODEL, "object": "model", "owned_by": "vllm", "max_model_len": 2048}],
         }
+        self.info: object = {
+            "vllm_config": {
+                "parallel_config": {"worker_extension_cls": EXTENSION, "world_size": len(workers)}
+            }
+        }
+        self.is_sleeping = False
+        self.unread: list[deque[Any]] = [deque() for _ in workers]
         self.answers: dict[str, Any] = {}
         self.called: list[tuple[str, dict[str, Any]]] = []
 
@@ -111,25 +140,51 @@ class Server:
         async def models(_: web.Request) -> web.Response:
             return web.json_response(self.models)
 
+        async def info(request: web.Request) -> web.Response:
+            assert request.query == {"config_format": "json"}
+            return web.json_response(self.info)
+
+        async def sleeping(_: web.Request) -> web.Response:
+            return web.json_response({"is_sleeping": self.is_sleeping})
+
         app = web.Application()
         app.router.add_get("/version", version)
         app.router.add_get("/v1/models", models)
+        app.router.add_get("/server_info", info)
+        app.router.add_get("/is_sleeping", sleeping)
         app.router.add_post("/collective_rpc", self._call)
         return app
 
     async def _call(self, request: web.Request) -> web.Response:
         body = await request.json()
         method, kwargs = body["method"], body.get("kwargs", {})
-        self.called.append((method, kwargs))
+        assert "timeout" not in body
+        self.called.append((method, {name: value for name, value in kwargs.items() if name != "call"}))
         if method in self.answers:
-            return web.json_response(self.answers[method])
-        try:
-            results = [getattr(worker, method)(**kwargs) for worker in self.workers]
-        except Exception as error:
-            raise web.HTTPInternalServerError(text=repr(error)) from error
+            return web.json_response(self._said(self.answers[method], kwargs))
+        for worker, queue in zip(self.workers, self.unread, strict=True):
+            try:
+                queue.append((True, getattr(worker, method)(**kwargs)))
+            except Exception as error:  # noqa: BLE001
+                # As vLLM's worker loop does.
+                queue.append((False, error))
+        results = []
+        for queue in self.unread:
+            is_right, result = queue.popleft()
+            if not is_right:
+                raise web.HTTPInternalServerError(text=repr(result))
+            results.append(result)
         # What is neither null nor a list nor an object goes out as text.
         plain = [r if r is None or isinstance(r, dict | list) else str(r) for r in results]
         return web.json_response({"results": plain})
+
+    def _said(self, answer: Any, kwargs: dict[str, Any]) -> Any:
+        """A prepared answer, with what every method of the extension adds."""
+        results = answer.get("results") if isinstance(answer, dict) else None
+        if not isinstance(results, list):
+            return answer
+        base = {"call": kwargs["call"], "rank": 0}
+        return {"results": [base | each if isinstance(each, dict) else each for each in results]}
 
 
 @pytest.fixture
@@ -181,6 +236,7 @@ async def test_vllm_is_described(engine, server):
         "revision": "main",
         "max_model_len": 2048,
         "enforce_eager": True,
+        "workers": 1,
     }
     assert said.packages["torch"] == torch.__version__
     assert said.packages.keys() <= {"vllm", "torch", "transformers", "triton", "touchstone"}
@@ -213,7 +269,8 @@ async def test_one_bit_of_a_live_weight_changes_every_answer(engine, worker, fol
 async def test_everything_is_made_ready_before_a_call(engine, worker, server, folder):
     """Then a walk looks for nothing any more, and not for the files either."""
     assert await engine.prepare() == f"vLLM at {engine._http.url}"
-    assert server.called == [("touchstone_prepare", {"folder": str(folder)})]
+    methods = [method for method, _ in server.called]
+    assert [m for m in methods if m != "touchstone_answer"] == ["touchstone_join", "touchstone_check"]
     answers = expected(folder)
     (folder / "model.safetensors").unlink()
     assert list((await engine.walk(MODEL, CHALLENGE)).answers) == answers
@@ -222,7 +279,7 @@ async def test_everything_is_made_ready_before_a_call(engine, worker, server, fo
 async def test_a_model_that_does_not_fit_is_told_of_when_making_ready(engine, worker):
     """Before a call comes."""
     worker.model.to(torch.float16)
-    with pytest.raises(EngineError, match=r"the engine answers POST /collective_rpc with HTTP status 500"):
+    with pytest.raises(EngineError, match=r"cannot walk: model\.\S+: loaded as F16, published as BF16"):
         await engine.prepare()
 
 
@@ -241,23 +298,191 @@ ASKED: dict[str, Callable[[VllmEngine], Any]] = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-async def test_two_workers_are_refused(folder, name):
-    """With a sentence that says what to do instead."""
-    async with asking(Server(Worker(), Worker()), folder) as engine:
-        with pytest.raises(
-            EngineError, match=r"^vLLM has 2 workers, .* Use the adapter files, which the policy"
-        ):
+async def test_another_number_of_answers_than_workers_is_refused(server, folder, name):
+    """Each worker answers once, or nothing is believed."""
+    server.workers.append(Worker())
+    server.unread.append(deque())
+    async with asking(server, folder) as engine:
+        with pytest.raises(EngineError, match=r"^vLLM has 1 workers, and 2 answered touchstone_"):
             await ASKED[name](engine)
 
 
+@pytest.mark.parametrize("extension", ["", "theirs.Extension"])
 @pytest.mark.parametrize("name", ASKED)
-async def test_a_server_without_the_extension_is_told_of(folder, name):
-    """Whatever is asked of it first."""
-    async with asking(Server(object()), folder) as engine:
+async def test_workers_without_the_extension_are_never_called(folder, name, extension):
+    """Row: a call that fails on all workers leaves answers unread, and vLLM is off by one until it is restarted."""
+    server = Server(object(), object())
+    server.info["vllm_config"]["parallel_config"]["worker_extension_cls"] = extension
+    async with asking(server, folder) as engine:
         with pytest.raises(
-            EngineError, match=r"the engine answers POST /collective_rpc with HTTP status 500"
+            EngineError, match=r"do not have our extension \S+ Start vLLM with --worker-extension-cls"
         ):
             await ASKED[name](engine)
+    assert server.called == []
+
+
+async def test_an_extension_that_inherits_from_ours_is_known_by_its_name(server, folder):
+    """VLLM takes one extension only, so an operator's own has to inherit."""
+    server.info["vllm_config"]["parallel_config"]["worker_extension_cls"] = "theirs.WalkExtension"
+    async with asking(server, folder) as engine:
+        assert (await engine.describe()).engine == "vllm"
+
+
+@pytest.mark.parametrize("info", [{}, {"vllm_config": "text"}, []], ids=str)
+async def test_a_server_that_does_not_say_what_its_workers_are_is_refused(server, folder, info):
+    server.info = info
+    async with asking(server, folder) as engine:
+        with pytest.raises(EngineError, match=r"/server_info\S* is malformed"):
+            await engine.prepare()
+    assert server.called == []
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "touchstone_describe": {},
+    "touchstone_join": {"group": "g"},
+    "touchstone_check": {"group": "g", "task": "t", "folder": "/nowhere"},
+    "touchstone_walk": {"group": "g", "folder": "/nowhere", "seed": "00" * 32, "rows": 4, "passes": 1},
+    "touchstone_answer": {"task": "t"},
+}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"unknown": 1}, {"group": [], "folder": 7, "rows": "x"}], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_no_method_of_the_extension_raises(worker, name, arguments):
+    """Row: whatever it is asked, it returns its error, so vLLM reads every worker's answer."""
+    said = getattr(worker, name)(call="c", **arguments)
+    assert (said["call"], said["rank"]) == ("c", 0)
+
+
+@pytest.mark.parametrize("broken", ["vllm_config", "device", "model"])
+@pytest.mark.parametrize("name", CALLS)
+def test_no_method_raises_in_a_worker_that_is_not_as_we_know_it(worker, name, broken):
+    """Another release of vLLM may lack anything."""
+    delattr(worker, broken)
+    assert getattr(worker, name)(call="c", **CALLS[name])["call"] == "c"
+
+
+def test_the_methods_are_all_of_them():
+    assert {name for name in vars(WalkExtension) if name.startswith("touchstone_")} == CALLS.keys()
+
+
+async def test_the_answer_of_another_call_is_noticed(folder):
+    """Row: if somebody's call has failed on one worker, vLLM's answers are off by one: it must be restarted."""
+    workers = [Worker(0, 2), Worker(1, 2)]
+    server = Server(*workers)
+    # What vLLM keeps when a call of somebody else has failed on the first worker.
+    server.unread[1].append((True, {"call": "another", "rank": 1}))
+    async with asking(server, folder) as engine:
+        with pytest.raises(EngineError, match=r"gives the answer of another call: .* Start vLLM again$"):
+            await engine.describe()
+
+
+async def test_a_failure_on_one_worker_leaves_nothing_unread(folder, monkeypatch):
+    """Row: the next call of vLLM's own gets its own answers."""
+    workers = [Worker(0, 2), Worker(1, 2)]
+    server = Server(*workers)
+    monkeypatch.delattr(workers[1], "vllm_config")
+    async with asking(server, folder) as engine:
+        with pytest.raises(EngineError, match=r"^vLLM's worker 1 cannot walk: AttributeError"):
+            await engine.describe()
+    assert [list(queue) for queue in server.unread] == [[], []]
+
+
+@pytest.mark.parametrize("name", ["data_parallel_size", "prefill_context_parallel_size"])
+async def test_replicas_in_one_server_are_refused(engine, worker, name):
+    """A call reaches only one of them, and the others serve too."""
+    setattr(worker.vllm_config.parallel_config, name, 2)
+    with pytest.raises(
+        EngineError, match=rf"vLLM runs with {name} 2\. Run each replica as a server of its own"
+    ):
+        await engine.prepare()
+
+
+async def test_another_release_of_the_extension_is_told_of(engine, worker, monkeypatch):
+    monkeypatch.setattr(vllm_worker, "PROTOCOL", PROTOCOL + 1)
+    with pytest.raises(EngineError, match=r"Install the same release in both$"):
+        await engine.describe()
+
+
+def test_both_sides_name_the_same_protocol():
+    """The adapter does not import what needs the engine."""
+    assert vllm_worker.PROTOCOL == PROTOCOL
+    assert f"{WalkExtension.__module__}.{WalkExtension.__qualname__}" == EXTENSION
+
+
+@pytest.mark.parametrize("name", ["prepare", "walk"])
+async def test_a_sleeping_engine_is_not_walked(engine, server, name):
+    """Row: sleep mode is seen: the weights may not be on the device."""
+    server.is_sleeping = True
+    with pytest.raises(EngineError, match=r"^vLLM sleeps or is paused, .* Wake it: POST /wake_up"):
+        await ASKED[name](engine)
+    assert not any(method == "touchstone_walk" for method, _ in server.called)
+
+
+async def test_a_worker_that_was_put_to_sleep_says_so(engine, worker, folder):
+    """Also if the server has not said it yet."""
+    await engine.prepare()
+    worker.sleep(level=1)
+    with pytest.raises(EngineError, match=r"the engine sleeps, so its weights are not on the device"):
+        await engine.walk(MODEL, CHALLENGE)
+    worker.wake_up(tags=["kv_cache"])
+    with pytest.raises(EngineError, match=r"the engine sleeps"):
+        await engine.walk(MODEL, CHALLENGE)
+    worker.wake_up(["weights"])
+    assert list((await engine.walk(MODEL, CHALLENGE)).answers) == expected(folder)
+
+
+async def test_weights_that_are_being_updated_are_not_walked(engine, worker, folder):
+    """Row: weight updates are seen: half of the weights may be new."""
+    await engine.prepare()
+    worker._weight_update_active = True
+    with pytest.raises(EngineError, match=r"weights are being updated: start_weight_update was called"):
+        await engine.walk(MODEL, CHALLENGE)
+    worker._weight_update_active = False
+    assert list((await engine.walk(MODEL, CHALLENGE)).answers) == expected(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda w: w.sleep(), lambda w: w.update_weights({})], ids=["sleep", "update_weights"]
+)
+def test_a_walk_ends_before_weights_are_freed_or_replaced(worker, folder, monkeypatch, change):
+    """On a GPU, a walk over memory that was given back would end the engine."""
+    reads, go = threading.Event(), threading.Event()
+    read = vllm_worker.LiveTensors.__iter__
+
+    def slowly(self: Any) -> Any:
+        for tensor in read(self):
+            reads.set()
+            yield tensor
+            assert go.wait(10)
+
+    monkeypatch.setattr(vllm_worker.LiveTensors, "__iter__", slowly)
+    join(worker)
+    started = worker.touchstone_walk(group="g", folder=str(folder), seed=CHALLENGE.seed, rows=4, passes=1)
+    assert "error" not in started
+    assert reads.wait(10)
+    changing = threading.Thread(target=change, args=(worker,))
+    changing.start()
+    time.sleep(0.01)
+    assert worker.done == []
+    go.set()
+    changing.join(10)
+    assert len(worker.done) == 1
+    answer = worker.touchstone_answer(task=CHALLENGE.seed)
+    assert answer["error"].startswith("the walk was ended: the engine goes to sleep")
+
+
+def test_what_changes_weights_returns_as_before(worker):
+    """The engine's own methods are only made to wait."""
+    join(worker)
+    assert worker.update_weights({}) == "updated"
+
+
+async def test_an_engine_that_was_started_again_is_joined_again(engine, server, folder):
+    """Its new workers know nothing of us."""
+    await engine.prepare()
+    server.workers[:] = [Worker()]
+    assert list((await engine.walk(MODEL, CHALLENGE)).answers) == expected(folder)
 
 
 async def test_a_workers_error_reaches_the_operator(engine, worker):
@@ -276,7 +501,7 @@ async def test_an_error_of_the_device_reaches_the_operator(engine, worker, monke
         raise RuntimeError("out of memory " + "x" * 1000)
 
     monkeypatch.setattr(worker, "get_model", fail)
-    with pytest.raises(EngineError, match=r"^vLLM's worker cannot walk: out of memory x{186}$"):
+    with pytest.raises(EngineError, match=r"^vLLM's worker cannot walk: out of memory x{236}$"):
         await engine.walk(MODEL, CHALLENGE)
 
 
@@ -302,7 +527,6 @@ GARBAGE: dict[str, object] = {
     "text": "done",
     "a list": [],
     "an empty object": {},
-    "an error and more": {"error": "x", "answers": []},
     "a field more": WALKED | {"source": "engine"},
     "no device": {"answers": WALKED["answers"], "micros": 7},
     "a row less": WALKED | {"answers": WALKED["answers"][1:]},
@@ -340,11 +564,11 @@ async def test_a_call_that_is_answered_with_garbage_is_refused(engine, server, m
 async def test_a_call_that_no_worker_answers_is_refused(engine, server):
     """None is as wrong as two."""
     server.answers["touchstone_walk"] = {"results": []}
-    with pytest.raises(EngineError, match=r"^vLLM has 0 workers"):
+    with pytest.raises(EngineError, match=r"^vLLM has 1 workers, and 0 answered"):
         await engine.walk(MODEL, CHALLENGE)
 
 
-DESCRIBED = {"packages": {"vllm": "0.11.0"}, "arguments": {"dtype": "auto"}}
+DESCRIBED = {"protocol": PROTOCOL, "packages": {"vllm": "0.11.0"}, "arguments": {"dtype": "auto"}}
 
 WRONG_WORDS: dict[str, Callable[[Server], object]] = {
     "no version": lambda server: setattr(server, "version", {}),
@@ -379,7 +603,7 @@ async def test_a_description_that_is_none_is_refused(engine, server, name):
 async def test_a_walk_beyond_its_budget_is_ended_in_the_worker(engine, worker, clock):
     """By the cap on one walk, which is there without being told; vLLM's operator has the sentence."""
     ticking = Budget(clock=lambda: clock.forward(20) or clock.ticks)
-    worker.__dict__["_touchstone_walker_instance"] = Walker("cpu", ticking)
+    worker._touchstone_part().walker = Walker("cpu", ticking)
     with pytest.raises(EngineError, match=r"^vLLM's worker cannot walk: the walk exceeds its limit of 60 s$"):
         await engine.walk(MODEL, CHALLENGE)
 
@@ -387,8 +611,7 @@ async def test_a_walk_beyond_its_budget_is_ended_in_the_worker(engine, worker, c
 async def test_a_worker_has_the_default_caps(engine, worker):
     """Its walker is its own, and is kept: what walks cost is counted over all of them."""
     await engine.prepare()
-    walker = worker._touchstone_walker()
-    assert worker._touchstone_walker() is walker
+    walker = worker._touchstone_part().walker
     assert (walker._budget._walk_s, walker._budget._hour_s) == (60, 600)
     await engine.walk(MODEL, CHALLENGE)
     assert walker._budget.spent_s > 0
@@ -397,55 +620,66 @@ async def test_a_worker_has_the_default_caps(engine, worker):
 async def test_a_walk_that_never_ends_is_given_up(engine, server, monkeypatch):
     """The attester does not wait for ever, whatever the worker does."""
     monkeypatch.setattr(vllm_module, "_WALK_TIMEOUT_S", 0.02)
-    server.answers["touchstone_answer"] = {"results": [None]}
+    await engine.prepare()
+    server.answers["touchstone_answer"] = {"results": [{"ended": False}]}
+    server.called.clear()
     with pytest.raises(EngineError, match=r"^vLLM's worker did not answer within"):
         await engine.walk(MODEL, CHALLENGE)
     assert server.called[0][0] == "touchstone_walk"
     assert {method for method, _ in server.called[1:]} <= {"touchstone_answer"}
 
 
-def until(found: Callable[[], Any]) -> Any:
+def join(worker: Worker) -> None:
+    """What the adapter does before the first walk."""
+    assert "error" not in worker.touchstone_join(group="g")
+    until(lambda: worker.touchstone_answer(task="g"))
+
+
+def until(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What comes, when it comes."""
     deadline = time.monotonic() + 30
-    while (value := found()) is None:
+    while not (said := ask())["ended"]:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    return value
+    return said
+
+
+def start(worker: Worker, folder: Path, seed: str = CHALLENGE.seed) -> dict[str, Any]:
+    return worker.touchstone_walk(group="g", folder=str(folder), seed=seed, rows=5, passes=2)
 
 
 def test_a_worker_serves_while_it_walks(worker, folder, monkeypatch):
-    """The call returns at once, and the answer is there once."""
+    """The call returns at once, and the answer is there once; a second walk has to wait for the first."""
     go, model = threading.Event(), worker.get_model()
 
     def wait() -> Any:
         assert go.wait(10)
         return model
 
+    join(worker)
     monkeypatch.setattr(worker, "get_model", wait)
-    worker.touchstone_walk(str(folder), CHALLENGE.seed, CHALLENGE.rows, CHALLENGE.passes)
-    assert worker.touchstone_answer(CHALLENGE.seed) is None
+    start(worker, folder)
+    assert worker.touchstone_answer(task=CHALLENGE.seed)["ended"] is False
+    assert start(worker, folder, "78" * 32)["error"] == "another walk is still running"
     go.set()
-    answer = until(lambda: worker.touchstone_answer(CHALLENGE.seed))
+    answer = until(lambda: worker.touchstone_answer(task=CHALLENGE.seed))
     assert answer["answers"] == [each.hex() for each in expected(folder)]
-    assert worker.touchstone_answer(CHALLENGE.seed) is None
 
 
 def test_an_answer_is_given_for_its_seed_only(worker, folder):
-    """Who asks for another has to wait."""
-    worker.touchstone_walk(str(folder), CHALLENGE.seed, 4, 1)
-    answer = until(lambda: worker.touchstone_answer(CHALLENGE.seed))
-    worker.touchstone_walk(str(folder), "78" * 32, 4, 1)
-    other = until(lambda: worker.touchstone_answer("78" * 32))
-    assert worker.touchstone_answer(CHALLENGE.seed) is None
+    """Who asks for another has to wait; what nobody fetched is not kept."""
+    join(worker)
+    start(worker, folder)
+    answer = until(lambda: worker.touchstone_answer(task=CHALLENGE.seed))
+    start(worker, folder, "78" * 32)
+    other = until(lambda: worker.touchstone_answer(task="78" * 32))
+    assert worker.touchstone_answer(task=CHALLENGE.seed)["ended"] is False
     assert not set(answer["answers"]) & set(other["answers"])
 
 
-def test_answers_that_nobody_fetched_are_not_kept(worker, folder):
-    """A new walk makes room."""
-    for number in range(3):
-        worker.touchstone_walk(str(folder), f"{number:02x}" * 32, 4, 1)
-        until(lambda: worker.__dict__["_touchstone_answers"] or None)
-    assert worker.__dict__["_touchstone_answers"].keys() == {"02" * 32}
+def test_a_worker_that_has_not_joined_says_so(worker, folder):
+    """It begins nothing that the others would wait for."""
+    assert start(worker, folder)["unjoined"] is True
 
 
 def test_the_extension_brings_no_name_that_a_worker_has():
@@ -457,7 +691,7 @@ def test_the_extension_brings_no_name_that_a_worker_has():
 def test_workers_do_not_share_what_they_have(worker, folder):
     """Answers, walkers and tensors are each worker's own."""
     other = Worker()
-    worker.touchstone_prepare(str(folder))
+    join(worker)
     assert not any("touchstone" in name for name in vars(other))
 
 

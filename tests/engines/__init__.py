@@ -1,0 +1,1 @@
+"""Real inference engines, in an environment of their own: ``make test-engines``."""

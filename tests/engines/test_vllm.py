@@ -1,0 +1,171 @@
+"""vLLM 0.32 itself, on a CPU: what operators run, and what the stand-ins of the other tests are measured by."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from attester.engines.vllm import VllmEngine
+from attester.errors import EngineError
+from attester.weights import possession
+from attester.weights.folder import open_folder
+from attester.weights.kernels import row_words
+from attester.weights.possession import WalkChallenge
+from attester.weights.select import kernel
+from attester.weights.tensors import TensorFiles
+from fixtures.simulator import MODEL
+from tests.conftest import RunningVerifier
+from tests.engines.conftest import OURS, PLAIN, Vllm, vllm
+from tests.integration.test_running_attester import Running
+from verifier.service.calls import CALL_SCHEDULER
+
+CHALLENGE = WalkChallenge("56" * 32, rows=8, passes=2)
+
+
+def expected(folder: Path) -> list[bytes]:
+    words = [row_words(bytes.fromhex(CHALLENGE.seed), row) for row in range(CHALLENGE.rows)]
+    return possession.walk(TensorFiles(open_folder(folder)), words, CHALLENGE.passes, kernel())
+
+
+async def attested(verifier: RunningVerifier, running: Running) -> dict[str, Any]:
+    """A call with a walk, answered by the running attester; the result's claims."""
+    before = await running.results()
+    await running.until(running.is_connected)
+    await verifier.app[CALL_SCHEDULER].call(running.node, walk=True)
+
+    async def is_there() -> bool:
+        return await running.results() > before
+
+    await running.until(is_there)
+    rows = await verifier.rows(
+        "SELECT claims FROM appraisals WHERE node_id = ? ORDER BY issued_ms DESC LIMIT 1", running.node
+    )
+    claims: dict[str, Any] = json.loads(rows[0]["claims"])
+    return claims
+
+
+def codes(claims: dict[str, Any]) -> set[str]:
+    found = [each["ear_verifier_claims"].get("reasons", ()) for each in claims["submods"].values()]
+    return {reason["code"] for reasons in found for reason in reasons}
+
+
+def test_vllm_answers(chat: Vllm) -> None:
+    """The model is the one that was published, dequantised, and not a random one."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    answer = chat.request("/v1/chat/completions", body)
+    assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
+
+
+async def test_check_is_content_with_vllm(node: Running) -> None:
+    """Row: a stock vLLM is refused for the scales of its attention; now its walk is right."""
+    checking = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "touchstone", "attester", "check", "--home", str(node.home.path)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said = (await checking.communicate())[0].decode()
+    assert "engine: vllm 0.32.0" in said
+    assert "read correct; walk correct, from engine on " in said, said
+
+
+async def test_vllm_is_affirmed_until_its_weights_are_zeroed(
+    verifier: RunningVerifier, node: Running, chat: Vllm
+) -> None:
+    """Whoever has the development endpoints can change live weights, and the next walk shows it."""
+    await node.start()
+    claims = await attested(verifier, node)
+    assert claims["ear_status"] == "affirming", claims
+    chat.request("/weight_checker", {"action": "reset"})
+    claims = await attested(verifier, node)
+    assert claims["ear_status"] == "contraindicated"
+    assert "weights.walk.wrong" in codes(claims)
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Random weights on two workers, each with half of every layer."""
+    log = tmp_path_factory.mktemp("vllm") / "sharded.log"
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    with vllm(tiny, log, "--tensor-parallel-size", "2", extension=PLAIN, **threads) as server:
+        yield server
+
+
+async def test_two_workers_walk_as_the_files_do(sharded: Vllm, tiny: Path) -> None:
+    """Row: tensor parallel 2: right walks, and vLLM's own calls get their own answers afterwards."""
+    before = sharded.request("/weight_checker", {"action": "checksum"})
+    async with aiohttp.ClientSession() as http:
+        engine = VllmEngine(http, sharded.url, {MODEL: tiny})
+        assert (await engine.describe()).arguments["workers"] == 2
+        assert (await engine.prepare()).endswith(", 2 workers")
+        for _ in range(3):
+            answer = await engine.walk(MODEL, CHALLENGE)
+            assert list(answer.answers) == expected(tiny)
+    assert sharded.request("/weight_checker", {"action": "checksum"}) == before
+    assert len(before["checksums"]) > 20
+
+
+async def test_a_failing_walk_leaves_the_calls_of_two_workers_in_step(
+    sharded: Vllm, tiny: Path, smollm2: Path
+) -> None:
+    """Row: our extension raised in a worker, and every later call of vLLM's was answered by the one before."""
+    before = sharded.request("/weight_checker", {"action": "checksum"})
+    async with aiohttp.ClientSession() as http:
+        engine = VllmEngine(http, sharded.url, {MODEL: smollm2})
+        with pytest.raises(EngineError, match="cannot walk: "):
+            await engine.prepare()
+        engine = VllmEngine(http, sharded.url, {MODEL: tiny / "nothing"})
+        with pytest.raises(EngineError, match="cannot walk: "):
+            await engine.prepare()
+    assert sharded.request("/get_world_size") == {"world_size": 2}
+    assert sharded.request("/weight_checker", {"action": "checksum"}) == before
+
+
+async def test_two_workers_serve_while_they_walk(sharded: Vllm, tiny: Path) -> None:
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 32, "ignore_eos": True, "temperature": 0}
+    quiet = sharded.request("/v1/completions", body)["choices"]
+    async with aiohttp.ClientSession() as http:
+        engine = VllmEngine(http, sharded.url, {MODEL: tiny})
+        await engine.prepare()
+        served, walked = await asyncio.gather(
+            asyncio.to_thread(sharded.request, "/v1/completions", body), engine.walk(MODEL, CHALLENGE)
+        )
+    assert served["choices"] == quiet
+    assert list(walked.answers) == expected(tiny)
+
+
+@pytest.fixture(scope="module")
+def stock(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """As vLLM is on a CPU, with our extension and nothing else."""
+    with vllm(tiny, tmp_path_factory.mktemp("vllm") / "stock.log", extension=OURS) as server:
+        yield server
+
+
+async def test_an_operator_of_packed_weights_reads_the_cause(stock: Vllm, tiny: Path) -> None:
+    """Row: on a CPU, vLLM packs its linear layers and frees the plain weight."""
+    async with aiohttp.ClientSession() as http:
+        engine = VllmEngine(http, stock.url, {MODEL: tiny})
+        said = await engine.describe()
+        assert said.packages["vllm"] == "0.32.0"
+        with pytest.raises(EngineError, match=r"loaded as \(0,\).* has packed this weight .*oneDNN"):
+            await engine.prepare()
+
+
+async def test_a_paused_engine_is_not_walked(stock: Vllm, tiny: Path) -> None:
+    """As sleep mode, which vLLM does not have on a CPU."""
+    stock.request("/pause", {})
+    try:
+        async with aiohttp.ClientSession() as http:
+            with pytest.raises(EngineError, match="sleeps or is paused"):
+                await VllmEngine(http, stock.url, {MODEL: tiny}).prepare()
+    finally:
+        stock.request("/resume", {})
