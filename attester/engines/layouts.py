@@ -156,11 +156,17 @@ def spelled(name: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def layout_of(
+def find_all(
     published: tuple[TensorInfo, ...], live: tuple[tuple[str, tuple[int, ...]], ...], prefix: str
-) -> Layout:
-    """A `Layout`, remembered with what it has found, because the names are the same at each walk."""
-    return Layout(published, dict(live), prefix)
+) -> tuple[Place, ...]:
+    """
+    Where each published tensor is; see `Layout`.  Remembered, because the names are the same at each walk.
+
+    Raises:
+        EngineError: as `Layout`, and `Layout.find`.
+    """
+    layout = Layout(published, dict(live), prefix)
+    return tuple(layout.find(info) for info in published)
 
 
 class Layout:
@@ -187,7 +193,6 @@ class Layout:
                 self._live.setdefault(spelled(name[len(prefix) :]), []).append(name)
         self._shapes = live
         self._prefix = prefix
-        self._found: dict[str, Place] = {}
         self._counts: dict[tuple[str, str, str], int] = {}
         for name in self._infos:
             if match := _EXPERT.fullmatch(name):
@@ -201,11 +206,6 @@ class Layout:
         Raises:
             EngineError: no rule finds it, or two tensors of the module could be it.
         """
-        if info.name not in self._found:
-            self._found[info.name] = self._search(info)
-        return self._found[info.name]
-
-    def _search(self, info: TensorInfo) -> Place:
         name = spelled(info.name)
         exact = self._prefix + info.name
         if exact in self._shapes:
