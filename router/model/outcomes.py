@@ -95,7 +95,10 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
         Blame.NOBODY,
         "The answer is whole and does not keep to a setting of the request; perhaps the model cannot.",
     ),
-    Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time ran out, and the node was not slow."),
+    Outcome.TIMED_OUT: (
+        Blame.ROUTER,
+        "The time that the caller gave was over, or earlier attempts had used it up.",
+    ),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
     # Who stands between the router and the node cannot be told from the node itself, so nothing is held against it.
     Outcome.UNREACHABLE: (

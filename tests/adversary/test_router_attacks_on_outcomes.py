@@ -19,7 +19,7 @@ from aiohttp import web
 
 from fixtures.streaming import Behaviour
 from router.choose.candidates import Lane
-from router.gateway import attempts, exchange
+from router.gateway import attempts, dispatch, exchange
 from router.gateway.exchange import Exchange
 from router.model import answers as model_answers
 from router.model import load, operations, standing
@@ -28,6 +28,7 @@ from router.model.errors import AttemptError
 from router.model.load import BREAKER_FAILURES
 from router.model.operations import Operation
 from router.model.outcomes import Blame, Execution, Outcome
+from router.model.quantiles import enough_for
 from router.model.standing import PROVEN, Grade, Standing, rate
 from router.model.statistics import SERIES, StatisticsAggregate
 from router.state.fleet import Fleet as RouterFleet
@@ -435,6 +436,47 @@ async def test_attack_26_ejection_by_long_answers(fleet: Fleet) -> None:
     assert {each.status for each in heard} == {504}
 
 
+def reads_slowly(request_s: float, token_s: float) -> Handler:
+    """An honest node that takes its time for every request, and for each token of a prompt."""
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        size = len(await request.read()) / 4
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await asyncio.sleep(request_s + size * token_s)
+        chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+        await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n")
+        return response
+
+    return act
+
+
+async def missed_by(fleet: Fleet, act: Handler, words: int) -> str | None:
+    """The objective that a node misses after as many prompts as it takes to judge it."""
+    (await fleet.node("a")).act = act
+    await fleet.start({"first_token_p90_ms": 400, "typical": {"input": 100, "output": 10}})
+    body = STREAM | {"messages": [{"role": "user", "content": "four" * words}]}
+    await asyncio.gather(*(fleet.ask(body) for _ in range(enough_for(0.9))))
+    fleet.router.sweep(10)
+    return fleet.statistics("a").missed_objective
+
+
+async def test_attack_26_ejection_by_long_prompts(fleet: Fleet) -> None:
+    """26, prompts of twenty times the tier's usual length: objectives compare like with like."""
+    missed = await missed_by(fleet, reads_slowly(0, 0.0003), 2000)
+    assert missed is None, f"attack 26 succeeds: {missed}"
+
+
+async def test_long_prompts_hide_no_slow_node(fleet: Fleet) -> None:
+    """Who is slow for its usual prompts misses the objective."""
+    assert await missed_by(fleet, reads_slowly(0.5, 0), 50) == "standing.first-token-p90"
+
+
+def with_every_length_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first text counts as it is, whatever was asked."""
+    monkeypatch.setattr(dispatch, "_size_share", lambda *_, **__: 1.0)
+
+
 async def test_attack_26_ejection_by_a_query_of_death(fleet: Fleet) -> None:
     """26, a request at which every engine drops the connection."""
 
@@ -511,6 +553,7 @@ WITHOUT: list[Row] = [
         for stream in (False, True)
     ],
     (26, test_attack_26_ejection_by_long_answers, with_doubts_blamed, ()),
+    (26, test_attack_26_ejection_by_long_prompts, with_every_length_alike, ()),
 ]
 
 

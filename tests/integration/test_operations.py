@@ -1,5 +1,5 @@
 """
-Every operation through the router, with what real engines answered (fixtures/recorded_answers).
+Every operation through the router, with what real engines answered (fixtures/answers/forms).
 
 The node replays a recorded answer; the client gets it as the engine gave it.
 """
@@ -51,7 +51,7 @@ def replays(answer: dict[str, Any], *, cut_after: int | None = None) -> Any:
     async def act(request: web.Request) -> web.StreamResponse:
         assert request.path == answer["path"]
         body = answer["body"].encode()
-        kind = answer["type"].partition(";")[0]
+        kind = answer["content_type"].partition(";")[0]
         response = web.StreamResponse(status=answer["status"], headers={"Content-Type": kind})
         await response.prepare(request)
         if cut_after is None:

@@ -1,4 +1,4 @@
-"""The newer forms of answers, as real engines gave them (fixtures/recorded_answers), and as nobody should."""
+"""The newer forms of answers, as real engines gave them (fixtures/answers/forms), and as nobody should."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fixtures
+from fixtures.answers import forms
 from router.gateway.sse import EventParser
 from router.model import messages, responses, scores
 from router.model.answers import AnswerFormatError, ChunkReader, Content, StreamPart, StreamReader
@@ -21,7 +21,7 @@ from router.model.operations import OPERATIONS
 from router.model.outcomes import Outcome
 from router.model.usage import Usage
 
-RECORDED = Path(fixtures.__file__).parent / "recorded_answers"
+RECORDED = Path(forms.__file__).parent
 ENGINES = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))}
 ALL = [
     (engine, name, answer)
@@ -117,7 +117,7 @@ def test_several_streamed_answers_of_real_engines_are_read(answer: dict[str, Any
     """Their parts come in any order, and each has its own end."""
     reader = ChunkReader()
     read_all(reader, answer["body"].encode())
-    assert (reader.is_done, reader.count) == (True, 2)
+    assert (reader.is_done, reader.ended) == (True, 2)
 
 
 @pytest.mark.parametrize(
