@@ -68,6 +68,8 @@ class Content(Struct, frozen=True, gc=False):
     """The usage that the node claims."""
     is_usage_odd: bool = False
     """Whether it tells a usage that lacks a count which clients read."""
+    is_usage_fraction: bool = False
+    """Whether it tells the counts in a form that not all clients read."""
     is_empty: bool = False
 
 
@@ -115,9 +117,9 @@ def read_embeddings(body: bytes) -> Content:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise AnswerFormatError("status 200 with a body that is not such an answer") from None
     counts = counts_of(found.usage)
-    if counts is not None and counts.completion_tokens is None:
+    if counts is not None and counts.prompt_tokens is not None and counts.completion_tokens is None:
         # Nothing is generated, and most engines do not say so.
-        counts = TokenCounts(counts.prompt_tokens, 0) if counts.prompt_tokens is not None else counts
+        counts = TokenCounts(counts.prompt_tokens, 0, counts.is_fraction)
     return _content(counts)
 
 
@@ -286,4 +288,10 @@ def is_json_object(body: bytes) -> bool:
 def _content(counts: TokenCounts | None, text: str = "", *, is_empty: bool = False) -> Content:
     if counts is None:
         return Content(text, is_empty=is_empty)
-    return Content(text, counts.usage, is_usage_odd=not counts.is_whole, is_empty=is_empty)
+    return Content(
+        text,
+        counts.usage,
+        is_usage_odd=not counts.is_whole,
+        is_usage_fraction=counts.is_fraction,
+        is_empty=is_empty,
+    )
