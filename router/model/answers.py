@@ -156,6 +156,7 @@ class StreamReader(Protocol):
 
 
 _NOTHING: Final = StreamPart("", None, None)
+_ERROR: Final = b"error"
 _EMPTY_EVENTS: Final = frozenset({b"", b"null"})
 """Some engines keep a connection open with them."""
 
@@ -217,7 +218,7 @@ class ChunkReader:
                 self._has_false_ends = True
                 self._ended.discard(choice.index)
                 self._open.add(choice.index)
-        if chunk.error or (not choices and chunk.usage is None and dialects.is_error(dialects.decode(data))):
+        if chunk.error or (not choices and _ERROR in data and _is_error(data)):
             raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
         if self.gathered is not None:
             self.gathered.add(choices)
@@ -249,9 +250,14 @@ class ChunkReader:
             return _NOTHING
         if words.strip(b'"').upper() == DONE:
             return self._end()
-        if dialects.is_error(dialects.decode(data)):
+        if _is_error(data):
             raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
         raise AttemptError(Outcome.CORRUPTED, "an event is not part of an answer", is_doubtful=True)
+
+
+def _is_error(data: bytes) -> bool:
+    # All forms have the word, and a megabyte of events without text must not be decoded twice.
+    return _ERROR in data and dialects.is_error(dialects.decode(data))
 
 
 def without_usage(data: bytes) -> bytes:
