@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Final
 
 from router.model.dialects import Choice, Function
 
-_MOST: Final = 4 << 20
-"""Characters of an answer that are put together: a longer one is not looked at."""
+_MOST: Final = 1 << 20
+"""Characters of an answer that are put together, or what takes as much memory: a longer one is not looked at."""
+_CALL_SIZE: Final = 512
+"""What a call, and what a choice, takes in memory beside its text."""
+_NAME_PARTS: Final = 16
 _OLD_CALL: Final = -1
 """The place of a call in the older form: a choice has one at most."""
 
@@ -16,11 +20,12 @@ _OLD_CALL: Final = -1
 class GatheredChoice:
     """One choice: its content, and the calls of tools in it."""
 
-    __slots__ = ("calls", "content", "end")
+    __slots__ = ("_content", "calls", "end")
 
     def __init__(self) -> None:
-        self.content: list[str] = []
-        self.calls: dict[int, tuple[list[str], list[str]]] = {}
+        # If each part is a letter or two, a list of them would be some fifty times as large.
+        self._content = io.StringIO()
+        self.calls: dict[int, tuple[list[str], io.StringIO]] = {}
         """Names and arguments, by the place of the call."""
         self.end = ""
         """The ``finish_reason``."""
@@ -28,23 +33,27 @@ class GatheredChoice:
     @property
     def text(self) -> str:
         """What the model says, without its reasoning and its calls."""
-        return "".join(self.content)
+        return self._content.getvalue()
 
     def named_calls(self) -> list[tuple[str, str]]:
         """The name and the arguments of each call."""
-        return [("".join(names), "".join(arguments)) for names, arguments in self.calls.values()]
+        return [("".join(names), arguments.getvalue()) for names, arguments in self.calls.values()]
 
     def _add_call(self, place: int, function: Function | None) -> int:
         if function is None:
             return 0
-        names, arguments = self.calls.setdefault(place, ([], []))
+        size = 0
+        if place not in self.calls:
+            self.calls[place] = [], io.StringIO()
+            size = _CALL_SIZE
+        names, arguments = self.calls[place]
         name, words = function.name or "", function.arguments or ""
         # Some engines repeat the whole name in every chunk.
-        if name and name not in names:
+        if name and len(names) < _NAME_PARTS and name not in names:
             names.append(name)
         if words:
-            arguments.append(words)
-        return len(name) + len(words)
+            arguments.write(words)
+        return size + len(name) + len(words)
 
     def add(self, choice: Choice) -> int:
         """Add what a chunk has, or a whole choice; returns its size in characters."""
@@ -53,7 +62,7 @@ class GatheredChoice:
         said = choice.said
         content = choice.text or (said.content if said is not None else None) or ""
         if content:
-            self.content.append(content)
+            self._content.write(content)
         size = len(content)
         if said is not None:
             for place, call in enumerate(said.tool_calls or ()):
@@ -85,5 +94,5 @@ class Gathered:
             found = self.choices.get(choice.index)
             if found is None:
                 found = self.choices[choice.index] = GatheredChoice()
-            # Empty chunks cost memory too.
-            self._size += 1 + found.add(choice)
+                self._size += _CALL_SIZE
+            self._size += found.add(choice)

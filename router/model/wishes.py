@@ -27,6 +27,7 @@ from router.model.usage import Usage
 _MAX_CHECKED: Final = 256 << 10
 """Bytes of arguments, or of a text that must be JSON: longer ones are not parsed."""
 _MAX_TOOLS: Final = 4096
+_MAX_STOPS: Final = 16
 _CUT: Final = frozenset({"length", "max_tokens", "content_filter"})
 """Why a text ended, if its end is not the model's own."""
 _SLACK: Final = 1.25
@@ -163,7 +164,9 @@ def _choices(document: Mapping[str, Any]) -> int:
 def _stops(document: Mapping[str, Any]) -> tuple[str, ...]:
     given = document.get("stop")
     words = given if isinstance(given, list) else [given]
-    return tuple(word for word in words if isinstance(word, str) and word)
+    found = tuple(word for word in words if isinstance(word, str) and word)
+    # To look for many words in a long text would hold up the loop.
+    return found if len(found) <= _MAX_STOPS else ()
 
 
 def _json_wish(given: Any) -> tuple[bool, bool]:

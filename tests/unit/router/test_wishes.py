@@ -45,6 +45,7 @@ def wishes_of(**document: Any) -> Wishes | None:
         ({"stop": ["x", "", 1]}, Wishes(stops=("x",))),
         ({"stop": "x", "include_stop_str_in_output": True}, None),
         ({"stop": "x", "echo": True}, None),
+        ({"stop": ["x"] * 17}, None),
         ({"response_format": {"type": "json_object"}}, Wishes(is_json=True, is_json_object=True)),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}},
          Wishes(is_json=True)),
@@ -96,9 +97,18 @@ def test_an_answer_that_is_too_long_to_be_put_together_is_not_judged() -> None:
     wishes = Wishes(is_json=True)
     found = Gathered()
     for _ in range(6):
-        found.add([Choice(delta=Message(content="x" * (1 << 20)), finish_reason="stop")])
-    assert sum(map(len, found.choices[0].content)) < 6 << 20
+        found.add([Choice(delta=Message(content="x" * (1 << 19)), finish_reason="stop")])
+    assert len(found.choices[0].text) < 2 << 20
     assert check_gathered(wishes, found, 1, None) == Kept()
+
+
+def test_an_answer_of_too_many_calls_is_not_kept() -> None:
+    """Each takes memory, also without a word."""
+    found = Gathered()
+    for place in range(5000):
+        found.add([Choice(delta=Message(tool_calls=[ToolCall(index=place, function=Function())]))])
+    assert len(found.choices[0].calls) < 2100
+    assert not found.is_whole
 
 
 @pytest.mark.parametrize(
