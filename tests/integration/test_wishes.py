@@ -206,6 +206,18 @@ async def test_a_usage_that_cannot_be_one_is_replaced(fleet: Fleet, stream: bool
     assert (whose, await outcomes(fleet, heard.headers)) == ("router", [("a", "completed", "nobody")])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_usage_with_fractions_is_told_in_whole_numbers(fleet: Fleet, stream: bool) -> None:  # noqa: FBT001
+    """It is the node's all the same: 24.0 is 24, and some clients read only that."""
+    counts = {"prompt_tokens": 39.0, "completion_tokens": 24.0, "total_tokens": 63.0}
+    await start(fleet, node_of(says("yes"), usage=USAGE | counts))
+    heard = await fleet.ask(CHAT | {"stream": stream, "stream_options": {"include_usage": True}})
+    (usage,) = heard.usage
+    assert [(usage[name], type(usage[name])) for name in counts] == [(39, int), (24, int), (63, int)]
+    whose = heard.events[-1]["usage_by"] if stream else heard.headers["X-Touchstone-Usage-By"]
+    assert (whose, usage["prompt_tokens_details"]) == ("node", {"cached_tokens": 38})
+
+
 # Settings that are not honoured.
 
 UNHONOURED: dict[str, tuple[dict[str, Any], list[Any], bool]] = {
