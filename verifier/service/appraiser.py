@@ -6,10 +6,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import structlog
+from msgspec import Struct
 from prometheus_client import Counter
 
 from attester import kinds
@@ -50,8 +50,7 @@ _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """A stored result, and the session that the node may attest in next."""
 
     row: Row
