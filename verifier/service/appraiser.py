@@ -167,11 +167,7 @@ class Appraiser:
         checked = await offload_if_large(data, appraisal.check, opened, context)
         policy_input = checked.policy_input(context)
         outcome = await self._evaluate(inputs.bundle, policy_input, checked)
-        settings = ResultSettings(
-            service.issuer,
-            service.config.results.lifetime_s,
-            f"{service.issuer}/api/v1/results/{{jti}}",
-        )
+        settings = self._settings()
         submission = _submission(session, data, inputs, seen, context, checked, policy_input, settings)
 
         def sign(snapshot: NodeSnapshot, sequence: int) -> Signed:
@@ -201,6 +197,11 @@ class Appraiser:
             service.seen.put(answer.seen)
         self._note(answer.row, submission, checked, inputs)
         return answer
+
+    def _settings(self) -> ResultSettings:
+        issuer = self._service.issuer
+        lifetime_s = self._service.config.results.lifetime_s
+        return ResultSettings(issuer, lifetime_s, f"{issuer}/api/v1/results/{{jti}}")
 
     def _note(
         self, row: Row, submission: Submission, checked: CheckedEvidence, inputs: AppraisalInputs

@@ -351,25 +351,22 @@ class SqliteTx:
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
         """See `Tx.one`."""
-        rows = self._fetch(sql, parameters)
-        return dict(zip(self._names(), rows[0], strict=True)) if rows else None
+        rows = self._rows(sql, parameters)
+        return rows[0] if rows else None
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
         """See `Tx.all`."""
-        rows = self._fetch(sql, parameters)
-        names = self._names()
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return self._rows(sql, parameters)
 
-    def _fetch(self, sql: SQL, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _rows(self, sql: SQL, parameters: tuple[Any, ...]) -> list[Row]:
         self._stats.statements += 1
         try:
             # All rows, also of what has one: an UPDATE … RETURNING must run to its end.
-            return self._cursor.execute(_text(sql), parameters).fetchall()
+            rows = self._cursor.execute(_text(sql), parameters).fetchall()
         except sqlite3.Error as error:
             raise as_store_error(error) from None
-
-    def _names(self) -> list[str]:
-        return [column[0] for column in self._cursor.description or ()]
+        names = [column[0] for column in self._cursor.description] if rows else []
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     async def once(self, sql: SQL, *parameters: Any) -> None:
         """See `Tx.once`."""
