@@ -21,7 +21,10 @@ from attester.cose import PrivateKey
 from attester.proof import Request
 from fixtures.credentials import bearer
 from fixtures.router_identities import body, certificate, extensions_of
+from router.model.clock import Clock
+from router.model.outcomes import Failure
 from router.state.identity import Identity
+from router.state.registration import Registrar
 from verifier.errors import RequestError
 from verifier.roles import Role
 from verifier.service import sweep
@@ -31,6 +34,7 @@ from verifier.service.routers import _Body, _bytes
 from verifier.service.serve import listening
 from verifier.store import api_keys, routers
 from verifier.store.api_keys import digest_of
+from verifier.store.policies import ChangeAuthor
 from verifier.store.routers import LIFETIME_MS, MAX_OF_NAME, MAX_ROUTERS, OVERDUE_MS, NewRegistration
 
 STORES = ("sqlite", "postgres")
@@ -287,6 +291,15 @@ async def test_of_one_name_the_key_that_was_renewed_longest_ago_makes_room(verif
     assert entry("router-1", known[0]) not in found
 
 
+async def test_a_long_name_is_cut_in_the_list(verifier) -> None:
+    """One of an issuer's tokens has its URL in it, and nodes refuse a list with a name that is too long."""
+    new = NewRegistration(
+        spki=bytes(32), certificate=b"x", name="x" * 500, credential=None, until_ms=verifier.clock.ms + DAY_MS
+    )
+    await verifier.service.db.write(lambda tx: routers.register(tx, new, verifier.clock.ms, ()))
+    assert await listed(verifier) == [("x" * 128, "00" * 32)]
+
+
 async def fill(verifier: Any, count: int) -> None:
     """So many routers, each with a credential of its own."""
 
@@ -379,6 +392,24 @@ def test_base64_has_one_spelling(data: bytes) -> None:
 def test_the_credential_of_the_statement_is_what_keys_are_looked_up_by() -> None:
     """One digest for both."""
     assert len(digest_of("x")) == 32
+
+
+async def test_a_routers_own_registrar_registers_it_and_hears_of_its_removal(verifier) -> None:
+    """The two ends, as they are."""
+    router, token = made(verifier), await secret(verifier)
+    clock = Clock(lambda: verifier.clock.ms, lambda: verifier.clock.ticks)
+    registrar = Registrar(verifier.stranger, verifier.url, router, clock, lambda: token)
+    await registrar.register()
+    assert registrar.to_wire()["registered_as"] == "router-1"
+    assert await listed(verifier) == [entry("router-1", router)]
+    verifier.clock.forward(200)
+    assert await registrar.judge_refusal() is Failure.CERTIFICATE_REFUSED
+    who = ChangeAuthor("kim", "a test")
+    spki = router.certificate.spki_sha256.hex()
+    await verifier.service.db.write(lambda tx: routers.remove(tx, spki, who, verifier.clock.ms))
+    verifier.clock.forward(10)
+    assert await registrar.judge_refusal() is Failure.NOT_REGISTERED
+    assert "a person has removed this key" in registrar.to_wire()["problem"]
 
 
 async def test_strangers_learn_nothing(verifier) -> None:

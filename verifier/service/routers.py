@@ -24,6 +24,8 @@ from verifier.store.routers import NewRegistration
 
 _MAX_BODY: Final = 8 * 1024
 _MAX_TEXT: Final = (MAX_CERTIFICATE + 2) // 3 * 4
+_MAX_NAME: Final = 128
+"""Characters of a name in the list: a token of an issuer can have a longer one, and nodes only show it."""
 
 _log = structlog.get_logger("verifier")
 
@@ -58,7 +60,7 @@ async def list_routers(request: web.Request) -> web.Response:
     only = caller.name if caller.roles == {Role.ROUTER} else None
     listed = [
         {
-            "name": each.name,
+            "name": each.name[:_MAX_NAME],
             "certificate": base64.b64encode(each.certificate).decode(),
             "spki_sha256": each.spki.hex(),
         }
