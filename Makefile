@@ -53,6 +53,7 @@ bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.policies
 	$(VENV)/bin/python -m bench.routing
 	$(VENV)/bin/python -m bench.gateway
+	$(VENV)/bin/python -m bench.front
 	$(VENV)/bin/python -m bench.bodies
 	$(VENV)/bin/python -m bench.fleet
 

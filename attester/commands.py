@@ -13,9 +13,10 @@ import click
 import msgspec
 
 from attester import cose
-from attester.cli import absolute, configure_logging, plain_errors, progress
+from attester.cli import absolute, attester_home, configure_logging, plain_errors, progress
 from attester.config import ADAPTERS, AttesterConfig, EngineSection, Enrolment, Home
 from attester.errors import AttesterError, ConfigError, VerifierError
+from attester.front.command import front
 
 if TYPE_CHECKING:
     from attester.client import VerifierClient
@@ -24,16 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _errors = plain_errors(AttesterError, UnicodeEncodeError)
-_home = click.option(
-    "--home",
-    "home_path",
-    type=click.Path(path_type=Path),
-    default=Path("touchstone-attester"),
-    envvar="TOUCHSTONE_ATTESTER_HOME",
-    show_default=True,
-    show_envvar=True,
-    help="The attester's home folder.",
-)
+_home = attester_home
 _MARKS = {True: ("ok  ", "green"), False: ("FAIL", "red"), None: ("warn", "yellow")}
 _ALGS = {"ES256": cose.ES256, "Ed25519": cose.ED25519}
 
@@ -198,34 +190,7 @@ def run(home_path: Path, log_json: bool) -> None:
     asyncio.run(Runner(Home(home_path)).run())
 
 
-@attester.command()
-@_home
-@click.option("--log-json", is_flag=True, help="Log JSON lines.")
-@click.option(
-    "--print",
-    "proxy",
-    type=click.Choice(["nginx", "caddy", "envoy"]),
-    help="Serve nothing: print the same rules for a proxy of yours.",
-)
-@_errors
-def front(home_path: Path, log_json: bool, proxy: str | None) -> None:
-    """
-    Serve routers over TLS with the attested key, and pass on to the engine what they may ask it.
-
-    On SIGHUP it reads its configuration anew.
-    """
-    if proxy is not None:
-        from attester.front import printed
-
-        home = Home(home_path)
-        click.echo(printed.write(home, home.config(), proxy, time.time()), nl=False)
-        return
-    # Until the front has its own answer to it.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    configure_logging(as_json=log_json)
-    from attester.front import process
-
-    process.start(Home(home_path))
+attester.add_command(front)
 
 
 @attester.command()

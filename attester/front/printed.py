@@ -186,10 +186,23 @@ server {{
 """
 
 
+_CADDY_ERRORS: Final = f"""\
+  handle_errors {{
+    header Content-Type application/json
+    @late expression {{http.error.status_code}} == 504
+    respond @late `{_LATE}` 504
+    @large expression {{http.error.status_code}} == 413
+    respond @large `{_TOO_LARGE}` 413
+    respond `{_GONE}` {{http.error.status_code}}
+  }}
+"""
+
+
 def _caddy(rules: Rules) -> str:
     passed = ", ".join(f"'{method} {path}'" for path, method in rules.methods.items())
-    removed = "\n".join(f"      header_up -{name}" for name in _NOT_PASSED if name != "Authorization")
-    authorization = "      header_up -Authorization\n" if rules.key is None else ""
+    # Where there is a key, its line replaces what the client has sent.
+    names = [name for name in _NOT_PASSED if name != "Authorization" or rules.key is None]
+    removed = "\n".join(f"      header_up -{name}" for name in names)
     bind = f"  bind {rules.host.strip('[]')}\n" if rules.host else ""
     return f"""\
 # After each change of {rules.home}/{ANCHORS}, tls.crt or tls.key: caddy reload --force
@@ -223,7 +236,7 @@ https://:{rules.port} {{
     }}
     reverse_proxy {rules.engine} {{
       flush_interval -1
-{authorization}{removed}
+{removed}
       import {rules.home}/caddy.key.conf
       header_down -Set-Cookie
       transport http {{
@@ -237,15 +250,7 @@ https://:{rules.port} {{
     header Content-Type application/json
     respond `{_UNKNOWN}` 404
   }}
-  handle_errors {{
-    header Content-Type application/json
-    @late expression {{http.error.status_code}} == 504
-    respond @late `{_LATE}` 504
-    @large expression {{http.error.status_code}} == 413
-    respond @large `{_TOO_LARGE}` 413
-    respond `{_GONE}` {{http.error.status_code}}
-  }}
-}}
+{_CADDY_ERRORS}}}
 """
 
 

@@ -160,6 +160,8 @@ async def serving(
     finally:
         looking.cancel()
         listener.close()
+        # Those without a request end now, and the others have some time.
+        server.pre_shutdown()
         await server.shutdown(_SHUTDOWN_S)
         engine.close()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import ssl
+import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +25,16 @@ from attester import cose, identity
 from attester.config import create_certificate
 from attester.front.clients import ASKED, replace_file
 from attester.front.tls import client_context
-from fixtures.fronted import Fronted, Identity, fronted, own_identity
+from fixtures.fronted import (
+    Fronted,
+    Identity,
+    RecordingEngine,
+    engine_server,
+    fronted,
+    keep_list,
+    make_home,
+    own_identity,
+)
 from tests.conftest import FakeClock
 
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -614,3 +626,87 @@ def test_identities_of_the_fixture_are_routers(tmp_path: Path) -> None:
     data = router_list.write((known,), 5)
     assert router_list.read(data) == (5, (known,))
     assert router_list.parse(data) == (known,)
+
+
+async def test_connections_to_the_engine_are_kept(node: Fronted) -> None:
+    """A new one for each request would cost more than the rest of the front."""
+    peers = set()
+    real = node.engine.handle
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.add(request.transport.get_extra_info("peername"))
+        return await real(request)
+
+    node.engine.handle = handle  # type: ignore[method-assign]  # the route asks for it at each request
+    async with node.session() as http:
+        for stream in (False, True, False):
+            body = {**ASK, "stream": stream}
+            async with http.post(node.url + "/v1/chat/completions", json=body) as response:
+                await response.read()
+    assert len(peers) == 1
+
+
+async def test_an_engine_that_closes_its_connections_is_asked_on_new_ones(node: Fronted) -> None:
+    """As one does that was restarted, or that says so."""
+    real = node.engine.handle
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        answer = await real(request)
+        answer.force_close()
+        return answer
+
+    node.engine.handle = handle  # type: ignore[method-assign]
+    for _ in range(3):
+        assert await is_served(node)
+
+
+async def test_a_client_that_goes_away_during_its_body_ends_the_request(node: Fronted) -> None:
+    """The engine does not take half of it for the whole."""
+    _, writer = await asyncio.open_connection("127.0.0.1", node.port, ssl=node.router.context)
+    writer.write(POST + b'Content-Length: 100\r\n\r\n{"half": ')
+    await asyncio.sleep(0.05)
+    writer.transport.abort()
+    assert await is_served(node)
+    assert node.engine.paths == ["/v1/models"]
+
+
+# The process.
+
+
+async def test_the_process_serves_reads_anew_and_ends(tmp_path: Path, clock: FakeClock) -> None:
+    """`touchstone attester front`: SIGHUP takes up the configuration, what cannot be used changes nothing."""
+    engine, router = RecordingEngine(), Identity(tmp_path, "router-1")
+    async with engine_server(engine) as url:
+        home = make_home(tmp_path, url)
+        keep_list(home, [router], int(time.time()))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "touchstone", "attester", "front", "--home", str(home.path), "--log-json",
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stderr is not None
+        try:
+            assert b'"serving"' in await asyncio.wait_for(process.stderr.readline(), 30)
+            address = home.config().serve.url
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=router.context)) as http:
+                async with http.get(address + "/v1/models") as response:
+                    assert response.status == 200
+                toml = home.path / "attester.toml"
+                text = toml.read_text()
+                toml.write_text("not [TOML")
+                process.send_signal(signal.SIGHUP)
+                assert b"nothing is read anew" in await asyncio.wait_for(process.stderr.readline(), 10)
+                toml.write_text(text.replace("[front]\n", '[front]\noperations = ["embeddings"]\n'))
+                process.send_signal(signal.SIGHUP)
+                assert b'"serving"' in await asyncio.wait_for(process.stderr.readline(), 10)
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=router.context)) as http,
+                http.get(address + "/v1/models") as response,
+            ):
+                assert response.status == 404
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 15) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
