@@ -121,4 +121,6 @@ def run_ranks(work: Work, size: int, folder: Path) -> list[Any]:
         for process in processes:
             process.join(5)
             process.kill()
+    raised = [each["raised"] for each in found.values() if isinstance(each, dict) and "raised" in each]
+    assert not raised, "\n".join(raised)
     return [found[rank] for rank in range(size)]

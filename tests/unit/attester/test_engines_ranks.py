@@ -292,7 +292,7 @@ def worker_of(rank: int, shards: int, state: dict[str, Any]) -> Any:
 
 
 def until_ended(worker: Any, task: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while not (said := worker.touchstone_answer(task=task))["ended"]:
         assert time.monotonic() < deadline
         time.sleep(0.001)
