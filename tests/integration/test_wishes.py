@@ -117,9 +117,10 @@ async def test_arguments_as_an_object_are_no_fault(fleet: Fleet, stream: bool) -
     assert fleet.failed("a") == 0
 
 
-async def test_a_cut_stream_with_empty_reasons_is_truncated(fleet: Fleet) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_cut_stream_with_empty_reasons_is_truncated(fleet: Fleet, count: int) -> None:
     """`finish_reason: ""` in every chunk: the client is told that the stream broke off."""
-    chunks = [{"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": ""}]}] * 3
+    chunks = [{"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": ""}]}] * count
     body = events(*chunks)
     await start(fleet, answers(200, body, Content_Type="text/event-stream"))
     heard = await fleet.ask()
