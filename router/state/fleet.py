@@ -277,8 +277,7 @@ class Fleet(ProbedNodes):
         entry = self._entry(node)
         statistics = _statistics_of(entry, workload.standing_key)
         is_own = statistics.load.count_outcome(outcome, self._clock.monotonic(), number)
-        execution = Execution(outcome, 0.0, is_blamed=True, is_further=not is_own)
-        statistics.add(execution, self._clock.unix())
+        statistics.add(Execution(outcome, 0.0, is_blamed=True, is_further=not is_own), self._clock.unix())
         self._changed.add((node, workload.standing_key))
         self._placement.place(entry, workload.standing_key)
 
