@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.run  ## run six nodes, a verifier and a router on real weights (DEMO="--keep" leaves them running)
+demo: $(VENV)/.run  ## run seven nodes, a verifier and a router on real weights (DEMO="--keep" leaves them running)
 	$(VENV)/bin/python -m fixtures.demo $(DEMO)
 
 test: $(VENV)/.dev  ## the whole suite
@@ -52,7 +52,9 @@ bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.attack
 	$(VENV)/bin/python -m bench.policies
 	$(VENV)/bin/python -m bench.routing
+	$(VENV)/bin/python -m bench.snapshot
 	$(VENV)/bin/python -m bench.gateway
+	$(VENV)/bin/python -m bench.front
 	$(VENV)/bin/python -m bench.bodies
 	$(VENV)/bin/python -m bench.fleet
 

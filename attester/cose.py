@@ -8,8 +8,9 @@ COSE works with the version of cbor2 used here (docs/dependencies.md), and littl
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, Protocol
 
 import cbor2
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 
 from attester import cbor
-from attester.errors import COSEError, SignatureError
+from attester.errors import CBORError, COSEError, SignatureError
 
 # Header labels (RFC 9052 §3.1, RFC 9596) and tags.
 ALG, CRIT, CONTENT_TYPE, KID, TYP = 1, 2, 3, 4, 16
@@ -40,6 +41,8 @@ _CRV_P256, _CRV_ED25519 = 1, 6
 
 _MAX_HEADER_BYTES = 1024
 _MAX_KEY_BYTES = 256
+_KEPT_HEADERS: Final = 8192
+"""Up to 1 kB each.  Whoever displaces some costs their owners 10 µs."""
 
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 
@@ -247,11 +250,9 @@ class Sign1:
             )
             split = _parts(value, tags)
         protected, unprotected, payload, signature = split
-        header: Any = {}
-        if protected:
-            header = cbor.decode(protected, max_size=max_header, deterministic=deterministic)
-        if not isinstance(header, dict):
-            raise COSEError("the protected header is not a map")
+        if len(protected) > max_header:
+            raise CBORError(f"a header of {len(protected)} bytes, but at most {max_header} are allowed")
+        header = dict(_read_header(protected, deterministic=deterministic))
         if ALG not in header:
             raise COSEError("the protected header has no algorithm")
         if CRIT in header:
@@ -282,6 +283,23 @@ class Sign1:
                 f"the header has algorithm {repr(alg)[:40]}, but the key is for {ALGORITHM_NAMES[key.alg]}"
             )
         key.verify(self.signature, _to_be_signed(self.protected, external_aad, self.payload))
+
+
+@lru_cache(maxsize=_KEPT_HEADERS)
+def _read_header(protected: bytes, *, deterministic: bool) -> Mapping[int | str, Any]:
+    """
+    A protected header.  All that a key signs for one purpose has the same.
+
+    Raises:
+        CBORError: it is not the required CBOR.
+        COSEError: it is not a map.
+    """
+    if not protected:
+        return {}
+    header = cbor.decode(protected, max_size=_MAX_HEADER_BYTES, deterministic=deterministic)
+    if not isinstance(header, dict):
+        raise COSEError("the protected header is not a map")
+    return header
 
 
 _Parts = tuple[bytes, dict[int | str, Any], bytes, bytes]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import ssl
 import subprocess
@@ -128,13 +129,30 @@ class Client:
 
 
 @contextmanager
-def _process(command: list[str], log: Path) -> Iterator[None]:
+def _process(command: list[str], log: Path) -> Iterator[int]:
     with open(log, "wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
-            yield
+            yield process.pid
         finally:
             process.terminate()
             process.wait(20)
+
+
+def _processor_us(pid: int) -> float:
+    """Processor time of a process and its children, so far."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    fields = [
+        Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in (str(pid), *children)
+    ]
+    return sum(int(each[11]) + int(each[12]) for each in fields) * 1e6 / os.sysconf("SC_CLK_TCK")
+
+
+async def _processor(client: Client, pid: int, count: int = 2000) -> float:
+    """Microseconds of processor time that a whole answer takes."""
+    before = _processor_us(pid)
+    for _ in range(count):
+        await client.ask(stream=False)
+    return (_processor_us(pid) - before) / count
 
 
 async def _connected(port: int, context: ssl.SSLContext | None) -> Client:
@@ -172,6 +190,7 @@ async def measure(rounds: int) -> dict[str, Any]:
         conf = folder / "nginx.conf"
         conf.write_text(f"{start} pid {folder}/pid; events {{ }} http {{ access_log off; {paths}\n{text} }}")
         here = [sys.executable, "-m"]
+        pids = []
         for number, command in enumerate(
             (
                 [*here, "bench.front", "--engine", str(engine)],
@@ -179,14 +198,16 @@ async def measure(rounds: int) -> dict[str, Any]:
                 [*here, "touchstone", "attester", "front", "--home", str(home.path)],
             )
         ):
-            stack.enter_context(_process(command, folder / f"log-{number}"))
+            pids.append(stack.enter_context(_process(command, folder / f"log-{number}")))
         clients = {
             DIRECT: await _connected(engine, None),
             NGINX: await _connected(nginx, router.context),
             OURS: await _connected(front, router.context),
         }
         try:
-            return summary(await _rounds(clients, rounds))
+            given = summary(await _rounds(clients, rounds))
+            taken = {name: await _processor(clients[name], pids[at]) for at, name in ((1, NGINX), (2, OURS))}
+            return {**given, "processor_us": {**taken, "ratio": taken[OURS] / max(taken[NGINX], 1e-9)}}
         finally:
             for client in clients.values():
                 client.close()
@@ -236,6 +257,13 @@ def main() -> None:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(given), indent=2).decode() + "\n")
         return
     sys.stdout.write(f"front against nginx, {args.rounds} rounds of {_EACH}; {machine()}\n")
+    taken = given.pop("processor_us")
+    row("processor time of a whole answer, nginx", f"{taken[NGINX]:.0f} µs")
+    row(
+        "processor time of a whole answer, front",
+        f"{taken[OURS]:.0f} µs",
+        f"{taken['ratio']:.2f} times nginx's",
+    )
     for kind, each in given.items():
         for name, value in each["median_us"].items():
             added = f"adds {each['added_us'][name]:.0f} µs" if name != DIRECT else ""

@@ -143,7 +143,7 @@ class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
     """For a request, whatever comes; callers may ask for less."""
     unseen_tokens_per_second: Annotated[float, Meta(ge=0.01, le=1e6)] = 2
     """The pace that is assumed of a node for whole answers, until its own was seen."""
-    unseen_prompt_tokens_per_second: Annotated[float, Meta(ge=0.01, le=1e6)] = 100
+    unseen_prompt_tokens_per_second: Annotated[float, Meta(ge=0.01, le=1e6)] = 50
     """The same for reading prompts."""
     keep_alive_s: Annotated[float, Meta(ge=0, le=3600)] = 5
     """After so long without an event, the client of a stream gets a comment; 0: never."""

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from attester import evidence, kinds
 from attester.errors import ClaimError
@@ -94,8 +95,7 @@ class PolicyOutcome:
     reasons: Mapping[str, Sequence[str]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeSnapshot:
+class NodeSnapshot(Struct, frozen=True, kw_only=True):
     """
     What the database knows of a node at the moment that its result is inserted.
 

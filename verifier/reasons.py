@@ -86,7 +86,7 @@ _TABLE: Final = (
     Reason("weights.walk.missed", "The node did not answer its last calls, or too many of the last day.", "Keep the attester running and its call channel open."),
     Reason("weights.walk.announced", "The node has answered no walk at a secret moment, so it is not shown to have the weights loaded.", "Keep the call channel open and wait for a call."),
     Reason("weights.walk.untimed", "The walk is too short to show, on this hardware class, that the weights are loaded.", "Ask the verifier's operator for walks with more passes."),
-    Reason("weights.walk.from-file", "The walk read the files, not the weights that the engine has loaded.", "Use an engine whose adapter walks the loaded tensors."),
+    Reason("weights.walk.from-file", "The walk read the files, not the weights that the engine has loaded.", "Use an engine whose adapter walks the loaded tensors, or offer it where workloads take model_claims: [file-system]."),
     Reason("weights.walk.stale", "The last right walk is older than the policy allows.", "Keep the call channel open and wait for a call."),
     Reason("weights.answers.differ", "The answers in the evidence are not those that the node gave to the call.", "Submit the answers that the node gave.", MALFORMED),
     Reason("challenges.exhausted", "The pool has no challenges left, so none was issued.", "Ask the verifier's operator to mint more."),

@@ -25,7 +25,7 @@ from attester.errors import AttesterError, EngineError
 
 STEP_S: Final = 60.0
 """For how long a rank waits for another one."""
-_JOIN: Final = timedelta(seconds=60)
+_JOIN: Final = timedelta(seconds=20)
 """For how long the ranks wait for each other when they make a group."""
 _NCCL: Final = timedelta(hours=2)
 """NCCL's own watchdog ends the whole process, so its limit must never be the first to be reached."""

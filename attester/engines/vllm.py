@@ -158,7 +158,7 @@ class VllmEngine:
             for model in self._folders:
                 task = f"check {model}"
                 await self._start("touchstone_check", task=task, **self._files(model))
-                await self._finish(task, _PREPARE_TIMEOUT_S)
+                await self._finish("touchstone_answer", _PREPARE_TIMEOUT_S, task=task)
         workers = f", {self._workers} workers" if self._workers > 1 else ""
         return f"vLLM at {self._http.url}{workers}"
 
@@ -181,7 +181,7 @@ class VllmEngine:
             except _UnjoinedError:
                 await self._join()
                 await self._start("touchstone_walk", **asked)
-            found = await self._finish(challenge.seed, _WALK_TIMEOUT_S)
+            found = await self._finish("touchstone_answer", _WALK_TIMEOUT_S, task=challenge.seed)
         try:
             return to_answer(msgspec.convert(found, WalkBody), challenge)
         except msgspec.ValidationError as error:
@@ -212,11 +212,12 @@ class VllmEngine:
         await self._find_workers()
         self._group = None
         group = secrets.token_hex(8)
+        await self._finish("touchstone_leave", _PREPARE_TIMEOUT_S)
         # From here on the workers know when they are put to sleep; before, only the server does.
         self._check(await self._call("touchstone_join", group=group))
         self._group = group
         await self._check_awake()
-        await self._finish(group, _PREPARE_TIMEOUT_S)
+        await self._finish("touchstone_answer", _PREPARE_TIMEOUT_S, task=group)
 
     async def _check_awake(self) -> None:
         said = await self._http.request("GET", "/is_sleeping", _Sleeping, timeout_s=_REQUEST_TIMEOUT_S)
@@ -234,13 +235,13 @@ class VllmEngine:
         # A worker that has begun ends by itself if another one has not.
         self._check(started)
 
-    async def _finish(self, task: str, limit_s: float) -> dict[str, Any]:
-        """Wait until every worker has ended *task*; returns the first one's answer."""
+    async def _finish(self, method: str, limit_s: float, **arguments: object) -> dict[str, Any]:
+        """Call *method* until every worker says that it has ended; returns the first one's answer."""
         try:
             async with asyncio.timeout(limit_s):
                 # Polled, because a worker cannot call the attester.
                 while True:
-                    said = await self._call("touchstone_answer", task=task)
+                    said = await self._call(method, **arguments)
                     if all(each.get("ended", True) for each in said):
                         break
                     await asyncio.sleep(_POLL_INTERVAL_S)

@@ -59,6 +59,9 @@ _END_S: Final = 30.0
 """For how long such a method waits for a walk to end: longer than any chunk takes."""
 
 
+_LAST_STEP_S: Final = 1.0
+
+
 @dataclass
 class _Part:
     """What the extension keeps in a worker."""
@@ -111,15 +114,28 @@ class WalkExtension:
         }
 
     @_answered
-    def touchstone_join(self, *, group: str) -> dict[str, Any]:
-        """Join a group of all workers under the adapter's name of it, and select a kernel for the device."""
+    def touchstone_leave(self) -> dict[str, Any]:
+        """Leave the group of before, once the task that uses it has ended; `ended` is false until then."""
         part = self._touchstone_part()
-        self._touchstone_end_task()
-        workers, shards = self._touchstone_shape()
+        self._touchstone_shape()
         part.ready = None
+        part.stop.set()
+        if part.task is not None and part.task.is_alive():
+            return {"ended": False}
         if part.ranks is not None:
             part.ranks.close()
             part.ranks = None
+        return {"ended": True}
+
+    @_answered
+    def touchstone_join(self, *, group: str) -> dict[str, Any]:
+        """
+        Join a group of all workers under the adapter's name of it, and select a kernel for the device.
+
+        The workers wait for each other here.  So each of them has left the one before, and can join, when this is called.
+        """
+        part = self._touchstone_part()
+        workers, shards = self._touchstone_shape()
         if workers > 1:
             from attester.engines.ranks import Ranks
 
@@ -198,6 +214,9 @@ class WalkExtension:
 
     def _touchstone_begin(self, task: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         part = self._touchstone_part()
+        if part.task is not None and part.ended:
+            # Its result is there, and it is about to end.
+            part.task.join(_LAST_STEP_S)
         if part.task is not None and part.task.is_alive():
             raise EngineError("another walk is still running")
         # Results that nobody fetched are dropped.
@@ -215,20 +234,6 @@ class WalkExtension:
         part.task = threading.Thread(target=run, name="touchstone-walk", daemon=True)
         part.task.start()
         return {}
-
-    def _touchstone_end_task(self) -> None:
-        """
-        End the running task at its next chunk.
-
-        Raises:
-            EngineError: it does not end.
-        """
-        part = self._touchstone_part()
-        part.stop.set()
-        if part.task is not None:
-            part.task.join(_END_S)
-            if part.task.is_alive():
-                raise EngineError("another walk is still running, and does not end")
 
     def _touchstone_shape(self) -> tuple[int, int]:
         """

@@ -54,9 +54,10 @@ CONTROLS: Final[Mapping[str, tuple[Control, ...]]] = {
         Control("/fault_tolerance/apply", "changes how it recovers"),
         Control("/server_info", "shows the configuration and the environment"),
         Control("/metrics", "shows what the clients of others do"),
+        # Where it is mounted as Starlette does by itself; without the slash that is a redirect.
+        Control("/metrics/", "shows what the clients of others do"),
         Control("/v1/load_lora_adapter", "loads an adapter, and so other weights"),
         Control("/v1/unload_lora_adapter", "unloads an adapter"),
-        Control("/tokenizer_info", "shows the chat template"),
     ),
     # llama.cpp answers each OPTIONS with 200; reading its /metrics resets averages.
     "llama.cpp": (

@@ -133,11 +133,14 @@ class Metering:
         assert attempt.answer is not None
         content = attempt.answer.content
         if attempt.counted is not None:
-            is_same = attempt.counted == attempt.claimed and not content.is_usage_odd
+            is_odd = content.is_usage_odd or content.is_usage_fraction
+            is_same = attempt.counted == attempt.claimed and not is_odd
             return Told(BY_ROUTER, None if is_same else attempt.counted)
         if content.is_usage_odd:
             return Told(BY_ROUTER, self.estimate(request, attempt))
-        return None if content.claimed is None else Told(BY_NODE, None)
+        if content.claimed is None:
+            return None
+        return Told(BY_NODE, content.claimed if content.is_usage_fraction else None)
 
     def told_streamed(
         self, request: NodeRequest, attempt: Attempt, counted: Usage

@@ -68,6 +68,8 @@ class Content(Struct, frozen=True, gc=False):
     """The usage that the node claims."""
     is_usage_odd: bool = False
     """Whether it tells a usage that lacks a count which clients read."""
+    is_usage_fraction: bool = False
+    """Whether it tells the counts in a form that not all clients read."""
     is_empty: bool = False
 
 
@@ -115,9 +117,9 @@ def read_embeddings(body: bytes) -> Content:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise AnswerFormatError("status 200 with a body that is not such an answer") from None
     counts = counts_of(found.usage)
-    if counts is not None and counts.completion_tokens is None:
+    if counts is not None and counts.prompt_tokens is not None and counts.completion_tokens is None:
         # Nothing is generated, and most engines do not say so.
-        counts = TokenCounts(counts.prompt_tokens, 0) if counts.prompt_tokens is not None else counts
+        counts = TokenCounts(counts.prompt_tokens, 0, counts.is_fraction)
     return _content(counts)
 
 
@@ -154,6 +156,7 @@ class StreamReader(Protocol):
 
 
 _NOTHING: Final = StreamPart("", None, None)
+_ERROR: Final = b"error"
 _EMPTY_EVENTS: Final = frozenset({b"", b"null"})
 """Some engines keep a connection open with them."""
 
@@ -215,7 +218,7 @@ class ChunkReader:
                 self._has_false_ends = True
                 self._ended.discard(choice.index)
                 self._open.add(choice.index)
-        if chunk.error or (not choices and chunk.usage is None and dialects.is_error(dialects.decode(data))):
+        if chunk.error or (not choices and _ERROR in data and _is_error(data)):
             raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
         if self.gathered is not None:
             self.gathered.add(choices)
@@ -247,9 +250,14 @@ class ChunkReader:
             return _NOTHING
         if words.strip(b'"').upper() == DONE:
             return self._end()
-        if dialects.is_error(dialects.decode(data)):
+        if _is_error(data):
             raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
         raise AttemptError(Outcome.CORRUPTED, "an event is not part of an answer", is_doubtful=True)
+
+
+def _is_error(data: bytes) -> bool:
+    # All forms have the word, and a megabyte of events without text must not be decoded twice.
+    return _ERROR in data and dialects.is_error(dialects.decode(data))
 
 
 def without_usage(data: bytes) -> bytes:
@@ -286,4 +294,10 @@ def is_json_object(body: bytes) -> bool:
 def _content(counts: TokenCounts | None, text: str = "", *, is_empty: bool = False) -> Content:
     if counts is None:
         return Content(text, is_empty=is_empty)
-    return Content(text, counts.usage, is_usage_odd=not counts.is_whole, is_empty=is_empty)
+    return Content(
+        text,
+        counts.usage,
+        is_usage_odd=not counts.is_whole,
+        is_usage_fraction=counts.is_fraction,
+        is_empty=is_empty,
+    )

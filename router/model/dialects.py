@@ -81,6 +81,8 @@ class TokenCounts(Struct, frozen=True, gc=False):
 
     prompt_tokens: _Tokens | None = None
     completion_tokens: _Tokens | None = None
+    is_fraction: bool = False
+    """Whether a count is written with a fraction of zero: clients in some languages cannot read that."""
 
     @property
     def usage(self) -> Usage | None:
@@ -331,7 +333,9 @@ def counts_of(value: Any) -> TokenCounts | None:
         return None
     if not isinstance(value, dict):
         return TokenCounts()
-    return TokenCounts(count_of(value.get("prompt_tokens")), count_of(value.get("completion_tokens")))
+    prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens")
+    is_fraction = isinstance(prompt, float) or isinstance(completion, float)
+    return TokenCounts(count_of(prompt), count_of(completion), is_fraction)
 
 
 def count_of(value: Any) -> int | None:

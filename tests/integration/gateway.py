@@ -250,6 +250,7 @@ class Fleet:
             "connect_timeout_s": 2,
             "allow_private": True,
             "unseen_tokens_per_second": 1e6,
+            "unseen_prompt_tokens_per_second": 1e6,
         }
         keys = [
             {"name": f"k{n}", "sha256": digest} for n, digest in enumerate(gateway.pop("key_digests", []))

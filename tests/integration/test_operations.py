@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from fixtures.replies import made_up
 from router.config import ApiKey
 from router.gateway.errors import GatewayError
 from router.gateway.request import NodeRequest, read_request
@@ -311,6 +312,21 @@ async def test_so_many_answers_are_refused(fleet: Fleet, body: dict[str, Any]) -
     await fleet.start()
     heard = await fleet.ask(body, CHATS if "messages" in body else TEXTS)
     assert (heard.status, node.requests) == (400, [])
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_each_prompt_of_a_list_gets_its_answers(fleet: Fleet, streamed: bool) -> None:  # noqa: FBT001
+    """Two for each of three, in the order of OpenAI's API, each as long as it may be."""
+    await fleet.engine("a")
+    await fleet.start()
+    body = TEXT | {"prompt": ["x", "y", "z"], "n": 2, "max_tokens": 4, "stream": streamed}
+    heard = await fleet.ask(body, TEXTS)
+    texts = [""] * 6
+    for choice in heard.choices:
+        texts[choice["index"]] += choice["text"]
+    assert texts == [made_up(prompt, 4) for prompt in "xxyyzz"]
+    (attempt,) = await fleet.record(heard.headers)
+    assert (attempt["outcome"], attempt.get("unclean", False)) == ("completed", False)
 
 
 @recorded("chat-n2-stream")

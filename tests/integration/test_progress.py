@@ -15,7 +15,7 @@ from aiohttp import web
 from router.gateway.sse import KEEP_ALIVE
 from router.model import allowance
 from router.model.standing import Standing
-from tests.integration.gateway import CHAT, CHATS, STREAM, Fleet, Heard, official, opened
+from tests.integration.gateway import CHAT, CHATS, STREAM, Fleet, Heard, Running, official, opened
 from tests.unit.router.doubles import FakeNode, until
 from tests.unit.router.support import MODEL
 
@@ -27,6 +27,13 @@ Step = bytes | float
 @pytest.fixture
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     async with opened(tmp_path) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def ticking(tmp_path: Path) -> AsyncIterator[Fleet]:
+    """A fleet whose clock runs: the router's patience spans attempts."""
+    async with opened(tmp_path, Running()) as fleet:
         yield fleet
 
 
@@ -53,6 +60,20 @@ def streams(*steps: Step) -> Callable[[web.Request], Awaitable[web.StreamRespons
             return response
         await asyncio.Event().wait()
         return response
+
+    return act
+
+
+def repeats(*steps: Step, first: bytes = b"") -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The same for ever."""
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(first)
+        while True:
+            for step in steps:
+                await (response.write(step) if isinstance(step, bytes) else asyncio.sleep(step))
 
     return act
 
@@ -98,12 +119,12 @@ async def test_a_whole_answer_of_many_tokens_may_take_its_time(fleet: Fleet) -> 
     assert (await outcomes(fleet, heard), fleet.failed("a")) == ([("a", "completed")], 0)
 
 
-async def test_the_time_of_a_long_answer_takes_nothing_from_the_next_node(fleet: Fleet) -> None:
+async def test_the_time_of_a_long_answer_takes_nothing_from_the_next_node(ticking: Fleet) -> None:
     """The first node has hung for all that is allowed, and the second has as much."""
-    await nodes(fleet, hangs, answers_after(0.4))
-    await fleet.start(attempt_timeout_s=0.2, timeout_s=0.3, unseen_tokens_per_second=100)
-    heard = await fleet.ask(CHAT | {"max_tokens": 50})
-    assert await outcomes(fleet, heard) == [("a", "stalled"), ("b", "completed")]
+    await nodes(ticking, hangs, answers_after(0.4))
+    await ticking.start(attempt_timeout_s=0.2, timeout_s=0.5, unseen_tokens_per_second=100)
+    heard = await ticking.ask(CHAT | {"max_tokens": 50})
+    assert await outcomes(ticking, heard) == [("a", "stalled"), ("b", "completed")]
 
 
 async def test_a_short_answer_has_little_time(fleet: Fleet) -> None:
@@ -167,13 +188,13 @@ async def test_signs_of_life_through_a_long_prefill_are_waited_for(fleet: Fleet,
     assert (await outcomes(fleet, heard), heard.text) == ([("a", "completed")], "hello")
 
 
-async def test_a_node_that_only_pings_is_stalled_in_the_end(fleet: Fleet) -> None:
+async def test_a_node_that_only_pings_is_stalled_in_the_end(ticking: Fleet) -> None:
     """And the next one has its whole time."""
-    await nodes(fleet, streams(*([PING, 0.05] * 100)), streams(0.2, *HELLO))
-    await fleet.start(attempt_timeout_s=0.3, stall_s=0.3, quiet_s=0.6, timeout_s=0.5)
-    heard = await fleet.ask()
-    assert await outcomes(fleet, heard) == [("a", "stalled"), ("b", "completed")]
-    assert fleet.failed("a") > 0
+    await nodes(ticking, repeats(PING, 0.05), streams(0.2, *HELLO))
+    await ticking.start(attempt_timeout_s=0.4, stall_s=0.4, quiet_s=0.8, timeout_s=0.7)
+    heard = await ticking.ask()
+    assert await outcomes(ticking, heard) == [("a", "stalled"), ("b", "completed")]
+    assert ticking.failed("a") > 0
 
 
 async def test_a_node_that_stops_pinging_is_stalled_soon(fleet: Fleet) -> None:
@@ -185,7 +206,7 @@ async def test_a_node_that_stops_pinging_is_stalled_soon(fleet: Fleet) -> None:
 
 async def test_bytes_of_an_event_that_does_not_come_are_no_sign_of_life(fleet: Fleet) -> None:
     """A byte now and then buys no time."""
-    await nodes(fleet, streams(*([b"d", 0.05] * 100)), streams(*HELLO))
+    await nodes(fleet, repeats(b"d", 0.05), streams(*HELLO))
     await fleet.start(attempt_timeout_s=0.3, stall_s=0.3, quiet_s=60)
     assert await outcomes(fleet, await fleet.ask()) == [("a", "stalled"), ("b", "completed")]
 
@@ -211,7 +232,7 @@ async def test_comments_between_texts_are_signs_of_life(fleet: Fleet) -> None:
 
 async def test_comments_between_texts_are_not_waited_for_for_ever(fleet: Fleet) -> None:
     """The stream ends with an error, and the node is to blame."""
-    await nodes(fleet, streams(chunk("a"), *([0.05, PING] * 100)))
+    await nodes(fleet, repeats(PING, 0.05, first=chunk("a")))
     await fleet.start(stall_s=0.3, quiet_s=0.5)
     heard = await fleet.ask()
     assert (await outcomes(fleet, heard), heard.done) == ([("a", "stalled")], False)
@@ -221,7 +242,7 @@ async def test_comments_between_texts_are_not_waited_for_for_ever(fleet: Fleet) 
 async def test_a_stream_that_drips_is_ended(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each text comes in time, and all together they are too slow.  The least pace is set to 1000 a second here."""
     monkeypatch.setattr(allowance, "LEAST_PACE", 1000)
-    await nodes(fleet, streams(*([chunk("x"), 0.1] * 50)))
+    await nodes(fleet, repeats(chunk("x"), 0.1))
     await fleet.start(stall_s=0.3, quiet_s=0.4)
     heard = await fleet.ask()
     (first,) = await fleet.record(heard.headers)
@@ -240,8 +261,8 @@ CUT = {"X-Touchstone-Timeout": "0.5"}
     [
         (hangs, CHAT),
         (hangs, STREAM),
-        (streams(*([PING, 0.1] * 50)), STREAM),
-        (streams(*([chunk("x"), 0.1] * 50)), STREAM),
+        (repeats(PING, 0.1), STREAM),
+        (repeats(chunk("x"), 0.1), STREAM),
         (streams(chunk("x")), STREAM),
     ],
     ids=["whole", "stream", "pings", "flows", "stands"],

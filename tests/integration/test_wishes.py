@@ -117,9 +117,10 @@ async def test_arguments_as_an_object_are_no_fault(fleet: Fleet, stream: bool) -
     assert fleet.failed("a") == 0
 
 
-async def test_a_cut_stream_with_empty_reasons_is_truncated(fleet: Fleet) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_cut_stream_with_empty_reasons_is_truncated(fleet: Fleet, count: int) -> None:
     """`finish_reason: ""` in every chunk: the client is told that the stream broke off."""
-    chunks = [{"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": ""}]}] * 3
+    chunks = [{"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": ""}]}] * count
     body = events(*chunks)
     await start(fleet, answers(200, body, Content_Type="text/event-stream"))
     heard = await fleet.ask()
@@ -204,6 +205,18 @@ async def test_a_usage_that_cannot_be_one_is_replaced(fleet: Fleet, stream: bool
     assert usage["completion_tokens"] == estimated(3)
     whose = heard.events[-1]["usage_by"] if stream else heard.headers["X-Touchstone-Usage-By"]
     assert (whose, await outcomes(fleet, heard.headers)) == ("router", [("a", "completed", "nobody")])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_usage_with_fractions_is_told_in_whole_numbers(fleet: Fleet, stream: bool) -> None:  # noqa: FBT001
+    """It is the node's all the same: 24.0 is 24, and some clients read only that."""
+    counts = {"prompt_tokens": 39.0, "completion_tokens": 24.0, "total_tokens": 63.0}
+    await start(fleet, node_of(says("yes"), usage=USAGE | counts))
+    heard = await fleet.ask(CHAT | {"stream": stream, "stream_options": {"include_usage": True}})
+    (usage,) = heard.usage
+    assert [(usage[name], type(usage[name])) for name in counts] == [(39, int), (24, int), (63, int)]
+    whose = heard.events[-1]["usage_by"] if stream else heard.headers["X-Touchstone-Usage-By"]
+    assert (whose, usage["prompt_tokens_details"]) == ("node", {"cached_tokens": 38})
 
 
 # Settings that are not honoured.

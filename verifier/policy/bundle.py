@@ -83,12 +83,12 @@ class Bundle:
     statement: bytes
     """The signed payload: the digests of all files."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the statement, hex."""
         return hashlib.sha256(self.statement).hexdigest()
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The id by which results name the bundle."""
         return f"{self.manifest.name}@{self.manifest.version}#sha-256;{self.digest}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from attester.cose import PublicKey
@@ -130,7 +131,7 @@ class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
     """The greatest declared rate, in thousandths of the verified one."""
 
 
-class WalkRecord(Struct, frozen=True, kw_only=True):
+class WalkRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an earlier session showed about one model."""
 
     channel: str
@@ -202,8 +203,7 @@ class ModelReference:
         return has_begun and (self.not_after is None or now <= self.not_after)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Session:
+class Session(Struct, frozen=True, kw_only=True):
     """The session that evidence answers."""
 
     id: str
@@ -228,8 +228,7 @@ class Session:
     """How many nodes of the operator were called at the same moment; 0 if this one alone was."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Node:
+class Node(Struct, frozen=True, kw_only=True):
     """An enrolled node."""
 
     id: str
@@ -257,8 +256,7 @@ class Blocks:
     """UUIDs, as the driver gives them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Context:
+class Context(Struct, frozen=True, kw_only=True):
     """Everything an appraisal may look at besides the evidence."""
 
     now_ms: int
@@ -270,10 +268,10 @@ class Context:
     history: Mapping[str, tuple[WalkRecord, ...]]
     """By model, oldest first: the newest calls, and the newest of the other walks."""
     thresholds: Thresholds
-    superseded: Mapping[str, tuple[ModelReference, ...]] = field(default_factory=dict)
+    superseded: Mapping[str, tuple[ModelReference, ...]] = {}
     """By model, the values that another has replaced and whose grace period has not ended."""
-    blocks: Blocks = field(default_factory=Blocks)
-    excuses: Mapping[str, Excuse] = field(default_factory=dict)
+    blocks: Blocks = msgspec.field(default_factory=Blocks)
+    excuses: Mapping[str, Excuse] = {}
     """By model, for those of which the pool had no challenge for this session."""
 
 

@@ -7,7 +7,7 @@ A scheme is pure.  It says what is true; the policy says what that means.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -44,19 +44,18 @@ def to_printable(text: str, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:limit])
 
 
-@dataclass(frozen=True)
-class CheckedSubmod:
+class CheckedSubmod(Struct, frozen=True):
     """What is true of one submodule.  Recordings store it: no field may be renamed."""
 
     facts: Facts
     """For the policy; the same for nodes that are alike."""
     findings: tuple[Finding, ...] = ()
-    may_affirm: Mapping[str, int] = field(default_factory=dict)
+    may_affirm: Mapping[str, int] = {}
     """The claims that this evidence can raise to affirming, each with the best value it can have."""
     assurance: str = DECLARED
     bound: str = "true"
-    measured: Mapping[str, int | str] = field(default_factory=dict)
-    attester_claims: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, int | str] = {}
+    attester_claims: Mapping[str, Any] = {}
     walk: WalkRecord | None = None
     """The store keeps it for later appraisals."""
     devices: tuple[str, ...] = ()
@@ -69,7 +68,7 @@ class CheckedSubmod:
     """
     reference: str | None = None
     """Digest of the reference value that it was compared with."""
-    blocked: Mapping[str, str] = field(default_factory=dict)
+    blocked: Mapping[str, str] = {}
     """By claim, what of it is blocked: the claim is contraindicated, whatever the policy says."""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from attester.evidence import Manifest, ReadAnswer, WalkAnswer
 from attester.kinds import model_of
@@ -24,8 +25,7 @@ from verifier.schemes.facts import ManifestFact, ModelFacts, PoolFact, ReadFact,
 from verifier.schemes.findings import CHALLENGED, DECLARED, CheckedSubmod, Finding
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ModelEvidence:
+class _ModelEvidence(Struct, frozen=True, kw_only=True):
     """The input of the three checks."""
 
     model: str
@@ -56,8 +56,7 @@ class _ModelEvidence:
         return (self.context.session.answers or {}).get(self.model, Answers())
 
 
-@dataclass(frozen=True)
-class _CheckedFiles:
+class _CheckedFiles(Struct, frozen=True):
     fact: ManifestFact
     findings: list[Finding]
     manifest: Manifest | None
@@ -70,8 +69,7 @@ class _CheckedFiles:
         return is_equal and self.manifest is not None and self.manifest.cached is not None
 
 
-@dataclass(frozen=True)
-class _CheckedWalk:
+class _CheckedWalk(Struct, frozen=True):
     verdict: str
     """On this session's answers."""
     findings: list[Finding]

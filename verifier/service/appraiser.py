@@ -6,10 +6,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import structlog
+from msgspec import Struct
 from prometheus_client import Counter
 
 from attester import kinds
@@ -50,8 +50,7 @@ _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """A stored result, and the session that the node may attest in next."""
 
     row: Row
@@ -168,11 +167,7 @@ class Appraiser:
         checked = await offload_if_large(data, appraisal.check, opened, context)
         policy_input = checked.policy_input(context)
         outcome = await self._evaluate(inputs.bundle, policy_input, checked)
-        settings = ResultSettings(
-            service.issuer,
-            service.config.results.lifetime_s,
-            f"{service.issuer}/api/v1/results/{{jti}}",
-        )
+        settings = self._settings()
         submission = _submission(session, data, inputs, seen, context, checked, policy_input, settings)
 
         def sign(snapshot: NodeSnapshot, sequence: int) -> Signed:
@@ -202,6 +197,11 @@ class Appraiser:
             service.seen.put(answer.seen)
         self._note(answer.row, submission, checked, inputs)
         return answer
+
+    def _settings(self) -> ResultSettings:
+        issuer = self._service.issuer
+        lifetime_s = self._service.config.results.lifetime_s
+        return ResultSettings(issuer, lifetime_s, f"{issuer}/api/v1/results/{{jti}}")
 
     def _note(
         self, row: Row, submission: Submission, checked: CheckedEvidence, inputs: AppraisalInputs

@@ -119,10 +119,10 @@ class Duties:
     def redate(self, walks: Sequence[WalkRecord]) -> tuple[WalkRecord, ...]:
         """Give walks with their times as the clock would tell them now, if they are from before it was set back."""
         now_ms, step_ms = self.shared_ms(), self.last_step_ms
+        if step_ms >= 0:
+            return tuple(walks)
         return tuple(
-            replace(walk, at_ms=min(walk.at_ms + step_ms, now_ms))
-            if step_ms < 0 and walk.at_ms > now_ms
-            else walk
+            replace(walk, at_ms=min(walk.at_ms + step_ms, now_ms)) if walk.at_ms > now_ms else walk
             for walk in walks
         )
 

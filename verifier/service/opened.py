@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from verifier.schemes.context import Channel, IssuedChallenges
 from verifier.store.sessions import StoredSession

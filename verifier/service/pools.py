@@ -47,11 +47,13 @@ class HourlyCounts:
         self._monotonic = monotonic
         self._slots: OrderedDict[int, Counter[str]] = OrderedDict()
         self._sums: Counter[str] = Counter()
+        self._total = 0
 
     def add(self, name: str) -> None:
         """Count one use."""
         self._slots.setdefault(self._forget(), Counter())[name] += 1
         self._sums[name] += 1
+        self._total += 1
 
     def of(self, name: str) -> int:
         """How much a name has used."""
@@ -61,7 +63,7 @@ class HourlyCounts:
     def total(self) -> int:
         """How much all have used."""
         self._forget()
-        return self._sums.total()
+        return self._total
 
     def retry_s(self, name: str) -> int:
         """After how many seconds the oldest use of a name counts no more."""
@@ -75,6 +77,7 @@ class HourlyCounts:
         while self._slots and (next(iter(self._slots)) + 1) * _SLOT_S + _HOUR_S <= now:
             _, used = self._slots.popitem(last=False)
             self._sums -= used
+            self._total -= used.total()
         return int(now // _SLOT_S)
 
 
@@ -89,6 +92,8 @@ class PoolWatch:
         self.levels: tuple[Level, ...] = ()
         self._by_place: dict[tuple[str, str], Level] = {}
         self._demand: Demand = {}
+        self._spares: dict[str, float] = {}
+        """By model, until the levels are read again."""
         self._fleet_at = -math.inf
         self._announced = HourlyCounts(clock.monotonic)
         self._warned: dict[tuple[str, str], float] = {}
@@ -120,6 +125,7 @@ class PoolWatch:
             in_force = await self._inputs.load_digests_in_force(tx)
             self.levels = await read_levels(tx, in_force, self._demand)
         self._by_place = {(level.model, level.kind): level for level in self.levels}
+        self._spares = {}
         for level in self.levels:
             _free.labels(level.model, level.kind).set(level.free)
             _hours.labels(level.model, level.kind).set(level.hours)
@@ -176,7 +182,10 @@ class PoolWatch:
         Raises:
             RequestError: What is left is kept for calls, or the operator has had its share.
         """
-        spare = min((self._spare(model) for model in models), default=math.inf)
+        for model in models:
+            if model not in self._spares:
+                self._spares[model] = self._spare(model)
+        spare = min((self._spares[model] for model in models), default=math.inf)
         if spare < 1:
             raise RequestError(
                 f"fewer challenges are left than calls need in {self._config.pool.reserve_hours:g} hours",

@@ -16,8 +16,9 @@ import hashlib
 import hmac
 import secrets
 import struct
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from verifier.challenges.pool_key import PoolKey
 from verifier.schemes.context import Channel

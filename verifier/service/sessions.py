@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
+from msgspec import Struct
+from msgspec.structs import replace
 
 from attester.evidence import MAX_EVIDENCE, MEDIA_TYPE
 from attester.proof import Proof
@@ -38,8 +38,7 @@ PREFIX: Final = "/challenge-response/v1"
 APPRAISER: web.AppKey[Appraiser] = web.AppKey("appraiser", Appraiser)
 
 
-@dataclass(frozen=True)
-class Signer:
+class Signer(Struct, frozen=True):
     """The node that has signed a request, and the proof of it."""
 
     node: Node
@@ -268,7 +267,7 @@ async def submit(request: web.Request) -> web.Response:
         data,
         partial(_open_next, service) if wants_next else None,
     )
-    complete = dataclasses.replace(session, status="complete")
+    complete = replace(session, status="complete")
     wire = to_wire(service, complete, answer.row, data, answer.asked)
     if wants_next and answer.following is not None:
         following = answer.following

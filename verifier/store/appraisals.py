@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from verifier.appraisal import NodeSnapshot
 from verifier.errors import RequestError
@@ -25,8 +27,7 @@ from verifier.store.sessions import StoredSession
 from verifier.trust import Tier
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signed:
+class Signed(Struct, frozen=True, kw_only=True):
     """A signed result, ready to be stored."""
 
     result: AttestationResult
@@ -42,8 +43,7 @@ Sign: TypeAlias = Callable[[NodeSnapshot, int], Signed]
 """Concludes and signs a result, from what the database holds against the node and the result's number."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submission:
+class Submission(Struct, frozen=True, kw_only=True):
     """An appraisal of submitted evidence: all that is stored besides the result."""
 
     session: StoredSession

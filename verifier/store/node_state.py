@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from verifier.appraisal import NodeSnapshot
 from verifier.results import NodeRecord
@@ -32,8 +33,7 @@ class StaleError(Exception):
     """What an appraisal rests on has changed since.  The evidence must be appraised again."""
 
 
-@dataclass(frozen=True)
-class SeenNode:
+class SeenNode(Struct, frozen=True):
     """
     What was read of a node for an appraisal.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from verifier.errors import ReferenceValueError
 from verifier.store import references
@@ -34,8 +35,7 @@ _TAKE: Final = Statement(
 )
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A challenge of the pool.  Its seed and its checked rows are derived from its place and the pool key."""
 
     model: str

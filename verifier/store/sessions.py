@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from verifier.errors import RequestError
 from verifier.schemes.context import Answers, Channel, IssuedChallenges
@@ -29,8 +31,7 @@ class EndedCall:
     """Whether something of ours has failed meanwhile, so that it is held against nobody."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredSession:
+class StoredSession(Struct, frozen=True, kw_only=True):
     """A session as stored, with the challenges that were taken for it."""
 
     id: str
@@ -40,7 +41,7 @@ class StoredSession:
     issued_ms: int
     expires_ms: int
     status: str
-    exhausted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    exhausted: Mapping[str, tuple[str, ...]] = {}
     """By model, the kinds of challenges that the pool did not have."""
     answers: Mapping[str, Answers] | None = None
     """By model, the answers to a call."""

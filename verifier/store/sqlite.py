@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
 import aiosqlite
+from msgspec import Struct
 
 from verifier.errors import StoreError
 from verifier.store.database import SQL, ConflictError, Row, Stats, Tx, UnavailableError, Work
@@ -51,8 +52,7 @@ class _Write(Generic[T]):
     done: asyncio.Future[T]
 
 
-@dataclass(frozen=True)
-class _Done:
+class _Done(Struct, frozen=True):
     """Work whose transaction is to be committed."""
 
     write: _Write[Any]
@@ -332,7 +332,9 @@ class SqliteTx:
     """Statements on the event loop."""
 
     def __init__(self, connection: sqlite3.Connection, stats: Stats, known: Known) -> None:
-        self._connection = connection
+        self._cursor = connection.cursor()
+        # A row of the library looks up each of its values by name.
+        self._cursor.row_factory = None
         self._stats = stats
         self._known = known
         self.done_once: list[Key] = []
@@ -343,28 +345,28 @@ class SqliteTx:
         """See `Tx.execute`."""
         self._stats.statements += 1
         try:
-            return self._connection.execute(_text(sql), parameters).rowcount
+            return self._cursor.execute(_text(sql), parameters).rowcount
         except sqlite3.Error as error:
             raise as_store_error(error) from None
 
     async def one(self, sql: SQL, *parameters: Any) -> Row | None:
         """See `Tx.one`."""
-        # All rows are fetched, because an UPDATE … RETURNING must run to its end.
-        rows = await self.all(sql, *parameters)
+        rows = self._rows(sql, parameters)
         return rows[0] if rows else None
 
     async def all(self, sql: SQL, *parameters: Any) -> list[Row]:
         """See `Tx.all`."""
+        return self._rows(sql, parameters)
+
+    def _rows(self, sql: SQL, parameters: tuple[Any, ...]) -> list[Row]:
         self._stats.statements += 1
-        cursor = self._connection.cursor()
-        # A row of the library looks up each of its values by name.
-        cursor.row_factory = None
         try:
-            cursor.execute(_text(sql), parameters)
-            names = [column[0] for column in cursor.description or ()]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+            # All rows, also of what has one: an UPDATE … RETURNING must run to its end.
+            rows = self._cursor.execute(_text(sql), parameters).fetchall()
         except sqlite3.Error as error:
             raise as_store_error(error) from None
+        names = [column[0] for column in self._cursor.description] if rows else []
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     async def once(self, sql: SQL, *parameters: Any) -> None:
         """See `Tx.once`."""
@@ -382,7 +384,7 @@ class SqliteTx:
         self._stats.statements += len(self._last)
         try:
             for sql, parameters in self._last:
-                self._connection.execute(_text(sql), parameters)
+                self._cursor.execute(_text(sql), parameters)
         except sqlite3.Error as error:
             raise as_store_error(error) from None
 

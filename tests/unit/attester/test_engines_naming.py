@@ -2,7 +2,7 @@
 The adapter `files` names the engine by the engine's own word, and never says that there is none.
 
 llama.cpp's answer is recorded (`fixtures/vectors/llamacpp_props.json`); vLLM's was read in vLLM 0.32's own
-source, those of Ollama and of KServe's protocol in their documentation.
+source, KServe's was seen from kserve 0.21.0, and Ollama's is in its documentation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENGINES: dict[str, tuple[dict[str, Any], tuple[str, str, int]]] = {
     "llama.cpp": ({"/props": PROPS}, ("llama.cpp", "b0-unknown", 1024)),
     "vllm": ({"/version": {"version": "0.32.0"}, "/v1/models": VLLM_MODELS}, ("vllm", "0.32.0", 2048)),
     "ollama": ({"/api/version": {"version": "0.12.3"}}, ("ollama", "0.12.3", 0)),
-    "kserve": ({"/v2": {"name": "kserve", "version": "0.16.0", "extensions": []}}, ("kserve", "0.16.0", 0)),
+    "kserve": ({"/v2": {"name": "kserve", "version": "0.21.0", "extensions": []}}, ("kserve", "0.21.0", 0)),
 }
 
 

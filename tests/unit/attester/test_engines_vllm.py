@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
@@ -270,7 +271,11 @@ async def test_everything_is_made_ready_before_a_call(engine, worker, server, fo
     """Then a walk looks for nothing any more, and not for the files either."""
     assert await engine.prepare() == f"vLLM at {engine._http.url}"
     methods = [method for method, _ in server.called]
-    assert [m for m in methods if m != "touchstone_answer"] == ["touchstone_join", "touchstone_check"]
+    assert [m for m in methods if m != "touchstone_answer"] == [
+        "touchstone_leave",
+        "touchstone_join",
+        "touchstone_check",
+    ]
     answers = expected(folder)
     (folder / "model.safetensors").unlink()
     assert list((await engine.walk(MODEL, CHALLENGE)).answers) == answers
@@ -339,6 +344,7 @@ async def test_a_server_that_does_not_say_what_its_workers_are_is_refused(server
 
 CALLS: dict[str, dict[str, Any]] = {
     "touchstone_describe": {},
+    "touchstone_leave": {},
     "touchstone_join": {"group": "g"},
     "touchstone_check": {"group": "g", "task": "t", "folder": "/nowhere"},
     "touchstone_walk": {"group": "g", "folder": "/nowhere", "seed": "00" * 32, "rows": 4, "passes": 1},
@@ -728,3 +734,30 @@ async def test_any_error_of_the_worker_reaches_the_operator(engine, worker, monk
     )  # AttributeError: the thread dies, polled for 600 s
     with pytest.raises(EngineError, match="worker cannot walk"):
         await engine.walk(MODEL, CHALLENGE)
+
+
+async def test_a_worker_that_still_walks_is_waited_for_before_any_joins(folder, monkeypatch):
+    """Joining makes the workers wait for each other, and none may wait in vain: they serve in the same loop."""
+    monkeypatch.setattr(vllm_module, "_POLL_INTERVAL_S", 0.001)
+    go, worker = threading.Event(), Worker()
+    join(worker)
+    monkeypatch.setattr(worker, "get_model", lambda: go.wait(10) and worker.model)
+    start(worker, folder)
+    server = Server(worker)
+    async with asking(server, folder) as engine:
+        preparing = asyncio.create_task(engine.prepare())
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+        assert {method for method, _ in server.called} == {"touchstone_leave"}
+        go.set()
+        await preparing
+
+
+def test_a_walk_whose_result_is_there_holds_up_no_other(worker, folder):
+    """Its thread may need a moment more, and the other workers have begun."""
+    join(worker)
+    part = worker._touchstone_part()
+    part.task, part.ended = threading.Thread(target=time.sleep, args=(0.05,)), {"before": {}}
+    part.task.start()
+    assert "error" not in start(worker, folder)
+    assert until(lambda: worker.touchstone_answer(task=CHALLENGE.seed))["answers"]

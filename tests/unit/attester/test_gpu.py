@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.machinery
 import json
 import sys
+import threading
 import types
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -470,12 +472,36 @@ def test_a_measure_is_never_written_with_an_exponent(median: int, text: str) -> 
     assert format_measure(of("x", median)) == text
 
 
+class NamesItself(BaseHTTPRequestHandler):
+    """An engine that says its version, and nothing else."""
+
+    def do_GET(self) -> None:
+        body = b'{"version": "1.0"}' if self.path == "/api/version" else b"{}"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
 @pytest.fixture
-def node_home(tmp_path: Path, model_folder: Path) -> Path:
-    """A node that says what it can without an engine."""
+def engine_url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), NamesItself) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def node_home(tmp_path: Path, model_folder: Path, engine_url: str) -> Path:
+    """A node whose engine does nothing but name itself."""
     home = tmp_path / "a"
     done = invoke("init", "--home", home, "--verifier", "http://127.0.0.1:9", "--model", f"{MODEL}={model_folder}",
-                  "--serve", "https://127.0.0.1:9", "--adapter", "files")  # fmt: skip
+                  "--serve", "https://127.0.0.1:9", "--adapter", "files", "--engine", engine_url)  # fmt: skip
     assert done.exit_code == 0, done.output
     return home
 

@@ -241,11 +241,27 @@ async def test_parts_of_a_message_are_one_prompt(client: openai.AsyncOpenAI) -> 
     assert answer.choices[0].message.content == made_up(PROMPT)
 
 
-@pytest.mark.parametrize("wrong", [{"n": 2}, {"max_tokens": 0}, {"messages": []}, {"messages": 1}])
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"max_tokens": 0}, {"messages": []}, {"messages": 1}])
 async def test_what_it_cannot_do_is_refused(client: openai.AsyncOpenAI, wrong: dict[str, Any]) -> None:
     """With a 400."""
     with pytest.raises(openai.BadRequestError):
         await client.chat.completions.create(**CHAT | wrong)
+
+
+async def test_several_answers_are_given(client: openai.AsyncOpenAI) -> None:
+    """To each of several prompts, by index, whole and streamed."""
+    asked: Any = {"model": MODEL, "prompt": ["a", "b"], "n": 2, "max_tokens": 3}
+    whole = await client.completions.create(**asked)
+    texts = [made_up(prompt, 3) for prompt in "aabb"]
+    assert [choice.text for choice in whole.choices] == texts
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 12
+    streamed, ends = [""] * 4, set()
+    async for chunk in await client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+            ends |= {choice.index} if choice.finish_reason else set()
+    assert (streamed, ends) == (texts, {0, 1, 2, 3})
 
 
 async def test_another_model_is_not_found(client: openai.AsyncOpenAI) -> None:

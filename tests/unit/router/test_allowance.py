@@ -52,17 +52,17 @@ def test_what_generates_nothing_has_the_time_of_any_request() -> None:
 
 def test_a_node_that_was_seen_to_be_fast_has_less_time() -> None:
     """A dead node must be found fast: at 100 tokens a second 900 of them take nine, and have four times that."""
-    assert whole(900, Seen(token_s=0.01)).first_s == 20 + 0.1 + 900 * max(SLACK * 0.01, 0.05)
+    assert whole(900, Seen(token_s=0.01)).first_s == 20 + 0.2 + 900 * max(SLACK * 0.01, 0.05)
 
 
 def test_a_node_that_was_seen_to_be_slow_has_more_time() -> None:
     """What is usual for a node does not make it look dead."""
-    assert whole(900, Seen(token_s=0.5)).first_s == 20 + 0.1 + 900 * SLACK * 0.5
+    assert whole(900, Seen(token_s=0.5)).first_s == 20 + 0.2 + 900 * SLACK * 0.5
 
 
 def test_a_request_without_a_limit_is_taken_for_a_long_one() -> None:
     """Nobody knows how long its answer will be."""
-    assert whole(None).first_s == 20 + 0.1 + ASSUMED_TOKENS / 2
+    assert whole(None).first_s == 20 + 0.2 + ASSUMED_TOKENS / 2
 
 
 def test_a_good_pace_takes_nothing_from_a_request_without_a_limit() -> None:
@@ -77,7 +77,7 @@ def test_several_answers_have_time_for_each() -> None:
 
 def test_a_long_prompt_has_time_for_its_first_text() -> None:
     """Prompt length counts towards the time allowed for the first token."""
-    assert streamed(prompt=32_000).first_s == 20 + 320
+    assert streamed(prompt=32_000).first_s == 20 + 640
 
 
 def test_a_node_that_reads_fast_has_less_time_for_a_long_prompt() -> None:

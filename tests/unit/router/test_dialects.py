@@ -187,10 +187,11 @@ def _ends(event: Any) -> bool:
     return chunk is not None and any(each.has_ended for each in chunk.choices)
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("empty", ["", " ", "null", "None", None, False, 0, [], {}])
-def test_an_empty_value_is_not_an_end(empty: Any) -> None:
+def test_an_empty_value_is_not_an_end(empty: Any, count: int) -> None:
     """`finish_reason: ""` in every chunk: a cut stream does not count as whole."""
-    reader, _ = read(*[choice({"content": "a"}, finish_reason=empty)] * 3)
+    reader, _ = read(*[choice({"content": "a"}, finish_reason=empty)] * count)
     assert not reader.is_finished
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from dataclasses import dataclass, field
 
@@ -81,7 +80,7 @@ class Simulated:
         self.standings.append((record.at_ms / 1000, standing))
 
     def standing(self, now: float) -> tuple[str, str]:
-        found = dataclasses.replace(context(weights=REFERENCE, hardware="cpu"), now_ms=ms(now))
+        found = replace(context(weights=REFERENCE, hardware="cpu"), now_ms=ms(now))
         return walks.standing_of(self.history[-16:], "unasked", REFERENCE, found)
 
     def codes(self) -> set[str]:

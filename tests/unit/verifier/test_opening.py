@@ -126,10 +126,10 @@ MUCH = cbor.encode({266: {"model/a": {-80003: {number: {} for number in range(29
     ids=["another key", "its kid", "its kid, another algorithm", "another algorithm"],
 )
 def test_nothing_of_a_strangers_payload_is_read(data: bytes, read_sizes: list[int]) -> None:
-    """236 kB, which would take the reader tens of milliseconds: it reads the protected header, and no more."""
+    """236 kB, which would take the reader tens of milliseconds: at most the protected header is read."""
     assert len(data) > 230_000
     assert refusal(data)[1] in {"evidence.key", "evidence.algorithm", "evidence.signature"}
-    assert max(read_sizes) < 100
+    assert max(read_sizes, default=0) < 100
 
 
 def envelope(*parts: bytes) -> bytes:

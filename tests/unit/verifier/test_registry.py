@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from tests.unit.verifier.test_rates import context
 from verifier.schemes.registry import submods_to_check
