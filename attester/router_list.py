@@ -11,9 +11,11 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Final, TypeVar
 
 import msgspec
+import structlog
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -26,6 +28,11 @@ MAX_ROUTERS: Final = 256
 MAX_LIST_BYTES: Final = 4 << 20
 """Bytes of the list as JSON; one of 256 routers has about 250 kB."""
 _MAX_CERTIFICATE_CHARS: Final = 8192
+_MAX_NAME: Final = 1024
+_SHOWN: Final = 128
+"""Characters of a name that are kept: a token of an issuer has its URL in its name."""
+
+_log = structlog.get_logger("attester")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class KnownRouter:
 
 
 class _Row(Struct, frozen=True):
-    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    name: Annotated[str, Meta(min_length=1, max_length=_MAX_NAME)]
     certificate: Annotated[str, Meta(min_length=1, max_length=_MAX_CERTIFICATE_CHARS)]
     spki_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -61,8 +68,10 @@ def parse(data: bytes) -> tuple[KnownRouter, ...]:
     """
     Read the verifier's answer; members that this version does not know are left alone.
 
+    A router is left out, and the log says so, if its certificate is none, or could stand for others.
+
     Raises:
-        VerifierError: it has another form, a certificate that is not one, or one that could stand for others.
+        VerifierError: it has another form.
     """
     return _known(_decode(data, _Body))
 
@@ -96,20 +105,26 @@ def _decode(data: bytes, kind: type[T]) -> T:
 
 
 def _known(body: _Body) -> tuple[KnownRouter, ...]:
-    found = {row.spki_sha256: _read_row(row) for row in body.routers}
+    """The routers whose certificates can be used.  One that cannot must not keep the others out."""
+    found = {row.spki_sha256: router for row in body.routers if (router := _read_row(row)) is not None}
     return tuple(found.values())
 
 
-def _read_row(row: _Row) -> KnownRouter:
-    name = "".join(c if c.isprintable() else "?" for c in row.name)
+def _read_row(row: _Row) -> KnownRouter | None:
+    name = "".join(c if c.isprintable() else "?" for c in row.name[:_SHOWN])
     try:
         der = base64.b64decode(row.certificate, validate=True)
         _check_certificate(der, row.spki_sha256)
     except (binascii.Error, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise VerifierError(
-            f"the certificate of the router {name!r} cannot be used: {str(error)[:200]}"
-        ) from None
+        _tell_unusable(name, str(error)[:200])
+        return None
     return KnownRouter(name, der, row.spki_sha256)
+
+
+@lru_cache(maxsize=MAX_ROUTERS)
+def _tell_unusable(name: str, why: str) -> None:
+    """Log it once: the list comes each minute."""
+    _log.warning("a router of the verifier's list cannot be used", router=name, why=why)
 
 
 def _check_certificate(der: bytes, spki_sha256: str) -> None:

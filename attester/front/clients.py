@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -98,9 +99,23 @@ def replace_file(path: Path, data: bytes) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def kept_routers(home: Home, *, max_age_s: int, now: float) -> tuple[KnownRouter, ...]:
+@dataclass(frozen=True)
+class KeptList:
+    """The list as the home has it."""
+
+    fetched: int = 0
+    """Seconds since 1970."""
+    routers: tuple[KnownRouter, ...] = ()
+
+    def believed(self, *, max_age_s: int, now: float) -> tuple[KnownRouter, ...]:
+        """Its routers; none if it is too old."""
+        # A list of the future was written under a wrong clock, and would never grow old.
+        return self.routers if abs(now - self.fetched) <= max_age_s else ()
+
+
+def read_kept(home: Home) -> KeptList:
     """
-    The routers of the list in the home; none if there is no list, or if it is too old.
+    The list in the home; an empty one if there is none.
 
     Raises:
         VerifierError: the list is damaged.
@@ -110,12 +125,15 @@ def kept_routers(home: Home, *, max_age_s: int, now: float) -> tuple[KnownRouter
         with open(home.path / LIST, "rb") as file:
             data = file.read(router_list.MAX_LIST_BYTES + 1)
     except FileNotFoundError:
-        return ()
+        return KeptList()
     except OSError as error:
         raise ConfigError(f"{home.path / LIST} cannot be read: {error.strerror}") from None
-    fetched, routers = router_list.read(data)
-    # A list of the future was written under a wrong clock, and would never grow old.
-    return routers if abs(now - fetched) <= max_age_s else ()
+    return KeptList(*router_list.read(data))
+
+
+def kept_routers(home: Home, *, max_age_s: int, now: float) -> tuple[KnownRouter, ...]:
+    """The routers of the list in the home that are believed now.  Raises as `read_kept`."""
+    return read_kept(home).believed(max_age_s=max_age_s, now=now)
 
 
 class Clients:
@@ -132,20 +150,21 @@ class Clients:
         self._max_age_s = max_age_s
         self._own = own_certificate(home)
         self._trouble = ""
+        self._kept = KeptList()
+        """The last list that could be read."""
         self.names: Mapping[bytes, str] = {}
         """By certificate (DER): whose it is."""
 
     def refresh(self, now: float) -> bool:
         """Look at the files again; returns whether others are accepted than before."""
-        routers: Iterable[KnownRouter]
         try:
-            routers = kept_routers(self._home, max_age_s=self._max_age_s, now=now)
-            self._trouble = ""
+            self._kept, self._trouble = read_kept(self._home), ""
         except AttesterError as error:
+            # What was read before is believed on, but for no longer than if it had stayed.
             if isinstance(error, VerifierError) and self._trouble != str(error):
                 _log.error("the list of routers in the home cannot be used", why=str(error))
             self._trouble = str(error)
-            return False
+        routers = self._kept.believed(max_age_s=self._max_age_s, now=now)
         own = x509.load_pem_x509_certificate(self._own[0].read_bytes())
         names = {own.public_bytes(serialization.Encoding.DER): SELF}
         names.update({each.certificate: each.name for each in routers})

@@ -121,6 +121,7 @@ _UNKNOWN: Final = _error("this node has no such operation", "unknown_url").repla
 _TOO_LARGE: Final = _error("the body is too large", "body_too_large").replace(
     "server_error", "invalid_request_error"
 )
+_STRANGER: Final = _error("this node serves the routers of its verifier alone", "not_admitted")
 _GONE: Final = _error("the engine does not answer", "engine_unreachable")
 _LATE: Final = _error("the engine did not answer in time", "engine_timeout")
 
@@ -160,6 +161,8 @@ server {{
   keepalive_requests 1000000;
   send_timeout {rules.body_s}s;
   default_type application/json;
+  # Routers know this answer as the refusal that it is; of itself nginx says 400, and blames the request.
+  error_page 495 496 =495 @stranger;
   error_page 413 @too_large;
   error_page 502 503 @gone;
   error_page 504 @late;
@@ -179,6 +182,7 @@ server {{
     proxy_next_upstream off;
     proxy_hide_header Set-Cookie;
   }}
+  location @stranger {{ return 495 '{_STRANGER}'; }}
   location @too_large {{ return 413 '{_TOO_LARGE}'; }}
   location @gone {{ return 502 '{_GONE}'; }}
   location @late {{ return 504 '{_LATE}'; }}

@@ -93,6 +93,9 @@ class Front:
             return
         has_new_key = state != self._seen
         self._seen = state
+        if is_listed_anew:
+            _log.info("the list of routers has changed", routers=self.routers)
+            self.registry.drop_unlisted()
         try:
             self._context = self._make_context()
         except ConfigError as error:
@@ -100,9 +103,6 @@ class Front:
             return
         if has_new_key:
             _log.info("tls.key and tls.crt were read again")
-        if is_listed_anew:
-            _log.info("the list of routers has changed", routers=self.routers)
-            self.registry.drop_unlisted()
 
     def _make_context(self) -> ssl.SSLContext:
         return server_context(*self._files, self._clients.names, self._note_failure)

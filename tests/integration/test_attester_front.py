@@ -203,6 +203,31 @@ async def test_a_list_of_the_future_is_not_believed_forever(node: Fronted, clock
     assert not await is_served(node)
 
 
+async def test_a_damaged_list_is_not_believed_for_longer_than_a_day(node: Fronted, clock: FakeClock) -> None:
+    """What was read before counts as if it had stayed."""
+    replace_file(node.home.path / "routers.json", b"{")
+    clock.forward(DAY_S)
+    node.front.look()
+    assert await is_served(node)
+    clock.forward(1)
+    node.front.look()
+    assert not await is_served(node)
+
+
+async def test_a_router_that_is_gone_is_cut_also_while_the_certificate_is_exchanged(
+    node: Fronted, clock: FakeClock
+) -> None:
+    """Two files are exchanged in two steps, and the list changes between them."""
+    certificate = node.home.path / "tls.crt"
+    async with node.session() as http:
+        async with http.get(node.url + "/v1/models") as response:
+            assert response.status == 200
+        replace_file(certificate, b"not yet")
+        node.list_routers([node.stranger], clock.seconds)
+        with pytest.raises(aiohttp.ClientError):
+            await http.get(node.url + "/v1/models")
+
+
 async def test_a_damaged_list_changes_nothing(node: Fronted) -> None:
     """What was read before stays in force."""
     replace_file(node.home.path / "routers.json", b'{"fetched": 1, "routers": [{"name": "x"}]}')

@@ -80,28 +80,41 @@ BAD = {
     "another form": b'{"routers": {}}',
     "a row without a name": body({**ROW, "name": ""}),
     "a row without a certificate": body({"name": "x", "spki_sha256": SPKI}),
-    "a certificate that is not base64": body({**ROW, "certificate": "%%%%"}),
-    "a certificate that is none": body({**ROW, "certificate": base64.b64encode(b"x").decode()}),
-    "a digest of another key": body({**ROW, "spki_sha256": "0" * 64}),
     "a digest in capitals": body({**ROW, "spki_sha256": "A" * 64}),
-    "an authority": body(certificate_of(P256, ca=True)),
-    "no word of authority": body(certificate_of(P256, ca=None)),
-    "an RSA key": body(certificate_of(rsa.generate_private_key(65537, 2048))),
-    "another curve": body(certificate_of(ec.generate_private_key(ec.SECP384R1()))),
-    "an Ed25519 key": body(certificate_of(ed25519.Ed25519PrivateKey.generate())),
     "more rows than may be": body(*[ROW] * 257),
     "more bytes than may be": body(ROW, more="x" * router_list.MAX_LIST_BYTES),
-    "a certificate and something behind it": body(
-        {**ROW, "certificate": base64.b64encode(DER + b"x").decode()}
-    ),
+}
+UNUSABLE = {
+    "a certificate that is not base64": {**ROW, "certificate": "%%%%"},
+    "a certificate that is none": {**ROW, "certificate": base64.b64encode(b"x").decode()},
+    "a digest of another key": {**ROW, "spki_sha256": "0" * 64},
+    "an authority": certificate_of(P256, ca=True),
+    "no word of authority": certificate_of(P256, ca=None),
+    "an RSA key": certificate_of(rsa.generate_private_key(65537, 2048)),
+    "another curve": certificate_of(ec.generate_private_key(ec.SECP384R1())),
+    "an Ed25519 key": certificate_of(ed25519.Ed25519PrivateKey.generate()),
+    "a certificate and something behind it": {**ROW, "certificate": base64.b64encode(DER + b"x").decode()},
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_not_a_list_is_refused_whole(name: str) -> None:
-    """So that no router is left out without a word."""
+    """The list of before stays in force."""
     with pytest.raises(VerifierError):
         router_list.parse(BAD[name])
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_router_that_cannot_be_used_keeps_no_other_out(name: str) -> None:
+    """A list that were refused for it would keep those in force that are gone from it."""
+    assert router_list.parse(body(UNUSABLE[name])) == ()
+    assert router_list.parse(body(UNUSABLE[name], certificate_of(P256, ca=False))) != ()
+
+
+def test_a_router_may_have_a_long_name() -> None:
+    """A token of an issuer has its URL in its name."""
+    name = "https://id.example.org/realms/" + "x" * 600 + "#7"
+    assert [each.name for each in router_list.parse(body({**ROW, "name": name}))] == [name[:128]]
 
 
 @given(st.binary(max_size=400) | st.recursive(
