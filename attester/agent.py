@@ -77,6 +77,11 @@ class Agent:
         self._answered = ""
         """The last call whose answers the verifier has: if it comes again, it still waits for the evidence."""
 
+    @property
+    def client(self) -> VerifierClient:
+        """The client of the verifier, which signs with the node key of now."""
+        return self._client
+
     async def run(self) -> None:
         """Attest until cancelled."""
         await self.prepare()

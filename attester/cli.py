@@ -32,6 +32,19 @@ def plain_errors(*kinds: type[Exception]) -> Callable[[F], F]:
     return wrap
 
 
+attester_home = click.option(
+    "--home",
+    "home_path",
+    type=click.Path(path_type=Path),
+    default=Path("touchstone-attester"),
+    envvar="TOUCHSTONE_ATTESTER_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="The attester's home folder.",
+)
+"""Which attester it is about."""
+
+
 def tls_options(function: F) -> F:
     """The certificate and the key of a service that speaks TLS itself."""
     for name, what in (("--tls-key", "The certificate's key, PEM."), ("--tls-certificate", _CERTIFICATE)):

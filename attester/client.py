@@ -20,12 +20,14 @@ import aiohttp
 import msgspec
 from msgspec import Meta, Struct
 
+from attester import router_list
 from attester.authorities import distrust
 from attester.bounded import read_all
 from attester.cose import PrivateKey
 from attester.errors import VerifierError, join_sentences
 from attester.evidence import MEDIA_TYPE, ReadAnswer, WalkAnswer
 from attester.proof import Request
+from attester.router_list import KnownRouter
 from attester.sse import read_events
 from attester.weights.possession import ModelChallenge
 
@@ -125,6 +127,11 @@ class VerifierClient:
         proof = self._request("POST", target, b"").authorize(new, now=int(self._now()))
         key = base64.b64encode(new.public.encode()).decode()
         await self._json("POST", target, msgspec.json.encode({"key": key, "proof": proof}))
+
+    async def routers(self) -> tuple[KnownRouter, ...]:
+        """The routers that may use the node.  Raises `VerifierError`, also if the list is malformed."""
+        _, data = await self._ask("GET", "/api/v1/routers")
+        return router_list.parse(data)
 
     async def open_session(self) -> Session:
         """Open a session without a call; its walk counts for less, because the node chose the moment."""
@@ -246,7 +253,7 @@ class VerifierClient:
         self,
         method: str,
         target: str,
-        body: bytes,
+        body: bytes = b"",
         *,
         content_type: str = "application/json",
         signed: bool = True,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
 
 from attester.collectors import COLLECTORS
 from attester.collectors.base import Answers, EvidenceSession, Sources
+from attester.collectors.platform import loaded_as
 from attester.config import AttesterConfig
 from attester.cose import PrivateKey
 from attester.engines.base import Description, Engine
-from attester.errors import AttesterError
-from attester.evidence import Benchmark, ReadAnswer, WalkAnswer
+from attester.errors import AttesterError, ConfigError
+from attester.evidence import Benchmark, Exposure, ReadAnswer, WalkAnswer
 from attester.kinds import write_submod
 from attester.model_files import ModelFiles
 from attester.weights.cache import DigestCache
 from attester.weights.possession import ModelChallenge
+from attester.weights.quantisation import conclude
 
 _log = structlog.get_logger("attester")
 
@@ -36,18 +38,36 @@ class Collector:
         cache: DigestCache | None = None,
         benchmarks: Callable[[], Mapping[int, Benchmark]] = dict,
         files: ModelFiles | None = None,
+        exposure: Callable[[], Awaitable[Exposure | None]] | None = None,
     ) -> None:
         self._models = config.models
         self._engine = engine
         self._files = files or ModelFiles(config, cache)
         self._sources = sources = Sources(
-            config=config, engine=engine, files=self._files, tls_key=tls_key, kid=kid, benchmarks=benchmarks
-        )
+            config=config, engine=engine, files=self._files, tls_key=tls_key, kid=kid, benchmarks=benchmarks,
+            exposure=exposure,
+        )  # fmt: skip
         self._collectors = [make(sources) for make in COLLECTORS.values()]
 
     async def describe(self) -> Description:
         """What the engine says about itself.  Raises `EngineError`."""
         return await self._engine.describe()
+
+    async def check_quantisation(self) -> str:
+        """
+        How the weights are quantised, as the evidence says it.
+
+        Raises:
+            ConfigError: ``attester.toml`` declares something else than the weights are.
+            EngineError: the engine does not answer.
+        """
+        declared = self._sources.config.capabilities.quantisation
+        found = await self._files.quantisations()
+        said, conflict = conclude(declared, found, loaded_as(await self.describe()))
+        if conflict is not None:
+            raise ConfigError(conflict)
+        known = any(each is not None for each in found.values())
+        return said if declared is None and not known else f"{said}, as the files of the weights say"
 
     async def prepare(self) -> None:
         """

@@ -13,26 +13,20 @@ import click
 import msgspec
 
 from attester import cose
-from attester.cli import absolute, configure_logging, plain_errors, progress
+from attester.cli import absolute, attester_home, configure_logging, plain_errors, progress
 from attester.config import ADAPTERS, AttesterConfig, EngineSection, Enrolment, Home
 from attester.errors import AttesterError, ConfigError, VerifierError
+from attester.front.command import front
 
 if TYPE_CHECKING:
     from attester.client import VerifierClient
+    from attester.selftest import Check
 
 T = TypeVar("T")
 
 _errors = plain_errors(AttesterError, UnicodeEncodeError)
-_home = click.option(
-    "--home",
-    "home_path",
-    type=click.Path(path_type=Path),
-    default=Path("touchstone-attester"),
-    envvar="TOUCHSTONE_ATTESTER_HOME",
-    show_default=True,
-    show_envvar=True,
-    help="The attester's home folder.",
-)
+_home = attester_home
+_MARKS = {True: ("ok  ", "green"), False: ("FAIL", "red"), None: ("warn", "yellow")}
 _ALGS = {"ES256": cose.ES256, "Ed25519": cose.ED25519}
 
 
@@ -111,12 +105,18 @@ def init(
         raise ConfigError(str(error)) from None
     Home(home_path).create(config, alg=_ALGS[alg])
     click.echo(f"Made {home_path}. Next:")
-    click.echo(
-        f"  1. serve the model with {home_path}/tls.crt and {home_path}/tls.key, and give the engine {home_path}/engine.secret"
-    )
-    click.echo(f"  2. touchstone attester check --home {home_path}")
-    click.echo(f"  3. touchstone attester enrol --home {home_path} --token TOKEN")
-    click.echo(f"  4. touchstone attester run --home {home_path}")
+    secret = f", and give it {home_path}/engine.secret" if adapter == "loopback" else ""
+    for number, step in enumerate(
+        (
+            f"let the engine serve plain HTTP on {config.engine.url}{secret}",
+            f"touchstone attester front --home {home_path}      (keeps running: TLS for routers, and for nobody else)",
+            f"touchstone attester check --home {home_path}",
+            f"touchstone attester enrol --home {home_path} --token TOKEN",
+            f"touchstone attester run --home {home_path}        (keeps running)",
+        ),
+        start=1,
+    ):
+        click.echo(f"  {number}. {step}")
 
 
 @attester.command()
@@ -159,16 +159,15 @@ def check(home_path: Path) -> None:
     home = Home(home_path)
     config = home.config()
 
-    async def work() -> list[tuple[bool, str, str]]:
+    async def work() -> list[Check]:
         async with opened(home, config) as (client, collector, _):
             return await run_checks(home, config, client, collector, time.time)
 
     failed = 0
     for passed, what, detail in asyncio.run(work()):
-        click.echo(
-            f"{click.style('ok  ', fg='green') if passed else click.style('FAIL', fg='red')}  {what}: {detail}"
-        )
-        failed += not passed
+        mark, colour = _MARKS[passed]
+        click.echo(f"{click.style(mark, fg=colour)}  {what}: {detail}")
+        failed += passed is False
     if failed:
         raise click.ClickException(f"{failed} of the checks failed")
 
@@ -189,6 +188,9 @@ def run(home_path: Path, log_json: bool) -> None:
     from attester.running import Runner
 
     asyncio.run(Runner(Home(home_path)).run())
+
+
+attester.add_command(front)
 
 
 @attester.command()

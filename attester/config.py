@@ -5,6 +5,8 @@ The attester's home: its configuration, keys and enrolment in one folder.
     node.key          the node key
     tls.key, tls.crt  the engine's TLS key and certificate; the key signs the endpoint claim
     engine.secret     shared with the engine, so that nobody else can ask it to walk
+    check.key, .crt   with which the node looks at its own endpoint from outside
+    routers.json      the routers that may use the node, as the verifier lists them; routers.pem, routers.caddy for proxies
     node.json         the enrolment
     benchmark-N.json  the last benchmark run of device N
     node.key.new      the next node key, while it is rolled
@@ -35,14 +37,17 @@ from cryptography.x509.oid import NameOID
 from msgspec import Meta, Struct
 
 from attester import cose, identity
-from attester.errors import ConfigError, WeightsError
+from attester.errors import ConfigError, KeyFileError, WeightsError
 from attester.evidence import ENDPOINT_URL, Benchmark, Count, Name
+from attester.front_config import FrontSection
 from attester.kinds import MODEL_NAME
 from attester.settings import new_folder, read_toml, to_toml
 from attester.weights.hashing import check_algorithms
 
 ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 """The engine adapters; `attester.engines.open_engine` opens each."""
+BY_FILE = frozenset({"llama.cpp", "files"})
+"""Those that walk the files, because their engines give no access to what they have loaded."""
 
 _log = structlog.get_logger("attester")
 
@@ -66,12 +71,25 @@ class EngineSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     adapter: str = "loopback"
     url: _Url = "http://127.0.0.1:8000"
+    name: Name | None = None
+    """With ``version``: what the engine is, for the adapter ``files`` and an engine that does not say it itself."""
+    version: Name | None = None
+    api_key_file: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """The engine's own API key, relative to the home: the front and the attester add it, and nobody else needs it."""
     device: Name = "cpu"
     """The device for walks that the attester makes itself: ``cpu``, or torch's name of a GPU."""
     walk_s: Annotated[float, Meta(gt=0)] = 60.0
     """Seconds that one walk of the attester itself may take."""
     hour_s: Annotated[float, Meta(gt=0)] = 600.0
     """Seconds that all walks of the attester itself may take within an hour."""
+
+    def __post_init__(self) -> None:
+        if (self.name is None) != (self.version is None):
+            raise ValueError("name and version of an engine are given together")
+        if self.name is not None and self.adapter != "files":
+            raise ValueError(
+                f"name and version are for the adapter files; {self.adapter} asks the engine itself"
+            )
 
 
 class ManifestSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +119,7 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
-    """``[serve]``: the https URL where routers reach the engine, which serves with ``tls.key``."""
+    """``[serve]``: the https URL where routers reach the node, which serves there with ``tls.key``."""
 
     url: Annotated[str, Meta(max_length=256, pattern=ENDPOINT_URL)]
 
@@ -123,7 +141,8 @@ class CapabilitiesSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     hardware_class: Name = "cpu"
     memory_bytes: Count | None = None
-    quantisation: Name = "none"
+    quantisation: Name | None = None
+    """How the weights are quantised; read from their files if left out, and ``none`` if those do not say it."""
     region: Name | None = None
 
 
@@ -140,6 +159,7 @@ class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     verifier: VerifierSection
     models: Annotated[dict[str, ModelSection], Meta(min_length=1, max_length=32)]
     serve: ServeSection
+    front: FrontSection = FrontSection()
     engine: EngineSection = EngineSection()
     manifest: ManifestSection = ManifestSection()
     capabilities: CapabilitiesSection = CapabilitiesSection()
@@ -202,6 +222,21 @@ class Home:
     def engine_secret(self) -> str:
         """The secret shared with the engine; raises `KeyFileError`."""
         return identity.read_private(self.path / "engine.secret").decode("ascii", errors="replace").strip()
+
+    def engine_key(self, config: AttesterConfig) -> str | None:
+        """
+        The engine's own API key; `None` if the configuration names none.
+
+        Raises:
+            KeyFileError: the file is missing, others can read it, or its content cannot be a header.
+        """
+        if config.engine.api_key_file is None:
+            return None
+        path = self.path / config.engine.api_key_file
+        key = identity.read_private(path).decode("ascii", errors="replace").strip()
+        if not key.isprintable() or not key.isascii() or not key or " " in key:
+            raise KeyFileError(f"{path} must hold one API key: printable ASCII without spaces")
+        return key
 
     @property
     def is_enrolled(self) -> bool:

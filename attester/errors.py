@@ -61,6 +61,24 @@ class EngineError(AttesterError):
     """The inference engine did not answer, or its answer is wrong."""
 
 
+class EngineSilentError(EngineError):
+    """Nothing answers at the engine's URL."""
+
+
+class EngineRefusalError(EngineError):
+    """
+    The engine answers a request with another status than 200.
+
+    Args:
+        message: What to tell the operator.
+        status: Of HTTP.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class VerifierError(AttesterError):
     """
     The verifier refused a request, or could not be reached.

@@ -138,6 +138,15 @@ class Capabilities(Claims, frozen=True):
     region: Name | None = None
 
 
+class Exposure(Claims, frozen=True):
+    """Which control routes of the engine can be reached through the endpoint, as the node itself saw it from outside."""
+
+    reached: bool
+    """Whether it could look: the endpoint answered, and with the attested key."""
+    routes: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    """The paths that answered."""
+
+
 class Inventory(Claims, frozen=True):
     """A GPU as its driver's library describes it (NVML).  It is declared: the library runs on the node."""
 

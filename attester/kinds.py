@@ -30,6 +30,7 @@ from attester.evidence import (
     Claim,
     Claims,
     Endpoint,
+    Exposure,
     Inventory,
     Manifest,
     ReadAnswer,
@@ -75,6 +76,7 @@ KINDS: Final[dict[str, Kind]] = {
             Claim(-80001, "endpoint", Endpoint, "Where the node serves, signed by its TLS key."),
             Claim(-80002, "runtime", Runtime, "The engine, its arguments, packages, kernel, container and driver."),
             Claim(-80008, "capabilities", Capabilities, "Hardware class, memory, context length, quantisation, features, region."),
+            Claim(-80009, "exposure", Exposure, "Which control routes of the engine the node itself reached through its endpoint; absent from older attesters."),
         )),
         Kind("model", (
             Claim(-80003, "manifest", Manifest, "Every file of the model with its size and digests, the bytes of weights by type, and which digests come from a cache."),

@@ -18,6 +18,7 @@ from attester.weights.folder import Folder, open_folder
 from attester.weights.hashing import Pace, check_algorithms
 from attester.weights.manifest import measure
 from attester.weights.possession import ReadChallenge
+from attester.weights.quantisation import Quantisation, quantisation_of
 
 _log = structlog.get_logger("attester")
 
@@ -81,6 +82,18 @@ class ModelFiles:
             # The other models' evidence must not suffer from this one.
             _log.error("a model's files cannot be listed", model=model, why=str(error))
             return None
+
+    async def quantisations(self) -> dict[str, Quantisation | None]:
+        """By model, how its weights are quantised; `None` where the files do not say it, or cannot be read."""
+
+        def work(model: str) -> Quantisation | None:
+            try:
+                return quantisation_of(self._folder(model))
+            except WeightsError:
+                # The manifest says why.
+                return None
+
+        return {model: await asyncio.to_thread(work, model) for model in self._config.models}
 
     def _folder(self, model: str) -> Folder:
         section = self._config.models.get(model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,6 +24,8 @@ from attester.collector import Collector
 from attester.config import AttesterConfig, Home
 from attester.engines import open_engine
 from attester.errors import AttesterError
+from attester.front.keeper import RouterKeeper
+from attester.front.outside import ExposureClaim, Outside
 from attester.live_keys import LiveKeys
 from attester.weights.cache import DigestCache
 
@@ -37,19 +40,27 @@ async def opened(
     keys = LiveKeys(home)
     async with (
         open_session(home.authorities(config)) as http,
-        aiohttp.ClientSession(trust_env=False) as to_engine,
+        aiohttp.ClientSession(trust_env=False, headers=_credential(home, config)) as to_engine,
     ):
         client = VerifierClient(http, config.verifier.url, keys.node)
         engine = open_engine(config, to_engine, home)
         cache = DigestCache(home.path / "digests.db")
+        claim = ExposureClaim(Outside(home, config), client, lambda: keys.tls, time.monotonic)
         collector = Collector(
-            config, engine, keys.tls, keys.node.public.kid, cache=cache, benchmarks=home.benchmarks
-        )
+            config, engine, keys.tls, keys.node.public.kid, cache=cache, benchmarks=home.benchmarks,
+            exposure=claim.collect,
+        )  # fmt: skip
         try:
             yield client, collector, keys
         finally:
             collector.stop()
             cache.close()
+
+
+def _credential(home: Home, config: AttesterConfig) -> dict[str, str]:
+    """The engine's own key, for requests that bring no other."""
+    key = home.engine_key(config)
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 @contextlib.asynccontextmanager
@@ -58,6 +69,17 @@ async def agent_of(home: Home) -> AsyncIterator[Agent]:
     config, enrolment = home.config(), home.enrolment()
     async with opened(home, config) as (client, collector, keys):
         yield Agent(client, collector, keys.node, enrolment, keys=keys)
+
+
+@contextlib.asynccontextmanager
+async def _kept_routers(home: Home, client: VerifierClient) -> AsyncIterator[None]:
+    """While the context lasts, the home has the verifier's list of routers."""
+    keeper = RouterKeeper(client, home, home.config().front.routers_max_age_s)
+    task = asyncio.create_task(keeper.run(), name="routers")
+    try:
+        yield
+    finally:
+        await _end(task)
 
 
 class Runner:
@@ -143,7 +165,7 @@ class _Life:
 
 async def _live(home: Home, opened_agent: asyncio.Future[Agent]) -> None:
     try:
-        async with agent_of(home) as agent:
+        async with agent_of(home) as agent, _kept_routers(home, agent.client):
             await agent.prepare()
             opened_agent.set_result(agent)
             await agent.serve()

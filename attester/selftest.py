@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import aiohttp
 import msgspec
 
 from attester.client import VerifierClient
 from attester.collector import Collector
-from attester.config import AttesterConfig, Home, ModelSection
+from attester.config import BY_FILE, AttesterConfig, Home, ModelSection
 from attester.errors import AttesterError, ConfigError
+from attester.front.check import check_outside
+from attester.front.outside import Outside
 from attester.weights.folder import open_folder
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import TensorFiles
 
-Check = tuple[bool, str, str]
+Check = tuple[bool | None, str, str]
 
 
 class _Practice(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +31,13 @@ class _Practice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _MAX_CLOCK_OFFSET_S = 10
+LOADED_EARNS = "file-system 2 and executables -2 under the default policy: both are affirming"
+BY_FILE_EARNS = (
+    "file-system 2 (affirming) and executables -33 (warning) under the default policy, because files are walked, "
+    "not what the engine has loaded. Routers send it work only where the workload asks for no more "
+    "than model_claims: [file-system] (touchstone router init --model-claims file-system)"
+)
+"""What a node can earn that walks files."""
 
 
 async def run_checks(
@@ -37,13 +47,16 @@ async def run_checks(
     collector: Collector,
     now: Callable[[], float],
 ) -> list[Check]:
-    """Run every check, even after a failure.  A `Check` is (passed, what was checked, detail)."""
+    """Run every check, even after a failure.  A `Check` is (passed, or `None` for a warning; what was checked; detail)."""
+    by_file = config.engine.adapter in BY_FILE
     found = [
         await _run_check("node key", _check_keys(home)),
         await _run_check("enrolment", _check_enrolment(home)),
         await _run_check("engine", _check_engine(collector)),
+        *await _check_outside(home, config, now),
         await _run_check("verifier", _check_verifier(client, config)),
         await _run_check("clock", _check_clock(client, now)),
+        await _run_check("quantisation", collector.check_quantisation()),
     ]
     for model, section in config.models.items():
         found.append(await _run_check(f"folder of {model}", _check_folder(section)))
@@ -52,6 +65,8 @@ async def run_checks(
                 f"practice challenge of {model}", _check_practice(home, model, client, collector)
             )
         )
+        earns = BY_FILE_EARNS if by_file else LOADED_EARNS
+        found.append((None if by_file else True, f"what {model} can earn", earns))
     return found
 
 
@@ -78,6 +93,17 @@ async def _check_enrolment(home: Home) -> str:
 async def _check_engine(collector: Collector) -> str:
     description = await collector.describe()
     return f"{description.engine} {description.version}, arguments {description.arguments or 'none'}"
+
+
+async def _check_outside(home: Home, config: AttesterConfig, now: Callable[[], float]) -> list[Check]:
+    """The endpoint, as routers see it."""
+    try:
+        key, credential = home.tls_key(), home.engine_key(config)
+    except AttesterError as error:
+        return [(False, "endpoint", str(error))]
+    headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
+    async with aiohttp.ClientSession(trust_env=False, headers=headers) as to_engine:
+        return await check_outside(Outside(home, config), key, to_engine, now())
 
 
 async def _check_verifier(client: VerifierClient, config: AttesterConfig) -> str:

@@ -19,6 +19,7 @@ from router.choose.gates import sort_codes
 from router.config import RouterConfig, ServiceSection
 from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, RouterError
+from router.model.workload import MODEL_CLAIMS, SubmodRequirement
 from verifier.roles import Role
 
 _errors = maintenance.errors
@@ -59,6 +60,14 @@ def router() -> None:
     help="The authority of the verifier's certificate, PEM, if the system does not know it.",
 )
 @click.option("--model", "models", multiple=True, required=True, help="A model to route for; repeatable.")
+@click.option(
+    "--model-claims",
+    default=",".join(MODEL_CLAIMS),
+    show_default=True,
+    metavar="CLAIM,CLAIM",
+    help="The trust claims about a model that must be affirming. A node whose engine shows no loaded weights "
+    "(llama.cpp, files) earns file-system alone.",
+)
 @click.option("--listen", default=ServiceSection().listen, show_default=True, help="HOST:PORT to listen on.")
 @tls_options
 @click.option("--open", "is_open", is_flag=True, help="Let anyone send work, and make no key.")
@@ -67,6 +76,7 @@ def init(
     path: Path,
     verifier: str,
     models: tuple[str, ...],
+    model_claims: str,
     listen: str,
     token_file: Path,
     ca_file: Path | None,
@@ -76,10 +86,8 @@ def init(
     is_open: bool,
 ) -> None:
     """Write a configuration, a table with a workload for each model, to be edited, and make a first key."""
-    from router.model.table import read_table, write_table
+    from router.state.identity import Identity, identity_path, now
 
-    short = [model.rpartition("/")[2] for model in models]
-    names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
     given = {
         "verifier": {
             "url": verifier.rstrip("/"),
@@ -96,9 +104,9 @@ def init(
     }
     try:
         config = msgspec.convert(given, RouterConfig)
-        table = write_table(dict(zip(names, models, strict=True)))
-        read_table(table.encode())
-    except msgspec.ValidationError as error:
+        table = _first_table(models, model_claims)
+    except ValueError as error:
+        # msgspec's errors are such ones too.
         raise ConfigError(str(error)) from None
     table_path = path.parent / config.workloads
     for file_path, text in ((path, to_toml(config)), (table_path, table)):
@@ -109,12 +117,26 @@ def init(
             raise ConfigError(f"{file_path} exists already") from None
         except OSError as error:
             raise ConfigError(f"{file_path}: {error.strerror}") from None
-    click.echo(f"Made {path} and {table_path}.")
+    identity = identity_path(path, config.gateway.identity_file)
+    Identity.load_or_make(identity, now())
+    click.echo(f"Made {path}, {table_path} and {identity}.")
     if is_open:
         click.echo("The gateway is open: anyone who reaches it may send work.")
     else:
         _show_first_key(path, config)
     click.echo(f"Next: touchstone router serve --config {path}")
+
+
+def _first_table(models: tuple[str, ...], model_claims: str) -> str:
+    """The table to begin with.  Raises `ValueError`: there is no such claim."""
+    from router.model.table import read_table, write_table
+
+    claims = SubmodRequirement(tuple(claim.strip() for claim in model_claims.split(","))).claims
+    short = [model.rpartition("/")[2] for model in models]
+    names = short if len(set(short)) == len(short) else [f"workload-{n}" for n in range(len(models))]
+    table = write_table(dict(zip(names, models, strict=True)), claims)
+    read_table(table.encode())
+    return table
 
 
 def _show_first_key(path: Path, config: RouterConfig) -> None:
@@ -162,7 +184,7 @@ def serve(path: Path, log_json: bool) -> None:
 
     configure_logging(as_json=log_json)
     config = read_toml(path, RouterConfig, "touchstone router init")
-    app = make_app(load(path, config))
+    app = make_app(load(path, config, makes_identity=True))
     app.on_startup.append(tune_garbage_collector)
     scheme = "https" if config.service.speaks_tls else "http"
     run_app(
@@ -366,10 +388,14 @@ def explanation(record: dict[str, Any]) -> list[str]:
             f"  {place}. {ranked['node']}  {ranked['lane']}: {ranked['score']:.3f} expected s per success",
             (
                 f"       = {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} in flight"
-                f" ÷ {max(ranked['completion'], 0.05):.3f} completion"
+                f" ÷ {max(ranked['completion'], 0.05) * ranked.get('calls', 1):.3f} completion"
                 f" ({ranked['evidence']:.0f} requests measured; {ranked['why']})"
             ),
         ]
+        if ranked.get("calls", 1) != 1:
+            lines.append(
+                f"       its calls of tools are good {ranked['calls']:.2f} times as often as is usual"
+            )
         if ranked.get("cost"):
             lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
     if not record["ranked"]:

@@ -125,12 +125,28 @@ class GatewaySection(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether anyone may send work without a key."""
     allow_private: bool = False
     """Whether nodes may have private or loopback addresses."""
+    identity_file: _File | None = None
+    """
+    The router's own key and certificate, by which nodes know it: made if it is missing.
+
+    Without it, a file beside the configuration: ``router-identity.pem`` beside ``router.toml``.
+    """
     timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 60
-    """For a request with all its attempts; callers may ask for less."""
+    """For all attempts of a request until the first text, or a whole answer; its size comes on top."""
     attempt_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 20
-    """For a whole answer, and for the first text of a stream."""
+    """The same for one attempt."""
     stall_s: Annotated[float, Meta(ge=0.1, le=3600)] = 20
-    """Between one text of a stream and the next."""
+    """Between one sign of life of a stream and the next: text, another event, or a comment."""
+    quiet_s: Annotated[float, Meta(ge=0.1, le=86400)] = 300
+    """Without text, in spite of such signs."""
+    longest_s: Annotated[float, Meta(ge=0.1, le=86400)] = 3600
+    """For a request, whatever comes; callers may ask for less."""
+    unseen_tokens_per_second: Annotated[float, Meta(ge=0.01, le=1e6)] = 2
+    """The pace that is assumed of a node for whole answers, until its own was seen."""
+    unseen_prompt_tokens_per_second: Annotated[float, Meta(ge=0.01, le=1e6)] = 100
+    """The same for reading prompts."""
+    keep_alive_s: Annotated[float, Meta(ge=0, le=3600)] = 5
+    """After so long without an event, the client of a stream gets a comment; 0: never."""
     write_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 30
     """A client that reads nothing for so long is given up."""
     connect_timeout_s: Annotated[float, Meta(ge=0.1, le=60)] = 3

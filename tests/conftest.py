@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -312,3 +314,34 @@ def minilm() -> Iterator[Path]:
         yield published_folder()
     except RuntimeError as error:
         pytest.skip(str(error))
+
+
+@dataclass(frozen=True)
+class LlamaServer:
+    """The real llama.cpp server, and the folder with the GGUF file that it serves."""
+
+    url: str
+    folder: Path
+    file: Path
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
+    """One for all tests of a process; skipped, saying so, where its wheel or its weights are not installed."""
+    from fixtures import llama_server, smollm
+
+    if importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("xllamacpp, the real llama.cpp server, is not installed")
+    root = tmp_path_factory.mktemp("llama")
+    try:
+        folder = smollm.publish_into(root / "model")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    file = folder / smollm.FILE
+    listen = f"127.0.0.1:{free_port()}"
+    try:
+        with llama_server.running(file, listen, smollm.MODEL, root / "llama.log") as url:
+            yield LlamaServer(url, folder, file)
+    finally:
+        # pytest keeps its folders, and this one has 98 MB.
+        shutil.rmtree(folder)

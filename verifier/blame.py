@@ -40,6 +40,8 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "session": Whose.CALLER,
     "token": Whose.CALLER,
     "node": Whose.CALLER,
+    "registration": Whose.CALLER,
+    "registration.full": Whose.VERIFIER,
     "incident": Whose.CALLER,
     "reference": Whose.SECURITY,
     "service": Whose.VERIFIER,

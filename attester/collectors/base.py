@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from attester.config import AttesterConfig
 from attester.cose import PrivateKey
 from attester.engines.base import Engine
-from attester.evidence import Benchmark, ReadAnswer, WalkAnswer
+from attester.evidence import Benchmark, Exposure, ReadAnswer, WalkAnswer
 from attester.kinds import Submod
 from attester.model_files import ModelFiles
 
@@ -29,6 +29,8 @@ class Sources:
     """The thumbprint of the node key."""
     benchmarks: Callable[[], Mapping[int, Benchmark]] = dict
     """The stored benchmark runs, by number of the device."""
+    exposure: Callable[[], Awaitable[Exposure | None]] | None = None
+    """Looks at the served endpoint from outside."""
 
 
 @dataclass(frozen=True)

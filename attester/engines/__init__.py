@@ -22,9 +22,11 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
     # Imported here, because an engine's own process imports this package and needs none of them.
     from attester.config import ADAPTERS
     from attester.engines.budget import Budget
-    from attester.engines.files import FileEngine
+    from attester.engines.files import FileEngine, FileWalker
+    from attester.engines.http import EngineHttp
     from attester.engines.llamacpp import LlamaCppEngine
     from attester.engines.loopback import LoopbackEngine
+    from attester.engines.naming import introductions
     from attester.engines.vllm import VllmEngine
     from attester.engines.walker import Walker
     from attester.errors import ConfigError
@@ -32,15 +34,18 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
     section = config.engine
     folders = {name: Path(model.dir) for name, model in config.models.items()}
     ignore = {name: model.ignore for name, model in config.models.items()}
-    walker = Walker(section.device, Budget(section.walk_s, section.hour_s))
+    files = FileWalker(folders, Walker(section.device, Budget(section.walk_s, section.hour_s)), ignore)
+    engine = EngineHttp(http, section.url)
     match section.adapter:
         case "loopback":
             return LoopbackEngine(http, section.url, home.engine_secret())
         case "vllm":
             return VllmEngine(http, section.url, folders, ignore)
         case "llama.cpp":
-            return LlamaCppEngine(http, section.url, folders, walker, ignore)
+            return LlamaCppEngine(engine, folders, files)
         case "files":
-            return FileEngine(folders, walker, ignore)
+            known = (LlamaCppEngine(engine, folders, files).introduce, *introductions(engine))
+            declared = None if section.name is None else (section.name, section.version or "")
+            return FileEngine(engine, files, known, declared)
         case name:
             raise ConfigError(f"there is no adapter {name[:40]!r}. Choose one of {', '.join(ADAPTERS)}")

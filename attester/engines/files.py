@@ -7,22 +7,22 @@ The evidence says so (`source: file`), and the default policy turns that into a 
 from __future__ import annotations
 
 import asyncio
-import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from attester.engines.base import Description
+from attester.engines.http import EngineHttp
+from attester.engines.naming import Introduction, introduce
 from attester.engines.walker import Walker
 from attester.errors import WeightsError
 from attester.evidence import WalkAnswer
-from attester.version import installed_version
 from attester.weights.folder import Folder, open_folder
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import TensorFiles
 
 
-class FileEngine:
-    """The adapter without an engine: it walks the folders of the models."""
+class FileWalker:
+    """Walks the files in the folders of the models."""
 
     def __init__(
         self,
@@ -34,17 +34,6 @@ class FileEngine:
         self._ignore = ignore or {}
         self._walker = walker
         self._cached: dict[str, tuple[Folder, TensorFiles]] = {}
-
-    async def describe(self) -> Description:
-        """A description that says that no engine is known."""
-        return Description(
-            engine="none",
-            version="0",
-            arguments={},
-            packages={"touchstone": installed_version()},
-            python=platform.python_version(),
-            context_length=0,
-        )
 
     async def prepare(self) -> str:
         """As `Engine.prepare`."""
@@ -71,3 +60,39 @@ class FileEngine:
             cached = (folder, TensorFiles(folder))
             self._cached[model] = cached
         return cached[1]
+
+
+class FileEngine:
+    """
+    The adapter for any engine: it walks the files, and names the engine by what the engine says of itself.
+
+    Args:
+        http: The engine.
+        files: What walks.
+        known: The engines that it may be, in the order in which they are asked.
+        declared: The operator's word for an engine that says nothing of itself: name and version.
+    """
+
+    def __init__(
+        self,
+        http: EngineHttp,
+        files: FileWalker,
+        known: Sequence[Introduction],
+        declared: tuple[str, str] | None = None,
+    ) -> None:
+        self._http = http
+        self._files = files
+        self._known = known
+        self._declared = declared
+
+    async def describe(self) -> Description:
+        """As `Engine.describe`; raises `EngineError` also if nobody says what the engine is."""
+        return await introduce(self._http, self._known, self._declared)
+
+    async def prepare(self) -> str:
+        """As `Engine.prepare`."""
+        return await self._files.prepare()
+
+    async def walk(self, model: str, challenge: WalkChallenge) -> WalkAnswer:
+        """As `Engine.walk`, over the files."""
+        return await self._files.walk(model, challenge)

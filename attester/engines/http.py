@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from attester.bounded import read_all
-from attester.errors import EngineError
+from attester.errors import EngineError, EngineRefusalError, EngineSilentError
 
 MAX_ANSWER_BYTES = 1 << 20
 T = TypeVar("T")
@@ -32,7 +32,9 @@ class EngineHttp:
         Send one request, and return its JSON answer as a value of type *answer*.
 
         Raises:
-            EngineError: there is no answer, its status is not 200, or it is too large or malformed.
+            EngineSilentError: there is no answer.
+            EngineRefusalError: its status is not 200.
+            EngineError: it is too large or malformed.
         """
         try:
             async with self._http.request(
@@ -46,11 +48,13 @@ class EngineHttp:
                 data = await read_all(response.content, MAX_ANSWER_BYTES)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EngineError(
+            raise EngineSilentError(
                 f"the engine at {self.url} does not answer ({type(error).__name__}). Is it running?"
             ) from None
         if status != 200:
-            raise EngineError(f"the engine answers {method} {path} with HTTP status {status}{_reason(data)}")
+            raise EngineRefusalError(
+                f"the engine answers {method} {path} with HTTP status {status}{_reason(data)}", status
+            )
         if data is None:
             raise EngineError(f"the engine's answer to {path} is larger than {MAX_ANSWER_BYTES} bytes")
         try:

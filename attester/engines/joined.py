@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from attester.engines.layouts import Place
@@ -30,6 +30,8 @@ class Whole:
     parts: Sequence[Any]
     axis: int
     shape: tuple[int, ...]
+    compared: bool = False
+    """Whether it rests on bytes that were compared: with copies on other ranks, or with padding."""
 
     def rows(self, first: int, last: int) -> Any:
         """The rows from *first* up to *last*: a view if they are in one part."""
@@ -126,7 +128,7 @@ def _are_in_order(maps: Sequence[Any]) -> bool:
 def _unsharded(info: TensorInfo, place: Place, parts: Sequence[Any]) -> Whole:
     shapes = {tuple(part.shape) for part in parts}
     if shapes == {info.shape} and _are_copies(parts):
-        return Whole(parts[:1], 0, info.shape)
+        return Whole(parts[:1], 0, info.shape, compared=len(parts) > 1)
     if place.sections and len(parts) > 1:
         return _of_sections(info, place.sections, parts)
     # Of what may not be cut, a stack of experts may be: by its first axis.
@@ -137,8 +139,10 @@ def _unsharded(info: TensorInfo, place: Place, parts: Sequence[Any]) -> Whole:
             continue
         whole = Whole(parts, axis, info.shape)
         size = sum(part.shape[axis] for part in parts)
-        if size == info.shape[axis] or (axis == 0 and _is_padded(info, whole, size)):
+        if size == info.shape[axis]:
             return whole
+        if axis == 0 and _is_padded(info, whole, size):
+            return replace(whole, compared=True)
     if shapes == {info.shape}:
         raise EngineError(f"{info.name[:120]}: the copies on the ranks differ")
     loaded = " and ".join(str(shape) for shape in sorted(shapes))
@@ -200,7 +204,7 @@ def _unfused(info: TensorInfo, place: Place, parts: Sequence[Any]) -> Whole:
         found = _shares(info, place, parts, max(counts) if len(counts) == 1 else 0)
     if any(part.shape[1:] != info.shape[1:] for part in found):
         raise EngineError(f"{info.name[:120]}: loaded as {tuple(parts[0].shape)}, published as {info.shape}")
-    return Whole(found, 0, info.shape)
+    return Whole(found, 0, info.shape, compared=len(found) < len(parts))
 
 
 def _shares(info: TensorInfo, place: Place, parts: Sequence[Any], rows: int) -> list[Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from attester.errors import EngineError
@@ -152,6 +153,20 @@ def spelled(name: str) -> str:
     for pattern, spelling in _RENAMES:
         name = pattern.sub(spelling, name)
     return name
+
+
+@lru_cache(maxsize=16)
+def find_all(
+    published: tuple[TensorInfo, ...], live: tuple[tuple[str, tuple[int, ...]], ...], prefix: str
+) -> tuple[Place, ...]:
+    """
+    Where each published tensor is; see `Layout`.  Remembered, because the names are the same at each walk.
+
+    Raises:
+        EngineError: as `Layout`, and `Layout.find`.
+    """
+    layout = Layout(published, dict(live), prefix)
+    return tuple(layout.find(info) for info in published)
 
 
 class Layout:

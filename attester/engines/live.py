@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from attester.engines.derived import DERIVED, Scales, check_factors, check_freed, is_factor, takes_in
 from attester.engines.joined import State, Whole, raw, whole_of
-from attester.engines.layouts import Layout, Place
+from attester.engines.layouts import Place, find_all
 from attester.engines.module_state import ADAPTER
 from attester.errors import EngineError
 from attester.weights.layout import TensorInfo
@@ -40,6 +40,8 @@ class LiveTensor:
     info: TensorInfo
     place: Place
     states: Sequence[State]
+    found: Whole | None = None
+    """Views of the live tensors, as they were when the module was mapped; `None` if that is done at each walk."""
 
     @property
     def name(self) -> str:
@@ -53,12 +55,12 @@ class LiveTensor:
 
     def chunks(self) -> Iterator[Any]:
         """As `Source.chunks`: one view, or copies of blocks if parts must be joined or turned."""
-        for data in self.whole().blocks():
+        for data in self._now().blocks():
             yield data.numpy() if data.device.type == "cpu" else data
 
     def part(self, first: int, count: int) -> bytes:
         """*count* bytes from *first* on."""
-        found: bytes = self.whole().part(first, count).cpu().numpy().tobytes()
+        found: bytes = self._now().part(first, count).cpu().numpy().tobytes()
         return found
 
     def whole(self) -> Whole:
@@ -67,6 +69,10 @@ class LiveTensor:
         if math.prod(whole.shape) * whole.parts[0].element_size() != self.info.size:
             raise EngineError(f"{self.info.name}: its size in the module differs from the published size")
         return whole
+
+    def _now(self) -> Whole:
+        # What was found equal may differ by now.
+        return self.whole() if self.found is None or self.found.compared else self.found
 
 
 class LiveTensors:
@@ -97,23 +103,26 @@ class LiveTensors:
         is_deferred: bool = False,
     ) -> None:
         _check_states(states)
-        layout = Layout(published, {name: tuple(tensor.shape) for name, tensor in states[0].items()}, prefix)
         scales, used = scales or {}, set()
+        ordered = tuple(sorted(published, key=lambda info: info.name.encode()))
+        taken_in = {
+            info.name for info in ordered if info.name in scales and takes_in(info.name, prefix, states[0])
+        }
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in states[0].items())
+        places = iter(find_all(tuple(info for info in ordered if info.name not in taken_in), shapes, prefix))
         self._tensors: list[Source] = []
-        for info in sorted(published, key=lambda info: info.name.encode()):
-            if info.name in scales and takes_in(info.name, prefix, states[0]):
+        for info in ordered:
+            if info.name in taken_in:
                 self._tensors.append(scales[info.name])
                 continue
-            place = layout.find(info)
-            tensor = LiveTensor(info, place, states)
+            place = next(places)
             for state in states:
                 check_freed(info, state[place.name])
                 _check_dtype(info, state[place.name])
             # Checked now, so that the operator learns of a mismatch before a call comes.
-            if not is_deferred:
-                tensor.whole()
+            tensor = LiveTensor(info, place, states)
             used.add(place.name)
-            self._tensors.append(tensor)
+            self._tensors.append(tensor if is_deferred else replace(tensor, found=tensor.whole()))
         for state in states:
             check_factors(state, _check_rest(state, used, derived), published, scales)
 

@@ -12,13 +12,12 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
 from attester.engines.base import Description
-from attester.engines.files import FileEngine
+from attester.engines.files import FileWalker
 from attester.engines.http import EngineHttp
-from attester.engines.walker import Walker
+from attester.engines.naming import ask
 from attester.errors import EngineError
 from attester.evidence import WalkAnswer
 from attester.version import installed_version
@@ -41,21 +40,23 @@ class _Props(msgspec.Struct, frozen=True):
 class LlamaCppEngine:
     """A llama.cpp server on this machine."""
 
-    def __init__(
-        self,
-        http: aiohttp.ClientSession,
-        url: str,
-        folders: Mapping[str, Path],
-        walker: Walker,
-        ignore: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> None:
-        self._http = EngineHttp(http, url)
+    def __init__(self, http: EngineHttp, folders: Mapping[str, Path], files: FileWalker) -> None:
+        self._http = http
         self._folders = folders
-        self._files = FileEngine(folders, walker, ignore)
+        self._files = files
 
     async def describe(self) -> Description:
         """As `Engine.describe`; raises `EngineError` if the server's file is not a configured model's."""
-        props = await self._http.request("GET", "/props", _Props, timeout_s=_REQUEST_TIMEOUT_S)
+        return await self._describe(
+            await self._http.request("GET", "/props", _Props, timeout_s=_REQUEST_TIMEOUT_S)
+        )
+
+    async def introduce(self) -> Description | None:
+        """As `describe`; `None` if the engine is another one."""
+        props = await ask(self._http, "/props", _Props)
+        return None if props is None else await self._describe(props)
+
+    async def _describe(self, props: _Props) -> Description:
         try:
             served = await asyncio.to_thread(Path(props.model_path).resolve)
         except (OSError, ValueError, RuntimeError):

@@ -3,8 +3,8 @@ The header of a GGUF file, read strictly and within bounds; errors name the file
 
 Format (ggml-org/ggml, docs/gguf.md): magic, version, counts, typed key-value pairs, tensor
 table, padding to ``general.alignment``, then the tensors' bytes, each aligned.  Versions 2
-and 3, little-endian.  Only what a walk needs is kept.  The metadata is skipped, but every
-length in it is checked against the rest of the file.
+and 3, little-endian.  Only what a walk needs is kept, and ``general.file_type``.  The other
+metadata is skipped, but every length in it is checked against the rest of the file.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from attester.errors import WeightsError
 from attester.weights.folder import ModelFile
 from attester.weights.layout import MAX_TENSORS, TensorInfo
 
+MAGIC: Final = b"GGUF"
+"""The first bytes of a file."""
 MAX_HEADER_BYTES: Final = 64 << 20
 """Bytes before the tensors, which include the vocabulary."""
 _MAX_NAME_BYTES: Final = 1 << 10
 _MAX_KEYS: Final = 1 << 16
 _MAX_DEPTH: Final = 4
 _ALIGNMENT: Final = "general.alignment"
+_FILE_TYPE: Final = "general.file_type"
 
 _TYPES: Final[Mapping[int, tuple[str, int, int]]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
@@ -45,7 +48,16 @@ _SCALARS: Final[Mapping[int, int]] = {
 _STRING, _ARRAY, _U32 = 8, 9, 4
 
 
-def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
+@dataclass(frozen=True)
+class Header:
+    """What is kept of a header."""
+
+    tensors: tuple[TensorInfo, ...]
+    file_type: int | None
+    """The number of llama.cpp's name for the mixture of types (``LLAMA_FTYPE``), if the file says it."""
+
+
+def read_header(file: ModelFile) -> Header:
     """
     Read the header of a GGUF file, strictly.
 
@@ -147,7 +159,7 @@ class _Reader:
             self.skip_value(key, kind, depth + 1)
 
 
-def parse_header(name: str, data: bytes, size: int) -> tuple[TensorInfo, ...]:
+def parse_header(name: str, data: bytes, size: int) -> Header:
     """
     Parse the header of a file of *size* bytes, which begins with *data*.
 
@@ -155,7 +167,7 @@ def parse_header(name: str, data: bytes, size: int) -> tuple[TensorInfo, ...]:
         WeightsError: as `read_header`.
     """
     reader = _Reader(name, data, size)
-    if size < 24 or data[:4] != b"GGUF":
+    if size < 24 or data[:4] != MAGIC:
         raise WeightsError(f"{name} is not a GGUF file ({size} bytes)")
     reader.skip(4)
     version = reader.u32()
@@ -165,18 +177,19 @@ def parse_header(name: str, data: bytes, size: int) -> tuple[TensorInfo, ...]:
     tensors, keys = reader.u64(), reader.u64()
     if tensors > MAX_TENSORS or keys > _MAX_KEYS:
         raise reader.refuse(f"claims {tensors} tensors and {keys} keys, which are too many")
-    alignment = _alignment(reader, keys)
+    alignment, file_type = _metadata(reader, keys)
     infos = [_tensor(reader) for _ in range(tensors)]
     if len({info.name for info in infos}) != len(infos):
         seen: set[str] = set()
         duplicate = next(i.name for i in infos if i.name in seen or seen.add(i.name))  # type: ignore[func-returns-value]
         raise reader.refuse(f"tensor {duplicate[:80]!r} occurs twice")
     start = reader.at + -reader.at % alignment
-    return _placed(reader, infos, start, alignment, size)
+    return Header(_placed(reader, infos, start, alignment, size), file_type)
 
 
-def _alignment(reader: _Reader, keys: int) -> int:
-    found = 32
+def _metadata(reader: _Reader, keys: int) -> tuple[int, int | None]:
+    """The alignment, and the number of the file's type."""
+    alignment, file_type = 32, None
     seen = set()
     for _ in range(keys):
         key = reader.text("a key", _MAX_NAME_BYTES)
@@ -184,15 +197,17 @@ def _alignment(reader: _Reader, keys: int) -> int:
             raise reader.refuse(f"key {key[:80]!r} occurs twice")
         seen.add(key)
         kind = reader.u32()
-        if key != _ALIGNMENT:
+        if key == _FILE_TYPE and kind == _U32:
+            file_type = reader.u32()
+        elif key != _ALIGNMENT:
             reader.skip_value(key, kind)
-            continue
-        if kind != _U32:
+        elif kind != _U32:
             raise reader.refuse(f"{_ALIGNMENT} must be a 32-bit number")
-        found = reader.u32()
-        if found == 0 or found % 8 or found > 1 << 16:
-            raise reader.refuse(f"an alignment of {found} is not allowed")
-    return found
+        else:
+            alignment = reader.u32()
+            if alignment == 0 or alignment % 8 or alignment > 1 << 16:
+                raise reader.refuse(f"an alignment of {alignment} is not allowed")
+    return alignment, file_type
 
 
 def _tensor(reader: _Reader) -> TensorInfo:

@@ -2,18 +2,23 @@
 The tensors of a model in walking order, from safetensors or GGUF files.
 
 Walking order is the order of the names' UTF-8 bytes, across all files.
+
+A GGUF file is known by its first bytes, not by its name: stores of engines name files by their
+digests, without a suffix.  A safetensors file begins with a number, so it is known by its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 import numpy as np
 
 from attester.errors import WeightsError
+from attester.evidence import MAX_FILES
 from attester.weights import gguf, safetensors
 from attester.weights.folder import Bytes, Folder, ModelFile, open_model_file
 from attester.weights.layout import TensorInfo
@@ -101,7 +106,7 @@ class TensorFiles:
     The tensors of a folder in walking order.
 
     In each folder, the tensors come from the shards that ``*.safetensors.index.json`` names; if
-    there is no index, from all ``*.safetensors``; if there are none, from all ``*.gguf``.
+    there is no index, from all ``*.safetensors``; if there are none, from all GGUF files.
 
     Raises:
         WeightsError: the folder has no tensor file or no bytes of tensors, an index does not
@@ -145,12 +150,37 @@ def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
     Raises:
         WeightsError: the header is truncated, contradicts the file, or is not of its format.
     """
-    return gguf.read_header(file) if file.name.endswith(_GGUF) else safetensors.read_header(file)
+    return gguf.read_header(file).tensors if is_gguf(file) else safetensors.read_header(file)
 
 
 def tensor_files(folder: Folder) -> tuple[ModelFile, ...]:
     """The files that hold tensors, and the index files."""
-    return tuple(file for file in folder.files if file.name.endswith((_SAFETENSORS, _INDEX, _GGUF)))
+    return tuple(file for file in folder.files if file.name.endswith((_SAFETENSORS, _INDEX)) or is_gguf(file))
+
+
+def is_gguf(file: ModelFile) -> bool:
+    """
+    Whether a file is GGUF by its first bytes.
+
+    A file with the suffix of GGUF that does not begin so is one too: its header is then refused by
+    name.  A file that cannot be opened is none; whoever needs it will say so.
+    """
+    if file.name.endswith(_GGUF):
+        return True
+    # Without a stamp nothing would show that the file has changed.
+    return _begins_as_gguf(file) if any(file.stamp) else _begins_as_gguf.__wrapped__(file)
+
+
+@lru_cache(maxsize=MAX_FILES)
+def _begins_as_gguf(file: ModelFile) -> bool:
+    # The file's stamp is part of the key: it is opened again only if it has changed.
+    if file.size < len(gguf.MAGIC):
+        return False
+    try:
+        with open(file.path, "rb", buffering=0) as stream:
+            return stream.read(len(gguf.MAGIC)) == gguf.MAGIC
+    except OSError:
+        return False
 
 
 def _chosen_files(folder: Folder) -> list[ModelFile]:
@@ -160,7 +190,7 @@ def _chosen_files(folder: Folder) -> list[ModelFile]:
     chosen: list[ModelFile] = []
     for files in by_folder.values():
         indexes = [file for file in files if file.name.endswith(_INDEX)]
-        shards = [file for file in files if file.name.endswith(_SAFETENSORS)]
+        shards = [file for file in files if file.name.endswith(_SAFETENSORS) and not is_gguf(file)]
         if len(indexes) > 1:
             raise WeightsError(
                 f"{indexes[0].name} and {indexes[1].name} are both index files; only one may be in a folder"

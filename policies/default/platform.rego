@@ -43,8 +43,12 @@ acceptable(facts) if {
 	facts.runtime != null
 	facts.class_matches
 	not facts.class_doubted
+	not exposed(facts)
 	count(complaints(facts.runtime) - {"runtime.engine.weak"}) == 0
 }
+
+# Whoever reaches the engine's control routes can change what it serves.
+exposed(facts) if facts.exposure == "open"
 
 # What there is to say against a running configuration, as reason codes.
 complaints(runtime) := {code |

@@ -66,6 +66,15 @@ test_class_that_walks_contradict_is_96 if {
 	platform_with({"class_doubted": true}).trust_vector.configuration == 96
 }
 
+test_control_routes_that_can_be_reached_are_96 if {
+	platform_with({"exposure": "open"}).trust_vector.configuration == 96
+}
+
+test_routes_that_nobody_has_reached_cost_nothing if {
+	platform_with({"exposure": "closed"}).trust_vector.configuration == 2
+	platform_with({"exposure": "unreached"}).trust_vector.configuration == 2
+}
+
 test_weak_version_is_32 if {
 	out := platform_with({"runtime": {"version": "0.10.2"}})
 	out.trust_vector.configuration == 32

@@ -57,6 +57,10 @@ class Decision(Struct, frozen=True, gc=False):
     """What was known of each node that was drawn."""
     shares: dict[str, bool]
     """For each operator that was drawn, whether it had its share."""
+    has_tools: bool = False
+    """Whether the work may call tools: then it counts how well nodes do."""
+    usual_calls: float | None = None
+    """The share of good calls that was usual."""
 
     @property
     def chosen(self) -> Ranked | None:
@@ -101,8 +105,8 @@ _NAMES: Final = tuple((lane, lane.value) for lane in LANES)
 _EMPTY_RANKING: Final = Ranking(())
 
 
-def decide(view: FleetView, workload: Workload, seed: int) -> Decision:
-    """Rank the nodes that may do the work.  An empty ranking is an answer."""
+def decide(view: FleetView, workload: Workload, seed: int, *, has_tools: bool = False) -> Decision:
+    """Rank the nodes that may do the work, which may be to call tools.  An empty ranking is an answer."""
     pool = _RecordingPool(view.pool)
     sizes = {name: pool.sizes[lane] for lane, name in _NAMES}
     closed = dict(view.closed)
@@ -112,7 +116,7 @@ def decide(view: FleetView, workload: Workload, seed: int) -> Decision:
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = _EMPTY_RANKING
     else:
-        ranking = rank(pool, workload, seed)
+        ranking = rank(pool, workload, seed, has_tools=has_tools)
     return Decision(
         workload=workload,
         seed=seed,
@@ -127,6 +131,8 @@ def decide(view: FleetView, workload: Workload, seed: int) -> Decision:
         seen=pool.records(),
         facts=pool.known,
         shares=pool.shares,
+        has_tools=has_tools,
+        usual_calls=pool.usual_calls if has_tools else None,
     )
 
 
@@ -147,7 +153,7 @@ def replay(decision: Decision) -> Decision:
             closed=closed,
             silent_s=decision.silent_s,
         )
-        again = decide(view, decision.workload, decision.seed)
+        again = decide(view, decision.workload, decision.seed, has_tools=decision.has_tools)
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, the decision asks something that the record does not have") from None
     for name in ("ranked", "opened", "over", "lanes", "closed"):
@@ -159,10 +165,11 @@ def replay(decision: Decision) -> Decision:
 class _RecordingPool:
     """A pool that records what it is asked."""
 
-    __slots__ = ("_pool", "known", "lanes", "shares", "sizes")
+    __slots__ = ("_pool", "known", "lanes", "shares", "sizes", "usual_calls")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.usual_calls = pool.usual_calls
         self.sizes = dict(pool.sizes)
         self.lanes = {lane: RecordingIndex(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
         self.known: dict[str, CandidateFacts] = {}
@@ -187,6 +194,7 @@ class _ReplayPool:
         empty = LaneRecord(size=0, operators=0, at={}, nodes_of={}, node_of={})
         self.lanes = {lane: ReplayIndex(decision.seen.get(lane.value, empty)) for lane in LANES}
         self.sizes = {lane: len(index) for lane, index in self.lanes.items()}
+        self.usual_calls = decision.usual_calls
         self._decision = decision
 
     def facts(self, node: str) -> CandidateFacts:

@@ -26,6 +26,13 @@ FEED_SILENT_S: Final = 60.0
 FEED_SILENT: Final = "incident.feed-silent"
 PENDING: Final = "address.pending"
 EXHAUSTED: Final = "result.verifier-exhausted"
+NOT_AFFIRMING: Final = "result.not-affirming"
+_FROM_FILE: Final = "weights.walk.from-file"
+_TAKES_FILES: Final = (
+    "its engine shows its files alone, and a workload that takes that asks for no more than "
+    "model_claims: [file-system]"
+)
+"""What to do about a node whose walk was one of files: it is the workload that says whether that is enough."""
 _NO_CHALLENGES: Final = "challenges.exhausted"
 _FOLLOWS: Final = frozenset(
     {_NO_CHALLENGES, "weights.walk.stale", "weights.walk.announced", "weights.read.unasked"}
@@ -142,7 +149,9 @@ def _submod_falls_short(
                 return GateVerdict("result", EXHAUSTED, detail)
             reasons = ", ".join(codes) or "no reason given"
             detail = f"{submod} {claim} is {value} ({tier}); {reasons}"
-            return GateVerdict("result", "result.not-affirming", detail)
+            if _FROM_FILE in codes and tier is not Tier.CONTRAINDICATED:
+                detail += f"; {_TAKES_FILES}"
+            return GateVerdict("result", NOT_AFFIRMING, detail)
     given = appraised.assurance
     if given not in ASSURANCES or ASSURANCES.index(given) < ASSURANCES.index(assurance):
         detail = f"{submod} is {given}, and {assurance} is required"
@@ -260,7 +269,7 @@ CODES: Final = {
     "result.untimely": "Its newest result is not of this time: the router's clock or the verifier's is wrong.",
     "result.old": "Its result is older than the workload allows.",
     "result.no-submod": "Its result lacks a submodule that is required.",
-    "result.not-affirming": "A required claim is not affirming.",
+    NOT_AFFIRMING: "A required claim is not affirming.",
     "result.assurance": "The assurance of its result is less than what is required.",
     EXHAUSTED: "The verifier has no challenges left, so it cannot tell; that is not the node's fault.",
     "incident.quarantine": "An incident is open; a person must review it.",

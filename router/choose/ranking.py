@@ -6,7 +6,9 @@ lane, power of two choices (Mitzenmacher, "The Power of Two Choices in Randomize
 Balancing", 2001) on the expected seconds of a *successful* answer, and on its expected cost if
 money counts.  Of the two, one is drawn among nodes and one among operators: many nodes bring
 an operator more work, but never all of it.  No score depends on the other candidates, so that
-no node can move another node's score, and nothing depends on how many nodes there are.
+no node can move another node's score, and nothing depends on how many nodes there are.  One
+number is shared, for work with tools alone: the share of good calls that is usual among
+operators.  It moves those that were measured alike.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from msgspec import Struct
 from router.choose.candidates import FAIL_OPEN_LANES, LANES, CandidateIndex, Key, Lane
 from router.choose.seeded_random import SeededRandom
 from router.model.standing import Rating
+from router.model.tool_calls import compare_calls
 from router.model.workload import Workload
 
 WIDTH: Final = 3
@@ -60,6 +63,10 @@ class Pool(Protocol):
     def has_full_share(self, operator: str) -> bool:
         """Whether an operator has its share of the work in flight already."""
 
+    @property
+    def usual_calls(self) -> float | None:
+        """The usual share of good calls of tools; `None` if too few were seen."""
+
 
 class Ranked(Struct, frozen=True, gc=False, kw_only=True):
     """A ranked node, with every term of its score."""
@@ -73,6 +80,8 @@ class Ranked(Struct, frozen=True, gc=False, kw_only=True):
     latency_s: float
     in_flight: int
     evidence: float
+    calls: float = 1.0
+    """For work with tools, its share of good calls as a multiple of the usual one; 1 if it may be the usual one."""
     why: str
     """The reason for its grade, as a code."""
     cost: float = 0.0
@@ -93,11 +102,15 @@ class Ranking(Struct, frozen=True, gc=False):
     """Operators that were drawn and passed over, because they have their share."""
 
 
-def score(key: Key, lane: Lane, facts: CandidateFacts, workload: Workload) -> Ranked:
-    """A node's score, from what routers measured."""
+def score(
+    key: Key, lane: Lane, facts: CandidateFacts, workload: Workload, usual_calls: float | None = None
+) -> Ranked:
+    """A node's score, from what routers measured; *usual_calls* for work with tools alone."""
     operator, node = key
     rating = facts.rating
-    completion = max(_LEAST_COMPLETION, rating.completion)
+    calls = compare_calls(rating.calls, rating.bad_calls, usual_calls)
+    # An answer whose calls no tool can take is no success.
+    completion = max(_LEAST_COMPLETION, rating.completion) * calls
     seconds = rating.latency_s * (facts.in_flight + 1) / completion
     cost, is_cheap = 0.0, False
     if workload.prices:
@@ -116,6 +129,7 @@ def score(key: Key, lane: Lane, facts: CandidateFacts, workload: Workload) -> Ra
         latency_s=rating.latency_s,
         in_flight=facts.in_flight,
         evidence=rating.evidence,
+        calls=calls,
         why=rating.why,
         cost=cost,
         below_energy=is_cheap,
@@ -123,9 +137,9 @@ def score(key: Key, lane: Lane, facts: CandidateFacts, workload: Workload) -> Ra
     )
 
 
-def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
-    """The first few nodes, in the order in which they must be tried."""
-    draw = _Draw(pool, workload, SeededRandom(seed))
+def rank(pool: Pool, workload: Workload, seed: int, *, has_tools: bool = False) -> Ranking:
+    """The first few nodes, in the order in which they must be tried; *has_tools*: the work may call tools."""
+    draw = _Draw(pool, workload, SeededRandom(seed), pool.usual_calls if has_tools else None)
     sizes = pool.sizes
     filled = [lane for lane in LANES if sizes[lane]]
     ranked: list[Ranked] = []
@@ -151,10 +165,13 @@ def rank(pool: Pool, workload: Workload, seed: int) -> Ranking:
 class _Draw:
     """Draws nodes from lanes, no node twice."""
 
-    __slots__ = ("_drawn", "_left", "_limited", "_pool", "_workload", "over", "random")
+    __slots__ = ("_drawn", "_left", "_limited", "_pool", "_usual_calls", "_workload", "over", "random")
 
-    def __init__(self, pool: Pool, workload: Workload, random: SeededRandom) -> None:
+    def __init__(
+        self, pool: Pool, workload: Workload, random: SeededRandom, usual_calls: float | None
+    ) -> None:
         self._pool = pool
+        self._usual_calls = usual_calls
         self._workload = workload
         self.random = random
         self._limited = workload.max_operator_share < _WHOLE_SHARE
@@ -213,7 +230,7 @@ class _Draw:
             return None
         self._drawn.add(key)
         self._left[lane] -= 1
-        return score(key, lane, self._pool.facts(key[1]), self._workload)
+        return score(key, lane, self._pool.facts(key[1]), self._workload, self._usual_calls)
 
     def _find(
         self, index: CandidateIndex, *, among_nodes: bool, shares: bool, barred: str | None

@@ -17,11 +17,21 @@ from router.model.answers import Answer
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
+from router.model.wishes import Kept
 
 DOUBTFUL: Final = frozenset(
-    {Outcome.CRASHED, Outcome.STALLED, Outcome.EMPTY, Outcome.UNSUPPORTED, Outcome.REFUSED}
+    {
+        Outcome.CRASHED,
+        Outcome.STALLED,
+        Outcome.TRUNCATED,
+        Outcome.CORRUPTED,
+        Outcome.UNHONOURED,
+        Outcome.EMPTY,
+        Outcome.UNSUPPORTED,
+        Outcome.REFUSED,
+    }
 )
-"""Outcomes that the request itself may have caused (docs/adr/0019)."""
+"""Outcomes that the request itself may have caused, while nothing has gone to the client (docs/adr/0019, 0038)."""
 
 
 class StreamSummary(Struct, frozen=True, kw_only=True):
@@ -32,6 +42,8 @@ class StreamSummary(Struct, frozen=True, kw_only=True):
     text: TokenCounter
     first_token_s: float | None
     claimed: Usage | None
+    usage: bytes | None
+    """The data of the last event in which the node told its usage."""
     is_done: bool
     """Whether the protocol's last event came."""
     unsent: bytes
@@ -64,6 +76,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """Whether the model's tokeniser has counted all of it."""
     was_given: bool = False
     """Whether the node was given the request, or may have been."""
+    kept: Kept | None = None
+    """How the answer keeps to what the request asks of its form; `None` if it asks nothing."""
 
     @property
     def claimed(self) -> Usage | None:
@@ -111,13 +125,16 @@ def decide_next(attempts: Sequence[Attempt], *, is_exhausted: bool = False) -> N
     last = attempts[-1]
     if last.outcome is Outcome.COMPLETED or (last.outcome is Outcome.REFUSED and not last.is_doubtful):
         return Return(last)
+    if last.outcome is Outcome.UNHONOURED and last.stream is not None:
+        # The client has it already.
+        return Return(last)
     if last.has_begun:
         return Fail(last.outcome)
     may_move_on = last.outcome.may_move_on or _is_doubtful_refusal(last)
     if may_move_on and not is_exhausted:
         return CONTINUE
-    # A second best answer is better than none: a refusal, or an answer with nothing in it.
-    for is_second_best in (_is_doubtful_refusal, _is_empty):
+    # A second best answer is better than none: a refusal, an answer that keeps to most, or one with nothing in it.
+    for is_second_best in (_is_doubtful_refusal, _is_unhonoured, _is_empty):
         for attempt in reversed(attempts):
             if is_second_best(attempt):
                 return Return(attempt)
@@ -138,13 +155,17 @@ def find_blamed(attempts: Sequence[Attempt], end: Next, *, ranked: int) -> list[
     if isinstance(end, Fail) and ranked == 1 and len(attempts) == 1:
         # But one node alone does not show whether the network was at fault.
         unreached = Failure.NO_CONNECTION_IN_TIME
-        nodes = (Outcome.CRASHED, Outcome.STALLED)
+        nodes = (Outcome.CRASHED, Outcome.STALLED, Outcome.TRUNCATED, Outcome.CORRUPTED)
         return [a for a in doubtful if a.outcome in nodes and a.failure is not unreached]
     return []
 
 
 def _is_doubtful_refusal(attempt: Attempt) -> bool:
     return attempt.outcome is Outcome.REFUSED and attempt.is_doubtful
+
+
+def _is_unhonoured(attempt: Attempt) -> bool:
+    return attempt.outcome is Outcome.UNHONOURED
 
 
 def _is_empty(attempt: Attempt) -> bool:

@@ -10,6 +10,7 @@ from aiohttp import HttpVersion11, web
 
 from router.gateway.idempotency import CachedResponse
 from router.gateway.sink import ClientGoneError
+from router.gateway.sse import KEEP_ALIVE
 
 _CONTENT_TYPE: Final = "text/event-stream"
 _UNBLOCKED_BYTES: Final = 32 << 10
@@ -26,7 +27,7 @@ class _Response(web.StreamResponse):
 
 class ClientStream:
     """
-    A `Sink` that begins with the first bytes that are sent.
+    A `Sink` that opens with the first bytes that are sent.
 
     What a client does not read waits in the kernel and in 64 KiB here.  Beyond that the node is
     read no further either, so that slow readers cost no memory.
@@ -44,13 +45,40 @@ class ClientStream:
         }
         self._timeout_s = write_timeout_s
         self._response: _Response | None = None
-        self._has_begun = False
+        self._has_begun = self._is_open = self._has_ended = False
+        self._loop = asyncio.get_running_loop()
+        self.sent_at = self._loop.time()
+        """When something was last sent, by the loop's clock; at first, when the stream was made."""
         self._cached = bytearray() if is_cached else None
 
     @property
     def has_begun(self) -> bool:
         """See `Sink`."""
         return self._has_begun
+
+    @property
+    def is_open(self) -> bool:
+        """See `Sink`."""
+        return self._is_open
+
+    async def keep_alive(self) -> None:
+        """
+        Send a comment, which clients pass over.  It opens the stream, and begins no answer.
+
+        Raises:
+            ClientGoneError: the client is gone.
+        """
+        if self._has_ended or self.may_block(len(KEEP_ALIVE)):
+            # Who does not read what there is needs no comments.
+            return
+        await self.prepare()
+        assert self._response is not None
+        self._is_open = True
+        self.sent_at = self._loop.time()
+        try:
+            await self._response.write(KEEP_ALIVE)
+        except ConnectionError:
+            raise ClientGoneError("the client is gone") from None
 
     async def prepare(self) -> None:
         """Prepare the head, which takes time, while the node has not answered yet."""
@@ -81,7 +109,9 @@ class ClientStream:
         try:
             await self.prepare()
             assert self._response is not None
-            self._has_begun = True
+            self._has_begun = self._is_open = True
+            self._has_ended = is_last
+            self.sent_at = self._loop.time()
             if not self.may_block(len(data)):
                 await (self._response.write_eof(data) if is_last else self._response.write(data))
             else:
@@ -103,7 +133,8 @@ class ClientStream:
 
     def end(self) -> web.StreamResponse:
         """End the stream.  The server closes it, also if the client is gone."""
-        return self._response if self._response is not None and self._has_begun else web.Response(status=503)
+        self._has_ended = True
+        return self._response if self._response is not None and self._is_open else web.Response(status=503)
 
     def cached_response(self) -> CachedResponse | None:
         """The whole stream, if it was to be cached and is not too large."""

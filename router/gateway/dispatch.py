@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -37,6 +38,7 @@ from router.gateway.exchanges import Exchanges
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
 from router.gateway.sink import Sink
+from router.model.allowance import LEAST_ANSWER, LEAST_PROMPT, Seen, allow
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
 from router.model.tokens import Count, TokenCounter
@@ -64,6 +66,9 @@ class Run:
     record: Record
     request: NodeRequest
     deadline: float
+    """When the caller's time is over."""
+    first_by: float
+    """When the router's own patience is, until the first text or a whole answer.  What nodes are lent adds to it."""
     tells_usage: bool = False
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
@@ -98,9 +103,9 @@ class Dispatcher:
         self._reviews = reviews
         self.seed = seed
 
-    def decide(self, workload: Workload, caller: str = "") -> Record:
-        """Decide which nodes may do the work, and keep the record."""
-        decision = decide(self.fleet.view_for(workload), workload, self.seed())
+    def decide(self, workload: Workload, caller: str = "", *, has_tools: bool = False) -> Record:
+        """Decide which nodes may do the work, which may be to call tools, and keep the record."""
+        decision = decide(self.fleet.view_for(workload), workload, self.seed(), has_tools=has_tools)
         record = Record(decision, caller)
         self.records.add(record)
         if workload.energy_floor is not None:
@@ -140,14 +145,20 @@ class Dispatcher:
         """
         ranked = run.record.decision.ranked
         end = await self._try_all(run, ranked)
+        if isinstance(end, Return) and end.attempt.outcome is Outcome.UNHONOURED:
+            end = Return(await self._charge(run, end.attempt))
         for attempt in find_blamed(run.attempts, end, ranked=len(ranked)):
             run.record.blame(attempt.node)
-            self.fleet.blame_node(attempt.node, run.request.workload, Outcome.CRASHED, attempt.number)
+            # What is nobody's in itself turned out to be a failure of the node, of no kind of its own.
+            is_of_a_kind = attempt.outcome.blame is Blame.NODE or attempt.outcome is Outcome.UNHONOURED
+            outcome = attempt.outcome if is_of_a_kind else Outcome.CRASHED
+            self.fleet.blame_node(attempt.node, run.request.workload, outcome, attempt.number)
         return end
 
     async def _try_all(self, run: Run, ranked: tuple[Ranked, ...]) -> Return | Fail:
         for candidate in ranked:
-            left_s = run.deadline - self._clock.monotonic()
+            now = self._clock.monotonic()
+            left_s = min(run.deadline, run.first_by) - now
             if left_s <= 0 and not run.attempts:
                 return Fail(Outcome.TIMED_OUT)
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
@@ -157,7 +168,7 @@ class Dispatcher:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
-            await self._attempt(run, candidate, left_s)
+            await self._attempt(run, candidate, now)
             step: Next = decide_next(run.attempts)
             if not isinstance(step, Continue):
                 return step
@@ -170,9 +181,12 @@ class Dispatcher:
         verdict = self.fleet.verdict(node, decision.workload)
         return None if verdict is not None and verdict.code in decision.opened else verdict
 
-    async def _attempt(self, run: Run, candidate: Ranked, left_s: float) -> None:
+    async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
         request, node = run.request, candidate.node
+        statistics = self.fleet.statistics(node, request.workload.standing_key)
+        seen = Seen() if statistics is None else statistics.seen
+        allowed = allow(self._exchanges.limits, seen, request.size, is_streamed=request.is_streamed)
         endpoint = self.fleet.view(node).endpoint
         text = self.metering.counter_for(request) if run.sink is not None else _NOTHING
         number = self.fleet.start_work(node, request.workload)
@@ -181,7 +195,10 @@ class Dispatcher:
             candidate,
             endpoint,
             request,
-            left_s=left_s,
+            allowed=allowed,
+            left_s=run.deadline - now,
+            first_left_s=run.first_by + allowed.extra_s - now,
+            is_gone=partial(self._is_gone, node),
             sink=run.sink,
             text=text,
             number=number,
@@ -189,6 +206,8 @@ class Dispatcher:
         attempt: Attempt | None = None
         try:
             attempt = await exchange.run()
+            # What a node got for the size of the request, or for its signs of life, takes nothing from the next.
+            run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
             attempt = attempt or exchange.abandoned()
@@ -206,6 +225,11 @@ class Dispatcher:
             _log.warning("an attempt failed", node=node, outcome=attempt.outcome, detail=attempt.detail)
         run.attempts.append(attempt)
 
+    def _is_gone(self, node: str) -> bool:
+        """Whether a node has answered no probe for so long that it is taken to be gone."""
+        heartbeat = self.fleet.heartbeat(node)
+        return heartbeat is not None and heartbeat.ends()[1] <= self._clock.monotonic()
+
     def _refuses_often(self, node: str, workload: Workload) -> bool:
         statistics = self.fleet.statistics(node, workload.standing_key)
         return statistics is not None and statistics.load.refusals_in_a_row >= _OFTEN_REFUSED
@@ -216,29 +240,43 @@ class Dispatcher:
 
         An answer whose claim is not judged is settled after it was sent (`finish`), unless its end tells the usage.
         """
-        if attempt.answer is not None:
-            is_urgent = self.metering.judges(run.request)
-        else:
-            is_urgent = run.tells_usage or self.metering.has_tokeniser(run.request)
-        if not is_urgent:
+        if not self._must_count(run, attempt):
             run.unsettled = attempt
             return attempt
-        counted: Usage | None = None
-        is_exact = False
+        counted: Attempt | None = None
         try:
-            if run.prompt is None:
-                run.prompt = await self.metering.count_prompt(run.request)
-            answer = await self.metering.count_answer(run.request, attempt)
-            counted = Usage(run.prompt.tokens, answer.tokens)
-            is_exact = run.prompt.is_exact and answer.is_exact
+            counted = await self._count(run, attempt)
         finally:
             if counted is None:
                 # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
                 self.fleet.end_work(attempt.node, run.request.workload, uncredited, attempt.number)
                 run.usage = self.metering.estimate(run.request, attempt)
-        attempt = structs.replace(attempt, counted=counted, is_exact=is_exact)
-        self.settle(run, attempt)
+        self.settle(run, counted)
+        return counted
+
+    def _must_count(self, run: Run, attempt: Attempt) -> bool:
+        """Whether its tokens must be counted before the client gets its end."""
+        if attempt.answer is not None:
+            return self.metering.judges(run.request)
+        return run.tells_usage or self.metering.has_tokeniser(run.request)
+
+    async def _count(self, run: Run, attempt: Attempt) -> Attempt:
+        """The attempt with the router's own count."""
+        if run.prompt is None:
+            run.prompt = await self.metering.count_prompt(run.request)
+        answer = await self.metering.count_answer(run.request, attempt)
+        counted = Usage(run.prompt.tokens, answer.tokens)
+        return structs.replace(attempt, counted=counted, is_exact=run.prompt.is_exact and answer.is_exact)
+
+    async def _charge(self, run: Run, attempt: Attempt) -> Attempt:
+        """Charge the client for an answer that it gets although the answer does not keep to all of the request."""
+        run.usage = self.metering.estimate(run.request, attempt)
+        if self._must_count(run, attempt):
+            attempt = await self._count(run, attempt)
+            run.usage = attempt.counted
+            # What is claimed for it is judged as for any other.
+            self.metering.judge_claim(run.request, attempt)
         return attempt
 
     def settle(self, run: Run, attempt: Attempt) -> None:
@@ -254,14 +292,23 @@ class Dispatcher:
         # A pace is of tokens that are all shown: with others a client could make a node look slow.
         if first_token_s is not None and counted.completion > 1 and request.is_evidence:
             token_s = max(attempt.seconds - first_token_s, 0.0) / (counted.completion - 1)
+        whole_token_s = prompt_token_s = None
+        if first_token_s is None and counted.completion >= LEAST_ANSWER and request.is_evidence:
+            whole_token_s = attempt.seconds / counted.completion
+        if first_token_s is not None and counted.prompt >= LEAST_PROMPT and request.is_evidence:
+            prompt_token_s = first_token_s / counted.prompt
         execution = Execution(
             Outcome.COMPLETED,
             attempt.seconds,
+            whole_token_s=whole_token_s,
+            prompt_token_s=prompt_token_s,
+            size_share=_size_share(request.workload, counted, is_streamed=first_token_s is not None),
             is_clean=is_clean,
             # An operator that pays its own nodes for work proves nothing by it.
-            earns_credit=not request.operator or request.operator != attempt.operator,
+            earns_credit=_earns_credit(request, attempt),
             first_token_s=first_token_s,
             token_s=token_s,
+            calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
         )
         self.fleet.end_work(attempt.node, request.workload, execution, attempt.number)
         run.record.complete_last(
@@ -279,7 +326,12 @@ class Dispatcher:
             run.usage = charged or run.usage
         is_unproven = attempt.is_doubtful and attempt.outcome.blame is Blame.NODE
         counted = Outcome.UNSUPPORTED if is_unproven else attempt.outcome
-        execution = Execution(counted, attempt.seconds)
+        execution = Execution(
+            counted,
+            attempt.seconds,
+            earns_credit=_earns_credit(run.request, attempt),
+            calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
+        )
         self.fleet.end_work(attempt.node, run.request.workload, execution, attempt.number)
 
     def finish(self, run: Run) -> None:
@@ -290,6 +342,21 @@ class Dispatcher:
                 self.settle(run, unsettled)
         finally:
             self.records.finish(run.record)
+
+
+def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:
+    """
+    The tier's typical exchange as a share of this one.
+
+    How long the first text takes goes by the prompt; how long a whole answer takes, by the answer too.
+    """
+    typical = workload.typical
+    share = min(1.0, typical.input / max(counted.prompt, 1))
+    return share if is_streamed else min(share, typical.output / max(counted.completion, 1))
+
+
+def _earns_credit(request: NodeRequest, attempt: Attempt) -> bool:
+    return not request.operator or request.operator != attempt.operator
 
 
 def _record_of(attempt: Attempt) -> AttemptRecord:

@@ -10,6 +10,8 @@ protocol's last event.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -17,31 +19,29 @@ import structlog
 
 from attester.bounded import read_all
 from router.choose.ranking import Ranked
-from router.gateway.attempts import DOUBTFUL, Attempt, StreamSummary
+from router.gateway.attempts import DOUBTFUL, Attempt
 from router.gateway.body import LARGE
 from router.gateway.exchanges import Exchanges
 from router.gateway.failures import classify
 from router.gateway.lateness import TimeAllowed, is_late_here
+from router.gateway.progress import Progress
+from router.gateway.received import Received
 from router.gateway.request import NodeRequest
 from router.gateway.sink import ClientGoneError, Sink
-from router.gateway.sse import EventError, EventParser, ServerEvent, encode_event
+from router.gateway.sse import EventError, EventParser
 from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse
-from router.model.answers import Answer, StreamReader
+from router.gateway.watch import NodeLimit
+from router.model.allowance import Allowance
+from router.model.answers import Answer, ChunkReader
 from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
-from router.model.usage import Usage
+from router.model.wishes import Kept, check_gathered
 
 _MAX_ERROR_BODY: Final = 64 << 10
-_MAX_UNSENT: Final = 1 << 20
-_EXTRA_EVENTS: Final = 16
 _END_BYTES: Final = 1024
 """At most so many bytes end a stream whose usage is not told."""
-_LEAST_S: Final = 5.0
-"""A node is not called slow within less time."""
-_LEAST_PACE: Final = 1.0
-"""Tokens per second: a slower stream stalls, if the caller's time runs out meanwhile."""
 
 _log = structlog.get_logger("router")
 
@@ -55,7 +55,10 @@ class Exchange:
         candidate: The node.
         endpoint: Its URL and the pin of its TLS key; `None` if it has none any more.
         request: What it is sent.
+        allowed: What the node is allowed for it.
         left_s: Seconds until the caller's time runs out.
+        first_left_s: Seconds until the router's own patience does, without a text or a whole answer.
+        is_gone: Whether the node has answered no probes for so long that it is taken to be gone.
         sink: The client's side, if the answer is streamed.
         text: Counts the tokens of a stream.
         number: The request's at this node, from `Load.begin_request`.
@@ -68,7 +71,10 @@ class Exchange:
         endpoint: tuple[str, str] | None,
         request: NodeRequest,
         *,
+        allowed: Allowance,
         left_s: float,
+        first_left_s: float,
+        is_gone: Callable[[], bool],
         sink: Sink | None,
         text: TokenCounter,
         number: int | None = None,
@@ -81,23 +87,20 @@ class Exchange:
         self._endpoint = endpoint
         self._request = request
         self._sink = sink
-        self._text = text
         self._loop = asyncio.get_running_loop()
         self._started = exchanges.clock.monotonic()
-        self._began = self._loop.time()
-        self._deadline = self._began + left_s
-        self._allowance_s = min(left_s, self._config.attempt_timeout_s)
-        """Seconds for a whole answer, or for the first text of a stream."""
-        self._reader: StreamReader | None = None
-        self._events = 0
-        self._first_token_s: float | None = None
-        self._claimed: Usage | None = None
+        self._progress = Progress(allowed, began=self._loop.time(), left_s=left_s, first_left_s=first_left_s)
+        self._is_gone = is_gone
+        self._wishes = request.wishes
+        self._received = Received(text, request.max_shown_tokens if sink is not None else None)
         self._was_given = False
-        self._unsent = bytearray()
-        self._waited_s = 0.0
-        """Seconds that the client took to read."""
         self._lost_before = self._lost_at_text = exchanges.lost_s()
         """How long the router had stood still when this began, and when the last text came."""
+
+    @property
+    def lent_s(self) -> float:
+        """Seconds beyond the time of any request that the node has used, by right."""
+        return self._progress.lent_s(self._loop.time())
 
     async def run(self) -> Attempt:
         """Send the request, pass the answer on, and say how it ended."""
@@ -118,10 +121,17 @@ class Exchange:
             return self._ended_stream()
         if self._sink is not None and answer.outcome is Outcome.COMPLETED:
             return self._ended(
-                Outcome.CORRUPTED, "a whole answer although a stream was asked for", answer=answer
+                Outcome.CORRUPTED,
+                "a whole answer although a stream was asked for",
+                is_doubtful=True,
+                answer=answer,
             )
         is_doubtful = answer.outcome in DOUBTFUL and answer.outcome is not Outcome.REFUSED
-        return self._ended(answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer)
+        if answer.kept is not None and answer.kept.is_models:
+            is_doubtful = False
+        return self._ended(
+            answer.outcome, answer.detail, is_doubtful=is_doubtful, answer=answer, kept=answer.kept
+        )
 
     def abandoned(self) -> Attempt:
         """The attempt as it stands if the client has gone, or the router is stopping."""
@@ -131,17 +141,21 @@ class Exchange:
 
     def _failed(self, error: AttemptError) -> Attempt:
         lost_s = self._exchanges.lost_s()
-        allowed = TimeAllowed(self._config.connect_timeout_s, self._allowance_s, self._config.stall_s)
+        progress = self._progress
+        allowed = TimeAllowed(self._config.connect_timeout_s, progress.allowance_s, progress.allowed.stall_s)
         if is_late_here(
             error,
             allowed,
             lost_s - self._lost_before,
-            None if self._first_token_s is None else lost_s - self._lost_at_text,
+            None if progress.first_token_s is None else lost_s - self._lost_at_text,
         ):
             error = AttemptError.by(Failure.LATE_HERE)
-        # An answer may be so long that no node has it ready in an attempt's time.
-        is_slow = error.outcome is Outcome.STALLED
-        is_doubtful = not self._has_begun and (error.is_doubtful or is_slow)
+        # An answer may be so long that no node has it ready in an attempt's time, or be such that engines break at it.
+        # What kept the node from answering at all is a failure, and says for itself whether it is in doubt.
+        is_of_answer = error.failure is None or error.outcome is Outcome.STALLED
+        is_doubtful = not self._has_begun and (
+            error.is_doubtful or (is_of_answer and error.outcome in DOUBTFUL)
+        )
         return self._ended(error.outcome, str(error), is_doubtful=is_doubtful, failure=error.failure)
 
     def _note_given(self) -> None:
@@ -152,12 +166,17 @@ class Exchange:
         return self._sink is not None and self._sink.has_begun
 
     def _ended_stream(self) -> Attempt:
-        if not self._events:
+        received = self._received
+        if not received.events:
             return self._ended(Outcome.EMPTY, "a whole stream with nothing in it", is_doubtful=True)
-        is_done = self._reader is not None and self._reader.is_done
-        return self._ended(
-            Outcome.COMPLETED, "a whole stream" if is_done else "a whole stream without [DONE]"
-        )
+        kept, reader = None, received.reader
+        if self._wishes is not None and isinstance(reader, ChunkReader):
+            kept = check_gathered(self._wishes, reader.gathered, reader.ended, received.claimed)
+            if kept.unhonoured is not None:
+                # No other node can be asked, so nothing will show whose doing it is.
+                return self._ended(Outcome.UNHONOURED, kept.sentence, kept=kept)
+        detail = "a whole stream" if received.is_done else "a whole stream without [DONE]"
+        return self._ended(Outcome.COMPLETED, detail, kept=kept)
 
     def _ended(
         self,
@@ -167,17 +186,11 @@ class Exchange:
         failure: Failure | None = None,
         is_doubtful: bool = False,
         answer: Answer | None = None,
+        kept: Kept | None = None,
     ) -> Attempt:
         stream = None
         if self._sink is not None and answer is None:
-            stream = StreamSummary(
-                events=self._events,
-                text=self._text,
-                first_token_s=self._first_token_s,
-                claimed=self._claimed,
-                is_done=self._reader is not None and self._reader.is_done,
-                unsent=bytes(self._unsent),
-            )
+            stream = self._received.summary(self._progress.first_token_s)
         return Attempt(
             node=self._candidate.node,
             operator=self._candidate.operator,
@@ -191,28 +204,28 @@ class Exchange:
             stream=stream,
             number=self._number,
             was_given=self._was_given,
+            kept=kept,
         )
 
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
         endpoint, operation = self._required_endpoint(), self._request.operation
-        allowance_s = self._allowance_s
+        judge = operation.judge if self._wishes is None else partial(operation.judge_against, self._wishes)
 
         async def read(response: NodeResponse) -> tuple[int, bytes]:
             return response.status, await self._exchanges.read_body(response, operation.max_answer)
 
+        limit = NodeLimit(self._loop, self._progress, self._is_gone)
         try:
-            with TimeLimit(self._loop, self._began + allowance_s):
+            with limit:
                 status, data = await self._exchanges.post(
                     endpoint, self._request, read, on_given=self._note_given
                 )
         except TimeoutError:
-            raise AttemptError(
-                self._outcome_when_late(), f"no whole answer within {allowance_s:.1f} s"
-            ) from None
+            raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
         if len(data) <= LARGE:
-            return operation.judge(status, data)
-        return await self._exchanges.aside.run(operation.judge, status, data)
+            return judge(status, data)
+        return await self._exchanges.aside.run(judge, status, data)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
         """
@@ -225,7 +238,7 @@ class Exchange:
             AttemptError: it did not come to its end.
         """
         endpoint = self._required_endpoint()
-        limit = TimeLimit(self._loop, self._began + self._allowance_s)
+        limit = NodeLimit(self._loop, self._progress, self._is_gone)
 
         async def read(response: NodeResponse) -> Answer | None:
             if response.status != 200:
@@ -247,40 +260,34 @@ class Exchange:
 
     def _check_late_stream(self, sink: Sink) -> None:
         """Decide whose time ran out.  Raises `AttemptError`, unless only the protocol's last event is missing."""
-        if self._reader is not None and self._reader.is_finished:
+        if self._received.is_finished:
             return
         now = self._loop.time()
         if not sink.has_begun:
-            raise AttemptError(
-                self._outcome_when_late(), f"no text within {self._allowance_s:.1f} s"
-            ) from None
-        if now < self._deadline:
-            raise AttemptError(Outcome.STALLED, f"no more text for {self._config.stall_s:.1f} s") from None
-        # The pace counts from the first text: the attempt's own time limit judges how long that took.
-        since = now - self._began - (self._first_token_s or 0.0) - self._waited_s
-        is_slow = since > _LEAST_S and self._text.estimate() < _LEAST_PACE * since
-        raise AttemptError(
-            Outcome.STALLED if is_slow else Outcome.TIMED_OUT,
-            "the stream did not end before the time limit",
-        ) from None
+            raise self._progress.error_without_text(now, "no text") from None
+        raise self._progress.error_within_stream(now) from None
 
     async def _pass_events(self, response: NodeResponse, sink: Sink, limit: TimeLimit) -> None:
-        make_reader = self._request.operation.read_stream
+        received, progress, make_reader = self._received, self._progress, self._request.operation.read_stream
         assert make_reader is not None
-        reader = self._reader = make_reader()
-        parser, max_tokens = EventParser(), self._request.max_shown_tokens
+        reader = received.reader = make_reader()
+        if self._wishes is not None and isinstance(reader, ChunkReader):
+            reader.watch(self._wishes)
+        parser, blocks = EventParser(), 0
         try:
             async for data in response.content.iter_any():
                 has_text = False
                 for event in parser.feed(data):
-                    has_text |= self._take(reader, event)
+                    has_text |= received.take(reader, event)
                     if reader.is_done:
                         break
-                if has_text and self._first_token_s is None:
-                    self._first_token_s = self._loop.time() - self._began
-                if max_tokens is not None and self._events > max_tokens + _EXTRA_EVENTS:
-                    raise AttemptError(Outcome.CORRUPTED, "more tokens than were asked for")
-                if self._events and self._unsent and not (reader.is_done and self._may_wait(sink)):
+                if has_text:
+                    progress.note_first_text(self._loop.time())
+                elif parser.blocks != blocks and limit.due is not None:
+                    limit.move(progress.note_life(self._loop.time(), limit.due))
+                blocks = parser.blocks
+                received.check_length()
+                if received.events and received.unsent and not (reader.is_done and self._may_wait(sink)):
                     await self._send(sink, limit, has_text=has_text)
                 if reader.is_done:
                     return
@@ -294,26 +301,11 @@ class Exchange:
 
     def _may_wait(self, sink: Sink) -> bool:
         """Whether what came with the end of a stream can go out in one packet with it: no tokens are counted first."""
-        return not self._text.size and not sink.may_block(len(self._unsent) + _END_BYTES)
-
-    def _take(self, reader: StreamReader, event: ServerEvent) -> bool:
-        """Count an event, and keep it for the client; returns whether it carried text."""
-        part = reader.read(event.data)
-        text, forward = part.text, part.forward
-        if part.claimed is not None:
-            self._claimed = part.claimed
-        if text:
-            self._text.add(text)
-            self._events += 1
-        if forward is not None:
-            self._unsent += encode_event(forward, event.name)
-        if not self._events and len(self._unsent) > _MAX_UNSENT:
-            raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")
-        return bool(text)
+        return not self._received.text.size and not sink.may_block(len(self._received.unsent) + _END_BYTES)
 
     async def _send(self, sink: Sink, limit: TimeLimit, *, has_text: bool) -> None:
         """Send on what is unsent.  If the node gave text, its time for the next text begins."""
-        sending, self._unsent = bytes(self._unsent), bytearray()
+        sending, self._received.unsent = bytes(self._received.unsent), bytearray()
         due = limit.due
         if sink.may_block(len(sending)):
             # While a slow client reads, the node's clock stands still.
@@ -321,13 +313,13 @@ class Exchange:
             began = self._loop.time()
             await sink.send(sending)
             waited_s = self._loop.time() - began
-            self._waited_s += waited_s
+            self._progress.waited_s += waited_s
             due = None if due is None else due + waited_s
         else:
             await sink.send(sending)
         if has_text:
             self._lost_at_text = self._exchanges.lost_s()
-            due = min(self._deadline, self._loop.time() + self._config.stall_s)
+            due = self._progress.note_text(self._loop.time(), self._received.tokens)
         if limit.due != due:
             limit.move(due)
 
@@ -335,13 +327,3 @@ class Exchange:
         if self._endpoint is None:
             raise AttemptError(Outcome.UNSUPPORTED, "the node has no endpoint any more")
         return self._endpoint
-
-    def _outcome_when_late(self) -> Outcome:
-        """
-        The outcome of an attempt whose time ran out.
-
-        The node is slow if it had at least half of an attempt's usual time.  If it had less, the
-        time that the client gave the request is over, and that is not the node's fault.
-        """
-        is_node_slow = self._allowance_s * 2 >= self._config.attempt_timeout_s
-        return Outcome.STALLED if is_node_slow else Outcome.TIMED_OUT

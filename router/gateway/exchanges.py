@@ -10,13 +10,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from router.config import GatewaySection
 from router.gateway.aside import Aside
-from router.gateway.failures import classify
+from router.gateway.failures import classify, judge, not_listed
 from router.gateway.request import NodeRequest
 from router.gateway.sink import ClientGoneError
 from router.gateway.upstream import NodeResponse, Upstream
+from router.model.allowance import Limits
 from router.model.clock import Clock
 from router.model.errors import AttemptError
-from router.model.outcomes import Failure, Outcome
+from router.model.outcomes import CERTIFICATE_STATUSES, Failure, Outcome
 
 MAX_READING: Final = 1 << 30
 """Bytes of whole answers that are being read at a time: nodes could agree to fill the router's memory."""
@@ -25,7 +26,12 @@ T = TypeVar("T")
 
 
 class Exchanges:
-    """Exchanges with nodes, each over TLS pinned to the node's key, within bounds for all together."""
+    """
+    Exchanges with nodes, each over TLS pinned to the node's key, within bounds for all together.
+
+    Args:
+        judge_refusal: Whose fault it is that a node refuses the router's certificate now.
+    """
 
     def __init__(
         self,
@@ -34,11 +40,20 @@ class Exchanges:
         clock: Clock,
         *,
         lost_s: Callable[[], float] = lambda: 0.0,
+        judge_refusal: Callable[[], Awaitable[Failure]] = not_listed,
     ) -> None:
         self.config = config
         self.clock = clock
+        self.limits = Limits(
+            first_s=config.attempt_timeout_s,
+            stall_s=config.stall_s,
+            quiet_s=config.quiet_s,
+            token_s=1 / config.unseen_tokens_per_second,
+            prompt_token_s=1 / config.unseen_prompt_tokens_per_second,
+        )
         self.lost_s = lost_s
         """How long this process has stood still until now, in seconds."""
+        self._judge_refusal = judge_refusal
         self.aside = Aside("answers")
         """Where large answers are read."""
         self.is_stopping = False
@@ -48,6 +63,23 @@ class Exchanges:
         self._upstream = Upstream(
             http, connect_timeout_s=config.connect_timeout_s, allow_private=config.allow_private
         )
+
+    async def _failed(
+        self,
+        failure: Failure,
+        endpoint: tuple[str, str],
+        *,
+        was_answered: bool = False,
+        is_doubtful: bool = False,
+    ) -> AttemptError:
+        """The error of an attempt that failed so at an endpoint."""
+        if not was_answered:
+            failure = await judge(failure, endpoint[1], self._judge_refusal)
+        if failure in (Failure.CERTIFICATE_NEW, Failure.NOT_REGISTERED):
+            return AttemptError.by(failure)
+        # If every node refuses the router's certificate, the list of routers is the cause.
+        is_doubtful |= failure in (Failure.NO_CONNECTION_IN_TIME, Failure.CERTIFICATE_REFUSED)
+        return AttemptError.by(failure, is_doubtful=is_doubtful)
 
     async def read_body(self, response: NodeResponse, limit: int) -> bytes:
         """
@@ -110,6 +142,8 @@ class Exchanges:
             response = await self._upstream.post(
                 endpoint, request.operation.path, request.body, meanwhile, on_given=on_given
             )
+            if response.status in CERTIFICATE_STATUSES:
+                raise await self._failed(Failure.CERTIFICATE_REFUSED, endpoint)
             found = await read(response)
             went_well = True
         except ClientGoneError:
@@ -120,12 +154,12 @@ class Exchanges:
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
-            failure = classify(error)
             # A node that takes a request and hangs up without a word may do so because of the request.
             was_sent = isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError))
             is_doubtful = was_sent and not isinstance(error, aiohttp.ClientConnectorError)
-            is_doubtful |= failure is Failure.NO_CONNECTION_IN_TIME
-            raise AttemptError.by(failure, is_doubtful=is_doubtful) from None
+            raise await self._failed(
+                classify(error), endpoint, was_answered=response is not None, is_doubtful=is_doubtful
+            ) from None
         finally:
             if response is not None:
                 response.leave(went_well=went_well)

@@ -19,13 +19,21 @@ from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
-from router.gateway.errors import DECISION_HEADER, GatewayError, nobody_completed, nobody_may
+from router.gateway.errors import (
+    DECISION_HEADER,
+    GatewayError,
+    nobody_completed,
+    nobody_may,
+    refusal_document,
+)
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
+from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
 from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
-from router.model.answers import DONE, with_usage
+from router.model import dialects
+from router.model.answers import DONE
 from router.model.clock import Clock
 from router.model.operations import Operation
 from router.model.workload import Table
@@ -39,6 +47,9 @@ WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
 TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+
+USAGE_HEADER: Final = "X-Touchstone-Usage-By"
+"""Whose count the usage in a whole answer is: the node's own, or the router's."""
 
 _LAST_EVENT: Final = encode_event(DONE)
 
@@ -103,7 +114,8 @@ class Handler:
     async def answer(self) -> web.StreamResponse:
         """What the client gets."""
         try:
-            deadline = self._gateway.clock.monotonic() + self._allowed_s()
+            began = self._gateway.clock.monotonic()
+            deadline = began + self._allowed_s()
             if self._request.content.is_eof():
                 request = await self._read()
             else:
@@ -111,22 +123,32 @@ class Handler:
                     request = await self._read()
             cached = await self._begin_idempotent(request)
         except GatewayError as error:
-            return error.response()
+            return error.response(None, self._operation.error_members)
         except TimeoutError:
-            return GatewayError(408, "invalid_request_error", "the request did not come in time").response()
+            late = GatewayError(408, "invalid_request_error", "the request did not come in time")
+            return late.response(None, self._operation.error_members)
         if cached is not None:
             return _answer_again(cached)
-        record = self._gateway.dispatcher.decide(request.workload, self._key.name)
+        record = self._gateway.dispatcher.decide(
+            request.workload, self._key.name, has_tools=request.has_tools
+        )
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
-        self._run = Run(record=record, request=request, deadline=deadline, tells_usage=tells_usage)
+        self._run = Run(
+            record=record,
+            request=request,
+            deadline=deadline,
+            first_by=began + self._gateway.config.timeout_s,
+            tells_usage=tells_usage,
+        )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
     def fail(self) -> web.StreamResponse:
         """What the client gets if the router itself failed, if an answer can still be sent."""
-        response = GatewayError(500, "internal_error", "the router failed").response()
+        failed = GatewayError(500, "internal_error", "the router failed")
+        response = failed.response(None, self._operation.error_members)
         if self._sink is None:
             return response
-        if not self._sink.has_begun:
+        if not self._sink.is_open:
             return self._sink.replace_with(response)
         if self._request.transport is not None:
             self._request.transport.abort()
@@ -193,7 +215,7 @@ class Handler:
             self._gateway.replays.keep(self._key.name, self._idempotency_key, make())
 
     def _allowed_s(self) -> float:
-        longest = self._gateway.config.timeout_s
+        longest = self._gateway.config.longest_s
         text = self._request.headers.get(TIMEOUT_HEADER)
         if text is None:
             return longest
@@ -213,7 +235,9 @@ class Handler:
         """The attempt whose answer the client gets, or the error that it gets instead."""
         if not run.record.decision.ranked:
             gateway = self._gateway
-            return nobody_may(run.record.decision, gateway.clock.describe_difference(gateway.skew_s))
+            decision, fleet = run.record.decision, gateway.dispatcher.fleet
+            note = gateway.clock.describe_difference(gateway.skew_s)
+            return nobody_may(decision, fleet.shortfalls(decision.workload), note)
         end = await self._gateway.dispatcher.run(run)
         return nobody_completed(end) if isinstance(end, Fail) else end.attempt
 
@@ -221,14 +245,18 @@ class Handler:
         record = run.record
         found = await self._dispatch(run)
         if isinstance(found, GatewayError):
-            return found.response(record, self._explanation(record))
+            return found.response(record, {**self._operation.error_members, **self._explanation(record)})
         assert found.answer is not None
+        metering = self._gateway.dispatcher.metering
         status, body = found.answer.status, found.answer.body
-        if found.counted is not None and found.counted != found.claimed:
-            body = await self._rewrite(body, partial(with_usage, counted=found.counted))
+        headers = {DECISION_HEADER: record.id}
+        if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
+            headers[USAGE_HEADER] = told.by
+            if told.usage is not None:
+                usage, write_usage = told.usage, self._operation.write_usage
+                body = await self._rewrite(body, lambda body: write_usage(body, usage))
         if status == 200 and (extra := self._explanation(record)):
             body = await self._rewrite(body, partial(_with_extra, extra=extra))
-        headers = {DECISION_HEADER: record.id}
         if status == 200:
             self._cache(lambda: CachedResponse(200, "application/json", tuple(headers.items()), body))
         return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
@@ -244,7 +272,8 @@ class Handler:
             is_cached=self._idempotency_key is not None,
         )
         try:
-            return await self._stream_into(sink, run)
+            with KeepAlive(sink, self._gateway.config.keep_alive_s):
+                return await self._stream_into(sink, run)
         except ClientGoneError:
             return sink.end()
 
@@ -252,35 +281,49 @@ class Handler:
         record, request = run.record, run.request
         found = await self._dispatch(run)
         if isinstance(found, GatewayError):
-            extra = self._explanation(record)
-            if not sink.has_begun:
+            extra = {**self._operation.error_members, **self._explanation(record)}
+            if not sink.is_open:
                 return sink.replace_with(found.response(record, extra))
-            # Half an answer is out.  It ends with an error that every client sees, and without [DONE].
-            await sink.send(_event({**found.document(), **extra}))
-            return sink.end()
+            # The status is out, perhaps half an answer too.  The stream ends with an error that every client
+            # sees, and without its last event.
+            return await self._end_with_error(sink, {**found.event_document(), **extra})
         if found.answer is not None:
+            if sink.is_open:
+                return await self._end_with_error(sink, refusal_document(found.answer))
             headers = {"Content-Type": "application/json", DECISION_HEADER: record.id}
             answer = web.Response(status=found.answer.status, body=found.answer.body, headers=headers)
             return sink.replace_with(answer)
         rest = b"" if found.stream is None else found.stream.unsent
+        has_types, last = request.operation.has_typed_events, request.operation.last_event
+        if last is not None and found.stream is not None and not found.stream.is_done:
+            rest += encode_event(last[1], last[0])
         if run.tells_usage:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
-            if request.wants_usage and run.usage is not None:
-                rest += _event({**chunk, "usage": run.usage.to_wire()})
+            if request.wants_usage and run.usage is not None and not has_types:
+                usage, by = self._gateway.dispatcher.metering.told_streamed(request, found, run.usage)
+                rest += encode_event(dialects.encode({**chunk, "usage": usage, "usage_by": by}))
             if extra := self._explanation(record):
-                rest += _event({**chunk, **extra})
-        await sink.send(rest + _LAST_EVENT, is_last=True)
+                rest += _event({**chunk, **extra}, b"touchstone" if has_types else b"")
+        if not has_types:
+            rest += _LAST_EVENT
+        await sink.send(rest, is_last=True)
         self._cache(sink.cached_response)
+        return sink.end()
+
+    async def _end_with_error(self, sink: ClientStream, document: Mapping[str, Any]) -> web.StreamResponse:
+        has_types = self._operation.has_typed_events
+        name, members = (b"error", {"type": "error"}) if has_types else (b"", {})
+        await sink.send(_event({**members, **document}, name))
         return sink.end()
 
 
 def _with_extra(body: bytes, extra: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode({**msgspec.json.decode(body, type=dict[str, msgspec.Raw]), **extra})
+    return dialects.encode({**dialects.decode(body), **extra})
 
 
-def _event(document: Mapping[str, Any]) -> bytes:
+def _event(document: Mapping[str, Any], name: bytes = b"") -> bytes:
     """An event of the router's own."""
-    return encode_event(msgspec.json.encode(document))
+    return encode_event(msgspec.json.encode(document), name)
 
 
 def _answer_again(cached: CachedResponse) -> web.Response:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from router.gateway.attempts import Attempt
 from router.gateway.counting import CountingThreads
 from router.gateway.request import NodeRequest
+from router.model.answers import usage_in
 from router.model.clock import Clock
+from router.model.dialects import count_of, counts_of
 from router.model.tokens import (
     Count,
     TokenCounter,
@@ -24,6 +26,19 @@ _TEMPLATE_TOKENS: Final = 16
 """Tokens that a chat template may add for each message."""
 _LONG: Final = 8192
 """Characters: longer texts are counted in a thread."""
+
+
+BY_NODE: Final = "node"
+BY_ROUTER: Final = "router"
+"""Whose count the usage is that a client is told."""
+
+
+class Told(NamedTuple):
+    """The usage that a client is told in a whole answer."""
+
+    by: str
+    usage: Usage | None
+    """What is written over the node's own; `None` if that stays."""
 
 
 class ReviewQueue(Protocol):
@@ -112,6 +127,33 @@ class Metering:
             return None
         prompt = _estimate_prompt(request) if prompt_tokens is None else prompt_tokens
         return Usage(prompt, 0 if attempt.stream is None else attempt.stream.text.estimate())
+
+    def told_whole(self, request: NodeRequest, attempt: Attempt) -> Told | None:
+        """Whose usage the client is told in a whole answer; `None` if the answer tells none."""
+        assert attempt.answer is not None
+        content = attempt.answer.content
+        if attempt.counted is not None:
+            is_same = attempt.counted == attempt.claimed and not content.is_usage_odd
+            return Told(BY_ROUTER, None if is_same else attempt.counted)
+        if content.is_usage_odd:
+            return Told(BY_ROUTER, self.estimate(request, attempt))
+        return None if content.claimed is None else Told(BY_NODE, None)
+
+    def told_streamed(
+        self, request: NodeRequest, attempt: Attempt, counted: Usage
+    ) -> tuple[dict[str, Any], str]:
+        """
+        The usage that the client is told at the end of a stream, and whose it is.
+
+        With a tokeniser it is the router's count, and the node's otherwise.  What else the node says of it stays.
+        """
+        given = usage_in(None if attempt.stream is None else attempt.stream.usage)
+        counts = counts_of(given)
+        if self.has_tokeniser(request) or counts is None or counts.usage is None or not counts.is_whole:
+            return {**given, **counted.to_wire()}, BY_ROUTER
+        total = count_of(given.get("total_tokens"))
+        told = counts.usage.to_wire()
+        return {**given, **told, "total_tokens": total or told["total_tokens"]}, BY_NODE
 
     def judge_claim(self, request: NodeRequest, attempt: Attempt) -> bool:
         """

@@ -22,6 +22,7 @@ from typing import Any, Final
 import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_reqrep import ClientRequest
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -29,6 +30,7 @@ from cryptography.hazmat.primitives import serialization
 from router.choose import gates
 from router.choose.gates import GateVerdict
 from router.model.outcomes import Failure
+from router.state.identity import AskedTLS
 
 _DEFINITE: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
 """Errors by which a name server says that there is no such name, and not that it does not know."""
@@ -65,6 +67,8 @@ class SpkiPin(aiohttp.Fingerprint):
     def __init__(self, pin: str) -> None:
         super().__init__(bytes.fromhex(pin))
         self._pin = pin
+        self.asks = False
+        """Whether the node asked for the router's certificate when it was last connected to."""
 
     def check(self, transport: Transport) -> None:
         """
@@ -81,6 +85,8 @@ class SpkiPin(aiohttp.Fingerprint):
             # aiohttp closes the connection only for its own errors.
             transport.abort()
             raise PinError("another key answered than the key that the evidence named")
+        tls = transport.get_extra_info("ssl_object")
+        self.asks = isinstance(tls, AskedTLS) and tls.was_asked
 
 
 def _spki_sha256(transport: Transport) -> str | None:
@@ -165,16 +171,30 @@ class GuardedResolver(AbstractResolver):
 
 
 class NodeConnector(aiohttp.TCPConnector):
-    """Connections to nodes, without a limit of their number."""
+    """
+    Connections to nodes, without a limit of their number.
 
-    def __init__(self, names: GuardedResolver) -> None:
+    Args:
+        context: TLS with the router's certificate, for nodes that ask for one; `None`: the router has none.
+    """
+
+    def __init__(self, names: GuardedResolver, context: ssl.SSLContext | None = None) -> None:
         super().__init__(resolver=names, limit=0, limit_per_host=0, ttl_dns_cache=60)
         self.names = names
+        self._context = context
+
+    def _get_ssl_context(self, req: ClientRequest) -> ssl.SSLContext | None:
+        """The context of aiohttp's own for pins has no certificate."""
+        if self._context is not None and isinstance(req.ssl, SpkiPin):
+            return self._context
+        return super()._get_ssl_context(req)
 
 
 def check_address(host: str, *, allow_private: bool) -> None:
     """
     Refuse a literal address that nodes must not have.  Names pass: the resolver checks them.
+
+    The message does not say which: decisions show it to those who may not know where nodes are.
 
     Raises:
         AddressError: it is private, loopback, link-local, multicast or reserved, or such an
@@ -186,7 +206,7 @@ def check_address(host: str, *, allow_private: bool) -> None:
         return
     if not allow_private and not all(_is_public(each) for each in _with_embedded(address)):
         raise AddressError(
-            f"{host} is not a public address, and this router connects to no others "
+            "it is not a public address, and this router connects to no others "
             "unless router.toml has [gateway] allow_private = true"
         )
 
@@ -261,7 +281,7 @@ async def judge_name(http: aiohttp.ClientSession, url: str) -> GateVerdict | Non
     try:
         await connector.names.resolve(place.raw_host or "", place.port or 443, socket.AF_UNSPEC)
     except AddressError as error:
-        return GateVerdict("address", "address.not-allowed", f"{place.raw_host}: {error}")
+        return GateVerdict("address", "address.not-allowed", f"its name leads to an address: {error}")
     return None
 
 
@@ -273,9 +293,15 @@ def _is_literal(host: str) -> bool:
     return True
 
 
-def open_session(*, allow_private: bool) -> aiohttp.ClientSession:
-    """A client for nodes: no proxies, no cookies, and no compression, because that could be a bomb."""
-    connector = NodeConnector(GuardedResolver(allow_private=allow_private))
+def open_session(*, allow_private: bool, context: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
+    """
+    A client for nodes: no proxies, no cookies, and no compression, because that could be a bomb.
+
+    Args:
+        allow_private: Whether nodes may have private addresses.
+        context: See `NodeConnector`.
+    """
+    connector = NodeConnector(GuardedResolver(allow_private=allow_private), context)
     jar: Any = aiohttp.DummyCookieJar()
     return aiohttp.ClientSession(
         connector=connector,

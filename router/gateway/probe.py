@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import aiohttp
 
 from attester.bounded import read_all
-from router.gateway.failures import classify
+from router.gateway.failures import classify, judge, not_listed
 from router.gateway.pinned import NodeConnector, check_url, pin_for
-from router.model.outcomes import Failure
+from router.model.outcomes import CERTIFICATE_STATUSES, Failure
 
 _PATH: Final = "/v1/models"
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
@@ -18,13 +19,30 @@ _MAX_ANSWER: Final = 256 << 10
 
 
 async def ask(
-    http: aiohttp.ClientSession, endpoint: tuple[str, str], *, allow_private: bool
+    http: aiohttp.ClientSession,
+    endpoint: tuple[str, str],
+    *,
+    allow_private: bool,
+    judge_refusal: Callable[[], Awaitable[Failure]] = not_listed,
 ) -> Failure | None:
     """
     Why the node does not answer; `None` if it does.
 
     Any answer over a connection that is pinned to its key will do.
+
+    Args:
+        http: A client for nodes.
+        endpoint: The node's URL and pin.
+        allow_private: Whether nodes may have private addresses.
+        judge_refusal: Whose fault it is that a node refuses the router's certificate now.
     """
+    failure = await _ask(http, endpoint, allow_private=allow_private)
+    return None if failure is None else await judge(failure, endpoint[1], judge_refusal)
+
+
+async def _ask(
+    http: aiohttp.ClientSession, endpoint: tuple[str, str], *, allow_private: bool
+) -> Failure | None:
     url, pin = endpoint
     began = time.monotonic()
     try:
@@ -32,6 +50,8 @@ async def ask(
         async with http.get(place, ssl=pin_for(pin), allow_redirects=False, timeout=_TIMEOUT) as response:
             # If the answer is read to its end, the connection can serve the next probe.
             await read_all(response.content, _MAX_ANSWER)
+            if response.status in CERTIFICATE_STATUSES:
+                return Failure.CERTIFICATE_REFUSED
     except TimeoutError as error:
         connector = http.connector
         late = (

@@ -11,19 +11,26 @@ from msgspec import Struct
 from router.config import ApiKey
 from router.gateway.body import decode
 from router.gateway.errors import GatewayError
+from router.model.allowance import Size
 from router.model.comparable import is_comparable
-from router.model.errors import WorkloadError
+from router.model.errors import RequestFormError, WorkloadError
 from router.model.operations import Operation
-from router.model.tokens import prompt_ids
+from router.model.responses import STATE_MEMBERS
+from router.model.tokens import estimated, prompt_ids
+from router.model.wishes import Wishes, read_wishes
 from router.model.workload import Table, Workload
 
 _MAX_MODEL_NAME: Final = 128
 _SHOWN: Final = 40
 _MAX_EVIDENCE: Final = 256 << 10
 """Bytes: to look through the messages of a larger body would hold up the loop."""
-_NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens")
-_READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS})
+_NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens", "max_output_tokens")
+_READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS, *STATE_MEMBERS})
 """Keys that the router uses.  In another spelling a node might read them, and the router would not."""
+_MAX_CHOICES: Final = 128
+"""Answers to one prompt, as OpenAI's API bounds ``n``."""
+_MAX_ANSWERS: Final = 4096
+"""Answers to all prompts of a request: an engine begins all of them at once."""
 _MOST: Final = 1 << 53
 """Beyond it numbers of JSON are not the same to every reader."""
 
@@ -53,6 +60,17 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
         return len(self.body) <= _MAX_EVIDENCE and is_comparable(self.document)
 
     @property
+    def wishes(self) -> Wishes | None:
+        """What it asks of the form of its answer, as far as an answer shows whether it keeps to that."""
+        form = self.operation.form
+        return None if form is None else read_wishes(self.document, form, self.max_shown_tokens)
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether its answer may call tools."""
+        return bool(self.document.get("tools") or self.document.get("functions"))
+
+    @property
     def wants_usage(self) -> bool:
         """Whether the stream is to end with the usage."""
         options = self.document.get("stream_options")
@@ -61,19 +79,45 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     @property
     def max_shown_tokens(self) -> int | None:
         """How many tokens the client is shown at most, all choices together; `None` if the request does not say."""
-        limits = [self.document.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        limits = [self.document.get(name) for name in self.operation.limits]
         given = [limit for limit in limits if type(limit) is int and limit > 0]
         if not given:
             return None
-        choices, prompts = self.document.get("n"), self.document.get("prompt")
-        # A list of token ids is one prompt; any other list holds several.
-        answers = 1
-        if isinstance(prompts, list) and not set(map(type, prompts)) <= {int}:
-            answers = len(prompts)
         # What is asked to be shown again comes in every choice.
-        return (max(given) * answers + self._max_echoed) * (
-            choices if type(choices) is int and choices > 0 else 1
-        )
+        return (max(given) * self.prompts + self._max_echoed) * self.choices
+
+    @property
+    def choices(self) -> int:
+        """How many answers each prompt is to have."""
+        choices = self.document.get("n")
+        return choices if self.operation.has_choices and type(choices) is int and choices > 0 else 1
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts it has.  A list of token ids is one prompt; any other list holds several."""
+        prompts = self.document.get("prompt")
+        if not self.operation.has_choices or not isinstance(prompts, list):
+            return 1
+        return 1 if set(map(type, prompts)) <= {int} else len(prompts)
+
+    @property
+    def answers(self) -> int:
+        """How many answers are to come, each with an end of its own."""
+        return self.choices * self.prompts
+
+    @property
+    def size(self) -> Size:
+        """How much work it is, for the time that nodes are allowed.  Answers may be made one after the other."""
+        prompt = estimated(len(self.body))
+        if not self.operation.limits:
+            return Size(prompt=prompt, answer=0)
+        shown = self.max_shown_tokens
+        if shown is None:
+            return Size(prompt=prompt, answer=None, answers=self.answers)
+        candidates = self.document.get("best_of")
+        if type(candidates) is int and candidates > self.choices:
+            shown = shown // self.choices * candidates
+        return Size(prompt=prompt, answer=shown)
 
     @property
     def _max_echoed(self) -> int:
@@ -120,7 +164,12 @@ def read_request(
         raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
-    return NodeRequest(
+    if operation.prepare is not None:
+        try:
+            operation.prepare(document)
+        except RequestFormError as error:
+            raise GatewayError(400, "invalid_request_error", str(error), code=error.code) from None
+    request = NodeRequest(
         operation=operation,
         workload=found,
         body=_encode(document),
@@ -129,6 +178,9 @@ def read_request(
         operator=key.operator,
         caller=key.name,
     )
+    if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
+        raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
+    return request
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

@@ -22,5 +22,9 @@ class Sink(Protocol):
     def may_block(self, size: int) -> bool:
         """Whether sending so many bytes may have to wait for the client to read."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the status has gone to the client, so that an error can only be an event."""
+
     async def send(self, data: bytes) -> None:
         """Send whole events on.  Raises `ClientGoneError` if the client is gone or does not read."""

@@ -15,7 +15,10 @@ from msgspec import Struct
 
 MAX_EVENT: Final = 1 << 20
 """Bytes of one event."""
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+"""A comment: a sign of life for clients, and for what lies between."""
 _MAX_NAME: Final = 128
+_HEAD: Final = len(b"data: ")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 """A stream may begin with it."""
 
@@ -35,10 +38,12 @@ class ServerEvent(Struct, frozen=True, gc=False):
 class EventParser:
     """Takes bytes as they arrive, and gives the events that are whole."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_rest", "blocks")
 
     def __init__(self) -> None:
         self._rest = b""
+        self.blocks = 0
+        """How many events and comments were whole until now: each is a sign of life."""
 
     def feed(self, data: bytes) -> Iterator[ServerEvent]:
         """
@@ -54,10 +59,11 @@ class EventParser:
             tail = b"\r" if data.endswith(b"\r") else b""
             data = data[: len(data) - len(tail)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
         *blocks, rest = data.split(b"\n\n")
+        self.blocks += len(blocks)
         has_lines = data.count(b"\n") > 2 * len(blocks) + rest.count(b"\n")
         for block in blocks:
-            if block.startswith(b"data: ") and not (has_lines and b"\n" in block):
-                yield ServerEvent(b"", block[6:])
+            if block.startswith(b"data: ") and len(block) > _HEAD and not (has_lines and b"\n" in block):
+                yield ServerEvent(b"", block[_HEAD:])
             elif (found := _parse(block)) is not None:
                 yield found
         self._rest = rest
@@ -66,7 +72,11 @@ class EventParser:
 
 
 def _parse(block: bytes) -> ServerEvent | None:
-    """An event, the lines of its data joined; `None` if it has no data."""
+    """
+    An event, the lines of its data joined; `None` if it has no data, or no more than empty lines of it.
+
+    Some builds of llama.cpp tell an error in a field of that name, which the standard does not know.
+    """
     lines, name = [], b""
     for line in block.split(b"\n"):
         field, _, value = line.partition(b":")
@@ -76,7 +86,10 @@ def _parse(block: bytes) -> ServerEvent | None:
                 lines.append(value)
             case b"event":
                 name = value
-    if not lines:
+            case b"error":
+                name = b"error"
+                lines.append(value)
+    if not any(lines):
         return None
     is_plain = len(name) <= _MAX_NAME and name.isascii() and name.decode("ascii").isprintable()
     return ServerEvent(name if is_plain else b"", b"\n".join(lines))

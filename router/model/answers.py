@@ -12,85 +12,34 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 from msgspec import Meta, Struct
 
+from router.model import dialects
+from router.model.dialects import ENDS, Choice, Chunk, TokenCounts, counts_of, read_chunk
 from router.model.errors import AttemptError
+from router.model.gathered import Gathered
 from router.model.outcomes import Outcome
 from router.model.usage import Usage
+from router.model.wishes import Kept, Wishes
+
+__all__ = [
+    "DONE",
+    "Answer",
+    "AnswerFormatError",
+    "Chunk",
+    "ChunkReader",
+    "Content",
+    "StreamPart",
+    "StreamReader",
+    "is_json_object",
+    "read_chunk",
+    "read_completion",
+    "read_embeddings",
+    "usage_in",
+    "with_usage",
+    "without_usage",
+]
 
 DONE: Final = b"[DONE]"
 """The data of the last event of a stream of chunks."""
-_Tokens = Annotated[int, Meta(ge=0, le=1 << 40)]
-
-
-class _Function(Struct, frozen=True, gc=False):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCall(Struct, frozen=True, gc=False):
-    function: _Function | None = None
-
-
-class _Message(Struct, frozen=True, gc=False):
-    """A message, or what a chunk adds to it."""
-
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    """vLLM's older name for it; some versions send both."""
-    refusal: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-    function_call: _Function | None = None
-    """The older form of a tool call."""
-
-    @property
-    def text(self) -> str:
-        """All text that the model generated, whatever it is for."""
-        reasoning = self.reasoning or self.reasoning_content
-        if not (reasoning or self.refusal or self.tool_calls or self.function_call):
-            return self.content or ""
-        parts = [reasoning or "", self.content or "", self.refusal or ""]
-        for function in (*(call.function for call in self.tool_calls or ()), self.function_call):
-            if function is not None:
-                parts += [function.name or "", function.arguments or ""]
-        return "".join(parts)
-
-
-class _Usage(Struct, frozen=True, gc=False):
-    prompt_tokens: _Tokens = 0
-    completion_tokens: _Tokens = 0
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.completion_tokens)
-
-
-class _Choice(Struct, frozen=True, gc=False, kw_only=True):
-    index: int = 0
-    delta: _Message | None = None
-    message: _Message | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-    @property
-    def generated(self) -> str:
-        """The text that the model generated in this choice."""
-        if self.text:
-            return self.text
-        message = self.message if self.delta is None else self.delta
-        return "" if message is None else message.text
-
-
-class Chunk(Struct, frozen=True, gc=False):
-    """One event of a stream of chat or text completions."""
-
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _Completion(Struct, frozen=True, gc=False):
-    choices: Annotated[list[_Choice], Meta(min_length=1)]
-    usage: _Usage | None = None
 
 
 class _Embedding(Struct, frozen=True, gc=False):
@@ -99,11 +48,9 @@ class _Embedding(Struct, frozen=True, gc=False):
 
 class _Embeddings(Struct, frozen=True, gc=False):
     data: Annotated[list[_Embedding], Meta(min_length=1)]
-    usage: _Usage | None = None
+    usage: Any = None
 
 
-_chunk: Final = msgspec.json.Decoder(Chunk)
-_completion: Final = msgspec.json.Decoder(_Completion)
 _embeddings: Final = msgspec.json.Decoder(_Embeddings)
 _object: Final = msgspec.json.Decoder(dict[str, Any])
 
@@ -119,6 +66,8 @@ class Content(Struct, frozen=True, gc=False):
     """The text that the model generated."""
     claimed: Usage | None = None
     """The usage that the node claims."""
+    is_usage_odd: bool = False
+    """Whether it tells a usage that lacks a count which clients read."""
     is_empty: bool = False
 
 
@@ -131,6 +80,8 @@ class Answer(Struct, frozen=True, gc=False, kw_only=True):
     outcome: Outcome
     detail: str
     content: Content = Content()
+    kept: Kept | None = None
+    """How it keeps to what the request asks of its form; `None` if there is nothing to say of that."""
 
 
 def read_completion(body: bytes, *, is_chat: bool) -> Content:
@@ -140,18 +91,19 @@ def read_completion(body: bytes, *, is_chat: bool) -> Content:
     Raises:
         AnswerFormatError: it is not one, or a choice lacks its text or its end.
     """
-    try:
-        completion = _completion.decode(body)
-        # Clients must be able to read also what the router does not look at.
-        msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise AnswerFormatError("status 200 with a body that is not such an answer") from None
+    completion = dialects.read_completion(body)
+    if completion is None:
+        raise AnswerFormatError("status 200 with a body that is not such an answer")
+    if completion.error:
+        raise AnswerFormatError("status 200 with an error")
     for choice in completion.choices:
         text = choice.message if is_chat else choice.text
-        if text is None or choice.finish_reason is None:
+        if text is None or (choice.finish_reason not in ENDS and not choice.has_ended):
             raise AnswerFormatError("a choice lacks its text or its end")
+        if choice.finish_reason not in ENDS and choice.is_broken:
+            raise AnswerFormatError("status 200 with a text that ended with an error")
     text = "".join([choice.generated for choice in completion.choices])
-    return Content(text, _claimed(completion.usage), is_empty=not text)
+    return _content(completion.usage, text, is_empty=not text)
 
 
 def read_embeddings(body: bytes) -> Content:
@@ -162,7 +114,11 @@ def read_embeddings(body: bytes) -> Content:
         found = _embeddings.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise AnswerFormatError("status 200 with a body that is not such an answer") from None
-    return Content(claimed=_claimed(found.usage))
+    counts = counts_of(found.usage)
+    if counts is not None and counts.completion_tokens is None:
+        # Nothing is generated, and most engines do not say so.
+        counts = TokenCounts(counts.prompt_tokens, 0) if counts.prompt_tokens is not None else counts
+    return _content(counts)
 
 
 class StreamPart(Struct, frozen=True, gc=False):
@@ -173,6 +129,8 @@ class StreamPart(Struct, frozen=True, gc=False):
     forward: bytes | None
     """The event's data as it goes on to the client; `None` if the client gets nothing of it."""
     claimed: Usage | None
+    usage: bytes | None = None
+    """The event's data, if a usage is in it."""
 
 
 class StreamReader(Protocol):
@@ -196,82 +154,124 @@ class StreamReader(Protocol):
 
 
 _NOTHING: Final = StreamPart("", None, None)
+_EMPTY_EVENTS: Final = frozenset({b"", b"null"})
+"""Some engines keep a connection open with them."""
 
 
 class ChunkReader:
-    """A `StreamReader` of chat and text completions: chunks with choices, then ``[DONE]``."""
+    """
+    A `StreamReader` of chat and text completions: chunks with choices, then ``[DONE]``.
 
-    __slots__ = ("_ended", "_open", "is_done")
+    A stream is whole if each choice that was asked for came to its end.  An engine that gives reasons to
+    end in the middle of a text says nothing by them: then the protocol's last event must come too.
+    """
+
+    __slots__ = ("_ended", "_expected", "_has_false_ends", "_open", "gathered", "is_done")
 
     def __init__(self) -> None:
         self._open: set[int] = set()
         """Choices, by their index."""
         self._ended: set[int] = set()
+        self._has_false_ends = False
+        self._expected = 1
+        self.gathered: Gathered | None = None
+        """The choices, if they are to be looked at."""
         self.is_done = False
+
+    def watch(self, wishes: Wishes) -> None:
+        """Expect what a request asks for, and keep what must be looked at at the end."""
+        self._expected = wishes.choices
+        self.gathered = None if wishes.is_plain else Gathered()
+
+    @property
+    def ended(self) -> int:
+        """How many choices have come to their end."""
+        return len(self._ended)
 
     @property
     def is_finished(self) -> bool:
         """See `StreamReader`."""
-        return bool(self._ended) and not self._open
+        if self._open or not self._ended:
+            return False
+        return self.is_done or (len(self._ended) >= self._expected and not self._has_false_ends)
 
     def read(self, data: bytes) -> StreamPart:
         """See `StreamReader`."""
         if data == DONE:
-            if not self.is_finished:
-                raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
-            self.is_done = True
-            return _NOTHING
+            return self._end()
         chunk = read_chunk(data)
         if chunk is None:
-            raise AttemptError(Outcome.CORRUPTED, "an event is not part of an answer")
-        if chunk.error is not None:
-            raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error")
+            return self._read_other(data)
         text, choices = "", chunk.choices
         for choice in choices:
-            text = text + choice.generated if text else choice.generated
-            if choice.finish_reason is not None:
-                self._ended.add(choice.index)
-                self._open.discard(choice.index)
+            generated = choice.generated
+            text = text + generated if text else generated
+            if choice.finish_reason and choice.has_ended:
+                self._end_choice(choice, has_text=bool(generated))
             elif choice.index not in self._ended:
                 self._open.add(choice.index)
+            elif generated:
+                # Its end was none.
+                self._has_false_ends = True
+                self._ended.discard(choice.index)
+                self._open.add(choice.index)
+        if chunk.error or (not choices and chunk.usage is None and dialects.is_error(dialects.decode(data))):
+            raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
+        if self.gathered is not None:
+            self.gathered.add(choices)
         # The router itself tells the client the usage, at the end.
         if chunk.usage is None:
             return StreamPart(text, data, None)
-        forward = None
-        if chunk.choices:
-            forward = without_usage(data)
-            if forward is None:
-                raise AttemptError(Outcome.CORRUPTED, "an event is not part of an answer")
-        return StreamPart(text, forward, chunk.usage.usage)
+        forward = without_usage(data) if choices else None
+        return StreamPart(text, forward, chunk.usage.usage, usage=data)
+
+    def _end(self) -> StreamPart:
+        if self._open or not self._ended:
+            raise AttemptError(
+                Outcome.TRUNCATED, "the stream ended without an end to its text", is_doubtful=True
+            )
+        self.is_done = True
+        return _NOTHING
+
+    def _end_choice(self, choice: Choice, *, has_text: bool) -> None:
+        if choice.is_broken:
+            raise AttemptError(Outcome.CRASHED, "the node ended a text with an error", is_doubtful=True)
+        self._has_false_ends |= has_text and choice.index in self._ended
+        self._ended.add(choice.index)
+        self._open.discard(choice.index)
+
+    def _read_other(self, data: bytes) -> StreamPart:
+        """Read an event that is no chunk: it may hold nothing, be the last one in another spelling, or tell an error."""
+        words = data.strip()
+        if words in _EMPTY_EVENTS:
+            return _NOTHING
+        if words.strip(b'"').upper() == DONE:
+            return self._end()
+        if dialects.is_error(dialects.decode(data)):
+            raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
+        raise AttemptError(Outcome.CORRUPTED, "an event is not part of an answer", is_doubtful=True)
 
 
-def read_chunk(data: bytes) -> Chunk | None:
-    """The chunk that an event holds; `None` if it holds none."""
-    try:
-        if not data.isascii():
-            # Clients decode all of it, also what the router does not read.
-            data.decode()
-        return _chunk.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+def without_usage(data: bytes) -> bytes:
+    """An event of a stream, which is a JSON object, without the usage that the node claims."""
+    document: dict[str, Any] = dialects.decode(data)
+    document.pop("usage", None)
+    return dialects.encode(document)
 
 
-def without_usage(data: bytes) -> bytes | None:
-    """An event of a stream without the usage that the node claims; `None` if it cannot be read whole."""
-    try:
-        document: dict[str, Any] = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    del document["usage"]
-    return msgspec.json.encode(document)
+def usage_in(data: bytes | None) -> dict[str, Any]:
+    """The usage that an answer or an event tells, with its details; empty if it tells none."""
+    document = None if data is None else dialects.decode(data)
+    usage = document.get("usage") if isinstance(document, dict) else None
+    return usage if isinstance(usage, dict) else {}
 
 
 def with_usage(body: bytes, counted: Usage) -> bytes:
-    """An answer with the usage that the router counted."""
-    document: dict[str, Any] = msgspec.json.decode(body)
+    """An answer with the usage that the router counted, and what else the node says of it."""
+    document: dict[str, Any] = dialects.decode(body)
     usage = document.get("usage")
     document["usage"] = {**(usage if isinstance(usage, dict) else {}), **counted.to_wire()}
-    return msgspec.json.encode(document)
+    return dialects.encode(document)
 
 
 def is_json_object(body: bytes) -> bool:
@@ -283,5 +283,7 @@ def is_json_object(body: bytes) -> bool:
     return True
 
 
-def _claimed(usage: _Usage | None) -> Usage | None:
-    return None if usage is None else usage.usage
+def _content(counts: TokenCounts | None, text: str = "", *, is_empty: bool = False) -> Content:
+    if counts is None:
+        return Content(text, is_empty=is_empty)
+    return Content(text, counts.usage, is_usage_odd=not counts.is_whole, is_empty=is_empty)

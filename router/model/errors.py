@@ -3,6 +3,7 @@ Errors of the router.
 
     RouterError
     ├── WorkloadError     a request maps to no workload, or to several
+    ├── RequestFormError  a request asks for what no operation of this router does
     ├── AttemptError      one attempt at one node failed; carries the outcome
     ├── ReplayError       a recorded decision does not come out again
     ├── HoldError         a step that cannot be taken about an incident of the router's own
@@ -24,6 +25,14 @@ class WorkloadError(RouterError):
     """A request maps to no workload; the code is one that OpenAI's clients know."""
 
     def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RequestFormError(RouterError):
+    """A request asks for what no operation of this router does; the code is for programs."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
         self.code = code
 

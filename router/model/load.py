@@ -16,6 +16,7 @@ BREAKING: Final = frozenset(outcome for outcome in Outcome if outcome.blame is B
     Outcome.BUSY,
     Outcome.IMPOSTOR,
     Outcome.UNREACHABLE,
+    Outcome.NOT_ADMITTED,
 }
 """Outcomes after which work cannot usefully be sent to the node."""
 
@@ -67,8 +68,8 @@ class Load:
         """
         Open the breaker after three episodes of failure in a row, for twice as long after each further one.
 
-        What is the network's doing never lengthens the pause.  *number* is the request's, from `begin_request`;
-        without it the request began after all others.
+        What is the network's doing never lengthens the pause, nor does what ends within minutes.  *number* is the
+        request's, from `begin_request`; without it the request began after all others.
 
         Returns:
             Whether it is an outcome of its own, and not a further one of an episode that was counted.
@@ -88,11 +89,11 @@ class Load:
     def _count_episode(self, outcome: Outcome, now: float) -> None:
         was_open = self.failures_in_a_row >= BREAKER_FAILURES
         self.failures_in_a_row += 1
-        is_networks = outcome.blame is Blame.NETWORK
-        if was_open and not is_networks:
+        is_short = outcome.blame is Blame.NETWORK or outcome is Outcome.NOT_ADMITTED
+        if was_open and not is_short:
             self._doublings = min(self._doublings + 1, _MAX_DOUBLINGS)
         if self.failures_in_a_row >= BREAKER_FAILURES:
-            pause_s = BREAKER_OPEN_S * (1.0 if is_networks else 2.0**self._doublings)
+            pause_s = BREAKER_OPEN_S * (1.0 if is_short else 2.0**self._doublings)
             self.open_until = max(self.open_until, now + min(pause_s, BREAKER_LONGEST_S))
 
     def breaker_is_open(self, now: float) -> bool:

@@ -1,5 +1,5 @@
 """
-The operations of OpenAI's API that the gateway serves, one value for each endpoint.
+The operations that the gateway serves, one value for each endpoint: OpenAI's API, and what engines add to it.
 
 Here is how endpoints differ: the path, the bounds, how a whole answer and a stream are read,
 which text is the prompt.  A new endpoint is a new value in `OPERATIONS`.
@@ -8,12 +8,14 @@ which text is the prompt.  A new endpoint is a new value in `OPERATIONS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import msgspec
+from msgspec import structs
 
+from router.model import messages, responses, scores
 from router.model.answers import (
     Answer,
     AnswerFormatError,
@@ -23,9 +25,12 @@ from router.model.answers import (
     is_json_object,
     read_completion,
     read_embeddings,
+    with_usage,
 )
 from router.model.outcomes import Outcome, of_status
 from router.model.tokens import prompt_text
+from router.model.usage import Usage
+from router.model.wishes import Form, Wishes, check_whole
 
 _REFUSED: Final = msgspec.json.encode(
     {
@@ -57,9 +62,23 @@ class Operation:
     read_stream: Callable[[], StreamReader] | None = None
     """Makes the reader of one stream; `None` if the operation is not streamed."""
     chunk_object: str = ""
-    """Of a stream, the ``object`` of chunks that the router itself adds."""
+    """Of a stream of chunks, the ``object`` of those that the router itself adds; other streams have typed events."""
+    last_event: tuple[bytes, bytes] | None = None
+    """Name and data of the last typed event, which the router adds if the node left only that out."""
+    has_choices: bool = False
+    """Whether ``n``, and a list in ``prompt``, ask for several answers."""
+    limits: tuple[str, ...] = ()
+    """The members of a request that bound the tokens of an answer; none if no text is generated."""
+    prepare: Callable[[dict[str, Any]], None] | None = None
+    """Changes a request to what nodes are to get; raises `RequestFormError` for what cannot be served."""
+    write_usage: Callable[[bytes, Usage], bytes] = with_usage
+    """A whole answer with another usage."""
+    error_members: Mapping[str, str] = field(default_factory=dict)
+    """What its clients want to see in every error, beside ``error``."""
     prompt_text: Callable[[Mapping[str, Any]], str] = prompt_text
     """The text of a request that counts as its prompt."""
+    form: Form | None = None
+    """The form of its answers, if they are held against what their requests ask of them."""
     is_metered: bool = True
     """Whether the usage that nodes claim is compared with the router's own count."""
     max_request: int = 16 << 20
@@ -99,8 +118,25 @@ class Operation:
             outcome, detail = Outcome.EMPTY, "a whole answer with nothing in it"
         return Answer(status=status, body=body, outcome=outcome, detail=detail, content=content)
 
+    @property
+    def has_typed_events(self) -> bool:
+        """Whether events of its streams have names and types, and the node's own last event is the last."""
+        return not self.chunk_object
+
+    def judge_against(self, wishes: Wishes, status: int, body: bytes) -> Answer:
+        """`judge`, and whether the answer keeps to what its request asks of its form."""
+        answer = self.judge(status, body)
+        if answer.outcome is not Outcome.COMPLETED or self.form is None:
+            return answer
+        kept = check_whole(wishes, self.form, body, answer.content.claimed)
+        if kept.unhonoured is None:
+            return answer if kept.calls_are_valid is None else structs.replace(answer, kept=kept)
+        return structs.replace(answer, kept=kept, outcome=Outcome.UNHONOURED, detail=kept.sentence)
+
     def empty_chunk(self, model: str, record_id: str) -> dict[str, Any]:
-        """A chunk without choices, for what the router adds to a stream."""
+        """An event without text, for what the router adds to a stream."""
+        if self.has_typed_events:
+            return {"type": "touchstone"}
         return {
             "id": record_id,
             "object": self.chunk_object,
@@ -116,21 +152,60 @@ def _has_too_many_values(body: bytes) -> bool:
     return lists > _MAX_LISTS or lists + body.count(b",") > _MAX_VALUES
 
 
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+
 OPERATIONS: Final[dict[str, Operation]] = {
     operation.name: operation
     for operation in (
-        Operation(name="embeddings", read_whole=read_embeddings, is_metered=False, max_values=1 << 19),
+        Operation(
+            name="embeddings",
+            read_whole=read_embeddings,
+            form=Form.VECTORS,
+            is_metered=False,
+            max_values=1 << 19,
+        ),
         Operation(
             name="chat/completions",
             read_whole=partial(read_completion, is_chat=True),
             read_stream=ChunkReader,
             chunk_object="chat.completion.chunk",
+            has_choices=True,
+            limits=_LIMITS,
+            form=Form.TEXTS,
         ),
         Operation(
             name="completions",
             read_whole=partial(read_completion, is_chat=False),
             read_stream=ChunkReader,
             chunk_object="text_completion",
+            form=Form.TEXTS,
+            has_choices=True,
+            limits=_LIMITS,
+        ),
+        Operation(
+            name="responses",
+            read_whole=responses.read_response,
+            read_stream=responses.ResponseReader,
+            prompt_text=responses.prompt_text,
+            limits=("max_output_tokens",),
+            prepare=responses.prepare_request,
+            write_usage=responses.with_usage,
+        ),
+        Operation(
+            name="messages",
+            read_whole=messages.read_message,
+            read_stream=messages.MessageReader,
+            prompt_text=messages.prompt_text,
+            limits=("max_tokens",),
+            write_usage=messages.with_usage,
+            last_event=(b"message_stop", b'{"type":"message_stop"}'),
+            error_members={"type": "error"},
+        ),
+        Operation(
+            name="rerank", read_whole=scores.read_ranking, prompt_text=scores.prompt_text, is_metered=False
+        ),
+        Operation(
+            name="score", read_whole=scores.read_scores, prompt_text=scores.prompt_text, is_metered=False
         ),
     )
 }

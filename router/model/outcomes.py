@@ -46,10 +46,12 @@ class Outcome(StrEnum):
     BUSY = "busy"
     UNSUPPORTED = "unserved"
     EMPTY = "hollow"
+    UNHONOURED = "unhonoured"
     TIMED_OUT = "timed-out"
     ABANDONED = "abandoned"
     UNREACHABLE = "unreachable"
     NOT_ALLOWED = "not-allowed"
+    NOT_ADMITTED = "not-admitted"
     HINDERED = "hindered"
 
     @property
@@ -90,7 +92,14 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
         Blame.NOBODY,
         "The answer is whole and has nothing in it; perhaps the request asks for just that.",
     ),
-    Outcome.TIMED_OUT: (Blame.ROUTER, "The caller's time ran out, and the node was not slow."),
+    Outcome.UNHONOURED: (
+        Blame.NOBODY,
+        "The answer is whole and does not keep to a setting of the request; perhaps the model cannot.",
+    ),
+    Outcome.TIMED_OUT: (
+        Blame.ROUTER,
+        "The time that the caller gave was over, or earlier attempts had used it up.",
+    ),
     Outcome.ABANDONED: (Blame.CLIENT, "The client went away, or did not read."),
     # Who stands between the router and the node cannot be told from the node itself, so nothing is held against it.
     Outcome.UNREACHABLE: (
@@ -101,9 +110,13 @@ OUTCOMES: Final[Mapping[Outcome, tuple[Blame, str]]] = {
         Blame.ROUTER,
         "This router's configuration does not let it connect to the node's address.",
     ),
+    Outcome.NOT_ADMITTED: (
+        Blame.NOBODY,
+        "The node serves the routers that it knows, and may not know this one yet.",
+    ),
     Outcome.HINDERED: (
         Blame.ROUTER,
-        "The router itself could not: no sockets, no memory, too late, or it was stopping.",
+        "The router itself could not: no sockets, no memory, not registered, too late, or it was stopping.",
     ),
 }
 """For each outcome, who is to blame, and what it means."""
@@ -125,14 +138,30 @@ class Execution:
     """Whether the node kept to the protocol and claimed the usage that was counted."""
     earns_credit: bool = True
     """Whether a good end counts for the node: not if its own operator sent the work."""
+    is_blamed: bool = False
+    """Whether it turned out to be the node's fault, although its outcome alone does not say so."""
     is_further: bool = False
     """Whether it failed at one moment with another execution that was counted already."""
     first_token_s: float | None = None
     """Of a stream, seconds until the first token."""
     token_s: float | None = None
     """Of a stream, seconds for each token after the first."""
+    whole_token_s: float | None = None
+    """Of a whole answer, seconds for each token, if there were enough."""
+    prompt_token_s: float | None = None
+    """Of a stream, seconds until the first token for each token of the prompt, if there were enough."""
+    size_share: float = 1.0
+    """
+    The tier's usual exchange as a share of this one, at most 1.
+
+    Objectives compare like with like: a duration counts as this share of itself.
+    """
+    calls_are_valid: bool | None = None
+    """Whether the tools were called as they can be; `None` if there was no call to look at."""
 
 
+CERTIFICATE_STATUSES: Final = frozenset({495, 496})
+"""nginx's numbers for a client's certificate that is wrong or missing: it completes the handshake in any case."""
 _REFUSALS: Final = frozenset({400, 413, 415, 422})
 _BUSY: Final = frozenset({429, 503})
 _UNSUPPORTED: Final = frozenset({404, 405})
@@ -162,9 +191,12 @@ class Failure(StrEnum):
     NAME_UNKNOWN = "name-unknown"
     SILENT = "silent"
     ANOTHER_KEY = "another-key"
+    CERTIFICATE_REFUSED = "certificate-refused"
     NO_CONNECTION_IN_TIME = "no-connection-in-time"
     NO_ROUTE = "no-route"
     NO_NAME_SERVER = "no-name-server"
+    CERTIFICATE_NEW = "certificate-new"
+    NOT_REGISTERED = "not-registered"
     ADDRESS_REFUSED = "address-refused"
     NO_SOCKETS = "no-sockets"
     NO_MEMORY = "no-memory"
@@ -204,11 +236,24 @@ FAILURES: Final[Mapping[Failure, tuple[Outcome, str]]] = {
     ),
     Failure.SILENT: (Outcome.STALLED, "The node took the connection and sent nothing in time."),
     Failure.ANOTHER_KEY: (Outcome.IMPOSTOR, "Another key answered at the node's address."),
+    # Nodes read the verifier's list each minute.  Counts once another node has completed the same request.
+    Failure.CERTIFICATE_REFUSED: (
+        Outcome.CRASHED,
+        "The node refused this router's certificate, which the verifier has listed for two minutes.",
+    ),
     # Counts once another node has completed the same request: if the way out is cut, no node completes any.
     Failure.NO_CONNECTION_IN_TIME: (Outcome.CRASHED, "There was no connection in time."),
     # Routers on the way report it too, so a node could choose it.  It gains what it would gain by saying 503.
     Failure.NO_ROUTE: (Outcome.UNREACHABLE, "There is no route to the node's address from here."),
     Failure.NO_NAME_SERVER: (Outcome.UNREACHABLE, "No name server told the node's address."),
+    Failure.CERTIFICATE_NEW: (
+        Outcome.NOT_ADMITTED,
+        "The node refused this router's certificate, and it is new, or whether it is still listed is being asked.",
+    ),
+    Failure.NOT_REGISTERED: (
+        Outcome.HINDERED,
+        "The node serves registered routers alone, and this router is not registered at the verifier.",
+    ),
     Failure.ADDRESS_REFUSED: (
         Outcome.NOT_ALLOWED,
         "[gateway] allow_private keeps this router from the node's address.",
@@ -237,5 +282,8 @@ FAILURES: Final[Mapping[Failure, tuple[Outcome, str]]] = {
 
 _NO_PROBE: Final = frozenset(
     failure for failure, (outcome, _) in FAILURES.items() if outcome.blame is Blame.ROUTER
-) | {Failure.NO_ROUTE, Failure.NO_NAME_SERVER}
-"""After these a probe has shown nothing of its node: it never came as far as the node's address."""
+) | {Failure.NO_ROUTE, Failure.NO_NAME_SERVER, Failure.CERTIFICATE_NEW}
+"""
+After these a probe has shown no silence of its node: it never came as far as the node's address, or the node did not
+know yet who asks.
+"""

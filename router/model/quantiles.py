@@ -73,6 +73,15 @@ def merged(recents: Iterable[RecentDurations], now: float) -> Counts:
     return total
 
 
+def merged_counts(*each: Counts) -> Counts:
+    """Several counts together."""
+    total: Counts = {}
+    for counts in each:
+        for bucket, count in counts.items():
+            total[bucket] = total.get(bucket, 0) + count
+    return total
+
+
 def quantile(counts: Counts, share: float) -> float | None:
     """The duration that *share* of the counted ones did not exceed; `None` if nothing was counted."""
     total = sum(counts.values())

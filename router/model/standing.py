@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
@@ -67,6 +68,10 @@ class Standing(Struct, frozen=True, gc=False):
     at: float = 0.0
     latency_s: float | None = None
     """Seconds of a usual answer, by this router's own measure."""
+    calls: float = 0.0
+    """Answers that called tools, or had to, at the longer half-life."""
+    bad_calls: float = 0.0
+    """Those among them whose calls no tool could take."""
 
     def add(self, execution: Execution, now: float) -> Standing:
         """
@@ -74,15 +79,21 @@ class Standing(Struct, frozen=True, gc=False):
 
         A good end without credit (the node's own operator sent the work) earns nothing.
         """
+        if execution.calls_are_valid is not None and execution.earns_credit:
+            decayed, bad = self.decayed_to(now), not execution.calls_are_valid
+            counted = structs.replace(decayed, calls=decayed.calls + 1, bad_calls=decayed.bad_calls + bad)
+            return counted.add(replace(execution, calls_are_valid=None), now)
         if execution.outcome is Outcome.COMPLETED:
             if execution.is_clean and not execution.earns_credit:
                 return self
             return self._add_completed(execution, now)
-        if execution.outcome.blame is not Blame.NODE:
+        if execution.outcome.blame is not Blame.NODE and not execution.is_blamed:
             return self
         decayed = self.decayed_to(now)
         # What was lost at one moment is lost work each time, and weighs more than that only once.
-        weight = 1.0 if execution.is_further else FAILURE_WEIGHT
+        # A node that passes over a setting works well for all who do not ask for that.
+        is_light = execution.is_further or execution.outcome is Outcome.UNHONOURED
+        weight = 1.0 if is_light else FAILURE_WEIGHT
         return structs.replace(
             decayed,
             failed=_plus(decayed.failed, weight),
@@ -103,6 +114,8 @@ class Standing(Struct, frozen=True, gc=False):
             rejects=self.rejects * week + (not execution.is_clean),
             at=max(now, self.at),
             latency_s=latency_s,
+            calls=self.calls * week,
+            bad_calls=self.bad_calls * week,
         )
 
     def clean(self) -> tuple[float, float]:
@@ -134,6 +147,8 @@ class Standing(Struct, frozen=True, gc=False):
             rejects=self.rejects * week,
             at=now,
             latency_s=self.latency_s,
+            calls=self.calls * week,
+            bad_calls=self.bad_calls * week,
         )
 
 
@@ -164,6 +179,8 @@ def merge(own: Standing, others: Iterable[Standing], now: float) -> Standing:
             rejects=total.rejects + peer.rejects,
             at=max(total.at, peer.at),
             latency_s=latency_s,
+            calls=total.calls + peer.calls,
+            bad_calls=total.bad_calls + peer.bad_calls,
         )
     return total
 
@@ -179,6 +196,10 @@ class Rating(Struct, frozen=True, gc=False):
     """Requests within the week that the grade rests on."""
     why: str = "standing.little-evidence"
     """The reason for the grade, as a code."""
+    calls: float = 0.0
+    """Answers within the week that called tools, or had to."""
+    bad_calls: float = 0.0
+    """Those whose calls no tool could take."""
 
 
 def rate(standing: Standing, now: float, missed_objective: str | None = None) -> Rating:
@@ -208,7 +229,15 @@ def rate(standing: Standing, now: float, missed_objective: str | None = None) ->
     else:
         grade, why = Grade.PROBATION, "standing.little-evidence"
     latency_s = UNKNOWN_LATENCY_S if seen.latency_s is None else min(seen.latency_s, UNKNOWN_LATENCY_S)
-    return Rating(grade=grade, completion=completion, latency_s=latency_s, evidence=evidence, why=why)
+    return Rating(
+        grade=grade,
+        completion=completion,
+        latency_s=latency_s,
+        evidence=evidence,
+        why=why,
+        calls=seen.calls,
+        bad_calls=seen.bad_calls,
+    )
 
 
 def wilson(good: float, total: float) -> tuple[float, float]:

@@ -6,14 +6,26 @@ from typing import Final
 
 from msgspec import Struct, structs
 
+from router.model.allowance import SEEN_SHARE, Seen
 from router.model.load import Load
 from router.model.outcomes import Execution, Outcome
-from router.model.quantiles import Counts, RecentDurations, bucket_of, enough_for, merged, quantile
+from router.model.quantiles import (
+    Counts,
+    RecentDurations,
+    bucket_of,
+    enough_for,
+    merged,
+    merged_counts,
+    quantile,
+)
 from router.model.standing import Rating, Standing, merge, rate
 from router.model.workload import Workload
 
-SERIES: Final = ("first", "token", "answer")
-"""Durations that are measured: to the first token, for each further token, of a whole answer."""
+SERIES: Final = ("first", "token", "answer", "whole", "prompt")
+"""
+Durations that are measured: to the first token, for each further token, of a whole answer; and for time-outs alone, for
+each token of a whole answer, and of a prompt.
+"""
 _OBJECTIVES: Final = (
     ("first", 0.9, "first_token_p90_ms"),
     ("first", 0.99, "first_token_p99_ms"),
@@ -43,6 +55,8 @@ class StatisticsAggregate(Struct, frozen=True, array_like=True):
             *seen.failed,
             seen.exchanges,
             seen.rejects,
+            seen.calls,
+            seen.bad_calls,
             seen.at,
             seen.latency_s or 0.0,
         )
@@ -59,7 +73,17 @@ class StatisticsAggregate(Struct, frozen=True, array_like=True):
 class NodeStatistics:
     """Kept up to date by events.  Decisions go by its rating."""
 
-    __slots__ = ("load", "missed_objective", "others", "own", "pace", "rating", "recent", "recent_of_others")
+    __slots__ = (
+        "load",
+        "missed_objective",
+        "others",
+        "own",
+        "pace",
+        "rating",
+        "recent",
+        "recent_of_others",
+        "seen",
+    )
 
     def __init__(self) -> None:
         self.own = Standing()
@@ -74,6 +98,8 @@ class NodeStatistics:
         """The latency objective that the node surely misses, as a code."""
         self.pace: float | None = None
         """Tokens per second over the last hour, if enough were measured."""
+        self.seen = Seen()
+        """How slow it was in the last hour, for its time-outs."""
 
     @property
     def proven(self) -> float:
@@ -90,10 +116,14 @@ class NodeStatistics:
             self._add_durations(execution, now)
 
     def _add_durations(self, execution: Execution, now: float) -> None:
+        if execution.prompt_token_s is not None:
+            self._add_duration("prompt", execution.prompt_token_s, now)
         if execution.first_token_s is None:
-            self._add_duration("answer", execution.seconds, now)
+            self._add_duration("answer", execution.seconds * execution.size_share, now)
+            if execution.whole_token_s is not None:
+                self._add_duration("whole", execution.whole_token_s, now)
             return
-        self._add_duration("first", execution.first_token_s, now)
+        self._add_duration("first", execution.first_token_s * execution.size_share, now)
         if execution.token_s is not None:
             self._add_duration("token", execution.token_s, now)
 
@@ -148,7 +178,15 @@ class NodeStatistics:
         counts = self.last_hour("token", now)
         median = quantile(counts, 0.5) if sum(counts.values()) >= enough_for(0.9) else None
         self.pace = None if median is None else 1 / median
+        self.seen = Seen(
+            self._slowest(merged_counts(counts, self.last_hour("whole", now))),
+            self._slowest(self.last_hour("prompt", now)),
+        )
         self.update_rating(now)
+
+    @staticmethod
+    def _slowest(counts: Counts) -> float | None:
+        return quantile(counts, SEEN_SHARE) if sum(counts.values()) >= enough_for(0.9) else None
 
     def _find_missed_objective(self, workload: Workload, now: float) -> str | None:
         for series, share, setting in _OBJECTIVES:

@@ -21,7 +21,7 @@ The whole table is checked before any of it counts, and it may be read again whi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -121,13 +121,13 @@ def _section(parsed: Parsed, name: str, kind: type[_Part]) -> dict[str, _Part]:
     return found
 
 
-def write_table(models: Mapping[str, str]) -> str:
-    """A first table: one tier, and one workload for each model, by name."""
+def write_table(models: Mapping[str, str], model_claims: Sequence[str]) -> str:
+    """A first table: one tier that asks for *model_claims*, and one workload for each model, by name."""
     lines = [
         "# What work requires of a node. All settings: docs/routing.md. After a change: touchstone router check.",
         "tiers:",
         "  standard:",
-        "    model_claims: [file-system, executables]",
+        f"    model_claims: [{', '.join(model_claims)}]",
         "    model_assurance: challenged",
         "    max_age_s: 300",
         "workloads:",

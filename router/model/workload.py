@@ -20,6 +20,9 @@ from verifier.trust import CLAIM_NAMES
 ASSURANCES: Final = ("declared", "challenged", "hardware-rooted", "confidential")
 """In rising order; docs/limitations.md says what each rests on."""
 
+MODEL_CLAIMS: Final = ("file-system", "executables")
+"""What is asked of a model's weights where nothing else is said: the files, and what the engine has loaded."""
+
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 _Texts = tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...]
 _Claims = Annotated[_Texts, Meta(min_length=1)]
@@ -66,7 +69,7 @@ class Requirements(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     platform_claims: _Claims = ("instance-identity", "configuration")
-    model_claims: _Claims = ("file-system", "executables")
+    model_claims: _Claims = MODEL_CLAIMS
     platform_assurance: str = "declared"
     model_assurance: str = "challenged"
     submods: dict[Annotated[str, Meta(max_length=160)], SubmodRequirement] = {}

@@ -40,10 +40,12 @@ from router.state.addresses import AddressChecker
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
+from router.state.identity import Identity, find_identity, now
 from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.records import Records
+from router.state.registration import Registrar
 from router.state.stalls import StallWatch
 from router.state.stored_keys import StoredKeys
 from verifier.service import problem
@@ -83,6 +85,8 @@ class RouterSetup:
     table: Table
     folder: Path = Path()
     """The folder of the files that the configuration names."""
+    identity: Identity | None = None
+    """By which nodes know the router; `None`: a new one, for this process alone."""
 
     @property
     def authorities(self) -> Path | None:
@@ -95,15 +99,21 @@ class RouterSetup:
         return load_tokenisers(self.table, self.folder)
 
 
-def load(path: Path, config: RouterConfig) -> RouterSetup:
+def load(path: Path, config: RouterConfig, *, makes_identity: bool = False) -> RouterSetup:
     """
-    Read the table, and check every other file that the configuration names.
+    Read the table and the router's identity, and check every other file that the configuration names.
+
+    Args:
+        path: The configuration's file.
+        config: What it holds.
+        makes_identity: Whether an identity that is missing is made.
 
     Raises:
-        ConfigError: a file cannot be read, or does not hold what it should.
+        ConfigError: a file cannot be read or made, or does not hold what it should.
     """
     folder = path.parent
-    setup = RouterSetup(config, load_table(folder / config.workloads), folder)
+    identity = find_identity(path, config.gateway.identity_file, makes_it=makes_identity)
+    setup = RouterSetup(config, load_table(folder / config.workloads), folder, identity)
     setup.tokenisers()
     client_context(setup.authorities)
     if config.verifier.router_token_file is None:
@@ -150,14 +160,18 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
     config = setup.config
     async with AsyncExitStack() as stack:
         to_verifier = await stack.enter_async_context(open_session(setup.authorities))
+        identity = setup.identity or Identity.make(now())
         to_nodes = await stack.enter_async_context(
-            pinned.open_session(allow_private=config.gateway.allow_private)
+            pinned.open_session(allow_private=config.gateway.allow_private, context=identity.client_context())
         )
+        registrar = Registrar(to_verifier, config.verifier.url, identity, clock, partial(_token, setup))
         db = await stack.enter_async_context(_open_store(setup))
         name = NameLease(db, config.name, clock)
         await name.take()
         stack.push_async_callback(name.give_back)
-        state, gateway = assemble(setup, clock, db, name, to_verifier=to_verifier, to_nodes=to_nodes)
+        state, gateway = assemble(
+            setup, clock, db, name, registrar, to_verifier=to_verifier, to_nodes=to_nodes
+        )
         # Before the first request: what was revoked is revoked, what was spent is spent, what was held is held.
         await state.stored_keys.sync()
         _check_access(gateway, state.issuer)
@@ -211,6 +225,7 @@ def assemble(
     clock: Clock,
     db: Database,
     name: NameLease,
+    registrar: Registrar,
     *,
     to_verifier: aiohttp.ClientSession,
     to_nodes: aiohttp.ClientSession,
@@ -223,23 +238,19 @@ def assemble(
         config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
     )
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    token = read_token(setup.folder, config.verifier.router_token_file)
+    token = _token(setup)
     report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
     holds = Holds(db, fleet, clock, config.review, report=report)
-    feed = Feed(
-        to_verifier,
-        config.verifier,
-        clock,
-        fleet,
-        on_incident_state=holds.note_incident_state,
-        reported_incidents=holds.reported_incidents,
-        on_incident_lost=holds.note_incident_lost,
-        token=partial(read_token, setup.folder, config.verifier.router_token_file),
-    )
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
-    exchanges = Exchanges(to_nodes, config.gateway, clock, lost_s=lambda: stalls.lost_s)
+    exchanges = Exchanges(
+        to_nodes,
+        config.gateway,
+        clock,
+        lost_s=lambda: stalls.lost_s,
+        judge_refusal=registrar.judge_refusal,
+    )
     metering = Metering(clock, holds, setup.tokenisers())
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     state = State(
@@ -247,12 +258,13 @@ def assemble(
         folder=setup.folder,
         clock=clock,
         fleet=fleet,
-        feed=feed,
+        feed=_make_feed(setup, clock, fleet, holds, to_verifier),
         holds=holds,
         persistence=persistence,
         records=records,
         stored_keys=StoredKeys(db, clock, keyring),
         issuer=_issuer(config, clock),
+        registrar=registrar,
         to_verifier=to_verifier,
         stalls=stalls,
     )
@@ -265,6 +277,26 @@ def assemble(
         replays=IdempotencyCache(monotonic=clock.monotonic),
     )
     return state, gateway
+
+
+def _make_feed(
+    setup: RouterSetup, clock: Clock, fleet: Fleet, holds: Holds, to_verifier: aiohttp.ClientSession
+) -> Feed:
+    return Feed(
+        to_verifier,
+        setup.config.verifier,
+        clock,
+        fleet,
+        on_incident_state=holds.note_incident_state,
+        reported_incidents=holds.reported_incidents,
+        on_incident_lost=holds.note_incident_lost,
+        token=partial(_token, setup),
+    )
+
+
+def _token(setup: RouterSetup) -> str | None:
+    """The router's credential of the verifier, as its file has it now.  Raises `ConfigError`."""
+    return read_token(setup.folder, setup.config.verifier.router_token_file)
 
 
 def _issuer(config: RouterConfig, clock: Clock) -> Issuer | None:
@@ -292,6 +324,7 @@ def _loops(
         "feed": state.feed.run(),
         "holds": state.holds.run(),
         "keys": state.stored_keys.run(),
+        "registration": state.registrar.run(),
         "sweep": _sweep(state),
     }
     if not config.gateway.allow_private:
@@ -301,7 +334,12 @@ def _loops(
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
-        ask = partial(probe.ask, to_nodes, allow_private=config.gateway.allow_private)
+        ask = partial(
+            probe.ask,
+            to_nodes,
+            allow_private=config.gateway.allow_private,
+            judge_refusal=state.registrar.judge_refusal,
+        )
         prober = Prober(
             state.fleet,
             ask,

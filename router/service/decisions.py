@@ -29,6 +29,8 @@ class _DecisionBody(Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, Meta(max_length=128)]
     workload: Annotated[str, Meta(max_length=64)] | None = None
     explain: bool = True
+    tools: bool = False
+    """Whether the work may call tools."""
 
 
 async def make(request: web.Request) -> web.Response:
@@ -59,7 +61,7 @@ async def _make(request: web.Request, gateway: Gateway, key: ApiKey) -> web.Resp
         code = "request.not-found" if error.code == "model_not_found" else "request.malformed"
         raise RequestError(str(error), code=code) from None
     dispatcher = gateway.dispatcher
-    record = dispatcher.decide(workload, key.name)
+    record = dispatcher.decide(workload, key.name, has_tools=given.tools)
     dispatcher.records.finish(record)
     wire = record.to_wire(dispatcher.excluded(record.decision) if given.explain else None)
     wire["endpoints"] = dispatcher.endpoints(record) if key.may_dispatch else None

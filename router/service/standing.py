@@ -9,8 +9,9 @@ from aiohttp import web
 
 from router.choose.gates import CODES, GateVerdict
 from router.model.quantiles import quantile
-from router.model.standing import ESTABLISHED_LOWER, PROVEN, Grade, Standing
+from router.model.standing import ESTABLISHED_LOWER, PROVEN, Grade, Rating, Standing
 from router.model.statistics import SERIES, NodeStatistics
+from router.model.tool_calls import compare_calls
 from router.model.workload import Workload
 from router.service.state import STATE, State
 from router.state.fleet import Fleet
@@ -95,7 +96,21 @@ def _place(fleet: Fleet, node: str, name: str) -> dict[str, Any]:
         "tier": workload.standing_key,
         "lane": None if verdict is not None and lane is None else lane,
         "closed": None if verdict is None else msgspec.to_builtins(verdict),
+        "tool_calls": _compare_calls(fleet, node, workload),
         "what_would_help": _help(fleet, node, workload, verdict),
+    }
+
+
+def _compare_calls(fleet: Fleet, node: str, workload: Workload) -> dict[str, float | None]:
+    """How a node's calls of tools compare with the usual, as the ranking has it for work with tools."""
+    statistics, usual = (
+        fleet.statistics(node, workload.standing_key),
+        fleet.view_for(workload).pool.usual_calls,
+    )
+    rating = Rating() if statistics is None else statistics.rating
+    return {
+        "usual_good_share": None if usual is None else round(usual, 4),
+        "compared": round(compare_calls(rating.calls, rating.bad_calls, usual), 4),
     }
 
 
@@ -124,6 +139,11 @@ def _of_tier(statistics: NodeStatistics, now: float) -> dict[str, Any]:
         "clean_lower_bound": round(own.clean()[0], 4),
         "evidence": round(rating.evidence, 1),
         "requests_to_go": round(lacking),
+        "tool_calls": {
+            "answers": round(rating.calls, 1),
+            "bad": round(rating.bad_calls, 1),
+            "good_share": round(1 - rating.bad_calls / rating.calls, 4) if rating.calls else None,
+        },
         "usual_answer_s": statistics.own.latency_s,
         "under_way": statistics.load.in_flight,
         "failures_in_a_row": statistics.load.failures_in_a_row,

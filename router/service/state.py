@@ -15,6 +15,7 @@ from router.state.fleet import Fleet
 from router.state.holds import Holds
 from router.state.persistence import Persistence
 from router.state.records import Records
+from router.state.registration import Registrar
 from router.state.stalls import StallWatch
 from router.state.stored_keys import StoredKeys
 from verifier.service.oidc import Issuer
@@ -35,6 +36,7 @@ class State:
     stored_keys: StoredKeys
     issuer: Issuer | None
     """Of tokens that are credentials beside the keys."""
+    registrar: Registrar
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
+from itertools import chain
 from typing import Final, TypeAlias
 
 import aiohttp
@@ -53,6 +54,8 @@ _PLACED_AT_ONCE: Final = 50
 """Nodes that are placed before other work has its turn."""
 _READ_AT_ONCE: Final = 500
 """Tokens of a page that are read together."""
+_READERS: Final = 2
+"""Threads that read them.  Verifying a signature is half of it, and lets the other thread and the loop go on."""
 
 _ReadEntry: TypeAlias = tuple[ListedResult, ReadResult, bytes]
 """What a page lists, the result, and the digest of its token."""
@@ -247,9 +250,11 @@ class Feed:
         digests = [self._reader.digest(entry.token) for entry in entries]
         known = [self._known_result(each.node, digest) for each, digest in zip(entries, digests, strict=True)]
         tokens = [entry.token for entry, result in zip(entries, known, strict=True) if result is None]
-        # In a thread, so that the loop can place nodes meanwhile.  More threads would only wait for each other:
-        # half of the work needs the interpreter.
-        verified = iter(await asyncio.to_thread(self._reader.read_all, tokens) if tokens else ())
+        # In threads, so that the loop can place nodes meanwhile.
+        share = -(-len(tokens) // _READERS)
+        parts = (tokens[at : at + share] for at in range(0, len(tokens), share or 1))
+        read = await asyncio.gather(*(asyncio.to_thread(self._reader.read_all, part) for part in parts))
+        verified = chain.from_iterable(read)
         return [
             (entry, result or await self._retried(entry.token, next(verified)), digest)
             for entry, result, digest in zip(entries, known, digests, strict=True)

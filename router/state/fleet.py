@@ -9,6 +9,7 @@ constant time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -130,6 +131,10 @@ class Fleet(ProbedNodes):
         """
         pool = self._placement.pools.get(workload.name)
         return {} if pool is None else pool.excluded(version)
+
+    def shortfalls(self, workload: Workload) -> Counter[str]:
+        """What nodes' results lack for the work now, and how many nodes lack it."""
+        return self._placement.shortfalls(workload.name)
 
     def verdict(self, node: str, workload: Workload) -> GateVerdict | None:
         """The gate that keeps a node from the work now.  Asked again before each attempt."""
@@ -272,7 +277,8 @@ class Fleet(ProbedNodes):
         entry = self._entry(node)
         statistics = _statistics_of(entry, workload.standing_key)
         is_own = statistics.load.count_outcome(outcome, self._clock.monotonic(), number)
-        statistics.add(Execution(outcome, 0.0, is_further=not is_own), self._clock.unix())
+        execution = Execution(outcome, 0.0, is_blamed=True, is_further=not is_own)
+        statistics.add(execution, self._clock.unix())
         self._changed.add((node, workload.standing_key))
         self._placement.place(entry, workload.standing_key)
 

@@ -8,6 +8,7 @@ is next due.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -74,6 +75,11 @@ class Placement:
         """A workload of a tier, to take the tier's settings from."""
         pools = self._by_tier.get(tier)
         return pools[0].workload if pools else None
+
+    def shortfalls(self, workload: str) -> Counter[str]:
+        """See `WorkloadPool.shortfalls`; empty for a workload that is in the table no more."""
+        pool = self.pools.get(workload)
+        return Counter() if pool is None else pool.shortfalls()
 
     def count_in_flight(self, operator: str, in_flight: Mapping[str, int], sign: int = 1) -> None:
         """Add or take away requests in flight at an operator's nodes, by workload."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import islice
 from typing import Final
 
 from router.choose.candidates import LANES, Key, Lane, SortedCandidates
-from router.choose.gates import CODES, GateVerdict
+from router.choose.gates import CODES, NOT_AFFIRMING, GateVerdict
 from router.choose.ranking import CandidateFacts
 from router.model.standing import Rating
 from router.model.statistics import NodeStatistics
+from router.model.tool_calls import CallShares
 from router.model.workload import Workload
 
 _HISTORY: Final = 32
 """Changes that are remembered of a node, so that a past decision can be explained."""
+_MOST_ASKED: Final = 1000
 _MIN_IN_FLIGHT_FOR_SHARES: Final = 10
 """With fewer requests in flight, an operator's share of them means nothing."""
 _UNSEEN: Final = Rating()
@@ -21,10 +25,12 @@ _UNSEEN: Final = Rating()
 class _Placing:
     """Where one node stands, and since which version of the fleet which code has kept it out."""
 
-    __slots__ = ("code", "detail", "history", "jti", "lane", "statistics")
+    __slots__ = ("bad_calls", "calls", "code", "detail", "history", "jti", "lane", "statistics")
 
     def __init__(self) -> None:
         self.statistics: NodeStatistics | None = None
+        self.calls = self.bad_calls = 0.0
+        """What is in the operator's share of it."""
         self.lane: Lane | None = None
         self.code = ""
         self.detail = ""
@@ -45,6 +51,7 @@ class WorkloadPool:
         self.closed_by: dict[str, GateVerdict | None] = {}
         """By node, the first gate that fails closed and is closed to it."""
         self._placings: dict[str, _Placing] = {}
+        self._calls = CallShares()
         self._in_flight: dict[str, int] = {}
         self._total_in_flight = 0
 
@@ -62,6 +69,11 @@ class WorkloadPool:
         if share >= 100 or self._total_in_flight < _MIN_IN_FLIGHT_FOR_SHARES:
             return False
         return self._in_flight.get(operator, 0) * 100 >= share * self._total_in_flight
+
+    @property
+    def usual_calls(self) -> float | None:
+        """See `Pool`."""
+        return self._calls.usual
 
     def count_in_flight(self, operator: str, change: int) -> None:
         """Add *change*, which may be negative, to the requests in flight at an operator's nodes."""
@@ -115,6 +127,8 @@ class WorkloadPool:
         if placing is None:
             placing = self._placings[node] = _Placing()
         placing.statistics, placing.jti = statistics, jti
+        if statistics is not None and (statistics.rating.calls or placing.calls):
+            self._count_calls(placing, key[0], statistics.rating.calls, statistics.rating.bad_calls)
         if placing.history and placing.lane is lane and placing.code == code:
             if detail:
                 placing.detail = detail
@@ -143,6 +157,12 @@ class WorkloadPool:
             self.lanes[placing.lane].remove(key)
             self.sizes[placing.lane] -= 1
         self._count_code(placing.code, -1)
+        self._count_calls(placing, key[0], 0.0, 0.0)
+
+    def _count_calls(self, placing: _Placing, operator: str, calls: float, bad_calls: float) -> None:
+        if (calls, bad_calls) != (placing.calls, placing.bad_calls):
+            self._calls.add(operator, calls - placing.calls, bad_calls - placing.bad_calls)
+            placing.calls, placing.bad_calls = calls, bad_calls
 
     def _count_code(self, code: str, change: int) -> None:
         if code:
@@ -151,6 +171,18 @@ class WorkloadPool:
                 self.closed[code] = count
             else:
                 del self.closed[code]
+
+    def shortfalls(self) -> Counter[str]:
+        """
+        What the nodes' results lack that the workload requires, and how many nodes lack it.
+
+        At most a thousand nodes are looked at.
+        """
+        return Counter(
+            placing.detail
+            for placing in islice(self._placings.values(), _MOST_ASKED)
+            if placing.code == NOT_AFFIRMING
+        )
 
     def excluded(self, version: int | None = None) -> dict[str, GateVerdict]:
         """Every node that is kept out, now or as of *version*, as far as that is remembered."""

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from fixtures.streaming import Behaviour
 from router.choose.candidates import Lane
-from router.gateway import exchange
+from router.gateway import attempts, dispatch, exchange
 from router.gateway.exchange import Exchange
 from router.model import answers as model_answers
 from router.model import load, operations, standing
@@ -28,8 +28,9 @@ from router.model.errors import AttemptError
 from router.model.load import BREAKER_FAILURES
 from router.model.operations import Operation
 from router.model.outcomes import Blame, Execution, Outcome
+from router.model.quantiles import enough_for
 from router.model.standing import PROVEN, Grade, Standing, rate
-from router.model.statistics import StatisticsAggregate
+from router.model.statistics import SERIES, StatisticsAggregate
 from router.state.fleet import Fleet as RouterFleet
 from tests.adversary.defences import Row, names, succeeds_without
 from tests.integration.gateway import CHAT, CHATS, STREAM, WORK, Fleet, by, key, opened
@@ -75,7 +76,7 @@ async def test_attack_9_wash_traffic(fleet: Fleet) -> None:
     assert own.own == Standing(), "attack 9 succeeds: it has bought a standing"
     assert (lane(fleet, "own"), own.aggregate(0.0).slices) == (
         Lane.PROBATION,
-        {"first": {}, "token": {}, "answer": {}},
+        {name: {} for name in SERIES},
     )
 
 
@@ -397,6 +398,34 @@ async def test_attack_26_ejection_by_poison(fleet: Fleet, act: Handler) -> None:
     await unharmed(fleet, *"abc")
 
 
+ODD_CALLS: dict[str, Any] = {
+    "an object": {"function": {"name": "f", "arguments": {"a": 1}}},
+    "nobody's form": "f()",
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("calls", ODD_CALLS.values(), ids=ODD_CALLS)
+async def test_attack_26_ejection_by_tools(fleet: Fleet, calls: Any, stream: bool) -> None:  # noqa: FBT001
+    """26, twelve requests with `tools` from one client, at which engines word their answer in a form of their own."""
+    part = "delta" if stream else "message"
+    choice = {"index": 0, part: {"content": None, "tool_calls": [calls]}, "finish_reason": "tool_calls"}
+    body = json.dumps({"choices": [choice]}).encode()
+    for name in "abc":
+        (await fleet.node(name)).act = (
+            answers(200, b"data: " + body + b"\n\ndata: [DONE]\n\n", Content_Type="text/event-stream")
+            if stream
+            else answers(200, body)
+        )
+    await fleet.start()
+    fleet.establish(*"abc")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    for _ in range(12):
+        await fleet.ask(CHAT | {"tools": tools, "stream": stream})
+    await unharmed(fleet, *"abc")
+    assert {lane(fleet, name) for name in "abc"} == {Lane.ESTABLISHED}
+
+
 async def test_attack_26_ejection_by_long_answers(fleet: Fleet) -> None:
     """26, a whole answer so long that no node has it ready in the time of an attempt."""
     for name in "abc":
@@ -405,6 +434,47 @@ async def test_attack_26_ejection_by_long_answers(fleet: Fleet) -> None:
     heard = [await fleet.ask(CHAT) for _ in range(4)]
     await unharmed(fleet, *"abc")
     assert {each.status for each in heard} == {504}
+
+
+def reads_slowly(request_s: float, token_s: float) -> Handler:
+    """An honest node that takes its time for every request, and for each token of a prompt."""
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        size = len(await request.read()) / 4
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await asyncio.sleep(request_s + size * token_s)
+        chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+        await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n")
+        return response
+
+    return act
+
+
+async def missed_by(fleet: Fleet, act: Handler, words: int) -> str | None:
+    """The objective that a node misses after as many prompts as it takes to judge it."""
+    (await fleet.node("a")).act = act
+    await fleet.start({"first_token_p90_ms": 400, "typical": {"input": 100, "output": 10}})
+    body = STREAM | {"messages": [{"role": "user", "content": "four" * words}]}
+    await asyncio.gather(*(fleet.ask(body) for _ in range(enough_for(0.9))))
+    fleet.router.sweep(10)
+    return fleet.statistics("a").missed_objective
+
+
+async def test_attack_26_ejection_by_long_prompts(fleet: Fleet) -> None:
+    """26, prompts of twenty times the tier's usual length: objectives compare like with like."""
+    missed = await missed_by(fleet, reads_slowly(0, 0.0003), 2000)
+    assert missed is None, f"attack 26 succeeds: {missed}"
+
+
+async def test_long_prompts_hide_no_slow_node(fleet: Fleet) -> None:
+    """Who is slow for its usual prompts misses the objective."""
+    assert await missed_by(fleet, reads_slowly(0.5, 0), 50) == "standing.first-token-p90"
+
+
+def with_every_length_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first text counts as it is, whatever was asked."""
+    monkeypatch.setattr(dispatch, "_size_share", lambda *_, **__: 1.0)
 
 
 async def test_attack_26_ejection_by_a_query_of_death(fleet: Fleet) -> None:
@@ -442,6 +512,18 @@ def with_leaving_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     blaming(monkeypatch, Outcome.ABANDONED)
 
 
+def with_odd_answers_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read is the node's at once."""
+    for module in (exchange, attempts):
+        monkeypatch.setattr(module, "DOUBTFUL", exchange.DOUBTFUL - {Outcome.CORRUPTED})
+    corrupted = AttemptError.__init__
+
+    def sure(self: AttemptError, outcome: Outcome, message: str, *, is_doubtful: bool = False) -> None:
+        corrupted(self, outcome, message, is_doubtful=is_doubtful and outcome is not Outcome.CORRUPTED)
+
+    monkeypatch.setattr(AttemptError, "__init__", sure)
+
+
 def with_doubts_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits to see whether another node can do it: what is in doubt is the node's."""
     blaming(monkeypatch, Outcome.UNSUPPORTED, Outcome.EMPTY)
@@ -466,7 +548,12 @@ WITHOUT: list[Row] = [
     (26, test_attack_26_ejection_by_leaving, with_leaving_blamed, (True,)),
     (26, test_attack_26_ejection_by_leaving, with_leaving_blamed, (False,)),
     *[(26, test_attack_26_ejection_by_poison, with_doubts_blamed, (act,)) for act in POISON.values()],
+    *[
+        (26, test_attack_26_ejection_by_tools, with_odd_answers_blamed, ("f()", stream))
+        for stream in (False, True)
+    ],
     (26, test_attack_26_ejection_by_long_answers, with_doubts_blamed, ()),
+    (26, test_attack_26_ejection_by_long_prompts, with_every_length_alike, ()),
 ]
 
 

@@ -211,9 +211,13 @@ class Fleet:
         """A node with a streaming engine and a live result."""
         certificate = self.certificate(name)
         node = EngineNode(name, certificate, behaviour)
-        node.url = await self._stack.enter_async_context(serving(node.app(), certificate.context))
-        self.verifier.trust(name, endpoint=node.endpoint, **trusted)
+        await self.place(node, certificate, **trusted)
         return node
+
+    async def place(self, node: EngineNode, certificate: Certificate, **trusted: Any) -> None:
+        """Let a node serve, with a live result."""
+        node.url = await self._stack.enter_async_context(serving(node.app(), certificate.context))
+        self.verifier.trust(node.name, endpoint=node.endpoint, **trusted)
 
     async def raw(self, name: str, act: Any, *, tls: bool = True, pin: str | None = None) -> str:
         """A node that speaks bytes; its URL."""
@@ -238,7 +242,15 @@ class Fleet:
         Args:
             watches_stalls: Whether it counts for how long it stood still.  Otherwise a busy machine fails no test.
         """
-        given = {"timeout_s": 5, "attempt_timeout_s": 3, "connect_timeout_s": 2, "allow_private": True}
+        # A node of a test is silent, or it is not: what the size of a request adds is tested on its own.
+        given = {
+            "timeout_s": 5,
+            "attempt_timeout_s": 3,
+            "quiet_s": 3,
+            "connect_timeout_s": 2,
+            "allow_private": True,
+            "unseen_tokens_per_second": 1e6,
+        }
         keys = [
             {"name": f"k{n}", "sha256": digest} for n, digest in enumerate(gateway.pop("key_digests", []))
         ]

@@ -145,6 +145,7 @@ async def test_the_self_test_says_what_is_wrong_and_goes_on(verifier, tmp_path) 
         "node key": True,
         "enrolment": False,
         "engine": False,
+        "endpoint": False,
         "verifier": True,
         "clock": True,
         f"folder of {MODEL}": True,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.gateway import Fleet, opened
-from tests.unit.router.support import WEIGHTS
+from tests.unit.router.support import MODEL, WEIGHTS
 
 NONE = {**WEIGHTS, "file-system": 0, "executables": 0}
 
@@ -28,7 +28,8 @@ async def test_the_503_names_the_verifier(fleet: Fleet) -> None:
     status, document, headers = await fleet.post()
     message = (
         "no node may do this work now: 1 result.not-affirming, 3 result.verifier-exhausted. "
-        "The verifier has no challenges left: its operator must mint more"
+        "The verifier has no challenges left: its operator must mint more. "
+        f"1 node: model/{MODEL} executables is 96 (contraindicated); weights.walk.missed"
     )
     assert (status, document["error"]["message"]) == (503, message)
     assert (document["error"]["code"], int(headers["Retry-After"]) > 0) == ("result.verifier-exhausted", True)

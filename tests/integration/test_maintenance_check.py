@@ -24,6 +24,8 @@ from verifier.store.whole import Use
 STORES = ("sqlite", "postgres")
 
 OLD = "(SELECT id FROM sessions WHERE status = 'complete' ORDER BY id LIMIT 1)"
+ROUTER = "INSERT INTO routers (spki, name, credential, certificate, since_ms, renewed_ms, until_ms)"
+API_KEY = "INSERT INTO api_keys (digest, name, roles, created_ms, created_by)"
 BROKEN = {
     "every complete session has its one result": [f"DELETE FROM appraisals WHERE session_id = {OLD}"],
     "every result is the one of a complete session": [
@@ -50,6 +52,13 @@ BROKEN = {
     ],
     "no signed request was accepted twice": [
         "INSERT INTO seen_requests SELECT * FROM seen_requests WHERE expires_ms >= 0"
+    ],
+    "every router is registered by the key whose name it has": [
+        f"{API_KEY} SELECT kid, 'router-1', '[]', 1, 'x' FROM node_keys LIMIT 1",
+        f"{ROUTER} SELECT digest, 'somebody', digest, digest, 1, 2, 3 FROM api_keys WHERE name = 'router-1'",
+    ],
+    "every router is registered for a time after its renewal": [
+        f"{ROUTER} SELECT kid, 'router-1', NULL, kid, 1, 5, 3 FROM node_keys LIMIT 1"
     ],
     "no challenge serves two sessions": [
         "INSERT INTO pool SELECT * FROM pool WHERE session_id IS NOT NULL",

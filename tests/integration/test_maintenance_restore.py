@@ -16,6 +16,7 @@ from attester.proof import Request
 from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode
 from tests.conftest import FakeClock, RunningVerifier
+from tests.integration import test_routers as routers
 from tests.integration.maintenance import (
     WHY,
     Ended,
@@ -435,3 +436,23 @@ async def test_marks_are_written_once_for_many_challenges(
         for _ in range(40):
             await running.attest(node)
         assert written == []
+
+
+async def test_no_router_is_listed_that_may_have_been_removed_meanwhile(
+    home: Home, clock: FakeClock, model_folder: Path, tmp_path: Path
+) -> None:
+    """Each registers again; who was removed before the backup stays removed."""
+    file = tmp_path / "b.db"
+    async with serving(home, clock, model_folder) as running:
+        gone, later = routers.made(running), routers.made(running)
+        token = await routers.secret(running)
+        for router in (gone, later):
+            await routers.register(running, router, token)
+        spki = gone.certificate.spki_sha256.hex()
+        assert (await verifier_does("router", home, "remove", spki, "--reason", "a test")).status == 0
+    await back_up(home, file)
+    await restored(home, file)
+    async with serving(home, clock, model_folder) as running:
+        assert await routers.listed(running) == []
+        assert await routers.register(running, gone, token) == (403, "registration.removed")
+        assert (await routers.register(running, later, token))[1]["registered_for_s"] == 0

@@ -1,4 +1,4 @@
-"""A new endpoint of the gateway is one value: `/v1/rerank` is served, judged, metered and recorded by it alone."""
+"""A new endpoint of the gateway is one value: `/v1/moderations` is served, judged, metered and recorded by it alone."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from router.model.operations import OPERATIONS, Operation
 from tests.integration.gateway import Fleet, opened
 from tests.unit.router.support import MODEL
 
-WORK = {"model": MODEL, "query": "warm?", "documents": ["a cold day", "a warm day"]}
+WORK = {"model": MODEL, "input": ["a cold day", "a warm day"]}
 
 
-def read_ranking(body: bytes) -> Content:
-    """Read the body of an answer: results with a score each."""
+def read_moderation(body: bytes) -> Content:
+    """Read the body of an answer: results with a verdict each."""
     try:
-        scores = [each["relevance_score"] for each in json.loads(body)["results"]]
+        verdicts = [each["flagged"] for each in json.loads(body)["results"]]
     except (ValueError, LookupError, TypeError):
         raise AnswerFormatError("status 200 with a body that is not such an answer") from None
-    return Content(is_empty=not scores)
+    return Content(is_empty=not verdicts)
 
 
-def query_text(document: Mapping[str, Any]) -> str:
-    """The query and the documents."""
-    return "\n".join([document["query"], *document["documents"]])
+def input_text(document: Mapping[str, Any]) -> str:
+    """The texts."""
+    return "\n".join(document["input"])
 
 
-RERANK = Operation(name="rerank", read_whole=read_ranking, prompt_text=query_text, is_metered=False)
+MODERATIONS = Operation(
+    name="moderations", read_whole=read_moderation, prompt_text=input_text, is_metered=False
+)
 
 
 @pytest.fixture
 async def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
-    monkeypatch.setitem(OPERATIONS, "rerank", RERANK)
+    monkeypatch.setitem(OPERATIONS, "moderations", MODERATIONS)
     async with opened(tmp_path) as fleet:
         yield fleet
 
 
 def answering(body: Any) -> Any:
     async def answer(request: web.Request) -> web.Response:
-        assert request.path == "/v1/rerank"
+        assert request.path == "/v1/moderations"
         return web.json_response(body)
 
     return answer
@@ -53,31 +55,31 @@ def answering(body: Any) -> Any:
 async def start(fleet: Fleet, *bodies: Any) -> None:
     for name, body in zip("ab", bodies, strict=False):
         (await fleet.node(name)).act = answering(body)
-    await fleet.start({"operations": ["rerank"]})
+    await fleet.start({"operations": ["moderations"]})
 
 
 async def test_it_is_served(fleet: Fleet) -> None:
     """The client gets the node's answer, and the decision's record has the attempt."""
-    body = {"results": [{"index": 1, "relevance_score": 0.9}]}
+    body = {"results": [{"flagged": False}]}
     await start(fleet, body)
-    status, answer, headers = await fleet.post(WORK, "/v1/rerank")
+    status, answer, headers = await fleet.post(WORK, "/v1/moderations")
     assert (status, answer) == (200, body)
     _, record = await fleet.get(f"/api/v1/decisions/{headers['X-Touchstone-Decision']}")
     assert [attempt["outcome"] for attempt in record["attempts"]] == ["completed"]
 
 
 async def test_its_answers_are_judged_by_its_own_rule(fleet: Fleet) -> None:
-    """A 200 that is no ranking is the node's fault, and no answer."""
+    """A 200 that is no moderation is the node's fault, and no answer."""
     await start(fleet, {"choices": []})
-    status, answer, _ = await fleet.post(WORK, "/v1/rerank")
+    status, answer, _ = await fleet.post(WORK, "/v1/moderations")
     assert (status, answer["error"]["code"]) == (502, "corrupted")
 
 
 async def test_it_cannot_be_streamed(fleet: Fleet) -> None:
     """It has no reader of streams."""
     await start(fleet, {"results": []})
-    status, answer, _ = await fleet.post({**WORK, "stream": True}, "/v1/rerank")
-    assert (status, answer["error"]["message"]) == (400, "rerank cannot be streamed")
+    status, answer, _ = await fleet.post({**WORK, "stream": True}, "/v1/moderations")
+    assert (status, answer["error"]["message"]) == (400, "moderations cannot be streamed")
 
 
 async def test_other_operations_of_the_workload_stay_closed(fleet: Fleet) -> None:

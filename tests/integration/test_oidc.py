@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from fixtures.credentials import bearer
 from fixtures.fleet import free_port
+from router.state.identity import Identity
 from tests.conftest import FakeClock
 from tests.integration.lifecycle import within
 from verifier.access_config import AccessConfig, OidcConfig, is_secure
@@ -29,7 +31,7 @@ from verifier.service import oidc
 from verifier.service.oidc import Issuer, IssuerError, read_keys
 
 AUDIENCE = "touchstone"
-ROLES = {"sec": ["reviewer", "policy-approver"], "ops": ["operator"], "all": ["auditor"]}
+ROLES = {"sec": ["reviewer", "policy-approver"], "ops": ["operator"], "all": ["auditor"], "rtr": ["router"]}
 KINDS = {"RS256": "r", "ES256": "e", "EdDSA": "d"}
 
 
@@ -464,3 +466,20 @@ def test_a_set_that_is_none_is_refused() -> None:
     """As the issuer's fault."""
     with pytest.raises(IssuerError):
         read_keys({})
+
+
+async def test_a_router_with_a_token_is_registered_as_long_as_the_token_lives(
+    known, issuer: LocalIssuer
+) -> None:
+    """And no longer, because nobody can ask for it again."""
+    token = signed(claims(known, issuer, groups=["rtr"], sub="router-7"))
+    made = Identity.make(datetime.fromtimestamp(known.clock.seconds, UTC))
+    async with known.stranger.post(
+        f"{known.url}/api/v1/routers", data=made.registration(known.url, token), headers=bearer(token)
+    ) as response:
+        answer = await response.json()
+    assert (answer["name"], answer["expires_in_s"]) == (f"{issuer.url}#router-7", 300 + oidc.SKEW_S)
+    known.clock.forward(300 + oidc.SKEW_S - 1)
+    assert len((await known.get("/api/v1/routers"))[1]["routers"]) == 1
+    known.clock.forward(1)
+    assert (await known.get("/api/v1/routers"))[1]["routers"] == []

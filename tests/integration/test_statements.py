@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
+from fixtures.credentials import bearer
+from fixtures.router_identities import identity
 from verifier.roles import Role
 from verifier.service import sweep
 from verifier.service.calls import CALL_SCHEDULER
@@ -22,7 +25,7 @@ RARE = (
 SMALL = {
     # Tables that have a few rows whatever the fleet is.
     "changes", "policies", "blocks", "batches", "pool_counts", "pool_indexes", "reference_values", "totals", "leases",
-    "proposals", "shadow_counts", "schema_version", "signing_keys",
+    "proposals", "shadow_counts", "schema_version", "signing_keys", "routers",
 }  # fmt: skip
 
 
@@ -67,9 +70,19 @@ async def hot_paths(verifier) -> None:
         f"nodes/{node.id}/result",
         "incidents?open=1",
         "challenges",
+        "routers",
     ):
         async with verifier.http.get(f"{verifier.url}/api/v1/{path}") as response:
             assert response.status == 200, path
+    router = (await verifier.key("router-1", Role.ROUTER))["Authorization"].partition(" ")[2]
+    made = identity(datetime.fromtimestamp(verifier.clock.seconds, UTC))
+    for _ in range(2):
+        async with verifier.stranger.post(
+            f"{verifier.url}/api/v1/routers",
+            data=made.registration(verifier.url, router),
+            headers=bearer(router),
+        ) as response:
+            assert response.status == 200
     operator = await verifier.key("acme", Role.OPERATOR, operator="acme")
     for path in ("nodes", "results", f"nodes/{node.id}", "incidents?open=1"):
         async with verifier.stranger.get(f"{verifier.url}/api/v1/{path}", headers=operator) as response:

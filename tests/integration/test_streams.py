@@ -15,13 +15,14 @@ import openai
 import pytest
 from aiohttp import web
 
+from fixtures.misbehaviour import HONEST
 from fixtures.replies import made_up
 from fixtures.streaming import KINDS, Behaviour
 from router.gateway import handler
 from router.gateway.client import ClientStream
 from router.gateway.openai import GATEWAY
 from router.model.standing import Standing
-from router.model.tokens import estimated
+from router.model.tokens import Tokeniser, estimated
 from router.service.state import STATE
 from tests.integration.gateway import (
     CHAT,
@@ -192,7 +193,7 @@ async def two(fleet: Fleet, kind: str) -> None:
     """A node of a kind, and an honest one to take over."""
     await fleet.engine("a", Behaviour(kind, token_s=0.015 if kind in PACED else 0.0))
     await fleet.engine("b", Behaviour(tokens=FEW))
-    await fleet.start(attempt_timeout_s=0.6, stall_s=0.4, timeout_s=4)
+    await fleet.start(attempt_timeout_s=0.6, stall_s=0.4, quiet_s=0.6, timeout_s=4)
 
 
 def test_the_tables_have_every_kind() -> None:
@@ -284,7 +285,7 @@ async def test_the_deadline_is_for_all_attempts_together(ticking: Fleet, kind: s
     """The second node gets what the first has left of it."""
     for name in "abc":
         await ticking.engine(name, Behaviour(kind))
-    await ticking.start(attempt_timeout_s=0.4, timeout_s=0.6)
+    await ticking.start(attempt_timeout_s=0.4, quiet_s=0.4, timeout_s=0.6)
     began = time.monotonic()
     heard = await ticking.ask()
     assert (heard.status, len(await ticking.record(heard.headers))) == (504, 2)
@@ -694,9 +695,11 @@ COUNTED = (estimated(len(PROMPT)), estimated(len(story())))
 
 @pytest.mark.parametrize("kind", ["honest", "usage", "no-usage"])
 async def test_usage_is_told_as_the_router_counts_it(fleet: Fleet, kind: str) -> None:
-    """Whatever the node says, and once."""
+    """With a tokeniser, whatever the node says, and once."""
     await fleet.engine("a", Behaviour(kind))
     await fleet.start()
+    count = Tokeniser(lambda text: estimated(len(text)))
+    fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": count}
     (usage,) = (await fleet.ask(WITH_USAGE)).usage
     prompt, completion = COUNTED
     assert usage == {
@@ -704,6 +707,16 @@ async def test_usage_is_told_as_the_router_counts_it(fleet: Fleet, kind: str) ->
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+
+
+async def test_usage_that_no_node_tells_is_estimated(fleet: Fleet) -> None:
+    """Without a tokeniser, by bytes; and it says whose count it is."""
+    await fleet.engine("a", Behaviour("no-usage"))
+    await fleet.start()
+    heard = await fleet.ask(WITH_USAGE)
+    (usage,) = heard.usage
+    told = (usage["prompt_tokens"], usage["completion_tokens"], heard.events[-1]["usage_by"])
+    assert told == (*COUNTED, "router")
 
 
 async def test_usage_comes_last(fleet: Fleet) -> None:
@@ -865,7 +878,7 @@ async def test_the_official_client_streams_a_chat(fleet: Fleet) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     usage = chunks[-1].usage
     assert usage is not None
-    assert (text, usage.completion_tokens) == (story(), COUNTED[1])
+    assert (text, usage.completion_tokens) == (story(), HONEST.tokens)
 
 
 async def test_the_official_client_completes_text(fleet: Fleet) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
-from verifier.commands import keys, maintenance, status
+from verifier.commands import keys, maintenance, routers, status
 from verifier.commands.common import (
     Person,
     errors,
@@ -310,5 +310,6 @@ for _command in (
     maintenance.migrate,
     maintenance.check,
     signing_key,
+    routers.router,
 ):
     verifier.add_command(_command)

@@ -27,7 +27,9 @@ class Facts:
     __slots__ = ()
 
 
-class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="platform"):
+class PlatformFacts(
+    Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag="platform", omit_defaults=True
+):
     """`platform`: which node it is, where it serves, and what runs there."""
 
     malformed: Annotated[bool, Meta(description="Its claims do not have the form of the claims table.")]
@@ -56,6 +58,14 @@ class PlatformFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", 
         Capabilities | None,
         Meta(description="The node's capabilities, as the node declares them; null if it does not."),
     ]
+    exposure: Annotated[
+        Literal["unreached", "closed", "open"] | None,
+        Meta(
+            description="Whether control routes of the engine can be reached through the endpoint, as the node saw it "
+            "itself. Unreached: it could not look. Absent: older attesters do not look."
+        ),
+    ] = None
+    # Left out where it is absent, so that the input of an appraisal from before is what it was.
 
 
 ManifestFact = Literal[

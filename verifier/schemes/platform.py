@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -17,13 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from attester.cose import ED25519, ES256, PublicKey
 from attester.errors import SignatureError
-from attester.evidence import Capabilities, Endpoint, Runtime, endpoint_statement
+from attester.evidence import Capabilities, Endpoint, Exposure, Runtime, endpoint_statement
 from verifier.schemes import rates
 from verifier.schemes.context import Context, Submods
 from verifier.schemes.facts import PlatformFacts
 from verifier.schemes.findings import CheckedSubmod, Finding, plain
 
 SUBMOD = "platform"
+_MAX_DETAIL: Final = 300
 _KEPT_TLS_KEYS: Final = 8192
 """About 3 kB each.  Only evidence that a node has signed comes here, so no stranger can displace one."""
 
@@ -54,6 +55,11 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     else:
         may_affirm["configuration"] = 2
 
+    exposure: Exposure | None = submods.claim(submod, "exposure")
+    if exposure is not None and exposure.routes:
+        detail = f"reached through the endpoint: {', '.join(exposure.routes)}"
+        findings.append(Finding("runtime.exposed", detail[:_MAX_DETAIL]))
+
     capabilities: Capabilities | None = submods.claim(submod, "capabilities")
     if capabilities is not None:
         claims["capabilities"] = plain(capabilities)
@@ -70,6 +76,7 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         endpoint="missing" if endpoint is None else "proven" if proven else "unproven",
         class_matches=capabilities is not None and capabilities.hardware_class == context.node.hardware_class,
         class_doubted=doubt is not None,
+        exposure=_exposure_fact(exposure),
         runtime=runtime,
         capabilities=capabilities,
     )
@@ -80,6 +87,14 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         attester_claims=claims,
         blocked=_blocked(runtime, submods, context),
     )
+
+
+def _exposure_fact(exposure: Exposure | None) -> Literal["unreached", "closed", "open"] | None:
+    if exposure is None:
+        return None
+    if exposure.routes:
+        return "open"
+    return "closed" if exposure.reached else "unreached"
 
 
 def _check_class(capabilities: Capabilities | None, context: Context) -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
@@ -24,20 +25,20 @@ from verifier.result_keys import ResultKey
 from verifier.results import AttestationResult
 from verifier.schemes import platform
 from verifier.schemes.context import Channel, Context, IssuedChallenges, Node, Session, WalkRecord
-from verifier.service.inputs import AppraisalInputs
+from verifier.service.inputs import UNREAD, AppraisalInputs, NotKnownError
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
-from verifier.store import appraisals, excuses, nodes, sessions, walks
-from verifier.store.appraisals import Signed, StaleError, Submission
+from verifier.store import appraisals, excuses, nodes, sessions
+from verifier.store.appraisals import Signed, Submission
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import new_id
+from verifier.store.node_state import SeenNode, StaleError, see
 from verifier.store.sessions import StoredSession
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _GOOD: Final = "affirming"
-_HISTORY_LENGTH: Final = 16
 _MAX_ATTEMPTS: Final = 10
 _MORE_ASKS: Final = 2
 """So often a policy that gives no outcome is asked again: as often as there are workers by default."""
@@ -57,6 +58,8 @@ class Answer:
     following: StoredSession | None
     asked: Mapping[str, IssuedChallenges] | None = None
     """The challenges of the session, if they were posed for the appraisal."""
+    seen: SeenNode | None = None
+    """What was seen of the node, if the result is new."""
 
 
 OpenNext: TypeAlias = Callable[[Tx, Node, Rollout], Awaitable[StoredSession | None]]
@@ -113,11 +116,18 @@ class Appraiser:
         """
         now_ms = self._service.now_ms()
         sealed = opening.read_envelope(media_type, data)
+        seen = None if session.node_id is None else self._service.seen.get(session.node_id)
         for _ in range(_MAX_ATTEMPTS):
             try:
-                return await self._appraise(session, data, sealed, now_ms, open_next)
-            except StaleError:
-                # A policy, a reference value or a block changed meanwhile.  The result must go by the new one.
+                return await self._appraise(session, data, sealed, now_ms, seen, open_next)
+            except (StaleError, EvidenceError) as error:
+                # A policy, a reference value, a block or the node changed since.  The result must go by the new one;
+                # and evidence is refused by what the database holds now, such as a node's new key.
+                if isinstance(error, EvidenceError) and seen is None:
+                    raise
+                if seen is not None:
+                    self._service.seen.drop(seen.node.id)
+                    seen = None
                 continue
             except ConflictError:
                 # Either the same evidence came twice at once, and has its result by now; or it is another session.
@@ -135,21 +145,26 @@ class Appraiser:
         data: bytes,
         sealed: SealedEvidence,
         now_ms: int,
+        seen: SeenNode | None,
         open_next: OpenNext | None,
     ) -> Answer:
         service = self._service
-        async with service.db.read() as tx:
-            if session.sealed:
-                # It may have been used or dropped since the request came.
-                session = await sessions.find(tx, session.id) or session
-            known = await appraisals.result_of(tx, session, data, now_ms)
-            if known is not None:
-                return await _again(tx, session, known, now_ms)
-            node = await self._load_node(tx, session, sealed)
+        if seen is not None and session.asked is not None:
+            # It was opened here, and nothing has come for it yet.  The transaction of the result reads its state.
+            appraisals.check_waiting(session, now_ms)
+            node = seen.node
+        else:
+            async with service.db.read() as tx:
+                if session.sealed:
+                    # It may have been used or dropped since the request came.
+                    session = await sessions.find(tx, session.id) or session
+                known = await appraisals.result_of(tx, session, data, now_ms)
+                if known is not None:
+                    return await _again(tx, session, known, now_ms)
+                node = await self._load_node(tx, session, sealed) if seen is None else seen.node
         # No transaction waits for a signature, and nothing is loaded for evidence that the node did not sign.
         opened = await offload_if_large(data, opening.authenticate, sealed, node)
-        async with service.db.read() as tx:
-            inputs, context = await self._load_context(tx, session, node, opened, now_ms)
+        inputs, seen, context = await self._load(session, node, opened, now_ms, seen)
         checked = await offload_if_large(data, appraisal.check, opened, context)
         policy_input = checked.policy_input(context)
         outcome = await self._evaluate(inputs.bundle, policy_input, checked)
@@ -158,7 +173,7 @@ class Appraiser:
             service.config.results.lifetime_s,
             f"{service.issuer}/api/v1/results/{{jti}}",
         )
-        submission = _submission(session, data, inputs, context, checked, policy_input, settings)
+        submission = _submission(session, data, inputs, seen, context, checked, policy_input, settings)
 
         def sign(snapshot: NodeSnapshot, sequence: int) -> Signed:
             # Before it is given out: no result after a restore may have it again.
@@ -176,13 +191,15 @@ class Appraiser:
             return sign_result(result, service.signing_key, now_ms)
 
         async def complete(tx: Tx) -> Answer:
-            row, is_new = await appraisals.complete(tx, submission, sign, now_ms)
-            if not is_new:
-                return await _again(tx, session, row, now_ms)
+            done = await appraisals.complete(tx, submission, sign, now_ms)
+            if not done.is_new:
+                return await _again(tx, session, done.row, now_ms)
             following = None if open_next is None else await open_next(tx, node, inputs.rollout)
-            return Answer(row, following, context.session.asked)
+            return Answer(done.row, following, context.session.asked, seen.after(done.walks))
 
         answer = await service.db.write(complete, of=node.id)
+        if answer.seen is not None:
+            service.seen.put(answer.seen)
         self._note(answer.row, submission, checked, inputs)
         return answer
 
@@ -214,18 +231,37 @@ class Appraiser:
             raise EvidenceError(3, "evidence.key", "the key is not enrolled")
         return node
 
+    async def _load(
+        self, session: StoredSession, node: Node, opened: OpenedEvidence, now_ms: int, seen: SeenNode | None
+    ) -> tuple[AppraisalInputs, SeenNode, Context]:
+        """Load what the appraisal looks at.  If the node was seen before, mostly nothing of it is to be read."""
+        if seen is not None:
+            with suppress(NotKnownError):
+                known = self._service.inputs.newest
+                return await self._load_context(UNREAD, session, node, opened, now_ms, seen, known)
+        async with self._service.db.read() as tx:
+            return await self._load_context(tx, session, node, opened, now_ms, seen)
+
     async def _load_context(
-        self, tx: Tx, session: StoredSession, node: Node, opened: OpenedEvidence, now_ms: int
-    ) -> tuple[AppraisalInputs, Context]:
+        self,
+        tx: Tx,
+        session: StoredSession,
+        node: Node,
+        opened: OpenedEvidence,
+        now_ms: int,
+        seen: SeenNode | None,
+        rollout: Rollout | None = None,
+    ) -> tuple[AppraisalInputs, SeenNode, Context]:
         service = self._service
         asked = session.asked
         if asked is None:
             asked = posing.pose(session.entries, session.exhausted, service.pool_key)
         present = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
         models = sorted({*node.models, *asked, *present})
-        inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms)
+        inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms, rollout)
         found = inputs.verifier_inputs.references
-        return inputs, Context(
+        seen = await see(tx, node, models, seen)
+        context = Context(
             now_ms=now_ms,
             audience=service.issuer,
             skew_s=service.config.sessions.skew_s,
@@ -243,10 +279,7 @@ class Appraiser:
             ),
             node=node,
             references=found,
-            history={
-                model: service.duties.redate(await walks.history(tx, node.id, model, _HISTORY_LENGTH))
-                for model in models
-            },
+            history={model: service.duties.redate(seen.walks[model]) for model in models},
             thresholds=inputs.bundle.thresholds,
             superseded=inputs.verifier_inputs.superseded,
             blocks=inputs.verifier_inputs.blocks,
@@ -263,6 +296,7 @@ class Appraiser:
                 if model in found
             },
         )
+        return inputs, seen, context
 
     async def _evaluate(self, bundle: Bundle, policy_input: bytes, checked: CheckedEvidence) -> PolicyOutcome:
         """What a policy makes of evidence; −1 for every claim if the policy fails."""
@@ -292,6 +326,7 @@ def _submission(
     session: StoredSession,
     data: bytes,
     inputs: AppraisalInputs,
+    seen: SeenNode,
     context: Context,
     checked: CheckedEvidence,
     policy_input: bytes,
@@ -315,7 +350,8 @@ def _submission(
         pin=pin_of(checked),
         devices=devices_of(checked),
         public=context.session.channel != Channel.BACKGROUND,
-        generation=inputs.rollout.generation,
+        rollout=inputs.rollout,
+        seen=seen,
         basis=names,
         input=policy_input,
         record=record,

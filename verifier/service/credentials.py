@@ -79,6 +79,11 @@ async def check_other(request: web.Request) -> None:
     await _bearer(request, value)
 
 
+def digest_of_bearer(request: web.Request) -> bytes:
+    """The digest of the bearer that a request presents, whose caller is known already."""
+    return api_keys.digest_of(_authorization(request)[1])
+
+
 def has_signature(request: web.Request) -> bool:
     """Whether a request claims to be signed by a node."""
     return request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")[0].lower() == SCHEME.lower()

@@ -54,7 +54,7 @@ async def verification(request: web.Request) -> web.Response:
     document = {
         "ear-verification-key": service.signing_key.verifying.jwk(),
         "media-types": [MEDIA_TYPE],
-        "attestation-schemes": ["touchstone-platform", "touchstone-weights"],
+        "attestation-schemes": ["touchstone-platform", "touchstone-weights", "touchstone-exposure"],
         "version": results.BUILD,
         "service-state": "READY",
         "api-endpoints": {

@@ -12,7 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from verifier.errors import PolicyError, StoreError
 from verifier.policy import archive
@@ -22,7 +22,7 @@ from verifier.reappraisal import VerifierInputs
 from verifier.recording import Recording, ReferenceName
 from verifier.schemes.context import Blocks, ModelReference
 from verifier.store import policies, recordings, references
-from verifier.store.database import Database, Tx
+from verifier.store.database import SQL, Database, Row, Tx
 
 _CACHE_ENTRIES: Final = 64
 
@@ -76,10 +76,42 @@ class AppraisalInputs:
     """The reference values and the blocks."""
 
 
+class NotKnownError(Exception):
+    """Something is not cached, and must be read."""
+
+
+class _Unread:
+    """In place of a transaction, where nothing is to be read."""
+
+    async def execute(self, _sql: SQL, *_parameters: Any) -> int:
+        raise NotKnownError
+
+    async def one(self, _sql: SQL, *_parameters: Any) -> Row | None:
+        raise NotKnownError
+
+    async def all(self, _sql: SQL, *_parameters: Any) -> list[Row]:
+        raise NotKnownError
+
+    async def last(self, _sql: SQL, *_parameters: Any) -> None:
+        raise NotKnownError
+
+    async def once(self, _sql: SQL, *_parameters: Any) -> None:
+        raise NotKnownError
+
+    async def alone(self) -> None:
+        raise NotKnownError
+
+
+UNREAD: Final[Tx] = _Unread()
+"""Raises `NotKnownError` if anything is to be read: for what was read before, and is checked later."""
+
+
 class InputLoader:
     """Reads what is in force, and caches what never changes."""
 
     def __init__(self) -> None:
+        self.newest: Rollout | None = None
+        """The rollout that was read last."""
         self._bundles: _LRU[Bundle] = _LRU()
         self._references: _LRU[ModelReference] = _LRU()
         self._in_force: _InForce | None = None
@@ -89,6 +121,7 @@ class InputLoader:
         rollout = await policies.rollout(tx)
         if rollout is None:
             raise PolicyError("no policy is active")
+        self.newest = rollout
         return rollout
 
     async def load_bundle(self, tx: Tx, digest: str) -> Bundle:
@@ -111,9 +144,16 @@ class InputLoader:
         # Another request may have read it meanwhile.
         return self._bundles.get(digest) or self._bundles.put(digest, bundle)
 
-    async def load_inputs(self, tx: Tx, node_id: str, models: list[str], now_ms: int) -> AppraisalInputs:
-        """What the verifier brings to an appraisal of a node, with the reference values of *models*."""
-        rollout = await self.load_rollout(tx)
+    async def load_inputs(
+        self, tx: Tx, node_id: str, models: list[str], now_ms: int, rollout: Rollout | None = None
+    ) -> AppraisalInputs:
+        """
+        What the verifier brings to an appraisal of a node, with the reference values of *models*.
+
+        Args:
+            rollout: The rollout, if it was read already.
+        """
+        rollout = rollout or await self.load_rollout(tx)
         bundle = await self.load_bundle(tx, rollout.policy_for(node_id))
         in_force = await self._load_in_force(tx, rollout.generation)
         found: dict[str, ModelReference] = {}

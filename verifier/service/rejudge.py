@@ -35,9 +35,10 @@ from verifier.service.appraiser import devices_of, pin_of, sign_result
 from verifier.service.inputs import AppraisalInputs, StoredLookup
 from verifier.service.state import Service
 from verifier.store import appraisals, nodes, recordings
-from verifier.store.appraisals import OutdatedResult, Reappraisal, Sign, Signed, StaleError
+from verifier.store.appraisals import OutdatedResult, Reappraisal, Sign, Signed
 from verifier.store.database import Tx
 from verifier.store.ids import new_id
+from verifier.store.node_state import StaleError
 
 _POLL_S: Final = 0.1
 _PAGE: Final = 200

@@ -6,6 +6,7 @@ import base64
 import binascii
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -25,15 +26,24 @@ from verifier.service.credentials import check_other, has_signature
 from verifier.service.front import note_failure, note_identity, spend_stranger, take_place
 from verifier.service.http import integer, json_response, read_body
 from verifier.service.state import BYTES_PER_REQUEST, Service, service_of
-from verifier.store import appraisals, recordings, sessions
+from verifier.store import appraisals, node_state, recordings, sessions
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import NONCE_BYTES, new_nonce
+from verifier.store.node_state import StaleError
 from verifier.store.sessions import StoredSession, WantedChallenge
 
 SESSION_TYPE: Final = "application/vnd.veraison.challenge-response-session+json"
 PREFIX: Final = "/challenge-response/v1"
 
 APPRAISER: web.AppKey[Appraiser] = web.AppKey("appraiser", Appraiser)
+
+
+@dataclass(frozen=True)
+class Signer:
+    """The node that has signed a request, and the proof of it."""
+
+    node: Node
+    proof: Proof
 
 
 def routes() -> list[Route]:
@@ -52,30 +62,13 @@ async def new_session(request: web.Request) -> web.Response:
     body = await read_body(request, 0)
     nonce, channel = _nonce(request)
     _check_fence(service, channel)
-    node: Node | None = None
-    proof: Proof | None = None
     if has_signature(request):
-        node, proof = await service.authenticate(request, body)
-        service.node_rates.spend(node.id)
-        if channel == Channel.OPEN:
-            channel = Channel.ANNOUNCED
-    elif "Authorization" in request.headers:
-        await check_other(request)
-    if (named := request.query.get("node")) is not None and (node is None or node.id != named):
-        raise RequestError(
-            "only the node itself can open a session with its challenges", code="request.unauthorised"
-        )
-    if proof is None:
-        session = await _seal_session(service, channel, nonce)
+        session = await _open_signed(request, body, nonce, channel)
     else:
-        session = await open_session(
-            service,
-            node if channel != Channel.BACKGROUND else None,
-            channel,
-            nonce,
-            wants_for(node, walk=True) if node is not None and channel == Channel.ANNOUNCED else (),
-            proof,
-        )
+        if "Authorization" in request.headers:
+            await check_other(request)
+        _check_named(request, None)
+        session = await _seal_session(service, channel, nonce)
     asked = posing.pose(session.entries, session.exhausted, service.pool_key)
     service.opened.keep(session, asked)
     return json_response(
@@ -84,6 +77,35 @@ async def new_session(request: web.Request) -> web.Response:
         headers={"Location": f"{PREFIX}/session/{session.id}"},
         content_type=SESSION_TYPE,
     )
+
+
+async def _open_signed(
+    request: web.Request, body: bytes, nonce: bytes, channel: Channel, *, will_check: bool = True
+) -> StoredSession:
+    """The session that a node has asked for: with its challenges, unless it has chosen the nonce."""
+    service = service_of(request)
+    node, proof = await service.authenticate(request, body, will_check=will_check)
+    service.node_rates.spend(node.id)
+    _check_named(request, node)
+    if channel == Channel.BACKGROUND:
+        asking, wants = None, []
+    else:
+        asking, channel, wants = node, Channel.ANNOUNCED, wants_for(node, walk=True)
+    try:
+        return await open_session(service, asking, channel, nonce, wants, Signer(node, proof))
+    except StaleError:
+        if not will_check:
+            raise
+        service.seen.drop(node.id)
+        return await _open_signed(request, body, nonce, channel, will_check=False)
+
+
+def _check_named(request: web.Request, node: Node | None) -> None:
+    """Refuse a request that names another node than the one that has signed it."""
+    if (named := request.query.get("node")) is not None and (node is None or node.id != named):
+        raise RequestError(
+            "only the node itself can open a session with its challenges", code="request.unauthorised"
+        )
 
 
 def _check_fence(service: Service, channel: Channel) -> None:
@@ -133,7 +155,7 @@ async def open_session(
     channel: Channel,
     nonce: bytes,
     wants: Sequence[WantedChallenge],
-    proof: Proof | None = None,
+    signer: Signer | None = None,
     *,
     together: int = 0,
 ) -> StoredSession:
@@ -142,11 +164,13 @@ async def open_session(
 
     Raises:
         RequestError: the nonce or the request was used before, or the node asks too often.
+        StaleError: the signer is not any more as it was when it was authenticated.
     """
 
     async def open_and_use(tx: Tx) -> StoredSession:
-        if proof is not None:
-            await service.use(tx, proof)
+        if signer is not None:
+            await node_state.check(tx, signer.node)
+            await service.use(tx, signer.proof)
         return await _open(service, tx, node, channel, nonce, wants, together=together)
 
     try:

@@ -33,6 +33,7 @@ from verifier.service.pools import PoolWatch
 from verifier.service.rates import Rates
 from verifier.service.readiness import Readiness
 from verifier.service.sealed import Sealer
+from verifier.service.seen_nodes import SeenNodes
 from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
 from verifier.store.marks import HighWater
@@ -67,6 +68,7 @@ class Service:
     anchors: Mapping[str, PublicKey] = field(default_factory=dict)
     """Keys that may sign reference values, by name."""
     opened: OpenedSessions = field(default_factory=OpenedSessions)
+    seen: SeenNodes = field(default_factory=SeenNodes)
     oidc: Issuer | None = field(init=False)
     """The issuer whose tokens are credentials, if one is configured."""
     duties: Duties = field(init=False)
@@ -135,11 +137,17 @@ class Service:
         self.session_rates.spend(session_id)
         self.session_rates.charge(session_id, size / BYTES_PER_REQUEST)
 
-    async def authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
+    async def authenticate(
+        self, request: web.Request, body: bytes, *, will_check: bool = False
+    ) -> tuple[Node, Proof]:
         """
         The node that signed this request, and its proof, which the caller must use up with `use`.
 
         A failure counts against the caller's address, and a success never does.
+
+        Args:
+            will_check: Whether the transaction of what the request asks for checks that the node is still as it is
+                given here (`verifier.store.node_state.check`): then it may be as it was seen last.
 
         Raises:
             RequestError: there is no proof, it is of another request, or the node is unknown or retired; or there
@@ -147,17 +155,21 @@ class Service:
             COSEError, CBORError, ClaimError: the proof is malformed.
         """
         try:
-            node, proof = await self._authenticate(request, body)
+            node, proof = await self._authenticate(request, body, may_remember=will_check)
         except (RequestError, AttesterError):
             note_failure(request)
             raise
         note_identity(request, f"node:{node.id}")
         return node, proof
 
-    async def _authenticate(self, request: web.Request, body: bytes) -> tuple[Node, Proof]:
+    async def _authenticate(
+        self, request: web.Request, body: bytes, *, may_remember: bool
+    ) -> tuple[Node, Proof]:
         proof = self.proof(request)
-        async with self.db.read() as tx:
-            node = await nodes.by_kid(tx, proof.kid)
+        node = self.seen.by_kid(proof.kid) if may_remember else None
+        if node is None:
+            async with self.db.read() as tx:
+                node = await nodes.by_kid(tx, proof.kid)
         if node is None:
             raise RequestError("the key is not enrolled", code="request.unauthorised")
         self.verify(proof, request, body, node.key)

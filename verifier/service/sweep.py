@@ -21,6 +21,7 @@ from verifier.store import (
     nodes,
     recordings,
     revocations,
+    routers,
     sessions,
     walks,
 )
@@ -116,6 +117,7 @@ async def delete_old(service: Service) -> None:
         lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS),
         lambda tx: walks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
+        lambda tx: routers.prune(tx, now_ms - _DAY_MS, _STEP_ROWS),
     )
     for step in steps:
         # Of its own name: only the sweep deletes, and what is so old is changed by nobody else.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -12,13 +12,14 @@ import msgspec
 from verifier.appraisal import NodeSnapshot
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
+from verifier.policy.rollout import Rollout
 from verifier.recording import Record, VerifierInputNames, summary_of
-from verifier.results import AttestationResult, NodeRecord
+from verifier.results import AttestationResult
 from verifier.schemes.context import Node, WalkRecord
 from verifier.schemes.findings import Finding
-from verifier.store import events, incidents, nodes, policies, recordings, revocations, sessions, walks
+from verifier.store import events, incidents, policies, recordings, revocations, sessions, walks
 from verifier.store.database import Row, Tx
-from verifier.store.incident_facts import HOLDING_SQL
+from verifier.store.node_state import SeenNode, StaleError, held_now
 from verifier.store.sequence import next_sequence
 from verifier.store.sessions import StoredSession
 from verifier.trust import Tier
@@ -41,10 +42,6 @@ Sign: TypeAlias = Callable[[NodeSnapshot, int], Signed]
 """Concludes and signs a result, from what the database holds against the node and the result's number."""
 
 
-class StaleError(Exception):
-    """A policy, a reference value or a block changed during the appraisal.  The evidence must be appraised again."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Submission:
     """An appraisal of submitted evidence: all that is stored besides the result."""
@@ -65,8 +62,10 @@ class Submission:
     """The devices that it declares."""
     public: bool
     """False for background checks: their result goes to the caller alone."""
-    generation: int
-    """The number of the newest change on the verifier's side that the appraisal took into account."""
+    rollout: Rollout
+    """As the appraisal took it into account."""
+    seen: SeenNode
+    """What it took into account of the node."""
     basis: VerifierInputNames
     input: bytes
     """The policy's input."""
@@ -78,8 +77,23 @@ class Submission:
         """The session's id."""
         return self.session.id
 
+    @property
+    def generation(self) -> int:
+        """The number of the newest change on the verifier's side that the appraisal took into account."""
+        return self.rollout.generation
 
-async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> tuple[Row, bool]:
+
+@dataclass(frozen=True)
+class Completed:
+    """The result of a session."""
+
+    row: Row
+    is_new: bool
+    walks: Mapping[str, tuple[int, WalkRecord]] = field(default_factory=dict)
+    """By model, the walk that was kept for later appraisals, with its number."""
+
+
+async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> Completed:
     """
     End a session with its one result, or give the result that it has already.
 
@@ -90,22 +104,23 @@ async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> t
         sign: Concludes and signs the result, from what the database holds against the node, with the number that
             orders the node's results.
 
-    Returns:
-        The result, and whether it is new.
-
     Raises:
         RequestError: The session is over, or was given other evidence.
-        StaleError: A policy, a reference value or a block has changed since the appraisal began.
+        StaleError: A policy, a reference value, a block, or what was known of the node, has changed since.
     """
     if submission.session.sealed:
         session = await sessions.store_sealed(tx, submission.session)
     else:
         session = await sessions.state_of(tx, submission.session)
     if (known := await result_of(tx, session, submission.evidence, now_ms)) is not None:
-        return known, False
-    await _check_generation(tx, submission.generation)
-    held = await held_now(tx, submission.node, submission.pin, submission.devices)
+        return Completed(known, is_new=False)
+    if await policies.rollout(tx) != submission.rollout:
+        raise StaleError
+    held = await held_now(tx, submission.node, submission.pin, submission.devices, submission.seen)
+    kept: dict[str, tuple[int, WalkRecord]] = {}
     if submission.public and not held.retired:
+        for model, record in submission.walks.items():
+            kept[model] = await walks.keep(tx, submission.session_id, submission.node.id, model, record)
         held = await _take_consequences(tx, submission, held, now_ms)
     signed = sign(held, await next_sequence(tx, submission.node.id))
     announced = submission.public and not held.retired
@@ -118,7 +133,7 @@ async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> t
     if announced:
         await _announce(tx, submission.node.id, signed, now_ms)
     row = {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
-    return row, True
+    return Completed(row, is_new=True, walks=kept)
 
 
 async def _check_generation(tx: Tx, generation: int) -> None:
@@ -128,10 +143,8 @@ async def _check_generation(tx: Tx, generation: int) -> None:
 
 
 async def _take_consequences(tx: Tx, submission: Submission, held: NodeSnapshot, now_ms: int) -> NodeSnapshot:
-    """Store the walks, claim the endpoint and the devices, and take the findings; gives what holds the node now."""
+    """Claim the endpoint and the devices, and take the findings; gives what holds the node now."""
     node = submission.node
-    for model, record in submission.walks.items():
-        await walks.keep(tx, submission.session_id, node.id, model, record)
     found = list(submission.drafts)
     if held.endpoint_taken:
         found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
@@ -215,30 +228,6 @@ async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str)
         msgspec.json.encode(appraised.basis).decode(),
         appraised.generation,
         signed.result.ear_touchstone_sequence or 0,
-    )
-
-
-_HELD: Final = (
-    "SELECT n.operator, n.enrolled_ms, n.state, n.hardware_class, k.key,"
-    " (SELECT e.node_id FROM endpoints e WHERE e.pin = ?) AS owner,"
-    f" (SELECT i.id FROM incidents i WHERE i.node_id = n.id AND i.state IN ({HOLDING_SQL})"
-    "  ORDER BY i.opened_ms LIMIT 1) AS held_by"
-    " FROM nodes n JOIN node_keys k ON k.node_id = n.id AND k.current = 1 WHERE n.id = ?"
-)
-"""A node as it is now, who holds a TLS key, and the oldest incident that keeps the node in quarantine."""
-
-
-async def held_now(tx: Tx, node: Node, pin: str | None, devices: Sequence[str]) -> NodeSnapshot:
-    """Give what the database holds against a node now, which may differ from when its appraisal began."""
-    row = await tx.one(_HELD, pin or "", node.id)
-    if row is None:
-        return NodeSnapshot(retired=True)
-    return NodeSnapshot(
-        quarantined_by=row["held_by"],
-        endpoint_taken=row["owner"] not in (None, node.id),
-        devices_taken=await _devices_of_others(tx, devices, node.id),
-        retired=row["state"] == "retired" or nodes.read_key(row["key"]) != node.key,
-        node=NodeRecord(row["operator"], row["enrolled_ms"] // 1000, row["state"], row["hardware_class"]),
     )
 
 
@@ -355,9 +344,14 @@ async def result_of(tx: Tx, session: StoredSession, evidence: bytes, now_ms: int
         if known is None:
             raise RequestError("the result of this session is no longer stored", code="session.expired")
         return known
+    check_waiting(session, now_ms)
+    return None
+
+
+def check_waiting(session: StoredSession, now_ms: int) -> None:
+    """Check that a session waits for evidence.  Raises `RequestError`."""
     if session.status != "waiting" or session.expires_ms <= now_ms:
         raise RequestError("the session has expired or was dropped", code="session.expired")
-    return None
 
 
 async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
@@ -371,16 +365,6 @@ async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
     await tx.execute(
         "INSERT INTO endpoints (pin, node_id) VALUES (?, ?) ON CONFLICT (pin) DO NOTHING", pin, node_id
     )
-
-
-async def _devices_of_others(tx: Tx, devices: Sequence[str], node_id: str) -> frozenset[str]:
-    """Give those of *devices* that another live node declared first."""
-    found = set()
-    for device in devices:
-        row = await tx.one("SELECT node_id FROM devices WHERE device = ?", device)
-        if row is not None and row["node_id"] != node_id:
-            found.add(device)
-    return frozenset(found)
 
 
 async def _claim_devices(tx: Tx, devices: Sequence[str], node_id: str) -> None:

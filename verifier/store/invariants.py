@@ -19,7 +19,7 @@ def checks_of(kept_since_ms: int) -> list[Check]:
     """
     # The sweep deletes results in the order of their numbers, which is nearly that of their times.
     since_ms = kept_since_ms + _HOUR_MS
-    return [*_SESSIONS, _result_of_session(since_ms), *_CHALLENGES, *_COUNTERS, *_CHANGES]
+    return [*_SESSIONS, _result_of_session(since_ms), *_CHALLENGES, *_COUNTERS, *_CHANGES, *_ROUTERS]
 
 
 def _result_of_session(since_ms: int) -> Check:
@@ -117,5 +117,17 @@ _CHANGES: Final = (
         "no result is of a later generation than the newest change",
         "SELECT a.id AS result, a.generation FROM appraisals a"
         f" WHERE a.generation > coalesce((SELECT max(generation) FROM changes), 0) {_LIMIT}",
+    ),
+)
+
+_ROUTERS: Final = (
+    Check(
+        "every router is registered by the key whose name it has",
+        "SELECT r.spki, r.name, k.name AS holder FROM routers r JOIN api_keys k ON k.digest = r.credential"
+        f" WHERE k.name <> r.name {_LIMIT}",
+    ),
+    Check(
+        "every router is registered for a time after its renewal, which is after its beginning",
+        f"SELECT spki, name FROM routers WHERE until_ms < renewed_ms OR renewed_ms < since_ms {_LIMIT}",
     ),
 )

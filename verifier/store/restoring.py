@@ -91,6 +91,8 @@ async def end_what_may_be_used(whole: Whole, wish: Wish) -> Report:
     # Which process holds what: none of them lives.
     await tx.execute("DELETE FROM leases")
     await tx.execute("DELETE FROM channels")
+    # One may have been removed since.  Routers register again, when a node refuses them or within an hour.
+    await tx.execute("DELETE FROM routers WHERE removed_ms IS NULL")
     await _set_total(tx, _RESTORED, now_ms + CLOCKS_MS)
     # The clock of a node may be ahead too.
     await _set_total(tx, _SIGNED, now_ms + CLOCKS_MS + wish.skew_s * 1000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -19,15 +19,26 @@ _HISTORY: Final = " UNION ALL ".join(
     for number, kind in enumerate(_HISTORIES)
 )
 """The newest walks of each kind, in one statement."""
+_NEWEST: Final = (
+    "SELECT coalesce(max(seq), 0) AS seq FROM ("
+    + " UNION ALL ".join(
+        f"SELECT max(seq) AS seq FROM walks WHERE node_id = ? AND model = ? AND {kind}" for kind in _HISTORIES
+    )
+    + ") AS walks_newest"
+)
+"""The number of the newest of all of them."""
 _DECODER: Final = msgspec.json.Decoder(WalkRecord)
 
 
-async def keep(tx: Tx, session_id: str, node_id: str, model: str, record: WalkRecord) -> None:
-    """Store what a session showed about a model, for later appraisals."""
+async def keep(
+    tx: Tx, session_id: str, node_id: str, model: str, record: WalkRecord
+) -> tuple[int, WalkRecord]:
+    """Store what a session showed about a model, for later appraisals; gives it as stored, with its number."""
     if record.channel == Channel.CALLED:
         record = walks.weighed(record, await history(tx, node_id, model, 1))
-    await tx.execute(
-        "INSERT INTO walks (session_id, node_id, model, called, wide, record, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    row = await tx.one(
+        "INSERT INTO walks (session_id, node_id, model, called, wide, record, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " RETURNING seq",
         session_id,
         node_id,
         model,
@@ -36,6 +47,8 @@ async def keep(tx: Tx, session_id: str, node_id: str, model: str, record: WalkRe
         msgspec.json.encode(record).decode(),
         record.at_ms,
     )
+    assert row is not None
+    return int(row["seq"]), record
 
 
 async def miss(tx: Tx, session_id: str, node_id: str, references: Mapping[str, str], now_ms: int) -> None:
@@ -58,9 +71,38 @@ async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRec
     The three have separate limits.  So a node cannot displace its calls by asking for challenges itself,
     and the wide calls, which are rare, are not displaced by the others.
     """
+    found, _ = await history_and_newest(tx, node_id, model, limit)
+    return found
+
+
+async def history_and_newest(
+    tx: Tx, node_id: str, model: str, limit: int
+) -> tuple[tuple[WalkRecord, ...], int]:
+    """As `history`, with the number of the newest of them; 0 if there is none."""
     found = await tx.all(_HISTORY, *(node_id, model, limit) * len(_HISTORIES))
     found.sort(key=lambda row: row["seq"])
-    return tuple(_DECODER.decode(row["record"]) for row in found)
+    return tuple(_DECODER.decode(row["record"]) for row in found), found[-1]["seq"] if found else 0
+
+
+async def newest(tx: Tx, node_id: str, model: str) -> int:
+    """Give the number of the newest walk of a node and model; 0 if there is none."""
+    row = await tx.one(_NEWEST, *(node_id, model) * len(_HISTORIES))
+    assert row is not None
+    return int(row["seq"])
+
+
+def extend(known: Sequence[WalkRecord], record: WalkRecord, limit: int) -> tuple[WalkRecord, ...]:
+    """Give what `history` gives after one more walk was kept."""
+    if record.wide and record.channel != Channel.CALLED:
+        # It has no place there.
+        return tuple(known)
+    alike = [each for each in known if _kind(each) == _kind(record)]
+    oldest = alike[0] if len(alike) >= limit else None
+    return (*(each for each in known if each is not oldest), record)
+
+
+def _kind(record: WalkRecord) -> tuple[bool, bool]:
+    return record.channel == Channel.CALLED, record.wide
 
 
 async def prune(tx: Tx, before_ms: int, limit: int) -> int:

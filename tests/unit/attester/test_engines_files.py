@@ -1,4 +1,4 @@
-"""The engine that is none: files are walked as they are now, and their headers read once."""
+"""Files are walked as they are now, and their headers read once.  Who the engine is: `test_engines_naming.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from attester.engines import files as files_module
 from attester.engines.budget import Budget
-from attester.engines.files import FileEngine
+from attester.engines.files import FileWalker
 from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
 from attester.weights import possession
@@ -46,8 +46,8 @@ def headers(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return read
 
 
-def engine_of(*folders: Path, budget: Budget | None = None) -> FileEngine:
-    return FileEngine({folder.name: folder for folder in folders}, Walker("cpu", budget, "numpy"))
+def engine_of(*folders: Path, budget: Budget | None = None) -> FileWalker:
+    return FileWalker({folder.name: folder for folder in folders}, Walker("cpu", budget, "numpy"))
 
 
 def expected(folder: Path) -> list[bytes]:
@@ -175,10 +175,3 @@ async def test_the_budget_ends_a_walk(folder, clock):
     engine = engine_of(folder, budget=Budget(60, 600, lambda: clock.forward(61) or clock.ticks))
     with pytest.raises(EngineError, match="exceeds its limit of 60 s"):
         await engine.walk("model", CHALLENGE)
-
-
-async def test_nothing_is_said_of_an_engine(folder):
-    """The evidence says that none is known."""
-    said = await engine_of(folder).describe()
-    assert (said.engine, said.arguments, said.context_length, said.features) == ("none", {}, 0, ())
-    assert said.packages.keys() == {"touchstone"}

@@ -629,3 +629,53 @@ def test_what_was_published_fused_and_is_cut_otherwise_is_refused():
         *states_of("l.query_key_value.weight", by_rows(whole, 2)),
         why="not known how",
     )
+
+
+def test_a_copy_that_changes_after_the_module_was_mapped_is_seen():
+    """On the rank whose copy is not the one that is walked."""
+    states = [{"norm.weight": noise(7)} for _ in range(2)]
+    infos, _ = publish(states[0])
+    live = LiveTensors(infos, states)
+    states[1]["norm.weight"].view(torch.int32)[3] ^= 1
+    with pytest.raises(EngineError, match="the copies on the ranks differ"):
+        walked(live)
+
+
+def test_padding_that_is_filled_after_the_module_was_mapped_is_seen():
+    """Rows that nobody published may not be used for anything."""
+    weight = noise(5, 4)
+    state = {"embed": torch.cat([weight, torch.zeros(3, 4)])}
+    infos, _ = publish({"embed": weight})
+    live = LiveTensors(infos, [state])
+    state["embed"][7, 3] = 1
+    with pytest.raises(EngineError, match=r"loaded as \(8, 4\), published as \(5, 4\)"):
+        walked(live)
+
+
+def test_experts_that_are_out_of_order_in_stacks_over_ranks_are_refused():
+    """Published in one tensor, so it would be put together in the wrong order."""
+    name = "l.mlp.experts.gate_up_proj"
+    stack = noise(4, 6, 5)
+    maps = [torch.tensor([0, -1, 1, -1]), torch.tensor([-1, 0, -1, 1])]
+    states = [
+        {"l.mlp.experts.w13_weight": stack[rank::2].clone(), "l.mlp.experts._expert_map": where}
+        for rank, where in enumerate(maps)
+    ]
+    refused({name: stack}, *states, why="the experts of the ranks are not in order")
+    ordered = [torch.tensor([0, 1, -1, -1]), torch.tensor([-1, -1, 0, 1])]
+    comes_back({name: stack}, *(
+        {"l.mlp.experts.w13_weight": stack[2 * rank : 2 * rank + 2].clone(), "l.mlp.experts._expert_map": where}
+        for rank, where in enumerate(ordered)
+    ))  # fmt: skip
+
+
+def test_two_live_tensors_that_may_be_the_published_one_are_refused():
+    """Which of them the engine uses is not known."""
+    state = {"l.block_sparse_moe.gate.weight": noise(3), "l.mlp.router.weight": noise(3, seed=1)}
+    refused({"l.mlp.gate.weight": noise(3)}, state, why="may be one published tensor")
+
+
+def test_two_published_tensors_that_may_be_one_live_tensor_are_refused():
+    """Their names differ only as two spellings of one name do."""
+    published = {"embed_out.weight": noise(3), "lm_head.weight": noise(3, seed=1)}
+    refused(published, {"lm_head.weight": noise(3)}, why="may be one tensor of the module")

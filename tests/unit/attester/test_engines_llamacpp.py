@@ -1,7 +1,13 @@
-"""llama.cpp: described by its server, walked by its file, which must be the model's."""
+"""
+llama.cpp: described by its server, walked by its file, which must be the model's.
+
+Its answer was recorded from the real server (`fixtures/vectors/llamacpp_props.json`); tests change it.
+The real server itself runs in `tests/conformance/test_llama_server.py`.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +18,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from attester.engines.files import FileWalker
+from attester.engines.http import EngineHttp
 from attester.engines.llamacpp import LlamaCppEngine
 from attester.engines.walker import Walker
 from attester.errors import EngineError, WeightsError
@@ -23,6 +31,7 @@ from attester.weights.tensors import Tensor
 
 CHALLENGE = WalkChallenge("ef" * 32, rows=5, passes=2)
 FILE = "tiny-q8_0.gguf"
+RECORDED = Path(__file__).parents[3] / "fixtures" / "vectors" / "llamacpp_props.json"
 
 
 @pytest.fixture
@@ -36,13 +45,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def props(folder: Path) -> dict[str, Any]:
     """What the server says of itself; a test may change it."""
-    return {
-        "default_generation_settings": {"id": 0, "n_ctx": 4096, "params": {"temperature": 0.8}},
-        "total_slots": 4,
-        "model_path": str(folder / FILE),
-        "chat_template": "{{ messages }}",
-        "build_info": "b6000-abcdef12",
-    }
+    recorded: dict[str, Any] = json.loads(RECORDED.read_bytes())["props"]
+    return {**recorded, "model_path": str(folder / FILE)}
 
 
 @pytest.fixture
@@ -53,15 +57,15 @@ async def engine(folder: Path, props: dict[str, Any]) -> AsyncIterator[LlamaCppE
     app = web.Application()
     app.router.add_get("/props", answer)
     async with TestServer(app) as server, aiohttp.ClientSession() as http:
-        url = f"http://127.0.0.1:{server.port}"
-        yield LlamaCppEngine(http, url, {"org/m": folder}, Walker("cpu", backend="numpy"))
+        engine, folders = EngineHttp(http, f"http://127.0.0.1:{server.port}"), {"org/m": folder}
+        yield LlamaCppEngine(engine, folders, FileWalker(folders, Walker("cpu", backend="numpy")))
 
 
 async def test_the_server_is_described(engine):
     """By its own word, and by no more of it than is needed."""
     said = await engine.describe()
-    assert (said.engine, said.version, said.context_length) == ("llama.cpp", "b6000-abcdef12", 4096)
-    assert said.arguments == {"model": FILE, "slots": 4}
+    assert (said.engine, said.version, said.context_length) == ("llama.cpp", "b0-unknown", 1024)
+    assert said.arguments == {"model": FILE, "slots": 2}
 
 
 async def test_an_older_server_is_described(engine, props):

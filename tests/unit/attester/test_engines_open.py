@@ -62,7 +62,7 @@ async def test_what_a_walk_may_cost_is_the_configurations(home):
     """The operator's caps and device reach the walker."""
     async with aiohttp.ClientSession() as http:
         given = config_of(adapter="files", device="cuda:3", walk_s=7.5, hour_s=70)
-        walker = open_engine(given, http, home)._walker
+        walker = open_engine(given, http, home)._files._walker
     assert (walker._device, walker._budget._walk_s, walker._budget._hour_s) == ("cuda:3", 7.5, 70)
 
 

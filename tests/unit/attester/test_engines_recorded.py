@@ -198,11 +198,11 @@ def test_an_adapter_that_is_loaded_is_refused_by_name(tmp_path):
 
 def test_room_for_adapters_is_let_be_only_while_it_is_zero(tmp_path):
     """One number in one slot of one layer changes what is answered."""
-    engine = Engine("vllm-llama-lora", tmp_path)
+    engine = Engine("vllm-qwen3-moe-lora", tmp_path)
     assert engine.is_walked_as_published()
-    engine.tensor("layers.1.mlp.down_proj.lora_b_stacked.0").view(-1)[7] = 1e-30
+    engine.tensor("layers.1.self_attn.o_proj.lora_b_stacked.0").view(-1)[7] = 1e-30
     with pytest.raises(
-        EngineError, match=r"an adapter is loaded: '.*layers\.1\.mlp\.down_proj\.lora_b_stacked\.0'"
+        EngineError, match=r"an adapter is loaded: '.*layers\.1\.self_attn\.o_proj\.lora_b_stacked\.0'"
     ):
         engine.live()
 

@@ -7,7 +7,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from attester.engines.files import FileWalker
 from attester.engines.host import HostedEngine, serve_in_thread
+from attester.engines.http import EngineHttp
 from attester.engines.llamacpp import LlamaCppEngine
 from attester.engines.walker import Walker
 from attester.errors import EngineError
@@ -89,8 +91,9 @@ async def test_llama_cpp_with_a_nul_in_its_path(tmp_path):
 
     app.router.add_get("/props", props)
     async with TestServer(app) as s, aiohttp.ClientSession() as http:
+        engine = EngineHttp(http, f"http://127.0.0.1:{s.port}")
         with pytest.raises(EngineError):  # ValueError: embedded null byte
-            await LlamaCppEngine(http, f"http://127.0.0.1:{s.port}", {"m": tmp_path}, Walker()).describe()
+            await LlamaCppEngine(engine, {"m": tmp_path}, FileWalker({}, Walker())).describe()
 
 
 def test_a_port_that_is_none_is_told_of():

@@ -16,6 +16,7 @@ from attester.evidence import (
     Benchmark,
     Capabilities,
     Endpoint,
+    Exposure,
     File,
     Inventory,
     Manifest,
@@ -81,6 +82,7 @@ CLAIMS = {
         features=st.lists(NAMES, max_size=4).map(tuple),
         region=st.one_of(st.none(), NAMES),
     ),
+    "exposure": st.builds(Exposure, reached=st.booleans(), routes=st.lists(NAMES, max_size=4).map(tuple)),
     "inventory": st.builds(
         Inventory,
         model=NAMES,
@@ -141,6 +143,7 @@ VALID = {
         "context_length": 1,
         "quantisation": "none",
     },
+    "exposure": {"reached": True},
     "inventory": {"model": "GPU", "uuid": "GPU-1", "memory_bytes": 1},
     "benchmark": {
         "device": "cpu",
@@ -230,6 +233,8 @@ def test_a_member_too_few_is_refused(name, member):
 @pytest.mark.parametrize("value", [None, True, [], {"a": {}}], ids=["null", "true", "list", "map"])
 def test_a_member_of_another_type_is_refused(name, member, value):
     """Types are the table's: nothing is converted to fit."""
+    if type(value) is type(VALID[name][member]) is bool:
+        value = 1
     with pytest.raises(ClaimError):
         read(name, **{member: value})
 

@@ -17,6 +17,7 @@ from attester.weights import gguf as header_module
 from attester.weights.folder import open_folder
 from attester.weights.gguf import parse_header
 from attester.weights.layout import TensorInfo
+from attester.weights.manifest import bytes_by_dtype
 from attester.weights.tensors import TensorFiles, read_header
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
@@ -81,7 +82,7 @@ def whole(tensors=ONE, keys=(), payload: bytes = b"abcd", to: int = 32, **more: 
 
 
 def parse(data: bytes, size: int | None = None) -> tuple[TensorInfo, ...]:
-    return parse_header("f", data, len(data) if size is None else size)
+    return parse_header("f", data, len(data) if size is None else size).tensors
 
 
 def put(root, data: bytes, name: str = "m.gguf"):
@@ -518,6 +519,64 @@ def test_one_tensor_in_two_gguf_files_is_refused(tmp_path):
     put(tmp_path, whole(), "2.gguf")
     with pytest.raises(WeightsError, match=r"tensor 'a' is in 1\.gguf and in 2\.gguf"):
         TensorFiles(open_folder(tmp_path))
+
+
+BLOB = "sha256-" + "ab" * 32
+
+
+def test_a_gguf_file_without_a_suffix_is_known_by_its_first_bytes(tmp_path):
+    """Ollama's blobs: GGUF known by its magic and not by its name."""
+    put(tmp_path, whole(), BLOB)
+    folder = open_folder(tmp_path)
+    assert [t.name for t in TensorFiles(folder)] == ["a"]
+    assert bytes_by_dtype(folder) == {"I8": 4}
+
+
+def test_a_folder_of_blobs_has_the_tensors_of_those_that_are_gguf(tmp_path):
+    """Beside the weights a store keeps a template, parameters and a licence, named alike."""
+    put(tmp_path, whole(), BLOB)
+    for number, data in enumerate((b'{"stop": []}', b"MIT License", b"GG", b"", b"gguf" + bytes(40))):
+        put(tmp_path, data, "sha256-" + f"{number:064x}")
+    (tmp_path / "deep").mkdir()
+    put(tmp_path / "deep", whole([tensor("b")]), "weights.bin")
+    assert [t.name for t in TensorFiles(open_folder(tmp_path))] == ["a", "b"]
+
+
+def test_another_suffix_does_not_hide_gguf(tmp_path):
+    """Of safetensors either, whose first bytes would claim a header of 1.2 GB."""
+    put(tmp_path, whole(), "model.safetensors")
+    assert [t.name for t in TensorFiles(open_folder(tmp_path))] == ["a"]
+
+
+def test_the_suffix_alone_makes_no_gguf(tmp_path):
+    """And it is refused by name, not passed over."""
+    put(tmp_path, whole(), BLOB)
+    put(tmp_path, b"something else, and long enough", "m.gguf")
+    with pytest.raises(WeightsError, match=r"^m\.gguf is not a GGUF file"):
+        TensorFiles(open_folder(tmp_path))
+
+
+def test_a_blob_that_changes_is_looked_at_again(tmp_path):
+    """What it was is remembered only as long as it is the same file."""
+    put(tmp_path, b"not weights at all", BLOB)
+    with pytest.raises(WeightsError, match="no safetensors file and no GGUF file"):
+        TensorFiles(open_folder(tmp_path))
+    put(tmp_path, whole(), BLOB)
+    assert len(TensorFiles(open_folder(tmp_path))) == 1
+
+
+def test_a_blob_with_a_defect_is_refused_by_its_name(tmp_path):
+    put(tmp_path, whole(magic=b"GGUF", version=9), BLOB)
+    with pytest.raises(WeightsError, match=rf"^{BLOB}: version 9 is not supported"):
+        TensorFiles(open_folder(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [U32, STRING])
+def test_the_type_of_the_file_is_kept_if_it_is_a_number(kind):
+    """``general.file_type``; of another type it is skipped as any value."""
+    value = u32(15) if kind == U32 else text("15")
+    data = whole(keys=[pair("general.file_type", kind, value)])
+    assert parse_header("f", data, len(data)).file_type == (15 if kind == U32 else None)
 
 
 def writer_of(path, **more):

@@ -97,6 +97,10 @@ class FakeVerifier:
         self.steps: list[dict[str, Any]] = []
         """What people do about incidents, by way of a router."""
         self.on_release: Callable[[web.Request], Awaitable[web.Response]] | None = None
+        self.registers = True
+        """Whether it registers routers, or refuses all of them."""
+        self.registered_for_s = 0
+        self.registrations: list[bytes] = []
         self.asked: list[str] = []
         self.loads = 0
         self.connections = 0
@@ -158,6 +162,7 @@ class FakeVerifier:
                 web.post("/api/v1/incidents", self._report),
                 web.get("/api/v1/incidents/{id}", self._incident),
                 web.post("/api/v1/incidents/{id}/release", self._release),
+                web.post("/api/v1/routers", self._register),
                 web.get("/api/v1/events", self._events),
             ]
         )
@@ -200,6 +205,15 @@ class FakeVerifier:
         self.incidents.append(incident)
         self.send("incident", node=report["node"], incident=incident["id"], state="open")
         return web.json_response({"id": incident["id"], "state": "open"}, status=201)
+
+    async def _register(self, request: web.Request) -> web.Response:
+        self.registrations.append(await request.read())
+        if (given := self.bodies.get("routers")) is not None:
+            return given()
+        if not self.registers:
+            return web.json_response({"detail": "a person has removed this key"}, status=403)
+        answer = {"name": "router-1", "registered_for_s": self.registered_for_s, "expires_in_s": 86400}
+        return web.json_response(answer)
 
     async def _incident(self, request: web.Request) -> web.Response:
         found = [each for each in [*self.incidents, *self.ended] if each["id"] == request.match_info["id"]]
@@ -281,6 +295,7 @@ class Certificate:
         key = PrivateKey.generate()
         self.pin = hashlib.sha256(identity.spki(key)).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         crt, pem = folder / f"{name}.crt", folder / f"{name}.key"
         crt.write_bytes(create_certificate(key, "127.0.0.1"))
         pem.write_bytes(

@@ -15,10 +15,12 @@ from router.gateway.attempts import (
     Continue,
     Fail,
     Return,
+    StreamSummary,
     decide_next,
     find_blamed,
 )
 from router.model.outcomes import Outcome
+from router.model.tokens import TokenCounter
 
 MOVE_ON = [
     Outcome.CRASHED,
@@ -100,6 +102,39 @@ def test_a_refusal_is_better_than_an_empty_answer() -> None:
     assert decide_next([refusal, empty], is_exhausted=True) == Return(refusal)
 
 
+STREAM = StreamSummary(
+    events=1,
+    text=TokenCounter(None),
+    first_token_s=0.1,
+    claimed=None,
+    usage=None,
+    is_done=True,
+    unsent=b"",
+)
+
+
+def test_an_answer_that_does_not_keep_to_the_request_moves_on_and_is_the_answer_for_want_of_a_better_one() -> (
+    None
+):
+    """A refusal says more, and an answer with nothing in it less."""
+    unhonoured = attempt(Outcome.UNHONOURED, is_doubtful=True)
+    assert decide_next([unhonoured]) is CONTINUE
+    assert decide_next([unhonoured, attempt(Outcome.EMPTY, "b")], is_exhausted=True) == Return(unhonoured)
+    assert decide_next([unhonoured, attempt(Outcome.STALLED, "b")], is_exhausted=True) == Return(unhonoured)
+    refusal = attempt(Outcome.REFUSED, "b", is_doubtful=True)
+    assert decide_next([unhonoured, refusal], is_exhausted=True) == Return(refusal)
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_stream_that_does_not_keep_to_the_request_is_the_answer(*, has_begun: bool) -> None:
+    """It is whole, and mostly with the client already."""
+    streamed = attempt(Outcome.UNHONOURED, has_begun=has_begun, stream=STREAM)
+    assert decide_next([streamed]) == Return(streamed)
+    assert (
+        find_blamed([attempt(Outcome.CRASHED, is_doubtful=True), streamed], Return(streamed), ranked=2) == []
+    )
+
+
 # Who is blamed.
 
 
@@ -114,8 +149,17 @@ def test_what_every_node_stumbles_over_is_the_request() -> None:
     assert find_blamed(attempts, Fail(Outcome.CRASHED), ranked=2) == []
 
 
-@pytest.mark.parametrize(("outcome", "is_blamed"), [(Outcome.CRASHED, True), (Outcome.UNSUPPORTED, False)])
-def test_the_only_node_is_blamed_for_a_crash(outcome: Outcome, *, is_blamed: bool) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "is_blamed"),
+    [
+        (Outcome.CRASHED, True),
+        (Outcome.TRUNCATED, True),
+        (Outcome.CORRUPTED, True),
+        (Outcome.UNSUPPORTED, False),
+        (Outcome.UNHONOURED, False),
+    ],
+)
+def test_the_only_node_is_blamed_for_what_it_broke(outcome: Outcome, *, is_blamed: bool) -> None:
     """There is no other node to ask."""
     failed = attempt(outcome, is_doubtful=True)
     assert find_blamed([failed], Fail(outcome), ranked=1) == ([failed] if is_blamed else [])

@@ -16,7 +16,7 @@ from router.config import ApiKey, RouterConfig, load_table
 from router.model.errors import WorkloadError
 from router.model.operations import OPERATIONS
 from router.model.table import MAX_TABLE, read_table, write_table
-from router.model.workload import Price, Requirements, Table, Workload
+from router.model.workload import MODEL_CLAIMS, Price, Requirements, Table, Workload
 
 TABLE = """\
 # What work requires.
@@ -355,8 +355,17 @@ def test_a_file_that_is_missing_is_named_with_the_next_step(tmp_path: Path) -> N
 )
 def test_a_table_to_begin_with_is_read_as_it_was_meant(models: dict[str, str]) -> None:
     """Whatever the models are called: quotes, colons, numbers and words that YAML takes for others."""
-    table = read_table(write_table(models).encode())
+    table = read_table(write_table(models, MODEL_CLAIMS).encode())
     assert {name: workload.model for name, workload in table.workloads.items()} == models
+    assert {workload.model_claims for workload in table.workloads.values()} == {
+        ("file-system", "executables")
+    }
+
+
+def test_a_table_to_begin_with_asks_for_the_claims_that_are_named() -> None:
+    """A GGUF walked by file can be routed where the workload says so: router init --model-claims."""
+    table = read_table(write_table({"chat": "org/m"}, ["file-system"]).encode())
+    assert table.workloads["chat"].model_claims == ("file-system",)
 
 
 # From request to workload.
