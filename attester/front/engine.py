@@ -8,6 +8,7 @@ protocol and its parser are used without it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections import deque
@@ -106,10 +107,24 @@ class EnginePool:
         Raises:
             aiohttp.ClientError, OSError, TimeoutError: there is no answer, or it is not HTTP.
         """
-        protocol = self._take()
-        # A queue that is empty counts as false.
-        if protocol is None:
-            protocol = await self._connect()
+        if body is None or isinstance(body, bytes):
+            protocol = self._take()
+            # A queue that is empty counts as false.
+            if protocol is not None:
+                # If the engine closed it meanwhile because it was idle, nothing is wrong.
+                with contextlib.suppress(aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    return await self._ask_over(protocol, method, path, headers, body)
+        # Parts that come cannot be sent again.
+        return await self._ask_over(await self._connect(), method, path, headers, body)
+
+    async def _ask_over(
+        self,
+        protocol: ResponseHandler,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | AsyncIterator[bytes] | None,
+    ) -> Exchange:
         upload = None
         try:
             protocol.set_response_params(

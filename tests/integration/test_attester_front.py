@@ -687,6 +687,26 @@ async def test_an_engine_that_closes_its_connections_is_asked_on_new_ones(node: 
         assert await is_served(node)
 
 
+async def test_a_connection_that_the_engine_has_dropped_is_no_failure(node: Fronted) -> None:
+    """It keeps them for less time than the front does, and closes one while a request is on its way."""
+    real, served = node.engine.handle, set()
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        peer = request.transport.get_extra_info("peername")
+        if peer in served:
+            request.transport.abort()
+        served.add(peer)
+        return await real(request)
+
+    node.engine.handle = handle  # type: ignore[method-assign]
+    async with node.session() as http:
+        for _ in range(3):
+            async with http.post(node.url + "/v1/chat/completions", json=ASK) as response:
+                assert response.status == 200
+    assert len(served) == 3
+
+
 async def test_a_client_that_goes_away_during_its_body_ends_the_request(node: Fronted) -> None:
     """The engine does not take half of it for the whole."""
     _, writer = await asyncio.open_connection("127.0.0.1", node.port, ssl=node.router.context)
