@@ -20,8 +20,9 @@ from attester.weights.possession import WalkChallenge
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
+from fixtures.vllm_server import OURS, PLAIN
 from tests.conftest import RunningVerifier
-from tests.engines.conftest import OURS, PLAIN, Vllm, vllm
+from tests.engines.conftest import Vllm, vllm
 from tests.integration.test_running_attester import Running
 from verifier.service.calls import CALL_SCHEDULER
 
