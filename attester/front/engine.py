@@ -109,7 +109,7 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = cast("asyncio.Transport", transport)
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
@@ -139,7 +139,7 @@ class EngineConnection(asyncio.Protocol):
                 if 100 <= message.code < 200 and not is_upgrade:
                     continue
                 if self._content is not None or is_upgrade:
-                    raise aiohttp.ClientPayloadError("more than one answer")  # noqa: TRY301
+                    raise aiohttp.ClientPayloadError("more than one answer")
                 head, self._content, self._must_close = message, content, message.should_close
         except (HttpProcessingError, aiohttp.ClientError) as error:
             self._fail(error)
