@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpResponseParser, RawResponseMessage
 
@@ -57,7 +58,8 @@ class EngineConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._answer_s = answer_s
         self._parser = HttpResponseParser(
-            self, self._loop, _BUFFER, read_until_eof=True, auto_decompress=False,
+            # Of its protocol it wants no more than that reading stops and goes on.
+            cast("BaseProtocol", self), self._loop, _BUFFER, read_until_eof=True, auto_decompress=False,
             max_line_size=_MAX_LINE, max_field_size=_MAX_LINE, max_headers=_MAX_HEADERS,
         )  # fmt: skip
         self._receiver: Receiver | None = None

@@ -14,6 +14,7 @@ from typing import Final, Protocol, cast
 
 import msgspec
 from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 
@@ -94,7 +95,8 @@ class FrontProtocol(asyncio.Protocol):
         self._config = config
         self.loop = asyncio.get_running_loop()
         self._parser = HttpRequestParser(
-            self, self.loop, _BUFFER,
+            # Of its protocol it wants no more than that reading stops and goes on.
+            cast("BaseProtocol", self), self.loop, _BUFFER,
             max_line_size=_MAX_LINE, max_field_size=_MAX_LINE, max_headers=_MAX_HEADERS, auto_decompress=False,
         )  # fmt: skip
         self._current: Answerer | None = None
@@ -127,7 +129,7 @@ class FrontProtocol(asyncio.Protocol):
         self._registry.add(self)
         self._wait(self._config.head_s)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._registry.remove(self)
         for timer in (self._timer, self._write_timer):
