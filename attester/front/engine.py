@@ -84,6 +84,8 @@ class EngineConnection(asyncio.Protocol):
     def release(self) -> bool:
         """The answer has come to its end; whether the connection can carry another request."""
         self._receiver = self._content = None
+        if self._is_held:
+            self.hold(is_held=False)
         return self.is_open and not self._must_close and not self.transport.is_closing()
 
     def abort(self) -> None:

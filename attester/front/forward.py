@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
+import aiohttp
 import structlog
 from aiohttp import StreamReader
 from aiohttp.http import HttpVersion11
@@ -221,24 +222,35 @@ class Exchange:
             return
         length = f"Content-Length: {len(body)}\r\n" if has_body else ""
         self._request = f"{head}{length}\r\n".encode("utf-8", "surrogateescape") + body
-        self._connection = self._engine.take()
-        if self._connection is None:
+        connection = self._engine.take()
+        if connection is None:
             self._connect()
         else:
             self._is_retried = False
-            self._connection.ask(self, self._request)
+            self._ask(connection)
+
+    def _ask(self, connection: EngineConnection) -> None:
+        if not connection.is_open:
+            # It has ended before anybody had it.
+            self.failed(aiohttp.ServerDisconnectedError())
+            return
+        self._connection = connection
+        connection.ask(self, self._request)
+        if self._client.is_full:
+            # With the answers to requests before this one.
+            connection.hold(is_held=True)
 
     def _connect(self) -> None:
         self._opening = self._client.loop.create_task(self._open())
 
     async def _open(self) -> None:
         try:
-            self._connection = await self._engine.connect()
+            connection = await self._engine.connect()
         except OSError as error:
             self._engine_failed(error)
             return
-        self._connection.ask(self, self._request)
-        if not self._is_sent:
+        self._ask(connection)
+        if self._connection is not None and not self._is_sent:
             self.hold_request(is_held=False)
             self.body_received()
 
@@ -294,7 +306,6 @@ class Exchange:
         self._stop_timer()
         # What is not read of the body is not a request, and an answer to HEAD has no body.
         is_last = not (self._is_kept and self._body.is_eof()) or self._message.method == "HEAD"
-        self._client.transport.resume_reading()
         self._client.transport.write(refusal(status, code, message, is_last=is_last, **kind))
         self._client.done(is_last=is_last)
 

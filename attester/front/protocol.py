@@ -90,6 +90,8 @@ class FrontProtocol(asyncio.Protocol):
     def __init__(self, answers: Answers, registry: Registry, config: FrontSection) -> None:
         self.name = ""
         self.certificate = b""
+        self.is_full = False
+        """Whether the client reads more slowly than we write."""
         self._answers = answers
         self._registry = registry
         self._config = config
@@ -189,6 +191,8 @@ class FrontProtocol(asyncio.Protocol):
     def done(self, *, is_last: bool) -> None:
         """The current request was answered; its connection ends if it is the *last* one."""
         self._current = None
+        # Perhaps the engine did not read all of the request.
+        self.transport.resume_reading()
         if is_last or self._is_last:
             self._is_last = True
             self._wait(min(_LINGER_S, self._config.body_s))
@@ -200,6 +204,7 @@ class FrontProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads more slowly than we write."""
+        self.is_full = True
         left = self.transport.get_write_buffer_size()
         wait_s = self._config.body_s + left / self._config.body_bytes_per_s
         self._write_timer = self.loop.call_later(wait_s, self._give_up_writing)
@@ -208,6 +213,7 @@ class FrontProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """It has read."""
+        self.is_full = False
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
