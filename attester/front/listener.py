@@ -7,6 +7,7 @@ A client that is not let in costs a handshake at most: those in progress are few
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import Counter
@@ -39,6 +40,10 @@ class Served(Protocol):
         """End the connection at once."""
         ...
 
+    def close(self) -> None:
+        """End the connection when no request is in progress on it."""
+        ...
+
 
 class Registry:
     """
@@ -57,6 +62,7 @@ class Registry:
         self.refused: Counter[str] = Counter()
         """How many were not let in or were cut, by the reason."""
         self._open: dict[Served, None] = {}
+        self._has_ended = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -80,6 +86,8 @@ class Registry:
     def remove(self, served: Served) -> None:
         """It has ended.  May be said again."""
         self._open.pop(served, None)
+        if not self._open:
+            self._has_ended.set()
 
     def refuse(self, reason: str, *, is_unknown: bool = False) -> None:
         """Count somebody who was not let in."""
@@ -93,8 +101,16 @@ class Registry:
             _log.info("a router is not on the list any more; its connection ends", router=served.name)
             served.abort()
 
-    def abort_all(self) -> None:
-        """End every connection."""
+    async def end_all(self, wait_s: float) -> None:
+        """End every connection: those without a request now, and the others after their answer, or after so long."""
+        self._has_ended.clear()
+        for served in list(self._open):
+            served.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._open:
+                    await self._has_ended.wait()
+                    self._has_ended.clear()
         for served in list(self._open):
             served.abort()
 
