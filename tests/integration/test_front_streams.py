@@ -120,7 +120,7 @@ async def test_no_stream_is_cut_by_an_engine_that_closes_its_connections(
     chance, bad = random.Random(7), list[bytes]()  # no secret
     async with before(lambda: Busy(chance), tmp_path, clock) as node:
         with capture_logs() as logs:
-            await asyncio.gather(*(ask_often(node, 60, chance, bad) for _ in range(10)))
+            await asyncio.gather(*(ask_often(node, 40, chance, bad) for _ in range(8)))
     assert bad == []
     assert logs == []
 
