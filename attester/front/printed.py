@@ -126,6 +126,19 @@ _GONE: Final = _error("the engine does not answer", "engine_unreachable")
 _LATE: Final = _error("the engine did not answer in time", "engine_timeout")
 
 
+_NGINX_ERRORS: Final = f"""\
+  # Routers know 495 as the refusal that it is; of itself nginx says 400, and blames the request.
+  error_page 495 496 =495 @stranger;
+  location @stranger {{ return 495 '{_STRANGER}'; }}
+  error_page 413 @too_large;
+  location @too_large {{ return 413 '{_TOO_LARGE}'; }}
+  error_page 502 503 @gone;
+  location @gone {{ return 502 '{_GONE}'; }}
+  error_page 504 @late;
+  location @late {{ return 504 '{_LATE}'; }}
+"""
+
+
 def _nginx(rules: Rules) -> str:
     passed = "\n".join(f'  "~^{method} {path}$" 1;' for path, method in rules.methods.items())
     headers = "\n".join(
@@ -161,12 +174,7 @@ server {{
   keepalive_requests 1000000;
   send_timeout {rules.body_s}s;
   default_type application/json;
-  # Routers know this answer as the refusal that it is; of itself nginx says 400, and blames the request.
-  error_page 495 496 =495 @stranger;
-  error_page 413 @too_large;
-  error_page 502 503 @gone;
-  error_page 504 @late;
-  location / {{
+{_NGINX_ERRORS}  location / {{
     if ($touchstone_passed = 0) {{ return 404 '{_UNKNOWN}'; }}
     proxy_pass http://touchstone_engine;
     proxy_http_version 1.1;
@@ -182,10 +190,6 @@ server {{
     proxy_next_upstream off;
     proxy_hide_header Set-Cookie;
   }}
-  location @stranger {{ return 495 '{_STRANGER}'; }}
-  location @too_large {{ return 413 '{_TOO_LARGE}'; }}
-  location @gone {{ return 502 '{_GONE}'; }}
-  location @late {{ return 504 '{_LATE}'; }}
 }}
 """
 

@@ -121,6 +121,9 @@ class Collector:
     async def describe(self):
         raise VerifierError("the engine is away")
 
+    async def check_quantisation(self) -> str:
+        return "none"
+
     async def answer(self, challenge):
         return self.node.answer(challenge)
 
@@ -148,8 +151,10 @@ async def test_the_self_test_says_what_is_wrong_and_goes_on(verifier, tmp_path) 
         "endpoint": False,
         "verifier": True,
         "clock": True,
+        "quantisation": True,
         f"folder of {MODEL}": True,
         f"practice challenge of {MODEL}": False,
+        f"what {MODEL} can earn": True,
     }
     (detail,) = [detail for _, what, detail in found if what.startswith("practice")]
     assert detail.startswith("this cannot be checked yet")
