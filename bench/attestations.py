@@ -21,12 +21,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
 import msgspec
@@ -196,12 +196,13 @@ class Nodes:
 
     async def _be_called(self, http: aiohttp.ClientSession, node: SimulatedNode) -> None:
         client = VerifierClient(http, self._fleet.verifier_url, node.key)
-        async with aclosing(client.calls(node.id)) as calls:
+        async with aclosing(cast("AsyncGenerator[Session, None]", client.calls(node.id))) as calls:
             async for session in calls:
                 answers = await node.answer_call(client, session)
                 evidence = node.evidence(session, iat=int(time.time()), answers=answers)
                 token = await client.submit(session, evidence)
-                if msgspec.json.decode(result_keys.unb64url(token.split(".")[1]))["ear_status"] == "affirming":
+                claims = msgspec.json.decode(result_keys.unb64url(token.split(".")[1]))
+                if claims["ear_status"] == "affirming":
                     return
 
     async def measure(self, seconds: float, trips: int) -> Measured:
