@@ -5,6 +5,9 @@ The verifier runs as a process pinned to one core, its policy workers with it; n
 from another.  One attestation is a signed request for a session with a read and a walk,
 and evidence that answers them.
 
+Before, each node has answered a call with a walk, as every node in operation has: so its results are affirming,
+and none of them revokes the one before it.  While it is measured, nobody is called.
+
     python -m bench.attestations [--seconds 8] [--nodes 64] [--fleet 100000 --results 1000000] [--followers 100]
 """
 
@@ -18,17 +21,20 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
+import msgspec
 
 from attester.client import Session, VerifierClient
 from attester.cose import PrivateKey
 from attester.proof import Request
+from attester.settings import to_toml
 from attester.weights.folder import open_folder
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
@@ -42,7 +48,7 @@ from verifier.appraisal import NodeSnapshot, ResultSettings
 from verifier.challenges import posing
 from verifier.challenges.minting import Minter
 from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
-from verifier.config import Home
+from verifier.config import CallsConfig, Home
 from verifier.policy import bundle
 from verifier.policy.engine import Limits
 from verifier.policy.engine import opened as workers
@@ -56,6 +62,7 @@ from verifier.store.policies import ChangeAuthor
 from verifier.store.sqlite import SqliteDatabase
 
 _ENTRIES = 20_000
+_APPRAISED = 'touchstone_appraisals_total{status="'
 MUCH: Final[Mapping[str, Mapping[str, Any]]] = {
     "sessions": {
         "per_node_per_minute": 100_000,
@@ -65,10 +72,15 @@ MUCH: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "policy": {"workers": 1},
     "pool": {"low_water": 0},
-    # The nodes hold no channel: nobody calls them.
+    # While it is measured, the nodes hold no channel: nobody calls them.  A verifier that begins calls each node
+    # before its result ends.
     "calls": {"min_interval_s": 80_000, "max_interval_s": 86_400},
+    "results": {"lifetime_s": 80_000},
 }
 """Settings under which nothing but the work limits the nodes."""
+_CALLED_WITHIN_S: Final = 60
+_CALLS: Final = CallsConfig(min_interval_s=6, max_interval_s=6, walk_share=1)
+"""Before, each node is called with a walk within so many seconds."""
 
 
 async def fill(db: Database, key: PoolKey, folder: Path) -> None:
@@ -113,10 +125,12 @@ class Measured:
     commits: float
     written: int
     """Bytes that the process had written to disk."""
+    statuses: Mapping[str, int]
+    """How many results had each status."""
 
 
 def counters(url: str, credential: Mapping[str, str]) -> dict[str, float]:
-    """The verifier's counters of its store."""
+    """The verifier's counters of its store and of its results."""
     found = {}
     request = urllib.request.Request(f"{url}/metrics", headers=dict(credential))
     with urllib.request.urlopen(request) as response:
@@ -124,6 +138,8 @@ def counters(url: str, credential: Mapping[str, str]) -> dict[str, float]:
             name, _, value = line.partition(" ")
             if name.startswith("touchstone_store_"):
                 found[name.removeprefix("touchstone_store_")] = float(value)
+            elif name.startswith(_APPRAISED):
+                found[name] = float(value)
     return found
 
 
@@ -163,7 +179,7 @@ class Nodes:
 
     def __init__(self, fleet: Fleet, folder: Path, count: int, urls: Sequence[str] = ()) -> None:
         self._fleet = fleet
-        self._urls = urls or (fleet.verifier_url,)
+        self.urls = urls or (fleet.verifier_url,)
         self._folder = folder
         self._count = count
         self._made: list[SimulatedNode] = []
@@ -171,12 +187,28 @@ class Nodes:
         self.total = 0
         """Attestations of all measurements."""
 
+    async def be_called(self) -> None:
+        """Enrol, and answer calls with walks until the results are affirming."""
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+            await self._enrol(http)
+            async with asyncio.timeout(_CALLED_WITHIN_S):
+                await asyncio.gather(*(self._be_called(http, node) for node in self._made))
+
+    async def _be_called(self, http: aiohttp.ClientSession, node: SimulatedNode) -> None:
+        client = VerifierClient(http, self._fleet.verifier_url, node.key)
+        async with aclosing(cast("AsyncGenerator[Session, None]", client.calls(node.id))) as calls:
+            async for session in calls:
+                answers = await node.answer_call(client, session)
+                evidence = node.evidence(session, iat=int(time.time()), answers=answers)
+                token = await client.submit(session, evidence)
+                claims = msgspec.json.decode(result_keys.unb64url(token.split(".")[1]))
+                if claims["ear_status"] == "affirming":
+                    return
+
     async def measure(self, seconds: float, trips: int) -> Measured:
         """Let them attest for some seconds, in so many round trips each."""
         pids = [process.pid for process in self._fleet.processes]
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-            if not self._made:
-                await self._enrol(http)
             self._done = 0
             start = time.monotonic()
             cpu, written = sum(map(cpu_seconds, pids)), sum(map(written_bytes, pids))
@@ -197,14 +229,19 @@ class Nodes:
                 statements=after["statements"] - before["statements"],
                 commits=after["commits"] - before["commits"],
                 written=sum(map(written_bytes, pids)) - written,
+                statuses={
+                    name.removeprefix(_APPRAISED).rstrip('"}'): int(count - before.get(name, 0))
+                    for name, count in after.items()
+                    if name.startswith(_APPRAISED)
+                },
             )
 
     def _counters(self) -> dict[str, float]:
-        found = [counters(url, self._fleet.administrator) for url in self._urls]
-        return {name: sum(each[name] for each in found) for name in found[0]}
+        found = [counters(url, self._fleet.administrator) for url in self.urls]
+        return {name: sum(each.get(name, 0) for each in found) for name in set().union(*found)}
 
     def _client(self, http: aiohttp.ClientSession, number: int, key: PrivateKey) -> VerifierClient:
-        return ReplicaClient(http, self._urls[number % len(self._urls)], key, self._fleet.verifier_url)
+        return ReplicaClient(http, self.urls[number % len(self.urls)], key, self._fleet.verifier_url)
 
     async def _enrol(self, http: aiohttp.ClientSession) -> None:
         for number in range(self._count):
@@ -226,6 +263,21 @@ class Nodes:
                 await client.submit(session, evidence)
                 session = None
             self._done += 1
+
+
+def call_nodes(fleet: Fleet, nodes: Nodes) -> None:
+    """Start the fleet's verifier, let it call each node, and end it.  Afterwards it calls as `MUCH` says."""
+    home = Home(fleet.verifier_home)
+    config = home.config()
+    path = home.path / "verifier.toml"
+    path.write_text(to_toml(msgspec.structs.replace(config, calls=_CALLS)), encoding="utf-8")
+    try:
+        fleet.start_verifier()
+        asyncio.run(nodes.be_called())
+    finally:
+        fleet.stop()
+        fleet.processes.clear()
+        path.write_text(to_toml(config), encoding="utf-8")
 
 
 async def follow(url: str, count: int, credential: Mapping[str, str]) -> None:
@@ -380,6 +432,8 @@ def main() -> None:
                 await fill(db, home.pool_key(), folder)
 
         asyncio.run(prepare())
+        nodes = Nodes(fleet, folder, args.nodes)
+        call_nodes(fleet, nodes)
         if args.fleet:
             fill_history(home.database, args.fleet, args.results, time.time_ns() // 1_000_000)
         try:
@@ -390,7 +444,6 @@ def main() -> None:
             ready_s = time.monotonic() - start
             os.sched_setaffinity(0, set(cores[1:]) or set(cores))
             size = stored_bytes(home.database)
-            nodes = Nodes(fleet, folder, args.nodes)
             bare, found = asyncio.run(_rounds(nodes, fleet, args))
             stored = (stored_bytes(home.database) - size) / nodes.total
         finally:
@@ -437,6 +490,7 @@ def _print(title: str, measured: Measured, bare: float) -> None:
         f"{each * 1e6:.0f} us of the verifier's processor each, so {1 / each:.0f} /s and core",
     )
     row("  ratio to bare cryptography", f"{each / bare:.1f}")
+    row("  results", ", ".join(f"{count} {status}" for status, count in measured.statuses.items() if count))
     row(
         "  statements and commits for one",
         f"{measured.statements / measured.done:.1f}, {measured.commits / measured.done:.2f}",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.attestations import MUCH, Nodes, bare_crypto, fill
+from bench.attestations import MUCH, Nodes, bare_crypto, call_nodes, fill
 from bench.common import machine, row
 from fixtures.fleet import Fleet, free_port, get_json, wait_for
 from fixtures.postgres import make_database, own_server, url_of
@@ -75,8 +75,9 @@ def measure(
 
     asyncio.run(prepare())
     try:
-        urls = serve(fleet, count)
-        nodes = Nodes(fleet, folder, args.nodes, urls=urls)
+        nodes = Nodes(fleet, folder, args.nodes)
+        call_nodes(fleet, nodes)
+        nodes.urls = serve(fleet, count)
         asyncio.run(nodes.measure(2.0, 1))
         before = server_seconds(pid)
         measured = asyncio.run(nodes.measure(args.seconds, 1))

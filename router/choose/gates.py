@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -50,8 +49,7 @@ class GateVerdict(Struct, frozen=True, omit_defaults=True):
     """The result that the node had when the gate closed; empty if it had none."""
 
 
-@dataclass(frozen=True)
-class GateContext:
+class GateContext(Struct, frozen=True):
     """What a gate looks at beside the node itself."""
 
     now_ms: int

@@ -4,54 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from verifier.results import AttestationResult, NodeRecord
 
 _PLATFORM = "platform"
 
 
-@dataclass(frozen=True, slots=True)
-class AsideResult:
+class AsideResult(Struct, frozen=True):
     """A result that came before or after its time, by the router's clock: it waits until that is right."""
 
     result: AttestationResult
-    digest: bytes = field(repr=False)
+    digest: bytes
     """As `NodeView.token_digest`."""
     issued_at: float
     """As `NodeView.issued_at`."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeView:
+class NodeView(Struct, frozen=True):
     """What the verifier said of one node, and for which incidents work is kept from it."""
 
     node: str
-    result: AttestationResult | None = field(default=None, kw_only=True)
+    result: AttestationResult | None = None
     """The newest result that counts; its signature was checked when it arrived."""
-    token_digest: bytes = field(default=b"", kw_only=True, repr=False)
+    token_digest: bytes = b""
     """By which the result's token is known again (`router.state.result_reader`); empty if nobody looks for it."""
-    issued_at: float = field(default=math.inf, kw_only=True)
+    issued_at: float = math.inf
     """
     The latest moment at which the result can have been issued, by the router's monotonic clock.
 
     It bounds the result's life whatever is done to wall clocks; infinity: nobody knows.
     """
-    revoked: bool = field(default=False, kw_only=True)
-    void: int = field(default=0, kw_only=True)
+    revoked: bool = False
+    void: int = 0
     """Results with numbers up to this one are revoked."""
-    aside: AsideResult | None = field(default=None, kw_only=True)
+    aside: AsideResult | None = None
     """A newer result that is set aside.  What it does not allow is not allowed."""
-    retired: bool = field(default=False, kw_only=True)
-    incidents: frozenset[str] = field(default=frozenset(), kw_only=True)
+    retired: bool = False
+    incidents: frozenset[str] = frozenset()
     """Open quarantines: the verifier's, and the router's own."""
-    endpoint: tuple[str, str] | None = field(default=None, init=False, repr=False, compare=False)
-    """Where the node serves, and the pin of its TLS key, from its result."""
+    endpoint: tuple[str, str] | None = None
+    """Where the node serves, and the pin of its TLS key, from its result, whatever is given here."""
 
     def __post_init__(self) -> None:
         """Find the endpoint once: every request asks for it."""
-        object.__setattr__(self, "endpoint", endpoint_of(self.result))
+        force_setattr(self, "endpoint", endpoint_of(self.result))
 
     @property
     def capabilities(self) -> Mapping[str, Any]:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from msgspec import structs
+
 from router.choose import gates
 from router.choose.candidates import Lane
 from router.choose.decision import FleetView
@@ -200,7 +202,7 @@ class Fleet(ProbedNodes):
         self.addresses.note(entry, view)
         entry.verifier_incidents = view.incidents
         # Nearly all nodes are held by nobody, and then there is one view for the feed and the fleet.
-        entry.view = replace(view, incidents=view.incidents | entry.own_holds) if entry.own_holds else view
+        entry.view = _with_incidents(view, view.incidents | entry.own_holds) if entry.own_holds else view
         self._placement.check_gates(entry)
 
     def drop_node(self, node: str) -> None:
@@ -237,7 +239,7 @@ class Fleet(ProbedNodes):
         self._apply_holds(entry)
 
     def _apply_holds(self, entry: NodeEntry) -> None:
-        entry.view = replace(entry.view, incidents=entry.verifier_incidents | entry.own_holds)
+        entry.view = _with_incidents(entry.view, entry.verifier_incidents | entry.own_holds)
         self._placement.check_gates(entry)
 
     def start_work(self, node: str, workload: Workload) -> int:
@@ -333,6 +335,10 @@ class Fleet(ProbedNodes):
         if node not in self._entries:
             self.put_node(NodeView(node))
         return self._entries[node]
+
+
+def _with_incidents(view: NodeView, incidents: frozenset[str]) -> NodeView:
+    return structs.replace(view, incidents=incidents)
 
 
 def _statistics_of(entry: NodeEntry, tier: str) -> NodeStatistics:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 from prometheus_client import Counter
 
 from router.model.node import NodeView
@@ -257,7 +257,9 @@ class KnownNodes:
         if len(snapshot.accepted) >= MAX_NODES:
             return
         known = self._views.get(node) or NodeView(node, void=self._voids.pop(node, 0))
-        known = replace(known, retired=False, incidents=_held(snapshot, node))
+        held = _held(snapshot, node)
+        if known.retired or known.incidents != held:
+            known = replace(known, retired=False, incidents=held)
         known = known if void is None else succession.void(known, void)
         view, is_refused = self._succeed(known, result, digest)
         if is_refused:

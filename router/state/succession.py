@@ -12,7 +12,7 @@ All of it is pure: a view in, a view out.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from router.model.node import AsideResult, NodeView
 from verifier.results import AttestationResult

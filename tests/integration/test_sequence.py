@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fixtures.transactions import transaction
@@ -22,9 +23,9 @@ from tests.integration.maintenance import (
 )
 from verifier import results
 from verifier.config import Home
-from verifier.store import events, revocations
+from verifier.store import events, nodes, revocations
+from verifier.store.node_state import held_now
 from verifier.store.restoring import CLOCKS_MS
-from verifier.store.sequence import next_sequence
 
 STORES = ("sqlite", "postgres")
 
@@ -82,10 +83,12 @@ async def test_a_result_that_is_not_announced_has_a_number_of_its_own(verifier) 
     node = await verifier.enrol()
     await verifier.attest(node)
     async with transaction(verifier.service.db) as tx:
-        first = await next_sequence(tx, node.id)
+        stored = await nodes.by_id(tx, node.id)
+        nobody = msgspec.structs.replace(stored, id="nobody")
+        first = (await held_now(tx, stored, None, ())).sequence
         await tx.execute("UPDATE appraisals SET sequence = ?", first + 5)
-        assert await next_sequence(tx, node.id) == first + 6
-        assert await next_sequence(tx, "nobody") == first
+        assert (await held_now(tx, stored, None, ())).sequence == first + 6
+        assert (await held_now(tx, nobody, None, ())).sequence == first
 
 
 async def test_no_number_comes_back_with_a_restored_database(

@@ -21,8 +21,7 @@ from verifier.schemes.context import Node, WalkRecord
 from verifier.schemes.findings import Finding
 from verifier.store import events, incidents, policies, recordings, revocations, sessions, walks
 from verifier.store.database import Row, Tx
-from verifier.store.node_state import SeenNode, StaleError, held_now
-from verifier.store.sequence import next_sequence
+from verifier.store.node_state import HeldNow, SeenNode, StaleError, held_now
 from verifier.store.sessions import StoredSession
 from verifier.trust import Tier
 
@@ -116,13 +115,14 @@ async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> C
         return Completed(known, is_new=False)
     if await policies.rollout(tx) != submission.rollout:
         raise StaleError
-    held = await held_now(tx, submission.node, submission.pin, submission.devices, submission.seen)
+    now = await held_now(tx, submission.node, submission.pin, submission.devices, submission.seen)
+    held = now.snapshot
     kept: dict[str, tuple[int, WalkRecord]] = {}
     if submission.public and not held.retired:
         for model, record in submission.walks.items():
             kept[model] = await walks.keep(tx, submission.session_id, submission.node.id, model, record)
-        held = await _take_consequences(tx, submission, held, now_ms)
-    signed = sign(held, await next_sequence(tx, submission.node.id))
+        held = await _take_consequences(tx, submission, now, now_ms)
+    signed = sign(held, now.sequence)
     announced = submission.public and not held.retired
     if announced and signed.status != Tier.AFFIRMING:
         # Whoever cannot read the new result must not go on with a better one.
@@ -142,17 +142,18 @@ async def _check_generation(tx: Tx, generation: int) -> None:
         raise StaleError
 
 
-async def _take_consequences(tx: Tx, submission: Submission, held: NodeSnapshot, now_ms: int) -> NodeSnapshot:
+async def _take_consequences(tx: Tx, submission: Submission, now: HeldNow, now_ms: int) -> NodeSnapshot:
     """Claim the endpoint and the devices, and take the findings; gives what holds the node now."""
-    node = submission.node
+    node, held = submission.node, now.snapshot
     found = list(submission.drafts)
     if held.endpoint_taken:
         found += drafts((Finding("identity.endpoint.taken", "another live node holds this TLS key"),))
-    elif submission.pin is not None:
+    elif submission.pin not in (None, now.pin):
         await _claim_pin(tx, submission.pin, node.id)
     if held.devices_taken:
         found += drafts((Finding("identity.duplicate-device", "another live node declares the device"),))
-    await _claim_devices(tx, submission.devices, node.id)
+    if submission.devices or now.devices:
+        await _claim_devices(tx, submission.devices, node.id)
     held_by = await incidents.take_evidence(
         tx, node, submission.session_id, found, submission.passed, held.quarantined_by, now_ms
     )
@@ -315,7 +316,7 @@ async def replace_result(tx: Tx, reappraisal: Reappraisal, sign: Sign, now_ms: i
     if current is None or current["id"] != reappraisal.known.id or current["revoked_ms"] is not None:
         return
     held = await held_now(tx, node, reappraisal.pin, reappraisal.devices)
-    signed = sign(held, await next_sequence(tx, node.id))
+    signed = sign(held.snapshot, held.sequence)
     ended = await revocations.end_results(tx, node.id, now_ms)
     if signed.status != Tier.AFFIRMING:
         await revocations.announce(tx, node.id, ended, now_ms)
@@ -356,9 +357,6 @@ def check_waiting(session: StoredSession, now_ms: int) -> None:
 
 async def _claim_pin(tx: Tx, pin: str, node_id: str) -> None:
     """Let a node serve with one TLS key, and a TLS key serve one live node."""
-    held = await tx.all("SELECT pin FROM endpoints WHERE node_id = ?", node_id)
-    if [row["pin"] for row in held] == [pin]:
-        return
     # Two nodes may claim the same key at the same moment.
     await tx.alone()
     await tx.execute("DELETE FROM endpoints WHERE node_id = ? AND pin != ?", node_id, pin)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -15,22 +17,43 @@ from verifier.schemes.context import Node, WalkRecord
 from verifier.store import nodes, walks
 from verifier.store.database import Row, Tx
 from verifier.store.incident_facts import HOLDING_SQL
+from verifier.store.sequence import ABOVE_SQL, next_sequence, number_above
 
 HISTORY_LENGTH: Final = 16
 """Walks of each kind that an appraisal looks at."""
 
-_HELD: Final = (
+_HELD_START: Final = (
     "SELECT n.operator, n.models, n.enrolled_ms, n.state, n.hardware_class, k.key,"
     " (SELECT e.node_id FROM endpoints e WHERE e.pin = ?) AS owner,"
+    " (SELECT CASE count(*) WHEN 1 THEN max(e.pin) END FROM endpoints e WHERE e.node_id = n.id) AS pin,"
+    " (SELECT count(*) FROM devices d WHERE d.node_id = n.id) AS devices,"
     f" (SELECT i.id FROM incidents i WHERE i.node_id = n.id AND i.state IN ({HOLDING_SQL})"
-    "  ORDER BY i.opened_ms LIMIT 1) AS held_by"
-    " FROM nodes n JOIN node_keys k ON k.node_id = n.id AND k.current = 1 WHERE n.id = ?"
+    f"  ORDER BY i.opened_ms LIMIT 1) AS held_by, {ABOVE_SQL}"
 )
-"""A node as it is now, who holds a TLS key, and the oldest incident that keeps the node in quarantine."""
+_HELD_END: Final = " FROM nodes n JOIN node_keys k ON k.node_id = n.id AND k.current = 1 WHERE n.id = ?"
+
+
+@lru_cache(maxsize=64)
+def _held_sql(models: int) -> str:
+    """A node as it is now, who holds a TLS key, what holds the node, and the newest walks of so many models."""
+    newest = "".join(f", ({walks.NEWEST_SQL}) AS newest_{number}" for number in range(models))
+    return f"{_HELD_START}{newest}{_HELD_END}"
 
 
 class StaleError(Exception):
     """What an appraisal rests on has changed since.  The evidence must be appraised again."""
+
+
+class HeldNow(Struct, frozen=True, kw_only=True):
+    """What the database holds of a node at the moment that its result is inserted."""
+
+    snapshot: NodeSnapshot
+    sequence: int
+    """The number of its next result (`verifier.store.sequence`)."""
+    pin: str | None = None
+    """The pin that it serves with, if it holds exactly one."""
+    devices: int = 0
+    """How many devices it holds."""
 
 
 class SeenNode(Struct, frozen=True):
@@ -78,9 +101,9 @@ async def see(tx: Tx, node: Node, models: Iterable[str], seen: SeenNode | None =
 
 async def held_now(
     tx: Tx, node: Node, pin: str | None, devices: Sequence[str], seen: SeenNode | None = None
-) -> NodeSnapshot:
+) -> HeldNow:
     """
-    Give what the database holds against a node now, which may differ from when its appraisal began.
+    Give what the database holds of a node and against it now, which may differ from when its appraisal began.
 
     Args:
         seen: What the appraisal rests on.
@@ -88,18 +111,21 @@ async def held_now(
     Raises:
         StaleError: That does not hold any more.
     """
-    row = await tx.one(_HELD, pin or "", node.id)
+    newest = {} if seen is None else seen.newest
+    models = chain.from_iterable(map(walks.newest_of, newest))
+    row = await tx.one(_held_sql(len(newest)), pin or "", *models, node.id)
     if seen is not None:
-        await _check(tx, seen, row)
+        _check(seen, row)
     if row is None:
-        return NodeSnapshot(retired=True)
-    return NodeSnapshot(
+        return HeldNow(snapshot=NodeSnapshot(retired=True), sequence=await next_sequence(tx, node.id))
+    snapshot = NodeSnapshot(
         quarantined_by=row["held_by"],
         endpoint_taken=row["owner"] not in (None, node.id),
         devices_taken=await _devices_of_others(tx, devices, node.id),
         retired=row["state"] == "retired" or nodes.read_key(row["key"]) != node.key,
         node=NodeRecord(row["operator"], row["enrolled_ms"] // 1000, row["state"], row["hardware_class"]),
     )
+    return HeldNow(snapshot=snapshot, sequence=number_above(row), pin=row["pin"], devices=row["devices"])
 
 
 async def check(tx: Tx, node: Node) -> None:
@@ -108,7 +134,7 @@ async def check(tx: Tx, node: Node) -> None:
         raise StaleError
 
 
-async def _check(tx: Tx, seen: SeenNode, row: Row | None) -> None:
+def _check(seen: SeenNode, row: Row | None) -> None:
     node = seen.node
     # What a change within this appraisal means for its result, the snapshot says.
     if seen.is_remembered and (
@@ -121,9 +147,10 @@ async def _check(tx: Tx, seen: SeenNode, row: Row | None) -> None:
         or msgspec.json.decode(row["models"], type=tuple[str, ...]) != node.models
     ):
         raise StaleError
-    for model, newest in seen.newest.items():
-        if await walks.newest(tx, node.id, model) != newest:
-            raise StaleError
+    if row is not None and any(
+        row[f"newest_{number}"] != newest for number, newest in enumerate(seen.newest.values())
+    ):
+        raise StaleError
 
 
 async def _devices_of_others(tx: Tx, devices: Sequence[str], node_id: str) -> frozenset[str]:

@@ -19,14 +19,15 @@ _HISTORY: Final = " UNION ALL ".join(
     for number, kind in enumerate(_HISTORIES)
 )
 """The newest walks of each kind, in one statement."""
-_NEWEST: Final = (
-    "SELECT coalesce(max(seq), 0) AS seq FROM ("
+NEWEST_SQL: Final = (
+    "SELECT coalesce(max(seq), 0) FROM ("
     + " UNION ALL ".join(
-        f"SELECT max(seq) AS seq FROM walks WHERE node_id = ? AND model = ? AND {kind}" for kind in _HISTORIES
+        f"SELECT max(seq) AS seq FROM walks WHERE node_id = n.id AND model = ? AND {kind}"
+        for kind in _HISTORIES
     )
     + ") AS walks_newest"
 )
-"""The number of the newest of all of them."""
+"""The number of the newest of all of them, for a node ``n``; 0 if there is none.  It takes `newest_of`."""
 _DECODER: Final = msgspec.json.Decoder(WalkRecord)
 
 
@@ -84,11 +85,9 @@ async def history_and_newest(
     return tuple(_DECODER.decode(row["record"]) for row in found), found[-1]["seq"] if found else 0
 
 
-async def newest(tx: Tx, node_id: str, model: str) -> int:
-    """Give the number of the newest walk of a node and model; 0 if there is none."""
-    row = await tx.one(_NEWEST, *(node_id, model) * len(_HISTORIES))
-    assert row is not None
-    return int(row["seq"])
+def newest_of(model: str) -> Sequence[str]:
+    """Give the parameters of `NEWEST_SQL` for a model."""
+    return (model,) * len(_HISTORIES)
 
 
 def extend(known: Sequence[WalkRecord], record: WalkRecord, limit: int) -> tuple[WalkRecord, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,7 +88,7 @@ def test_a_result_that_ran_out_stays_so_when_the_wall_is_set_back() -> None:
     hands = Hands()
     fleet = Fleet(Table([WORKLOAD]), hands.clock)
     fleet.note_verifier_contact()
-    fleet.put_node(replace(view(exp=NOW + 30), issued_at=hands.ticks))
+    fleet.put_node(structs.replace(view(exp=NOW + 30), issued_at=hands.ticks))
     hands.forward(30.0)
     fleet.advance()
     hands.ms -= 3_600_000
@@ -106,7 +104,7 @@ def test_a_result_is_no_older_than_the_time_that_has_passed_when_the_wall_is_set
     hands = Hands()
     fleet = Fleet(Table([structs.replace(WORKLOAD, max_age_s=60)]), hands.clock)
     fleet.note_verifier_contact()
-    fleet.put_node(replace(view(), issued_at=hands.ticks))
+    fleet.put_node(structs.replace(view(), issued_at=hands.ticks))
     hands.ms -= 3_600_000
     codes = []
     for seconds in (60.0, 1.0):
@@ -123,7 +121,7 @@ def test_what_a_fast_clock_has_shut_opens_when_it_is_set_right() -> None:
     hands.ms += 3_600_000
     fleet = Fleet(Table([WORKLOAD]), hands.clock)
     fleet.note_verifier_contact()
-    fleet.put_node(replace(view(), issued_at=hands.ticks))
+    fleet.put_node(structs.replace(view(), issued_at=hands.ticks))
     before = fleet.verdict("n", WORKLOAD)
     hands.ms -= 3_600_000
     assert before is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -97,7 +96,7 @@ class Events(RuleBasedStateMachine):
         given = {"operator": operator} if operator else {}
         said = view(node, iat=now - age, exp=now + life, enrolled=enrolled, **given, **fault)
         # By the clock that nobody sets, it may be younger than it says.
-        self.said[node] = replace(said, issued_at=self.ticks - age / 2)
+        self.said[node] = msgspec.structs.replace(said, issued_at=self.ticks - age / 2)
         self.fleet.put_node(self.said[node])
 
     @rule(node=names)
@@ -259,7 +258,7 @@ class Events(RuleBasedStateMachine):
     def expected(self, node: str, workload: Workload) -> tuple[Lane | None, str]:
         """By the facts, and by nothing that was kept of them."""
         said = self.said[node]
-        known = replace(said, incidents=said.incidents | self.own_holds.get(node, set()))
+        known = msgspec.structs.replace(said, incidents=said.incidents | self.own_holds.get(node, set()))
         held = self.held.get(said.operator)
         kept = self.fleet.statistics(node, workload.standing_key)
         around = GateContext(

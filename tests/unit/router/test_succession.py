@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -205,5 +204,5 @@ def _state(view: NodeView) -> Any:
         counts,
         aside,
         view.void,
-        replace(view, result=None, aside=None, revoked=False, void=0, issued_at=0),
+        structs.replace(view, result=None, aside=None, revoked=False, void=0, issued_at=0),
     )
