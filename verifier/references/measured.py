@@ -25,7 +25,7 @@ from attester.weights.hashing import SHA256
 from attester.weights.kernels import row_words
 from attester.weights.manifest import measure
 from attester.weights.select import kernel
-from attester.weights.tensors import TensorFiles
+from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.errors import ReferenceValueError
 from verifier.references.information import examine
 from verifier.schemes.context import ModelReference, ReferenceFile, Source
@@ -183,10 +183,10 @@ def measure_folder(
         tensors = TensorFiles(folder)
         examined = examine(tensors, progress)
         seed = practice_seed(model)
-        words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
         loaded_by: LoadedBy | None = None
         answers: Sequence[bytes]
         if measure_engine is None:
+            words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
             answers = possession.walk(tensors, words, 1, kernel(device=device), progress)
         else:
             loaded_by, answers = measure_engine(seed, PRACTICE_ROWS, 1)
@@ -197,16 +197,7 @@ def measure_folder(
         model=model,
         files=files,
         tensors=tuple(
-            DocumentTensor(
-                name=tensor.info.name,
-                dtype=tensor.info.dtype,
-                shape=tensor.info.shape,
-                size=tensor.size,
-                file=tensor.file.name,
-                offset=tensor.info.offset,
-                blake3=digest.hex(),
-            )
-            for tensor, digest in zip(tensors, examined.digests, strict=True)
+            _listed(tensor, digest) for tensor, digest in zip(tensors, examined.digests, strict=True)
         ),
         practice=Practice(
             seed=seed.hex(),
@@ -218,6 +209,18 @@ def measure_folder(
         ),
         information_bytes=_rounded(examined.information_bytes, tensors.total),
         loaded_by=loaded_by,
+    )
+
+
+def _listed(tensor: FileTensor, digest: bytes) -> DocumentTensor:
+    return DocumentTensor(
+        name=tensor.info.name,
+        dtype=tensor.info.dtype,
+        shape=tensor.info.shape,
+        size=tensor.size,
+        file=tensor.file.name,
+        offset=tensor.info.offset,
+        blake3=digest.hex(),
     )
 
 
