@@ -1,25 +1,23 @@
 """
 Connections to the engine, kept between requests.
 
-aiohttp's client does more for each request than all of the rest here (redirects, cookies, proxies, tracing), so its
-protocol and its parser are used without it.
+aiohttp's client does more for each request than all of the rest here (redirects, cookies, proxies, tracing, a task
+that waits), so its parser is used without it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import RawResponseMessage
-from aiohttp.http_writer import StreamWriter
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpResponseParser, RawResponseMessage
 
 IDLE_S: Final = 4.0
 """Connections are kept for less time than engines keep theirs: uvicorn and llama.cpp, 5 s."""
@@ -29,43 +27,165 @@ _MAX_LINE: Final = 8190
 _MAX_HEADERS: Final = 128
 
 
-class Exchange:
+class Receiver(Protocol):
+    """Who has asked."""
+
+    def received(self, head: RawResponseMessage | None, part: bytes, *, is_over: bool) -> None:
+        """A part of the answer has come; *head* with the first one."""
+
+    def failed(self, error: Exception) -> None:
+        """The connection has ended, and the answer with it."""
+
+    def hold_request(self, *, is_held: bool) -> None:
+        """The engine reads more slowly than we write, or not any more."""
+
+
+class EngineConnection(asyncio.Protocol):
     """
-    One request to the engine, and its answer.
+    One connection, with one request in progress at most.
 
     Args:
-        protocol: The connection.
-        message: The answer's head.
-        content: Its body.
-        upload: What still sends the request's body.
+        answer_s: Seconds in which the engine must send something.
     """
 
-    def __init__(
-        self,
-        protocol: ResponseHandler,
-        message: RawResponseMessage,
-        content: aiohttp.StreamReader,
-        upload: asyncio.Task[None] | None,
-    ) -> None:
-        self.protocol = protocol
-        self.status = message.code
-        # It stands in the head of our answer.
-        self.reason = "".join(c for c in message.reason if c.isprintable())
-        self.headers = message.headers
-        self.content = content
-        self._upload = upload
-        self._must_close = message.should_close
+    transport: asyncio.Transport
 
-    def is_over(self) -> bool:
-        """Whether the connection can carry another request."""
-        is_sent = self._upload is None or (self._upload.done() and not self._upload.cancelled())
-        return is_sent and not self._must_close and self.content.is_eof() and not self.protocol.should_close
+    def __init__(self, answer_s: float) -> None:
+        self.is_open = True
+        self.is_full = False
+        """Whether the engine reads more slowly than we write."""
+        self.idle_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._answer_s = answer_s
+        self._parser = HttpResponseParser(
+            # Of its protocol it wants no more than that reading stops and goes on.
+            cast("BaseProtocol", self), self._loop, _BUFFER, read_until_eof=True, auto_decompress=False,
+            max_line_size=_MAX_LINE, max_field_size=_MAX_LINE, max_headers=_MAX_HEADERS,
+        )  # fmt: skip
+        self._receiver: Receiver | None = None
+        self._content: StreamReader | None = None
+        self._must_close = False
+        self._is_held = False
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def stop_upload(self) -> None:
-        """End what still sends."""
-        if self._upload is not None and not self._upload.done():
-            self._upload.cancel()
-            await asyncio.wait([self._upload])
+    def ask(self, receiver: Receiver, data: bytes) -> None:
+        """Send a request, or the begin of one."""
+        self._receiver, self._content = receiver, None
+        self.write(data)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._answer_s, self._look)
+
+    def write(self, data: bytes) -> None:
+        """Send more of it."""
+        self._heard = self._loop.time()
+        self.transport.write(data)
+
+    def release(self) -> bool:
+        """The answer has come to its end; whether the connection can carry another request."""
+        self._receiver = self._content = None
+        if self._is_held:
+            self.hold(is_held=False)
+        return self.is_open and not self._must_close and not self.transport.is_closing()
+
+    def abort(self) -> None:
+        """End it at once, and so the engine's work."""
+        self._receiver = None
+        self.is_open = False
+        self.transport.abort()
+
+    def hold(self, *, is_held: bool) -> None:
+        """Read no more for now, or again."""
+        self._is_held = is_held
+        self._heard = self._loop.time()
+        if is_held:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    # The parser wants to stop who reads too little; here all is taken after each call of it.
+
+    def pause_reading(self) -> None:
+        """See `aiohttp.StreamReader`."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # aiohttp's signature
+        """See `aiohttp.StreamReader`."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self.is_full = True
+        if self._receiver is not None:
+            self._receiver.hold_request(is_held=True)
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self.is_full = False
+        if self._receiver is not None:
+            self._receiver.hold_request(is_held=False)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        receiver = self._receiver
+        if receiver is None:
+            # Nobody has asked.
+            self.abort()
+            return
+        self._heard = self._loop.time()
+        head = None
+        try:
+            messages, is_upgrade, _ = self._parser.feed_data(data)
+            for message, content in messages:
+                # 100 and 103 announce the answer.
+                if 100 <= message.code < 200 and not is_upgrade:
+                    continue
+                if self._content is not None or is_upgrade:
+                    raise aiohttp.ClientPayloadError("more than one answer")
+                head, self._content, self._must_close = message, content, message.should_close
+        except (HttpProcessingError, aiohttp.ClientError) as error:
+            self._fail(error)
+            return
+        if self._content is not None:
+            part = self._content.read_nowait()
+            receiver.received(head, part, is_over=self._content.is_eof())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self.is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        receiver, self._receiver = self._receiver, None
+        if receiver is None:
+            return
+        if self._content is not None and exc is None:
+            try:
+                # The end of the connection may be that of the answer.
+                self._parser.feed_eof()
+            except HttpProcessingError as error:
+                exc = error
+            else:
+                receiver.received(None, b"", is_over=True)
+                return
+        receiver.failed(exc or aiohttp.ServerDisconnectedError())
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._receiver is None:
+            return
+        left = self._answer_s if self._is_held else self._heard + self._answer_s - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._fail(TimeoutError())
+
+    def _fail(self, error: Exception) -> None:
+        receiver = self._receiver
+        self.abort()
+        if receiver is not None:
+            receiver.failed(error)
 
 
 class EnginePool:
@@ -79,133 +199,48 @@ class EnginePool:
 
     def __init__(self, url: str, answer_s: float) -> None:
         parts = urlsplit(url)
+        self.authority = parts.netloc
         self._host = parts.hostname or ""
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
-        self._authority = parts.netloc
         self._answer_s = answer_s
-        self._idle: deque[tuple[float, ResponseHandler]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._idle: deque[EngineConnection] = deque()
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         while self._idle:
-            self._idle.pop()[1].close()
+            self._idle.pop().abort()
 
-    async def ask(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | AsyncIterator[bytes] | None,
-    ) -> Exchange:
-        """
-        Send a request; the answer's head, with its body still to be read.  `give_back` ends it.
-
-        Args:
-            body: All of it, or its parts as they come: with a ``Content-Length`` among the headers, or in chunks.
-
-        Raises:
-            aiohttp.ClientError, OSError, TimeoutError: there is no answer, or it is not HTTP.
-        """
-        if body is None or isinstance(body, bytes):
-            protocol = self._take()
-            # A queue that is empty counts as false.
-            if protocol is not None:
-                # If the engine closed it meanwhile because it was idle, nothing is wrong.
-                with contextlib.suppress(aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    return await self._ask_over(protocol, method, path, headers, body)
-        # Parts that come cannot be sent again.
-        return await self._ask_over(await self._connect(), method, path, headers, body)
-
-    async def _ask_over(
-        self,
-        protocol: ResponseHandler,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | AsyncIterator[bytes] | None,
-    ) -> Exchange:
-        upload = None
-        try:
-            protocol.set_response_params(
-                auto_decompress=False, read_timeout=self._answer_s, read_bufsize=_BUFFER, read_until_eof=True,
-                max_line_size=_MAX_LINE, max_field_size=_MAX_LINE, max_headers=_MAX_HEADERS,
-            )  # fmt: skip
-            head = f"{method} {path} HTTP/1.1\r\nHost: {self._authority}\r\n" + "".join(
-                f"{name}: {value}\r\n" for name, value in headers.items()
-            )
-            upload = self._send(protocol, head, headers, body)
-            protocol.start_timeout()
-            while True:
-                message, content = await protocol.read()
-                # 100 and 103 announce the answer.
-                if not 100 <= message.code < 200:
-                    return Exchange(protocol, message, content, upload)
-        except BaseException:
-            if upload is not None:
-                upload.cancel()
-            protocol.abort()
-            raise
-
-    async def give_back(self, exchange: Exchange) -> None:
-        """Keep the connection if the answer was read to its end; otherwise close it, and so end the engine's work."""
-        if exchange.is_over() and exchange.protocol.is_connected():
-            now = time.monotonic()
-            self._idle.append((now, exchange.protocol))
-            while now - self._idle[0][0] >= IDLE_S:
-                self._idle.popleft()[1].close()
-            return
-        await exchange.stop_upload()
-        exchange.protocol.abort()
-
-    def _take(self) -> ResponseHandler | None:
+    def take(self) -> EngineConnection | None:
+        """A kept connection, if there is one."""
         # The last one used first: the others grow old and are closed.
         while self._idle:
-            since, protocol = self._idle.pop()
-            if time.monotonic() - since < IDLE_S and protocol.is_connected() and not protocol.should_close:
-                return protocol
-            protocol.close()
+            connection = self._idle.pop()
+            if self._loop.time() - connection.idle_since < IDLE_S and connection.release():
+                return connection
+            connection.abort()
         return None
 
-    async def _connect(self) -> ResponseHandler:
-        loop = asyncio.get_running_loop()
+    def give_back(self, connection: EngineConnection, *, is_sent: bool) -> None:
+        """The answer was read to its end, and perhaps the request was not *sent* to its own."""
+        if not connection.release() or not is_sent:
+            connection.abort()
+            return
+        now = connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+        while now - self._idle[0].idle_since >= IDLE_S:
+            self._idle.popleft().abort()
+
+    async def connect(self) -> EngineConnection:
+        """
+        A new connection.
+
+        Raises:
+            OSError, TimeoutError: there is none.
+        """
         async with asyncio.timeout(_CONNECT_S):
-            _, protocol = await loop.create_connection(
-                lambda: ResponseHandler(loop), self._host, self._port, ssl=self._tls
+            _, connection = await self._loop.create_connection(
+                lambda: EngineConnection(self._answer_s), self._host, self._port, ssl=self._tls
             )
-        return protocol
-
-    def _send(
-        self,
-        protocol: ResponseHandler,
-        head: str,
-        headers: Mapping[str, str],
-        body: bytes | AsyncIterator[bytes] | None,
-    ) -> asyncio.Task[None] | None:
-        """Send the request; if its body is still coming, by a task."""
-        transport = protocol.transport
-        if transport is None:
-            raise aiohttp.ServerDisconnectedError
-        if body is None or isinstance(body, bytes):
-            length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
-            transport.write(f"{head}{length}\r\n".encode("utf-8", "surrogateescape") + (body or b""))
-            return None
-        in_chunks = "Content-Length" not in headers
-        coding = "Transfer-Encoding: chunked\r\n" if in_chunks else ""
-        transport.write(f"{head}{coding}\r\n".encode("utf-8", "surrogateescape"))
-        return asyncio.create_task(_upload(protocol, body, in_chunks=in_chunks))
-
-
-async def _upload(protocol: ResponseHandler, body: AsyncIterator[bytes], *, in_chunks: bool) -> None:
-    """Send the body as it comes; what is wrong with it ends the connection, so that the engine does not take it for whole."""
-    writer = StreamWriter(protocol, asyncio.get_running_loop())
-    if in_chunks:
-        writer.enable_chunking()
-    try:
-        async for part in body:
-            await writer.write(part)
-        await writer.write_eof()
-    except (aiohttp.ClientError, OSError) as error:
-        protocol.set_exception(aiohttp.ClientPayloadError(str(error)))
-        if protocol.transport is not None:
-            protocol.transport.abort()
+        return connection

@@ -7,6 +7,7 @@ A client that is not let in costs a handshake at most: those in progress are few
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import Counter
@@ -15,13 +16,10 @@ from typing import Final, Protocol
 
 import structlog
 
-from attester.errors import ConfigError
+from attester.accepting import Acceptor
 
-_BACKLOG: Final = 1024
-_AT_ONCE: Final = 16
 _HANDSHAKES: Final = 256
 """Handshakes in progress."""
-_PAUSE_S: Final = 0.1
 _SHUTDOWN_S: Final = 3.0
 
 _log = structlog.get_logger("front")
@@ -42,6 +40,10 @@ class Served(Protocol):
         """End the connection at once."""
         ...
 
+    def close(self) -> None:
+        """End the connection when no request is in progress on it."""
+        ...
+
 
 class Registry:
     """
@@ -60,6 +62,7 @@ class Registry:
         self.refused: Counter[str] = Counter()
         """How many were not let in or were cut, by the reason."""
         self._open: dict[Served, None] = {}
+        self._has_ended = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -83,6 +86,8 @@ class Registry:
     def remove(self, served: Served) -> None:
         """It has ended.  May be said again."""
         self._open.pop(served, None)
+        if not self._open:
+            self._has_ended.set()
 
     def refuse(self, reason: str, *, is_unknown: bool = False) -> None:
         """Count somebody who was not let in."""
@@ -96,8 +101,16 @@ class Registry:
             _log.info("a router is not on the list any more; its connection ends", router=served.name)
             served.abort()
 
-    def abort_all(self) -> None:
-        """End every connection."""
+    async def end_all(self, wait_s: float) -> None:
+        """End every connection: those without a request now, and the others after their answer, or after so long."""
+        self._has_ended.clear()
+        for served in list(self._open):
+            served.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._open:
+                    await self._has_ended.wait()
+                    self._has_ended.clear()
         for served in list(self._open):
             served.abort()
 
@@ -138,13 +151,13 @@ class Listener:
         self._registry = registry
         self._handshake_s = handshake_s
         self._loop = asyncio.get_running_loop()
-        self._sockets: list[socket.socket] = []
+        self._acceptor = Acceptor(self._take)
         self._opening: dict[asyncio.Task[None], socket.socket] = {}
 
     @property
     def port(self) -> int:
         """The port, which the system has chosen if 0 was asked for."""
-        return int(self._sockets[0].getsockname()[1])
+        return self._acceptor.port
 
     async def start(self, host: str, port: int) -> None:
         """
@@ -153,54 +166,15 @@ class Listener:
         Raises:
             ConfigError: it cannot listen there.
         """
-        try:
-            found = await self._loop.getaddrinfo(
-                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            for family, _, _, _, address in dict.fromkeys(found):
-                self._listen(family, address)
-        except OSError as error:
-            self.close()
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-
-    def _listen(self, family: int, address: tuple[object, ...]) -> None:
-        accepting = socket.socket(family, socket.SOCK_STREAM)
-        self._sockets.append(accepting)
-        accepting.setblocking(False)
-        accepting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            accepting.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        accepting.bind(address)
-        accepting.listen(_BACKLOG)
-        self._loop.add_reader(accepting, self._accept, accepting)
+        await self._acceptor.start(host, port)
 
     def close(self) -> None:
         """Accept no more, and end the handshakes in progress."""
-        for accepting in self._sockets:
-            self._loop.remove_reader(accepting)
-            accepting.close()
-        self._sockets.clear()
+        self._acceptor.close()
         for task in self._opening:
             task.cancel()
 
-    def _accept(self, accepting: socket.socket) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                client, _ = accepting.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError:
-                # No more files: look again when some connection may have ended.
-                self._loop.remove_reader(accepting)
-                self._loop.call_later(_PAUSE_S, self._go_on, accepting)
-                return
-            self._take(client)
-
-    def _go_on(self, accepting: socket.socket) -> None:
-        if accepting in self._sockets:
-            self._loop.add_reader(accepting, self._accept, accepting)
-
-    def _take(self, client: socket.socket) -> None:
+    def _take(self, client: socket.socket, _: str) -> None:
         client.setblocking(False)
         if len(self._opening) >= _HANDSHAKES:
             oldest = next(iter(self._opening))

@@ -26,7 +26,7 @@ from attester.front.engine import EnginePool
 from attester.front.forward import Forwarder
 from attester.front.listener import Listener, Registry
 from attester.front.operations import methods
-from attester.front.protocol import FrontServer
+from attester.front.protocol import FrontProtocol
 from attester.front.tls import server_context
 
 _LOOK_S: Final = 1.0
@@ -151,8 +151,12 @@ async def serving(
     allowed = methods(config.engine.adapter, config.front.operations)
     engine = EnginePool(engine_url(config), config.front.answer_s)
     forwarder = Forwarder(engine, methods=allowed, config=config.front, key=key)
-    server = FrontServer(forwarder.handle, front.registry, config.front)
-    listener = Listener(lambda: front.context, server.make, front.registry, handshake_s=config.front.head_s)
+    listener = Listener(
+        lambda: front.context,
+        lambda: FrontProtocol(forwarder, front.registry, config.front),
+        front.registry,
+        handshake_s=config.front.head_s,
+    )
     await listener.start(*place_of(config))
     looking = asyncio.create_task(_look(front), name="look")
     try:
@@ -161,8 +165,7 @@ async def serving(
         looking.cancel()
         listener.close()
         # Those without a request end now, and the others have some time.
-        server.pre_shutdown()
-        await server.shutdown(_SHUTDOWN_S)
+        await front.registry.end_all(_SHUTDOWN_S)
         engine.close()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from attester.config import AttesterConfig, Enrolment, Home
 from attester.weights.folder import open_folder
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
+from fixtures import vllm_server
 from fixtures.fleet import free_port
 from fixtures.simulator import MODEL
 from fixtures.transactions import transaction
@@ -33,33 +32,15 @@ from verifier.service.state import Service
 from verifier.store import pool, references
 from verifier.store.policies import ChangeAuthor
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = Path(os.environ.get("TOUCHSTONE_ENGINES", ROOT / ".venv-engines"))
-PYTHON = ENVIRONMENT / "bin" / "python"
-VLLM_VERSION = "0.32.0"
 _START_S = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip all of them where the environment is not there."""
-    if not PYTHON.exists():
+    if not vllm_server.is_installed():
+        why = f"{vllm_server.ENVIRONMENT} is not there; `make test-engines` installs it"
         for item in items:
-            item.add_marker(pytest.mark.skip(f"{ENVIRONMENT} is not there; `make test-engines` installs it"))
-
-
-def run_module(name: str, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        [PYTHON, "-m", name, *arguments], env=environment, check=True, capture_output=True, timeout=300
-    )
-
-
-def model(name: str) -> Path:
-    """A folder of a model; made once for an environment."""
-    folder = ENVIRONMENT / "models" / name
-    if not (folder / "tokenizer.json").exists():
-        run_module("tests.engines.models", name, str(folder))
-    return folder
+            item.add_marker(pytest.mark.skip(why))
 
 
 class Vllm:
@@ -76,33 +57,19 @@ class Vllm:
         with urllib.request.urlopen(asked, timeout=120) as response:
             return msgspec.json.decode(response.read() or b"null")
 
-    def is_up(self) -> bool:
-        try:
-            self.request("/v1/models")
-        except (urllib.error.URLError, OSError):
-            return False
-        return True
-
 
 @contextmanager
 def vllm(folder: Path, log: Path, *arguments: str, extension: str, **more: str) -> Iterator[Vllm]:
     """A server that serves *folder*, until the end of the block."""
     url = f"http://127.0.0.1:{(port := free_port())}"
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **more,
-    }  # fmt: skip
-    command = [
-        str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
-        "--model", str(folder), "--served-model-name", MODEL, "--max-model-len", "2048", "--enforce-eager",
-        *(("--worker-extension-cls", extension) if extension else ()), *arguments,
-    ]  # fmt: skip
+    command = vllm_server.command(folder, port, MODEL, *arguments, extension=extension)
     with log.open("wb") as out:
+        environment = vllm_server.environment(**more)
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
             server = Vllm(url, log)
             deadline = time.monotonic() + _START_S
-            while not server.is_up():
+            while not vllm_server.is_ready(url):
                 assert process.poll() is None, log.read_text()[-4000:]
                 assert time.monotonic() < deadline, log.read_text()[-4000:]
                 time.sleep(0.5)
@@ -116,18 +83,14 @@ def vllm(folder: Path, log: Path, *arguments: str, extension: str, **more: str) 
                 process.wait()
 
 
-PLAIN = "tests.engines.plain.WalkExtension"
-OURS = "attester.engines.vllm_worker.WalkExtension"
-
-
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    return model("smollm2")
+    return vllm_server.model("smollm2")
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Path:
-    return model("tiny")
+    return vllm_server.model("tiny")
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +101,7 @@ def gptq() -> Path:
 @pytest.fixture(scope="module")
 def chat(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """The chat model on one worker."""
-    with vllm(smollm2, tmp_path_factory.mktemp("vllm") / "chat.log", extension=PLAIN) as server:
+    with vllm(smollm2, tmp_path_factory.mktemp("vllm") / "chat.log", extension=vllm_server.PLAIN) as server:
         yield server
 
 
@@ -173,7 +136,7 @@ async def verifier(verifier_home: Any, clock: FakeClock, smollm2: Path) -> Async
     """A verifier that approves this vLLM."""
     path = verifier_home.path / "policy" / "data.json"
     data = msgspec.json.decode(path.read_bytes())
-    data["approved_engines"] = {"vllm": {"versions": [VLLM_VERSION]}}
+    data["approved_engines"] = {"vllm": {"versions": [vllm_server.VERSION]}}
     path.write_bytes(msgspec.json.encode(data))
     config = verifier_home.config()
     await seed(verifier_home, clock.ms)

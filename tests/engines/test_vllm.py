@@ -20,8 +20,9 @@ from attester.weights.possession import WalkChallenge
 from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
+from fixtures.vllm_server import OURS, PLAIN
 from tests.conftest import RunningVerifier
-from tests.engines.conftest import OURS, PLAIN, Vllm, vllm
+from tests.engines.conftest import Vllm, vllm
 from tests.integration.test_running_attester import Running
 from verifier.challenges.trusted_engine import trusted_engine
 from verifier.service.calls import CALL_SCHEDULER
@@ -174,8 +175,9 @@ async def test_an_operator_of_packed_weights_reads_the_cause(stock: Vllm, tiny: 
 async def test_packed_weights_cannot_be_walked_as_loaded_either(stock: Vllm, tiny: Path) -> None:
     """OneDNN's copy is in no tensor, so it would not be walked at all."""
     async with aiohttp.ClientSession() as http:
-        with pytest.raises(EngineError, match=r"'[a-z_.0-9]+weight' is empty: .*oneDNN"):
+        with pytest.raises(EngineError, match=r"'[a-z_.0-9]+weight' is empty: .*oneDNN") as refused:
             await VllmEngine(http, stock.url, {MODEL: tiny}, as_loaded={MODEL}).prepare()
+    print(refused.value)
 
 
 async def test_a_paused_engine_is_not_walked(stock: Vllm, tiny: Path) -> None:

@@ -408,8 +408,8 @@ async def test_where_files_run_out_strangers_make_room(kind: str, tmp_path: Path
         before = cut("files")
         held = await connect_many(service, 5, b"GET")
         await until(lambda: service.front.connections.strangers == 5)
-        accepting = service.listener._sockets[0]
-        service.listener._accept(Exhausted(accepting))
+        accepting = service.listener._acceptor._sockets[0]
+        service.listener._acceptor._accept(Exhausted(accepting))
         assert cut("files") == before + 1
         assert (await service.get()).status in (200, 404)
         for client in held:

@@ -8,25 +8,19 @@ stranger, and gives it up to the next one.
 from __future__ import annotations
 
 import asyncio
-import errno
 import resource
 import socket
 from typing import Final
 
 import structlog
 
-from attester.errors import ConfigError
+from attester.accepting import Acceptor
 from verifier.service import addresses
 from verifier.service.connections import Connection
 from verifier.service.front import Front
 from verifier.service.protocol import FrontServer
 from verifier.service.tls import ServerTLS
 
-_BACKLOG: Final = 1024
-_AT_ONCE: Final = 16
-"""Connections that are accepted before other work has its turn: what they have sent is read before they may be cut."""
-_PAUSE_S: Final = 0.1
-_FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _OTHER_FILES: Final = 256
 """Open files that are no connections of clients: the database, workers, connections of our own."""
 _SHUTDOWN_S: Final = 3.0
@@ -49,13 +43,13 @@ class Listener:
         self._front = front
         self._tls = tls
         self._loop = asyncio.get_running_loop()
-        self._sockets: list[socket.socket] = []
+        self._acceptor = Acceptor(self._take, lambda: front.connections.shed("files"))
         self._opening: set[asyncio.Task[None]] = set()
 
     @property
     def port(self) -> int:
         """The port, which the system has chosen if 0 was asked for."""
-        return int(self._sockets[0].getsockname()[1])
+        return self._acceptor.port
 
     async def start(self, listen: str) -> None:
         """
@@ -65,53 +59,13 @@ class Listener:
             ConfigError: it cannot listen there.
         """
         host, _, port = listen.rpartition(":")
-        try:
-            found = await self._loop.getaddrinfo(
-                host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            for family, _, _, _, address in dict.fromkeys(found):
-                self._listen(family, address)
-        except OSError as error:
-            self.close()
-            raise ConfigError(f"cannot listen on {listen}: {error.strerror}") from None
-
-    def _listen(self, family: int, address: tuple[object, ...]) -> None:
-        accepting = socket.socket(family, socket.SOCK_STREAM)
-        self._sockets.append(accepting)
-        accepting.setblocking(False)
-        accepting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            accepting.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        accepting.bind(address)
-        accepting.listen(_BACKLOG)
-        self._loop.add_reader(accepting, self._accept, accepting)
+        await self._acceptor.start(host.strip("[]"), int(port))
 
     def close(self) -> None:
         """Accept no more, and end the connections that are not open yet."""
-        for accepting in self._sockets:
-            self._loop.remove_reader(accepting)
-            accepting.close()
-        self._sockets.clear()
+        self._acceptor.close()
         for task in self._opening:
             task.cancel()
-
-    def _accept(self, accepting: socket.socket) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                client, peer = accepting.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno in _FULL and not self._front.connections.shed("files"):
-                    # Nothing of a stranger's can be closed: look again when something may have ended.
-                    self._loop.remove_reader(accepting)
-                    self._loop.call_later(_PAUSE_S, self._go_on, accepting)
-                return
-            self._take(client, str(peer[0]))
-
-    def _go_on(self, accepting: socket.socket) -> None:
-        if accepting in self._sockets:
-            self._loop.add_reader(accepting, self._accept, accepting)
 
     def _take(self, client: socket.socket, peer: str) -> None:
         front = self._front
