@@ -84,6 +84,5 @@ def _check(name: str, tensor: Any) -> None:
     if not tensor.numel() and not last_of(name).endswith(_MAY_BE_EMPTY):
         raise EngineError(
             f"{name[:120]!r} is empty: the engine has packed this weight into a form of its own and freed the plain "
-            "one, as vLLM does on a CPU (oneDNN). What it computes with is in no tensor, so it cannot be walked "
-            "as loaded either. Use the adapter files"
+            "one, as vLLM does on a CPU (oneDNN), so no tensor has it. Use the adapter files"
         )

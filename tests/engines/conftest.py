@@ -95,7 +95,7 @@ def tiny() -> Path:
 
 @pytest.fixture(scope="session")
 def gptq() -> Path:
-    return model("gptq")
+    return vllm_server.model("gptq")
 
 
 @pytest.fixture(scope="module")
