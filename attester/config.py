@@ -25,7 +25,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -116,6 +116,8 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
     dir: str
     ignore: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
     """Files and folders that are not the model's, by their names relative to the folder."""
+    walk: Literal["published", "as-loaded"] = "published"
+    """``as-loaded``: walk what the engine holds as it is, for a reference value of this build of the engine."""
 
 
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,6 +171,12 @@ class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in self.models:
             if len(name) > 128 or not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"{name[:80]!r} is not a model's name: use letters, digits, . _ - and /")
+        if self.engine.adapter in BY_FILE and any(
+            model.walk == "as-loaded" for model in self.models.values()
+        ):
+            raise ValueError(
+                f"the adapter {self.engine.adapter} walks files, so no model can have walk = as-loaded"
+            )
 
 
 class Enrolment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -89,12 +89,19 @@ class ReadAnswer(Claims, frozen=True):
     """Time taken, microseconds by the node's clock.  It is declared, and not used."""
 
 
+WalkSource: TypeAlias = Literal["engine", "loaded", "file"]
+"""
+`engine`: the serving process walked the tensors that it has loaded, in their published layout.
+`loaded`: it walked them as they are, for a reference value of this build of the engine.  `file`: the files were walked.
+"""
+
+
 class WalkAnswer(Claims, frozen=True):
     """The answers to a `walk` challenge, one for each row, in the order of the rows."""
 
     answers: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_ROWS)]
-    source: Literal["engine", "file"]
-    """`engine`: the serving process walked the tensors that it has loaded."""
+    source: WalkSource
+    """What was walked."""
     device: Line
     micros: Count
 

@@ -79,6 +79,7 @@ _TABLE: Final = (
     Reason("weights.walk.missing", "The node did not answer the walk challenge.", "Make sure that the attester can reach the engine.", UNANSWERED),
     Reason("weights.walk.malformed", "The answers to the walk challenge are malformed.", "Update the attester.", MALFORMED),
     Reason("weights.walk.wrong", "An answer to the walk challenge is wrong: the engine computed with other weights.", "Load the published weights, unquantised.", MODEL_INTEGRITY),
+    Reason("weights.walk.other", "The node walked the published tensors and was asked for what its engine has loaded, or the reverse.", "Set walk of the model in attester.toml as its reference value is, and name the model of this build of the engine."),
     Reason("weights.walk.unredeemed", "The node answered an earlier walk wrongly, and has answered no walk right since.", "Load the published weights, and wait for a call."),
     Reason("weights.walk.late", "The median walk took longer than the deadline for the hardware class.", "Check what else uses the device."),
     Reason("weights.walk.shared", "When the operator's other nodes are called too, the node is far slower than alone: one device serves several nodes.", "Give each node a device of its own."),

@@ -34,13 +34,14 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
     section = config.engine
     folders = {name: Path(model.dir) for name, model in config.models.items()}
     ignore = {name: model.ignore for name, model in config.models.items()}
+    as_loaded = {name for name, model in config.models.items() if model.walk == "as-loaded"}
     files = FileWalker(folders, Walker(section.device, Budget(section.walk_s, section.hour_s)), ignore)
     engine = EngineHttp(http, section.url)
     match section.adapter:
         case "loopback":
-            return LoopbackEngine(http, section.url, home.engine_secret())
+            return LoopbackEngine(http, section.url, home.engine_secret(), as_loaded)
         case "vllm":
-            return VllmEngine(http, section.url, folders, ignore)
+            return VllmEngine(http, section.url, folders, ignore, as_loaded)
         case "llama.cpp":
             return LlamaCppEngine(engine, folders, files)
         case "files":

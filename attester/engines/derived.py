@@ -154,8 +154,7 @@ def check_freed(info: TensorInfo, tensor: Any) -> None:
         raise EngineError(
             f"{info.name[:120]}: loaded as {tuple(tensor.shape)}, published as {info.shape}. The engine has packed "
             "this weight into a form of its own and freed the plain one, as vLLM does on a CPU (oneDNN), so "
-            "its published bytes are no longer in memory. Measure a reference of this engine, or use the "
-            "adapter files"
+            "its published bytes are no longer in memory. Use the adapter files"
         )
 
 

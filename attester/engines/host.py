@@ -9,7 +9,8 @@ HTTP resources for a Python engine's own process, so that it walks the tensors i
     serve_in_thread(HostedEngine(describe, {"org/model": tensors}), secret, port=8000)
 
 Each walk calls `tensors`, which returns what is loaded at that moment: `live.LiveTensors` over
-what `module_state.state_of` gives, or any other `Source`s in walking order.
+what `module_state.state_of` gives, or any other `Source`s in walking order.  If loading cast or repacked
+the weights, it returns `as_loaded.AsLoaded` over the same state, for a reference value of this build.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from msgspec import Meta
 
+from attester.engines.as_loaded import AsLoaded
 from attester.engines.base import Description
 from attester.engines.walker import Walker
 from attester.errors import AttesterError
+from attester.evidence import WalkAnswer
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import Source
 
@@ -69,9 +72,7 @@ class HostedEngine:
             return _json({"error": f"there is no model {body.model!r}"}, 404)
         challenge = WalkChallenge(body.seed, body.rows, body.passes)
         try:
-            answer = await asyncio.to_thread(
-                lambda: self.walker.answer(self.models[body.model](), challenge, "engine")
-            )
+            answer = await asyncio.to_thread(_answer, self.walker, self.models[body.model], challenge)
         except AttesterError as error:
             return _json({"error": str(error)}, 503)
         return _json(
@@ -79,8 +80,14 @@ class HostedEngine:
                 "answers": [each.hex() for each in answer.answers],
                 "device": answer.device,
                 "micros": answer.micros,
+                "source": answer.source,
             }
         )
+
+
+def _answer(walker: Walker, load: Callable[[], Iterable[Source]], challenge: WalkChallenge) -> WalkAnswer:
+    tensors = load()
+    return walker.answer(tensors, challenge, "loaded" if isinstance(tensors, AsLoaded) else "engine")
 
 
 def _require_secret(secret: str) -> Middleware:

@@ -8,6 +8,9 @@ can request walks.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Literal
+
 import aiohttp
 import msgspec
 
@@ -27,13 +30,22 @@ class WalkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answers: tuple[str, ...]
     device: str
     micros: int
+    source: Literal["engine", "loaded"] = "engine"
 
 
 class LoopbackEngine:
-    """The adapter of an engine on this machine that serves the two resources."""
+    """
+    The adapter of an engine on this machine that serves the two resources.
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, secret: str) -> None:
+    Args:
+        as_loaded: The models that the engine is to walk as it has loaded them.
+    """
+
+    def __init__(
+        self, http: aiohttp.ClientSession, url: str, secret: str, as_loaded: Collection[str] = ()
+    ) -> None:
         self._http = EngineHttp(http, url, {"Authorization": f"Bearer {secret}"})
+        self._as_loaded = as_loaded
 
     async def describe(self) -> Description:
         """As `Engine.describe`."""
@@ -51,6 +63,13 @@ class LoopbackEngine:
         reply = await self._http.request(
             "POST", "/touchstone/walk", WalkBody, body, timeout_s=_WALK_TIMEOUT_S
         )
+        if (reply.source == "loaded") != (model in self._as_loaded):
+            walks, configured = (
+                ("as loaded", "published") if reply.source == "loaded" else ("as published", "as-loaded")
+            )
+            raise EngineError(
+                f'the engine walks {model} {walks}, and [models."{model}"] walk in attester.toml is {configured}'
+            )
         return to_answer(reply, challenge)
 
 
@@ -65,7 +84,7 @@ def to_answer(reply: WalkBody, challenge: WalkChallenge) -> WalkAnswer:
         answer = msgspec.convert(
             {
                 "answers": [bytes.fromhex(each) for each in reply.answers],
-                "source": "engine",
+                "source": reply.source,
                 "device": reply.device,
                 "micros": reply.micros,
             },

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,12 @@ class VllmEngine:
         url: str,
         folders: Mapping[str, Path],
         ignore: Mapping[str, tuple[str, ...]] | None = None,
+        as_loaded: Collection[str] = (),
     ) -> None:
         self._http = EngineHttp(http, url)
         self._folders = folders
         self._ignore = ignore or {}
+        self._as_loaded = as_loaded
         self._workers = 0
         """How many workers answer a call; 0 until the server has said that they have the extension."""
         self._group: str | None = None
@@ -183,7 +185,8 @@ class VllmEngine:
                 await self._start("touchstone_walk", **asked)
             found = await self._finish("touchstone_answer", _WALK_TIMEOUT_S, task=challenge.seed)
         try:
-            return to_answer(msgspec.convert(found, WalkBody), challenge)
+            source = "loaded" if model in self._as_loaded else "engine"
+            return to_answer(msgspec.convert(found | {"source": source}, WalkBody), challenge)
         except msgspec.ValidationError as error:
             raise EngineError(f"the answer of vLLM's worker to the walk is malformed: {error}") from None
 
@@ -191,6 +194,8 @@ class VllmEngine:
         arguments: dict[str, object] = {"folder": str(self._folders[model])}
         if self._ignore.get(model):
             arguments["ignore"] = list(self._ignore[model])
+        if model in self._as_loaded:
+            arguments["as_loaded"] = True
         return arguments
 
     async def _find_workers(self) -> None:

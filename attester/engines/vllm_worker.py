@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 import platform
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from attester.engines.as_loaded import AsLoaded
 from attester.engines.derived import Scales, published_scales
 from attester.engines.joined import State
 from attester.engines.live import LiveTensors, confirm
@@ -145,32 +146,47 @@ class WalkExtension:
 
     @_answered
     def touchstone_check(
-        self, *, group: str, task: str, folder: str, ignore: Sequence[str] = ()
+        self, *, group: str, task: str, folder: str, ignore: Sequence[str] = (), as_loaded: bool = False
     ) -> dict[str, Any]:
-        """Map the module to the published layout and compare samples with the files, before a call comes."""
+        """
+        Map the module to the published layout and compare samples with the files, before a call comes.
+
+        What is walked as loaded has no files to be compared with: it is only seen that all of it can be walked.
+        """
 
         def check(tensors: Any) -> dict[str, Any]:
-            confirm(tensors, TensorFiles(open_folder(Path(folder), ignore)))
+            if not as_loaded:
+                confirm(tensors, TensorFiles(open_folder(Path(folder), ignore)))
             return {}
 
-        return self._touchstone_collective(group, task, folder, ignore, check)
+        return self._touchstone_collective(group, task, folder, ignore, check, as_loaded=as_loaded)
 
     @_answered
     def touchstone_walk(
-        self, *, group: str, folder: str, seed: str, rows: int, passes: int, ignore: Sequence[str] = ()
+        self,
+        *,
+        group: str,
+        folder: str,
+        seed: str,
+        rows: int,
+        passes: int,
+        ignore: Sequence[str] = (),
+        as_loaded: bool = False,
     ) -> dict[str, Any]:
         """Start a walk; `touchstone_answer` returns its answer or error."""
         challenge = WalkChallenge(seed, rows, passes)
 
         def walk(tensors: Any) -> dict[str, Any]:
-            answer: WalkAnswer = self._touchstone_part().walker.answer(tensors, challenge, "engine")
+            answer: WalkAnswer = self._touchstone_part().walker.answer(
+                tensors, challenge, "loaded" if as_loaded else "engine"
+            )
             return {
                 "answers": [each.hex() for each in answer.answers],
                 "device": answer.device,
                 "micros": answer.micros,
             }
 
-        return self._touchstone_collective(group, seed, folder, ignore, walk)
+        return self._touchstone_collective(group, seed, folder, ignore, walk, as_loaded=as_loaded)
 
     @_answered
     def touchstone_answer(self, *, task: str) -> dict[str, Any]:
@@ -179,7 +195,14 @@ class WalkExtension:
         return {"ended": False} if found is None else {"ended": True, **found}
 
     def _touchstone_collective(
-        self, group: str, task: str, folder: str, ignore: Sequence[str], use: Callable[[Any], dict[str, Any]]
+        self,
+        group: str,
+        task: str,
+        folder: str,
+        ignore: Sequence[str],
+        use: Callable[[Any], dict[str, Any]],
+        *,
+        as_loaded: bool,
     ) -> dict[str, Any]:
         """Begin what all workers do together: one uses the tensors, the others send their shares."""
         part = self._touchstone_part()
@@ -206,6 +229,8 @@ class WalkExtension:
                 else ranks.lead(self._touchstone_state)
             )
             with leading as states:
+                if as_loaded:
+                    return use(_Stoppable(AsLoaded(states), part.stop))
                 infos, scales = _published(part, folder, ignore)
                 live = LiveTensors(infos, states, scales=scales, is_deferred=True)
                 return use(_Stoppable(live, part.stop))
@@ -269,7 +294,7 @@ class WalkExtension:
 class _Stoppable:
     """The tensors of a walk, until it is told to stop."""
 
-    def __init__(self, tensors: LiveTensors, stop: threading.Event) -> None:
+    def __init__(self, tensors: Iterable[Source], stop: threading.Event) -> None:
         self._tensors = tensors
         self._stop = stop
 

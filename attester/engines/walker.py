@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from typing import Literal
 
 from attester.engines.budget import Budget
 from attester.errors import EngineError
-from attester.evidence import WalkAnswer
+from attester.evidence import WalkAnswer, WalkSource
 from attester.weights import possession
 from attester.weights.kernels import Backend, Kernel, row_words
 from attester.weights.possession import WalkChallenge
@@ -45,9 +44,7 @@ class Walker:
         """
         return kernel(self._backend, self._device)
 
-    def answer(
-        self, tensors: Iterable[Source], challenge: WalkChallenge, source: Literal["engine", "file"]
-    ) -> WalkAnswer:
+    def answer(self, tensors: Iterable[Source], challenge: WalkChallenge, source: WalkSource) -> WalkAnswer:
         """
         Answer *challenge* with a walk over *tensors*.
 

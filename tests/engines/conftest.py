@@ -93,6 +93,11 @@ def tiny() -> Path:
     return vllm_server.model("tiny")
 
 
+@pytest.fixture(scope="session")
+def gptq() -> Path:
+    return vllm_server.model("gptq")
+
+
 @pytest.fixture(scope="module")
 def chat(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """The chat model on one worker."""

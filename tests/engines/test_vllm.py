@@ -24,6 +24,7 @@ from fixtures.vllm_server import OURS, PLAIN
 from tests.conftest import RunningVerifier
 from tests.engines.conftest import Vllm, vllm
 from tests.integration.test_running_attester import Running
+from verifier.challenges.trusted_engine import trusted_engine
 from verifier.service.calls import CALL_SCHEDULER
 
 CHALLENGE = WalkChallenge("56" * 32, rows=8, passes=2)
@@ -115,6 +116,16 @@ async def test_two_workers_walk_as_the_files_do(sharded: Vllm, tiny: Path) -> No
     assert len(before["checksums"]) > 20
 
 
+async def test_two_workers_walk_what_each_has_loaded(sharded: Vllm, tiny: Path) -> None:
+    """Rank by rank: twice alike, and otherwise than the files."""
+    async with aiohttp.ClientSession() as http:
+        engine = VllmEngine(http, sharded.url, {MODEL: tiny}, as_loaded={MODEL})
+        await engine.prepare()
+        first, second = [await engine.walk(MODEL, CHALLENGE) for _ in range(2)]
+    assert first.answers == second.answers
+    assert list(first.answers) != expected(tiny)
+
+
 async def test_a_failing_walk_leaves_the_calls_of_two_workers_in_step(
     sharded: Vllm, tiny: Path, smollm2: Path
 ) -> None:
@@ -161,6 +172,13 @@ async def test_an_operator_of_packed_weights_reads_the_cause(stock: Vllm, tiny: 
             await engine.prepare()
 
 
+async def test_packed_weights_cannot_be_walked_as_loaded_either(stock: Vllm, tiny: Path) -> None:
+    """OneDNN's copy is in no tensor, so it would not be walked at all."""
+    async with aiohttp.ClientSession() as http:
+        with pytest.raises(EngineError, match=r"'[a-z_.0-9]+weight' is empty: .*oneDNN"):
+            await VllmEngine(http, stock.url, {MODEL: tiny}, as_loaded={MODEL}).prepare()
+
+
 async def test_a_paused_engine_is_not_walked(stock: Vllm, tiny: Path) -> None:
     """As sleep mode, which vLLM does not have on a CPU."""
     stock.request("/pause", {})
@@ -170,3 +188,27 @@ async def test_a_paused_engine_is_not_walked(stock: Vllm, tiny: Path) -> None:
                 await VllmEngine(http, stock.url, {MODEL: tiny}).prepare()
     finally:
         stock.request("/resume", {})
+
+
+def test_gptq_that_vllm_repacks_is_walked_as_it_is(gptq: Path, tmp_path: Path) -> None:
+    """Row: engines that hold other bytes than the file: a second process of the build walks as the trusted one did."""
+    challenge = (bytes.fromhex(CHALLENGE.seed), CHALLENGE.rows, CHALLENGE.passes)
+    with vllm(gptq, tmp_path / "trusted.log", extension=PLAIN) as server:
+        with trusted_engine(server.url, None, MODEL, gptq) as trusted:
+            by, answers = trusted.measure(*challenge)
+        with pytest.raises(EngineError, match="cannot walk: "):
+            asyncio.run(prepare_as_published(server, gptq))
+    assert (by.engine, by.version) == ("vllm", "0.32.0")
+    assert list(answers) != expected(gptq)
+    with (
+        vllm(gptq, tmp_path / "node.log", extension=PLAIN) as server,
+        trusted_engine(server.url, None, MODEL, gptq) as node,
+    ):
+        assert node.walk(*challenge) == answers
+        server.request("/weight_checker", {"action": "reset"})
+        assert node.walk(*challenge) != answers
+
+
+async def prepare_as_published(server: Vllm, folder: Path) -> None:
+    async with aiohttp.ClientSession() as http:
+        await VllmEngine(http, server.url, {MODEL: folder}).prepare()

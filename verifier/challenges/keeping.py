@@ -177,6 +177,10 @@ class Keeper:
             WeightsError: The folder cannot be read.
         """
         document, kind = place.document, place.kind
+        if document.loaded_by is not None and kind != "read":
+            raise ReferenceValueError(
+                f"walks of {document.model} come from its engine, and are not kept: touchstone challenges mint --engine URL"
+            )
         folder, tensors = self._open_folder(document)
         count, name = _GROUP[kind], (document.digest, kind)
         sizes, batch = await self._db.write(lambda tx: self._open_batch(tx, document))

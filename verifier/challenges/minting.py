@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,8 @@ class Minter:
     key: PoolKey
     kernel: Kernel
     batch: int
+    ask_engine: Callable[[bytes, int, int], Sequence[bytes]] | None = None
+    """From seed, rows and passes to the answers of an engine (`TrustedEngine.walk`), if walks are not over the files."""
 
     def reads(self, start: int, count: int, parameters: ReadParameters) -> Iterator[Entry]:
         """Mint *count* `read` entries from index *start* on."""
@@ -55,6 +57,7 @@ class Minter:
         The second implementation spot-checks the first group and every sixteenth after it
         before they are yielded.  One row costs it as much time as many groups cost the kernel,
         and that is enough: a library that computes wrongly does so every time.
+        Of answers of an engine there is no second implementation: they were given twice.
 
         Args:
             groups_before: How many groups were minted before; they count for which ones are checked.
@@ -70,15 +73,35 @@ class Minter:
                 for index in indexes
                 for row in self.key.checked_rows(self.model, kind, index, parameters.rows)
             ]
-            words = [row_words(self.key.seed(self.model, kind, index), row) for index, row in places]
-            answers = possession.walk(self.tensors, words, parameters.passes, self.kernel, progress)
-            if number % _GROUPS_PER_SPOT_CHECK == 0:
+            if self.ask_engine is not None:
+                answers = self._ask(self.ask_engine, kind, places, parameters, progress)
+            else:
+                words = [row_words(self.key.seed(self.model, kind, index), row) for index, row in places]
+                answers = possession.walk(self.tensors, words, parameters.passes, self.kernel, progress)
+            if self.ask_engine is None and number % _GROUPS_PER_SPOT_CHECK == 0:
                 index, row = places[-1]
                 self._spot_check(self.key.seed(self.model, kind, index), row, answers[-1], parameters.passes)
             by_index: dict[int, list[bytes]] = {}
             for (index, _), answer in zip(places, answers, strict=True):
                 by_index.setdefault(index, []).append(possession.commitment(answer))
             yield [self._entry(kind, index, parameters, b"".join(by_index[index])) for index in indexes]
+
+    def _ask(
+        self,
+        ask: Callable[[bytes, int, int], Sequence[bytes]],
+        kind: str,
+        places: Sequence[tuple[int, int]],
+        parameters: WalkParameters,
+        progress: Callable[[int], None] | None,
+    ) -> list[bytes]:
+        """The engine's answers to rows of challenges.  It is asked as a node is, one challenge after the other."""
+        indexes = dict.fromkeys(index for index, _ in places)
+        given = {}
+        for index in indexes:
+            given[index] = ask(self.key.seed(self.model, kind, index), parameters.rows, parameters.passes)
+            if progress is not None:
+                progress(self.tensors.total * parameters.passes // len(indexes))
+        return [given[index][row] for index, row in places]
 
     def _entry(
         self, kind: str, index: int, parameters: ReadParameters | WalkParameters, commitments: bytes

@@ -18,9 +18,12 @@ from verifier.challenges.minting import Minter
 from verifier.challenges.pool_key import WIDE_ROWS, ReadParameters, WalkParameters
 from verifier.challenges.runs import Goal, fill_pool, remaining_goal, start_or_resume
 from verifier.challenges.stock import read_fleet
+from verifier.challenges.trusted_engine import TrustedEngine, chosen_engine
 from verifier.commands.common import (
     device_option,
     digest_cache,
+    engine_option,
+    engine_secret_option,
     errors,
     home_option,
     now_ms,
@@ -105,12 +108,14 @@ def challenges() -> None:
 )
 @click.option("--resume", is_flag=True, help="Resume the last run for this model, with its own numbers.")
 @device_option
+@engine_option
+@engine_secret_option
 @home_option
 @errors
 def mint(
     model: str, folder: Path, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
     windows: int, digest: str | None, days: float | None, nodes: int | None, hardware_class: str, resume: bool,
-    device: str | None, home: Path,
+    device: str | None, engine_url: str | None, engine_secret: Path | None, home: Path,
 ) -> None:  # fmt: skip
     """Mint challenges for a model from its reference weights, with spot checks."""
     asked = Goal(
@@ -128,8 +133,9 @@ def mint(
     key = Home(home).pool_key()
     walk_kernel = kernel(device=device or best_device())
 
-    async def work(db: Database) -> tuple[Goal, str]:
+    async def work(db: Database, engine: TrustedEngine | None) -> tuple[Goal, str]:
         document = await _reference_value(db, model, digest)
+        _check_engine(document, engine, walks=resume or days is not None or bool(walks + wides))
         opened = open_folder(folder, document.ignore)
         tensors = TensorFiles(opened)
         _check_folder(document, opened, home)
@@ -146,15 +152,22 @@ def mint(
             return batch, await remaining_goal(tx, batch, goal)
 
         batch, goal = await db.write(start)
-        minter = Minter(model=model, folder=opened, tensors=tensors, key=key, kernel=walk_kernel, batch=batch)
+        minter = Minter(
+            model=model, folder=opened, tensors=tensors, key=key, kernel=walk_kernel, batch=batch,
+            ask_engine=None if engine is None else engine.walk,
+        )  # fmt: skip
         with progress("minting", goal.work(tensors.total)) as step:
             await fill_pool(db, minter, goal, step)
         return goal, await _lasting(db, home, document)
 
-    minted, lasting = with_database(home, work)
+    with chosen_engine(engine_url, engine_secret, model, folder) as engine:
+        minted, lasting = with_database(home, lambda db: work(db, engine))
     counts = ((minted.reads, "reads"), (minted.walks, "walks"), (minted.wides, "wide walks"))
     listed = " and ".join(f"{count} {kind}" for count, kind in counts if count) or "nothing more"
-    click.echo(f"Minted {listed} for {model} with {walk_kernel.name}. The spot checks agree.")
+    if engine_url is None:
+        click.echo(f"Minted {listed} for {model} with {walk_kernel.name}. The spot checks agree.")
+    else:
+        click.echo(f"Minted {listed} for {model} from {engine_url}. It gave each walk twice, alike.")
     click.echo(lasting)
 
 
@@ -260,6 +273,23 @@ async def _reference_value(db: Database, model: str, digest: str | None) -> Docu
             f"the reference value of {model} has no tensors. Import it again with --dir and the weights"
         )
     return document
+
+
+def _check_engine(document: Document, engine: TrustedEngine | None, *, walks: bool) -> None:
+    """Refuse what would mint walks over other bytes than those of the reference value."""
+    by = document.loaded_by
+    if engine is not None and by is None:
+        raise ReferenceValueError(
+            f"walks of {document.model} go over the tensors of the files. Leave --engine out, or measure a reference "
+            "value of this engine: touchstone reference measure --engine URL"
+        )
+    if engine is None and by is not None and walks:
+        raise ReferenceValueError(
+            f"walks of {document.model} go over what {by.engine} {by.version} has loaded. Say with --engine where "
+            "a trusted engine of that build is"
+        )
+    if engine is not None:
+        engine.check(document.practice)
 
 
 def _check_folder(document: Document, folder: Folder, home: Path) -> None:

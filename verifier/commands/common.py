@@ -46,6 +46,19 @@ home_option = click.option(
     show_envvar=True,
     help="The verifier's home folder.",
 )
+engine_option = click.option(
+    "--engine",
+    "engine_url",
+    default=None,
+    help="A trusted engine on this machine, whose walks are over what it has loaded, as it is: a reference value of "
+    "this build of the engine.",
+)
+engine_secret_option = click.option(
+    "--engine-secret",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="With --engine: the file of the secret of an engine that serves the loopback resources.  Without it: vLLM.",
+)
 device_option = click.option(
     "--device",
     default=None,

@@ -16,12 +16,15 @@ from attester.identity import load_key
 from attester.weights.folder import IGNORED_AT_TOP, open_folder
 from attester.weights.hashing import ALGORITHMS, check_algorithms
 from attester.weights.select import best_device
+from verifier.challenges.trusted_engine import chosen_engine
 from verifier.commands.common import (
     MAX_PEM,
     Person,
     day,
     device_option,
     digest_cache,
+    engine_option,
+    engine_secret_option,
     errors,
     home_option,
     in_transaction,
@@ -68,6 +71,8 @@ keep_option = click.option(
 )
 @click.option("--no-cache", is_flag=True, help="Read every file again, even if it has not changed.")
 @device_option
+@engine_option
+@engine_secret_option
 @activate_option
 @keep_option
 @json_option
@@ -78,6 +83,8 @@ def measure(
     digest: str,
     no_cache: bool,
     device: str | None,
+    engine_url: str | None,
+    engine_secret: Path | None,
     activate: bool,
     home: Path | None,
     as_json: bool,
@@ -86,12 +93,14 @@ def measure(
     opened = open_folder(folder)
     algorithms = check_algorithms(digest.split(","))
     with (
+        chosen_engine(engine_url, engine_secret, model, folder) as engine,
         digest_cache(home, no_cache=no_cache) as cache,
         progress("measuring", measured.work_of(opened), quiet=as_json) as step,
     ):
         document = measured.measure_folder(
-            model, opened, step, algorithms=algorithms, cache=cache, device=device or best_device()
-        )
+            model, opened, step, algorithms=algorithms, cache=cache, device=device or best_device(),
+            measure_engine=None if engine is None else engine.measure,
+        )  # fmt: skip
     _publish(document, Provenance("measured"), home, as_json=as_json, activate=activate)
 
 
@@ -237,6 +246,9 @@ def _publish(
     click.echo(f"{document.model}: {len(document.files)} files, {size:,} bytes, {tensors}")
     if document.publisher is not None:
         click.echo(f"signed ({document.publisher.method}): {to_printable(document.publisher.signer)}")
+    if document.loaded_by is not None:
+        by = document.loaded_by
+        click.echo(f"walks over what {by.engine} {by.version} has loaded, as it is ({by.device})")
     click.echo(f"reference value {document.digest}" + (f", {state} in {home}" if home else ""))
     if state == "candidate":
         click.echo(

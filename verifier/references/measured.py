@@ -25,7 +25,7 @@ from attester.weights.hashing import SHA256
 from attester.weights.kernels import row_words
 from attester.weights.manifest import measure
 from attester.weights.select import kernel
-from attester.weights.tensors import TensorFiles
+from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.errors import ReferenceValueError
 from verifier.references.information import examine
 from verifier.schemes.context import ModelReference, ReferenceFile, Source
@@ -70,6 +70,14 @@ class Practice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     walk: tuple[_Hex32, ...]
 
 
+class LoadedBy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The build of an engine whose loaded tensors are walked, as it described itself when it was measured."""
+
+    engine: Annotated[str, Meta(max_length=512)]
+    version: Annotated[str, Meta(max_length=512)]
+    device: Annotated[str, Meta(max_length=512)]
+
+
 class Publisher(Struct, frozen=True, forbid_unknown_fields=True):
     """The publisher whose signature the files were compared with (OpenSSF Model Signing)."""
 
@@ -94,6 +102,8 @@ class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     publisher: Publisher | None = None
     ignore: tuple[str, ...] = ()
     """Paths in the folder that do not belong to the model, besides those that no manifest lists."""
+    loaded_by: LoadedBy | None = None
+    """Walks go over what this build of an engine has loaded, as it is; if absent, over the tensors of the files."""
 
     def __post_init__(self) -> None:
         """Refuse a document that no appraisal could use."""
@@ -132,6 +142,7 @@ class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
             signer=signer,
             not_before=not_before,
             not_after=not_after,
+            as_loaded=self.loaded_by is not None,
         )
 
 
@@ -153,9 +164,14 @@ def measure_folder(
     algorithms: Sequence[str] = (SHA256,),
     cache: DigestCache | None = None,
     device: str = "cpu",
+    measure_engine: Callable[[bytes, int, int], tuple[LoadedBy, Sequence[bytes]]] | None = None,
 ) -> Document:
     """
     Measure a folder.  *progress* is called with the bytes just read, `work_of` in all.
+
+    Args:
+        measure_engine: From seed, rows and passes to an engine and its answers, if walks are to go over what this
+            engine has loaded of the files.
 
     Raises:
         ReferenceValueError: *model* is not a model's name, or the folder cannot be measured.
@@ -167,8 +183,13 @@ def measure_folder(
         tensors = TensorFiles(folder)
         examined = examine(tensors, progress)
         seed = practice_seed(model)
-        words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
-        answers = possession.walk(tensors, words, 1, kernel(device=device), progress)
+        loaded_by: LoadedBy | None = None
+        answers: Sequence[bytes]
+        if measure_engine is None:
+            words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
+            answers = possession.walk(tensors, words, 1, kernel(device=device), progress)
+        else:
+            loaded_by, answers = measure_engine(seed, PRACTICE_ROWS, 1)
         read = possession.read(folder, seed, PRACTICE_WINDOWS)
     except WeightsError as error:
         raise ReferenceValueError(str(error)) from None
@@ -176,16 +197,7 @@ def measure_folder(
         model=model,
         files=files,
         tensors=tuple(
-            DocumentTensor(
-                name=tensor.info.name,
-                dtype=tensor.info.dtype,
-                shape=tensor.info.shape,
-                size=tensor.size,
-                file=tensor.file.name,
-                offset=tensor.info.offset,
-                blake3=digest.hex(),
-            )
-            for tensor, digest in zip(tensors, examined.digests, strict=True)
+            _listed(tensor, digest) for tensor, digest in zip(tensors, examined.digests, strict=True)
         ),
         practice=Practice(
             seed=seed.hex(),
@@ -196,6 +208,19 @@ def measure_folder(
             walk=tuple(answer.hex() for answer in answers),
         ),
         information_bytes=_rounded(examined.information_bytes, tensors.total),
+        loaded_by=loaded_by,
+    )
+
+
+def _listed(tensor: FileTensor, digest: bytes) -> DocumentTensor:
+    return DocumentTensor(
+        name=tensor.info.name,
+        dtype=tensor.info.dtype,
+        shape=tensor.info.shape,
+        size=tensor.size,
+        file=tensor.file.name,
+        offset=tensor.info.offset,
+        blake3=digest.hex(),
     )
 
 

@@ -196,6 +196,8 @@ class ModelReference:
     """Seconds since 1970; `None` if its validity has no beginning."""
     not_after: int | None = None
     """Seconds since 1970; `None` if its validity has no end."""
+    as_loaded: bool = False
+    """Whether walks go over what an engine has loaded as it is, instead of the published tensors."""
 
     def is_valid(self, now: int) -> bool:
         """Whether *now*, seconds since 1970, is within its validity."""

@@ -39,9 +39,20 @@ _MIN_MISSED_WEIGHT: Final = 4 * _WEIGHT
 
 
 def check_answers(
-    claim: WalkAnswer | None, issued: IssuedChallenges, call_answers: Answers | None, *, malformed: bool
+    claim: WalkAnswer | None,
+    issued: IssuedChallenges,
+    call_answers: Answers | None,
+    *,
+    malformed: bool,
+    as_loaded: bool = False,
 ) -> tuple[str, list[Finding]]:
-    """One session's answers: right, wrong, missing, malformed, differs (from those given to the call) or unasked."""
+    """
+    One session's answers: right, wrong, missing, malformed, differs (from those given to the call), other or unasked.
+
+    Args:
+        as_loaded: Whether the reference value is of tensors as an engine has loaded them.  An honest node whose
+            configuration says otherwise has walked something else: its answer is none, and it is not blamed for it.
+    """
     if issued.walk is None:
         return "unasked", []
     if malformed:
@@ -54,6 +65,14 @@ def check_answers(
     if call_answers is not None and call_answers.walk != tuple(a.hex() for a in claim.answers):
         return "differs", [
             Finding("weights.answers.differ", "the walk answers are not those that the node gave to the call")
+        ]
+    if as_loaded != (claim.source == "loaded"):
+        walked = {"loaded": "the tensors as they are loaded", "file": "the files"}.get(
+            claim.source, "the published tensors"
+        )
+        asked = "what its engine has loaded, as it is" if as_loaded else "the published tensors"
+        return "other", [
+            Finding("weights.walk.other", f"the node walked {walked}, and was asked for {asked}")
         ]
     right = [
         hmac.compare_digest(commitment(claim.answers[row]), expected)
@@ -83,7 +102,8 @@ def record_of(
         return None
     return WalkRecord(
         channel=context.session.channel,
-        verdict="right" if verdict == "right" else "wrong",
+        # A walk of something else is no answer: it takes no more than silence does, and gives no more.
+        verdict="right" if verdict == "right" else "missed" if verdict == "other" else "wrong",
         at_ms=context.now_ms,
         source=claim.source if claim is not None else "file",
         lateness=_lateness(context),
@@ -201,7 +221,7 @@ def _standing_of_calls(
 ) -> tuple[WalkFact, str]:
     """What right answers to calls show, by their source, age and time."""
     last = right[-1]
-    if last.source != "engine":
+    if last.source == "file":
         return "from-file", "the answers came from the files, not from the engine"
     age_ms = context.now_ms - last.at_ms
     # A walk from the future: the clock was set back since, and nobody knows how old it is.
@@ -254,6 +274,9 @@ def measured_rates(
     """The rates that a called walk showed: lower bounds, rounded down to two digits."""
     answer_ms = context.session.answer_ms
     if record is None or issued.walk is None or reference is None or not answer_ms:
+        return {}
+    if reference.as_loaded:
+        # How many bytes the engine has loaded is not known.
         return {}
     # The information in the weights, not their bytes: a node may cheat and store them compressed.
     walked_bytes = reference.information_bytes * issued.walk.passes

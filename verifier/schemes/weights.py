@@ -158,7 +158,11 @@ def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles, read: ReadFact)
     """This session's walk against its challenge, and all walks for the value in force together."""
     claim: WalkAnswer | None = evidence.submods.claim(evidence.submod, "walk")
     verdict, findings = walks.check_answers(
-        claim, evidence.issued, evidence.call_answers, malformed=evidence.is_malformed
+        claim,
+        evidence.issued,
+        evidence.call_answers,
+        malformed=evidence.is_malformed,
+        as_loaded=evidence.reference is not None and evidence.reference.as_loaded,
     )
     # A node with the files of a replaced value cannot meet challenges for the value in force.
     is_excused = files.fact == "superseded" and verdict == "wrong"

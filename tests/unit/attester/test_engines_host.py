@@ -217,7 +217,7 @@ async def post(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int,
 async def test_a_well_formed_body_is_answered(http, url):
     """What the malformed ones differ from."""
     status, body = await post(http, url, msgspec.json.encode(GOOD))
-    assert (status, msgspec.json.decode(body).keys()) == (200, {"answers", "device", "micros"})
+    assert (status, msgspec.json.decode(body).keys()) == (200, {"answers", "device", "micros", "source"})
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -326,7 +326,8 @@ WRONG_WALKS: dict[str, object] = {
     "nothing": b"",
     "a list": [],
     "no device": {key: value for key, value in WALKED.items() if key != "device"},
-    "a field more": WALKED | {"source": "engine"},
+    "a field more": WALKED | {"rows": 5},
+    "another source": WALKED | {"source": "file"},
     "a row less": WALKED | {"answers": WALKED["answers"][1:]},
     "a row more": WALKED | {"answers": [*WALKED["answers"], "ab" * 32]},
     "no row": WALKED | {"answers": []},

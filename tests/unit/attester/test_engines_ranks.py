@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from attester.engines import joined
+from attester.engines.as_loaded import AsLoaded
 from attester.engines.derived import published_scales
 from attester.engines.live import LiveTensors
+from attester.engines.walker import Walker
 from attester.errors import EngineError
 from attester.weights import possession
 from attester.weights.folder import open_folder
@@ -288,6 +290,8 @@ def worker_of(rank: int, shards: int, state: dict[str, Any]) -> Any:
     worker.get_model = lambda: Flat(state)
     parallel = SimpleNamespace(world_size=shards, tensor_parallel_size=shards)
     worker.vllm_config = SimpleNamespace(parallel_config=parallel)
+    # The library of the fastest kernel may have threads, which a fork does not bring along.
+    worker._touchstone_part().walker = Walker("cpu", backend="numpy")
     return worker
 
 
@@ -297,6 +301,25 @@ def until_ended(worker: Any, task: str) -> dict[str, Any]:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     return said
+
+
+def test_workers_walk_what_each_has_loaded(tmp_path):
+    """Rank by rank, as one process would that has the tensors of both; nothing is read from files."""
+    published = model()
+
+    def work(rank: int, _: Path) -> Any:
+        worker = worker_of(rank, 2, split(published, rank, 2))
+        assert "error" not in worker.touchstone_join(group="g")
+        until_ended(worker, "g")
+        walk = {"folder": "/nothing", "rows": 4, "passes": PASSES, "as_loaded": True}
+        worker.touchstone_walk(group="g", seed="00" * 32, **walk)
+        return until_ended(worker, "00" * 32)
+
+    walked, _ = run_ranks(work, 2, tmp_path)
+    both = AsLoaded([split(published, rank, 2) for rank in range(2)])
+    assert [bytes.fromhex(each) for each in walked["answers"]] == possession.walk(
+        both, WORDS, PASSES, kernel("numpy")
+    )
 
 
 def test_workers_end_what_fails_on_the_first_of_them_at_once(tmp_path):

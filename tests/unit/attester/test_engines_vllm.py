@@ -19,7 +19,9 @@ from aiohttp.test_utils import TestServer
 
 from attester.engines import vllm as vllm_module
 from attester.engines import vllm_worker
+from attester.engines.as_loaded import AsLoaded
 from attester.engines.budget import Budget
+from attester.engines.module_state import state_of
 from attester.engines.vllm import EXTENSION, PROTOCOL, VllmEngine
 from attester.engines.vllm_worker import WalkExtension
 from attester.engines.walker import Walker
@@ -207,9 +209,9 @@ def server(worker: Worker) -> Server:
 
 
 @asynccontextmanager
-async def asking(server: Server, folder: Path) -> AsyncIterator[VllmEngine]:
+async def asking(server: Server, folder: Path, as_loaded: tuple[str, ...] = ()) -> AsyncIterator[VllmEngine]:
     async with TestServer(server.app()) as running, aiohttp.ClientSession() as http:
-        yield VllmEngine(http, f"http://127.0.0.1:{running.port}", {MODEL: folder})
+        yield VllmEngine(http, f"http://127.0.0.1:{running.port}", {MODEL: folder}, as_loaded=as_loaded)
 
 
 @pytest.fixture
@@ -249,6 +251,25 @@ async def test_the_live_tensors_are_walked(engine, folder):
     assert (answer.source, list(answer.answers)) == ("engine", expected(folder))
     assert answer.device == kernel().name
     assert answer.micros > 0
+
+
+async def test_what_is_loaded_is_walked_as_it_is(server, worker, folder):
+    """Row: engines that hold other bytes than the file: no file is read, and a cast weight is no error."""
+    worker.model.to(torch.float16)
+    words = [row_words(bytes.fromhex(CHALLENGE.seed), row) for row in range(CHALLENGE.rows)]
+    walked = possession.walk(AsLoaded(state_of(worker.model)), words, CHALLENGE.passes, kernel("numpy"))
+    async with asking(server, folder / "nothing", as_loaded=(MODEL,)) as engine:
+        await engine.prepare()
+        answer = await engine.walk(MODEL, CHALLENGE)
+    assert (answer.source, list(answer.answers)) == ("loaded", walked)
+
+
+async def test_a_freed_weight_is_told_before_a_call_comes(server, worker, folder):
+    """Also where it would be walked as it is."""
+    worker.model.model.norm.weight.data = torch.empty(0)
+    async with asking(server, folder, as_loaded=(MODEL,)) as engine:
+        with pytest.raises(EngineError, match=r"'model.norm.weight' is empty: .*oneDNN"):
+            await engine.prepare()
 
 
 async def test_one_walk_follows_another(engine, folder):
@@ -533,7 +554,7 @@ GARBAGE: dict[str, object] = {
     "text": "done",
     "a list": [],
     "an empty object": {},
-    "a field more": WALKED | {"source": "engine"},
+    "a field more": WALKED | {"rows": 5},
     "no device": {"answers": WALKED["answers"], "micros": 7},
     "a row less": WALKED | {"answers": WALKED["answers"][1:]},
     "a row more": WALKED | {"answers": [*WALKED["answers"], "ab" * 32]},
