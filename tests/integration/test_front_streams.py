@@ -165,7 +165,12 @@ async def test_an_answer_without_its_end_does_not_get_one(
     tmp_path: Path, clock: FakeClock, end: bytes
 ) -> None:
     """The client sees that it was cut."""
-    answer = await answered(tmp_path, clock, [b"HTTP/1.1 200 OK\r\n" + end, None])
+    script: list[bytes | None] = [b"HTTP/1.1 200 OK\r\n" + end, None]
+    async with before(lambda: Scripted(script), tmp_path, clock) as node:
+        reader, writer = await connected(node)
+        writer.write(ASK)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
     assert answer == b"" or not answer.endswith((b"0\r\n\r\n", b"abcabcabc"))
 
 
@@ -289,6 +294,18 @@ async def test_a_connection_that_waits_is_closed(tmp_path: Path, clock: FakeCloc
         reader, writer = await connected(node)
         writer.write(ASK * length)
         assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"ok" * length)
+        writer.close()
+
+
+async def test_a_connection_that_has_served_waits_for_longer(tmp_path: Path, clock: FakeClock) -> None:
+    """`head_s` is for the first request and for heads, `idle_s` for the next request."""
+    script: list[bytes | None] = [OK, OK]
+    async with before(lambda: Scripted(script), tmp_path, clock, front={"head_s": 0.2}) as node:
+        reader, writer = await connected(node)
+        for _ in range(2):
+            writer.write(ASK)
+            assert (await asyncio.wait_for(reader.readuntil(b"ok"), 10)).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.3)
         writer.close()
 
 
