@@ -181,3 +181,14 @@ def test_a_history_is_extended_as_it_would_be_read(kept: list[WalkRecord], limit
         for number in [n for n, each in enumerate(kept) if (each.channel, each.wide) == kind][-limit:]
     }
     assert found == tuple(kept[number] for number in sorted(chosen))
+
+
+async def test_a_new_key_of_its_endpoint_takes_the_place_of_the_old_one(verifier) -> None:
+    """The database says which key the node serves with, also if the node was seen with another."""
+    node, session = await seen_node(verifier)
+    (before,) = await verifier.rows("SELECT pin, node_id FROM endpoints")
+    node.tls_key = PrivateKey.generate()
+    await codes_of(verifier, node, session)
+    (after,) = await verifier.rows("SELECT pin, node_id FROM endpoints")
+    assert after["node_id"] == before["node_id"] == node.id
+    assert after["pin"] != before["pin"]
