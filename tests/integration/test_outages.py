@@ -273,7 +273,7 @@ async def test_a_transaction_in_which_a_statement_failed_is_not_taken_for_commit
         assert len(await verifier.rows("SELECT * FROM seen_requests WHERE kid = ?", b"a")) == 1
 
 
-async def test_a_connection_that_waited_in_vain_for_a_lock_is_good_again(verifier) -> None:
+async def test_a_connection_that_waited_in_vain_for_a_lock_is_good_again(verifier, monkeypatch) -> None:
     """It must not go back to the pool in the middle of a transaction."""
     async with locked(verifier):
         for _ in range(20):
@@ -281,6 +281,8 @@ async def test_a_connection_that_waited_in_vain_for_a_lock_is_good_again(verifie
                 await verifier.service.db.write(lambda tx: tx.one("SELECT 1 AS one"))
             with pytest.raises(UnavailableError):
                 await verifier.service.db.write(lambda tx: tx.one("SELECT 1 AS one"), of="a")
+    # Twenty at once may wait for each other.
+    monkeypatch.setattr(postgres, "_ACQUIRE_S", 10.0)
     async with asyncio.timeout(10):
         found = await asyncio.gather(
             *(verifier.service.db.write(lambda tx: tx.one("SELECT 1 AS one"), of=f"{n}") for n in range(20))
