@@ -17,9 +17,10 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
-from attester import cbor, cose
+from attester import cbor, client_certificate, cose
+from attester.client_certificate import SIGNS
 from attester.cose import PublicKey
 from attester.errors import SignatureError
 from verifier.errors import RequestError
@@ -27,10 +28,7 @@ from verifier.errors import RequestError
 DOMAIN: Final = "touchstone/router-registration/1"
 MAX_CERTIFICATE: Final = 2048
 """Bytes of DER."""
-LIFETIME: Final = timedelta(days=3652)
 _LONGEST: Final = timedelta(days=3700)
-_BEGAN: Final = timedelta(days=1)
-"""So that a node whose clock is behind believes it too."""
 _UNREADABLE: Final = (
     ValueError,
     TypeError,
@@ -40,16 +38,6 @@ _UNREADABLE: Final = (
     x509.UnsupportedGeneralNameType,
 )
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
-_USAGES: Final = (
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-)
-_SIGNS: Final = {name: name == "digital_signature" for name in _USAGES}
 
 
 @dataclass(frozen=True)
@@ -94,29 +82,8 @@ def make_certificate(key: ec.EllipticCurvePrivateKey, now: datetime) -> bytes:
     """Make the certificate of a router's key: DER, valid from the day before *now* for ten years."""
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     # A name of its own: so TLS libraries find the one certificate of the list, and try no others.
-    name = x509.Name(
-        [
-            x509.NameAttribute(
-                NameOID.COMMON_NAME, f"touchstone router {hashlib.sha256(spki).hexdigest()[:32]}"
-            )
-        ]
-    )
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    began = (now - _BEGAN).replace(microsecond=0)
-    return (
-        x509.CertificateBuilder(
-            name, name, key.public_key(), x509.random_serial_number(), began, began + LIFETIME
-        )
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(**_SIGNS, encipher_only=False, decipher_only=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        .add_extension(identifier, critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
-        )
-        .sign(key, hashes.SHA256())
-        .public_bytes(Encoding.DER)
-    )
+    name = f"touchstone router {hashlib.sha256(spki).hexdigest()[:32]}"
+    return client_certificate.make(key, name, now).public_bytes(Encoding.DER)
 
 
 def read_certificate(der: bytes, at: datetime) -> RouterCertificate:
@@ -172,7 +139,7 @@ def _extensions_of(key: Any) -> dict[type[x509.ExtensionType], x509.ExtensionTyp
     identifier = x509.SubjectKeyIdentifier.from_public_key(key)
     return {
         x509.BasicConstraints: x509.BasicConstraints(ca=False, path_length=None),
-        x509.KeyUsage: x509.KeyUsage(**_SIGNS, encipher_only=False, decipher_only=False),
+        x509.KeyUsage: x509.KeyUsage(**SIGNS, encipher_only=False, decipher_only=False),
         x509.ExtendedKeyUsage: x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]),
         x509.SubjectKeyIdentifier: identifier,
         x509.AuthorityKeyIdentifier: x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(

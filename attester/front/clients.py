@@ -16,10 +16,10 @@ from typing import Final
 
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from attester import cose, identity, router_list
+from attester import client_certificate, cose, identity, router_list
 from attester.config import Home
 from attester.errors import AttesterError, ConfigError, VerifierError
 from attester.router_list import KnownRouter
@@ -39,33 +39,11 @@ _log = structlog.get_logger("front")
 
 def create_client_certificate(key: cose.PrivateKey, name: str) -> bytes:
     """A self-signed certificate of *key* for a client of TLS, PEM, in the form that routers have too."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    public = key.native.public_key()
-    now = dt.datetime.now(dt.UTC)
-    usage = dict.fromkeys(
-        (
-            "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign",
-            "crl_sign", "encipher_only", "decipher_only",
-        ),
-        False,
-    )  # fmt: skip
-    ski = x509.SubjectKeyIdentifier.from_public_key(public)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=3650))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        .add_extension(ski, critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), critical=False)
-        .sign(key.native, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    native = key.native
+    if not isinstance(native, ec.EllipticCurvePrivateKey):
+        raise TypeError("the key of a client must be on a curve")
+    made = client_certificate.make(native, name, dt.datetime.now(dt.UTC))
+    return made.public_bytes(serialization.Encoding.PEM)
 
 
 def own_certificate(home: Home) -> tuple[Path, Path]:
