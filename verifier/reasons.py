@@ -116,6 +116,7 @@ _TABLE: Final = (
     Reason("policy.ceiling", "The policy gave a better value than the evidence can show.", "Ask the security team to correct the policy."),
     Reason("policy.blocked", "The security team has blocked it in an emergency.", "Ask the security team."),
     Reason("policy.unusable", "A policy bundle cannot be used.", "Correct the file at the place that the message names."),
+    Reason("policy.block.misses", "The block would hit no node.", "Correct the value. Show what nodes run: touchstone policy block --dry-run."),
     Reason("policy.state", "The rollout is not in a state that allows this step.", "Show the rollout: touchstone policy history."),
     Reason("result.unacceptable", "The attestation result must not be accepted.", "Get a new result from the verifier."),
     # requests

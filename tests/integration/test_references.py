@@ -89,7 +89,9 @@ async def test_a_blocked_value_is_blocked_within_its_grace_too(verifier, newer: 
     old = await first(verifier)
     await add(verifier, msgspec.json.encode(document(newer)))
     await activate(verifier, document(newer).digest, grace_s=600)
-    status, _ = await post(verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": old})
+    status, _ = await post(
+        verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": old, "anyway": True}
+    )
     assert status == 201
     node = await verifier.enrol()
     result = (await verifier.attest(node, walk=False))["submods"][SUBMOD]

@@ -1,4 +1,4 @@
-"""`touchstone policy …`: publish policies, try them, roll them out and back, and block in an emergency."""
+"""`touchstone policy …`: publish policies, try them, roll them out and back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from attester.identity import load_key
 from verifier import reappraisal
 from verifier import trial as trials
 from verifier.changes import SubmodVerdict
+from verifier.commands import blocking
 from verifier.commands.common import (
     Person,
     errors,
@@ -300,51 +301,6 @@ def rollback(to: str | None, reason: str, who: Person, home: Path) -> None:
 
 
 @policy.command()
-@click.option(
-    "--digest", default=None, help="SHA-256 or BLAKE3 of a file, or the digest of a reference value."
-)
-@click.option("--engine-version", default=None, help="ENGINE@VERSION.")
-@click.option("--device", default=None, help="A device's UUID, as its driver gives it.")
-@click.option("--lift", is_flag=True, help="Lift the block.")
-@click.option("--list", "listing", is_flag=True, help="Show what is blocked.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
-@person_options
-@home_option
-@errors
-def block(
-    digest: str | None, engine_version: str | None, device: str | None, lift: bool, listing: bool,
-    reason: str | None, who: Person, home: Path,
-) -> None:  # fmt: skip
-    """Block weights, an engine's version or a device at once, whatever the policies say."""
-    if listing:
-        rows = in_transaction(home, stored.live_blocks)
-        table("", ("kind", "value", "since"), [(r["kind"], r["value"], _when(r["added_ms"])) for r in rows])
-        return
-    named = {"digest": digest, "engine-version": engine_version, "device": device}
-    chosen = [(kind, value) for kind, value in named.items() if value is not None]
-    if len(chosen) != 1 or reason is None:
-        raise click.UsageError(
-            "give one of --digest, --engine-version and --device together with --reason, or give --list"
-        )
-    ((kind, value),) = chosen
-    author = who.author(home, reason, APPROVE)
-
-    async def work(tx: Tx) -> None:
-        if not lift:
-            await stored.block(tx, kind, value, author, now_ms())
-            return
-        form = stored.check_block(kind, value)
-        for row in await stored.live_blocks(tx):
-            if (row["kind"], row["value"]) == (kind, form):
-                await stored.unblock(tx, row["id"], author, now_ms())
-                return
-        raise PolicyError(f"{kind} {value} is not blocked")
-
-    in_transaction(home, work)
-    click.echo(f"{'Lifted the block of' if lift else 'Blocked'} {kind} {to_printable(value)} for all nodes.")
-
-
-@policy.command()
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500), help="How many.")
 @home_option
 @json_option
@@ -424,3 +380,6 @@ def _permille(text: str) -> int:
     if not 1 <= permille <= 1000:
         raise click.UsageError(f"--share {text} is not between 0.1% and 100% in steps of 0.1%")
     return permille
+
+
+policy.add_command(blocking.block)

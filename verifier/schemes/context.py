@@ -253,9 +253,9 @@ class Blocks:
     digests: frozenset[str] = frozenset()
     """SHA-256 or BLAKE3 of a file, or the digest of a reference value; hex."""
     engines: frozenset[str] = frozenset()
-    """``ENGINE@VERSION``."""
+    """``ENGINE@VERSION``, a pattern or a range (`verifier.schemes.blocking`)."""
     devices: frozenset[str] = frozenset()
-    """UUIDs, as the driver gives them."""
+    """UUIDs, or patterns of them."""
 
 
 class Context(Struct, frozen=True, kw_only=True):

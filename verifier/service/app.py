@@ -16,10 +16,12 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
+    blocks,
     calls,
     credentials,
     discovery,
     events,
+    incident_causes,
     incidents,
     nodes,
     problem,
@@ -121,7 +123,8 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
 def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
-        sessions, calls, nodes, events, incidents, routers, discovery, policy_resources, reference_resources
+        sessions, calls, nodes, events, incidents, routers, discovery, policy_resources, reference_resources, blocks,
+        incident_causes,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

@@ -21,7 +21,7 @@ from verifier.policy.rollout import Rollout
 from verifier.reappraisal import VerifierInputs
 from verifier.recording import Recording, ReferenceName
 from verifier.schemes.context import Blocks, ModelReference
-from verifier.store import policies, recordings, references
+from verifier.store import blocks, policies, recordings, references
 from verifier.store.database import SQL, Database, Row, Tx
 
 _CACHE_ENTRIES: Final = 64
@@ -228,7 +228,7 @@ class InputLoader:
     async def _load_in_force(self, tx: Tx, generation: int) -> _InForce:
         if self._in_force is not None and self._in_force.generation == generation:
             return self._in_force
-        blocks = await policies.blocks(tx)
+        blocked = await blocks.in_force(tx)
         active: dict[str, ReferenceName] = {}
         replaced: dict[str, tuple[_Superseded, ...]] = {}
         retired = set()
@@ -250,7 +250,7 @@ class InputLoader:
                 replaced[model] = (*replaced.get(model, ()), earlier)
         in_force = _InForce(
             generation=generation,
-            blocks=blocks,
+            blocks=blocked,
             active=active,
             replaced=replaced,
             retired=frozenset(retired),
