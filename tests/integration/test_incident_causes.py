@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from attester.cose import Sign1
-from attester.evidence import MAX_EVIDENCE
+from attester import cose
+from attester.evidence import decode_envelope
 from fixtures.credentials import bearer
 from fixtures.simulator import SimulatedNode
 from tests.integration.lifecycle import post
@@ -153,8 +153,8 @@ async def test_the_commands_go_from_the_list_to_the_evidence_to_the_release(
     incident = said.split("incidents evidence ")[1].split()[0]
     file = tmp_path / "evidence.cbor"
     assert "bytes to" in await command(verifier, "evidence", incident, str(file))
-    envelope = Sign1.decode(file.read_bytes(), max_size=MAX_EVIDENCE)
-    assert any(node.key.public.kid == envelope.kid for node in nodes.values())
+    envelope = decode_envelope(file.read_bytes())
+    assert any(node.key.public.kid == envelope.header[cose.KID] for node in nodes.values())
     said = await command(verifier, "release-cause", thing, "--reason", "a wrong value")
     assert said.endswith(f"incidents that rested on {thing}.\n")
     said = await command(verifier, "release-cause", "reference:000000", "--reason", "x", code=1)
