@@ -28,7 +28,7 @@ _EVERY: Final = (
     " LEFT JOIN changes l ON l.subject = b.id AND l.action = 'unblock'"
 )
 _NEWEST: Final = (
-    "SELECT n.id, a.claims, a.expires_ms, a.revoked_ms, r.input, r.evidence FROM nodes n"
+    "SELECT n.id, a.status, a.claims, a.expires_ms, a.revoked_ms, r.input, r.evidence FROM nodes n"
     " JOIN appraisals a ON a.seq ="
     " (SELECT max(b.seq) FROM appraisals b WHERE b.node_id = n.id AND b.public = 1)"
     " LEFT JOIN recordings r ON r.appraisal_id = a.origin"
@@ -116,7 +116,6 @@ class _Appraised(msgspec.Struct, frozen=True):
 
 
 class _Claims(msgspec.Struct, frozen=True):
-    ear_status: Tier
     submods: dict[str, _Appraised]
 
 
@@ -257,7 +256,7 @@ def _count(fleet: Fleet, row: Row, now_ms: int) -> None:
             continue
         if is_live:
             hits.live += 1
-            hits.affirming += claims.ear_status is Tier.AFFIRMING
+            hits.affirming += row["status"] == Tier.AFFIRMING
         else:
             hits.idle += 1
 
