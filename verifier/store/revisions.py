@@ -132,7 +132,7 @@ async def take_shown(
         row = known.get(model)
         if row is not None and row["digest"] == revision.digest:
             continue
-        if row is not None and row["at_ms"] >= issued_ms:
+        if row is not None and row["at_ms"] > issued_ms:
             is_replaced = True
             continue
         has_changed = revision.asked not in (None, revision.digest)
