@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from attester.weights.folder import open_folder
@@ -29,6 +31,7 @@ from tests.integration.revisions import (
     upgrade,
     vector,
 )
+from touchstone import main
 from verifier.references import measured
 from verifier.service.app import open_service
 from verifier.service.calls import CALL_SCHEDULER, CallScheduler
@@ -499,3 +502,44 @@ async def test_a_node_that_has_another_revision_is_called_soon(verifier, newer: 
     await caller._take_changes()
     assert verifier.clock.ticks < caller.plan.moment(node.id) < verifier.clock.ticks + 60
     assert node.id in caller.plan.needs_walk
+
+
+async def command(verifier, *arguments: str) -> tuple[int, str]:
+    """A command on the home of the verifier that runs; its status and what it prints."""
+    given = ["reference", "rollout", *arguments, "--home", str(verifier.home.path)]
+    done = await asyncio.to_thread(CliRunner().invoke, main, given)
+    return done.exit_code, done.output
+
+
+async def test_the_commands_take_it_from_its_start_to_its_end(verifier, newer: Path, monkeypatch) -> None:
+    """On the machine of the verifier, with what each prints; a step that is refused says how to mend it."""
+    monkeypatch.setattr("verifier.commands.model_rollouts.now_ms", lambda: verifier.clock.ms)
+    old, new, node = await in_force(verifier), await mint(verifier, newer), await verifier.enrol()
+    await verifier.attest(node)
+    assert await command(verifier, "status") == (0, "No roll-out runs.\n")
+    ended, text = await command(
+        verifier, "start", MODEL, "--to", new[:12], "--until", "7d", "--reason", "re-saved"
+    )
+    assert (ended, f"Both revisions of {MODEL} are valid now: {old[:12]} and {new[:12]}." in text) == (
+        0,
+        True,
+    ), text
+    await upgrade(verifier, node, newer, new)
+    ended, text = await command(verifier, "status", MODEL)
+    assert ended == 0
+    assert "until 2026-11-25" in text
+    assert "(6 d 23 h left)" in text
+    assert f"from {old[:12]}  {'█' * 24}  1 of 1 nodes; reads 29" in text
+    assert f"to   {new[:12]}  {'░' * 24}  0 of 1 nodes (1 more say so); reads 30" in text
+    await verifier.attest(node)
+    ended, text = await command(verifier, "status", "--json")
+    assert (ended, json.loads(text)[0]["to"]["nodes"]) == (0, 1)
+    ended, text = await command(verifier, "abort", MODEL, "--grace", "60", "--reason", "not yet")
+    assert (ended, "Nodes on the new one: 1; they are only a warning for 60 s." in text) == (0, True)
+    await command(verifier, "start", MODEL, "--to", new, "--reason", "again")
+    ended, text = await command(verifier, "finish", MODEL, "--reason", "done")
+    assert (ended, f"{new[:12]} is in force for {MODEL}, and {old[:12]} is superseded." in text) == (0, True)
+    ended, text = await command(verifier, "finish", MODEL, "--reason", "done")
+    assert (ended, "touchstone reference rollout start" in text) == (1, True)
+    ended, text = await command(verifier, "start", MODEL, "--to", new, "--until", "soon", "--reason", "x")
+    assert (ended, "is no moment" in text) == (2, True)
