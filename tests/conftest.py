@@ -122,7 +122,7 @@ class RunningVerifier:
         session = await open_session(
             self.service, stored, "call", secrets.token_bytes(32), wants_for(stored, walk=walk)
         )
-        asked = posing.pose(session.entries, session.exhausted, self.service.pool_key)
+        asked = posing.pose(session.entries, session.exhausted, self.service.pool_key, session.revisions)
         self.app[CALL_SCHEDULER].channels._pushed[session.id] = self.clock.ticks
         return Session(session.id, session.nonce, tuple(posing.to_wire(asked)))
 
@@ -304,9 +304,7 @@ async def verifier(
     # The clock that the test moves is the one that all replicas share.
     monkeypatch.setattr(PostgresDatabase, "ahead_ms", SqliteDatabase.ahead_ms)
     async with open_service(verifier_home, config, clock.clock()) as service:
-        await publish(
-            service.db, service.pool_key, model_folder, clock.ms, document=_measured(model_folder)
-        )
+        await publish(service.db, service.pool_key, model_folder, clock.ms, document=_measured(model_folder))
         app = make_app(service)
         async with (
             listening(app, config.service.listen, shutdown_timeout=1),

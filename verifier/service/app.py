@@ -23,8 +23,10 @@ from verifier.service import (
     events,
     incident_causes,
     incidents,
+    model_rollouts,
     nodes,
     problem,
+    revisions,
     routers,
     sessions,
     sweep,
@@ -123,8 +125,8 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
 def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
-        sessions, calls, nodes, events, incidents, routers, discovery, policy_resources, reference_resources, blocks,
-        incident_causes,
+        sessions, calls, nodes, revisions, events, incidents, routers, discovery, policy_resources,
+        reference_resources, model_rollouts, blocks, incident_causes,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

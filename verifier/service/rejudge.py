@@ -285,7 +285,8 @@ def _may_concern(
     """Whether a node may have what was blocked or unblocked.  A search of what it said is quick."""
     was, now = before.blocks, after.blocks
     references = {name.digest for name in after.references.values()}
-    references |= {name.digest for earlier in after.superseded.values() for name in earlier}
+    others = (*after.superseded.values(), *after.beside.values())
+    references |= {name.digest for names in others for name in names}
     if any(digest in references or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests):
         return True
     if (devices := was.devices ^ now.devices) and any(
