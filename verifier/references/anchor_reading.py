@@ -1,7 +1,7 @@
 """
 Trust anchors in files: public keys in PEM or DER, certificates in PEM or DER, a JWK or a set of JWKs.
 
-What else a file says of its keys does not count: its place says what they are for.
+What else a file says of the use of its keys does not count: its place says what they are for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 
 from verifier.errors import ReferenceValueError
 from verifier.references import certificates
-from verifier.references.anchors import Anchor, CertificateAnchor, key_of
+from verifier.references.anchors import Anchor, CertificateAnchor, OtherKey, key_of
 
 MAX_FILE: Final = 1 << 20
 """Bytes of one file."""
@@ -28,6 +29,15 @@ MAX_ANCHORS: Final = 256
 _PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[^-]*-----END \1-----")
 _PUBLIC: Final = ("kty", "crv", "x", "y", "n", "e")
 _SECRET: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_RSA_ALGORITHMS: Final = {
+    "PS256": -37,
+    "PS384": -38,
+    "PS512": -39,
+    "RS256": -257,
+    "RS384": -258,
+    "RS512": -259,
+}
+"""By their names in a JWK, the algorithms of RSA by COSE's numbers.  That of another key follows from its curve."""
 
 Found = Anchor | ReferenceValueError
 """An anchor, or why a key or a certificate is none."""
@@ -164,4 +174,9 @@ def _read_jwk(jwk: Mapping[str, Any]) -> Anchor:
         raise ReferenceValueError("it is not the JWK of a public key") from None
     if native is None:
         raise ReferenceValueError("it is not a JWK: its members must be text")
-    return key_of(native)
+    key = key_of(native)
+    if not isinstance(key, OtherKey) or "alg" not in jwk or jwk["kty"] != "RSA":
+        return key
+    if jwk["alg"] not in _RSA_ALGORITHMS:
+        raise ReferenceValueError(f"it is a JWK for {str(jwk['alg'])[:40]!r}, which signs nothing here")
+    return replace(key, only=_RSA_ALGORITHMS[jwk["alg"]])

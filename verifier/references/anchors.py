@@ -62,6 +62,8 @@ class OtherKey:
 
     spki: bytes
     """SubjectPublicKeyInfo, DER."""
+    only: int | None = None
+    """The one algorithm that it is for, by COSE's number, if its file names one."""
 
     @cached_property
     def native(self) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
@@ -98,6 +100,10 @@ class OtherKey:
             SignatureError: *signature* is not by this key over *data*.
         """
         key = self.native
+        if self.only is not None and alg != self.only:
+            raise COSEError(
+                f"the header has algorithm {repr(alg)[:40]}, but the key is for {self.only} alone"
+            )
         try:
             if isinstance(key, rsa.RSAPublicKey):
                 _verify_rsa(key, signature, data, alg)

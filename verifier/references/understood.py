@@ -106,13 +106,15 @@ def check(corim: Corim, values: Collection[int] = ()) -> None:
     _ = in_force(corim)
 
 
-def _check_keys(keys: Collection[int | str], known: Collection[int], place: str) -> None:
+def _check_keys(
+    keys: Collection[int | str], known: Collection[int], place: str, what: str = "extension"
+) -> None:
     unknown = [key for key in keys if key not in known]
     if unknown:
         key = shown_key(min(unknown, key=str))
         refuse(
             place,
-            f"has the extension {key}, which has a meaning only in a profile, and none is known that has it",
+            f"has the {what} {key}, which has a meaning only in a profile, and none is known that has it",
         )
 
 

@@ -726,8 +726,7 @@ def of(model: str | None, *measurements: Measurement, **env: Any) -> ReferenceTr
 FILE = Measurement("f", {1: A})
 
 
-@pytest.mark.parametrize("profile", [None, "http://other.example/profile"])
-def test_a_foreign_corim(profile):
+def test_a_foreign_corim():
     """Files by their names; digests that manifests have; all else of a file left where it adds nothing."""
     value = foreign(
         of(
@@ -738,7 +737,6 @@ def test_a_foreign_corim(profile):
         ),
         of("two", FILE),
         of(None, Measurement(3, {8: bytes(64)}), vendor="of no model"),
-        profile=profile,
     )
     one = Document(
         model="a/one", files=(DocumentFile("x", sha256=A.hex()), DocumentFile("y", blake3=B.hex()))
