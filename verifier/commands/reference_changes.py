@@ -20,7 +20,6 @@ from verifier.commands.common import (
     os_user,
     person_options,
     reason_option,
-    table,
 )
 from verifier.commands.references import reference
 from verifier.config import Home
@@ -126,6 +125,11 @@ def _explain(added: Added, provenance: Provenance, home: Path) -> None:
     if added.state == "active":
         _explain_source(added, home)
         return
+    if added.retired is not None:
+        click.echo(
+            f"It has the same files as {added.retired[:12]}, which was retired. Who did that, and why:"
+        )
+        click.echo(f"  touchstone reference history {added.model} --home {home}")
     if added.in_force is None:
         why = "somebody else has signed it" if provenance.source in reference_sources.OUTSIDE else (
             "the model had values before, and somebody decides whether this one is to be in force"
@@ -208,12 +212,10 @@ def history(model: str | None, home: Path, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    table("", ("when", "what", "value", "model", "who", "why"), [
-        (
-            f"{datetime.fromtimestamp(change['at'], UTC):%Y-%m-%d %H:%M:%S}", change["action"],
-            change["digest"][:12], change["model"] or "–", change["actor"], to_printable(change["reason"]),
-        )
-        for change in found
-    ])  # fmt: skip
+    for change in found:
+        when = f"{datetime.fromtimestamp(change['at'], UTC):%Y-%m-%d %H:%M:%S}"
+        of = f"{change['model'] or '–'}  " if model is None else ""
+        why = to_printable(change["reason"])
+        click.echo(f"{when}  {change['action']:<8}  {change['digest'][:12]}  {of}by {change['actor']}: {why}")
     if not found:
         click.echo("Nothing was done to reference values yet.")

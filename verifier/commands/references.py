@@ -59,30 +59,21 @@ def list_references(model: str | None, home: Path, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    columns = ("model", "digest", "state", "source", "signer", "until", "last change", "by", "why")
+    columns = ("model", "digest", "state", "source", "signer", "until")
     table("", columns, [
         (
-            value["model"], value["digest"][:12], _state(value), _source(value), value["signer"] or "–",
-            "–" if value["not_after"] is None else day(value["not_after"]), *_change(value["change"]),
+            value["model"], value["digest"][:12], _state(value), value["source"], value["signer"] or "–",
+            "–" if value["not_after"] is None else day(value["not_after"]),
         )
         for value in found
     ])  # fmt: skip
-
-
-def _source(value: dict[str, Any]) -> str:
-    others = value["sources"] - 1
-    return str(value["source"]) + (f" (and {others} more: show)" if others else "")
-
-
-def _change(change: dict[str, Any] | None) -> tuple[str, str, str]:
-    if change is None:
-        return "–", "–", "–"
-    why = to_printable(change["reason"])
-    return (
-        f"{change['action']} {day(change['at'])}",
-        change["actor"],
-        why if len(why) <= 40 else f"{why[:39]}…",
-    )
+    for value in found:
+        change = value["change"]
+        if change is not None:
+            said = f"{change['action']} {day(change['at'])} by {change['actor']}: {to_printable(change['reason'])}"
+            click.echo(f"{value['digest'][:12]}  {said}")
+        if value["sources"] > 1:
+            click.echo(f"{value['digest'][:12]}  has {value['sources']} sources: touchstone reference show")
 
 
 def _state(value: dict[str, Any]) -> str:

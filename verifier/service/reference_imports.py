@@ -10,6 +10,7 @@ from msgspec import Struct
 from verifier.references import acceptable, conflicts
 from verifier.references.conflicts import Conflict
 from verifier.references.measured import Document
+from verifier.schemes.context import ModelReference
 from verifier.store import reference_sources, references
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
@@ -26,6 +27,8 @@ class Added(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The digest of the value that stays in force for the model, if it is another one."""
     differs: Conflict | None = None
     """Where it differs from that one (``one``), file by file."""
+    retired: str | None = None
+    """The digest of a value with the same files that was retired."""
     source: int | None = None
     """The number of the source that was added; only if it does not count, because another one does."""
     counts: dict[str, Any] | None = None
@@ -93,7 +96,16 @@ async def _add_one(
         state=state,
         in_force=None if current is None else current["digest"],
         differs=None if one is None else conflicts.compare(document.model, one, other),
+        retired=await _retired_alike(tx, other, document.model),
     )
+
+
+async def _retired_alike(tx: Tx, value: ModelReference, model: str) -> str | None:
+    """A retired value with the same files: a value's digest is another one if its files have further digests."""
+    for row in await references.retired(tx, model):
+        if conflicts.compare(model, references.to_reference(row), value) is None:
+            return str(row["digest"])
+    return None
 
 
 async def _say_source(tx: Tx, document: Document, value: Row) -> Added:

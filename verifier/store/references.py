@@ -345,6 +345,11 @@ async def documents(tx: Tx, states: tuple[str, ...]) -> list[Row]:
     )
 
 
+async def retired(tx: Tx, model: str) -> list[Row]:
+    """Give the retired values of a model with their documents."""
+    return await tx.all("SELECT * FROM reference_values WHERE model = ? AND state = 'retired'", model)
+
+
 async def comparable(tx: Tx) -> list[Row]:
     """Give every value that evidence may be compared with: in force, superseded within its grace, or retired."""
     return await tx.all(
