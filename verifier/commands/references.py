@@ -172,12 +172,15 @@ def retire(digest: str, reason: str, who: Person, home: Path) -> None:
     """Withdraw the value whose digest begins with DIGEST, without a grace period.  `restore` undoes it."""
     author = who.author(home, reason, ADMINISTER)
 
-    async def work(tx: Tx) -> str:
+    async def work(tx: Tx) -> Row:
         row = await stored.find(tx, digest)
         await stored.retire(tx, row["digest"], author, now_ms())
-        return str(row["digest"])
+        return row
 
-    retired = in_transaction(home, work)
+    row = in_transaction(home, work)
+    retired = row["digest"]
+    if row["state"] == "active":
+        click.echo(f"No value is in force for {row['model']} now, so none of its nodes can be affirming.")
     click.echo(f"Retired {retired}. To undo this:")
     click.echo(f"  touchstone reference restore {retired[:12]} --reason … --home {home}")
 

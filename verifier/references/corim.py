@@ -48,6 +48,8 @@ _MAX_HEADER: Final = 64 << 10
 """Bytes of the protected header, which may carry certificates."""
 MAX_MESSAGE: Final = MAX_CORIM + 2 * _MAX_HEADER
 """Bytes of a signed CoRIM."""
+_UNSIGNED: Final = b"\xd9\x01\xf5"
+"""The head of tag 501."""
 _META, _CWT = 8, 15
 _HASH_ENVELOPE: Final = frozenset({258, 259, 260})
 
@@ -140,7 +142,8 @@ def read_signed(data: bytes) -> SignedCorim:
     try:
         message = cose.Sign1.decode(data, max_size=MAX_MESSAGE, deterministic=False, max_header=_MAX_HEADER)
     except (CBORError, COSEError) as error:
-        raise ReferenceValueError(f"the signed CoRIM: {error}") from None
+        hint = ". It is a CoRIM that nobody has signed" if data.startswith(_UNSIGNED) else ""
+        raise ReferenceValueError(f"the signed CoRIM: {error}{hint}") from None
     # 2. The header.
     header = message.header
     if _HASH_ENVELOPE & (header.keys() | message.unprotected.keys()):

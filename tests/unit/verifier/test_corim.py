@@ -491,7 +491,7 @@ MESSAGES = {
     "nothing": (b"", "the signed CoRIM: no bytes"),
     "too long": (bytes((8 << 20) + (128 << 10) + 1), "at most 8519680 are allowed"),
     "not tagged": (cbor2.dumps(cbor2.loads(signed()).value), "the signed CoRIM: not tagged 18"),
-    "unsigned": (dumped(), "the signed CoRIM: a tag that this profile does not use"),
+    "unsigned": (dumped(), "a tag that this profile does not use. It is a CoRIM that nobody has signed"),
     "bytes after it": (signed() + b"\0", "the signed CoRIM: 1 bytes after the end"),
     "a part too few": (cbor2.dumps(CBORTag(18, [b"", {}, b""])), "not the four parts of a COSE_Sign1"),
     "indefinite": (b"\xd2\x9f\x40\xa0\x40\x40\xff", "the signed CoRIM: error decoding array: encountered indefinite"),
