@@ -76,13 +76,14 @@ async def open_service(
             fence = await read_fence(tx)
         key_ring = KeyRing(home, db)
         await key_ring.open()
+        _name_unusable_anchors(home)
         shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,
             engine=engine,
             authors=home.authors(),
-            anchors=home.anchors(),
+            anchors=home.anchors,
             key_ring=key_ring,
             pool_key=home.pool_key(),
             admin_token=home.token("admin"),
@@ -91,6 +92,13 @@ async def open_service(
             marks=HighWater(home.high_water, shared_ms),
             fence=fence,
         )
+
+
+def _name_unusable_anchors(home: Home) -> None:
+    """One bad file of a trust anchor stops nothing but what it would have signed."""
+    for file in home.anchor_files():
+        for why in file.refused:
+            _log.error("a trust anchor of reference values cannot be used", file=str(file.path), why=why)
 
 
 async def activate_home_policy(db: Database, home: Home, config: VerifierConfig, now_ms: int) -> None:

@@ -20,7 +20,7 @@ from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.references.measured import read_document
 from verifier.service.inputs import InputLoader
-from verifier.store import model_rollouts, policies, pool, references, revisions
+from verifier.store import blocks, model_rollouts, pool, references, revisions
 from verifier.store.database import Row, Tx
 from verifier.store.model_rollouts import STATE, ModelRollout
 from verifier.store.policies import ChangeAuthor
@@ -157,9 +157,9 @@ async def _check_policies(tx: Tx, inputs: InputLoader, model: str) -> None:
 
 
 async def _check_not_blocked(tx: Tx, row: Row) -> None:
-    if row["digest"] in (await policies.blocks(tx)).digests:
+    if row["digest"] in (await blocks.in_force(tx)).digests:
         raise RequestError(
-            f"{row['digest']} is blocked. Lift the block first: touchstone policy block digest {row['digest']} --lift",
+            f"{row['digest']} is blocked. Lift the block first: touchstone policy block --digest {row['digest']} --lift --reason TEXT",
             code=STATE,
         )
 
