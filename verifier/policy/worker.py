@@ -15,22 +15,21 @@ else.  The parent kills the process if it takes too long.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
 RULE: Final = "data.touchstone.outcome"
 """What the contract asks a policy for."""
-_QUESTION: Final = f"package touchstone_question\n\nanswer := {RULE}\n"
-_ANSWER: Final = "data.touchstone_question.answer"
 _QUESTION_FILE: Final = "the contract's question"
-"""No file of a bundle can have this name, and no module of a policy may have that package (`verifier.policy.lint`)."""
+"""No file of a bundle can have this name."""
 _UNDEFINED: Final = '"<undefined>"'
 MAX_FRAME: Final = 8 << 20
 OUTCOME, ERROR = b"\x00", b"\x01"
@@ -84,18 +83,16 @@ def _load(engine: Any, setup: Mapping[str, Any]) -> None:
 
 def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
     _load(engine, setup)
-    # regorus gives a rule by its path only if the path is the head of a rule.  `outcome[name].reasons` and a package
-    # `touchstone.outcome` are no such heads, so the question is a rule that refers to the path, as OPA reads it.
-    engine.add_policy(_QUESTION_FILE, _QUESTION)
+    answer_rule = _add_question(engine, setup["modules"])
     engine.set_input_json(NOTHING)
-    engine.eval_rule_as_json(_ANSWER)
+    engine.eval_rule_as_json(answer_rule)
     send(sink, b"{}")
     while (count := receive(source)) is not None:
         flushed = time.monotonic()
         for policy_input in _inputs(source, int.from_bytes(count, "little")):
             try:
                 engine.set_input_json(policy_input.decode())
-                outcome = engine.eval_rule_as_json(_ANSWER)
+                outcome = engine.eval_rule_as_json(answer_rule)
                 answer = _NOTHING_GIVEN if outcome == _UNDEFINED else OUTCOME + outcome.encode()
             except (RuntimeError, ValueError) as error:
                 answer = ERROR + message(error).encode()
@@ -104,6 +101,19 @@ def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bin
                 sink.flush()
                 flushed = time.monotonic()
         sink.flush()
+
+
+def _add_question(engine: Any, modules: Sequence[tuple[str, str]]) -> str:
+    """
+    Add a rule that refers to what the contract asks for, and return its path.
+
+    regorus gives a rule by its path only if the path is the head of a rule.  ``outcome[name].reasons`` and a
+    package ``touchstone.outcome`` are no such heads; a reference to the path is read as OPA reads it.  The
+    package is named after the modules, so that no module can be in it.
+    """
+    digest = hashlib.sha256(json.dumps(modules).encode()).hexdigest()
+    engine.add_policy(_QUESTION_FILE, f"package question_{digest}\n\nanswer := {RULE}\n")
+    return f"data.question_{digest}.answer"
 
 
 def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
