@@ -119,6 +119,7 @@ _TABLE: Final = (
     Reason("policy.unusable", "A policy bundle cannot be used.", "Correct the file at the place that the message names."),
     Reason("policy.block.misses", "The block would hit no node.", "Correct the value. Show what nodes run: touchstone policy block --dry-run."),
     Reason("policy.state", "The rollout is not in a state that allows this step.", "Show the rollout: touchstone policy history."),
+    Reason("policy.version", "Another policy has this name and version.", "Write the version that the message names into bundle.json."),
     Reason("result.unacceptable", "The attestation result must not be accepted.", "Get a new result from the verifier."),
     # requests
     Reason("request.malformed", "The request is malformed.", "Correct what the message names."),

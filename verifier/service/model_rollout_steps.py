@@ -159,7 +159,8 @@ async def _check_policies(tx: Tx, inputs: InputLoader, model: str) -> None:
 async def _check_not_blocked(tx: Tx, row: Row) -> None:
     if row["digest"] in (await blocks.in_force(tx)).digests:
         raise RequestError(
-            f"{row['digest']} is blocked. Lift the block first: touchstone policy block --digest {row['digest']} --lift --reason TEXT",
+            f"{row['digest']} is blocked. Lift the block first:"
+            f" touchstone policy block --digest {row['digest']} --lift --reason TEXT",
             code=STATE,
         )
 

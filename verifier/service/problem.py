@@ -69,6 +69,7 @@ _STATUS: Final = {
     "policy.unusable": 422,
     "policy.state": 409,
     "policy.block.misses": 409,
+    "policy.version": 409,
     "store.refused": 503,
     "store.unavailable": 503,
 }
