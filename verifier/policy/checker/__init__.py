@@ -17,8 +17,9 @@ from verifier.policy.checker import conflicts, inference, names, outcome
 from verifier.policy.checker.forms import of_schema
 from verifier.policy.checker.outcome import ENTRY, Contract
 from verifier.policy.checker.report import Source
+from verifier.policy.checker.scopes import Reading
 from verifier.policy.checker.shapes import ANY
-from verifier.policy.checker.world import MAX_DEPTH, Module, Path, World, read
+from verifier.policy.checker.world import MAX_DEPTH, Definition, Module, Path, World, read
 from verifier.policy.lint import LintFinding, ordered
 from verifier.policy.syntax import full_path
 
@@ -37,7 +38,9 @@ class Terms:
     """The codes of reasons."""
 
 
-def check(modules: Sequence[Any], *, tests: frozenset[str], data: Any, terms: Terms) -> tuple[LintFinding, ...]:
+def check(
+    modules: Sequence[Any], *, tests: frozenset[str], data: Any, terms: Terms
+) -> tuple[LintFinding, ...]:
     """
     All findings, by file, line and column.
 
@@ -62,7 +65,7 @@ def check(modules: Sequence[Any], *, tests: frozenset[str], data: Any, terms: Te
 
 
 def _check_rules(world: World, terms: Terms) -> None:
-    readings = {}
+    readings: dict[Definition, Reading] = {}
     for module in world.modules:
         readings |= names.check(world, module)
     knowledge = inference.check(world, readings, of_schema(terms.input), tests_only=False)
@@ -72,7 +75,7 @@ def _check_rules(world: World, terms: Terms) -> None:
 
 def _check_tests(world: World) -> None:
     conflicts.check(world)
-    readings = {}
+    readings: dict[Definition, Reading] = {}
     for module in world.modules:
         if module.is_test:
             readings |= names.check(world, module)
@@ -80,7 +83,7 @@ def _check_tests(world: World) -> None:
     inference.check(world, {**silent, **readings}, ANY, tests_only=True)
 
 
-def _silently(world: World, module: Module) -> Mapping[Any, Any]:
+def _silently(world: World, module: Module) -> Mapping[Definition, Reading]:
     """Read rules again, as tests see them: with any input."""
     source = module.source
     kept, source.found = source.found, {}

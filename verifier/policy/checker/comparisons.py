@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from verifier.policy.checker.near import nearest
-from verifier.policy.checker.shapes import (
-    Object,
-    Shape,
-    are_written,
-    described,
-    is_written,
-    meets,
-    shown,
-    strings,
-)
+from verifier.policy.checker.shapes import Object, Shape, are_written, is_written, meets, strings
+from verifier.policy.checker.words import described, shown, types_of
 
 
 def never_equal(a: Shape, a_text: str, b: Shape, b_text: str) -> str | None:
@@ -23,10 +15,10 @@ def never_equal(a: Shape, a_text: str, b: Shape, b_text: str) -> str | None:
         return None
     if is_written(a) and not is_written(b):
         a, a_text, b, b_text = b, b_text, a, a_text
-    if is_written(b):
+    if is_written(b) and not is_written(a):
         return _never(a_text, described(b), a, _near(b, a))
     return (
-        f"{a_text} is {described(a)}, and {b_text} is {described(b)}, so they are never equal. "
+        f"{a_text} is {types_of(a)}, and {b_text} is {types_of(b)}, so they are never equal. "
         "Compare what can be equal"
     )
 

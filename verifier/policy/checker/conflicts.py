@@ -28,7 +28,9 @@ def _check_together(path: Path, definitions: Sequence[Definition]) -> None:
         if (first.arguments is None) != (other.arguments is None):
             sentence = f"{path[-1]} is a function and a rule. Give one of them another name"
         elif len(first.arguments or ()) != len(other.arguments or ()):
-            sentence = f"{path[-1]} takes {_count(first)} in line {first.span['line']}, and {_count(other)} here"
+            sentence = (
+                f"{path[-1]} takes {_count(first)} in line {first.span['line']}, and {_count(other)} here"
+            )
         elif "Default" not in (first.kind, other.kind) and _form(first) != _form(other):
             sentence = f"{path[-1]} is {_form(first)} in line {first.span['line']}, and {_form(other)} here"
         elif "Default" in (first.kind, other.kind) and "a set" in (_form(first), _form(other)):
@@ -61,9 +63,13 @@ def _check_path(world: World, path: Path, definitions: Sequence[Definition]) -> 
             )
             _report(definitions[0], sentence)
     if path in world.packages:
-        _report(definitions[0], f"there is a package data.{'.'.join(path)} too. Give one of them another name")
+        _report(
+            definitions[0], f"there is a package data.{'.'.join(path)} too. Give one of them another name"
+        )
     if world.document(path) is not Absent:
-        _report(definitions[0], f"the bundle's data have data.{'.'.join(path)} too. Give one of them another name")
+        _report(
+            definitions[0], f"the bundle's data have data.{'.'.join(path)} too. Give one of them another name"
+        )
 
 
 def _check_default(definition: Definition) -> None:
@@ -72,7 +78,10 @@ def _check_default(definition: Definition) -> None:
         expr = work.pop()
         kind, _ = kind_of(expr)
         if kind in ("Var", "RefDot", "RefBrack", "Call"):
-            _report(definition, f"the default of {definition.path[-1]} must be a constant. Use else, or another rule")
+            _report(
+                definition,
+                f"the default of {definition.path[-1]} must be a constant. Use else, or another rule",
+            )
             return
         if kind not in CLOSURES:
             work += operands(expr)
@@ -80,5 +89,3 @@ def _check_default(definition: Definition) -> None:
 
 def _report(definition: Definition, sentence: str) -> None:
     definition.module.source.error(definition.span, "conflict", sentence)
-
-

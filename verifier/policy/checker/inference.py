@@ -13,7 +13,9 @@ from verifier.policy.checker.walk_queries import Walker
 from verifier.policy.checker.world import Body, Definition, Module, Path, World
 
 
-def check(world: World, readings: Mapping[Definition, Reading], input_: Shape, *, tests_only: bool) -> Knowledge:
+def check(
+    world: World, readings: Mapping[Definition, Reading], input_: Shape, *, tests_only: bool
+) -> Knowledge:
     """
     Report what can never be true, and return what is known of the rules.
 
@@ -31,7 +33,10 @@ def check(world: World, readings: Mapping[Definition, Reading], input_: Shape, *
             module = definition.module
             if definition not in readings:
                 continue
-            walker = walkers.setdefault(module, Walker(knowledge, module, reports=not tests_only or module.is_test))
+            walker = walkers.setdefault(
+                module, Walker(knowledge, module, reports=not tests_only or module.is_test)
+            )
+            walker.has_others = len(world.rules[path]) > 1 or len(definition.bodies) > 1
             _report(knowledge, walker, path, definition, readings[definition])
     return knowledge
 
@@ -56,7 +61,7 @@ def _values(knowledge: Knowledge, path: Path, readings: Mapping[Definition, Read
 
 def _value(walker: Walker, definition: Definition, body: Body, env: Environment) -> Shape:
     """What a body adds to its rule's value."""
-    value = written(True) if body.value is None else walker.shape(body.value, env)  # noqa: FBT003
+    value = written(True) if body.value is None else walker.shape(body.value, env)
     if definition.kind == "Set" and body.key is not None and not definition.is_computed:
         return Shape((SetOf(walker.shape(body.key, env)),))
     if definition.is_entry and body.indices:
@@ -64,7 +69,9 @@ def _value(walker: Walker, definition: Definition, body: Body, env: Environment)
     return ANY if definition.is_computed else value
 
 
-def _report(knowledge: Knowledge, walker: Walker, path: Path, definition: Definition, reading: Reading) -> None:
+def _report(
+    knowledge: Knowledge, walker: Walker, path: Path, definition: Definition, reading: Reading
+) -> None:
     walker.use(reading)
     arguments = definition.arguments or []
     for body in definition.bodies:

@@ -9,8 +9,9 @@ from verifier.policy import lint
 from verifier.policy.checker import builtins, safety
 from verifier.policy.checker.near import suggestion
 from verifier.policy.checker.scopes import ROOTS, Called, Local, Reader, Reading, called
-from verifier.policy.checker.shapes import types_of
+from verifier.policy.checker.words import types_of
 from verifier.policy.checker.world import Absent, Definition, Module, World
+from verifier.policy.lint import Level
 from verifier.policy.syntax import start_of
 
 # What to write instead of a function that OPA refuses as deprecated.
@@ -52,9 +53,9 @@ def _check_call(world: World, module: Module, reading: Reading, call: Any, names
         _check_builtin(module, found.builtin, span)
     least, most = _arity(world, found)
     is_statement = id(call) in reading.statements
-    if given == least + 1 and is_statement and most is not None:
+    if given == least + 1 and is_statement and most is not None and not _is_value(world, found):
         reading.with_result.add(id(call))
-    elif given < least or (most is not None and given > most):
+    elif given < least or (most is not None and given > most) or _is_value(world, found):
         source.error(span, "arity", _arity_sentence(world, found, name, given))
 
 
@@ -73,14 +74,24 @@ def _no_function(world: World, module: Module, names: list[str]) -> str:
     path = tuple(names[1:]) if names[0] == "data" else (*module.package, *names)
     if world.rule_at(path) is not None:
         return f"{name} is not a function. Write it without brackets"
-    if names[0] == "data":
+    if len(names) > 1 and names[0] == "data":
         below = world.below(path[:-1])
         prefix = ".".join(["data", *path[:-1]])
         near = suggestion(f"{prefix}.{path[-1]}", (f"{prefix}.{other}" for other in below))
         return f"there is no function {name}.{near}"
-    here = (builtin.name for builtin in builtins.table().values() if builtin.is_here and not lint.is_forbidden(builtin.name))
-    own = (".".join(p[len(module.package) :]) for p in _functions(world) if p[: len(module.package)] == module.package)
-    imported = (f"{i.alias}.{p[-1]}" for i in module.imports for p in _functions(world) if ("data", *p[:-1]) == i.path)
+    here = (
+        builtin.name
+        for builtin in builtins.table().values()
+        if builtin.is_here and not lint.is_forbidden(builtin.name)
+    )
+    own = (
+        ".".join(p[len(module.package) :])
+        for p in _functions(world)
+        if p[: len(module.package)] == module.package
+    )
+    imported = (
+        f"{i.alias}.{p[-1]}" for i in module.imports for p in _functions(world) if ("data", *p[:-1]) == i.path
+    )
     near = suggestion(name, [*own, *imported, *here])
     if not near and (others := [p for p in _functions(world) if p[-1] == names[-1]]):
         near = f" There is data.{'.'.join(min(others))}"
@@ -102,9 +113,13 @@ def _arity(world: World, found: Called) -> tuple[int, int | None]:
     return count, count
 
 
+def _is_value(world: World, found: Called) -> bool:
+    return found.path is not None and world.rules[found.path][0].arguments is None
+
+
 def _arity_sentence(world: World, found: Called, name: str, given: int) -> str:
     count, _ = _arity(world, found)
-    if found.path is not None and world.rules[found.path][0].arguments is None:
+    if _is_value(world, found):
         return f"{name} is not a function. Write it without brackets"
     types = ""
     if found.builtin is not None:
@@ -118,16 +133,18 @@ def _check_unused(module: Module, found: list[Local]) -> None:
     for local in found:
         if local.uses or local.name in ROOTS:
             continue
-        match local.how:
-            case "assigned":
-                sentence = f"{local.name} is not used. Remove it, or write what it is for"
-            case "some" | "every":
-                sentence = f"{local.name} is declared and not used. Remove it, or write _"
-            case "argument" if local.name != "_":
-                sentence = f"the argument {local.name} is not used. Write _ in its place"
-            case _:
-                continue
-        module.source.error(local.span, "unused", sentence)
+        if local.how in ("some", "every"):
+            sentence = f"{local.name} is declared and not used. Remove it, or write _"
+            module.source.error(local.span, "unused", sentence)
+        elif local.how == "assigned":
+            _strict(module, local.span, f"{local.name} is not used. Remove it, or write what it is for")
+        elif local.how == "argument":
+            _strict(module, local.span, f"the argument {local.name} is not used. Write _ in its place")
+
+
+def _strict(module: Module, span: Any, sentence: str) -> None:
+    """What only OPA's strict mode refuses: in tests it is a warning, because they judge nobody."""
+    module.source.error(span, "unused", sentence, Level.WARNING if module.is_test else Level.ERROR)
 
 
 def _check_imports(world: World, module: Module, used: set[str]) -> None:
@@ -137,10 +154,12 @@ def _check_imports(world: World, module: Module, used: set[str]) -> None:
         if path[0] in _LANGUAGE:
             continue
         if imported.alias in seen:
-            sentence = f"{imported.alias} is imported twice. Remove one import, or give it another name with as"
+            sentence = (
+                f"{imported.alias} is imported twice. Remove one import, or give it another name with as"
+            )
             module.source.error(imported.span, "import", sentence)
         elif imported.alias not in used:
-            module.source.error(imported.span, "unused", f"the import {name} is not used. Remove it")
+            _strict(module, imported.span, f"the import {name} is not used. Remove it")
         seen.add(imported.alias)
         if path[0] == "data" and not is_there(world, path[1:]):
             near = suggestion(path[-1], world.below(path[1:-1])) if len(path) > 1 else ""

@@ -21,7 +21,9 @@ def suggestion(name: str, candidates: Iterable[str]) -> str:
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that is most like *name*, if one is like it."""
-    pool = sorted({c for c in islice(candidates, _MAX_CANDIDATES) if _MIN_LENGTH <= len(c) <= _MAX_LENGTH and c != name})
+    pool = sorted(
+        {c for c in islice(candidates, _MAX_CANDIDATES) if _MIN_LENGTH <= len(c) <= _MAX_LENGTH and c != name}
+    )
     by_letters = {_letters(candidate): candidate for candidate in reversed(pool)}
     if (same := by_letters.get(_letters(name))) is not None:
         return same

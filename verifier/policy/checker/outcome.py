@@ -6,19 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
 from verifier.policy.checker.near import nearest
-from verifier.policy.checker.shapes import (
-    NUMBER,
-    Array,
-    Object,
-    Scalar,
-    SetOf,
-    Shape,
-    Value,
-    described,
-    elements,
-    listed,
-    shown,
-)
+from verifier.policy.checker.shapes import NUMBER, Array, Object, Scalar, SetOf, Shape, Value, elements
+from verifier.policy.checker.words import described, listed, shown
 from verifier.policy.checker.world import Definition, World
 from verifier.policy.syntax import kind_of
 
@@ -52,7 +41,11 @@ def _findings(entries: Shape, contract: Contract) -> Iterator[tuple[Value, str, 
     for entry in entries.options or ():
         if not isinstance(entry, Object):
             word = described(Shape((entry,)))
-            yield None, "outcome", f"an entry of outcome is {word}, not an object with {_VECTOR} and {_REASONS}"
+            yield (
+                None,
+                "outcome",
+                f"an entry of outcome is {word}, not an object with {_VECTOR} and {_REASONS}",
+            )
             continue
         for field in entry.fields:
             if field.name not in (_VECTOR, _REASONS):
@@ -88,9 +81,13 @@ def _value_findings(claim: str, shape: Shape) -> Iterator[tuple[Value, str, str]
         elif option.values is not None:
             for value in sorted(v for v in option.values if isinstance(v, (int, float))):
                 if not (_LEAST <= value <= _MOST) or value != int(value):
-                    yield value, "claim", (
-                        f"{shown(value)} is not a value of {claim}. "
-                        f"Values are integers from {_LEAST} to {_MOST}; use a name of data.ar4si"
+                    yield (
+                        value,
+                        "claim",
+                        (
+                            f"{shown(value)} is not a value of {claim}. "
+                            f"Values are integers from {_LEAST} to {_MOST}; use a name of data.ar4si"
+                        ),
                     )
 
 
@@ -106,7 +103,9 @@ def _reason_findings(reasons: Shape | None, contract: Contract) -> Iterator[tupl
                 word = described(Shape((item,)))
                 yield None, "reason", f"{_REASONS} has {word}, not a code. Codes are strings"
             elif item.values is not None:
-                for code in sorted(v for v in item.values if isinstance(v, str) and v not in contract.reasons):
+                for code in sorted(
+                    v for v in item.values if isinstance(v, str) and v not in contract.reasons
+                ):
                     near = nearest(code, contract.reasons)
                     instead = f"Did you mean {near}?" if near else "docs/reason-codes.md lists them"
                     yield code, "reason", f"there is no reason code {code}. {instead}"

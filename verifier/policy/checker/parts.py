@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from verifier.policy.checker.near import nearest
-from verifier.policy.checker.shapes import Array, Object, SetOf, Shape, described, listed, only_string, types_of
+from verifier.policy.checker.shapes import Array, Object, SetOf, Shape, only_string
+from verifier.policy.checker.words import described, listed, types_of
 
 
 def sentence(text: str, shape: Shape, key: Shape) -> str:
@@ -26,7 +27,7 @@ def sentence(text: str, shape: Shape, key: Shape) -> str:
     names = sorted({field.name for option in objects for field in option.fields})
     name = only_string(key)
     if name is None:
-        return f"{text} has no key that is {described(key)}. It has {listed(names)}"
+        return f"{text} has no key that is {described(key)}. It has {listed(names) if names else 'none'}"
     near = nearest(name, names)
     if near is not None:
         return f"{text} has no field {name}. Did you mean {near}?"

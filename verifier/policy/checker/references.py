@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from verifier.policy.checker.scopes import Local, Reading, RuleName, called
-from verifier.policy.checker.world import Definition, Import, Module, Path, World
+from verifier.policy.checker.world import Definition, Import, Path, World
 from verifier.policy.syntax import kind_of, path_of
 
 _REFERENCES: Final = ("Var", "RefDot", "RefBrack")
 
 
-def target(module: Module, reading: Reading, base: Any, names: list[str]) -> tuple[str, tuple[str, ...]] | None:
+def target(reading: Reading, base: Any, names: list[str]) -> tuple[str, tuple[str, ...]] | None:
     """What the base of a reference means: ``data`` or ``input``, and the names from there; `None` for a variable."""
     name = base["Var"]["value"]
     if name in ("data", "input"):
@@ -35,8 +35,8 @@ def order(world: World, readings: Mapping[Definition, Reading]) -> list[Path]:
     }
     done: list[Path] = []
     seen: set[Path] = set()
-    for start in edges:
-        stack: list[tuple[Path, Iterator[Path]]] = [] if start in seen else [(start, iter(edges[start]))]
+    for start, first in edges.items():
+        stack: list[tuple[Path, Iterator[Path]]] = [] if start in seen else [(start, iter(first))]
         seen.add(start)
         while stack:
             path, waiting = stack[-1]
@@ -67,8 +67,12 @@ def _references(world: World, definition: Definition, reading: Reading) -> Itera
                 work += computed
                 if "Var" not in base:
                     work.append(base)
-                elif (found_at := target(module, reading, base, names)) and found_at[0] == "data":
-                    if (path := world.rule_at(found_at[1])) is not None:
-                        yield path
+                else:
+                    yield from _rule_of(world, target(reading, base, names))
             else:
                 work += node.values()
+
+
+def _rule_of(world: World, found: tuple[str, tuple[str, ...]] | None) -> Iterator[Path]:
+    if found is not None and found[0] == "data" and (path := world.rule_at(found[1])) is not None:
+        yield path

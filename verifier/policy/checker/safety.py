@@ -10,14 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from verifier.policy.checker import builtins
 from verifier.policy.checker.near import suggestion
 from verifier.policy.checker.report import Source
-from verifier.policy.checker.scopes import CLOSURES, WILD, Local, Reading, operands, pattern_names, pattern_values
+from verifier.policy.checker.scopes import (
+    CLOSURES,
+    WILD,
+    Local,
+    Reading,
+    operands,
+    pattern_names,
+    pattern_values,
+)
 from verifier.policy.checker.world import Definition
 from verifier.policy.syntax import kind_of
+
+_OPERATIONS: Final = ("Call", "ArithExpr", "BinExpr", "BoolExpr", "Membership", "UnaryExpr")
+_LITERALS: Final = ("Array", "Set", "Object")
 
 
 @dataclass
@@ -27,6 +38,8 @@ class _Flow:
     needs: dict[Local | None, Any] = field(default_factory=dict)
     """By variable, a node; `None` is the wildcard, which has no value anywhere."""
     gives: set[Local] = field(default_factory=set)
+    indices: set[Local] = field(default_factory=set)
+    """What it gives by going through keys.  The same expression may use that: ``count(x[i]) > i``."""
     wild: Any = None
     """A wildcard that is an index."""
 
@@ -63,8 +76,8 @@ class _Safety:
             still = []
             for item in waiting:
                 flow = self._flow(item, safe)
-                if flow.needs.keys() <= safe:
-                    safe |= flow.gives
+                if flow.needs.keys() <= safe | flow.indices:
+                    safe |= flow.gives | flow.indices
                 else:
                     still.append(item)
             if len(still) == len(waiting):
@@ -150,15 +163,31 @@ class _Safety:
                 self._value(content["domain"], flow)
                 flow.needs |= self._captured(content["query"]["stmts"], [])
             case "NotExpr":
-                inner = _Flow()
-                self._value(content["expr"], inner)
-                flow.needs |= inner.needs
-                flow.needs |= {local: self._node_of(local, content["expr"]) for local in inner.gives}
-                if inner.wild is not None:
-                    flow.needs[None] = inner.wild
+                self._negated(content["expr"], flow, is_whole=True)
             case _:
                 self._statement(content["expr"], flow, safe)
         return flow
+
+    def _negated(self, expr: Any, flow: _Flow, *, is_whole: bool) -> None:
+        """
+        What ``not`` stands before: it needs all its variables.
+
+        As in OPA, calls and operators within it are evaluated before it, and so may go through keys.
+        """
+        kind, _ = kind_of(expr)
+        if kind in _LITERALS or (is_whole and kind in _OPERATIONS):
+            for part in operands(expr):
+                self._negated(part, flow, is_whole=False)
+            return
+        if kind in _OPERATIONS:
+            self._value(expr, flow)
+            return
+        inner = _Flow()
+        self._value(expr, inner)
+        flow.needs |= inner.needs
+        flow.needs |= {local: self._node_of(local, expr) for local in inner.indices}
+        if inner.wild is not None:
+            flow.needs[None] = inner.wild
 
     def _statement(self, expr: Any, flow: _Flow, safe: set[Local]) -> None:
         kind, content = kind_of(expr)
@@ -187,12 +216,13 @@ class _Safety:
     def _merge(flow: _Flow, other: _Flow) -> None:
         flow.needs |= other.needs
         flow.gives |= other.gives
+        flow.indices |= other.indices
 
     def _unify(self, a: Any, b: Any, flow: _Flow, safe: set[Local]) -> None:
         (kind_a, content_a), (kind_b, content_b) = kind_of(a), kind_of(b)
         if kind_a == kind_b == "Array" and len(content_a["items"]) == len(content_b["items"]):
             for x, y in zip(content_a["items"], content_b["items"], strict=True):
-                self._unify(x, y, flow, safe)
+                self._unify(x, y, flow, safe | flow.gives | flow.indices)
             return
         left, right = _Flow(), _Flow()
         self._pattern(a, left)
@@ -243,7 +273,10 @@ class _Safety:
                 if kind_of(index)[0] == "Var" and index["Var"]["value"] == WILD:
                     flow.wild = index
                 else:
-                    self._pattern(index, flow)
+                    inside = _Flow()
+                    self._pattern(index, inside)
+                    flow.needs |= inside.needs
+                    flow.indices |= inside.gives | inside.indices
             case "ArrayCompr" | "SetCompr" | "ObjectCompr":
                 terms = [content[key] for key in ("key", "value", "term") if content.get(key)]
                 flow.needs |= self._captured(content["query"]["stmts"], terms)

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 from verifier.policy.checker import builtins
 from verifier.policy.checker.builtins import Builtin
 from verifier.policy.checker.world import Body, Definition, Import, Module, Path, World
-from verifier.policy.syntax import kind_of, path_of, text_of
+from verifier.policy.syntax import kind_of, path_of, start_of, text_of
 
 How: TypeAlias = Literal["argument", "some", "member", "every", "assigned", "free"]
 ROOTS: Final = ("input", "data")
@@ -235,7 +235,11 @@ class Reader:
         """Whether an expression is the bare name of a function."""
         base, names, computed = path_of(expr, self._source.text)
         kind, content = kind_of(base)
-        return kind == "Var" and not computed and bool(called(self._world, self._module, [content["value"], *names]))
+        return (
+            kind == "Var"
+            and not computed
+            and bool(called(self._world, self._module, [content["value"], *names]))
+        )
 
     def _target(self, refr: Any, scope: _Scope) -> None:
         """The target of ``with``: its base is no variable, and what it names is used."""
@@ -263,6 +267,9 @@ class Reader:
                 self._use(expr, content["value"], scope)
             case "AssignExpr" if content["op"] == "ColEq":
                 self._expression(content["rhs"], scope)
+                if kind_of(content["lhs"])[0] not in ("Var", "Array", "Object"):
+                    sentence = ":= gives a value to variables, and this is none. Compare with == instead"
+                    self._source.error(start_of(content["lhs"]), "assign", sentence)
                 self._pattern(content["lhs"], "assigned", scope)
             case "ArrayCompr" | "SetCompr" | "ObjectCompr":
                 terms = [content[key] for key in ("key", "value", "term") if content.get(key)]
@@ -315,7 +322,9 @@ class Reader:
         if node is not None:
             self._reading.meanings[id(node)] = local
         if name in ROOTS and how in ("argument", "assigned"):
-            self._source.error(span, "shadow", f"{name} is also the name of the root {name}. Take another name")
+            self._source.error(
+                span, "shadow", f"{name} is also the name of the root {name}. Take another name"
+            )
         elif how not in ("free", "argument"):
             self._check_again(local, scope)
         scope.names[name] = local
@@ -340,6 +349,8 @@ class Reader:
             if name in declared or name in ROOTS or name == WILD or self._is_known(name, scope):
                 continue
             self._declare(name, node["Var"]["span"], "free", scope)
+            if name in builtins.table():
+                self._source.error(node["Var"]["span"], "undefined", f"{name} is a function. Write {name}(…)")
 
     def _is_known(self, name: str, scope: _Scope) -> bool:
         at: _Scope | None = scope
@@ -372,7 +383,9 @@ def _outside_closures(statements: Iterable[Any], terms: Iterable[Any]) -> Iterat
     work = [*terms]
     for statement in statements:
         _, content = kind_of(statement["literal"])
-        work += [content[key] for key in ("collection", "domain", "expr") if isinstance(content.get(key), dict)]
+        work += [
+            content[key] for key in ("collection", "domain", "expr") if isinstance(content.get(key), dict)
+        ]
         for key in ("key", "value"):
             if "collection" in content and content[key] is not None:
                 work += pattern_values(content[key])

@@ -24,7 +24,6 @@ _MAX_VALUES: Final = 256
 """A shape lists so many values of a scalar at most; with more it only has their type."""
 _MAX_OPTIONS: Final = 24
 """A shape has so many options at most; with more it is any value."""
-_MAX_SHOWN: Final = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,12 @@ def _options_meet(a: Option, b: Option) -> bool:
             if a.type != b.type:
                 return False
             # Constants of the policy are its switches: that one is off now is no mistake.
-            return (a.is_written and b.is_written) or a.values is None or b.values is None or not a.values.isdisjoint(b.values)
+            return (
+                (a.is_written and b.is_written)
+                or a.values is None
+                or b.values is None
+                or not a.values.isdisjoint(b.values)
+            )
         case Array(), Array():
             for index in range(max(len(a.first), len(b.first))):
                 x, y = a.at(index), b.at(index)
@@ -232,8 +236,8 @@ def _items_at(array: Array, key: Shape) -> Iterable[Shape]:
 def only_value(shape: Shape, type_: str) -> Value:
     """The only value of a shape, if it has one of this type; otherwise `None`."""
     match shape.options:
-        case (Scalar(type=found, values=frozenset() as values),) if found == type_ and len(values) == 1:
-            return next(iter(values))
+        case (Scalar() as only,) if only.type == type_ and only.values is not None and len(only.values) == 1:
+            return next(iter(only.values))
     return None
 
 
@@ -259,7 +263,8 @@ def elements(shape: Shape) -> tuple[Shape, Shape]:
                 values.append(item)
             case Object(fields, other, is_written):
                 keys += [
-                    written(f.name) if is_written else Shape((Scalar(STRING, frozenset([f.name])),)) for f in fields
+                    written(f.name) if is_written else Shape((Scalar(STRING, frozenset([f.name])),))
+                    for f in fields
                 ]
                 values += [f.shape for f in fields]
                 if other is not None:
@@ -303,8 +308,8 @@ def _sure(option: Option, path: tuple[str, ...]) -> Shape:
 
 def _is_only(shape: Shape, value: Value) -> bool:
     match shape.options:
-        case (Scalar(type=found, values=frozenset() as values),):
-            return found == type_of(value) and values == {value}
+        case (Scalar() as only,):
+            return only.type == type_of(value) and only.values == frozenset([value])
     return False
 
 
@@ -312,7 +317,9 @@ def strings(shape: Shape) -> frozenset[str] | None:
     """The strings that a shape may be, if they are all known."""
     for option in shape.options or ():
         if isinstance(option, Scalar) and option.type == STRING:
-            return None if option.values is None else frozenset(v for v in option.values if isinstance(v, str))
+            return (
+                None if option.values is None else frozenset(v for v in option.values if isinstance(v, str))
+            )
     return None
 
 
@@ -329,62 +336,3 @@ def is_written(shape: Shape) -> bool:
     return shape.options is not None and all(
         isinstance(option, Scalar) and option.is_written for option in shape.options
     )
-
-
-def described(shape: Shape) -> str:
-    """A shape in words: ``"called", "late" or null``."""
-    return _in_words(shape, with_values=True)
-
-
-def types_of(shape: Shape) -> str:
-    """The types of a shape in words: ``a string or an array of numbers``."""
-    return _in_words(shape, with_values=False)
-
-
-def _in_words(shape: Shape, *, with_values: bool) -> str:
-    if shape.options is None:
-        return "any value"
-    words: dict[str, None] = {}
-    for option in shape.options:
-        match option:
-            case Array(first, rest):
-                words[f"an array{_of(join([*first, *([rest] if rest is not None else [])]))}"] = None
-            case SetOf(item):
-                words[f"a set{_of(item)}"] = None
-            case Object():
-                words["an object"] = None
-            case Scalar(type="null"):
-                words["null"] = None
-            case Scalar(name, values) if values is None or not with_values:
-                words[f"a {name}"] = None
-            case Scalar(_, values):
-                words |= dict.fromkeys(sorted(shown(value) for value in values or ()))
-    return listed(list(words))
-
-
-def _of(item: Shape) -> str:
-    """`` of strings``, if all items have one known type."""
-    match item.options:
-        case (Scalar(type=name),) if name != NULL:
-            return f" of {name}s"
-    return ""
-
-
-def listed(words: list[str]) -> str:
-    """Words with commas, and `or` before the last."""
-    if len(words) > _MAX_SHOWN:
-        words = [*words[: _MAX_SHOWN - 1], "…"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}" if words else "nothing"
-
-
-def shown(value: Value) -> str:
-    """A value as Rego writes it, in bounded length."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case str():
-            return f'"{value[:60]}"'
-        case _:
-            return str(value)[:60]

@@ -25,10 +25,10 @@ from verifier.policy.checker.shapes import (
     meets,
     only_string,
     select,
-    types_of,
     written,
 )
 from verifier.policy.checker.walk_references import References
+from verifier.policy.checker.words import types_of
 from verifier.policy.syntax import kind_of, start_of
 
 _OPERATORS: Final = {
@@ -74,7 +74,8 @@ class Expressions(References):
             case "ArithExpr" | "BinExpr":
                 return self._operation(expr, content, env)
             case "UnaryExpr":
-                self.shape(content["expr"], env)
+                negated = self.shape(content["expr"], env)
+                self._check_operand("minus", content["expr"], negated, A_NUMBER)
                 return A_NUMBER
         return ANY
 
@@ -150,7 +151,9 @@ class Expressions(References):
         is_told = False
         first = self._at_first(item, env) if self._reports else ANY
         for other in inside["items"] if kind in ("Array", "Set") and not is_written(first) else ():
-            sentence = comparisons.never_equal(first, self._text(item), self._at_first(other, env), self._text(other))
+            sentence = comparisons.never_equal(
+                first, self._text(item), self._at_first(other, env), self._text(other)
+            )
             if sentence is not None:
                 is_told = True
                 self._error(start_of(other), "never", sentence)
@@ -164,7 +167,9 @@ class Expressions(References):
             self._error(start_of(item), "never", sentence)
         elif self._reports:
             first = elements(self._at_first(collection, env))[1]
-            for sentence in comparisons.unknown_values(self._at_first(item, env), self._text(item), first, text):
+            for sentence in comparisons.unknown_values(
+                self._at_first(item, env), self._text(item), first, text
+            ):
                 self._error(start_of(item), "never", sentence)
 
     def _operation(self, expr: Any, content: Any, env: Environment) -> Shape:
@@ -174,7 +179,9 @@ class Expressions(References):
         for side, shape, wanted in ((content["lhs"], a, declared[0]), (content["rhs"], b, declared[1])):
             self._want(side, wanted)
             if not shape.is_never and not meets(shape, wanted):
-                sentence = f"{_SIGNS[name]} needs {types_of(wanted)}, but {self._text(side)} is {types_of(shape)}"
+                sentence = (
+                    f"{_SIGNS[name]} needs {types_of(wanted)}, but {self._text(side)} is {types_of(shape)}"
+                )
                 self._error(start_of(side), "type", f"{sentence}. Use another value or function")
                 return ANY
         if name == "minus" and results.never_subtracts(a, b):
@@ -182,6 +189,19 @@ class Expressions(References):
             self._error(start_of(expr), "type", sentence)
             return ANY
         return results.of_operator(name, a, b)
+
+    def _check_operand(self, name: str, side: Any, shape: Shape, wanted: Shape) -> bool:
+        if shape.is_never or meets(shape, wanted):
+            return True
+        sentence = f"{_SIGNS[name]} needs {types_of(wanted)}, but {self._text(side)} is {types_of(shape)}"
+        if not self._chooses(side):
+            self._error(start_of(side), "type", f"{sentence}. Use another value or function")
+        return False
+
+    def _chooses(self, expr: Any) -> bool:
+        """Whether a value of the wrong type chooses another definition of the function at hand."""
+        local = self._reading.meanings.get(id(expr))
+        return self.has_others and isinstance(local, Local) and local.how == "argument"
 
     def _call(self, expr: Any, params: Sequence[Any], env: Environment) -> Shape:
         arguments = [self.shape(param, env) for param in params]
@@ -194,7 +214,9 @@ class Expressions(References):
         assert found.path is not None
         if self._reports:
             self._knowledge.add_call(found.path, arguments)
-            for number, (shape, wanted) in enumerate(zip(arguments, self._knowledge.wanted(found.path), strict=False)):
+            for number, (shape, wanted) in enumerate(
+                zip(arguments, self._knowledge.wanted(found.path), strict=False)
+            ):
                 self._check_argument(".".join(call[1]) if call else "", number, params[number], shape, wanted)
         return self._knowledge.value(found.path)
 
@@ -214,7 +236,8 @@ class Expressions(References):
             f"the {_ORDINALS[number]} argument of {name} must be {types_of(wanted)}, "
             f"but {self._text(param)} is {types_of(shape)}. Use another value or function"
         )
-        self._error(start_of(param), "type", sentence)
+        if not self._chooses(param):
+            self._error(start_of(param), "type", sentence)
         return False
 
     def _want(self, expr: Any, wanted: Shape) -> None:
@@ -232,8 +255,10 @@ class Expressions(References):
         """The shapes of keys and values of a collection."""
         shape = self.shape(expr, env)
         keys, values = elements(shape)
-        if not shape.is_any and not shape.is_never and not any(
-            isinstance(option, (Array, SetOf, Object)) for option in shape.options or ()
+        if (
+            not shape.is_any
+            and not shape.is_never
+            and not any(isinstance(option, (Array, SetOf, Object)) for option in shape.options or ())
         ):
             sentence = f"{self._text(expr)} is {types_of(shape)}, which has no elements. Use an array, a set or an object"
             self._error(start_of(expr), "type", sentence)

@@ -21,7 +21,6 @@ from verifier.policy.checker.shapes import (
     Scalar,
     Shape,
     Value,
-    described,
     elements,
     meets,
     only_string,
@@ -30,6 +29,7 @@ from verifier.policy.checker.shapes import (
     written,
 )
 from verifier.policy.checker.walk_expressions import Expressions
+from verifier.policy.checker.words import described
 from verifier.policy.syntax import kind_of, start_of
 
 
@@ -176,12 +176,16 @@ class Walker(Expressions):
                 for _, key, value in content["fields"]:
                     self.bind(value, select(shape, self.shape(key, env)), env)
             case _:
-                if (sentence := never_equal(shape, "the value", self.shape(pattern, env), self._text(pattern))) is not None:
+                if (
+                    sentence := never_equal(shape, "the value", self.shape(pattern, env), self._text(pattern))
+                ) is not None:
                     self._error(start_of(pattern), "never", sentence)
 
     def _check_fit(self, pattern: Any, wanted: Shape, shape: Shape) -> None:
         if not shape.is_never and not meets(shape, wanted):
-            sentence = f"{self._text(pattern)} never fits a value that is {described(shape)}. Write one like it"
+            sentence = (
+                f"{self._text(pattern)} never fits a value that is {described(shape)}. Write one like it"
+            )
             self._error(start_of(pattern), "never", sentence)
 
     def bind_arguments(self, patterns: Sequence[Any], shapes: Sequence[Shape], env: Environment) -> None:
@@ -198,8 +202,7 @@ class Walker(Expressions):
 
     def wanted_of(self, argument: Any) -> Shape:
         """What an argument must be, as far as its pattern and the conditions read so far say."""
-        kind, content = kind_of(argument)
-        if kind == "Var":
+        if "Var" in argument:
             local = self._reading.meanings.get(id(argument))
             return self.wanted.get(local, ANY) if isinstance(local, Local) else ANY
         value = _literal(argument)

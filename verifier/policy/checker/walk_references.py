@@ -12,7 +12,8 @@ from verifier.policy.checker.knowledge import Knowledge
 from verifier.policy.checker.near import suggestion
 from verifier.policy.checker.references import target
 from verifier.policy.checker.scopes import WILD, Local, Reading
-from verifier.policy.checker.shapes import ANY, Object, Shape, elements, select, shown, written
+from verifier.policy.checker.shapes import ANY, Object, Shape, elements, select, written
+from verifier.policy.checker.words import shown
 from verifier.policy.checker.world import Module
 from verifier.policy.syntax import kind_of, start_of
 
@@ -28,6 +29,8 @@ class References(ABC):
         self._is_negated = False
         self._is_inner = False
         """It reads a query within a query, whose conditions need not hold."""
+        self.has_others = False
+        """The function at hand has other definitions, or branches."""
         self.wanted: dict[Local, Shape] = {}
         """What the arguments of a function must be, because of what its conditions do with them."""
         self._reading = Reading()
@@ -52,7 +55,7 @@ class References(ABC):
         if isinstance(local, Local):
             return self._go_on(env.shape(local), links, local.name, env)
         names = [name for _, name in _static(links)]
-        found = target(self._module, self._reading, base, names)
+        found = target(self._reading, base, names)
         if found is None:
             return ANY
         root, path = found
@@ -139,7 +142,7 @@ class References(ABC):
         local = self._reading.meanings.get(id(base))
         if isinstance(local, Local):
             return (local, tuple(names)) if local in env.shapes else None
-        found = target(self._module, self._reading, base, names)
+        found = target(self._reading, base, names)
         return (INPUT, found[1]) if found is not None and found[0] == INPUT else None
 
     def _text(self, expr: Any) -> str:

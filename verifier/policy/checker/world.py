@@ -181,7 +181,9 @@ def _definition(module: Module, rule: Any) -> Definition:
         kind=kind,
         arguments=arguments,
         is_computed=bool(computed),
-        is_entry=kind == "Compr" and len(computed) == 1 and computed[0] is head["refr"].get("RefBrack", {}).get("index"),
+        is_entry=kind == "Compr"
+        and len(computed) == 1
+        and computed[0] is head["refr"].get("RefBrack", {}).get("index"),
         bodies=list(_bodies(kind, head, rule, computed)),
     )
 
