@@ -125,13 +125,17 @@ def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import lint, rules, words
+    from verifier.policy import checker, lint, rules, words
 
     del source
     for name, text in setup["modules"]:
         engine.add_policy(name, text)
     modules = json.loads(engine.get_ast_as_json())
-    found = lint.check(modules, tests=frozenset(setup["tests"]))
+    tests, terms = frozenset(setup["tests"]), checker.Terms(**setup["terms"])
+    found = lint.ordered([
+        *lint.check(modules, tests=tests),
+        *checker.check(modules, tests=tests, data=json.loads(setup["data"]), terms=terms),
+    ])  # fmt: skip
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
     judging = [module for module in modules if module["source"]["file"] not in setup["tests"]]
     found_words = words.of_rules(judging)
