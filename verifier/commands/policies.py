@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from attester.identity import load_key
+from verifier.commands import questions
 from verifier.commands.common import errors, home_option, in_transaction, json_option, write_file
 from verifier.config import default_policy
 from verifier.errors import BundleError, PolicyError
@@ -83,7 +84,8 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
 @errors
 def lint(folder: Path) -> None:
     """Check the policy in FOLDER, and show each fault with file, line and column."""
-    inspection = asyncio.run(admission.inspect(bundles.load(folder)))
+    bundle = bundles.load(folder)
+    inspection = asyncio.run(admission.inspect(bundle))
     for finding in inspection.findings:
         click.echo(f"{finding.level}: {finding}")
     rules = sum(len(found) for found in inspection.rules.values())
@@ -91,6 +93,12 @@ def lint(folder: Path) -> None:
         f"{rules} rules, {len(inspection.errors)} errors, {len(inspection.findings) - len(inspection.errors)} warnings"
     )
     if inspection.errors:
+        raise SystemExit(1)
+    answers = questions.ask(bundle, inspection)
+    if answers.failure is not None:
+        click.echo(f"error: {admission.finding_of(bundle, answers.failure)}")
+    questions.show(answers)
+    if answers.failure is not None:
         raise SystemExit(1)
 
 
@@ -106,7 +114,10 @@ def lint(folder: Path) -> None:
 @click.option("--verbose", "-v", is_flag=True, help="Show also the tests that pass.")
 @errors
 def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool) -> None:
-    """Run the tests of the policy in FOLDER.  Every rule named test_* must be true."""
+    """Run the tests of the policy in FOLDER.  Every rule named test_* must be true.
+
+    The policy is also asked about every kind of input that the contract allows, as production asks it.
+    """
     bundle = bundles.load(folder)
     report = asyncio.run(testing.run(bundle))
     for test in report.tests:
@@ -126,7 +137,9 @@ def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool
         write_file(junit, testing.junit(bundle, report))
     if not report.tests:
         raise BundleError("there are no tests. A bundle needs a rule named test_* in a file *_test.rego")
-    if report.failed or report.coverage < min_coverage:
+    answers = questions.ask(bundle)
+    questions.show(answers)
+    if answers.failure is not None or report.failed or report.coverage < min_coverage:
         raise SystemExit(1)
 
 

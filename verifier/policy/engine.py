@@ -23,7 +23,7 @@ from verifier.policy.bundle import Bundle
 from verifier.policy.process import MEMORY_BYTES, Evaluation, Worker, fail, setup_of
 from verifier.policy.remembered import Outcomes, key_of
 
-_START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 30.0
 _MAX_BATCH: Final = 64
 _RETRY_START_S: Final = 1.0
 """A bundle whose worker does not start is not tried again sooner."""
@@ -120,7 +120,7 @@ class WorkerPool:
     """The worker processes of one bundle; `open` and `close` it, or use `opened`."""
 
     def __init__(self, bundle: Bundle, limits: Limits | None = None) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._limits = limits or Limits()
         self._waiting: asyncio.Queue[Evaluation] = asyncio.Queue()
         self._unfinished: set[asyncio.Future[bytes]] = set()
@@ -220,12 +220,12 @@ class WorkerPool:
         try:
             worker = await Worker.start()
         except PolicyError as error:
-            raise PolicyError(f"{self._bundle.id} does not start: {error}") from None
+            raise PolicyError(f"{self.bundle.id} does not start: {error}") from None
         try:
-            await worker.ask(setup_of("evaluate", self._bundle, self._limits.memory_bytes), _START_TIMEOUT_S)
+            await worker.ask(setup_of("evaluate", self.bundle, self._limits.memory_bytes), START_TIMEOUT_S)
         except PolicyError as error:
             await worker.stop()
-            raise PolicyError(f"{self._bundle.id} does not start: {error}") from None
+            raise PolicyError(f"{self.bundle.id} does not start: {error}") from None
         except BaseException:
             await worker.stop()
             raise

@@ -136,7 +136,7 @@ def _check_together(modules: Sequence[Any], tests: frozenset[str]) -> Iterator[L
     """Check what concerns all modules together: that there is an entry, and that there are tests."""
     rules = [m for m in modules if m["source"]["file"] not in tests]
     if not any(
-        package == [_PACKAGE] and names[0] == _ENTRY and kind != "Default"
+        [*package, *names][:2] == [_PACKAGE, _ENTRY] and kind != "Default"
         for package, kind, names in _heads(rules)
     ):
         yield _missing(

@@ -26,8 +26,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
 RULE: Final = "data.touchstone.outcome"
+"""What the contract asks a policy for."""
+_QUESTION: Final = f"package touchstone_question\n\nanswer := {RULE}\n"
+_ANSWER: Final = "data.touchstone_question.answer"
+_QUESTION_FILE: Final = "the contract's question"
+"""No file of a bundle can have this name, and no module of a policy may have that package (`verifier.policy.lint`)."""
+_UNDEFINED: Final = '"<undefined>"'
 MAX_FRAME: Final = 8 << 20
 OUTCOME, ERROR = b"\x00", b"\x01"
+_NOTHING_GIVEN: Final = ERROR + f"{RULE} is undefined".encode()
 _FLUSH_S: Final = 0.02
 """Answers are not held back longer, because the parent's time limit is for a single one."""
 # An evaluation with nothing to judge: it shows mistakes, because names are resolved at the first evaluation.
@@ -77,15 +84,19 @@ def _load(engine: Any, setup: Mapping[str, Any]) -> None:
 
 def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
     _load(engine, setup)
+    # regorus gives a rule by its path only if the path is the head of a rule.  `outcome[name].reasons` and a package
+    # `touchstone.outcome` are no such heads, so the question is a rule that refers to the path, as OPA reads it.
+    engine.add_policy(_QUESTION_FILE, _QUESTION)
     engine.set_input_json(NOTHING)
-    engine.eval_rule_as_json(RULE)
+    engine.eval_rule_as_json(_ANSWER)
     send(sink, b"{}")
     while (count := receive(source)) is not None:
         flushed = time.monotonic()
         for policy_input in _inputs(source, int.from_bytes(count, "little")):
             try:
                 engine.set_input_json(policy_input.decode())
-                answer = OUTCOME + engine.eval_rule_as_json(RULE).encode()
+                outcome = engine.eval_rule_as_json(_ANSWER)
+                answer = _NOTHING_GIVEN if outcome == _UNDEFINED else OUTCOME + outcome.encode()
             except (RuntimeError, ValueError) as error:
                 answer = ERROR + message(error).encode()
             sink.write(len(answer).to_bytes(4, "little") + answer)
@@ -104,7 +115,7 @@ def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import lint, rules
+    from verifier.policy import lint, rules, words
 
     del source
     for name, text in setup["modules"]:
@@ -112,7 +123,9 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
     modules = json.loads(engine.get_ast_as_json())
     found = lint.check(modules, tests=frozenset(setup["tests"]))
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
-    send(sink, json.dumps({"findings": findings, "rules": rules.of(modules)}).encode())
+    judging = [module for module in modules if module["source"]["file"] not in setup["tests"]]
+    found_words = words.of_rules(judging)
+    send(sink, json.dumps({"findings": findings, "rules": rules.of(modules), "words": found_words}).encode())
 
 
 def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
