@@ -42,7 +42,8 @@ _OTHER_ESCAPES: Final = frozenset("<>uUQE0")
 _SET_OPERATORS: Final = re.compile(r"&&|--|~~")
 _FLAGS: Final = re.compile(r"\(\?([A-Za-z-]*)[:)]")
 _SAME_FLAGS: Final = frozenset("imsU-")
-_DOUBLED: Final = re.compile(r"(?<!\\)[*+?}][*+]|(?<!\\)[*+}]\?[?*+]")
+_DOUBLED: Final = re.compile(r"[*+?}](?:[*+]|\{\d)|[*+}]\?[?*+]")
+_CLASS: Final = re.compile(r"\[\^?\]?(?:\[:\^?\w+:\]|[^\]])*\]")
 _REPEAT: Final = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 _MAX_REPEAT: Final = 1000
 _VERB: Final = re.compile(r"%(?:(%)|(0?\d*)(?:\.(\d+))?(.?))", re.DOTALL)
@@ -237,14 +238,15 @@ def regex_differences(pattern: str) -> Iterator[str]:
         elif escape in _OTHER_ESCAPES:
             yield f"\\{escape} means something else in OPA. Write it without"
     bare = _ESCAPE.sub("..", pattern)
-    if _SET_OPERATORS.search(bare):
+    classes, outside = "".join(_CLASS.findall(bare)), _CLASS.sub("c", bare)
+    if _SET_OPERATORS.search(classes):
         yield "&&, -- and ~~ inside brackets are operators here, and characters in OPA. Escape them"
-    for flags in _FLAGS.finditer(bare):
+    for flags in _FLAGS.finditer(outside):
         if set(flags[1]) - _SAME_FLAGS:
             yield f"(?{flags[1]} is not in OPA. Use only the flags i, m, s and U"
-    if _DOUBLED.search(bare):
+    if _DOUBLED.search(outside):
         yield "one repetition follows another, which OPA refuses. Use one, or parentheses"
-    if any(int(n) > _MAX_REPEAT for found in _REPEAT.finditer(bare) for n in found.groups() if n):
+    if any(int(n) > _MAX_REPEAT for found in _REPEAT.finditer(outside) for n in found.groups() if n):
         yield f"OPA repeats at most {_MAX_REPEAT} times. Use fewer, or compare the length"
 
 

@@ -123,6 +123,10 @@ class _Module:
             if head.get("assign"):
                 parts.append(head["assign"]["value"])
             bodies = rule["Spec"]["bodies"]
+            if not any(body["is_else"] for body in bodies):
+                # A body that is true gives nothing either if the head is undefined.
+                for value in parts:
+                    self._need_only(value, arguments)
             for body in bodies:
                 scope = self._query(body["query"], arguments)
                 values = [body["assign"]["value"]] if body["assign"] else [] if body["is_else"] else parts
@@ -175,6 +179,12 @@ class _Module:
             scope.local.add(content["value"])
         for part in _parts(kind, content):
             self._bind(part, scope)
+
+    def _need_only(self, expr: Any, scope: _Scope) -> None:
+        """As `_need`, of an expression that gives no variable a value."""
+        found = _Scope()
+        self._need(expr, found)
+        scope.needed |= found.needed
 
     def _need(self, expr: Any, scope: _Scope) -> None:
         """Add what must be defined for an expression to be true, and the variables that get a value in it."""
