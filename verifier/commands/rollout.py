@@ -17,6 +17,7 @@ from verifier import reappraisal
 from verifier import trial as trials
 from verifier.changes import SubmodVerdict
 from verifier.commands import questions
+from verifier.commands import opinions  # noqa: F401  # its command is one of this group
 from verifier.commands.common import (
     Person,
     errors,
