@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from attester.identity import load_key
-from verifier.commands import questions
+from verifier.commands import questions, second_opinion
 from verifier.commands.common import errors, home_option, in_transaction, json_option, write_file
+from verifier.commands.second_opinion import opa_option, second_option
 from verifier.config import default_policy
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission, ar4si, testing
@@ -112,8 +113,12 @@ def lint(folder: Path) -> None:
     help="The share of lines that the tests must reach, per cent.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Show also the tests that pass.")
+@second_option
+@opa_option
 @errors
-def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool) -> None:
+def run_tests(
+    folder: Path, junit: Path | None, min_coverage: int, verbose: bool, second: str | None, opa: Path | None
+) -> None:
     """Run the tests of the policy in FOLDER.  Every rule named test_* must be true.
 
     The policy is also asked about every kind of input that the contract allows, as production asks it.
@@ -139,7 +144,8 @@ def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool
         raise BundleError("there are no tests. A bundle needs a rule named test_* in a file *_test.rego")
     answers = questions.ask(bundle)
     questions.show(answers)
-    if answers.failure is not None or report.failed or report.coverage < min_coverage:
+    differs = second is not None and second_opinion.show(second, second_opinion.ask(bundle, second, opa))
+    if differs or answers.failure is not None or report.failed or report.coverage < min_coverage:
         raise SystemExit(1)
 
 

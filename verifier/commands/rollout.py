@@ -16,7 +16,11 @@ from attester.identity import load_key
 from verifier import reappraisal
 from verifier import trial as trials
 from verifier.changes import SubmodVerdict
-from verifier.commands import blocking, questions
+from verifier.commands import (
+    blocking,
+    opinions,  # noqa: F401  # its command is one of this group
+    questions,
+)
 from verifier.commands.common import (
     Person,
     errors,

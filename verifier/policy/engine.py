@@ -117,11 +117,17 @@ class Engines:
 
 
 class WorkerPool:
-    """The worker processes of one bundle; `open` and `close` it, or use `opened`."""
+    """
+    The worker processes of one bundle; `open` and `close` it, or use `opened`.
 
-    def __init__(self, bundle: Bundle, limits: Limits | None = None) -> None:
+    Args:
+        task: What the processes do: ``evaluate``, or ``second`` for another engine.
+    """
+
+    def __init__(self, bundle: Bundle, limits: Limits | None = None, *, task: str = "evaluate") -> None:
         self.bundle = bundle
         self._limits = limits or Limits()
+        self._task = task
         self._waiting: asyncio.Queue[Evaluation] = asyncio.Queue()
         self._unfinished: set[asyncio.Future[bytes]] = set()
         self._runners: list[asyncio.Task[None]] = []
@@ -222,7 +228,7 @@ class WorkerPool:
         except PolicyError as error:
             raise PolicyError(f"{self.bundle.id} does not start: {error}") from None
         try:
-            await worker.ask(setup_of("evaluate", self.bundle, self._limits.memory_bytes), START_TIMEOUT_S)
+            await worker.ask(setup_of(self._task, self.bundle, self._limits.memory_bytes), START_TIMEOUT_S)
         except PolicyError as error:
             await worker.stop()
             raise PolicyError(f"{self.bundle.id} does not start: {error}") from None
@@ -241,9 +247,11 @@ def decode(outcome: bytes) -> Any:
 
 
 @asynccontextmanager
-async def opened(bundle: Bundle, limits: Limits | None = None) -> AsyncIterator[WorkerPool]:
+async def opened(
+    bundle: Bundle, limits: Limits | None = None, *, task: str = "evaluate"
+) -> AsyncIterator[WorkerPool]:
     """A pool of workers that is closed at the end."""
-    pool = WorkerPool(bundle, limits)
+    pool = WorkerPool(bundle, limits, task=task)
     pool.open()
     try:
         yield pool

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from verifier.policy import ar4si, callgraph, heads
+from verifier.policy import ar4si, callgraph, dialect, heads, undefined
 from verifier.policy.syntax import (
     full_path,
     head_of,
@@ -129,6 +129,12 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
                 sentence=sentence,
             )
         )
+    rules = [module for module in modules if module["source"]["file"] not in tests]
+    for part in undefined.check(rules):
+        found.add(LintFinding(Level.ERROR, part.rule, part.file, part.line, part.column, part.sentence))
+    for other in dialect.check(rules):
+        level = Level.ERROR if other.is_error else Level.WARNING
+        found.add(LintFinding(level, other.rule, other.file, other.line, other.column, other.sentence))
     return ordered(found)
 
 

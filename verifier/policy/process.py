@@ -62,7 +62,7 @@ def fail(evaluations: Sequence[Evaluation], why: str, kind: type[PolicyError] = 
 
 def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
     """The first message to a worker: its task, the bundle and the limit on memory."""
-    with_tests = task != "evaluate"
+    with_tests = task not in ("evaluate", "second")
     setup = {
         "task": task,
         "modules": [*bundle.modules, *(bundle.tests if with_tests else ())],

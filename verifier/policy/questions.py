@@ -195,7 +195,7 @@ async def _shrink(pool: WorkerPool, given: bytes, error: PolicyError, best: _Fac
     is_smaller = True
     while is_smaller:
         is_smaller = False
-        for changed in list(_smaller(document, best)):
+        for changed in list(smaller(document, best)):
             if time.monotonic() > ends:
                 break
             found = await _try(pool, samples.encode(changed))
@@ -205,7 +205,7 @@ async def _shrink(pool: WorkerPool, given: bytes, error: PolicyError, best: _Fac
     return Failure(str(error), json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _smaller(document: _Document, best: _Facts) -> Iterator[_Document]:
+def smaller(document: _Document, best: _Facts) -> Iterator[_Document]:
     """What the schema allows of *document* with one thing less, plainer, or better."""
     size = _size(document, best)
     for alone in document["checked"]:

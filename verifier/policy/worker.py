@@ -10,6 +10,7 @@ else.  The parent kills the process if it takes too long.
               with the number of inputs, and a frame with each input as JSON.  It answers each
               input with a byte and a text: 0 and the outcome as JSON, or 1 and an error
     inspect   answers once, with the lint findings and the rules of each module
+    second    as evaluate, with another engine (`verifier.policy.second_worker`)
     test      answers once, with the result of each rule named test_* and the lines they reached
 """
 
@@ -23,6 +24,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -58,8 +60,19 @@ def main() -> None:
     if head is None:
         return
     setup = json.loads(head)
+    if setup["task"] == "second":
+        # Its allocator reserves address space when it is loaded, which is no memory that a policy takes.
+        with suppress(ImportError):
+            import regopy
+
+            regopy.Interpreter()
     _limit(int(setup["memory_bytes"]))
-    tasks: Mapping[str, _Task] = {"evaluate": _evaluate, "inspect": _inspect, "test": _test}
+    tasks: Mapping[str, _Task] = {
+        "evaluate": _evaluate,
+        "inspect": _inspect,
+        "test": _test,
+        "second": _second,
+    }
     try:
         tasks[setup["task"]](regorus.Engine(), setup, source, sink)
     except (RuntimeError, RecursionError) as error:
@@ -169,6 +182,13 @@ def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryI
         if file["path"] not in setup["tests"]
     }
     send(sink, json.dumps({"tests": found, "coverage": coverage}).encode())
+
+
+def _second(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
+    from verifier.policy import second_worker
+
+    del engine
+    second_worker.evaluate(setup, source, sink)
 
 
 def message(error: BaseException) -> str:

@@ -28,6 +28,7 @@ from verifier.service import (
     problem,
     revisions,
     routers,
+    second_opinions,
     sessions,
     sweep,
 )
@@ -42,6 +43,7 @@ from verifier.service.front import FRONT, Front, spend_stranger, take_place
 from verifier.service.home_folder import look
 from verifier.service.key_ring import KeyRing
 from verifier.service.rejudge import REJUDGER, Rejudger
+from verifier.service.second_opinions import SECOND_OPINIONS, SecondOpinions
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
@@ -139,7 +141,7 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
 def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
-        sessions, calls, nodes, revisions, events, incidents, routers, discovery, policy_resources,
+        sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
         reference_resources, model_rollouts, blocks, incident_causes,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
@@ -156,7 +158,8 @@ def make_app(service: Service) -> web.Application:
         monotonic=service.clock.monotonic,
     )
     app[SHADOW_APPRAISER] = ShadowAppraiser(service)
-    app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER])
+    app[SECOND_OPINIONS] = SecondOpinions(service)
+    app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER], app[SECOND_OPINIONS])
     app[REJUDGER] = Rejudger(service)
     app[CALL_SCHEDULER] = CallScheduler(service)
     app[FEED] = EventFeed(service)
@@ -206,6 +209,7 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[FEED].run), name="events"),
         asyncio.create_task(_forever(app[CALL_SCHEDULER].run), name="calls"),
         asyncio.create_task(_forever(app[SHADOW_APPRAISER].run), name="shadow"),
+        asyncio.create_task(_forever(app[SECOND_OPINIONS].run), name="second opinions"),
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
         asyncio.create_task(_forever(partial(service.pools.run, lambda: service.duties.held)), name="pools"),

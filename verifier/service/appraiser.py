@@ -29,6 +29,7 @@ from verifier.schemes.context import Channel, Context, Excuse, IssuedChallenges,
 from verifier.schemes.facts import ModelFacts
 from verifier.schemes.revisions import HAS_FILES
 from verifier.service.inputs import UNREAD, AppraisalInputs, NotKnownError
+from verifier.service.second_opinions import SecondOpinions
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
 from verifier.store import appraisals, excuses, nodes, sessions
@@ -97,9 +98,10 @@ class _Changes:
 class Appraiser:
     """Appraises what is submitted to a session."""
 
-    def __init__(self, service: Service, shadow: ShadowAppraiser) -> None:
+    def __init__(self, service: Service, shadow: ShadowAppraiser, second: SecondOpinions) -> None:
         self._service = service
         self._shadow = shadow
+        self._second = second
         self._changes = _Changes()
 
     async def submit(
@@ -311,8 +313,10 @@ class Appraiser:
         """What a policy makes of evidence; −1 for every claim if the policy fails."""
         try:
             outcome = await self._ask(bundle, policy_input)
+            self._second.offer(bundle, policy_input, outcome)
             return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
+            self._second.offer(bundle, policy_input, error)
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
 
