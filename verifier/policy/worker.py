@@ -104,13 +104,14 @@ def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import lint, rules
+    from verifier.policy import lint, packages, rules
 
     del source
     for name, text in setup["modules"]:
         engine.add_policy(name, text)
     modules = json.loads(engine.get_ast_as_json())
-    found = lint.check(modules, tests=frozenset(setup["tests"]))
+    tests = frozenset(setup["tests"])
+    found = lint.check(modules, tests=tests) + packages.check(modules, json.loads(setup["data"]), tests=tests)
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
     send(sink, json.dumps({"findings": findings, "rules": rules.of(modules)}).encode())
 
