@@ -10,6 +10,7 @@ else.  The parent kills the process if it takes too long.
               with the number of inputs, and a frame with each input as JSON.  It answers each
               input with a byte and a text: 0 and the outcome as JSON, or 1 and an error
     inspect   answers once, with the lint findings and the rules of each module
+    format    answers once, with the sources as they are laid out
     test      answers once, with the result of each rule named test_* and the lines they reached
 """
 
@@ -53,7 +54,12 @@ def main() -> None:
         return
     setup = json.loads(head)
     _limit(int(setup["memory_bytes"]))
-    tasks: Mapping[str, _Task] = {"evaluate": _evaluate, "inspect": _inspect, "test": _test}
+    tasks: Mapping[str, _Task] = {
+        "evaluate": _evaluate,
+        "inspect": _inspect,
+        "test": _test,
+        "format": _format,
+    }
     try:
         tasks[setup["task"]](regorus.Engine(), setup, source, sink)
     except (RuntimeError, RecursionError) as error:
@@ -114,6 +120,19 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
     found = lint.check(modules, tests=tests) + packages.check(modules, json.loads(setup["data"]), tests=tests)
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
     send(sink, json.dumps({"findings": findings, "rules": rules.of(modules)}).encode())
+
+
+def _format(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
+    from verifier.policy import formatting
+
+    del source
+    formatted = {}
+    for name, text in setup["modules"]:
+        engine.add_policy(name, text)
+    for module in json.loads(engine.get_ast_as_json()):
+        name, text = module["source"]["file"], module["source"]["contents"]
+        formatted[name] = formatting.format_source(name, text, module)
+    send(sink, json.dumps({"formatted": formatted}).encode())
 
 
 def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
