@@ -87,7 +87,9 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
         OverflowError,
         RuntimeError,
     ) as error:
-        hint = ". This is gzip, as opa build writes it: use touchstone policy pack" if data[:2] == _GZIP else ""
+        hint = (
+            ". This is gzip, as opa build writes it: use touchstone policy pack" if data[:2] == _GZIP else ""
+        )
         raise BundleError(f"not a zip archive that can be read: {str(error)[:200]}{hint}") from None
     return of_files(files), files.get(SIGNATURE)
 

@@ -35,7 +35,6 @@ from verifier import dsse
 from verifier.errors import BundleError, ReferenceValueError
 from verifier.policy import ar4si, rooted
 from verifier.policy.content import (
-    MAX_FILES,
     OPA_MANIFEST,
     check_name,
     check_opa_manifest,
@@ -68,7 +67,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     author: Annotated[str, Meta(min_length=1, max_length=200)]
     description: Annotated[str, Meta(min_length=1, max_length=2000)]
     include: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^(\.\./){1,3}[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")], ...], Meta(max_length=8)
+        tuple[Annotated[str, Meta(pattern=r"^(\.\./){1,3}[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")], ...],
+        Meta(max_length=8),
     ] = ()
     """Folders that several bundles share, such as ``../lib``.  Their files are part of the bundle, under ``lib/``."""
 
@@ -146,10 +146,12 @@ def _include(files: dict[str, bytes], folder: Path, path: str) -> None:
     shared = _files_in(folder / path, f"{name}/", len(files) - len(own))
     if own not in ({}, shared):
         raise BundleError(
-            f"{sorted(own)[0]}: {_MANIFEST} includes {path} under the same name. Keep one of the two folders {name}"
+            f"{min(own)}: {_MANIFEST} includes {path} under the same name. Keep one of the two folders {name}"
         )
     if f"{name}/{_MANIFEST}" in shared:
-        raise BundleError(f"{_MANIFEST}: include: {path} is a bundle itself. Include a folder of rules or data")
+        raise BundleError(
+            f"{_MANIFEST}: include: {path} is a bundle itself. Include a folder of rules or data"
+        )
     files.update(shared)
 
 

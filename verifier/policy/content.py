@@ -28,8 +28,10 @@ _EDITORS: Final = re.compile(r".*~|#.*#|.*\.sw[a-p]|Thumbs\.db|desktop\.ini|__py
 _HINTS: Final = (
     (
         re.compile(r".*\.(json|ya?ml)"),
-        "data is in files data.json or data.yaml, and the folder says where: {folder}{stem}/data.json is "
-        "data.{path}{stem}. Inputs for tests belong into the tests",
+        (
+            "data is in files data.json or data.yaml, and the folder says where: {folder}{stem}/data.json is "
+            "data.{path}{stem}. Inputs for tests belong into the tests"
+        ),
     ),
     (re.compile(r".*\.(wasm|tar|gz|tgz|zip)"), "a bundle has sources, and nothing that was built of them"),
     (re.compile(r".*\.(orig|rej|bak|old)"), "a merge or an editor left it behind. Remove it"),

@@ -25,28 +25,23 @@ _COLLECTION: Final = "collection"
 _COMPREHENSION: Final = "comprehension"
 
 
-async def run(sources: Mapping[str, str]) -> dict[str, str]:
+async def run(sources: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """
     Lay out sources by file name, in a process of its own, because the text may be hostile to the parser.
 
+    Returns:
+        The sources as they should be, and for each that cannot be laid out why not.
+
     Raises:
-        PolicyError: a source does not parse; names file and place.
+        PolicyError: a source makes the parser crash, or take too long.
     """
     worker = await Worker.start()
+    setup = {"task": "format", "modules": list(sources.items()), "memory_bytes": MEMORY_BYTES}
     try:
-        answer: Any = await worker.ask(
-            {
-                "task": "format",
-                "modules": list(sources.items()),
-                "tests": [],
-                "data": "{}",
-                "memory_bytes": MEMORY_BYTES,
-            },
-            TIMEOUT_S,
-        )
+        answer: Any = await worker.ask(setup, TIMEOUT_S)
     finally:
         await worker.stop()
-    return {str(file): str(text) for file, text in answer["formatted"].items()}
+    return answer["formatted"], answer["errors"]
 
 
 def format_source(file: str, source: str, module: Any) -> str:
@@ -73,7 +68,9 @@ def format_source(file: str, source: str, module: Any) -> str:
         written.append("\t" * line.level + shape.text(line.tokens))
     text = "\n".join(written) + "\n"
     if [(t.kind, t.text) for t in tokens_of(file, text)] != [(t.kind, t.text) for t in tokens]:
-        raise BundleError(f"{file}: it cannot be laid out without changing it. Leave it as it is, and report it")
+        raise BundleError(
+            f"{file}: it cannot be laid out without changing it. Leave it as it is, and report it"
+        )
     return text
 
 
@@ -101,7 +98,12 @@ class _Shape:
                 self._unary.add(token.start)
             if token.kind == "sign" and token.text in OPEN:
                 is_body = token.text == "{" and self._expects_body(last)
-                if token.text == "{" and every and every[-1] == len(open_brackets) and self._ends_operand(last):
+                if (
+                    token.text == "{"
+                    and every
+                    and every[-1] == len(open_brackets)
+                    and self._ends_operand(last)
+                ):
                     every.pop()
                     is_body = True
                 self.kinds[token.start] = _BODY if is_body else _COLLECTION
@@ -109,8 +111,10 @@ class _Shape:
             elif token.kind == "sign" and token.text in CLOSE and open_brackets:
                 self.kinds[token.start] = self.kinds[open_brackets.pop().start]
             elif token.text == "|" and open_brackets and open_brackets[-1].text != "(":
-                if self.kinds[open_brackets[-1].start] == _COLLECTION:
-                    self.kinds[open_brackets[-1].start] = _COMPREHENSION
+                opened = open_brackets[-1].start
+                self.kinds[opened] = (
+                    _COMPREHENSION if self.kinds[opened] == _COLLECTION else self.kinds[opened]
+                )
             last = token
 
     def text(self, tokens: Sequence[Token]) -> str:
@@ -203,7 +207,9 @@ def _indent(lines: Sequence[_Line], shape: _Shape) -> None:
             line.goes_on = _goes_on(last, line.tokens[0], line.context)
             line.level += line.goes_on
             # Where OPA breaks the line before the term of a comprehension, it does not indent the term.
-            line.level -= line.is_first and line.context == _COMPREHENSION and last is not None and last.text != "|"
+            line.level -= (
+                line.is_first and line.context == _COMPREHENSION and last is not None and last.text != "|"
+            )
         if top is not None:
             top.is_empty = False
         for token in line.tokens:
@@ -247,7 +253,10 @@ def _items_of(module: Any) -> _Items:
         kind, content = kind_of(rule)
         row = content["span"]["line"] - 1
         rules.add(row)
-        if kind != "Default" and len((content["bodies"] or [{"query": {"stmts": ()}}])[0]["query"]["stmts"]) <= 1:
+        if (
+            kind != "Default"
+            and len((content["bodies"] or [{"query": {"stmts": ()}}])[0]["query"]["stmts"]) <= 1
+        ):
             groupable.add(row)
     imports = frozenset(imported["span"]["line"] - 1 for imported in module["ast"]["imports"])
     return _Items(imports, frozenset(rules), frozenset(groupable))

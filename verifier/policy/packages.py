@@ -53,8 +53,7 @@ def check(
         ),
     }
     only = {path for path, file, _, _ in rules if file in tests} - own
-    for path, *place in callgraph.references_to(modules, only):
-        file, line, column = place
+    for path, file, line, column in callgraph.references_to(modules, only):
         if file not in tests:
             sentence = (
                 f"{'.'.join(path)} is defined in a test alone, and the verifier does not load tests. Move it to "
@@ -65,22 +64,24 @@ def check(
     return tuple(sorted(found, key=lambda f: (f.file, f.line, f.column, f.rule, f.sentence)))
 
 
-def _unused(
-    modules: Sequence[Any], rules: Sequence[_Rule], tests: frozenset[str]
-) -> Iterator[LintFinding]:
+def _unused(modules: Sequence[Any], rules: Sequence[_Rule], tests: frozenset[str]) -> Iterator[LintFinding]:
     """A misspelt package is refused nowhere else: its rules would be left out without a word."""
     packages: dict[tuple[str, ...], list[tuple[str, int, int]]] = {}
     for module in modules:
         file, source = module["source"]["file"], module["source"]["contents"].encode()
         path = tuple(full_path(module["ast"]["package"]["refr"], source)[0])
         if file not in tests and path not in _ASKED:
-            packages.setdefault(path, []).append((file, *position_of(module["ast"]["package"]["span"], source)))
+            packages.setdefault(path, []).append(
+                (file, *position_of(module["ast"]["package"]["span"], source))
+            )
     if not packages:
         return
     own = {path for path, file, _, _ in rules if file not in tests}
     homes = {file: package for package, places in packages.items() for file, *_ in places}
     used = {
-        (path, homes.get(file)) for path, file, *_ in callgraph.references_to(modules, own) if file not in tests
+        (path, homes.get(file))
+        for path, file, *_ in callgraph.references_to(modules, own)
+        if file not in tests
     }
     for package, places in packages.items():
         if any(path[: len(package)] == package != home for path, home in used):

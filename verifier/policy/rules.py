@@ -44,16 +44,20 @@ def _imports(module: Any) -> dict[str, Any]:
 
 
 def tests(modules: Sequence[Any], files: Sequence[str]) -> Iterator[tuple[str, str, str, int]]:
-    """File, package, name and line of every rule named ``test_*`` in *files*, each name once."""
+    """
+    File, package, name and line of every rule named ``test_*`` or ``todo_test_*`` in *files*, each name once.
+
+    A rule ``test_x[case]`` is part of the test ``test_x``.
+    """
     seen = set()
     for module in modules:
         file, package = module["source"]["file"], package_of(module)
         if file not in files:
             continue
         for rule in module["ast"]["rules"]:
-            name = name_of(rule)
+            name = test_name_of(rule)
             # A default alone would be true whatever the policy does.
-            if "Spec" in rule and name.startswith("test_") and (package, name) not in seen:
+            if "Spec" in rule and name.startswith(("test_", "todo_test_")) and (package, name) not in seen:
                 seen.add((package, name))
                 yield file, package, name, span_of(rule)["line"]
 
@@ -69,6 +73,11 @@ def name_of(rule: Any) -> str:
         return _path(rule["Default"]["refr"])
     (head,) = rule["Spec"]["head"].values()
     return _path(head["refr"])
+
+
+def test_name_of(rule: Any) -> str:
+    """The first part of a rule's name: ``test_x`` of ``test_x[case]`` and ``test_x.case``."""
+    return name_of(rule).partition(".")[0]
 
 
 def span_of(rule: Any) -> Any:

@@ -77,7 +77,9 @@ def tokens_of(file: str, source: str) -> list[Token]:
     while place < len(source):
         match = _TOKEN.match(source, place)
         if match is None:
-            raise BundleError(f"{file}:{row + 1}: {source[place]!r} is no part of Rego, or a string does not end")
+            raise BundleError(
+                f"{file}:{row + 1}: {source[place]!r} is no part of Rego, or a string does not end"
+            )
         kind, text = str(match.lastgroup), match[0]
         if kind not in ("space", "newline"):
             found.append(Token(kind, text.rstrip() if kind == "comment" else text, place, row, place == end))
@@ -104,13 +106,17 @@ def statements(tokens: Sequence[Token]) -> list[list[Token]]:
             continue
         if depth == 0 and last is not None and token.row > last.end_row and not _goes_on(last, token):
             found.append([])
-        depth += (token.text in OPEN and token.kind == "sign") - (token.text in CLOSE and token.kind == "sign")
+        depth += (token.text in OPEN and token.kind == "sign") - (
+            token.text in CLOSE and token.kind == "sign"
+        )
         found[-1].append(token)
     return [statement for statement in found if statement]
 
 
 def _goes_on(last: Token, token: Token) -> bool:
     """Whether an expression goes on from the end of one line into the next."""
-    if token.text in ("with", "as") or (token.kind == "sign" and token.text in (*INFIX, ",", ".", ":") and token.text != "-"):
+    if token.text in ("with", "as") or (
+        token.kind == "sign" and token.text in (*INFIX, ",", ".", ":") and token.text != "-"
+    ):
         return True
     return not last.ends_operand

@@ -123,38 +123,42 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
 
 
 def _format(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
+    from verifier.errors import BundleError
     from verifier.policy import formatting
 
     del source
-    formatted = {}
+    formatted, errors = {}, {}
     for name, text in setup["modules"]:
-        engine.add_policy(name, text)
-    for module in json.loads(engine.get_ast_as_json()):
-        name, text = module["source"]["file"], module["source"]["contents"]
-        formatted[name] = formatting.format_source(name, text, module)
-    send(sink, json.dumps({"formatted": formatted}).encode())
+        one = type(engine)()
+        try:
+            one.add_policy(name, text)
+            (module,) = json.loads(one.get_ast_as_json())
+            formatted[name] = formatting.format_source(name, text, module)
+        except RuntimeError as error:
+            errors[name] = message(error)
+        except BundleError as error:
+            errors[name] = str(error)
+    send(sink, json.dumps({"formatted": formatted, "errors": errors}).encode())
 
 
 def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import rules
+    from verifier.policy import cases
 
     del source
     engine.set_enable_coverage(True)
     engine.set_gather_prints(True)
     _load(engine, setup)
-    found = []
-    for file, package, rule, line in rules.tests(json.loads(engine.get_ast_as_json()), setup["tests"]):
-        started = time.perf_counter()
-        engine.set_input_json(NOTHING)
-        try:
-            value = engine.eval_rule_as_json(f"{package}.{rule}")
-            why = None if value == "true" else f"is {value[:200]}, not true"
-        except (RuntimeError, ValueError) as error:
-            why = message(error)
-        found.append({
-            "file": file, "line": line, "name": f"{package}.{rule}", "why": why,
-            "seconds": time.perf_counter() - started, "printed": engine.take_prints(),
-        })  # fmt: skip
+
+    def another(changed: Mapping[str, str]) -> Any:
+        made = type(engine)()
+        made.set_gather_prints(True)
+        _load(
+            made, {**setup, "modules": [(name, changed.get(name, text)) for name, text in setup["modules"]]}
+        )
+        return made
+
+    modules = json.loads(engine.get_ast_as_json())
+    found = list(cases.run(engine, another, modules, setup["tests"], setup["pattern"], NOTHING, message))
     report = json.loads(engine.get_coverage_report_as_json())
     coverage = {
         file["path"]: [sorted(file["covered"]), sorted(file["not_covered"])]
