@@ -21,7 +21,11 @@ def of(modules: Sequence[Any]) -> dict[str, list[tuple[str, str, str]]]:
     for module in modules:
         package, imports = package_of(module), _imports(module)
         found[module["source"]["file"]] = [
-            (f"{package}.{name_of(rule)}", _meaning(rule, imports), _text(rule, module))
+            (
+                f"{package}.{name_of(rule)}",
+                _meaning(rule, imports, module["source"]["contents"].encode()),
+                _text(rule, module),
+            )
             for rule in module["ast"]["rules"]
         ]
     return found
@@ -39,7 +43,7 @@ def _imports(module: Any) -> dict[str, Any]:
             name = str(last["field"][1])
         else:
             name = str(last["value"] if kind == "Var" else last["index"].get("String", {}).get("value", ""))
-        found[name] = _without_places(imported["refr"])
+        found[name] = _without_places(imported["refr"], source)
     return found
 
 
@@ -105,16 +109,24 @@ def _text(rule: Any, module: Any) -> str:
     return str(source[span["start"] : end].decode(errors="replace"))
 
 
-def _meaning(rule: Any, imports: Mapping[str, Any]) -> str:
-    text = json.dumps(_without_places(rule), sort_keys=True)
+def _meaning(rule: Any, imports: Mapping[str, Any], source: bytes) -> str:
+    text = json.dumps(_without_places(rule, source), sort_keys=True)
     used = {name: path for name, path in imports.items() if f'"value": {json.dumps(name)}' in text}
     return hashlib.sha256((text + json.dumps(used, sort_keys=True)).encode()).hexdigest()
 
 
-def _without_places(node: Any) -> Any:
+def _without_places(node: Any, source: bytes) -> Any:
+    if _is_place(node):
+        # Some names are in the tree as the place where they stand: some a, b; every key, value in …
+        return source[node["start"] : node["end"]].decode(errors="replace")
     if isinstance(node, dict):
-        return {key: _without_places(value) for key, value in node.items() if key not in _PLACE_KEYS}
+        return {key: _without_places(value, source) for key, value in node.items() if key not in _PLACE_KEYS}
     if isinstance(node, list):
         # A field is a list of its place and its name: [{"line": …}, "name"].
-        return [_without_places(item) for item in node if not (isinstance(item, dict) and "line" in item)]
+        has_place = bool(node) and _is_place(node[0]) and not all(map(_is_place, node))
+        return [_without_places(item, source) for item in node[has_place:]]
     return node
+
+
+def _is_place(node: Any) -> bool:
+    return isinstance(node, dict) and "line" in node
