@@ -299,6 +299,8 @@ class _Module:
         name = self._name(refr)
         if entry := _BUILTINS.get(name) or _BUILTINS.get(_prefix(name)):
             rule, sentence = entry
+            if rule == "print" and self._is_test:
+                return
             level = Level.WARNING if rule == "print" else Level.ERROR
             yield self._error(span, rule, f"{name} {sentence}", level)
 

@@ -239,6 +239,7 @@ def test_calls_that_stay_inside(call: str) -> None:
 def test_print_is_a_warning() -> None:
     (finding,) = found(HOME + ENTRY + "x if print(input)\n")
     assert (finding.level, finding.rule, finding.line, finding.column) == (Level.WARNING, "print", 3, 6)
+    assert in_test("y if print(input)\n") == []
 
 
 def test_mocks_of_what_reaches_outside() -> None:
@@ -314,7 +315,8 @@ def _ast(source: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["touchstone", "touchstone.gpu", "ar4si", 'touchstone["x-y"]', "lib.strings", "other", "x.touchstone"]
+    "name",
+    ["touchstone", "touchstone.gpu", "ar4si", 'touchstone["x-y"]', "lib.strings", "other", "x.touchstone"],
 )
 def test_packages_of_policies(name: str) -> None:
     assert in_policy("x := input.y", f"package {name}\ny := input.z\n") == []
