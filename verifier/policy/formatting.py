@@ -1,28 +1,28 @@
 """
 Lay out Rego source as ``opa fmt`` does, without changing a token.
 
-Tabs, spaces between tokens, blank lines and indentation become OPA's.  Where `opa fmt` would write
-other tokens (a comma after the last item, imports in order, a body of one expression without
-braces), the source keeps its own.  Lines are broken where their author broke them.  What comes out
-is compared with what went in: the same tokens, the same comments, and the same syntax tree.
+Tabs, spaces between tokens, blank lines, indentation and the lines of lists become OPA's.  Where
+`opa fmt` would write other tokens (a comma after the last item, imports in order, a body of one
+expression without braces), the source keeps its own.  What comes out is compared with what went
+in: the same tokens, the same comments, and the same meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 from verifier.errors import BundleError
+from verifier.policy import rules
+from verifier.policy.line_breaks import BODY, COMPREHENSION, GROUP, LIST, breaks_of
 from verifier.policy.process import MEMORY_BYTES, Worker
 from verifier.policy.syntax import kind_of
 from verifier.policy.tokens import CLOSE, INFIX, OPEN, Token, tokens_of
 
 TIMEOUT_S: Final = 30.0
-_BODY: Final = "body"
-_COLLECTION: Final = "collection"
-_COMPREHENSION: Final = "comprehension"
+_MAX_LINE: Final = 1000
 
 
 async def run(sources: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -44,34 +44,55 @@ async def run(sources: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str
     return answer["formatted"], answer["errors"]
 
 
-def format_source(file: str, source: str, module: Any) -> str:
+def lay_out(file: str, source: str, parse: Callable[[str, str], Any]) -> str:
     """
-    Lay out a source.
+    Lay out a source, and check that it is the same source.
 
     Args:
         file: Its name, for messages.
-        source: The source, which *module* was parsed from.
-        module: Its syntax tree, as regorus gives it.
+        source: The source.
+        parse: Makes a syntax tree of a file's name and text, as regorus gives it.
 
     Raises:
         BundleError: the source has tokens that this does not know, or cannot be laid out without a change.
     """
+    module = parse(file, source)
+    text = format_source(file, source, module)
+    before, after = (
+        [(name, meaning) for name, meaning, _ in rules.of([each])[file]]
+        for each in (module, parse(file, text))
+    )
+    if before != after or _texts(file, text) != _texts(file, source):
+        raise BundleError(
+            f"{file}: it cannot be laid out without changing it. Leave it as it is, and report it"
+        )
+    return text
+
+
+def _texts(file: str, source: str) -> list[tuple[str, str]]:
+    return [(token.kind, token.text) for token in tokens_of(file, source)]
+
+
+def format_source(file: str, source: str, module: Any) -> str:
+    """Lay out a source, of which *module* is the syntax tree.  Raises `BundleError`."""
     tokens = tokens_of(file, source)
     shape = _Shape(tokens)
-    lines = _lines(tokens)
+    text = _written(tokens, shape, shape.breaks, _items_of(module))
+    if max(map(len, text.splitlines()), default=0) > _MAX_LINE:
+        # The engine reads no longer lines, so nothing is joined.
+        text = _written(tokens, shape, {}, _items_of(module))
+    return text
+
+
+def _written(tokens: Sequence[Token], shape: _Shape, breaks: Mapping[int, bool], items: _Items) -> str:
+    lines = _lines(tokens, breaks)
     _indent(lines, shape)
-    items = _items_of(module)
     written: list[str] = []
     for number, line in enumerate(lines):
         if number and _is_blank_before(lines, number, items):
             written.append("")
         written.append("\t" * line.level + shape.text(line.tokens))
-    text = "\n".join(written) + "\n"
-    if [(t.kind, t.text) for t in tokens_of(file, text)] != [(t.kind, t.text) for t in tokens]:
-        raise BundleError(
-            f"{file}: it cannot be laid out without changing it. Leave it as it is, and report it"
-        )
-    return text
+    return "\n".join(written) + "\n"
 
 
 class _Shape:
@@ -106,16 +127,18 @@ class _Shape:
                 ):
                     every.pop()
                     is_body = True
-                self.kinds[token.start] = _BODY if is_body else _COLLECTION
+                is_group = token.text != "{" and (token.text == "(") != self._is_glued(last, token)
+                self.kinds[token.start] = BODY if is_body else GROUP if is_group else LIST
                 open_brackets.append(token)
             elif token.kind == "sign" and token.text in CLOSE and open_brackets:
                 self.kinds[token.start] = self.kinds[open_brackets.pop().start]
             elif token.text == "|" and open_brackets and open_brackets[-1].text != "(":
                 opened = open_brackets[-1].start
-                self.kinds[opened] = (
-                    _COMPREHENSION if self.kinds[opened] == _COLLECTION else self.kinds[opened]
-                )
+                self.kinds[opened] = COMPREHENSION if self.kinds[opened] == LIST else self.kinds[opened]
             last = token
+        code = [token for token in tokens if token.kind != "comment"]
+        self.breaks = breaks_of(code, self.kinds, frozenset(self._unary))
+        """Where OPA begins a line, and where it joins two, by the places of tokens."""
 
     def text(self, tokens: Sequence[Token]) -> str:
         """The tokens of a line, with the spaces between them."""
@@ -134,15 +157,18 @@ class _Shape:
         if token.kind == "comment":
             return True
         if last.start in self._unary or last.text == "." or (last.kind == "sign" and last.text in OPEN):
-            return self.kinds.get(last.start) == _BODY and token.text != "}"
+            return self.kinds.get(last.start) == BODY and token.text != "}"
         if token.kind == "sign" and token.text in (",", ";", ":", "."):
             return False
         if token.kind == "sign" and token.text in CLOSE:
-            return self.kinds.get(token.start) == _BODY
+            return self.kinds.get(token.start) == BODY
         if token.kind == "sign" and token.text in ("(", "["):
-            # Glued to an operand it is a call or an index, and apart from it a new expression.
-            return not (token.is_glued and (self._ends_operand(last) or last.text == "contains"))
+            return not self._is_glued(last, token)
         return True
+
+    def _is_glued(self, last: Token | None, token: Token) -> bool:
+        """Whether a bracket is a call or an index: glued to an operand, and not apart from it."""
+        return token.is_glued and last is not None and (self._ends_operand(last) or last.text == "contains")
 
 
 @dataclass
@@ -184,12 +210,17 @@ class _Line:
         return self.tokens[-1].end_row
 
 
-def _lines(tokens: Sequence[Token]) -> list[_Line]:
+def _lines(tokens: Sequence[Token], breaks: Mapping[int, bool]) -> list[_Line]:
     lines: list[_Line] = []
+    last: Token | None = None
     for token in tokens:
-        if not lines or token.row > lines[-1].end_row:
-            lines.append(_Line([], bool(lines) and token.row > lines[-1].end_row + 1))
+        begins = last is None or token.row > last.end_row
+        if last is not None and last.kind != "comment" and token.kind != "comment":
+            begins = breaks.get(token.start, begins)
+        if begins:
+            lines.append(_Line([], last is not None and token.row > last.end_row + 1))
         lines[-1].tokens.append(token)
+        last = token
     return lines
 
 
@@ -208,7 +239,7 @@ def _indent(lines: Sequence[_Line], shape: _Shape) -> None:
             line.level += line.goes_on
             # Where OPA breaks the line before the term of a comprehension, it does not indent the term.
             line.level -= (
-                line.is_first and line.context == _COMPREHENSION and last is not None and last.text != "|"
+                line.is_first and line.context == COMPREHENSION and last is not None and last.text != "|"
             )
         if top is not None:
             top.is_empty = False
@@ -217,7 +248,7 @@ def _indent(lines: Sequence[_Line], shape: _Shape) -> None:
                 stack.append(_Bracket(shape.kinds[token.start], line.level + 1))
             elif token.kind == "sign" and token.text in CLOSE and stack:
                 stack.pop()
-            elif token.text == "|" and stack and stack[-1].kind == _COMPREHENSION:
+            elif token.text == "|" and stack and stack[-1].kind == COMPREHENSION:
                 # The body of a comprehension begins.
                 stack[-1].is_empty = True
             last = last if token.kind == "comment" else token
@@ -227,8 +258,8 @@ def _goes_on(last: Token | None, first: Token, context: str) -> bool:
     """Whether a line goes on with the expression of the line before it."""
     if last is None or (last.kind == "sign" and last.text in (*OPEN, ",", ";")):
         # A list of names goes on where nothing is open: some a,
-        return last is not None and last.text == "," and context in ("", _BODY)
-    if last.text == "|" and context == _COMPREHENSION:
+        return last is not None and last.text == "," and context in ("", BODY)
+    if last.text == "|" and context == COMPREHENSION:
         return False
     if (last.kind == "sign" and last.text in (*INFIX, ":", ".")) or last.is_keyword:
         return True
@@ -272,7 +303,7 @@ def _is_blank_before(lines: Sequence[_Line], number: int, items: _Items) -> bool
         return line.is_blank_before
     if line.context == "":
         return _is_blank_at_top(line, last, items)
-    if line.is_first or line.closes or line.context == _COLLECTION:
+    if line.is_first or line.closes or line.context in (LIST, GROUP):
         return False
     if line.is_comment:
         # OPA keeps apart what a comment introduces, and not a comment at the end.

@@ -127,13 +127,16 @@ def _format(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Binar
     from verifier.policy import formatting
 
     del source
+
+    def parse(name: str, text: str) -> Any:
+        one = type(engine)()
+        one.add_policy(name, text)
+        return json.loads(one.get_ast_as_json())[0]
+
     formatted, errors = {}, {}
     for name, text in setup["modules"]:
-        one = type(engine)()
         try:
-            one.add_policy(name, text)
-            (module,) = json.loads(one.get_ast_as_json())
-            formatted[name] = formatting.format_source(name, text, module)
+            formatted[name] = formatting.lay_out(name, text, parse)
         except RuntimeError as error:
             errors[name] = message(error)
         except BundleError as error:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from verifier.config import default_policy
 from verifier.errors import BundleError
 from verifier.policy import formatting, rules
-from verifier.policy.formatting import format_source
+from verifier.policy.formatting import lay_out
 from verifier.policy.tokens import tokens_of
 
 # No library has `opa fmt`, so this is written by its rules (v1/format/format.go of OPA 1.20), and not recorded.
@@ -143,7 +143,7 @@ def parse(source: str) -> Any:
 
 
 def laid_out(source: str) -> str:
-    return format_source("a.rego", source, parse(source))
+    return lay_out("a.rego", source, lambda _, text: parse(text))
 
 
 def meaning(source: str) -> list[tuple[str, str]]:
@@ -242,7 +242,38 @@ PLACES = {
     ),
     "an operator at the end of a line": (
         "package a\n\nx if {\n\ty ==\n\tz\n}\n",
-        "package a\n\nx if {\n\ty ==\n\t\tz\n}\n",
+        "package a\n\nx if {\n\ty == z\n}\n",
+    ),
+    "a list that begins in the line of its bracket": (
+        "package a\n\nx := [1,\n  2, 3,\n  4]\n",
+        "package a\n\nx := [\n\t1,\n\t2, 3,\n\t4\n]\n",
+    ),
+    "a list whose bracket closes later": ("package a\n\nx := [1, 2\n]\n", "package a\n\nx := [1, 2]\n"),
+    "an item behind one of several lines": (
+        'package a\n\nx := {\n"a": {\n1\n}, "b": 2\n}\n',
+        'package a\n\nx := {\n\t"a": {\n\t\t1\n\t},\n\t"b": 2\n}\n',
+    ),
+    "one item of several lines": (
+        "package a\n\nx := f({\n\ta,\n\tb\n})\n",
+        "package a\n\nx := f({\n\ta,\n\tb\n})\n",
+    ),
+    "arguments of a rule": ("package a\n\nf(x,\n  y) := 1\n", "package a\n\nf(\n\tx,\n\ty\n) := 1\n"),
+    "parentheses of several lines": ("package a\n\nx := (1 +\n2\n)\n", "package a\n\nx := (1 + 2)\n"),
+    "a body that begins in the line of its bracket": (
+        "package a\n\nx if { y\n  z }\n",
+        "package a\n\nx if {\n\ty\n\tz\n}\n",
+    ),
+    "a comprehension of several lines": (
+        "package a\n\nx := [y | some y in z\n  y > 1]\n",
+        "package a\n\nx := [y |\n\tsome y in z\n\ty > 1\n]\n",
+    ),
+    "a comprehension whose bracket closes later": (
+        "package a\n\nx := [y | some y in z\n]\n",
+        "package a\n\nx := [y | some y in z]\n",
+    ),
+    "a comment keeps its line": (
+        "package a\n\nx := [1, # one\n2 # two\n]\n",
+        "package a\n\nx := [\n\t1, # one\n\t2 # two\n]\n",
     ),
 }
 
@@ -332,6 +363,14 @@ def test_any_text_is_tokens_or_an_error_of_it(text: str) -> None:
 def test_what_is_no_token_is_refused_with_its_line(text: str) -> None:
     with pytest.raises(BundleError, match=r"^a\.rego:2: "):
         tokens_of("a.rego", f"package a\n{text}\n")
+
+
+def test_source_that_would_change_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with the layout, it never reaches a file."""
+    for wrong in ("package a\n\nx := 2\n", "package a\n\n# y\nx := 1\n"):
+        monkeypatch.setattr(formatting, "format_source", lambda *_, text=wrong: text)
+        with pytest.raises(BundleError, match="cannot be laid out without changing it"):
+            laid_out("package a\nx := 1\n")
 
 
 async def test_sources_are_laid_out_in_a_process_of_their_own() -> None:
