@@ -76,16 +76,25 @@ def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
     return setup
 
 
-async def run_task(task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> Any:
+async def run_task(
+    task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES, pattern: str = ""
+) -> Any:
     """
     Do one task (``inspect``, ``test``) in a process of its own.
+
+    Args:
+        task: Its name.
+        bundle: What it is about.
+        timeout_s: How long it may take.
+        memory_bytes: How much memory it may use.
+        pattern: A regular expression; only tests whose full names have it are run.
 
     Raises:
         PolicyError: the task failed (names file and place), took too long, or crashed.
     """
     worker = await Worker.start()
     try:
-        return await worker.ask(setup_of(task, bundle, memory_bytes), timeout_s)
+        return await worker.ask({**setup_of(task, bundle, memory_bytes), "pattern": pattern}, timeout_s)
     finally:
         await worker.stop()
 

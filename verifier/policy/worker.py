@@ -11,6 +11,7 @@ else.  The parent kills the process if it takes too long.
               input with a byte and a text: 0 and the outcome as JSON, or 1 and an error
     inspect   answers once, with the lint findings and the rules of each module
     second    as evaluate, with another engine (`verifier.policy.second_worker`)
+    format    answers once, with the sources as they are laid out
     test      answers once, with the result of each rule named test_* and the lines they reached
 """
 
@@ -72,6 +73,7 @@ def main() -> None:
         "inspect": _inspect,
         "test": _test,
         "second": _second,
+        "format": _format,
     }
     try:
         tasks[setup["task"]](regorus.Engine(), setup, source, sink)
@@ -138,16 +140,18 @@ def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import checker, lint, rules, words
+    from verifier.policy import checker, lint, packages, rules, words
 
     del source
     for name, text in setup["modules"]:
         engine.add_policy(name, text)
     modules = json.loads(engine.get_ast_as_json())
     tests, terms = frozenset(setup["tests"]), checker.Terms(**setup["terms"])
+    data = json.loads(setup["data"])
     found = lint.ordered([
         *lint.check(modules, tests=tests),
-        *checker.check(modules, tests=tests, data=json.loads(setup["data"]), terms=terms),
+        *packages.check(modules, data, tests=tests),
+        *checker.check(modules, tests=tests, data=data, terms=terms),
     ])  # fmt: skip
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
     judging = [module for module in modules if module["source"]["file"] not in setup["tests"]]
@@ -155,26 +159,46 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
     send(sink, json.dumps({"findings": findings, "rules": rules.of(modules), "words": found_words}).encode())
 
 
+def _format(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
+    from verifier.errors import BundleError
+    from verifier.policy import formatting
+
+    del source
+
+    def parse(name: str, text: str) -> Any:
+        one = type(engine)()
+        one.add_policy(name, text)
+        return json.loads(one.get_ast_as_json())[0]
+
+    formatted, errors = {}, {}
+    for name, text in setup["modules"]:
+        try:
+            formatted[name] = formatting.lay_out(name, text, parse)
+        except RuntimeError as error:
+            errors[name] = message(error)
+        except BundleError as error:
+            errors[name] = str(error)
+    send(sink, json.dumps({"formatted": formatted, "errors": errors}).encode())
+
+
 def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import rules
+    from verifier.policy import cases
 
     del source
     engine.set_enable_coverage(True)
     engine.set_gather_prints(True)
     _load(engine, setup)
-    found = []
-    for file, package, rule, line in rules.tests(json.loads(engine.get_ast_as_json()), setup["tests"]):
-        started = time.perf_counter()
-        engine.set_input_json(NOTHING)
-        try:
-            value = engine.eval_rule_as_json(f"{package}.{rule}")
-            why = None if value == "true" else f"is {value[:200]}, not true"
-        except (RuntimeError, ValueError) as error:
-            why = message(error)
-        found.append({
-            "file": file, "line": line, "name": f"{package}.{rule}", "why": why,
-            "seconds": time.perf_counter() - started, "printed": engine.take_prints(),
-        })  # fmt: skip
+
+    def another(changed: Mapping[str, str]) -> Any:
+        made = type(engine)()
+        made.set_gather_prints(True)
+        _load(
+            made, {**setup, "modules": [(name, changed.get(name, text)) for name, text in setup["modules"]]}
+        )
+        return made
+
+    modules = json.loads(engine.get_ast_as_json())
+    found = list(cases.run(engine, another, modules, setup["tests"], setup["pattern"], NOTHING, message))
     report = json.loads(engine.get_coverage_report_as_json())
     coverage = {
         file["path"]: [sorted(file["covered"]), sorted(file["not_covered"])]
