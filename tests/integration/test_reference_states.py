@@ -135,7 +135,7 @@ async def test_a_further_value_waits_whatever_it_is_made_of(verifier, newer: Pat
     assert await in_force(verifier) == before
 
 
-async def test_the_first_value_waits_if_somebody_else_has_signed_it(verifier) -> None:
+async def test_the_first_value_waits_if_a_corim_has_named_its_model(verifier) -> None:
     """A trusted signer decides what its models are, and not which are served here."""
     status, body = await add(verifier, signed(verifier, OTHER), CORIM)
     assert (status, body["reference_values"][0]["state"]) == (201, "candidate")

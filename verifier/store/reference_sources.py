@@ -18,8 +18,8 @@ from verifier.schemes.context import Source
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 
-OUTSIDE: Final = ("corim", "oms")
-"""Sources whose values somebody else has signed: they never come into force without being asked."""
+UNNAMED: Final = ("corim",)
+"""Sources that name their models themselves: no value of theirs comes into force without being asked for."""
 _FIELDS: Final = ("source", "signer", "not_before", "not_after")
 MAX_HISTORY: Final = 1000
 

@@ -20,7 +20,7 @@ from verifier.schemes.context import ModelReference
 from verifier.store import events, policies, reference_sources
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
-from verifier.store.reference_sources import OUTSIDE
+from verifier.store.reference_sources import UNNAMED
 
 Provenance = reference_sources.Provenance
 LIVE: Final = ("active", "candidate")
@@ -42,9 +42,9 @@ async def add(
     """
     Store a value, or a further source of a value that is known.
 
-    The first value that a model ever has is in force at once if it is from here: nobody had passed with another.  One
-    that somebody else has signed waits, and so does a further one, unless *replace* is true.  What is in force, and
-    from whom and until when it counts, changes only if *replace* is true.
+    The first value that a model ever has is in force at once if a person has named the model: nobody had passed with
+    another.  One whose model a CoRIM has named waits, and so does a further one, unless *replace* is true.  What is in
+    force, and from whom and until when it counts, changes only if *replace* is true.
 
     Returns:
         Its state: active, candidate, or superseded if another value has replaced it earlier.
@@ -63,7 +63,7 @@ async def add(
         if replace:
             await _adopt(tx, known, provenance, author, now_ms)
         return "active"
-    if replace or (provenance.source not in OUTSIDE and await _is_first(tx, document.model)):
+    if replace or (provenance.source not in UNNAMED and await _is_first(tx, document.model)):
         await activate(tx, document.digest, author, now_ms, grace_ms=grace_ms)
         return "active"
     return "candidate" if known is None else str(known["state"])
