@@ -555,3 +555,34 @@ async def test_the_commands_take_it_from_its_start_to_its_end(verifier, newer: P
     assert (ended, "touchstone reference rollout start" in text) == (1, True)
     ended, text = await command(verifier, "start", MODEL, "--to", new, "--until", "soon", "--reason", "x")
     assert (ended, "is no moment" in text) == (2, True)
+
+
+async def test_the_list_of_values_says_which_one_is_rolled_out(verifier, newer: Path) -> None:
+    """Beside the one in force; an aborted one waits, with what is left of its grace."""
+    old, new = await in_force(verifier), await mint(verifier, newer)
+    await begin(verifier, new)
+    _, body = await verifier.get("/api/v1/reference-values")
+    found = {each["digest"]: each for each in body["reference_values"]}
+    assert {digest: each["rolling_out"] for digest, each in found.items()} == {old: False, new: True}
+    await step(verifier, "abort", grace_s=600)
+    _, body = await verifier.get("/api/v1/reference-values?all=1")
+    found = {each["digest"]: each for each in body["reference_values"]}
+    assert (found[new]["state"], found[new]["rolling_out"], found[new]["grace_left_s"]) == (
+        "candidate",
+        False,
+        600,
+    )
+
+
+async def test_a_policy_is_given_the_value_that_a_node_is_judged_on(verifier, newer: Path) -> None:
+    """Its digest, signer and source: a policy may ask for them."""
+    old, new, one, other = (
+        await in_force(verifier), await mint(verifier, newer), await verifier.enrol(), await verifier.enrol()
+    )  # fmt: skip
+    await begin(verifier, new)
+    await upgrade(verifier, one, newer, new)
+    await verifier.attest(one)
+    await verifier.attest(other)
+    rows = await verifier.rows("SELECT node_id, input FROM recordings")
+    given = {row["node_id"]: json.loads(row["input"])["references"][MODEL]["digest"] for row in rows}
+    assert given == {one.id: new, other.id: old}

@@ -42,6 +42,7 @@ from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
+from verifier.service.watched_anchors import WatchedAnchors
 from verifier.store import policies, references
 from verifier.store.database import Database, Tx, UnavailableError
 from verifier.store.marks import HighWater
@@ -74,13 +75,15 @@ async def open_service(
             fence = await read_fence(tx)
         key_ring = KeyRing(home, db)
         await key_ring.open()
+        anchors = WatchedAnchors(home)
+        anchors()
         shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,
             engine=engine,
             authors=home.authors(),
-            anchors=home.anchors(),
+            anchors=anchors,
             key_ring=key_ring,
             pool_key=home.pool_key(),
             admin_token=home.token("admin"),
