@@ -27,6 +27,7 @@ from verifier.commands.common import (
     person_options,
     read_file,
     reason_option,
+    reason_unless,
     table,
     with_database,
 )
@@ -199,7 +200,7 @@ def trial(
 @click.argument("name", required=False)
 @click.option("--end", is_flag=True, help="End the shadow.")
 @click.option("--report", is_flag=True, help="Show the differences counted so far.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
+@reason_unless("--report")
 @person_options
 @home_option
 @json_option
@@ -295,7 +296,7 @@ def rollback(to: str | None, reason: str, who: Person, home: Path) -> None:
 @click.option("--device", default=None, help="A device's UUID, as its driver gives it.")
 @click.option("--lift", is_flag=True, help="Lift the block.")
 @click.option("--list", "listing", is_flag=True, help="Show what is blocked.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
+@reason_unless("--list")
 @person_options
 @home_option
 @errors
