@@ -22,7 +22,8 @@ def steps() -> list[tuple[str, list[str]]]:
 
 
 def plain(text: str) -> list[str]:
-    """What does not differ from run to run: without digests, times and trailing blanks."""
+    """What does not differ from run to run or with the contract: without digests, times, counts of inputs and blanks."""
+    text = re.sub(r"Asked \d+ inputs", "Asked SOME inputs", text)
     text = re.sub(r"(?<=sha-256;)[0-9a-f]{12,64}", "DIGEST", text)
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", "TIME", text)
     return [line.rstrip() for line in text.splitlines() if line.strip()]

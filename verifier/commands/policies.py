@@ -20,6 +20,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy import diff as differences
 from verifier.policy.archive import read_archive, write_archive
 from verifier.policy.bundle import Bundle
+from verifier.policy.lint import Level
 from verifier.schemes.findings import to_printable
 from verifier.store import policies as stored
 from verifier.store.database import Tx
@@ -86,19 +87,18 @@ def lint(folder: Path) -> None:
     """Check the policy in FOLDER, and show each fault with file, line and column."""
     bundle = bundles.load(folder)
     inspection = asyncio.run(admission.inspect(bundle))
-    for finding in inspection.findings:
+    findings = list(inspection.findings)
+    answers = None if inspection.errors else questions.ask(bundle, inspection)
+    if answers is not None and answers.failure is not None:
+        findings.append(admission.finding_of(bundle, answers.failure))
+    for finding in findings:
         click.echo(f"{finding.level}: {finding}")
     rules = sum(len(found) for found in inspection.rules.values())
-    click.echo(
-        f"{rules} rules, {len(inspection.errors)} errors, {len(inspection.findings) - len(inspection.errors)} warnings"
-    )
-    if inspection.errors:
-        raise SystemExit(1)
-    answers = questions.ask(bundle, inspection)
-    if answers.failure is not None:
-        click.echo(f"error: {admission.finding_of(bundle, answers.failure)}")
-    questions.show(answers)
-    if answers.failure is not None:
+    errors = sum(finding.level is Level.ERROR for finding in findings)
+    click.echo(f"{rules} rules, {errors} errors, {len(findings) - errors} warnings")
+    if answers is not None:
+        questions.show(answers)
+    if errors:
         raise SystemExit(1)
 
 
