@@ -43,6 +43,7 @@ from verifier.policy.questions import find_failure
 from verifier.policy.rollout import Rollout
 from verifier.schemes.findings import to_printable
 from verifier.service.access import APPROVE, AUTHOR
+from verifier.service.home_folder import lines_of, look
 from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
@@ -104,10 +105,11 @@ def publish(source: Path, key: Path | None, reason: str, who: Person, home: Path
 @errors
 def list_policies(home: Path, as_json: bool) -> None:
     """List published policies and their states."""
+    folder = home / Home(home).config().policy.folder
 
-    async def work(tx: Tx) -> list[dict[str, Any]]:
+    async def work(tx: Tx) -> tuple[list[dict[str, Any]], list[str]]:
         rollout = await stored.rollout(tx)
-        return [
+        listed = [
             {
                 "policy": row["id"],
                 "author": row["author"],
@@ -116,13 +118,16 @@ def list_policies(home: Path, as_json: bool) -> None:
             }
             for row in await stored.every(tx)
         ]
+        return listed, lines_of((await look(tx, home, folder)).to_wire())
 
-    found = in_transaction(home, work)
+    found, notes = in_transaction(home, work)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
     rows = [(*short(p["policy"]).split("#sha-256;"), p["state"], p["author"], p["signer"]) for p in found]
     table("", ("policy", "digest", "state", "author", "signed by"), rows)
+    for line in notes:
+        click.echo(to_printable(line, 2000))
 
 
 @policy.command()

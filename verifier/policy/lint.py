@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from verifier.policy import ar4si, callgraph, dialect, undefined
+from verifier.policy import ar4si, callgraph, dialect, heads, undefined
 from verifier.policy.syntax import (
     full_path,
     head_of,
@@ -108,6 +108,7 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
     found = set(_check_together(modules, tests))
     for module in modules:
         found |= set(_Module(module, is_test=module["source"]["file"] in tests).findings())
+    found |= {LintFinding(Level.ERROR, *astuple(fault)) for fault in heads.faults(modules)}
     for cycle in callgraph.cycles(modules):
         sentence = (
             f"{cycle} is recursion, and the engine would crash. Repeat over a collection instead "
@@ -124,11 +125,10 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
             )
         )
     rules = [module for module in modules if module["source"]["file"] not in tests]
-    for part in undefined.check(rules):
-        found.add(LintFinding(Level.ERROR, part.rule, part.file, part.line, part.column, part.sentence))
-    for other in dialect.check(rules):
-        level = Level.ERROR if other.is_error else Level.WARNING
-        found.add(LintFinding(level, other.rule, other.file, other.line, other.column, other.sentence))
+    found |= {LintFinding(Level.ERROR, *astuple(part)) for part in undefined.check(rules)}
+    for unlike in dialect.check(rules):
+        *place, is_error = astuple(unlike)
+        found.add(LintFinding(Level.ERROR if is_error else Level.WARNING, *place))
     return tuple(sorted(found, key=lambda f: (f.file, f.line, f.column, f.rule, f.sentence)))
 
 

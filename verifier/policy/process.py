@@ -72,12 +72,12 @@ def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
 
 async def run_task(task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> Any:
     """
-    Do one task (``inspect``, ``test``) in a process of its own.
+    Do one task (``inspect``, ``test``; ``second`` to see whether it starts) in a process of its own.
 
     Raises:
         PolicyError: the task failed (names file and place), took too long, or crashed.
     """
-    worker = await Worker.start()
+    worker = await Worker.start(task)
     try:
         return await worker.ask(setup_of(task, bundle, memory_bytes), timeout_s)
     finally:
@@ -94,9 +94,9 @@ class Worker:
         self._stdin, self._stdout = process.stdin, process.stdout
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, task: str = "evaluate") -> Self:
         """
-        Start a process.  It waits for its task.
+        Start a process.  It waits for its task, which says only which program it is.
 
         Raises:
             PolicyError: the machine cannot start another process now.
@@ -105,7 +105,7 @@ class Worker:
             asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "verifier.policy.worker",
+                "verifier.policy.second_worker" if task == "second" else "verifier.policy.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=_environment(),

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, TypeAlias
@@ -36,7 +36,7 @@ _MORE_ASKS: Final = 2
 """So often more an input is asked if no outcome comes: the machine may have been busy."""
 _ASKING_S: Final = 30.0
 """No further samples are asked after so long."""
-_SHRINKING_S: Final = 5.0
+_SHRINKING_S: Final = 2.0
 """A smaller input is looked for at most so long."""
 _FACT: Final = 3
 """The length of the path of a fact: below ``checked`` and the submodule."""
@@ -44,9 +44,13 @@ _GONE: Final = object()
 _RANK: Final = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE, Tier.AFFIRMING)
 
 _Document: TypeAlias = dict[str, Any]
+_Found: TypeAlias = PolicyOutcome | PolicyError
 _Facts: TypeAlias = Mapping[str, Mapping[str, Any]]
 """By kind, facts."""
 _Path: TypeAlias = tuple[str, ...]
+_GOOD: Final[dict[Hashable, Answers]] = {}
+"""What came of asking policies that did not fail: they would give the same again, and a trial is made often."""
+_MAX_GOOD: Final = 16
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,20 @@ async def ask(bundle: Bundle, words: Words, limits: Limits | None = None) -> Ans
     Raises:
         PolicyError: the policy does not start, or no process can be started.
     """
-    answers = Answers()
-    ends = time.monotonic() + _ASKING_S
-    async with opened(bundle, replace(limits or Limits(), workers=1)) as pool:
-        if not await _ask_all(pool, samples.of_types(), answers, ends):
-            await _ask_all(pool, samples.of_words(words, answers.best), answers, ends)
-    return answers
+    limits = replace(limits or Limits(), workers=1)
+    key = (samples.of_types(), bundle.modules, bundle.data, limits)
+    if key not in _GOOD:
+        answers = Answers()
+        ends = time.monotonic() + _ASKING_S
+        async with opened(bundle, limits) as pool:
+            if not await _ask_all(pool, samples.of_types(), answers, ends):
+                await _ask_all(pool, samples.of_words(words, answers.best), answers, ends)
+        if answers.failure is not None or not answers.is_complete:
+            return answers
+        _GOOD[key] = answers
+        while len(_GOOD) > _MAX_GOOD:
+            del _GOOD[next(iter(_GOOD))]
+    return _GOOD[key]
 
 
 async def find_failure(bundle: Bundle, words: Words, limits: Limits | None = None) -> Answers:
@@ -116,20 +128,35 @@ async def _ask_all(pool: WorkerPool, inputs: Iterable[bytes], answers: Answers, 
         if time.monotonic() > ends:
             answers.is_complete = False
             return False
-        for given, found in zip(
-            batch, await asyncio.gather(*(_try(pool, one) for one in batch)), strict=True
-        ):
-            answers.asked += 1
-            if isinstance(found, PolicyError):
-                # A policy that does not start fails on everything, and no input is to blame.
-                await run_task("evaluate", pool.bundle, START_TIMEOUT_S)
-                answers.failure = await _shrink(pool, given, found, answers.best)
-                return True
-            _note_best(answers, given, found)
+        async with _asking(pool, batch) as pending:
+            for given, task in zip(batch, pending, strict=True):
+                found = await task
+                answers.asked += 1
+                if isinstance(found, PolicyError):
+                    break
+                _note_best(answers, given, found)
+            else:
+                continue
+        # A policy that does not start fails on everything, and no input is to blame.
+        await run_task("evaluate", pool.bundle, START_TIMEOUT_S)
+        answers.failure = await _shrink(pool, given, found, answers.best)
+        return True
     return False
 
 
-async def _try(pool: WorkerPool, given: bytes) -> PolicyOutcome | PolicyError:
+@asynccontextmanager
+async def _asking(pool: WorkerPool, batch: Sequence[bytes]) -> AsyncIterator[list[asyncio.Task[_Found]]]:
+    """Ask all of *batch*; what nobody waits for any more is not asked: each may take as long as it is allowed to."""
+    tasks = [asyncio.create_task(_try(pool, given)) for given in batch]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _try(pool: WorkerPool, given: bytes) -> _Found:
     """What comes of one input: an outcome, or why there is none."""
     submods = msgspec.json.decode(given)["checked"]
     for _ in range(_MORE_ASKS):
@@ -140,7 +167,7 @@ async def _try(pool: WorkerPool, given: bytes) -> PolicyOutcome | PolicyError:
 
 async def _read(
     pool: WorkerPool, given: bytes, submods: Collection[str], *, gives_up: bool = False
-) -> PolicyOutcome | PolicyError:
+) -> _Found:
     try:
         return read_outcome(decode(await pool.ask(given)), submods)
     except NoOutcomeError as error:

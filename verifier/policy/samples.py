@@ -330,8 +330,9 @@ def _of_words(words: Words, best: Mapping[str, Mapping[str, Any]]) -> Iterator[_
         made = {number: value for number, value in found.items() if value is not None}
         return _document(fields, _that_are(fields, _plain(fields, turn) | good | made))
 
+    worded = {n: values for n in places if (values := _word_values(fields[n].kind, words))}
     for turn in range(max(len(words.strings), len(words.numbers))):
-        yield document(turn, {n: _with_word(fields[n].kind, words, turn + n) for n in places})
+        yield document(turn, {n: values[(turn + n) % len(values)] for n, values in worded.items()})
     # Of two places, one takes the key and the other the value, in both ways: their numbers differ in some bit.
     sides = [(bit, side) for bit in range(len(fields).bit_length()) for side in (0, 1)]
     for turn, (keys, value) in enumerate(words.entries):
@@ -343,26 +344,24 @@ def _of_words(words: Words, best: Mapping[str, Mapping[str, Any]]) -> Iterator[_
                 )
 
 
-def _with_word(kind: inspect.Type, words: Words, turn: int) -> Any:
-    """A value of a type made of the words; `None` if there is none."""
-    options = _options(kind)
-    for option in options:
+def _word_values(kind: inspect.Type, words: Words) -> list[Any]:
+    """Values of a type made of the words; none if no word has its form."""
+    for option in _options(kind):
         match option:
             case inspect.StrType() | inspect.IntType():
                 some = words.strings if isinstance(option, inspect.StrType) else words.numbers
-                found = [word for word in some if _allows(option, word)]
-                if found:
-                    return found[turn % len(found)]
+                if found := [word for word in some if _allows(option, word)]:
+                    return found
             case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
-                word = _with_word(item, words, turn)
-                return None if word is None else [word]
+                return [[word] for word in _word_values(item, words)]
             case inspect.DictType(key_type=key, value_type=value):
-                names = [word for word in words.strings if any(_allows(o, word) for o in _options(key))]
-                values = [*_values(value)[0], *filter(None, [_with_word(value, words, turn)])]
-                return (
-                    {names[(turn + n) % len(names)]: one for n, one in enumerate(values)} if names else None
-                )
-    return None
+                names = _word_values(key, words)
+                values = [*_values(value)[0], *_word_values(value, words)[:1]]
+                return [
+                    {names[(first + n) % len(names)]: one for n, one in enumerate(values)}
+                    for first in range(len(names))
+                ]
+    return []
 
 
 def _with_entry(kind: inspect.Type, key: str, entry: Any, *, is_key: bool) -> Any:

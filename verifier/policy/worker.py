@@ -10,29 +10,26 @@ else.  The parent kills the process if it takes too long.
               with the number of inputs, and a frame with each input as JSON.  It answers each
               input with a byte and a text: 0 and the outcome as JSON, or 1 and an error
     inspect   answers once, with the lint findings and the rules of each module
-    second    as evaluate, with another engine (`verifier.policy.second_worker`)
     test      answers once, with the result of each rule named test_* and the lines they reached
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
 RULE: Final = "data.touchstone.outcome"
 """What the contract asks a policy for."""
-_QUESTION: Final = f"package touchstone_question\n\nanswer := {RULE}\n"
-_ANSWER: Final = "data.touchstone_question.answer"
 _QUESTION_FILE: Final = "the contract's question"
-"""No file of a bundle can have this name, and no module of a policy may have that package (`verifier.policy.lint`)."""
+"""No file of a bundle can have this name."""
 _UNDEFINED: Final = '"<undefined>"'
 MAX_FRAME: Final = 8 << 20
 OUTCOME, ERROR = b"\x00", b"\x01"
@@ -61,21 +58,16 @@ def main() -> None:
     if head is None:
         return
     setup = json.loads(head)
-    if setup["task"] == "second":
-        # Its allocator reserves address space when it is loaded, which is no memory that a policy takes.
-        with suppress(ImportError):
-            import regopy
-
-            regopy.Interpreter()
-    _limit(int(setup["memory_bytes"]))
-    tasks: Mapping[str, _Task] = {"evaluate": _evaluate, "inspect": _inspect, "test": _test, "second": _second}
+    limit_memory(int(setup["memory_bytes"]))
+    tasks: Mapping[str, _Task] = {"evaluate": _evaluate, "inspect": _inspect, "test": _test}
     try:
         tasks[setup["task"]](regorus.Engine(), setup, source, sink)
     except (RuntimeError, RecursionError) as error:
         send(sink, json.dumps({"error": message(error)}).encode())
 
 
-def _limit(memory_bytes: int) -> None:
+def limit_memory(memory_bytes: int) -> None:
+    """Limit the address space of this process to so many bytes more than it has now."""
     # The limit comes on top of the address space that the interpreter and the engine have reserved by now.
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text().split()[0]) if statm.exists() else 0
@@ -92,18 +84,16 @@ def _load(engine: Any, setup: Mapping[str, Any]) -> None:
 
 def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
     _load(engine, setup)
-    # regorus gives a rule by its path only if the path is the head of a rule.  `outcome[name].reasons` and a package
-    # `touchstone.outcome` are no such heads, so the question is a rule that refers to the path, as OPA reads it.
-    engine.add_policy(_QUESTION_FILE, _QUESTION)
+    answer_rule = _add_question(engine, setup["modules"])
     engine.set_input_json(NOTHING)
-    engine.eval_rule_as_json(_ANSWER)
+    engine.eval_rule_as_json(answer_rule)
     send(sink, b"{}")
     while (count := receive(source)) is not None:
         flushed = time.monotonic()
         for policy_input in _inputs(source, int.from_bytes(count, "little")):
             try:
                 engine.set_input_json(policy_input.decode())
-                outcome = engine.eval_rule_as_json(_ANSWER)
+                outcome = engine.eval_rule_as_json(answer_rule)
                 answer = _NOTHING_GIVEN if outcome == _UNDEFINED else OUTCOME + outcome.encode()
             except (RuntimeError, ValueError) as error:
                 answer = ERROR + message(error).encode()
@@ -112,6 +102,19 @@ def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bin
                 sink.flush()
                 flushed = time.monotonic()
         sink.flush()
+
+
+def _add_question(engine: Any, modules: Sequence[tuple[str, str]]) -> str:
+    """
+    Add a rule that refers to what the contract asks for, and return its path.
+
+    regorus gives a rule by its path only if the path is the head of a rule.  ``outcome[name].reasons`` and a
+    package ``touchstone.outcome`` are no such heads; a reference to the path is read as OPA reads it.  The
+    package is named after the modules, so that no module can be in it.
+    """
+    digest = hashlib.sha256(json.dumps(modules).encode()).hexdigest()
+    engine.add_policy(_QUESTION_FILE, f"package question_{digest}\n\nanswer := {RULE}\n")
+    return f"data.question_{digest}.answer"
 
 
 def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
@@ -163,13 +166,6 @@ def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryI
         if file["path"] not in setup["tests"]
     }
     send(sink, json.dumps({"tests": found, "coverage": coverage}).encode())
-
-
-def _second(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import second_worker
-
-    del engine
-    second_worker.evaluate(setup, source, sink)
 
 
 def message(error: BaseException) -> str:

@@ -36,6 +36,7 @@ from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
 from verifier.service.events import FEED, EventFeed
 from verifier.service.front import FRONT, Front, spend_stranger, take_place
+from verifier.service.home_folder import look
 from verifier.service.key_ring import KeyRing
 from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.sessions import APPRAISER
@@ -95,16 +96,21 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
     """
     Publish and activate the policy in the home's folder, if no policy was ever activated.
 
+    Otherwise a folder that differs from everything that was published is told in the log.
+
     Raises:
         BundleError: it does not pass the checks that every policy must pass.
     """
     async with db.read() as tx:
         rollout = await policies.rollout(tx)
+        folder = await look(tx, home.path, home.path / config.policy.folder)
     if rollout is not None:
+        if folder.is_ignored:
+            _log.warning("the policy in the home's folder is not in force", **folder.to_wire())
         return
     home.ensure_author()
     bundle = bundles.load(home.path / config.policy.folder)
-    await admission.check(bundle)
+    await admission.check(bundle, Limits(1, config.policy.timeout_s, config.policy.memory_mib << 20))
     envelope = bundles.signature_in(home.path / config.policy.folder)
     if envelope is None:
         envelope = bundles.sign(bundle, home.author_key())

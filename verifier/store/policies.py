@@ -87,16 +87,20 @@ async def _require_unused(tx: Tx, bundle: Bundle) -> None:
     of the change that follows lets only one of two publications at once through.
     """
     name, version = bundle.manifest.name, bundle.manifest.version
-    rows = await tx.all("SELECT digest, version FROM policies WHERE name = ?", name)
-    if any(row["digest"] == bundle.digest for row in rows):
-        return
-    taken = {row["version"] for row in rows}
-    if version in taken:
+    known = await versions(tx, name)
+    taken = set(known.values())
+    if bundle.digest not in known and version in taken:
         raise RequestError(
             f"{name}@{version} is another policy already. A version is never changed: write"
             f' "version": "{next_version(version, taken)}" into bundle.json',
             code="policy.version",
         )
+
+
+async def versions(tx: Tx, name: str) -> dict[str, str]:
+    """Give the versions of the policies of a name, by their digests."""
+    rows = await tx.all("SELECT digest, version FROM policies WHERE name = ?", name)
+    return {row["digest"]: row["version"] for row in rows}
 
 
 def next_version(version: str, taken: Collection[str]) -> str:

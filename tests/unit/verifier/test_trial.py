@@ -131,7 +131,12 @@ def test_that_a_policy_fails_is_never_better(before: SubmodVerdict | None) -> No
 
 def test_that_a_policy_no_longer_fails_goes_by_the_status() -> None:
     """A node of which nothing was known turns out to be good, or bad."""
-    assert [Change("a", FAILED, after).direction for after in RANKED] == ["worse", "other", "better", "better"]
+    assert [Change("a", FAILED, after).direction for after in RANKED] == [
+        "worse",
+        "other",
+        "better",
+        "better",
+    ]
 
 
 @pytest.mark.parametrize("verdict", RANKED, ids=["contraindicated", "none", "warning", "affirming"])
