@@ -29,7 +29,7 @@ _DIFFERENCES: Final = tomllib.loads((record_rego.FOLDER / "differences.toml").re
 _KNOWN: Final = {name: row["what"] for row in _DIFFERENCES for name in row["cases"]}
 _PAGE: Final = Path(__file__).parents[2] / "docs/rego.md"
 # The contract's own question, about x. The rules below it are what the contract asks of every policy.
-_QUESTION: Final = ("question.rego", "package touchstone\noutcome := {\"x\": x}\n")
+_QUESTION: Final = ("question.rego", 'package touchstone\noutcome := {"x": x}\n')
 _OF_THE_CONTRACT: Final = ("entry", "tests-missing")
 
 
@@ -77,7 +77,11 @@ def _evaluate(case: Case) -> dict[str, Any]:
     assert answer is not None
     if answer[:1] == worker.OUTCOME:
         return {"value": json.loads(answer[1:])["x"]}
-    return {"undefined": True} if b"outcome" in answer and len(answer) < 200 and b"-->" not in answer else {"error": str(answer)}
+    return (
+        {"undefined": True}
+        if b"outcome" in answer and len(answer) < 200 and b"-->" not in answer
+        else {"error": str(answer)}
+    )
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -16,7 +16,7 @@ from verifier.commands.common import errors, home_option, in_transaction, json_o
 from verifier.commands.second_opinion import opa_option, second_option
 from verifier.config import default_policy
 from verifier.errors import BundleError, PolicyError
-from verifier.policy import admission, ar4si, testing
+from verifier.policy import admission, ar4si, second_engines, testing
 from verifier.policy import bundle as bundles
 from verifier.policy import diff as differences
 from verifier.policy.archive import read_archive, write_archive
@@ -124,6 +124,8 @@ def run_tests(
     The policy is also asked about every kind of input that the contract allows, as production asks it.
     """
     bundle = bundles.load(folder)
+    if second is not None:
+        second_engines.check(second, opa)
     report = asyncio.run(testing.run(bundle))
     for test in report.tests:
         if test.why is not None:

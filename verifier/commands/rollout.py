@@ -16,8 +16,10 @@ from attester.identity import load_key
 from verifier import reappraisal
 from verifier import trial as trials
 from verifier.changes import SubmodVerdict
-from verifier.commands import questions
-from verifier.commands import opinions  # noqa: F401  # its command is one of this group
+from verifier.commands import (
+    opinions,  # noqa: F401  # its command is one of this group
+    questions,
+)
 from verifier.commands.common import (
     Person,
     errors,

@@ -14,7 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from verifier.policy.syntax import full_path, head_of, imports_of, kind_of, path_of, position_of, start_of, text_of
+from verifier.policy.syntax import (
+    full_path,
+    head_of,
+    imports_of,
+    kind_of,
+    path_of,
+    position_of,
+    start_of,
+    text_of,
+)
 
 _PATTERNS: Final[Mapping[str, int]] = {
     "regex.match": 0,
@@ -179,7 +188,9 @@ class _Module:
             elif kind == "Array":
                 work += content["items"]
             elif is_argument and kind in ("RefDot", "RefBrack", "Call"):
-                sentence = "OPA refuses an argument that is a reference. Take a variable, and compare it in the body"
+                sentence = (
+                    "OPA refuses an argument that is a reference. Take a variable, and compare it in the body"
+                )
                 yield self._unlike(start_of({kind: content}), "pattern", sentence)
 
     def _check_call(self, call: Any) -> Iterator[Unlike]:

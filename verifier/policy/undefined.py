@@ -339,9 +339,7 @@ class _Module:
 
     def _report_at(self, span: Any, rule: str, sentence: str) -> None:
         line, column = position_of(span, self._source)
-        self._found.append(
-            Undecided(file=self._file, line=line, column=column, rule=rule, sentence=sentence)
-        )
+        self._found.append(Undecided(file=self._file, line=line, column=column, rule=rule, sentence=sentence))
 
     def _text(self, expr: Any) -> str:
         """The source of an expression in one line of bounded length."""
@@ -382,7 +380,9 @@ def _parts(kind: str, content: Any) -> list[Any]:
         return []
     if kind == "Object":
         return [e for _, key, value in content["fields"] for e in (key, value)]
-    named = [content.get(name) for name in ("refr", "index", "lhs", "rhs", "expr", "key", "value", "collection")]
+    named = [
+        content.get(name) for name in ("refr", "index", "lhs", "rhs", "expr", "key", "value", "collection")
+    ]
     return [e for e in [*named, *content.get("items", ())] if isinstance(e, dict) and "line" not in e]
 
 

@@ -39,8 +39,8 @@ from verifier.service.front import FRONT, Front, spend_stranger, take_place
 from verifier.service.home_folder import look
 from verifier.service.key_ring import KeyRing
 from verifier.service.rejudge import REJUDGER, Rejudger
-from verifier.service.sessions import APPRAISER
 from verifier.service.second_opinions import SECOND_OPINIONS, SecondOpinions
+from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
 from verifier.store import policies, references

@@ -59,8 +59,8 @@ REFUSED = [
     "not object.get(input, input.absent, 1) == 1",
     "not input.list[i] == 9",
     "not has_prefix(input.list[_])",
-    "x := [1 | not startswith(input.absent, \"a\")]\n\tx == [1]",
-    "every e in [1] {\n\t\te == 1\n\t\tnot startswith(input.absent, \"a\")\n\t}",
+    'x := [1 | not startswith(input.absent, "a")]\n\tx == [1]',
+    'every e in [1] {\n\t\te == 1\n\t\tnot startswith(input.absent, "a")\n\t}',
     "b := input.absent in [1]\n\tb == false",
     "b := [1 in input.absent]\n\tb == [false]",
     "(1 in input.absent) == false",
@@ -73,22 +73,22 @@ ACCEPTED = [
     "not input.absent == input.list",
     "not sometimes",
     "not sometimes == 1",
-    "not has_prefix(\"b\")",
+    'not has_prefix("b")',
     "not value(2)",
     "not always(3) == 1",
     "not by_default == 1",
-    "not startswith(concat(\"\", [\"b\"]), \"a\")",
-    "not \"z\" in names",
+    'not startswith(concat("", ["b"]), "a")',
+    'not "z" in names',
     "not names.z",
     "not count(names) == 9",
     "not count([e | e := input.absent]) == 1",
-    "text := input.text\n\tnot startswith(text, \"a\")",
-    "not startswith(input.text, \"a\")\n\tinput.text != \"\"",
-    "input.text\n\tnot startswith(input.text, \"a\")",
+    'text := input.text\n\tnot startswith(text, "a")',
+    'not startswith(input.text, "a")\n\tinput.text != ""',
+    'input.text\n\tnot startswith(input.text, "a")',
     "some e in input.list\n\tnot has_prefix(e)",
     "some i\n\te := input.list[i]\n\tnot e == 9",
     "not input.list[0] == 9",
-    "key := \"k\"\n\tnot data.limits[key]",
+    'key := "k"\n\tnot data.limits[key]',
     "not 3 in [1, 2]",
     "1 in input.list",
     "not data.touchstone.sometimes",
@@ -146,7 +146,9 @@ def test_the_message_has_the_place_and_the_safe_form() -> None:
     engine = regorus.Engine()
     engine.add_policy("a.rego", module('not startswith(input.absent, "a")'))
     (finding,) = (
-        f for f in lint.check(json.loads(engine.get_ast_as_json()), tests=frozenset()) if f.rule == "undefined-negated"
+        f
+        for f in lint.check(json.loads(engine.get_ast_as_json()), tests=frozenset())
+        if f.rule == "undefined-negated"
     )
     assert (finding.line, finding.column) == (module("").count("\n") - 1, 6)
     assert "value := input.absent" in finding.sentence
