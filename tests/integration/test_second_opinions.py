@@ -9,6 +9,7 @@ import json
 import stat
 import sys
 import time
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ async def test_it_rests_nine_times_as_long_as_it_took(verifier, tmp_path) -> Non
     second = SecondOpinions(verifier.service, draw=lambda: 0.0)
     second._settings = SecondOpinionConfig(engine="opa", opa=str(path), share=1.0)
     second.offer(await verifier.policy(), GIVEN, {})
-    ticks = iter((5.0, 7.0))
+    ticks = chain((5.0,), repeat(7.0))
     clock = dataclasses.replace(verifier.service.clock, monotonic=lambda: next(ticks))
     second._service = dataclasses.replace(verifier.service, clock=clock)
     rest_s = await second.ask_next()
