@@ -14,11 +14,11 @@ import msgspec
 
 from verifier.commands.common import errors, json_option, write_file
 from verifier.errors import BundleError, PolicyError
-from verifier.policy import admission, formatting, testing
+from verifier.policy import admission, testing
 from verifier.policy import bundle as bundles
 from verifier.policy.admission import Inspection
 from verifier.policy.bundle import Bundle
-from verifier.policy.repository import bundles_in, sources_in
+from verifier.policy.repository import bundles_in, laid_out, sources_in
 from verifier.policy.testing import Test, TestReport
 from verifier.schemes.findings import to_printable
 
@@ -250,7 +250,7 @@ def fmt(paths: tuple[Path, ...], check: bool, as_diff: bool, write: bool) -> Non
         raise BundleError("there is no file *.rego")
     is_bad = False
     for batch in _batches(sources):
-        formatted, refused = asyncio.run(formatting.run(batch))
+        formatted, refused = asyncio.run(laid_out(batch))
         for file, before in batch.items():
             if file in refused:
                 click.echo(f"error: {to_printable(refused[file], 2000)}", err=True)
