@@ -222,6 +222,18 @@ def test_shared_library_is_packed_with_each_bundle(repository: Path) -> None:
     assert "lib/numbers.rego" in zipfile.ZipFile("eu.zip").namelist()
 
 
+def test_copy_of_a_policy_in_yaml_is_one_in_yaml(repository: Path) -> None:
+    """The trust values of this verifier take the place of the copied ones."""
+    eu = repository / "eu"
+    for name in ("data.json", "ar4si/data.json"):
+        (eu / name).rename((eu / name).with_suffix(".yaml"))
+    done = touchstone("new", "copy", "--from", "policies/eu")
+    assert done.exit_code == 0, done.output
+    assert "1. list what you approve in copy/data.yaml" in done.output
+    assert sorted(path.name for path in Path("copy/ar4si").iterdir()) == ["data.json"]
+    assert touchstone("test", "copy").exit_code == 0
+
+
 # fmt.
 
 UGLY = b"package a\nx:=1\n# why\ny  :=  2\n"
