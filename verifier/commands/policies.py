@@ -76,8 +76,8 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
     click.echo(
         f"Made {folder} with {len(made.modules)} modules and their tests, a copy of {short(original.id)}. Next:"
     )
-    data = next((name for name in ("data.json", "data.yaml", "data.yml") if name in files), "data.json")
-    click.echo(f"  1. list what you approve in {folder}/{data}")
+    listed = next((name for name in ("data.json", "data.yaml", "data.yml") if name in files), "data.json")
+    click.echo(f"  1. list what you approve in {folder}/{listed}")
     click.echo(f"  2. say what it means in {folder}/*.rego")
     click.echo(f"  3. touchstone policy test {folder}")
 
