@@ -44,6 +44,7 @@ from verifier.trust import Tier
 
 MAX_REASONS: Final = 64
 """Codes that a policy may give for one submodule."""
+_MAX_SHOWN: Final = 80
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,17 @@ def read_outcome(raw: Any, submods: Collection[str]) -> PolicyOutcome:
         PolicyError: it gave nothing, left out a submodule or invented one, or gave an empty vector, an
             unknown claim, a value that is not an integer of −128 … 127, or an unknown reason code.
     """
-    if not isinstance(raw, dict) or raw.keys() != set(submods):
-        raise PolicyError("the policy's outcome must have exactly the submodules of its input")
+    if not isinstance(raw, dict):
+        raise PolicyError("the policy's outcome must be an object with an entry for each submodule")
+    if missing := sorted(set(submods) - raw.keys()):
+        raise PolicyError(f"{missing[0][:_MAX_SHOWN]}: the policy gives no outcome for this submodule")
+    if invented := sorted(map(str, raw.keys() - set(submods))):
+        raise PolicyError(f"{invented[0][:_MAX_SHOWN]!r}: the policy gives an outcome that nobody asked for")
     vectors: dict[str, dict[str, int]] = {}
     reasons: dict[str, list[str]] = {}
     for name, entry in raw.items():
         if not isinstance(entry, dict) or entry.keys() != {"trust_vector", "reasons"}:
-            raise PolicyError(f"{name}: the outcome must have exactly trust_vector and reasons")
+            raise PolicyError(f"{name[:_MAX_SHOWN]}: the outcome must have exactly trust_vector and reasons")
         vector, codes = entry["trust_vector"], entry["reasons"]
         if not isinstance(vector, dict) or not vector:
             raise PolicyError(f"{name}: trust_vector must be an object with at least one claim")

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -146,6 +146,21 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether a policy is put in force only by another credential than the one that published it."""
 
 
+class SecondOpinionConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[second_opinion]``: another engine is asked what the policy was asked, without any effect on results."""
+
+    engine: Literal["", "regopy", "opa"] = ""
+    """``regopy`` (the extra ``second-opinion``), or ``opa``.  Default: nobody is asked."""
+    opa: Annotated[str, Meta(max_length=4096)] = ""
+    """The path of OPA's executable, for ``opa``."""
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Of the evaluations.  It takes a tenth of one processor at most, and leaves out what it has no time for."""
+
+    def __post_init__(self) -> None:
+        if self.engine == "opa" and not self.opa:
+            raise ValueError("the engine is opa: give the path of its executable as opa")
+
+
 class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[recording]``: how long received evidence is kept for trials, and how much of it."""
 
@@ -178,6 +193,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     pool: PoolConfig = PoolConfig()
     access: AccessConfig = AccessConfig()
     policy: PolicyConfig = PolicyConfig()
+    second_opinion: SecondOpinionConfig = SecondOpinionConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
     incidents: IncidentsConfig = IncidentsConfig()

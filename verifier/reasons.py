@@ -117,6 +117,7 @@ _TABLE: Final = (
     Reason("policy.blocked", "The security team has blocked it in an emergency.", "Ask the security team."),
     Reason("policy.unusable", "A policy bundle cannot be used.", "Correct the file at the place that the message names."),
     Reason("policy.state", "The rollout is not in a state that allows this step.", "Show the rollout: touchstone policy history."),
+    Reason("policy.version", "Another policy has this name and version.", "Write the version that the message names into bundle.json."),
     Reason("result.unacceptable", "The attestation result must not be accepted.", "Get a new result from the verifier."),
     # requests
     Reason("request.malformed", "The request is malformed.", "Correct what the message names."),

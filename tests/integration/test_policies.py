@@ -15,7 +15,7 @@ from attester.client import Session
 from attester.weights.folder import open_folder
 from fixtures.simulator import ENGINE_VERSION, MODEL, SimulatedNode
 from fixtures.transactions import transaction
-from tests.integration.lifecycle import WHO, archive, changed, post, publish, smuggle, step, strict
+from tests.integration.lifecycle import WHO, archive, changed, post, publish, replaced, smuggle, step, strict
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import read_archive
 from verifier.policy.bundle import Bundle
@@ -107,14 +107,16 @@ async def test_what_was_published_is_given_out_as_it_was_signed(verifier) -> Non
         assert bundles.verify(kept, envelope, verifier.service.authors) == "home"
 
 
-@pytest.mark.parametrize("name", ["nobody@1", "0" * 64, "x", "default@3"], ids=["name", "digest", "x", "two"])
+@pytest.mark.parametrize("name", ["nobody@1", "0" * 64, "x", "default@5"], ids=["name", "digest", "x", "two"])
 async def test_no_policy_and_more_than_one_are_not_guessed(verifier, name: str) -> None:
     """404, and nothing moves."""
-    if name == "default@3":
-        base = await verifier.policy()
-        second = bundles.of_files({**base.files, "README.md": b"other"})
+    if name == "default@5":
+        # As a database of an earlier version may have it.
         async with transaction(verifier.service.db) as tx:
-            await policies.publish(tx, second, b"{}", "home", WHO, verifier.clock.ms)
+            await tx.execute(
+                "INSERT INTO policies (digest, id, name, version, author, description, archive, signer, added_ms)"
+                " SELECT 'other', 'other', name, version, author, description, archive, signer, added_ms FROM policies"
+            )
     before = await rollout(verifier)
     status, body = await post(verifier, f"/api/v1/policies/{quote(name, safe='')}/promote", WHY)
     assert (status, body["type"].rpartition("#")[2]) == (404, "request.not-found")
@@ -253,12 +255,8 @@ async def test_a_rollback_leads_only_to_what_was_active(verifier) -> None:
 async def test_a_rollback_brings_back_the_reference_values_of_the_policy(verifier) -> None:
     """A value that a policy brings is in force with it, and gone with it."""
     document = msgspec.json.encode(measured.measure_folder(MODEL, open_folder(verifier.model_folder)))
-    folder = bundles.of_files(
-        {
-            **(await verifier.policy()).files,
-            "references/tiny.json": document.replace(b'"size":12', b'"size":13', 1),
-        }
-    )
+    value = document.replace(b'"size":12', b'"size":13', 1).decode()
+    folder = changed(await verifier.policy(), "other", references__tiny_DOT_json=value)
     await smuggle(verifier, folder)
     (own,) = folder.documents
     node = await verifier.enrol()
@@ -347,8 +345,7 @@ def looping(base: Bundle) -> Bundle:
         "outcome := count([1 | some i in numbers.range(1, 100000); some j in numbers.range(1, 100000)])"
         " if count(input.checked) > 0\n"
     )
-    files = {name: data for name, data in base.files.items() if not name.endswith(".rego")}
-    return bundles.of_files({**files, "looping.rego": source.encode()})
+    return replaced(base, "looping", source)
 
 
 async def counted(verifier, bundle: Bundle, appraised: int) -> Any:

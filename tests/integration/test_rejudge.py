@@ -22,6 +22,7 @@ from tests.integration.lifecycle import (
     chosen,
     post,
     publish,
+    replaced,
     router,
     smuggle,
     step,
@@ -31,7 +32,6 @@ from tests.integration.lifecycle import (
 from tests.unit.verifier.test_gpu_scheme import GOOD
 from verifier.errors import StoreError
 from verifier.incidents import report_draft
-from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import bucket
 from verifier.references import measured
@@ -93,8 +93,7 @@ def looping(base: Bundle) -> Bundle:
         "outcome := count([1 | some i in numbers.range(1, 100000); some j in numbers.range(1, 100000)])"
         " if count(input.checked) > 0\n"
     )
-    files = {name: data for name, data in base.files.items() if not name.endswith(".rego")}
-    return bundles.of_files({**files, "looping.rego": source.encode()})
+    return replaced(base, "looping", source)
 
 
 # What is judged anew.

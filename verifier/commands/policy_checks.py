@@ -6,18 +6,23 @@ import asyncio
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 import msgspec
 
+from verifier.commands import questions, second_opinion
 from verifier.commands.common import errors, json_option, write_file
+from verifier.commands.second_opinion import opa_option, second_option
 from verifier.errors import BundleError, PolicyError
-from verifier.policy import admission, testing
+from verifier.policy import admission, second_engines, testing
 from verifier.policy import bundle as bundles
 from verifier.policy.admission import Inspection
 from verifier.policy.bundle import Bundle
+from verifier.policy.opinions import Comparison
+from verifier.policy.questions import Answers
 from verifier.policy.repository import bundles_in, laid_out, sources_in
 from verifier.policy.testing import Test, TestReport
 from verifier.schemes.findings import to_printable
@@ -74,22 +79,36 @@ def lint(paths: tuple[Path, ...], as_json: bool) -> None:
     """
     results: list[tuple[Path, bool]] = []
     wire: list[dict[str, Any]] = []
-    for folder, bundle, inspection in _each(
-        paths, lambda b: asyncio.run(admission.inspect(b)), quiet=as_json
-    ):
+    for folder, bundle, found in _each(paths, _inspect, quiet=as_json):
         entry: dict[str, Any] = {"folder": str(folder), "policy": bundle.id if bundle else None}
-        if isinstance(inspection, str):
-            entry |= {"error": inspection}
+        passed = False
+        if isinstance(found, str) or bundle is None:
+            entry |= {"error": found}
         else:
-            entry |= {"rules": _rule_count(inspection), "findings": inspection.findings}
+            inspection, answers = found
+            failure = None if answers is None else answers.failure
+            failed = () if failure is None else (admission.finding_of(bundle, failure),)
+            entry |= {"rules": _rule_count(inspection), "findings": (*inspection.findings, *failed)}
+            entry |= {"asked": 0 if answers is None else answers.asked}
+            passed = not inspection.errors and failure is None
             if not as_json:
                 _show_findings(inspection)
+                for finding in failed:
+                    click.echo(f"error: {finding}")
+                if answers is not None:
+                    questions.show(answers)
         wire.append(entry)
-        results.append((folder, not isinstance(inspection, str) and not inspection.errors))
+        results.append((folder, passed))
     if as_json:
         click.echo(msgspec.json.encode({"bundles": wire}).decode())
         raise SystemExit(0 if all(passed for _, passed in results) else 1)
     _summarise(results)
+
+
+def _inspect(bundle: Bundle) -> tuple[Inspection, Answers | None]:
+    """What lint finds, and what the policy answers to every sample if it may be asked."""
+    inspection = asyncio.run(admission.inspect(bundle))
+    return inspection, None if inspection.errors else questions.ask(bundle, inspection)
 
 
 def _rule_count(inspection: Inspection) -> int:
@@ -130,33 +149,45 @@ def _pattern(context: click.Context, option: click.Parameter, value: str) -> str
 @click.option(
     "--coverage", "-c", "with_coverage", is_flag=True, help="Show which lines the tests reach, by file."
 )
+@second_option
+@opa_option
 @json_option
 @errors
 def run_tests(
     paths: tuple[Path, ...], junit: Path | None, min_coverage: float, verbose: bool, pattern: str,
-    with_coverage: bool, as_json: bool,
+    with_coverage: bool, second: str | None, opa: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """
     Run the tests of the policies in PATHS.  Every rule named test_* must be true.
 
-    A path is the folder of a bundle, or one with several bundles below.  Exits with 1 if a test fails.
+    A path is the folder of a bundle, or one with several bundles below.  Without --run, each policy is also asked
+    about every kind of input that the contract allows, as production asks it.  Exits with 1 if a test fails.
     """
+    if second is not None:
+        second_engines.check(second, opa)
+
+    def work(bundle: Bundle) -> _Tested:
+        report = asyncio.run(testing.run(bundle, pattern))
+        if not report.tests or pattern:
+            return _Tested(report)
+        compared = None if second is None else second_opinion.ask(bundle, second, opa)
+        return _Tested(report, questions.ask(bundle), compared)
+
     results: list[tuple[Path, bool]] = []
     reports: list[tuple[Bundle, TestReport]] = []
     wire: list[dict[str, Any]] = []
-    for folder, bundle, report in _each(paths, lambda b: asyncio.run(testing.run(b, pattern)), quiet=as_json):
+    for folder, bundle, found in _each(paths, work, quiet=as_json):
         entry: dict[str, Any] = {"folder": str(folder), "policy": bundle.id if bundle else None}
-        if isinstance(report, str) or bundle is None:
-            entry |= {"error": report}
-            passed = False
+        passed = False
+        if isinstance(found, str) or bundle is None:
+            entry |= {"error": found}
         else:
-            reports.append((bundle, report))
-            entry |= {"tests": testing.to_wire(report), "coverage": testing.coverage_to_wire(report)}
-            passed = _passes(report, min_coverage)
+            reports.append((bundle, found.report))
+            entry |= found.to_wire()
+            passed = found.passes(min_coverage)
             if not as_json:
-                _show_report(report, verbose=verbose, with_coverage=with_coverage, pattern=pattern)
-                if report.tests and report.coverage < min_coverage:
-                    click.echo(f"At least {min_coverage:g} % are asked for.")
+                _show_report(found.report, verbose=verbose, with_coverage=with_coverage, pattern=pattern)
+                found.show(second, min_coverage)
         wire.append(entry)
         results.append((folder, passed))
     if junit is not None:
@@ -165,13 +196,47 @@ def run_tests(
     if as_json:
         click.echo(msgspec.json.encode({"bundles": wire}).decode())
         raise SystemExit(0 if all(passed for _, passed in results) else 1)
-    if len(results) == 1 and reports and not reports[0][1].tests:
-        raise BundleError(_no_tests(pattern))
     _summarise(results)
 
 
-def _passes(report: TestReport, min_coverage: float) -> bool:
-    return bool(report.tests) and not report.failed and report.coverage >= min_coverage
+@dataclass(frozen=True)
+class _Tested:
+    """What came of testing a policy."""
+
+    report: TestReport
+    answers: Answers | None = None
+    """To every sample; `None` if it was not asked, because only some tests were."""
+    compared: Comparison | None = None
+    """With a second engine, if one was asked."""
+
+    def passes(self, min_coverage: float) -> bool:
+        """Whether everything is as it should be."""
+        report = self.report
+        fails = report.failed or (self.answers is not None and self.answers.failure is not None)
+        differs = self.compared is not None and self.compared.differing > 0
+        return bool(report.tests) and not fails and not differs and report.coverage >= min_coverage
+
+    def show(self, second: str | None, min_coverage: float) -> None:
+        """Show what is not about single tests."""
+        if self.report.tests and self.report.coverage < min_coverage:
+            click.echo(f"At least {min_coverage:g} % are asked for.")
+        if self.answers is not None:
+            questions.show(self.answers)
+        if self.compared is not None and second is not None:
+            second_opinion.show(second, self.compared)
+
+    def to_wire(self) -> dict[str, Any]:
+        """In the form that `--json` prints."""
+        wire: dict[str, Any] = {
+            "tests": testing.to_wire(self.report),
+            "coverage": testing.coverage_to_wire(self.report),
+        }
+        if self.answers is not None:
+            failure = self.answers.failure
+            wire |= {"asked": self.answers.asked, "failure": None if failure is None else str(failure)}
+        if self.compared is not None:
+            wire |= {"compared": self.compared.asked, "differing": self.compared.differing}
+        return wire
 
 
 def _no_tests(pattern: str) -> str:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from verifier.policy import ar4si, callgraph
+from verifier.policy import ar4si, callgraph, dialect, heads, undefined
 from verifier.policy.syntax import (
     full_path,
     head_of,
@@ -110,6 +110,7 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
     found = set(_check_together(modules, tests))
     for module in modules:
         found |= set(_Module(module, is_test=module["source"]["file"] in tests).findings())
+    found |= {LintFinding(Level.ERROR, *astuple(fault)) for fault in heads.faults(modules)}
     for cycle in callgraph.cycles(modules):
         sentence = (
             f"{cycle} is recursion, and the engine would crash. Repeat over a collection instead "
@@ -125,6 +126,11 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
                 sentence=sentence,
             )
         )
+    rules = [module for module in modules if module["source"]["file"] not in tests]
+    found |= {LintFinding(Level.ERROR, *astuple(part)) for part in undefined.check(rules)}
+    for unlike in dialect.check(rules):
+        *place, is_error = astuple(unlike)
+        found.add(LintFinding(Level.ERROR if is_error else Level.WARNING, *place))
     return tuple(sorted(found, key=lambda f: (f.file, f.line, f.column, f.rule, f.sentence)))
 
 
@@ -132,7 +138,7 @@ def _check_together(modules: Sequence[Any], tests: frozenset[str]) -> Iterator[L
     """Check what concerns all modules together: that there is an entry, and that there are tests."""
     rules = [m for m in modules if m["source"]["file"] not in tests]
     if not any(
-        package == [_PACKAGE] and names[0] == _ENTRY and kind != "Default"
+        [*package, *names][:2] == [_PACKAGE, _ENTRY] and kind != "Default"
         for package, kind, names in _heads(rules)
     ):
         yield _missing(

@@ -60,7 +60,7 @@ def fail(evaluations: Sequence[Evaluation], why: str, kind: type[PolicyError] = 
 
 def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
     """The first message to a worker: its task, the bundle and the limit on memory."""
-    with_tests = task != "evaluate"
+    with_tests = task not in ("evaluate", "second")
     return {
         "task": task,
         "modules": [*bundle.modules, *(bundle.tests if with_tests else ())],
@@ -74,7 +74,7 @@ async def run_task(
     task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES, pattern: str = ""
 ) -> Any:
     """
-    Do one task (``inspect``, ``test``) in a process of its own.
+    Do one task (``inspect``, ``test``; ``second`` to see whether it starts) in a process of its own.
 
     Args:
         task: Its name.
@@ -86,7 +86,7 @@ async def run_task(
     Raises:
         PolicyError: the task failed (names file and place), took too long, or crashed.
     """
-    worker = await Worker.start()
+    worker = await Worker.start(task)
     try:
         return await worker.ask({**setup_of(task, bundle, memory_bytes), "pattern": pattern}, timeout_s)
     finally:
@@ -103,9 +103,9 @@ class Worker:
         self._stdin, self._stdout = process.stdin, process.stdout
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, task: str = "evaluate") -> Self:
         """
-        Start a process.  It waits for its task.
+        Start a process.  It waits for its task, which says only which program it is.
 
         Raises:
             PolicyError: the machine cannot start another process now.
@@ -114,7 +114,7 @@ class Worker:
             asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "verifier.policy.worker",
+                "verifier.policy.second_worker" if task == "second" else "verifier.policy.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=_environment(),

@@ -16,19 +16,25 @@ else.  The parent kills the process if it takes too long.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
 RULE: Final = "data.touchstone.outcome"
+"""What the contract asks a policy for."""
+_QUESTION_FILE: Final = "the contract's question"
+"""No file of a bundle can have this name."""
+_UNDEFINED: Final = '"<undefined>"'
 MAX_FRAME: Final = 8 << 20
 OUTCOME, ERROR = b"\x00", b"\x01"
+_NOTHING_GIVEN: Final = ERROR + f"{RULE} is undefined".encode()
 _FLUSH_S: Final = 0.02
 """Answers are not held back longer, because the parent's time limit is for a single one."""
 # An evaluation with nothing to judge: it shows mistakes, because names are resolved at the first evaluation.
@@ -53,7 +59,7 @@ def main() -> None:
     if head is None:
         return
     setup = json.loads(head)
-    _limit(int(setup["memory_bytes"]))
+    limit_memory(int(setup["memory_bytes"]))
     tasks: Mapping[str, _Task] = {
         "evaluate": _evaluate,
         "inspect": _inspect,
@@ -66,7 +72,8 @@ def main() -> None:
         send(sink, json.dumps({"error": message(error)}).encode())
 
 
-def _limit(memory_bytes: int) -> None:
+def limit_memory(memory_bytes: int) -> None:
+    """Limit the address space of this process to so many bytes more than it has now."""
     # The limit comes on top of the address space that the interpreter and the engine have reserved by now.
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text().split()[0]) if statm.exists() else 0
@@ -83,15 +90,17 @@ def _load(engine: Any, setup: Mapping[str, Any]) -> None:
 
 def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
     _load(engine, setup)
+    answer_rule = _add_question(engine, setup["modules"])
     engine.set_input_json(NOTHING)
-    engine.eval_rule_as_json(RULE)
+    engine.eval_rule_as_json(answer_rule)
     send(sink, b"{}")
     while (count := receive(source)) is not None:
         flushed = time.monotonic()
         for policy_input in _inputs(source, int.from_bytes(count, "little")):
             try:
                 engine.set_input_json(policy_input.decode())
-                answer = OUTCOME + engine.eval_rule_as_json(RULE).encode()
+                outcome = engine.eval_rule_as_json(answer_rule)
+                answer = _NOTHING_GIVEN if outcome == _UNDEFINED else OUTCOME + outcome.encode()
             except (RuntimeError, ValueError) as error:
                 answer = ERROR + message(error).encode()
             sink.write(len(answer).to_bytes(4, "little") + answer)
@@ -99,6 +108,19 @@ def _evaluate(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bin
                 sink.flush()
                 flushed = time.monotonic()
         sink.flush()
+
+
+def _add_question(engine: Any, modules: Sequence[tuple[str, str]]) -> str:
+    """
+    Add a rule that refers to what the contract asks for, and return its path.
+
+    regorus gives a rule by its path only if the path is the head of a rule.  ``outcome[name].reasons`` and a
+    package ``touchstone.outcome`` are no such heads; a reference to the path is read as OPA reads it.  The
+    package is named after the modules, so that no module can be in it.
+    """
+    digest = hashlib.sha256(json.dumps(modules).encode()).hexdigest()
+    engine.add_policy(_QUESTION_FILE, f"package question_{digest}\n\nanswer := {RULE}\n")
+    return f"data.question_{digest}.answer"
 
 
 def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
@@ -110,7 +132,7 @@ def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import lint, packages, rules
+    from verifier.policy import lint, packages, rules, words
 
     del source
     for name, text in setup["modules"]:
@@ -119,7 +141,9 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
     tests = frozenset(setup["tests"])
     found = lint.check(modules, tests=tests) + packages.check(modules, json.loads(setup["data"]), tests=tests)
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
-    send(sink, json.dumps({"findings": findings, "rules": rules.of(modules)}).encode())
+    judging = [module for module in modules if module["source"]["file"] not in tests]
+    found_words = words.of_rules(judging)
+    send(sink, json.dumps({"findings": findings, "rules": rules.of(modules), "words": found_words}).encode())
 
 
 def _format(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:

@@ -162,17 +162,27 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     state: Annotated[Literal["active", "probation", "retired"], Meta(description="The node's state.")]
 
 
+Day = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", examples=["2026-11-30", "9999-12-31"])]
+
+
 class ReferenceFacts(Struct, frozen=True, kw_only=True):
     """`references`: by model, the reference value in force."""
 
-    digest: Annotated[str, Meta(description="The digest of the reference value: SHA-256, hex.")]
+    digest: Annotated[
+        str,
+        Meta(
+            description="The digest of the reference value: SHA-256, hex.",
+            pattern=r"^[0-9a-f]{64}\Z",
+            examples=["0123456789abcdef" * 4],
+        ),
+    ]
     source: Annotated[
         Literal["measured", "oms", "corim", "yaml", "bundle"],
         Meta(description="Where the reference value comes from."),
     ]
     signer: Annotated[str | None, Meta(description="The signer; null if it is not signed.")]
     expires: Annotated[
-        str | None,
+        Day | None,
         Meta(description="The day on which its validity ends, YYYY-MM-DD in UTC; null if it does not end."),
     ]
 
@@ -187,5 +197,5 @@ class PolicyInput(Struct, frozen=True, kw_only=True):
     ]
     node: NodeFacts
     date: Annotated[
-        str, Meta(description="The day of the appraisal, YYYY-MM-DD in UTC. A policy has no other clock.")
+        Day, Meta(description="The day of the appraisal, YYYY-MM-DD in UTC. A policy has no other clock.")
     ]

@@ -26,6 +26,7 @@ from verifier.results import AttestationResult
 from verifier.schemes import platform
 from verifier.schemes.context import Channel, Context, IssuedChallenges, Node, Session, WalkRecord
 from verifier.service.inputs import UNREAD, AppraisalInputs, NotKnownError
+from verifier.service.second_opinions import SecondOpinions
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
 from verifier.store import appraisals, excuses, nodes, sessions
@@ -93,9 +94,10 @@ class _Changes:
 class Appraiser:
     """Appraises what is submitted to a session."""
 
-    def __init__(self, service: Service, shadow: ShadowAppraiser) -> None:
+    def __init__(self, service: Service, shadow: ShadowAppraiser, second: SecondOpinions) -> None:
         self._service = service
         self._shadow = shadow
+        self._second = second
         self._changes = _Changes()
 
     async def submit(
@@ -302,8 +304,10 @@ class Appraiser:
         """What a policy makes of evidence; −1 for every claim if the policy fails."""
         try:
             outcome = await self._ask(bundle, policy_input)
+            self._second.offer(bundle, policy_input, outcome)
             return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
+            self._second.offer(bundle, policy_input, error)
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
 

@@ -65,6 +65,7 @@ _STATUS: Final = {
     "reference.unusable": 422,
     "policy.unusable": 422,
     "policy.state": 409,
+    "policy.version": 409,
     "store.refused": 503,
     "store.unavailable": 503,
 }
