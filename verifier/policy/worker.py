@@ -146,7 +146,7 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
         *checker.check(modules, tests=tests, data=data, terms=terms),
     ])  # fmt: skip
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
-    judging = [module for module in modules if module["source"]["file"] not in setup["tests"]]
+    judging = [module for module in modules if module["source"]["file"] not in tests]
     found_words = words.of_rules(judging)
     send(sink, json.dumps({"findings": findings, "rules": rules.of(modules), "words": found_words}).encode())
 
@@ -200,11 +200,26 @@ def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryI
     send(sink, json.dumps({"tests": found, "coverage": coverage}).encode())
 
 
+_HINTS: Final = (
+    (
+        "`if` keyword is required",
+        ". Rules are Rego v1 here: opa fmt --write --v0-v1 rewrites older ones, and deny[x] { … } is deny contains x if { … }",
+    ),
+    ("expecting `package`", " Begin the file with package touchstone, or with another name"),
+    (
+        "this import shadows previous import",
+        ". import rego.v1 has all keywords: remove import future.keywords",
+    ),
+)
+"""What to write instead, where the engine's message alone leaves users of OPA in the dark."""
+
+
 def message(error: BaseException) -> str:
     """An error of the engine in bounded length, as ``FILE:LINE:COLUMN: sentence`` if it names a place."""
     text = str(error).split("\n\nStack backtrace")[0].strip()
     placed = _ERROR_WITH_PLACE.match(text)
-    return (f"{placed[1]}: {placed[2]}" if placed else text)[:2000]
+    hint = next((hint for part, hint in _HINTS if part in text), "")
+    return (f"{placed[1]}: {placed[2]}" if placed else text)[:2000] + hint
 
 
 def receive(source: BinaryIO) -> bytes | None:
