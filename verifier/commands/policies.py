@@ -82,9 +82,6 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
     click.echo(f"  3. touchstone policy test {folder}")
 
 
-@policy.command()
-@_folder
-=======
 def _original(base: str | None, home: Path) -> Bundle:
     if base is None or Path(base).is_dir():
         return bundles.load(default_policy() if base is None else Path(base))
@@ -93,7 +90,6 @@ def _original(base: str | None, home: Path) -> Bundle:
 
 @policy.command()
 @_folder
->>>>>>> habits
 @click.option("--key", type=click.Path(path_type=Path), required=True, help="The author's private key, PEM.")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="The file to write the archive to."
