@@ -48,6 +48,7 @@ _OFFLOAD_BYTES: Final = 32 * 1024
 
 _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
+_failed = Counter("touchstone_policy_failures_total", "Appraisals without an outcome, by policy.", ["policy"])
 
 
 class Answer(Struct, frozen=True):
@@ -304,6 +305,7 @@ class Appraiser:
             outcome = await self._ask(bundle, policy_input)
             return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
+            _failed.labels(f"{bundle.manifest.name}@{bundle.manifest.version}").inc()
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
 
