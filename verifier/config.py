@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -137,7 +137,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[policy]``."""
 
     folder: str = "policy"
-    """The bundle that becomes active at the first start; later ones are published."""
+    """The bundle that becomes active at the first start; later ones are published, and a changed folder is told."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 2
     timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
     """For one evaluation."""
@@ -145,6 +145,21 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """For one worker, in addition to what it has when it starts."""
     two_person: bool = False
     """Whether a policy is put in force only by another credential than the one that published it."""
+
+
+class SecondOpinionConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[second_opinion]``: another engine is asked what the policy was asked, without any effect on results."""
+
+    engine: Literal["", "regopy", "opa"] = ""
+    """``regopy`` (the extra ``second-opinion``), or ``opa``.  Default: nobody is asked."""
+    opa: Annotated[str, Meta(max_length=4096)] = ""
+    """The path of OPA's executable, for ``opa``."""
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Of the evaluations.  It takes a tenth of one processor at most, and leaves out what it has no time for."""
+
+    def __post_init__(self) -> None:
+        if self.engine == "opa" and not self.opa:
+            raise ValueError("the engine is opa: give the path of its executable as opa")
 
 
 class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,6 +194,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     pool: PoolConfig = PoolConfig()
     access: AccessConfig = AccessConfig()
     policy: PolicyConfig = PolicyConfig()
+    second_opinion: SecondOpinionConfig = SecondOpinionConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
     incidents: IncidentsConfig = IncidentsConfig()

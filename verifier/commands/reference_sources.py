@@ -33,6 +33,7 @@ from verifier.commands.common import (
     read_file,
     write_file,
 )
+from verifier.commands.model_rollouts import rollout
 from verifier.commands.reference_anchors import given_anchors, home_anchors
 from verifier.commands.reference_changes import author_of, change_reason_option, publish, publish_all
 from verifier.commands.references import reference
@@ -43,6 +44,8 @@ from verifier.schemes.findings import to_printable
 from verifier.service.references import provenance_of
 from verifier.store import references as stored
 from verifier.store.reference_sources import Provenance
+
+reference.add_command(rollout)
 
 activate_option = click.option(
     "--activate", is_flag=True, help="Put it in force even if another value is, which is superseded."

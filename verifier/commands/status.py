@@ -29,6 +29,8 @@ from verifier.commands.common import (
     with_database,
 )
 from verifier.config import Home, VerifierConfig
+from verifier.schemes.findings import to_printable
+from verifier.service.home_folder import lines_of, look
 from verifier.service.inputs import InputLoader
 from verifier.store import incidents, leases, nodes, policies, references
 from verifier.store.database import Database, Tx
@@ -99,7 +101,22 @@ async def _read(tx: Tx, home: Path, config: VerifierConfig, at_ms: int) -> dict[
         {"name": row["name"], "holder": row["holder"], "left_s": round((row["until_ms"] - at_ms) / 1000, 1)}
         for row in await leases.held(tx, at_ms)
     ]
-    return {"pools": pools, "nodes": await _count_nodes(tx, at_ms), "leases": replicas}
+    folder = await look(tx, home, home / config.policy.folder)
+    return {
+        "pools": pools,
+        "nodes": await _count_nodes(tx, at_ms),
+        "leases": replicas,
+        "policy": await _policy(tx) | {"folder": folder.to_wire()},
+    }
+
+
+async def _policy(tx: Tx) -> dict[str, Any]:
+    """The policies that judge nodes, by their ids."""
+    rollout = await policies.rollout(tx)
+    if rollout is None:
+        return {"active": None, "canary": None}
+    ids = {row["digest"]: row["id"] for row in await policies.every(tx)}
+    return {"active": ids[rollout.active], "canary": ids.get(rollout.canary)}
 
 
 async def _in_force(tx: Tx) -> Mapping[str, str]:
@@ -152,6 +169,12 @@ def _show(document: Mapping[str, Any]) -> None:
     click.echo(
         f"nodes     {counts['total']} enrolled, {counts['live']} with a live result, {counts['quarantined']} in quarantine"
     )
+    policy = document["policy"]
+    click.echo(f"policy    {policy['active'] or 'none yet'}")
+    if policy["canary"] is not None:
+        click.echo(f"canary    {policy['canary']}")
+    for line in lines_of(policy["folder"]):
+        click.echo(f"          {to_printable(line, 2000)}")
     for lease in document["leases"]:
         click.echo(f"lease     {lease['name']} held by {lease['holder']} for {lease['left_s']} s more")
     ahead = clock["service_ahead_s"]

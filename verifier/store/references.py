@@ -17,7 +17,7 @@ from verifier.errors import ReferenceValueError
 from verifier.policy.archive import read_archive
 from verifier.references.measured import Document, read_document
 from verifier.schemes.context import ModelReference
-from verifier.store import events, policies, reference_sources
+from verifier.store import events, model_rollouts, policies, reference_sources
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 from verifier.store.reference_sources import UNNAMED
@@ -25,6 +25,8 @@ from verifier.store.reference_sources import UNNAMED
 Provenance = reference_sources.Provenance
 LIVE: Final = ("active", "candidate")
 """The states of values that are in force, or may come into force."""
+USABLE: Final = (*LIVE, "superseded")
+"""The states of values that nodes may be challenged on: one that was replaced may come back by a roll-out."""
 _MIN_PREFIX: Final = 6
 _COLUMNS: Final = "digest, model, added_ms, state, source, signer, not_before, not_after, grace_until_ms"
 
@@ -157,6 +159,7 @@ async def activate(
 
     Raises:
         ReferenceValueError: There is no such value or source, it is active and nothing would change, or it is retired.
+        RequestError: A roll-out of its model runs.
     """
     row = await by_digest(tx, digest)
     if row is None:
@@ -169,11 +172,19 @@ async def activate(
             raise ReferenceValueError(f"the reference value {digest[:64]} is active")
         await _adopt(tx, row, provenance, author, now_ms)
         return
+    await model_rollouts.check_none(tx, row["model"])
     await _set_provenance(tx, digest, provenance)
+    await put_in_force(tx, row["model"], digest, author, now_ms, grace_ms=grace_ms)
+
+
+async def put_in_force(
+    tx: Tx, model: str, digest: str, author: ChangeAuthor, now_ms: int, *, grace_ms: int
+) -> None:
+    """Put a value in force as it is: whoever asks for it has checked that it may be."""
     await tx.execute(
         "UPDATE reference_values SET state = 'superseded', grace_until_ms = ? WHERE model = ? AND state = 'active'",
         now_ms + grace_ms,
-        row["model"],
+        model,
     )
     await tx.execute(
         "UPDATE reference_values SET state = 'active', added_ms = ?, grace_until_ms = 0 WHERE digest = ?",
@@ -186,10 +197,10 @@ async def activate(
         digest,
         author,
         now_ms,
-        {"model": row["model"], "grace_s": grace_ms // 1000},
+        {"model": model, "grace_s": grace_ms // 1000},
         decides=True,
     )
-    await events.append(tx, now_ms, "reference", {"model": row["model"], "digest": digest})
+    await events.append(tx, now_ms, "reference", {"model": model, "digest": digest})
 
 
 async def retire(tx: Tx, digest: str, author: ChangeAuthor, now_ms: int) -> None:
@@ -198,7 +209,10 @@ async def retire(tx: Tx, digest: str, author: ChangeAuthor, now_ms: int) -> None
 
     Raises:
         ReferenceValueError: There is no such value, or it is retired already.
+        RequestError: A roll-out runs in which it is valid.
     """
+    if any(digest in (each.old, each.new) for each in await model_rollouts.running(tx)):
+        await model_rollouts.check_none(tx, (await find(tx, digest))["model"])
     changed = await tx.execute(
         "UPDATE reference_values SET state = 'retired', grace_until_ms = 0 WHERE digest = ? AND state != 'retired'",
         digest,
@@ -333,7 +347,9 @@ async def every(tx: Tx, model: str | None = None) -> list[Row]:
     """Give all values, or those of one model, without their documents."""
     only, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
     return await tx.all(
-        f"SELECT {_COLUMNS} FROM reference_values{only} ORDER BY model, state, added_ms DESC", *values
+        f"SELECT {_COLUMNS}, (SELECT count(*) FROM model_rollouts m WHERE m.new = digest) AS rolling_out"
+        f" FROM reference_values{only} ORDER BY model, state, added_ms DESC",
+        *values,
     )
 
 
@@ -351,10 +367,14 @@ async def retired(tx: Tx, model: str) -> list[Row]:
 
 
 async def comparable(tx: Tx) -> list[Row]:
-    """Give every value that evidence may be compared with: in force, superseded within its grace, or retired."""
+    """
+    Give every value that evidence may be compared with: in force, in its grace, or retired.
+
+    In its grace is what was superseded, and what waits again because its roll-out was aborted.
+    """
     return await tx.all(
         f"SELECT {_COLUMNS} FROM reference_values"
-        " WHERE state IN ('active', 'retired') OR (state = 'superseded' AND grace_until_ms > 0)"
+        " WHERE state IN ('active', 'retired') OR (state IN ('superseded', 'candidate') AND grace_until_ms > 0)"
         " ORDER BY model, added_ms DESC"
     )
 
