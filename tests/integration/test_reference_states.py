@@ -332,6 +332,7 @@ async def test_commands_say_what_happened_and_what_to_do_next(verifier, newer: P
     assert (done.status, "Missing option '--reason'" in done.said) == (2, True)
     done = await run(verifier, "import-corim", file, "--reason", "the new release")
     assert "Another value stays in force for this model, unchanged" in done.said
+    assert f"reference rollout start {MODEL} --to {value.digest[:12]}" in done.said
     assert f"reference activate {value.digest[:12]}" in done.said
     done = await run(verifier, "activate", value.digest, "--reason", "go")
     assert f"is in force for {MODEL}, as corim signed by home" in done.said
