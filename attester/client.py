@@ -25,7 +25,7 @@ from attester.authorities import distrust
 from attester.bounded import read_all
 from attester.cose import PrivateKey
 from attester.errors import VerifierError, join_sentences
-from attester.evidence import MEDIA_TYPE, ReadAnswer, WalkAnswer
+from attester.evidence import MAX_FILES, MEDIA_TYPE, ReadAnswer, WalkAnswer
 from attester.proof import Request
 from attester.router_list import KnownRouter
 from attester.sse import read_events
@@ -44,8 +44,17 @@ _MAX_RETRY_WAIT_S: Final = 8.0
 T = TypeVar("T")
 
 
+_FileName = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
 class _Challenge(Struct, frozen=True):
     models: Annotated[tuple[ModelChallenge, ...], Meta(max_length=32)]
+    files: dict[str, Annotated[tuple[_FileName, ...], Meta(min_length=1, max_length=MAX_FILES)]] = {}
+    """By model, the files that its challenges are about.  Verifiers from before it have always meant all."""
+
+    def posed(self) -> tuple[ModelChallenge, ...]:
+        """The challenges, with the files that they are about."""
+        return tuple(model.about(self.files.get(model.model)) for model in self.models)
 
 
 class _AnsweredBody(Struct, frozen=True):
@@ -196,7 +205,7 @@ class VerifierClient:
                 may_have_arrived = may_have_arrived or error.may_have_arrived
                 raise
             answered: _AnsweredBody = _decode(data, _AnsweredBody)
-            return () if answered.challenge is None else answered.challenge.models
+            return () if answered.challenge is None else answered.challenge.posed()
 
         return await self._insist(session, send)
 
@@ -304,7 +313,7 @@ def _to_session(body: _SessionBody, session_id: str) -> Session:
         raise VerifierError("the verifier's nonce is not base64") from None
     if not 8 <= len(nonce) <= 64:
         raise VerifierError("the verifier's nonce must have 8 to 64 bytes")
-    models = () if body.challenge is None else body.challenge.models
+    models = () if body.challenge is None else body.challenge.posed()
     try:
         expiry = datetime.fromisoformat(body.expiry).timestamp()
     except (ValueError, OverflowError):

@@ -43,6 +43,7 @@ from attester.front_config import FrontSection
 from attester.kinds import MODEL_NAME
 from attester.settings import new_folder, read_toml, to_toml
 from attester.weights.hashing import check_algorithms
+from attester.weights.patterns import only
 
 ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 """The engine adapters; `attester.engines.open_engine` opens each."""
@@ -115,9 +116,17 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     dir: str
     ignore: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
-    """Files and folders that are not the model's, by their names relative to the folder."""
+    """Files and folders that are not the model's, by their names relative to the folder, or by patterns."""
+    file: str | tuple[str, ...] = ()
+    """Of several files of weights in the folder, the one that is the model's, or several of its own."""
     walk: Literal["published", "as-loaded"] = "published"
     """``as-loaded``: walk what the engine holds as it is, for a reference value of this build of the engine."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The names and patterns of what is not the model's."""
+        files = (self.file,) if isinstance(self.file, str) else self.file
+        return (*self.ignore, *only(files))
 
 
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):

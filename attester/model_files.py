@@ -14,7 +14,8 @@ from attester.errors import WeightsError
 from attester.evidence import Manifest, ReadAnswer
 from attester.weights import possession
 from attester.weights.cache import DigestCache
-from attester.weights.folder import Folder, open_folder
+from attester.weights.complete import check_complete
+from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.hashing import Pace, check_algorithms
 from attester.weights.manifest import measure
 from attester.weights.possession import ReadChallenge
@@ -41,7 +42,10 @@ class ModelFiles:
 
         def work() -> ReadAnswer:
             start = time.monotonic_ns()
-            answer = possession.read(self._folder(model), bytes.fromhex(challenge.seed), challenge.windows)
+            folder = self._folder(model, everything=True)
+            if challenge.files is not None:
+                folder = restrict(folder, challenge.files)
+            answer = possession.read(folder, bytes.fromhex(challenge.seed), challenge.windows)
             return ReadAnswer(answer=answer, micros=(time.monotonic_ns() - start) // 1000)
 
         return await asyncio.to_thread(work)
@@ -54,7 +58,7 @@ class ModelFiles:
         what a stale cache could hide.
 
         Raises:
-            WeightsError: the folder cannot be listed or read, or the attester is being stopped.
+            WeightsError: the folder cannot be listed or read, is not complete, or the attester is being stopped.
         """
         section = self._config.manifest
 
@@ -68,6 +72,7 @@ class ModelFiles:
                     limit(count)
 
             folder = self._folder(model)
+            check_complete(folder)
             return measure(
                 folder, self._algorithms, cache=self._cache, max_age_s=section.reread_s, pace=pace
             ).to_claim()
@@ -95,8 +100,8 @@ class ModelFiles:
 
         return {model: await asyncio.to_thread(work, model) for model in self._config.models}
 
-    def _folder(self, model: str) -> Folder:
+    def _folder(self, model: str, *, everything: bool = False) -> Folder:
         section = self._config.models.get(model)
         if section is None:
             raise WeightsError(f"the verifier asks about {model!r}, which is not in attester.toml")
-        return open_folder(Path(section.dir), section.ignore)
+        return open_folder(Path(section.dir), section.left_out, everything=everything)

@@ -14,6 +14,7 @@ from attester.config import BY_FILE, AttesterConfig, Home, ModelSection
 from attester.errors import AttesterError, ConfigError
 from attester.front.check import check_outside
 from attester.front.outside import Outside
+from attester.weights.complete import check_complete
 from attester.weights.folder import open_folder
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import TensorFiles
@@ -126,7 +127,8 @@ async def _check_clock(client: VerifierClient, now: Callable[[], float]) -> str:
 
 
 async def _check_folder(section: ModelSection) -> str:
-    opened = open_folder(Path(section.dir), section.ignore)
+    opened = open_folder(Path(section.dir), section.left_out)
+    check_complete(opened)
     tensors = TensorFiles(opened)
     return f"{len(opened.files)} files, {len(tensors)} tensors, {opened.total:,} bytes"
 

@@ -33,7 +33,7 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
 
     section = config.engine
     folders = {name: Path(model.dir) for name, model in config.models.items()}
-    ignore = {name: model.ignore for name, model in config.models.items()}
+    ignore = {name: model.left_out for name, model in config.models.items()}
     as_loaded = {name for name, model in config.models.items() if model.walk == "as-loaded"}
     files = FileWalker(folders, Walker(section.device, Budget(section.walk_s, section.hour_s)), ignore)
     engine = EngineHttp(http, section.url)

@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 
 from attester.weights import possession, reference
-from attester.weights.folder import Folder
+from attester.weights.folder import Folder, restrict
 from attester.weights.kernels import Kernel, row_words
+from attester.weights.roles import TABLE
 from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
 from verifier.errors import ReferenceValueError
@@ -34,12 +35,19 @@ class Minter:
     ask_engine: Callable[[bytes, int, int], Sequence[bytes]] | None = None
     """From seed, rows and passes to the answers of an engine (`TrustedEngine.walk`), if walks are not over the files."""
 
+    gates: frozenset[str] | None = None
+    """The files that change the model's answers, which reads are about; `None`: all, as in pools of before."""
+
     def reads(self, start: int, count: int, parameters: ReadParameters) -> Iterator[Entry]:
         """Mint *count* `read` entries from index *start* on."""
         for index in range(start, start + count):
             seed = self.key.seed(self.model, "read", index)
             answer = possession.read(self.folder, seed, parameters.windows)
-            yield self._entry("read", index, parameters, possession.commitment(answer))
+            entry = self._entry("read", index, parameters, possession.commitment(answer))
+            if self.gates is not None:
+                only = possession.read(restrict(self.folder, self.gates), seed, parameters.windows)
+                entry = msgspec.structs.replace(entry, gates=possession.commitment(only), gate_table=TABLE)
+            yield entry
 
     def walks(
         self,

@@ -143,7 +143,14 @@ class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
             not_before=not_before,
             not_after=not_after,
             as_loaded=self.loaded_by is not None,
+            walked=frozenset(tensor.file for tensor in self.tensors),
+            ignore=self.ignore,
         )
+
+    @property
+    def gates(self) -> frozenset[str]:
+        """As `ModelReference.gates`."""
+        return self.to_reference().gates
 
 
 def _digests(file: DocumentFile) -> dict[str, bytes]:
