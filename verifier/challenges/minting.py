@@ -28,7 +28,8 @@ class Minter:
 
     model: str
     folder: Folder
-    tensors: TensorFiles
+    tensors: TensorFiles | None
+    """`None` for a model that cannot be walked."""
     key: PoolKey
     kernel: Kernel
     batch: int
@@ -85,7 +86,7 @@ class Minter:
                 answers = self._ask(self.ask_engine, kind, places, parameters, progress)
             else:
                 words = [row_words(self.key.seed(self.model, kind, index), row) for index, row in places]
-                answers = possession.walk(self.tensors, words, parameters.passes, self.kernel, progress)
+                answers = possession.walk(self._tensors, words, parameters.passes, self.kernel, progress)
             if self.ask_engine is None and number % _GROUPS_PER_SPOT_CHECK == 0:
                 index, row = places[-1]
                 self._spot_check(self.key.seed(self.model, kind, index), row, answers[-1], parameters.passes)
@@ -93,6 +94,12 @@ class Minter:
             for (index, _), answer in zip(places, answers, strict=True):
                 by_index.setdefault(index, []).append(possession.commitment(answer))
             yield [self._entry(kind, index, parameters, b"".join(by_index[index])) for index in indexes]
+
+    @property
+    def _tensors(self) -> TensorFiles:
+        if self.tensors is None:
+            raise ReferenceValueError(f"{self.model} has no tensors, so that nothing can be walked")
+        return self.tensors
 
     def _ask(
         self,
@@ -108,7 +115,7 @@ class Minter:
         for index in indexes:
             given[index] = ask(self.key.seed(self.model, kind, index), parameters.rows, parameters.passes)
             if progress is not None:
-                progress(self.tensors.total * parameters.passes // len(indexes))
+                progress(self._tensors.total * parameters.passes // len(indexes))
         return [given[index][row] for index, row in places]
 
     def _entry(
@@ -124,7 +131,7 @@ class Minter:
         )
 
     def _spot_check(self, seed: bytes, row: int, answer: bytes, passes: int) -> None:
-        tensors = [_TensorBytes(tensor) for tensor in self.tensors]
+        tensors = [_TensorBytes(tensor) for tensor in self._tensors]
         if reference.walk_row(tensors, seed, row, passes) != answer:
             raise ReferenceValueError(
                 "the second implementation disagrees with the kernel in a spot check, so a library on this "

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from attester.cli import configure_logging, progress
-from attester.weights.folder import Folder, open_folder
+from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.select import best_device, kernel
 from attester.weights.tensors import TensorFiles
 from verifier.challenges.demand import KINDS, AlikeNodes, Demand, demand_of
@@ -135,15 +135,19 @@ def mint(
 
     async def work(db: Database, engine: TrustedEngine | None) -> tuple[Goal, str]:
         document = await _reference_value(db, model, digest)
-        _check_engine(document, engine, walks=resume or days is not None or bool(walks + wides))
-        opened = open_folder(folder, document.ignore)
-        tensors = TensorFiles(opened)
-        _check_folder(document, opened, home)
         new_goal = asked
+        if not document.tensors:
+            new_goal = _reads_alone(document, asked, resume=resume, days=days)
+        _check_engine(document, engine, walks=resume or days is not None or bool(walks + wides))
+        opened = _check_folder(document, open_folder(folder, document.ignore, everything=True), home)
+        gates = document.gates
+        tensors = TensorFiles(restrict(opened, gates)) if document.tensors else None
         if days is not None:
             async with db.read() as tx:
                 fleet = None if nodes is None else [AlikeNodes("", (model,), hardware_class, nodes)]
                 new_goal = await _goal_of(tx, home, asked, model, days * 24, fleet)
+            if not document.tensors:
+                new_goal = msgspec.structs.replace(new_goal, walks=0, wides=0)
 
         async def start(tx: Tx) -> tuple[int, Goal]:
             batch, goal = await start_or_resume(
@@ -154,9 +158,9 @@ def mint(
         batch, goal = await db.write(start)
         minter = Minter(
             model=model, folder=opened, tensors=tensors, key=key, kernel=walk_kernel, batch=batch,
-            ask_engine=None if engine is None else engine.walk,
+            ask_engine=None if engine is None else engine.walk, gates=document.gates,
         )  # fmt: skip
-        with progress("minting", goal.work(tensors.total)) as step:
+        with progress("minting", goal.work(0 if tensors is None else tensors.total)) as step:
             await fill_pool(db, minter, goal, step)
         return goal, await _lasting(db, home, document)
 
@@ -259,7 +263,7 @@ async def _lasting(db: Database, home: Path, document: Document) -> str:
 
 
 async def _reference_value(db: Database, model: str, digest: str | None) -> Document:
-    """The reference value whose digest begins with *digest*, or the one in force; it must have tensors."""
+    """The reference value whose digest begins with *digest*, or the one in force."""
     async with db.read() as tx:
         row = await references.active(tx, model) if digest is None else await references.find(tx, digest)
     if row is None or row["model"] != model:
@@ -267,12 +271,17 @@ async def _reference_value(db: Database, model: str, digest: str | None) -> Docu
         raise ReferenceValueError(
             f"{model} has no reference value {which}. Measure its weights first: touchstone reference measure"
         )
-    document = measured.read_document(row["document"])
-    if not document.tensors:
+    return measured.read_document(row["document"])
+
+
+def _reads_alone(document: Document, goal: Goal, *, resume: bool, days: float | None) -> Goal:
+    """Refuse walks of a model without tensors; what is left are its reads."""
+    if not resume and days is None and (goal.walks or goal.wides):
         raise ReferenceValueError(
-            f"the reference value of {model} has no tensors. Import it again with --dir and the weights"
+            f"the reference value of {document.model} has no tensors, so that nothing can be walked. Mint --reads alone, "
+            "or import it again with --dir and the weights; save files of pickles as safetensors first"
         )
-    return document
+    return goal
 
 
 def _check_engine(document: Document, engine: TrustedEngine | None, *, walks: bool) -> None:
@@ -292,9 +301,9 @@ def _check_engine(document: Document, engine: TrustedEngine | None, *, walks: bo
         engine.check(document.practice)
 
 
-def _check_folder(document: Document, folder: Folder, home: Path) -> None:
+def _check_folder(document: Document, folder: Folder, home: Path) -> Folder:
     with (
         digest_cache(home, no_cache=False) as cache,
         progress("checking the folder", folder.total) as step,
     ):
-        measured.check_folder(document, folder, cache, step)
+        return measured.check_folder(document, folder, cache, step)
