@@ -43,7 +43,7 @@ from attester.front_config import FrontSection
 from attester.kinds import MODEL_NAME
 from attester.settings import new_folder, read_toml, to_toml
 from attester.weights.hashing import check_algorithms
-from attester.weights.patterns import only
+from attester.weights.patterns import given, only
 
 ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 """The engine adapters; `attester.engines.open_engine` opens each."""
@@ -126,7 +126,7 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
     def left_out(self) -> tuple[str, ...]:
         """The names and patterns of what is not the model's."""
         files = (self.file,) if isinstance(self.file, str) else self.file
-        return (*self.ignore, *only(files))
+        return (*given(self.ignore), *only(files))
 
 
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):

@@ -77,7 +77,8 @@ def open_folder(root: Path, ignore: Collection[str] = (), *, everything: bool = 
     """
     try:
         place = stores.find_place(root)
-        files = sorted(_files_of(place, Excluded(ignore), everything), key=lambda file: file.name.encode())
+        found = _files_of(place, Excluded(ignore), everything=everything)
+        files = sorted(found, key=lambda file: file.name.encode())
     except FileNotFoundError as error:
         raise WeightsError(f"{error.filename or root} does not exist") from None
     except RuntimeError:
@@ -106,7 +107,7 @@ def restrict(folder: Folder, names: Collection[str]) -> Folder:
     return Folder(folder.root, files)
 
 
-def _files_of(place: stores.Place, excluded: Excluded, everything: bool) -> Iterator[ModelFile]:  # noqa: FBT001
+def _files_of(place: stores.Place, excluded: Excluded, *, everything: bool) -> Iterator[ModelFile]:
     if place.layers:
         for layer in place.layers:
             if not excluded.covers(layer.name):
@@ -118,7 +119,7 @@ def _files_of(place: stores.Place, excluded: Excluded, everything: bool) -> Iter
             path = place.root / name
             yield _model_file(name, str(path), path.stat())
     else:
-        found = list(_list(place.root, excluded, everything))
+        found = list(_list(place.root, excluded, everything=everything))
         yield from found if everything else _without_leftovers(found)
 
 
@@ -136,7 +137,7 @@ def _without_leftovers(files: Sequence[ModelFile]) -> Iterator[ModelFile]:
         yield file
 
 
-def _list(root: Path, excluded: Excluded, everything: bool) -> Iterator[ModelFile]:  # noqa: FBT001
+def _list(root: Path, excluded: Excluded, *, everything: bool) -> Iterator[ModelFile]:
     allowed = _cache_root(root) or root
     pending = [(str(root), "")]
     repositories = []
@@ -154,11 +155,7 @@ def _list(root: Path, excluded: Excluded, everything: bool) -> Iterator[ModelFil
                 if excluded.covers(name) or (not everything and is_junk(name)):
                     continue
                 if entry.is_symlink():
-                    target = Path(entry.path).resolve()
-                    if not target.is_relative_to(allowed):
-                        raise WeightsError(f"{name} is a link that leads out of the model's folder")
-                    if target.is_dir():
-                        raise WeightsError(f"{name} is a link to a folder")
+                    _check_link(name, Path(entry.path), allowed)
                 status = entry.stat()
                 if stat.S_ISDIR(status.st_mode):
                     pending.append((entry.path, name + "/"))
@@ -173,6 +170,14 @@ def _list(root: Path, excluded: Excluded, everything: bool) -> Iterator[ModelFil
                 yield _model_file(name, entry.path, status)
         if repositories:
             raise stores.several(root, "the cache of several repositories", sorted(repositories))
+
+
+def _check_link(name: str, path: Path, allowed: Path) -> None:
+    target = path.resolve()
+    if not target.is_relative_to(allowed):
+        raise WeightsError(f"{name} is a link that leads out of the model's folder")
+    if target.is_dir():
+        raise WeightsError(f"{name} is a link to a folder")
 
 
 def _model_file(name: str, path: str, status: os.stat_result) -> ModelFile:

@@ -1,8 +1,9 @@
 """
 Names of files that are not the model's: as they are, or by patterns, as in a ``.gitignore``.
 
-The name of a file or of a folder leaves it out.  A name with ``*`` or ``?`` is a pattern: without a slash for names
-in any folder, with one for paths from the top.  What begins with ``!`` comes back; the last that fits counts.
+The name of a file or of a folder leaves it out.  What a person gives with ``*`` or ``?`` is a pattern: without a
+slash for names in any folder, with one for paths from the top.  What begins with ``!`` comes back; the last that
+fits counts.  Documents keep patterns as ``glob:…``: a publisher who has signed a list of names has signed no patterns.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from attester.weights.roles import WEIGHT_SUFFIXES
 from attester.weights.stores import shard_of
 
 MAX_PATTERNS: Final = 256
+_GLOB: Final = "glob:"
 
 
 class Excluded:
@@ -30,7 +32,7 @@ class Excluded:
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        self._plain = frozenset(name for name in names if not _is_pattern(name))
+        self._plain = frozenset(name for name in names if not name.startswith(_GLOB))
         if len(names) - len(self._plain) > MAX_PATTERNS:
             raise WeightsError(f"there are {len(names)} patterns to leave out, and at most {MAX_PATTERNS} may be given")
         self._patterns = _compiled(tuple(names)) if len(self._plain) != len(names) else ()
@@ -51,6 +53,16 @@ class Excluded:
         return any(self.covers("/".join(parts[:count])) for count in range(1, len(parts) + 1))
 
 
+def given(names: Sequence[str]) -> tuple[str, ...]:
+    """What a person gives, as documents keep it."""
+    return tuple(_GLOB + name if _is_pattern(name) else name for name in names)
+
+
+def as_names(names: Sequence[str]) -> tuple[str, ...]:
+    """What somebody else has signed, which are names: those that would be patterns here are left out."""
+    return tuple(name for name in names if not name.startswith(_GLOB))
+
+
 def only(names: Sequence[str]) -> tuple[str, ...]:
     """The patterns that leave out, in the folders of *names*, all weights but these and their shards."""
     folders = sorted({name.rpartition("/")[0] for name in names})
@@ -62,7 +74,7 @@ def only(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         shard = shard_of(name)
         patterns += [f"!{each}" for each in ([name] if shard is None else shard.names())]
-    return tuple(patterns)
+    return given(patterns)
 
 
 def _is_pattern(name: str) -> bool:
@@ -87,11 +99,12 @@ class _Pattern:
 @lru_cache(maxsize=64)
 def _compiled(names: tuple[str, ...]) -> tuple[_Pattern, ...]:
     found = []
-    for name in names:
-        text = name.removeprefix("!").rstrip("/")
-        in_any_folder = _is_pattern(text) and "/" not in text
-        parts = text.removeprefix("/").split("/")
+    for each in names:
+        is_pattern, name = each.startswith(_GLOB), each.removeprefix(_GLOB)
+        text = name.removeprefix("!").rstrip("/") if is_pattern else name
+        in_any_folder = is_pattern and _is_pattern(text) and "/" not in text
+        parts = (text.removeprefix("/") if is_pattern else text).split("/")
         # A bracket is a letter like others: files are called so.
-        translated = (re.compile(translate(part.replace("[", "[[]"))) for part in parts)
-        found.append(_Pattern(tuple(translated), in_any_folder, not name.startswith("!")))
+        translated = (re.compile(translate(part.replace("[", "[[]")) if is_pattern else re.escape(part) + r"\Z") for part in parts)
+        found.append(_Pattern(tuple(translated), in_any_folder, not (is_pattern and name.startswith("!"))))
     return tuple(found)

@@ -74,23 +74,23 @@ def _walk(entry: Entry, key: PoolKey) -> IssuedWalk:
 class WireChallenge(Struct, frozen=True, omit_defaults=True):
     """The challenges of a session as the node sees them."""
 
-    models: tuple[ModelChallenge, ...]
+    models: list[ModelChallenge]
     files: dict[str, tuple[str, ...]] = {}
     """By model, the files that its challenges are about.  Attesters from before it read and walk all of their folder."""
 
 
-def to_wire(
+def with_files(
     issued: Mapping[str, IssuedChallenges], references: Mapping[str, ModelReference]
 ) -> WireChallenge | None:
     """
-    The challenges as the node sees them: without commitments, and without which rows are checked.
+    The challenges as the node sees them, with the files that they are about; `None` if there are none.
 
     Args:
         issued: By model.
         references: By digest, the reference values that they were minted from.  Of one that is not there, the node
             is not told the files.
     """
-    models = _models_to_wire(issued)
+    models = to_wire(issued)
     if not models:
         return None
     files = {}
@@ -113,8 +113,9 @@ def _files_of(asked: IssuedChallenges, references: Mapping[str, ModelReference])
     return tuple(sorted(reference.files if is_of_all else reference.gates, key=str.encode))
 
 
-def _models_to_wire(issued: Mapping[str, IssuedChallenges]) -> tuple[ModelChallenge, ...]:
-    return tuple(
+def to_wire(issued: Mapping[str, IssuedChallenges]) -> list[ModelChallenge]:
+    """The challenges as the node sees them: without commitments, and without which rows are checked."""
+    return [
         ModelChallenge(
             model=model,
             read=None if asked.read is None else ReadChallenge(asked.read.seed, asked.read.windows),
@@ -124,4 +125,4 @@ def _models_to_wire(issued: Mapping[str, IssuedChallenges]) -> tuple[ModelChalle
         )
         for model, asked in sorted(issued.items())
         if asked.read is not None or asked.walk is not None
-    )
+    ]

@@ -15,7 +15,7 @@ from attester.cli import progress
 from attester.identity import load_key
 from attester.weights.folder import IGNORED_AT_TOP, Folder, open_folder
 from attester.weights.hashing import ALGORITHMS, check_algorithms
-from attester.weights.patterns import only
+from attester.weights.patterns import as_names, given, only
 from attester.weights.roles import WEIGHT_SUFFIXES, is_junk
 from attester.weights.tensors import variants
 from verifier.challenges.trusted_engine import chosen_engine
@@ -106,7 +106,7 @@ def measure(
     FOLDER may also be one file of weights, a repository in the cache of the Hugging Face Hub, or a manifest in
     Ollama's store.  The reference value keeps --exclude and --file, and nodes are judged by them.
     """
-    ignore = _selection(folder, excluded, only_files)
+    ignore = _selection(folder, given(excluded), only_files)
     opened = open_folder(folder, ignore)
     algorithms = check_algorithms(digest.split(","))
     with (
@@ -203,7 +203,7 @@ def import_oms(
         document = published.without_weights(model, statement)
     else:
         signed = {resource.name for resource in statement.resources}
-        opened = open_folder(folder, statement.ignore_paths, everything=True)
+        opened = open_folder(folder, as_names(statement.ignore_paths), everything=True)
         # Junk that was signed is the model's.
         files = tuple(file for file in opened.files if file.name in signed or not is_junk(file.name))
         opened = Folder(opened.root, files)

@@ -207,7 +207,7 @@ def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFac
         return "differs", [Finding("weights.answers.differ", detail)]
     answered = commitment(claim.answer)
     expected = (issued.commitment, *(() if issued.gates is None else (issued.gates,)))
-    if not any([hmac.compare_digest(answered, each) for each in expected]):
+    if not any(hmac.compare_digest(answered, each) for each in expected):
         if files.fact == "superseded":
             # A node with the files of a replaced value cannot meet challenges for the value in force.
             return "superseded", []

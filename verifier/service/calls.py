@@ -394,6 +394,6 @@ async def answer(request: web.Request) -> web.Response:
     if kept.awaits_walk:
         walks = [entry for entry in kept.entries if entry.kind != "read"]
         asked = posing.pose(walks, {}, service.pool_key)
-        answer["challenge"] = posing.to_wire(asked, await service.inputs.load_asked(service.db, asked))
+        answer["challenge"] = posing.with_files(asked, await service.inputs.load_asked(service.db, asked))
         request.app[CALL_SCHEDULER].channels.note_told(session_id)
     return json_response(answer)

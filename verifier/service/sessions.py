@@ -380,7 +380,7 @@ async def to_wire(
             # A node that knows whether a walk follows could answer the other calls alone.
             entries = tuple(entry for entry in entries if entry.kind == "read")
         asked = posing.pose(entries, session.exhausted, service.pool_key)
-    challenge = posing.to_wire(asked, await service.inputs.load_asked(service.db, asked))
+    challenge = posing.with_files(asked, await service.inputs.load_asked(service.db, asked))
     if challenge is not None:
         wire["challenge"] = challenge
     if evidence is not None:
