@@ -275,11 +275,15 @@ async def _reference_value(db: Database, model: str, digest: str | None) -> Docu
 
 
 def _reads_alone(document: Document, goal: Goal, *, resume: bool, days: float | None) -> Goal:
-    """Refuse walks of a model without tensors; what is left are its reads."""
+    """Refuse what a model without tensors has not; reads are left, if its files were measured and not only signed."""
+    if any(file.size is None for file in document.files):
+        raise ReferenceValueError(
+            f"the reference value of {document.model} has no tensors. Import it again with --dir and the weights"
+        )
     if not resume and days is None and (goal.walks or goal.wides):
         raise ReferenceValueError(
-            f"the reference value of {document.model} has no tensors, so that nothing can be walked. Mint --reads alone, "
-            "or import it again with --dir and the weights; save files of pickles as safetensors first"
+            f"the weights of {document.model} are pickles, which cannot be walked. Mint --reads alone, or save them as "
+            "safetensors and measure those"
         )
     return goal
 
