@@ -308,7 +308,8 @@ def files_of(
 
 
 def work_of(folder: Folder) -> int:
-    """The number of bytes that `measure_folder` reads.  Raises `WeightsError`."""
+    """The number of bytes that `measure_folder` reads.  Raises `WeightsError`, also if the folder is not complete."""
+    check_complete(folder)
     tensors = _walkable(folder)
     return folder.total + (0 if tensors is None else 2 * tensors.total)
 
