@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attester.cli import progress
 from attester.identity import load_key
 from attester.weights.folder import IGNORED_AT_TOP, Folder, open_folder
-from attester.weights.hashing import ALGORITHMS, check_algorithms
+from attester.weights.hashing import ALGORITHMS, SHA256, check_algorithms
 from attester.weights.patterns import as_names, given, only
 from attester.weights.roles import WEIGHT_SUFFIXES, is_junk
 from attester.weights.tensors import variants
@@ -243,7 +243,8 @@ def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: s
         raise ReferenceValueError("the key is not on P-256, P-384 or P-521")
     real = folder.resolve()
     inside = out.resolve().relative_to(real).as_posix() if out.resolve().is_relative_to(real) else None
-    opened = open_folder(folder, () if inside is None else (inside,))
+    # A verifier of another project leaves out only what the standard says: so junk is signed too.
+    opened = open_folder(folder, () if inside is None else (inside,), everything=True)
     ignored = [name for name in sorted(IGNORED_AT_TOP) if (real / name).exists()]
     with progress("hashing", opened.total) as step:
         files = measured.files_of(opened, (digest,), step)
@@ -252,6 +253,11 @@ def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: s
     ignored += [] if inside is None else [inside]
     write_file(out, oms.sign(model or real.name, listed, digest, key, ignored, links=links))
     click.echo(f"Signed {len(listed)} files by {digest}: {out}")
+    if digest != SHA256:
+        click.echo(
+            f"The command model_signing verify (1.1.1) computes SHA-256 whatever a bundle says, and so refuses {digest}, "
+            "its own bundles too. Its Python library verifies this one. Sign with --digest sha256 for everybody else."
+        )
 
 
 def _moment(text: str | None) -> datetime:
