@@ -148,7 +148,9 @@ async def _check_folder(section: ModelSection) -> str:
 def _differing_others(files: Mapping[str, _File], section: ModelSection) -> set[str]:
     """The files that change no answers (`attester.weights.roles`) and are missing, or not as published."""
     roles = Roles(files)
-    own = {file.name: file for file in open_folder(Path(section.dir), section.left_out, everything=True).files}
+    own = {
+        file.name: file for file in open_folder(Path(section.dir), section.left_out, everything=True).files
+    }
     found = set()
     for name, file in files.items():
         if roles.of(name) is Role.GATE:
@@ -156,7 +158,9 @@ def _differing_others(files: Mapping[str, _File], section: ModelSection) -> set[
         published = {"sha256": file.sha256, "blake3": file.blake3}
         algorithms = [algorithm for algorithm, digest in published.items() if digest is not None]
         mine = hash_file(own[name], algorithms) if name in own else {}
-        if any(algorithm not in mine or mine[algorithm].hex() != published[algorithm] for algorithm in algorithms):
+        if any(
+            algorithm not in mine or mine[algorithm].hex() != published[algorithm] for algorithm in algorithms
+        ):
             found.add(name)
     return found
 

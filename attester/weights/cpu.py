@@ -87,7 +87,11 @@ class CpuKernel:
         self._fold = fold
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "walk", _one_thread if label == "torch" else None)
-        self.name = f"{label} and {'numpy' if fold is numpy_fold else 'C'} on the CPU" if label != "C" else "C on the CPU"
+        self.name = (
+            f"{label} and {'numpy' if fold is numpy_fold else 'C'} on the CPU"
+            if label != "C"
+            else "C on the CPU"
+        )
 
     def begin(self, words: Words) -> CpuWalk:
         """As `Kernel.begin`."""

@@ -112,7 +112,9 @@ def _files_of(place: stores.Place, excluded: Excluded, *, everything: bool) -> I
         for layer in place.layers:
             if not excluded.covers(layer.name):
                 if not stores.is_complete(layer):
-                    raise WeightsError(f"{layer.path} is missing or not complete: it is the {layer.name} of {place.root}")
+                    raise WeightsError(
+                        f"{layer.path} is missing or not complete: it is the {layer.name} of {place.root}"
+                    )
                 yield _model_file(layer.name, str(layer.path), layer.path.stat())
     elif place.only:
         for name in place.only:
@@ -192,7 +194,9 @@ def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
 def _cache_root(root: Path) -> Path | None:
     """``models--ORG--NAME`` if *root* is ``models--ORG--NAME/snapshots/REVISION``, else `None`."""
     repository = root.parent.parent
-    if root.parent.name == "snapshots" and (repository.name.startswith("models--") or (repository / "blobs").is_dir()):
+    if root.parent.name == "snapshots" and (
+        repository.name.startswith("models--") or (repository / "blobs").is_dir()
+    ):
         return repository
     return None
 

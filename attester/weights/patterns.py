@@ -34,7 +34,9 @@ class Excluded:
     def __init__(self, names: Collection[str]) -> None:
         self._plain = frozenset(name for name in names if not name.startswith(_GLOB))
         if len(names) - len(self._plain) > MAX_PATTERNS:
-            raise WeightsError(f"there are {len(names)} patterns to leave out, and at most {MAX_PATTERNS} may be given")
+            raise WeightsError(
+                f"there are {len(names)} patterns to leave out, and at most {MAX_PATTERNS} may be given"
+            )
         self._patterns = _compiled(tuple(names)) if len(self._plain) != len(names) else ()
 
     def covers(self, name: str) -> bool:
@@ -104,7 +106,15 @@ def _compiled(names: tuple[str, ...]) -> tuple[_Pattern, ...]:
         text = name.removeprefix("!").rstrip("/") if is_pattern else name
         in_any_folder = is_pattern and _is_pattern(text) and "/" not in text
         parts = (text.removeprefix("/") if is_pattern else text).split("/")
-        # A bracket is a letter like others: files are called so.
-        translated = (re.compile(translate(part.replace("[", "[[]")) if is_pattern else re.escape(part) + r"\Z") for part in parts)
-        found.append(_Pattern(tuple(translated), in_any_folder, not (is_pattern and name.startswith("!"))))
+        translated = tuple(_translate(part) if is_pattern else re.escape(part) + r"\Z" for part in parts)
+        found.append(
+            _Pattern(
+                tuple(map(re.compile, translated)), in_any_folder, not (is_pattern and name.startswith("!"))
+            )
+        )
     return tuple(found)
+
+
+def _translate(part: str) -> str:
+    # A bracket is a letter like others: files are called so.
+    return translate(part.replace("[", "[[]"))

@@ -113,7 +113,18 @@ GATES: Final = (
 )  # fmt: skip
 """The gates by name, for people."""
 
-WEIGHT_SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".msgpack", ".onnx")
+WEIGHT_SUFFIXES: Final = (
+    ".safetensors",
+    ".gguf",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".npz",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+)
 _LOADED_SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 """Of weights that the engines load that are served by."""
 PARTIAL_SUFFIXES: Final = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp")

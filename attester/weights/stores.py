@@ -114,7 +114,9 @@ def several(path: Path, what: str, names: list[str]) -> WeightsError:
     """The refusal of a *path* that holds several models, with their names."""
     shown = ", ".join(name[:120] for name in names[:_MAX_LISTED])
     more = ", …" if len(names) > _MAX_LISTED else ""
-    return WeightsError(f"{path} is {what}. Give the path of one of them in it: {shown or 'there is none'}{more}")
+    return WeightsError(
+        f"{path} is {what}. Give the path of one of them in it: {shown or 'there is none'}{more}"
+    )
 
 
 def _snapshot_of(path: Path, real: Path) -> Path:
@@ -131,7 +133,9 @@ def _snapshot_of(path: Path, real: Path) -> Path:
             )
         return real / "snapshots" / revision
     if len(snapshots) != 1:
-        raise several(path / "snapshots", "the snapshots of several revisions, and refs/main names none", snapshots)
+        raise several(
+            path / "snapshots", "the snapshots of several revisions, and refs/main names none", snapshots
+        )
     return real / "snapshots" / snapshots[0]
 
 
@@ -195,5 +199,3 @@ def _name_of_layer(kind: str, named: object) -> str:
 def is_complete(layer: Layer) -> bool:
     """Whether a layer is there with all of its bytes."""
     return layer.path.is_file() and layer.path.stat().st_size == layer.size
-
-

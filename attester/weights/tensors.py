@@ -30,7 +30,9 @@ _SAFETENSORS: Final = ".safetensors"
 _INDEX: Final = ".safetensors.index.json"
 _GGUF: Final = ".gguf"
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
-_OF_PICKLES: Final = ": files of pickles are measured as files alone. Save it as safetensors to have it walked"
+_OF_PICKLES: Final = (
+    ": files of pickles are measured as files alone. Save it as safetensors to have it walked"
+)
 _VARIANT: Final = re.compile(r"(?P<stem>.*?)\.[A-Za-z0-9_]+(?:-\d{5}-of-\d{5})?\.safetensors")
 _MAX_NAMED: Final = 20
 """A refusal names at most so many files."""
@@ -201,7 +203,9 @@ def _joined(by_folder: dict[str, dict[str, FileTensor]]) -> list[FileTensor]:
         for name, tensor in found.items():
             own = f"{place}/{name}" if place and counts[name] > 1 else name
             if own in joined:
-                raise WeightsError(f"tensor {own[:80]!r} is in {joined[own].file.name} and in {tensor.file.name}")
+                raise WeightsError(
+                    f"tensor {own[:80]!r} is in {joined[own].file.name} and in {tensor.file.name}"
+                )
             joined[own] = tensor if own == name else FileTensor(replace(tensor.info, name=own), tensor.file)
     return list(joined.values())
 

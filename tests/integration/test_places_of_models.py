@@ -225,7 +225,9 @@ def test_the_whole_store_of_ollama_is_refused_with_its_models(tmp_path):
     ollama(tmp_path)
     ollama(tmp_path, "8b", system=b"x")
     assert "registry.ollama.ai/library/tiny/8b, registry.ollama.ai/library/tiny/latest" in refused(tmp_path)
-    assert "8b, latest" in refused(tmp_path / "models" / "manifests" / "registry.ollama.ai" / "library" / "tiny")
+    assert "8b, latest" in refused(
+        tmp_path / "models" / "manifests" / "registry.ollama.ai" / "library" / "tiny"
+    )
 
 
 @pytest.mark.parametrize("damage", [lambda blob: blob.unlink(), lambda blob: blob.write_bytes(b"x")])
@@ -243,7 +245,8 @@ json_values = st.recursive(
 )
 digests = st.sampled_from(["sha256:" + "a" * 64, "sha256-" + "b" * 64, "sha256:../../x", "md5:1"])
 layers = st.fixed_dictionaries(
-    {"mediaType": st.sampled_from(["application/vnd.ollama.image.model", "application/vnd.ollama.image.tensor", "x"]) | json_values,
+    {"mediaType": st.sampled_from(["application/vnd.ollama.image.model", "application/vnd.ollama.image.tensor", "x"])
+                  | json_values,
      "digest": digests | json_values, "size": st.integers(-1, 5) | json_values},
     optional={"name": st.text("a/.", max_size=6) | json_values},
 )  # fmt: skip
@@ -337,4 +340,6 @@ def test_a_document_measured_again_is_the_same(tmp_path):
     """What rules and speed have changed, the digest of a folder has not: pools stay."""
     weights(tmp_path / "model.safetensors", "a", "b")
     (tmp_path / "README.md").write_text("card")
-    assert measure(tmp_path).digest == measure(Path(shutil.copytree(tmp_path, tmp_path.parent / "again"))).digest
+    assert (
+        measure(tmp_path).digest == measure(Path(shutil.copytree(tmp_path, tmp_path.parent / "again"))).digest
+    )

@@ -72,11 +72,15 @@ keep_option = click.option(
     help="The digests of each file, separated by commas.",
 )
 @click.option(
-    "--exclude", "excluded", multiple=True,
+    "--exclude",
+    "excluded",
+    multiple=True,
     help="A file, a folder or a pattern such as '*.fp16.*' that is not the model's; repeatable.",
 )
 @click.option(
-    "--file", "only_files", multiple=True,
+    "--file",
+    "only_files",
+    multiple=True,
     help="Of several files of weights, the one that is the model's; repeatable for more of its own.",
 )
 @click.option("--no-cache", is_flag=True, help="Read every file again, even if it has not changed.")
@@ -140,7 +144,9 @@ def _show_choice(opened: Folder, document: Document) -> None:
     """Say what was not walked, and how it would be."""
     left_out = variants([file for file in opened.files if file.name.endswith(".safetensors")])
     for name, plain in left_out.items():
-        click.echo(f"{name} is a variant of {plain} and is not walked. To have it walked instead: --file {name}")
+        click.echo(
+            f"{name} is a variant of {plain} and is not walked. To have it walked instead: --file {name}"
+        )
     if not document.tensors:
         click.echo("The weights are pickles: the files are measured, and reads can be minted, but no walks.")
         click.echo("To have the weights walked, save them as safetensors.")

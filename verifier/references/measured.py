@@ -340,7 +340,9 @@ def check_folder(
     for name in sorted(present.keys() ^ expected.keys()):
         what = "is not in the reference value" if name in present else "is missing"
         if name in expected or roles.of(name) is Role.GATE:
-            raise ReferenceValueError(f"the folder is not the one of the active reference value: {name} {what}")
+            raise ReferenceValueError(
+                f"the folder is not the one of the active reference value: {name} {what}"
+            )
     for name, file in expected.items():
         found = _digests(present[name])
         if any(found[algorithm] != digest for algorithm, digest in _digests(file).items()):

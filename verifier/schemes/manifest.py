@@ -72,7 +72,10 @@ def compare(
         return "differs", findings
     notes = _differing_others(present, reference)
     if extra := _extra_gates(names, reference):
-        return "extra", [Finding("weights.manifest.extra", f"{len(extra)} files: {_list_some(extra)}"), *notes]
+        return "extra", [
+            Finding("weights.manifest.extra", f"{len(extra)} files: {_list_some(extra)}"),
+            *notes,
+        ]
     if claim.cached is not None and now_ms // 1000 - claim.cached.oldest > max_age_s:
         detail = f"{claim.cached.files} digests come from a cache; the oldest is older than {max_age_s} s"
         return "aged", [Finding("weights.cache.old", detail), *notes]
@@ -94,7 +97,9 @@ def _differing_others(present: Mapping[str, File], reference: ModelReference) ->
     """A note about files of the reference value that change no answers: a model card that was edited, or left out."""
     others = [name for name in reference.files if name not in reference.gates]
     missing = [name for name in others if name not in present]
-    differ = [name for name in others if name in present and not matches(present[name], reference.files[name])]
+    differ = [
+        name for name in others if name in present and not matches(present[name], reference.files[name])
+    ]
     if not missing and not differ:
         return []
     said = [f"{len(each)} {what}" for each, what in ((differ, "differ"), (missing, "are missing")) if each]
