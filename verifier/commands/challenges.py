@@ -135,19 +135,14 @@ def mint(
 
     async def work(db: Database, engine: TrustedEngine | None) -> tuple[Goal, str]:
         document = await _reference_value(db, model, digest)
+        _check_walkable(document, walks=bool(walks + wides))
         new_goal = asked
-        if not document.tensors:
-            new_goal = _reads_alone(document, asked, resume=resume, days=days)
         _check_engine(document, engine, walks=resume or days is not None or bool(walks + wides))
-        opened = _check_folder(document, open_folder(folder, document.ignore, everything=True), home)
-        gates = document.gates
-        tensors = TensorFiles(restrict(opened, gates)) if document.tensors else None
+        opened, tensors = _weights_of(document, folder, home)
         if days is not None:
             async with db.read() as tx:
                 fleet = None if nodes is None else [AlikeNodes("", (model,), hardware_class, nodes)]
-                new_goal = await _goal_of(tx, home, asked, model, days * 24, fleet)
-            if not document.tensors:
-                new_goal = msgspec.structs.replace(new_goal, walks=0, wides=0)
+                new_goal = await _goal_of(tx, home, asked, document, days * 24, fleet)
 
         async def start(tx: Tx) -> tuple[int, Goal]:
             batch, goal = await start_or_resume(
@@ -229,15 +224,17 @@ def keep(
 
 
 async def _goal_of(
-    tx: Tx, home: Path, sizes: Goal, model: str, hours: float, fleet: Sequence[AlikeNodes] | None
+    tx: Tx, home: Path, sizes: Goal, document: Document, hours: float, fleet: Sequence[AlikeNodes] | None
 ) -> Goal:
     """What calls use in so many hours, with the margin; of the enrolled nodes if no fleet is given."""
+    model = document.model
     demand = await _demand(tx, home, fleet)
     if model not in demand:
         raise ReferenceValueError(
             f"no node is enrolled with {model}. Say with --nodes how many there will be"
         )
-    wanted = {kind: demand[model].rate(kind).within(hours) for kind in KINDS}
+    kinds = KINDS if document.tensors else ("read",)
+    wanted = {kind: demand[model].rate(kind).within(hours) if kind in kinds else 0 for kind in KINDS}
     return msgspec.structs.replace(sizes, reads=wanted["read"], walks=wanted["walk"], wides=wanted["wide"])
 
 
@@ -274,18 +271,19 @@ async def _reference_value(db: Database, model: str, digest: str | None) -> Docu
     return measured.read_document(row["document"])
 
 
-def _reads_alone(document: Document, goal: Goal, *, resume: bool, days: float | None) -> Goal:
+def _check_walkable(document: Document, *, walks: bool) -> None:
     """Refuse what a model without tensors has not; reads are left, if its files were measured and not only signed."""
+    if document.tensors:
+        return
     if any(file.size is None for file in document.files):
         raise ReferenceValueError(
             f"the reference value of {document.model} has no tensors. Import it again with --dir and the weights"
         )
-    if not resume and days is None and (goal.walks or goal.wides):
+    if walks:
         raise ReferenceValueError(
             f"the weights of {document.model} are pickles, which cannot be walked. Mint --reads alone, or save them as "
             "safetensors and measure those"
         )
-    return goal
 
 
 def _check_engine(document: Document, engine: TrustedEngine | None, *, walks: bool) -> None:
@@ -305,9 +303,12 @@ def _check_engine(document: Document, engine: TrustedEngine | None, *, walks: bo
         engine.check(document.practice)
 
 
-def _check_folder(document: Document, folder: Folder, home: Path) -> Folder:
+def _weights_of(document: Document, path: Path, home: Path) -> tuple[Folder, TensorFiles | None]:
+    """The files of a reference value in a folder that has them, and the tensors of its gates if it has any."""
+    folder = open_folder(path, document.ignore, everything=True)
     with (
         digest_cache(home, no_cache=False) as cache,
         progress("checking the folder", folder.total) as step,
     ):
-        return measured.check_folder(document, folder, cache, step)
+        folder = measured.check_folder(document, folder, cache, step)
+    return folder, TensorFiles(restrict(folder, document.gates)) if document.tensors else None

@@ -200,7 +200,6 @@ def measure_folder(
         raise ReferenceValueError(f"{model[:80]!r} is not a model's name. Use letters, digits, . _ - and /")
     seed = practice_seed(model)
     loaded_by: LoadedBy | None = None
-    answers: Sequence[bytes]
     try:
         check_complete(folder)
         tensors = _walkable(folder)
@@ -213,9 +212,7 @@ def measure_folder(
         if tensors is None:
             return Document(model=model, files=files, ignore=tuple(ignore))
         if measure_engine is None:
-            words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
-            walks_with = small_kernel() if device is None else kernel(device=device)
-            answers = possession.walk(tensors, words, 1, walks_with, progress)
+            answers: Sequence[bytes] = _walk_practice(tensors, seed, device, progress)
         else:
             loaded_by, answers = measure_engine(seed, PRACTICE_ROWS, 1)
         read = possession.read(folder, seed, PRACTICE_WINDOWS)
@@ -227,17 +224,29 @@ def measure_folder(
         tensors=tuple(
             _listed(tensor, digest) for tensor, digest in zip(tensors, examined.digests, strict=True)
         ),
-        practice=Practice(
-            seed=seed.hex(),
-            windows=PRACTICE_WINDOWS,
-            read=read.hex(),
-            rows=PRACTICE_ROWS,
-            passes=1,
-            walk=tuple(answer.hex() for answer in answers),
-        ),
+        practice=_practice(seed, read, answers),
         information_bytes=_rounded(examined.information_bytes, tensors.total),
         loaded_by=loaded_by,
         ignore=tuple(ignore),
+    )
+
+
+def _walk_practice(
+    tensors: TensorFiles, seed: bytes, device: str | None, progress: Callable[[int], None] | None
+) -> list[bytes]:
+    words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
+    walks_with = small_kernel() if device is None else kernel(device=device)
+    return possession.walk(tensors, words, 1, walks_with, progress)
+
+
+def _practice(seed: bytes, read: bytes, answers: Sequence[bytes]) -> Practice:
+    return Practice(
+        seed=seed.hex(),
+        windows=PRACTICE_WINDOWS,
+        read=read.hex(),
+        rows=PRACTICE_ROWS,
+        passes=1,
+        walk=tuple(answer.hex() for answer in answers),
     )
 
 
