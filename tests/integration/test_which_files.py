@@ -13,11 +13,16 @@ import pytest
 from attester.config import AttesterConfig, ModelSection
 from attester.engines.files import FileWalker
 from attester.engines.walker import Walker
+from attester.errors import WeightsError
 from attester.kinds import write_submod
 from attester.model_files import ModelFiles
+from attester.weights.folder import open_folder
+from attester.weights.patterns import only
 from attester.weights.possession import ModelChallenge
 from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
+from tests.unit.attester.test_gguf import tensor, whole
+from verifier.references import measured
 
 SUBMOD = f"model/{MODEL}"
 
@@ -211,3 +216,53 @@ async def test_an_older_attester_passes_over_the_names(verifier) -> None:
     named = session.models[0].read.files
     assert "README.md" not in named
     assert {"chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"} <= set(named)
+
+
+async def test_a_folder_that_is_not_complete_is_not_claimed(verifier, tmp_path, capsys) -> None:
+    """The attester says so to its operator instead of claiming."""
+    folder = copied(verifier.model_folder, tmp_path)
+    write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n")(folder)
+    real = RealFiles(folder)
+    with pytest.raises(WeightsError, match=r"not complete: tokenizer\.json is a pointer of Git LFS"):
+        await real.files.manifest(MODEL)
+    assert await real.files.try_manifest(MODEL) is None
+    assert "tokenizer.json" in capsys.readouterr().out
+
+
+async def test_a_node_needs_no_setting_for_what_the_reference_value_leaves_out(verifier, tmp_path) -> None:
+    """`measure --file`: the node may have the other quantisations in the same folder."""
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "q4.gguf").write_bytes(whole([tensor("a")], (), b"abcd"))
+    (published / "q8.gguf").write_bytes(whole([tensor("a")], (), b"efgh"))
+    ignore = only(("q8.gguf",))
+    document = measured.measure_folder(MODEL, open_folder(published, ignore), ignore=ignore)
+    service, node_folder = verifier.service, tmp_path / "node"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(published / "q8.gguf", alone)
+    await publish(service.db, service.pool_key, alone, verifier.clock.ms, document=document)
+    shutil.copytree(published, node_folder)
+    assert judged(await attested(verifier, node_folder)) == (2, set())
+    (node_folder / "q4.gguf").write_bytes(b"anything")
+    (node_folder / "q2.gguf").write_bytes(b"anything")
+    node = await verifier.enrol(SimulatedNode(node_folder))
+    assert judged(await attested(verifier, node_folder, node)) == (2, set())
+
+
+async def test_a_node_without_the_published_file_says_which_is_missing(verifier, tmp_path) -> None:
+    """A gate is missing: the read cannot be answered, and the operator is told the name."""
+    folder = copied(verifier.model_folder, tmp_path)
+    remove("tokenizer.json")(folder)
+    session = await verifier.client(await verifier.enrol(SimulatedNode(folder))).open_session()
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is missing"):
+        await RealFiles(folder).answer(session.models[0])
+
+
+async def test_a_table_of_another_version_reads_all_files(verifier) -> None:
+    """Nobody knows any more which files its gates were."""
+    await verifier.service.db.write(lambda tx: tx.execute("UPDATE pool SET gate_table = 0"))
+    node = await verifier.enrol(SimulatedNode(verifier.model_folder))
+    session = await verifier.client(node).open_session()
+    assert "README.md" in session.models[0].read.files
+    assert judged(await attested(verifier, verifier.model_folder, node)) == (2, set())
