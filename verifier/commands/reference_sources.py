@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,23 +33,29 @@ from verifier.commands.common import (
     now_ms,
     person_options,
     read_file,
-    reason_option,
     write_file,
 )
+from verifier.commands.model_rollouts import rollout
+from verifier.commands.reference_anchors import given_anchors, home_anchors
+from verifier.commands.reference_changes import author_of, change_reason_option, publish, publish_all
 from verifier.commands.references import reference
-from verifier.config import Home, read_anchor
+from verifier.config import Home
 from verifier.errors import ReferenceValueError
 from verifier.references import corim, handwritten, measured, oms, profile, published
 from verifier.references.measured import Document
 from verifier.schemes.findings import to_printable
-from verifier.service.access import ADMINISTER
 from verifier.service.references import provenance_of
 from verifier.store import references as stored
-from verifier.store.policies import ChangeAuthor
-from verifier.store.references import Provenance
+from verifier.store.reference_sources import Provenance
+
+reference.add_command(rollout)
 
 activate_option = click.option(
     "--activate", is_flag=True, help="Put it in force even if another value is, which is superseded."
+)
+
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Say what would come of it, file by file, and change nothing."
 )
 
 keep_option = click.option(
@@ -58,7 +63,8 @@ keep_option = click.option(
     type=click.Path(path_type=Path),
     default=None,
     envvar="TOUCHSTONE_VERIFIER_HOME",
-    help="Add it to the reference values of the verifier in this home.  The first value of a model is in force at once.",
+    help="Add it to the reference values of the verifier in this home.  The first value of a model that you measure "
+    "yourself is in force at once; what somebody else has signed waits, unless you say --activate.",
 )
 
 
@@ -88,6 +94,7 @@ keep_option = click.option(
 @engine_option
 @engine_secret_option
 @activate_option
+@dry_run_option
 @keep_option
 @json_option
 @errors
@@ -102,6 +109,7 @@ def measure(
     engine_url: str | None,
     engine_secret: Path | None,
     activate: bool,
+    dry_run: bool,
     home: Path | None,
     as_json: bool,
 ) -> None:
@@ -124,7 +132,7 @@ def measure(
         )  # fmt: skip
     if not as_json:
         _show_choice(opened, document)
-    _publish(document, Provenance("measured"), home, as_json=as_json, activate=activate)
+    publish(document, Provenance("measured"), home, as_json=as_json, activate=activate, dry_run=dry_run)
 
 
 def _selection(folder: Path, excluded: tuple[str, ...], only_files: tuple[str, ...]) -> tuple[str, ...]:
@@ -179,13 +187,14 @@ def _show_choice(opened: Folder, document: Document) -> None:
     help="The folder with the weights, to measure and to compare with the bundle.",
 )
 @activate_option
+@dry_run_option
 @keep_option
 @json_option
 @errors
 def import_oms(
     bundle: Path, model: str, public_key: Path | None, roots: tuple[Path, ...], signer: str | None, at: str | None,
     trusted_root: Path | None, identity: str | None, issuer: str | None, folder: Path | None,
-    activate: bool, home: Path | None, as_json: bool,
+    activate: bool, dry_run: bool, home: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a reference value from a publisher's OpenSSF Model Signing BUNDLE."""
     ways = [public_key is not None, bool(roots), trusted_root is not None or identity is not None]
@@ -216,7 +225,7 @@ def import_oms(
         with progress("measuring", measured.work_of(opened), quiet=as_json) as step:
             document = published.with_weights(model, statement, opened, step)
     provenance = Provenance("oms", statement.publisher.signer)
-    _publish(document, provenance, home, as_json=as_json, activate=activate)
+    publish(document, provenance, home, as_json=as_json, activate=activate, dry_run=dry_run)
 
 
 @reference.command("export-oms")
@@ -276,84 +285,36 @@ def _moment(text: str | None) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def _publish(
-    document: Document,
-    provenance: Provenance,
-    home: Path | None,
-    *,
-    as_json: bool,
-    activate: bool = False,
-    who: ChangeAuthor | None = None,
-) -> None:
-    """Show a document, and add it to the reference values of *home* if that is not `None`."""
-    state = None
-    if home is not None:
-        grace_ms = Home(home).config().references.grace_s * 1000
-        state = in_transaction(
-            home,
-            lambda tx: stored.add(
-                tx, document, provenance, who or ChangeAuthor("touchstone reference", f"from {provenance.source}"),
-                now_ms(), replace=activate, grace_ms=grace_ms,
-            ),
-        )  # fmt: skip
-    if as_json:
-        click.echo(msgspec.json.encode(document).decode())
-        return
-    size = sum(file.size or 0 for file in document.files)
-    tensors = f"{len(document.tensors)} tensors" if document.tensors else "no tensors and therefore no walks"
-    click.echo(f"{document.model}: {len(document.files)} files, {size:,} bytes, {tensors}")
-    if document.publisher is not None:
-        click.echo(f"signed ({document.publisher.method}): {to_printable(document.publisher.signer)}")
-    if document.loaded_by is not None:
-        by = document.loaded_by
-        click.echo(f"walks over what {by.engine} {by.version} has loaded, as it is ({by.device})")
-    click.echo(f"reference value {document.digest}" + (f", {state} in {home}" if home else ""))
-    if state == "candidate":
-        click.echo(
-            "Another value stays in force for this model. To compare the two, and to activate this one:"
-        )
-        click.echo(f"  touchstone reference conflicts --home {home}")
-        click.echo(f"  touchstone reference activate {document.digest[:12]} --reason … --home {home}")
-
-
 @reference.command("add")
 @click.argument("file", type=click.Path(path_type=Path))
 @activate_option
-@reason_option
+@dry_run_option
+@change_reason_option
 @person_options
 @home_option
 @errors
-def add(file: Path, activate: bool, reason: str, who: Person, home: Path) -> None:
+def add(file: Path, activate: bool, dry_run: bool, reason: str | None, who: Person, home: Path) -> None:
     """Add a reference value from a FILE that `measure --json` wrote."""
     document = measured.read_document(read_file(file, 64 << 20))
-    _publish(
-        document,
-        provenance_of(document),
-        home,
-        as_json=False,
-        activate=activate,
-        who=who.author(home, reason, ADMINISTER),
-    )
+    author = author_of(who, home, reason, dry_run=dry_run)
+    publish(document, provenance_of(document), home, activate=activate, dry_run=dry_run, author=author)
 
 
 @reference.command("import-yaml")
 @click.argument("file", type=click.Path(path_type=Path))
 @activate_option
-@reason_option
+@dry_run_option
+@change_reason_option
 @person_options
 @home_option
 @errors
-def import_yaml(file: Path, activate: bool, reason: str, who: Person, home: Path) -> None:
+def import_yaml(
+    file: Path, activate: bool, dry_run: bool, reason: str | None, who: Person, home: Path
+) -> None:
     """Add a reference value that was written by hand as YAML."""
     document = handwritten.read_yaml(read_file(file, handwritten.MAX_YAML))
-    _publish(
-        document,
-        Provenance("yaml"),
-        home,
-        as_json=False,
-        activate=activate,
-        who=who.author(home, reason, ADMINISTER),
-    )
+    author = author_of(who, home, reason, dry_run=dry_run)
+    publish(document, Provenance("yaml"), home, activate=activate, dry_run=dry_run, author=author)
 
 
 @reference.command("import-corim")
@@ -361,10 +322,11 @@ def import_yaml(file: Path, activate: bool, reason: str, who: Person, home: Path
 @click.option("--model", default=None, help="The model's name, if the CoRIM has another one for it.")
 @click.option(
     "--anchor", "anchors", multiple=True, type=click.Path(path_type=Path),
-    help="A key whose signature is trusted, PEM or JWK; repeatable.  Default: the keys in HOME/anchors.",
+    help="A file of keys or certificates whose signature is trusted; repeatable.  Default: those in HOME/anchors.",
 )  # fmt: skip
 @click.option("--activate", is_flag=True, help="Put them in force even if others are, which are superseded.")
-@reason_option
+@dry_run_option
+@change_reason_option
 @person_options
 @home_option
 @errors
@@ -373,25 +335,23 @@ def import_corim(
     model: str | None,
     anchors: tuple[Path, ...],
     activate: bool,
-    reason: str,
+    dry_run: bool,
+    reason: str | None,
     who: Person,
     home: Path,
 ) -> None:
     """Add the reference values of a signed CoRIM."""
-    trusted = {path.stem: read_anchor(path) for path in anchors} or Home(home).anchors()
-    verified = corim.read_signed(read_file(file, corim.MAX_CORIM)).verify(trusted, now_ms() // 1000)
+    author = author_of(who, home, reason, dry_run=dry_run)
+    trusted = given_anchors(anchors) if anchors else home_anchors(home)
+    verified = corim.read_signed(read_file(file, corim.MAX_MESSAGE)).verify(trusted, now_ms() // 1000)
     provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
-    for document in profile.to_documents(verified.corim, model):
-        _publish(
-            document,
-            provenance,
-            home,
-            as_json=False,
-            activate=activate,
-            who=who.author(home, reason, ADMINISTER),
-        )
+    documents = profile.to_documents(verified.corim, model)
     until = "for ever" if verified.not_after is None else f"until {day(verified.not_after)}"
-    click.echo(f"The CoRIM was signed by {verified.signer} and is valid {until}.")
+    click.echo(f"The CoRIM was signed by {to_printable(verified.signer)} and is valid {until}.")
+    for note in profile.unused(verified.corim):
+        click.echo(f"Not used: {note}.")
+    values = [(document, provenance) for document in documents]
+    publish_all(values, home, activate=activate, dry_run=dry_run, author=author)
 
 
 @reference.command("export-corim")

@@ -19,8 +19,10 @@ from typing import Any, Final, Self
 import msgspec
 
 from verifier.errors import NoOutcomeError, PolicyError
+from verifier.policy import contract
 from verifier.policy.bundle import Bundle
 from verifier.policy.worker import MAX_FRAME, OUTCOME
+from verifier.reasons import REASONS
 
 MEMORY_BYTES: Final = 1 << 29
 _READ_BYTES: Final = 1 << 18
@@ -60,26 +62,39 @@ def fail(evaluations: Sequence[Evaluation], why: str, kind: type[PolicyError] = 
 
 def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
     """The first message to a worker: its task, the bundle and the limit on memory."""
-    with_tests = task != "evaluate"
-    return {
+    with_tests = task not in ("evaluate", "second")
+    setup = {
         "task": task,
         "modules": [*bundle.modules, *(bundle.tests if with_tests else ())],
         "tests": [name for name, _ in bundle.tests],
         "data": bundle.data,
         "memory_bytes": memory_bytes,
     }
+    if task == "inspect":
+        # The worker does not import all schemes for it.
+        setup["terms"] = {"input": contract.input_schema(), "reasons": sorted(REASONS)}
+    return setup
 
 
-async def run_task(task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> Any:
+async def run_task(
+    task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES, pattern: str = ""
+) -> Any:
     """
     Do one task (``inspect``, ``test``) in a process of its own.
+
+    Args:
+        task: Its name.
+        bundle: What it is about.
+        timeout_s: How long it may take.
+        memory_bytes: How much memory it may use.
+        pattern: A regular expression; only tests whose full names have it are run.
 
     Raises:
         PolicyError: the task failed (names file and place), took too long, or crashed.
     """
     worker = await Worker.start()
     try:
-        return await worker.ask(setup_of(task, bundle, memory_bytes), timeout_s)
+        return await worker.ask({**setup_of(task, bundle, memory_bytes), "pattern": pattern}, timeout_s)
     finally:
         await worker.stop()
 

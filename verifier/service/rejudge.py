@@ -22,7 +22,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
-from attester import cbor, kinds
+from attester import kinds
 from verifier import appraisal, changes
 from verifier.appraisal import NodeSnapshot
 from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
@@ -30,11 +30,12 @@ from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.reappraisal import Reappraiser
 from verifier.recording import VerifierInputNames
+from verifier.schemes import blocking
 from verifier.schemes.context import Blocks
 from verifier.service.appraiser import devices_of, pin_of, sign_result
 from verifier.service.inputs import AppraisalInputs, StoredLookup
 from verifier.service.state import Service
-from verifier.store import appraisals, nodes, recordings
+from verifier.store import appraisals, blocks, nodes, recordings
 from verifier.store.appraisals import OutdatedResult, Reappraisal, Sign, Signed
 from verifier.store.database import Tx
 from verifier.store.ids import new_id
@@ -200,7 +201,7 @@ class Rejudger:
                 return RejudgeOutcome.REVOKED
             if _differ_in_blocks_only(names_then, names):
                 evidence = await recordings.evidence_of(tx, known.origin)
-                if evidence is not None and not _may_concern(names_then, names, evidence):
+                if evidence is not None and not _may_concern(names_then, names, head.input, evidence):
                     return RejudgeOutcome.UNCHANGED
         reappraiser = self._reappraiser(this_round.reappraisers, inputs.bundle)
         if known.id == known.origin and _differ_in_policy_only(names_then, names):
@@ -278,19 +279,23 @@ def _differ_in_policy_only(before: VerifierInputNames, after: VerifierInputNames
     return msgspec.structs.replace(before, policy=after.policy) == after
 
 
-def _may_concern(before: VerifierInputNames, after: VerifierInputNames, evidence: bytes) -> bool:
-    """Whether *evidence* may name what was blocked or unblocked.  A search of its bytes is quick."""
+def _may_concern(
+    before: VerifierInputNames, after: VerifierInputNames, policy_input: bytes, evidence: bytes
+) -> bool:
+    """Whether a node may have what was blocked or unblocked.  A search of what it said is quick."""
     was, now = before.blocks, after.blocks
     references = {name.digest for name in after.references.values()}
-    references |= {name.digest for earlier in after.superseded.values() for name in earlier}
-    return (
-        any(digest in references or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
-        or any(cbor.encode(device) in evidence for device in was.devices ^ now.devices)
-        or any(
-            all(part.encode() in evidence for part in engine.split("@"))
-            for engine in was.engines ^ now.engines
-        )
-    )
+    others = (*after.superseded.values(), *after.beside.values())
+    references |= {name.digest for names in others for name in names}
+    if any(digest in references or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests):
+        return True
+    if (devices := was.devices ^ now.devices) and any(
+        blocking.literal_of(device) in evidence.lower() for device in devices
+    ):
+        return True
+    engines = was.engines ^ now.engines
+    running = blocks.engine_of(policy_input) if engines else None
+    return running is not None and blocking.find_engine(engines, *running) is not None
 
 
 REJUDGER: web.AppKey[Rejudger] = web.AppKey("rejudger", Rejudger)

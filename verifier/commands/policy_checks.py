@@ -1,0 +1,381 @@
+"""`touchstone policy lint`, `test` and `fmt`: what a repository of policies runs on each change, without a verifier."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from verifier.commands import questions, second_opinion
+from verifier.commands.common import errors, json_option, write_file
+from verifier.commands.second_opinion import opa_option, second_option
+from verifier.errors import BundleError, PolicyError
+from verifier.policy import admission, formatting, testing
+from verifier.policy import bundle as bundles
+from verifier.policy.admission import Inspection
+from verifier.policy.bundle import Bundle
+from verifier.policy.opinions import Comparison
+from verifier.policy.questions import Answers
+from verifier.policy.repository import bundles_in, sources_in
+from verifier.policy.testing import Test, TestReport
+from verifier.schemes.findings import to_printable
+
+T = TypeVar("T")
+_BATCH_BYTES: Final = 2 << 20
+_paths = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+def _each(
+    paths: Sequence[Path], work: Callable[[Bundle], T], *, quiet: bool
+) -> Iterator[tuple[Path, Bundle | None, T | str]]:
+    """What *work* gives for each bundle, or the error of one that cannot be used: the others are looked at too."""
+    found = bundles_in(paths)
+    for folder in found:
+        bundle: Bundle | None = None
+        try:
+            bundle = bundles.load(folder)
+            if len(found) > 1 and not quiet:
+                click.echo(f"== {folder}  {bundle.manifest.name}@{bundle.manifest.version}")
+            result: T | str = work(bundle)
+        except (BundleError, PolicyError) as error:
+            if len(found) == 1 and not quiet:
+                raise
+            if bundle is None and not quiet:
+                click.echo(f"== {folder}")
+            result = str(error)
+            if not quiet:
+                click.echo(f"error: {to_printable(result, 4000)}")
+        yield folder, bundle, result
+
+
+def _summarise(results: Sequence[tuple[Path, bool]]) -> None:
+    """Say at the end which of several bundles did not pass, and exit with 1 if one did not."""
+    failed = [str(folder) for folder, passed in results if not passed]
+    if len(results) > 1:
+        click.echo(
+            f"== {len(results)} bundles: "
+            + (f"not good are {', '.join(failed)}" if failed else "all are good")
+        )
+    if failed:
+        raise SystemExit(1)
+
+
+@click.command()
+@_paths
+@json_option
+@errors
+def lint(paths: tuple[Path, ...], as_json: bool) -> None:
+    """
+    Check the policies in PATHS, and show each fault with file, line and column.
+
+    A path is the folder of a bundle, or one with several bundles below.  Exits with 1 if there is an error.
+    What has none is asked about every kind of input that the contract allows, as production asks it.
+    """
+    results: list[tuple[Path, bool]] = []
+    wire: list[dict[str, Any]] = []
+    for folder, bundle, found in _each(paths, _inspect, quiet=as_json):
+        entry: dict[str, Any] = {"folder": str(folder), "policy": bundle.id if bundle else None}
+        passed = False
+        if isinstance(found, str) or bundle is None:
+            entry |= {"error": found}
+        else:
+            inspection, answers = found
+            entry |= {"rules": _rule_count(inspection), "findings": inspection.findings}
+            entry |= _asked_to_wire(answers)
+            passed = answers is not None and answers.failure is None
+            if not as_json:
+                _show_findings(inspection)
+                _show_answers(bundle, answers)
+        wire.append(entry)
+        results.append((folder, passed))
+    if as_json:
+        click.echo(msgspec.json.encode({"bundles": wire}).decode())
+        raise SystemExit(0 if all(passed for _, passed in results) else 1)
+    _summarise(results)
+
+
+def _inspect(bundle: Bundle) -> tuple[Inspection, Answers | None]:
+    """The findings on a policy, and what it answers to samples if there is no error among them."""
+    inspection = asyncio.run(admission.inspect(bundle))
+    return inspection, None if inspection.errors else questions.ask(bundle, inspection)
+
+
+def _asked_to_wire(answers: Answers | None) -> dict[str, Any]:
+    if answers is None:
+        return {}
+    failure = None if answers.failure is None else str(answers.failure)
+    return {"samples": {"asked": answers.asked, "complete": answers.is_complete, "failure": failure}}
+
+
+def _show_answers(bundle: Bundle, answers: Answers | None) -> None:
+    if answers is None:
+        return
+    if answers.failure is not None:
+        click.echo(f"error: {admission.finding_of(bundle, answers.failure)}")
+    questions.show(answers)
+
+
+def _rule_count(inspection: Inspection) -> int:
+    return sum(len(found) for found in inspection.rules.values())
+
+
+def _show_findings(inspection: Inspection) -> None:
+    for finding in inspection.findings:
+        click.echo(f"{finding.level}: {finding}")
+    warnings = len(inspection.findings) - len(inspection.errors)
+    click.echo(f"{_rule_count(inspection)} rules, {len(inspection.errors)} errors, {warnings} warnings")
+
+
+def _pattern(context: click.Context, option: click.Parameter, value: str) -> str:
+    del context, option
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise click.BadParameter(f"this is not a regular expression: {error}") from None
+    return value
+
+
+@click.command("test")
+@_paths
+@click.option("--junit", type=click.Path(path_type=Path), help="The file to write a JUnit report for CI to.")
+@click.option(
+    "--min-coverage",
+    "--threshold",
+    "min_coverage",
+    default=0,
+    type=click.FloatRange(0, 100),
+    help="The share of lines that the tests must reach, per cent.",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Show also the tests that pass, and what each printed.")
+@click.option(
+    "--run", "-r", "pattern", default="", callback=_pattern, help="Run the tests whose name has this REGEX."
+)
+@click.option(
+    "--coverage", "-c", "with_coverage", is_flag=True, help="Show which lines the tests reach, by file."
+)
+@second_option
+@opa_option
+@json_option
+@errors
+def run_tests(
+    paths: tuple[Path, ...], junit: Path | None, min_coverage: float, verbose: bool, pattern: str,
+    with_coverage: bool, second: str | None, opa: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """
+    Run the tests of the policies in PATHS.  Every rule named test_* must be true.
+
+    A path is the folder of a bundle, or one with several bundles below.  Exits with 1 if a test fails.
+    Without --run each policy is also asked about every kind of input that the contract allows, as production asks it.
+    """
+    results: list[tuple[Path, bool]] = []
+    reports: list[tuple[Bundle, TestReport]] = []
+    wire: list[dict[str, Any]] = []
+    for folder, bundle, tested in _each(paths, lambda b: _Tested.of(b, pattern, second, opa), quiet=as_json):
+        entry: dict[str, Any] = {"folder": str(folder), "policy": bundle.id if bundle else None}
+        if isinstance(tested, str) or bundle is None:
+            entry |= {"error": tested}
+            passed = False
+        else:
+            report = tested.report
+            reports.append((bundle, report))
+            entry |= {"tests": testing.to_wire(report), "coverage": testing.coverage_to_wire(report)}
+            entry |= tested.to_wire()
+            passed = _passes(report, min_coverage) and tested.agrees
+            if not as_json:
+                _show_report(report, verbose=verbose, with_coverage=with_coverage, pattern=pattern)
+                if report.tests and report.coverage < min_coverage:
+                    click.echo(f"At least {min_coverage:g} % are asked for.")
+                tested.show(second)
+        wire.append(entry)
+        results.append((folder, passed))
+    if junit is not None:
+        one = len(results) == 1 and len(reports) == 1
+        write_file(junit, testing.junit(*reports[0]) if one else testing.junit_of_several(reports))
+    if as_json:
+        click.echo(msgspec.json.encode({"bundles": wire}).decode())
+        raise SystemExit(0 if all(passed for _, passed in results) else 1)
+    if len(results) == 1 and reports and not reports[0][1].tests:
+        raise BundleError(_no_tests(pattern))
+    _summarise(results)
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """What came of a policy's tests, of asking it, and of asking a second engine."""
+
+    report: TestReport
+    answers: Answers | None
+    comparison: Comparison | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, pattern: str, second: str | None, opa: Path | None) -> _Tested:
+        """Do it.  Raises `PolicyError`."""
+        report = asyncio.run(testing.run(bundle, pattern))
+        # Who runs some of the tests wants their answer, and wants it soon.
+        answers = questions.ask(bundle) if report.tests and not pattern else None
+        comparison = None if second is None else second_opinion.ask(bundle, second, opa)
+        return cls(report, answers, comparison)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the policy failed on no sample, and the second engine says the same."""
+        has_failed = self.answers is not None and self.answers.failure is not None
+        return not has_failed and (self.comparison is None or not self.comparison.differing)
+
+    def to_wire(self) -> dict[str, Any]:
+        """What was asked, as JSON."""
+        compared = self.comparison
+        second = {} if compared is None else {
+            "second": {
+                "asked": compared.asked,
+                "differing": compared.differing,
+                "unanswered": compared.unanswered,
+                "disagreements": [msgspec.to_builtins(each) for each in compared.disagreements],
+            }
+        }  # fmt: skip
+        return {**_asked_to_wire(self.answers), **second}
+
+    def show(self, second: str | None) -> None:
+        """Say what was asked, and what differs."""
+        if self.answers is not None:
+            questions.show(self.answers)
+        if second is not None and self.comparison is not None:
+            second_opinion.show(second, self.comparison)
+
+
+def _passes(report: TestReport, min_coverage: float) -> bool:
+    return bool(report.tests) and not report.failed and report.coverage >= min_coverage
+
+
+def _no_tests(pattern: str) -> str:
+    if pattern:
+        return f"no test has {pattern!r} in its name"
+    return "there are no tests. A bundle needs a rule named test_* in a file *_test.rego"
+
+
+def _show_report(report: TestReport, *, verbose: bool, with_coverage: bool, pattern: str) -> None:
+    for test in report.tests:
+        _show_test(test, verbose=verbose)
+    for test in report.skipped:
+        click.echo(f"todo  {test.file}:{test.line}  {test.name}")
+    if with_coverage:
+        _show_coverage(report)
+    elif not pattern:
+        for file, lines in report.missed.items():
+            click.echo(f"no test reaches {file}: {', '.join(map(str, lines))}")
+    if not report.tests:
+        click.echo(_no_tests(pattern))
+        return
+    todo = f" {len(report.skipped)} more are to be done." if report.skipped else ""
+    click.echo(
+        f"{len(report.tests) - len(report.failed)} of {len(report.tests)} tests pass.{todo} "
+        f"They reach {report.coverage:.1f} % of the lines."
+    )
+
+
+def _show_test(test: Test, *, verbose: bool) -> None:
+    if test.why is not None:
+        click.echo(f"FAIL  {test.file}:{test.line}  {test.name}: {to_printable(test.why)}")
+    elif verbose:
+        click.echo(f"ok    {test.file}:{test.line}  {test.name}")
+    for case in test.cases:
+        if verbose or not case.passed:
+            click.echo(f"      {'ok  ' if case.passed else 'FAIL'}  {to_printable('/'.join(case.name))}")
+    for line in test.detail:
+        click.echo(f"      {to_printable(line, 1000)}")
+    for line in test.printed if verbose or test.why is not None else ():
+        click.echo(f"      {to_printable(line)}")
+
+
+def _show_coverage(report: TestReport) -> None:
+    for file, found in testing.coverage_to_wire(report)["files"].items():
+        total = found["covered_lines"] + found["not_covered_lines"]
+        lines = f"{found['coverage']:5.1f} % of {total} lines"
+        ranges = ", ".join(_shown(each) for each in found["not_covered"])
+        click.echo(f"{file:24}  {lines}" + (f", not {ranges}" if ranges else ""))
+
+
+def _shown(lines: dict[str, dict[str, int]]) -> str:
+    first, last = lines["start"]["row"], lines["end"]["row"]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+@click.command()
+@_paths
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; name the files that are laid out otherwise, and exit with 1.",
+)
+@click.option("--diff", "-d", "as_diff", is_flag=True, help="Write nothing; show what would change.")
+@click.option("--write", "-w", is_flag=True, help="Write the files.  Default: print what would be written.")
+@errors
+def fmt(paths: tuple[Path, ...], check: bool, as_diff: bool, write: bool) -> None:
+    """
+    Lay out Rego files as `opa fmt` does: PATHS, and the files *.rego in folders below.
+
+    No token and no comment is changed.  Exits with 1 if a file cannot be read, or with --check if one differs.
+    """
+    if write and (check or as_diff):
+        raise click.UsageError("--write cannot be together with --check or --diff, which write nothing")
+    sources = sources_in(paths)
+    if not sources:
+        raise BundleError("there is no file *.rego")
+    is_bad = False
+    for batch in _batches(sources):
+        formatted, refused = asyncio.run(formatting.run(batch))
+        for file, before in batch.items():
+            if file in refused:
+                click.echo(f"error: {to_printable(refused[file], 2000)}", err=True)
+                is_bad = True
+                continue
+            after = formatted[file]
+            is_bad |= check and before != after
+            _act(file, before, after, check=check, as_diff=as_diff, write=write)
+    if is_bad:
+        raise SystemExit(1)
+
+
+def _act(file: str, before: str, after: str, *, check: bool, as_diff: bool, write: bool) -> None:
+    if write:
+        if before != after:
+            _rewrite(Path(file), after)
+            click.echo(f"wrote {file}")
+        return
+    if check and before != after:
+        click.echo(file)
+    if as_diff:
+        lines = difflib.unified_diff(
+            before.splitlines(), after.splitlines(), file, f"{file} (laid out)", lineterm=""
+        )
+        for line in lines:
+            click.echo(line)
+    if not check and not as_diff:
+        click.echo(after, nl=False)
+
+
+def _rewrite(file: Path, text: str) -> None:
+    try:
+        file.write_bytes(text.encode())
+    except OSError as error:
+        raise BundleError(f"{file} cannot be written: {error.strerror}") from None
+
+
+def _batches(sources: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Parts of the sources that one process can be given."""
+    batch: dict[str, str] = {}
+    size = 0
+    for file, text in sources.items():
+        if batch and size + len(text) > _BATCH_BYTES:
+            yield batch
+            batch, size = {}, 0
+        batch[file] = text
+        size += len(text)
+    yield batch

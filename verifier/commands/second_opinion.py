@@ -1,0 +1,69 @@
+"""Ask a second engine about a policy, for `touchstone policy test --second`, and show what differs."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import click
+
+from verifier.policy import admission, opinions, questions, samples, second_engines
+from verifier.policy.bundle import Bundle
+from verifier.policy.engine import Limits, opened
+from verifier.policy.opinions import Comparison, Disagreement
+from verifier.schemes.findings import to_printable
+
+_SECONDS: Final = 120.0
+"""The second engine is asked for at most so long: it takes up to a hundred times as long as the first."""
+_MAX_TEXT: Final = 4000
+
+second_option = click.option(
+    "--second",
+    type=click.Choice(second_engines.NAMES),
+    help="Ask this engine too, about the same inputs, and show where it differs.",
+)
+opa_option = click.option(
+    "--opa", type=click.Path(path_type=Path, dir_okay=False), help="OPA's executable, for --second opa."
+)
+
+
+def ask(bundle: Bundle, engine: str, opa: Path | None) -> Comparison:
+    """
+    Compare the engines on the samples of a policy, and show what differs.
+
+    Raises:
+        PolicyError: the second engine cannot be used.
+    """
+
+    async def work() -> Comparison:
+        words = (await admission.inspect(bundle)).words
+        best = (await questions.ask(bundle, words)).best
+        inputs = chain(samples.of_words(words, best), samples.of_types())
+        async with (
+            opened(bundle, Limits(workers=1)) as first,
+            second_engines.open_engine(engine, bundle, opa) as second,
+        ):
+            return await opinions.compare(first, second, inputs, _SECONDS)
+
+    return asyncio.run(work())
+
+
+def show(engine: str, found: Comparison) -> bool:
+    """Show how many inputs were asked, and each kind of difference with its smallest input; whether there is one."""
+    for one in found.disagreements:
+        show_disagreement(engine, one)
+    click.echo(f"Asked {engine} too, about {found.asked} inputs: {found.differing} differ.")
+    if found.unanswered:
+        click.echo(f"NOTE: {engine} gave no answer to {found.unanswered} others.")
+    if not found.is_complete:
+        click.echo(f"NOTE: {engine} is slow, and was asked for {_SECONDS:g} seconds.")
+    return found.differing > 0
+
+
+def show_disagreement(engine: str, found: Disagreement) -> None:
+    """Show an input, what the verifier's engine gives for it, and what the second one does."""
+    click.echo(f"DIFFERS  {to_printable(found.policy_input, _MAX_TEXT)}")
+    click.echo(f"    here  {to_printable(found.here, _MAX_TEXT)}")
+    click.echo(f"    {engine}  {to_printable(found.there, _MAX_TEXT)}")
