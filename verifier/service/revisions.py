@@ -72,6 +72,8 @@ def _to_wire(revision: ValidRevision) -> dict[str, Any]:
         "until": None if revision.until_ms is None else revision.until_ms // 1000,
         "walk": "loaded" if reference.as_loaded else "tensors" if reference.tensor_bytes else "none",
         "files": files_to_wire(reference),
+        # Those that change no answers: a node may lack them, or have others.
+        "neutral": sorted(reference.files.keys() - reference.gates),
     }
 
 
