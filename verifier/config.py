@@ -137,7 +137,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[policy]``."""
 
     folder: str = "policy"
-    """The bundle that becomes active at the first start; later ones are published."""
+    """The bundle that becomes active at the first start; later ones are published, and a changed folder is told."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 2
     timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
     """For one evaluation."""

@@ -16,6 +16,7 @@ from verifier.commands.common import (
     json_option,
     now_ms,
     person_options,
+    reason_unless,
     with_database,
 )
 from verifier.errors import PolicyError
@@ -43,7 +44,7 @@ from verifier.store.policies import ChangeAuthor
 @click.option("--all", "everything", is_flag=True, help="With --list: show also what was lifted.")
 @click.option("--dry-run", is_flag=True, help="Only count the nodes that it would hit.")
 @click.option("--anyway", is_flag=True, help="Block also what hits no node now.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
+@reason_unless("--list", "--dry-run")
 @person_options
 @home_option
 @json_option

@@ -21,6 +21,7 @@ from verifier.policy import admission, formatting, testing
 from verifier.policy import bundle as bundles
 from verifier.policy.admission import Inspection
 from verifier.policy.bundle import Bundle
+from verifier.policy.lint import Level, LintFinding
 from verifier.policy.opinions import Comparison
 from verifier.policy.questions import Answers
 from verifier.policy.repository import bundles_in, sources_in
@@ -86,13 +87,13 @@ def lint(paths: tuple[Path, ...], as_json: bool) -> None:
         if isinstance(found, str) or bundle is None:
             entry |= {"error": found}
         else:
-            inspection, answers = found
-            entry |= {"rules": _rule_count(inspection), "findings": inspection.findings}
-            entry |= _asked_to_wire(answers)
-            passed = answers is not None and answers.failure is None
+            inspection, findings, answers = found
+            entry |= {"rules": _rule_count(inspection), "findings": findings, **_asked_to_wire(answers)}
+            passed = not any(finding.level is Level.ERROR for finding in findings)
             if not as_json:
-                _show_findings(inspection)
-                _show_answers(bundle, answers)
+                _show_findings(inspection, findings)
+                if answers is not None:
+                    questions.show(answers)
         wire.append(entry)
         results.append((folder, passed))
     if as_json:
@@ -101,10 +102,16 @@ def lint(paths: tuple[Path, ...], as_json: bool) -> None:
     _summarise(results)
 
 
-def _inspect(bundle: Bundle) -> tuple[Inspection, Answers | None]:
-    """The findings on a policy, and what it answers to samples if there is no error among them."""
+def _inspect(bundle: Bundle) -> tuple[Inspection, list[LintFinding], Answers | None]:
+    """What was read of a policy, the findings on it, and what it answers to samples if nothing that was read is wrong."""
     inspection = asyncio.run(admission.inspect(bundle))
-    return inspection, None if inspection.errors else questions.ask(bundle, inspection)
+    findings = list(inspection.findings)
+    if inspection.errors:
+        return inspection, findings, None
+    answers = questions.ask(bundle, inspection)
+    if answers.failure is not None:
+        findings.append(admission.finding_of(bundle, answers.failure))
+    return inspection, findings, answers
 
 
 def _asked_to_wire(answers: Answers | None) -> dict[str, Any]:
@@ -114,23 +121,15 @@ def _asked_to_wire(answers: Answers | None) -> dict[str, Any]:
     return {"samples": {"asked": answers.asked, "complete": answers.is_complete, "failure": failure}}
 
 
-def _show_answers(bundle: Bundle, answers: Answers | None) -> None:
-    if answers is None:
-        return
-    if answers.failure is not None:
-        click.echo(f"error: {admission.finding_of(bundle, answers.failure)}")
-    questions.show(answers)
-
-
 def _rule_count(inspection: Inspection) -> int:
     return sum(len(found) for found in inspection.rules.values())
 
 
-def _show_findings(inspection: Inspection) -> None:
-    for finding in inspection.findings:
+def _show_findings(inspection: Inspection, findings: Sequence[LintFinding]) -> None:
+    for finding in findings:
         click.echo(f"{finding.level}: {finding}")
-    warnings = len(inspection.findings) - len(inspection.errors)
-    click.echo(f"{_rule_count(inspection)} rules, {len(inspection.errors)} errors, {warnings} warnings")
+    errors = sum(finding.level is Level.ERROR for finding in findings)
+    click.echo(f"{_rule_count(inspection)} rules, {errors} errors, {len(findings) - errors} warnings")
 
 
 def _pattern(context: click.Context, option: click.Parameter, value: str) -> str:

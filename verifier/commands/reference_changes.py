@@ -131,7 +131,7 @@ def _explain(added: Added, provenance: Provenance, home: Path) -> None:
         )
         click.echo(f"  touchstone reference history {added.model} --home {home}")
     if added.in_force is None:
-        why = "somebody else has signed it" if provenance.source in reference_sources.OUTSIDE else (
+        why = "the CoRIM has named the model, and not you" if provenance.source in reference_sources.UNNAMED else (
             "the model had values before, and somebody decides whether this one is to be in force"
         )  # fmt: skip
         click.echo(f"No value is in force for this model, and this one waits: {why}.")

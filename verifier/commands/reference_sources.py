@@ -63,8 +63,8 @@ keep_option = click.option(
     type=click.Path(path_type=Path),
     default=None,
     envvar="TOUCHSTONE_VERIFIER_HOME",
-    help="Add it to the reference values of the verifier in this home.  The first value of a model that you measure "
-    "yourself is in force at once; what somebody else has signed waits, unless you say --activate.",
+    help="Add it to the reference values of the verifier in this home.  The first value of a model is in "
+    "force at once, and a further one waits unless you say --activate.",
 )
 
 

@@ -79,6 +79,8 @@ def list_references(model: str | None, home: Path, as_json: bool) -> None:
 def _state(value: dict[str, Any]) -> str:
     if value["expires_in_s"] is not None and value["expires_in_s"] < 0:
         return f"{value['state']}, expired"
+    if value["rolling_out"]:
+        return f"{value['state']}, rolled out"
     if value["grace_left_s"]:
         return f"{value['state']}, only a warning for {value['grace_left_s'] // 60} min"
     return str(value["state"])

@@ -31,6 +31,7 @@ from verifier.commands.common import (
     person_options,
     read_file,
     reason_option,
+    reason_unless,
     table,
     with_database,
 )
@@ -203,7 +204,7 @@ def trial(
 @click.argument("name", required=False)
 @click.option("--end", is_flag=True, help="End the shadow.")
 @click.option("--report", is_flag=True, help="Show the differences counted so far.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
+@reason_unless("--report")
 @person_options
 @home_option
 @json_option

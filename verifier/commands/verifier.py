@@ -74,7 +74,9 @@ def init(
         raise ConfigError(str(error)) from None
     Home(home).create(config)
     click.echo(f"Made {home}. Next:")
-    click.echo(f"  1. approve your engines in {home}/policy/data.json")
+    click.echo(
+        f"  1. approve your engines in {home}/policy/data.json: it is taken at the first start, and never again"
+    )
     click.echo(f"  2. touchstone reference measure DIR --model NAME --home {home}")
     click.echo(f"  3. touchstone challenges mint --model NAME --dir DIR --days 1 --nodes 10 --home {home}")
     click.echo(f"  4. touchstone verifier serve --keep NAME=DIR --home {home}")

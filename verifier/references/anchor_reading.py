@@ -61,6 +61,7 @@ def read_anchors(data: bytes, *, public_half: bool = False) -> list[Found]:
     """
     if len(data) > MAX_FILE:
         raise ReferenceValueError(f"it has more than {MAX_FILE} bytes")
+    data = data.removeprefix(b"\xef\xbb\xbf")
     text = data.strip()
     if text.startswith((b"{", b"[")):
         parts = _json_parts(text, public_half=public_half)

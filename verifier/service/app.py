@@ -47,6 +47,7 @@ from verifier.service.second_opinions import SECOND_OPINIONS, SecondOpinions
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
+from verifier.service.watched_anchors import WatchedAnchors
 from verifier.store import policies, references
 from verifier.store.database import Database, Tx, UnavailableError
 from verifier.store.marks import HighWater
@@ -79,14 +80,15 @@ async def open_service(
             fence = await read_fence(tx)
         key_ring = KeyRing(home, db)
         await key_ring.open()
-        _name_unusable_anchors(home)
+        anchors = WatchedAnchors(home)
+        anchors()
         shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,
             engine=engine,
             authors=home.authors(),
-            anchors=home.anchors,
+            anchors=anchors,
             key_ring=key_ring,
             pool_key=home.pool_key(),
             admin_token=home.token("admin"),
@@ -95,13 +97,6 @@ async def open_service(
             marks=HighWater(home.high_water, shared_ms),
             fence=fence,
         )
-
-
-def _name_unusable_anchors(home: Home) -> None:
-    """One bad file of a trust anchor stops nothing but what it would have signed."""
-    for file in home.anchor_files():
-        for why in file.refused:
-            _log.error("a trust anchor of reference values cannot be used", file=str(file.path), why=why)
 
 
 async def activate_home_policy(db: Database, home: Home, config: VerifierConfig, now_ms: int) -> None:

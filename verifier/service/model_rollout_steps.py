@@ -126,7 +126,10 @@ def _check_value(row: Row, model: str, now_ms: int) -> None:
     if row["state"] == "active":
         raise RequestError(f"{digest} is in force for {model} already. Name the value to go to", code=STATE)
     if row["state"] == "retired":
-        raise RequestError(f"{digest} was retired. Measure or import the value to go to", code=STATE)
+        raise RequestError(
+            f"{digest} was retired. If it is the value to go to: touchstone reference restore {digest[:12]}",
+            code=STATE,
+        )
     _check_period(row, now_ms)
 
 
@@ -237,7 +240,8 @@ async def finish(
             code=STATE,
         )
     await model_rollouts.end(tx, rollout)
-    await references.activate(tx, rollout.new, author, now_ms, grace_ms=grace_ms)
+    # As it is valid now: a source that was added meanwhile waits until it is asked for.
+    await references.put_in_force(tx, model, rollout.new, author, now_ms, grace_ms=grace_ms)
     await model_rollouts.note_finish(tx, rollout, author, now_ms, left=len(left))
     return rollout, len(left)
 

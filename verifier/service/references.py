@@ -62,12 +62,20 @@ def routes() -> list[Route]:
 
 
 async def list_references(request: web.Request) -> web.Response:
-    """The values in force, without their contents; ``all=1`` adds the others, ``model`` selects one model's."""
+    """
+    The values in force and those that are rolled out, without their contents.
+
+    ``all=1`` adds the others, and ``model`` selects one model's.
+    """
     service = service_of(request)
     async with service.db.read() as tx:
         rows = await references.every(tx, request.query.get("model"))
     everything = request.query.get("all") == "1"
-    found = [to_wire(row, service.now_ms()) for row in rows if everything or row["state"] == "active"]
+    found = [
+        to_wire(row, service.now_ms())
+        for row in rows
+        if everything or row["state"] == "active" or row["rolling_out"]
+    ]
     return json_response({"reference_values": found})
 
 
@@ -233,11 +241,12 @@ def to_wire(row: Row, now_ms: int) -> dict[str, Any]:
         "model": row["model"],
         "digest": row["digest"],
         "state": row["state"],
+        "rolling_out": bool(row.get("rolling_out")),
         "source": row["source"],
         "signer": row["signer"],
         "added": row["added_ms"] // 1000,
         "not_before": row["not_before"],
         "not_after": not_after,
         "expires_in_s": None if not_after is None else not_after - now_ms // 1000,
-        "grace_left_s": grace_left_s if row["state"] == "superseded" and grace_left_s > 0 else None,
+        "grace_left_s": grace_left_s if row["state"] != "active" and grace_left_s > 0 else None,
     }

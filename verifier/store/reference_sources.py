@@ -18,8 +18,8 @@ from verifier.schemes.context import Source
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 
-OUTSIDE: Final = ("corim", "oms")
-"""Sources whose values somebody else has signed: they never come into force without being asked."""
+UNNAMED: Final = ("corim",)
+"""Sources that name their models themselves: no value of theirs comes into force without being asked for."""
 _FIELDS: Final = ("source", "signer", "not_before", "not_after")
 MAX_HISTORY: Final = 1000
 
@@ -117,14 +117,18 @@ async def waiting(tx: Tx) -> dict[str, int]:
 
 
 async def history(tx: Tx, model: str | None = None, *, limit: int = MAX_HISTORY) -> list[dict[str, Any]]:
-    """Give what was done to the reference values of all models, or of one: who, when and why, the newest first."""
+    """
+    Give what was done to the reference values of all models, or of one: who, when and why, the newest first.
+
+    The roll-outs of models (``rollout-…``) are among them.
+    """
     only = ""
     values: tuple[str, ...] = ()
     if model is not None:
         only, values = " AND subject IN (SELECT digest FROM reference_values WHERE model = ?)", (model,)
     rows = await tx.all(
-        "SELECT seq, at_ms, actor, reason, action, subject, detail FROM changes WHERE action LIKE 'reference-%'"
-        f"{only} ORDER BY seq DESC LIMIT ?",
+        "SELECT seq, at_ms, actor, reason, action, subject, detail FROM changes"
+        f" WHERE (action LIKE 'reference-%' OR action LIKE 'rollout-%'){only} ORDER BY seq DESC LIMIT ?",
         *values,
         limit,
     )

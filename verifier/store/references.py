@@ -20,7 +20,7 @@ from verifier.schemes.context import ModelReference
 from verifier.store import events, model_rollouts, policies, reference_sources
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
-from verifier.store.reference_sources import OUTSIDE
+from verifier.store.reference_sources import UNNAMED
 
 Provenance = reference_sources.Provenance
 LIVE: Final = ("active", "candidate")
@@ -44,9 +44,9 @@ async def add(
     """
     Store a value, or a further source of a value that is known.
 
-    The first value that a model ever has is in force at once if it is from here: nobody had passed with another.  One
-    that somebody else has signed waits, and so does a further one, unless *replace* is true.  What is in force, and
-    from whom and until when it counts, changes only if *replace* is true.
+    The first value that a model ever has is in force at once if a person has named the model: nobody had passed with
+    another.  One whose model a CoRIM has named waits, and so does a further one, unless *replace* is true.  What is in
+    force, and from whom and until when it counts, changes only if *replace* is true.
 
     Returns:
         Its state: active, candidate, or superseded if another value has replaced it earlier.
@@ -65,7 +65,7 @@ async def add(
         if replace:
             await _adopt(tx, known, provenance, author, now_ms)
         return "active"
-    if replace or (provenance.source not in OUTSIDE and await _is_first(tx, document.model)):
+    if replace or (provenance.source not in UNNAMED and await _is_first(tx, document.model)):
         await activate(tx, document.digest, author, now_ms, grace_ms=grace_ms)
         return "active"
     return "candidate" if known is None else str(known["state"])
@@ -174,10 +174,17 @@ async def activate(
         return
     await model_rollouts.check_none(tx, row["model"])
     await _set_provenance(tx, digest, provenance)
+    await put_in_force(tx, row["model"], digest, author, now_ms, grace_ms=grace_ms)
+
+
+async def put_in_force(
+    tx: Tx, model: str, digest: str, author: ChangeAuthor, now_ms: int, *, grace_ms: int
+) -> None:
+    """Put a value in force as it is: whoever asks for it has checked that it may be."""
     await tx.execute(
         "UPDATE reference_values SET state = 'superseded', grace_until_ms = ? WHERE model = ? AND state = 'active'",
         now_ms + grace_ms,
-        row["model"],
+        model,
     )
     await tx.execute(
         "UPDATE reference_values SET state = 'active', added_ms = ?, grace_until_ms = 0 WHERE digest = ?",
@@ -190,10 +197,10 @@ async def activate(
         digest,
         author,
         now_ms,
-        {"model": row["model"], "grace_s": grace_ms // 1000},
+        {"model": model, "grace_s": grace_ms // 1000},
         decides=True,
     )
-    await events.append(tx, now_ms, "reference", {"model": row["model"], "digest": digest})
+    await events.append(tx, now_ms, "reference", {"model": model, "digest": digest})
 
 
 async def retire(tx: Tx, digest: str, author: ChangeAuthor, now_ms: int) -> None:
@@ -340,7 +347,9 @@ async def every(tx: Tx, model: str | None = None) -> list[Row]:
     """Give all values, or those of one model, without their documents."""
     only, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
     return await tx.all(
-        f"SELECT {_COLUMNS} FROM reference_values{only} ORDER BY model, state, added_ms DESC", *values
+        f"SELECT {_COLUMNS}, (SELECT count(*) FROM model_rollouts m WHERE m.new = digest) AS rolling_out"
+        f" FROM reference_values{only} ORDER BY model, state, added_ms DESC",
+        *values,
     )
 
 

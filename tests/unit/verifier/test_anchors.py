@@ -188,6 +188,20 @@ def test_a_file_with_several_has_each_by_its_number(tmp_path: Path) -> None:
     )
 
 
+WRITTEN = {
+    "with text around it": b"subject=CN=acme\n" + pem(EC.native.public_key()) + b"\nissued for tests\n",
+    "with the ends of lines of Windows": pem(EC.native.public_key()).replace(b"\n", b"\r\n"),
+    "with a byte order mark": b"\xef\xbb\xbf" + json.dumps(results.jwk_of(EC.public)).encode(),
+    "with space around it": b"\n\n  " + json.dumps(results.jwk_of(EC.public)).encode() + b"\n",
+}
+
+
+@pytest.mark.parametrize("data", WRITTEN.values(), ids=WRITTEN)
+def test_as_people_keep_their_keys(tmp_path: Path, data: bytes) -> None:
+    """What other programs write around a key does not hide it."""
+    assert read(tmp_path, data) == EC.public
+
+
 def test_files_of_one_name_do_not_hide_each_other(tmp_path: Path) -> None:
     """Each keeps its ending then."""
     folder = tmp_path / "anchors"

@@ -232,9 +232,14 @@ async def _inspected(bundle: Bundle) -> tuple[Bundle, admission.Inspection]:
 
 
 async def test_finding_of_lint_has_the_place_of_the_engine() -> None:
-    """If there is one; otherwise the first module."""
+    """If there is one; otherwise of the word that is wrong, or the first module."""
     bundle, _ = WRONG["a version taken for a semantic one"]
     found = admission.finding_of(bundle, await failure_of(bundle))
     assert str(found) == "platform.rego:24:33: invalid semver (samples)"
-    found = admission.finding_of(bundle, Failure("unknown reason code 'x'", ""))
-    assert str(found) == "gpu.rego:1:1: unknown reason code 'x' (samples)"
+    bundle, _ = WRONG["a reason code that only a weak engine meets"]
+    found = admission.finding_of(bundle, await failure_of(bundle))
+    assert str(found) == "platform.rego:47:37: platform: unknown reason code 'runtime.engine.week' (samples)"
+    found = admission.finding_of(
+        bundle, Failure("model/a: the policy gives no outcome for this submodule", "")
+    )
+    assert str(found).startswith("gpu.rego:1:1: model/a: ")

@@ -29,7 +29,7 @@ def check(world: World, module: Module) -> dict[Definition, Reading]:
     """Report what is wrong with the names of a module, and return what each means."""
     reader = Reader(world, module)
     readings = {definition: reader.read(definition) for definition in module.definitions}
-    known = [*world.below(module.package), *(i.alias for i in module.imports)]
+    known = [*world.own.get(module.package, ()), *(i.alias for i in module.imports)]
     used: set[str] = set()
     for definition, reading in readings.items():
         for call, names in reading.calls.values():
@@ -85,9 +85,9 @@ def _no_function(world: World, module: Module, names: list[str]) -> str:
         if builtin.is_here and not lint.is_forbidden(builtin.name)
     )
     own = (
-        ".".join(p[len(module.package) :])
-        for p in _functions(world)
-        if p[: len(module.package)] == module.package
+        ".".join(path[len(module.package) :])
+        for path, definitions in world.rules.items()
+        if definitions[0].module.package == module.package and definitions[0].arguments is not None
     )
     imported = (
         f"{i.alias}.{p[-1]}" for i in module.imports for p in _functions(world) if ("data", *p[:-1]) == i.path
@@ -148,19 +148,12 @@ def _strict(module: Module, span: Any, sentence: str) -> None:
 
 
 def _check_imports(world: World, module: Module, used: set[str]) -> None:
-    seen: set[str] = set()
     for imported in module.imports:
         path, name = imported.path, ".".join(imported.path)
         if path[0] in _LANGUAGE:
             continue
-        if imported.alias in seen:
-            sentence = (
-                f"{imported.alias} is imported twice. Remove one import, or give it another name with as"
-            )
-            module.source.error(imported.span, "import", sentence)
-        elif imported.alias not in used:
+        if imported.alias not in used:
             _strict(module, imported.span, f"the import {name} is not used. Remove it")
-        seen.add(imported.alias)
         if path[0] == "data" and not is_there(world, path[1:]):
             near = suggestion(path[-1], world.below(path[1:-1])) if len(path) > 1 else ""
             module.source.error(imported.span, "undefined", f"there is nothing at {name}.{near}")

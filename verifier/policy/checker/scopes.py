@@ -313,8 +313,7 @@ class Reader:
             self._reading.meanings[id(node)] = RuleName((*self._module.package, name))
 
     def _is_rule(self, name: str) -> bool:
-        path = (*self._module.package, name)
-        return path in self._world.rules or (self._world.is_above(path) and path not in self._world.packages)
+        return name in self._world.own.get(self._module.package, ())
 
     def _declare(self, name: str, span: Any, how: How, scope: _Scope, node: Any = None) -> Local:
         local = Local(name, how, span, scope.depth)

@@ -178,11 +178,7 @@ class Expressions(References):
         declared = table()[name].arguments
         for side, shape, wanted in ((content["lhs"], a, declared[0]), (content["rhs"], b, declared[1])):
             self._want(side, wanted)
-            if not shape.is_never and not meets(shape, wanted):
-                sentence = (
-                    f"{_SIGNS[name]} needs {types_of(wanted)}, but {self._text(side)} is {types_of(shape)}"
-                )
-                self._error(start_of(side), "type", f"{sentence}. Use another value or function")
+            if not self._check_operand(name, side, shape, wanted):
                 return ANY
         if name == "minus" and results.never_subtracts(a, b):
             sentence = "- needs two numbers or two sets, but this is one of each. Use another value"

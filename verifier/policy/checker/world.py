@@ -44,14 +44,13 @@ class Module:
 class Body:
     """One body of a definition, with the parts of the head that are evaluated after it."""
 
-    statements: list[Any]
-    value: Any | None
+    statements: list[Any] = field(default_factory=list)
+    value: Any | None = None
     """The expression of the value; `None` for true."""
-    key: Any | None
+    key: Any | None = None
     """What a set gets."""
-    indices: list[Any]
+    indices: list[Any] = field(default_factory=list)
     """The computed parts of the head's reference, between brackets."""
-    span: Any
 
     @property
     def terms(self) -> list[Any]:
@@ -94,11 +93,14 @@ class World:
         self._mocked = mocked
         self.rules: dict[Path, list[Definition]] = {}
         self.packages = {module.package for module in modules}
+        self.own: dict[Path, set[str]] = {}
+        """By package, the first names of its rules."""
         self._inner: dict[Path, set[str]] = {}
         for module in modules:
             self._add(module.package)
             for definition in module.definitions:
                 self.rules.setdefault(definition.path, []).append(definition)
+                self.own.setdefault(module.package, set()).add(definition.path[len(module.package)])
                 self._add(definition.path)
 
     def _add(self, path: Path) -> None:
@@ -190,20 +192,19 @@ def _definition(module: Module, rule: Any) -> Definition:
 
 def _bodies(kind: str, head: Any, rule: Any, computed: list[Any]) -> Iterator[Body]:
     if kind == "Default":
-        yield Body([], head["value"], None, [], head["span"])
+        yield Body(value=head["value"])
         return
     value = head["assign"]["value"] if head.get("assign") else None
     key = head.get("key")
     bodies = rule["Spec"]["bodies"]
     if not bodies or bodies[0]["is_else"]:
-        yield Body([], value, key, computed, head["span"])
+        yield Body(value=value, key=key, indices=computed)
     for number, body in enumerate(bodies):
         statements = body["query"]["stmts"]
-        own = body["assign"]["value"] if body["assign"] else None
         if body["is_else"]:
-            yield Body(statements, own, None, [], body["span"])
-        elif number == 0:
-            yield Body(statements, value, key, computed, body["span"])
-        else:
+            yield Body(statements, value=body["assign"]["value"] if body["assign"] else None)
+            continue
+        if number > 0:
             # A name of the head means another variable in each body.
-            yield Body(statements, *copy.deepcopy((value, key, computed)), body["span"])
+            value, key, computed = copy.deepcopy((value, key, computed))
+        yield Body(statements, value=value, key=key, indices=computed)
