@@ -166,6 +166,16 @@ class Fleet(ProbedNodes):
         """How many nodes each code keeps out of a workload."""
         return dict(self._placement.pools[workload].closed)
 
+    def revisions(self, workload: str) -> dict[str, tuple[int, int]]:
+        """
+        By revision of the workload's model, how many nodes have a live result of it, and how many of them may work.
+
+        Those that the workload asks for are listed also if no node has them.
+        """
+        pool = self._placement.pools[workload]
+        found = dict.fromkeys(pool.workload.digests, (0, 0))
+        return found | {revision: (has, may) for revision, (has, may) in pool.revisions.items()}
+
     # What the verifier says.
 
     def note_verifier_contact(self) -> None:
