@@ -16,8 +16,10 @@ from attester.cose import PrivateKey
 from attester.engines.base import Description, Engine
 from attester.errors import AttesterError, ConfigError
 from attester.evidence import Benchmark, Exposure, ReadAnswer, WalkAnswer
+from attester.holding import Claims, Holding
 from attester.kinds import write_submod
 from attester.model_files import ModelFiles
+from attester.places import Places
 from attester.weights.cache import DigestCache
 from attester.weights.possession import ModelChallenge
 from attester.weights.quantisation import conclude
@@ -39,10 +41,11 @@ class Collector:
         benchmarks: Callable[[], Mapping[int, Benchmark]] = dict,
         files: ModelFiles | None = None,
         exposure: Callable[[], Awaitable[Exposure | None]] | None = None,
+        places: Places | None = None,
     ) -> None:
         self._models = config.models
         self._engine = engine
-        self._files = files or ModelFiles(config, cache)
+        self._files = files or ModelFiles(config, cache, places)
         self._sources = sources = Sources(
             config=config, engine=engine, files=self._files, tls_key=tls_key, kid=kid, benchmarks=benchmarks,
             exposure=exposure,
@@ -79,6 +82,10 @@ class Collector:
         ready = await self._engine.prepare()
         listed = [model for model in self._models if await self._files.try_manifest(model) is not None]
         _log.info("ready for calls", walks_with=ready, models=listed)
+
+    def watch(self, node: str, verifier: Claims, **more: Any) -> Holding:
+        """What watches the folders that this evidence is made from; *more* as for `Holding`."""
+        return Holding(self._sources.config, node, self._files, self._engine, verifier, **more)
 
     def use_keys(self, tls_key: PrivateKey, kid: bytes) -> None:
         """Collect for these keys from now on: the engine's TLS key, and the thumbprint of the node key."""

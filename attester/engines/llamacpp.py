@@ -20,6 +20,7 @@ from attester.engines.http import EngineHttp
 from attester.engines.naming import ask
 from attester.errors import EngineError
 from attester.evidence import WalkAnswer
+from attester.places import Places
 from attester.version import installed_version
 from attester.weights.possession import WalkChallenge
 
@@ -61,7 +62,7 @@ class LlamaCppEngine:
             served = await asyncio.to_thread(Path(props.model_path).resolve)
         except (OSError, ValueError, RuntimeError):
             raise EngineError("llama.cpp names a model path that is not valid") from None
-        if not any(served.is_relative_to(folder.resolve()) for folder in self._folders.values()):
+        if not any(served.is_relative_to(folder.resolve()) for folder in self._all_folders()):
             raise EngineError(
                 f"llama.cpp serves {str(served)[:200]!r}, which is not in the folder of any model in attester.toml"
             )
@@ -82,6 +83,11 @@ class LlamaCppEngine:
             )
         except msgspec.ValidationError as error:
             raise EngineError(f"llama.cpp's description is malformed: {error}") from None
+
+    def _all_folders(self) -> list[Path]:
+        if isinstance(self._folders, Places):
+            return [folder for model in self._folders for folder in self._folders.all_of(model)]
+        return list(self._folders.values())
 
     async def prepare(self) -> str:
         """As `Engine.prepare`."""
