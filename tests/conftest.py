@@ -118,7 +118,7 @@ class RunningVerifier:
         session = await open_session(
             self.service, stored, "call", secrets.token_bytes(32), wants_for(stored, walk=walk)
         )
-        asked = posing.pose(session.entries, session.exhausted, self.service.pool_key)
+        asked = posing.pose(session.entries, session.exhausted, self.service.pool_key, session.revisions)
         self.app[CALL_SCHEDULER].channels._pushed[session.id] = self.clock.ticks
         return Session(session.id, session.nonce, tuple(posing.to_wire(asked)))
 

@@ -15,7 +15,10 @@ _COMMITMENT_BYTES = 32
 
 
 def pose(
-    entries: Sequence[Entry], exhausted: Mapping[str, Sequence[str]], key: PoolKey
+    entries: Sequence[Entry],
+    exhausted: Mapping[str, Sequence[str]],
+    key: PoolKey,
+    lacking: Mapping[str, str] | None = None,
 ) -> dict[str, IssuedChallenges]:
     """
     The challenges of a session by model, with what the verifier knows of the answers.
@@ -24,16 +27,20 @@ def pose(
         entries: The entries that were taken from the pool.
         exhausted: By model, the kinds of which the pool had none left.
         key: The pool key.
+        lacking: By model of these, the digest of the reference value of which there were none.
     """
+    lacking = lacking or {}
     issued: dict[str, IssuedChallenges] = {
-        model: IssuedChallenges(exhausted=tuple(kinds)) for model, kinds in exhausted.items()
+        model: IssuedChallenges(exhausted=tuple(kinds), reference=lacking.get(model))
+        for model, kinds in exhausted.items()
     }
     for entry in entries:
         so_far = issued.get(entry.model, IssuedChallenges())
         if entry.kind == "read":
-            issued[entry.model] = msgspec.structs.replace(so_far, read=_read(entry, key))
+            so_far = msgspec.structs.replace(so_far, read=_read(entry, key))
         else:
-            issued[entry.model] = msgspec.structs.replace(so_far, walk=_walk(entry, key))
+            so_far = msgspec.structs.replace(so_far, walk=_walk(entry, key))
+        issued[entry.model] = msgspec.structs.replace(so_far, reference=entry.reference or so_far.reference)
     return issued
 
 

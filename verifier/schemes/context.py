@@ -69,6 +69,8 @@ class IssuedChallenges(Struct, frozen=True):
     walk: IssuedWalk | None = None
     exhausted: tuple[str, ...] = ()
     """Kinds of challenge that were due while the pool had none of them."""
+    reference: str | None = None
+    """Digest of the reference value that was asked for; `None` if earlier versions opened the session."""
 
 
 class Answers(Struct, frozen=True, forbid_unknown_fields=True):
@@ -270,11 +272,33 @@ class Context(Struct, frozen=True, kw_only=True):
     history: Mapping[str, tuple[WalkRecord, ...]]
     """By model, oldest first: the newest calls, and the newest of the other walks."""
     thresholds: Thresholds
+    beside: Mapping[str, tuple[ModelReference, ...]] = {}
+    """By model that is rolled out, the values that are valid beside the one in force."""
     superseded: Mapping[str, tuple[ModelReference, ...]] = {}
     """By model, the values that another has replaced and whose grace period has not ended."""
     blocks: Blocks = msgspec.field(default_factory=Blocks)
     excuses: Mapping[str, Excuse] = {}
-    """By model, for those of which the pool had no challenge for this session."""
+    """
+    By model, for those of which the pool had no challenge for this session.
+
+    For a value that is not in force it is under the digest of the value.
+    """
+
+    def valid(self, model: str) -> tuple[ModelReference, ...]:
+        """The values of a model that are valid now; the one in force first."""
+        found = (self.references.get(model), *self.beside.get(model, ()))
+        return tuple(each for each in found if each is not None and each.is_valid(self.now_ms // 1000))
+
+    def known(self, model: str) -> tuple[ModelReference, ...]:
+        """The values of a model that evidence is compared with: those that are valid, and those in their grace."""
+        return (*self.valid(model), *self.superseded.get(model, ()))
+
+    def excuse_for(self, model: str, reference: ModelReference | None) -> Excuse | None:
+        """What counts on for a model and the value that its evidence is judged on."""
+        in_force = self.references.get(model)
+        if reference is None or in_force is None or reference.digest == in_force.digest:
+            return self.excuses.get(model)
+        return self.excuses.get(reference.digest)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ import msgspec
 from attester.evidence import WalkAnswer
 from attester.weights.possession import commitment
 from verifier.schemes import rates
-from verifier.schemes.context import Answers, Channel, Context, IssuedChallenges, ModelReference, WalkRecord
+from verifier.schemes.context import (
+    Answers,
+    Channel,
+    Context,
+    IssuedChallenges,
+    IssuedWalk,
+    ModelReference,
+    WalkRecord,
+)
 from verifier.schemes.facts import WalkFact
 from verifier.schemes.findings import Finding
 
@@ -116,6 +124,28 @@ def record_of(
     )
 
 
+def unanswered_record(
+    issued: IssuedWalk | None, reference: ModelReference | None, context: Context
+) -> WalkRecord | None:
+    """
+    What later appraisals must know if the node has shown another revision than the one whose walk it was asked for.
+
+    It is a missed walk of what it has shown; `None` if the session asked for no walk.
+    """
+    if issued is None:
+        return None
+    return WalkRecord(
+        channel=context.session.channel,
+        verdict="missed",
+        at_ms=context.now_ms,
+        passes=issued.passes,
+        reference="" if reference is None else reference.digest,
+        rows=issued.rows,
+        wide=issued.wide,
+        together=context.session.together > 1,
+    )
+
+
 def weighed(record: WalkRecord, history: Sequence[WalkRecord]) -> WalkRecord:
     """
     Give a new record the weights of right and of missed calls until now.
@@ -167,11 +197,11 @@ def _lateness(context: Context) -> int | None:
     for model, issued in session.asked.items():
         if issued.walk is None:
             continue
-        if model not in context.references:
+        known = {each.digest: each for each in context.known(model)}
+        walked = known.get(issued.walk.reference or "", context.references.get(model))
+        if walked is None:
             return None
-        needed_ms += rates.needed_ms(
-            context.references[model], issued.walk.rows, issued.walk.passes, hardware
-        )
+        needed_ms += rates.needed_ms(walked, issued.walk.rows, issued.walk.passes, hardware)
     return (session.read_ms + session.answer_ms) * 1000 // (hardware.allowance_ms + 3 * needed_ms)
 
 

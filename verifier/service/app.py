@@ -23,6 +23,7 @@ from verifier.service import (
     incidents,
     nodes,
     problem,
+    revisions,
     routers,
     sessions,
     sweep,
@@ -121,7 +122,8 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
 def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
-        sessions, calls, nodes, events, incidents, routers, discovery, policy_resources, reference_resources
+        sessions, calls, nodes, revisions, events, incidents, routers, discovery, policy_resources,
+        reference_resources,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

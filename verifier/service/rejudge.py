@@ -282,7 +282,8 @@ def _may_concern(before: VerifierInputNames, after: VerifierInputNames, evidence
     """Whether *evidence* may name what was blocked or unblocked.  A search of its bytes is quick."""
     was, now = before.blocks, after.blocks
     references = {name.digest for name in after.references.values()}
-    references |= {name.digest for earlier in after.superseded.values() for name in earlier}
+    others = (*after.superseded.values(), *after.beside.values())
+    references |= {name.digest for names in others for name in names}
     return (
         any(digest in references or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
         or any(cbor.encode(device) in evidence for device in was.devices ^ now.devices)

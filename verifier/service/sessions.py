@@ -68,7 +68,7 @@ async def new_session(request: web.Request) -> web.Response:
             await check_other(request)
         _check_named(request, None)
         session = await _seal_session(service, channel, nonce)
-    asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+    asked = posing.pose(session.entries, session.exhausted, service.pool_key, session.revisions)
     service.opened.keep(session, asked)
     return json_response(
         to_wire(service, session, asked=asked),
@@ -181,11 +181,13 @@ async def open_session(
     return session
 
 
-def _admission(service: Service, node: Node | None, channel: Channel) -> Callable[[], None]:
+def _admission(
+    service: Service, node: Node | None, channel: Channel, references: Mapping[str, str]
+) -> Callable[[], None]:
     """What checks, for a new session, that there are challenges for it: calls always get them."""
     if node is None or channel != Channel.ANNOUNCED:
         return lambda: None
-    return partial(service.pools.check_announced, node.operator, node.models)
+    return partial(service.pools.check_announced, node.operator, node.models, references)
 
 
 async def _open(
@@ -201,7 +203,7 @@ async def _open(
 ) -> StoredSession:
     references: dict[str, str] = {}
     if node is not None:
-        references = await service.inputs.load_reference_digests(tx, node.id, rollout)
+        references = await service.inputs.load_asked(tx, node, service.now_ms(), rollout)
     session = await sessions.open_session(
         tx,
         node_id=None if node is None else node.id,
@@ -213,7 +215,7 @@ async def _open(
         references=references,
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
-        admit=_admission(service, node, channel),
+        admit=_admission(service, node, channel, references),
         healthy_since_ms=service.duties.healthy_since_ms,
     )
     service.marks.cover(session.entries)
@@ -271,7 +273,7 @@ async def submit(request: web.Request) -> web.Response:
     wire = to_wire(service, complete, answer.row, data, answer.asked)
     if wants_next and answer.following is not None:
         following = answer.following
-        asked = posing.pose(following.entries, following.exhausted, service.pool_key)
+        asked = posing.pose(following.entries, following.exhausted, service.pool_key, following.revisions)
         service.opened.keep(following, asked)
         wire["next"] = {"session": following.id, **to_wire(service, following, asked=asked)}
     return json_response(wire, content_type=SESSION_TYPE)

@@ -15,7 +15,7 @@ import msgspec
 from verifier.errors import ReferenceValueError
 from verifier.references.measured import Document, read_document
 from verifier.schemes.context import ModelReference, Source
-from verifier.store import events, policies
+from verifier.store import events, model_rollouts, policies
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 
@@ -111,11 +111,13 @@ async def activate(tx: Tx, digest: str, author: ChangeAuthor, now_ms: int, *, gr
 
     Raises:
         ReferenceValueError: There is no such value, or it is active or retired.
+        RequestError: A roll-out of its model runs.
     """
     row = await tx.one("SELECT model, state FROM reference_values WHERE digest = ?", digest)
     if row is None or row["state"] in ("retired", "active"):
         state = "unknown" if row is None else row["state"]
         raise ReferenceValueError(f"the reference value {digest[:64]} is {state}")
+    await model_rollouts.check_none(tx, row["model"])
     await tx.execute(
         "UPDATE reference_values SET state = 'superseded', grace_until_ms = ? WHERE model = ? AND state = 'active'",
         now_ms + grace_ms,
@@ -144,7 +146,10 @@ async def retire(tx: Tx, digest: str, author: ChangeAuthor, now_ms: int) -> None
 
     Raises:
         ReferenceValueError: There is no such value, or it is retired already.
+        RequestError: A roll-out runs in which it is valid.
     """
+    if any(digest in (each.old, each.new) for each in await model_rollouts.running(tx)):
+        await model_rollouts.check_none(tx, (await find(tx, digest))["model"])
     changed = await tx.execute(
         "UPDATE reference_values SET state = 'retired', grace_until_ms = 0 WHERE digest = ? AND state != 'retired'",
         digest,
@@ -256,10 +261,14 @@ async def documents(tx: Tx, states: tuple[str, ...]) -> list[Row]:
 
 
 async def comparable(tx: Tx) -> list[Row]:
-    """Give every value that evidence may be compared with: in force, superseded within its grace, or retired."""
+    """
+    Give every value that evidence may be compared with: in force, in its grace, or retired.
+
+    In its grace is what was superseded, and what waits again because its roll-out was aborted.
+    """
     return await tx.all(
         f"SELECT {_COLUMNS} FROM reference_values"
-        " WHERE state IN ('active', 'retired') OR (state = 'superseded' AND grace_until_ms > 0)"
+        " WHERE state IN ('active', 'retired') OR (state IN ('superseded', 'candidate') AND grace_until_ms > 0)"
         " ORDER BY model, added_ms DESC"
     )
 

@@ -1,0 +1,193 @@
+"""
+Which revision of a model each node has, where more than one is valid.
+
+A node says it, or its evidence shows it; whichever is newer counts.  It decides nothing but which challenges the
+node gets: what the node is worth, its answers show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from attester.kinds import model_submod
+from verifier.errors import RequestError
+from verifier.store import events, revocations, sessions
+from verifier.store.database import Row, Tx
+
+_HOUR_MS: Final = 3600 * 1000
+_MAX_CHANGES: Final = 12
+"""How often within an hour a node is called soon because it has another revision: each call costs challenges."""
+
+
+class _Compared(Struct, frozen=True):
+    reference: str | None = None
+
+
+class _Claims(Struct, frozen=True):
+    """The part of a submodule's appraisal that says what it was compared with."""
+
+    compared: _Compared | None = msgspec.field(default=None, name="ear_verifier_claims")
+
+
+class _Result(Struct, frozen=True):
+    submods: dict[str, _Claims]
+
+
+_RESULT: Final = msgspec.json.Decoder(_Result)
+_NEWEST: Final = "SELECT claims FROM appraisals WHERE node_id = ? AND public = 1 ORDER BY seq DESC LIMIT 1"
+
+
+@dataclass(frozen=True)
+class ShownRevision:
+    """The revision of a model whose files evidence lists."""
+
+    digest: str
+    asked: str | None
+    """The revision that the session's challenges were for, if it had any."""
+
+
+def compared_with(claims: str) -> dict[str, str]:
+    """Give the digest of the reference value that a result names, by submodule."""
+    found = {name: each.compared for name, each in _RESULT.decode(claims).submods.items()}
+    return {
+        name: each.reference
+        for name, each in found.items()
+        if each is not None and each.reference is not None
+    }
+
+
+async def of_node(tx: Tx, node_id: str, models: Collection[str]) -> dict[str, str]:
+    """
+    Give the digest of the revision that a node has, by model.
+
+    If nothing is known, it is what the node's newest result was compared with; a model without either is left out.
+    """
+    rows = await tx.all("SELECT model, digest FROM node_revisions WHERE node_id = ?", node_id)
+    found = {row["model"]: str(row["digest"]) for row in rows if row["model"] in models}
+    if len(found) < len(models):
+        newest = await tx.one(_NEWEST, node_id)
+        compared = {} if newest is None else compared_with(newest["claims"])
+        for model in models:
+            if model not in found and (digest := compared.get(model_submod(model))) is not None:
+                found[model] = digest
+    return found
+
+
+async def say(tx: Tx, node_id: str, said: Mapping[str, str], now_ms: int) -> None:
+    """
+    Take in which revisions a node says it has.  The same again changes nothing.
+
+    If it says another one than before, its results for that one are revoked, and it is called soon.
+
+    Args:
+        said: The digest by model.
+
+    Raises:
+        RequestError: It has said too many others within the hour.
+    """
+    before = await of_node(tx, node_id, said)
+    newest = await tx.one(_NEWEST, node_id)
+    compared = {} if newest is None else compared_with(newest["claims"])
+    for model, digest in said.items():
+        has_changed = before.get(model, digest) != digest
+        count = await _count(tx, node_id, model, now_ms) if has_changed else None
+        if count is not None and count.changes > _MAX_CHANGES:
+            raise RequestError(
+                f"the node has said another revision of {model} {_MAX_CHANGES} times within an hour",
+                code="request.too-often",
+                retry_after=(count.since_ms + _HOUR_MS - now_ms) // 1000 + 1,
+            )
+        await _keep(tx, node_id, model, digest, now_ms, said=True, count=count)
+        if has_changed:
+            await _announce(tx, node_id, model, digest, now_ms)
+    await sessions.end_for_others(tx, node_id, said, now_ms)
+    if any(compared.get(model_submod(model), digest) != digest for model, digest in said.items()):
+        # No router may send work for a revision that is being replaced.
+        await revocations.revoke_results(tx, node_id, now_ms)
+
+
+async def take_shown(
+    tx: Tx, node_id: str, shown: Mapping[str, ShownRevision], issued_ms: int, now_ms: int
+) -> bool:
+    """
+    Take in which revisions the evidence of a node shows.
+
+    If its challenges were for another one, the node is called soon with challenges for this one.
+
+    Args:
+        issued_ms: When the session of the evidence was issued.
+
+    Returns:
+        Whether the node has said, since the session was issued, that it has another revision by now.
+    """
+    is_replaced = False
+    rows = await tx.all("SELECT * FROM node_revisions WHERE node_id = ?", node_id)
+    known: dict[str, Row] = {row["model"]: row for row in rows}
+    for model, revision in shown.items():
+        row = known.get(model)
+        if row is not None and row["digest"] == revision.digest:
+            continue
+        if row is not None and row["at_ms"] >= issued_ms:
+            is_replaced = True
+            continue
+        has_changed = revision.asked not in (None, revision.digest)
+        count = await _count(tx, node_id, model, now_ms) if has_changed else None
+        await _keep(tx, node_id, model, revision.digest, issued_ms, said=False, count=count)
+        if count is not None and count.changes <= _MAX_CHANGES:
+            await _announce(tx, node_id, model, revision.digest, now_ms)
+    return is_replaced
+
+
+@dataclass(frozen=True)
+class _Count:
+    since_ms: int
+    changes: int
+
+
+async def _count(tx: Tx, node_id: str, model: str, now_ms: int) -> _Count:
+    """How many changes there are within the hour, with one of now."""
+    row = await tx.one(
+        "SELECT since_ms, changes FROM node_revisions WHERE node_id = ? AND model = ?", node_id, model
+    )
+    # What is from ahead of now is from before the clock was set back.
+    if row is None or not now_ms - _HOUR_MS < row["since_ms"] <= now_ms:
+        return _Count(now_ms, 1)
+    return _Count(row["since_ms"], row["changes"] + 1)
+
+
+async def _keep(
+    tx: Tx, node_id: str, model: str, digest: str, at_ms: int, *, said: bool, count: _Count | None
+) -> None:
+    since_ms, changes = (0, 0) if count is None else (count.since_ms, count.changes)
+    counted = "" if count is None else ", since_ms = excluded.since_ms, changes = excluded.changes"
+    await tx.execute(
+        "INSERT INTO node_revisions (node_id, model, digest, at_ms, said, since_ms, changes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node_id, model) DO UPDATE SET"
+        f" digest = excluded.digest, at_ms = excluded.at_ms, said = excluded.said{counted}",
+        node_id,
+        model,
+        digest,
+        at_ms,
+        int(said),
+        since_ms,
+        changes,
+    )
+
+
+async def _announce(tx: Tx, node_id: str, model: str, digest: str, now_ms: int) -> None:
+    """Tell the replica that calls nodes."""
+    await events.append(tx, now_ms, events.MOVED, {"node": node_id, "model": model, "digest": digest})
+
+
+async def said_by(tx: Tx, node_ids: Sequence[str]) -> dict[str, dict[str, Row]]:
+    """Give what is known of nodes, by node and model."""
+    found: dict[str, dict[str, Row]] = {}
+    for node_id in node_ids:
+        for row in await tx.all("SELECT * FROM node_revisions WHERE node_id = ?", node_id):
+            found.setdefault(node_id, {})[row["model"]] = row
+    return found
