@@ -314,12 +314,7 @@ class Agent:
     async def _round(self, session: Session) -> bool:
         """Answer a call; gives whether the channel may stay open."""
         start = time.monotonic()
-        challenges = sorted(
-            kind
-            for challenge in session.models
-            for kind, part in (("read", challenge.read), ("walk", challenge.walk))
-            if part is not None
-        )
+        challenges = _kinds_of(session)
         left_s = None if session.expiry is None else session.expiry - self._now()
         try:
             # If the engine hangs, the agent must still answer the next calls.
@@ -339,12 +334,24 @@ class Agent:
         except Exception:  # noqa: BLE001
             _log.exception("attestation failed", asked=challenges)
             return True
-        took_ms = int((time.monotonic() - start) * 1000)
-        claims = decode_unverified(result)
-        _log.info("attested", asked=challenges, status=claims.get("ear_status"), took_ms=took_ms)
-        for code, detail in read_reasons(claims):
-            _log.warning("finding", code=code, detail=detail)
+        _log_result(result, challenges, time.monotonic() - start)
         return True
+
+
+def _kinds_of(session: Session) -> list[str]:
+    return sorted(
+        kind
+        for challenge in session.models
+        for kind, part in (("read", challenge.read), ("walk", challenge.walk))
+        if part is not None
+    )
+
+
+def _log_result(result: str, challenges: Sequence[str], took_s: float) -> None:
+    claims = decode_unverified(result)
+    _log.info("attested", asked=challenges, status=claims.get("ear_status"), took_ms=int(took_s * 1000))
+    for code, detail in read_reasons(claims):
+        _log.warning("finding", code=code, detail=detail)
 
 
 async def _end(task: asyncio.Task[T]) -> None:
