@@ -62,7 +62,7 @@ async def test_grace_and_its_end_show_in_decisions(verifier, newer: Path) -> Non
         assert await within(1, lambda: not chosen(decision())) < 1
         _, result = await verifier.get(f"/api/v1/nodes/{node.id}/result", Accept="application/json")
         assert result["submods"][SUBMOD]["ear_trustworthiness_vector"]["file-system"] == -34
-        assert result["submods"][SUBMOD]["ear_verifier_claims"]["reference"] == document(newer).digest
+        assert result["submods"][SUBMOD]["ear_verifier_claims"]["reference"] == old
         await activate(verifier, old, grace_s=0)
         assert await within(1, lambda: chosen(decision()) == {node.id}) < 1
     _, result = await verifier.get(f"/api/v1/nodes/{node.id}/result", Accept="application/json")

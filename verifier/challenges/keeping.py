@@ -29,7 +29,7 @@ from verifier.challenges.stock import read_fleet
 from verifier.errors import ReferenceValueError
 from verifier.references import measured
 from verifier.references.measured import Document
-from verifier.store import pool, references
+from verifier.store import model_rollouts, pool, references
 from verifier.store.database import Database, Tx
 
 LOW_SHARE: Final = 0.5
@@ -62,6 +62,7 @@ class _Place:
 
     document: Document
     is_active: bool
+    """Whether nodes are challenged on it now: it is in force, or is rolled out."""
     kind: str
     hours: float
 
@@ -127,6 +128,8 @@ class Keeper:
         async with self._db.read() as tx:
             wide_classes = await self._wide_classes(tx)
             demand = demand_of(self._kept.calls, await read_fleet(tx), wide_classes)
+            # Both revisions of a roll-out are as urgent as what is in force.
+            rolling = {rollout.new for rollout in await model_rollouts.running(tx)}
             for model in sorted(self._kept.folders):
                 for row in await references.every(tx, model):
                     if row["state"] in references.LIVE:
@@ -136,7 +139,7 @@ class Keeper:
                             document,
                             free,
                             demand.get(model, ModelDemand()),
-                            is_active=row["state"] == "active",
+                            is_active=row["state"] == "active" or row["digest"] in rolling,
                         )
         return [place for place in found if self._is_low(place)]
 

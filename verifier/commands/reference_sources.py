@@ -35,6 +35,7 @@ from verifier.commands.common import (
     reason_option,
     write_file,
 )
+from verifier.commands.model_rollouts import rollout
 from verifier.commands.references import reference
 from verifier.config import Home, read_anchor
 from verifier.errors import ReferenceValueError
@@ -46,6 +47,8 @@ from verifier.service.references import provenance_of
 from verifier.store import references as stored
 from verifier.store.policies import ChangeAuthor
 from verifier.store.references import Provenance
+
+reference.add_command(rollout)
 
 activate_option = click.option(
     "--activate", is_flag=True, help="Put it in force even if another value is, which is superseded."

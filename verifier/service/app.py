@@ -21,6 +21,7 @@ from verifier.service import (
     discovery,
     events,
     incidents,
+    model_rollouts,
     nodes,
     problem,
     revisions,
@@ -123,7 +124,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, policy_resources,
-        reference_resources,
+        reference_resources, model_rollouts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

@@ -190,14 +190,19 @@ class InputLoader:
         beside: dict[str, tuple[ModelReference, ...]] = {}
         superseded: dict[str, tuple[ModelReference, ...]] = {}
         for model in models:
-            own = bundle.references.get(model)
+            own, other = bundle.references.get(model), in_force.beside.get(model)
+            earlier: list[str] = []
             if own is not None and own.digest not in in_force.retired:
                 found[model] = own
+                # The policy's own value is the only one: the new one of a roll-out is a warning, as the old one is.
+                earlier = [] if other is None or other.digest == own.digest else [other.digest]
             elif own is None and model in in_force.active:
                 found[model] = await self.load_reference(tx, in_force.active[model])
-                if model in in_force.beside:
-                    beside[model] = (await self.load_reference(tx, in_force.beside[model]),)
-            if model in found and (earlier := in_force.in_grace(model, found[model].digest, now_ms)):
+                if other is not None:
+                    beside[model] = (await self.load_reference(tx, other),)
+            if model in found:
+                earlier += in_force.in_grace(model, found[model].digest, now_ms)
+            if earlier:
                 superseded[model] = tuple([await self._load_by_digest(tx, digest) for digest in earlier])
         inputs = VerifierInputs(found, superseded, in_force.blocks, beside)
         return AppraisalInputs(rollout, bundle, inputs)
@@ -240,10 +245,8 @@ class InputLoader:
             rollout: The rollout, if this transaction has read it already.
         """
         rollout = rollout or await self.load_rollout(tx)
-        policy = rollout.policy_for(node.id)
-        asked = await self._load_digests(tx, rollout, policy)
+        asked = await self._load_digests(tx, rollout, rollout.policy_for(node.id))
         in_force = await self._load_in_force(tx, rollout.generation)
-        bundle = await self.load_bundle(tx, policy)
         choices: dict[str, set[str]] = {}
         for model in node.models:
             if model not in asked:
@@ -251,7 +254,7 @@ class InputLoader:
             others = set(
                 await self._of_other_files(tx, asked[model], in_force.in_grace(model, asked[model], now_ms))
             )
-            if model in in_force.beside and model not in bundle.references:
+            if model in in_force.beside:
                 others.add(in_force.beside[model].digest)
             if others:
                 choices[model] = others

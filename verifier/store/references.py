@@ -21,6 +21,8 @@ from verifier.store.policies import ChangeAuthor
 
 LIVE: Final = ("active", "candidate")
 """The states of values that are in force, or may come into force."""
+USABLE: Final = (*LIVE, "superseded")
+"""The states of values that nodes may be challenged on: one that was replaced may come back by a roll-out."""
 _MIN_PREFIX: Final = 6
 _COLUMNS: Final = "digest, model, added_ms, state, source, signer, not_before, not_after, grace_until_ms"
 

@@ -7,7 +7,7 @@ node gets: what the node is worth, its answers show.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,8 +18,10 @@ from attester.kinds import model_submod
 from verifier.errors import RequestError
 from verifier.store import events, revocations, sessions
 from verifier.store.database import Row, Tx
+from verifier.trust import Tier, tier_of
 
 _HOUR_MS: Final = 3600 * 1000
+_PAGE: Final = 500
 _MAX_CHANGES: Final = 12
 """How often within an hour a node is called soon because it has another revision: each call costs challenges."""
 
@@ -32,6 +34,12 @@ class _Claims(Struct, frozen=True):
     """The part of a submodule's appraisal that says what it was compared with."""
 
     compared: _Compared | None = msgspec.field(default=None, name="ear_verifier_claims")
+    vector: dict[str, int] = msgspec.field(default_factory=dict, name="ear_trustworthiness_vector")
+
+    @property
+    def reference(self) -> str | None:
+        """The digest of the reference value."""
+        return None if self.compared is None else self.compared.reference
 
 
 class _Result(Struct, frozen=True):
@@ -53,12 +61,8 @@ class ShownRevision:
 
 def compared_with(claims: str) -> dict[str, str]:
     """Give the digest of the reference value that a result names, by submodule."""
-    found = {name: each.compared for name, each in _RESULT.decode(claims).submods.items()}
-    return {
-        name: each.reference
-        for name, each in found.items()
-        if each is not None and each.reference is not None
-    }
+    found = {name: each.reference for name, each in _RESULT.decode(claims).submods.items()}
+    return {name: reference for name, reference in found.items() if reference is not None}
 
 
 async def of_node(tx: Tx, node_id: str, models: Collection[str]) -> dict[str, str]:
@@ -132,7 +136,7 @@ async def take_shown(
         row = known.get(model)
         if row is not None and row["digest"] == revision.digest:
             continue
-        if row is not None and row["at_ms"] >= issued_ms:
+        if row is not None and row["at_ms"] > issued_ms:
             is_replaced = True
             continue
         has_changed = revision.asked not in (None, revision.digest)
@@ -184,10 +188,59 @@ async def _announce(tx: Tx, node_id: str, model: str, digest: str, now_ms: int) 
     await events.append(tx, now_ms, events.MOVED, {"node": node_id, "model": model, "digest": digest})
 
 
-async def said_by(tx: Tx, node_ids: Sequence[str]) -> dict[str, dict[str, Row]]:
-    """Give what is known of nodes, by node and model."""
-    found: dict[str, dict[str, Row]] = {}
-    for node_id in node_ids:
-        for row in await tx.all("SELECT * FROM node_revisions WHERE node_id = ?", node_id):
-            found.setdefault(node_id, {})[row["model"]] = row
+@dataclass(frozen=True, kw_only=True)
+class FleetNode:
+    """Where a node is in a roll-out of a model."""
+
+    id: str
+    has_result: bool
+    """Whether it ever had a result that says something of the model."""
+    attested: str | None
+    """The revision that its newest result was compared with; `None` if its files are not those of it."""
+    said: str | None
+    """The revision that it has said since; `None` if it has said none."""
+    held: str | None
+    """The revision that it has, as far as is known."""
+
+
+_FLEET: Final = (
+    "SELECT n.id, n.models, a.claims, a.issued_ms, r.digest, r.said, r.at_ms FROM nodes n"
+    " LEFT JOIN appraisals a ON a.seq = (SELECT max(b.seq) FROM appraisals b WHERE b.node_id = n.id AND b.public = 1)"
+    " LEFT JOIN node_revisions r ON r.node_id = n.id AND r.model = ?"
+    " WHERE n.state <> 'retired' AND n.id > ? ORDER BY n.id LIMIT ?"
+)
+
+
+async def fleet(tx: Tx, model: str) -> list[FleetNode]:
+    """Give every node that is enrolled with a model and not retired."""
+    found: list[FleetNode] = []
+    after = ""
+    while rows := await tx.all(_FLEET, model, after, _PAGE):
+        after = rows[-1]["id"]
+        found += (
+            _fleet_node(row, model)
+            for row in rows
+            if model in msgspec.json.decode(row["models"], type=tuple[str, ...])
+        )
     return found
+
+
+def _fleet_node(row: Row, model: str) -> FleetNode:
+    appraised = (
+        None if row["claims"] is None else _RESULT.decode(row["claims"]).submods.get(model_submod(model))
+    )
+    compared = None if appraised is None else appraised.reference
+    value = None if appraised is None else appraised.vector.get("file-system")
+    attested = compared if value is not None and tier_of(value) in (Tier.AFFIRMING, Tier.WARNING) else None
+    said = (
+        row["digest"]
+        if row["said"] and (row["issued_ms"] is None or row["at_ms"] > row["issued_ms"])
+        else None
+    )
+    return FleetNode(
+        id=row["id"],
+        has_result=compared is not None,
+        attested=attested,
+        said=said,
+        held=row["digest"] or compared,
+    )
