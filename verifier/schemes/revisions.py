@@ -99,10 +99,10 @@ def exchanged(
     if reference is None:
         return None
     digests = {each.digest for each in known if each.files != reference.files}
-    for challenge in (issued.walk, issued.read):
-        if challenge is not None and is_of_another(challenge, reference) and challenge.reference in digests:
-            return challenge.reference
-    return None
+    digests.discard(reference.digest)
+    # Also if there was no challenge of it left: that excuses nobody who has another one.
+    asked = [issued.reference, *(c.reference for c in (issued.walk, issued.read) if c is not None)]
+    return next((digest for digest in asked if digest in digests), None)
 
 
 def changed(asked: str, reference: ModelReference) -> Finding:

@@ -23,7 +23,6 @@ from verifier.schemes.context import (
     Channel,
     Context,
     IssuedChallenges,
-    IssuedWalk,
     ModelReference,
     WalkRecord,
 )
@@ -125,25 +124,26 @@ def record_of(
 
 
 def unanswered_record(
-    issued: IssuedWalk | None, reference: ModelReference | None, context: Context
+    issued: IssuedChallenges, reference: ModelReference | None, context: Context
 ) -> WalkRecord | None:
     """
-    What later appraisals must know if the node has shown another revision than the one whose walk it was asked for.
+    What later appraisals must know if the node has shown another revision than the one whose walk was due.
 
-    It is a missed walk of what it has shown; `None` if the session asked for no walk.
+    It is a missed walk of what it has shown; `None` if no walk was due.
     """
-    if issued is None:
+    if issued.walk is None and not {"walk", "wide"} & set(issued.exhausted):
         return None
-    return WalkRecord(
+    missed = WalkRecord(
         channel=context.session.channel,
         verdict="missed",
         at_ms=context.now_ms,
-        passes=issued.passes,
         reference="" if reference is None else reference.digest,
-        rows=issued.rows,
-        wide=issued.wide,
         together=context.session.together > 1,
     )
+    walk = issued.walk
+    if walk is None:
+        return missed
+    return msgspec.structs.replace(missed, passes=walk.passes, rows=walk.rows, wide=walk.wide)
 
 
 def weighed(record: WalkRecord, history: Sequence[WalkRecord]) -> WalkRecord:

@@ -195,7 +195,7 @@ def _check_walks(evidence: _ModelEvidence, read: ReadFact) -> _CheckedWalk:
     record = walks.record_of(verdict, claim, evidence.issued, evidence.reference, context)
     if record is None and evidence.exchanged is not None and asked is not None:
         # Whoever shows another revision than it was asked for has answered nothing: it is as if it had been silent.
-        record = walks.unanswered_record(asked.walk, evidence.reference, context)
+        record = walks.unanswered_record(asked, evidence.reference, context)
     history = evidence.history
     exhausted = exhaustion.judge_walk(
         evidence.issued,

@@ -108,7 +108,9 @@ async def start(
     await _check_not_blocked(tx, row)
     if _check_tensors(old, row):
         await _check_pools(tx, inputs, config, old, row)
-    rollout = ModelRollout(new.model, old["digest"], row["digest"], now_ms, new.until_ms)
+    rollout = ModelRollout(
+        model=new.model, old=old["digest"], new=row["digest"], started_ms=now_ms, until_ms=new.until_ms
+    )
     await model_rollouts.begin(tx, rollout, author)
     return rollout
 

@@ -152,14 +152,7 @@ async def open_session(
     )
     await _insert(tx, session)
     entries, exhausted = await _take_challenges(tx, session.id, wants, references, now_ms)
-    lacking = {model: references[model] for model in exhausted if model in references}
-    if exhausted:
-        await tx.execute(
-            "UPDATE sessions SET exhausted = ?, revisions = ? WHERE id = ?",
-            msgspec.json.encode(exhausted).decode(),
-            msgspec.json.encode(lacking).decode(),
-            session.id,
-        )
+    lacking = await _note_exhausted(tx, session.id, exhausted, references)
     return replace(
         session, entries=entries, exhausted=exhausted, revisions=lacking, ended=ended[0] if ended else None
     )
@@ -223,6 +216,21 @@ async def _take_challenges(
         else:
             entries.append(entry)
     return tuple(entries), exhausted
+
+
+async def _note_exhausted(
+    tx: Tx, session_id: str, exhausted: Mapping[str, Sequence[str]], references: Mapping[str, str]
+) -> dict[str, str]:
+    """Note what the pool did not have; gives, by model, the reference value of which it had none."""
+    lacking = {model: references[model] for model in exhausted if model in references}
+    if exhausted:
+        await tx.execute(
+            "UPDATE sessions SET exhausted = ?, revisions = ? WHERE id = ?",
+            msgspec.json.encode(exhausted).decode(),
+            msgspec.json.encode(lacking).decode(),
+            session_id,
+        )
+    return lacking
 
 
 async def waiting_calls(tx: Tx, node_ids: Sequence[str], now_ms: int) -> frozenset[str]:
