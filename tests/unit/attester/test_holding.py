@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +81,7 @@ class World:
         """As an operator does it: the link leads elsewhere, at once."""
         new = self.root / "new"
         new.symlink_to(self.root / name)
-        os.replace(new, self.root / "current")
+        new.replace(self.root / "current")
 
     async def look(self, seconds: float = 100.0) -> bool:
         self.time[0] += seconds
@@ -119,9 +118,13 @@ def folder(root: Path, name: str) -> Path:
     return made
 
 
-async def revision(files: ModelFiles, root: Path, name: str, state: str, *, practice: bool = True) -> Revision:
+async def revision(
+    files: ModelFiles, root: Path, name: str, state: str, *, practice: bool = True
+) -> Revision:
     listed = await files.manifest_of(await files.list_files(MODEL, root / name))
-    wanted = {f.name: {"size": f.size, "sha256": f.sha256.hex()} for f in listed.files if f.sha256 is not None}
+    wanted = {
+        f.name: {"size": f.size, "sha256": f.sha256.hex()} for f in listed.files if f.sha256 is not None
+    }
     drill = {
         "seed": "0" * 64, "windows": 1, "read": "", "rows": 1, "passes": 1, "walk": [answer_of(name).hex()]
     }  # fmt: skip
@@ -149,7 +152,9 @@ async def make(root: Path, *, before: str | None = None, adapter: str = "loopbac
     (root / "current").symlink_to(root / at)
     given = config(root, adapter)
     files = ModelFiles(given, places=Places(given.folders))
-    takes = tuple([await revision(files, root, n, s) for n, s in (("one", "in-force"), ("two", "rolling-out"))])
+    takes = tuple(
+        [await revision(files, root, n, s) for n, s in (("one", "in-force"), ("two", "rolling-out"))]
+    )
     # The files are made by the test's own clock: by that of the node they are old.
     engine, verifier, saved, time = Engine(), Verifier(takes), [], [4e9]
     holding = Holding(
@@ -204,7 +209,9 @@ async def test_nothing_is_said_twice(node: World) -> None:
     assert node.claimed == ["one"]
 
 
-async def test_a_link_that_is_switched_first_changes_nothing_until_the_engine_has_the_new_one(node: World) -> None:
+async def test_a_link_that_is_switched_first_changes_nothing_until_the_engine_has_the_new_one(
+    node: World,
+) -> None:
     """The usual order: switch the link, then start the engine again.  The engine serves the old one meanwhile."""
     node.switch("two")
     assert await node.look() is False
