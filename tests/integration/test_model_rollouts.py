@@ -231,7 +231,7 @@ async def test_it_is_not_finished_while_nodes_are_on_the_old_revision(verifier, 
     status, body = await step(verifier, "finish")
     assert (
         status,
-        f"1 nodes are on {(await in_force(verifier))[:12]} still: {node.id}" in body["detail"],
+        f"1 of 1 nodes are on {(await in_force(verifier))[:12]} still: {node.id}" in body["detail"],
     ) == (409, True)
     assert len(await listed(verifier)) == 1
     status, body = await step(verifier, "finish", anyway=True, grace_s=600)

@@ -184,7 +184,10 @@ async def _check_pools(tx: Tx, inputs: InputLoader, config: VerifierConfig, old:
         stock = Stock(row["digest"], await pool.free_of(tx, row["digest"]), wanted)
         if lacking := stock.lacking(config.pool.low_hours):
             counts = ", ".join(f"{count} {kind}s" for kind, count in lacking.items())
-            options = " ".join(f"--{kind}s {count}" for kind, count in lacking.items())
+            # Twice as much: while it is minted, some are used.
+            options = " ".join(
+                f"--{kind}s {count}" for kind, count in stock.lacking(2 * config.pool.low_hours).items()
+            )
             problems.append(
                 f"{row['digest'][:12]} lacks {counts}: touchstone challenges mint --model {row['model']} "
                 f"--reference {row['digest'][:12]} --dir FOLDER {options}"
@@ -223,12 +226,13 @@ async def finish(
     row = await references.by_digest(tx, rollout.new)
     assert row is not None
     _check_period(row, now_ms)
-    left = [node.id for node in await revisions.fleet(tx, model) if node.held == rollout.old]
+    nodes = await revisions.fleet(tx, model)
+    left = [node.id for node in nodes if node.held == rollout.old]
     if left and not anyway:
         named = ", ".join(left[:_MAX_NAMED_NODES]) + (", …" if len(left) > _MAX_NAMED_NODES else "")
         raise RequestError(
-            f"{len(left)} nodes are on {rollout.old[:12]} still: {named}. Wait for them, or finish --anyway: they are "
-            f"a warning then for {grace_ms // 1000} s, and a mismatch afterwards",
+            f"{len(left)} of {len(nodes)} nodes are on {rollout.old[:12]} still: {named}. Wait for them, or finish "
+            f"--anyway: they are a warning then for {grace_ms // 1000} s, and a mismatch afterwards",
             code=STATE,
         )
     await model_rollouts.end(tx, rollout)
