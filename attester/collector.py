@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -20,6 +21,7 @@ from attester.holding import Claims, Holding
 from attester.kinds import write_submod
 from attester.model_files import ModelFiles
 from attester.places import Places
+from attester.revisions import Recognised, Revision, recognise
 from attester.weights.cache import DigestCache
 from attester.weights.possession import ModelChallenge
 from attester.weights.quantisation import conclude
@@ -82,6 +84,18 @@ class Collector:
         ready = await self._engine.prepare()
         listed = [model for model in self._models if await self._files.try_manifest(model) is not None]
         _log.info("ready for calls", walks_with=ready, models=listed)
+
+    async def recognise(
+        self, model: str, revisions: Sequence[Revision], folder: Path | None = None
+    ) -> Recognised:
+        """
+        Which of *revisions* a model's folder is; *folder* instead of the configured one.
+
+        Raises:
+            WeightsError: it cannot be listed or read.
+        """
+        listed = await self._files.list_files(model, folder or self._files.places.configured[model])
+        return recognise(await self._files.manifest_of(listed), revisions)
 
     def watch(self, node: str, verifier: Claims, **more: Any) -> Holding:
         """What watches the folders that this evidence is made from; *more* as for `Holding`."""

@@ -14,20 +14,12 @@ from attester.config import BY_FILE, AttesterConfig, Home, ModelSection
 from attester.errors import AttesterError, ConfigError
 from attester.front.check import check_outside
 from attester.front.outside import Outside
+from attester.revisions import Practice, Recognised, describe, shorten
 from attester.weights.folder import open_folder
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
 from attester.weights.tensors import TensorFiles
 
 Check = tuple[bool | None, str, str]
-
-
-class _Practice(msgspec.Struct, frozen=True, kw_only=True):
-    seed: str
-    windows: int
-    read: str
-    rows: int
-    passes: int
-    walk: tuple[str, ...]
 
 
 _MAX_CLOCK_OFFSET_S = 10
@@ -60,9 +52,11 @@ async def run_checks(
     ]
     for model, section in config.models.items():
         found.append(await _run_check(f"folder of {model}", _check_folder(section)))
+        recognised, said = await _check_revision(home, model, client, collector)
+        found += said
         found.append(
             await _run_check(
-                f"practice challenge of {model}", _check_practice(home, model, client, collector)
+                f"practice challenge of {model}", _check_practice(home, model, client, collector, recognised)
             )
         )
         earns = BY_FILE_EARNS if by_file else LOADED_EARNS
@@ -131,14 +125,45 @@ async def _check_folder(section: ModelSection) -> str:
     return f"{len(opened.files)} files, {len(tensors)} tensors, {opened.total:,} bytes"
 
 
-async def _check_practice(home: Home, model: str, client: VerifierClient, collector: Collector) -> str:
+async def _check_revision(
+    home: Home, model: str, client: VerifierClient, collector: Collector
+) -> tuple[Recognised | None, list[Check]]:
+    """Which revision the configured folder is, and what a running attester will claim."""
+    what = f"revision of {model}"
+    if not home.is_enrolled:
+        return None, []
+    try:
+        revisions = await client.revisions(model)
+        if revisions is None:
+            # An earlier verifier, or one without a reference value: the practice challenge says so.
+            return None, []
+        recognised = await collector.recognise(model, revisions)
+    except AttesterError as error:
+        return None, [(False, what, str(error))]
+    said = f"the folder is {describe(recognised)}"
+    claimed, new = home.revisions().get(model), recognised.revision
+    if new is None:
+        return recognised, [(False, what, said)]
+    if claimed is not None and claimed != new.digest:
+        said += (
+            f". The node has claimed {shorten(claimed)}, and claims this one as soon as the engine walks it"
+        )
+    return recognised, [(True, what, said)]
+
+
+async def _check_practice(
+    home: Home, model: str, client: VerifierClient, collector: Collector, recognised: Recognised | None
+) -> str:
     if not home.is_enrolled:
         raise ConfigError(
             "this cannot be checked yet: the verifier gives reference values to enrolled nodes alone. "
             "Enrol the node, and check again"
         )
-    document = await client.reference(model)
-    practice = msgspec.convert(document.get("practice"), _Practice)
+    known = None if recognised is None else recognised.revision or recognised.nearest
+    practice = None if known is None else known.practice
+    if practice is None:
+        document = await client.reference(model)
+        practice = msgspec.convert(document.get("practice"), Practice)
     challenge = ModelChallenge(
         model,
         msgspec.convert({"seed": practice.seed, "windows": practice.windows}, ReadChallenge),
