@@ -66,10 +66,13 @@ class WorkloadPool:
         """See `Pool`."""
         placing = self._placings[node]
         statistics = placing.statistics
-        if statistics is None:
-            return CandidateFacts(_UNSEEN, 0, placing.code, placing.jti, placing.revision)
-        load = statistics.load.in_flight
-        return CandidateFacts(statistics.rating, load, placing.code, placing.jti, placing.revision)
+        return CandidateFacts(
+            rating=_UNSEEN if statistics is None else statistics.rating,
+            in_flight=0 if statistics is None else statistics.load.in_flight,
+            closed=placing.code,
+            jti=placing.jti,
+            revision=placing.revision,
+        )
 
     def has_full_share(self, operator: str) -> bool:
         """See `Pool`."""
@@ -221,6 +224,15 @@ class WorkloadPool:
             for placing in islice(self._placings.values(), _MOST_ASKED)
             if placing.code in SHORTFALLS
         )
+
+    def count_revisions(self) -> dict[str, tuple[int, int]]:
+        """
+        By revision of the model, how many nodes have a live result of it, and how many of them may work.
+
+        Those that the workload asks for are listed also if no node has them.
+        """
+        found = dict.fromkeys(self.workload.digests, (0, 0))
+        return found | {revision: (has, may) for revision, (has, may) in self.revisions.items()}
 
     def excluded(self, version: int | None = None) -> dict[str, GateVerdict]:
         """Every node that is kept out, now or as of *version*, as far as that is remembered."""
