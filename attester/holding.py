@@ -39,6 +39,7 @@ _SPARE: Final = 10
 """An engine is asked again after so many times what its walk took: nine tenths of its time are for its work."""
 
 _CONNECT_S: Final = 2.0
+_ASK_AGAIN_S: Final = 300.0
 
 Between = Callable[[], AbstractAsyncContextManager[None]]
 Ready = tuple[Folder, Revision]
@@ -101,10 +102,13 @@ class _Model:
     asked_again_at: float = 0.0
     """When the engine is asked next what it has."""
 
+    verifier_asked_again_at: float = 0.0
+    """When the verifier is asked next, if it took nothing of this folder."""
+
     @property
     def is_new(self) -> bool:
-        """Whether nothing was ever claimed."""
-        return self.before is None and self.claimed is None
+        """Whether nothing was ever claimed, nor shown."""
+        return self.before is None and self.folder is None
 
 
 class Holding:
@@ -233,7 +237,8 @@ class Holding:
         except WeightsError as error:
             self._wait(model, state, f"its files cannot be listed: {error}")
             return None
-        if folder == state.folder:
+        may_wait = state.claimed is not None or self._monotonic() < state.verifier_asked_again_at
+        if folder == state.folder and may_wait:
             state.seen, state.waits = None, ""
             return None
         if folder != state.seen:
@@ -246,6 +251,7 @@ class Holding:
             revisions = await self._ask(model)
             if revisions is None:
                 # An earlier verifier: it sees what there is, as it always did.
+                state.verifier_asked_again_at = self._monotonic() + _ASK_AGAIN_S
                 self._files.places.pin(model, folder.root)
                 state.folder, state.claimed, state.waits = folder, None, ""
                 return None
@@ -286,7 +292,8 @@ class Holding:
             if state.is_new:
                 # Nothing is known of this node: the verifier says what it thinks of it.
                 _log.warning("a model's folder is no revision", model=model, folder=describe(recognised))
-                state.folder, state.waits = folder, ""
+                state.folder, state.recognised, state.waits = folder, None, ""
+                state.verifier_asked_again_at = self._monotonic() + _ASK_AGAIN_S
             else:
                 # The verifier may take it later.
                 state.recognised = None

@@ -14,6 +14,7 @@ from attester.agent import Agent
 from attester.errors import VerifierError
 from attester.holding import NotReadyError
 from tests.unit.attester.test_agent import ENROLMENT, KEY, NOW, Client, Collector, session
+from tests.unit.router.doubles import until
 
 
 @pytest.fixture(autouse=True)
@@ -71,12 +72,6 @@ class Held:
         if why := self.refuse.get("engine"):
             self.is_blocked = True
             raise NotReadyError(why)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

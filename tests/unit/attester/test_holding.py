@@ -422,3 +422,40 @@ async def test_a_folder_that_is_gone_is_looked_for_again(node: World) -> None:
     node.switch("one")
     await node.look()
     assert node.claimed == ["one"]
+
+
+async def test_a_verifier_that_is_brought_up_to_date_is_told_soon(tmp_path: Path) -> None:
+    """No restart of the attester, and no change of the folder."""
+    node = await make(tmp_path)
+    takes, node.verifier.takes = node.verifier.takes, None
+    await node.look()
+    node.verifier.takes = takes
+    await node.look(299)
+    assert node.claimed == []
+    await node.look(2)
+    assert node.claimed == ["one"]
+
+
+async def test_a_new_nodes_files_that_become_valid_are_claimed(tmp_path: Path) -> None:
+    """It was there before its reference value."""
+    node = await make(tmp_path)
+    takes, node.verifier.takes = node.verifier.takes, ()
+    await node.look()
+    assert (node.claimed, node.holding.is_blocked) == ([], False)
+    node.verifier.takes = takes
+    await node.look(301)
+    assert node.claimed == ["one"]
+
+
+async def test_an_unclaimed_folder_that_changes_is_no_new_node(tmp_path: Path) -> None:
+    """Its engine is waited for, as for any change."""
+    node = await make(tmp_path)
+    takes, node.verifier.takes = node.verifier.takes, None
+    await node.look()
+    node.verifier.takes = takes
+    node.switch("two")
+    await node.look()
+    assert node.claimed == []
+    assert node.shown() == "one"
+    node.engine.loaded = "two"
+    assert await node.look() is True
