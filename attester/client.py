@@ -27,6 +27,8 @@ from attester.cose import PrivateKey
 from attester.errors import VerifierError, join_sentences
 from attester.evidence import MAX_FILES, MEDIA_TYPE, ReadAnswer, WalkAnswer
 from attester.proof import Request
+from attester.revisions import Revision
+from attester.revisions import parse as parse_revisions
 from attester.router_list import KnownRouter
 from attester.sse import read_events
 from attester.weights.possession import ModelChallenge
@@ -38,6 +40,7 @@ _CALLS_TIMEOUT_S = 30.0
 """The verifier sends something on the call channel at least this often."""
 _MAX_SENTENCE_CHARS = 300
 _TEMPORARY: Final = frozenset({429, 502, 503, 504})
+_NOT_FOUND: Final = 404
 _MIN_RETRY_WAIT_S: Final = 0.5
 _MAX_RETRY_WAIT_S: Final = 8.0
 
@@ -123,6 +126,26 @@ class VerifierClient:
     async def reference(self, model: str) -> Mapping[str, Any]:
         """A model's reference value, with the practice challenge; for enrolled nodes with this model."""
         return await self._json("GET", f"/api/v1/reference-values/{model}")
+
+    async def revisions(self, model: str) -> tuple[Revision, ...] | None:
+        """
+        The revisions of a model that the verifier takes now; `None` if it does not tell, as earlier verifiers do not.
+
+        Raises:
+            VerifierError: the verifier refuses, cannot be reached, or its answer is malformed.
+        """
+        try:
+            _, data = await self._ask("GET", f"/api/v1/revisions/{model}")
+        except VerifierError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+        return parse_revisions(data, model)
+
+    async def say_revisions(self, node: str, held: Mapping[str, str]) -> None:
+        """Say which revisions the node has: by model, the digest.  Raises `VerifierError`."""
+        body = msgspec.json.encode({"revisions": dict(held)})
+        await self._ask("PUT", f"/api/v1/nodes/{node}/revisions", body)
 
     async def enrol(self, token: str, models: Sequence[str]) -> Mapping[str, Any]:
         """Enrol this key."""
@@ -283,7 +306,7 @@ class VerifierClient:
                 data = await _read(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unreachable(self._url, error) from None
-        if response.status not in (200, 201):
+        if response.status not in (200, 201, 204):
             raise _refusal(response.status, data, response.headers.get("Retry-After", ""))
         return response, data
 

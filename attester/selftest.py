@@ -15,6 +15,7 @@ from attester.config import BY_FILE, AttesterConfig, Home, ModelSection
 from attester.errors import AttesterError, ConfigError, NoTensorsError
 from attester.front.check import check_outside
 from attester.front.outside import Outside
+from attester.revisions import Practice, Recognised, RevisionFile, describe, shorten
 from attester.weights.complete import check_complete
 from attester.weights.folder import open_folder
 from attester.weights.hashing import hash_file
@@ -25,19 +26,10 @@ from attester.weights.tensors import TensorFiles
 Check = tuple[bool | None, str, str]
 
 
-class _File(msgspec.Struct, frozen=True):
+class _File(RevisionFile, frozen=True, kw_only=True):
+    """A file as a document has it."""
+
     name: str
-    sha256: str | None = None
-    blake3: str | None = None
-
-
-class _Practice(msgspec.Struct, frozen=True, kw_only=True):
-    seed: str
-    windows: int
-    read: str
-    rows: int
-    passes: int
-    walk: tuple[str, ...]
 
 
 _MAX_CLOCK_OFFSET_S = 10
@@ -70,9 +62,12 @@ async def run_checks(
     ]
     for model, section in config.models.items():
         found.append(await _run_check(f"folder of {model}", _check_folder(section)))
+        recognised, said = await _check_revision(home, model, client, collector)
+        found += said
         found.append(
             await _run_check(
-                f"practice challenge of {model}", _check_practice(home, model, section, client, collector)
+                f"practice challenge of {model}",
+                _check_practice(home, model, section, client, collector, recognised),
             )
         )
         earns = BY_FILE_EARNS if by_file else LOADED_EARNS
@@ -145,7 +140,7 @@ async def _check_folder(section: ModelSection) -> str:
     return f"{len(opened.files)} files, {tensors}, {opened.total:,} bytes"
 
 
-def _differing_others(files: Mapping[str, _File], section: ModelSection) -> set[str]:
+def _differing_others(files: Mapping[str, RevisionFile], section: ModelSection) -> set[str]:
     """The files that change no answers (`attester.weights.roles`) and are missing, or not as published."""
     roles = Roles(files)
     own = {
@@ -165,18 +160,60 @@ def _differing_others(files: Mapping[str, _File], section: ModelSection) -> set[
     return found
 
 
+async def _check_revision(
+    home: Home, model: str, client: VerifierClient, collector: Collector
+) -> tuple[Recognised | None, list[Check]]:
+    """Which revision the configured folder is, and what a running attester will claim."""
+    what = f"revision of {model}"
+    if not home.is_enrolled:
+        return None, []
+    try:
+        revisions = await client.revisions(model)
+        if revisions is None:
+            # An earlier verifier, or one without a reference value: the practice challenge says so.
+            return None, []
+        recognised = await collector.recognise(model, revisions)
+    except AttesterError as error:
+        return None, [(False, what, str(error))]
+    said = f"the folder is {describe(recognised)}"
+    claimed, new = home.revisions().get(model), recognised.revision
+    if new is None:
+        return recognised, [(False, what, said)]
+    if claimed is not None and claimed != new.digest:
+        said += (
+            f". The node has claimed {shorten(claimed)}, and claims this one as soon as the engine walks it"
+        )
+    return recognised, [(True, what, said)]
+
+
+async def _find_practice(
+    model: str, client: VerifierClient, recognised: Recognised | None
+) -> tuple[Practice | None, Mapping[str, RevisionFile]]:
+    """The practice challenge of the revision that the folder is, or is nearest to; and its files."""
+    known = None if recognised is None else recognised.revision or recognised.nearest
+    if known is not None and known.practice is not None:
+        return known.practice, known.files
+    document = await client.reference(model)
+    files = msgspec.convert(document.get("files", ()), tuple[_File, ...])
+    return msgspec.convert(document.get("practice"), Practice | None), {file.name: file for file in files}
+
+
 async def _check_practice(
-    home: Home, model: str, section: ModelSection, client: VerifierClient, collector: Collector
+    home: Home,
+    model: str,
+    section: ModelSection,
+    client: VerifierClient,
+    collector: Collector,
+    recognised: Recognised | None,
 ) -> str:
     if not home.is_enrolled:
         raise ConfigError(
             "this cannot be checked yet: the verifier gives reference values to enrolled nodes alone. "
             "Enrol the node, and check again"
         )
-    document = await client.reference(model)
-    if document.get("practice") is None:
+    practice, files = await _find_practice(model, client, recognised)
+    if practice is None:
         return "there is none for this model: its reference value has no tensors"
-    practice = msgspec.convert(document.get("practice"), _Practice)
     challenge = ModelChallenge(
         model,
         msgspec.convert({"seed": practice.seed, "windows": practice.windows}, ReadChallenge),
@@ -184,7 +221,6 @@ async def _check_practice(
             {"seed": practice.seed, "rows": practice.rows, "passes": practice.passes}, WalkChallenge
         ),
     )
-    files = {file.name: file for file in msgspec.convert(document.get("files", ()), tuple[_File, ...])}
     others = await asyncio.to_thread(_differing_others, files, section)
     # The practice read is over all files; without those that change no answers there is no right answer to it.
     names = tuple(name for name in files if name not in others)

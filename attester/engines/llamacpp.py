@@ -21,6 +21,7 @@ from attester.engines.http import EngineHttp
 from attester.engines.naming import ask
 from attester.errors import EngineError, WeightsError
 from attester.evidence import WalkAnswer
+from attester.places import Places
 from attester.version import installed_version
 from attester.weights.folder import open_folder
 from attester.weights.possession import WalkChallenge
@@ -88,13 +89,18 @@ class LlamaCppEngine:
 
     def _holds(self, served: Path) -> bool:
         """Whether a file is one of a model's: below its path, or linked to or listed there, as caches do."""
-        for folder in self._folders.values():
+        for folder in self._all_folders():
             if served.is_relative_to(folder.resolve()):
                 return True
             with suppress(WeightsError):
                 if any(Path(file.path).resolve() == served for file in open_folder(folder).files):
                     return True
         return False
+
+    def _all_folders(self) -> list[Path]:
+        if isinstance(self._folders, Places):
+            return [folder for model in self._folders for folder in self._folders.all_of(model)]
+        return list(self._folders.values())
 
     async def prepare(self) -> str:
         """As `Engine.prepare`."""

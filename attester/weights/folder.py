@@ -89,7 +89,8 @@ def open_folder(root: Path, ignore: Collection[str] = (), *, everything: bool = 
         raise WeightsError(f"{error.filename or root} cannot be read: {error.strerror}") from None
     if not files:
         raise WeightsError(f"{root} has no files")
-    return Folder(place.root, tuple(files))
+    # Opened again by its root, it is the same.
+    return Folder(place.root / place.only[0] if place.only else place.root, tuple(files))
 
 
 def restrict(folder: Folder, names: Collection[str]) -> Folder:
