@@ -46,6 +46,12 @@ class SecondEngine(Protocol):
         ...
 
 
+def check(name: str, opa: Path | None) -> None:
+    """Check that what an engine needs is given.  Raises `PolicyError`."""
+    if name == OPA and opa is None:
+        raise PolicyError("the second engine is opa, but its executable is not given (--opa PATH)")
+
+
 @asynccontextmanager
 async def open_engine(name: str, bundle: Bundle, opa: Path | None = None) -> AsyncIterator[SecondEngine]:
     """
@@ -63,8 +69,8 @@ async def open_engine(name: str, bundle: Bundle, opa: Path | None = None) -> Asy
         async with opened(bundle, Limits(workers=1, timeout_s=TIMEOUT_S), task="second") as pool:
             yield pool
         return
-    if opa is None:
-        raise PolicyError("the second engine is opa, but its executable is not given (--opa PATH)")
+    check(name, opa)
+    assert opa is not None
     with tempfile.TemporaryDirectory(prefix="touchstone-opa-") as folder:
         _write(bundle, Path(folder))
         yield _Executable(opa, Path(folder))
