@@ -18,7 +18,7 @@ import structlog
 
 from attester.errors import WeightsError
 from attester.weights.cache import DigestCache
-from attester.weights.folder import Folder, open_folder
+from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.kernels import Kernel
 from attester.weights.tensors import TensorFiles
 from verifier.challenges.demand import KINDS, CallSettings, ModelDemand, demand_of
@@ -194,6 +194,7 @@ class Keeper:
             key=self._key,
             kernel=self._kernel,
             batch=batch,
+            gates=document.gates,
         )
         groups = self._groups.get(name, 0)
         await fill_pool(
@@ -208,9 +209,9 @@ class Keeper:
         failure: ReferenceValueError | WeightsError | None = None
         for path in self._kept.folders[document.model]:
             try:
-                folder = open_folder(path, document.ignore)
-                measured.check_folder(document, folder, self._cache)
-                return folder, TensorFiles(folder)
+                folder = open_folder(path, document.ignore, everything=True)
+                folder = measured.check_folder(document, folder, self._cache)
+                return folder, TensorFiles(restrict(folder, document.gates))
             except (ReferenceValueError, WeightsError) as error:
                 failure = failure or error
         assert failure is not None

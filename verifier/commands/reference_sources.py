@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester.cli import progress
 from attester.identity import load_key
-from attester.weights.folder import IGNORED_AT_TOP, open_folder
-from attester.weights.hashing import ALGORITHMS, check_algorithms
-from attester.weights.select import best_device
+from attester.weights.folder import IGNORED_AT_TOP, Folder, open_folder
+from attester.weights.hashing import ALGORITHMS, SHA256, check_algorithms
+from attester.weights.patterns import as_names, given, only
+from attester.weights.roles import WEIGHT_SUFFIXES, is_junk
+from attester.weights.tensors import variants
 from verifier.challenges.trusted_engine import chosen_engine
 from verifier.commands.common import (
     MAX_PEM,
@@ -40,6 +42,7 @@ from verifier.commands.references import reference
 from verifier.config import Home
 from verifier.errors import ReferenceValueError
 from verifier.references import corim, handwritten, measured, oms, profile, published
+from verifier.references.measured import Document
 from verifier.schemes.findings import to_printable
 from verifier.service.references import provenance_of
 from verifier.store import references as stored
@@ -74,6 +77,18 @@ keep_option = click.option(
     show_default=True,
     help="The digests of each file, separated by commas.",
 )
+@click.option(
+    "--exclude",
+    "excluded",
+    multiple=True,
+    help="A file, a folder or a pattern such as '*.fp16.*' that is not the model's; repeatable.",
+)
+@click.option(
+    "--file",
+    "only_files",
+    multiple=True,
+    help="Of several files of weights, the one that is the model's; repeatable for more of its own.",
+)
 @click.option("--no-cache", is_flag=True, help="Read every file again, even if it has not changed.")
 @device_option
 @engine_option
@@ -87,6 +102,8 @@ def measure(
     folder: Path,
     model: str,
     digest: str,
+    excluded: tuple[str, ...],
+    only_files: tuple[str, ...],
     no_cache: bool,
     device: str | None,
     engine_url: str | None,
@@ -96,8 +113,13 @@ def measure(
     home: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure a FOLDER of weights: files, tensors, and a practice challenge."""
-    opened = open_folder(folder)
+    """Measure a FOLDER of weights: files, tensors, and a practice challenge.
+
+    FOLDER may also be one file of weights, a repository in the cache of the Hugging Face Hub, or a manifest in
+    Ollama's store.  The reference value keeps --exclude and --file, and nodes are judged by them.
+    """
+    ignore = _selection(folder, given(excluded), only_files)
+    opened = open_folder(folder, ignore)
     algorithms = check_algorithms(digest.split(","))
     with (
         chosen_engine(engine_url, engine_secret, model, folder) as engine,
@@ -105,10 +127,37 @@ def measure(
         progress("measuring", measured.work_of(opened), quiet=as_json) as step,
     ):
         document = measured.measure_folder(
-            model, opened, step, algorithms=algorithms, cache=cache, device=device or best_device(),
+            model, opened, step, algorithms=algorithms, cache=cache, device=device, ignore=ignore,
             measure_engine=None if engine is None else engine.measure,
         )  # fmt: skip
+    if not as_json:
+        _show_choice(opened, document)
     publish(document, Provenance("measured"), home, as_json=as_json, activate=activate, dry_run=dry_run)
+
+
+def _selection(folder: Path, excluded: tuple[str, ...], only_files: tuple[str, ...]) -> tuple[str, ...]:
+    """The names and patterns of what is not the model's."""
+    if only_files:
+        present = {file.name for file in open_folder(folder, excluded).files}
+        if missing := [name for name in only_files if name not in present]:
+            raise ReferenceValueError(f"--file {missing[0][:120]} is not a file in {folder}")
+        return (*excluded, *only(only_files))
+    if folder.is_file() and folder.name.endswith(WEIGHT_SUFFIXES):
+        # Nodes may have it in a folder with others.
+        return (*excluded, *only((folder.name,)))
+    return excluded
+
+
+def _show_choice(opened: Folder, document: Document) -> None:
+    """Say what was not walked, and how it would be."""
+    left_out = variants([file for file in opened.files if file.name.endswith(".safetensors")])
+    for name, plain in left_out.items():
+        click.echo(
+            f"{name} is a variant of {plain} and is not walked. To have it walked instead: --file {name}"
+        )
+    if not document.tensors:
+        click.echo("The weights are pickles: the files are measured, and reads can be minted, but no walks.")
+        click.echo("To have the weights walked, save them as safetensors.")
 
 
 @reference.command("import-oms")
@@ -168,7 +217,11 @@ def import_oms(
     if folder is None:
         document = published.without_weights(model, statement)
     else:
-        opened = open_folder(folder, statement.ignore_paths)
+        signed = {resource.name for resource in statement.resources}
+        opened = open_folder(folder, as_names(statement.ignore_paths), everything=True)
+        # Junk that was signed is the model's.
+        files = tuple(file for file in opened.files if file.name in signed or not is_junk(file.name))
+        opened = Folder(opened.root, files)
         with progress("measuring", measured.work_of(opened), quiet=as_json) as step:
             document = published.with_weights(model, statement, opened, step)
     provenance = Provenance("oms", statement.publisher.signer)
@@ -205,7 +258,8 @@ def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: s
         raise ReferenceValueError("the key is not on P-256, P-384 or P-521")
     real = folder.resolve()
     inside = out.resolve().relative_to(real).as_posix() if out.resolve().is_relative_to(real) else None
-    opened = open_folder(folder, () if inside is None else (inside,))
+    # A verifier of another project leaves out only what the standard says: so junk is signed too.
+    opened = open_folder(folder, () if inside is None else (inside,), everything=True)
     ignored = [name for name in sorted(IGNORED_AT_TOP) if (real / name).exists()]
     with progress("hashing", opened.total) as step:
         files = measured.files_of(opened, (digest,), step)
@@ -214,6 +268,11 @@ def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: s
     ignored += [] if inside is None else [inside]
     write_file(out, oms.sign(model or real.name, listed, digest, key, ignored, links=links))
     click.echo(f"Signed {len(listed)} files by {digest}: {out}")
+    if digest != SHA256:
+        click.echo(
+            f"The command model_signing verify (1.1.1) computes SHA-256 whatever a bundle says, and so refuses {digest}, "
+            "its own bundles too. Its Python library verifies this one. Sign with --digest sha256 for everybody else."
+        )
 
 
 def _moment(text: str | None) -> datetime:

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from attester.cose import PublicKey
 from attester.errors import ClaimError
 from attester.kinds import Submod
+from attester.weights.roles import roles_of
 
 
 class Channel(StrEnum):
@@ -46,6 +47,9 @@ class IssuedRead(Struct, frozen=True, kw_only=True):
     batch: int
     reference: str | None = None
     """Digest of the reference value that the challenge was made from: the answer says nothing of another."""
+    gates: bytes | None = None
+    """The commitment to the answer over the files alone that change the model's answers; `None` in old pools.
+    `commitment` is over all of its files: attesters that are not told which files are read, read all."""
 
 
 class IssuedWalk(Struct, frozen=True, kw_only=True):
@@ -200,6 +204,15 @@ class ModelReference:
     """Seconds since 1970; `None` if its validity has no end."""
     as_loaded: bool = False
     """Whether walks go over what an engine has loaded as it is, instead of the published tensors."""
+    walked: frozenset[str] = frozenset()
+    """The files that hold the tensors."""
+    ignore: tuple[str, ...] = ()
+    """Names and patterns of files in a folder that are not the model's (`attester.weights.patterns`)."""
+
+    @property
+    def gates(self) -> frozenset[str]:
+        """The files that change the model's answers: those of the table, and those whose tensors are walked."""
+        return roles_of(frozenset(self.files)).gates | (self.walked & self.files.keys())
 
     def is_valid(self, now: int) -> bool:
         """Whether *now*, seconds since 1970, is within its validity."""

@@ -307,7 +307,7 @@ class CallScheduler:
             self.plan.needs_walk.add(node_id)
         elif walk:
             self.plan.needs_walk.discard(node_id)
-        self.channels.push(node_id, {"session": session.id, **to_wire(service, session)})
+        self.channels.push(node_id, {"session": session.id, **await to_wire(service, session)})
 
     async def _record_missed_call(self, node: Node) -> None:
         service = self._service
@@ -397,6 +397,7 @@ async def answer(request: web.Request) -> web.Response:
     answer: dict[str, Any] = {"elapsed_ms": elapsed_ms}
     if kept.awaits_walk:
         walks = [entry for entry in kept.entries if entry.kind != "read"]
-        answer["challenge"] = {"models": posing.to_wire(posing.pose(walks, {}, service.pool_key))}
+        asked = posing.pose(walks, {}, service.pool_key)
+        answer["challenge"] = posing.with_files(asked, await service.inputs.load_posed(service.db, asked))
         request.app[CALL_SCHEDULER].channels.note_told(session_id)
     return json_response(answer)

@@ -20,7 +20,7 @@ from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.reappraisal import VerifierInputs
 from verifier.recording import Recording, ReferenceName
-from verifier.schemes.context import Blocks, ModelReference, Node
+from verifier.schemes.context import Blocks, IssuedChallenges, ModelReference, Node
 from verifier.store import blocks, model_rollouts, policies, recordings, references, revisions
 from verifier.store.database import SQL, Database, Row, Tx
 
@@ -314,6 +314,18 @@ class InputLoader:
         rollout = await self.load_rollout(tx)
         name = (await self._load_in_force(tx, rollout.generation)).active.get(model)
         return None if name is None else await self.load_reference(tx, name)
+
+    async def load_posed(
+        self, db: Database, issued: Mapping[str, IssuedChallenges]
+    ) -> dict[str, ModelReference]:
+        """By digest, the reference values that challenges were minted from."""
+        asked = [each for pair in issued.values() for each in (pair.read, pair.walk) if each is not None]
+        digests = {each.reference for each in asked if each.reference is not None}
+        found = {digest: self._references.get(digest) for digest in digests}
+        if None in found.values():
+            async with db.read() as tx:
+                found = {digest: await self._load_by_digest(tx, digest) for digest in digests}
+        return {digest: reference for digest, reference in found.items() if reference is not None}
 
     async def _load_by_digest(self, tx: Tx, digest: str) -> ModelReference:
         cached = self._references.get(digest)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
 from verifier.errors import RequestError
+from verifier.references import measured
 from verifier.schemes.context import ModelReference, Node
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 from verifier.service.inputs import ValidRevision
 from verifier.service.state import Service, service_of
-from verifier.store import nodes, revisions
-from verifier.store.database import Tx
+from verifier.store import nodes, references, revisions
+from verifier.store.database import Row, Tx
 
 _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -59,19 +61,26 @@ async def list_revisions(request: web.Request) -> web.Response:
         is_hidden = node is not None and model not in node.models
         node_id = "" if node is None else node.id
         found = [] if is_hidden else await service.inputs.load_valid(tx, node_id, model, service.now_ms())
+        rows = [await references.by_digest(tx, each.reference.digest) for each in found]
     if not found:
         raise RequestError("there is no reference value of such a model", code="request.not-found")
-    return json_response({"model": model, "revisions": [_to_wire(each) for each in found]})
+    wire = [_to_wire(each, row) for each, row in zip(found, rows, strict=True)]
+    return json_response({"model": model, "revisions": wire})
 
 
-def _to_wire(revision: ValidRevision) -> dict[str, Any]:
+def _to_wire(revision: ValidRevision, row: Row | None) -> dict[str, Any]:
+    """A revision with its practice challenge, by which a node sees whether its engine has it; policies bring none."""
     reference = revision.reference
+    practice = None if row is None else measured.read_document(row["document"]).practice
     return {
         "digest": reference.digest,
         "state": revision.state,
         "until": None if revision.until_ms is None else revision.until_ms // 1000,
         "walk": "loaded" if reference.as_loaded else "tensors" if reference.tensor_bytes else "none",
         "files": files_to_wire(reference),
+        # Those that change no answers: a node may lack them, or have others.
+        "neutral": sorted(reference.files.keys() - reference.gates),
+        "practice": msgspec.to_builtins(practice),
     }
 
 

@@ -46,6 +46,10 @@ class Entry(Struct, frozen=True):
     commitments: bytes
     reference: str | None = None
     """The digest of the reference value that it was minted from; `None` while it is not taken."""
+    gates: bytes | None = None
+    """Of a read, the commitment to the answer over the gates alone (`attester.weights.roles`), if there is one."""
+    gate_table: int | None = None
+    """The version of the table of gates."""
 
 
 async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "{}") -> int:
@@ -147,13 +151,16 @@ async def add(tx: Tx, entries: Sequence[Entry]) -> None:
         )
     for e in entries:
         await tx.execute(
-            "INSERT INTO pool (model, kind, idx, batch, parameters, commitments) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO pool (model, kind, idx, batch, parameters, commitments, gates, gate_table)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             e.model,
             e.kind,
             e.index,
             e.batch,
             e.parameters,
             e.commitments,
+            e.gates,
+            e.gate_table,
         )
 
 
@@ -216,4 +223,6 @@ def _entry(row: Row) -> Entry:
         parameters=row["parameters"],
         commitments=row["commitments"],
         reference=row["reference"],
+        gates=row["gates"],
+        gate_table=row["gate_table"],
     )

@@ -60,3 +60,8 @@ CREATE TABLE second_opinion_differences (
     at_ms   INTEGER NOT NULL,
     PRIMARY KEY (engine, policy, digest)
 ) STRICT, WITHOUT ROWID;
+
+-- The answer to a read over the gates alone: the files that change a model's answers (attester/weights/roles.py).
+-- NULL in pools of before, whose reads are over all files of the reference value.
+ALTER TABLE pool ADD COLUMN gates BLOB;
+ALTER TABLE pool ADD COLUMN gate_table INTEGER;
