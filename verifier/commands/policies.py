@@ -146,7 +146,10 @@ def run_tests(
         raise BundleError("there are no tests. A bundle needs a rule named test_* in a file *_test.rego")
     answers = questions.ask(bundle)
     questions.show(answers)
-    differs = second is not None and second_opinion.show(second, second_opinion.ask(bundle, second, opa))
+    differs = False
+    if second is not None:
+        differs = second_opinion.ask_tests(bundle, report, second, opa)
+        differs |= second_opinion.show(second, second_opinion.ask(bundle, second, opa))
     if differs or answers.failure is not None or report.failed or report.coverage < min_coverage:
         raise SystemExit(1)
 
