@@ -181,7 +181,7 @@ def test_policy_test_asks_a_second_engine(monkeypatch) -> None:
     monkeypatch.setattr(samples, "of_words", lambda *_: iter(()))
     done = CliRunner().invoke(commands, ["test", str(default_policy()), "--second", "regopy"])
     assert done.exit_code == 0, done.output
-    assert "Ran 36 tests in regopy too: 0 differ." in done.output
+    assert "NOTE: regopy could not run the tests" in done.output
     assert "Asked regopy too, about 3 inputs: 0 differ." in done.output
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from verifier.errors import PolicyError
 from verifier.policy import admission, opinions, questions, samples, second_engines
 from verifier.policy.bundle import Bundle
 from verifier.policy.engine import Limits, opened
@@ -58,11 +59,14 @@ def ask_tests(bundle: Bundle, report: TestReport, engine: str, opa: Path | None)
     """
     Run the tests in the second engine too, and show those that come out differently; whether there is one.
 
-    Raises:
-        PolicyError: the second engine cannot be used, or an error ends the evaluation.
+    An engine that cannot run them differs in nothing: rego-cpp crashes on some tests.
     """
     here = {test.name: test.why is None for test in report.tests if _PATH.fullmatch(test.name)}
-    there = asyncio.run(second_engines.passing_tests(engine, bundle, here, opa))
+    try:
+        there = asyncio.run(second_engines.passing_tests(engine, bundle, here, opa))
+    except PolicyError as error:
+        click.echo(f"NOTE: {engine} could not run the tests: {to_printable(str(error), _MAX_TEXT)}")
+        return False
     differing = [name for name, passes in here.items() if passes != (name in there)]
     for name in differing:
         places = (f"here, and not in {engine}", f"in {engine}, and not here")
