@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import click
 
+from verifier.errors import PolicyError
 from verifier.policy import admission, opinions, questions, samples, second_engines
 from verifier.policy.bundle import Bundle
 from verifier.policy.engine import Limits, opened
 from verifier.policy.opinions import Comparison, Disagreement
+from verifier.policy.testing import TestReport
 from verifier.schemes.findings import to_printable
 
 _SECONDS: Final = 120.0
 """The second engine is asked for at most so long: it takes up to a hundred times as long as the first."""
 _MAX_TEXT: Final = 4000
+_PATH: Final = re.compile(r"data(\.[A-Za-z_][A-Za-z0-9_]*)+")
+"""Of a test that a rule of another module can name."""
 
 second_option = click.option(
     "--second",
@@ -48,6 +53,26 @@ def ask(bundle: Bundle, engine: str, opa: Path | None) -> Comparison:
             return await opinions.compare(first, second, inputs, _SECONDS)
 
     return asyncio.run(work())
+
+
+def ask_tests(bundle: Bundle, report: TestReport, engine: str, opa: Path | None) -> bool:
+    """
+    Run the tests in the second engine too, and show those that come out differently; whether there is one.
+
+    An engine that cannot run them differs in nothing: rego-cpp crashes on some tests.
+    """
+    here = {test.name: test.why is None for test in report.tests if _PATH.fullmatch(test.name)}
+    try:
+        there = asyncio.run(second_engines.passing_tests(engine, bundle, here, opa))
+    except PolicyError as error:
+        click.echo(f"NOTE: {engine} could not run the tests: {to_printable(str(error), _MAX_TEXT)}")
+        return False
+    differing = [name for name, passes in here.items() if passes != (name in there)]
+    for name in differing:
+        places = (f"here, and not in {engine}", f"in {engine}, and not here")
+        click.echo(f"DIFFERS  {to_printable(name)} passes {places[name in there]}")
+    click.echo(f"Ran {len(here)} tests in {engine} too: {len(differing)} differ.")
+    return bool(differing)
 
 
 def show(engine: str, found: Comparison) -> bool:
