@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -55,24 +56,38 @@ def ask(bundle: Bundle, engine: str, opa: Path | None) -> Comparison:
     return asyncio.run(work())
 
 
-def ask_tests(bundle: Bundle, report: TestReport, engine: str, opa: Path | None) -> bool:
-    """
-    Run the tests in the second engine too, and show those that come out differently; whether there is one.
+@dataclass(frozen=True)
+class TestsAgain:
+    """What a second engine says about a policy's tests."""
 
-    An engine that cannot run them differs in nothing: rego-cpp crashes on some tests.
-    """
+    ran: int = 0
+    differing: tuple[str, ...] = ()
+    """A sentence about each test that passes in one engine alone."""
+    note: str = ""
+    """Why it could not run them.  It then differs in nothing: rego-cpp crashes on some tests."""
+
+
+def ask_tests(bundle: Bundle, report: TestReport, engine: str, opa: Path | None) -> TestsAgain:
+    """Run the tests in the second engine too."""
     here = {test.name: test.why is None for test in report.tests if _PATH.fullmatch(test.name)}
     try:
         there = asyncio.run(second_engines.passing_tests(engine, bundle, here, opa))
     except PolicyError as error:
-        click.echo(f"NOTE: {engine} could not run the tests: {to_printable(str(error), _MAX_TEXT)}")
-        return False
+        return TestsAgain(note=str(error))
+    places = (f"here, and not in {engine}", f"in {engine}, and not here")
     differing = [name for name, passes in here.items() if passes != (name in there)]
-    for name in differing:
-        places = (f"here, and not in {engine}", f"in {engine}, and not here")
-        click.echo(f"DIFFERS  {to_printable(name)} passes {places[name in there]}")
-    click.echo(f"Ran {len(here)} tests in {engine} too: {len(differing)} differ.")
-    return bool(differing)
+    sentences = tuple(f"{name} passes {places[name in there]}" for name in differing)
+    return TestsAgain(len(here), sentences)
+
+
+def show_tests(engine: str, found: TestsAgain) -> None:
+    """Show the tests that come out differently."""
+    if found.note:
+        click.echo(f"NOTE: {engine} could not run the tests: {to_printable(found.note, _MAX_TEXT)}")
+        return
+    for sentence in found.differing:
+        click.echo(f"DIFFERS  {to_printable(sentence)}")
+    click.echo(f"Ran {found.ran} tests in {engine} too: {len(found.differing)} differ.")
 
 
 def show(engine: str, found: Comparison) -> bool:
