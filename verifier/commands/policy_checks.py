@@ -15,7 +15,7 @@ import msgspec
 
 from verifier.commands import questions, second_opinion
 from verifier.commands.common import errors, json_option, write_file
-from verifier.commands.second_opinion import TestsAgain, opa_option, second_option
+from verifier.commands.second_opinion import NO_TESTS, TestsAgain, opa_option, second_option
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission, second_engines, testing
 from verifier.policy import bundle as bundles
@@ -210,7 +210,7 @@ class _Tested:
     """To every sample; `None` if it was not asked, because only some tests were."""
     compared: Comparison | None = None
     """With a second engine, if one was asked."""
-    again: TestsAgain = TestsAgain()
+    again: TestsAgain = NO_TESTS
     """The tests in that engine."""
 
     def passes(self, min_coverage: float) -> bool:

@@ -67,6 +67,9 @@ class TestsAgain:
     """Why it could not run them.  It then differs in nothing: rego-cpp crashes on some tests."""
 
 
+NO_TESTS: Final = TestsAgain()
+
+
 def ask_tests(bundle: Bundle, report: TestReport, engine: str, opa: Path | None) -> TestsAgain:
     """Run the tests in the second engine too."""
     here = {test.name: test.why is None for test in report.tests if _PATH.fullmatch(test.name)}
