@@ -10,7 +10,7 @@ error is refused; a warning only informs its author.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -98,6 +98,11 @@ _BUILTINS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+def is_forbidden(name: str) -> bool:
+    """Whether no policy may call the built-in function *name*."""
+    return name in _BUILTINS or _prefix(name) in _BUILTINS
+
+
 def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding, ...]:
     """
     All findings, by file, line and column.
@@ -131,6 +136,11 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
     for unlike in dialect.check(rules):
         *place, is_error = astuple(unlike)
         found.add(LintFinding(Level.ERROR if is_error else Level.WARNING, *place))
+    return ordered(found)
+
+
+def ordered(found: Iterable[LintFinding]) -> tuple[LintFinding, ...]:
+    """Findings by file, line and column."""
     return tuple(sorted(found, key=lambda f: (f.file, f.line, f.column, f.rule, f.sentence)))
 
 
@@ -303,8 +313,8 @@ class _Module:
 
     def _check_builtin(self, refr: Any, span: Any) -> Iterator[LintFinding]:
         name = self._name(refr)
-        if entry := _BUILTINS.get(name) or _BUILTINS.get(_prefix(name)):
-            rule, sentence = entry
+        if is_forbidden(name):
+            rule, sentence = _BUILTINS.get(name) or _BUILTINS[_prefix(name)]
             if rule == "print" and self._is_test:
                 return
             level = Level.WARNING if rule == "print" else Level.ERROR

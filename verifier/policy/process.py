@@ -19,8 +19,10 @@ from typing import Any, Final, Self
 import msgspec
 
 from verifier.errors import NoOutcomeError, PolicyError
+from verifier.policy import contract
 from verifier.policy.bundle import Bundle
 from verifier.policy.worker import MAX_FRAME, OUTCOME
+from verifier.reasons import REASONS
 
 MEMORY_BYTES: Final = 1 << 29
 _READ_BYTES: Final = 1 << 18
@@ -61,13 +63,17 @@ def fail(evaluations: Sequence[Evaluation], why: str, kind: type[PolicyError] = 
 def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
     """The first message to a worker: its task, the bundle and the limit on memory."""
     with_tests = task not in ("evaluate", "second")
-    return {
+    setup = {
         "task": task,
         "modules": [*bundle.modules, *(bundle.tests if with_tests else ())],
         "tests": [name for name, _ in bundle.tests],
         "data": bundle.data,
         "memory_bytes": memory_bytes,
     }
+    if task == "inspect":
+        # The worker does not import all schemes for it.
+        setup["terms"] = {"input": contract.input_schema(), "reasons": sorted(REASONS)}
+    return setup
 
 
 async def run_task(

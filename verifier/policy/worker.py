@@ -132,14 +132,23 @@ def _inputs(source: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import lint, packages, rules, words
+    from verifier.policy import checker, lint, packages, rules, words
 
     del source
     for name, text in setup["modules"]:
         engine.add_policy(name, text)
     modules = json.loads(engine.get_ast_as_json())
-    tests = frozenset(setup["tests"])
-    found = lint.check(modules, tests=tests) + packages.check(modules, json.loads(setup["data"]), tests=tests)
+    tests, terms = frozenset(setup["tests"]), checker.Terms(**setup["terms"])
+    data = json.loads(setup["data"])
+    together = packages.check(modules, data, tests=tests)
+    # What both find is said once, by the check that says more of it.
+    said = {(f.file, f.line, f.column) for f in together}
+    checked = checker.check(modules, tests=tests, data=data, terms=terms)
+    found = lint.ordered([
+        *lint.check(modules, tests=tests),
+        *together,
+        *(f for f in checked if (f.file, f.line, f.column) not in said),
+    ])  # fmt: skip
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
     judging = [module for module in modules if module["source"]["file"] not in tests]
     found_words = words.of_rules(judging)
