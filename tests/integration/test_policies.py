@@ -21,7 +21,7 @@ from verifier.policy.archive import read_archive
 from verifier.policy.bundle import Bundle
 from verifier.references import measured
 from verifier.result_keys import unb64url
-from verifier.store import policies
+from verifier.store import blocks, policies
 from verifier.store.opening import open_database
 
 WHY = {"actor": "kim", "reason": "because"}
@@ -423,7 +423,7 @@ async def test_what_was_acknowledged_is_in_the_file(verifier) -> None:
     bundle = await strict(verifier)
     await publish(verifier, bundle)
     await step(verifier, "promote", bundle)
-    body = {**WHY, "kind": "device", "value": "GPU-1"}
+    body = {**WHY, "kind": "device", "value": "GPU-1", "anyway": True}
     _, blocked = await post(verifier, "/api/v1/policies/blocks", body)
     async with (
         open_database(verifier.service.config.store.url, verifier.home.database) as other,
@@ -432,13 +432,13 @@ async def test_what_was_acknowledged_is_in_the_file(verifier) -> None:
         now = await policies.rollout(tx)
         assert now is not None
         assert now.active == bundle.digest
-        assert [row["id"] for row in await policies.live_blocks(tx)] == [blocked["block"]]
+        assert [row["id"] for row in await blocks.live(tx)] == [blocked["block"]]
         assert (await policies.find(tx, bundle.digest))["signer"] == "home"
 
 
 async def test_a_block_again_is_the_same_block(verifier) -> None:
     """One call lifts it, and a second finds nothing to lift."""
-    body = {**WHY, "kind": "digest", "value": "SHA256:" + "AB" * 32}
+    body = {**WHY, "kind": "digest", "value": "SHA256:" + "AB" * 32, "anyway": True}
     first = await post(verifier, "/api/v1/policies/blocks", body)
     second = await post(verifier, "/api/v1/policies/blocks", {**body, "value": "ab" * 32})
     assert first[1] == second[1]

@@ -37,7 +37,7 @@ from verifier.policy.rollout import bucket
 from verifier.references import measured
 from verifier.result_keys import unb64url
 from verifier.service.rejudge import REJUDGER
-from verifier.store import appraisals, incidents, policies, recordings, references
+from verifier.store import appraisals, blocks, incidents, recordings, references
 
 STORES = ("sqlite", "postgres")
 
@@ -76,7 +76,7 @@ async def caught_up(verifier) -> None:
 
 
 async def block(verifier, kind: str, value: str) -> str:
-    status, body = await post(verifier, BLOCKS, {**WHY, "kind": kind, "value": value})
+    status, body = await post(verifier, BLOCKS, {**WHY, "kind": kind, "value": value, "anyway": True})
     assert status == 201, body
     return str(body["block"])
 
@@ -447,7 +447,7 @@ async def test_what_changes_without_end_refuses_the_evidence(verifier, monkeypat
 
     async def always(policy: Bundle, given: bytes) -> Any:
         async with transaction(verifier.service.db) as tx:
-            await policies.block(tx, "device", secrets.token_hex(8), WHO, verifier.clock.ms)
+            await blocks.block(tx, "device", secrets.token_hex(8), WHO, verifier.clock.ms)
         return await evaluate(policy, given)
 
     monkeypatch.setattr(engine, "evaluate", always)

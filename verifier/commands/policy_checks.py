@@ -15,12 +15,13 @@ import msgspec
 
 from verifier.commands import questions, second_opinion
 from verifier.commands.common import errors, json_option, write_file
-from verifier.commands.second_opinion import opa_option, second_option
+from verifier.commands.second_opinion import NO_TESTS, TestsAgain, opa_option, second_option
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission, second_engines, testing
 from verifier.policy import bundle as bundles
 from verifier.policy.admission import Inspection
 from verifier.policy.bundle import Bundle
+from verifier.policy.lint import Level, LintFinding
 from verifier.policy.opinions import Comparison
 from verifier.policy.questions import Answers
 from verifier.policy.repository import bundles_in, laid_out, sources_in
@@ -92,9 +93,7 @@ def lint(paths: tuple[Path, ...], as_json: bool) -> None:
             entry |= {"asked": 0 if answers is None else answers.asked}
             passed = not inspection.errors and failure is None
             if not as_json:
-                _show_findings(inspection)
-                for finding in failed:
-                    click.echo(f"error: {finding}")
+                _show_findings(inspection, (*inspection.findings, *failed))
                 if answers is not None:
                     questions.show(answers)
         wire.append(entry)
@@ -115,11 +114,11 @@ def _rule_count(inspection: Inspection) -> int:
     return sum(len(found) for found in inspection.rules.values())
 
 
-def _show_findings(inspection: Inspection) -> None:
-    for finding in inspection.findings:
+def _show_findings(inspection: Inspection, findings: Sequence[LintFinding]) -> None:
+    for finding in findings:
         click.echo(f"{finding.level}: {finding}")
-    warnings = len(inspection.findings) - len(inspection.errors)
-    click.echo(f"{_rule_count(inspection)} rules, {len(inspection.errors)} errors, {warnings} warnings")
+    errors = sum(finding.level is Level.ERROR for finding in findings)
+    click.echo(f"{_rule_count(inspection)} rules, {errors} errors, {len(findings) - errors} warnings")
 
 
 def _pattern(context: click.Context, option: click.Parameter, value: str) -> str:
@@ -170,8 +169,11 @@ def run_tests(
         report = asyncio.run(testing.run(bundle, pattern))
         if not report.tests or pattern:
             return _Tested(report)
-        compared = None if second is None else second_opinion.ask(bundle, second, opa)
-        return _Tested(report, questions.ask(bundle), compared)
+        answers = questions.ask(bundle)
+        if second is None:
+            return _Tested(report, answers)
+        again = second_opinion.ask_tests(bundle, report, second, opa)
+        return _Tested(report, answers, second_opinion.ask(bundle, second, opa), again)
 
     results: list[tuple[Path, bool]] = []
     reports: list[tuple[Bundle, TestReport]] = []
@@ -208,12 +210,14 @@ class _Tested:
     """To every sample; `None` if it was not asked, because only some tests were."""
     compared: Comparison | None = None
     """With a second engine, if one was asked."""
+    again: TestsAgain = NO_TESTS
+    """The tests in that engine."""
 
     def passes(self, min_coverage: float) -> bool:
         """Whether everything is as it should be."""
         report = self.report
         fails = report.failed or (self.answers is not None and self.answers.failure is not None)
-        differs = self.compared is not None and self.compared.differing > 0
+        differs = self.again.differing or (self.compared is not None and self.compared.differing > 0)
         return bool(report.tests) and not fails and not differs and report.coverage >= min_coverage
 
     def show(self, second: str | None, min_coverage: float) -> None:
@@ -223,6 +227,7 @@ class _Tested:
         if self.answers is not None:
             questions.show(self.answers)
         if self.compared is not None and second is not None:
+            second_opinion.show_tests(second, self.again)
             second_opinion.show(second, self.compared)
 
     def to_wire(self) -> dict[str, Any]:
@@ -236,6 +241,7 @@ class _Tested:
             wire |= {"asked": self.answers.asked, "failure": None if failure is None else str(failure)}
         if self.compared is not None:
             wire |= {"compared": self.compared.asked, "differing": self.compared.differing}
+            wire |= {"tests_compared": self.again.ran, "tests_differing": self.again.differing}
         return wire
 
 

@@ -1,4 +1,4 @@
-"""`touchstone policy …`: publish policies, try them, roll them out and back, and block in an emergency."""
+"""`touchstone policy …`: publish policies, try them, roll them out and back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from verifier import reappraisal
 from verifier import trial as trials
 from verifier.changes import SubmodVerdict
 from verifier.commands import (
+    blocking,
     opinions,  # noqa: F401  # its command is one of this group
     questions,
 )
@@ -30,6 +31,7 @@ from verifier.commands.common import (
     person_options,
     read_file,
     reason_option,
+    reason_unless,
     table,
     with_database,
 )
@@ -202,7 +204,7 @@ def trial(
 @click.argument("name", required=False)
 @click.option("--end", is_flag=True, help="End the shadow.")
 @click.option("--report", is_flag=True, help="Show the differences counted so far.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
+@reason_unless("--report")
 @person_options
 @home_option
 @json_option
@@ -244,9 +246,10 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
         click.echo(f"    from  {verdict_text(before)}")
         click.echo(f"    to    {verdict_text(after)}")
     click.echo(
-        f"{found['differing']} of {found['appraised']} appraisals would differ. "
-        f"The policy failed on {found['failed']}, and {found['skipped']} were skipped."
+        f"{found['differing']} of {found['appraised']} appraisals would differ, and {found['skipped']} were skipped."
     )
+    if found["failed"]:
+        click.echo(f"FAIL  The policy gave no valid outcome for {found['failed']} of them.")
 
 
 @policy.command()
@@ -288,51 +291,6 @@ def promote(name: str, anyway: bool, reason: str, who: Person, home: Path) -> No
 def rollback(to: str | None, reason: str, who: Person, home: Path) -> None:
     """End the canary, or if there is none go back to the policy that was active before."""
     _show_rollout(home, _take_step(home, "rollback", to, who.author(home, reason, APPROVE)))
-
-
-@policy.command()
-@click.option(
-    "--digest", default=None, help="SHA-256 or BLAKE3 of a file, or the digest of a reference value."
-)
-@click.option("--engine-version", default=None, help="ENGINE@VERSION.")
-@click.option("--device", default=None, help="A device's UUID, as its driver gives it.")
-@click.option("--lift", is_flag=True, help="Lift the block.")
-@click.option("--list", "listing", is_flag=True, help="Show what is blocked.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
-@person_options
-@home_option
-@errors
-def block(
-    digest: str | None, engine_version: str | None, device: str | None, lift: bool, listing: bool,
-    reason: str | None, who: Person, home: Path,
-) -> None:  # fmt: skip
-    """Block weights, an engine's version or a device at once, whatever the policies say."""
-    if listing:
-        rows = in_transaction(home, stored.live_blocks)
-        table("", ("kind", "value", "since"), [(r["kind"], r["value"], _when(r["added_ms"])) for r in rows])
-        return
-    named = {"digest": digest, "engine-version": engine_version, "device": device}
-    chosen = [(kind, value) for kind, value in named.items() if value is not None]
-    if len(chosen) != 1 or reason is None:
-        raise click.UsageError(
-            "give one of --digest, --engine-version and --device together with --reason, or give --list"
-        )
-    ((kind, value),) = chosen
-    author = who.author(home, reason, APPROVE)
-
-    async def work(tx: Tx) -> None:
-        if not lift:
-            await stored.block(tx, kind, value, author, now_ms())
-            return
-        form = stored.check_block(kind, value)
-        for row in await stored.live_blocks(tx):
-            if (row["kind"], row["value"]) == (kind, form):
-                await stored.unblock(tx, row["id"], author, now_ms())
-                return
-        raise PolicyError(f"{kind} {value} is not blocked")
-
-    in_transaction(home, work)
-    click.echo(f"{'Lifted the block of' if lift else 'Blocked'} {kind} {to_printable(value)} for all nodes.")
 
 
 @policy.command()
@@ -431,3 +389,6 @@ def _permille(text: str) -> int:
     if not 1 <= permille <= 1000:
         raise click.UsageError(f"--share {text} is not between 0.1% and 100% in steps of 0.1%")
     return permille
+
+
+policy.add_command(blocking.block)

@@ -63,11 +63,23 @@ def status(home: Path, as_json: bool) -> None:
     found = with_database(home, work)
     service = asyncio.run(_ask(config.service.url, _trust(config, home)))
     clock = {"database_ahead_s": found.pop("database_ahead_s"), "service_ahead_s": service.pop("ahead_s")}
-    document = {"service": {"url": config.service.url, **service}, **found, "clock": clock}
+    document = {
+        "service": {"url": config.service.url, **service},
+        **found,
+        "clock": clock,
+        "anchors": _anchors(Home(home)),
+    }
     if as_json:
         click.echo(msgspec.json.encode(document).decode())
     else:
         _show(document)
+
+
+def _anchors(home: Home) -> dict[str, Any]:
+    """How many trust anchors of reference values there are, and which files cannot be used, and why."""
+    files = home.anchor_files()
+    unusable = [{"file": str(file.path), "why": why} for file in files for why in file.refused]
+    return {"trusted": sum(len(file.anchors) for file in files), "unusable": unusable}
 
 
 async def _read(tx: Tx, home: Path, config: VerifierConfig, at_ms: int) -> dict[str, Any]:
@@ -171,6 +183,8 @@ def _show(document: Mapping[str, Any]) -> None:
         + ("" if ahead is None else f", service {ahead:+d} s")
         + " against this machine"
     )
+    for anchor in document["anchors"]["unusable"]:
+        click.echo(f"anchor    NOT trusted: {anchor['file']}: {anchor['why']}")
     rows = [
         (p["model"], p["kind"], p["free"], p["in_force"], "–" if p["hours"] is None else f"{p['hours']:.1f}")
         for p in document["pools"]

@@ -6,6 +6,7 @@ import click
 
 from verifier.changes import SubmodVerdict
 from verifier.commands import questions
+from verifier.schemes.findings import to_printable
 from verifier.trial import TrialReport
 
 
@@ -18,6 +19,8 @@ def show_report(report: TrialReport) -> None:
         click.echo(f"{counted.node}  {change.submod}  {change.direction}{times}")
         click.echo(f"    from  {verdict_text(change.before)}")
         click.echo(f"    to    {verdict_text(change.after)}")
+    if report.samples.failure is None:
+        questions.show(report.samples)
     click.echo(
         f"Tried {wire['appraisals']} appraisals of {wire['nodes']} nodes: {wire['unchanged']} would not change."
     )
@@ -27,10 +30,12 @@ def show_report(report: TrialReport) -> None:
     )
     if report.examined:
         click.echo(f"{report.examined} were examined again, because thresholds or reference values differ.")
-    questions.show(report.samples)
+    if report.samples.failure is not None:
+        questions.show_failure(report.samples.failure)
     if report.failures:
         click.echo(
             f"FAIL  The policy gave no valid outcome for {report.failures} of them: their results would be none, −1."
+            f" The first time: {to_printable(report.first_failure or '', 500)}."
             + (" The remaining recordings were not tried." if report.gave_up else "")
         )
 

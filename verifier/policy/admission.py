@@ -26,6 +26,7 @@ from verifier.policy.words import Words
 
 _INSPECT_TIMEOUT_S: Final = 10.0
 _MAX_SHOWN: Final = 20
+_QUOTED: Final = re.compile(r"'([^']+)'\Z")
 _PLACE: Final = re.compile(r"(\S+\.rego):(\d+):(\d+): ")
 
 
@@ -94,13 +95,25 @@ async def question(bundle: Bundle, inspection: Inspection, limits: Limits | None
 
 
 def finding_of(bundle: Bundle, failure: Failure) -> LintFinding:
-    """A failure as a finding of lint, at the place that the engine named, or else at the first module."""
-    place = _PLACE.match(failure.why)
-    file, line, column = (bundle.modules[0][0], "1", "1") if place is None else place.groups()
-    sentence = failure.why if place is None else failure.why[place.end() :]
+    """A failure as a finding of lint: where the engine says, where the word is that is wrong, or at the first module."""
+    place, sentence = _PLACE.match(failure.why), failure.why
+    if place is not None:
+        file, line, column = place[1], int(place[2]), int(place[3])
+        sentence = failure.why[place.end() :]
+    else:
+        file, line, column = _find_word(bundle, failure.why)
     return LintFinding(
-        level=Level.ERROR, rule="samples", file=file, line=int(line), column=int(column), sentence=sentence
+        level=Level.ERROR, rule="samples", file=file, line=line, column=column, sentence=sentence
     )
+
+
+def _find_word(bundle: Bundle, why: str) -> tuple[str, int, int]:
+    quoted = _QUOTED.search(why)
+    for file, source in bundle.modules:
+        start = -1 if quoted is None else source.find(f'"{quoted[1]}"')
+        if start >= 0:
+            return file, source.count("\n", 0, start) + 1, start - source.rfind("\n", 0, start)
+    return bundle.modules[0][0], 1, 1
 
 
 async def check(bundle: Bundle, limits: Limits | None = None) -> Admission:

@@ -22,9 +22,8 @@ class HeadFault:
     """A head that OPA refuses."""
 
     rule: str
-    file: str
-    line: int
-    column: int
+    place: tuple[str, int, int]
+    """File, line and column."""
     sentence: str
 
 
@@ -40,17 +39,17 @@ def faults(modules: Sequence[Any]) -> Iterator[HeadFault]:
             if kind not in _KINDS:
                 continue
             names, computed = full_path(head["refr"], source)
-            line, column = position_of(head["span"], source)
+            place = (file, *position_of(head["span"], source))
             if computed and any(body["is_else"] for body in rule["Spec"]["bodies"]):
-                yield HeadFault(
-                    "else-variable", file, line, column,
+                sentence = (
                     f"a rule with a variable in its head cannot have else. Give {'.'.join(names)}[…] the value of a "
-                    "function, and write else there",
-                )  # fmt: skip
+                    "function, and write else there"
+                )
+                yield HeadFault("else-variable", place, sentence)
             other = first.setdefault((*package, *names), kind)
             if other != kind:
-                yield HeadFault(
-                    "conflict", file, line, column,
+                sentence = (
                     f"{'.'.join(names)} is defined with {_KINDS[other]} and here with {_KINDS[kind]}, which OPA refuses. "
-                    "Collect the set under a name of its own, and refer to it",
-                )  # fmt: skip
+                    "Collect the set under a name of its own, and refer to it"
+                )
+                yield HeadFault("conflict", place, sentence)

@@ -115,7 +115,8 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
     found = set(_check_together(modules, tests))
     for module in modules:
         found |= set(_Module(module, is_test=module["source"]["file"] in tests).findings())
-    found |= {LintFinding(Level.ERROR, *astuple(fault)) for fault in heads.faults(modules)}
+    for fault in heads.faults(modules):
+        found.add(LintFinding(Level.ERROR, fault.rule, *fault.place, fault.sentence))
     for cycle in callgraph.cycles(modules):
         sentence = (
             f"{cycle} is recursion, and the engine would crash. Repeat over a collection instead "

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, TypeAlias
@@ -44,7 +43,6 @@ _GONE: Final = object()
 _RANK: Final = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE, Tier.AFFIRMING)
 
 _Document: TypeAlias = dict[str, Any]
-_Found: TypeAlias = PolicyOutcome | PolicyError
 _Facts: TypeAlias = Mapping[str, Mapping[str, Any]]
 """By kind, facts."""
 _Path: TypeAlias = tuple[str, ...]
@@ -123,59 +121,61 @@ async def find_failure(bundle: Bundle, words: Words, limits: Limits | None = Non
 
 async def _ask_all(pool: WorkerPool, inputs: Iterable[bytes], answers: Answers, ends: float) -> bool:
     """Ask all *inputs*; whether one failed."""
-    waiting = iter(inputs)
-    while batch := list(islice(waiting, _BATCH)):
+    waiting, batch = iter(inputs), list[bytes]()
+    while batch := batch or list(islice(waiting, _BATCH)):
         if time.monotonic() > ends:
             answers.is_complete = False
             return False
-        async with _asking(pool, batch) as pending:
-            for given, task in zip(batch, pending, strict=True):
-                found = await task
-                answers.asked += 1
-                if isinstance(found, PolicyError):
-                    break
-                _note_best(answers, given, found)
-            else:
-                continue
-        # A policy that does not start fails on everything, and no input is to blame.
-        await run_task("evaluate", pool.bundle, START_TIMEOUT_S)
-        answers.failure = await _shrink(pool, given, found, answers.best)
-        return True
+        batch = batch[await _ask_until_error(pool, batch, answers) :]
+        if not batch:
+            continue
+        # Alone, because the machine may have been busy, and because what comes after it may take as long.
+        given = batch.pop(0)
+        found = await _try(pool, given)
+        answers.asked += 1
+        if isinstance(found, PolicyError):
+            # A policy that does not start fails on everything, and no input is to blame.
+            await run_task("evaluate", pool.bundle, START_TIMEOUT_S)
+            answers.failure = await _shrink(pool, given, found, answers.best)
+            return True
+        _note_best(answers, given, found)
     return False
 
 
-@asynccontextmanager
-async def _asking(pool: WorkerPool, batch: Sequence[bytes]) -> AsyncIterator[list[asyncio.Task[_Found]]]:
-    """Ask all of *batch*; what nobody waits for any more is not asked: each may take as long as it is allowed to."""
-    tasks = [asyncio.create_task(_try(pool, given)) for given in batch]
+async def _ask_until_error(pool: WorkerPool, batch: Sequence[bytes], answers: Answers) -> int:
+    """Ask *batch* together, and return the number of inputs before the first error."""
+    tasks = [asyncio.create_task(_read(pool, given)) for given in batch]
     try:
-        yield tasks
+        for number, (given, task) in enumerate(zip(batch, tasks, strict=True)):
+            try:
+                _note_best(answers, given, await task)
+            except PolicyError:
+                return number
+            answers.asked += 1
+        return len(batch)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _try(pool: WorkerPool, given: bytes) -> _Found:
+async def _try(pool: WorkerPool, given: bytes) -> PolicyOutcome | PolicyError:
     """What comes of one input: an outcome, or why there is none."""
-    submods = msgspec.json.decode(given)["checked"]
-    for _ in range(_MORE_ASKS):
-        with suppress(NoOutcomeError):
-            return await _read(pool, given, submods)
-    return await _read(pool, given, submods, gives_up=True)
+    error: PolicyError | None = None
+    for _ in range(1 + _MORE_ASKS):
+        try:
+            return await _read(pool, given)
+        except NoOutcomeError as none:
+            error = none
+        except PolicyError as failed:
+            return failed
+    assert error is not None
+    return error
 
 
-async def _read(
-    pool: WorkerPool, given: bytes, submods: Collection[str], *, gives_up: bool = False
-) -> _Found:
-    try:
-        return read_outcome(decode(await pool.ask(given)), submods)
-    except NoOutcomeError as error:
-        if gives_up:
-            return error
-        raise
-    except PolicyError as error:
-        return error
+async def _read(pool: WorkerPool, given: bytes) -> PolicyOutcome:
+    """The outcome for one input, as an appraisal asks for it and reads it.  Raises `PolicyError`."""
+    return read_outcome(decode(await pool.ask(given)), msgspec.json.decode(given)["checked"])
 
 
 def _note_best(answers: Answers, given: bytes, outcome: PolicyOutcome) -> None:

@@ -140,14 +140,10 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
     modules = json.loads(engine.get_ast_as_json())
     tests, terms = frozenset(setup["tests"]), checker.Terms(**setup["terms"])
     data = json.loads(setup["data"])
-    together = packages.check(modules, data, tests=tests)
-    # What both find is said once, by the check that says more of it.
-    said = {(f.file, f.line, f.column) for f in together}
-    checked = checker.check(modules, tests=tests, data=data, terms=terms)
     found = lint.ordered([
         *lint.check(modules, tests=tests),
-        *together,
-        *(f for f in checked if (f.file, f.line, f.column) not in said),
+        *packages.check(modules, data, tests=tests),
+        *checker.check(modules, tests=tests, data=data, terms=terms),
     ])  # fmt: skip
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
     judging = [module for module in modules if module["source"]["file"] not in tests]

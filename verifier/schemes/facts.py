@@ -104,16 +104,17 @@ class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag
         ReadFact,
         Meta(
             description="The answer to `read`; differs: it is not the answer that the node gave to the call; "
-            "unasked: this session asked for none; superseded: it is wrong, but the node's files are those of a "
-            "replaced reference value, so it is not held against the node."
+            "unasked: this session asked for none, or for one of another revision of the model; superseded: an earlier "
+            "version gave it for a wrong answer by a node with the files of a replaced reference value."
         ),
     ]
     walk: Annotated[
         WalkFact,
         Meta(
             description="What the node's walks show now. The best is called: the engine answered a call at a "
-            "secret moment, in time and not long ago. Unanswered: the last call with a walk was not answered; missed: "
-            "nor were several before it, or too large a share of them. None: no walk was ever asked for."
+            "secret moment, in time and not long ago. Superseded: the same of a replaced reference value, within its "
+            "grace period. Unanswered: the last call with a walk was not answered; missed: nor were several before it, "
+            "or too large a share of them. None: no walk was ever asked for."
         ),
     ]
     read_exhausted: Annotated[

@@ -16,13 +16,17 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
+    blocks,
     calls,
     credentials,
     discovery,
     events,
+    incident_causes,
     incidents,
+    model_rollouts,
     nodes,
     problem,
+    revisions,
     routers,
     second_opinions,
     sessions,
@@ -43,6 +47,7 @@ from verifier.service.second_opinions import SECOND_OPINIONS, SecondOpinions
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
+from verifier.service.watched_anchors import WatchedAnchors
 from verifier.store import policies, references
 from verifier.store.database import Database, Tx, UnavailableError
 from verifier.store.marks import HighWater
@@ -75,13 +80,15 @@ async def open_service(
             fence = await read_fence(tx)
         key_ring = KeyRing(home, db)
         await key_ring.open()
+        anchors = WatchedAnchors(home)
+        anchors()
         shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,
             engine=engine,
             authors=home.authors(),
-            anchors=home.anchors(),
+            anchors=anchors,
             key_ring=key_ring,
             pool_key=home.pool_key(),
             admin_token=home.token("admin"),
@@ -129,8 +136,8 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
 def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
-        sessions, calls, nodes, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources,
+        sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
+        reference_resources, model_rollouts, blocks, incident_causes,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

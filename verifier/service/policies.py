@@ -1,4 +1,4 @@
-"""Policies: publication, trials, rollout in steps and rollback; and emergency blocks."""
+"""Policies: publication, trials, rollout in steps and rollback."""
 
 from __future__ import annotations
 
@@ -75,11 +75,6 @@ class _RollbackBody(AuthorBody, frozen=True):
     to: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
 
-class _BlockBody(AuthorBody, frozen=True):
-    kind: Annotated[str, Meta(max_length=32)]
-    value: Annotated[str, Meta(max_length=512)]
-
-
 class _TrialBody(AuthorBody, frozen=True):
     nodes: Annotated[tuple[_Name, ...], Meta(max_length=500)] = ()
     operator: _Name | None = None
@@ -99,9 +94,6 @@ def routes() -> list[Route]:
         access.get(f"{base}/rollout", show_rollout, access.POLICIES, "Show the rollout."),
         access.get(f"{base}/history", history, access.POLICY_WORK, "Show every change, with who and why."),
         access.post(f"{base}/rollback", rollback, access.APPROVE, "Roll back."),
-        access.get(f"{base}/blocks", list_blocks, access.POLICY_WORK, "List what is blocked."),
-        access.post(f"{base}/blocks", block, access.APPROVE, "Block something at once."),
-        access.post(f"{base}/blocks/{{id}}/lift", lift, access.APPROVE, "Lift a block."),
         access.delete(f"{base}/shadow", end_shadow, access.AUTHOR, "End the shadow."),
         access.get(one, show, access.POLICIES, "Show a policy."),
         access.get(f"{one}/bundle", archive, access.POLICIES, "Give a policy's bundle."),
@@ -321,37 +313,6 @@ async def _take_step(
 
     rollout, rows = await service.db.write(take)
     return json_response(rollout_to_wire(rollout, rows))
-
-
-async def list_blocks(request: web.Request) -> web.Response:
-    """What is blocked now."""
-    async with service_of(request).db.read() as tx:
-        rows = await policies.live_blocks(tx)
-    found = [
-        {**{name: row[name] for name in ("id", "kind", "value")}, "since": row["added_ms"] // 1000}
-        for row in rows
-    ]
-    return json_response({"blocks": found})
-
-
-async def block(request: web.Request) -> web.Response:
-    """Block a digest, a version of an engine, or a device: at once, and for all nodes."""
-    body = await _read_author(request, _BlockBody)
-    service = service_of(request)
-    block_id = await service.db.write(
-        lambda tx: policies.block(tx, body.kind, body.value, body.author(request), service.now_ms())
-    )
-    return json_response({"block": block_id}, status=201)
-
-
-async def lift(request: web.Request) -> web.Response:
-    """Lift a block, at once."""
-    body = await _read_author(request, AuthorBody)
-    service = service_of(request)
-    await service.db.write(
-        lambda tx: policies.unblock(tx, request.match_info["id"], body.author(request), service.now_ms())
-    )
-    return web.Response(status=204)
 
 
 def to_wire(row: Row, rollout: Rollout | None) -> dict[str, Any]:

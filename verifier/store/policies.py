@@ -1,9 +1,8 @@
-"""Published policies, the changes of the rollout, and emergency blocks."""
+"""Published policies, and the changes of the rollout."""
 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -17,7 +16,6 @@ from verifier.policy import rollout as steps
 from verifier.policy.archive import write_archive
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
-from verifier.schemes.context import Blocks
 from verifier.store import events
 from verifier.store.database import Row, Tx
 
@@ -338,82 +336,3 @@ async def _reset_shadow_counts(tx: Tx, policy: str) -> None:
 async def history(tx: Tx, before: int, limit: int) -> list[Row]:
     """Give the changes with numbers below *before*, the newest first."""
     return await tx.all("SELECT * FROM changes WHERE seq < ? ORDER BY seq DESC LIMIT ?", before, limit)
-
-
-async def blocks(tx: Tx) -> Blocks:
-    """Give what is blocked now."""
-    found: dict[str, set[str]] = {"digest": set(), "engine-version": set(), "device": set()}
-    for row in await tx.all("SELECT kind, value FROM blocks WHERE lifted_ms IS NULL"):
-        found[row["kind"]].add(row["value"])
-    return Blocks(*(frozenset(found[kind]) for kind in ("digest", "engine-version", "device")))
-
-
-async def live_blocks(tx: Tx) -> list[Row]:
-    """Give the blocks in force, with their ids."""
-    return await tx.all("SELECT id, kind, value, added_ms FROM blocks WHERE lifted_ms IS NULL ORDER BY id")
-
-
-async def block(tx: Tx, kind: str, value: str, author: ChangeAuthor, now_ms: int) -> str:
-    """
-    Block a digest, a version of an engine, or a device.
-
-    Returns:
-        The id of the block; the old one if the same thing is blocked already.
-
-    Raises:
-        RequestError: The value does not have the form of its kind.
-    """
-    value = check_block(kind, value)
-    known = await tx.one(
-        "SELECT id FROM blocks WHERE kind = ? AND value = ? AND lifted_ms IS NULL", kind, value
-    )
-    if known is not None:
-        return str(known["id"])
-    block_id = f"{now_ms:012x}{secrets.token_hex(4)}"
-    await tx.execute(
-        "INSERT INTO blocks (id, kind, value, added_ms) VALUES (?, ?, ?, ?)", block_id, kind, value, now_ms
-    )
-    await note(tx, "block", block_id, author, now_ms, {"kind": kind, "value": value}, decides=True)
-    return block_id
-
-
-async def unblock(tx: Tx, block_id: str, author: ChangeAuthor, now_ms: int) -> None:
-    """
-    Lift a block.
-
-    Raises:
-        RequestError: There is no such block, or it is lifted already.
-    """
-    row = await tx.one(
-        "UPDATE blocks SET lifted_ms = ? WHERE id = ? AND lifted_ms IS NULL RETURNING kind, value",
-        now_ms,
-        block_id,
-    )
-    if row is None:
-        raise RequestError(
-            f"there is no block {block_id[:40]!r} that can be lifted", code="request.not-found"
-        )
-    await note(tx, "unblock", block_id, author, now_ms, dict(row), decides=True)
-
-
-def check_block(kind: str, value: str) -> str:
-    """
-    Give the value of a block in its normal form.
-
-    Raises:
-        RequestError: The value does not have the form of its kind.
-    """
-    value = value.strip()
-    if kind == "digest":
-        value = value.lower().removeprefix("sha256:").removeprefix("blake3:")
-        if len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise RequestError("a digest must have 64 hexadecimal digits")
-    elif kind == "engine-version":
-        engine, at, version = value.partition("@")
-        if not (engine and at and version):
-            raise RequestError("the version of an engine must be written ENGINE@VERSION")
-    elif kind != "device":
-        raise RequestError(f"the kind of a block must be digest, engine-version or device, not {kind[:40]!r}")
-    if not value or len(value) > 256 or not value.isprintable():
-        raise RequestError("the value of a block must have 1 to 256 printable characters")
-    return value

@@ -9,7 +9,7 @@ from verifier.incident_rules import is_another_person
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.references.measured import Document
-from verifier.store import policies, references
+from verifier.store import model_rollouts, policies, references
 from verifier.store.database import Tx
 from verifier.store.policies import ChangeAuthor
 
@@ -40,7 +40,8 @@ async def take_step(
         anyway: Whether a policy may judge nodes though it failed in its newest trial, or as the shadow.
 
     Raises:
-        RequestError: There is no such policy, the rollout does not allow this step now, or the policy has failed.
+        RequestError: There is no such policy, the rollout does not allow this step now, the policy has failed,
+            or it brings a reference value of a model that is rolled out.
         ReferenceValueError: The policy brings a reference value that was retired.
         PolicyError: A policy cannot be loaded.
     """
@@ -67,6 +68,10 @@ async def take_step(
         return [d for policy in which if policy is not None for d in (await load(tx, policy)).documents]
 
     leaving, coming = await brought_by(earlier - later), await brought_by(later - earlier)
+    if action != "rollback":
+        # A rollback must not wait: under it, both revisions of a roll-out are a warning.
+        for document in coming:
+            await model_rollouts.check_none(tx, document.model)
     await _change_reference_values(tx, leaving, coming, now_ms, grace_ms)
     return after
 
