@@ -20,8 +20,9 @@ import yaml  # type: ignore[import-untyped]  # it has no types; only `_events` u
 from verifier.errors import PlainYAMLError
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)")
-_DECIMAL: Final = re.compile(r"-?(0|[1-9][0-9]{0,15})\.[0-9]{1,16}")
-"""The floats that YAML 1.1, YAML 1.2 and JSON read alike."""
+_DECIMAL: Final = re.compile(r"-?(0|[1-9][0-9]{0,15})\.[0-9]{0,15}[1-9]")
+"""The floats that YAML 1.1, YAML 1.2 and JSON read alike, and that are written as they are read."""
+_ZEROS: Final = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]*0")
 _AMBIGUOUS: Final = (
     (re.compile(r"yes|no|on|off|y|n", re.IGNORECASE), "some readers take it for a truth value. Quote it"),
     (re.compile(r"true|false", re.IGNORECASE), "write true or false in lower case, or quote it"),
@@ -185,6 +186,10 @@ def _scalar(event: _Event, *, decimals: bool = False) -> str | int | float | boo
         return int(text)
     if decimals and _DECIMAL.fullmatch(text):
         return float(text)
+    if decimals and _ZEROS.fullmatch(text):
+        _refuse(
+            event.place, f"{text[:40]!r}: as a number it loses its last zeros. Quote it if it is a version"
+        )
     for pattern, what in _AMBIGUOUS:
         if pattern.fullmatch(text):
             _refuse(event.place, f"{text[:40]!r}: {what}" if text else what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,37 @@ def shown(heading: str) -> list[str]:
     return [step.command for step in guide.steps(heading) if step.command]
 
 
+@pytest.fixture(scope="session")
+def practice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home that the page practises with; each test has a copy."""
+    folder = tmp_path_factory.mktemp("guide")
+    guide.practise(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(practice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to follow the page in."""
+    shutil.copytree(practice, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for name, value in guide.VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
 @pytest.mark.parametrize("heading", guide.BEFORE)
-def test_every_command_of_the_guide_prints_what_it_shows(heading: str, tmp_path: Path) -> None:
+def test_every_command_of_the_guide_prints_what_it_shows(heading: str, folder: Path) -> None:
     """From an empty folder to a policy that blocks one version, its tests, and taking it back again."""
-    guide.practise(tmp_path, heading)
+    for command in guide.BEFORE[heading]:
+        assert guide.run_here(command, folder)[0] == 0
     for step in guide.steps(heading):
-        code, printed = guide.do(step, tmp_path)
+        code, printed = guide.do(step, folder, guide.run_here)
+        if not step.command:
+            continue
         assert (step.command, guide.plain(printed)) == (step.command, guide.plain(step.text))
         assert (step.command, code) == (step.command, int((heading, step.command) in FAILS))
     if heading == "Ten commands":
-        _, active = guide.run("touchstone policy trial active --newest", tmp_path)
+        _, active = guide.run("touchstone policy trial active --newest", folder)
         assert active.splitlines()[-1].endswith("2 worse, 0 better, 0 otherwise.")
 
 
@@ -62,7 +84,7 @@ def test_every_command_of_the_page_is_run() -> None:
     }  # fmt: skip
 
 
-def test_the_template_for_git_names_commands_that_exist(tmp_path: Path) -> None:
+def test_the_template_for_git_names_commands_that_exist(folder: Path) -> None:
     """Each touchstone command of the workflow runs on two new policies that share a library."""
     workflow = yaml.safe_load((ROOT / "docs" / "policies-in-git" / "workflow.yml").read_text())
     lines = "\n".join(step.get("run", "") for step in workflow["jobs"]["policy"]["steps"])
@@ -76,6 +98,7 @@ def test_the_template_for_git_names_commands_that_exist(tmp_path: Path) -> None:
         "openssl genpkey -algorithm ed25519 -out author.pem && chmod 600 author.pem",
     ]
     for command in (*setup, *commands):
-        code, printed = guide.run(command.replace("$policy", "policies/eu").replace("$name", "eu"), tmp_path)
+        runner = guide.run if "$(" in command else guide.run_here
+        code, printed = runner(command.replace("$policy", "policies/eu"), folder)
         assert (command, code) == (command, 0), printed
-    assert {"report.xml", "eu.zip"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"report.xml", "eu.zip"} <= {path.name for path in folder.iterdir()}

@@ -45,7 +45,7 @@ for _command in (policy_checks.lint, policy_checks.run_tests, policy_checks.fmt)
     "--from",
     "base",
     default=None,
-    help="Copy a published policy, or `active`.  Default: the default policy.",
+    help="Copy a folder, a published policy, or `active`.  Default: the default policy.",
 )
 @home_option
 @errors
@@ -53,9 +53,7 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
     """Make a FOLDER with a new policy: a copy of another one with its tests."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists already and is not an empty folder")
-    original = (
-        bundles.load(default_policy()) if base is None else in_transaction(home, lambda tx: find(tx, base))
-    )
+    original = _original(base, home)
     label = name or re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-")
     manifest = {
         "name": label,
@@ -64,7 +62,7 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
         "description": "Says what is acceptable to us.",
     }
     files = {
-        **original.files,
+        **{name: data for name, data in original.files.items() if not name.startswith("ar4si/data.")},
         "ar4si/data.json": ar4si.to_json(),
         "bundle.json": msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n",
     }
@@ -78,9 +76,16 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
     click.echo(
         f"Made {folder} with {len(made.modules)} modules and their tests, a copy of {short(original.id)}. Next:"
     )
-    click.echo(f"  1. list what you approve in {folder}/data.json")
+    listed = next((name for name in ("data.json", "data.yaml", "data.yml") if name in files), "data.json")
+    click.echo(f"  1. list what you approve in {folder}/{listed}")
     click.echo(f"  2. say what it means in {folder}/*.rego")
     click.echo(f"  3. touchstone policy test {folder}")
+
+
+def _original(base: str | None, home: Path) -> Bundle:
+    if base is None or Path(base).is_dir():
+        return bundles.load(default_policy() if base is None else Path(base))
+    return in_transaction(home, lambda tx: find(tx, base))
 
 
 @policy.command()

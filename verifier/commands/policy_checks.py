@@ -15,16 +15,16 @@ import msgspec
 
 from verifier.commands import questions, second_opinion
 from verifier.commands.common import errors, json_option, write_file
-from verifier.commands.second_opinion import opa_option, second_option
+from verifier.commands.second_opinion import NO_TESTS, TestsAgain, opa_option, second_option
 from verifier.errors import BundleError, PolicyError
-from verifier.policy import admission, formatting, testing
+from verifier.policy import admission, second_engines, testing
 from verifier.policy import bundle as bundles
 from verifier.policy.admission import Inspection
 from verifier.policy.bundle import Bundle
 from verifier.policy.lint import Level, LintFinding
 from verifier.policy.opinions import Comparison
 from verifier.policy.questions import Answers
-from verifier.policy.repository import bundles_in, sources_in
+from verifier.policy.repository import bundles_in, laid_out, sources_in
 from verifier.policy.testing import Test, TestReport
 from verifier.schemes.findings import to_printable
 
@@ -77,7 +77,6 @@ def lint(paths: tuple[Path, ...], as_json: bool) -> None:
     Check the policies in PATHS, and show each fault with file, line and column.
 
     A path is the folder of a bundle, or one with several bundles below.  Exits with 1 if there is an error.
-    What has none is asked about every kind of input that the contract allows, as production asks it.
     """
     results: list[tuple[Path, bool]] = []
     wire: list[dict[str, Any]] = []
@@ -87,11 +86,14 @@ def lint(paths: tuple[Path, ...], as_json: bool) -> None:
         if isinstance(found, str) or bundle is None:
             entry |= {"error": found}
         else:
-            inspection, findings, answers = found
-            entry |= {"rules": _rule_count(inspection), "findings": findings, **_asked_to_wire(answers)}
-            passed = not any(finding.level is Level.ERROR for finding in findings)
+            inspection, answers = found
+            failure = None if answers is None else answers.failure
+            failed = () if failure is None else (admission.finding_of(bundle, failure),)
+            entry |= {"rules": _rule_count(inspection), "findings": (*inspection.findings, *failed)}
+            entry |= {"asked": 0 if answers is None else answers.asked}
+            passed = not inspection.errors and failure is None
             if not as_json:
-                _show_findings(inspection, findings)
+                _show_findings(inspection, (*inspection.findings, *failed))
                 if answers is not None:
                     questions.show(answers)
         wire.append(entry)
@@ -102,23 +104,10 @@ def lint(paths: tuple[Path, ...], as_json: bool) -> None:
     _summarise(results)
 
 
-def _inspect(bundle: Bundle) -> tuple[Inspection, list[LintFinding], Answers | None]:
-    """What was read of a policy, the findings on it, and what it answers to samples if nothing that was read is wrong."""
+def _inspect(bundle: Bundle) -> tuple[Inspection, Answers | None]:
+    """What lint finds, and what the policy answers to every sample if it may be asked."""
     inspection = asyncio.run(admission.inspect(bundle))
-    findings = list(inspection.findings)
-    if inspection.errors:
-        return inspection, findings, None
-    answers = questions.ask(bundle, inspection)
-    if answers.failure is not None:
-        findings.append(admission.finding_of(bundle, answers.failure))
-    return inspection, findings, answers
-
-
-def _asked_to_wire(answers: Answers | None) -> dict[str, Any]:
-    if answers is None:
-        return {}
-    failure = None if answers.failure is None else str(answers.failure)
-    return {"samples": {"asked": answers.asked, "complete": answers.is_complete, "failure": failure}}
+    return inspection, None if inspection.errors else questions.ask(bundle, inspection)
 
 
 def _rule_count(inspection: Inspection) -> int:
@@ -170,28 +159,37 @@ def run_tests(
     """
     Run the tests of the policies in PATHS.  Every rule named test_* must be true.
 
-    A path is the folder of a bundle, or one with several bundles below.  Exits with 1 if a test fails.
-    Without --run each policy is also asked about every kind of input that the contract allows, as production asks it.
+    A path is the folder of a bundle, or one with several bundles below.  Without --run, each policy is also asked
+    about every kind of input that the contract allows, as production asks it.  Exits with 1 if a test fails.
     """
+    if second is not None:
+        second_engines.check(second, opa)
+
+    def work(bundle: Bundle) -> _Tested:
+        report = asyncio.run(testing.run(bundle, pattern))
+        if not report.tests or pattern:
+            return _Tested(report)
+        answers = questions.ask(bundle)
+        if second is None:
+            return _Tested(report, answers)
+        again = second_opinion.ask_tests(bundle, report, second, opa)
+        return _Tested(report, answers, second_opinion.ask(bundle, second, opa), again)
+
     results: list[tuple[Path, bool]] = []
     reports: list[tuple[Bundle, TestReport]] = []
     wire: list[dict[str, Any]] = []
-    for folder, bundle, tested in _each(paths, lambda b: _Tested.of(b, pattern, second, opa), quiet=as_json):
+    for folder, bundle, found in _each(paths, work, quiet=as_json):
         entry: dict[str, Any] = {"folder": str(folder), "policy": bundle.id if bundle else None}
-        if isinstance(tested, str) or bundle is None:
-            entry |= {"error": tested}
-            passed = False
+        passed = False
+        if isinstance(found, str) or bundle is None:
+            entry |= {"error": found}
         else:
-            report = tested.report
-            reports.append((bundle, report))
-            entry |= {"tests": testing.to_wire(report), "coverage": testing.coverage_to_wire(report)}
-            entry |= tested.to_wire()
-            passed = _passes(report, min_coverage) and tested.agrees
+            reports.append((bundle, found.report))
+            entry |= found.to_wire()
+            passed = found.passes(min_coverage)
             if not as_json:
-                _show_report(report, verbose=verbose, with_coverage=with_coverage, pattern=pattern)
-                if report.tests and report.coverage < min_coverage:
-                    click.echo(f"At least {min_coverage:g} % are asked for.")
-                tested.show(second)
+                _show_report(found.report, verbose=verbose, with_coverage=with_coverage, pattern=pattern)
+                found.show(second, min_coverage)
         wire.append(entry)
         results.append((folder, passed))
     if junit is not None:
@@ -200,57 +198,51 @@ def run_tests(
     if as_json:
         click.echo(msgspec.json.encode({"bundles": wire}).decode())
         raise SystemExit(0 if all(passed for _, passed in results) else 1)
-    if len(results) == 1 and reports and not reports[0][1].tests:
-        raise BundleError(_no_tests(pattern))
     _summarise(results)
 
 
 @dataclass(frozen=True)
 class _Tested:
-    """What came of a policy's tests, of asking it, and of asking a second engine."""
+    """What came of testing a policy."""
 
     report: TestReport
-    answers: Answers | None
-    comparison: Comparison | None
+    answers: Answers | None = None
+    """To every sample; `None` if it was not asked, because only some tests were."""
+    compared: Comparison | None = None
+    """With a second engine, if one was asked."""
+    again: TestsAgain = NO_TESTS
+    """The tests in that engine."""
 
-    @classmethod
-    def of(cls, bundle: Bundle, pattern: str, second: str | None, opa: Path | None) -> _Tested:
-        """Do it.  Raises `PolicyError`."""
-        report = asyncio.run(testing.run(bundle, pattern))
-        # Who runs some of the tests wants their answer, and wants it soon.
-        answers = questions.ask(bundle) if report.tests and not pattern else None
-        comparison = None if second is None else second_opinion.ask(bundle, second, opa)
-        return cls(report, answers, comparison)
+    def passes(self, min_coverage: float) -> bool:
+        """Whether everything is as it should be."""
+        report = self.report
+        fails = report.failed or (self.answers is not None and self.answers.failure is not None)
+        differs = self.again.differing or (self.compared is not None and self.compared.differing > 0)
+        return bool(report.tests) and not fails and not differs and report.coverage >= min_coverage
 
-    @property
-    def agrees(self) -> bool:
-        """Whether the policy failed on no sample, and the second engine says the same."""
-        has_failed = self.answers is not None and self.answers.failure is not None
-        return not has_failed and (self.comparison is None or not self.comparison.differing)
-
-    def to_wire(self) -> dict[str, Any]:
-        """What was asked, as JSON."""
-        compared = self.comparison
-        second = {} if compared is None else {
-            "second": {
-                "asked": compared.asked,
-                "differing": compared.differing,
-                "unanswered": compared.unanswered,
-                "disagreements": [msgspec.to_builtins(each) for each in compared.disagreements],
-            }
-        }  # fmt: skip
-        return {**_asked_to_wire(self.answers), **second}
-
-    def show(self, second: str | None) -> None:
-        """Say what was asked, and what differs."""
+    def show(self, second: str | None, min_coverage: float) -> None:
+        """Show what is not about single tests."""
+        if self.report.tests and self.report.coverage < min_coverage:
+            click.echo(f"At least {min_coverage:g} % are asked for.")
         if self.answers is not None:
             questions.show(self.answers)
-        if second is not None and self.comparison is not None:
-            second_opinion.show(second, self.comparison)
+        if self.compared is not None and second is not None:
+            second_opinion.show_tests(second, self.again)
+            second_opinion.show(second, self.compared)
 
-
-def _passes(report: TestReport, min_coverage: float) -> bool:
-    return bool(report.tests) and not report.failed and report.coverage >= min_coverage
+    def to_wire(self) -> dict[str, Any]:
+        """In the form that `--json` prints."""
+        wire: dict[str, Any] = {
+            "tests": testing.to_wire(self.report),
+            "coverage": testing.coverage_to_wire(self.report),
+        }
+        if self.answers is not None:
+            failure = self.answers.failure
+            wire |= {"asked": self.answers.asked, "failure": None if failure is None else str(failure)}
+        if self.compared is not None:
+            wire |= {"compared": self.compared.asked, "differing": self.compared.differing}
+            wire |= {"tests_compared": self.again.ran, "tests_differing": self.again.differing}
+        return wire
 
 
 def _no_tests(pattern: str) -> str:
@@ -329,7 +321,7 @@ def fmt(paths: tuple[Path, ...], check: bool, as_diff: bool, write: bool) -> Non
         raise BundleError("there is no file *.rego")
     is_bad = False
     for batch in _batches(sources):
-        formatted, refused = asyncio.run(formatting.run(batch))
+        formatted, refused = asyncio.run(laid_out(batch))
         for file, before in batch.items():
             if file in refused:
                 click.echo(f"error: {to_printable(refused[file], 2000)}", err=True)

@@ -46,7 +46,11 @@ class _Part:
         """How many statements there are until each key has a value."""
         last = 0
         for name in frozenset().union(*self.names):
-            uses = [n for n, statement in enumerate(self.body, 1) if name in _names(statement)]
+            uses = [
+                n
+                for n, statement in enumerate(self.body, 1)
+                if name in _names(statement) and not _declares(statement)
+            ]
             last = max(last, uses[0] if uses else 0)
         return last
 
@@ -101,6 +105,8 @@ def run(
                 else:
                     value = engine.eval_rule_as_json(name)
                     found["why"] = None if value == "true" else f"is {value[:200]}, not true"
+                    if value.startswith("["):
+                        found["why"] += f". For a table of cases write {rule}[case] if …"
             except (RuntimeError, ValueError) as error:
                 found["why"], detail = message(error), False
             found |= {"seconds": time.perf_counter() - started, "printed": engine.take_prints()}
@@ -318,6 +324,11 @@ def _names(tokens: Sequence[Token]) -> frozenset[str]:
             found.add(token.text)
         last = token.text
     return frozenset(found)
+
+
+def _declares(statement: Sequence[Token]) -> bool:
+    """Whether a statement only says that names are local: ``some a, b``."""
+    return statement[0].text == "some" and all(token.text != "in" for token in statement)
 
 
 def _text(tokens: Sequence[Token], source: str) -> str:

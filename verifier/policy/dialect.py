@@ -80,10 +80,10 @@ _PARTLY: Final[Mapping[str, str]] = {
 class Unlike:
     """What the engine reads otherwise than OPA does."""
 
+    rule: str
     file: str
     line: int
     column: int
-    rule: str
     sentence: str
     is_error: bool
     """Otherwise it concerns only some values, and informs the author."""
@@ -175,22 +175,23 @@ class _Module:
             yield from self._check_call(node["Call"])
 
     def _check_pattern(self, pattern: Any, *, is_argument: bool = False) -> Iterator[Unlike]:
-        kind, content = kind_of(pattern)
-        if kind == "Object":
-            yield self._unlike(
-                content["span"],
-                "pattern",
-                "an object as a pattern matches objects with more keys here, and in OPA only those with exactly these. "
-                "Take the whole object, and read its fields",
-            )
-        elif kind == "Array":
-            for item in content["items"]:
-                yield from self._check_pattern(item, is_argument=is_argument)
-        elif is_argument and kind in ("RefDot", "RefBrack", "Call"):
-            sentence = (
-                "OPA refuses an argument that is a reference. Take a variable, and compare it in the body"
-            )
-            yield self._unlike(start_of(pattern), "pattern", sentence)
+        work = [pattern]
+        while work:
+            kind, content = kind_of(work.pop())
+            if kind == "Object":
+                yield self._unlike(
+                    content["span"],
+                    "pattern",
+                    "an object as a pattern matches objects with more keys here, and in OPA only those with exactly "
+                    "these. Take the whole object, and read its fields",
+                )
+            elif kind == "Array":
+                work += content["items"]
+            elif is_argument and kind in ("RefDot", "RefBrack", "Call"):
+                sentence = (
+                    "OPA refuses an argument that is a reference. Take a variable, and compare it in the body"
+                )
+                yield self._unlike(start_of({kind: content}), "pattern", sentence)
 
     def _check_call(self, call: Any) -> Iterator[Unlike]:
         base, names, computed = path_of(call["fcn"], self._source)
@@ -236,7 +237,9 @@ class _Module:
 
     def _unlike(self, span: Any, rule: str, sentence: str, *, is_error: bool = True) -> Unlike:
         line, column = position_of(span, self._source)
-        return Unlike(self._file, line, column, rule, sentence, is_error)
+        return Unlike(
+            file=self._file, line=line, column=column, rule=rule, sentence=sentence, is_error=is_error
+        )
 
 
 def regex_differences(pattern: str) -> Iterator[str]:

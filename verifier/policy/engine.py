@@ -224,7 +224,7 @@ class WorkerPool:
 
     async def _start(self) -> Worker:
         try:
-            worker = await Worker.start()
+            worker = await Worker.start(self._task)
         except PolicyError as error:
             raise PolicyError(f"{self.bundle.id} does not start: {error}") from None
         try:

@@ -17,31 +17,10 @@ from typing import Any, Final
 from verifier.errors import BundleError
 from verifier.policy import rules
 from verifier.policy.line_breaks import BODY, COMPREHENSION, GROUP, LIST, breaks_of
-from verifier.policy.process import MEMORY_BYTES, Worker
 from verifier.policy.syntax import kind_of
 from verifier.policy.tokens import CLOSE, INFIX, OPEN, Token, tokens_of
 
-TIMEOUT_S: Final = 30.0
 _MAX_LINE: Final = 1000
-
-
-async def run(sources: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """
-    Lay out sources by file name, in a process of its own, because the text may be hostile to the parser.
-
-    Returns:
-        The sources as they should be, and for each that cannot be laid out why not.
-
-    Raises:
-        PolicyError: a source makes the parser crash, or take too long.
-    """
-    worker = await Worker.start()
-    setup = {"task": "format", "modules": list(sources.items()), "memory_bytes": MEMORY_BYTES}
-    try:
-        answer: Any = await worker.ask(setup, TIMEOUT_S)
-    finally:
-        await worker.stop()
-    return answer["formatted"], answer["errors"]
 
 
 def lay_out(file: str, source: str, parse: Callable[[str, str], Any]) -> str:

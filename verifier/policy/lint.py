@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -133,11 +133,10 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
             )
         )
     rules = [module for module in modules if module["source"]["file"] not in tests]
-    for part in undefined.check(rules):
-        found.add(LintFinding(Level.ERROR, part.rule, part.file, part.line, part.column, part.sentence))
-    for other in dialect.check(rules):
-        level = Level.ERROR if other.is_error else Level.WARNING
-        found.add(LintFinding(level, other.rule, other.file, other.line, other.column, other.sentence))
+    found |= {LintFinding(Level.ERROR, *astuple(part)) for part in undefined.check(rules)}
+    for unlike in dialect.check(rules):
+        *place, is_error = astuple(unlike)
+        found.add(LintFinding(Level.ERROR if is_error else Level.WARNING, *place))
     return ordered(found)
 
 

@@ -80,7 +80,7 @@ async def run_task(
     task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES, pattern: str = ""
 ) -> Any:
     """
-    Do one task (``inspect``, ``test``) in a process of its own.
+    Do one task (``inspect``, ``test``; ``second`` to see whether it starts) in a process of its own.
 
     Args:
         task: Its name.
@@ -92,7 +92,7 @@ async def run_task(
     Raises:
         PolicyError: the task failed (names file and place), took too long, or crashed.
     """
-    worker = await Worker.start()
+    worker = await Worker.start(task)
     try:
         return await worker.ask({**setup_of(task, bundle, memory_bytes), "pattern": pattern}, timeout_s)
     finally:
@@ -109,9 +109,9 @@ class Worker:
         self._stdin, self._stdout = process.stdin, process.stdout
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, task: str = "evaluate") -> Self:
         """
-        Start a process.  It waits for its task.
+        Start a process.  It waits for its task, which says only which program it is.
 
         Raises:
             PolicyError: the machine cannot start another process now.
@@ -120,7 +120,7 @@ class Worker:
             asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "verifier.policy.worker",
+                "verifier.policy.second_worker" if task == "second" else "verifier.policy.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=_environment(),

@@ -1,17 +1,19 @@
-"""The bundles and the Rego files below some folders, as a repository has them."""
+"""The bundles and the Rego files below some folders, as a repository has them, and how the files are laid out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from verifier.errors import BundleError
 from verifier.policy.bundle import MAX_REGO
 from verifier.policy.content import is_left_out
+from verifier.policy.process import MEMORY_BYTES, Worker
 
 MANIFEST: Final = "bundle.json"
+_LAYOUT_TIMEOUT_S: Final = 30.0
 _MAX_FOLDERS: Final = 20_000
 _MAX_FOUND: Final = 1_000
 
@@ -56,6 +58,25 @@ def sources_in(paths: Sequence[Path]) -> dict[str, str]:
         for folder, names, _ in _walk(path):
             files |= dict.fromkeys(folder / name for name in names if name.endswith(".rego"))
     return {str(file): _text(file) for file in _bounded(list(files))}
+
+
+async def laid_out(sources: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """
+    Lay out sources by file name, in a process of its own, because the text may be hostile to the parser.
+
+    Returns:
+        The sources as they should be, and for each that cannot be laid out why not.
+
+    Raises:
+        PolicyError: a source makes the parser crash, or take too long.
+    """
+    worker = await Worker.start()
+    setup = {"task": "format", "modules": list(sources.items()), "memory_bytes": MEMORY_BYTES}
+    try:
+        answer: Any = await worker.ask(setup, _LAYOUT_TIMEOUT_S)
+    finally:
+        await worker.stop()
+    return answer["formatted"], answer["errors"]
 
 
 def _text(file: Path) -> str:

@@ -9,32 +9,44 @@ in a process with limits and without the service's environment.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
 
-from verifier.policy.worker import ERROR, OUTCOME, RULE, receive, send
+from verifier.policy.worker import ERROR, OUTCOME, RULE, limit_memory, receive, send
 
 _NOT_INSTALLED: Final = "regopy is not installed. Install touchstone-attestation[second-opinion]"
 _NUL: Final = "\\u0000"
 """It takes a text to its first NUL, so it would judge another input."""
 
 
-def evaluate(setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
+def main() -> None:
     """Compile the bundle, answer once, and answer batches of inputs as the task ``evaluate`` does."""
+    source = sys.stdin.buffer
+    sink = open(1, "wb", closefd=False)  # noqa: SIM115  # open until the process ends
+    head = receive(source)
+    if head is None:
+        return
+    setup = json.loads(head)
     try:
         import regopy
     except ImportError:
         send(sink, json.dumps({"error": _NOT_INSTALLED}).encode())
         return
+    # Its allocator reserves address space when it is loaded, which is no memory that a policy takes.
     interpreter = regopy.Interpreter()
+    limit_memory(int(setup["memory_bytes"]))
     try:
-        for name, text in setup["modules"]:
-            interpreter.add_module(name, text)
-        interpreter.add_data_json(setup["data"])
-        compiled = interpreter.build(RULE)
+        _evaluate(interpreter, setup, source, sink)
     except regopy.RegoError as error:
         send(sink, json.dumps({"error": str(error)[:2000]}).encode())
-        return
+
+
+def _evaluate(interpreter: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
+    for name, text in setup["modules"]:
+        interpreter.add_module(name, text)
+    interpreter.add_data_json(setup["data"])
+    compiled = interpreter.build(setup.get("rule", RULE))
     send(sink, b"{}")
     while (count := receive(source)) is not None:
         for _ in range(int.from_bytes(count, "little")):
@@ -60,3 +72,7 @@ def _answer(interpreter: Any, compiled: Any, policy_input: str) -> bytes:
     except (ValueError, LookupError, TypeError):
         return ERROR + f"no outcome: {found}"[:2000].encode()
     return OUTCOME + json.dumps(outcome).encode()
+
+
+if __name__ == "__main__":
+    main()

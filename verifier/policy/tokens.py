@@ -82,7 +82,8 @@ def tokens_of(file: str, source: str) -> list[Token]:
             )
         kind, text = str(match.lastgroup), match[0]
         if kind not in ("space", "newline"):
-            found.append(Token(kind, text.rstrip() if kind == "comment" else text, place, row, place == end))
+            shown = text.rstrip() if kind == "comment" else text
+            found.append(Token(kind, shown, start=place, row=row, is_glued=place == end))
             end = match.end()
         row += text.count("\n")
         place = match.end()

@@ -21,6 +21,9 @@ _CONSTANTS: Final = ("Number", "String", "RawString", "Bool", "Null")
 _COMPREHENSIONS: Final = ("ArrayCompr", "SetCompr", "ObjectCompr")
 _ALWAYS: Final = ("input", "data")
 _MAX_SHOWN: Final = 60
+_MAX_DEPTH: Final = 100
+"""A rule with `not` or `in` may be nested so deep at most: what is below it is read by functions that call themselves."""
+_LOOKED_FOR: Final = ("NotExpr", "Membership")
 
 _Definitions: TypeAlias = dict[str, bool]
 """The rules of a package by name, and whether each has a value whatever the input is."""
@@ -30,10 +33,10 @@ _Definitions: TypeAlias = dict[str, bool]
 class Undecided:
     """An expression that may be undefined where the engines disagree about that."""
 
+    rule: str
     file: str
     line: int
     column: int
-    rule: str
     sentence: str
 
 
@@ -114,28 +117,36 @@ class _Module:
     def check(self) -> Iterator[Undecided]:
         for rule in self._rules:
             kind, head = head_of(rule)
-            if kind == "Default":
+            depth, has_any = _measure(rule)
+            if kind == "Default" or not has_any:
                 continue
-            arguments = _Scope()
-            for argument in head.get("args") or ():
-                self._bind(argument, arguments)
-            parts = [e for e in (head.get("key"), head.get("value")) if isinstance(e, dict)]
-            if head.get("assign"):
-                parts.append(head["assign"]["value"])
-            bodies = rule["Spec"]["bodies"]
-            if not any(body["is_else"] for body in bodies):
-                # A body that is true gives nothing either if the head is undefined.
-                for value in parts:
-                    self._need_only(value, arguments)
-            for body in bodies:
-                scope = self._query(body["query"], arguments)
-                values = [body["assign"]["value"]] if body["assign"] else [] if body["is_else"] else parts
-                for value in values:
-                    self._visit(value, scope)
-            if not bodies:
-                for value in parts:
-                    self._visit(value, arguments)
+            if depth > _MAX_DEPTH:
+                sentence = f"this rule is nested more than {_MAX_DEPTH} levels deep. Give its parts rules of their own"
+                self._report_at(head["span"], "undefined-negated", sentence)
+                continue
+            self._check_rule(rule, head)
         yield from self._found
+
+    def _check_rule(self, rule: Any, head: Any) -> None:
+        arguments = _Scope()
+        for argument in head.get("args") or ():
+            self._bind(argument, arguments)
+        parts = [e for e in (head.get("key"), head.get("value")) if isinstance(e, dict)]
+        if head.get("assign"):
+            parts.append(head["assign"]["value"])
+        bodies = rule["Spec"]["bodies"]
+        if not any(body["is_else"] for body in bodies):
+            # A body that is true gives nothing either if the head is undefined.
+            for value in parts:
+                self._need_only(value, arguments)
+        for body in bodies:
+            scope = self._query(body["query"], arguments)
+            values = [body["assign"]["value"]] if body["assign"] else [] if body["is_else"] else parts
+            for value in values:
+                self._visit(value, scope)
+        if not bodies:
+            for value in parts:
+                self._visit(value, arguments)
 
     def _query(self, query: Any, outer: _Scope) -> _Scope:
         """Check a query, and return what it knows when it is true."""
@@ -324,8 +335,11 @@ class _Module:
         self._report(expr, "undefined-membership", sentence)
 
     def _report(self, expr: Any, rule: str, sentence: str) -> None:
-        line, column = position_of(_first_span(expr), self._source)
-        self._found.append(Undecided(self._file, line, column, rule, sentence))
+        self._report_at(_first_span(expr), rule, sentence)
+
+    def _report_at(self, span: Any, rule: str, sentence: str) -> None:
+        line, column = position_of(span, self._source)
+        self._found.append(Undecided(file=self._file, line=line, column=column, rule=rule, sentence=sentence))
 
     def _text(self, expr: Any) -> str:
         """The source of an expression in one line of bounded length."""
@@ -333,6 +347,22 @@ class _Module:
         span = {"start": _first_span(expr)["start"], "end": content["span"]["end"]}
         text = " ".join(text_of(span, self._source).split())
         return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def _measure(rule: Any) -> tuple[int, bool]:
+    """How deep a rule is nested, and whether it has anything to look at.  Without recursion: it may be deep."""
+    depth, has_any = 0, False
+    work: list[tuple[Any, int]] = [(rule, 0)]
+    while work:
+        node, level = work.pop()
+        if isinstance(node, list):
+            work += [(part, level) for part in node]
+        elif isinstance(node, dict) and "line" not in node:
+            depth = max(depth, level)
+            has_any = has_any or any(kind in node for kind in _LOOKED_FOR)
+            below = level + (len(node) == 1)
+            work += [(part, below) for part in node.values()]
+    return depth, has_any
 
 
 def _first_span(expr: Any) -> Any:

@@ -10,7 +10,6 @@ else.  The parent kills the process if it takes too long.
               with the number of inputs, and a frame with each input as JSON.  It answers each
               input with a byte and a text: 0 and the outcome as JSON, or 1 and an error
     inspect   answers once, with the lint findings and the rules of each module
-    second    as evaluate, with another engine (`verifier.policy.second_worker`)
     format    answers once, with the sources as they are laid out
     test      answers once, with the result of each rule named test_* and the lines they reached
 """
@@ -25,7 +24,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -61,18 +59,11 @@ def main() -> None:
     if head is None:
         return
     setup = json.loads(head)
-    if setup["task"] == "second":
-        # Its allocator reserves address space when it is loaded, which is no memory that a policy takes.
-        with suppress(ImportError):
-            import regopy
-
-            regopy.Interpreter()
-    _limit(int(setup["memory_bytes"]))
+    limit_memory(int(setup["memory_bytes"]))
     tasks: Mapping[str, _Task] = {
         "evaluate": _evaluate,
         "inspect": _inspect,
         "test": _test,
-        "second": _second,
         "format": _format,
     }
     try:
@@ -81,7 +72,8 @@ def main() -> None:
         send(sink, json.dumps({"error": message(error)}).encode())
 
 
-def _limit(memory_bytes: int) -> None:
+def limit_memory(memory_bytes: int) -> None:
+    """Limit the address space of this process to so many bytes more than it has now."""
     # The limit comes on top of the address space that the interpreter and the engine have reserved by now.
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text().split()[0]) if statm.exists() else 0
@@ -154,7 +146,7 @@ def _inspect(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: Bina
         *checker.check(modules, tests=tests, data=data, terms=terms),
     ])  # fmt: skip
     findings = [[f.level, f.rule, f.file, f.line, f.column, f.sentence] for f in found]
-    judging = [module for module in modules if module["source"]["file"] not in setup["tests"]]
+    judging = [module for module in modules if module["source"]["file"] not in tests]
     found_words = words.of_rules(judging)
     send(sink, json.dumps({"findings": findings, "rules": rules.of(modules), "words": found_words}).encode())
 
@@ -208,18 +200,26 @@ def _test(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryI
     send(sink, json.dumps({"tests": found, "coverage": coverage}).encode())
 
 
-def _second(engine: Any, setup: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
-    from verifier.policy import second_worker
-
-    del engine
-    second_worker.evaluate(setup, source, sink)
+_HINTS: Final = (
+    (
+        "`if` keyword is required",
+        ". Rules are Rego v1 here: opa fmt --write --v0-v1 rewrites older ones, and deny[x] { … } is deny contains x if { … }",
+    ),
+    ("expecting `package`", " Begin the file with package touchstone, or with another name"),
+    (
+        "this import shadows previous import",
+        ". import rego.v1 has all keywords: remove import future.keywords",
+    ),
+)
+"""What to write instead, where the engine's message alone leaves users of OPA in the dark."""
 
 
 def message(error: BaseException) -> str:
     """An error of the engine in bounded length, as ``FILE:LINE:COLUMN: sentence`` if it names a place."""
     text = str(error).split("\n\nStack backtrace")[0].strip()
     placed = _ERROR_WITH_PLACE.match(text)
-    return (f"{placed[1]}: {placed[2]}" if placed else text)[:2000]
+    hint = next((hint for part, hint in _HINTS if part in text), "")
+    return (f"{placed[1]}: {placed[2]}" if placed else text)[:2000] + hint
 
 
 def receive(source: BinaryIO) -> bytes | None:

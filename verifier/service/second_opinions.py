@@ -25,7 +25,7 @@ from verifier.errors import NoOutcomeError, PolicyError, StoreError
 from verifier.policy import opinions
 from verifier.policy.bundle import Bundle
 from verifier.policy.opinions import Disagreement
-from verifier.policy.remembered import key_of
+from verifier.policy.remembered import Key, key_of
 from verifier.policy.second_engines import SecondEngine, open_engine
 from verifier.service import access
 from verifier.service.access import Route
@@ -57,7 +57,7 @@ class SecondOpinions:
         self._settings = service.config.second_opinion
         self._draw = draw
         self._waiting: asyncio.Queue[tuple[Bundle, bytes, Any]] = asyncio.Queue(_MAX_WAITING)
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._known: OrderedDict[Key, None] = OrderedDict()
         self._skipped = 0
         self._engine: tuple[str, SecondEngine] | None = None
         self._opened = AsyncExitStack()

@@ -86,6 +86,10 @@ ODD = {
     "a number to base 60": (b"x: 1:30\n", "some readers take it for a number to base 60"),
     "an exponent": (b"x: 1e3\n", "floats are not allowed"),
     "a fraction without digits": (b"x: .5\n", "floats are not allowed"),
+    "a version that is a number": (
+        b"x: [0.10]\n",
+        "line 1, column 5: '0.10': as a number it loses its last zeros",
+    ),
     "infinity": (b"x: .inf\n", "floats are not allowed"),
     "a date": (b"x: 2026-01-01\n", "some readers take it for a timestamp"),
     "two documents": (b"x: 1\n---\ny: 2\n", "a second document is not allowed"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from verifier.config import default_policy
 from verifier.errors import BundleError
-from verifier.policy import formatting, rules
+from verifier.policy import formatting, repository, rules
 from verifier.policy.formatting import lay_out
 from verifier.policy.tokens import tokens_of
 
@@ -376,7 +376,7 @@ def test_source_that_would_change_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 async def test_sources_are_laid_out_in_a_process_of_their_own() -> None:
     """One that does not parse is named, and the others are laid out all the same."""
     sources = {"a.rego": "package a\nx:=1\n", "b.rego": "package b\nx := {\n", "c.rego": "package c\n\n\n"}
-    done, refused = await formatting.run(sources)
+    done, refused = await repository.laid_out(sources)
     assert done == {"a.rego": "package a\n\nx := 1\n", "c.rego": "package c\n"}
     assert list(refused) == ["b.rego"]
     assert refused["b.rego"].startswith("b.rego:3:")

@@ -223,7 +223,7 @@ def test_where_a_call_stands() -> None:
     "call",
     [
         "time.clock(input.date_ns)",
-        "time.parse_rfc3339_ns(input.date)",
+        "time.weekday(0)",
         "data.touchstone.http(1)",
         "count([1])",
         "f.send(1)",
@@ -270,7 +270,8 @@ UNBOUNDED = {
 
 @pytest.mark.parametrize(("call", "is_refused"), UNBOUNDED.items(), ids=UNBOUNDED)
 def test_sizes_that_a_constant_asks_for(call: str, *, is_refused: bool) -> None:
-    assert in_policy(f"x := {call}") == ([("unbounded", 2, 6)] if is_refused else [])
+    found = [finding for finding in in_policy(f"x := {call}") if finding[0] != "format"]
+    assert found == ([("unbounded", 2, 6)] if is_refused else [])
 
 
 IMPORTS = {

@@ -71,6 +71,10 @@ CASES = {
         'test_x[name] if {\n\tsome v in [1, 2]\n\tname := sprintf("v%d", [v])\n\tv == 1\n}\n',
         {"v1": True, "v2": False},
     ),
+    "a name that is declared first": (
+        'rows := {"a": 1, "b": 2}\n\ntest_x[n] if {\n\tsome n\n\trow := rows[n]\n\trow == 1\n}\n',
+        {"a": True, "b": False},
+    ),
     "a list for a name": ("test_x[[a, b]] if {\n\tsome a, b in [7]\n\tb == 8\n}\n", {"[0,7]": False}),
     "one line": ("test_x[n] if some n, 1 in {`a`: 1}\n", {"a": True}),
     "an input for each row": (
@@ -86,6 +90,13 @@ async def test_cases(tests: str, expected: dict[str, bool]) -> None:
     found = await one(tests)
     assert {"/".join(case.name): case.passed for case in found.cases} == expected
     assert (found.why is None) == all(expected.values())
+
+
+async def test_set_is_no_table() -> None:
+    """A value that is a set is not true; the sentence says how a table is written."""
+    found = await one("test_x contains n if some n in [1]\n")
+    assert found.why is not None
+    assert found.why.endswith("not true. For a table of cases write test_x[case] if …")
 
 
 async def test_table_without_a_row_fails() -> None:
