@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from fixtures.transactions import transaction
 from tests.integration.lifecycle import WHO, archive, changed, post, publish, smuggle, strict
 from touchstone import main
-from verifier.config import Home, VerifierConfig
+from verifier.config import Home, VerifierConfig, default_policy
 from verifier.errors import BundleError, RequestError
+from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.service.app import activate_home_policy
 from verifier.service.home_folder import look
@@ -24,6 +25,8 @@ from verifier.store.opening import open_database
 PUBLISH = "/api/v1/policies?actor=kim&reason=because"
 WHY = {"actor": "kim", "reason": "because"}
 STORES = ("sqlite", "postgres")
+VERSION = bundles.load(default_policy()).manifest.version
+NEXT = policies.next_version(VERSION, {VERSION})
 
 
 @pytest.fixture
@@ -32,17 +35,23 @@ def verifier_settings() -> dict[str, Any]:
     return {"calls": {"min_interval_s": 3000.0, "max_interval_s": 3600.0}}
 
 
+RIGHT = "platform_reasons(facts) := sort(complaints(facts.runtime)) if facts.runtime != null"
+WRONG = """platform_reasons(facts) := [replace(code, "e.forb", "e-forb") |
+	some code in sort(complaints(facts.runtime))
+] if {
+	facts.runtime != null
+}"""
+"""It makes an unknown code of one, which no check of the text finds."""
+TESTED = ('out.reasons == ["runtime.package.forbidden"]', "count(out.reasons) == 1")
+
+
 def mistaken(base: Bundle) -> Bundle:
     """A policy that passes its tests, and gives an unknown code to a node with a forbidden package."""
-    text = (
-        base.files["platform.rego"].decode().replace("runtime.package.forbidden", "runtime.package.forbiden")
+    text, tests = (base.files[file].decode() for file in ("platform.rego", "policy_test.rego"))
+    assert RIGHT in text
+    return changed(
+        base, "mistaken", platform_rego=text.replace(RIGHT, WRONG), policy_test_rego=tests.replace(*TESTED)
     )
-    tests = (
-        base.files["policy_test.rego"]
-        .decode()
-        .replace("runtime.package.forbidden", "runtime.package.forbiden")
-    )
-    return changed(base, "mistaken", platform_rego=text, policy_test_rego=tests)
 
 
 # Published.
@@ -54,7 +63,7 @@ async def test_a_policy_that_fails_on_a_sample_is_not_published(verifier) -> Non
     status, body = await post(verifier, PUBLISH, archive(verifier, bundle))
     assert (status, body["type"].rpartition("#")[2]) == (422, "policy.unusable")
     why, _, given = body["detail"].partition("\n")
-    assert "unknown reason code 'runtime.package.forbiden'" in why
+    assert "unknown reason code 'runtime.package-forbidden'" in why
     document, _ = json.JSONDecoder().raw_decode(given)
     assert document["checked"]["platform"]["runtime"]["packages"] == {"litellm": "1.82.7"}
     assert await verifier.rows("SELECT * FROM policies WHERE name = 'mistaken'") == []
@@ -150,7 +159,7 @@ async def failed_trial(verifier) -> Bundle:
     async with transaction(verifier.service.db) as tx:
         await policies.publish(tx, bundle, b"{}", "home", WHO, verifier.clock.ms)
     status, report = await post(verifier, f"/api/v1/policies/{bundle.digest}/trial", WHY)
-    assert (status, "forbiden" in report["failed_sample"]["why"]) == (200, True)
+    assert (status, "package-forbidden" in report["failed_sample"]["why"]) == (200, True)
     return bundle
 
 
@@ -241,7 +250,7 @@ async def test_an_edit_before_the_first_start_is_taken(home: Home) -> None:
     assert (await told(home))["why"] == "is taken when the verifier first starts"
     await start(home)
     now = await told(home)
-    assert (now["ignored"], now["why"]) == (False, "is default@5, active")
+    assert (now["ignored"], now["why"]) == (False, f"is default@{VERSION}, active")
 
 
 async def test_an_edit_after_the_first_start_is_told_with_what_to_do(
@@ -255,7 +264,7 @@ async def test_an_edit_after_the_first_start_is_told_with_what_to_do(
     now = await told(home)
     assert (now["ignored"], now["steps"][0]) == (
         True,
-        f'write "version": "6" into {home.path}/policy/bundle.json, then',
+        f'write "version": "{NEXT}" into {home.path}/policy/bundle.json, then',
     )
 
 
@@ -267,7 +276,7 @@ def test_status_and_list_tell_it_until_it_is_in_force(home: Home) -> None:
     edit(home, "data.json", '"fp8"', '"fp4"')
     for shown in (touchstone(home, "policy", "list"), touchstone(home, "verifier", "status")):
         assert (shown[0], note in shown[1]) == (0, True)
-    edit(home, "bundle.json", '"5"', '"6"')
+    edit(home, "bundle.json", f'"{VERSION}"', f'"{NEXT}"')
     lines = [line.strip() for line in touchstone(home, "policy", "list")[1].splitlines()]
     steps = [line for line in lines if line.startswith("touchstone ")]
     assert len(steps) == 2
@@ -275,10 +284,10 @@ def test_status_and_list_tell_it_until_it_is_in_force(home: Home) -> None:
         words = step.replace("REASON", "because").split()[1:]
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, done.output
-    assert "default@6" in touchstone(home, "policy", "list")[1]
+    assert f"default@{NEXT}" in touchstone(home, "policy", "list")[1]
     assert note not in touchstone(home, "policy", "list")[1]
     found = json.loads(touchstone(home, "verifier", "status", "--json")[1])["policy"]
-    assert (found["folder"]["ignored"], found["active"].partition("#")[0]) == (False, "default@6")
+    assert (found["folder"]["ignored"], found["active"].partition("#")[0]) == (False, f"default@{NEXT}")
 
 
 async def test_a_folder_that_is_no_policy_is_told(home: Home) -> None:
@@ -300,13 +309,7 @@ async def test_a_folder_that_is_gone_is_not_missed(home: Home) -> None:
 
 async def test_a_folder_that_fails_on_a_sample_is_not_started_with(home: Home) -> None:
     """The first start is a publication."""
-    edit(home, "outcome.rego", 'facts.kind == "unknown"', 'facts.kind == "never"')
-    edit(
-        home,
-        "policy_test.rego",
-        "test_unknown_submodule_is_contraindicated if {",
-        "test_unknown if {\n\ttrue\n}\n\nx if {",
-    )
+    edit(home, "outcome.rego", 'facts.kind == "unknown"', 'facts.kind == "unknown"\n\tname != "model/"')
     with pytest.raises(BundleError, match="gives no outcome for this submodule"):
         await start(home)
 
@@ -315,8 +318,8 @@ async def test_a_folder_that_fails_on_a_sample_is_not_started_with(home: Home) -
 
 
 def broken_folder(home: Home) -> Path:
-    edit(home, "platform.rego", "runtime.package.forbidden", "runtime.package.forbiden")
-    edit(home, "policy_test.rego", "runtime.package.forbidden", "runtime.package.forbiden")
+    edit(home, "platform.rego", RIGHT, WRONG)
+    edit(home, "policy_test.rego", *TESTED)
     return home.path / "policy"
 
 
@@ -325,7 +328,7 @@ def test_lint_and_test_show_the_input(home: Home, command: str) -> None:
     """All tests pass, and every line is reached."""
     done = CliRunner().invoke(main, ["policy", command, str(broken_folder(home))])
     assert done.exit_code == 1
-    assert "unknown reason code 'runtime.package.forbiden'" in done.output
+    assert "unknown reason code 'runtime.package-forbidden'" in done.output
     assert '"litellm": "1.82.7"' in done.output
 
 

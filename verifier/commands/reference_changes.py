@@ -20,6 +20,7 @@ from verifier.commands.common import (
     os_user,
     person_options,
     reason_option,
+    reason_unless,
 )
 from verifier.commands.references import reference
 from verifier.config import Home
@@ -35,9 +36,7 @@ from verifier.store.database import Tx
 from verifier.store.policies import ChangeAuthor
 from verifier.store.reference_sources import Provenance
 
-change_reason_option = click.option(
-    "--reason", default=None, help="The reason, which is kept for ever; needed unless it is a dry run."
-)
+change_reason_option = reason_unless("--dry-run")
 
 
 def author_of(who: Person, home: Path, reason: str | None, *, dry_run: bool) -> ChangeAuthor:
