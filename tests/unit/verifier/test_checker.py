@@ -670,7 +670,7 @@ def test_an_outcome_of_one_submodule() -> None:
     """Given by its name."""
     source = 'package touchstone\noutcome["gpu/0"] := {"trust_vector": {"hardwre": 2}, "reasons": []} if input.date\n'
     assert [str(f) for f in found(source)] == [
-        "a.rego:2:41: AR4SI has no claim hardwre. Did you mean hardware? (claim)"
+        "a.rego:2:40: AR4SI has no claim hardwre. Did you mean hardware? (claim)"
     ]
 
 
