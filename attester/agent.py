@@ -26,11 +26,13 @@ from attester.config import Enrolment
 from attester.cose import PrivateKey
 from attester.errors import AttesterError, VerifierError
 from attester.evidence import ReadAnswer, Token, WalkAnswer
+from attester.holding import Holding, NotReadyError
 from attester.live_keys import LiveKeys
 from attester.weights.possession import ModelChallenge
 
 _MIN_RECONNECT_WAIT_S = 0.5
 _MAX_RECONNECT_WAIT_S = 60.0
+_LOOK_SOON_S: Final = 0.2
 
 _KEYS_TRIED: Final = 3
 """How many keys of the home are tried for one request: the old one, the new one, and one that came meanwhile."""
@@ -51,6 +53,7 @@ class Agent:
         now: Seconds since 1970, for `iat`.
         sleep: Waits for a number of seconds; tests replace it.
         keys: The keys of the home.  Without them *key* is the node's as long as the agent lives.
+        holding: Watches what the node holds; without it, the agent never looks.
     """
 
     def __init__(
@@ -64,9 +67,17 @@ class Agent:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
         keys: LiveKeys | None = None,
+        holding: Holding | None = None,
     ) -> None:
         self._keys = keys
+        self._holding = holding
         self._in_round = asyncio.Lock()
+        self._may_be_called = asyncio.Event()
+        self._may_be_called.set()
+        self._must_leave = asyncio.Event()
+        self._look_soon = asyncio.Event()
+        self._wait_s = _MIN_RECONNECT_WAIT_S
+        """At most so long it waits before it opens a channel again."""
         self._client = client
         self._collector = collector
         self._key = key
@@ -96,19 +107,72 @@ class Agent:
             _log.error("not ready for calls", why=str(error))
         except Exception:  # noqa: BLE001
             _log.exception("not ready for calls")
+        if self._holding is not None:
+            await self._look(self._holding)
 
     async def serve(self) -> None:
         """Keep the call channel open and answer each call, until cancelled."""
-        wait_s = _MIN_RECONNECT_WAIT_S
+        if self._holding is None:
+            await self._serve()
+            return
+        watch = asyncio.create_task(self._watch(self._holding), name="folders")
+        try:
+            await self._serve()
+        finally:
+            await _end(watch)
+
+    async def _watch(self, holding: Holding) -> None:
+        """Look at the folders again and again."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(holding.look_s):
+                    await self._look_soon.wait()
+                # Something is not as it was claimed: not at once, or it would be looked without a pause.
+                await self._sleep(_LOOK_SOON_S)
+            self._look_soon.clear()
+            await self._look(holding)
+
+    async def _look(self, holding: Holding) -> None:
+        """Look at the folders, claim what is new, and attest to it; hold a channel only if there is something to show."""
+        has_changed = False
+        try:
+            has_changed = await holding.look(self.between_rounds)
+        except AttesterError as error:
+            _log.warning("the folders could not be compared with the verifier's revisions", why=str(error))
+        except Exception:  # noqa: BLE001
+            _log.exception("the folders could not be compared with the verifier's revisions")
+        if holding.is_blocked:
+            self._may_be_called.clear()
+            self._must_leave.set()
+        else:
+            self._must_leave.clear()
+            self._may_be_called.set()
+        if has_changed:
+            async with self._in_round:
+                await self._attest_anew()
+
+    async def _attest_anew(self) -> None:
+        """Attest in a session of the node's own, so that what it holds now is known soon."""
+        try:
+            claims = decode_unverified(await self.once())
+        except AttesterError as error:
+            # The verifier calls soon in any case.
+            _log.warning("no attestation before the next call", why=str(error))
+        else:
+            _log.info("attested to the new revision", status=claims.get("ear_status"))
+
+    async def _serve(self) -> None:
         while True:
             asked_s = 0.0
+            await self._may_be_called.wait()
             try:
                 self._take_keys()
-                async for session in self._client.calls(self._enrolment.node):
-                    wait_s = _MIN_RECONNECT_WAIT_S
-                    async with self._in_round:
-                        await self._round(session)
-                _log.info("the verifier closed the channel; it will be opened again")
+                channel = asyncio.create_task(self._hold_channel(), name="channel")
+                try:
+                    if await self._stays(channel):
+                        _log.info("the verifier closed the channel; it will be opened again")
+                finally:
+                    await _end(channel)
             except AttesterError as error:
                 if self._has_another_key(error):
                     continue
@@ -117,22 +181,45 @@ class Agent:
             except Exception:  # noqa: BLE001
                 # The outermost loop: one unexpected error must not end the attester.
                 _log.exception("the channel failed")
-            await self._sleep(asked_s + self._rng.uniform(0, wait_s))
-            wait_s = min(wait_s * 2, _MAX_RECONNECT_WAIT_S)
+            await self._sleep(asked_s + self._rng.uniform(0, self._wait_s))
+            self._wait_s = min(self._wait_s * 2, _MAX_RECONNECT_WAIT_S)
+
+    async def _hold_channel(self) -> bool:
+        """Answer the calls of one channel until it ends; gives whether it was the verifier that ended it."""
+        async for session in self._client.calls(self._enrolment.node):
+            self._wait_s = _MIN_RECONNECT_WAIT_S
+            async with self._in_round:
+                if not await self._round(session):
+                    return False
+        return True
+
+    async def _stays(self, channel: asyncio.Task[bool]) -> bool:
+        """Wait for the end of a channel, or leave it if there is nothing to show."""
+        leaving = asyncio.create_task(self._must_leave.wait(), name="leaving")
+        try:
+            await asyncio.wait([channel, leaving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _end(leaving)
+        if channel.done():
+            return channel.result()
+        # A round that has begun comes to its end.
+        async with self._in_round:
+            await _end(channel)
+        return False
 
     async def once(self) -> str:
         """
         Attest once in a session that the agent opens itself; returns the result, a JWT.
 
         Raises:
-            VerifierError, WeightsError, EngineError: the attestation failed.
+            VerifierError, WeightsError, EngineError, NotReadyError: the attestation failed.
         """
         return await self.attest(await self._client.open_session(), called=False)
 
     async def attest(self, session: Session, *, called: bool) -> str:
         """Answer a session's challenges and submit evidence; returns the result, a JWT."""
         self._take_keys()
-        answers = await self._answer(session.models)
+        answers = await self._answer(session.models, called=called)
         if called and session.id != self._answered:
             answers = await self._send(session, answers)
             self._answered = session.id
@@ -143,12 +230,15 @@ class Agent:
 
     async def _submit(self, session: Session, answers: Answers) -> str:
         """Sign evidence with the key of now, and submit it."""
+        submods = await self._collector.submods(session.nonce, answers)
+        if self._holding is not None:
+            await self._holding.check(self._enrolment.models, walks=False)
         token = Token(
             nonce=session.nonce,
             ueid=self._enrolment.ueid,
             iat=int(self._now()),
             aud=self._enrolment.verifier,
-            submods=await self._collector.submods(session.nonce, answers),
+            submods=submods,
         )
         return await self._client.submit(session, token.sign(self._key))
 
@@ -188,8 +278,18 @@ class Agent:
         self._client.use_key(keys.node)
         self._collector.use_keys(keys.tls, keys.node.public.kid)
 
-    async def _answer(self, challenges: Sequence[ModelChallenge]) -> Answers:
-        return {each.model: await self._collector.answer(each) for each in challenges}
+    async def _answer(self, challenges: Sequence[ModelChallenge], *, called: bool) -> Answers:
+        """The answers to challenges.  Raises `NotReadyError` if what is claimed was not there all the time."""
+        if self._holding is None:
+            return {each.model: await self._collector.answer(each) for each in challenges}
+        walked = [each.model for each in challenges if each.walk is not None]
+        if called:
+            await self._holding.check_engine()
+        await self._holding.check([each.model for each in challenges], walks=False)
+        await self._holding.check(walked, walks=True)
+        answers = {each.model: await self._collector.answer(each) for each in challenges}
+        await self._holding.check([each.model for each in challenges], walks=False)
+        return answers
 
     async def _send(self, session: Session, answers: Answers) -> Answers:
         """Send the answers to a call, and those to the walks that follow; returns all of them."""
@@ -197,7 +297,7 @@ class Agent:
             walks = await self._by_any_key(lambda: self._client.answer_call(session, answers))
             if not walks:
                 return answers
-            walked = await self._answer(walks)
+            walked = await self._answer(walks, called=True)
             if any(walk is not None for _, walk in walked.values()):
                 await self._by_any_key(lambda: self._client.answer_call(session, walked))
         except VerifierError as error:
@@ -211,14 +311,10 @@ class Agent:
             for model in {**answers, **walked}
         }
 
-    async def _round(self, session: Session) -> None:
+    async def _round(self, session: Session) -> bool:
+        """Answer a call; gives whether the channel may stay open."""
         start = time.monotonic()
-        challenges = sorted(
-            kind
-            for challenge in session.models
-            for kind, part in (("read", challenge.read), ("walk", challenge.walk))
-            if part is not None
-        )
+        challenges = _kinds_of(session)
         left_s = None if session.expiry is None else session.expiry - self._now()
         try:
             # If the engine hangs, the agent must still answer the next calls.
@@ -226,19 +322,41 @@ class Agent:
                 result = await self.attest(session, called=True)
         except TimeoutError:
             _log.error("attestation failed", asked=challenges, why="the session expired first")
-            return
+            return True
+        except NotReadyError as error:
+            _log.warning("a call is not answered, because the node changes", asked=challenges, why=str(error))
+            self._look_soon.set()
+            return False
         except AttesterError as error:
             # This round is lost, but the channel still works.
             _log.error("attestation failed", asked=challenges, why=str(error))
-            return
+            return True
         except Exception:  # noqa: BLE001
             _log.exception("attestation failed", asked=challenges)
-            return
-        took_ms = int((time.monotonic() - start) * 1000)
-        claims = decode_unverified(result)
-        _log.info("attested", asked=challenges, status=claims.get("ear_status"), took_ms=took_ms)
-        for code, detail in read_reasons(claims):
-            _log.warning("finding", code=code, detail=detail)
+            return True
+        _log_result(result, challenges, time.monotonic() - start)
+        return True
+
+
+def _kinds_of(session: Session) -> list[str]:
+    return sorted(
+        kind
+        for challenge in session.models
+        for kind, part in (("read", challenge.read), ("walk", challenge.walk))
+        if part is not None
+    )
+
+
+def _log_result(result: str, challenges: Sequence[str], took_s: float) -> None:
+    claims = decode_unverified(result)
+    _log.info("attested", asked=challenges, status=claims.get("ear_status"), took_ms=int(took_s * 1000))
+    for code, detail in read_reasons(claims):
+        _log.warning("finding", code=code, detail=detail)
+
+
+async def _end(task: asyncio.Task[T]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def decode_unverified(result: str) -> dict[str, object]:

@@ -25,8 +25,10 @@ from attester.authorities import distrust
 from attester.bounded import read_all
 from attester.cose import PrivateKey
 from attester.errors import VerifierError, join_sentences
-from attester.evidence import MEDIA_TYPE, ReadAnswer, WalkAnswer
+from attester.evidence import MAX_FILES, MEDIA_TYPE, ReadAnswer, WalkAnswer
 from attester.proof import Request
+from attester.revisions import Revision
+from attester.revisions import parse as parse_revisions
 from attester.router_list import KnownRouter
 from attester.sse import read_events
 from attester.weights.possession import ModelChallenge
@@ -38,14 +40,24 @@ _CALLS_TIMEOUT_S = 30.0
 """The verifier sends something on the call channel at least this often."""
 _MAX_SENTENCE_CHARS = 300
 _TEMPORARY: Final = frozenset({429, 502, 503, 504})
+_NOT_FOUND: Final = 404
 _MIN_RETRY_WAIT_S: Final = 0.5
 _MAX_RETRY_WAIT_S: Final = 8.0
 
 T = TypeVar("T")
 
 
+_FileName = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
 class _Challenge(Struct, frozen=True):
     models: Annotated[tuple[ModelChallenge, ...], Meta(max_length=32)]
+    files: dict[str, Annotated[tuple[_FileName, ...], Meta(min_length=1, max_length=MAX_FILES)]] = {}
+    """By model, the files that its challenges are about.  Verifiers from before it have always meant all."""
+
+    def posed(self) -> tuple[ModelChallenge, ...]:
+        """The challenges, with the files that they are about."""
+        return tuple(model.about(self.files.get(model.model)) for model in self.models)
 
 
 class _AnsweredBody(Struct, frozen=True):
@@ -114,6 +126,26 @@ class VerifierClient:
     async def reference(self, model: str) -> Mapping[str, Any]:
         """A model's reference value, with the practice challenge; for enrolled nodes with this model."""
         return await self._json("GET", f"/api/v1/reference-values/{model}")
+
+    async def revisions(self, model: str) -> tuple[Revision, ...] | None:
+        """
+        The revisions of a model that the verifier takes now; `None` if it does not tell, as earlier verifiers do not.
+
+        Raises:
+            VerifierError: the verifier refuses, cannot be reached, or its answer is malformed.
+        """
+        try:
+            _, data = await self._ask("GET", f"/api/v1/revisions/{model}")
+        except VerifierError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+        return parse_revisions(data, model)
+
+    async def say_revisions(self, node: str, held: Mapping[str, str]) -> None:
+        """Say which revisions the node has: by model, the digest.  Raises `VerifierError`."""
+        body = msgspec.json.encode({"revisions": dict(held)})
+        await self._ask("PUT", f"/api/v1/nodes/{node}/revisions", body)
 
     async def enrol(self, token: str, models: Sequence[str]) -> Mapping[str, Any]:
         """Enrol this key."""
@@ -196,7 +228,7 @@ class VerifierClient:
                 may_have_arrived = may_have_arrived or error.may_have_arrived
                 raise
             answered: _AnsweredBody = _decode(data, _AnsweredBody)
-            return () if answered.challenge is None else answered.challenge.models
+            return () if answered.challenge is None else answered.challenge.posed()
 
         return await self._insist(session, send)
 
@@ -274,7 +306,7 @@ class VerifierClient:
                 data = await _read(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unreachable(self._url, error) from None
-        if response.status not in (200, 201):
+        if response.status not in (200, 201, 204):
             raise _refusal(response.status, data, response.headers.get("Retry-After", ""))
         return response, data
 
@@ -304,7 +336,7 @@ def _to_session(body: _SessionBody, session_id: str) -> Session:
         raise VerifierError("the verifier's nonce is not base64") from None
     if not 8 <= len(nonce) <= 64:
         raise VerifierError("the verifier's nonce must have 8 to 64 bytes")
-    models = () if body.challenge is None else body.challenge.models
+    models = () if body.challenge is None else body.challenge.posed()
     try:
         expiry = datetime.fromisoformat(body.expiry).timestamp()
     except (ValueError, OverflowError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -16,8 +17,11 @@ from attester.cose import PrivateKey
 from attester.engines.base import Description, Engine
 from attester.errors import AttesterError, ConfigError
 from attester.evidence import Benchmark, Exposure, ReadAnswer, WalkAnswer
+from attester.holding import Claims, Holding
 from attester.kinds import write_submod
 from attester.model_files import ModelFiles
+from attester.places import Places
+from attester.revisions import Recognised, Revision, recognise
 from attester.weights.cache import DigestCache
 from attester.weights.possession import ModelChallenge
 from attester.weights.quantisation import conclude
@@ -39,10 +43,11 @@ class Collector:
         benchmarks: Callable[[], Mapping[int, Benchmark]] = dict,
         files: ModelFiles | None = None,
         exposure: Callable[[], Awaitable[Exposure | None]] | None = None,
+        places: Places | None = None,
     ) -> None:
         self._models = config.models
         self._engine = engine
-        self._files = files or ModelFiles(config, cache)
+        self._files = files or ModelFiles(config, cache, places)
         self._sources = sources = Sources(
             config=config, engine=engine, files=self._files, tls_key=tls_key, kid=kid, benchmarks=benchmarks,
             exposure=exposure,
@@ -79,6 +84,22 @@ class Collector:
         ready = await self._engine.prepare()
         listed = [model for model in self._models if await self._files.try_manifest(model) is not None]
         _log.info("ready for calls", walks_with=ready, models=listed)
+
+    async def recognise(
+        self, model: str, revisions: Sequence[Revision], folder: Path | None = None
+    ) -> Recognised:
+        """
+        Which of *revisions* a model's folder is; *folder* instead of the configured one.
+
+        Raises:
+            WeightsError: it cannot be listed or read.
+        """
+        listed = await self._files.list_files(model, folder or self._files.places.configured[model])
+        return recognise(await self._files.manifest_of(listed), revisions)
+
+    def watch(self, node: str, verifier: Claims, **more: Any) -> Holding:
+        """What watches the folders that this evidence is made from; *more* as for `Holding`."""
+        return Holding(self._sources.config, node, self._files, self._engine, verifier, **more)
 
     def use_keys(self, tls_key: PrivateKey, kid: bytes) -> None:
         """Collect for these keys from now on: the engine's TLS key, and the thumbprint of the node key."""

@@ -173,6 +173,41 @@ def check(home_path: Path) -> None:
 
 
 @attester.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--model", default=None, help="The model, if the node has several.")
+@_home
+@_errors
+def revision(folder: Path | None, model: str | None, home_path: Path) -> None:
+    """Show which revision FOLDER is, by the verifier's word, without claiming it; the configured folder if not given."""
+    from attester.revisions import describe
+    from attester.running import opened
+
+    home = Home(home_path)
+    config = home.config()
+    home.enrolment()
+    if model is None and len(config.models) > 1:
+        raise ConfigError(f"the node has several models; choose one with --model: {', '.join(config.models)}")
+    name = model or next(iter(config.models))
+    if name not in config.models:
+        raise ConfigError(f"there is no model {name} in attester.toml; there is {', '.join(config.models)}")
+
+    async def work() -> tuple[bool, str]:
+        async with opened(home, config) as (client, collector, _):
+            revisions = await client.revisions(name)
+            if revisions is None:
+                raise ConfigError(f"the verifier takes no revision of {name}, or is of an earlier version")
+            found = await collector.recognise(name, revisions, folder)
+            return found.revision is not None, describe(found)
+
+    is_known, said = asyncio.run(work())
+    click.echo(f"{folder or config.models[name].dir}: {said}")
+    if claimed := home.revisions().get(name):
+        click.echo(f"The node has claimed {claimed}.")
+    if not is_known:
+        raise click.ClickException("a running attester does not claim this folder")
+
+
+@attester.command()
 @_home
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @_errors

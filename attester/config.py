@@ -8,6 +8,7 @@ The attester's home: its configuration, keys and enrolment in one folder.
     check.key, .crt   with which the node looks at its own endpoint from outside
     routers.json      the routers that may use the node, as the verifier lists them; routers.pem, routers.caddy for proxies
     node.json         the enrolment
+    revisions.json    which revision of each model the node has claimed last
     benchmark-N.json  the last benchmark run of device N
     node.key.new      the next node key, while it is rolled
     run.lock          held by the attester that runs
@@ -22,7 +23,7 @@ import fcntl
 import ipaddress
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,11 +44,14 @@ from attester.front_config import FrontSection
 from attester.kinds import MODEL_NAME
 from attester.settings import new_folder, read_toml, to_toml
 from attester.weights.hashing import check_algorithms
+from attester.weights.patterns import given, only
 
 ADAPTERS = ("loopback", "vllm", "llama.cpp", "files")
 """The engine adapters; `attester.engines.open_engine` opens each."""
 BY_FILE = frozenset({"llama.cpp", "files"})
 """Those that walk the files, because their engines give no access to what they have loaded."""
+
+_REVISIONS = "revisions.json"
 
 _log = structlog.get_logger("attester")
 
@@ -101,6 +105,10 @@ class ManifestSection(Struct, frozen=True, forbid_unknown_fields=True):
     """Read a file again after this many seconds, even if nothing shows a change."""
     bytes_per_s: Annotated[int, Meta(ge=1_000_000)] | None = None
     """The highest reading rate; unlimited if left out."""
+    look_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
+    """How often it is looked whether a folder has changed."""
+    settle_s: Annotated[float, Meta(ge=0, le=86400)] = 5.0
+    """A folder that has changed counts as whole once nothing in it has changed for so long."""
 
     def __post_init__(self) -> None:
         """Refuse unknown algorithms now, before the first manifest."""
@@ -115,9 +123,17 @@ class ModelSection(Struct, frozen=True, forbid_unknown_fields=True):
 
     dir: str
     ignore: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
-    """Files and folders that are not the model's, by their names relative to the folder."""
+    """Files and folders that are not the model's, by their names relative to the folder, or by patterns."""
+    file: str | tuple[str, ...] = ()
+    """Of several files of weights in the folder, the one that is the model's, or several of its own."""
     walk: Literal["published", "as-loaded"] = "published"
     """``as-loaded``: walk what the engine holds as it is, for a reference value of this build of the engine."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The names and patterns of what is not the model's."""
+        files = (self.file,) if isinstance(self.file, str) else self.file
+        return (*given(self.ignore), *only(files))
 
 
 class ServeSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,6 +182,11 @@ class AttesterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     manifest: ManifestSection = ManifestSection()
     capabilities: CapabilitiesSection = CapabilitiesSection()
     gpu: GpuSection = GpuSection()
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The models' folders, by model."""
+        return {name: Path(model.dir) for name, model in self.models.items()}
 
     def __post_init__(self) -> None:
         for name in self.models:
@@ -334,6 +355,30 @@ class Home:
             except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
                 raise ConfigError(f"{path}: {error}. Run the benchmark again") from None
         return found
+
+    def revisions(self) -> dict[str, str]:
+        """By model, the digest of the revision that the node has claimed last; empty if none is known."""
+        try:
+            data = (self.path / _REVISIONS).read_bytes()
+            return msgspec.json.decode(data, type=dict[str, str])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            # It only makes the node more careful.
+            return {}
+
+    def save_revisions(self, revisions: Mapping[str, str]) -> None:
+        """
+        Keep which revision of each model the node has claimed.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        path = self.path / _REVISIONS
+        try:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(msgspec.json.encode(dict(revisions)))
+            temporary.replace(path)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
     def save_benchmark(self, number: int, benchmark: Benchmark) -> Path:
         """

@@ -252,7 +252,9 @@ class Sign1:
         protected, unprotected, payload, signature = split
         if len(protected) > max_header:
             raise CBORError(f"a header of {len(protected)} bytes, but at most {max_header} are allowed")
-        header = dict(_read_header(protected, deterministic=deterministic))
+        # Long headers carry certificates: they are not kept, so that they cost no memory afterwards.
+        read = _read_header if len(protected) <= _MAX_HEADER_BYTES else _read_header.__wrapped__
+        header = dict(read(protected, deterministic=deterministic))
         if ALG not in header:
             raise COSEError("the protected header has no algorithm")
         if CRIT in header:
@@ -282,13 +284,17 @@ class Sign1:
             raise COSEError(
                 f"the header has algorithm {repr(alg)[:40]}, but the key is for {ALGORITHM_NAMES[key.alg]}"
             )
-        key.verify(self.signature, _to_be_signed(self.protected, external_aad, self.payload))
+        key.verify(self.signature, self.to_be_signed(external_aad))
+
+    def to_be_signed(self, external_aad: bytes = b"") -> bytes:
+        """The bytes that the signature is over, for keys of algorithms that this module does not have."""
+        return _to_be_signed(self.protected, external_aad, self.payload)
 
 
 @lru_cache(maxsize=_KEPT_HEADERS)
 def _read_header(protected: bytes, *, deterministic: bool) -> Mapping[int | str, Any]:
     """
-    A protected header.  All that a key signs for one purpose has the same.
+    A protected header, whose size was checked.  All that a key signs for one purpose has the same.
 
     Raises:
         CBORError: it is not the required CBOR.
@@ -296,7 +302,7 @@ def _read_header(protected: bytes, *, deterministic: bool) -> Mapping[int | str,
     """
     if not protected:
         return {}
-    header = cbor.decode(protected, max_size=_MAX_HEADER_BYTES, deterministic=deterministic)
+    header = cbor.decode(protected, max_size=len(protected), deterministic=deterministic)
     if not isinstance(header, dict):
         raise COSEError("the protected header is not a map")
     return header

@@ -57,6 +57,14 @@ class WeightsError(AttesterError):
     """A model folder cannot be measured, read or walked."""
 
 
+class TruncatedError(WeightsError):
+    """A file of weights ends before its own header says: it was not downloaded to its end."""
+
+
+class NoTensorsError(WeightsError):
+    """A model has no file whose tensors can be walked."""
+
+
 class EngineError(AttesterError):
     """The inference engine did not answer, or its answer is wrong."""
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import structlog
 
-from attester.config import AttesterConfig
+from attester.config import AttesterConfig, ModelSection
 from attester.errors import WeightsError
 from attester.evidence import Manifest, ReadAnswer
+from attester.places import Places
 from attester.weights import possession
 from attester.weights.cache import DigestCache
-from attester.weights.folder import Folder, open_folder
+from attester.weights.complete import check_complete
+from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.hashing import Pace, check_algorithms
 from attester.weights.manifest import measure
 from attester.weights.possession import ReadChallenge
@@ -24,10 +26,19 @@ _log = structlog.get_logger("attester")
 
 
 class ModelFiles:
-    """The folders that ``attester.toml`` names."""
+    """
+    The folders that ``attester.toml`` names.
 
-    def __init__(self, config: AttesterConfig, cache: DigestCache | None = None) -> None:
+    Args:
+        places: Where they are now; as configured if not given.
+    """
+
+    def __init__(
+        self, config: AttesterConfig, cache: DigestCache | None = None, places: Places | None = None
+    ) -> None:
         self._config = config
+        self.places = places or Places(config.folders)
+        """Where evidence is made from."""
         self._cache = cache or DigestCache()
         self._algorithms = check_algorithms(config.manifest.digests)
         self._stopping = threading.Event()
@@ -41,20 +52,31 @@ class ModelFiles:
 
         def work() -> ReadAnswer:
             start = time.monotonic_ns()
-            answer = possession.read(self._folder(model), bytes.fromhex(challenge.seed), challenge.windows)
+            folder = self._folder(model, everything=True)
+            if challenge.files is not None:
+                folder = restrict(folder, challenge.files)
+            answer = possession.read(folder, bytes.fromhex(challenge.seed), challenge.windows)
             return ReadAnswer(answer=answer, micros=(time.monotonic_ns() - start) // 1000)
 
         return await asyncio.to_thread(work)
 
+    async def list_files(self, model: str, root: Path) -> Folder:
+        """The files of a model as they lie at *root*.  Raises `WeightsError`."""
+        return await asyncio.to_thread(open_folder, root, self._section(model).left_out)
+
     async def manifest(self, model: str) -> Manifest:
+        """The manifest of the folder that evidence is made from, as `manifest_of` gives it."""
+        return await self.manifest_of(await self.list_files(model, self.places[model]))
+
+    async def manifest_of(self, folder: Folder) -> Manifest:
         """
-        The model's files and digests.
+        The files and digests of a folder as it was listed.
 
         A file is read again only if it changed or its digest is old.  A `read` challenge shows
         what a stale cache could hide.
 
         Raises:
-            WeightsError: the folder cannot be listed or read, or the attester is being stopped.
+            WeightsError: it cannot be read, is not complete, or the attester is being stopped.
         """
         section = self._config.manifest
 
@@ -67,7 +89,7 @@ class ModelFiles:
                 if limit is not None:
                     limit(count)
 
-            folder = self._folder(model)
+            check_complete(folder)
             return measure(
                 folder, self._algorithms, cache=self._cache, max_age_s=section.reread_s, pace=pace
             ).to_claim()
@@ -95,8 +117,12 @@ class ModelFiles:
 
         return {model: await asyncio.to_thread(work, model) for model in self._config.models}
 
-    def _folder(self, model: str) -> Folder:
+    def _folder(self, model: str, *, everything: bool = False) -> Folder:
+        section = self._section(model)
+        return open_folder(self.places[model], section.left_out, everything=everything)
+
+    def _section(self, model: str) -> ModelSection:
         section = self._config.models.get(model)
         if section is None:
             raise WeightsError(f"the verifier asks about {model!r}, which is not in attester.toml")
-        return open_folder(Path(section.dir), section.ignore)
+        return section

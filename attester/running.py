@@ -27,6 +27,7 @@ from attester.errors import AttesterError
 from attester.front.keeper import RouterKeeper
 from attester.front.outside import ExposureClaim, Outside
 from attester.live_keys import LiveKeys
+from attester.places import Places
 from attester.weights.cache import DigestCache
 
 _log = structlog.get_logger("attester")
@@ -43,12 +44,13 @@ async def opened(
         aiohttp.ClientSession(trust_env=False, headers=_credential(home, config)) as to_engine,
     ):
         client = VerifierClient(http, config.verifier.url, keys.node)
-        engine = open_engine(config, to_engine, home)
+        places = Places(config.folders)
+        engine = open_engine(config, to_engine, home, places)
         cache = DigestCache(home.path / "digests.db")
         claim = ExposureClaim(Outside(home, config), client, lambda: keys.tls, time.monotonic)
         collector = Collector(
             config, engine, keys.tls, keys.node.public.kid, cache=cache, benchmarks=home.benchmarks,
-            exposure=claim.collect,
+            exposure=claim.collect, places=places,
         )  # fmt: skip
         try:
             yield client, collector, keys
@@ -68,7 +70,8 @@ async def agent_of(home: Home) -> AsyncIterator[Agent]:
     """An agent by what the home has now.  Raises `AttesterError`."""
     config, enrolment = home.config(), home.enrolment()
     async with opened(home, config) as (client, collector, keys):
-        yield Agent(client, collector, keys.node, enrolment, keys=keys)
+        holding = collector.watch(enrolment.node, client, before=home.revisions(), save=home.save_revisions)
+        yield Agent(client, collector, keys.node, enrolment, keys=keys, holding=holding)
 
 
 @contextlib.asynccontextmanager

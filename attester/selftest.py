@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -11,23 +12,24 @@ import msgspec
 from attester.client import VerifierClient
 from attester.collector import Collector
 from attester.config import BY_FILE, AttesterConfig, Home, ModelSection
-from attester.errors import AttesterError, ConfigError
+from attester.errors import AttesterError, ConfigError, NoTensorsError
 from attester.front.check import check_outside
 from attester.front.outside import Outside
+from attester.revisions import Practice, Recognised, RevisionFile, describe, shorten
+from attester.weights.complete import check_complete
 from attester.weights.folder import open_folder
+from attester.weights.hashing import hash_file
 from attester.weights.possession import ModelChallenge, ReadChallenge, WalkChallenge
+from attester.weights.roles import Role, Roles
 from attester.weights.tensors import TensorFiles
 
 Check = tuple[bool | None, str, str]
 
 
-class _Practice(msgspec.Struct, frozen=True, kw_only=True):
-    seed: str
-    windows: int
-    read: str
-    rows: int
-    passes: int
-    walk: tuple[str, ...]
+class _File(RevisionFile, frozen=True, kw_only=True):
+    """A file as a document has it."""
+
+    name: str
 
 
 _MAX_CLOCK_OFFSET_S = 10
@@ -60,9 +62,12 @@ async def run_checks(
     ]
     for model, section in config.models.items():
         found.append(await _run_check(f"folder of {model}", _check_folder(section)))
+        recognised, said = await _check_revision(home, model, client, collector)
+        found += said
         found.append(
             await _run_check(
-                f"practice challenge of {model}", _check_practice(home, model, client, collector)
+                f"practice challenge of {model}",
+                _check_practice(home, model, section, client, collector, recognised),
             )
         )
         earns = BY_FILE_EARNS if by_file else LOADED_EARNS
@@ -126,19 +131,89 @@ async def _check_clock(client: VerifierClient, now: Callable[[], float]) -> str:
 
 
 async def _check_folder(section: ModelSection) -> str:
-    opened = open_folder(Path(section.dir), section.ignore)
-    tensors = TensorFiles(opened)
-    return f"{len(opened.files)} files, {len(tensors)} tensors, {opened.total:,} bytes"
+    opened = open_folder(Path(section.dir), section.left_out)
+    check_complete(opened)
+    try:
+        tensors = f"{len(TensorFiles(opened))} tensors"
+    except NoTensorsError:
+        tensors = "no tensors that can be walked"
+    return f"{len(opened.files)} files, {tensors}, {opened.total:,} bytes"
 
 
-async def _check_practice(home: Home, model: str, client: VerifierClient, collector: Collector) -> str:
+def _differing_others(files: Mapping[str, RevisionFile], section: ModelSection) -> set[str]:
+    """The files that change no answers (`attester.weights.roles`) and are missing, or not as published."""
+    roles = Roles(files)
+    own = {
+        file.name: file for file in open_folder(Path(section.dir), section.left_out, everything=True).files
+    }
+    found = set()
+    for name, file in files.items():
+        if roles.of(name) is Role.GATE:
+            continue
+        published = {"sha256": file.sha256, "blake3": file.blake3}
+        algorithms = [algorithm for algorithm, digest in published.items() if digest is not None]
+        mine = hash_file(own[name], algorithms) if name in own else {}
+        if any(
+            algorithm not in mine or mine[algorithm].hex() != published[algorithm] for algorithm in algorithms
+        ):
+            found.add(name)
+    return found
+
+
+async def _check_revision(
+    home: Home, model: str, client: VerifierClient, collector: Collector
+) -> tuple[Recognised | None, list[Check]]:
+    """Which revision the configured folder is, and what a running attester will claim."""
+    what = f"revision of {model}"
+    if not home.is_enrolled:
+        return None, []
+    try:
+        revisions = await client.revisions(model)
+        if revisions is None:
+            # An earlier verifier, or one without a reference value: the practice challenge says so.
+            return None, []
+        recognised = await collector.recognise(model, revisions)
+    except AttesterError as error:
+        return None, [(False, what, str(error))]
+    said = f"the folder is {describe(recognised)}"
+    claimed, new = home.revisions().get(model), recognised.revision
+    if new is None:
+        return recognised, [(False, what, said)]
+    if claimed is not None and claimed != new.digest:
+        said += (
+            f". The node has claimed {shorten(claimed)}, and claims this one as soon as the engine walks it"
+        )
+    return recognised, [(True, what, said)]
+
+
+async def _find_practice(
+    model: str, client: VerifierClient, recognised: Recognised | None
+) -> tuple[Practice | None, Mapping[str, RevisionFile]]:
+    """The practice challenge of the revision that the folder is, or is nearest to; and its files."""
+    known = None if recognised is None else recognised.revision or recognised.nearest
+    if known is not None and known.practice is not None:
+        return known.practice, known.files
+    document = await client.reference(model)
+    files = msgspec.convert(document.get("files", ()), tuple[_File, ...])
+    return msgspec.convert(document.get("practice"), Practice | None), {file.name: file for file in files}
+
+
+async def _check_practice(
+    home: Home,
+    model: str,
+    section: ModelSection,
+    client: VerifierClient,
+    collector: Collector,
+    recognised: Recognised | None,
+) -> str:
     if not home.is_enrolled:
         raise ConfigError(
             "this cannot be checked yet: the verifier gives reference values to enrolled nodes alone. "
             "Enrol the node, and check again"
         )
-    document = await client.reference(model)
-    practice = msgspec.convert(document.get("practice"), _Practice)
+    practice, files = await _find_practice(model, client, recognised)
+    if practice is None:
+        return "there is none for this model: its reference value has no tensors"
     challenge = ModelChallenge(
         model,
         msgspec.convert({"seed": practice.seed, "windows": practice.windows}, ReadChallenge),
@@ -146,12 +221,15 @@ async def _check_practice(home: Home, model: str, client: VerifierClient, collec
             {"seed": practice.seed, "rows": practice.rows, "passes": practice.passes}, WalkChallenge
         ),
     )
-    read, walk = await collector.answer(challenge)
+    others = await asyncio.to_thread(_differing_others, files, section)
+    # The practice read is over all files; without those that change no answers there is no right answer to it.
+    names = tuple(name for name in files if name not in others)
+    read, walk = await collector.answer(challenge.about(names))
     if read is None:
         raise ConfigError("the files could not be read. The log line above says why")
     if walk is None:
         raise ConfigError("the engine could not walk. The log line above says why")
-    if read.answer.hex() != practice.read:
+    if not others and read.answer.hex() != practice.read:
         raise ConfigError(
             "the answer to the read is wrong: the files differ from the published ones. Download them again"
         )
@@ -159,4 +237,5 @@ async def _check_practice(home: Home, model: str, client: VerifierClient, collec
         raise ConfigError(
             "the answer to the walk is wrong: the engine has loaded other weights (quantised, cast, or another model)"
         )
-    return f"read correct; walk correct, from {walk.source} on {walk.device}, {walk.micros / 1e6:.2f} s"
+    said = f"not read, because {', '.join(sorted(others)[:3])} differ" if others else "read correct"
+    return f"{said}; walk correct, from {walk.source} on {walk.device}, {walk.micros / 1e6:.2f} s"

@@ -2,7 +2,8 @@
 Manifests against b3sum and against the reference implementation of model signing.
 
 Random bytes in the page cache, all sides interleaved in one run: four files beside each
-other, and one huge file.  `b3sum` is Debian's package, named with --b3sum or on the PATH;
+other, and one huge file.  A whole reference value (digests, entropy, practice challenge) beside
+the digests alone.  `b3sum` is Debian's package, named with --b3sum or on the PATH;
 `model-signing` is in the development lock.
 
     python -m bench.manifests [--gib 4] [--rounds 7] [--b3sum PATH] [--folder DIR]
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -27,8 +29,10 @@ import numpy as np
 
 from attester.weights.cache import DigestCache
 from attester.weights.folder import open_folder
+from attester.weights.hashing import hash_files
 from attester.weights.manifest import measure
 from bench.common import interleave, machine, row
+from verifier.references.measured import measure_folder
 
 _PIECE = 64 << 20
 
@@ -89,6 +93,43 @@ def compare(folder: Path, b3sum: str | None, rounds: int, what: str) -> None:
     row("manifest, sha256 and blake3 from one read", rate("both"), ratio("both", "model-signing"))
 
 
+def measured(folder: Path, rounds: int, what: str) -> None:
+    """A whole reference value, beside the digests of its files alone: by the same digests, and by each."""
+    opened = open_folder(folder)
+    works: dict[str, Callable[[], object]] = {}
+    for digests in (("sha256", "blake3"), ("sha256",), ("blake3",)):
+        name = " and ".join(digests)
+        works[f"hash {name}"] = partial(hash_files, opened.files, digests)
+        works[f"measure {name}"] = partial(measure_folder, "bench/model", opened, algorithms=digests)
+    # The kernel is compiled once for each process: that is its start.
+    measure_folder("bench/model", opened)
+    found = interleave(rounds, works)
+    for name, seconds in found.items():
+        if name.startswith("measure "):
+            alone = found[name.replace("measure", "hash")]
+            row(f"{name}, {what}", f"{seconds:.2f} s", f"{seconds / alone:.2f} of hashing, {alone:.2f} s")
+
+
+def weights(path: Path, size: int) -> None:
+    """A file of safetensors: 64 tensors of BF16, drawn as weights are."""
+    noise = np.random.default_rng(1)
+    count = size // 64 // 2 // 4096 * 4096
+    header = {
+        f"layers.{number}": {
+            "dtype": "BF16",
+            "shape": [count // 4096, 4096],
+            "data_offsets": [number * count * 2, (number + 1) * count * 2],
+        }
+        for number in range(64)
+    }
+    text = json.dumps(header).encode()
+    with open(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _ in range(64):
+            values = noise.standard_normal(count, dtype=np.float32)
+            stream.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
+
+
 def again(folder: Path, what: str) -> None:
     """The second manifest of an unchanged folder: listing it, the cache, the claim."""
     cache = DigestCache(now=lambda: time() + 60)
@@ -127,6 +168,11 @@ def main() -> None:
             (many / f"{number:04}.json").write_bytes(b"%d" % number)
         compare(root / "four", args.b3sum, args.rounds, "four files")
         compare(root / "one", args.b3sum, args.rounds, "one file")
+        model = root / "model"
+        model.mkdir(exist_ok=True)
+        if not (model / "model.safetensors").exists():
+            weights(model / "model.safetensors", size // 2)
+        measured(model, args.rounds, f"one file of {size / 2**31:.1f} GiB")
         again(root / "one", "one file")
         again(many, "4,096 files")
 

@@ -35,7 +35,7 @@ from verifier.policy.worker import RULE
 from verifier.service.app import open_service
 from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.rejudge import Rejudger
-from verifier.store import policies, recordings
+from verifier.store import blocks, policies, recordings
 from verifier.store.policies import ChangeAuthor
 from verifier.store.recordings import Window
 from verifier.store.sqlite import SqliteDatabase
@@ -133,7 +133,7 @@ async def _anew(nodes: int) -> None:
                 row(f"{nodes} live results judged anew, {what}", f"{taken:.2f} s", f"{changed} replaced")
             start = time.perf_counter()
             async with transaction(service.db) as tx:
-                await policies.block(tx, "engine-version", f"{ENGINE}@{BAD}", who, service.now_ms())
+                await blocks.block(tx, "engine-version", f"{ENGINE}@{BAD}", who, service.now_ms())
                 blocked = await policies.rollout(tx)
             assert blocked is not None
             changed = await rejudge.catch_up(blocked)

@@ -15,8 +15,8 @@ from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
 from router import maintenance
 from router.choose.decision import Decision, replay
-from router.choose.gates import sort_codes
 from router.config import RouterConfig, ServiceSection
+from router.explaining import describe_revisions, explanation
 from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
@@ -162,6 +162,8 @@ def check(path: Path, config_only: bool) -> None:
     given = load(path, config)
     for name, workload in given.table.workloads.items():
         click.echo(f"{name}: {workload.model}, tier {workload.tier}, {', '.join(workload.operations)}")
+        for digest in workload.digests:
+            click.echo(f"  asks for the revision {digest}")
     click.echo(
         "The configuration can be used. A running router reads the table and its TLS files again on SIGHUP."
     )
@@ -252,6 +254,23 @@ def standing(node: str, url: str, key: str | None) -> None:
 def status(url: str, key: str | None) -> None:
     """Show whether work can be done, why not, and whether anyone may send it, as JSON."""
     _print_json(_call(url, "/api/v1/status", key, silent_is_an_answer=True))
+
+
+@router.command()
+@_url
+@_key
+@_json
+@_errors
+def revisions(url: str, key: str | None, as_json: bool) -> None:
+    """Show how many nodes have which revision of each workload's model, and which of them may work."""
+    found = _call(url, "/api/v1/status", key, silent_is_an_answer=True)
+    workloads = found.get("workloads", {})
+    if as_json:
+        keep = ("model", "revisions")
+        _print_json({name: {part: each[part] for part in keep} for name, each in workloads.items()})
+        return
+    for line in describe_revisions(workloads):
+        click.echo(line)
 
 
 @router.group()
@@ -374,42 +393,3 @@ def _plain(text: str) -> str:
 
 def _in_words(seconds: int) -> str:
     return f"within {seconds // 3600} h" if seconds >= 0 else f"{-seconds // 3600} h ago"
-
-
-def explanation(record: dict[str, Any]) -> list[str]:
-    """A decision in sentences."""
-    workload = record["workload"]
-    lines = [
-        f"Decision {record['id']} for {workload['model']} (seed {record['seed']}, snapshot {record['snapshot']})",
-        "  eligible: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),
-    ]
-    for place, ranked in enumerate(record["ranked"], 1):
-        lines += [
-            f"  {place}. {ranked['node']}  {ranked['lane']}: {ranked['score']:.3f} expected s per success",
-            (
-                f"       = {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} in flight"
-                f" ÷ {max(ranked['completion'], 0.05) * ranked.get('calls', 1):.3f} completion"
-                f" ({ranked['evidence']:.0f} requests measured; {ranked['why']})"
-            ),
-        ]
-        if ranked.get("calls", 1) != 1:
-            lines.append(
-                f"       its calls of tools are good {ranked['calls']:.2f} times as often as is usual"
-            )
-        if ranked.get("cost"):
-            lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
-    if not record["ranked"]:
-        lines.append("  no node may do it")
-    if record["opened"]:
-        lines.append(f"  failed open, because no other node was left: {', '.join(record['opened'])}")
-    if record["over"]:
-        lines.append(f"  passed over, because they have their share in flight: {', '.join(record['over'])}")
-    counts = record["closed"]
-    lines += [f"  ✗ {counts[code]} {code}" for code in sort_codes(iter(counts))]
-    for node, verdict in record.get("excluded", {}).items():
-        lines.append(f"      {node}  {verdict['code']}: {verdict['detail']}")
-    lines += [
-        f"  → {attempt['node']}  {attempt['outcome']} in {attempt.get('ms', 0)} ms ({attempt['detail']})"
-        for attempt in record["attempts"]
-    ]
-    return lines

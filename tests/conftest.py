@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, settings
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
+from attester.weights.folder import open_folder
 from fixtures.credentials import bearer
 from fixtures.fleet import free_port
 from fixtures.postgres import NoPostgresError, drop_database, make_database, postgres_server, url_of
@@ -34,6 +36,8 @@ from verifier.challenges import posing
 from verifier.config import Home, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
+from verifier.references import measured
+from verifier.references.measured import Document
 from verifier.roles import Role
 from verifier.service.app import make_app, open_service
 from verifier.service.calls import CALL_SCHEDULER
@@ -118,7 +122,7 @@ class RunningVerifier:
         session = await open_session(
             self.service, stored, "call", secrets.token_bytes(32), wants_for(stored, walk=walk)
         )
-        asked = posing.pose(session.entries, session.exhausted, self.service.pool_key)
+        asked = posing.pose(session.entries, session.exhausted, self.service.pool_key, session.revisions)
         self.app[CALL_SCHEDULER].channels._pushed[session.id] = self.clock.ticks
         return Session(session.id, session.nonce, tuple(posing.to_wire(asked)))
 
@@ -285,6 +289,12 @@ async def clients(
         yield http, stranger
 
 
+@cache
+def _measured(folder: Path) -> Document:
+    """What is measured of a folder: once, because most tests begin with the same one."""
+    return measured.measure_folder(MODEL, open_folder(folder))
+
+
 @pytest.fixture
 async def verifier(
     verifier_home: Home, clock: FakeClock, model_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -294,7 +304,7 @@ async def verifier(
     # The clock that the test moves is the one that all replicas share.
     monkeypatch.setattr(PostgresDatabase, "ahead_ms", SqliteDatabase.ahead_ms)
     async with open_service(verifier_home, config, clock.clock()) as service:
-        await publish(service.db, service.pool_key, model_folder, clock.ms)
+        await publish(service.db, service.pool_key, model_folder, clock.ms, document=_measured(model_folder))
         app = make_app(service)
         async with (
             listening(app, config.service.listen, shutdown_timeout=1),

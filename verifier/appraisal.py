@@ -21,7 +21,7 @@ sees at once all that is wrong.  A malfunction of the verifier is −1, never "c
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -37,13 +37,14 @@ from verifier.opening import OpenedEvidence
 from verifier.reasons import REASONS
 from verifier.results import Appraisal, AttestationResult, NodeRecord, ReasonEntry, VerifierClaims
 from verifier.schemes import platform, registry
-from verifier.schemes.context import Context, Submods
+from verifier.schemes.context import Context, ModelReference, Submods
 from verifier.schemes.facts import NodeFacts, PolicyInput, ReferenceFacts
 from verifier.schemes.findings import CheckedSubmod, Finding
 from verifier.trust import Tier
 
 MAX_REASONS: Final = 64
 """Codes that a policy may give for one submodule."""
+_MAX_SHOWN: Final = 80
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class CheckedEvidence:
 
         It has nothing that differs each time, so that nodes that are alike give equal inputs.
         """
-        now = context.now_ms // 1000
         policy_input = PolicyInput(
             checked={name: checked.facts for name, checked in self.submods.items()},
             references={
@@ -73,13 +73,20 @@ class CheckedEvidence:
                     signer=reference.signer,
                     expires=None if reference.not_after is None else _day(reference.not_after),
                 )
-                for model, reference in sorted(context.references.items())
-                if reference.is_valid(now)
+                for model, reference in self._references(context)
             },
             node=NodeFacts(operator=context.node.operator, state=context.node.state),
-            date=_day(now),
+            date=_day(context.now_ms // 1000),
         )
         return msgspec.json.encode(policy_input)
+
+    def _references(self, context: Context) -> Iterator[tuple[str, ModelReference]]:
+        """By model, the valid value that its evidence is judged on, or the first of those that are valid."""
+        for model in sorted(context.references):
+            checked = self.submods.get(kinds.model_submod(model))
+            valid = context.valid(model)
+            judged_on = [each for each in valid if checked is not None and each.digest == checked.reference]
+            yield from ((model, reference) for reference in (*judged_on, *valid)[:1])
 
 
 def _day(seconds: int) -> str:
@@ -203,13 +210,17 @@ def read_outcome(raw: Any, submods: Collection[str]) -> PolicyOutcome:
         PolicyError: it gave nothing, left out a submodule or invented one, or gave an empty vector, an
             unknown claim, a value that is not an integer of −128 … 127, or an unknown reason code.
     """
-    if not isinstance(raw, dict) or raw.keys() != set(submods):
-        raise PolicyError("the policy's outcome must have exactly the submodules of its input")
+    if not isinstance(raw, dict):
+        raise PolicyError("the policy's outcome must be an object with an entry for each submodule")
+    if missing := sorted(set(submods) - raw.keys()):
+        raise PolicyError(f"{missing[0][:_MAX_SHOWN]}: the policy gives no outcome for this submodule")
+    if invented := sorted(map(str, raw.keys() - set(submods))):
+        raise PolicyError(f"{invented[0][:_MAX_SHOWN]!r}: the policy gives an outcome that nobody asked for")
     vectors: dict[str, dict[str, int]] = {}
     reasons: dict[str, list[str]] = {}
     for name, entry in raw.items():
         if not isinstance(entry, dict) or entry.keys() != {"trust_vector", "reasons"}:
-            raise PolicyError(f"{name}: the outcome must have exactly trust_vector and reasons")
+            raise PolicyError(f"{name[:_MAX_SHOWN]}: the outcome must have exactly trust_vector and reasons")
         vector, codes = entry["trust_vector"], entry["reasons"]
         if not isinstance(vector, dict) or not vector:
             raise PolicyError(f"{name}: trust_vector must be an object with at least one claim")

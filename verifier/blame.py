@@ -44,6 +44,8 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "registration.full": Whose.VERIFIER,
     "incident": Whose.CALLER,
     "reference": Whose.SECURITY,
+    "rollout": Whose.SECURITY,
+    "revision": Whose.CALLER,
     "service": Whose.VERIFIER,
     "store": Whose.VERIFIER,
     "config": Whose.VERIFIER,

@@ -11,7 +11,9 @@ from msgspec import Struct
 from verifier import trust
 from verifier.trust import Tier
 
-_WORST_FIRST: Final = (Tier.CONTRAINDICATED, Tier.WARNING, Tier.NONE, Tier.AFFIRMING)
+_WORST_FIRST: Final = (Tier.CONTRAINDICATED, Tier.NONE, Tier.WARNING, Tier.AFFIRMING)
+"""No conclusion is less than a warning: what the other policy knew of the node is lost."""
+_FAILED: Final = "policy.failed"
 
 
 class SubmodVerdict(Struct, frozen=True):
@@ -25,6 +27,11 @@ class SubmodVerdict(Struct, frozen=True):
         """The status that the vector allows."""
         return trust.worst(self.vector)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is no verdict, because the policy failed."""
+        return _FAILED in self.reasons
+
 
 class Change(Struct, frozen=True):
     """A submodule with two different verdicts; `None` if one appraisal has no verdict on it."""
@@ -35,7 +42,12 @@ class Change(Struct, frozen=True):
 
     @property
     def direction(self) -> str:
-        """``better``, ``worse``, or ``other`` if the status stays the same."""
+        """``better``, ``worse``, or ``other`` if the status stays the same.  That a policy fails is never better."""
+        was_failed, fails = (
+            verdict is not None and verdict.has_failed for verdict in (self.before, self.after)
+        )
+        if fails:
+            return "other" if was_failed else "worse"
         before, after = (
             0 if verdict is None else _WORST_FIRST.index(verdict.tier)
             for verdict in (self.before, self.after)

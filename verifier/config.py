@@ -10,7 +10,7 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
     policy/              the policy bundle that a new verifier starts with
     author.pem           a key to sign policies with
     authors/*.pem        public keys that may sign policies
-    anchors/*.pem, *.jwk public keys that may sign reference values (CoRIM)
+    anchors/             public keys and certificates that may sign reference values (CoRIM): *.pem, *.crt, *.jwk, …
     verifier.db          the database
     high-water.json      marks above what was given out: never restore it from a copy (ADR 0023)
 """
@@ -18,16 +18,14 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
 from __future__ import annotations
 
 import fcntl
-import json
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, Literal
 
-import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -37,9 +35,12 @@ from msgspec import Meta, Struct
 from attester import cose, identity
 from attester.errors import ConfigError, KeyFileError
 from attester.settings import new_folder, read_toml, to_toml
+from verifier import anchor_files
 from verifier.access_config import AccessConfig
+from verifier.anchor_files import AnchorFile
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.front_config import FrontConfig
+from verifier.references.anchors import Anchor
 from verifier.result_keys import ResultKey
 
 _MIN_TOKEN_LENGTH: Final = 32
@@ -136,7 +137,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[policy]``."""
 
     folder: str = "policy"
-    """The bundle that becomes active at the first start; later ones are published."""
+    """The bundle that becomes active at the first start; later ones are published, and a changed folder is told."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 2
     timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
     """For one evaluation."""
@@ -144,6 +145,21 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """For one worker, in addition to what it has when it starts."""
     two_person: bool = False
     """Whether a policy is put in force only by another credential than the one that published it."""
+
+
+class SecondOpinionConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[second_opinion]``: another engine is asked what the policy was asked, without any effect on results."""
+
+    engine: Literal["", "regopy", "opa"] = ""
+    """``regopy`` (the extra ``second-opinion``), or ``opa``.  Default: nobody is asked."""
+    opa: Annotated[str, Meta(max_length=4096)] = ""
+    """The path of OPA's executable, for ``opa``."""
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Of the evaluations.  It takes a tenth of one processor at most, and leaves out what it has no time for."""
+
+    def __post_init__(self) -> None:
+        if self.engine == "opa" and not self.opa:
+            raise ValueError("the engine is opa: give the path of its executable as opa")
 
 
 class RecordingConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,6 +194,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     pool: PoolConfig = PoolConfig()
     access: AccessConfig = AccessConfig()
     policy: PolicyConfig = PolicyConfig()
+    second_opinion: SecondOpinionConfig = SecondOpinionConfig()
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
     incidents: IncidentsConfig = IncidentsConfig()
@@ -328,11 +345,13 @@ class Home:
         """The keys that may sign policies, by the name of the key's file."""
         return {path.stem: _load_public_key(path) for path in sorted((self.path / "authors").glob("*.pem"))}
 
-    def anchors(self) -> dict[str, cose.PublicKey]:
-        """The keys that may sign reference values, by the name of the key's file."""
-        folder = self.path / "anchors"
-        paths = [*folder.glob("*.pem"), *folder.glob("*.jwk")]
-        return {path.stem: read_anchor(path) for path in sorted(paths)}
+    def anchors(self) -> dict[str, Anchor]:
+        """The keys and certificates that may sign reference values, by name; those that cannot be used are left out."""
+        return anchor_files.usable(self.anchor_files())
+
+    def anchor_files(self) -> list[AnchorFile]:
+        """The files of trust anchors, with what is wrong with them."""
+        return anchor_files.read_folder(self.path / "anchors")
 
     def _private(self, name: str) -> bytes:
         try:
@@ -364,31 +383,14 @@ def _load_public_key(path: Path) -> PublicKeyTypes:
     return key
 
 
-def read_anchor(path: Path) -> cose.PublicKey:
+def read_anchor(path: Path) -> Anchor:
     """
-    Read a public key that may sign reference values, in PEM or JWK.
+    Read the first key or certificate of a file that may sign reference values.
 
     Raises:
-        ConfigError: it cannot be read, or is neither a P-256 nor an Ed25519 key.
+        ConfigError: it cannot be read, or nothing in it can be used.
     """
-    try:
-        if path.suffix == ".jwk":
-            jwk = json.loads(_read_key(path))
-            if not isinstance(jwk, dict):
-                raise ConfigError(f"{path} must be a public key in PEM or JWK")
-            key: Any = jwt.PyJWK(jwk).key
-        else:
-            key = serialization.load_pem_public_key(_read_key(path))
-        if isinstance(key, (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey)):
-            key = key.public_key()
-        if isinstance(key, ed25519.Ed25519PublicKey):
-            return cose.PublicKey(cose.ED25519, key.public_bytes_raw())
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-            numbers = key.public_numbers()
-            return cose.PublicKey(cose.ES256, numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
-    except (ValueError, TypeError, RecursionError, UnsupportedAlgorithm, jwt.PyJWTError):
-        raise ConfigError(f"{path} must be a public key in PEM or JWK") from None
-    raise ConfigError(f"{path} must be a P-256 or an Ed25519 key")
+    return anchor_files.read_given(path).anchors[0][1]
 
 
 def _read_key(path: Path) -> bytes:

@@ -20,6 +20,9 @@ import yaml  # type: ignore[import-untyped]  # it has no types; only `_events` u
 from verifier.errors import PlainYAMLError
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)")
+_DECIMAL: Final = re.compile(r"-?(0|[1-9][0-9]{0,15})\.[0-9]{0,15}[1-9]")
+"""The floats that YAML 1.1, YAML 1.2 and JSON read alike, and that are written as they are read."""
+_ZEROS: Final = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]*0")
 _AMBIGUOUS: Final = (
     (re.compile(r"yes|no|on|off|y|n", re.IGNORECASE), "some readers take it for a truth value. Quote it"),
     (re.compile(r"true|false", re.IGNORECASE), "write true or false in lower case, or quote it"),
@@ -48,7 +51,7 @@ class Parsed:
     """A document that was read: its value, and the place of each value in it."""
 
     value: Any
-    """Maps with keys of text, lists, text, integers of 64 bits, booleans, None."""
+    """Maps with keys of text, lists, text, integers of 64 bits, booleans, None; floats if they were asked for."""
     places: Mapping[Path, Place]
     """For an entry of a map, the place of its key."""
 
@@ -123,6 +126,7 @@ class _Builder:
 
     max_depth: int
     max_values: int
+    decimals: bool = False
     places: dict[Path, Place] = field(default_factory=dict)
     count: int = 0
 
@@ -135,7 +139,7 @@ class _Builder:
         if event.marked:
             _refuse(event.place, f"{event.marked} is not allowed")
         if event.kind == "Scalar":
-            return _scalar(event)
+            return _scalar(event, decimals=self.decimals)
         if len(path) >= self.max_depth:
             _refuse(event.place, f"maps and lists are nested deeper than {self.max_depth}")
         if event.kind == "SequenceStart":
@@ -164,7 +168,7 @@ def _key(event: _Event) -> str:
     return key
 
 
-def _scalar(event: _Event) -> str | int | bool | None:
+def _scalar(event: _Event, *, decimals: bool = False) -> str | int | float | bool | None:
     text = event.value
     try:
         text.encode()
@@ -180,13 +184,21 @@ def _scalar(event: _Event) -> str | int | bool | None:
         if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 63:
             _refuse(event.place, "the integer has more than 64 bits. Quote it if it is text")
         return int(text)
+    if decimals and _DECIMAL.fullmatch(text):
+        return float(text)
+    if decimals and _ZEROS.fullmatch(text):
+        _refuse(
+            event.place, f"{text[:40]!r}: as a number it loses its last zeros. Quote it if it is a version"
+        )
     for pattern, what in _AMBIGUOUS:
         if pattern.fullmatch(text):
             _refuse(event.place, f"{text[:40]!r}: {what}" if text else what)
     return text
 
 
-def parse_yaml(data: bytes, *, max_size: int, max_depth: int = 8, max_values: int = 20_000) -> Parsed:
+def parse_yaml(
+    data: bytes, *, max_size: int, max_depth: int = 8, max_values: int = 20_000, decimals: bool = False
+) -> Parsed:
     """
     Read one document of the part of YAML that is described above.
 
@@ -195,6 +207,8 @@ def parse_yaml(data: bytes, *, max_size: int, max_depth: int = 8, max_values: in
         max_size: In bytes.
         max_depth: The depth of nested maps and lists.
         max_values: The number of values in the document, without keys.
+        decimals: Whether numbers such as 0.5 are read.  Those with an exponent, and others on which readers
+            disagree, are refused all the same.
 
     Raises:
         PlainYAMLError: the document is refused; the message names line and column.
@@ -209,7 +223,7 @@ def parse_yaml(data: bytes, *, max_size: int, max_depth: int = 8, max_values: in
     if found := _SEPARATORS.search(text):
         _refuse(_place_of(text, found.start()), "only some readers take this separator for the end of a line")
     events = _events(text)
-    builder = _Builder(max_depth, max_values)
+    builder = _Builder(max_depth, max_values, decimals)
     value: Any = None
     documents = 0
     for event in events:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from attester import kinds
@@ -64,18 +64,22 @@ class VerifierInputs:
     references: Mapping[str, ModelReference]
     superseded: Mapping[str, tuple[ModelReference, ...]]
     blocks: Blocks
+    beside: Mapping[str, tuple[ModelReference, ...]] = field(default_factory=dict)
+    """By model that is rolled out, the values that are valid beside the one in force."""
 
     def basis(self, policy: str) -> VerifierInputNames:
         """The names of these inputs, for an appraisal under the policy with the digest *policy*."""
         return VerifierInputNames(
             policy=policy,
             references={model: ReferenceName.of(r) for model, r in sorted(self.references.items())},
-            superseded={
-                model: tuple(ReferenceName.of(r) for r in earlier)
-                for model, earlier in sorted(self.superseded.items())
-            },
+            superseded=_names_of(self.superseded),
             blocks=self.blocks,
+            beside=_names_of(self.beside),
         )
+
+
+def _names_of(references: Mapping[str, tuple[ModelReference, ...]]) -> dict[str, tuple[ReferenceName, ...]]:
+    return {model: tuple(map(ReferenceName.of, found)) for model, found in sorted(references.items())}
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ class Reappraiser:
         """How many recordings were examined again, because something that they depend on differs."""
         self.failures = 0
         """How many times the policy failed."""
+        self.first_failure: str | None = None
+        """Why it failed the first time."""
 
     async def verdicts(self, page: Sequence[RecordingHead]) -> list[dict[str, SubmodVerdict]]:
         """The verdict on each submodule of each recording, if everything but the policy is as it was."""
@@ -176,7 +182,9 @@ class Reappraiser:
     async def judge(self, recorded: Recording, inputs: VerifierInputs) -> ReappraisedEvidence:
         """The outcome of *recorded* under the policy with *inputs*; every value is −1 if the policy fails."""
         record = recorded.record
-        context = record.context(inputs.references, inputs.superseded, self.bundle.thresholds, inputs.blocks)
+        context = record.context(
+            inputs.references, inputs.superseded, self.bundle.thresholds, inputs.blocks, inputs.beside
+        )
         same = inputs.basis(record.basis.policy) == record.basis
         if same and await self._has_same_schemes(record.build, record.basis.policy):
             checked, policy_input = CheckedEvidence(record.checked), recorded.input
@@ -222,18 +230,24 @@ class Reappraiser:
                 references[model] = await self._lookup.reference(known)
             elif known is not None and (current := await self._lookup.active(model)) is not None:
                 references[model] = current
-        superseded = {
-            model: tuple([await self._lookup.reference(name) for name in names])
-            for model, names in record.basis.superseded.items()
-        }
-        return VerifierInputs(references, superseded, record.basis.blocks)
+        superseded, beside = [
+            {
+                model: tuple([await self._lookup.reference(name) for name in names])
+                for model, names in named.items()
+            }
+            for named in (record.basis.superseded, record.basis.beside)
+        ]
+        # A value that the policy brings is the only one.
+        beside = {model: found for model, found in beside.items() if model not in self._bundled_references}
+        return VerifierInputs(references, superseded, record.basis.blocks, beside)
 
     async def _read(self, pending: asyncio.Task[bytes] | bytes, submods: Collection[str]) -> PolicyOutcome:
         try:
             outcome = pending if isinstance(pending, bytes) else await asyncio.shield(pending)
             return appraisal.read_outcome(decode(outcome), submods)
-        except PolicyError:
+        except PolicyError as error:
             self.failures += 1
+            self.first_failure = self.first_failure or str(error)
             return appraisal.malfunction(submods)
 
 

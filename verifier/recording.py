@@ -71,6 +71,8 @@ class VerifierInputNames(Struct, frozen=True):
     references: dict[str, ReferenceName]
     superseded: dict[str, tuple[ReferenceName, ...]]
     blocks: Blocks
+    beside: dict[str, tuple[ReferenceName, ...]] = {}
+    """By model that was rolled out, the values that were valid beside the one in force."""
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -100,6 +102,7 @@ class Record(Struct, frozen=True, kw_only=True):
         superseded: Mapping[str, tuple[ModelReference, ...]],
         thresholds: Thresholds,
         blocks: Blocks,
+        beside: Mapping[str, tuple[ModelReference, ...]] | None = None,
     ) -> Context:
         """The context of that time, with these inputs of the verifier."""
         return Context(
@@ -111,6 +114,7 @@ class Record(Struct, frozen=True, kw_only=True):
             references=references,
             history=self.history,
             thresholds=thresholds,
+            beside=beside or {},
             superseded=superseded,
             blocks=blocks,
             excuses=self.excuses,

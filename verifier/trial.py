@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from verifier.changes import Change, compare
+from verifier.policy.questions import Answers
 from verifier.reappraisal import Reappraiser, recorded_verdicts
 from verifier.recording import RecordingHead
 
@@ -39,8 +40,12 @@ class TrialReport:
     unchanged: int = 0
     examined: int = 0
     failures: int = 0
+    first_failure: str | None = None
+    """Why the policy failed on a recording for the first time."""
     gave_up: bool = False
     """The policy failed so often that the remaining recordings were not tried."""
+    samples: Answers = field(default_factory=Answers)
+    """What came of asking the policy about what the contract allows."""
     nodes: set[str] = field(default_factory=set)
     changes: dict[bytes, ChangeCount] = field(default_factory=dict)
 
@@ -54,6 +59,11 @@ class TrialReport:
             counted = self.changes.setdefault(key, ChangeCount(head.node_id, change))
             counted.count += 1
             counted.last_ms = max(counted.last_ms, head.at_ms)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the policy failed on a recording, or on a sample."""
+        return self.failures > 0 or self.samples.failure is not None
 
     def in_order(self) -> list[ChangeCount]:
         """The changes by node, submodule and time."""
@@ -73,7 +83,10 @@ class TrialReport:
             "other": directions.count("other"),
             "examined": self.examined,
             "failures": self.failures,
+            "first_failure": self.first_failure,
             "gave_up": self.gave_up,
+            "samples": self.samples.asked,
+            "failed_sample": None if (failure := self.samples.failure) is None else failure.to_wire(),
             "changes": [
                 {
                     "node": c.node,
@@ -94,6 +107,8 @@ async def run(
     reappraiser: Reappraiser,
     policy_id: str,
     progress: Callable[[int], None] | None = None,
+    *,
+    samples: Answers | None = None,
 ) -> TrialReport:
     """
     Try a policy on recordings.
@@ -103,12 +118,14 @@ async def run(
         reappraiser: Appraises recordings under the policy.
         policy_id: The policy's id, as results name it.
         progress: Called with the number of recordings that were tried since the last call.
+        samples: What came of asking the policy about samples (`verifier.policy.questions`).
     """
-    report = TrialReport(policy_id)
+    report = TrialReport(policy_id, samples=samples or Answers())
     async for page in pages:
         for head, after in zip(page, await reappraiser.verdicts(page), strict=True):
             report.count(head, compare(recorded_verdicts(head), after))
         report.examined, report.failures = reappraiser.examined, reappraiser.failures
+        report.first_failure = reappraiser.first_failure
         if progress is not None:
             progress(len(page))
         if reappraiser.failures >= MAX_FAILURES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,17 @@ if TYPE_CHECKING:
     from attester.engines.base import Engine
 
 
-def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home) -> Engine:
+def open_engine(
+    config: AttesterConfig,
+    http: aiohttp.ClientSession,
+    home: Home,
+    places: Mapping[str, Path] | None = None,
+) -> Engine:
     """
     Open the adapter that the configuration names.
+
+    Args:
+        places: Where the models' folders are, by model; the configured ones if not given.
 
     Raises:
         ConfigError: no adapter has that name.
@@ -32,8 +41,8 @@ def open_engine(config: AttesterConfig, http: aiohttp.ClientSession, home: Home)
     from attester.errors import ConfigError
 
     section = config.engine
-    folders = {name: Path(model.dir) for name, model in config.models.items()}
-    ignore = {name: model.ignore for name, model in config.models.items()}
+    folders = config.folders if places is None else places
+    ignore = {name: model.left_out for name, model in config.models.items()}
     as_loaded = {name for name, model in config.models.items() if model.walk == "as-loaded"}
     files = FileWalker(folders, Walker(section.device, Budget(section.walk_s, section.hour_s)), ignore)
     engine = EngineHttp(http, section.url)

@@ -16,7 +16,7 @@ from attester.engines.naming import Introduction, introduce
 from attester.engines.walker import Walker
 from attester.errors import WeightsError
 from attester.evidence import WalkAnswer
-from attester.weights.folder import Folder, open_folder
+from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.possession import WalkChallenge
 from attester.weights.tensors import TensorFiles
 
@@ -46,15 +46,17 @@ class FileWalker:
         """As `Engine.walk`, over the files."""
 
         def work() -> WalkAnswer:
-            return self._walker.answer(self._tensors(model), challenge, "file")
+            return self._walker.answer(self._tensors(model, challenge.files), challenge, "file")
 
         return await asyncio.to_thread(work)
 
-    def _tensors(self, model: str) -> TensorFiles:
-        """The model's tensors; the headers are read again only if a file has changed."""
+    def _tensors(self, model: str, names: tuple[str, ...] | None = None) -> TensorFiles:
+        """The tensors of a model's files, or of those of *names*; headers are read again only if a file has changed."""
         if model not in self._folders:
             raise WeightsError(f"the verifier asks about {model!r}, which is not in attester.toml")
-        folder = open_folder(self._folders[model], self._ignore.get(model, ()))
+        folder = open_folder(self._folders[model], self._ignore.get(model, ()), everything=True)
+        if names is not None:
+            folder = restrict(folder, names)
         cached = self._cached.get(model)
         if cached is None or cached[0] != folder:
             cached = (folder, TensorFiles(folder))

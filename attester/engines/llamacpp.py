@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,9 +19,11 @@ from attester.engines.base import Description
 from attester.engines.files import FileWalker
 from attester.engines.http import EngineHttp
 from attester.engines.naming import ask
-from attester.errors import EngineError
+from attester.errors import EngineError, WeightsError
 from attester.evidence import WalkAnswer
+from attester.places import Places
 from attester.version import installed_version
+from attester.weights.folder import open_folder
 from attester.weights.possession import WalkChallenge
 
 _REQUEST_TIMEOUT_S = 10.0
@@ -59,9 +62,10 @@ class LlamaCppEngine:
     async def _describe(self, props: _Props) -> Description:
         try:
             served = await asyncio.to_thread(Path(props.model_path).resolve)
+            is_known = await asyncio.to_thread(self._holds, served)
         except (OSError, ValueError, RuntimeError):
             raise EngineError("llama.cpp names a model path that is not valid") from None
-        if not any(served.is_relative_to(folder.resolve()) for folder in self._folders.values()):
+        if not is_known:
             raise EngineError(
                 f"llama.cpp serves {str(served)[:200]!r}, which is not in the folder of any model in attester.toml"
             )
@@ -82,6 +86,21 @@ class LlamaCppEngine:
             )
         except msgspec.ValidationError as error:
             raise EngineError(f"llama.cpp's description is malformed: {error}") from None
+
+    def _holds(self, served: Path) -> bool:
+        """Whether a file is one of a model's: below its path, or linked to or listed there, as caches do."""
+        for folder in self._all_folders():
+            if served.is_relative_to(folder.resolve()):
+                return True
+            with suppress(WeightsError):
+                if any(Path(file.path).resolve() == served for file in open_folder(folder).files):
+                    return True
+        return False
+
+    def _all_folders(self) -> list[Path]:
+        if isinstance(self._folders, Places):
+            return [folder for model in self._folders for folder in self._folders.all_of(model)]
+        return list(self._folders.values())
 
     async def prepare(self) -> str:
         """As `Engine.prepare`."""

@@ -28,7 +28,9 @@ from attester.engines.http import EngineHttp
 from attester.engines.loopback import WalkBody, to_answer
 from attester.errors import EngineError, WeightsError
 from attester.evidence import WalkAnswer
+from attester.weights.folder import open_folder
 from attester.weights.possession import WalkChallenge
+from attester.weights.tensors import tensor_files
 
 EXTENSION = "attester.engines.vllm_worker.WalkExtension"
 PROTOCOL = 1
@@ -172,7 +174,7 @@ class VllmEngine:
             if self._group is None:
                 await self._join()
             asked = {
-                **self._files(model),
+                **await asyncio.to_thread(self._files, model, challenge.files),
                 "seed": challenge.seed,
                 "rows": challenge.rows,
                 "passes": challenge.passes,
@@ -190,10 +192,16 @@ class VllmEngine:
         except msgspec.ValidationError as error:
             raise EngineError(f"the answer of vLLM's worker to the walk is malformed: {error}") from None
 
-    def _files(self, model: str) -> dict[str, object]:
+    def _files(self, model: str, names: tuple[str, ...] | None = None) -> dict[str, object]:
+        """Where the workers find the published tensors: in the files of *names*, or in all of the folder."""
         arguments: dict[str, object] = {"folder": str(self._folders[model])}
-        if self._ignore.get(model):
-            arguments["ignore"] = list(self._ignore[model])
+        ignore = list(self._ignore.get(model, ()))
+        if names is not None:
+            # Workers of any version know names that they leave out.
+            present = tensor_files(open_folder(self._folders[model], ignore))
+            ignore += [file.name for file in present if file.name not in names]
+        if ignore:
+            arguments["ignore"] = ignore
         if model in self._as_loaded:
             arguments["as_loaded"] = True
         return arguments

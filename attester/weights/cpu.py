@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from attester.errors import WeightsError
 from attester.weights.kernels import (
@@ -53,15 +54,17 @@ _PART_WORDS: Final = 1 << 17
 _COMPILE_TIMEOUT_S: Final = 60.0
 
 
-def make_kernel(library: Backend, *, compiled: bool) -> CpuKernel:
+def make_kernel(backend: Backend, *, compiled: bool) -> CpuKernel:
     """
-    A kernel with the products of *library*; the fold is in C if *compiled*, else in numpy.
+    A kernel with the products of *backend*; the fold is in C if *compiled*, else in numpy.
 
     Raises:
         WeightsError: torch is not installed, or no C compiler works.
     """
     fold = c_fold() if compiled else numpy_fold
-    if library == "numpy":
+    if backend == "C":
+        return CpuKernel(c_products, fold, "C", threads())
+    if backend == "numpy":
         # BLAS starts its own threads.
         return CpuKernel(numpy_products, fold, "numpy", 1)
     if not has_torch():
@@ -84,7 +87,11 @@ class CpuKernel:
         self._fold = fold
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "walk", _one_thread if label == "torch" else None)
-        self.name = f"{label} and {'numpy' if fold is numpy_fold else 'C'} on the CPU"
+        self.name = (
+            f"{label} and {'numpy' if fold is numpy_fold else 'C'} on the CPU"
+            if label != "C"
+            else "C on the CPU"
+        )
 
     def begin(self, words: Words) -> CpuWalk:
         """As `Kernel.begin`."""
@@ -213,6 +220,38 @@ def torch_products(inputs: Int8) -> Multiply:
     return multiply
 
 
+def c_products(inputs: Int8) -> Multiply:
+    """Products by our own C, for few rows of a challenge."""
+    function = library().touchstone_multiply
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_size_t] * 3
+    right = np.ascontiguousarray(inputs.T, dtype=np.int16)
+    columns, k = right.shape
+
+    def multiply(weights: Int8, out: Int32) -> None:
+        left = np.ascontiguousarray(weights)
+        function(left.ctypes.data, right.ctypes.data, out.ctypes.data, left.shape[0], k, columns)
+
+    return multiply
+
+
+def count_numbers(numbers: npt.NDArray[np.uint16], stride: int, tables: Words) -> None:
+    """
+    Count how often each number of 16 bits stands at every *stride*-th place.
+
+    Args:
+        tables: uint32 [2, 65536], to which is added; their sum is the count.
+
+    Raises:
+        WeightsError: there is no C compiler, or it fails.
+    """
+    function = library().touchstone_count
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p]
+    count = -(-numbers.size // stride)
+    function(numbers.ctypes.data, count, stride, tables[0].ctypes.data, tables[1].ctypes.data)
+
+
 def numpy_products(inputs: Int8) -> Multiply:
     """Float32 products of blocks that are narrow enough to be exact."""
     parts = [
@@ -238,14 +277,20 @@ def numpy_fold(total: Words, products: Int32, factor: Words) -> None:
 
 
 @cache
-def c_fold() -> Fold:
+def library() -> ctypes.CDLL:
     """
-    The fold, compiled for this processor in a folder that only this user can write to.
+    ``fold.c``, compiled for this processor in a folder that only this user can write to.
 
     Raises:
         WeightsError: there is no C compiler, or it fails.
     """
-    function = _compile(Path(__file__).with_name("fold.c"))
+    return _compile(Path(__file__).with_name("fold.c"))
+
+
+@cache
+def c_fold() -> Fold:
+    """The fold.  Raises `WeightsError` as `library`."""
+    function = library().touchstone_fold
     function.restype = None
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_size_t] * 2
 
@@ -256,15 +301,15 @@ def c_fold() -> Fold:
     return fold
 
 
-def _compile(source: Path) -> ctypes._NamedFuncPointer:
+def _compile(source: Path) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise WeightsError("there is no C compiler")
     try:
         with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-            library = Path(folder) / "fold.so"
-            command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
+            built = Path(folder) / "fold.so"
+            command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(built), str(source)]
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)  # noqa: S603
-            return ctypes.CDLL(str(library)).touchstone_fold
+            return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         raise WeightsError(f"{compiler} cannot compile the fold ({type(error).__name__})") from None

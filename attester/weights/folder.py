@@ -1,10 +1,11 @@
 """
-The files of a model folder: how they are listed, and how their bytes are read.
+The files of a model: how they are listed, and how their bytes are read.
 
-A model has every regular file below its folder, except the files of version control at the top
-(the ones that OpenSSF Model Signing ignores) and those that the caller excludes.  A symbolic
-link is followed if it leads inside the folder or, in a Hugging Face cache, inside the model's
-``models--…`` folder, whose ``snapshots`` are links into ``blobs``.  Any other link is refused.
+A model has every regular file below its folder, except junk (`attester.weights.roles`), the files of version
+control at the top (the ones that OpenSSF Model Signing ignores) and those that the caller excludes.  Other places
+of a model are `attester.weights.stores`.  A symbolic link is followed if it leads inside the folder or, in a
+Hugging Face cache, inside the model's ``models--…`` folder, whose ``snapshots`` are links into ``blobs``.  Any
+other link is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import mmap
 import os
 import signal
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,9 @@ from msgspec import Struct
 
 from attester.errors import WeightsError
 from attester.evidence import MAX_FILES
+from attester.weights import stores
+from attester.weights.patterns import Excluded
+from attester.weights.roles import Role, Roles, is_junk, without_partial
 
 IGNORED_AT_TOP: Final = frozenset({".git", ".gitattributes", ".github", ".gitignore", ".cache", "model.sig"})
 """The first four as in OMS; ``.cache``, where download tools keep their state; the publisher's signature."""
@@ -57,23 +61,24 @@ class Folder(Struct, frozen=True):
         return sum(file.size for file in self.files)
 
 
-def open_folder(root: Path, ignore: Collection[str] = ()) -> Folder:
+def open_folder(root: Path, ignore: Collection[str] = (), *, everything: bool = False) -> Folder:
     """
     List the files of a model.
 
     Args:
-        root: The folder.
-        ignore: Files and folders that are not the model's, by their names relative to *root*.
+        root: The folder, or another place of a model (`attester.weights.stores`).
+        ignore: Files and folders that are not the model's, by their names relative to *root*, or by patterns
+            (`attester.weights.patterns`).
+        everything: Junk too, as attesters before these rules had it.
 
     Raises:
-        WeightsError: *root* is not a folder, is empty, has too many files, a link that leads
+        WeightsError: *root* is no place of a model, is empty, has too many files, a link that leads
             outside, a name that is not UTF-8, or an entry that is not a file, folder or link.
     """
     try:
-        real = root.resolve(strict=True)
-        if not real.is_dir():
-            raise WeightsError(f"{root} is not a folder")
-        files = sorted(_list(real, frozenset(ignore)), key=lambda file: file.name.encode())
+        place = stores.find_place(root)
+        found = _files_of(place, Excluded(ignore), everything=everything)
+        files = sorted(found, key=lambda file: file.name.encode())
     except FileNotFoundError as error:
         raise WeightsError(f"{error.filename or root} does not exist") from None
     except RuntimeError:
@@ -84,12 +89,61 @@ def open_folder(root: Path, ignore: Collection[str] = ()) -> Folder:
         raise WeightsError(f"{error.filename or root} cannot be read: {error.strerror}") from None
     if not files:
         raise WeightsError(f"{root} has no files")
-    return Folder(real, tuple(files))
+    # Opened again by its root, it is the same.
+    return Folder(place.root / place.only[0] if place.only else place.root, tuple(files))
 
 
-def _list(root: Path, ignore: frozenset[str]) -> Iterator[ModelFile]:
+def restrict(folder: Folder, names: Collection[str]) -> Folder:
+    """
+    The files of these *names* alone: those that a challenge is about.
+
+    Raises:
+        WeightsError: one is not there.
+    """
+    wanted = frozenset(names)
+    files = tuple(file for file in folder.files if file.name in wanted)
+    if len(files) != len(wanted):
+        missing = sorted(wanted - {file.name for file in files})
+        raise WeightsError(f"{missing[0][:200]} is missing in {folder.root}, and the reference value has it")
+    return Folder(folder.root, files)
+
+
+def _files_of(place: stores.Place, excluded: Excluded, *, everything: bool) -> Iterator[ModelFile]:
+    if place.layers:
+        for layer in place.layers:
+            if not excluded.covers(layer.name):
+                if not stores.is_complete(layer):
+                    raise WeightsError(
+                        f"{layer.path} is missing or not complete: it is the {layer.name} of {place.root}"
+                    )
+                yield _model_file(layer.name, str(layer.path), layer.path.stat())
+    elif place.only:
+        for name in place.only:
+            path = place.root / name
+            yield _model_file(name, str(path), path.stat())
+    else:
+        found = list(_list(place.root, excluded, everything=everything))
+        yield from found if everything else _without_leftovers(found)
+
+
+def _without_leftovers(files: Sequence[ModelFile]) -> Iterator[ModelFile]:
+    """*files* without what downloads left that have ended, or that were not of the model's gates."""
+    names = {file.name for file in files}
+    roles: Roles | None = None
+    for file in files:
+        whole = without_partial(file.name)
+        if whole is not None:
+            roles = roles or Roles(names)
+            is_old = whole in names and not file.name.endswith(".aria2")
+            if is_old or roles.of(whole) is not Role.GATE:
+                continue
+        yield file
+
+
+def _list(root: Path, excluded: Excluded, *, everything: bool) -> Iterator[ModelFile]:
     allowed = _cache_root(root) or root
     pending = [(str(root), "")]
+    repositories = []
     count = 0
     while pending:
         folder, prefix = pending.pop()
@@ -101,25 +155,36 @@ def _list(root: Path, ignore: frozenset[str]) -> Iterator[ModelFile]:
                 # A fast test that most names pass; the full check is only for the others.
                 if not name.isascii() or len(name) > _MAX_NAME_BYTES:
                     _check_name(name)
-                if name in ignore:
+                if excluded.covers(name) or (not everything and is_junk(name)):
                     continue
                 if entry.is_symlink():
-                    target = Path(entry.path).resolve()
-                    if not target.is_relative_to(allowed):
-                        raise WeightsError(f"{name} is a link that leads out of the model's folder")
-                    if target.is_dir():
-                        raise WeightsError(f"{name} is a link to a folder")
+                    _check_link(name, Path(entry.path), allowed)
                 status = entry.stat()
                 if stat.S_ISDIR(status.st_mode):
                     pending.append((entry.path, name + "/"))
+                    if not prefix and name.startswith("models--"):
+                        repositories.append(name)
                     continue
                 if not stat.S_ISREG(status.st_mode):
                     raise WeightsError(f"{name} is neither a file nor a folder")
                 count += 1
                 if count > MAX_FILES:
                     raise WeightsError(f"{root} has more than {MAX_FILES} files")
-                stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-                yield ModelFile(name, entry.path, status.st_size, stamp)
+                yield _model_file(name, entry.path, status)
+        if repositories:
+            raise stores.several(root, "the cache of several repositories", sorted(repositories))
+
+
+def _check_link(name: str, path: Path, allowed: Path) -> None:
+    target = path.resolve()
+    if not target.is_relative_to(allowed):
+        raise WeightsError(f"{name} is a link that leads out of the model's folder")
+    if target.is_dir():
+        raise WeightsError(f"{name} is a link to a folder")
+
+
+def _model_file(name: str, path: str, status: os.stat_result) -> ModelFile:
+    return ModelFile(name, path, status.st_size, stamp_of(status))
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -129,8 +194,11 @@ def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
 
 def _cache_root(root: Path) -> Path | None:
     """``models--ORG--NAME`` if *root* is ``models--ORG--NAME/snapshots/REVISION``, else `None`."""
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        return root.parent.parent
+    repository = root.parent.parent
+    if root.parent.name == "snapshots" and (
+        repository.name.startswith("models--") or (repository / "blobs").is_dir()
+    ):
+        return repository
     return None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from attester.errors import WeightsError
+from attester.errors import TruncatedError, WeightsError
 from attester.weights.folder import ModelFile
 from attester.weights.layout import MAX_TENSORS, TensorInfo
 
@@ -73,12 +73,9 @@ def read_header(file: ModelFile) -> Header:
                     return parse_header(file.name, data, file.size)
                 except _TruncatedHeader:
                     if len(data) >= min(file.size, MAX_HEADER_BYTES):
-                        what = (
-                            "is truncated in its header"
-                            if len(data) == file.size
-                            else "has too long a header"
-                        )
-                        raise WeightsError(f"{file.name} {what}") from None
+                        if len(data) == file.size:
+                            raise TruncatedError(f"{file.name} is truncated in its header") from None
+                        raise WeightsError(f"{file.name} has too long a header") from None
                     more = stream.read(min(7 * len(data), MAX_HEADER_BYTES - len(data)))
                     if not more:
                         raise WeightsError(f"{file.name} changed while it was read") from None
@@ -107,7 +104,9 @@ class _Reader:
         """Skip *count* bytes; returns where they begin."""
         start = self.at
         if start + count > self._size:
-            raise self.refuse(f"its header claims {count} bytes at {start}, but the file has {self._size}")
+            what = f"{self.name}: its header claims {count} bytes at {start}, but the file has {self._size}"
+            # More than any header has was never there: such a file is damaged, and not cut off.
+            raise (TruncatedError if count <= MAX_HEADER_BYTES else WeightsError)(what)
         if start + count > len(self._data):
             raise _TruncatedHeader
         self.at = start + count
@@ -249,5 +248,6 @@ def _placed(
     # A file without tensors need not be padded, and nothing follows its metadata.
     available = max(size - start, 0) if not infos else size - start
     if not end <= available <= end + -end % alignment:
-        raise reader.refuse(f"its tensors need {end} bytes, but the file has {max(available, 0)}")
+        what = f"{reader.name}: its tensors need {end} bytes, but the file has {max(available, 0)}"
+        raise (TruncatedError if available < end else WeightsError)(what)
     return tuple(replace(info, offset=start + info.offset) for info in infos)

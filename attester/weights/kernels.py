@@ -28,7 +28,8 @@ WALK_DOMAIN: Final = b"touchstone/weight-walk/1"
 LARGE_CHUNK_BYTES: Final = 4 << 20
 """The memory of a chunk of at least this size may be overwritten once the next chunk is fed."""
 
-Backend: TypeAlias = Literal["numpy", "torch"]
+Backend: TypeAlias = Literal["numpy", "torch", "C"]
+"""What multiplies.  C is for a handful of rows: it needs no library, which would take seconds to load."""
 
 
 class Walk(Protocol):

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Final
 
+import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
@@ -30,19 +31,23 @@ WINDOW: Final = 4096
 SEED_BYTES: Final = 32
 
 
-class ReadChallenge(Struct, frozen=True, forbid_unknown_fields=True):
+class ReadChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A `read` challenge as a session carries it."""
 
     seed: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     windows: Annotated[int, Meta(ge=1, le=65536)]
+    files: tuple[str, ...] | None = None
+    """The files that are read, which the session names beside the challenges; `None`: all of the folder."""
 
 
-class WalkChallenge(Struct, frozen=True, forbid_unknown_fields=True):
+class WalkChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A `walk` challenge as a session carries it."""
 
     seed: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     rows: Annotated[int, Meta(ge=4, le=2048)]
     passes: Annotated[int, Meta(ge=1, le=64)]
+    files: tuple[str, ...] | None = None
+    """The files whose tensors are walked; `None`: all of the folder."""
 
 
 class ModelChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -51,6 +56,16 @@ class ModelChallenge(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     model: Annotated[str, Meta(max_length=128)]
     read: ReadChallenge | None = None
     walk: WalkChallenge | None = None
+
+    def about(self, files: tuple[str, ...] | None) -> ModelChallenge:
+        """The same challenges, about these files alone."""
+        if files is None:
+            return self
+        return ModelChallenge(
+            self.model,
+            None if self.read is None else msgspec.structs.replace(self.read, files=files),
+            None if self.walk is None else msgspec.structs.replace(self.walk, files=files),
+        )
 
 
 def commitment(answer: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from attester import strictjson
-from attester.errors import WeightsError
+from attester.errors import TruncatedError, WeightsError
 from attester.weights.folder import ModelFile
 from attester.weights.layout import MAX_TENSORS, TensorInfo
 
@@ -39,15 +39,17 @@ def read_header(file: ModelFile) -> tuple[TensorInfo, ...]:
     """
     try:
         with open(file.path, "rb") as stream:
-            head = stream.read(8)
+            head = stream.read(9)
             if len(head) < 8:
                 raise WeightsError(f"{file.name} is not a safetensors file ({file.size} bytes)")
-            length = int.from_bytes(head, "little")
+            length = int.from_bytes(head[:8], "little")
             if length > MAX_HEADER_BYTES or length > file.size - 8:
-                raise WeightsError(
+                # Of the first bytes of anything else, a header is not the beginning.
+                is_cut_off = length <= MAX_HEADER_BYTES and head[8:] == b"{"
+                raise (TruncatedError if is_cut_off else WeightsError)(
                     f"{file.name}: its header claims {length} bytes, but the file has {file.size}"
                 )
-            text = stream.read(length)
+            text = (head[8:] + stream.read(max(length - 1, 0)))[:length]
     except OSError as error:
         raise WeightsError(f"{file.name} cannot be read: {error.strerror}") from None
     if len(text) != length:
@@ -80,7 +82,8 @@ def parse_header(name: str, text: bytes, payload: int, start: int) -> tuple[Tens
             raise WeightsError(f"{name}: tensor {tensor.name[:80]!r} {what}")
         end += tensor.size
     if end != start + payload:
-        raise WeightsError(f"{name}: its tensors need {end - start} bytes, but the file has {payload}")
+        kind = TruncatedError if end > start + payload else WeightsError
+        raise kind(f"{name}: its tensors need {end - start} bytes, but the file has {payload}")
     return tuple(tensors)
 
 

@@ -65,6 +65,14 @@ def kernel(backend: Backend | None = None, device: str = "cpu", *, fused: bool |
     raise WeightsError(f"no kernel can walk on {device} ({'; '.join(tried)})")
 
 
+def small_kernel() -> Kernel:
+    """A kernel for a handful of rows, which loads no library; `kernel` if there is no compiler."""
+    try:
+        return kernel("C")
+    except WeightsError:
+        return kernel()
+
+
 def best_device() -> str:
     """``cuda:0`` if torch has a GPU, else ``cpu``."""
     if not has_torch():
@@ -78,6 +86,9 @@ def cpu_candidates(
     backend: Backend | None, *, fused: bool | None
 ) -> Iterator[tuple[str, Callable[[], Kernel]]]:
     """Names and makers of the kernels for the CPU, the fastest first."""
+    if backend == "C":
+        yield "C", partial(cpu.make_kernel, "C", compiled=True)
+        return
     libraries: tuple[Backend, ...] = ("torch", "numpy")
     for library in libraries:
         if backend not in (None, library):

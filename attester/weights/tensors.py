@@ -9,15 +9,17 @@ digests, without a suffix.  A safetensors file begins with a number, so it is kn
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 import numpy as np
 
-from attester.errors import WeightsError
+from attester.errors import NoTensorsError, WeightsError
 from attester.evidence import MAX_FILES
 from attester.weights import gguf, safetensors
 from attester.weights.folder import Bytes, Folder, ModelFile, open_model_file
@@ -27,6 +29,13 @@ _MAX_INDEX_BYTES: Final = 100_000_000
 _SAFETENSORS: Final = ".safetensors"
 _INDEX: Final = ".safetensors.index.json"
 _GGUF: Final = ".gguf"
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
+_OF_PICKLES: Final = (
+    ": files of pickles are measured as files alone. Save it as safetensors to have it walked"
+)
+_VARIANT: Final = re.compile(r"(?P<stem>.*?)\.[A-Za-z0-9_]+(?:-\d{5}-of-\d{5})?\.safetensors")
+_MAX_NAMED: Final = 20
+"""A refusal names at most so many files."""
 
 
 class Source(Protocol):
@@ -106,7 +115,9 @@ class TensorFiles:
     The tensors of a folder in walking order.
 
     In each folder, the tensors come from the shards that ``*.safetensors.index.json`` names; if
-    there is no index, from all ``*.safetensors``; if there are none, from all GGUF files.
+    there is no index, from all ``*.safetensors`` but the variants of others; if there are none, from all GGUF
+    files.  A variant of ``NAME.safetensors`` is ``NAME.fp16.safetensors``, if they have a tensor in common.
+    A tensor's name that several folders have begins with its folder.
 
     Raises:
         WeightsError: the folder has no tensor file or no bytes of tensors, an index does not
@@ -114,15 +125,14 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Folder) -> None:
-        found: dict[str, FileTensor] = {}
+        by_folder: dict[str, dict[str, FileTensor]] = {}
         for file in _chosen_files(folder):
+            found = by_folder.setdefault(file.name.rpartition("/")[0], {})
             for tensor in read_header(file):
                 if tensor.name in found:
-                    raise WeightsError(
-                        f"tensor {tensor.name[:80]!r} is in {found[tensor.name].file.name} and in {file.name}"
-                    )
+                    raise _in_two(folder, tensor.name, found[tensor.name].file, file)
                 found[tensor.name] = FileTensor(tensor, file)
-        self._tensors = sorted(found.values(), key=lambda tensor: tensor.name.encode())
+        self._tensors = sorted(_joined(by_folder), key=lambda tensor: tensor.name.encode())
         if not any(tensor.size for tensor in self._tensors):
             raise WeightsError(f"{folder.root} has no tensor with any bytes")
 
@@ -183,6 +193,35 @@ def _begins_as_gguf(file: ModelFile) -> bool:
         return False
 
 
+def _joined(by_folder: dict[str, dict[str, FileTensor]]) -> list[FileTensor]:
+    """The tensors of all folders.  A name that several have (``2_Dense``, ``3_Dense``) is told apart by its folder."""
+    if len(by_folder) == 1:
+        return list(next(iter(by_folder.values())).values())
+    counts = Counter(name for found in by_folder.values() for name in found)
+    joined: dict[str, FileTensor] = {}
+    for place, found in by_folder.items():
+        for name, tensor in found.items():
+            own = f"{place}/{name}" if place and counts[name] > 1 else name
+            if own in joined:
+                raise WeightsError(
+                    f"tensor {own[:80]!r} is in {joined[own].file.name} and in {tensor.file.name}"
+                )
+            joined[own] = tensor if own == name else FileTensor(replace(tensor.info, name=own), tensor.file)
+    return list(joined.values())
+
+
+def _in_two(folder: Folder, tensor: str, one: ModelFile, other: ModelFile) -> WeightsError:
+    if not (is_gguf(one) and is_gguf(other)):
+        return WeightsError(f"tensor {tensor[:80]!r} is in {one.name} and in {other.name}")
+    place = one.name.rpartition("/")[0]
+    names = [file.name for file in folder.files if is_gguf(file) and file.name.rpartition("/")[0] == place]
+    shown = ", ".join(names[:_MAX_NAMED]) + (", …" if len(names) > _MAX_NAMED else "")
+    return WeightsError(
+        f"{folder.root} has {len(names)} GGUF files, which are several models: {shown}. "
+        "Name one with --file, or as file in attester.toml"
+    )
+
+
 def _chosen_files(folder: Folder) -> list[ModelFile]:
     by_folder: dict[PurePosixPath, list[ModelFile]] = {}
     for file in tensor_files(folder):
@@ -198,10 +237,30 @@ def _chosen_files(folder: Folder) -> list[ModelFile]:
         if indexes:
             chosen += _shards(indexes[0], shards)
         else:
-            chosen += shards or files
+            chosen += _without_variants(shards) or files
     if not chosen:
-        raise WeightsError(f"{folder.root} has no safetensors file and no GGUF file")
+        raise NoTensorsError(
+            f"{folder.root} has no safetensors file and no GGUF file"
+            + (_OF_PICKLES if any(file.name.endswith(_PICKLES) for file in folder.files) else "")
+        )
     return chosen
+
+
+def variants(files: Sequence[ModelFile]) -> dict[str, str]:
+    """Of files in one folder, by the name of a variant that of the file that engines load if nobody asks for one."""
+    names = {file.name: file for file in files}
+    found: dict[str, str] = {}
+    for name, file in names.items():
+        parts = _VARIANT.fullmatch(name)
+        plain = None if parts is None else names.get(f"{parts['stem']}{_SAFETENSORS}")
+        if plain is not None and {t.name for t in read_header(file)} & {t.name for t in read_header(plain)}:
+            found[name] = plain.name
+    return found
+
+
+def _without_variants(files: Sequence[ModelFile]) -> list[ModelFile]:
+    left_out = variants(files)
+    return [file for file in files if file.name not in left_out]
 
 
 def _shards(index: ModelFile, files: Sequence[ModelFile]) -> list[ModelFile]:

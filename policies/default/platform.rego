@@ -30,7 +30,8 @@ instance_identity(facts) := data.ar4si.instance_identity.recognised if {
 #   forbidden    96  forbidden settings
 configuration(facts) := data.ar4si.configuration.approved if {
 	acceptable(facts)
-	not weak_version(facts.runtime)
+	runtime := facts.runtime
+	not weak_version(runtime)
 } else := data.ar4si.configuration.vulnerable if {
 	acceptable(facts)
 } else := data.ar4si.configuration.unavailable if {

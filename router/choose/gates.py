@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from router.model.node import NodeView, endpoint_of
+from router.model.node import NodeView, endpoint_of, revision_of
 from router.model.workload import ASSURANCES, Workload
 from verifier.results import AttestationResult
 from verifier.trust import Tier, tier_of
@@ -26,6 +26,23 @@ FEED_SILENT: Final = "incident.feed-silent"
 PENDING: Final = "address.pending"
 EXHAUSTED: Final = "result.verifier-exhausted"
 NOT_AFFIRMING: Final = "result.not-affirming"
+OTHER_REVISION: Final = "result.revision"
+SHORTFALLS: Final = frozenset({NOT_AFFIRMING, OTHER_REVISION})
+"""Codes whose detail tells who asks for work what its nodes lack."""
+NOT_LIVE: Final = frozenset(
+    {
+        "identity.retired",
+        "result.missing",
+        "result.revoked",
+        "result.expired",
+        "result.untimely",
+        "result.old",
+        "result.no-submod",
+    }
+)
+"""Codes of nodes without a live result of the model: which revision they have is not known."""
+_NAMED_REVISIONS: Final = 2
+_SHORT: Final = 12
 _FROM_FILE: Final = "weights.walk.from-file"
 _TAKES_FILES: Final = (
     "its engine shows its files alone, and a workload that takes that asks for no more than "
@@ -120,7 +137,19 @@ def _falls_short(ear: AttestationResult, workload: Workload) -> GateVerdict | No
             verdict = _submod_falls_short(ear, submod, claims, assurance)
             if verdict is not None:
                 return verdict
-    return None
+    return _has_other_revision(ear, workload) if workload.digests else None
+
+
+def _has_other_revision(ear: AttestationResult, workload: Workload) -> GateVerdict | None:
+    """Whether the model's revision is none of those that the workload requires."""
+    revision = revision_of(ear, workload.model)
+    if revision in workload.digests:
+        return None
+    asked = " or ".join(f"{digest[:_SHORT]}…" for digest in workload.digests[:_NAMED_REVISIONS])
+    if len(workload.digests) > _NAMED_REVISIONS:
+        asked += f" or {len(workload.digests) - _NAMED_REVISIONS} more"
+    has = f"revision {revision[:_SHORT]}…" if revision else "no revision that its result names"
+    return GateVerdict("result", OTHER_REVISION, f"{workload.model} is of {has}, and {asked} is asked for")
 
 
 def _submods_of(ear: AttestationResult, name: str) -> list[str]:
@@ -269,6 +298,7 @@ CODES: Final = {
     "result.no-submod": "Its result lacks a submodule that is required.",
     NOT_AFFIRMING: "A required claim is not affirming.",
     "result.assurance": "The assurance of its result is less than what is required.",
+    OTHER_REVISION: "Its revision of the model is none of those that the workload asks for.",
     EXHAUSTED: "The verifier has no challenges left, so it cannot tell; that is not the node's fault.",
     "incident.quarantine": "An incident is open; a person must review it.",
     "incident.operator": "It was enrolled while another node of its operator was in quarantine.",

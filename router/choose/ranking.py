@@ -44,6 +44,8 @@ class CandidateFacts(Struct, frozen=True, gc=False):
     """The code of capacity that keeps it out while any other node is left."""
     jti: str = ""
     """The result by which it may do the work."""
+    revision: str = ""
+    """The digest of the model's reference value by that result."""
 
 
 class Pool(Protocol):

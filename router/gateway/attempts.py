@@ -58,6 +58,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     detail: str
     seconds: float
+    revision: str = ""
+    """The digest of the model's reference value, by the node's result when the attempt began."""
     failure: Failure | None = None
     """Why there was no answer, if there was none."""
     is_doubtful: bool = False

@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp import HttpVersion11, web
 
+from router.gateway.errors import REVISION_HEADER
 from router.gateway.idempotency import CachedResponse
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import KEEP_ALIVE
@@ -45,7 +46,7 @@ class ClientStream:
         }
         self._timeout_s = write_timeout_s
         self._response: _Response | None = None
-        self._has_begun = self._is_open = self._has_ended = False
+        self._has_begun = self._is_open = self._has_ended = self._is_for_chunks = False
         self._loop = asyncio.get_running_loop()
         self.sent_at = self._loop.time()
         """When something was last sent, by the loop's clock; at first, when the stream was made."""
@@ -71,6 +72,8 @@ class ClientStream:
         if self._has_ended or self.may_block(len(KEEP_ALIVE)):
             # Who does not read what there is needs no comments.
             return
+        # Another node may take over yet, and have another revision.
+        self.name_revision("")
         await self.prepare()
         assert self._response is not None
         self._is_open = True
@@ -89,10 +92,21 @@ class ClientStream:
             except ConnectionError:
                 raise ClientGoneError("the client is gone") from None
             self._response = response
+            self._is_for_chunks = self._request.version >= HttpVersion11
+
+    def name_revision(self, revision: str) -> None:
+        """See `Sink`."""
+        if self._is_open or self._headers.get(REVISION_HEADER, "") == revision:
+            return
+        self._headers.pop(REVISION_HEADER, None)
+        if revision:
+            self._headers[REVISION_HEADER] = revision
+        # What was prepared says something else.
+        self._response = None
 
     def replace_with(self, response: web.Response) -> web.Response:
         """Another answer, if nothing of the stream has gone out."""
-        if self._response is not None and self._request.version >= HttpVersion11:
+        if self._is_for_chunks:
             # The connection was prepared for chunks, and cannot be prepared again.
             response.enable_chunked_encoding()
         return response

@@ -187,7 +187,10 @@ class Dispatcher:
         statistics = self.fleet.statistics(node, request.workload.standing_key)
         seen = Seen() if statistics is None else statistics.seen
         allowed = allow(self._exchanges.limits, seen, request.size, is_streamed=request.is_streamed)
-        endpoint = self.fleet.view(node).endpoint
+        view = self.fleet.view(node)
+        endpoint, revision = view.endpoint, view.revision(request.workload.model)
+        if run.sink is not None:
+            run.sink.name_revision(revision)
         text = self.metering.counter_for(request) if run.sink is not None else _NOTHING
         number = self.fleet.start_work(node, request.workload)
         exchange = Exchange(
@@ -210,7 +213,7 @@ class Dispatcher:
             run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
-            attempt = attempt or exchange.abandoned()
+            attempt = structs.replace(attempt or exchange.abandoned(), revision=revision)
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)
             _by_outcome[attempt.outcome].inc()
@@ -366,5 +369,6 @@ def _record_of(attempt: Attempt) -> AttemptRecord:
         outcome=attempt.outcome,
         blame=Blame.NOBODY if attempt.is_doubtful else attempt.outcome.blame,
         detail=attempt.detail,
+        revision=attempt.revision,
         ms=int(attempt.seconds * 1000),
     )

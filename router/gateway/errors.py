@@ -18,6 +18,8 @@ from router.model.outcomes import Outcome
 from router.state.records import Record
 
 DECISION_HEADER: Final = "X-Touchstone-Decision"
+REVISION_HEADER: Final = "X-Touchstone-Revision"
+"""Which revision of the model has answered: the digest of its reference value."""
 _RETRY_AFTER_S: Final = 2
 _MAX_SHORTFALLS: Final = 2
 """Of a message: the commonest."""

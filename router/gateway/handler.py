@@ -21,6 +21,7 @@ from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
     DECISION_HEADER,
+    REVISION_HEADER,
     GatewayError,
     nobody_completed,
     nobody_may,
@@ -249,7 +250,7 @@ class Handler:
         assert found.answer is not None
         metering = self._gateway.dispatcher.metering
         status, body = found.answer.status, found.answer.body
-        headers = {DECISION_HEADER: record.id}
+        headers = _answered_by(record, found)
         if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
             headers[USAGE_HEADER] = told.by
             if told.usage is not None:
@@ -290,7 +291,7 @@ class Handler:
         if found.answer is not None:
             if sink.is_open:
                 return await self._end_with_error(sink, refusal_document(found.answer))
-            headers = {"Content-Type": "application/json", DECISION_HEADER: record.id}
+            headers = {"Content-Type": "application/json", **_answered_by(record, found)}
             answer = web.Response(status=found.answer.status, body=found.answer.body, headers=headers)
             return sink.replace_with(answer)
         rest = b"" if found.stream is None else found.stream.unsent
@@ -315,6 +316,12 @@ class Handler:
         name, members = (b"error", {"type": "error"}) if has_types else (b"", {})
         await sink.send(_event({**members, **document}, name))
         return sink.end()
+
+
+def _answered_by(record: Record, attempt: Attempt) -> dict[str, str]:
+    """The headers that say by which decision an answer came, and of which revision of the model it is."""
+    found = {DECISION_HEADER: record.id}
+    return {**found, REVISION_HEADER: attempt.revision} if attempt.revision else found
 
 
 def _with_extra(body: bytes, extra: Mapping[str, Any]) -> bytes:

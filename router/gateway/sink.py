@@ -19,6 +19,9 @@ class Sink(Protocol):
     async def prepare(self) -> None:
         """Prepare what can be prepared without anything going to the client."""
 
+    def name_revision(self, revision: str) -> None:
+        """Name in the head the revision of the model that is asked now, unless the head has gone to the client."""
+
     def may_block(self, size: int) -> bool:
         """Whether sending so many bytes may have to wait for the client to read."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from attester.kinds import model_submod
 from verifier.results import AttestationResult, NodeRecord
 
 _PLATFORM = "platform"
@@ -77,6 +78,10 @@ class NodeView(Struct, frozen=True):
         record = self._record()
         return self.capabilities.get("hardware_class") if record is None else record.hardware_class
 
+    def revision(self, model: str) -> str:
+        """The digest of the reference value that a model was compared with; empty if the result does not say."""
+        return revision_of(self.result, model)
+
     def _record(self) -> NodeRecord | None:
         if self.result is None or _PLATFORM not in self.result.submods:
             return None
@@ -84,6 +89,12 @@ class NodeView(Struct, frozen=True):
 
     def _attester_claims(self) -> Mapping[str, Any]:
         return _attester_claims_of(self.result)
+
+
+def revision_of(result: AttestationResult | None, model: str) -> str:
+    """Which revision of a model a node has, by its result: the digest of the reference value; empty if it does not say."""
+    appraised = None if result is None else result.submods.get(model_submod(model))
+    return "" if appraised is None else appraised.ear_verifier_claims.reference or ""
 
 
 def endpoint_of(result: AttestationResult | None) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ The table of model tiers and workloads, as people write it: ``workloads.yaml``.
         model: example/large
         tier: large
         operations: [chat/completions]
+        digests: [8fad…]
 
 The whole table is checked before any of it counts, and it may be read again while the router runs.
 """
@@ -29,7 +30,7 @@ from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
 from router.model.operations import OPERATIONS
-from router.model.workload import ModelName, Requirements, Table, Workload
+from router.model.workload import Digests, ModelName, Requirements, Table, Workload
 from verifier.errors import PlainYAMLError
 from verifier.plainyaml import Parsed, parse_yaml
 
@@ -48,6 +49,8 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     tier: Annotated[str, Meta(max_length=64)]
     operations: Annotated[tuple[str, ...], Meta(min_length=1)] = tuple(OPERATIONS)
     tokeniser: Annotated[str, Meta(max_length=4096)] | None = None
+    digests: Digests = ()
+    """As `Workload.digests`."""
     default: bool = False
     """Whether it is taken if several workloads are for the model and the request names none."""
 
@@ -95,6 +98,7 @@ def _workload(
             tier=entry.tier,
             operations=entry.operations,
             tokeniser=entry.tokeniser,
+            digests=entry.digests,
             **required,
         )
     except ValueError as error:

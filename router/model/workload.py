@@ -28,6 +28,8 @@ _Texts = tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...]
 _Claims = Annotated[_Texts, Meta(min_length=1)]
 _Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 _Milliseconds = Annotated[int, Meta(ge=0, le=3_600_000)]
+Digests = Annotated[tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...], Meta(max_length=64)]
+"""Of reference values: SHA-256, in small hexadecimal digits."""
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,9 +150,13 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
     operations: Annotated[tuple[str, ...], Meta(min_length=1)] = tuple(OPERATIONS)
     tokeniser: str | None = None
     """A ``tokenizer.json``, by which the router counts tokens itself."""
+    digests: Digests = ()
+    """The revisions of the model that may do the work, by the digests of their reference values; any if empty."""
 
     def __post_init__(self) -> None:
         Requirements.__post_init__(self)
+        if len(set(self.digests)) != len(self.digests):
+            raise ValueError("digests names a revision twice")
         for operation in self.operations:
             if operation not in OPERATIONS:
                 raise ValueError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")

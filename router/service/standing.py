@@ -45,6 +45,7 @@ _WHAT_OPENS: Final = {
     "result.old": "keep the attester running, and its call channel open",
     "result.no-submod": "give evidence of what is missing; if it is a model, enrol the node with it",
     "result.assurance": "the workload asks for evidence that the node does not give",
+    "result.revision": "serve a revision of the model that the workload asks for",
     "result.verifier-exhausted": "nothing: the verifier's operator must mint challenges",
     "incident.quarantine": "a person must review the incident",
     "incident.operator": "it waits for the review of the operator's other node",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from router.choose.gates import FEED_SILENT_S
 from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
 from router.service.state import STATE, State
+from router.state.fleet import Fleet
 from verifier.service.http import json_response
 
 
@@ -41,10 +44,28 @@ async def show(request: web.Request) -> web.Response:
         "nodes": len(fleet),
         "in_flight": gateway.in_flight,
         "workloads": {
-            name: {"lanes": lanes, "closed": fleet.closed(name)} for name, lanes in fleet.census().items()
+            name: {"lanes": lanes, "closed": fleet.closed(name), **_revisions(fleet, name)}
+            for name, lanes in fleet.census().items()
         },
     }
     return json_response(document, status=200 if open_to_work else 503)
+
+
+def _revisions(fleet: Fleet, name: str) -> dict[str, Any]:
+    """The model of a workload, and its revisions: who has which, and which are asked for."""
+    workload = fleet.table.workloads[name]
+    return {
+        "model": workload.model,
+        "revisions": {
+            digest: {
+                "nodes": has,
+                "may_work": may,
+                "allowed": not workload.digests or digest in workload.digests,
+                "required": digest in workload.digests,
+            }
+            for digest, (has, may) in fleet.revisions(name).items()
+        },
+    }
 
 
 def _hears(state: State) -> bool:

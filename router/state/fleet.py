@@ -27,15 +27,15 @@ from router.model.outcomes import Execution, Outcome
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.address_gate import AddressGate, JudgeURL
+from router.state.counted import CountedNodes
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
-from router.state.probed import ProbedNodes
 
 _NEVER_HEARD_S: Final = 1e9
 """How long the verifier has been silent, in seconds, if it was never heard."""
 
 
-class Fleet(ProbedNodes):
+class Fleet(CountedNodes):
     """
     All nodes, in the lanes of all workloads.
 
@@ -154,17 +154,6 @@ class Fleet(ProbedNodes):
         """The lane in which a node stands."""
         pool = self._placement.pools.get(workload.name)
         return None if pool is None else pool.lane(node)
-
-    def census(self) -> dict[str, dict[str, int]]:
-        """How many nodes stand in each lane, by workload."""
-        return {
-            name: {str(lane): count for lane, count in pool.sizes.items()}
-            for name, pool in self._placement.pools.items()
-        }
-
-    def closed(self, workload: str) -> dict[str, int]:
-        """How many nodes each code keeps out of a workload."""
-        return dict(self._placement.pools[workload].closed)
 
     # What the verifier says.
 

@@ -130,7 +130,8 @@ class Placement:
         due = math.inf
         for pool in self.pools.values():
             context = self.gate_context(entry, view.operator, pool.workload)
-            pool.closed_by[view.node] = gates.check(view, pool.workload, context)
+            verdict = gates.check(view, pool.workload, context)
+            pool.close(view.node, verdict, view.revision(pool.workload.model))
             # Also if a gate is closed: time may change which gate is the first.
             due = min(due, gates.changes_in(view, pool.workload, context))
         # A whisker early: the sum of two times may be rounded up.  And never at once, or it would come up for ever.

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Final
 
 from router.choose.candidates import LANES, Key, Lane, SortedCandidates
-from router.choose.gates import CODES, NOT_AFFIRMING, GateVerdict
+from router.choose.gates import CODES, NOT_LIVE, SHORTFALLS, GateVerdict
 from router.choose.ranking import CandidateFacts
 from router.model.standing import Rating
 from router.model.statistics import NodeStatistics
@@ -25,7 +25,9 @@ _UNSEEN: Final = Rating()
 class _Placing:
     """Where one node stands, and since which version of the fleet which code has kept it out."""
 
-    __slots__ = ("bad_calls", "calls", "code", "detail", "history", "jti", "lane", "statistics")
+    __slots__ = (
+        "bad_calls", "calls", "code", "counted", "detail", "history", "jti", "lane", "revision", "statistics"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.statistics: NodeStatistics | None = None
@@ -35,6 +37,9 @@ class _Placing:
         self.code = ""
         self.detail = ""
         self.jti = ""
+        self.revision = ""
+        self.counted: tuple[str, bool] | None = None
+        """As what it is in the count of revisions."""
         self.history: tuple[tuple[int, str, str, str], ...] = ()
         """Version, code, detail and result; an empty code from versions in which nothing kept it out.  Most have one entry."""
 
@@ -50,6 +55,8 @@ class WorkloadPool:
         """How many nodes each code keeps out."""
         self.closed_by: dict[str, GateVerdict | None] = {}
         """By node, the first gate that fails closed and is closed to it."""
+        self.revisions: dict[str, list[int]] = {}
+        """By revision, how many nodes have a live result of it, and how many of them may do the work."""
         self._placings: dict[str, _Placing] = {}
         self._calls = CallShares()
         self._in_flight: dict[str, int] = {}
@@ -59,9 +66,13 @@ class WorkloadPool:
         """See `Pool`."""
         placing = self._placings[node]
         statistics = placing.statistics
-        if statistics is None:
-            return CandidateFacts(_UNSEEN, 0, placing.code, placing.jti)
-        return CandidateFacts(statistics.rating, statistics.load.in_flight, placing.code, placing.jti)
+        return CandidateFacts(
+            rating=_UNSEEN if statistics is None else statistics.rating,
+            in_flight=0 if statistics is None else statistics.load.in_flight,
+            closed=placing.code,
+            jti=placing.jti,
+            revision=placing.revision,
+        )
 
     def has_full_share(self, operator: str) -> bool:
         """See `Pool`."""
@@ -95,6 +106,21 @@ class WorkloadPool:
         if placing is None or not placing.code:
             return None
         return _verdict(placing.code, placing.detail, placing.jti)
+
+    def close(self, node: str, verdict: GateVerdict | None, revision: str) -> None:
+        """
+        Note which gate that fails closed is closed to a node, if one is.
+
+        Args:
+            revision: Of the model, by the node's result.
+        """
+        self.closed_by[node] = verdict
+        placing = self._placings.get(node)
+        if placing is None:
+            placing = self._placings[node] = _Placing()
+        placing.revision = revision
+        is_live = bool(revision) and (verdict is None or verdict.code not in NOT_LIVE)
+        self._count_revision(placing, (revision, verdict is None) if is_live else None)
 
     def place(
         self,
@@ -158,6 +184,21 @@ class WorkloadPool:
             self.sizes[placing.lane] -= 1
         self._count_code(placing.code, -1)
         self._count_calls(placing, key[0], 0.0, 0.0)
+        self._count_revision(placing, None)
+
+    def _count_revision(self, placing: _Placing, counted: tuple[str, bool] | None) -> None:
+        before = placing.counted
+        if before == counted:
+            return
+        placing.counted = counted
+        for each, change in ((before, -1), (counted, 1)):
+            if each is not None:
+                revision, may = each
+                counts = self.revisions.setdefault(revision, [0, 0])
+                counts[0] += change
+                counts[1] += change * may
+                if not counts[0]:
+                    del self.revisions[revision]
 
     def _count_calls(self, placing: _Placing, operator: str, calls: float, bad_calls: float) -> None:
         if (calls, bad_calls) != (placing.calls, placing.bad_calls):
@@ -181,8 +222,17 @@ class WorkloadPool:
         return Counter(
             placing.detail
             for placing in islice(self._placings.values(), _MOST_ASKED)
-            if placing.code == NOT_AFFIRMING
+            if placing.code in SHORTFALLS
         )
+
+    def count_revisions(self) -> dict[str, tuple[int, int]]:
+        """
+        By revision of the model, how many nodes have a live result of it, and how many of them may work.
+
+        Those that the workload asks for are listed also if no node has them.
+        """
+        found = dict.fromkeys(self.workload.digests, (0, 0))
+        return found | {revision: (has, may) for revision, (has, may) in self.revisions.items()}
 
     def excluded(self, version: int | None = None) -> dict[str, GateVerdict]:
         """Every node that is kept out, now or as of *version*, as far as that is remembered."""

@@ -34,6 +34,8 @@ class AttemptRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An `Outcome`, or ``skipped`` if a gate closed between the decision and the attempt."""
     blame: Blame | None = None
     detail: str
+    revision: str = ""
+    """The digest of the model's reference value, by the node's result when the attempt began."""
     ms: int | None = None
     tokens: int | None = None
     """The router's own count."""

@@ -47,6 +47,14 @@ def changed(base: Bundle, name: str, *, versions: list[str] | None = None, **fil
     return bundles.of_files(content)
 
 
+def replaced(base: Bundle, name: str, source: str) -> Bundle:
+    """A policy with *source* instead of all rules and tests of *base*."""
+    data = {
+        file: content for file, content in changed(base, name).files.items() if not file.endswith(".rego")
+    }
+    return bundles.of_files({**data, f"{name}.rego": source.encode()})
+
+
 async def strict(verifier: Any) -> Bundle:
     """A policy that approves another version of the engine than nodes run."""
     return changed(await verifier.policy(), "strict", versions=[f"{ENGINE_VERSION}.1"])

@@ -78,7 +78,10 @@ def test_acknowledged_policies_and_blocks_survive(tmp_path: Path, model_folder: 
         for path, body in (
             ("policies?actor=kim&reason=because", archive),
             (f"policies/{bundle.digest}/promote", json.dumps(why).encode()),
-            ("policies/blocks", json.dumps({**why, "kind": "device", "value": "GPU-1"}).encode()),
+            (
+                "policies/blocks",
+                json.dumps({**why, "kind": "device", "value": "GPU-1", "anyway": True}).encode(),
+            ),
         ):
             process = fleet.start_verifier()
             asyncio.run(ask_and_kill(f"{fleet.verifier_url}/api/v1/{path}", body, home, process.pid))

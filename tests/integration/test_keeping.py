@@ -15,14 +15,16 @@ from attester.weights.select import kernel
 from fixtures.demo import CONFIG
 from fixtures.simulator import MODEL
 from fixtures.transactions import transaction
+from tests.integration.revisions import mint, resaved
 from verifier.challenges import keeping, minting
 from verifier.challenges.demand import AlikeNodes, demand_of
 from verifier.challenges.keeping import LOW_SHARE, Keeper, KeptModels
 from verifier.challenges.minting import Minter
 from verifier.references import measured
 from verifier.service.calls import CallScheduler
-from verifier.store import pool, references
+from verifier.store import model_rollouts, pool, references
 from verifier.store.database import Database, Tx
+from verifier.store.model_rollouts import ModelRollout
 from verifier.store.policies import ChangeAuthor
 
 ROOT = Path(__file__).parents[2]
@@ -358,3 +360,23 @@ async def burn(verifier, kind: str, count: int) -> None:
     await verifier.http.delete(f"{verifier.url}/challenge-response/v1/session/{session.id}")
     async with transaction(verifier.service.db) as tx:
         await use(tx)
+
+
+async def test_both_revisions_of_a_roll_out_are_kept(verifier, tmp_path: Path) -> None:
+    """What lasts shorter comes first, whether it is in force or rolled out; a value that only waits comes last."""
+    await verifier.enrol()
+    newer, third = (resaved(verifier.model_folder, tmp_path / str(byte), byte=byte) for byte in (-40, -39))
+    new = await mint(verifier, newer, reads=0, walks=0)
+    await mint(verifier, third, reads=0, walks=0)
+    keeper = keeper_of(verifier, verifier.model_folder, newer, third, hours=0.04)
+    async with transaction(verifier.service.db) as tx:
+        rollout = ModelRollout(model=MODEL, old=await in_force(tx), new=new, started_ms=1, until_ms=None)
+        await model_rollouts.begin(tx, rollout, WHO)
+        await tx.execute("UPDATE pool_counts SET taken = minted")
+    places = sorted(await keeper._low_places(), key=lambda place: not place.is_active)
+    assert {place.document.digest for place in places if place.is_active} == {rollout.old, new}
+    await keeper.round()
+    await fill(keeper)
+    async with verifier.service.db.read() as tx:
+        for digest in (rollout.old, new):
+            assert (await pool.free_of(tx, digest))["read"] >= 30

@@ -23,6 +23,7 @@ from tests.integration.lifecycle import (
     chosen,
     post,
     publish,
+    replaced,
     router,
     smuggle,
     step,
@@ -32,7 +33,6 @@ from tests.integration.lifecycle import (
 from tests.unit.verifier.test_gpu_scheme import GOOD
 from verifier import appraisal, recording
 from verifier.incidents import BLAST_WINDOW_MS
-from verifier.policy import bundle as bundles
 from verifier.policy import rollout as steps
 from verifier.policy.archive import write_archive
 from verifier.policy.engine import decode
@@ -202,10 +202,7 @@ async def test_a_broken_policy_costs_its_appraisals_and_nothing_else(verifier, s
     answers = node.answers(session)
     await verifier.client(node).answer_call(session, answers)
     evidence = node.evidence(session, iat=verifier.clock.seconds, answers=answers)
-    base = await verifier.policy()
-    only = {name: data for name, data in base.files.items() if not name.endswith(".rego")}
-
-    await smuggle(verifier, bundles.of_files({**only, "broken.rego": source.encode()}))
+    await smuggle(verifier, replaced(await verifier.policy(), "broken", source))
     appraisal = asyncio.create_task(verifier.submit(session, evidence, node))
     waits = []
     other = await verifier.enrol(operator="other")
@@ -219,6 +216,8 @@ async def test_a_broken_policy_costs_its_appraisals_and_nothing_else(verifier, s
     result = await appraisal
     assert max(waits) < 0.4
     assert result["ear_status"] == "none"
+    async with verifier.http.get(f"{verifier.url}/metrics") as response:
+        assert 'touchstone_policy_failures_total{policy="broken@1"}' in await response.text()
     for name, submod in result["submods"].items():
         assert set(submod["ear_trustworthiness_vector"].values()) == {-1}, name
         assert "policy.failed" in {r["code"] for r in submod["ear_verifier_claims"].get("reasons", ())}

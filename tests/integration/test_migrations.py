@@ -124,9 +124,10 @@ async def test_every_row_is_kept_as_it_was(old: Path) -> None:
         # Calls without an answer were noted without the operator.
         row["operator"] = None if row["node_id"] is None else "acme"
     new = {
-        "sessions": {"together": 0, "pushed_ms": None, "pushed_by": None, "read_ms": None, "told_ms": None},
+        "sessions": {"together": 0, "pushed_ms": None, "pushed_by": None, "read_ms": None, "told_ms": None, "revisions": None},
         "walks": {"wide": 0},
         "batches": {"goal": "{}"},
+        "pool": {"gates": None, "gate_table": None},
         "incident_steps": {"step": None},
         "appraisals": {"seq": 1, "origin": "a1", "basis": "", "generation": 0, "sequence": 0},
         "reference_values": {

@@ -15,13 +15,13 @@ from attester.client import Session
 from attester.weights.folder import open_folder
 from fixtures.simulator import ENGINE_VERSION, MODEL, SimulatedNode
 from fixtures.transactions import transaction
-from tests.integration.lifecycle import WHO, archive, changed, post, publish, smuggle, step, strict
+from tests.integration.lifecycle import WHO, archive, changed, post, publish, replaced, smuggle, step, strict
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import read_archive
 from verifier.policy.bundle import Bundle
 from verifier.references import measured
 from verifier.result_keys import unb64url
-from verifier.store import policies
+from verifier.store import blocks, policies
 from verifier.store.opening import open_database
 
 WHY = {"actor": "kim", "reason": "because"}
@@ -107,14 +107,16 @@ async def test_what_was_published_is_given_out_as_it_was_signed(verifier) -> Non
         assert bundles.verify(kept, envelope, verifier.service.authors) == "home"
 
 
-@pytest.mark.parametrize("name", ["nobody@1", "0" * 64, "x", "default@3"], ids=["name", "digest", "x", "two"])
+@pytest.mark.parametrize("name", ["nobody@1", "0" * 64, "x", "default@5"], ids=["name", "digest", "x", "two"])
 async def test_no_policy_and_more_than_one_are_not_guessed(verifier, name: str) -> None:
     """404, and nothing moves."""
-    if name == "default@3":
-        base = await verifier.policy()
-        second = bundles.of_files({**base.files, "README.md": b"other"})
+    if name == "default@5":
+        # As a database of an earlier version may have it.
         async with transaction(verifier.service.db) as tx:
-            await policies.publish(tx, second, b"{}", "home", WHO, verifier.clock.ms)
+            await tx.execute(
+                "INSERT INTO policies (digest, id, name, version, author, description, archive, signer, added_ms)"
+                " SELECT 'other', 'other', name, version, author, description, archive, signer, added_ms FROM policies"
+            )
     before = await rollout(verifier)
     status, body = await post(verifier, f"/api/v1/policies/{quote(name, safe='')}/promote", WHY)
     assert (status, body["type"].rpartition("#")[2]) == (404, "request.not-found")
@@ -253,12 +255,8 @@ async def test_a_rollback_leads_only_to_what_was_active(verifier) -> None:
 async def test_a_rollback_brings_back_the_reference_values_of_the_policy(verifier) -> None:
     """A value that a policy brings is in force with it, and gone with it."""
     document = msgspec.json.encode(measured.measure_folder(MODEL, open_folder(verifier.model_folder)))
-    folder = bundles.of_files(
-        {
-            **(await verifier.policy()).files,
-            "references/tiny.json": document.replace(b'"size":12', b'"size":13', 1),
-        }
-    )
+    value = document.replace(b'"size":12', b'"size":13', 1).decode()
+    folder = changed(await verifier.policy(), "other", references__tiny_DOT_json=value)
     await smuggle(verifier, folder)
     (own,) = folder.documents
     node = await verifier.enrol()
@@ -347,8 +345,7 @@ def looping(base: Bundle) -> Bundle:
         "outcome := count([1 | some i in numbers.range(1, 100000); some j in numbers.range(1, 100000)])"
         " if count(input.checked) > 0\n"
     )
-    files = {name: data for name, data in base.files.items() if not name.endswith(".rego")}
-    return bundles.of_files({**files, "looping.rego": source.encode()})
+    return replaced(base, "looping", source)
 
 
 async def counted(verifier, bundle: Bundle, appraised: int) -> Any:
@@ -426,7 +423,7 @@ async def test_what_was_acknowledged_is_in_the_file(verifier) -> None:
     bundle = await strict(verifier)
     await publish(verifier, bundle)
     await step(verifier, "promote", bundle)
-    body = {**WHY, "kind": "device", "value": "GPU-1"}
+    body = {**WHY, "kind": "device", "value": "GPU-1", "anyway": True}
     _, blocked = await post(verifier, "/api/v1/policies/blocks", body)
     async with (
         open_database(verifier.service.config.store.url, verifier.home.database) as other,
@@ -435,13 +432,13 @@ async def test_what_was_acknowledged_is_in_the_file(verifier) -> None:
         now = await policies.rollout(tx)
         assert now is not None
         assert now.active == bundle.digest
-        assert [row["id"] for row in await policies.live_blocks(tx)] == [blocked["block"]]
+        assert [row["id"] for row in await blocks.live(tx)] == [blocked["block"]]
         assert (await policies.find(tx, bundle.digest))["signer"] == "home"
 
 
 async def test_a_block_again_is_the_same_block(verifier) -> None:
     """One call lifts it, and a second finds nothing to lift."""
-    body = {**WHY, "kind": "digest", "value": "SHA256:" + "AB" * 32}
+    body = {**WHY, "kind": "digest", "value": "SHA256:" + "AB" * 32, "anyway": True}
     first = await post(verifier, "/api/v1/policies/blocks", body)
     second = await post(verifier, "/api/v1/policies/blocks", {**body, "value": "ab" * 32})
     assert first[1] == second[1]

@@ -82,9 +82,11 @@ async def test_a_replaced_value_is_a_warning_for_its_grace_period(verifier, newe
     await activate(verifier, value.digest, grace_s=3600)
     updated = await verifier.enrol(SimulatedNode(newer), operator="quick")
     assert (await verifier.attest(updated))["ear_status"] == "affirming"
+    # Nobody knew that it has the files of before: what it was asked says nothing of them.
     result = (await verifier.attest(old))["submods"][SUBMOD]
-    # Its tensors are the same, so it walks rightly; it is the configuration that is of before.
-    assert result["ear_trustworthiness_vector"] == {"file-system": -34, "executables": -2}
+    assert "weights.revision.changed" in [r["code"] for r in result["ear_verifier_claims"]["reasons"]]
+    result = (await verifier.attest(old))["submods"][SUBMOD]
+    assert result["ear_trustworthiness_vector"] == {"file-system": -34, "executables": -33}
     assert [r["code"] for r in result["ear_verifier_claims"]["reasons"]] == ["weights.reference.superseded"]
     assert await verifier.rows("SELECT * FROM incidents") == []
     verifier.clock.forward(3601)
@@ -94,7 +96,7 @@ async def test_a_replaced_value_is_a_warning_for_its_grace_period(verifier, newe
 
 
 async def test_grace_does_not_wash_away_a_walk_that_could_not_be_answered(verifier, newer: Path) -> None:
-    """Who claims the files of before for one session must walk rightly when called before all is well."""
+    """Who claims the files of before for one session has missed that call, whatever it claims afterwards."""
     node = await verifier.enrol(SimulatedNode(newer, engine_folder=verifier.model_folder))
     await publish(verifier.service.db, verifier.service.pool_key, newer, verifier.clock.ms)
     (before,) = await verifier.rows("SELECT digest FROM reference_values WHERE state = 'superseded'")
@@ -119,8 +121,8 @@ async def test_grace_does_not_wash_away_a_walk_that_could_not_be_answered(verifi
         "executables": -33,
     }
     result = (await verifier.attest(noise, walk=False))["submods"][SUBMOD]
-    assert result["ear_trustworthiness_vector"]["executables"] == 96
-    assert "weights.walk.unredeemed" in [r["code"] for r in result["ear_verifier_claims"]["reasons"]]
+    assert result["ear_trustworthiness_vector"]["executables"] == -33
+    assert "weights.walk.unanswered" in [r["code"] for r in result["ear_verifier_claims"]["reasons"]]
     assert (await verifier.attest(noise))["ear_status"] == "affirming"
 
 

@@ -22,6 +22,7 @@ from tests.integration.lifecycle import (
     chosen,
     post,
     publish,
+    replaced,
     router,
     smuggle,
     step,
@@ -31,13 +32,12 @@ from tests.integration.lifecycle import (
 from tests.unit.verifier.test_gpu_scheme import GOOD
 from verifier.errors import StoreError
 from verifier.incidents import report_draft
-from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import bucket
 from verifier.references import measured
 from verifier.result_keys import unb64url
 from verifier.service.rejudge import REJUDGER
-from verifier.store import appraisals, incidents, policies, recordings, references
+from verifier.store import appraisals, blocks, incidents, recordings, references
 
 STORES = ("sqlite", "postgres")
 
@@ -76,7 +76,7 @@ async def caught_up(verifier) -> None:
 
 
 async def block(verifier, kind: str, value: str) -> str:
-    status, body = await post(verifier, BLOCKS, {**WHY, "kind": kind, "value": value})
+    status, body = await post(verifier, BLOCKS, {**WHY, "kind": kind, "value": value, "anyway": True})
     assert status == 201, body
     return str(body["block"])
 
@@ -93,8 +93,7 @@ def looping(base: Bundle) -> Bundle:
         "outcome := count([1 | some i in numbers.range(1, 100000); some j in numbers.range(1, 100000)])"
         " if count(input.checked) > 0\n"
     )
-    files = {name: data for name, data in base.files.items() if not name.endswith(".rego")}
-    return bundles.of_files({**files, "looping.rego": source.encode()})
+    return replaced(base, "looping", source)
 
 
 # What is judged anew.
@@ -448,7 +447,7 @@ async def test_what_changes_without_end_refuses_the_evidence(verifier, monkeypat
 
     async def always(policy: Bundle, given: bytes) -> Any:
         async with transaction(verifier.service.db) as tx:
-            await policies.block(tx, "device", secrets.token_hex(8), WHO, verifier.clock.ms)
+            await blocks.block(tx, "device", secrets.token_hex(8), WHO, verifier.clock.ms)
         return await evaluate(policy, given)
 
     monkeypatch.setattr(engine, "evaluate", always)

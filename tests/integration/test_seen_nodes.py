@@ -17,7 +17,7 @@ from fixtures.simulator import ENGINE, MODEL, SimulatedNode
 from fixtures.transactions import transaction
 from verifier import results
 from verifier.schemes.context import WalkRecord
-from verifier.store import nodes, policies, sessions, walks
+from verifier.store import blocks, nodes, sessions, walks
 from verifier.store.database import Tx
 from verifier.store.policies import ChangeAuthor
 
@@ -153,7 +153,7 @@ async def test_a_change_of_policy_counts(verifier) -> None:
     node, session = await seen_node(verifier)
     async with transaction(verifier.service.db) as tx:
         value, who = f"{ENGINE}@{node.engine_version}", ChangeAuthor("kim", "a test")
-        await policies.block(tx, "engine-version", value, who, verifier.clock.ms)
+        await blocks.block(tx, "engine-version", value, who, verifier.clock.ms)
     evidence = node.evidence(session, iat=verifier.clock.seconds)
     result = await verifier.submit(session, evidence, node)
     assert result["submods"]["platform"]["ear_trustworthiness_vector"]["configuration"] == 96

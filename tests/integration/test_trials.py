@@ -62,14 +62,14 @@ def approve(folder: Path, *versions: str, **thresholds: int) -> None:
     path.write_bytes(msgspec.json.encode(data))
 
 
-def touchstone(home: Path, *arguments: object) -> str:
+def touchstone(home: Path, *arguments: object, fails: bool = False) -> str:
     done = CliRunner().invoke(main, ["policy", *(str(a) for a in arguments), "--home", str(home)])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == fails, done.output[:2000]
     return done.output
 
 
-def trial(home: Path, folder: Path, *options: object) -> Any:
-    return json.loads(touchstone(home, "trial", folder, "--since", "9999d", "--json", *options))
+def trial(home: Path, folder: Path, *options: object, fails: bool = False) -> Any:
+    return json.loads(touchstone(home, "trial", folder, "--since", "9999d", "--json", *options, fails=fails))
 
 
 def test_ten_thousand_recorded_appraisals(home: Path, tmp_path: Path) -> None:
@@ -120,6 +120,10 @@ def test_a_policy_that_always_fails_is_given_up(home: Path, tmp_path: Path) -> N
     (folder / "outcome.rego").write_text(
         "package touchstone\n\noutcome := 1 / 0 if count(input.checked) > 0\n"
     )
-    report = trial(home, folder)
+    report = trial(home, folder, fails=True)
     assert (report["gave_up"], report["failures"] >= 100, report["appraisals"] < COUNT) == (True, True, True)
+    assert (report["better"], report["worse"] > 0) == (0, True)
+    assert report["failed_sample"]["why"].endswith("divide by zero")
+    shown = touchstone(home, "trial", folder, "--since", "9999d", fails=True)
+    assert "FAIL  The policy gave no valid outcome for " in shown
     assert {tuple(change["to"]["vector"].values()) for change in report["changes"]} == {(-1, -1)}

@@ -18,7 +18,7 @@ import structlog
 
 from attester.errors import WeightsError
 from attester.weights.cache import DigestCache
-from attester.weights.folder import Folder, open_folder
+from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.kernels import Kernel
 from attester.weights.tensors import TensorFiles
 from verifier.challenges.demand import KINDS, CallSettings, ModelDemand, demand_of
@@ -29,7 +29,7 @@ from verifier.challenges.stock import read_fleet
 from verifier.errors import ReferenceValueError
 from verifier.references import measured
 from verifier.references.measured import Document
-from verifier.store import pool, references
+from verifier.store import model_rollouts, pool, references
 from verifier.store.database import Database, Tx
 
 LOW_SHARE: Final = 0.5
@@ -62,6 +62,7 @@ class _Place:
 
     document: Document
     is_active: bool
+    """Whether nodes are challenged on it now: it is in force, or is rolled out."""
     kind: str
     hours: float
 
@@ -127,6 +128,8 @@ class Keeper:
         async with self._db.read() as tx:
             wide_classes = await self._wide_classes(tx)
             demand = demand_of(self._kept.calls, await read_fleet(tx), wide_classes)
+            # Both revisions of a roll-out are as urgent as what is in force.
+            rolling = {rollout.new for rollout in await model_rollouts.running(tx)}
             for model in sorted(self._kept.folders):
                 for row in await references.every(tx, model):
                     if row["state"] in references.LIVE:
@@ -136,7 +139,7 @@ class Keeper:
                             document,
                             free,
                             demand.get(model, ModelDemand()),
-                            is_active=row["state"] == "active",
+                            is_active=row["state"] == "active" or row["digest"] in rolling,
                         )
         return [place for place in found if self._is_low(place)]
 
@@ -191,6 +194,7 @@ class Keeper:
             key=self._key,
             kernel=self._kernel,
             batch=batch,
+            gates=document.gates,
         )
         groups = self._groups.get(name, 0)
         await fill_pool(
@@ -205,9 +209,9 @@ class Keeper:
         failure: ReferenceValueError | WeightsError | None = None
         for path in self._kept.folders[document.model]:
             try:
-                folder = open_folder(path, document.ignore)
-                measured.check_folder(document, folder, self._cache)
-                return folder, TensorFiles(folder)
+                folder = open_folder(path, document.ignore, everything=True)
+                folder = measured.check_folder(document, folder, self._cache)
+                return folder, TensorFiles(restrict(folder, document.gates))
             except (ReferenceValueError, WeightsError) as error:
                 failure = failure or error
         assert failure is not None

@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 
 from attester.weights import possession, reference
-from attester.weights.folder import Folder
+from attester.weights.folder import Folder, restrict
 from attester.weights.kernels import Kernel, row_words
+from attester.weights.roles import TABLE
 from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.challenges.pool_key import PoolKey, ReadParameters, WalkParameters
 from verifier.errors import ReferenceValueError
@@ -27,19 +28,27 @@ class Minter:
 
     model: str
     folder: Folder
-    tensors: TensorFiles
+    tensors: TensorFiles | None
+    """`None` for a model that cannot be walked."""
     key: PoolKey
     kernel: Kernel
     batch: int
     ask_engine: Callable[[bytes, int, int], Sequence[bytes]] | None = None
     """From seed, rows and passes to the answers of an engine (`TrustedEngine.walk`), if walks are not over the files."""
 
+    gates: frozenset[str] | None = None
+    """The files that change the model's answers, which reads are about; `None`: all, as in pools of before."""
+
     def reads(self, start: int, count: int, parameters: ReadParameters) -> Iterator[Entry]:
         """Mint *count* `read` entries from index *start* on."""
         for index in range(start, start + count):
             seed = self.key.seed(self.model, "read", index)
             answer = possession.read(self.folder, seed, parameters.windows)
-            yield self._entry("read", index, parameters, possession.commitment(answer))
+            entry = self._entry("read", index, parameters, possession.commitment(answer))
+            if self.gates is not None:
+                only = possession.read(restrict(self.folder, self.gates), seed, parameters.windows)
+                entry = msgspec.structs.replace(entry, gates=possession.commitment(only), gate_table=TABLE)
+            yield entry
 
     def walks(
         self,
@@ -77,7 +86,7 @@ class Minter:
                 answers = self._ask(self.ask_engine, kind, places, parameters, progress)
             else:
                 words = [row_words(self.key.seed(self.model, kind, index), row) for index, row in places]
-                answers = possession.walk(self.tensors, words, parameters.passes, self.kernel, progress)
+                answers = possession.walk(self._tensors, words, parameters.passes, self.kernel, progress)
             if self.ask_engine is None and number % _GROUPS_PER_SPOT_CHECK == 0:
                 index, row = places[-1]
                 self._spot_check(self.key.seed(self.model, kind, index), row, answers[-1], parameters.passes)
@@ -85,6 +94,12 @@ class Minter:
             for (index, _), answer in zip(places, answers, strict=True):
                 by_index.setdefault(index, []).append(possession.commitment(answer))
             yield [self._entry(kind, index, parameters, b"".join(by_index[index])) for index in indexes]
+
+    @property
+    def _tensors(self) -> TensorFiles:
+        if self.tensors is None:
+            raise ReferenceValueError(f"{self.model} has no tensors, so that nothing can be walked")
+        return self.tensors
 
     def _ask(
         self,
@@ -100,7 +115,7 @@ class Minter:
         for index in indexes:
             given[index] = ask(self.key.seed(self.model, kind, index), parameters.rows, parameters.passes)
             if progress is not None:
-                progress(self.tensors.total * parameters.passes // len(indexes))
+                progress(self._tensors.total * parameters.passes // len(indexes))
         return [given[index][row] for index, row in places]
 
     def _entry(
@@ -116,7 +131,7 @@ class Minter:
         )
 
     def _spot_check(self, seed: bytes, row: int, answer: bytes, passes: int) -> None:
-        tensors = [_TensorBytes(tensor) for tensor in self.tensors]
+        tensors = [_TensorBytes(tensor) for tensor in self._tensors]
         if reference.walk_row(tensors, seed, row, passes) != answer:
             raise ReferenceValueError(
                 "the second implementation disagrees with the kernel in a spot check, so a library on this "

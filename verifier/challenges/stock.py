@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import msgspec
 
 from verifier.challenges.demand import AlikeNodes, Demand, Level, levels_of
 from verifier.store import nodes, pool, references
-from verifier.store.database import Tx
+from verifier.store.database import Row, Tx
 
 
 async def read_fleet(tx: Tx) -> list[AlikeNodes]:
@@ -32,8 +32,24 @@ async def read_levels(tx: Tx, in_force: Mapping[str, str], demand: Demand) -> tu
     Args:
         in_force: By model, the digest of the reference value in force: only its challenges can be used now.
     """
+    return levels_for(await pool.levels(tx), in_force, demand)
+
+
+def levels_for(
+    rows: Iterable[Row], in_force: Mapping[str, str], demand: Demand, *, only: Collection[str] | None = None
+) -> tuple[Level, ...]:
+    """
+    Give the levels of what was counted.
+
+    Args:
+        rows: As `verifier.store.pool.levels` gives them.
+        in_force: By model, the digest of the reference value that counts.
+        only: The models that are looked at; all if it is `None`.
+    """
     counts: dict[tuple[str, str], Level] = {}
-    for row in await pool.levels(tx):
+    for row in rows:
+        if only is not None and row["model"] not in only:
+            continue
         so_far = counts.get((row["model"], row["kind"]), Level(model=row["model"], kind=row["kind"]))
         counts[so_far.model, so_far.kind] = replace(
             so_far,
@@ -41,4 +57,6 @@ async def read_levels(tx: Tx, in_force: Mapping[str, str], demand: Demand) -> tu
             free=so_far.free + (row["free"] if row["state"] in references.LIVE else 0),
             in_force=so_far.in_force + (row["free"] if in_force.get(row["model"]) == row["reference"] else 0),
         )
+    if only is not None:
+        demand = {model: wanted for model, wanted in demand.items() if model in only}
     return levels_of(counts.values(), demand)

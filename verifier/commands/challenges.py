@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from attester.cli import configure_logging, progress
-from attester.weights.folder import Folder, open_folder
+from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.select import best_device, kernel
 from attester.weights.tensors import TensorFiles
 from verifier.challenges.demand import KINDS, AlikeNodes, Demand, demand_of
@@ -135,15 +135,14 @@ def mint(
 
     async def work(db: Database, engine: TrustedEngine | None) -> tuple[Goal, str]:
         document = await _reference_value(db, model, digest)
-        _check_engine(document, engine, walks=resume or days is not None or bool(walks + wides))
-        opened = open_folder(folder, document.ignore)
-        tensors = TensorFiles(opened)
-        _check_folder(document, opened, home)
+        _check_walkable(document, walks=bool(walks + wides))
         new_goal = asked
+        _check_engine(document, engine, walks=resume or days is not None or bool(walks + wides))
+        opened, tensors = _weights_of(document, folder, home)
         if days is not None:
             async with db.read() as tx:
                 fleet = None if nodes is None else [AlikeNodes("", (model,), hardware_class, nodes)]
-                new_goal = await _goal_of(tx, home, asked, model, days * 24, fleet)
+                new_goal = await _goal_of(tx, home, asked, document, days * 24, fleet)
 
         async def start(tx: Tx) -> tuple[int, Goal]:
             batch, goal = await start_or_resume(
@@ -154,9 +153,9 @@ def mint(
         batch, goal = await db.write(start)
         minter = Minter(
             model=model, folder=opened, tensors=tensors, key=key, kernel=walk_kernel, batch=batch,
-            ask_engine=None if engine is None else engine.walk,
+            ask_engine=None if engine is None else engine.walk, gates=document.gates,
         )  # fmt: skip
-        with progress("minting", goal.work(tensors.total)) as step:
+        with progress("minting", goal.work(0 if tensors is None else tensors.total)) as step:
             await fill_pool(db, minter, goal, step)
         return goal, await _lasting(db, home, document)
 
@@ -225,15 +224,17 @@ def keep(
 
 
 async def _goal_of(
-    tx: Tx, home: Path, sizes: Goal, model: str, hours: float, fleet: Sequence[AlikeNodes] | None
+    tx: Tx, home: Path, sizes: Goal, document: Document, hours: float, fleet: Sequence[AlikeNodes] | None
 ) -> Goal:
     """What calls use in so many hours, with the margin; of the enrolled nodes if no fleet is given."""
+    model = document.model
     demand = await _demand(tx, home, fleet)
     if model not in demand:
         raise ReferenceValueError(
             f"no node is enrolled with {model}. Say with --nodes how many there will be"
         )
-    wanted = {kind: demand[model].rate(kind).within(hours) for kind in KINDS}
+    kinds = KINDS if document.tensors else ("read",)
+    wanted = {kind: demand[model].rate(kind).within(hours) if kind in kinds else 0 for kind in KINDS}
     return msgspec.structs.replace(sizes, reads=wanted["read"], walks=wanted["walk"], wides=wanted["wide"])
 
 
@@ -259,7 +260,7 @@ async def _lasting(db: Database, home: Path, document: Document) -> str:
 
 
 async def _reference_value(db: Database, model: str, digest: str | None) -> Document:
-    """The reference value whose digest begins with *digest*, or the one in force; it must have tensors."""
+    """The reference value whose digest begins with *digest*, or the one in force."""
     async with db.read() as tx:
         row = await references.active(tx, model) if digest is None else await references.find(tx, digest)
     if row is None or row["model"] != model:
@@ -267,12 +268,22 @@ async def _reference_value(db: Database, model: str, digest: str | None) -> Docu
         raise ReferenceValueError(
             f"{model} has no reference value {which}. Measure its weights first: touchstone reference measure"
         )
-    document = measured.read_document(row["document"])
-    if not document.tensors:
+    return measured.read_document(row["document"])
+
+
+def _check_walkable(document: Document, *, walks: bool) -> None:
+    """Refuse what a model without tensors has not; reads are left, if its files were measured and not only signed."""
+    if document.tensors:
+        return
+    if any(file.size is None for file in document.files):
         raise ReferenceValueError(
-            f"the reference value of {model} has no tensors. Import it again with --dir and the weights"
+            f"the reference value of {document.model} has no tensors. Import it again with --dir and the weights"
         )
-    return document
+    if walks:
+        raise ReferenceValueError(
+            f"the weights of {document.model} are pickles, which cannot be walked. Mint --reads alone, or save them as "
+            "safetensors and measure those"
+        )
 
 
 def _check_engine(document: Document, engine: TrustedEngine | None, *, walks: bool) -> None:
@@ -292,9 +303,12 @@ def _check_engine(document: Document, engine: TrustedEngine | None, *, walks: bo
         engine.check(document.practice)
 
 
-def _check_folder(document: Document, folder: Folder, home: Path) -> None:
+def _weights_of(document: Document, path: Path, home: Path) -> tuple[Folder, TensorFiles | None]:
+    """The files of a reference value in a folder that has them, and the tensors of its gates if it has any."""
+    folder = open_folder(path, document.ignore, everything=True)
     with (
         digest_cache(home, no_cache=False) as cache,
         progress("checking the folder", folder.total) as step,
     ):
-        measured.check_folder(document, folder, cache, step)
+        folder = measured.check_folder(document, folder, cache, step)
+    return folder, TensorFiles(restrict(folder, document.gates)) if document.tensors else None

@@ -69,6 +69,12 @@ reason_option = click.option("--reason", required=True, help="The reason, which 
 MAX_SECRET: Final = 4096
 
 
+def reason_unless(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option of a reason that a command needs unless one of *flags* is given, which only show something."""
+    needed = f"The reason, which is kept for ever.  Needed unless {' or '.join(flags)} is given."
+    return click.option("--reason", default=None, help=needed)
+
+
 @dataclass(frozen=True)
 class Person:
     """The person at the command line, by the options of `person_options`."""
@@ -125,7 +131,8 @@ def person_options(command: Callable[..., None]) -> Callable[..., None]:
         "--key-file",
         type=click.Path(path_type=Path),
         default=None,
-        help="The file with your key: its name is who acts.  Default: the user's name, as os:USER.",
+        help="The file with your key: its name is who acts.  Default: the user's name, as os:USER; where two_person "
+        "is set, some steps need a key.",
     )
     @wraps(command)
     def with_person(*args: Any, actor: str | None, key_file: Path | None, **others: Any) -> None:

@@ -1,4 +1,4 @@
-"""`touchstone policy …`: write, lint, test, compare and pack policies; `rollout` has the rest."""
+"""`touchstone policy …`: write, compare and pack policies; `policy_checks` and `rollout` have the rest."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import click
 import msgspec
 
 from attester.identity import load_key
+from verifier.commands import policy_checks
 from verifier.commands.common import errors, home_option, in_transaction, json_option, write_file
 from verifier.config import default_policy
 from verifier.errors import BundleError, PolicyError
-from verifier.policy import admission, ar4si, testing
+from verifier.policy import admission, ar4si
 from verifier.policy import bundle as bundles
 from verifier.policy import diff as differences
 from verifier.policy.archive import read_archive, write_archive
@@ -32,6 +33,10 @@ def policy() -> None:
     """Write, try and roll out policies."""
 
 
+for _command in (policy_checks.lint, policy_checks.run_tests, policy_checks.fmt):
+    policy.add_command(_command)
+
+
 @policy.command()
 @_folder
 @click.option("--name", default=None, help="The policy's name.  Default: the folder's name.")
@@ -40,7 +45,7 @@ def policy() -> None:
     "--from",
     "base",
     default=None,
-    help="Copy a published policy, or `active`.  Default: the default policy.",
+    help="Copy a folder, a published policy, or `active`.  Default: the default policy.",
 )
 @home_option
 @errors
@@ -48,9 +53,7 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
     """Make a FOLDER with a new policy: a copy of another one with its tests."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists already and is not an empty folder")
-    original = (
-        bundles.load(default_policy()) if base is None else in_transaction(home, lambda tx: find(tx, base))
-    )
+    original = _original(base, home)
     label = name or re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-")
     manifest = {
         "name": label,
@@ -59,7 +62,7 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
         "description": "Says what is acceptable to us.",
     }
     files = {
-        **original.files,
+        **{name: data for name, data in original.files.items() if not name.startswith("ar4si/data.")},
         "ar4si/data.json": ar4si.to_json(),
         "bundle.json": msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n",
     }
@@ -73,61 +76,16 @@ def new(folder: Path, name: str | None, author: str, base: str | None, home: Pat
     click.echo(
         f"Made {folder} with {len(made.modules)} modules and their tests, a copy of {short(original.id)}. Next:"
     )
-    click.echo(f"  1. list what you approve in {folder}/data.json")
+    listed = next((name for name in ("data.json", "data.yaml", "data.yml") if name in files), "data.json")
+    click.echo(f"  1. list what you approve in {folder}/{listed}")
     click.echo(f"  2. say what it means in {folder}/*.rego")
     click.echo(f"  3. touchstone policy test {folder}")
 
 
-@policy.command()
-@_folder
-@errors
-def lint(folder: Path) -> None:
-    """Check the policy in FOLDER, and show each fault with file, line and column."""
-    inspection = asyncio.run(admission.inspect(bundles.load(folder)))
-    for finding in inspection.findings:
-        click.echo(f"{finding.level}: {finding}")
-    rules = sum(len(found) for found in inspection.rules.values())
-    click.echo(
-        f"{rules} rules, {len(inspection.errors)} errors, {len(inspection.findings) - len(inspection.errors)} warnings"
-    )
-    if inspection.errors:
-        raise SystemExit(1)
-
-
-@policy.command("test")
-@_folder
-@click.option("--junit", type=click.Path(path_type=Path), help="The file to write a JUnit report for CI to.")
-@click.option(
-    "--min-coverage",
-    default=0,
-    type=click.IntRange(0, 100),
-    help="The share of lines that the tests must reach, per cent.",
-)
-@click.option("--verbose", "-v", is_flag=True, help="Show also the tests that pass.")
-@errors
-def run_tests(folder: Path, junit: Path | None, min_coverage: int, verbose: bool) -> None:
-    """Run the tests of the policy in FOLDER.  Every rule named test_* must be true."""
-    bundle = bundles.load(folder)
-    report = asyncio.run(testing.run(bundle))
-    for test in report.tests:
-        if test.why is not None:
-            click.echo(f"FAIL  {test.file}:{test.line}  {test.name}: {to_printable(test.why)}")
-        elif verbose:
-            click.echo(f"ok    {test.file}:{test.line}  {test.name}")
-        for line in test.printed:
-            click.echo(f"      {to_printable(line)}")
-    for file, lines in report.missed.items():
-        click.echo(f"no test reaches {file}: {', '.join(map(str, lines))}")
-    click.echo(
-        f"{len(report.tests) - len(report.failed)} of {len(report.tests)} tests pass. "
-        f"They reach {report.coverage:.1f} % of the lines."
-    )
-    if junit is not None:
-        write_file(junit, testing.junit(bundle, report))
-    if not report.tests:
-        raise BundleError("there are no tests. A bundle needs a rule named test_* in a file *_test.rego")
-    if report.failed or report.coverage < min_coverage:
-        raise SystemExit(1)
+def _original(base: str | None, home: Path) -> Bundle:
+    if base is None or Path(base).is_dir():
+        return bundles.load(default_policy() if base is None else Path(base))
+    return in_transaction(home, lambda tx: find(tx, base))
 
 
 @policy.command()

@@ -6,16 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester.cli import progress
 from attester.identity import load_key
-from attester.weights.folder import IGNORED_AT_TOP, open_folder
-from attester.weights.hashing import ALGORITHMS, check_algorithms
-from attester.weights.select import best_device
+from attester.weights.folder import IGNORED_AT_TOP, Folder, open_folder
+from attester.weights.hashing import ALGORITHMS, SHA256, check_algorithms
+from attester.weights.patterns import as_names, given, only
+from attester.weights.roles import WEIGHT_SUFFIXES, is_junk
+from attester.weights.tensors import variants
 from verifier.challenges.trusted_engine import chosen_engine
 from verifier.commands.common import (
     MAX_PEM,
@@ -32,23 +33,29 @@ from verifier.commands.common import (
     now_ms,
     person_options,
     read_file,
-    reason_option,
     write_file,
 )
+from verifier.commands.model_rollouts import rollout
+from verifier.commands.reference_anchors import given_anchors, home_anchors
+from verifier.commands.reference_changes import author_of, change_reason_option, publish, publish_all
 from verifier.commands.references import reference
-from verifier.config import Home, read_anchor
+from verifier.config import Home
 from verifier.errors import ReferenceValueError
 from verifier.references import corim, handwritten, measured, oms, profile, published
 from verifier.references.measured import Document
 from verifier.schemes.findings import to_printable
-from verifier.service.access import ADMINISTER
 from verifier.service.references import provenance_of
 from verifier.store import references as stored
-from verifier.store.policies import ChangeAuthor
-from verifier.store.references import Provenance
+from verifier.store.reference_sources import Provenance
+
+reference.add_command(rollout)
 
 activate_option = click.option(
     "--activate", is_flag=True, help="Put it in force even if another value is, which is superseded."
+)
+
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Say what would come of it, file by file, and change nothing."
 )
 
 keep_option = click.option(
@@ -56,7 +63,8 @@ keep_option = click.option(
     type=click.Path(path_type=Path),
     default=None,
     envvar="TOUCHSTONE_VERIFIER_HOME",
-    help="Add it to the reference values of the verifier in this home.  The first value of a model is in force at once.",
+    help="Add it to the reference values of the verifier in this home.  The first value of a model is in "
+    "force at once, and a further one waits unless you say --activate.",
 )
 
 
@@ -69,11 +77,24 @@ keep_option = click.option(
     show_default=True,
     help="The digests of each file, separated by commas.",
 )
+@click.option(
+    "--exclude",
+    "excluded",
+    multiple=True,
+    help="A file, a folder or a pattern such as '*.fp16.*' that is not the model's; repeatable.",
+)
+@click.option(
+    "--file",
+    "only_files",
+    multiple=True,
+    help="Of several files of weights, the one that is the model's; repeatable for more of its own.",
+)
 @click.option("--no-cache", is_flag=True, help="Read every file again, even if it has not changed.")
 @device_option
 @engine_option
 @engine_secret_option
 @activate_option
+@dry_run_option
 @keep_option
 @json_option
 @errors
@@ -81,16 +102,24 @@ def measure(
     folder: Path,
     model: str,
     digest: str,
+    excluded: tuple[str, ...],
+    only_files: tuple[str, ...],
     no_cache: bool,
     device: str | None,
     engine_url: str | None,
     engine_secret: Path | None,
     activate: bool,
+    dry_run: bool,
     home: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure a FOLDER of weights: files, tensors, and a practice challenge."""
-    opened = open_folder(folder)
+    """Measure a FOLDER of weights: files, tensors, and a practice challenge.
+
+    FOLDER may also be one file of weights, a repository in the cache of the Hugging Face Hub, or a manifest in
+    Ollama's store.  The reference value keeps --exclude and --file, and nodes are judged by them.
+    """
+    ignore = _selection(folder, given(excluded), only_files)
+    opened = open_folder(folder, ignore)
     algorithms = check_algorithms(digest.split(","))
     with (
         chosen_engine(engine_url, engine_secret, model, folder) as engine,
@@ -98,10 +127,37 @@ def measure(
         progress("measuring", measured.work_of(opened), quiet=as_json) as step,
     ):
         document = measured.measure_folder(
-            model, opened, step, algorithms=algorithms, cache=cache, device=device or best_device(),
+            model, opened, step, algorithms=algorithms, cache=cache, device=device, ignore=ignore,
             measure_engine=None if engine is None else engine.measure,
         )  # fmt: skip
-    _publish(document, Provenance("measured"), home, as_json=as_json, activate=activate)
+    if not as_json:
+        _show_choice(opened, document)
+    publish(document, Provenance("measured"), home, as_json=as_json, activate=activate, dry_run=dry_run)
+
+
+def _selection(folder: Path, excluded: tuple[str, ...], only_files: tuple[str, ...]) -> tuple[str, ...]:
+    """The names and patterns of what is not the model's."""
+    if only_files:
+        present = {file.name for file in open_folder(folder, excluded).files}
+        if missing := [name for name in only_files if name not in present]:
+            raise ReferenceValueError(f"--file {missing[0][:120]} is not a file in {folder}")
+        return (*excluded, *only(only_files))
+    if folder.is_file() and folder.name.endswith(WEIGHT_SUFFIXES):
+        # Nodes may have it in a folder with others.
+        return (*excluded, *only((folder.name,)))
+    return excluded
+
+
+def _show_choice(opened: Folder, document: Document) -> None:
+    """Say what was not walked, and how it would be."""
+    left_out = variants([file for file in opened.files if file.name.endswith(".safetensors")])
+    for name, plain in left_out.items():
+        click.echo(
+            f"{name} is a variant of {plain} and is not walked. To have it walked instead: --file {name}"
+        )
+    if not document.tensors:
+        click.echo("The weights are pickles: the files are measured, and reads can be minted, but no walks.")
+        click.echo("To have the weights walked, save them as safetensors.")
 
 
 @reference.command("import-oms")
@@ -131,13 +187,14 @@ def measure(
     help="The folder with the weights, to measure and to compare with the bundle.",
 )
 @activate_option
+@dry_run_option
 @keep_option
 @json_option
 @errors
 def import_oms(
     bundle: Path, model: str, public_key: Path | None, roots: tuple[Path, ...], signer: str | None, at: str | None,
     trusted_root: Path | None, identity: str | None, issuer: str | None, folder: Path | None,
-    activate: bool, home: Path | None, as_json: bool,
+    activate: bool, dry_run: bool, home: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a reference value from a publisher's OpenSSF Model Signing BUNDLE."""
     ways = [public_key is not None, bool(roots), trusted_root is not None or identity is not None]
@@ -160,11 +217,15 @@ def import_oms(
     if folder is None:
         document = published.without_weights(model, statement)
     else:
-        opened = open_folder(folder, statement.ignore_paths)
+        signed = {resource.name for resource in statement.resources}
+        opened = open_folder(folder, as_names(statement.ignore_paths), everything=True)
+        # Junk that was signed is the model's.
+        files = tuple(file for file in opened.files if file.name in signed or not is_junk(file.name))
+        opened = Folder(opened.root, files)
         with progress("measuring", measured.work_of(opened), quiet=as_json) as step:
             document = published.with_weights(model, statement, opened, step)
     provenance = Provenance("oms", statement.publisher.signer)
-    _publish(document, provenance, home, as_json=as_json, activate=activate)
+    publish(document, provenance, home, as_json=as_json, activate=activate, dry_run=dry_run)
 
 
 @reference.command("export-oms")
@@ -197,7 +258,8 @@ def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: s
         raise ReferenceValueError("the key is not on P-256, P-384 or P-521")
     real = folder.resolve()
     inside = out.resolve().relative_to(real).as_posix() if out.resolve().is_relative_to(real) else None
-    opened = open_folder(folder, () if inside is None else (inside,))
+    # A verifier of another project leaves out only what the standard says: so junk is signed too.
+    opened = open_folder(folder, () if inside is None else (inside,), everything=True)
     ignored = [name for name in sorted(IGNORED_AT_TOP) if (real / name).exists()]
     with progress("hashing", opened.total) as step:
         files = measured.files_of(opened, (digest,), step)
@@ -206,6 +268,11 @@ def export_oms(folder: Path, private_key: Path, out: Path, digest: str, model: s
     ignored += [] if inside is None else [inside]
     write_file(out, oms.sign(model or real.name, listed, digest, key, ignored, links=links))
     click.echo(f"Signed {len(listed)} files by {digest}: {out}")
+    if digest != SHA256:
+        click.echo(
+            f"The command model_signing verify (1.1.1) computes SHA-256 whatever a bundle says, and so refuses {digest}, "
+            "its own bundles too. Its Python library verifies this one. Sign with --digest sha256 for everybody else."
+        )
 
 
 def _moment(text: str | None) -> datetime:
@@ -218,84 +285,36 @@ def _moment(text: str | None) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def _publish(
-    document: Document,
-    provenance: Provenance,
-    home: Path | None,
-    *,
-    as_json: bool,
-    activate: bool = False,
-    who: ChangeAuthor | None = None,
-) -> None:
-    """Show a document, and add it to the reference values of *home* if that is not `None`."""
-    state = None
-    if home is not None:
-        grace_ms = Home(home).config().references.grace_s * 1000
-        state = in_transaction(
-            home,
-            lambda tx: stored.add(
-                tx, document, provenance, who or ChangeAuthor("touchstone reference", f"from {provenance.source}"),
-                now_ms(), replace=activate, grace_ms=grace_ms,
-            ),
-        )  # fmt: skip
-    if as_json:
-        click.echo(msgspec.json.encode(document).decode())
-        return
-    size = sum(file.size or 0 for file in document.files)
-    tensors = f"{len(document.tensors)} tensors" if document.tensors else "no tensors and therefore no walks"
-    click.echo(f"{document.model}: {len(document.files)} files, {size:,} bytes, {tensors}")
-    if document.publisher is not None:
-        click.echo(f"signed ({document.publisher.method}): {to_printable(document.publisher.signer)}")
-    if document.loaded_by is not None:
-        by = document.loaded_by
-        click.echo(f"walks over what {by.engine} {by.version} has loaded, as it is ({by.device})")
-    click.echo(f"reference value {document.digest}" + (f", {state} in {home}" if home else ""))
-    if state == "candidate":
-        click.echo(
-            "Another value stays in force for this model. To compare the two, and to activate this one:"
-        )
-        click.echo(f"  touchstone reference conflicts --home {home}")
-        click.echo(f"  touchstone reference activate {document.digest[:12]} --reason … --home {home}")
-
-
 @reference.command("add")
 @click.argument("file", type=click.Path(path_type=Path))
 @activate_option
-@reason_option
+@dry_run_option
+@change_reason_option
 @person_options
 @home_option
 @errors
-def add(file: Path, activate: bool, reason: str, who: Person, home: Path) -> None:
+def add(file: Path, activate: bool, dry_run: bool, reason: str | None, who: Person, home: Path) -> None:
     """Add a reference value from a FILE that `measure --json` wrote."""
     document = measured.read_document(read_file(file, 64 << 20))
-    _publish(
-        document,
-        provenance_of(document),
-        home,
-        as_json=False,
-        activate=activate,
-        who=who.author(home, reason, ADMINISTER),
-    )
+    author = author_of(who, home, reason, dry_run=dry_run)
+    publish(document, provenance_of(document), home, activate=activate, dry_run=dry_run, author=author)
 
 
 @reference.command("import-yaml")
 @click.argument("file", type=click.Path(path_type=Path))
 @activate_option
-@reason_option
+@dry_run_option
+@change_reason_option
 @person_options
 @home_option
 @errors
-def import_yaml(file: Path, activate: bool, reason: str, who: Person, home: Path) -> None:
+def import_yaml(
+    file: Path, activate: bool, dry_run: bool, reason: str | None, who: Person, home: Path
+) -> None:
     """Add a reference value that was written by hand as YAML."""
     document = handwritten.read_yaml(read_file(file, handwritten.MAX_YAML))
-    _publish(
-        document,
-        Provenance("yaml"),
-        home,
-        as_json=False,
-        activate=activate,
-        who=who.author(home, reason, ADMINISTER),
-    )
+    author = author_of(who, home, reason, dry_run=dry_run)
+    publish(document, Provenance("yaml"), home, activate=activate, dry_run=dry_run, author=author)
 
 
 @reference.command("import-corim")
@@ -303,10 +322,11 @@ def import_yaml(file: Path, activate: bool, reason: str, who: Person, home: Path
 @click.option("--model", default=None, help="The model's name, if the CoRIM has another one for it.")
 @click.option(
     "--anchor", "anchors", multiple=True, type=click.Path(path_type=Path),
-    help="A key whose signature is trusted, PEM or JWK; repeatable.  Default: the keys in HOME/anchors.",
+    help="A file of keys or certificates whose signature is trusted; repeatable.  Default: those in HOME/anchors.",
 )  # fmt: skip
 @click.option("--activate", is_flag=True, help="Put them in force even if others are, which are superseded.")
-@reason_option
+@dry_run_option
+@change_reason_option
 @person_options
 @home_option
 @errors
@@ -315,25 +335,23 @@ def import_corim(
     model: str | None,
     anchors: tuple[Path, ...],
     activate: bool,
-    reason: str,
+    dry_run: bool,
+    reason: str | None,
     who: Person,
     home: Path,
 ) -> None:
     """Add the reference values of a signed CoRIM."""
-    trusted = {path.stem: read_anchor(path) for path in anchors} or Home(home).anchors()
-    verified = corim.read_signed(read_file(file, corim.MAX_CORIM)).verify(trusted, now_ms() // 1000)
+    author = author_of(who, home, reason, dry_run=dry_run)
+    trusted = given_anchors(anchors) if anchors else home_anchors(home)
+    verified = corim.read_signed(read_file(file, corim.MAX_MESSAGE)).verify(trusted, now_ms() // 1000)
     provenance = Provenance("corim", verified.signer, verified.not_before, verified.not_after)
-    for document in profile.to_documents(verified.corim, model):
-        _publish(
-            document,
-            provenance,
-            home,
-            as_json=False,
-            activate=activate,
-            who=who.author(home, reason, ADMINISTER),
-        )
+    documents = profile.to_documents(verified.corim, model)
     until = "for ever" if verified.not_after is None else f"until {day(verified.not_after)}"
-    click.echo(f"The CoRIM was signed by {verified.signer} and is valid {until}.")
+    click.echo(f"The CoRIM was signed by {to_printable(verified.signer)} and is valid {until}.")
+    for note in profile.unused(verified.corim):
+        click.echo(f"Not used: {note}.")
+    values = [(document, provenance) for document in documents]
+    publish_all(values, home, activate=activate, dry_run=dry_run, author=author)
 
 
 @reference.command("export-corim")

@@ -1,4 +1,4 @@
-"""`touchstone policy …`: publish policies, try them, roll them out and back, and block in an emergency."""
+"""`touchstone policy …`: publish policies, try them, roll them out and back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from attester.identity import load_key
 from verifier import reappraisal
 from verifier import trial as trials
 from verifier.changes import SubmodVerdict
+from verifier.commands import (
+    blocking,
+    opinions,  # noqa: F401  # its command is one of this group
+    questions,
+)
 from verifier.commands.common import (
     Person,
     errors,
@@ -26,19 +31,23 @@ from verifier.commands.common import (
     person_options,
     read_file,
     reason_option,
+    reason_unless,
     table,
     with_database,
 )
 from verifier.commands.policies import find, policy, short
+from verifier.commands.trials import show_report, verdict_text
 from verifier.config import Home
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
+from verifier.policy.questions import find_failure
 from verifier.policy.rollout import Rollout
 from verifier.schemes.findings import to_printable
 from verifier.service.access import APPROVE, AUTHOR
+from verifier.service.home_folder import lines_of, look
 from verifier.service.inputs import InputLoader, StoredLookup
 from verifier.service.policies import change_to_wire, state_of
 from verifier.store import policies as stored
@@ -49,6 +58,9 @@ from verifier.store.recordings import Window
 from verifier.trial import TrialReport
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_anyway_option = click.option(
+    "--anyway", is_flag=True, help="Also if the policy failed in its newest trial, or as the shadow."
+)
 
 
 @policy.command()
@@ -76,7 +88,7 @@ def publish(source: Path, key: Path | None, reason: str, who: Person, home: Path
             raise BundleError(f"{source} is not signed. Pack it with touchstone policy pack")
         envelope = found
     signer = bundles.verify(bundle, envelope, Home(home).authors())
-    passed = asyncio.run(admission.check(bundle))
+    passed = asyncio.run(admission.check(bundle, _limits(home)))
     for finding in passed.inspection.findings:
         click.echo(f"{finding.level}: {finding}")
     author = who.author(home, reason, AUTHOR, needs_key=_two(home))
@@ -85,6 +97,7 @@ def publish(source: Path, key: Path | None, reason: str, who: Person, home: Path
     click.echo(
         f"{len(report.tests)} tests pass and reach {report.coverage:.1f} % of the lines. Signed by {signer}."
     )
+    questions.show(passed.answers)
     click.echo(f"{'Published' if is_new else 'This policy was published before:'} {bundle.id}")
     if bundle.data_approves_nothing:
         click.echo("NOTE: data.json approves no engine yet, so this policy would contraindicate every node.")
@@ -96,10 +109,11 @@ def publish(source: Path, key: Path | None, reason: str, who: Person, home: Path
 @errors
 def list_policies(home: Path, as_json: bool) -> None:
     """List published policies and their states."""
+    folder = home / Home(home).config().policy.folder
 
-    async def work(tx: Tx) -> list[dict[str, Any]]:
+    async def work(tx: Tx) -> tuple[list[dict[str, Any]], list[str]]:
         rollout = await stored.rollout(tx)
-        return [
+        listed = [
             {
                 "policy": row["id"],
                 "author": row["author"],
@@ -108,13 +122,16 @@ def list_policies(home: Path, as_json: bool) -> None:
             }
             for row in await stored.every(tx)
         ]
+        return listed, lines_of((await look(tx, home, folder)).to_wire())
 
-    found = in_transaction(home, work)
+    found, notes = in_transaction(home, work)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
     rows = [(*short(p["policy"]).split("#sha-256;"), p["state"], p["author"], p["signer"]) for p in found]
     table("", ("policy", "digest", "state", "author", "signed by"), rows)
+    for line in notes:
+        click.echo(to_printable(line, 2000))
 
 
 @policy.command()
@@ -143,7 +160,10 @@ def trial(
     subject: str, nodes: tuple[str, ...], operator: str | None, since: str, until: str, newest: bool,
     who: Person, reason: str, home: Path, as_json: bool,
 ) -> None:  # fmt: skip
-    """Judge recorded evidence anew under SUBJECT, a published policy or a folder, and show what would change."""
+    """Judge recorded evidence anew under SUBJECT, a published policy or a folder, and show what would change.
+
+    It ends with 1 if the policy fails: on recorded evidence, or on any input that the contract allows.
+    """
     now = now_ms()
     window = Window(
         nodes=nodes,
@@ -156,14 +176,17 @@ def trial(
     author = who.author(home, reason, AUTHOR)
 
     async def work(db: Database) -> TrialReport:
-        config = Home(home).config().policy
         async with db.read() as tx:
             bundle = await find(tx, subject)
             count = await recordings.count(tx, window)
-        async with opened(bundle, Limits(1, config.timeout_s, config.memory_mib << 20)) as pool:
+        words = (await admission.inspect(bundle)).words
+        samples = await find_failure(bundle, words, _limits(home))
+        async with opened(bundle, _limits(home)) as pool:
             reappraiser = reappraisal.Reappraiser(bundle, pool.ask, StoredLookup(db, InputLoader()))
             with progress("trying", count, quiet=as_json) as step:
-                report = await trials.run(recordings.pages(db, window), reappraiser, bundle.id, step)
+                report = await trials.run(
+                    recordings.pages(db, window), reappraiser, bundle.id, step, samples=samples
+                )
         detail = {name: value for name, value in report.to_wire().items() if name != "changes"}
         await db.write(lambda tx: stored.note(tx, "trial", bundle.digest, author, now_ms(), detail))
         return report
@@ -171,46 +194,17 @@ def trial(
     report = with_database(home, work)
     if as_json:
         click.echo(msgspec.json.encode(report.to_wire()).decode())
-        return
-    _show_report(report)
-
-
-def _show_report(report: TrialReport) -> None:
-    wire = report.to_wire()
-    for counted in report.in_order():
-        change = counted.change
-        times = f"  ×{counted.count}" if counted.count > 1 else ""
-        click.echo(f"{counted.node}  {change.submod}  {change.direction}{times}")
-        click.echo(f"    from  {_verdict(change.before)}")
-        click.echo(f"    to    {_verdict(change.after)}")
-    click.echo(
-        f"Tried {wire['appraisals']} appraisals of {wire['nodes']} nodes: {wire['unchanged']} would not change."
-    )
-    click.echo(
-        f"{wire['nodes_changed']} nodes would change: "
-        f"{wire['worse']} worse, {wire['better']} better, {wire['other']} otherwise."
-    )
-    if report.examined:
-        click.echo(f"{report.examined} were examined again, because thresholds or reference values differ.")
-    if report.failures:
-        click.echo(
-            f"The policy failed on {report.failures}."
-            + (" The remaining recordings were not tried." if report.gave_up else "")
-        )
-
-
-def _verdict(verdict: SubmodVerdict | None) -> str:
-    if verdict is None:
-        return "no verdict"
-    vector = " ".join(f"{claim} {value}" for claim, value in verdict.vector.items())
-    return f"{verdict.tier}: {vector}  {', '.join(verdict.reasons)}".rstrip()
+    else:
+        show_report(report)
+    if report.has_failed:
+        raise SystemExit(1)
 
 
 @policy.command()
 @click.argument("name", required=False)
 @click.option("--end", is_flag=True, help="End the shadow.")
 @click.option("--report", is_flag=True, help="Show the differences counted so far.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
+@reason_unless("--report")
 @person_options
 @home_option
 @json_option
@@ -249,12 +243,13 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
             for side in ("from", "to")
         )
         click.echo(f"{change['node']}  {change['submod']}  {change['direction']}  ×{change['count']}")
-        click.echo(f"    from  {_verdict(before)}")
-        click.echo(f"    to    {_verdict(after)}")
+        click.echo(f"    from  {verdict_text(before)}")
+        click.echo(f"    to    {verdict_text(after)}")
     click.echo(
-        f"{found['differing']} of {found['appraised']} appraisals would differ. "
-        f"The policy failed on {found['failed']}, and {found['skipped']} were skipped."
+        f"{found['differing']} of {found['appraised']} appraisals would differ, and {found['skipped']} were skipped."
     )
+    if found["failed"]:
+        click.echo(f"FAIL  The policy gave no valid outcome for {found['failed']} of them.")
 
 
 @policy.command()
@@ -262,30 +257,29 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
 @click.option(
     "--share", required=True, help="The share of nodes, such as 5% or 0.5%.  They are always the same nodes."
 )
+@_anyway_option
 @reason_option
 @person_options
 @home_option
 @errors
-def canary(name: str, share: str, reason: str, who: Person, home: Path) -> None:
+def canary(name: str, share: str, anyway: bool, reason: str, who: Person, home: Path) -> None:
     """Make policy NAME the canary, which judges a share of the nodes."""
     permille = _permille(share)
-    _show_rollout(
-        home,
-        _take_step(home, "canary", name, who.author(home, reason, APPROVE, needs_key=_two(home)), permille),
-    )
+    author = who.author(home, reason, APPROVE, needs_key=_two(home))
+    _show_rollout(home, _take_step(home, "canary", name, author, permille, anyway=anyway))
 
 
 @policy.command()
 @click.argument("name")
+@_anyway_option
 @reason_option
 @person_options
 @home_option
 @errors
-def promote(name: str, reason: str, who: Person, home: Path) -> None:
+def promote(name: str, anyway: bool, reason: str, who: Person, home: Path) -> None:
     """Make policy NAME the active one, which judges all nodes."""
-    _show_rollout(
-        home, _take_step(home, "promote", name, who.author(home, reason, APPROVE, needs_key=_two(home)))
-    )
+    author = who.author(home, reason, APPROVE, needs_key=_two(home))
+    _show_rollout(home, _take_step(home, "promote", name, author, anyway=anyway))
 
 
 @policy.command()
@@ -297,51 +291,6 @@ def promote(name: str, reason: str, who: Person, home: Path) -> None:
 def rollback(to: str | None, reason: str, who: Person, home: Path) -> None:
     """End the canary, or if there is none go back to the policy that was active before."""
     _show_rollout(home, _take_step(home, "rollback", to, who.author(home, reason, APPROVE)))
-
-
-@policy.command()
-@click.option(
-    "--digest", default=None, help="SHA-256 or BLAKE3 of a file, or the digest of a reference value."
-)
-@click.option("--engine-version", default=None, help="ENGINE@VERSION.")
-@click.option("--device", default=None, help="A device's UUID, as its driver gives it.")
-@click.option("--lift", is_flag=True, help="Lift the block.")
-@click.option("--list", "listing", is_flag=True, help="Show what is blocked.")
-@click.option("--reason", default=None, help="The reason, which is kept for ever.")
-@person_options
-@home_option
-@errors
-def block(
-    digest: str | None, engine_version: str | None, device: str | None, lift: bool, listing: bool,
-    reason: str | None, who: Person, home: Path,
-) -> None:  # fmt: skip
-    """Block weights, an engine's version or a device at once, whatever the policies say."""
-    if listing:
-        rows = in_transaction(home, stored.live_blocks)
-        table("", ("kind", "value", "since"), [(r["kind"], r["value"], _when(r["added_ms"])) for r in rows])
-        return
-    named = {"digest": digest, "engine-version": engine_version, "device": device}
-    chosen = [(kind, value) for kind, value in named.items() if value is not None]
-    if len(chosen) != 1 or reason is None:
-        raise click.UsageError(
-            "give one of --digest, --engine-version and --device together with --reason, or give --list"
-        )
-    ((kind, value),) = chosen
-    author = who.author(home, reason, APPROVE)
-
-    async def work(tx: Tx) -> None:
-        if not lift:
-            await stored.block(tx, kind, value, author, now_ms())
-            return
-        form = stored.check_block(kind, value)
-        for row in await stored.live_blocks(tx):
-            if (row["kind"], row["value"]) == (kind, form):
-                await stored.unblock(tx, row["id"], author, now_ms())
-                return
-        raise PolicyError(f"{kind} {value} is not blocked")
-
-    in_transaction(home, work)
-    click.echo(f"{'Lifted the block of' if lift else 'Blocked'} {kind} {to_printable(value)} for all nodes.")
 
 
 @policy.command()
@@ -366,17 +315,32 @@ def history(limit: int, home: Path, as_json: bool) -> None:
         more = f" {detail['permille'] / 10:g} %" if "permille" in detail else ""
         more += f" {detail['kind']} {detail['value']}" if "value" in detail else ""
         skipped = f" (without {', '.join(detail['skipped'])})" if detail.get("skipped") else ""
+        skipped += f" (though it failed {'; '.join(detail['despite'])})" if detail.get("despite") else ""
         click.echo(
             f"{_when(change['at'] * 1000)}  {change['action']} {short(subject)}{to_printable(more)}{skipped}"
         )
         click.echo(f"    {to_printable(change['actor'])}: {to_printable(change['reason'])}")
 
 
+def _limits(home: Path) -> Limits:
+    """The limits of production on one evaluation."""
+    config = Home(home).config().policy
+    return Limits(1, config.timeout_s, config.memory_mib << 20)
+
+
 def _two(home: Path) -> bool:
     return Home(home).config().policy.two_person
 
 
-def _take_step(home: Path, action: str, name: str | None, author: ChangeAuthor, permille: int = 0) -> Rollout:
+def _take_step(
+    home: Path,
+    action: str,
+    name: str | None,
+    author: ChangeAuthor,
+    permille: int = 0,
+    *,
+    anyway: bool = False,
+) -> Rollout:
     grace_ms = Home(home).config().references.grace_s * 1000
     loader = InputLoader()
     return in_transaction(
@@ -391,6 +355,7 @@ def _take_step(home: Path, action: str, name: str | None, author: ChangeAuthor, 
             grace_ms=grace_ms,
             permille=permille,
             two_person=_two(home),
+            anyway=anyway,
         ),
     )
 
@@ -424,3 +389,6 @@ def _permille(text: str) -> int:
     if not 1 <= permille <= 1000:
         raise click.UsageError(f"--share {text} is not between 0.1% and 100% in steps of 0.1%")
     return permille
+
+
+policy.add_command(blocking.block)

@@ -29,6 +29,8 @@ from verifier.commands.common import (
     with_database,
 )
 from verifier.config import Home, VerifierConfig
+from verifier.schemes.findings import to_printable
+from verifier.service.home_folder import lines_of, look
 from verifier.service.inputs import InputLoader
 from verifier.store import incidents, leases, nodes, policies, references
 from verifier.store.database import Database, Tx
@@ -61,11 +63,23 @@ def status(home: Path, as_json: bool) -> None:
     found = with_database(home, work)
     service = asyncio.run(_ask(config.service.url, _trust(config, home)))
     clock = {"database_ahead_s": found.pop("database_ahead_s"), "service_ahead_s": service.pop("ahead_s")}
-    document = {"service": {"url": config.service.url, **service}, **found, "clock": clock}
+    document = {
+        "service": {"url": config.service.url, **service},
+        **found,
+        "clock": clock,
+        "anchors": _anchors(Home(home)),
+    }
     if as_json:
         click.echo(msgspec.json.encode(document).decode())
     else:
         _show(document)
+
+
+def _anchors(home: Home) -> dict[str, Any]:
+    """How many trust anchors of reference values there are, and which files cannot be used, and why."""
+    files = home.anchor_files()
+    unusable = [{"file": str(file.path), "why": why} for file in files for why in file.refused]
+    return {"trusted": sum(len(file.anchors) for file in files), "unusable": unusable}
 
 
 async def _read(tx: Tx, home: Path, config: VerifierConfig, at_ms: int) -> dict[str, Any]:
@@ -87,7 +101,22 @@ async def _read(tx: Tx, home: Path, config: VerifierConfig, at_ms: int) -> dict[
         {"name": row["name"], "holder": row["holder"], "left_s": round((row["until_ms"] - at_ms) / 1000, 1)}
         for row in await leases.held(tx, at_ms)
     ]
-    return {"pools": pools, "nodes": await _count_nodes(tx, at_ms), "leases": replicas}
+    folder = await look(tx, home, home / config.policy.folder)
+    return {
+        "pools": pools,
+        "nodes": await _count_nodes(tx, at_ms),
+        "leases": replicas,
+        "policy": await _policy(tx) | {"folder": folder.to_wire()},
+    }
+
+
+async def _policy(tx: Tx) -> dict[str, Any]:
+    """The policies that judge nodes, by their ids."""
+    rollout = await policies.rollout(tx)
+    if rollout is None:
+        return {"active": None, "canary": None}
+    ids = {row["digest"]: row["id"] for row in await policies.every(tx)}
+    return {"active": ids[rollout.active], "canary": ids.get(rollout.canary)}
 
 
 async def _in_force(tx: Tx) -> Mapping[str, str]:
@@ -140,6 +169,12 @@ def _show(document: Mapping[str, Any]) -> None:
     click.echo(
         f"nodes     {counts['total']} enrolled, {counts['live']} with a live result, {counts['quarantined']} in quarantine"
     )
+    policy = document["policy"]
+    click.echo(f"policy    {policy['active'] or 'none yet'}")
+    if policy["canary"] is not None:
+        click.echo(f"canary    {policy['canary']}")
+    for line in lines_of(policy["folder"]):
+        click.echo(f"          {to_printable(line, 2000)}")
     for lease in document["leases"]:
         click.echo(f"lease     {lease['name']} held by {lease['holder']} for {lease['left_s']} s more")
     ahead = clock["service_ahead_s"]
@@ -148,6 +183,8 @@ def _show(document: Mapping[str, Any]) -> None:
         + ("" if ahead is None else f", service {ahead:+d} s")
         + " against this machine"
     )
+    for anchor in document["anchors"]["unusable"]:
+        click.echo(f"anchor    NOT trusted: {anchor['file']}: {anchor['why']}")
     rows = [
         (p["model"], p["kind"], p["free"], p["in_force"], "–" if p["hours"] is None else f"{p['hours']:.1f}")
         for p in document["pools"]

@@ -1,4 +1,4 @@
-"""`touchstone verifier …`: run it, enrol nodes, review incidents."""
+"""`touchstone verifier …`: run it and enrol nodes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,19 @@ import msgspec
 
 from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
-from verifier.commands import keys, maintenance, routers, status
+from verifier.commands import incidents, keys, maintenance, routers, status
 from verifier.commands.common import (
-    Person,
     errors,
     home_option,
     in_transaction,
     json_option,
     now_ms,
-    person_options,
     read_kept,
     table,
     thresholds_in_force,
 )
 from verifier.commands.signing_keys import signing_key
 from verifier.config import Home, ServiceConfig, VerifierConfig
-from verifier.schemes.findings import to_printable
-from verifier.service.access import REVIEW
-from verifier.service.incidents import describe, to_wire
 from verifier.store import incidents as stored_incidents
 from verifier.store import nodes as stored_nodes
 from verifier.store.database import Tx
@@ -79,7 +74,9 @@ def init(
         raise ConfigError(str(error)) from None
     Home(home).create(config)
     click.echo(f"Made {home}. Next:")
-    click.echo(f"  1. approve your engines in {home}/policy/data.json")
+    click.echo(
+        f"  1. approve your engines in {home}/policy/data.json: it is taken at the first start, and never again"
+    )
     click.echo(f"  2. touchstone reference measure DIR --model NAME --home {home}")
     click.echo(f"  3. touchstone challenges mint --model NAME --dir DIR --days 1 --nodes 10 --home {home}")
     click.echo(f"  4. touchstone verifier serve --keep NAME=DIR --home {home}")
@@ -203,106 +200,8 @@ def retire_node(node: str, home: Path) -> None:
     click.echo(f"Retired {node}.")
 
 
-@verifier.group()
-def incidents() -> None:
-    """Review incidents, and release or retire nodes."""
-
-
-@incidents.command("list")
-@home_option
-@json_option
-@click.option("--all", "everything", is_flag=True, help="List also the incidents that hold nobody.")
-@errors
-def list_incidents(home: Path, as_json: bool, everything: bool) -> None:
-    """List open incidents."""
-
-    async def work(tx: Tx) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        after = ""
-        while rows := await stored_incidents.page(tx, open_only=not everything, after=after, limit=500):
-            found += [to_wire(row, now_ms()) for row in rows]
-            after = rows[-1]["id"]
-        return found
-
-    rows = in_transaction(home, work)
-    if as_json:
-        click.echo(msgspec.json.encode(rows).decode())
-        return
-    for row in rows:
-        who = f"node {row['node']} of {row['operator']}" if row["node"] else "no node is held"
-        left = row["review_due_in_s"] // 3600
-        click.echo(f"{row['id']}  {row['state']}  {row['severity']}  {row['kind']}")
-        click.echo(f"    {who}; {row['count']} times; review due in {left} h")
-        click.echo(f"    {row['code']}: {to_printable(row['detail'])}")
-        if row["awaiting_second"]:
-            click.echo(
-                f"    {to_printable(row['proposed_by'])} proposes its release; a second person must agree"
-            )
-    if not rows:
-        click.echo("No incidents." if everything else "No open incidents.")
-
-
-@incidents.command("show")
-@click.argument("incident")
-@home_option
-@errors
-def show_incident(incident: str, home: Path) -> None:
-    """Show an incident with its history, as JSON."""
-    found = in_transaction(home, lambda tx: describe(tx, incident, now_ms()))
-    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-
-
-@incidents.command("step")
-@click.argument("incident")
-@click.argument("name", type=click.Choice(["quarantine", "review", "release", "retire"]))
-@click.option("--reason", required=True, help="The reason, which is kept with the incident.")
-@person_options
-@home_option
-@errors
-def step_incident(incident: str, name: str, reason: str, who: Person, home: Path) -> None:
-    """Take a step on INCIDENT: quarantine, review, release its node to probation, or retire the node.
-
-    If two_person is set, a release needs two people, each with a key.
-    """
-    two = Home(home).config().incidents.two_person
-    author = who.author(home, reason, REVIEW, needs_key=two and name == "release")
-    row = in_transaction(
-        home,
-        lambda tx: stored_incidents.take_step(
-            tx, incident, name, author.actor, author.reason, now_ms(), two_person=two
-        ),
-    )
-    if name == "release" and row["proposed_by"] is not None:
-        proposer = to_printable(row["proposed_by"])
-        click.echo(
-            f"{incident} is still {row['state']}. {proposer} proposes its release, and a second person must agree."
-        )
-    else:
-        click.echo(f"{incident} is {row['state']}.")
-
-
-@incidents.command("release-cause")
-@click.argument("cause")
-@click.option("--reason", required=True, help="The reason, which is kept with each incident.")
-@person_options
-@home_option
-@errors
-def release_cause(cause: str, reason: str, who: Person, home: Path) -> None:
-    """Release all incidents that rest on CAUSE, such as a bad reference value or batch of challenges."""
-    two = Home(home).config().incidents.two_person
-    author = who.author(home, reason, REVIEW, needs_key=two)
-    count, waiting = in_transaction(
-        home,
-        lambda tx: stored_incidents.release_cause(
-            tx, cause, author.actor, author.reason, now_ms(), two_person=two
-        ),
-    )
-    click.echo(f"Released {count} incidents.")
-    if waiting:
-        click.echo(f"Proposed the release of {waiting} incidents. A second person must agree.")
-
-
 for _command in (
+    incidents.incidents,
     keys.key,
     status.status,
     maintenance.backup,

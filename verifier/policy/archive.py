@@ -10,18 +10,17 @@ from typing import Final
 from verifier.errors import BundleError
 from verifier.policy.bundle import (
     MAX_FILE,
-    MAX_FILES,
     MAX_TOTAL,
     SIGNATURE,
     Bundle,
-    check_name,
-    is_name,
     of_files,
 )
+from verifier.policy.content import MAX_FILES, check_name, is_name
 
 MAX_ARCHIVE: Final = 16 << 20
 _ENTRY: Final = b"PK\x01\x02"
 """With these bytes each entry of a zip archive's list begins."""
+_GZIP: Final = b"\x1f\x8b"
 _SPARE: Final = 100
 """Entries for empty folders, and places where a file's own bytes look like one."""
 _REGULAR_FILE_MODES: Final = (0, 0o10)
@@ -88,7 +87,10 @@ def read_archive(data: bytes) -> tuple[Bundle, bytes | None]:
         OverflowError,
         RuntimeError,
     ) as error:
-        raise BundleError(f"not a zip archive that can be read: {str(error)[:200]}") from None
+        hint = (
+            ". This is gzip, as opa build writes it: use touchstone policy pack" if data[:2] == _GZIP else ""
+        )
+        raise BundleError(f"not a zip archive that can be read: {str(error)[:200]}{hint}") from None
     return of_files(files), files.get(SIGNATURE)
 
 

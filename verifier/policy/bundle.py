@@ -1,14 +1,16 @@
 """
 A policy bundle: a folder of Rego, data, tests and reference values, identified by the digest of all of it.
 
-    bundle.json          name, version, author, description
+    bundle.json          name, version, author, description; folders that it shares with other bundles
     *.rego               rules; *_test.rego are tests
-    data.json            thresholds, hardware classes, approved engines: `data` in Rego
+    data.json            thresholds, hardware classes, approved engines: `data` in Rego; data.yaml does too
     ar4si/data.json      the trust values by name, `data.ar4si`: a copy of this verifier's own
-    NAME/data.json       more data, `data.NAME`
+    A/B/data.json        more data, `data.A.B` (`verifier.policy.rooted`)
     references/*         reference values of the bundle: .json, .yaml, .corim (unsigned)
+    README.md, LICENSE   documents: no rule reads them, and the digest covers them
     bundle.dsse.json     the author's signature (DSSE) over the digests of all other files
 
+Hidden files and what editors leave behind are no part of it.
 Results name the exact version: ``NAME@VERSION#sha-256;DIGEST``.  A bundle travels as a zip
 archive of the same files (`verifier.policy.archive`).  Every size is bounded before a file is read.
 """
@@ -16,7 +18,6 @@ archive of the same files (`verifier.policy.archive`).  Every size is bounded be
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,19 +28,28 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from msgspec import Meta, Struct
 
-from attester import cbor, strictjson
+from attester import cbor
 from attester.cose import PrivateKey
 from attester.errors import CBORError, SignatureError
 from verifier import dsse
 from verifier.errors import BundleError, ReferenceValueError
-from verifier.policy import ar4si
+from verifier.policy import ar4si, rooted
+from verifier.policy.content import (
+    OPA_MANIFEST,
+    check_name,
+    check_opa_manifest,
+    is_data,
+    is_document,
+    is_left_out,
+    read_json,
+    refusal,
+)
 from verifier.references import corim, handwritten, measured, profile
 from verifier.references.measured import Document
 from verifier.schemes.context import ModelReference, Thresholds
 
 MAX_REGO = 256 * 1024
 MAX_FILE = 8 << 20
-MAX_FILES = 128
 MAX_TOTAL = 32 << 20
 MAX_REFERENCES = 4 << 20
 PAYLOAD_TYPE: Final = "application/vnd.touchstone.policy-bundle+cbor"
@@ -47,8 +57,6 @@ PAYLOAD_TYPE: Final = "application/vnd.touchstone.policy-bundle+cbor"
 SIGNATURE: Final = "bundle.dsse.json"
 TEST_SUFFIX: Final = "_test.rego"
 _MANIFEST: Final = "bundle.json"
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}){0,2}")
-_DATA_FILE: Final = re.compile(r"([a-z][a-z0-9_]*)/data\.json")
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +66,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.+-]{1,32}\Z")]
     author: Annotated[str, Meta(min_length=1, max_length=200)]
     description: Annotated[str, Meta(min_length=1, max_length=2000)]
+    include: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^(\.\./){1,3}[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")], ...],
+        Meta(max_length=8),
+    ] = ()
+    """Folders that several bundles share, such as ``../lib``.  Their files are part of the bundle, under ``lib/``."""
 
 
 class _Data(Struct, frozen=True):
@@ -106,18 +119,52 @@ class Bundle:
 
 def load(folder: Path) -> Bundle:
     """
-    Read a bundle from a folder.  Hidden files are not part of it.
+    Read a bundle from a folder, with the folders beside it that ``include`` in ``bundle.json`` names.
+
+    Hidden files, and what editors leave behind, are no part of it.
 
     Raises:
         BundleError: the folder is not a bundle, is too large, has no rules, or has an unusable file.
     """
+    files = _files_in(folder)
+    if _MANIFEST in files:
+        for path in _decode(files, _MANIFEST, Manifest).include:
+            _include(files, folder, path)
+    return of_files(files)
+
+
+def _include(files: dict[str, bytes], folder: Path, path: str) -> None:
+    name = path.rpartition("/")[2]
+    own = {file: data for file, data in files.items() if file.startswith(f"{name}/")}
+    if own and not (folder / path).is_dir():
+        # An archive that was unpacked has them in it already.
+        return
+    if (folder / path).is_symlink():
+        raise BundleError(f"{_MANIFEST}: include: {path} is a link, and must be the folder itself")
+    if not (folder / path).is_dir():
+        raise BundleError(f"{_MANIFEST}: include: there is no folder {path} beside {folder}")
+    shared = _files_in(folder / path, f"{name}/", len(files) - len(own))
+    if own not in ({}, shared):
+        raise BundleError(
+            f"{min(own)}: {_MANIFEST} includes {path} under the same name. Keep one of the two folders {name}"
+        )
+    if f"{name}/{_MANIFEST}" in shared:
+        raise BundleError(
+            f"{_MANIFEST}: include: {path} is a bundle itself. Include a folder of rules or data"
+        )
+    files.update(shared)
+
+
+def _files_in(folder: Path, prefix: str = "", number: int = 0) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     try:
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a folder")
         for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if any(part.startswith(".") for part in name.split("/")):
+            name = prefix + path.relative_to(folder).as_posix()
+            if name == OPA_MANIFEST and path.is_file():
+                check_opa_manifest(_read(path))
+            if is_left_out(name):
                 continue
             if path.is_symlink():
                 raise BundleError(f"{name}: this is a link, and a bundle must hold the file itself")
@@ -125,12 +172,16 @@ def load(folder: Path) -> Bundle:
                 continue
             if not path.is_file():
                 raise BundleError(f"{name}: this is not a regular file")
-            check_name(name, len(files))
-            with open(path, "rb") as stream:
-                files[name] = stream.read(MAX_FILE + 1)
+            check_name(name, number + len(files))
+            files[name] = _read(path)
     except OSError as error:
         raise BundleError(f"{folder} cannot be read: {error.strerror}") from None
-    return of_files(files)
+    return files
+
+
+def _read(path: Path) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(MAX_FILE + 1)
 
 
 def signature_in(folder: Path) -> bytes | None:
@@ -162,8 +213,12 @@ def of_files(files: Mapping[str, bytes]) -> Bundle:
                 f"{name}: more than {limit} bytes, or more than {MAX_TOTAL} bytes in all files together"
             )
     if _MANIFEST not in content:
-        raise BundleError(f"{_MANIFEST} is missing. Is this a policy bundle?")
+        raise BundleError(f"{_MANIFEST} is missing. Is this a policy bundle?{_where_else(content)}")
     manifest = _decode(content, _MANIFEST, Manifest)
+    for path in manifest.include:
+        name = path.rpartition("/")[2]
+        if not any(file.startswith(f"{name}/") for file in content):
+            raise BundleError(f"{_MANIFEST}: include: no file of {path} is in the bundle, under {name}/")
     sources = {name: _text(name, data) for name, data in content.items() if name.endswith(".rego")}
     modules = tuple((n, s) for n, s in sources.items() if not n.endswith(TEST_SUFFIX))
     if not modules:
@@ -173,9 +228,9 @@ def of_files(files: Mapping[str, bytes]) -> Bundle:
     try:
         thresholds = msgspec.convert(merged, _Data).thresholds
     except msgspec.ValidationError as error:
-        raise BundleError(f"data.json: {error}") from None
+        raise BundleError(f"{rooted.file_with(content, 'thresholds')}: {error}") from None
     if unknown := sorted(content.keys() - sources.keys() - _known_names(content)):
-        raise BundleError(f"{unknown[0]}: a bundle may not have this file. Put notes into README.md")
+        raise refusal(unknown[0])
     digests = {name: hashlib.sha256(data).digest() for name, data in content.items()}
     bundle = Bundle(
         manifest=manifest,
@@ -195,30 +250,17 @@ def of_files(files: Mapping[str, bytes]) -> Bundle:
     return bundle
 
 
-def check_name(name: str, number: int) -> None:
-    """Check that a bundle may have a file *name* after *number* others.  Raises `BundleError`."""
-    if number >= MAX_FILES:
-        raise BundleError(f"{name[:100]!r}: the bundle has more than {MAX_FILES} files")
-    if not is_name(name):
-        raise BundleError(
-            f"{name[:100]!r}: no file of a bundle may have this name. "
-            "Use letters, digits, . _ - and at most two folders"
-        )
-
-
-def is_name(name: str) -> bool:
-    """Whether a file or a folder of a bundle may have *name*."""
-    return _NAME.fullmatch(name) is not None
+def _where_else(content: Mapping[str, bytes]) -> str:
+    """A hint for an archive of the folder, instead of what is in the folder."""
+    deeper = sorted(name for name in content if name.endswith(f"/{_MANIFEST}"))
+    return f" It is in {deeper[0].removesuffix(_MANIFEST)}: take what is in that folder" if deeper else ""
 
 
 def _known_names(content: Mapping[str, bytes]) -> set[str]:
     return {
         name
         for name in content
-        if name in (_MANIFEST, "data.json")
-        or name.endswith(".md")
-        or _DATA_FILE.fullmatch(name)
-        or name.startswith("references/")
+        if name == _MANIFEST or is_data(name) or is_document(name) or name.startswith("references/")
     }
 
 
@@ -230,43 +272,17 @@ def _text(name: str, data: bytes) -> str:
         raise BundleError(f"{name}:{line}: the line is not UTF-8") from None
 
 
-def _json(name: str, data: bytes) -> Any:
-    try:
-        value = strictjson.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name}: {error}") from None
-    if not isinstance(value, dict):
-        raise BundleError(f"{name}: the file is not a JSON object")
-    try:
-        # With half a character or a huge number the rules would get something else than the file says.
-        same = msgspec.json.decode(msgspec.json.encode(value)) == value
-    except (UnicodeEncodeError, OverflowError, msgspec.DecodeError):
-        same = False
-    if not same:
-        raise BundleError(
-            f"{name}: the file has half a character, or a number on which JSON readers disagree"
-        )
-    return value
-
-
 def _decode(content: Mapping[str, bytes], name: str, kind: type[Any]) -> Any:
     try:
-        return msgspec.convert(_json(name, content[name]), kind)
+        return msgspec.convert(read_json(name, content[name]), kind)
     except msgspec.ValidationError as error:
         raise BundleError(f"{name}: {error}") from None
 
 
 def _data_of(content: Mapping[str, bytes]) -> dict[str, Any]:
-    if "data.json" not in content:
-        raise BundleError("data.json is missing")
-    merged: dict[str, Any] = dict(_json("data.json", content["data.json"]))
-    for name, text in content.items():
-        nested = _DATA_FILE.fullmatch(name)
-        if nested is None or nested[1] == "references":
-            continue
-        if nested[1] in merged:
-            raise BundleError(f"{name}: data.json has the key {nested[1]!r} too")
-        merged[nested[1]] = _json(name, text)
+    if not any(map(is_data, content.keys() - {"ar4si/data.json"})):
+        raise BundleError("data.json is missing. A bundle needs data.json or data.yaml with its thresholds")
+    merged = rooted.data_of(content)
     if "ar4si" not in merged:
         raise BundleError(
             "ar4si/data.json is missing. Copy it from a policy that touchstone policy new makes"
@@ -274,7 +290,7 @@ def _data_of(content: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         ar4si.check(merged["ar4si"])
     except ValueError as error:
-        raise BundleError(f"ar4si/data.json: {error}") from None
+        raise BundleError(f"{rooted.file_with(content, 'ar4si')}: {error}") from None
     return merged
 
 
@@ -282,7 +298,7 @@ def _documents(content: Mapping[str, bytes]) -> tuple[Document, ...]:
     found: dict[str, Document] = {}
     bytes_left = MAX_REFERENCES
     for name, data in content.items():
-        if not name.startswith("references/"):
+        if not name.startswith("references/") or is_document(name):
             continue
         bytes_left -= len(data)
         if bytes_left < 0:

@@ -10,7 +10,7 @@ stranger and may be deep.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -108,17 +108,45 @@ _RULE, _BELOW, _ABOVE = range(3)
 
 def cycles(modules: Sequence[Any]) -> Iterator[Cycle]:
     """For each set of rules that reach one another, a shortest cycle through the first of them."""
+    graph = _graph_of(modules)
+    for component in _components(graph):
+        rules = [vertex for vertex in component if vertex % 3 == _RULE]
+        if rules:
+            # Places are numbered in the order of definition, so the smallest number is the first rule.
+            yield _cycle(graph, min(rules), component)
+
+
+def references_to(
+    modules: Sequence[Any], paths: Collection[tuple[str, ...]]
+) -> Iterator[tuple[tuple[str, ...], str, int, int]]:
+    """Each reference to a rule at one of *paths*, or to all below a place above it; of each rule the first."""
+    graph = _graph_of(modules)
+    wanted = {graph.place(path).number: [path] for path in paths}
+    below: dict[int, list[tuple[str, ...]]] = {}
+    for number, found in wanted.items():
+        above = graph.places[number].parent
+        while above >= 0:
+            below.setdefault(above, []).extend(found)
+            above = graph.places[above].parent
+    for sites in graph.sites.values():
+        for vertex, site in sites.items():
+            number, role = divmod(vertex, 3)
+            for path in below.get(number, ()) if role == _BELOW else ():
+                yield path, *site
+            while role == _ABOVE and number >= 0:
+                for path in wanted.get(number, ()):
+                    yield path, *site
+                number = graph.places[number].parent
+
+
+def _graph_of(modules: Sequence[Any]) -> _Graph:
     graph = _Graph()
     readers = [_Reader(graph, module) for module in modules]
     for reader in readers:
         reader.define()
     for reader in readers:
         reader.refer()
-    for component in _components(graph):
-        rules = [vertex for vertex in component if vertex % 3 == _RULE]
-        if rules:
-            # Places are numbered in the order of definition, so the smallest number is the first rule.
-            yield _cycle(graph, min(rules), component)
+    return graph
 
 
 def _cycle(graph: _Graph, start: int, component: set[int]) -> Cycle:

@@ -32,15 +32,22 @@ def input_schema() -> dict[str, Any]:
     return {"$schema": _DIALECT, "title": "A policy's input", **_schema()}
 
 
-def _schema() -> dict[str, Any]:
-    """The schema of `PolicyInput`, with the facts of every registered kind."""
+def input_type() -> Any:
+    """The type of `input`: `PolicyInput` with the facts of every registered kind."""
     facts: Any = types.GenericAlias(dict, (str, facts_union()))
     fields = get_type_hints(PolicyInput, include_extras=True)
     fields["checked"] = Annotated[facts, *get_args(fields["checked"])[1:]]
-    described = msgspec.defstruct(
-        PolicyInput.__name__, list(fields.items()), namespace={"__doc__": PolicyInput.__doc__}
+    return msgspec.defstruct(
+        PolicyInput.__name__,
+        list(fields.items()),
+        namespace={"__doc__": PolicyInput.__doc__},
+        frozen=True,
+        kw_only=True,
     )
-    return msgspec.json.schema(described)
+
+
+def _schema() -> dict[str, Any]:
+    return msgspec.json.schema(input_type())
 
 
 def outcome_schema() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from verifier.policy.bundle import Bundle
 from verifier.policy.process import MEMORY_BYTES, Evaluation, Worker, fail, setup_of
 from verifier.policy.remembered import Outcomes, key_of
 
-_START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 30.0
 _MAX_BATCH: Final = 64
 _RETRY_START_S: Final = 1.0
 """A bundle whose worker does not start is not tried again sooner."""
@@ -117,11 +117,17 @@ class Engines:
 
 
 class WorkerPool:
-    """The worker processes of one bundle; `open` and `close` it, or use `opened`."""
+    """
+    The worker processes of one bundle; `open` and `close` it, or use `opened`.
 
-    def __init__(self, bundle: Bundle, limits: Limits | None = None) -> None:
-        self._bundle = bundle
+    Args:
+        task: What the processes do: ``evaluate``, or ``second`` for another engine.
+    """
+
+    def __init__(self, bundle: Bundle, limits: Limits | None = None, *, task: str = "evaluate") -> None:
+        self.bundle = bundle
         self._limits = limits or Limits()
+        self._task = task
         self._waiting: asyncio.Queue[Evaluation] = asyncio.Queue()
         self._unfinished: set[asyncio.Future[bytes]] = set()
         self._runners: list[asyncio.Task[None]] = []
@@ -218,14 +224,14 @@ class WorkerPool:
 
     async def _start(self) -> Worker:
         try:
-            worker = await Worker.start()
+            worker = await Worker.start(self._task)
         except PolicyError as error:
-            raise PolicyError(f"{self._bundle.id} does not start: {error}") from None
+            raise PolicyError(f"{self.bundle.id} does not start: {error}") from None
         try:
-            await worker.ask(setup_of("evaluate", self._bundle, self._limits.memory_bytes), _START_TIMEOUT_S)
+            await worker.ask(setup_of(self._task, self.bundle, self._limits.memory_bytes), START_TIMEOUT_S)
         except PolicyError as error:
             await worker.stop()
-            raise PolicyError(f"{self._bundle.id} does not start: {error}") from None
+            raise PolicyError(f"{self.bundle.id} does not start: {error}") from None
         except BaseException:
             await worker.stop()
             raise
@@ -241,9 +247,11 @@ def decode(outcome: bytes) -> Any:
 
 
 @asynccontextmanager
-async def opened(bundle: Bundle, limits: Limits | None = None) -> AsyncIterator[WorkerPool]:
+async def opened(
+    bundle: Bundle, limits: Limits | None = None, *, task: str = "evaluate"
+) -> AsyncIterator[WorkerPool]:
     """A pool of workers that is closed at the end."""
-    pool = WorkerPool(bundle, limits)
+    pool = WorkerPool(bundle, limits, task=task)
     pool.open()
     try:
         yield pool

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from verifier.policy import ar4si, callgraph
+from verifier.policy import ar4si, callgraph, dialect, heads, undefined
 from verifier.policy.syntax import (
     full_path,
     head_of,
@@ -35,6 +35,8 @@ _ENTRY: Final = "outcome"
 """The name of the rule that the verifier evaluates."""
 _PACKAGE: Final = "touchstone"
 """The package of that rule."""
+_RESERVED: Final = ("system", "data", "input")
+"""Packages that mean something else to an engine, or to a reader."""
 _FORMAT_WIDTH: Final = re.compile(r"%[^%a-zA-Z]*?(\d{4,})")
 
 
@@ -113,6 +115,8 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
     found = set(_check_together(modules, tests))
     for module in modules:
         found |= set(_Module(module, is_test=module["source"]["file"] in tests).findings())
+    for fault in heads.faults(modules):
+        found.add(LintFinding(Level.ERROR, fault.rule, *fault.place, fault.sentence))
     for cycle in callgraph.cycles(modules):
         sentence = (
             f"{cycle} is recursion, and the engine would crash. Repeat over a collection instead "
@@ -128,6 +132,11 @@ def check(modules: Sequence[Any], *, tests: frozenset[str]) -> tuple[LintFinding
                 sentence=sentence,
             )
         )
+    rules = [module for module in modules if module["source"]["file"] not in tests]
+    found |= {LintFinding(Level.ERROR, *astuple(part)) for part in undefined.check(rules)}
+    for unlike in dialect.check(rules):
+        *place, is_error = astuple(unlike)
+        found.add(LintFinding(Level.ERROR if is_error else Level.WARNING, *place))
     return ordered(found)
 
 
@@ -140,14 +149,14 @@ def _check_together(modules: Sequence[Any], tests: frozenset[str]) -> Iterator[L
     """Check what concerns all modules together: that there is an entry, and that there are tests."""
     rules = [m for m in modules if m["source"]["file"] not in tests]
     if not any(
-        package == [_PACKAGE] and names[0] == _ENTRY and kind != "Default"
+        [*package, *names][:2] == [_PACKAGE, _ENTRY] and kind != "Default"
         for package, kind, names in _heads(rules)
     ):
         yield _missing(
             rules or modules,
             "entry",
             f"there is no rule {_PACKAGE}.{_ENTRY}, which the verifier evaluates. Give in it the "
-            "trust_vector and the reasons of each submodule of input.checked",
+            "trust_vector and the reasons of each submodule of input.checked" + _rename_hint(rules),
         )
     heads = _heads([m for m in modules if m["source"]["file"] in tests])
     if not any(names[0].startswith("test_") and kind in ("Compr", "Set") for _, kind, names in heads):
@@ -156,6 +165,18 @@ def _check_together(modules: Sequence[Any], tests: frozenset[str]) -> Iterator[L
             "tests-missing",
             "there is no test. Write rules named test_… in a file *_test.rego",
         )
+
+
+def _rename_hint(modules: Sequence[Any]) -> str:
+    """What an author may have meant who wrote the rule elsewhere, or under the names that OPA's users know."""
+    found = [(".".join(package), names[0]) for package, _, names in _heads(modules)]
+    for package, name in found:
+        if name == _ENTRY and package != _PACKAGE:
+            return f". There is {package}.{_ENTRY}: rename package {package} to {_PACKAGE}"
+    for package, name in found:
+        if name in ("allow", "deny", "violation", "warn"):
+            return f". Nothing asks for {package}.{name}"
+    return ""
 
 
 def _heads(modules: Sequence[Any]) -> Iterator[tuple[list[str], str, list[str]]]:
@@ -209,16 +230,9 @@ class _Module:
         name = ".".join(package)
         if self._computed:
             yield self._error(span, "package", "the package's name has escapes. Write it without them")
-        elif self._is_test:
-            if not package[-1].endswith("_test"):
-                sentence = f"the package of a test must end in _test, but this is {name}. Use {_PACKAGE}_test, for example"
-                yield self._error(span, "package", sentence)
-        elif package[0] != _PACKAGE and package != ["ar4si"]:
-            yield self._error(
-                span,
-                "package",
-                f"the package of a rule must be {_PACKAGE}, {_PACKAGE}.… or ar4si, but this is {name}",
-            )
+        elif package[0] in _RESERVED:
+            sentence = f"{name}: engines keep the package {package[0]} for themselves. Use lib.…, for example"
+            yield self._error(span, "package", sentence)
 
     def _check_import(self, span: Any, path: list[str], alias: str) -> Iterator[LintFinding]:
         name = ".".join(path)
@@ -302,6 +316,8 @@ class _Module:
         name = self._name(refr)
         if is_forbidden(name):
             rule, sentence = _BUILTINS.get(name) or _BUILTINS[_prefix(name)]
+            if rule == "print" and self._is_test:
+                return
             level = Level.WARNING if rule == "print" else Level.ERROR
             yield self._error(span, rule, f"{name} {sentence}", level)
 

@@ -62,7 +62,7 @@ def fail(evaluations: Sequence[Evaluation], why: str, kind: type[PolicyError] = 
 
 def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
     """The first message to a worker: its task, the bundle and the limit on memory."""
-    with_tests = task != "evaluate"
+    with_tests = task not in ("evaluate", "second")
     setup = {
         "task": task,
         "modules": [*bundle.modules, *(bundle.tests if with_tests else ())],
@@ -76,16 +76,25 @@ def setup_of(task: str, bundle: Bundle, memory_bytes: int) -> dict[str, Any]:
     return setup
 
 
-async def run_task(task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> Any:
+async def run_task(
+    task: str, bundle: Bundle, timeout_s: float, memory_bytes: int = MEMORY_BYTES, pattern: str = ""
+) -> Any:
     """
-    Do one task (``inspect``, ``test``) in a process of its own.
+    Do one task (``inspect``, ``test``; ``second`` to see whether it starts) in a process of its own.
+
+    Args:
+        task: Its name.
+        bundle: What it is about.
+        timeout_s: How long it may take.
+        memory_bytes: How much memory it may use.
+        pattern: A regular expression; only tests whose full names have it are run.
 
     Raises:
         PolicyError: the task failed (names file and place), took too long, or crashed.
     """
-    worker = await Worker.start()
+    worker = await Worker.start(task)
     try:
-        return await worker.ask(setup_of(task, bundle, memory_bytes), timeout_s)
+        return await worker.ask({**setup_of(task, bundle, memory_bytes), "pattern": pattern}, timeout_s)
     finally:
         await worker.stop()
 
@@ -100,9 +109,9 @@ class Worker:
         self._stdin, self._stdout = process.stdin, process.stdout
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, task: str = "evaluate") -> Self:
         """
-        Start a process.  It waits for its task.
+        Start a process.  It waits for its task, which says only which program it is.
 
         Raises:
             PolicyError: the machine cannot start another process now.
@@ -111,7 +120,7 @@ class Worker:
             asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "verifier.policy.worker",
+                "verifier.policy.second_worker" if task == "second" else "verifier.policy.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=_environment(),

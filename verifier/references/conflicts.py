@@ -44,13 +44,14 @@ def between(values: Mapping[str, Sequence[ModelReference]]) -> list[Conflict]:
     found = []
     for model in sorted(values):
         for one, other in combinations(values[model], 2):
-            conflict = _compare(model, one, other)
+            conflict = compare(model, one, other)
             if conflict is not None:
                 found.append(conflict)
     return found
 
 
-def _compare(model: str, one: ModelReference, other: ModelReference) -> Conflict | None:
+def compare(model: str, one: ModelReference, other: ModelReference) -> Conflict | None:
+    """Where two values disagree; `None` if they do not."""
     differs, incomparable = [], []
     for name in sorted(one.files.keys() & other.files.keys()):
         match = _compare_files(one.files[name], other.files[name])

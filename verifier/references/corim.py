@@ -6,7 +6,8 @@ A signed CoRIM is a COSE_Sign1 around a tagged map, whose tags hold CoMIDs
 
     1  the message: a COSE_Sign1, tagged, within bounds, with its payload inside
     2  the header: algorithm, content type, a signer; nothing critical, no hash envelope
-    3  the signature, by a key that the caller trusts; the key id is free-form and is ignored
+    3  the signature, by a key or a certificate that the caller trusts, or by a signer whose certificates
+       (`x5chain`) lead to a trusted authority; the key id is free-form and is ignored
     4  the signer's own validity, at *now*
     5  the payload: the map, its tags, every CoMID
     6  the validity of the reference values, at *now*
@@ -25,9 +26,10 @@ from typing import Any, Final
 import cbor2
 
 from attester import cbor, cose
-from attester.errors import CBORError, COSEError, SignatureError
+from attester.errors import CBORError, COSEError
 from verifier.errors import ReferenceValueError
 from verifier.references import comid, shapes
+from verifier.references.anchors import Anchor, verify_with_any
 from verifier.references.comid import (
     TAG_TIME,
     TAG_URI,
@@ -44,6 +46,10 @@ _TAG_CORIM, _TAG_COSWID, _TAG_COMID, _TAG_COTL = 501, 505, 506, 508
 _TAGS: Final = comid.TAGS | {_TAG_CORIM, _TAG_COSWID, _TAG_COMID, _TAG_COTL}
 _MAX_HEADER: Final = 64 << 10
 """Bytes of the protected header, which may carry certificates."""
+MAX_MESSAGE: Final = MAX_CORIM + 2 * _MAX_HEADER
+"""Bytes of a signed CoRIM."""
+_UNSIGNED: Final = b"\xd9\x01\xf5"
+"""The head of tag 501."""
 _META, _CWT = 8, 15
 _HASH_ENVELOPE: Final = frozenset({258, 259, 260})
 
@@ -77,7 +83,7 @@ class VerifiedCorim:
 
     corim: Corim
     signer: str
-    """The caller's name for the key that signed."""
+    """The caller's name for the key that signed; with an authority also the subject of the signer."""
     signer_name: str | None
     """The name that the signer gives itself."""
     signer_uri: str | None
@@ -93,19 +99,19 @@ class SignedCorim:
 
     message: cose.Sign1
 
-    def verify(self, anchors: Mapping[str, cose.PublicKey], now: int) -> VerifiedCorim:
+    def verify(self, anchors: Mapping[str, Anchor], now: int) -> VerifiedCorim:
         """
         Steps 3 to 6.
 
         Args:
-            anchors: The keys that the caller trusts, by name.
+            anchors: The keys and certificates that the caller trusts, by name.
             now: The moment of evaluation, in seconds since 1970.
 
         Raises:
             ReferenceValueError: a step fails; the message says why.
         """
         # 3. The signature.
-        signer = self._signer(anchors)
+        signer = verify_with_any(self.message, anchors, now)
         # 4. The signer's own validity.
         name, uri, validities = _signer_of(self.message.header)
         for what, validity in validities:
@@ -124,27 +130,6 @@ class SignedCorim:
             not_after=min((end for _, (_, end) in validities if end is not None), default=None),
         )
 
-    def _signer(self, anchors: Mapping[str, cose.PublicKey]) -> str:
-        tried = 0
-        for name, key in anchors.items():
-            try:
-                self.message.verify(key)
-            except SignatureError:
-                tried += 1
-            except COSEError:
-                # The key is for another algorithm than the one in the header.
-                continue
-            else:
-                return name
-        if not anchors:
-            raise ReferenceValueError("the signature cannot be verified, because no key is trusted")
-        if not tried:
-            alg = str(self.message.header[cose.ALG])[:40]
-            raise ReferenceValueError(
-                f"the signature is by the algorithm {alg}, for which there is no trusted key"
-            )
-        raise ReferenceValueError(f"the signature fits none of the {tried} trusted keys of its algorithm")
-
 
 def read_signed(data: bytes) -> SignedCorim:
     """
@@ -155,11 +140,10 @@ def read_signed(data: bytes) -> SignedCorim:
     """
     # 1. The message.
     try:
-        message = cose.Sign1.decode(
-            data, max_size=MAX_CORIM + 2 * _MAX_HEADER, deterministic=False, max_header=_MAX_HEADER
-        )
+        message = cose.Sign1.decode(data, max_size=MAX_MESSAGE, deterministic=False, max_header=_MAX_HEADER)
     except (CBORError, COSEError) as error:
-        raise ReferenceValueError(f"the signed CoRIM: {error}") from None
+        hint = ". It is a CoRIM that nobody has signed" if data.startswith(_UNSIGNED) else ""
+        raise ReferenceValueError(f"the signed CoRIM: {error}{hint}") from None
     # 2. The header.
     header = message.header
     if _HASH_ENVELOPE & (header.keys() | message.unprotected.keys()):

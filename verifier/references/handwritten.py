@@ -20,6 +20,7 @@ from attester.evidence import MAX_FILES
 from attester.weights.folder import IGNORED_AT_TOP
 from verifier.errors import PlainYAMLError, ReferenceValueError
 from verifier.plainyaml import Parsed, Path, parse_yaml
+from verifier.references.acceptable import is_path
 from verifier.references.measured import Document, DocumentFile
 
 MAX_YAML: Final = 4 << 20
@@ -61,7 +62,7 @@ class _Reader:
         if not isinstance(ignored, list):
             self.refuse(("ignore",), "this must be a list of names")
         for number, name in enumerate(ignored):
-            if not isinstance(name, str) or not _is_path(name):
+            if not isinstance(name, str) or not is_path(name):
                 self.refuse(("ignore", number), "this is not a path within the model")
             if name in files:
                 self.refuse(("ignore", number), f"{name[:80]!r} is a file of the model")
@@ -77,7 +78,7 @@ class _Reader:
 
     def file(self, name: str, value: Any) -> DocumentFile:
         path: Path = ("files", name)
-        if not _is_path(name):
+        if not is_path(name):
             self.refuse(path, "this is not a path within the model")
         if name.partition("/")[0] in IGNORED_AT_TOP:
             self.refuse(path, "manifests leave such files out, so this value would fit no node")
@@ -94,11 +95,6 @@ class _Reader:
         if "size" in raw and (type(size) is not int or size < 0):
             self.refuse((*path, "size"), "this must be a number of bytes")
         return DocumentFile(name, size, **digests)
-
-
-def _is_path(name: str) -> bool:
-    parts = name.split("/")
-    return "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(parts) and len(name) <= 1024
 
 
 def read_yaml(data: bytes) -> Document:

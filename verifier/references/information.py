@@ -20,9 +20,15 @@ import blake3
 import numpy as np
 import numpy.typing as npt
 
+from attester.errors import WeightsError
+from attester.weights import cpu
+from attester.weights.kernels import Words
 from attester.weights.tensors import FileTensor, TensorFiles
 
 _PIECE: Final = 1 << 20
+"""Bytes, and a multiple of every element: a piece ends between two of them."""
+_MAX_COUNTED: Final = 1 << 31
+"""Bytes that are counted in 32 bits."""
 _WIDTHS: Final = {
     "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
     "F32": 4, "I32": 4, "U32": 4,
@@ -55,31 +61,66 @@ def examine(tensors: TensorFiles, progress: Callable[[int], None] | None = None)
 
 
 def _examine(tensor: FileTensor, progress: Callable[[int], None] | None) -> tuple[bytes, float]:
-    width = _WIDTHS.get(tensor.info.dtype, 1)
     hasher = blake3.blake3()
-    planes = np.zeros((width, 256), np.int64)
+    counter = _Counter(_WIDTHS.get(tensor.info.dtype, 1))
     for data in tensor.chunks():
         for start in range(0, data.size, _PIECE):
             piece = data[start : start + _PIECE].view(np.uint8)
+            # Both read the piece while it is in the cache.
             hasher.update(piece.data)
-            _count(piece, planes)
+            counter.add(piece)
         if progress is not None:
             progress(data.size)
     # Never more than its bytes: the logarithms are not exact in their last digits.
-    return hasher.digest(), min(sum(_bits(plane) for plane in planes), 8.0 * tensor.size)
+    return hasher.digest(), min(sum(_bits(plane) for plane in counter.planes()), 8.0 * tensor.size)
 
 
-def _count(piece: npt.NDArray[np.uint8], planes: Counts) -> None:
-    width = planes.shape[0]
-    if width == 1:
-        planes[0] += np.bincount(piece, minlength=256)
-        return
-    # Two planes at a time: counting their bytes as one number of 16 bits is faster.
-    pairs = piece.view("<u2").reshape(-1, width // 2)
-    for pair in range(width // 2):
-        joint = np.bincount(pairs[:, pair], minlength=1 << 16).reshape(256, 256)
-        planes[2 * pair] += joint.sum(axis=0)
-        planes[2 * pair + 1] += joint.sum(axis=1)
+class _Counter:
+    """How often each byte stands in each plane of a tensor, whose elements have *width* bytes."""
+
+    def __init__(self, width: int) -> None:
+        self._planes = np.zeros((width, 256), np.int64)
+        self._pairs = max(width // 2, 1)
+        # Two bytes at a time: counting them as one number of 16 bits is faster.
+        self._tables = np.zeros((self._pairs, 2, 1 << 16), np.uint32)
+        self._counted = 0
+
+    def add(self, piece: npt.NDArray[np.uint8]) -> None:
+        """Count a piece, which ends between two elements."""
+        if self._counted + piece.size > _MAX_COUNTED:
+            self._carry()
+        self._counted += piece.size
+        even = piece.size - piece.size % 2
+        numbers = piece[:even].view("<u2")
+        for pair in range(self._pairs if even else 0):
+            _count(numbers[pair:], self._pairs, self._tables[pair])
+        if even < piece.size:
+            self._planes[0] += np.bincount(piece[even:], minlength=256)
+
+    def planes(self) -> Counts:
+        """The counts of all pieces."""
+        self._carry()
+        return self._planes
+
+    def _carry(self) -> None:
+        """Move the counts of pairs, which have 32 bits, to the planes."""
+        joint = self._tables.sum(axis=1, dtype=np.int64).reshape(-1, 256, 256)
+        for pair, each in enumerate(joint):
+            if len(self._planes) == 1:
+                self._planes[0] += each.sum(axis=0) + each.sum(axis=1)
+            else:
+                self._planes[2 * pair] += each.sum(axis=0)
+                self._planes[2 * pair + 1] += each.sum(axis=1)
+        self._tables[:] = 0
+        self._counted = 0
+
+
+def _count(numbers: npt.NDArray[np.uint16], stride: int, tables: Words) -> None:
+    try:
+        cpu.count_numbers(numbers, stride, tables)
+    except WeightsError:
+        # There is no compiler: slower, and the same numbers.
+        tables[0] += np.bincount(numbers[::stride], minlength=1 << 16).astype(np.uint32)
 
 
 def _bits(counts: Counts) -> float:

@@ -9,22 +9,27 @@ publisher's signature alone has only the files, and no walk can be asked for it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Annotated, Final
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from attester import cbor
-from attester.errors import WeightsError
+from attester.errors import NoTensorsError, WeightsError
 from attester.kinds import MODEL_NAME
 from attester.weights import possession
 from attester.weights.cache import DigestCache
-from attester.weights.folder import Folder
+from attester.weights.complete import check_complete
+from attester.weights.folder import Folder, restrict
 from attester.weights.hashing import SHA256
 from attester.weights.kernels import row_words
 from attester.weights.manifest import measure
-from attester.weights.select import kernel
+from attester.weights.roles import Role, Roles, roles_of
+from attester.weights.select import kernel, small_kernel
 from attester.weights.tensors import FileTensor, TensorFiles
 from verifier.errors import ReferenceValueError
 from verifier.references.information import examine
@@ -33,6 +38,9 @@ from verifier.schemes.context import ModelReference, ReferenceFile, Source
 PRACTICE_ROWS: Final = 4
 PRACTICE_WINDOWS: Final = 256
 _MAX_DOCUMENT: Final = 64 << 20
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
+"""Weights that cannot be walked: to read their tensors, code in them would have to run."""
+T = TypeVar("T")
 
 _Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -143,7 +151,15 @@ class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
             not_before=not_before,
             not_after=not_after,
             as_loaded=self.loaded_by is not None,
+            walked=frozenset(tensor.file for tensor in self.tensors),
+            ignore=self.ignore,
         )
+
+    @property
+    def gates(self) -> frozenset[str]:
+        """As `ModelReference.gates`."""
+        names = frozenset(file.name for file in self.files)
+        return roles_of(names).gates | (names & {tensor.file for tensor in self.tensors})
 
 
 def _digests(file: DocumentFile) -> dict[str, bytes]:
@@ -163,13 +179,17 @@ def measure_folder(
     *,
     algorithms: Sequence[str] = (SHA256,),
     cache: DigestCache | None = None,
-    device: str = "cpu",
+    device: str | None = None,
+    ignore: Sequence[str] = (),
     measure_engine: Callable[[bytes, int, int], tuple[LoadedBy, Sequence[bytes]]] | None = None,
 ) -> Document:
     """
-    Measure a folder.  *progress* is called with the bytes just read, `work_of` in all.
+    Measure a folder.  *progress* is called with the bytes just read, `work_of` in all, by several threads at once.
 
     Args:
+        folder: As listed without *ignore*.
+        device: Where the practice challenge is walked; `None` for the CPU, where so few rows need no library.
+        ignore: The names and patterns of what is not the model's; the document has them.
         measure_engine: From seed, rows and passes to an engine and its answers, if walks are to go over what this
             engine has loaded of the files.
 
@@ -178,16 +198,21 @@ def measure_folder(
     """
     if len(model) > 128 or not MODEL_NAME.fullmatch(model):
         raise ReferenceValueError(f"{model[:80]!r} is not a model's name. Use letters, digits, . _ - and /")
+    seed = practice_seed(model)
+    loaded_by: LoadedBy | None = None
     try:
-        files = files_of(folder, algorithms, progress, cache)
-        tensors = TensorFiles(folder)
-        examined = examine(tensors, progress)
-        seed = practice_seed(model)
-        loaded_by: LoadedBy | None = None
-        answers: Sequence[bytes]
+        check_complete(folder)
+        tensors = _walkable(folder)
+        # SHA-256 cannot be divided, so it leaves cores idle that examine the tensors meanwhile.
+        with _beside(progress) as (submit, step):
+            hashing = submit(lambda: files_of(folder, algorithms, step, cache))
+            if tensors is not None:
+                examined = examine(tensors, step)
+            files = hashing.result()
+        if tensors is None:
+            return Document(model=model, files=files, ignore=tuple(ignore))
         if measure_engine is None:
-            words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
-            answers = possession.walk(tensors, words, 1, kernel(device=device), progress)
+            answers: Sequence[bytes] = _walk_practice(tensors, seed, device, progress)
         else:
             loaded_by, answers = measure_engine(seed, PRACTICE_ROWS, 1)
         read = possession.read(folder, seed, PRACTICE_WINDOWS)
@@ -199,17 +224,61 @@ def measure_folder(
         tensors=tuple(
             _listed(tensor, digest) for tensor, digest in zip(tensors, examined.digests, strict=True)
         ),
-        practice=Practice(
-            seed=seed.hex(),
-            windows=PRACTICE_WINDOWS,
-            read=read.hex(),
-            rows=PRACTICE_ROWS,
-            passes=1,
-            walk=tuple(answer.hex() for answer in answers),
-        ),
+        practice=_practice(seed, read, answers),
         information_bytes=_rounded(examined.information_bytes, tensors.total),
         loaded_by=loaded_by,
+        ignore=tuple(ignore),
     )
+
+
+def _walk_practice(
+    tensors: TensorFiles, seed: bytes, device: str | None, progress: Callable[[int], None] | None
+) -> list[bytes]:
+    words = [row_words(seed, row) for row in range(PRACTICE_ROWS)]
+    walks_with = small_kernel() if device is None else kernel(device=device)
+    return possession.walk(tensors, words, 1, walks_with, progress)
+
+
+def _practice(seed: bytes, read: bytes, answers: Sequence[bytes]) -> Practice:
+    return Practice(
+        seed=seed.hex(),
+        windows=PRACTICE_WINDOWS,
+        read=read.hex(),
+        rows=PRACTICE_ROWS,
+        passes=1,
+        walk=tuple(answer.hex() for answer in answers),
+    )
+
+
+def _walkable(folder: Folder) -> TensorFiles | None:
+    """The tensors of the files that change answers; `None` if they are in files that are not walked: pickles."""
+    gates = Roles(file.name for file in folder.files).gates
+    try:
+        return TensorFiles(restrict(folder, gates))
+    except NoTensorsError:
+        if any(file.name.endswith(_PICKLES) for file in folder.files):
+            return None
+        raise
+
+
+@contextmanager
+def _beside(
+    progress: Callable[[int], None] | None,
+) -> Iterator[tuple[Callable[[Callable[[], T]], Future[T]], Callable[[int], None]]]:
+    """Work in a thread beside this one.  If this one fails, it is stopped at its next step."""
+    stopped = threading.Event()
+
+    def step(count: int) -> None:
+        if stopped.is_set():
+            raise WeightsError("the measuring was stopped")
+        if progress is not None:
+            progress(count)
+
+    with ThreadPoolExecutor(1, "measure") as pool:
+        try:
+            yield pool.submit, step
+        finally:
+            stopped.set()
 
 
 def _listed(tensor: FileTensor, digest: bytes) -> DocumentTensor:
@@ -248,8 +317,10 @@ def files_of(
 
 
 def work_of(folder: Folder) -> int:
-    """The number of bytes that `measure_folder` reads.  Raises `WeightsError`."""
-    return folder.total + 2 * TensorFiles(folder).total
+    """The number of bytes that `measure_folder` reads.  Raises `WeightsError`, also if the folder is not complete."""
+    check_complete(folder)
+    tensors = _walkable(folder)
+    return folder.total + (0 if tensors is None else 2 * tensors.total)
 
 
 def check_folder(
@@ -257,9 +328,12 @@ def check_folder(
     folder: Folder,
     cache: DigestCache | None = None,
     progress: Callable[[int], None] | None = None,
-) -> None:
+) -> Folder:
     """
-    Check that *folder* holds the files of a reference value.
+    Check that *folder* holds the files of a reference value, and no others that could change answers.
+
+    Returns:
+        The folder with the files of the reference value alone.
 
     Args:
         cache: Digests of files that have not changed since they were read.
@@ -271,15 +345,20 @@ def check_folder(
     algorithms = sorted({name for file in document.files for name in _digests(file)})
     present = {file.name: file for file in files_of(folder, algorithms, progress, cache)}
     expected = {file.name: file for file in document.files}
+    roles = Roles(expected)
     for name in sorted(present.keys() ^ expected.keys()):
         what = "is not in the reference value" if name in present else "is missing"
-        raise ReferenceValueError(f"the folder is not the one of the active reference value: {name} {what}")
+        if name in expected or roles.of(name) is Role.GATE:
+            raise ReferenceValueError(
+                f"the folder is not the one of the active reference value: {name} {what}"
+            )
     for name, file in expected.items():
         found = _digests(present[name])
         if any(found[algorithm] != digest for algorithm, digest in _digests(file).items()):
             raise ReferenceValueError(
                 f"the folder is not the one of the active reference value: {name} differs"
             )
+    return restrict(folder, expected)
 
 
 def read_document(data: bytes | str) -> Document:

@@ -16,7 +16,7 @@ import msgspec
 from attester import cbor
 from attester.errors import CBORError
 from verifier.errors import ReferenceValueError
-from verifier.references import comid
+from verifier.references import comid, understood
 from verifier.references.comid import (
     Comid,
     Environment,
@@ -86,19 +86,22 @@ def to_documents(corim: Corim, model: str | None = None) -> tuple[Document, ...]
 
     In the profile of this project nothing is lost.  In any other profile, a reference triple
     becomes the files of the model that its class names, by the text keys of its measurements.
-    Triples without a model are left out.  A value that no manifest can be compared with is
-    refused and never dropped.
+    Triples without a model are left out, and so are tags that another one replaces.  A value that
+    no manifest can be compared with is refused and never dropped.
 
     Args:
         corim: A verified CoRIM.
         model: Only this model.  If a CoRIM of another profile has a single triple, the triple gets this name.
 
     Raises:
-        ReferenceValueError: no manifest can be compared with a value, which the message names; a
-            model comes twice; there is no model, or not *model*.
+        ReferenceValueError: the profile is not known, or something else would have to be understood
+            (`verifier.references.understood`); no manifest can be compared with a value, which the message
+            names; a model comes twice; there is no model, or not *model*.
     """
+    understood.check_profile(corim, (PROFILE,))
     own = corim.profile == PROFILE
     documents = tuple(_own(corim) if own else _foreign(corim, model))
+    understood.check(corim, (_SIZE, _REST) if own else ())
     if own and model is not None:
         documents = tuple(document for document in documents if document.model == model)
     for name, count in Counter(document.model for document in documents).items():
@@ -110,9 +113,17 @@ def to_documents(corim: Corim, model: str | None = None) -> tuple[Document, ...]
     return documents
 
 
+def unused(corim: Corim) -> list[str]:
+    """What a CoRIM whose documents were taken has besides them: half sentences for people."""
+    return understood.unused(corim)
+
+
 def _own(corim: Corim) -> Iterator[Document]:
+    counting = {number for number, _ in understood.in_force(corim)}
     for number, tag in enumerate(corim.tags):
         place = f"tags[{number}]"
+        if isinstance(tag, Comid) and number not in counting:
+            continue
         if not isinstance(tag, Comid) or len(tag.reference) != 1 or tag.triples:
             refuse(
                 place,
@@ -157,8 +168,7 @@ def _own(corim: Corim) -> Iterator[Document]:
 def _foreign(corim: Corim, model: str | None) -> Iterator[Document]:
     triples = [
         (f"tags[{number}].triples.reference[{index}]", triple)
-        for number, tag in enumerate(corim.tags)
-        if isinstance(tag, Comid)
+        for number, tag in understood.in_force(corim)
         for index, triple in enumerate(tag.reference)
     ]
     alone = model is not None and len(triples) == 1

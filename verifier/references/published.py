@@ -11,6 +11,7 @@ import msgspec
 
 from attester.weights.folder import IGNORED_AT_TOP, Folder, ModelFile, open_model_file
 from attester.weights.hashing import ALGORITHMS, BLAKE3, SHA256
+from attester.weights.patterns import as_names
 from verifier.errors import ReferenceValueError
 from verifier.references.measured import Document, DocumentFile, measure_folder
 from verifier.references.oms_statement import BLAKE2B, Resource, Statement
@@ -93,7 +94,7 @@ def with_weights(
             is_equal = _has_digests(present[name], resources, statement)
         if not is_equal:
             raise ReferenceValueError(f"{name[:80]!r} differs from what was signed")
-    ignored = tuple(sorted(set(statement.ignore_paths) - IGNORED_AT_TOP))
+    ignored = tuple(sorted(set(as_names(statement.ignore_paths)) - IGNORED_AT_TOP))
     return msgspec.structs.replace(document, publisher=statement.publisher, ignore=ignored)
 
 

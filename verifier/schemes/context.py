@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from attester.cose import PublicKey
 from attester.errors import ClaimError
 from attester.kinds import Submod
+from attester.weights.roles import roles_of
 
 
 class Channel(StrEnum):
@@ -46,6 +47,9 @@ class IssuedRead(Struct, frozen=True, kw_only=True):
     batch: int
     reference: str | None = None
     """Digest of the reference value that the challenge was made from: the answer says nothing of another."""
+    gates: bytes | None = None
+    """The commitment to the answer over the files alone that change the model's answers; `None` in old pools.
+    `commitment` is over all of its files: attesters that are not told which files are read, read all."""
 
 
 class IssuedWalk(Struct, frozen=True, kw_only=True):
@@ -69,6 +73,8 @@ class IssuedChallenges(Struct, frozen=True):
     walk: IssuedWalk | None = None
     exhausted: tuple[str, ...] = ()
     """Kinds of challenge that were due while the pool had none of them."""
+    reference: str | None = None
+    """Digest of the reference value that was asked for; `None` if earlier versions opened the session."""
 
 
 class Answers(Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,6 +204,15 @@ class ModelReference:
     """Seconds since 1970; `None` if its validity has no end."""
     as_loaded: bool = False
     """Whether walks go over what an engine has loaded as it is, instead of the published tensors."""
+    walked: frozenset[str] = frozenset()
+    """The files that hold the tensors."""
+    ignore: tuple[str, ...] = ()
+    """Names and patterns of files in a folder that are not the model's (`attester.weights.patterns`)."""
+
+    @property
+    def gates(self) -> frozenset[str]:
+        """The files that change the model's answers: those of the table, and those whose tensors are walked."""
+        return roles_of(frozenset(self.files)).gates | (self.walked & self.files.keys())
 
     def is_valid(self, now: int) -> bool:
         """Whether *now*, seconds since 1970, is within its validity."""
@@ -253,9 +268,9 @@ class Blocks:
     digests: frozenset[str] = frozenset()
     """SHA-256 or BLAKE3 of a file, or the digest of a reference value; hex."""
     engines: frozenset[str] = frozenset()
-    """``ENGINE@VERSION``."""
+    """``ENGINE@VERSION``, a pattern or a range (`verifier.schemes.blocking`)."""
     devices: frozenset[str] = frozenset()
-    """UUIDs, as the driver gives them."""
+    """UUIDs, or patterns of them."""
 
 
 class Context(Struct, frozen=True, kw_only=True):
@@ -270,11 +285,33 @@ class Context(Struct, frozen=True, kw_only=True):
     history: Mapping[str, tuple[WalkRecord, ...]]
     """By model, oldest first: the newest calls, and the newest of the other walks."""
     thresholds: Thresholds
+    beside: Mapping[str, tuple[ModelReference, ...]] = {}
+    """By model that is rolled out, the values that are valid beside the one in force."""
     superseded: Mapping[str, tuple[ModelReference, ...]] = {}
     """By model, the values that another has replaced and whose grace period has not ended."""
     blocks: Blocks = msgspec.field(default_factory=Blocks)
     excuses: Mapping[str, Excuse] = {}
-    """By model, for those of which the pool had no challenge for this session."""
+    """
+    By model, for those of which the pool had no challenge for this session.
+
+    For a value that is not in force it is under the digest of the value.
+    """
+
+    def valid(self, model: str) -> tuple[ModelReference, ...]:
+        """The values of a model that are valid now; the one in force first."""
+        found = (self.references.get(model), *self.beside.get(model, ()))
+        return tuple(each for each in found if each is not None and each.is_valid(self.now_ms // 1000))
+
+    def known(self, model: str) -> tuple[ModelReference, ...]:
+        """The values of a model that evidence is compared with: those that are valid, and those in their grace."""
+        return (*self.valid(model), *self.superseded.get(model, ()))
+
+    def excuse_for(self, model: str, reference: ModelReference | None) -> Excuse | None:
+        """What counts on for a model and the value that its evidence is judged on."""
+        in_force = self.references.get(model)
+        if reference is None or in_force is None or reference.digest == in_force.digest:
+            return self.excuses.get(model)
+        return self.excuses.get(reference.digest)
 
 
 @dataclass(frozen=True)

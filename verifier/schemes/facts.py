@@ -104,16 +104,17 @@ class ModelFacts(Facts, Struct, frozen=True, kw_only=True, tag_field="kind", tag
         ReadFact,
         Meta(
             description="The answer to `read`; differs: it is not the answer that the node gave to the call; "
-            "unasked: this session asked for none; superseded: it is wrong, but the node's files are those of a "
-            "replaced reference value, so it is not held against the node."
+            "unasked: this session asked for none, or for one of another revision of the model; superseded: an earlier "
+            "version gave it for a wrong answer by a node with the files of a replaced reference value."
         ),
     ]
     walk: Annotated[
         WalkFact,
         Meta(
             description="What the node's walks show now. The best is called: the engine answered a call at a "
-            "secret moment, in time and not long ago. Unanswered: the last call with a walk was not answered; missed: "
-            "nor were several before it, or too large a share of them. None: no walk was ever asked for."
+            "secret moment, in time and not long ago. Superseded: the same of a replaced reference value, within its "
+            "grace period. Unanswered: the last call with a walk was not answered; missed: nor were several before it, "
+            "or too large a share of them. None: no walk was ever asked for."
         ),
     ]
     read_exhausted: Annotated[
@@ -162,17 +163,27 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     state: Annotated[Literal["active", "probation", "retired"], Meta(description="The node's state.")]
 
 
+Day = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", examples=["2026-11-30", "9999-12-31"])]
+
+
 class ReferenceFacts(Struct, frozen=True, kw_only=True):
     """`references`: by model, the reference value in force."""
 
-    digest: Annotated[str, Meta(description="The digest of the reference value: SHA-256, hex.")]
+    digest: Annotated[
+        str,
+        Meta(
+            description="The digest of the reference value: SHA-256, hex.",
+            pattern=r"^[0-9a-f]{64}\Z",
+            examples=["0123456789abcdef" * 4],
+        ),
+    ]
     source: Annotated[
         Literal["measured", "oms", "corim", "yaml", "bundle"],
         Meta(description="Where the reference value comes from."),
     ]
     signer: Annotated[str | None, Meta(description="The signer; null if it is not signed.")]
     expires: Annotated[
-        str | None,
+        Day | None,
         Meta(description="The day on which its validity ends, YYYY-MM-DD in UTC; null if it does not end."),
     ]
 
@@ -187,5 +198,5 @@ class PolicyInput(Struct, frozen=True, kw_only=True):
     ]
     node: NodeFacts
     date: Annotated[
-        str, Meta(description="The day of the appraisal, YYYY-MM-DD in UTC. A policy has no other clock.")
+        Day, Meta(description="The day of the appraisal, YYYY-MM-DD in UTC. A policy has no other clock.")
     ]

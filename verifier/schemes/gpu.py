@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from attester.evidence import Benchmark, Inventory
-from verifier.schemes import rates
+from verifier.schemes import blocking, rates
 from verifier.schemes.context import Context, HardwareClass, Submods
 from verifier.schemes.facts import GpuFacts
 from verifier.schemes.findings import CheckedSubmod, Finding, plain
@@ -58,7 +58,7 @@ def check(name: str, submods: Submods, context: Context) -> CheckedSubmod:
         attester_claims=claims,
         devices=(inventory.uuid,) if inventory is not None else (),
         blocked={"hardware": f"device {inventory.uuid}"}
-        if inventory is not None and inventory.uuid in context.blocks.devices
+        if inventory is not None and blocking.find_device(context.blocks.devices, inventory.uuid) is not None
         else {},
     )
 

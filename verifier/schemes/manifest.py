@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from attester.evidence import File, Manifest
+from attester.weights.patterns import Excluded
+from attester.weights.roles import Role, roles_of
 from verifier.schemes.context import ModelReference, ReferenceFile
 from verifier.schemes.facts import ManifestFact
 from verifier.schemes.findings import Finding
@@ -39,6 +41,8 @@ def compare(
     """
     Compare the manifest with the reference value, and say why it is not equal.
 
+    Only files that change answers count (`attester.weights.roles`); of the others there is a note at most.
+
     The fact is equal, aged (equal, but the digests come from an old cache), extra, differs,
     incomparable (no digest algorithm in common), malformed, missing, or unknown (no reference value).
     """
@@ -54,10 +58,11 @@ def compare(
     if reference is None:
         return "unknown", []
     present = {file.name: file for file in claim.files}
+    gates = reference.gates
     incomparable = [
         name
         for name, file in reference.files.items()
-        if name in present and not _common_algorithms(present[name], file)
+        if name in gates and name in present and not _common_algorithms(present[name], file)
     ]
     if incomparable:
         detail = f"{len(incomparable)} files have no digest algorithm in common: {_list_some(incomparable)}"
@@ -65,21 +70,51 @@ def compare(
     findings = _differences(present, claim.dtypes, reference)
     if findings:
         return "differs", findings
-    extra = [name for name in names if name not in reference.files]
-    if extra:
-        return "extra", [Finding("weights.manifest.extra", f"{len(extra)} files: {_list_some(extra)}")]
+    notes = _differing_others(present, reference)
+    if extra := _extra_gates(names, reference):
+        return "extra", [
+            Finding("weights.manifest.extra", f"{len(extra)} files: {_list_some(extra)}"),
+            *notes,
+        ]
     if claim.cached is not None and now_ms // 1000 - claim.cached.oldest > max_age_s:
         detail = f"{claim.cached.files} digests come from a cache; the oldest is older than {max_age_s} s"
-        return "aged", [Finding("weights.cache.old", detail)]
-    return "equal", []
+        return "aged", [Finding("weights.cache.old", detail), *notes]
+    return "equal", notes
+
+
+def _extra_gates(names: Sequence[str], reference: ModelReference) -> list[str]:
+    """Files beyond the reference value that could change answers, and that it does not leave out."""
+    excluded = Excluded(reference.ignore)
+    roles = roles_of(frozenset(reference.files))
+    return [
+        name
+        for name in names
+        if name not in reference.files and roles.of(name) is Role.GATE and not excluded.covers_path(name)
+    ]
+
+
+def _differing_others(present: Mapping[str, File], reference: ModelReference) -> list[Finding]:
+    """A note about files of the reference value that change no answers: a model card that was edited, or left out."""
+    others = [name for name in reference.files if name not in reference.gates]
+    missing = [name for name in others if name not in present]
+    differ = [
+        name for name in others if name in present and not matches(present[name], reference.files[name])
+    ]
+    if not missing and not differ:
+        return []
+    said = [f"{len(each)} {what}" for each, what in ((differ, "differ"), (missing, "are missing")) if each]
+    return [Finding("weights.manifest.others", f"{' and '.join(said)}: {_list_some([*differ, *missing])}")]
 
 
 def _differences(
     present: Mapping[str, File], dtypes: Mapping[str, int], reference: ModelReference
 ) -> list[Finding]:
-    missing = [name for name in reference.files if name not in present]
+    gates = reference.gates
+    missing = [name for name in reference.files if name in gates and name not in present]
     differ = [
-        name for name, file in reference.files.items() if name in present and not matches(present[name], file)
+        name
+        for name, file in reference.files.items()
+        if name in gates and name in present and not matches(present[name], file)
     ]
     wrong = {*missing, *differ}
     cause = f"reference:{reference.digest}"

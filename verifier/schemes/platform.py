@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from attester.cose import ED25519, ES256, PublicKey
 from attester.errors import SignatureError
 from attester.evidence import Capabilities, Endpoint, Exposure, Runtime, endpoint_statement
-from verifier.schemes import rates
+from verifier.schemes import blocking, rates
 from verifier.schemes.context import Context, Submods
 from verifier.schemes.facts import PlatformFacts
 from verifier.schemes.findings import CheckedSubmod, Finding, plain
@@ -121,12 +121,18 @@ def _check_class(capabilities: Capabilities | None, context: Context) -> list[Fi
 
 def _blocked(runtime: Runtime | None, submods: Submods, context: Context) -> dict[str, str]:
     blocked = {}
-    if runtime is not None and (running := f"{runtime.engine}@{runtime.version}") in context.blocks.engines:
-        blocked["configuration"] = f"engine {running}"
+    if runtime is not None and context.blocks.engines:
+        block = blocking.find_engine(context.blocks.engines, runtime.engine, runtime.version)
+        if block is not None:
+            blocked["configuration"] = f"engine {runtime.engine}@{runtime.version}, by the block of {block}"
     if context.blocks.devices:
         # Routers look at the platform: a node with a blocked device must not be trusted at all.
         inventories = [submods.claim(name, "inventory") for name in submods.read]
-        found = sorted(i.uuid for i in inventories if i is not None and i.uuid in context.blocks.devices)
+        found = sorted(
+            i.uuid
+            for i in inventories
+            if i is not None and blocking.find_device(context.blocks.devices, i.uuid) is not None
+        )
         if found:
             blocked["instance-identity"] = f"device {found[0]}"
     return blocked

@@ -31,14 +31,15 @@ def needed_ms(reference: ModelReference, rows: int, passes: int, hardware: Hardw
 def timed_walks(context: Context) -> Iterator[tuple[ModelReference, WalkRecord]]:
     """Earlier right walks that are not wide, and that were timed alone."""
     for model, history in context.history.items():
-        reference = context.references.get(model)
-        if reference is None:
-            continue
+        in_force = context.references.get(model)
+        # A device stays the same when its node takes another revision.
+        known = {each.digest: each for each in (in_force, *context.known(model)) if each is not None}
         for record in history:
+            reference = known.get(record.reference)
             counts = (
                 record.verdict == "right" and record.channel == Channel.CALLED and record.source == "engine"
             )
-            if counts and record.ms and not record.wide and record.reference == reference.digest:
+            if counts and record.ms and not record.wide and reference is not None:
                 yield reference, record
 
 

@@ -18,7 +18,14 @@ import msgspec
 from attester.evidence import WalkAnswer
 from attester.weights.possession import commitment
 from verifier.schemes import rates
-from verifier.schemes.context import Answers, Channel, Context, IssuedChallenges, ModelReference, WalkRecord
+from verifier.schemes.context import (
+    Answers,
+    Channel,
+    Context,
+    IssuedChallenges,
+    ModelReference,
+    WalkRecord,
+)
 from verifier.schemes.facts import WalkFact
 from verifier.schemes.findings import Finding
 
@@ -116,6 +123,29 @@ def record_of(
     )
 
 
+def unanswered_record(
+    issued: IssuedChallenges, reference: ModelReference | None, context: Context
+) -> WalkRecord | None:
+    """
+    What later appraisals must know if the node has shown another revision than the one whose walk was due.
+
+    It is a missed walk of what it has shown; `None` if no walk was due.
+    """
+    if issued.walk is None and not {"walk", "wide"} & set(issued.exhausted):
+        return None
+    missed = WalkRecord(
+        channel=context.session.channel,
+        verdict="missed",
+        at_ms=context.now_ms,
+        reference="" if reference is None else reference.digest,
+        together=context.session.together > 1,
+    )
+    walk = issued.walk
+    if walk is None:
+        return missed
+    return msgspec.structs.replace(missed, passes=walk.passes, rows=walk.rows, wide=walk.wide)
+
+
 def weighed(record: WalkRecord, history: Sequence[WalkRecord]) -> WalkRecord:
     """
     Give a new record the weights of right and of missed calls until now.
@@ -167,11 +197,11 @@ def _lateness(context: Context) -> int | None:
     for model, issued in session.asked.items():
         if issued.walk is None:
             continue
-        if model not in context.references:
+        known = {each.digest: each for each in context.known(model)}
+        walked = known.get(issued.walk.reference or "", context.references.get(model))
+        if walked is None:
             return None
-        needed_ms += rates.needed_ms(
-            context.references[model], issued.walk.rows, issued.walk.passes, hardware
-        )
+        needed_ms += rates.needed_ms(walked, issued.walk.rows, issued.walk.passes, hardware)
     return (session.read_ms + session.answer_ms) * 1000 // (hardware.allowance_ms + 3 * needed_ms)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
 
 from msgspec import Struct
 
 from attester.evidence import Manifest, ReadAnswer, WalkAnswer
 from attester.kinds import model_of
 from attester.weights.possession import commitment
-from verifier.schemes import exhaustion, walks
+from verifier.schemes import exhaustion, revisions, walks
 from verifier.schemes import manifest as manifests
 from verifier.schemes.context import (
     Answers,
@@ -33,9 +32,11 @@ class _ModelEvidence(Struct, frozen=True, kw_only=True):
     submods: Submods
     context: Context
     reference: ModelReference | None
-    """The value in force, if it is valid now."""
+    """The value that it is judged on, if one is valid now (`verifier.schemes.revisions`)."""
     issued: IssuedChallenges
-    """The challenges that were issued for the value in force."""
+    """The challenges that were issued for that value."""
+    exchanged: str | None = None
+    """The revision that the challenges were for, if the node shows another one."""
 
     @property
     def is_malformed(self) -> bool:
@@ -43,9 +44,19 @@ class _ModelEvidence(Struct, frozen=True, kw_only=True):
 
     @property
     def history(self) -> list[WalkRecord]:
-        """The walks before this session, for the value in force."""
+        """
+        The walks before this session, for the value that it is judged on, and every call that was missed.
+
+        Who shows another revision when it is asked, and goes back, must not have what it showed before.
+        """
         digest = "" if self.reference is None else self.reference.digest
-        return [r for r in self.context.history.get(self.model, ()) if r.reference == digest]
+        known = self.context.history.get(self.model, ())
+        return [r for r in known if r.reference == digest or r.verdict == "missed"]
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether the value is only in its grace."""
+        return self.reference is not None and self.reference not in self.context.valid(self.model)
 
     @property
     def call_answers(self) -> Answers | None:
@@ -60,7 +71,6 @@ class _CheckedFiles(Struct, frozen=True):
     fact: ManifestFact
     findings: list[Finding]
     manifest: Manifest | None
-    compared_with: ModelReference | None
 
     @property
     def are_cached(self) -> bool:
@@ -84,20 +94,28 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
     """Say what is true of one model."""
     model = model_of(submod)
     assert model is not None, submod
-    reference, findings = _in_force(model, context)
+    asked = context.session.asked.get(model, IssuedChallenges())
+    manifest = None if submod in submods.errors else submods.claim(submod, "manifest")
+    reference = revisions.choose(manifest, asked.reference, model, context)
+    findings = _lacking(model, context) if reference is None else []
     evidence = _ModelEvidence(
         model=model,
         submod=submod,
         submods=submods,
         context=context,
         reference=reference,
-        issued=_issued_for(reference, context.session.asked.get(model, IssuedChallenges())),
+        issued=revisions.issued_for(reference, asked),
+        exchanged=revisions.exchanged(reference, asked, context.known(model)),
     )
     files = _check_files(evidence)
     read, read_findings = _check_read(evidence, files)
-    walk = _check_walks(evidence, files, read)
+    walk = _check_walks(evidence, read)
     read_exhausted = exhaustion.judge_read(
-        evidence.issued, context.excuses.get(model), walk.verdict, evidence.history, context.now_ms
+        evidence.issued,
+        context.excuse_for(model, reference),
+        walk.verdict,
+        evidence.history,
+        context.now_ms,
     )
     findings += [*_check_presence(evidence), *files.findings, *read_findings, *walk.findings]
     has_read = read == "right" or read_exhausted == "kept"
@@ -123,13 +141,15 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         walk=walk.record,
         passed=_passed(files.fact, read, walk.verdict, evidence.issued, reference),
         reference=None if reference is None else reference.digest,
-        blocked=_blocked(files.manifest, (reference, files.compared_with), context.blocks.digests),
+        blocked=_blocked(files.manifest, reference, context.blocks.digests),
     )
 
 
 def _check_presence(evidence: _ModelEvidence) -> list[Finding]:
     """Whether the submodule is there and well formed, and whether the pool had challenges for it."""
     findings = []
+    if evidence.exchanged is not None and evidence.reference is not None:
+        findings.append(revisions.changed(evidence.exchanged, evidence.reference))
     if error := evidence.submods.errors.get(evidence.submod):
         findings.append(_malformed(error.claim, str(error)))
     if evidence.submod not in evidence.submods.read and not evidence.is_malformed:
@@ -144,19 +164,27 @@ def _check_presence(evidence: _ModelEvidence) -> list[Finding]:
 
 
 def _check_files(evidence: _ModelEvidence) -> _CheckedFiles:
-    """The manifest compared with the value in force, or with the values that it has replaced."""
+    """The manifest compared with the value that it is judged on."""
     manifest: Manifest | None = evidence.submods.claim(evidence.submod, "manifest")
     if evidence.is_malformed:
-        return _CheckedFiles("malformed", [], manifest, evidence.reference)
-    fact, findings, compared_with = _compare(manifest, evidence.reference, evidence.model, evidence.context)
-    if fact == "unknown" and evidence.model in evidence.context.references:
+        return _CheckedFiles("malformed", [], manifest)
+    context, reference = evidence.context, evidence.reference
+    fact, findings = manifests.compare(
+        manifest, reference, context.now_ms, context.thresholds.manifest_max_age_s
+    )
+    if fact == "unknown" and evidence.model in context.references:
         fact = "expired"
-    return _CheckedFiles(fact, findings, manifest, compared_with)
+    if fact in revisions.HAS_FILES and evidence.is_superseded and reference is not None:
+        # In the grace period, the files of a replaced value are a warning and not a mismatch.
+        detail = f"the files are those of {reference.digest}, which is not in force any more"
+        fact, findings = "superseded", [Finding("weights.reference.superseded", detail), *findings]
+    return _CheckedFiles(fact, findings, manifest)
 
 
-def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles, read: ReadFact) -> _CheckedWalk:
-    """This session's walk against its challenge, and all walks for the value in force together."""
+def _check_walks(evidence: _ModelEvidence, read: ReadFact) -> _CheckedWalk:
+    """This session's walk against its challenge, and all walks for the same value together."""
     claim: WalkAnswer | None = evidence.submods.claim(evidence.submod, "walk")
+    context, asked = evidence.context, evidence.context.session.asked.get(evidence.model)
     verdict, findings = walks.check_answers(
         claim,
         evidence.issued,
@@ -164,28 +192,25 @@ def _check_walks(evidence: _ModelEvidence, files: _CheckedFiles, read: ReadFact)
         malformed=evidence.is_malformed,
         as_loaded=evidence.reference is not None and evidence.reference.as_loaded,
     )
-    # A node with the files of a replaced value cannot meet challenges for the value in force.
-    is_excused = files.fact == "superseded" and verdict == "wrong"
-    if is_excused:
-        verdict, findings = "superseded", []
-    # The record of an excused walk is still "wrong": otherwise a node that cannot answer a walk could claim
-    # the replaced files for that one session.
-    record = walks.record_of(verdict, claim, evidence.issued, evidence.reference, evidence.context)
+    record = walks.record_of(verdict, claim, evidence.issued, evidence.reference, context)
+    if record is None and evidence.exchanged is not None and asked is not None:
+        # Whoever shows another revision than it was asked for has answered nothing: it is as if it had been silent.
+        record = walks.unanswered_record(asked, evidence.reference, context)
     history = evidence.history
     exhausted = exhaustion.judge_walk(
         evidence.issued,
-        evidence.context.excuses.get(evidence.model),
+        context.excuse_for(evidence.model, evidence.reference),
         read,
         history,
-        evidence.context.now_ms,
+        context.now_ms,
     )
     if record is not None:
         history.append(record)
     standing, detail = walks.standing_of(
-        history, verdict, evidence.reference, evidence.context, keeps=exhausted == "kept"
+        history, verdict, evidence.reference, context, keeps=exhausted == "kept"
     )
-    if is_excused:
-        return _CheckedWalk(verdict, findings, record, "superseded")
+    if standing == "called" and evidence.is_superseded:
+        standing = "superseded"
     # If the pool had no walk, it is not for the node to have answered one.
     if detail and not (exhausted == "lost" and standing in ("stale", "announced")):
         findings = [*findings, Finding(f"weights.walk.{standing}", detail)]
@@ -205,10 +230,9 @@ def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFac
     if call_answers is not None and call_answers.read != claim.answer.hex():
         detail = "the read answer is not the one that the node gave to the call"
         return "differs", [Finding("weights.answers.differ", detail)]
-    if not hmac.compare_digest(commitment(claim.answer), issued.commitment):
-        if files.fact == "superseded":
-            # A node with the files of a replaced value cannot meet challenges for the value in force.
-            return "superseded", []
+    answered = commitment(claim.answer)
+    expected = (issued.commitment, *(() if issued.gates is None else (issued.gates,)))
+    if not any(hmac.compare_digest(answered, each) for each in expected):
         # The finding must not say what was expected: the pool's commitments are secret.
         code = "weights.cache.stale" if files.are_cached else "weights.read.wrong"
         detail = f"the challenge: windows {issued.windows}"
@@ -216,60 +240,21 @@ def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFac
     return "right", []
 
 
-def _issued_for(reference: ModelReference | None, issued: IssuedChallenges) -> IssuedChallenges:
-    """
-    The challenges that were issued for the value in force.
-
-    If that value came into force while the session waited, the session's challenges are for the
-    previous value.  Answers to them say nothing of the value in force, and must not count.
-    """
-    if reference is None:
-        return issued
-    read, walk = issued.read, issued.walk
-    return IssuedChallenges(
-        read if read is not None and read.reference in (None, reference.digest) else None,
-        walk if walk is not None and walk.reference in (None, reference.digest) else None,
-        issued.exhausted,
-    )
-
-
-def _in_force(model: str, context: Context) -> tuple[ModelReference | None, list[Finding]]:
-    """The model's reference value, if there is one that is valid now."""
-    reference = context.references.get(model)
-    if reference is None:
-        return None, [Finding("weights.reference.unknown", f"there is no reference value for {model}")]
-    if not reference.is_valid(context.now_ms // 1000):
-        return None, [
-            Finding("weights.reference.expired", f"the reference value of {model} is not valid now")
-        ]
-    return reference, []
-
-
-def _compare(
-    manifest: Manifest | None, reference: ModelReference | None, model: str, context: Context
-) -> tuple[ManifestFact, list[Finding], ModelReference | None]:
-    """The fact about the files, the findings, and the value that the files were compared with."""
-    max_age_s = context.thresholds.manifest_max_age_s
-    found, findings = manifests.compare(manifest, reference, context.now_ms, max_age_s)
-    if found != "differs":
-        return found, findings, reference
-    for earlier in context.superseded.get(model, ()):
-        # In the grace period, the files of a replaced value are a warning and not a mismatch.
-        if manifests.compare(manifest, earlier, context.now_ms, max_age_s)[0] in ("equal", "aged"):
-            detail = f"the files are those of {earlier.digest}, which another value has replaced"
-            return "superseded", [Finding("weights.reference.superseded", detail)], earlier
-    return found, findings, reference
+def _lacking(model: str, context: Context) -> list[Finding]:
+    """Why a model has no reference value that is valid now."""
+    if model not in context.references:
+        return [Finding("weights.reference.unknown", f"there is no reference value for {model}")]
+    return [Finding("weights.reference.expired", f"the reference value of {model} is not valid now")]
 
 
 def _blocked(
-    manifest: Manifest | None, references: Sequence[ModelReference | None], digests: frozenset[str]
+    manifest: Manifest | None, reference: ModelReference | None, digests: frozenset[str]
 ) -> dict[str, str]:
     """By claim, what is blocked: a reference value or a file of this model."""
     if not digests:
         return {}
-    for reference in references:
-        if reference is not None and reference.digest in digests:
-            return dict.fromkeys(("file-system", "executables"), f"reference value {reference.digest}")
+    if reference is not None and reference.digest in digests:
+        return dict.fromkeys(("file-system", "executables"), f"reference value {reference.digest}")
     for file in () if manifest is None else manifest.files:
         for digest in (file.sha256, file.blake3):
             if digest is not None and digest.hex() in digests:

@@ -68,6 +68,7 @@ POLICY_WORK: Final = _reads(Role.POLICY_AUTHOR, Role.POLICY_APPROVER)
 AUTHOR: Final = _changes(Role.POLICY_AUTHOR)
 APPROVE: Final = _changes(Role.POLICY_APPROVER)
 MODEL_REFERENCE: Final = _reads(Role.NODE, Role.RELYING_PARTY, Role.POLICY_AUTHOR, Role.POLICY_APPROVER)
+REVISIONS: Final = _reads(Role.NODE, Role.RELYING_PARTY, Role.ROUTER)
 REFERENCES: Final = _reads(Role.RELYING_PARTY, Role.POLICY_AUTHOR, Role.POLICY_APPROVER)
 STATE: Final = _reads()
 ADMINISTER: Final = _changes()
@@ -105,6 +106,18 @@ def post(path: str, handler: Handler, allowed: Allowed, summary: str, *, signs_b
     """A route that changes something."""
     return Route(
         method=hdrs.METH_POST,
+        path=path,
+        handler=handler,
+        allowed=allowed,
+        summary=summary,
+        signs_body=signs_body,
+    )
+
+
+def put(path: str, handler: Handler, allowed: Allowed, summary: str, *, signs_body: bool = False) -> Route:
+    """A route that sets something, and does the same if it is called again."""
+    return Route(
+        method=hdrs.METH_PUT,
         path=path,
         handler=handler,
         allowed=allowed,

@@ -16,14 +16,19 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
+    blocks,
     calls,
     credentials,
     discovery,
     events,
+    incident_causes,
     incidents,
+    model_rollouts,
     nodes,
     problem,
+    revisions,
     routers,
+    second_opinions,
     sessions,
     sweep,
 )
@@ -35,11 +40,14 @@ from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
 from verifier.service.events import FEED, EventFeed
 from verifier.service.front import FRONT, Front, spend_stranger, take_place
+from verifier.service.home_folder import look
 from verifier.service.key_ring import KeyRing
 from verifier.service.rejudge import REJUDGER, Rejudger
+from verifier.service.second_opinions import SECOND_OPINIONS, SecondOpinions
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
+from verifier.service.watched_anchors import WatchedAnchors
 from verifier.store import policies, references
 from verifier.store.database import Database, Tx, UnavailableError
 from verifier.store.marks import HighWater
@@ -72,13 +80,15 @@ async def open_service(
             fence = await read_fence(tx)
         key_ring = KeyRing(home, db)
         await key_ring.open()
+        anchors = WatchedAnchors(home)
+        anchors()
         shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,
             engine=engine,
             authors=home.authors(),
-            anchors=home.anchors(),
+            anchors=anchors,
             key_ring=key_ring,
             pool_key=home.pool_key(),
             admin_token=home.token("admin"),
@@ -93,16 +103,21 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
     """
     Publish and activate the policy in the home's folder, if no policy was ever activated.
 
+    Otherwise a folder that differs from everything that was published is told in the log.
+
     Raises:
         BundleError: it does not pass the checks that every policy must pass.
     """
     async with db.read() as tx:
         rollout = await policies.rollout(tx)
+        folder = await look(tx, home.path, home.path / config.policy.folder)
     if rollout is not None:
+        if folder.is_ignored:
+            _log.warning("the policy in the home's folder is not in force", **folder.to_wire())
         return
     home.ensure_author()
     bundle = bundles.load(home.path / config.policy.folder)
-    await admission.check(bundle)
+    await admission.check(bundle, Limits(1, config.policy.timeout_s, config.policy.memory_mib << 20))
     envelope = bundles.signature_in(home.path / config.policy.folder)
     if envelope is None:
         envelope = bundles.sign(bundle, home.author_key())
@@ -121,7 +136,8 @@ async def activate_home_policy(db: Database, home: Home, config: VerifierConfig,
 def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
-        sessions, calls, nodes, events, incidents, routers, discovery, policy_resources, reference_resources
+        sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
+        reference_resources, model_rollouts, blocks, incident_causes,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 
@@ -137,7 +153,8 @@ def make_app(service: Service) -> web.Application:
         monotonic=service.clock.monotonic,
     )
     app[SHADOW_APPRAISER] = ShadowAppraiser(service)
-    app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER])
+    app[SECOND_OPINIONS] = SecondOpinions(service)
+    app[APPRAISER] = Appraiser(service, app[SHADOW_APPRAISER], app[SECOND_OPINIONS])
     app[REJUDGER] = Rejudger(service)
     app[CALL_SCHEDULER] = CallScheduler(service)
     app[FEED] = EventFeed(service)
@@ -187,6 +204,7 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[FEED].run), name="events"),
         asyncio.create_task(_forever(app[CALL_SCHEDULER].run), name="calls"),
         asyncio.create_task(_forever(app[SHADOW_APPRAISER].run), name="shadow"),
+        asyncio.create_task(_forever(app[SECOND_OPINIONS].run), name="second opinions"),
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
         asyncio.create_task(_forever(partial(service.pools.run, lambda: service.duties.held)), name="pools"),

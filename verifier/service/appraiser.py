@@ -20,12 +20,16 @@ from verifier.errors import EvidenceError, NoOutcomeError, PolicyError, RequestE
 from verifier.opening import OpenedEvidence, SealedEvidence
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
+from verifier.reappraisal import VerifierInputs
 from verifier.recording import Record
 from verifier.result_keys import ResultKey
 from verifier.results import AttestationResult
 from verifier.schemes import platform
-from verifier.schemes.context import Channel, Context, IssuedChallenges, Node, Session, WalkRecord
+from verifier.schemes.context import Channel, Context, Excuse, IssuedChallenges, Node, Session, WalkRecord
+from verifier.schemes.facts import ModelFacts
+from verifier.schemes.revisions import HAS_FILES
 from verifier.service.inputs import UNREAD, AppraisalInputs, NotKnownError
+from verifier.service.second_opinions import SecondOpinions
 from verifier.service.shadow import ShadowAppraiser
 from verifier.service.state import Service
 from verifier.store import appraisals, excuses, nodes, sessions
@@ -33,6 +37,7 @@ from verifier.store.appraisals import Signed, Submission
 from verifier.store.database import ConflictError, Row, Tx
 from verifier.store.ids import new_id
 from verifier.store.node_state import SeenNode, StaleError, see
+from verifier.store.revisions import ShownRevision
 from verifier.store.sessions import StoredSession
 
 P = ParamSpec("P")
@@ -48,6 +53,7 @@ _OFFLOAD_BYTES: Final = 32 * 1024
 
 _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
+_failed = Counter("touchstone_policy_failures_total", "Appraisals without an outcome, by policy.", ["policy"])
 
 
 class Answer(Struct, frozen=True):
@@ -93,9 +99,10 @@ class _Changes:
 class Appraiser:
     """Appraises what is submitted to a session."""
 
-    def __init__(self, service: Service, shadow: ShadowAppraiser) -> None:
+    def __init__(self, service: Service, shadow: ShadowAppraiser, second: SecondOpinions) -> None:
         self._service = service
         self._shadow = shadow
+        self._second = second
         self._changes = _Changes()
 
     async def submit(
@@ -255,11 +262,10 @@ class Appraiser:
         service = self._service
         asked = session.asked
         if asked is None:
-            asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+            asked = posing.pose(session.entries, session.exhausted, service.pool_key, session.revisions)
         present = {model for model in map(kinds.model_of, opened.token.submods) if model is not None}
         models = sorted({*node.models, *asked, *present})
         inputs = await service.inputs.load_inputs(tx, node.id, models, now_ms, rollout)
-        found = inputs.verifier_inputs.references
         seen = await see(tx, node, models, seen)
         context = Context(
             now_ms=now_ms,
@@ -278,32 +284,41 @@ class Appraiser:
                 together=session.together,
             ),
             node=node,
-            references=found,
+            references=inputs.verifier_inputs.references,
             history={model: service.duties.redate(seen.walks[model]) for model in models},
             thresholds=inputs.bundle.thresholds,
+            beside=inputs.verifier_inputs.beside,
             superseded=inputs.verifier_inputs.superseded,
             blocks=inputs.verifier_inputs.blocks,
-            excuses={
-                model: await excuses.read_excuse(
-                    tx,
-                    node.id,
-                    model,
-                    found[model].digest,
-                    now_ms=now_ms,
-                    grace_s=service.config.pool.grace_s,
-                )
-                for model in session.exhausted
-                if model in found
-            },
+            excuses=await self._load_excuses(tx, session, node, inputs.verifier_inputs, now_ms),
         )
         return inputs, seen, context
+
+    async def _load_excuses(
+        self, tx: Tx, session: StoredSession, node: Node, inputs: VerifierInputs, now_ms: int
+    ) -> dict[str, Excuse]:
+        """What counts on for the models of which the pool had no challenge, as `Context.excuses` has it."""
+        found: dict[str, Excuse] = {}
+        for model in session.exhausted:
+            if model not in inputs.references:
+                continue
+            others = (*inputs.beside.get(model, ()), *inputs.superseded.get(model, ()))
+            names = {model: inputs.references[model].digest} | {each.digest: each.digest for each in others}
+            for name, digest in names.items():
+                found[name] = await excuses.read_excuse(
+                    tx, node.id, model, digest, now_ms=now_ms, grace_s=self._service.config.pool.grace_s
+                )
+        return found
 
     async def _evaluate(self, bundle: Bundle, policy_input: bytes, checked: CheckedEvidence) -> PolicyOutcome:
         """What a policy makes of evidence; −1 for every claim if the policy fails."""
         try:
             outcome = await self._ask(bundle, policy_input)
+            self._second.offer(bundle, policy_input, outcome)
             return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
+            self._second.offer(bundle, policy_input, error)
+            _failed.labels(f"{bundle.manifest.name}@{bundle.manifest.version}").inc()
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
 
@@ -347,6 +362,7 @@ def _submission(
         drafts=incidents.drafts(checked.findings),
         passed=[cause for submod in checked.submods.values() for cause in submod.passed],
         walks=walks_of(checked),
+        shown=shown_by(checked, context),
         pin=pin_of(checked),
         devices=devices_of(checked),
         public=context.session.channel != Channel.BACKGROUND,
@@ -391,6 +407,19 @@ def walks_of(checked: CheckedEvidence) -> dict[str, WalkRecord]:
     """By model, what later appraisals must know of this session's walk."""
     found = {kinds.model_of(name): submod.walk for name, submod in checked.submods.items()}
     return {model: walk for model, walk in found.items() if model is not None and walk is not None}
+
+
+def shown_by(checked: CheckedEvidence, context: Context) -> dict[str, ShownRevision]:
+    """By model of which several revisions are known, the one whose files the evidence lists."""
+    found = {}
+    for model in {*context.beside, *context.superseded}:
+        submod = checked.submods.get(kinds.model_submod(model))
+        if submod is None or submod.reference is None or not isinstance(submod.facts, ModelFacts):
+            continue
+        if submod.facts.manifest in (*HAS_FILES, "superseded"):
+            asked = context.session.asked.get(model, IssuedChallenges()).reference
+            found[model] = ShownRevision(submod.reference, asked)
+    return found
 
 
 def pin_of(checked: CheckedEvidence) -> str | None:

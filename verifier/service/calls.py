@@ -157,8 +157,9 @@ class CallScheduler:
         """Take in nodes that came or were retired since the last look."""
         service = self._service
         async with service.db.read() as tx:
-            self._seen, changed = await events.changed_nodes(tx, self._seen)
-            found = {node_id: await nodes.by_id(tx, node_id) for node_id in changed}
+            changes = await events.node_changes(tx, self._seen)
+            found = {node_id: await nodes.by_id(tx, node_id) for node_id in changes.changed}
+        self._seen = changes.newest
         for node_id, node in found.items():
             if node is None or node.state == "retired":
                 self.make_ups.forget(node_id)
@@ -168,6 +169,9 @@ class CallScheduler:
                 self.plan.add(
                     node_id, planned, service.clock.monotonic(), service.config.calls.max_interval_s
                 )
+        for node_id in changes.moved:
+            # What it showed of another revision counts no more, and it is not its fault that nothing was asked yet.
+            self.make_ups.owe(node_id, service.clock.monotonic(), is_void=True)
 
     async def tick(self) -> None:
         """Call the nodes whose moment has come, and draw their next moments."""
@@ -303,7 +307,7 @@ class CallScheduler:
             self.plan.needs_walk.add(node_id)
         elif walk:
             self.plan.needs_walk.discard(node_id)
-        self.channels.push(node_id, {"session": session.id, **to_wire(service, session)})
+        self.channels.push(node_id, {"session": session.id, **await to_wire(service, session)})
 
     async def _record_missed_call(self, node: Node) -> None:
         service = self._service
@@ -313,7 +317,7 @@ class CallScheduler:
             return
 
         async def record(tx: Tx) -> None:
-            references = await service.inputs.load_reference_digests(tx, node.id)
+            references = await service.inputs.load_asked(tx, node, service.now_ms())
             await sessions.record_missed_call(tx, node.id, node.models, references, service.now_ms())
 
         await service.db.write(record)
@@ -393,6 +397,7 @@ async def answer(request: web.Request) -> web.Response:
     answer: dict[str, Any] = {"elapsed_ms": elapsed_ms}
     if kept.awaits_walk:
         walks = [entry for entry in kept.entries if entry.kind != "read"]
-        answer["challenge"] = {"models": posing.to_wire(posing.pose(walks, {}, service.pool_key))}
+        asked = posing.pose(walks, {}, service.pool_key)
+        answer["challenge"] = posing.with_files(asked, await service.inputs.load_posed(service.db, asked))
         request.app[CALL_SCHEDULER].channels.note_told(session_id)
     return json_response(answer)

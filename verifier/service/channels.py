@@ -102,7 +102,7 @@ class Channels:
             found = await channels.calls_to_push(tx, service.duties.replica, service.now_ms())
             calls = [(node_id, await sessions.get(tx, session)) for session, node_id in found]
         for node_id, session in calls:
-            self.push(node_id, {"session": session.id, **to_wire(service, session)})
+            self.push(node_id, {"session": session.id, **await to_wire(service, session)})
 
     async def _push_again(self, node_id: str) -> None:
         """Push the call that still waits for a node: it may have been lost with the node's last channel."""
@@ -110,7 +110,7 @@ class Channels:
         async with service.db.read() as tx:
             session = await sessions.waiting(tx, node_id, Channel.CALLED, service.now_ms())
         if session is not None:
-            self.push(node_id, {"session": session.id, **to_wire(service, session)})
+            self.push(node_id, {"session": session.id, **await to_wire(service, session)})
 
     async def is_open(self, node_id: str) -> bool:
         """Whether a node holds a channel open, here or at another replica."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from verifier.errors import PolicyError, StoreError
 from verifier.policy import archive
@@ -20,8 +20,8 @@ from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.reappraisal import VerifierInputs
 from verifier.recording import Recording, ReferenceName
-from verifier.schemes.context import Blocks, ModelReference
-from verifier.store import policies, recordings, references
+from verifier.schemes.context import Blocks, IssuedChallenges, ModelReference, Node
+from verifier.store import blocks, model_rollouts, policies, recordings, references, revisions
 from verifier.store.database import SQL, Database, Row, Tx
 
 _CACHE_ENTRIES: Final = 64
@@ -61,9 +61,29 @@ class _InForce:
     generation: int
     blocks: Blocks
     active: Mapping[str, ReferenceName]
+    beside: Mapping[str, ReferenceName]
+    """By model that is rolled out, the value that is valid beside the one in force."""
     replaced: Mapping[str, tuple[_Superseded, ...]]
     """By model, values that another one has replaced, for all nodes or for some."""
     retired: frozenset[str]
+
+    def in_grace(self, model: str, digest: str, now_ms: int) -> list[str]:
+        """The values of a model beside *digest* that are only a warning for now."""
+        return [
+            replaced.digest
+            for replaced in self.replaced.get(model, ())
+            if replaced.until_ms > now_ms and replaced.digest != digest
+        ]
+
+
+def _name_of(row: Row) -> ReferenceName:
+    return ReferenceName(
+        digest=row["digest"],
+        source=row["source"],
+        signer=row["signer"],
+        not_before=row["not_before"],
+        not_after=row["not_after"],
+    )
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,16 @@ class AppraisalInputs:
     bundle: Bundle
     verifier_inputs: VerifierInputs
     """The reference values and the blocks."""
+
+
+@dataclass(frozen=True)
+class ValidRevision:
+    """A reference value that evidence of a node may be judged on now."""
+
+    reference: ModelReference
+    state: Literal["in-force", "rolling-out", "superseded"]
+    until_ms: int | None
+    """When its grace ends, or when its roll-out is to be ended; `None` if there is no such moment."""
 
 
 class NotKnownError(Exception):
@@ -157,27 +187,95 @@ class InputLoader:
         bundle = await self.load_bundle(tx, rollout.policy_for(node_id))
         in_force = await self._load_in_force(tx, rollout.generation)
         found: dict[str, ModelReference] = {}
+        beside: dict[str, tuple[ModelReference, ...]] = {}
         superseded: dict[str, tuple[ModelReference, ...]] = {}
         for model in models:
-            own = bundle.references.get(model)
+            own, other = bundle.references.get(model), in_force.beside.get(model)
+            earlier: list[str] = []
             if own is not None and own.digest not in in_force.retired:
                 found[model] = own
+                # The policy's own value is the only one: the new one of a roll-out is a warning, as the old one is.
+                earlier = [] if other is None or other.digest == own.digest else [other.digest]
             elif own is None and model in in_force.active:
                 found[model] = await self.load_reference(tx, in_force.active[model])
-            earlier = [
-                await self._load_by_digest(tx, replaced.digest)
-                for replaced in in_force.replaced.get(model, ())
-                if replaced.until_ms > now_ms and model in found and replaced.digest != found[model].digest
-            ]
+                if other is not None:
+                    beside[model] = (await self.load_reference(tx, other),)
+            if model in found:
+                earlier += in_force.in_grace(model, found[model].digest, now_ms)
             if earlier:
-                superseded[model] = tuple(earlier)
-        return AppraisalInputs(rollout, bundle, VerifierInputs(found, superseded, in_force.blocks))
+                superseded[model] = tuple([await self._load_by_digest(tx, digest) for digest in earlier])
+        inputs = VerifierInputs(found, superseded, in_force.blocks, beside)
+        return AppraisalInputs(rollout, bundle, inputs)
+
+    async def load_valid(self, tx: Tx, node_id: str, model: str, now_ms: int) -> list[ValidRevision]:
+        """
+        The reference values of a model that evidence may be judged on now: the one in force first.
+
+        Args:
+            node_id: Whose policy counts; empty for the active one.
+        """
+        rollout = await self.load_rollout(tx)
+        if not node_id:
+            rollout = replace(rollout, canary=None)
+        inputs = (await self.load_inputs(tx, node_id, [model], now_ms, rollout)).verifier_inputs
+        in_force = await self._load_in_force(tx, rollout.generation)
+        ends = {each.digest: each.until_ms for each in in_force.replaced.get(model, ())}
+        found = []
+        if model in inputs.references:
+            found.append(ValidRevision(inputs.references[model], "in-force", None))
+        for reference in inputs.beside.get(model, ()):
+            running = await model_rollouts.of_model(tx, model)
+            until_ms = None if running is None else running.until_ms
+            found.append(ValidRevision(reference, "rolling-out", until_ms))
+        found += (
+            ValidRevision(reference, "superseded", ends.get(reference.digest))
+            for reference in inputs.superseded.get(model, ())
+        )
+        return [each for each in found if each.reference.is_valid(now_ms // 1000)]
+
+    async def load_asked(
+        self, tx: Tx, node: Node, now_ms: int, rollout: Rollout | None = None
+    ) -> dict[str, str]:
+        """
+        By model, the digest of the reference value that a node is challenged on.
+
+        It is that of the revision that the node has, if it is valid or in its grace; otherwise the one in force.
+
+        Args:
+            rollout: The rollout, if this transaction has read it already.
+        """
+        rollout = rollout or await self.load_rollout(tx)
+        asked = await self._load_digests(tx, rollout, rollout.policy_for(node.id))
+        in_force = await self._load_in_force(tx, rollout.generation)
+        choices: dict[str, set[str]] = {}
+        for model in node.models:
+            if model not in asked:
+                continue
+            others = set(
+                await self._of_other_files(tx, asked[model], in_force.in_grace(model, asked[model], now_ms))
+            )
+            if model in in_force.beside:
+                others.add(in_force.beside[model].digest)
+            if others:
+                choices[model] = others
+        if choices:
+            # Most often there is no choice, and nothing is to be read.
+            held = await revisions.of_node(tx, node.id, choices.keys())
+            asked |= {model: digest for model, digest in held.items() if digest in choices[model]}
+        return asked
+
+    async def _of_other_files(self, tx: Tx, digest: str, others: list[str]) -> list[str]:
+        """Those of *others* whose files differ from those of *digest*: nodes with the same have what is in force."""
+        if not others:
+            return []
+        files = (await self._load_by_digest(tx, digest)).files
+        return [other for other in others if (await self._load_by_digest(tx, other)).files != files]
 
     async def load_reference_digests(
         self, tx: Tx, node_id: str, rollout: Rollout | None = None
     ) -> dict[str, str]:
         """
-        By model, the digest of the reference value in force for a node; its challenges are made from it.
+        By model, the digest of the reference value in force for a node.
 
         Args:
             rollout: The rollout, if this transaction has read it already.
@@ -217,6 +315,18 @@ class InputLoader:
         name = (await self._load_in_force(tx, rollout.generation)).active.get(model)
         return None if name is None else await self.load_reference(tx, name)
 
+    async def load_posed(
+        self, db: Database, issued: Mapping[str, IssuedChallenges]
+    ) -> dict[str, ModelReference]:
+        """By digest, the reference values that challenges were minted from."""
+        asked = [each for pair in issued.values() for each in (pair.read, pair.walk) if each is not None]
+        digests = {each.reference for each in asked if each.reference is not None}
+        found = {digest: self._references.get(digest) for digest in digests}
+        if None in found.values():
+            async with db.read() as tx:
+                found = {digest: await self._load_by_digest(tx, digest) for digest in digests}
+        return {digest: reference for digest, reference in found.items() if reference is not None}
+
     async def _load_by_digest(self, tx: Tx, digest: str) -> ModelReference:
         cached = self._references.get(digest)
         if cached is not None:
@@ -228,8 +338,9 @@ class InputLoader:
     async def _load_in_force(self, tx: Tx, generation: int) -> _InForce:
         if self._in_force is not None and self._in_force.generation == generation:
             return self._in_force
-        blocks = await policies.blocks(tx)
+        blocked = await blocks.in_force(tx)
         active: dict[str, ReferenceName] = {}
+        beside = {row["model"]: _name_of(row) for row in await model_rollouts.named(tx)}
         replaced: dict[str, tuple[_Superseded, ...]] = {}
         retired = set()
         for row in await references.comparable(tx):
@@ -238,20 +349,15 @@ class InputLoader:
                 retired.add(row["digest"])
                 continue
             if row["state"] == "active":
-                active[model] = ReferenceName(
-                    digest=row["digest"],
-                    source=row["source"],
-                    signer=row["signer"],
-                    not_before=row["not_before"],
-                    not_after=row["not_after"],
-                )
+                active[model] = _name_of(row)
             if row["grace_until_ms"]:
                 earlier = _Superseded(row["digest"], row["grace_until_ms"])
                 replaced[model] = (*replaced.get(model, ()), earlier)
         in_force = _InForce(
             generation=generation,
-            blocks=blocks,
+            blocks=blocked,
             active=active,
+            beside=beside,
             replaced=replaced,
             retired=frozenset(retired),
         )

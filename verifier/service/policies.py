@@ -1,4 +1,4 @@
-"""Policies: publication, trials, rollout in steps and rollback; and emergency blocks."""
+"""Policies: publication, trials, rollout in steps and rollback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from verifier import trial
 from verifier.errors import RequestError
-from verifier.policy import admission, diff
+from verifier.policy import admission, diff, questions
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import MAX_ARCHIVE, read_archive
 from verifier.policy.engine import Limits, opened
@@ -22,7 +22,7 @@ from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, integer, json_response, parse_json, read_body
 from verifier.service.inputs import StoredLookup
-from verifier.service.state import service_of
+from verifier.service.state import Service, service_of
 from verifier.store import policies, recordings, shadows, steps
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
@@ -62,17 +62,17 @@ def author_of_query(request: web.Request) -> ChangeAuthor:
     return author_of(request, request.query.get("reason", "")[:2000], request.query.get("actor", "")[:128])
 
 
-class _ShareBody(AuthorBody, frozen=True):
+class _PromoteBody(AuthorBody, frozen=True):
+    anyway: bool = False
+    """Also if the policy failed in its trial, or as the shadow."""
+
+
+class _ShareBody(_PromoteBody, frozen=True, kw_only=True):
     permille: Annotated[int, Meta(ge=1, le=1000)]
 
 
 class _RollbackBody(AuthorBody, frozen=True):
     to: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
-
-
-class _BlockBody(AuthorBody, frozen=True):
-    kind: Annotated[str, Meta(max_length=32)]
-    value: Annotated[str, Meta(max_length=512)]
 
 
 class _TrialBody(AuthorBody, frozen=True):
@@ -94,9 +94,6 @@ def routes() -> list[Route]:
         access.get(f"{base}/rollout", show_rollout, access.POLICIES, "Show the rollout."),
         access.get(f"{base}/history", history, access.POLICY_WORK, "Show every change, with who and why."),
         access.post(f"{base}/rollback", rollback, access.APPROVE, "Roll back."),
-        access.get(f"{base}/blocks", list_blocks, access.POLICY_WORK, "List what is blocked."),
-        access.post(f"{base}/blocks", block, access.APPROVE, "Block something at once."),
-        access.post(f"{base}/blocks/{{id}}/lift", lift, access.APPROVE, "Lift a block."),
         access.delete(f"{base}/shadow", end_shadow, access.AUTHOR, "End the shadow."),
         access.get(one, show, access.POLICIES, "Show a policy."),
         access.get(f"{one}/bundle", archive, access.POLICIES, "Give a policy's bundle."),
@@ -131,7 +128,7 @@ async def publish(request: web.Request) -> web.Response:
     # Unpacking and parsing take long, and other requests must not wait.
     bundle, envelope = await asyncio.to_thread(read_archive, body)
     signer = bundles.verify(bundle, envelope, service.authors)
-    passed = await admission.check(bundle)
+    passed = await admission.check(bundle, limits_of(service))
     assert envelope is not None
     now_ms = service.now_ms()
     is_new = await service.db.write(lambda tx: policies.publish(tx, bundle, envelope, signer, who, now_ms))
@@ -141,10 +138,17 @@ async def publish(request: web.Request) -> web.Response:
         "signer": signer,
         "tests": len(passed.report.tests),
         "coverage": round(passed.report.coverage, 1),
+        "samples": passed.answers.asked,
         "warnings": [str(finding) for finding in passed.inspection.findings],
     }
     headers = {"Location": f"/api/v1/policies/{bundle.digest}"}
     return json_response(answer, status=201 if is_new else 200, headers=headers)
+
+
+def limits_of(service: Service) -> Limits:
+    """The limits of this service on one evaluation."""
+    policy = service.config.policy
+    return Limits(1, policy.timeout_s, policy.memory_mib << 20)
 
 
 async def show(request: web.Request) -> web.Response:
@@ -215,10 +219,13 @@ async def try_out(request: web.Request) -> web.Response:
             f"the trial has {count} recordings, more than {MAX_TRIAL_RECORDINGS}:"
             " narrow the window, or use the command line"
         )
-    policy = service.config.policy
-    async with opened(bundle, Limits(1, policy.timeout_s, policy.memory_mib << 20)) as pool:
+    limits = limits_of(service)
+    samples = await questions.find_failure(bundle, (await admission.inspect(bundle)).words, limits)
+    async with opened(bundle, limits) as pool:
         reappraiser = Reappraiser(bundle, pool.ask, StoredLookup(service.db, service.inputs))
-        report = await trial.run(recordings.pages(service.db, window), reappraiser, bundle.id)
+        report = await trial.run(
+            recordings.pages(service.db, window), reappraiser, bundle.id, samples=samples
+        )
     wire = report.to_wire()
     detail = {name: value for name, value in wire.items() if name != "changes"}
     await service.db.write(
@@ -253,13 +260,15 @@ async def shadow_report(request: web.Request) -> web.Response:
 async def canary(request: web.Request) -> web.Response:
     """Let the policy judge a share of the nodes."""
     body = await _read_author(request, _ShareBody)
-    return await _take_named_step(request, "canary", body.author(request), permille=body.permille)
+    return await _take_named_step(
+        request, "canary", body.author(request), permille=body.permille, anyway=body.anyway
+    )
 
 
 async def promote(request: web.Request) -> web.Response:
     """Let the policy judge all nodes."""
-    body = await _read_author(request, AuthorBody)
-    return await _take_named_step(request, "promote", body.author(request))
+    body = await _read_author(request, _PromoteBody)
+    return await _take_named_step(request, "promote", body.author(request), anyway=body.anyway)
 
 
 async def rollback(request: web.Request) -> web.Response:
@@ -273,13 +282,20 @@ async def _read_author(request: web.Request, kind: type[Any]) -> Any:
 
 
 async def _take_named_step(
-    request: web.Request, action: str, who: ChangeAuthor, *, permille: int = 0
+    request: web.Request, action: str, who: ChangeAuthor, *, permille: int = 0, anyway: bool = False
 ) -> web.Response:
-    return await _take_step(request, action, request.match_info["policy"], who, permille=permille)
+    name = request.match_info["policy"]
+    return await _take_step(request, action, name, who, permille=permille, anyway=anyway)
 
 
 async def _take_step(
-    request: web.Request, action: str, name: str | None, who: ChangeAuthor, *, permille: int = 0
+    request: web.Request,
+    action: str,
+    name: str | None,
+    who: ChangeAuthor,
+    *,
+    permille: int = 0,
+    anyway: bool = False,
 ) -> web.Response:
     service = service_of(request)
     if name is not None:
@@ -291,43 +307,12 @@ async def _take_step(
         rollout = await steps.take_step(
             tx, action, name, who, service.now_ms(), load=service.inputs.load_bundle,
             grace_ms=service.config.references.grace_s * 1000, permille=permille,
-            two_person=service.config.policy.two_person,
+            two_person=service.config.policy.two_person, anyway=anyway,
         )  # fmt: skip
         return rollout, {row["digest"]: row["id"] for row in await policies.every(tx)}
 
     rollout, rows = await service.db.write(take)
     return json_response(rollout_to_wire(rollout, rows))
-
-
-async def list_blocks(request: web.Request) -> web.Response:
-    """What is blocked now."""
-    async with service_of(request).db.read() as tx:
-        rows = await policies.live_blocks(tx)
-    found = [
-        {**{name: row[name] for name in ("id", "kind", "value")}, "since": row["added_ms"] // 1000}
-        for row in rows
-    ]
-    return json_response({"blocks": found})
-
-
-async def block(request: web.Request) -> web.Response:
-    """Block a digest, a version of an engine, or a device: at once, and for all nodes."""
-    body = await _read_author(request, _BlockBody)
-    service = service_of(request)
-    block_id = await service.db.write(
-        lambda tx: policies.block(tx, body.kind, body.value, body.author(request), service.now_ms())
-    )
-    return json_response({"block": block_id}, status=201)
-
-
-async def lift(request: web.Request) -> web.Response:
-    """Lift a block, at once."""
-    body = await _read_author(request, AuthorBody)
-    service = service_of(request)
-    await service.db.write(
-        lambda tx: policies.unblock(tx, request.match_info["id"], body.author(request), service.now_ms())
-    )
-    return web.Response(status=204)
 
 
 def to_wire(row: Row, rollout: Rollout | None) -> dict[str, Any]:

@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
 from prometheus_client import Gauge
 
 from verifier.challenges.demand import Demand, Level, ModelDemand, demand_of
-from verifier.challenges.stock import read_fleet, read_levels
+from verifier.challenges.stock import levels_for, read_fleet
 from verifier.config import VerifierConfig
 from verifier.errors import PolicyError, RequestError, StoreError
 from verifier.service.clock import Clock
 from verifier.service.inputs import InputLoader
+from verifier.store import model_rollouts, pool
 from verifier.store.database import Database
+from verifier.store.model_rollouts import ModelRollout
 
 _EVERY_S: Final = 5.0
 _FLEET_EVERY_S: Final = 30.0
@@ -90,13 +93,17 @@ class PoolWatch:
         self._inputs = inputs
         self._clock = clock
         self.levels: tuple[Level, ...] = ()
-        self._by_place: dict[tuple[str, str], Level] = {}
+        self.rolling: Mapping[str, tuple[Level, ...]] = {}
+        """The levels of the values that are valid beside those in force, by their digests."""
+        self._free: dict[tuple[str, str], int] = {}
+        """How many challenges are left, by the digest of their reference value and kind."""
+        self._rollouts: tuple[ModelRollout, ...] = ()
         self._demand: Demand = {}
-        self._spares: dict[str, float] = {}
-        """By model, until the levels are read again."""
+        self._spares: dict[tuple[str, str], float] = {}
+        """By model and the digest of a reference value, until the levels are read again."""
         self._fleet_at = -math.inf
         self._announced = HourlyCounts(clock.monotonic)
-        self._warned: dict[tuple[str, str], float] = {}
+        self._warned: dict[tuple[str, ...], float] = {}
 
     async def run(self, leads: Callable[[], bool]) -> None:
         """Look every few seconds until cancelled; warn while this replica *leads*."""
@@ -123,8 +130,14 @@ class PoolWatch:
             self._demand, self._fleet_at = await self._read_demand(), now
         async with self._db.read() as tx:
             in_force = await self._inputs.load_digests_in_force(tx)
-            self.levels = await read_levels(tx, in_force, self._demand)
-        self._by_place = {(level.model, level.kind): level for level in self.levels}
+            self._rollouts = tuple(await model_rollouts.running(tx))
+            rows = await pool.levels(tx)
+        self.levels = levels_for(rows, in_force, self._demand)
+        self.rolling = {
+            each.new: levels_for(rows, {each.model: each.new}, self._demand, only={each.model})
+            for each in self._rollouts
+        }
+        self._free = {(row["reference"], row["kind"]): row["free"] for row in rows}
         self._spares = {}
         for level in self.levels:
             _free.labels(level.model, level.kind).set(level.free)
@@ -148,44 +161,65 @@ class PoolWatch:
 
     def is_low(self, level: Level) -> bool:
         """Whether somebody should mint more."""
-        pool = self._config.pool
-        return level.free < pool.low_water or level.hours < pool.low_hours
+        config = self._config.pool
+        return level.free < config.low_water or level.hours < config.low_hours
 
     def warn(self) -> None:
-        """Say what is low: once when it becomes so, and again each hour."""
-        now = self._clock.monotonic()
+        """Say what is low and which roll-outs were to be ended: once when it becomes so, and again each hour."""
         for level in self.levels:
-            place = (level.model, level.kind)
-            if not self.is_low(level):
-                if self._warned.pop(place, None) is not None:
-                    _log.info("there are enough challenges again", model=level.model, kind=level.kind)
-                continue
-            if now - self._warned.get(place, -math.inf) < _WARN_EVERY_S:
-                continue
-            self._warned[place] = now
+            self._warn_low((level.model, level.kind), level)
+        for digest, levels in self.rolling.items():
+            for level in levels:
+                self._warn_low((level.model, level.kind, digest), replace(level, free=level.in_force))
+        for rollout in self._rollouts:
+            if rollout.is_overdue(self._clock.wall_ms()) and self._is_due(("rollout", rollout.model)):
+                _log.warning(
+                    "a roll-out was to be ended by now; both revisions stay valid until somebody ends it: "
+                    "touchstone reference rollout finish, or abort",
+                    model=rollout.model,
+                )
+
+    def _warn_low(self, place: tuple[str, ...], level: Level) -> None:
+        if not self.is_low(level):
+            if self._warned.pop(place, None) is not None:
+                _log.info("there are enough challenges again", model=level.model, kind=level.kind)
+        elif self._is_due(place):
             _log.warning(
                 "challenges run low; mint more with: touchstone challenges mint, or keep",
                 model=level.model,
                 kind=level.kind,
                 free=level.free,
                 hours=None if math.isinf(level.hours) else round(level.hours, 1),
+                **({"reference": place[2]} if len(place) > 2 else {}),
             )
+
+    def _is_due(self, place: tuple[str, ...]) -> bool:
+        """Whether a warning is to be written; it is taken for written."""
+        now = self._clock.monotonic()
+        if now - self._warned.get(place, -math.inf) < _WARN_EVERY_S:
+            return False
+        self._warned[place] = now
+        return True
 
     def count_announced(self, operator: str) -> None:
         """Count a session that a node of *operator* has opened itself."""
         self._announced.add(operator)
 
-    def check_announced(self, operator: str, models: Sequence[str]) -> None:
+    def check_announced(self, operator: str, models: Sequence[str], references: Mapping[str, str]) -> None:
         """
         Check that a node of *operator* may use challenges in a session that it opens itself.
+
+        Args:
+            references: By model, the digest of the reference value that the node is challenged on.
 
         Raises:
             RequestError: What is left is kept for calls, or the operator has had its share.
         """
-        for model in models:
-            if model not in self._spares:
-                self._spares[model] = self._spare(model)
-        spare = min((self._spares[model] for model in models), default=math.inf)
+        places = [(model, references.get(model, "")) for model in models]
+        for place in places:
+            if place not in self._spares:
+                self._spares[place] = self._spare(*place)
+        spare = min((self._spares[place] for place in places), default=math.inf)
         if spare < 1:
             raise RequestError(
                 f"fewer challenges are left than calls need in {self._config.pool.reserve_hours:g} hours",
@@ -202,15 +236,18 @@ class PoolWatch:
                 retry_after=self._announced.retry_s(operator),
             )
 
-    def _spare(self, model: str) -> float:
-        """How many announced sessions for a model the calls can spare; infinite if it has no challenges at all."""
+    def _spare(self, model: str, digest: str) -> float:
+        """
+        How many announced sessions for a reference value the calls can spare; infinite if it has no challenges at all.
+
+        All calls to the fleet may be for this value, even if another one is valid beside it.
+        """
         wanted = self._demand.get(model, ModelDemand())
-        wides = self._by_place.get((model, "wide"))
+        has_wides = self._free.get((digest, "wide"), 0) > 0
         left = []
         for kind in ("read", "walk"):
-            level = self._by_place.get((model, kind))
             # An empty pool has nothing that could be kept: the session says that it is empty.
-            if level is not None and level.in_force:
-                rate = wanted.rate(kind, has_wides=wides is not None and wides.in_force > 0)
-                left.append(float(level.in_force - rate.within(self._config.pool.reserve_hours)))
+            if free := self._free.get((digest, kind), 0):
+                rate = wanted.rate(kind, has_wides=has_wides)
+                left.append(float(free - rate.within(self._config.pool.reserve_hours)))
         return min(left, default=math.inf)

@@ -63,8 +63,13 @@ _STATUS: Final = {
     "incident.state": 409,
     "incident.report-reused": 409,
     "reference.unusable": 422,
+    "rollout.state": 409,
+    "revision.unknown": 409,
+    "revision.model": 422,
     "policy.unusable": 422,
     "policy.state": 409,
+    "policy.block.misses": 409,
+    "policy.version": 409,
     "store.refused": 503,
     "store.unavailable": 503,
 }

@@ -11,6 +11,7 @@ revoked.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +23,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
-from attester import cbor, kinds
+from attester import kinds
 from verifier import appraisal, changes
 from verifier.appraisal import NodeSnapshot
 from verifier.errors import EvidenceError, PolicyError, RecordingError, ReferenceValueError, StoreError
@@ -30,11 +31,12 @@ from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.reappraisal import Reappraiser
 from verifier.recording import VerifierInputNames
+from verifier.schemes import blocking
 from verifier.schemes.context import Blocks
 from verifier.service.appraiser import devices_of, pin_of, sign_result
 from verifier.service.inputs import AppraisalInputs, StoredLookup
 from verifier.service.state import Service
-from verifier.store import appraisals, nodes, recordings
+from verifier.store import appraisals, blocks, nodes, recordings
 from verifier.store.appraisals import OutdatedResult, Reappraisal, Sign, Signed
 from verifier.store.database import Tx
 from verifier.store.ids import new_id
@@ -134,6 +136,7 @@ class Rejudger:
             async with service.db.scan() as tx:
                 page = await appraisals.outdated(tx, rollout.generation, now_ms, after, _PAGE)
             if not page:
+                _log_failures(reappraisers)
                 return changed
             after = page[-1].node_id
             changed += await self._judge_page(page, _Round(rollout, now_ms, reappraisers))
@@ -200,7 +203,7 @@ class Rejudger:
                 return RejudgeOutcome.REVOKED
             if _differ_in_blocks_only(names_then, names):
                 evidence = await recordings.evidence_of(tx, known.origin)
-                if evidence is not None and not _may_concern(names_then, names, evidence):
+                if evidence is not None and not _may_concern(names_then, names, head.input, evidence):
                     return RejudgeOutcome.UNCHANGED
         reappraiser = self._reappraiser(this_round.reappraisers, inputs.bundle)
         if known.id == known.origin and _differ_in_policy_only(names_then, names):
@@ -260,6 +263,18 @@ class Rejudger:
         return reappraisers[bundle.digest]
 
 
+def _log_failures(reappraisers: Mapping[str, Reappraiser]) -> None:
+    """Log that a policy failed on live results, once for each policy: its nodes have no conclusion now."""
+    for reappraiser in reappraisers.values():
+        if reappraiser.failures:
+            _log.error(
+                "the policy failed",
+                policy=reappraiser.bundle.id,
+                error=reappraiser.first_failure,
+                results=reappraiser.failures,
+            )
+
+
 async def _replace(tx: Tx, replacement: _Replacement, now_ms: int) -> None:
     known = replacement.anew.known
     try:
@@ -278,19 +293,23 @@ def _differ_in_policy_only(before: VerifierInputNames, after: VerifierInputNames
     return msgspec.structs.replace(before, policy=after.policy) == after
 
 
-def _may_concern(before: VerifierInputNames, after: VerifierInputNames, evidence: bytes) -> bool:
-    """Whether *evidence* may name what was blocked or unblocked.  A search of its bytes is quick."""
+def _may_concern(
+    before: VerifierInputNames, after: VerifierInputNames, policy_input: bytes, evidence: bytes
+) -> bool:
+    """Whether a node may have what was blocked or unblocked.  A search of what it said is quick."""
     was, now = before.blocks, after.blocks
     references = {name.digest for name in after.references.values()}
-    references |= {name.digest for earlier in after.superseded.values() for name in earlier}
-    return (
-        any(digest in references or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests)
-        or any(cbor.encode(device) in evidence for device in was.devices ^ now.devices)
-        or any(
-            all(part.encode() in evidence for part in engine.split("@"))
-            for engine in was.engines ^ now.engines
-        )
-    )
+    others = (*after.superseded.values(), *after.beside.values())
+    references |= {name.digest for names in others for name in names}
+    if any(digest in references or bytes.fromhex(digest) in evidence for digest in was.digests ^ now.digests):
+        return True
+    if (devices := was.devices ^ now.devices) and any(
+        blocking.literal_of(device) in evidence.lower() for device in devices
+    ):
+        return True
+    engines = was.engines ^ now.engines
+    running = blocks.engine_of(policy_input) if engines else None
+    return running is not None and blocking.find_engine(engines, *running) is not None
 
 
 REJUDGER: web.AppKey[Rejudger] = web.AppKey("rejudger", Rejudger)

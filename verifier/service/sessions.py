@@ -68,10 +68,10 @@ async def new_session(request: web.Request) -> web.Response:
             await check_other(request)
         _check_named(request, None)
         session = await _seal_session(service, channel, nonce)
-    asked = posing.pose(session.entries, session.exhausted, service.pool_key)
+    asked = posing.pose(session.entries, session.exhausted, service.pool_key, session.revisions)
     service.opened.keep(session, asked)
     return json_response(
-        to_wire(service, session, asked=asked),
+        await to_wire(service, session, asked=asked),
         status=201,
         headers={"Location": f"{PREFIX}/session/{session.id}"},
         content_type=SESSION_TYPE,
@@ -181,11 +181,13 @@ async def open_session(
     return session
 
 
-def _admission(service: Service, node: Node | None, channel: Channel) -> Callable[[], None]:
+def _admission(
+    service: Service, node: Node | None, channel: Channel, references: Mapping[str, str]
+) -> Callable[[], None]:
     """What checks, for a new session, that there are challenges for it: calls always get them."""
     if node is None or channel != Channel.ANNOUNCED:
         return lambda: None
-    return partial(service.pools.check_announced, node.operator, node.models)
+    return partial(service.pools.check_announced, node.operator, node.models, references)
 
 
 async def _open(
@@ -201,7 +203,7 @@ async def _open(
 ) -> StoredSession:
     references: dict[str, str] = {}
     if node is not None:
-        references = await service.inputs.load_reference_digests(tx, node.id, rollout)
+        references = await service.inputs.load_asked(tx, node, service.now_ms(), rollout)
     session = await sessions.open_session(
         tx,
         node_id=None if node is None else node.id,
@@ -213,7 +215,7 @@ async def _open(
         references=references,
         together=together,
         hourly=service.config.sessions.announced_per_hour if channel == Channel.ANNOUNCED else None,
-        admit=_admission(service, node, channel),
+        admit=_admission(service, node, channel, references),
         healthy_since_ms=service.duties.healthy_since_ms,
     )
     service.marks.cover(session.entries)
@@ -268,12 +270,12 @@ async def submit(request: web.Request) -> web.Response:
         partial(_open_next, service) if wants_next else None,
     )
     complete = replace(session, status="complete")
-    wire = to_wire(service, complete, answer.row, data, answer.asked)
+    wire = await to_wire(service, complete, answer.row, data, answer.asked)
     if wants_next and answer.following is not None:
         following = answer.following
-        asked = posing.pose(following.entries, following.exhausted, service.pool_key)
+        asked = posing.pose(following.entries, following.exhausted, service.pool_key, following.revisions)
         service.opened.keep(following, asked)
-        wire["next"] = {"session": following.id, **to_wire(service, following, asked=asked)}
+        wire["next"] = {"session": following.id, **await to_wire(service, following, asked=asked)}
     return json_response(wire, content_type=SESSION_TYPE)
 
 
@@ -336,7 +338,7 @@ async def look(request: web.Request) -> web.Response:
         if session.appraisal_id is not None:
             row = await appraisals.by_id(tx, session.appraisal_id)
             evidence = await recordings.evidence_of(tx, session.appraisal_id)
-    return json_response(to_wire(service, session, row, evidence), content_type=SESSION_TYPE)
+    return json_response(await to_wire(service, session, row, evidence), content_type=SESSION_TYPE)
 
 
 async def drop(request: web.Request) -> web.Response:
@@ -352,7 +354,7 @@ async def drop(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-def to_wire(
+async def to_wire(
     service: Service,
     session: StoredSession,
     result: Row | None = None,
@@ -380,8 +382,9 @@ def to_wire(
             # A node that knows whether a walk follows could answer the other calls alone.
             entries = tuple(entry for entry in entries if entry.kind == "read")
         asked = posing.pose(entries, session.exhausted, service.pool_key)
-    if models := posing.to_wire(asked):
-        wire["challenge"] = {"models": models}
+    challenge = posing.with_files(asked, await service.inputs.load_posed(service.db, asked))
+    if challenge is not None:
+        wire["challenge"] = challenge
     if evidence is not None:
         wire["evidence"] = {"type": MEDIA_TYPE, "value": base64.b64encode(evidence).decode()}
     if result is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ from verifier.challenges.pool_key import PoolKey
 from verifier.config import VerifierConfig
 from verifier.errors import RequestError
 from verifier.policy.engine import PolicyEngine
+from verifier.references.anchors import Anchor
 from verifier.result_keys import ResultKey, VerifyingKey
 from verifier.roles import HOME_ADMIN, HOME_ROUTER, Caller, Role
 from verifier.schemes.context import Node
@@ -65,8 +66,8 @@ class Service:
     inputs: InputLoader = field(default_factory=InputLoader)
     authors: Mapping[str, PublicKeyTypes] = field(default_factory=dict)
     """Keys that may sign policies, by name."""
-    anchors: Mapping[str, PublicKey] = field(default_factory=dict)
-    """Keys that may sign reference values, by name."""
+    anchors: Callable[[], Mapping[str, Anchor]] = dict
+    """Reads the keys and certificates that may sign reference values, by name: anew for each import."""
     opened: OpenedSessions = field(default_factory=OpenedSessions)
     seen: SeenNodes = field(default_factory=SeenNodes)
     oidc: Issuer | None = field(init=False)

@@ -19,9 +19,10 @@ from verifier.recording import Record, VerifierInputNames, summary_of
 from verifier.results import AttestationResult
 from verifier.schemes.context import Node, WalkRecord
 from verifier.schemes.findings import Finding
-from verifier.store import events, incidents, policies, recordings, revocations, sessions, walks
+from verifier.store import events, incidents, policies, recordings, revisions, revocations, sessions, walks
 from verifier.store.database import Row, Tx
 from verifier.store.node_state import HeldNow, SeenNode, StaleError, held_now
+from verifier.store.revisions import ShownRevision
 from verifier.store.sessions import StoredSession
 from verifier.trust import Tier
 
@@ -55,6 +56,8 @@ class Submission(Struct, frozen=True, kw_only=True):
     """The causes at which the node passed (`verifier.incident_rules.record_passes`)."""
     walks: Mapping[str, WalkRecord]
     """By model."""
+    shown: Mapping[str, ShownRevision]
+    """By model of which several revisions are known, the one whose files it lists."""
     pin: str | None
     """The digest of the endpoint's TLS key, if the evidence proves one."""
     devices: Sequence[str]
@@ -132,6 +135,7 @@ async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> C
     await _end_session(tx, submission, signed.id)
     if announced:
         await _announce(tx, submission.node.id, signed, now_ms)
+        await _take_shown(tx, submission, now_ms)
     row = {"id": signed.id, "node_id": submission.node.id, "status": signed.status, "token": signed.token}
     return Completed(row, is_new=True, walks=kept)
 
@@ -158,6 +162,15 @@ async def _take_consequences(tx: Tx, submission: Submission, now: HeldNow, now_m
         tx, node, submission.session_id, found, submission.passed, held.quarantined_by, now_ms
     )
     return replace(held, quarantined_by=held_by)
+
+
+async def _take_shown(tx: Tx, submission: Submission, now_ms: int) -> None:
+    """Take in which revisions the evidence shows.  If they are replaced by now, its result is revoked at once."""
+    if not submission.shown:
+        return
+    node_id, issued_ms = submission.node.id, submission.session.issued_ms
+    if await revisions.take_shown(tx, node_id, submission.shown, issued_ms, now_ms):
+        await revocations.revoke_results(tx, node_id, now_ms)
 
 
 async def _record(tx: Tx, submission: Submission, signed: Signed, held: NodeSnapshot) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from verifier.store.database import Row, Tx
+
+MOVED: Final = "revision"
+"""The type of the event that a node has another revision of a model now."""
 
 
 async def append(tx: Tx, now_ms: int, kind: str, data: dict[str, Any]) -> None:
@@ -24,14 +28,29 @@ async def after(tx: Tx, seq: int, limit: int) -> list[Row]:
     return await tx.all("SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", seq, limit)
 
 
-async def changed_nodes(tx: Tx, seq: int) -> tuple[int, list[str]]:
-    """Give the number of the newest event, and the nodes that came or changed their state after event *seq*."""
+class NodeChanges(Struct, frozen=True):
+    """What has become of nodes since an event."""
+
+    newest: int
+    """The number of the newest event."""
+    changed: tuple[str, ...]
+    """The nodes that came or changed their state."""
+    moved: tuple[str, ...]
+    """The nodes that have another revision of a model (`verifier.store.revisions`)."""
+
+
+async def node_changes(tx: Tx, seq: int) -> NodeChanges:
+    """Give what has become of nodes after event *seq*."""
     rows = await tx.all(
-        "SELECT seq, type, CASE type WHEN 'node' THEN data END AS data FROM events WHERE seq > ? ORDER BY seq",
+        "SELECT seq, type, CASE WHEN type IN ('node', 'revision') THEN data END AS data FROM events"
+        " WHERE seq > ? ORDER BY seq",
         seq,
     )
-    changed = [msgspec.json.decode(row["data"])["node"] for row in rows if row["type"] == "node"]
-    return (rows[-1]["seq"] if rows else seq), changed
+    found: dict[str, dict[str, None]] = {"node": {}, MOVED: {}}
+    for row in rows:
+        if row["type"] in found:
+            found[row["type"]][msgspec.json.decode(row["data"])["node"]] = None
+    return NodeChanges(rows[-1]["seq"] if rows else seq, tuple(found["node"]), tuple(found[MOVED]))
 
 
 async def bounds(tx: Tx) -> tuple[int, int]:

@@ -1,24 +1,26 @@
-"""Published policies, the changes of the rollout, and emergency blocks."""
+"""Published policies, and the changes of the rollout."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from verifier.errors import RequestError
 from verifier.policy import rollout as steps
 from verifier.policy.archive import write_archive
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
-from verifier.schemes.context import Blocks
 from verifier.store import events
 from verifier.store.database import Row, Tx
 
 _MIN_PREFIX: Final = 6
+_LAST_NUMBER: Final = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,29 @@ class ChangeAuthor:
             raise RequestError("a change needs the name of the person who makes it, and a reason")
 
 
+class _TrialDetail(Struct, frozen=True):
+    """What is kept of a trial, as far as it decides whether its policy may judge nodes."""
+
+    appraisals: int = 0
+    failures: int = 0
+    failed_sample: dict[str, Any] | None = None
+
+
 async def publish(
     tx: Tx, bundle: Bundle, envelope: bytes, signer: str, author: ChangeAuthor, now_ms: int
 ) -> bool:
     """
     Store a bundle for ever.
 
-    The caller must have verified its signature, and its lint and its tests must have passed.
+    The caller must have verified its signature, and it must have passed every check of `verifier.policy.admission`.
 
     Returns:
         False if it is known already.
+
+    Raises:
+        RequestError: Another policy has its name and version.
     """
+    await _require_unused(tx, bundle)
     changed = await tx.execute(
         "INSERT INTO policies (digest, id, name, version, author, description, archive, signer, added_ms)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
@@ -61,6 +75,40 @@ async def publish(
     if changed:
         await note(tx, "publish", bundle.digest, author, now_ms, {"id": bundle.id, "signer": signer})
     return changed > 0
+
+
+async def _require_unused(tx: Tx, bundle: Bundle) -> None:
+    """
+    Raise `RequestError` if another policy has this name and version.
+
+    Databases of earlier versions may have two of one name and version, so that no index can hold it.  The number
+    of the change that follows lets only one of two publications at once through.
+    """
+    name, version = bundle.manifest.name, bundle.manifest.version
+    known = await versions(tx, name)
+    taken = set(known.values())
+    if bundle.digest not in known and version in taken:
+        raise RequestError(
+            f"{name}@{version} is another policy already. A version is never changed: write"
+            f' "version": "{next_version(version, taken)}" into bundle.json',
+            code="policy.version",
+        )
+
+
+async def versions(tx: Tx, name: str) -> dict[str, str]:
+    """Give the versions of the policies of a name, by their digests."""
+    rows = await tx.all("SELECT digest, version FROM policies WHERE name = ?", name)
+    return {row["digest"]: row["version"] for row in rows}
+
+
+def next_version(version: str, taken: Collection[str]) -> str:
+    """Give the first version after *version* that is not taken: its last number counted on, or one added to it."""
+    found = _LAST_NUMBER.fullmatch(version)
+    head, number, tail = (f"{version}.", "0", "") if found is None else found.groups()
+    for following in count(int(number) + 1):
+        if (named := f"{head}{following}{tail}") not in taken:
+            return named
+    raise AssertionError
 
 
 async def publisher(tx: Tx, digest: str) -> str | None:
@@ -170,7 +218,14 @@ async def activate_first(tx: Tx, bundle: Bundle, author: ChangeAuthor, now_ms: i
 
 
 async def move(
-    tx: Tx, action: str, policy: str | None, author: ChangeAuthor, now_ms: int, *, permille: int = 0
+    tx: Tx,
+    action: str,
+    policy: str | None,
+    author: ChangeAuthor,
+    now_ms: int,
+    *,
+    permille: int = 0,
+    despite: Sequence[str] = (),
 ) -> Rollout:
     """
     Take a step of the rollout: shadow, canary, promote or rollback.
@@ -179,6 +234,7 @@ async def move(
         action: One of `verifier.policy.rollout.ACTIONS`.
         policy: A policy's digest; `None` ends a shadow, or rolls back to the policy that was active earlier.
         permille: For a canary, its share of the nodes in thousandths.
+        despite: What speaks against the step, and was not heeded.
 
     Raises:
         RequestError: The rollout does not allow this step now.
@@ -205,6 +261,8 @@ async def move(
             raise RequestError(f"no step {action!r} without a policy")
     if action in ("canary", "promote"):
         detail["skipped"] = await _skipped(tx, action, policy or "")
+        if despite:
+            detail["despite"] = list(despite)
     decides = (after.active, after.canary, after.permille) != (
         current.active,
         current.canary,
@@ -215,6 +273,24 @@ async def move(
     now = await rollout(tx)
     assert now is not None
     return now
+
+
+async def failures(tx: Tx, policy: str) -> list[str]:
+    """Give how *policy* failed in its newest trial and as the shadow, as sentences; nothing if it did not."""
+    found = []
+    trial = await tx.one(
+        "SELECT detail FROM changes WHERE subject = ? AND action = 'trial' ORDER BY seq DESC LIMIT 1", policy
+    )
+    if trial is not None:
+        told = msgspec.json.decode(trial["detail"], type=_TrialDetail)
+        if told.failures:
+            found.append(f"on {told.failures} of {told.appraisals} appraisals in its newest trial")
+        if told.failed_sample is not None:
+            found.append("on an input that the contract allows, as its newest trial shows")
+    shadow = await tx.one("SELECT appraised, failed FROM shadow_counts WHERE policy = ?", policy)
+    if shadow is not None and shadow["failed"]:
+        found.append(f"on {shadow['failed']} of {shadow['appraised']} appraisals as the shadow")
+    return found
 
 
 async def was_active(tx: Tx, digest: str) -> bool:
@@ -260,82 +336,3 @@ async def _reset_shadow_counts(tx: Tx, policy: str) -> None:
 async def history(tx: Tx, before: int, limit: int) -> list[Row]:
     """Give the changes with numbers below *before*, the newest first."""
     return await tx.all("SELECT * FROM changes WHERE seq < ? ORDER BY seq DESC LIMIT ?", before, limit)
-
-
-async def blocks(tx: Tx) -> Blocks:
-    """Give what is blocked now."""
-    found: dict[str, set[str]] = {"digest": set(), "engine-version": set(), "device": set()}
-    for row in await tx.all("SELECT kind, value FROM blocks WHERE lifted_ms IS NULL"):
-        found[row["kind"]].add(row["value"])
-    return Blocks(*(frozenset(found[kind]) for kind in ("digest", "engine-version", "device")))
-
-
-async def live_blocks(tx: Tx) -> list[Row]:
-    """Give the blocks in force, with their ids."""
-    return await tx.all("SELECT id, kind, value, added_ms FROM blocks WHERE lifted_ms IS NULL ORDER BY id")
-
-
-async def block(tx: Tx, kind: str, value: str, author: ChangeAuthor, now_ms: int) -> str:
-    """
-    Block a digest, a version of an engine, or a device.
-
-    Returns:
-        The id of the block; the old one if the same thing is blocked already.
-
-    Raises:
-        RequestError: The value does not have the form of its kind.
-    """
-    value = check_block(kind, value)
-    known = await tx.one(
-        "SELECT id FROM blocks WHERE kind = ? AND value = ? AND lifted_ms IS NULL", kind, value
-    )
-    if known is not None:
-        return str(known["id"])
-    block_id = f"{now_ms:012x}{secrets.token_hex(4)}"
-    await tx.execute(
-        "INSERT INTO blocks (id, kind, value, added_ms) VALUES (?, ?, ?, ?)", block_id, kind, value, now_ms
-    )
-    await note(tx, "block", block_id, author, now_ms, {"kind": kind, "value": value}, decides=True)
-    return block_id
-
-
-async def unblock(tx: Tx, block_id: str, author: ChangeAuthor, now_ms: int) -> None:
-    """
-    Lift a block.
-
-    Raises:
-        RequestError: There is no such block, or it is lifted already.
-    """
-    row = await tx.one(
-        "UPDATE blocks SET lifted_ms = ? WHERE id = ? AND lifted_ms IS NULL RETURNING kind, value",
-        now_ms,
-        block_id,
-    )
-    if row is None:
-        raise RequestError(
-            f"there is no block {block_id[:40]!r} that can be lifted", code="request.not-found"
-        )
-    await note(tx, "unblock", block_id, author, now_ms, dict(row), decides=True)
-
-
-def check_block(kind: str, value: str) -> str:
-    """
-    Give the value of a block in its normal form.
-
-    Raises:
-        RequestError: The value does not have the form of its kind.
-    """
-    value = value.strip()
-    if kind == "digest":
-        value = value.lower().removeprefix("sha256:").removeprefix("blake3:")
-        if len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise RequestError("a digest must have 64 hexadecimal digits")
-    elif kind == "engine-version":
-        engine, at, version = value.partition("@")
-        if not (engine and at and version):
-            raise RequestError("the version of an engine must be written ENGINE@VERSION")
-    elif kind != "device":
-        raise RequestError(f"the kind of a block must be digest, engine-version or device, not {kind[:40]!r}")
-    if not value or len(value) > 256 or not value.isprintable():
-        raise RequestError("the value of a block must have 1 to 256 printable characters")
-    return value

@@ -46,6 +46,10 @@ class Entry(Struct, frozen=True):
     commitments: bytes
     reference: str | None = None
     """The digest of the reference value that it was minted from; `None` while it is not taken."""
+    gates: bytes | None = None
+    """Of a read, the commitment to the answer over the gates alone (`attester.weights.roles`), if there is one."""
+    gate_table: int | None = None
+    """The version of the table of gates."""
 
 
 async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "{}") -> int:
@@ -60,13 +64,11 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "
         The id of the batch.
 
     Raises:
-        ReferenceValueError: The model has no such reference value, or the value is superseded or retired.
+        ReferenceValueError: The model has no such reference value, or the value is retired.
     """
     known = await references.by_digest(tx, digest)
-    if known is None or known["model"] != model or known["state"] not in references.LIVE:
-        raise ReferenceValueError(
-            f"{model}: the folder does not match a reference value that is active or a candidate"
-        )
+    if known is None or known["model"] != model or known["state"] not in references.USABLE:
+        raise ReferenceValueError(f"{model}: the folder does not match a reference value that can be used")
     row = await tx.one(
         "INSERT INTO batches (model, reference, minted_ms, goal) VALUES (?, ?, ?, ?) RETURNING id",
         model,
@@ -80,12 +82,12 @@ async def open_batch(tx: Tx, model: str, digest: str, now_ms: int, goal: str = "
 
 
 async def is_live(tx: Tx, batch: int) -> bool:
-    """Whether the reference value of a batch is in force, or may come into force."""
+    """Whether the reference value of a batch is in force, or may come into force, also if it was so before."""
     row = await tx.one(
         "SELECT r.state FROM batches b JOIN reference_values r ON r.digest = b.reference WHERE b.id = ?",
         batch,
     )
-    return row is not None and row["state"] in references.LIVE
+    return row is not None and row["state"] in references.USABLE
 
 
 async def reference_of(tx: Tx, batch: int) -> str:
@@ -149,13 +151,16 @@ async def add(tx: Tx, entries: Sequence[Entry]) -> None:
         )
     for e in entries:
         await tx.execute(
-            "INSERT INTO pool (model, kind, idx, batch, parameters, commitments) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO pool (model, kind, idx, batch, parameters, commitments, gates, gate_table)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             e.model,
             e.kind,
             e.index,
             e.batch,
             e.parameters,
             e.commitments,
+            e.gates,
+            e.gate_table,
         )
 
 
@@ -218,4 +223,6 @@ def _entry(row: Row) -> Entry:
         parameters=row["parameters"],
         commitments=row["commitments"],
         reference=row["reference"],
+        gates=row["gates"],
+        gate_table=row["gate_table"],
     )

@@ -82,6 +82,16 @@ async def evidence_of(tx: Tx, appraisal_id: str) -> bytes | None:
     return None if row is None else bytes(row["evidence"])
 
 
+async def evidence_of_session(tx: Tx, session_id: str | None) -> bytes | None:
+    """Give the evidence that was received in a session; `None` if none was, or it is no longer stored."""
+    row = await tx.one(
+        "SELECT r.evidence FROM appraisals a JOIN recordings r ON r.appraisal_id = a.id"
+        " WHERE a.session_id = ? AND a.id = a.origin",
+        session_id,
+    )
+    return None if row is None else bytes(row["evidence"])
+
+
 async def of_appraisal(tx: Tx, appraisal_id: str) -> Recording | None:
     """Give the recording of an appraisal; `None` if it is no longer stored, or older than recordings with inputs."""
     row = await tx.one(

@@ -43,6 +43,8 @@ class StoredSession(Struct, frozen=True, kw_only=True):
     status: str
     exhausted: Mapping[str, tuple[str, ...]] = {}
     """By model, the kinds of challenges that the pool did not have."""
+    revisions: Mapping[str, str] = {}
+    """By model of these, the reference value of which it did not have them; empty for sessions of earlier versions."""
     answers: Mapping[str, Answers] | None = None
     """By model, the answers to a call."""
     answer_ms: int | None = None
@@ -119,7 +121,7 @@ async def open_session(
     issue: it uses up no challenge and gains no time.
 
     Args:
-        references: By model, the digest of the reference value in force for the node; challenges are made from it.
+        references: By model, the digest of the reference value that the node is to be challenged on.
         hourly: How many sessions of this channel the node may open within an hour.  Each one uses up
             challenges, even if it is dropped at once.
         admit: Raises an error if there are no challenges for a new session.
@@ -150,13 +152,10 @@ async def open_session(
     )
     await _insert(tx, session)
     entries, exhausted = await _take_challenges(tx, session.id, wants, references, now_ms)
-    if exhausted:
-        await tx.execute(
-            "UPDATE sessions SET exhausted = ? WHERE id = ?",
-            msgspec.json.encode(exhausted).decode(),
-            session.id,
-        )
-    return replace(session, entries=entries, exhausted=exhausted, ended=ended[0] if ended else None)
+    lacking = await _note_exhausted(tx, session.id, exhausted, references)
+    return replace(
+        session, entries=entries, exhausted=exhausted, revisions=lacking, ended=ended[0] if ended else None
+    )
 
 
 async def waiting(tx: Tx, node_id: str, channel: Channel, now_ms: int) -> StoredSession | None:
@@ -217,6 +216,21 @@ async def _take_challenges(
         else:
             entries.append(entry)
     return tuple(entries), exhausted
+
+
+async def _note_exhausted(
+    tx: Tx, session_id: str, exhausted: Mapping[str, Sequence[str]], references: Mapping[str, str]
+) -> dict[str, str]:
+    """Note what the pool did not have; gives, by model, the reference value of which it had none."""
+    lacking = {model: references[model] for model in exhausted if model in references}
+    if exhausted:
+        await tx.execute(
+            "UPDATE sessions SET exhausted = ?, revisions = ? WHERE id = ?",
+            msgspec.json.encode(exhausted).decode(),
+            msgspec.json.encode(lacking).decode(),
+            session_id,
+        )
+    return lacking
 
 
 async def waiting_calls(tx: Tx, node_ids: Sequence[str], now_ms: int) -> frozenset[str]:
@@ -349,6 +363,30 @@ async def record_missed_call(
     await incidents.note_missed_call(tx, node_id, session_id, now_ms)
 
 
+async def end_for_others(tx: Tx, node_id: str, revisions: Mapping[str, str], now_ms: int) -> None:
+    """
+    End the sessions of a node that wait and whose challenges are for other revisions than it says it has.
+
+    The walks of a call that is ended count as missed, but it is no incident: the node has said why.
+
+    Args:
+        revisions: The digest by model.
+    """
+    for channel in (Channel.CALLED, Channel.ANNOUNCED):
+        session = await waiting(tx, node_id, channel, now_ms)
+        others = () if session is None else [e for e in session.entries if _is_for_another(e, revisions)]
+        if session is None or not others:
+            continue
+        await tx.execute("UPDATE sessions SET status = 'failed' WHERE id = ?", session.id)
+        asked = {entry.model: entry.reference or "" for entry in session.entries if entry.kind != "read"}
+        if channel == Channel.CALLED and asked:
+            await walks.miss(tx, session.id, node_id, asked, now_ms)
+
+
+def _is_for_another(entry: Entry, revisions: Mapping[str, str]) -> bool:
+    return entry.model in revisions and entry.reference != revisions[entry.model]
+
+
 async def _fail(tx: Tx, row: Row, now_ms: int) -> None:
     if row["channel"] != Channel.CALLED:
         return
@@ -386,7 +424,7 @@ async def prune(tx: Tx, before_ms: int, limit: int) -> int:
 
 
 def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:
-    answers = row["answers"]
+    answers, revisions = row["answers"], row["revisions"]
     return StoredSession(
         id=row["id"],
         node_id=row["node_id"],
@@ -396,6 +434,7 @@ def _session(row: Row, entries: Sequence[Entry]) -> StoredSession:
         expires_ms=row["expires_ms"],
         status=row["status"],
         exhausted=msgspec.json.decode(row["exhausted"], type=dict[str, tuple[str, ...]]),
+        revisions={} if revisions is None else msgspec.json.decode(revisions, type=dict[str, str]),
         answers=None if answers is None else msgspec.json.decode(answers, type=dict[str, Answers]),
         answer_ms=row["answer_ms"],
         evidence_sha256=row["evidence_sha256"],

@@ -9,7 +9,7 @@ from verifier.incident_rules import is_another_person
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
 from verifier.references.measured import Document
-from verifier.store import policies, references
+from verifier.store import model_rollouts, policies, references
 from verifier.store.database import Tx
 from verifier.store.policies import ChangeAuthor
 
@@ -25,6 +25,7 @@ async def take_step(
     grace_ms: int,
     permille: int = 0,
     two_person: bool = False,
+    anyway: bool = False,
 ) -> Rollout:
     """
     Take a step: shadow, canary, promote or rollback.
@@ -36,9 +37,11 @@ async def take_step(
         grace_ms: How long reference values that go with a policy are only a warning.
         permille: For a canary, its share of the nodes in thousandths.
         two_person: Whether a policy judges nodes only by the word of another person than the one who published it.
+        anyway: Whether a policy may judge nodes though it failed in its newest trial, or as the shadow.
 
     Raises:
-        RequestError: There is no such policy, or the rollout does not allow this step now.
+        RequestError: There is no such policy, the rollout does not allow this step now, the policy has failed,
+            or it brings a reference value of a model that is rolled out.
         ReferenceValueError: The policy brings a reference value that was retired.
         PolicyError: A policy cannot be loaded.
     """
@@ -47,8 +50,17 @@ async def take_step(
         raise RequestError(f"{name} was never active. Promote it", code="policy.state")
     if two_person and digest is not None and action in ("canary", "promote"):
         await _require_another(tx, digest, author)
+    despite = (
+        [] if digest is None or action not in ("canary", "promote") else await policies.failures(tx, digest)
+    )
+    if despite and not anyway:
+        raise RequestError(
+            f"{name} has failed: {'; '.join(despite)}. The nodes concerned would get no result that a router accepts. "
+            "Mend the policy, or say that it is to judge them anyway",
+            code="policy.state",
+        )
     before = await policies.rollout(tx)
-    after = await policies.move(tx, action, digest, author, now_ms, permille=permille)
+    after = await policies.move(tx, action, digest, author, now_ms, permille=permille, despite=despite)
     earlier = set() if before is None else {before.active, before.canary}
     later = {after.active, after.canary}
 
@@ -56,6 +68,10 @@ async def take_step(
         return [d for policy in which if policy is not None for d in (await load(tx, policy)).documents]
 
     leaving, coming = await brought_by(earlier - later), await brought_by(later - earlier)
+    if action != "rollback":
+        # A rollback must not wait: under it, both revisions of a roll-out are a warning.
+        for document in coming:
+            await model_rollouts.check_none(tx, document.model)
     await _change_reference_values(tx, leaving, coming, now_ms, grace_ms)
     return after
 

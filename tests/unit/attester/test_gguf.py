@@ -517,7 +517,7 @@ def test_a_folder_may_hold_gguf_files_alone(tmp_path):
 def test_one_tensor_in_two_gguf_files_is_refused(tmp_path):
     put(tmp_path, whole(), "1.gguf")
     put(tmp_path, whole(), "2.gguf")
-    with pytest.raises(WeightsError, match=r"tensor 'a' is in 1\.gguf and in 2\.gguf"):
+    with pytest.raises(WeightsError, match=r"2 GGUF files, which are several models: 1\.gguf, 2\.gguf"):
         TensorFiles(open_folder(tmp_path))
 
 

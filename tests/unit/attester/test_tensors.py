@@ -576,11 +576,20 @@ def test_one_tensor_in_two_files_is_refused(tmp_path):
         files(tmp_path)
 
 
-def test_one_tensor_in_two_folders_is_refused(tmp_path):
-    """Sub-folders are no name spaces."""
+def test_a_name_that_two_folders_have_is_told_apart_by_the_folder(tmp_path):
+    """The parts of a pipeline, or 2_Dense and 3_Dense of a model for embeddings, have tensors of the same name."""
     put(tmp_path, "x.safetensors", shard("a"))
     put(tmp_path, "unet/x.safetensors", shard("a"))
-    with pytest.raises(WeightsError, match="tensor 'a' is in"):
+    put(tmp_path, "vae/x.safetensors", shard("b"))
+    assert [info.name for info in TensorFiles(open_folder(tmp_path)).infos] == ["a", "b", "unet/a"]
+
+
+def test_a_name_that_would_be_made_twice_is_refused(tmp_path):
+    """A tensor may not take the name that another one's folder gives it."""
+    put(tmp_path, "x.safetensors", shard("unet/a"))
+    put(tmp_path, "y.safetensors", shard("a"))
+    put(tmp_path, "unet/x.safetensors", shard("a"))
+    with pytest.raises(WeightsError, match="tensor 'unet/a' is in"):
         files(tmp_path)
 
 

@@ -73,6 +73,7 @@ def ear(
     hardware_class: str = "cpu",
     sequence: int | None = None,
     reasons: tuple[str, ...] = (),
+    revision: str | None = None,
 ) -> AttestationResult:
     """An honest result of node *name*, but for what is given."""
     given = {
@@ -94,7 +95,7 @@ def ear(
     }
     model = submods[f"model/{MODEL}"]
     found = tuple(ReasonEntry(code, "because") for code in reasons)
-    said = msgspec.structs.replace(model.ear_verifier_claims, reasons=found)
+    said = msgspec.structs.replace(model.ear_verifier_claims, reasons=found, reference=revision)
     submods[f"model/{MODEL}"] = msgspec.structs.replace(model, ear_verifier_claims=said)
     for lacking in without:
         del submods[lacking]

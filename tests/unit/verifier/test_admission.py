@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -67,3 +68,19 @@ async def test_a_text_that_the_parser_never_ends_with(source: Callable[[], str])
     """Parsed in a process of its own, for a limited time."""
     with pytest.raises(PolicyError):
         await run_task("inspect", policy(more_DOT_rego=source()), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("package touchstone\n\nallow { input.x }\n", "a.rego:3:7: `if` keyword is required before rule body. Rules are Rego v1"),
+        ("package touchstone\n\ndeny[x] { x := 1 }\n", "deny[x] { … } is deny contains x if { … }"),
+        ("x := 1\n", "Begin the file with package touchstone"),
+        ("package a\n\nimport rego.v1\nimport future.keywords.in\n", "remove import future.keywords"),
+    ],
+)  # fmt: skip
+async def test_rego_of_other_versions_is_refused_with_what_to_write(source: str, hint: str) -> None:
+    """The row "refused with misleading hints": users of OPA bring these."""
+    with pytest.raises(BundleError) as error:
+        await admission.inspect(dataclasses.replace(BASE, modules=(("a.rego", source),)))
+    assert hint in str(error.value)

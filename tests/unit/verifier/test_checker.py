@@ -574,12 +574,6 @@ def test_a_rule_and_a_package_of_one_name() -> None:
     ]
 
 
-def test_a_rule_and_data_of_one_name() -> None:
-    data = {**DATA, "touchstone": {"limit": 1}}
-    (finding,) = found(f"package touchstone\nlimit := 1\n{ENTRY}", data=data)
-    assert "the bundle's data have data.touchstone.limit too" in finding.sentence
-
-
 OUTCOMES = {
     "a claim": (
         '{"trust_vector": {"configuraton": 2}, "reasons": []}',

@@ -312,7 +312,7 @@ async def test_policy_that_did_not_start_is_tried_again(monkeypatch: pytest.Monk
 
 async def test_policy_that_loops_at_its_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """In time, by the limit on starting."""
-    monkeypatch.setattr(engine, "_START_TIMEOUT_S", 0.7)
+    monkeypatch.setattr(engine, "START_TIMEOUT_S", 0.7)
     many = "numbers.range(1, 100000)"
     endless = policy(f"package touchstone\n\noutcome := count([1 | some i in {many}; some j in {many}])\n")
     async with opened(endless, LIMITS) as pool:

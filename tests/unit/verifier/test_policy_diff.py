@@ -33,6 +33,9 @@ value(facts) := 32 if facts.walk == "late"
 
 outcome[name] := {"trust_vector": {"executables": value(facts)}, "reasons": []} if {
 	some name, facts in input.checked
+	every key, value in facts { key != value }
+	some other
+	input.checked[other]
 }
 """
 

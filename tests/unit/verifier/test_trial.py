@@ -36,7 +36,8 @@ NOW = 1_795_000_000_000
 GOOD = SubmodVerdict({"configuration": 2}, ())
 FAIR = SubmodVerdict({"configuration": 36}, ("runtime.engine.weak",))
 BAD = SubmodVerdict({"configuration": 96}, ("runtime.engine.unapproved",))
-NONE = SubmodVerdict({"configuration": -1}, ("policy.failed",))
+NONE = SubmodVerdict({"configuration": 0}, ())
+FAILED = SubmodVerdict({"configuration": -1}, ("policy.failed",))
 
 
 # What counts as a change.
@@ -111,17 +112,34 @@ def test_changes_are_exactly_what_differs(
     assert {c.submod: (c.after, c.before) for c in compare(new, old)} == found
 
 
-RANKED: list[SubmodVerdict] = [BAD, FAIR, NONE, GOOD]
+RANKED: list[SubmodVerdict] = [BAD, NONE, FAIR, GOOD]
 
 
 @pytest.mark.parametrize(("low", "high"), list(itertools.combinations(range(4), 2)))
 def test_change_has_a_direction(low: int, high: int) -> None:
-    """From contraindicated over warning and none to affirming is better, and back is worse."""
+    """From contraindicated over none and warning to affirming is better, and back is worse."""
     assert Change("a", RANKED[low], RANKED[high]).direction == "better"
     assert Change("a", RANKED[high], RANKED[low]).direction == "worse"
 
 
-@pytest.mark.parametrize("verdict", RANKED, ids=["contraindicated", "warning", "none", "affirming"])
+@pytest.mark.parametrize("before", [*RANKED, None])
+def test_that_a_policy_fails_is_never_better(before: SubmodVerdict | None) -> None:
+    """`warning → none (policy.failed)` was printed as better.  A node that was bad is no better off either."""
+    assert Change("a", before, FAILED).direction == "worse"
+    assert Change("a", FAILED, FAILED).direction == "other"
+
+
+def test_that_a_policy_no_longer_fails_goes_by_the_status() -> None:
+    """A node of which nothing was known turns out to be good, or bad."""
+    assert [Change("a", FAILED, after).direction for after in RANKED] == [
+        "worse",
+        "other",
+        "better",
+        "better",
+    ]
+
+
+@pytest.mark.parametrize("verdict", RANKED, ids=["contraindicated", "none", "warning", "affirming"])
 def test_change_within_a_status_has_none(verdict: SubmodVerdict) -> None:
     """What a router does stays."""
     other = SubmodVerdict(verdict.vector, ("policy.ceiling",))
@@ -170,7 +188,8 @@ def test_empty_report() -> None:
     """Nothing was tried, and nothing is said of anybody."""
     assert TrialReport("p@1").to_wire() == {
         "policy": "p@1", "appraisals": 0, "unchanged": 0, "nodes": 0, "nodes_changed": 0, "better": 0,
-        "worse": 0, "other": 0, "examined": 0, "failures": 0, "gave_up": False, "changes": [],
+        "worse": 0, "other": 0, "examined": 0, "failures": 0, "first_failure": None, "gave_up": False, "samples": 0,
+        "failed_sample": None, "changes": [],
     }  # fmt: skip
 
 

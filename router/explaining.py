@@ -1,0 +1,77 @@
+"""Decisions and revisions in sentences, for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from router.choose.gates import sort_codes
+
+_BAR: Final = 20
+"""Cells of a bar."""
+_SHORT: Final = 12
+"""Digits by which a revision is named in sentences."""
+
+
+def describe_revisions(workloads: Mapping[str, Any]) -> list[str]:
+    """The revisions of each workload's model, in lines with bars."""
+    lines = []
+    for name, workload in workloads.items():
+        lines.append(f"{name}: {workload['model']}")
+        revisions = workload["revisions"]
+        total = sum(each["nodes"] for each in revisions.values())
+        for digest, each in sorted(revisions.items(), key=lambda item: (-item[1]["nodes"], item[0])):
+            if not each["nodes"]:
+                lines.append(f"  {digest}  asked for, and no live node has it")
+                continue
+            full = round(_BAR * each["nodes"] / total)
+            bar = "█" * full + "░" * (_BAR - full)
+            said = f"{each['nodes']} of {total} nodes, {each['may_work']} may work"
+            asked = "" if each["allowed"] else "; the workload asks for other revisions"
+            lines.append(f"  {digest}  {bar}  {said}{asked}")
+        if not revisions:
+            lines.append("  no live node has a revision that its result names")
+    return lines
+
+
+def explanation(record: dict[str, Any]) -> list[str]:
+    """A decision in sentences."""
+    workload = record["workload"]
+    facts = record.get("facts", {})
+    lines = [
+        f"Decision {record['id']} for {workload['model']} (seed {record['seed']}, snapshot {record['snapshot']})",
+        "  eligible: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),
+    ]
+    for place, ranked in enumerate(record["ranked"], 1):
+        lines += [
+            f"  {place}. {ranked['node']}  {ranked['lane']}: {ranked['score']:.3f} expected s per success",
+            (
+                f"       = {ranked['latency_s']:.3f} s × {ranked['in_flight'] + 1} in flight"
+                f" ÷ {max(ranked['completion'], 0.05) * ranked.get('calls', 1):.3f} completion"
+                f" ({ranked['evidence']:.0f} requests measured; {ranked['why']})"
+            ),
+        ]
+        if ranked.get("calls", 1) != 1:
+            lines.append(
+                f"       its calls of tools are good {ranked['calls']:.2f} times as often as is usual"
+            )
+        if revision := facts.get(ranked["node"], {}).get("revision"):
+            lines.append(f"       revision {revision[:_SHORT]}… of the model")
+        if ranked.get("cost"):
+            lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
+    if not record["ranked"]:
+        lines.append("  no node may do it")
+    if record["opened"]:
+        lines.append(f"  failed open, because no other node was left: {', '.join(record['opened'])}")
+    if record["over"]:
+        lines.append(f"  passed over, because they have their share in flight: {', '.join(record['over'])}")
+    counts = record["closed"]
+    lines += [f"  ✗ {counts[code]} {code}" for code in sort_codes(iter(counts))]
+    for node, verdict in record.get("excluded", {}).items():
+        lines.append(f"      {node}  {verdict['code']}: {verdict['detail']}")
+    lines += [
+        f"  → {attempt['node']}  {attempt['outcome']} in {attempt.get('ms', 0)} ms ({attempt['detail']})"
+        + (f", revision {attempt['revision'][:_SHORT]}…" if attempt.get("revision") else "")
+        for attempt in record["attempts"]
+    ]
+    return lines
