@@ -660,11 +660,24 @@ complaint(facts, "runtime.exposd") if facts.exposure == "open"
     ]
 
 
+def test_an_outcome_field_by_field() -> None:
+    """A common style in OPA: each rule gives a part of an entry."""
+    source = """package touchstone
+outcome[name].trust_vector := {"hardwre": 2} if some name, _ in input.checked
+outcome[name].reasons contains "runtime.mising" if some name, _ in input.checked
+"""
+    assert [str(f) for f in found(source)] == [
+        "a.rego:2:33: AR4SI has no claim hardwre. Did you mean hardware? (claim)",
+        "a.rego:3:33: there is no reason code runtime.mising. Did you mean runtime.missing? (reason)",
+    ]
+    assert found(source.replace("hardwre", "hardware").replace("mising", "missing")) == ()
+
+
 def test_an_outcome_of_one_submodule() -> None:
     """Given by its name."""
     source = 'package touchstone\noutcome["gpu/0"] := {"trust_vector": {"hardwre": 2}, "reasons": []} if input.date\n'
     assert [str(f) for f in found(source)] == [
-        "a.rego:2:41: AR4SI has no claim hardwre. Did you mean hardware? (claim)"
+        "a.rego:2:40: AR4SI has no claim hardwre. Did you mean hardware? (claim)"
     ]
 
 

@@ -43,10 +43,7 @@ ROW = {
     ),
     "data that are not there": ("x := data.approved_engine", "Did you mean approved_engines?"),
     "an unknown reason code": (
-        (
-            'outcome["npu/0"] := {"trust_vector": {"hardware": data.ar4si.hardware.declared}, "reasons": ["gpu.bad"]} if'
-            ' {\n\tinput.checked["npu/0"].kind == "unknown"\n}'
-        ),
+        'outcome["npu/0"] := {"trust_vector": {"hardware": 2}, "reasons": ["gpu.bad"]} if input.checked["npu/0"]',
         "there is no reason code gpu.bad",
     ),
 }

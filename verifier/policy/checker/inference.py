@@ -8,7 +8,7 @@ from verifier.policy.checker.environment import Environment
 from verifier.policy.checker.knowledge import Knowledge
 from verifier.policy.checker.references import order
 from verifier.policy.checker.scopes import Reading
-from verifier.policy.checker.shapes import ANY, Object, SetOf, Shape, join, written
+from verifier.policy.checker.shapes import A_STRING, ANY, Field, Object, SetOf, Shape, join, written
 from verifier.policy.checker.walk_queries import Walker
 from verifier.policy.checker.world import Body, Definition, Module, Path, World
 
@@ -62,11 +62,16 @@ def _values(knowledge: Knowledge, path: Path, readings: Mapping[Definition, Read
 def _value(walker: Walker, definition: Definition, body: Body, env: Environment) -> Shape:
     """What a body adds to its rule's value."""
     value = written(True) if body.value is None else walker.shape(body.value, env)
-    if definition.kind == "Set" and body.key is not None and not definition.is_computed:
-        return Shape((SetOf(walker.shape(body.key, env)),))
-    if definition.is_entry and body.indices:
-        return Shape((Object((), (walker.shape(body.indices[0], env), value)),))
-    return ANY if definition.is_computed else value
+    if definition.kind == "Set" and body.key is not None:
+        value = Shape((SetOf(walker.shape(body.key, env)),))
+    if not definition.is_computed:
+        return value
+    if definition.tail is None or not body.indices:
+        return ANY
+    for name in reversed(definition.tail):
+        # Other rules may add other fields.
+        value = Shape((Object((Field(name, value),), (A_STRING, ANY)),))
+    return Shape((Object((), (walker.shape(body.indices[0], env), value)),))
 
 
 def _report(

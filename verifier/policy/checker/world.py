@@ -71,8 +71,8 @@ class Definition:
     """The patterns of a function's arguments; `None` for a rule that takes none."""
     is_computed: bool
     """Its head has a computed part, so it defines entries of an object."""
-    is_entry: bool
-    """The computed part is one key at the end: ``name[key] := value``."""
+    tail: tuple[str, ...] | None
+    """The names after the computed part, if that is one key: ``name[key].tail := value``; otherwise `None`."""
     bodies: list[Body]
 
 
@@ -183,11 +183,18 @@ def _definition(module: Module, rule: Any) -> Definition:
         kind=kind,
         arguments=arguments,
         is_computed=bool(computed),
-        is_entry=kind == "Compr"
-        and len(computed) == 1
-        and computed[0] is head["refr"].get("RefBrack", {}).get("index"),
+        tail=_tail(head["refr"], computed),
         bodies=list(_bodies(kind, head, rule, computed)),
     )
+
+
+def _tail(refr: Any, computed: list[Any]) -> tuple[str, ...] | None:
+    names: list[str] = []
+    while "RefDot" in refr:
+        names.insert(0, str(refr["RefDot"]["field"][1]))
+        refr = refr["RefDot"]["refr"]
+    is_one = len(computed) == 1 and "RefBrack" in refr and refr["RefBrack"]["index"] is computed[0]
+    return tuple(names) if is_one else None
 
 
 def _bodies(kind: str, head: Any, rule: Any, computed: list[Any]) -> Iterator[Body]:
