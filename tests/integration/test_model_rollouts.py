@@ -366,9 +366,7 @@ async def test_a_blocked_revision_is_blocked_for_who_has_it_alone(verifier, newe
     await upgrade(verifier, one, newer, new)
     await verifier.attest(one)
     await verifier.attest(other)
-    status, _ = await post(
-        verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": new, "anyway": True}
-    )
+    status, _ = await post(verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": new})
     assert status == 201
     await rejudged(verifier)
     assert vector(await newest(verifier, one)) == {"file-system": 96, "executables": 96}
@@ -378,7 +376,12 @@ async def test_a_blocked_revision_is_blocked_for_who_has_it_alone(verifier, newe
 async def test_a_blocked_value_is_not_rolled_out(verifier, newer: Path) -> None:
     """It is said how the block is lifted."""
     new = await mint(verifier, newer)
-    await post(verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": new, "anyway": True})
+    async with transaction(verifier.service.db) as tx:
+        await tx.execute(
+            "INSERT INTO blocks (id, kind, value, added_ms) VALUES ('b', 'digest', ?, ?)",
+            new,
+            verifier.clock.ms,
+        )
     status, body = await step(verifier, "start", to=new)
     assert (status, "--lift" in body["detail"]) == (409, True)
 

@@ -98,11 +98,12 @@ def exchanged(
     """
     if reference is None:
         return None
-    digests = {each.digest for each in known if each.files != reference.files}
-    digests.discard(reference.digest)
     # Also if there was no challenge of it left: that excuses nobody who has another one.
     asked = [issued.reference, *(c.reference for c in (issued.walk, issued.read) if c is not None)]
-    return next((digest for digest in asked if digest in digests), None)
+    others = {digest for digest in asked if digest not in (None, reference.digest)}
+    return next(
+        (each.digest for each in known if each.digest in others and each.files != reference.files), None
+    )
 
 
 def changed(asked: str, reference: ModelReference) -> Finding:

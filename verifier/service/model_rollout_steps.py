@@ -96,7 +96,7 @@ async def start(
     old = await references.active(tx, new.model)
     if old is None:
         raise RequestError(
-            f"{new.model} has no value in force to go from. Put one in force: touchstone reference activate",
+            f"{new.model} has no value in force to go from. Put one in force: touchstone reference activate DIGEST",
             code=STATE,
         )
     row = await references.find(tx, new.to)
@@ -140,7 +140,7 @@ def _check_period(row: Row, now_ms: int) -> None:
     if ended or begins:
         what = "has expired" if ended else "is not valid yet"
         raise RequestError(
-            f"the reference value {row['digest']} {what}. Import it with another validity: touchstone reference import",
+            f"the reference value {row['digest']} {what}. Import it with another validity: touchstone reference import-corim",
             code=STATE,
         )
 
@@ -174,8 +174,8 @@ def _check_tensors(old: Row, new: Row) -> bool:
     if len(with_tensors) == 1:
         without = next(row["digest"] for row in (old, new) if row["digest"] not in with_tensors)
         raise RequestError(
-            f"{without} has no tensors, and {with_tensors[0]} has: its nodes could not be asked to walk. Import it "
-            "again with the weights: touchstone reference import … --dir FOLDER",
+            f"{without} has no tensors, and {with_tensors[0]} has: its nodes could not be asked to walk. Make a value "
+            f"from the weights: touchstone reference measure FOLDER --model {new['model']}, or import-oms --dir FOLDER",
             code=STATE,
         )
     return bool(with_tensors)
@@ -192,9 +192,10 @@ async def _check_pools(tx: Tx, inputs: InputLoader, config: VerifierConfig, old:
             options = " ".join(
                 f"--{kind}s {count}" for kind, count in stock.lacking(2 * config.pool.low_hours).items()
             )
+            engine = "" if read_document(row["document"]).loaded_by is None else " --engine URL"
             problems.append(
                 f"{row['digest'][:12]} lacks {counts}: touchstone challenges mint --model {row['model']} "
-                f"--reference {row['digest'][:12]} --dir FOLDER {options}"
+                f"--reference {row['digest'][:12]} --dir FOLDER {options}{engine}"
             )
     if problems:
         raise RequestError(
