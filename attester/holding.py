@@ -29,11 +29,11 @@ import structlog
 from attester.config import BY_FILE, AttesterConfig
 from attester.errors import AttesterError, EngineError, EngineSilentError, VerifierError, WeightsError
 from attester.evidence import Manifest, WalkAnswer
-from attester.partial_files import find_partial
 from attester.places import Places
 from attester.revisions import Recognised, Revision, describe, describe_state, recognise, shorten
 from attester.weights.folder import Folder
 from attester.weights.possession import WalkChallenge
+from attester.weights.roles import without_partial
 
 _SPARE: Final = 10
 """An engine is asked again after so many times what its walk took: nine tenths of its time are for its work."""
@@ -171,7 +171,7 @@ class Holding:
         """
         changed = False
         if self._is_silent:
-            self._is_silent = not await self._answers()
+            self._is_silent = not await _listens(self._config.engine.url)
         try:
             for model, state in self._models.items():
                 if (ready := await self._look_at(model, state)) is not None:
@@ -184,21 +184,11 @@ class Holding:
 
     async def check_engine(self) -> None:
         """Make sure that the engine listens, before a call is answered by half.  Raises `NotReadyError`."""
-        if any(state.claimed is not None for state in self._models.values()) and not await self._answers():
+        if any(state.claimed is not None for state in self._models.values()) and not await _listens(
+            self._config.engine.url
+        ):
             self._is_silent = True
             raise NotReadyError("the engine does not answer")
-
-    async def _answers(self) -> bool:
-        """Whether anything listens at the engine's address."""
-        parts = urlsplit(self._config.engine.url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                _, writer = await asyncio.open_connection(parts.hostname, port)
-        except (OSError, TimeoutError):
-            return False
-        writer.close()
-        return True
 
     async def check(self, models: Iterable[str], *, walks: bool) -> None:
         """
@@ -273,7 +263,8 @@ class Holding:
 
     def _unsettled(self, state: _Model, folder: Folder) -> str | None:
         """Why a folder may still change; `None` if it does not look like it."""
-        if partial := find_partial(file.name for file in folder.files):
+        partial = next((file.name for file in folder.files if without_partial(file.name) is not None), None)
+        if partial is not None:
             return f"{partial[:200]} is a part of a file that is still being copied"
         if state.is_new or not self._section.settle_s:
             return None
@@ -281,7 +272,7 @@ class Holding:
         changed_s = max(file.stamp[3] for file in folder.files) / 1e9
         age_s = max(self._now() - changed_s, self._monotonic() - state.seen_since)
         if age_s < self._section.settle_s:
-            return f"its files changed {max(age_s, 0):.0f} s ago, and may still be copied"
+            return f"its files changed within the last {self._section.settle_s:g} s, and may still be copied"
         return None
 
     async def _decide(
@@ -365,9 +356,7 @@ class Holding:
         return old != revision.digest and not is_new
 
     def _wait(self, model: str, state: _Model, why: str) -> None:
-        if why.partition(" s ago")[0].rstrip("0123456789") != state.waits.partition(" s ago")[0].rstrip(
-            "0123456789"
-        ):
+        if why != state.waits:
             _log.warning(
                 "a model's folder is not claimed yet; it will be looked at again", model=model, why=why
             )
@@ -411,3 +400,16 @@ class Holding:
             return await self._files.list_files(model, self._files.places.configured[model]) != state.folder
         except WeightsError:
             return True
+
+
+async def _listens(url: str) -> bool:
+    """Whether anything listens at the address of *url*."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

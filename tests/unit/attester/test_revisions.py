@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from attester.errors import VerifierError
 from attester.evidence import File, Manifest
-from attester.partial_files import find_partial
 from attester.revisions import Revision, describe, parse, recognise
 
 
@@ -112,29 +111,3 @@ def test_nothing_but_the_form_is_read(data: bytes | str) -> None:
     """Whatever the verifier sends, it is revisions or an error that says so."""
     with contextlib.suppress(VerifierError):
         assert isinstance(parse(data if isinstance(data, bytes) else data.encode(), "m"), tuple)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.safetensors.incomplete",
-        "a/b/model.gguf.part",
-        "model.safetensors.tmp",
-        "model.safetensors.crdownload",
-        "model.safetensors.aria2",
-        ".model.safetensors.Xy12zB",
-        "deep/.config.json.a1b2c3",
-    ],
-)
-def test_names_of_copies_that_have_not_ended(name: str) -> None:
-    """Of download tools, browsers and rsync."""
-    assert find_partial(["config.json", name]) == name
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["model.safetensors", "part", "a.part/model.gguf", ".gitattributes", ".config.json", "x.partial.json"],
-)
-def test_names_of_whole_files(name: str) -> None:
-    """Nothing else is taken for a part."""
-    assert find_partial([name]) is None

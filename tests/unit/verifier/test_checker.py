@@ -660,6 +660,14 @@ complaint(facts, "runtime.exposd") if facts.exposure == "open"
     ]
 
 
+def test_an_outcome_of_one_submodule() -> None:
+    """Given by its name."""
+    source = 'package touchstone\noutcome["gpu/0"] := {"trust_vector": {"hardwre": 2}, "reasons": []} if input.date\n'
+    assert [str(f) for f in found(source)] == [
+        "a.rego:2:41: AR4SI has no claim hardwre. Did you mean hardware? (claim)"
+    ]
+
+
 def test_an_outcome_that_is_a_whole_object() -> None:
     """Built in one step, or by a partial set of codes."""
     source = """package touchstone

@@ -18,7 +18,7 @@ from verifier.policy.checker.forms import of_schema
 from verifier.policy.checker.outcome import ENTRY, Contract
 from verifier.policy.checker.report import Source
 from verifier.policy.checker.scopes import Reading
-from verifier.policy.checker.shapes import ANY
+from verifier.policy.checker.shapes import ANY, elements, join
 from verifier.policy.checker.world import MAX_DEPTH, Definition, Path, World, read
 from verifier.policy.lint import LintFinding, ordered
 from verifier.policy.syntax import full_path
@@ -71,7 +71,10 @@ def _check_rules(world: World, terms: Terms) -> dict[Definition, Reading]:
         readings |= names.check(world, module)
     knowledge = inference.check(world, readings, of_schema(terms.input), tests_only=False)
     claims = [claim.replace("_", "-") for claim in ar4si.names()]
-    outcome.check(world, knowledge.value(ENTRY), Contract(claims, terms.reasons))
+    entries = [path for path in world.rules if path[:-1] == ENTRY]
+    values = [elements(knowledge.value(ENTRY))[1]] if ENTRY in world.rules else []
+    entry = join([*values, *(knowledge.value(path) for path in entries)])
+    outcome.check(world, entry, Contract(claims, terms.reasons))
     return readings
 
 
