@@ -321,9 +321,7 @@ class Holding:
         practice = revision.practice
         if self._by_file or practice is None or not practice.walk:
             return True
-        # Over its own files that change answers: whatever else the folder has is no part of it.
-        files = tuple(name for name in revision.files if name not in revision.neutral)
-        challenge = WalkChallenge(practice.seed, practice.rows, practice.passes, files or None)
+        challenge = WalkChallenge(practice.seed, practice.rows, practice.passes, revision.gates or None)
         try:
             answer = await self._engine.walk(model, challenge)
         except WeightsError as error:

@@ -61,6 +61,11 @@ class Revision(Struct, frozen=True, kw_only=True):
     """Those of *files* that change no answer: a node may lack them, or have others."""
     practice: Practice | None = None
 
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Its files that change answers: whatever else a folder has is no part of it."""
+        return tuple(name for name in self.files if name not in self.neutral)
+
 
 class _Body(Struct, frozen=True):
     model: str

@@ -12,7 +12,10 @@ import pytest
 from attester.config import AttesterConfig, Enrolment, Home
 from attester.errors import VerifierError
 from attester.evidence import MEDIA_TYPE
+from attester.revisions import recognise
 from attester.selftest import run_checks
+from attester.weights.folder import open_folder
+from attester.weights.manifest import measure
 from fixtures.simulator import MODEL, SimulatedNode, tiny_model
 from verifier import result_keys
 from verifier.service.sweep import sweep
@@ -126,6 +129,9 @@ class Collector:
 
     async def answer(self, challenge):
         return self.node.answer(challenge)
+
+    async def recognise(self, _model, revisions):
+        return recognise(measure(open_folder(self.node.folder)).to_claim(), revisions)
 
 
 async def test_the_self_test_says_what_is_wrong_and_goes_on(verifier, tmp_path) -> None:
