@@ -147,6 +147,8 @@ class Reappraiser:
         """How many recordings were examined again, because something that they depend on differs."""
         self.failures = 0
         """How many times the policy failed."""
+        self.first_failure: str | None = None
+        """Why it failed the first time."""
 
     async def verdicts(self, page: Sequence[RecordingHead]) -> list[dict[str, SubmodVerdict]]:
         """The verdict on each submodule of each recording, if everything but the policy is as it was."""
@@ -243,8 +245,9 @@ class Reappraiser:
         try:
             outcome = pending if isinstance(pending, bytes) else await asyncio.shield(pending)
             return appraisal.read_outcome(decode(outcome), submods)
-        except PolicyError:
+        except PolicyError as error:
             self.failures += 1
+            self.first_failure = self.first_failure or str(error)
             return appraisal.malfunction(submods)
 
 

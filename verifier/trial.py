@@ -40,6 +40,8 @@ class TrialReport:
     unchanged: int = 0
     examined: int = 0
     failures: int = 0
+    first_failure: str | None = None
+    """Why the policy failed on a recording for the first time."""
     gave_up: bool = False
     """The policy failed so often that the remaining recordings were not tried."""
     samples: Answers = field(default_factory=Answers)
@@ -81,6 +83,7 @@ class TrialReport:
             "other": directions.count("other"),
             "examined": self.examined,
             "failures": self.failures,
+            "first_failure": self.first_failure,
             "gave_up": self.gave_up,
             "samples": self.samples.asked,
             "failed_sample": None if (failure := self.samples.failure) is None else failure.to_wire(),
@@ -122,6 +125,7 @@ async def run(
         for head, after in zip(page, await reappraiser.verdicts(page), strict=True):
             report.count(head, compare(recorded_verdicts(head), after))
         report.examined, report.failures = reappraiser.examined, reappraiser.failures
+        report.first_failure = reappraiser.first_failure
         if progress is not None:
             progress(len(page))
         if reappraiser.failures >= MAX_FAILURES:

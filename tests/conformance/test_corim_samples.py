@@ -11,6 +11,7 @@ import cbor2
 import pytest
 
 from attester.cose import ES256, PrivateKey, PublicKey
+from verifier import anchor_files
 from verifier.errors import ReferenceValueError
 from verifier.references import corim, profile
 
@@ -61,6 +62,17 @@ def test_verifies(folder: Path, anchors: dict[str, PublicKey], name: str) -> Non
     (triple,) = comid.reference
     assert (triple.environment.vendor, triple.environment.model) == ("ACME", "RoadRunner")
     assert [list(each.digests) for each in triple.measurements] == [[1], [1], [1]]
+
+
+@signed
+def test_the_key_as_it_is_published(folder: Path, name: str) -> None:
+    """A private JWK: named by a person, its public half is an anchor; put among the anchors, it is refused."""
+    given = anchor_files.read_given(folder / "ec-p256.jwk")
+    assert given.has_private_key
+    read = corim.read_signed((folder / name).read_bytes()).verify(anchor_files.usable([given]), NOW)
+    assert read.signer == "ec-p256"
+    (found,) = anchor_files.read_folder(folder)
+    assert (found.anchors, "PRIVATE key" in found.refused[0]) == ((), True)
 
 
 @signed

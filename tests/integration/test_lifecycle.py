@@ -216,6 +216,8 @@ async def test_a_broken_policy_costs_its_appraisals_and_nothing_else(verifier, s
     result = await appraisal
     assert max(waits) < 0.4
     assert result["ear_status"] == "none"
+    async with verifier.http.get(f"{verifier.url}/metrics") as response:
+        assert 'touchstone_policy_failures_total{policy="broken@1"}' in await response.text()
     for name, submod in result["submods"].items():
         assert set(submod["ear_trustworthiness_vector"].values()) == {-1}, name
         assert "policy.failed" in {r["code"] for r in submod["ear_verifier_claims"].get("reasons", ())}

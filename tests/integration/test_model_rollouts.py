@@ -366,7 +366,9 @@ async def test_a_blocked_revision_is_blocked_for_who_has_it_alone(verifier, newe
     await upgrade(verifier, one, newer, new)
     await verifier.attest(one)
     await verifier.attest(other)
-    status, _ = await post(verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": new})
+    status, _ = await post(
+        verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": new, "anyway": True}
+    )
     assert status == 201
     await rejudged(verifier)
     assert vector(await newest(verifier, one)) == {"file-system": 96, "executables": 96}
@@ -376,7 +378,7 @@ async def test_a_blocked_revision_is_blocked_for_who_has_it_alone(verifier, newe
 async def test_a_blocked_value_is_not_rolled_out(verifier, newer: Path) -> None:
     """It is said how the block is lifted."""
     new = await mint(verifier, newer)
-    await post(verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": new})
+    await post(verifier, "/api/v1/policies/blocks", {**WHY, "kind": "digest", "value": new, "anyway": True})
     status, body = await step(verifier, "start", to=new)
     assert (status, "--lift" in body["detail"]) == (409, True)
 

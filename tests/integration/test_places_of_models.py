@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from attester.errors import WeightsError
 from attester.weights.folder import open_folder
+from attester.weights.select import kernel
 from attester.weights.stores import parse_ollama, shard_of
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
@@ -343,3 +344,47 @@ def test_a_document_measured_again_is_the_same(tmp_path):
     assert (
         measure(tmp_path).digest == measure(Path(shutil.copytree(tmp_path, tmp_path.parent / "again"))).digest
     )
+
+
+@pytest.fixture
+def quick_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verifier.commands.challenges.best_device", lambda: "cpu")
+    monkeypatch.setattr("verifier.commands.challenges.kernel", lambda **_: kernel("numpy"))
+
+
+@pytest.mark.usefixtures("quick_kernel")
+def test_reads_of_pickles_are_minted_and_walks_are_not(tmp_path):
+    """Minting follows what was measured: files without tensors have reads alone."""
+    folder, home = tmp_path / "m", tmp_path / "v"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"PK pickle")
+    CliRunner().invoke(main, ["verifier", "init", "--home", str(home)])
+    done = run(folder, "--home", str(home), as_json=False)
+    assert done.exit_code == 0, done.output
+    assert mint(folder, home, "--reads", "2").exit_code == 0
+    refusal = mint(folder, home, "--walks", "1")
+    assert (refusal.exit_code, "pickles, which cannot be walked" in refusal.output) == (1, True), (
+        refusal.output
+    )
+
+
+@pytest.mark.usefixtures("quick_kernel")
+def test_minting_leaves_out_what_measuring_left_out(tmp_path):
+    """`challenges mint` and `keep` follow the same selection; junk and cards make no difference to them."""
+    folder, home = tmp_path / "m", tmp_path / "v"
+    weights(folder / "model.safetensors")
+    weights(folder / "model.fp16.safetensors", of=2.0)
+    CliRunner().invoke(main, ["verifier", "init", "--home", str(home)])
+    assert run(folder, "--exclude", "*.fp16.*", "--home", str(home), as_json=False).exit_code == 0
+    (folder / "other.fp16.safetensors").write_bytes(b"x")
+    (folder / "CARD.md").write_text("card")
+    (folder / "x.lock").write_text("")
+    done = mint(folder, home, "--reads", "2", "--walks", "2")
+    assert done.exit_code == 0, done.output
+    (folder / "extra.json").write_text("{}")
+    assert "extra.json is not in the reference value" in mint(folder, home, "--reads", "1").output
+
+
+def mint(folder: Path, home: Path, *counts: str) -> Result:
+    command = ["challenges", "mint", "--model", MODEL, "--dir", str(folder), "--home", str(home), *counts]
+    return CliRunner().invoke(main, command)

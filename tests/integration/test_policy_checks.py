@@ -181,7 +181,7 @@ def test_coverage_is_shown_by_file(repository: Path) -> None:
     assert done.exit_code == 1
     assert [line for line in lines(done) if ".rego" in line][-2:] == [
         "a.rego                     33.3 % of 6 lines, not 5-6, 14-15",
-        "lib/kinds.rego          100.0 % of 1 lines",
+        "lib/kinds.rego            100.0 % of 1 lines",
     ]
     assert lines(done)[-2:] == ["At least 99.5 % are asked for.", ASKED]
 

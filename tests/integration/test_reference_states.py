@@ -332,6 +332,7 @@ async def test_commands_say_what_happened_and_what_to_do_next(verifier, newer: P
     assert (done.status, "Missing option '--reason'" in done.said) == (2, True)
     done = await run(verifier, "import-corim", file, "--reason", "the new release")
     assert "Another value stays in force for this model, unchanged" in done.said
+    assert f"reference rollout start {MODEL} --to {value.digest[:12]}" in done.said
     assert f"reference activate {value.digest[:12]}" in done.said
     done = await run(verifier, "activate", value.digest, "--reason", "go")
     assert f"is in force for {MODEL}, as corim signed by home" in done.said
@@ -387,6 +388,27 @@ async def test_an_anchor_is_noticed_without_a_restart(verifier) -> None:
     assert (await add(verifier, data, CORIM))[0] == 201
     anchor.unlink()
     assert (await add(verifier, data, CORIM))[0] == 422
+
+
+async def test_a_private_key_that_is_named_is_used_with_a_warning(verifier, tmp_path: Path) -> None:
+    """Its public half, for this import; a file with nothing that can be used ends it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    path, file = tmp_path / "mine.pem", tmp_path / "value.corim"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    file.write_bytes(corim.sign(profile.from_document(OTHER), PrivateKey(key), signer="them"))
+    done = await run(verifier, "import-corim", file, "--anchor", path, "--reason", "x")
+    assert (done.status, "has a PRIVATE key. Only its public half" in done.said) == (0, True)
+    assert "signed by mine" in done.said
+    path.write_text("no key")
+    done = await run(verifier, "import-corim", file, "--anchor", path, "--reason", "x")
+    assert (done.status, "mine.pem must be a public key in PEM or JWK, or a certificate" in done.said) == (
+        1,
+        True,
+    )
 
 
 async def test_a_bad_anchor_is_named_and_the_others_count(verifier, tmp_path: Path) -> None:

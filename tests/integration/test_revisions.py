@@ -23,6 +23,7 @@ from tests.integration.revisions import (
     reasons,
     resaved,
     say,
+    step,
     upgrade,
     vector,
 )
@@ -347,3 +348,27 @@ async def test_a_wrong_answer_within_the_grace_is_still_wrong(verifier, newer: P
     result = await verifier.attest(node)
     assert vector(result)["executables"] == 96
     assert "weights.walk.wrong" in reasons(result)
+
+
+async def test_an_old_word_does_not_count_against_newer_evidence(verifier, newer: Path) -> None:
+    """Between two roll-outs nobody asks and nobody says; what a node showed last is what it has."""
+    old, new, node = (
+        await in_force(verifier),
+        await mint(verifier, newer, reads=60, walks=60),
+        await verifier.enrol(),
+    )
+    await begin(verifier, new)
+    await upgrade(verifier, node, newer, new)
+    await verifier.attest(node)
+    await step(verifier, "finish", grace_s=0)
+    third = resaved(verifier.model_folder, newer.parent / "third", byte=-39)
+    last = await mint(verifier, third, replace=True)
+    verifier.clock.forward(60)
+    node.folder = third
+    await verifier.attest(node)
+    assert compared_with(await newest(verifier, node)) == last
+    await begin(verifier, new)
+    verifier.clock.forward(60)
+    result = await verifier.attest(node)
+    assert (result["ear_status"], compared_with(result), old != last) == ("affirming", last, True)
+    assert await verifier.rows("SELECT * FROM incidents") == []

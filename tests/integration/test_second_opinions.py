@@ -6,10 +6,10 @@ import asyncio
 import dataclasses
 import importlib.util
 import json
+import shutil
 import stat
 import sys
 import time
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,24 @@ def test_policy_test_asks_a_second_engine(monkeypatch) -> None:
     monkeypatch.setattr(samples, "of_words", lambda *_: iter(()))
     done = CliRunner().invoke(commands, ["test", str(default_policy()), "--second", "regopy"])
     assert done.exit_code == 0, done.output
+    assert "NOTE: regopy could not run the tests" in done.output
     assert "Asked regopy too, about 3 inputs: 0 differ." in done.output
+
+
+@needs_opa
+def test_tests_are_run_in_the_second_engine_too(tmp_path, opa, monkeypatch) -> None:
+    """A test that passes here alone is named, and the command ends with 1."""
+    few = samples.of_types()[:1]
+    monkeypatch.setattr(samples, "of_types", lambda: few)
+    monkeypatch.setattr(samples, "of_words", lambda *_: iter(()))
+    folder = tmp_path / "bundle"
+    shutil.copytree(default_policy(), folder)
+    text = 'package other_test\n\ntest_absent if not startswith(input.absent, "a")\n\ntest_plain if 1 == 1\n'
+    (folder / "other_test.rego").write_text(text)
+    done = CliRunner().invoke(commands, ["test", str(folder), "--second", "opa", "--opa", str(opa)])
+    assert "DIFFERS  data.other_test.test_absent passes here, and not in opa" in done.output
+    assert "Ran 38 tests in opa too: 1 differ." in done.output
+    assert done.exit_code == 1
 
 
 def test_opa_needs_its_path() -> None:
@@ -285,18 +302,22 @@ async def test_a_missing_engine_costs_a_line_in_the_log(verifier) -> None:
     assert [(o["asked"], o["unanswered"]) for o in body["opinions"]] == [(0, 1)]
 
 
-async def test_it_rests_nine_times_as_long_as_it_took(verifier, tmp_path) -> None:
+async def test_it_rests_nine_times_as_long_as_it_took(verifier) -> None:
     """So it costs a tenth of a processor at most."""
-    path = executable(tmp_path, "#!/bin/sh\ncat > /dev/null\nprintf '{}'\n")
-    second = SecondOpinions(verifier.service, draw=lambda: 0.0)
-    second._settings = SecondOpinionConfig(engine="opa", opa=str(path), share=1.0)
-    second.offer(await verifier.policy(), GIVEN, {})
-    ticks = chain((5.0,), repeat(7.0))
-    clock = dataclasses.replace(verifier.service.clock, monotonic=lambda: next(ticks))
-    second._service = dataclasses.replace(verifier.service, clock=clock)
-    rest_s = await second.ask_next()
-    await second._close()
-    assert rest_s == 18.0
+    now_s = [5.0]
+
+    class Slow:
+        async def ask(self, _: bytes) -> bytes:
+            now_s[0] += 2
+            return b"{}"
+
+    clock = dataclasses.replace(verifier.service.clock, monotonic=lambda: now_s[0])
+    second = SecondOpinions(dataclasses.replace(verifier.service, clock=clock), draw=lambda: 0.0)
+    second._settings = SecondOpinionConfig(engine="regopy", share=1.0)
+    bundle = await verifier.policy()
+    second._engine = (bundle.digest, Slow())
+    second.offer(bundle, GIVEN, {})
+    assert await second.ask_next() == 18.0
 
 
 def test_opa_without_a_path_is_refused_in_the_settings() -> None:

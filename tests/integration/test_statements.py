@@ -11,6 +11,7 @@ import pytest
 
 from fixtures.credentials import bearer
 from fixtures.router_identities import identity
+from tests.integration.revisions import begin, mint, resaved, upgrade
 from verifier.roles import Role
 from verifier.service import sweep
 from verifier.service.calls import CALL_SCHEDULER
@@ -21,6 +22,8 @@ RARE = (
     "FROM nodes n WHERE n.state != 'retired' ORDER BY n.id",
     # Twice a minute, for how long the challenges will last.
     "SELECT operator, models, hardware_class, count(*)",
+    # Once a day for each value that is minted.
+    "INSERT INTO batches",
 )
 SMALL = {
     # Tables that have a few rows whatever the fleet is.
@@ -52,7 +55,7 @@ def statements(monkeypatch) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 async def hot_paths(verifier) -> None:
-    """What happens all the time: attesting both ways, calls, events, lists, the sweep."""
+    """What happens all the time: attesting both ways, also in a roll-out, calls, events, lists, the sweep."""
     node = await verifier.enrol()
     await verifier.attest(node)
     client = verifier.client(node)
@@ -87,6 +90,11 @@ async def hot_paths(verifier) -> None:
     for path in ("nodes", "results", f"nodes/{node.id}", "incidents?open=1"):
         async with verifier.stranger.get(f"{verifier.url}/api/v1/{path}", headers=operator) as response:
             assert response.status == 200, path
+    newer = resaved(verifier.model_folder, verifier.home.path / "newer")
+    new = await mint(verifier, newer)
+    await begin(verifier, new)
+    await upgrade(verifier, node, newer, new)
+    await verifier.attest(node)
     caller = verifier.app[CALL_SCHEDULER]
     await caller.refresh()
     for node_id in caller.plan.moments():

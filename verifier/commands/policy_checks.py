@@ -15,7 +15,7 @@ import msgspec
 
 from verifier.commands import questions, second_opinion
 from verifier.commands.common import errors, json_option, write_file
-from verifier.commands.second_opinion import opa_option, second_option
+from verifier.commands.second_opinion import NO_TESTS, TestsAgain, opa_option, second_option
 from verifier.errors import BundleError, PolicyError
 from verifier.policy import admission, second_engines, testing
 from verifier.policy import bundle as bundles
@@ -169,8 +169,11 @@ def run_tests(
         report = asyncio.run(testing.run(bundle, pattern))
         if not report.tests or pattern:
             return _Tested(report)
-        compared = None if second is None else second_opinion.ask(bundle, second, opa)
-        return _Tested(report, questions.ask(bundle), compared)
+        answers = questions.ask(bundle)
+        if second is None:
+            return _Tested(report, answers)
+        again = second_opinion.ask_tests(bundle, report, second, opa)
+        return _Tested(report, answers, second_opinion.ask(bundle, second, opa), again)
 
     results: list[tuple[Path, bool]] = []
     reports: list[tuple[Bundle, TestReport]] = []
@@ -207,12 +210,14 @@ class _Tested:
     """To every sample; `None` if it was not asked, because only some tests were."""
     compared: Comparison | None = None
     """With a second engine, if one was asked."""
+    again: TestsAgain = NO_TESTS
+    """The tests in that engine."""
 
     def passes(self, min_coverage: float) -> bool:
         """Whether everything is as it should be."""
         report = self.report
         fails = report.failed or (self.answers is not None and self.answers.failure is not None)
-        differs = self.compared is not None and self.compared.differing > 0
+        differs = self.again.differing or (self.compared is not None and self.compared.differing > 0)
         return bool(report.tests) and not fails and not differs and report.coverage >= min_coverage
 
     def show(self, second: str | None, min_coverage: float) -> None:
@@ -222,6 +227,7 @@ class _Tested:
         if self.answers is not None:
             questions.show(self.answers)
         if self.compared is not None and second is not None:
+            second_opinion.show_tests(second, self.again)
             second_opinion.show(second, self.compared)
 
     def to_wire(self) -> dict[str, Any]:
@@ -235,6 +241,7 @@ class _Tested:
             wire |= {"asked": self.answers.asked, "failure": None if failure is None else str(failure)}
         if self.compared is not None:
             wire |= {"compared": self.compared.asked, "differing": self.compared.differing}
+            wire |= {"tests_compared": self.again.ran, "tests_differing": self.again.differing}
         return wire
 
 

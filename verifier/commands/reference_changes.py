@@ -141,7 +141,11 @@ def _explain(added: Added, provenance: Provenance, home: Path) -> None:
         click.echo(f"  {added.in_force[:12]}, " + _differences(added.differs))
         for line in _files(added.differs):
             click.echo(f"    {line}")
-        click.echo("To compare all values, and to put this one in force:")
+        click.echo("To have both valid while nodes go from one to the other:")
+        click.echo(
+            f"  touchstone reference rollout start {added.model} --to {added.digest[:12]} --reason … --home {home}"
+        )
+        click.echo("To compare all values, and to put this one in force at once:")
         click.echo(f"  touchstone reference conflicts --home {home}")
     click.echo(f"  touchstone reference activate {added.digest[:12]} --reason … --home {home}")
 

@@ -246,9 +246,10 @@ def _shadow_report(name: str | None, home: Path, *, as_json: bool) -> None:
         click.echo(f"    from  {verdict_text(before)}")
         click.echo(f"    to    {verdict_text(after)}")
     click.echo(
-        f"{found['differing']} of {found['appraised']} appraisals would differ. "
-        f"The policy failed on {found['failed']}, and {found['skipped']} were skipped."
+        f"{found['differing']} of {found['appraised']} appraisals would differ, and {found['skipped']} were skipped."
     )
+    if found["failed"]:
+        click.echo(f"FAIL  The policy gave no valid outcome for {found['failed']} of them.")
 
 
 @policy.command()

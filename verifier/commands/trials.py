@@ -6,6 +6,7 @@ import click
 
 from verifier.changes import SubmodVerdict
 from verifier.commands import questions
+from verifier.schemes.findings import to_printable
 from verifier.trial import TrialReport
 
 
@@ -34,6 +35,7 @@ def show_report(report: TrialReport) -> None:
     if report.failures:
         click.echo(
             f"FAIL  The policy gave no valid outcome for {report.failures} of them: their results would be none, −1."
+            f" The first time: {to_printable(report.first_failure or '', 500)}."
             + (" The remaining recordings were not tried." if report.gave_up else "")
         )
 

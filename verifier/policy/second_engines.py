@@ -7,10 +7,11 @@ Each judges the same bundle and the same input.  Neither decides anything (`veri
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,9 +19,9 @@ import msgspec
 
 from verifier.errors import NoOutcomeError, PolicyError
 from verifier.policy.bundle import Bundle
-from verifier.policy.engine import START_TIMEOUT_S, Limits, opened
-from verifier.policy.process import run_task
-from verifier.policy.worker import MAX_FRAME, RULE
+from verifier.policy.engine import START_TIMEOUT_S, Limits, decode, opened
+from verifier.policy.process import MEMORY_BYTES, Evaluation, Worker, run_task, setup_of
+from verifier.policy.worker import MAX_FRAME, NOTHING, RULE
 
 REGOPY: Final = "regopy"
 OPA: Final = "opa"
@@ -28,6 +29,9 @@ NAMES: Final = (REGOPY, OPA)
 """The engines that there are."""
 TIMEOUT_S: Final = 5.0
 """For one evaluation: both are slower than the engine."""
+_TESTS_FILE: Final = "second opinion.rego"
+"""No file of a bundle can have this name."""
+_TESTS_PACKAGE: Final = "second_opinion_on_tests"
 _PROCESSES: Final = 2
 """Processes of OPA at a time."""
 
@@ -71,9 +75,55 @@ async def open_engine(name: str, bundle: Bundle, opa: Path | None = None) -> Asy
         return
     check(name, opa)
     assert opa is not None
+    with _written(bundle) as folder:
+        yield _Executable(opa, folder)
+
+
+async def passing_tests(
+    name: str, bundle: Bundle, tests: Iterable[str], opa: Path | None = None
+) -> frozenset[str]:
+    """
+    Which of a bundle's *tests* are true in the engine *name*.
+
+    Args:
+        tests: Paths of rules, such as ``data.touchstone_test.test_a``.
+
+    Raises:
+        PolicyError: the engine cannot be used, or an error ends its evaluation.
+    """
+    check(name, opa)
+    lines = [f'passing["{test}"] if {test} == true' for test in tests]
+    module = (_TESTS_FILE, "\n\n".join([f"package {_TESTS_PACKAGE}", *lines, ""]))
+    whole = dataclasses.replace(bundle, modules=(*bundle.modules, *bundle.tests, module), tests=())
+    rule = f"data.{_TESTS_PACKAGE}.passing"
+    if name == REGOPY:
+        answer = await _ask_once(whole, rule)
+    else:
+        assert opa is not None
+        with _written(whole) as folder:
+            answer = await _Executable(opa, folder, rule).ask(NOTHING.encode())
+    found = decode(answer)
+    return frozenset(found) if isinstance(found, dict) else frozenset()
+
+
+async def _ask_once(bundle: Bundle, rule: str) -> bytes:
+    """Ask rego-cpp for a rule, in a process of its own."""
+    worker = await Worker.start("second")
+    try:
+        await worker.ask({**setup_of("second", bundle, MEMORY_BYTES), "rule": rule}, START_TIMEOUT_S)
+        evaluation = Evaluation(NOTHING.encode())
+        await worker.evaluate([evaluation], START_TIMEOUT_S)
+        return await evaluation.outcome
+    finally:
+        await worker.stop()
+
+
+@contextmanager
+def _written(bundle: Bundle) -> Iterator[Path]:
+    """A folder with the bundle, until the context ends."""
     with tempfile.TemporaryDirectory(prefix="touchstone-opa-") as folder:
         _write(bundle, Path(folder))
-        yield _Executable(opa, Path(folder))
+        yield Path(folder)
 
 
 def _write(bundle: Bundle, folder: Path) -> None:
@@ -86,9 +136,9 @@ def _write(bundle: Bundle, folder: Path) -> None:
 class _Executable:
     """``opa eval``, once for each input."""
 
-    def __init__(self, opa: Path, folder: Path) -> None:
+    def __init__(self, opa: Path, folder: Path, rule: str = RULE) -> None:
         self._command = (
-            str(opa), "eval", "--format", "json", "--data", str(folder), "--stdin-input", RULE
+            str(opa), "eval", "--format", "json", "--data", str(folder), "--stdin-input", rule
         )  # fmt: skip
         self._places = asyncio.Semaphore(_PROCESSES)
 

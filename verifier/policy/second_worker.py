@@ -46,7 +46,7 @@ def _evaluate(interpreter: Any, setup: Mapping[str, Any], source: BinaryIO, sink
     for name, text in setup["modules"]:
         interpreter.add_module(name, text)
     interpreter.add_data_json(setup["data"])
-    compiled = interpreter.build(RULE)
+    compiled = interpreter.build(setup.get("rule", RULE))
     send(sink, b"{}")
     while (count := receive(source)) is not None:
         for _ in range(int.from_bytes(count, "little")):

@@ -53,6 +53,7 @@ _OFFLOAD_BYTES: Final = 32 * 1024
 
 _log = structlog.get_logger("verifier")
 _appraised = Counter("touchstone_appraisals_total", "Appraisals, by status.", ["status"])
+_failed = Counter("touchstone_policy_failures_total", "Appraisals without an outcome, by policy.", ["policy"])
 
 
 class Answer(Struct, frozen=True):
@@ -317,6 +318,7 @@ class Appraiser:
             return appraisal.read_outcome(outcome, checked.submods)
         except PolicyError as error:
             self._second.offer(bundle, policy_input, error)
+            _failed.labels(f"{bundle.manifest.name}@{bundle.manifest.version}").inc()
             _log.error("the policy failed", policy=bundle.id, error=str(error))
             return appraisal.malfunction(checked.submods)
 

@@ -11,6 +11,7 @@ revoked.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -135,6 +136,7 @@ class Rejudger:
             async with service.db.scan() as tx:
                 page = await appraisals.outdated(tx, rollout.generation, now_ms, after, _PAGE)
             if not page:
+                _log_failures(reappraisers)
                 return changed
             after = page[-1].node_id
             changed += await self._judge_page(page, _Round(rollout, now_ms, reappraisers))
@@ -259,6 +261,18 @@ class Rejudger:
                 bundle, partial(service.engine.ask, bundle), StoredLookup(service.db, service.inputs)
             )
         return reappraisers[bundle.digest]
+
+
+def _log_failures(reappraisers: Mapping[str, Reappraiser]) -> None:
+    """Log that a policy failed on live results, once for each policy: its nodes have no conclusion now."""
+    for reappraiser in reappraisers.values():
+        if reappraiser.failures:
+            _log.error(
+                "the policy failed",
+                policy=reappraiser.bundle.id,
+                error=reappraiser.first_failure,
+                results=reappraiser.failures,
+            )
 
 
 async def _replace(tx: Tx, replacement: _Replacement, now_ms: int) -> None:

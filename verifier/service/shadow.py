@@ -66,6 +66,8 @@ class ShadowAppraiser:
         differences = changes.compare(recorded_verdicts(head), after)
         skipped = self._skipped.pop(policy, 0)
         failed = reappraiser.failures > failures
+        if failed and not failures:
+            _log.warning("the shadow policy failed", policy=policy, error=reappraiser.first_failure)
         await service.db.write(
             lambda tx: shadows.count(tx, policy, head, differences, failed=failed, skipped=skipped),
             of=f"shadow {policy}",

@@ -41,13 +41,24 @@ class _Claims(Struct, frozen=True):
         """The digest of the reference value."""
         return None if self.compared is None else self.compared.reference
 
+    @property
+    def shown(self) -> str | None:
+        """The same, if the files are those of the value."""
+        value = self.vector.get("file-system")
+        is_shown = value is not None and tier_of(value) in (Tier.AFFIRMING, Tier.WARNING)
+        return self.reference if is_shown else None
+
 
 class _Result(Struct, frozen=True):
     submods: dict[str, _Claims]
 
 
 _RESULT: Final = msgspec.json.Decoder(_Result)
-_NEWEST: Final = "SELECT claims FROM appraisals WHERE node_id = ? AND public = 1 ORDER BY seq DESC LIMIT 1"
+_NEWEST: Final = (
+    "SELECT a.claims, coalesce(s.issued_ms, a.issued_ms) AS asked_ms FROM appraisals a"
+    " LEFT JOIN sessions s ON s.id = a.session_id WHERE a.node_id = ? AND a.public = 1 ORDER BY a.seq DESC LIMIT 1"
+)
+"""The newest result of a node, and when its session was issued."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +80,23 @@ async def of_node(tx: Tx, node_id: str, models: Collection[str]) -> dict[str, st
     """
     Give the digest of the revision that a node has, by model.
 
-    If nothing is known, it is what the node's newest result was compared with; a model without either is left out.
+    It is what it has said, or what its newest result shows, whichever is newer; a model without either is left out.
     """
-    rows = await tx.all("SELECT model, digest FROM node_revisions WHERE node_id = ?", node_id)
-    found = {row["model"]: str(row["digest"]) for row in rows if row["model"] in models}
-    if len(found) < len(models):
-        newest = await tx.one(_NEWEST, node_id)
-        compared = {} if newest is None else compared_with(newest["claims"])
-        for model in models:
-            if model not in found and (digest := compared.get(model_submod(model))) is not None:
-                found[model] = digest
+    rows = {
+        row["model"]: row
+        for row in await tx.all("SELECT model, digest, at_ms FROM node_revisions WHERE node_id = ?", node_id)
+    }
+    newest = await tx.one(_NEWEST, node_id)
+    submods = {} if newest is None else _RESULT.decode(newest["claims"]).submods
+    found = {}
+    for model in models:
+        row, submod = rows.get(model), submods.get(model_submod(model))
+        shown = None if submod is None else submod.shown
+        # What was said counts until evidence of a later session shows another one.
+        if row is not None and (shown is None or newest is None or row["at_ms"] > newest["asked_ms"]):
+            shown = row["digest"]
+        if shown is not None:
+            found[model] = str(shown)
     return found
 
 
@@ -204,8 +222,10 @@ class FleetNode:
 
 
 _FLEET: Final = (
-    "SELECT n.id, n.models, a.claims, a.issued_ms, r.digest, r.said, r.at_ms FROM nodes n"
-    " LEFT JOIN appraisals a ON a.seq = (SELECT max(b.seq) FROM appraisals b WHERE b.node_id = n.id AND b.public = 1)"
+    "SELECT n.id, n.models, a.claims, coalesce(s.issued_ms, a.issued_ms) AS asked_ms, r.digest, r.said, r.at_ms"
+    " FROM nodes n LEFT JOIN appraisals a"
+    " ON a.seq = (SELECT max(b.seq) FROM appraisals b WHERE b.node_id = n.id AND b.public = 1)"
+    " LEFT JOIN sessions s ON s.id = a.session_id"
     " LEFT JOIN node_revisions r ON r.node_id = n.id AND r.model = ?"
     " WHERE n.state <> 'retired' AND n.id > ? ORDER BY n.id LIMIT ?"
 )
@@ -226,21 +246,14 @@ async def fleet(tx: Tx, model: str) -> list[FleetNode]:
 
 
 def _fleet_node(row: Row, model: str) -> FleetNode:
-    appraised = (
-        None if row["claims"] is None else _RESULT.decode(row["claims"]).submods.get(model_submod(model))
-    )
-    compared = None if appraised is None else appraised.reference
-    value = None if appraised is None else appraised.vector.get("file-system")
-    attested = compared if value is not None and tier_of(value) in (Tier.AFFIRMING, Tier.WARNING) else None
-    said = (
-        row["digest"]
-        if row["said"] and (row["issued_ms"] is None or row["at_ms"] > row["issued_ms"])
-        else None
-    )
+    submods = {} if row["claims"] is None else _RESULT.decode(row["claims"]).submods
+    submod = submods.get(model_submod(model))
+    attested = None if submod is None else submod.shown
+    is_newer = row["digest"] is not None and (row["asked_ms"] is None or row["at_ms"] > row["asked_ms"])
     return FleetNode(
         id=row["id"],
-        has_result=compared is not None,
+        has_result=submod is not None and submod.reference is not None,
         attested=attested,
-        said=said,
-        held=row["digest"] or compared,
+        said=row["digest"] if is_newer and row["said"] else None,
+        held=row["digest"] if is_newer or attested is None else attested,
     )

@@ -589,7 +589,7 @@ def test_a_name_that_would_be_made_twice_is_refused(tmp_path):
     put(tmp_path, "x.safetensors", shard("unet/a"))
     put(tmp_path, "y.safetensors", shard("a"))
     put(tmp_path, "unet/x.safetensors", shard("a"))
-    with pytest.raises(WeightsError, match="tensor 'a' is in"):
+    with pytest.raises(WeightsError, match="tensor 'unet/a' is in"):
         files(tmp_path)
 
 

@@ -574,12 +574,6 @@ def test_a_rule_and_a_package_of_one_name() -> None:
     ]
 
 
-def test_a_rule_and_data_of_one_name() -> None:
-    data = {**DATA, "touchstone": {"limit": 1}}
-    (finding,) = found(f"package touchstone\nlimit := 1\n{ENTRY}", data=data)
-    assert "the bundle's data have data.touchstone.limit too" in finding.sentence
-
-
 OUTCOMES = {
     "a claim": (
         '{"trust_vector": {"configuraton": 2}, "reasons": []}',
@@ -663,6 +657,14 @@ complaint(facts, "runtime.exposd") if facts.exposure == "open"
         ("claim", 5, 20),
         ("reason", 8, 36),
         ("reason", 12, 19),
+    ]
+
+
+def test_an_outcome_of_one_submodule() -> None:
+    """Given by its name."""
+    source = 'package touchstone\noutcome["gpu/0"] := {"trust_vector": {"hardwre": 2}, "reasons": []} if input.date\n'
+    assert [str(f) for f in found(source)] == [
+        "a.rego:2:41: AR4SI has no claim hardwre. Did you mean hardware? (claim)"
     ]
 
 

@@ -188,7 +188,7 @@ def test_empty_report() -> None:
     """Nothing was tried, and nothing is said of anybody."""
     assert TrialReport("p@1").to_wire() == {
         "policy": "p@1", "appraisals": 0, "unchanged": 0, "nodes": 0, "nodes_changed": 0, "better": 0,
-        "worse": 0, "other": 0, "examined": 0, "failures": 0, "gave_up": False, "samples": 0,
+        "worse": 0, "other": 0, "examined": 0, "failures": 0, "first_failure": None, "gave_up": False, "samples": 0,
         "failed_sample": None, "changes": [],
     }  # fmt: skip
 

@@ -18,8 +18,8 @@ from verifier.policy.checker.forms import of_schema
 from verifier.policy.checker.outcome import ENTRY, Contract
 from verifier.policy.checker.report import Source
 from verifier.policy.checker.scopes import Reading
-from verifier.policy.checker.shapes import ANY
-from verifier.policy.checker.world import MAX_DEPTH, Definition, Module, Path, World, read
+from verifier.policy.checker.shapes import ANY, elements, join
+from verifier.policy.checker.world import MAX_DEPTH, Definition, Path, World, read
 from verifier.policy.lint import LintFinding, ordered
 from verifier.policy.syntax import full_path
 
@@ -58,39 +58,33 @@ def check(
             result.source.error(span, "depth", _DEEP)
         found.append(result)
     rules = [module for module in found if not module.is_test]
-    _check_rules(World(rules, data), terms)
-    _check_tests(World(found, data, list(_mocked(modules, tests))))
+    readings = _check_rules(World(rules, data), terms)
+    _check_tests(World(found, data, list(_mocked(modules, tests))), readings)
     findings = [finding for module in found for finding in module.source.found]
     return ordered(findings)
 
 
-def _check_rules(world: World, terms: Terms) -> None:
+def _check_rules(world: World, terms: Terms) -> dict[Definition, Reading]:
+    """Check the rules without the tests, and return what their names mean."""
     readings: dict[Definition, Reading] = {}
     for module in world.modules:
         readings |= names.check(world, module)
     knowledge = inference.check(world, readings, of_schema(terms.input), tests_only=False)
     claims = [claim.replace("_", "-") for claim in ar4si.names()]
-    outcome.check(world, knowledge.value(ENTRY), Contract(claims, terms.reasons))
+    entries = [path for path in world.rules if path[:-1] == ENTRY]
+    values = [elements(knowledge.value(ENTRY))[1]] if ENTRY in world.rules else []
+    entry = join([*values, *(knowledge.value(path) for path in entries)])
+    outcome.check(world, entry, Contract(claims, terms.reasons))
+    return readings
 
 
-def _check_tests(world: World) -> None:
+def _check_tests(world: World, readings: dict[Definition, Reading]) -> None:
+    """Check the tests, which may give rules any input; *readings* are those of the rules."""
     conflicts.check(world)
-    readings: dict[Definition, Reading] = {}
     for module in world.modules:
         if module.is_test:
             readings |= names.check(world, module)
-    silent = {d: r for m in world.modules if not m.is_test for d, r in _silently(world, m).items()}
-    inference.check(world, {**silent, **readings}, ANY, tests_only=True)
-
-
-def _silently(world: World, module: Module) -> Mapping[Definition, Reading]:
-    """Read rules again, as tests see them: with any input."""
-    source = module.source
-    kept, source.found = source.found, {}
-    try:
-        return names.check(world, module)
-    finally:
-        source.found = kept
+    inference.check(world, readings, ANY, tests_only=True)
 
 
 def _mocked(modules: Sequence[Any], tests: frozenset[str]) -> Iterator[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verifier.policy.checker.scopes import CLOSURES, operands
-from verifier.policy.checker.world import Absent, Definition, Path, World
+from verifier.policy.checker.world import Definition, Path, World
 from verifier.policy.syntax import kind_of
 
 
@@ -65,10 +65,6 @@ def _check_path(world: World, path: Path, definitions: Sequence[Definition]) -> 
     if path in world.packages:
         _report(
             definitions[0], f"there is a package data.{'.'.join(path)} too. Give one of them another name"
-        )
-    if world.document(path) is not Absent:
-        _report(
-            definitions[0], f"the bundle's data have data.{'.'.join(path)} too. Give one of them another name"
         )
 
 

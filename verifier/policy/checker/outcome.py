@@ -24,13 +24,12 @@ class Contract:
         self.reasons = frozenset(reasons)
 
 
-def check(world: World, shape: Shape, contract: Contract) -> None:
-    """Report what the outcome certainly has wrong, where it is written."""
-    definitions = world.rules.get(ENTRY, [])
+def check(world: World, entry: Shape, contract: Contract) -> None:
+    """Report what an entry of the outcome certainly has wrong, where it is written."""
+    definitions = [d for path, found in world.rules.items() if path[: len(ENTRY)] == ENTRY for d in found]
     if not definitions:
         return
-    _, entries = elements(shape)
-    for text, rule, sentence in _findings(entries, contract):
+    for text, rule, sentence in _findings(entry, contract):
         places = list(_written(world, text)) if text is not None else []
         for definition, span in places or [(definitions[0], definitions[0].span)]:
             definition.module.source.error(span, rule, sentence)

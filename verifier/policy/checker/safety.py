@@ -28,6 +28,8 @@ from verifier.policy.checker.world import Definition
 from verifier.policy.syntax import kind_of
 
 _OPERATIONS: Final = ("Call", "ArithExpr", "BinExpr", "BoolExpr", "Membership", "UnaryExpr")
+_MAX_ROUNDS: Final = 40
+"""A query in so odd an order is not looked at any longer, and nothing is said of it."""
 _LITERALS: Final = ("Array", "Set", "Object")
 
 
@@ -72,7 +74,7 @@ class _Safety:
         safe = set(safe)
         waiting: list[tuple[Any, list[Any]]] = [(statement, []) for statement in statements]
         waiting += [(None, [term]) for term in terms]
-        while True:
+        for _ in range(_MAX_ROUNDS):
             still = []
             for item in waiting:
                 flow = self._flow(item, safe)
@@ -82,7 +84,10 @@ class _Safety:
                     still.append(item)
             if len(still) == len(waiting):
                 break
-            waiting = still
+            # The other way round, because statements may stand in the reverse of their order.
+            waiting = still[::-1]
+        else:
+            waiting = []
         for item in waiting:
             for local, node in self._flow(item, safe).needs.items():
                 if local not in safe:
@@ -96,7 +101,7 @@ class _Safety:
 
     def _tell(self, local: Local | None, node: Any) -> None:
         content = node["Var"]
-        if local in self._told and local is not None:
+        if (local in self._told and local is not None) or self._source.is_full:
             return
         self._told.add(local)
         if local is None:
