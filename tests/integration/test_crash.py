@@ -89,7 +89,7 @@ def test_acknowledged_policies_and_blocks_survive(tmp_path: Path, model_folder: 
         fleet.start_verifier()
         assert fleet.ask("policies/rollout")["active"] == bundle.id
         (block,) = fleet.ask("policies/blocks")["blocks"]
-        assert block["value"] == "GPU-1"
+        assert block["value"] == "gpu-1"
         changes = fleet.ask("policies/history")["changes"]
         assert [c["action"] for c in changes][:3] == ["block", "promote", "publish"]
     finally:

@@ -334,7 +334,7 @@ async def test_a_node_that_missed_its_call_for_want_of_a_channel_is_called_when_
 
 
 async def answer_pushed(verifier, node, call: dict[str, Any]) -> dict[str, Any]:
-    models = msgspec.convert(call["challenge"]["models"], tuple[ModelChallenge, ...])
+    models = msgspec.convert(call["challenge"].models, tuple[ModelChallenge, ...])
     return await attest(verifier, node, Session(call["session"], base64.b64decode(call["nonce"]), models))
 
 

@@ -130,7 +130,7 @@ def told(queues: dict[str, asyncio.Queue[Any]]) -> dict[str, dict[str, Any]]:
         if not queue.empty():
             call = queue.get_nowait()
             found[node_id] = {
-                model["model"]: model for model in msgspec.to_builtins(call["challenge"]["models"])
+                model["model"]: model for model in msgspec.to_builtins(call["challenge"].models)
             }
             found[node_id]["session"] = call
     return found
@@ -152,7 +152,7 @@ async def asked_rows(verifier, call: dict[str, Any]) -> int | None:
 async def answer(verifier, node: SimulatedNode, call: dict[str, Any], *, seconds: float = 0.0) -> Any:
     """Answer a call honestly, by HTTP, after some time; the result's claims."""
     (row,) = await verifier.rows("SELECT nonce FROM sessions WHERE id = ?", call["session"]["session"])
-    models = msgspec.convert(call["session"]["challenge"]["models"], list[ModelChallenge])
+    models = msgspec.convert(call["session"]["challenge"].models, list[ModelChallenge])
     session = Session(call["session"]["session"], row["nonce"], tuple(models))
     answers = await node.answer_call(
         verifier.client(node), session, wait=lambda: verifier.clock.forward(seconds)

@@ -553,6 +553,7 @@ def test_a_missing_torch_that_was_named_is_an_error(monkeypatch):
 def no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(cpu, "library", cpu.library.__wrapped__)
     monkeypatch.setattr(cpu, "c_fold", cpu.c_fold.__wrapped__)
 
 
