@@ -50,7 +50,10 @@ def policy(versions: list[str], **thresholds: int) -> Bundle:
     data = msgspec.json.decode(base.files["data.json"])
     data["approved_engines"] = {ENGINE: {"versions": versions, "weak": []}}
     data["thresholds"] |= thresholds
-    return bundles.of_files({**base.files, "data.json": msgspec.json.encode(data)})
+    # A name and a version are given once.
+    manifest = msgspec.json.decode(base.files["bundle.json"]) | {"name": f"bench-{len(versions)}-{len(thresholds)}"}
+    files = {"data.json": msgspec.json.encode(data), "bundle.json": msgspec.json.encode(manifest)}
+    return bundles.of_files({**base.files, **files})
 
 
 class Bare:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -209,7 +210,7 @@ class ModelReference:
     ignore: tuple[str, ...] = ()
     """Names and patterns of files in a folder that are not the model's (`attester.weights.patterns`)."""
 
-    @property
+    @cached_property
     def gates(self) -> frozenset[str]:
         """The files that change the model's answers: those of the table, and those whose tensors are walked."""
         return roles_of(frozenset(self.files)).gates | (self.walked & self.files.keys())

@@ -84,13 +84,12 @@ def compare(
 
 def _extra_gates(names: Sequence[str], reference: ModelReference) -> list[str]:
     """Files beyond the reference value that could change answers, and that it does not leave out."""
+    extra = [name for name in names if name not in reference.files]
+    if not extra:
+        return []
     excluded = Excluded(reference.ignore)
     roles = roles_of(frozenset(reference.files))
-    return [
-        name
-        for name in names
-        if name not in reference.files and roles.of(name) is Role.GATE and not excluded.covers_path(name)
-    ]
+    return [name for name in extra if roles.of(name) is Role.GATE and not excluded.covers_path(name)]
 
 
 def _differing_others(present: Mapping[str, File], reference: ModelReference) -> list[Finding]:
