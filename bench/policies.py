@@ -51,7 +51,9 @@ def policy(versions: list[str], **thresholds: int) -> Bundle:
     data["approved_engines"] = {ENGINE: {"versions": versions, "weak": []}}
     data["thresholds"] |= thresholds
     # A name and a version are given once.
-    manifest = msgspec.json.decode(base.files["bundle.json"]) | {"name": f"bench-{len(versions)}-{len(thresholds)}"}
+    manifest = msgspec.json.decode(base.files["bundle.json"]) | {
+        "name": f"bench-{len(versions)}-{len(thresholds)}"
+    }
     files = {"data.json": msgspec.json.encode(data), "bundle.json": msgspec.json.encode(manifest)}
     return bundles.of_files({**base.files, **files})
 

@@ -40,7 +40,7 @@ from verifier.references import measured
 from verifier.references.measured import Document
 from verifier.roles import Role
 from verifier.service.app import make_app, open_service
-from verifier.service.calls import CALL_SCHEDULER
+from verifier.service.calls import CALL_SCHEDULER, CallScheduler
 from verifier.service.clock import Clock
 from verifier.service.serve import listening
 from verifier.service.sessions import open_session, wants_for
@@ -180,6 +180,16 @@ class RunningVerifier:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def only_our_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan calls nobody by itself: the nodes of these tests hold no channel, and would miss its calls."""
+
+    async def call_nobody(_scheduler: CallScheduler) -> None:
+        pass
+
+    monkeypatch.setattr(CallScheduler, "tick", call_nobody)
 
 
 @pytest.fixture

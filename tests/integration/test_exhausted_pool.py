@@ -16,10 +16,12 @@ from fixtures.transactions import transaction
 from verifier import recording
 from verifier.reappraisal import Reappraiser
 from verifier.references.measured import read_document
-from verifier.service.calls import CALL_SCHEDULER, CallScheduler
+from verifier.service.calls import CALL_SCHEDULER
 from verifier.service.inputs import StoredLookup
 from verifier.store import references, sessions
 from verifier.store.policies import ChangeAuthor
+
+pytestmark = pytest.mark.usefixtures("only_our_calls")
 
 STORES = ("sqlite", "postgres")
 HOUR_S = 3600
@@ -33,16 +35,6 @@ def verifier_settings() -> dict[str, Any]:
         "policy": {"workers": 1},
         "pool": {"grace_s": GRACE_S},
     }
-
-
-@pytest.fixture(autouse=True)
-def only_our_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nodes hold no channel, so the plan's own calls would be missed."""
-
-    async def call_nobody(_scheduler: CallScheduler) -> None:
-        pass
-
-    monkeypatch.setattr(CallScheduler, "tick", call_nobody)
 
 
 async def empty(verifier, *kinds: str) -> None:

@@ -21,11 +21,12 @@ from verifier.challenges.demand import AlikeNodes, demand_of
 from verifier.challenges.keeping import LOW_SHARE, Keeper, KeptModels
 from verifier.challenges.minting import Minter
 from verifier.references import measured
-from verifier.service.calls import CallScheduler
 from verifier.store import model_rollouts, pool, references
 from verifier.store.database import Database, Tx
 from verifier.store.model_rollouts import ModelRollout
 from verifier.store.policies import ChangeAuthor
+
+pytestmark = pytest.mark.usefixtures("only_our_calls")
 
 ROOT = Path(__file__).parents[2]
 GROUP = 8
@@ -46,16 +47,6 @@ def verifier_settings() -> dict[str, Any]:
         "sessions": {"lifetime_s": 15, **rates},
         "policy": {"workers": 1},
     }
-
-
-@pytest.fixture(autouse=True)
-def only_our_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nodes hold no channel, so the plan's own calls would be missed."""
-
-    async def call_nobody(_scheduler: CallScheduler) -> None:
-        pass
-
-    monkeypatch.setattr(CallScheduler, "tick", call_nobody)
 
 
 @pytest.fixture(autouse=True)

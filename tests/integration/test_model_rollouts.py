@@ -35,9 +35,11 @@ from touchstone import main
 from verifier import results
 from verifier.references import measured
 from verifier.service.app import open_service
-from verifier.service.calls import CALL_SCHEDULER, CallScheduler
+from verifier.service.calls import CALL_SCHEDULER
 from verifier.service.rejudge import REJUDGER
 from verifier.store import references
+
+pytestmark = pytest.mark.usefixtures("only_our_calls")
 
 STORES = ("sqlite", "postgres")
 
@@ -46,16 +48,6 @@ STORES = ("sqlite", "postgres")
 def verifier_settings() -> dict[str, Any]:
     """Pools of thirty challenges are enough, and results last."""
     return SETTINGS
-
-
-@pytest.fixture(autouse=True)
-def only_our_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nodes hold no channel, so the plan's own calls would be missed."""
-
-    async def call_nobody(_scheduler: CallScheduler) -> None:
-        pass
-
-    monkeypatch.setattr(CallScheduler, "tick", call_nobody)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from structlog.testing import capture_logs
 from attester.errors import VerifierError
 from fixtures.simulator import MODEL, SimulatedNode
 from fixtures.transactions import transaction
-from verifier.service.calls import CallScheduler
 from verifier.service.pools import HourlyCounts
+
+pytestmark = pytest.mark.usefixtures("only_our_calls")
 
 SESSIONS = {"announced_per_hour": 4, "announced_per_operator": 6, "per_node_per_minute": 1000}
 
@@ -26,16 +27,6 @@ def verifier_settings() -> dict[str, Any]:
         "sessions": SESSIONS,
         "pool": {"reserve_hours": 0.0, "low_water": 5, "low_hours": 1.0},
     }
-
-
-@pytest.fixture(autouse=True)
-def only_our_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nodes hold no channel, so the plan's own calls would be missed."""
-
-    async def call_nobody(_scheduler: CallScheduler) -> None:
-        pass
-
-    monkeypatch.setattr(CallScheduler, "tick", call_nobody)
 
 
 async def announce(verifier, node: SimulatedNode) -> None:

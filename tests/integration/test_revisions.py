@@ -29,8 +29,9 @@ from tests.integration.revisions import (
 )
 from verifier.roles import Role
 from verifier.schemes.context import Channel
-from verifier.service.calls import CallScheduler
 from verifier.store import revisions
+
+pytestmark = pytest.mark.usefixtures("only_our_calls")
 
 STORES = ("sqlite", "postgres")
 
@@ -39,16 +40,6 @@ STORES = ("sqlite", "postgres")
 def verifier_settings() -> dict[str, Any]:
     """Pools of thirty challenges are enough, and results last."""
     return SETTINGS
-
-
-@pytest.fixture(autouse=True)
-def only_our_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nodes hold no channel, so the plan's own calls would be missed."""
-
-    async def call_nobody(_scheduler: CallScheduler) -> None:
-        pass
-
-    monkeypatch.setattr(CallScheduler, "tick", call_nobody)
 
 
 @pytest.fixture
