@@ -383,16 +383,6 @@ def _load_public_key(path: Path) -> PublicKeyTypes:
     return key
 
 
-def read_anchor(path: Path) -> Anchor:
-    """
-    Read the first key or certificate of a file that may sign reference values.
-
-    Raises:
-        ConfigError: it cannot be read, or nothing in it can be used.
-    """
-    return anchor_files.read_given(path).anchors[0][1]
-
-
 def _read_key(path: Path) -> bytes:
     try:
         with open(path, "rb") as stream:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attester.cose import ED25519, ES256, PublicKey
 from attester.errors import ConfigError, COSEError, SignatureError
-from verifier import config, result_keys, results
+from verifier import anchor_files, result_keys, results
 from verifier.errors import ResultError
 from verifier.references.anchors import Anchor, OtherKey, kind_of
 from verifier.result_keys import VerifyingKey
@@ -93,7 +93,7 @@ def test_every_ed25519_key_is_a_key_of_ours(samples: Path, tmp_path: Path) -> No
 def anchor(folder: Path, jwk: Any) -> Anchor:
     path = folder / "anchor.jwk"
     path.write_text(json.dumps(jwk))
-    return config.read_anchor(path)
+    return anchor_files.read_given(path).anchors[0][1]
 
 
 def keys_of(group: dict[str, Any]) -> list[dict[str, Any]]:

@@ -271,18 +271,6 @@ class InputLoader:
         files = (await self._load_by_digest(tx, digest)).files
         return [other for other in others if (await self._load_by_digest(tx, other)).files != files]
 
-    async def load_reference_digests(
-        self, tx: Tx, node_id: str, rollout: Rollout | None = None
-    ) -> dict[str, str]:
-        """
-        By model, the digest of the reference value in force for a node.
-
-        Args:
-            rollout: The rollout, if this transaction has read it already.
-        """
-        rollout = rollout or await self.load_rollout(tx)
-        return await self._load_digests(tx, rollout, rollout.policy_for(node_id))
-
     async def load_digests_in_force(self, tx: Tx) -> dict[str, str]:
         """By model, the digest of the reference value in force for nodes under the active policy."""
         rollout = await self.load_rollout(tx)

@@ -17,7 +17,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from attester.cose import ED25519, ES256, PrivateKey, PublicKey
 from attester.errors import ConfigError
 from verifier import anchor_files, results
-from verifier.config import Home, read_anchor
+from verifier.config import Home
 from verifier.errors import ReferenceValueError
 from verifier.references import anchor_reading
 from verifier.references.anchors import Anchor, CertificateAnchor, OtherKey, kid_of, kind_of
@@ -33,7 +33,7 @@ def pem(key: Any) -> bytes:
 def read(folder: Path, data: Any, suffix: str = "jwk") -> Anchor:
     path = folder / f"anchor.{suffix}"
     path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
-    return read_anchor(path)
+    return anchor_files.read_given(path).anchors[0][1]
 
 
 @ALGORITHMS
@@ -272,7 +272,7 @@ def test_what_is_no_pem_is_refused(tmp_path: Path, data: bytes) -> None:
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
     """The reason is the system's."""
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read_anchor(tmp_path / "none.jwk")
+        anchor_files.read_given(tmp_path / "none.jwk")
 
 
 def test_anchors_of_a_home(tmp_path: Path) -> None:
