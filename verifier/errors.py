@@ -13,6 +13,7 @@ Errors of the verifier.
     │   ├── LogFormatError     a note, checkpoint, tile, bundle, proof or policy is malformed
     │   ├── LogSignatureError  no trusted key has signed it, or the signature of one does not verify
     │   ├── LogProofError      the hashes do not lead to the root: another entry, another tree, another history
+    │   ├── LogUnreadableError a log could not be read, which says nothing about what it holds
     │   └── LogQuorumError     too few of the witnesses that a policy names have cosigned a checkpoint
     └── StoreError           the database refused a change, or cannot be used (`verifier.store.database`)
         └── RecordingError   a recording is damaged, or another version wrote it
@@ -110,6 +111,12 @@ class LogProofError(LogError):
 
 class LogQuorumError(LogError):
     """Too few of the witnesses that a policy names have cosigned a checkpoint."""
+
+
+class LogUnreadableError(LogError):
+    """A log could not be read.  That says nothing about what it holds."""
+
+    code = "log.unreadable"
 
 
 class StoreError(VerifierError):
