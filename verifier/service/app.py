@@ -79,10 +79,10 @@ async def open_service(
         async with db.read() as tx:
             fence = await read_fence(tx)
         key_ring = KeyRing(home, db)
-        await key_ring.open()
+        shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
+        await key_ring.open(shared_ms)
         anchors = WatchedAnchors(home)
         anchors()
-        shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,

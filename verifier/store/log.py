@@ -8,6 +8,7 @@ nothing secret, because a log is public and never forgets.  It waits here until 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
@@ -19,6 +20,7 @@ from verifier.store.database import Row, Tx
 VERSION: Final = 1
 MAX_ENTRY: Final = 4096
 """Bytes."""
+_MAX_PARTS: Final = 2048
 _MAX_TEXT: Final = 512
 """Bytes of a text that a person wrote, as JSON."""
 
@@ -93,6 +95,14 @@ def clip(text: str) -> str:
     while len(msgspec.json.encode(kept)) > _MAX_TEXT - 3:
         kept = kept[: len(kept) * 9 // 10]
     return kept + "…"
+
+
+def bounded(name: str, members: Mapping[str, str]) -> dict[str, Value]:
+    """Give a member with many parts, or its SHA-256 as ``NAME_sha256`` if an entry has no room for it."""
+    data = _encoder.encode(members)
+    if len(data) <= _MAX_PARTS:
+        return {name: members}
+    return {f"{name}_sha256": hashlib.sha256(data).hexdigest()}
 
 
 async def pending(tx: Tx, limit: int) -> list[Row]:
