@@ -105,6 +105,45 @@ def bounded(name: str, members: Mapping[str, str]) -> dict[str, Value]:
     return {f"{name}_sha256": hashlib.sha256(data).hexdigest()}
 
 
-async def pending(tx: Tx, limit: int) -> list[Row]:
-    """Give the oldest entries that wait for their place, up to *limit*."""
-    return await tx.all("SELECT seq, kind, subject, entry FROM log_pending ORDER BY seq LIMIT ?", limit)
+async def is_waiting(tx: Tx) -> bool:
+    """Whether an entry waits for its place."""
+    return await tx.one("SELECT 1 AS one FROM log_pending LIMIT 1") is not None
+
+
+async def count_waiting(tx: Tx) -> int:
+    """How many entries wait for their place."""
+    row = await tx.one("SELECT count(*) AS n FROM log_pending")
+    assert row is not None
+    return int(row["n"])
+
+
+async def is_pending(tx: Tx, kind: str, subject: str) -> bool:
+    """Whether an entry about this waits for its place.  Only few entries wait."""
+    found = await tx.one(
+        "SELECT 1 AS one FROM log_pending WHERE kind = ? AND subject = ? LIMIT 1", kind, subject
+    )
+    return found is not None
+
+
+async def take(tx: Tx, limit: int) -> list[Row]:
+    """
+    Take the oldest entries that wait, up to *limit*, in their order.
+
+    One statement takes and gives them: what is committed beside it stays for the next time.
+    """
+    rows = await tx.all(
+        "DELETE FROM log_pending WHERE seq IN (SELECT seq FROM log_pending ORDER BY seq LIMIT ?)"
+        " RETURNING seq, kind, subject, entry",
+        limit,
+    )
+    return sorted(rows, key=lambda row: row["seq"])
+
+
+async def take_about(tx: Tx, kind: str, subject: str) -> list[Row]:
+    """Take the entries that wait and are about this."""
+    rows = await tx.all(
+        "DELETE FROM log_pending WHERE kind = ? AND subject = ? RETURNING seq, kind, subject, entry",
+        kind,
+        subject,
+    )
+    return sorted(rows, key=lambda row: row["seq"])
