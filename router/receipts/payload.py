@@ -10,7 +10,7 @@ The members of each struct stand in the order of their names: so the encoder nee
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -31,12 +31,6 @@ _SAFE: Final = (1 << 53) - 1
 Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[\x20-\x7e]+\Z")]
 Count = Annotated[int, Meta(ge=0, le=_SAFE)]
-
-FrontReceipt: TypeAlias = dict[
-    Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z0-9_]+\Z")],
-    bool | Count | Annotated[str, Meta(max_length=2048, pattern=r"^[\x20-\x7e]*\Z")],
-]
-"""What a node's front has signed of its answer, as it came: the router verifies nothing of it."""
 
 
 class _Part(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -74,9 +68,10 @@ class Node(_Part, frozen=True, kw_only=True):
     assurance: Text | UnsetType = UNSET
     """Of the model, by the result."""
     id: Text
-    receipt: FrontReceipt | UnsetType = UNSET
     reference: Hex32 | UnsetType = UNSET
     """The reference value that the node's weights were compared with."""
+    request: Id | UnsetType = UNSET
+    """By which the node knows this request: its front signs what it answered to it."""
     result: Text | UnsetType = UNSET
     """The ``jti`` of its attestation result."""
     result_sha256: Hex32 | UnsetType = UNSET
@@ -144,9 +139,6 @@ def encode(receipt: Receipt) -> bytes:
 
     It is fast, and right for what `decode` takes: who makes a payload makes sure of its texts.
     """
-    part = receipt.node or receipt.tried
-    if part and part.receipt:
-        return msgspec.json.encode(receipt, order="sorted")
     return _encoder.encode(receipt)
 
 
