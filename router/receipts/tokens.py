@@ -65,7 +65,9 @@ def verify(token: str, keys: Mapping[str, ReceiptKey]) -> Verified:
         raise ReceiptError(_describe_header(head, keys))
     data, signature = _bytes(body, "payload"), _bytes(tail, "signature")
     if not key.verify(signature, f"{head}.{body}".encode()):
-        raise ReceiptError("the signature is wrong: the receipt was altered, or this router has not signed it")
+        raise ReceiptError(
+            "the signature is wrong: the receipt was altered, or this router has not signed it"
+        )
     return Verified(payload.decode(data), data, key)
 
 
