@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from attester.cose import PrivateKey
 from router.config import ANYONE
 from router.receipts import payload
@@ -94,10 +96,11 @@ class ReceiptBook:
         self.key = key
         self.public = ReceiptKey(key.public)
         self.router = router
+        assert isinstance(key.native, Ed25519PrivateKey)
         self._secret = hashlib.sha256(_SECRET + key.native.private_bytes_raw()).digest()
         self._newest: Newest[KeptReceipt] = Newest(in_memory)
         self._running: dict[str, str] = {}
-        self._writes = writes
+        self.writes = writes
         self._lost = lost
         self._unwritten: Waiting[KeptReceipt] = Waiting(max_unwritten, lost, attrgetter("caller"))
         self._chains: dict[str, Chain] = {}
@@ -108,11 +111,13 @@ class ReceiptBook:
         self._max_open = max_open
         self.open = OpenBatch(1)
 
-    def begin(self, caller: str) -> str:
-        """Begin an answer to *caller*, or to a `STRANGER`; gives the id of its receipt."""
-        receipt_id = random_bytes(16).hex()
+    def new_id(self) -> str:
+        """An id for a receipt."""
+        return random_bytes(16).hex()
+
+    def begin(self, receipt_id: str, caller: str) -> None:
+        """Note that an answer to *caller* has begun."""
         self._running[receipt_id] = caller
-        return receipt_id
 
     def whose(self, receipt_id: str) -> str | None:
         """Say whose answer with this id has not ended yet; `None` if there is none."""
@@ -129,7 +134,7 @@ class ReceiptBook:
         A stranger's is kept at hand alone, for some time: strangers must not fill the store.
 
         Args:
-            receipt_id: From `begin`.
+            receipt_id: From `new_id`.
             caller: The name of the key; `STRANGER` if none is known.
             now_ms: The time.
             members: What the payload has besides the chain.
@@ -148,14 +153,14 @@ class ReceiptBook:
         batch, place = (0, 0) if caller == STRANGER else self._add_leaf(data, now_ms)
         kept = KeptReceipt(receipt_id, now_ms, caller, batch, place, data)
         self._newest.add(receipt_id, caller, kept)
-        if self._writes and caller != STRANGER:
+        if self.writes and caller != STRANGER:
             self._unwritten.add(kept)
 
     def _chain(self, caller: str) -> Chain:
         chain = self._chains.get(caller)
         if chain is None:
             key = self.pseudonym(caller)
-            chain = self._chains[caller] = self._heads.pop(key, None) or Chain(key)
+            chain = self._chains[caller] = self._heads.pop(key) if key in self._heads else Chain(key)
         return chain
 
     def pseudonym(self, caller: str) -> str:
