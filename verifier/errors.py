@@ -8,6 +8,7 @@ Errors of the verifier.
     ├── PolicyError          a policy failed: it gave no outcome, or a malformed one
     │   └── BundleError      a policy bundle is refused: the message has file, place and sentence
     ├── ReferenceValueError  a reference value or a pool of challenges cannot be used
+    ├── CanonicalError       a value has no canonical form, or bytes are not in it
     ├── PlainYAMLError       a file is not in the small part of YAML that is read: line, column and sentence
     ├── LogError             something of a transparency log must not be accepted
     │   ├── LogFormatError     a note, checkpoint, tile, bundle, proof or policy is malformed
@@ -83,6 +84,12 @@ class ReferenceValueError(VerifierError):
     """A reference value or a pool of challenges cannot be used as asked."""
 
     code = "reference.unusable"
+
+
+class CanonicalError(VerifierError):
+    """A value has no canonical form, or bytes are not in it (`verifier.canonical`)."""
+
+    code = "request.malformed"
 
 
 class PlainYAMLError(VerifierError):
