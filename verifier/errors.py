@@ -14,6 +14,7 @@ Errors of the verifier.
     │   ├── LogFormatError     a note, checkpoint, tile, bundle, proof or policy is malformed
     │   ├── LogSignatureError  no trusted key has signed it, or the signature of one does not verify
     │   ├── LogProofError      the hashes do not lead to the root: another entry, another tree, another history
+    │   ├── LogUnreadableError a log could not be read, which says nothing about what it holds
     │   ├── LogQuorumError     too few of the witnesses that a policy names have cosigned a checkpoint
     │   └── LogDivergedError   what is stored of our own log is not what we signed: it was edited, cut or forked
     └── StoreError           the database refused a change, or cannot be used (`verifier.store.database`)
@@ -132,6 +133,12 @@ class LogDivergedError(LogError):
         where = f"place {first}" if end - first == 1 else f"places {first} to {end - 1}"
         super().__init__(f"{where}: {message}")
         self.places = places
+
+
+class LogUnreadableError(LogError):
+    """A log could not be read.  That says nothing about what it holds."""
+
+    code = "log.unreadable"
 
 
 class StoreError(VerifierError):

@@ -10,7 +10,7 @@ from verifier.errors import LogFormatError
 from verifier.log.notes import COSIGNATURE_V1, VerifierKey
 
 
-class WitnessConfig(Struct, frozen=True, forbid_unknown_fields=True):
+class AskedWitness(Struct, frozen=True, forbid_unknown_fields=True):
     """One witness of the log."""
 
     url: Annotated[str, Meta(pattern=r"^https?://[^\s]+\Z", max_length=512)]
@@ -32,5 +32,5 @@ class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     origin: Annotated[str, Meta(pattern=r"^[^\s+]*\Z", max_length=256)] = ""
     """The name of the log, under which its key signs.  Default: the host of ``[service] url``, and ``/log``."""
-    witnesses: Annotated[tuple[WitnessConfig, ...], Meta(max_length=16)] = ()
+    witnesses: Annotated[tuple[AskedWitness, ...], Meta(max_length=16)] = ()
     """Who is asked to cosign each checkpoint.  One that is away stops nothing."""

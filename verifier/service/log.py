@@ -40,7 +40,9 @@ def routes() -> list[Route]:
     return [
         *found,
         access.get("/api/v1/log", state, access.LOG, "The logs, their keys, and how far they are."),
-        access.get("/api/v1/log/proof", proof, access.LOG, "The proof that an entry is in a log (tlog-proof)."),
+        access.get(
+            "/api/v1/log/proof", proof, access.LOG, "The proof that an entry is in a log (tlog-proof)."
+        ),
     ]
 
 

@@ -19,7 +19,7 @@ from verifier.log.cosignatures import verify_answer
 from verifier.log.notes import Note, Signature, VerifierKey, decode_number
 from verifier.log.tree import MAX_SIZE, consistency_nodes, consistency_proof
 from verifier.log.witnessing import AddCheckpoint
-from verifier.log_config import WitnessConfig
+from verifier.log_config import AskedWitness
 from verifier.service.duties import Duties
 from verifier.service.sequencer import PERIOD_S
 from verifier.store import log_tree
@@ -41,7 +41,7 @@ class WitnessError(Exception):
 class Witnesses:
     """The witnesses of a log, each asked about the newest checkpoint only."""
 
-    def __init__(self, db: Database, duties: Duties, asked: tuple[WitnessConfig, ...]) -> None:
+    def __init__(self, db: Database, duties: Duties, asked: tuple[AskedWitness, ...]) -> None:
         self._db = db
         self._duties = duties
         self._asked = [_Witness(config) for config in asked]
@@ -119,7 +119,7 @@ class Witnesses:
 class _Witness:
     """A witness, and what is known of it."""
 
-    def __init__(self, config: WitnessConfig) -> None:
+    def __init__(self, config: AskedWitness) -> None:
         self.key = VerifierKey.parse(config.key)
         self.url = f"{config.url.rstrip('/')}/add-checkpoint"
         self.seen: dict[str, int] = {}

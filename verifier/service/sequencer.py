@@ -35,7 +35,9 @@ BATCH: Final = 256
 
 _log = structlog.get_logger("verifier")
 _size = Gauge("touchstone_log_size", "Entries of the log that have their places.")
-_stopped = Gauge("touchstone_log_stopped", "1 if nothing is signed any more, because the log was edited, cut or forked.")
+_stopped = Gauge(
+    "touchstone_log_stopped", "1 if nothing is signed any more, because the log was edited, cut or forked."
+)
 _placed = Counter("touchstone_log_entries_total", "Entries that this process has given their places.")
 
 
