@@ -78,7 +78,7 @@ class Witnesses:
             if current is None or head is None or witness.has_cosigned(current, head):
                 return
             line = await self._cosignature(http, witness, current, head)
-            await self._db.write(lambda tx: _add(tx, current, head, witness, line), of="log")
+            await self._db.write(lambda tx: _add(tx, current, head, line), of="log")
         except (WitnessError, LogError, aiohttp.ClientError, TimeoutError, OSError) as error:
             witness.note_failure(str(error) or type(error).__name__)
         except StoreError as error:
@@ -155,7 +155,7 @@ def _size_of(data: bytes) -> int:
         raise WitnessError("its answer 409 has no size") from None
 
 
-async def _add(tx: Tx, log: Log, head: Stored, witness: _Witness, line: Signature) -> None:
+async def _add(tx: Tx, log: Log, head: Stored, line: Signature) -> None:
     """Add a cosignature to those that others gave meanwhile."""
     row = await log_tree.at_size(tx, log.number, head.size)
     if row is None or row.root != head.root:

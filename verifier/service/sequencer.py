@@ -19,7 +19,6 @@ from prometheus_client import Counter, Gauge
 from verifier.errors import LogDivergedError, LogError, StoreError
 from verifier.log.notes import Signer, VerifierKey
 from verifier.log.tiles import Tile, tile_at
-from verifier.service.clock import Clock
 from verifier.service.duties import Duties
 from verifier.store import log, log_audit, log_tree
 from verifier.store.database import Database, Tx
