@@ -6,15 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-import pytest
-
 from fixtures.transactions import transaction
 from verifier.log.checkpoints import open_checkpoint
 from verifier.log.notes import VerifierKey
 from verifier.log.proofs import LogProof
-from verifier.log.tiles import Tile, bundles_of, decode_bundle, tiles_of
-from verifier.log.tree import leaf_hash, root_of
-from verifier.service.sequencer import BATCH
 from verifier.store import log, log_tree
 from verifier.watching.auditing import audit
 from verifier.watching.sources import open_source

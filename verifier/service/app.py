@@ -28,6 +28,7 @@ from verifier.service import (
     model_rollouts,
     nodes,
     problem,
+    receipts,
     revisions,
     routers,
     second_opinions,
@@ -152,7 +153,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, log,
+        reference_resources, model_rollouts, blocks, incident_causes, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

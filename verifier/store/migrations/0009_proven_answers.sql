@@ -51,16 +51,17 @@ CREATE TABLE log_checkpoints (
 -- The keys by which routers sign receipts.
 CREATE TABLE receipt_keys (
     kid          TEXT PRIMARY KEY,             -- RFC 7638
-    router       TEXT NOT NULL,                -- the name of its credential
+    router       TEXT NOT NULL,                -- its own name, by which its receipts name it
+    caller       TEXT NOT NULL,                -- the name of its credential
     x            TEXT NOT NULL,                -- of the JWK, base64url
     spki         BLOB NOT NULL,                -- SHA-256 of the identity's public key that vouched for it
     since_ms     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX receipt_keys_router ON receipt_keys (router, since_ms);
+CREATE INDEX receipt_keys_router ON receipt_keys (router);
+CREATE INDEX receipt_keys_caller ON receipt_keys (caller, since_ms);
 
 -- The batches of receipts whose roots routers sent: one root for each number.
 CREATE TABLE receipt_batches (
-    router   TEXT NOT NULL,
     kid      TEXT NOT NULL REFERENCES receipt_keys (kid),
     number   INTEGER NOT NULL,
     root     BLOB NOT NULL,

@@ -51,16 +51,17 @@ CREATE TABLE log_checkpoints (
 -- The keys by which routers sign receipts.
 CREATE TABLE receipt_keys (
     kid          TEXT COLLATE "C" PRIMARY KEY,             -- RFC 7638
-    router       TEXT COLLATE "C" NOT NULL,                -- the name of its credential
+    router       TEXT COLLATE "C" NOT NULL,                -- its own name, by which its receipts name it
+    caller       TEXT COLLATE "C" NOT NULL,                -- the name of its credential
     x            TEXT NOT NULL,                -- of the JWK, base64url
     spki         BYTEA NOT NULL,                -- SHA-256 of the identity's public key that vouched for it
     since_ms     BIGINT NOT NULL
 );
-CREATE INDEX receipt_keys_router ON receipt_keys (router, since_ms);
+CREATE INDEX receipt_keys_router ON receipt_keys (router);
+CREATE INDEX receipt_keys_caller ON receipt_keys (caller, since_ms);
 
 -- The batches of receipts whose roots routers sent: one root for each number.
 CREATE TABLE receipt_batches (
-    router   TEXT COLLATE "C" NOT NULL,
     kid      TEXT COLLATE "C" NOT NULL REFERENCES receipt_keys (kid),
     number   BIGINT NOT NULL,
     root     BYTEA NOT NULL,
