@@ -73,6 +73,9 @@ _STATUS: Final = {
     "policy.state": 409,
     "policy.block.misses": 409,
     "policy.version": 409,
+    "log.pending": 425,
+    "receipts.forked": 409,
+    "receipts.key": 403,
     "store.refused": 503,
     "store.unavailable": 503,
 }
