@@ -115,6 +115,26 @@ def test_a_redirection_is_not_followed(log: FolderLog) -> None:
     _run(run)
 
 
+def test_a_busy_log_is_asked_again(log: FolderLog) -> None:
+    """A service that limits how often strangers ask says when to come again."""
+    asked = 0
+
+    async def busy(_: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise web.HTTPTooManyRequests(headers={"Retry-After": "0"})
+        return web.Response(body=b"data")
+
+    async def run() -> bytes | None:
+        app = web.Application()
+        app.router.add_get("/log/checkpoint", busy)
+        async with TestServer(app) as server, open_source(str(server.make_url("/log"))) as source:
+            return await source.read("checkpoint", 10)
+
+    assert _run(run) == b"data"
+
+
 def findings(result: Result) -> list[str]:
     assert result.exit_code == 1, result.output
     return result.stdout.splitlines()
@@ -128,6 +148,18 @@ def test_an_edited_entry_is_named(log: FolderLog, touchstone: Callable[..., Resu
     assert found[0].startswith("entry 300: it is not the entry whose hash tile/0/001 has")
     assert found[1].startswith("checkpoint: the root over the entries")
     assert len(found) == 2
+
+
+def test_an_edited_entry_is_no_fork(
+    tmp_path: Path, log: FolderLog, touchstone: Callable[..., Result]
+) -> None:
+    """The log's key has signed one history: it is the copy that is wrong."""
+    assert touchstone("verify", log.folder).exit_code == 0
+    log.write(Tile.of_entries(2, 88).path, encode_bundle([b"edited", *log.entries[513:]]))
+    found = findings(touchstone("verify", log.folder))
+    assert [each.partition(":")[0] for each in found[::2]] == ["entry 512", "checkpoint"]
+    assert "the first 600 entries" in found[1]
+    assert not list((tmp_path / "state").glob("*.contradicts-*"))
 
 
 def test_an_edited_entry_with_its_tile_is_named(log: FolderLog, touchstone: Callable[..., Result]) -> None:
@@ -194,6 +226,7 @@ def test_a_log_that_was_cut_short_is_found(
     assert touchstone("verify", log.folder).exit_code == 0
     shorter = log.with_entries(tmp_path / "shorter", log.entries[:-1])
     (found,) = findings(touchstone("verify", shorter.folder))
+    assert not list((tmp_path / "state").glob("*.contradicts-*"))
     assert "it has 600 entries, and the log now has 599: the log was cut short" in found
 
 
