@@ -79,6 +79,8 @@ class Minted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     operation: Operation
     body: dict[str, Any]
     """The OpenAI request without `model`, `stream` and `stream_options`, and without what asks for log-probabilities."""
+    streamed: bool = False
+    """Whether requests of its shape are streamed: a router asks it so."""
     engine: EngineUsed
     made_ms: Annotated[int, Meta(ge=0)]
     text: _Text | None = None

@@ -19,6 +19,7 @@ from verifier.challenges.pool_key import WIDE_ROWS, ReadParameters, WalkParamete
 from verifier.challenges.runs import Goal, fill_pool, remaining_goal, start_or_resume
 from verifier.challenges.stock import read_fleet
 from verifier.challenges.trusted_engine import TrustedEngine, chosen_engine
+from verifier.commands.answers import AnswerOptions, Where, answer_options, mint_answers
 from verifier.commands.common import (
     device_option,
     digest_cache,
@@ -48,9 +49,9 @@ def challenges() -> None:
 @click.option(
     "--dir",
     "folder",
-    required=True,
+    default=None,
     type=click.Path(path_type=Path),
-    help="The folder with the reference weights.",
+    help="The folder with the reference weights.  Only --answers can do without: then your word for the engine counts.",
 )
 @click.option(
     "--reads", default=0, type=click.IntRange(0, 1_000_000), help="The number of read challenges to mint."
@@ -110,14 +111,23 @@ def challenges() -> None:
 @device_option
 @engine_option
 @engine_secret_option
+@answer_options
 @home_option
 @errors
 def mint(
-    model: str, folder: Path, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
+    model: str, folder: Path | None, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
     windows: int, digest: str | None, days: float | None, nodes: int | None, hardware_class: str, resume: bool,
-    device: str | None, engine_url: str | None, engine_secret: Path | None, home: Path,
+    device: str | None, engine_url: str | None, engine_secret: Path | None, answers: AnswerOptions, home: Path,
 ) -> None:  # fmt: skip
-    """Mint challenges for a model from its reference weights, with spot checks."""
+    """Mint challenges for a model from its reference weights, with spot checks, or answers with a trusted engine."""
+    if answers.count:
+        if engine_url is None or days is not None or reads + walks + wides:
+            raise click.UsageError("--answers needs --engine, and is minted without reads, walks and --days")
+        where = Where(model=model, folder=folder, engine_url=engine_url, engine_secret=engine_secret)
+        mint_answers(home, where, answers, lambda db: _reference_value(db, model, digest), resume=resume)
+        return
+    if folder is None:
+        raise click.UsageError("--dir is needed: the folder with the reference weights")
     asked = Goal(
         reads=reads,
         walks=walks,
