@@ -181,6 +181,11 @@ def decode_verdict(data: bytes) -> Verdict:
     return _decode(_verdict, data, MAX_TEXT)
 
 
+def family_of(engine: str) -> str:
+    """Give the family of an engine by the name that it claims: engines of one family answer alike."""
+    return engine.lower()[:128]
+
+
 def floats(vector: bytes) -> tuple[float, ...]:
     """Give the numbers of a vector.  Raises `RequestError` if one is not finite, or if a part of one is missing."""
     if len(vector) % 4:

@@ -25,7 +25,7 @@ from msgspec import Struct
 from attester.engines.http import EngineHttp
 from attester.engines.naming import ask, introductions
 from attester.errors import EngineError, EngineRefusalError
-from verifier.answers.checks import Call, EngineUsed, Operation, Token
+from verifier.answers.checks import Call, EngineUsed, Operation, Token, family_of
 from verifier.errors import ReferenceValueError
 
 T = TypeVar("T")
@@ -226,7 +226,7 @@ class AnswerEngine:
                     dtype = config.quantization or config.dtype.removeprefix("torch.") or dtype
         except EngineError as error:
             raise ReferenceValueError(f"the engine: {error}") from None
-        return EngineUsed(name=name, version=version, dtype=named.dtype or dtype, family=name.lower())
+        return EngineUsed(name=name, version=version, dtype=named.dtype or dtype, family=family_of(name))
 
     async def operation(self) -> Operation:
         """Which operation it serves.  Raises `ReferenceValueError` if none."""
@@ -352,11 +352,13 @@ def _tokens(logprobs: _Logprobs | None) -> tuple[Token, ...] | None:
         )
     if logprobs.tokens is None or logprobs.top_logprobs is None:
         return None
-    tops = [sorted((top or {}).items(), key=lambda pair: -pair[1]) for top in logprobs.top_logprobs]
+    tops = [list((top or {}).items()) for top in logprobs.top_logprobs]
     return tuple(_token(text, top) for text, top in zip(logprobs.tokens, tops, strict=False))
 
 
 def _token(text: str, top: list[tuple[str, float]]) -> Token:
-    given = tuple((piece[:512], max(value, _FLOOR)) for piece, value in top[:TOP])
+    # vLLM puts the token that was drawn before those that are likelier.
+    ordered = sorted(top, key=lambda pair: -pair[1])
+    given = tuple((piece[:512], max(value, _FLOOR)) for piece, value in ordered[:TOP])
     margin = given[0][1] - given[1][1] if len(given) > 1 else 0.0
     return Token(text=text[:512], margin=max(margin, 0.0), top=given)

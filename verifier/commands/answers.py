@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -174,7 +175,8 @@ def mint_answers(
         api_key = None if options.api_key is None else read_file(options.api_key, _MAX_KEY).decode().strip()
         async with answer_engine(where.engine_url, where.model, api_key) as engine:
             used = await engine.describe(options.named, dtype_of(document))
-            known_by = check_weights(home, where, options.control, document, engine)
+            # In a thread: what walks has a loop of its own.
+            known_by = await asyncio.to_thread(check_weights, home, where, options.control, document, engine)
             operation = (
                 cast("Operation", options.operation) if options.operation else await engine.operation()
             )

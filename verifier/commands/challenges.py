@@ -13,11 +13,11 @@ from attester.cli import configure_logging, progress
 from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.select import best_device, kernel
 from attester.weights.tensors import TensorFiles
-from verifier.challenges.demand import KINDS, AlikeNodes, Demand, demand_of
+from verifier.challenges.demand import KINDS, AlikeNodes, Demand
 from verifier.challenges.minting import Minter
 from verifier.challenges.pool_key import WIDE_ROWS, ReadParameters, WalkParameters
 from verifier.challenges.runs import Goal, fill_pool, remaining_goal, start_or_resume
-from verifier.challenges.stock import read_fleet
+from verifier.challenges.stock import read_demand
 from verifier.challenges.trusted_engine import TrustedEngine, chosen_engine
 from verifier.commands.answers import AnswerOptions, Where, answer_options, mint_answers
 from verifier.commands.common import (
@@ -251,7 +251,7 @@ async def _goal_of(
 async def _demand(tx: Tx, home: Path, fleet: Sequence[AlikeNodes] | None = None) -> Demand:
     config = Home(home).config()
     classes = await wide_classes(tx, home / config.policy.folder)
-    return demand_of(config.calls, await read_fleet(tx) if fleet is None else fleet, classes)
+    return await read_demand(tx, config.calls, config.answers, classes, now_ms(), fleet=fleet)
 
 
 async def _lasting(db: Database, home: Path, document: Document) -> str:

@@ -227,14 +227,13 @@ async def end_open(tx: Tx, now_ms: int) -> int:
     )
 
 
-async def per_hour(tx: Tx, model: str, now_ms: int, hours: int = 24) -> float:
-    """Give how many checks of a model were taken an hour, on average over some hours."""
-    row = await tx.one(
-        "SELECT count(*) AS n FROM answer_checks WHERE model = ? AND taken_ms > ?",
-        model,
+async def per_hour(tx: Tx, now_ms: int, hours: int = 24) -> dict[str, float]:
+    """Give how many checks were taken an hour, on average over some hours, by model."""
+    rows = await tx.all(
+        "SELECT model, count(*) AS n FROM answer_checks WHERE taken_ms > ? GROUP BY model",
         now_ms - hours * HOUR_MS,
     )
-    return 0.0 if row is None else float(row["n"]) / hours
+    return {row["model"]: row["n"] / hours for row in rows}
 
 
 async def prune(tx: Tx, before_ms: int, limit: int) -> int:

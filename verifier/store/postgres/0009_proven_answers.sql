@@ -52,5 +52,4 @@ CREATE TABLE answer_checks (
 );
 CREATE INDEX answer_checks_router ON answer_checks (router, taken_ms);
 CREATE INDEX answer_checks_node ON answer_checks (node_id, router, taken_ms);
-CREATE INDEX answer_checks_model ON answer_checks (model, taken_ms);
-CREATE INDEX answer_checks_taken ON answer_checks (taken_ms);
+CREATE INDEX answer_checks_taken ON answer_checks (taken_ms, model);
