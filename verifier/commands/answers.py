@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -19,12 +18,12 @@ from verifier.answers.checks import EngineUsed, Operation
 from verifier.answers.material import Material
 from verifier.answers.shapes import Shape
 from verifier.challenges.answer_engine import AnswerEngine, Named, answer_engine
+from verifier.challenges.answer_keeping import KeptAnswers
 from verifier.challenges.answer_minting import AnswerMinter, Tally
-from verifier.challenges.trusted_engine import trusted_engine
-from verifier.commands.common import digest_cache, now_ms, read_file, with_database
+from verifier.challenges.answer_weights import Where, check_folder, check_weights, dtype_of
+from verifier.commands.common import digest_cache, now_ms, read_file, read_pairs, with_database
 from verifier.config import Home
 from verifier.errors import ReferenceValueError
-from verifier.references import measured
 from verifier.references.measured import Document
 from verifier.store import answer_pool
 from verifier.store.answer_pool import Batch
@@ -47,12 +46,6 @@ class AnswerOptions:
     api_key: Path | None
     control: str | None
     parallel: int
-
-    @property
-    def named(self) -> Named:
-        """What the operator says of the engine."""
-        name, _, version = (self.engine_name or "").partition("@")
-        return Named(name=name, version=version, dtype=self.dtype or "")
 
 
 def answer_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -127,6 +120,17 @@ def answer_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_answers
 
 
+def read_named(engine: str | None, dtype: str | None) -> Named:
+    """What the operator says of an engine: ``NAME@VERSION``, and its precision."""
+    name, _, version = (engine or "").partition("@")
+    return Named(name=name, version=version, dtype=dtype or "")
+
+
+def read_api_key(path: Path | None) -> str | None:
+    """The API key in a file.  Raises `ReferenceValueError`."""
+    return None if path is None else read_file(path, _MAX_KEY).decode().strip()
+
+
 def read_prompts(path: Path | None) -> Material:
     """The material in a file; none without one.  Raises `ReferenceValueError` or `RequestError`."""
     if path is None:
@@ -142,16 +146,6 @@ def read_shapes(path: Path | None, model: str) -> tuple[Shape, ...]:
     if not found:
         raise ReferenceValueError(f"{path} has no traffic of {model}")
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """The trusted engine, and what its weights can be compared with."""
-
-    model: str
-    folder: Path | None
-    engine_url: str
-    engine_secret: Path | None
 
 
 def mint_answers(
@@ -172,11 +166,10 @@ def mint_answers(
 
     async def work(db: Database) -> tuple[Tally, EngineUsed, str, int]:
         document: Document = await find(db)
-        api_key = None if options.api_key is None else read_file(options.api_key, _MAX_KEY).decode().strip()
-        async with answer_engine(where.engine_url, where.model, api_key) as engine:
-            used = await engine.describe(options.named, dtype_of(document))
+        async with answer_engine(where.url, where.model, read_api_key(options.api_key)) as engine:
+            used = await engine.describe(read_named(options.engine_name, options.dtype), dtype_of(document))
             # In a thread: what walks has a loop of its own.
-            known_by = await asyncio.to_thread(check_weights, home, where, options.control, document, engine)
+            known_by = await asyncio.to_thread(_check, home, where, document, engine)
             operation = (
                 cast("Operation", options.operation) if options.operation else await engine.operation()
             )
@@ -187,8 +180,9 @@ def mint_answers(
             batch = await db.write(
                 lambda tx: _open_batch(tx, minter, document.digest, None if resume else options.count)
             )
-            with progress("minting", batch.wanted - batch.minted) as step:
-                tally = await minter.mint(batch, batch.wanted - batch.minted, step)
+            left = max(batch.wanted - batch.minted, 0)
+            with progress("minting", left) as step:
+                tally = await minter.mint(batch, left, step)
         async with db.read() as tx:
             rows = await answer_pool.levels(tx)
         free = sum(row["free"] for row in rows if row["reference"] == document.digest)
@@ -227,42 +221,48 @@ async def _open_batch(tx: Tx, minter: AnswerMinter, digest: str, wanted: int | N
     return last
 
 
-def dtype_of(document: Document) -> str:
-    """The precision of most of a reference value's bytes."""
-    sizes: dict[str, int] = {}
-    for tensor in document.tensors:
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
-    return max(sizes, key=sizes.__getitem__, default="unknown")
+def _check(home: Path, where: Where, document: Document, engine: AnswerEngine) -> str:
+    """Check the folder, if there is one, and what the engine has of it.  Raises `ReferenceValueError`."""
+    if where.folder is not None:
+        with (
+            digest_cache(home, no_cache=False) as cache,
+            progress(
+                "checking the folder", open_folder(where.folder, document.ignore, everything=True).total
+            ) as step,
+        ):
+            check_folder(document, where.folder, cache, step)
+    return check_weights(where, document, engine)
 
 
-def check_weights(
-    home: Path, where: Where, control: str | None, document: Document, engine: AnswerEngine
-) -> str:
+def kept_answers(
+    engines: Sequence[str], prompts: Sequence[str], profile: Path | None, api_key: Path | None, named: str | None,
+    folders: Mapping[str, Sequence[Path]],
+) -> list[KeptAnswers]:  # fmt: skip
     """
-    How it is known that the engine has the weights of the reference value; a part of a sentence.
+    What `keep` is to mint of answers.
+
+    Args:
+        engines: ``MODEL=URL``.
+        prompts: ``MODEL=FILE``.
+        named: ``NAME@VERSION`` of engines that do not say what they are.
+        folders: By model, the folders with weights that are kept too: the first is what the engine is to have.
 
     Raises:
-        ReferenceValueError: it has others.
+        ReferenceValueError, RequestError: a file cannot be read.
     """
-    if where.folder is None:
-        return "whose weights are trusted by your word: give --dir, and nothing but these is believed"
-    folder = open_folder(where.folder, document.ignore, everything=True)
-    with digest_cache(home, no_cache=False) as cache, progress("checking the folder", folder.total) as step:
-        measured.check_folder(document, folder, cache, step)
-    if engine.is_llama_cpp:
-        if not engine.serves_file_of(where.folder):
-            raise ReferenceValueError(f"the file that llama.cpp serves is not in {where.folder}")
-        return "which names a file of the checked folder"
-    walked = (control or where.engine_url).rstrip("/")
-    if where.engine_secret is not None:
-        with trusted_engine(walked, where.engine_secret, where.model, where.folder) as trusted:
-            trusted.check(document.practice)
-        return "which walked the weights of the reference value"
-    with ExitStack() as stack:
-        try:
-            trusted = stack.enter_context(trusted_engine(walked, None, where.model, where.folder))
-        except ReferenceValueError:
-            # It is no vLLM, or one without our extension.
-            return "whose weights are trusted by your word: it cannot walk them"
-        trusted.check(document.practice)
-    return "which walked the weights of the reference value"
+    files = dict(read_pairs("--prompts", prompts))
+    found = []
+    for model, url in read_pairs("--answers", engines):
+        file = files.pop(model, None)
+        found.append(
+            KeptAnswers(
+                where=Where(model=model, url=url, folder=next(iter(folders.get(model, ())), None)),
+                material=read_prompts(None if file is None else Path(file)),
+                shapes=read_shapes(profile, model),
+                named=read_named(named, None),
+                api_key=read_api_key(api_key),
+            )
+        )
+    if files:
+        raise click.UsageError(f"--prompts names {min(files)[:80]!r}, for which no --answers is given")
+    return found
