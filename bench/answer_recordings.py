@@ -57,6 +57,7 @@ RUNS: Final[dict[str, Run]] = {
     "q4_0": Run("llama.cpp", "q4_0"),
     "bf16-warm": Run("llama.cpp", "bf16", temperature=0.8),
     "bf16-warm-4": Run("llama.cpp", "bf16", 4, 0.8, cached=True),
+    "bf16-warm-8": Run("llama.cpp", "bf16", 8, 0.8, cached=True, threads=2),
     "q8_0-warm-4": Run("llama.cpp", "q8_0", 4, 0.8, cached=True),
     "q4_0-warm-4": Run("llama.cpp", "q4_0", 4, 0.8, cached=True),
     "pruned-warm-4": Run("llama.cpp", "pruned", 4, 0.8, cached=True),
