@@ -15,6 +15,7 @@ MODEL_INTEGRITY: Final = "model-integrity-failure"
 MALFORMED: Final = "evidence-malformed"
 UNANSWERED: Final = "challenge-unanswered"
 DECLARED_DUPLICATE: Final = "declared-duplicate"
+ANSWER_MISMATCH: Final = "answer-mismatch"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ _TABLE: Final = (
     Reason("router.settlement-mismatch", "The node claims more than the router metered.", "Compare the usage records.", "settlement-mismatch"),
     Reason("router.latency-spike", "The node answered far slower than before.", "Check what else uses the device.", "latency-spike"),
     Reason("router.missed-probe", "The node did not answer the router's probe.", "Make sure that the engine can be reached.", "missed-probe"),
+    # answers, held against minted ones
+    Reason("answers.text.differs", "Answers differ from those of the published weights, where these are not undecided.", "Load the published weights unquantised, in the precision of the reference value, and check sampling defaults and the chat template.", ANSWER_MISMATCH),
+    Reason("answers.vector.differs", "Embeddings are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value.", ANSWER_MISMATCH),
+    Reason("answers.distribution.differs", "The probabilities of tokens are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value, and the key-value cache too.", ANSWER_MISMATCH),
+    Reason("answers.prompt.differs", "The prompt was rendered to another number of tokens than by the reference.", "Use the chat template and the tokeniser of the published files."),
+    Reason("answers.speed.impossible", "Streams are faster than the walked weights can be read.", "Tell the verifier's operator how tokens are drafted (speculative decoding), or load the published weights."),
     # policy and verifier
     Reason("policy.failed", "The policy failed, or gave no valid outcome.", "Ask the security team. The verifier's log has the error."),
     Reason("policy.ceiling", "The policy gave a better value than the evidence can show.", "Ask the security team to correct the policy."),

@@ -76,12 +76,8 @@ async def _keep(
     config = Home(home).config()
     key, wait_s = Home(home).pool_key(), _FIRST_WAIT_S
     kept = KeptModels(folders=folders, hours=hours, calls=config.calls)
-    _log.info(
-        "keeping challenges",
-        models=sorted({*folders, *(each.where.model for each in answers)}),
-        hours=hours,
-        kernel=walk_kernel.name,
-    )
+    models = sorted({*folders, *(each.where.model for each in answers)})
+    _log.info("keeping challenges", models=models, hours=hours, kernel=walk_kernel.name)
     with digest_cache(home, no_cache=False) as cache:
         while True:
             try:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 import msgspec
 import structlog
@@ -19,16 +19,16 @@ from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from attester.kinds import model_submod
-from verifier.answers import checks, sealing
+from verifier.answers import checks, judge, sealing, tables
 from verifier.answers.checks import Given, Minted, Operation, Verdict
 from verifier.answers.judged import Judged
 from verifier.errors import ReferenceValueError, RequestError
-from verifier.schemes.context import Node
+from verifier.schemes.context import AnswerBoundaries, Node
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 from verifier.service.state import Service, service_of
-from verifier.store import answer_checks, answer_pool, appraisals, nodes, revisions, served_engine
+from verifier.store import answer_checks, answer_pool, appraisals, nodes, revisions, served_engine, suspicions
 from verifier.store.answer_checks import Limits, Taken, Wanted
 from verifier.store.database import Row, Tx
 
@@ -41,21 +41,6 @@ _taken = Counter("touchstone_answer_checks_taken_total", "Checks of answers that
 _ended = Counter(
     "touchstone_answer_checks_ended_total", "Checks of answers that ended, by verdict.", ["kind"]
 )
-
-
-class Judge(Protocol):
-    """Judges answers, and does what follows."""
-
-    def judge(self, minted: Minted, given: Given) -> Verdict:
-        """Compare an answer with the minted one.  Pure."""
-        ...
-
-    async def take_verdict(self, tx: Tx, judged: Judged, now_ms: int) -> None:
-        """Count a verdict in, in the transaction that stores it."""
-        ...
-
-
-JUDGE: web.AppKey[Judge] = web.AppKey("judge", Judge)
 
 
 class _Wants(Struct, frozen=True):
@@ -192,7 +177,7 @@ async def answer(request: web.Request) -> web.Response:
     verdict: str | None
     if isinstance(body.given, msgspec.Raw):
         given = await asyncio.to_thread(checks.decode_given, bytes(body.given))
-        verdict = await _judge(request, brought, given)
+        verdict = await _judge(service, brought, given)
     else:
         verdict = await service.db.write(lambda tx: _end_failed(tx, brought, service.now_ms()))
     return json_response({"verdict": verdict})
@@ -223,9 +208,8 @@ async def _end_failed(tx: Tx, brought: _Brought, now_ms: int) -> str | None:
     return None
 
 
-async def _judge(request: web.Request, brought: _Brought, given: Given) -> str:
+async def _judge(service: Service, brought: _Brought, given: Given) -> str:
     """Judge an answer, store the verdict, and do what follows, in one transaction."""
-    service, judge = service_of(request), request.app[JUDGE]
     async with service.db.read() as tx:
         row, was_before = await brought.find(tx, service.now_ms())
         kept = None if was_before else await answer_pool.of_check(tx, row["model"], row["idx"])
@@ -234,7 +218,7 @@ async def _judge(request: web.Request, brought: _Brought, given: Given) -> str:
     given = msgspec.structs.replace(given, family=family)
     minted = None if kept is None else _unseal(service, kept.model, kept.index, kept.sealed)
     # It takes milliseconds of a processor if the answer is long.
-    verdict = None if minted is None else await asyncio.to_thread(judge.judge, minted, given)
+    verdict = None if minted is None else await asyncio.to_thread(_compare, minted, given)
 
     async def work(tx: Tx) -> Verdict:
         now_ms = service.now_ms()
@@ -266,12 +250,22 @@ async def _judge(request: web.Request, brought: _Brought, given: Given) -> str:
                 given=given,
                 verdict=found,
             )
-            await judge.take_verdict(tx, judged, now_ms)
+            await suspicions.take_verdict(tx, judged, now_ms, await _boundaries(service, tx, node))
         return found
 
     done = await service.db.write(work)
     _ended.labels(done.kind).inc()
     return done.kind
+
+
+def _compare(minted: Minted, given: Given) -> Verdict:
+    return judge.judge(minted, given, tables.table_for(minted.engine, given.family))
+
+
+async def _boundaries(service: Service, tx: Tx, node: Node) -> AnswerBoundaries:
+    """Those of the policy that judges the node."""
+    rollout = await service.inputs.load_rollout(tx)
+    return (await service.inputs.load_bundle(tx, rollout.policy_for(node.id))).thresholds.answers
 
 
 _UNOPENED: Final = Verdict(kind="unusable", detail="the minted answer does not open")

@@ -21,7 +21,7 @@ from verifier.incident_transitions import (
     VoidProposals,
 )
 from verifier.incidents import REVIEW_TARGET_MS, State
-from verifier.store import events, incident_facts, nodes, revocations
+from verifier.store import events, incident_facts, nodes, revocations, suspicion_levels
 from verifier.store.database import Tx
 
 
@@ -116,6 +116,9 @@ async def _move(tx: Tx, move: Move, now_ms: int) -> None:
         await tx.execute("DELETE FROM proposals WHERE incident_id = ?", move.incident_id)
     await _add_history(tx, move.incident_id, move.state, move.actor, move.reason, now_ms, move.step)
     await _announce(tx, move.incident_id, now_ms)
+    if move.state is State.RELEASED:
+        released = await incident_facts.read_row(tx, move.incident_id)
+        await suspicion_levels.forget_released(tx, released, move.actor, now_ms)
 
 
 async def _propose(tx: Tx, proposed: Propose, now_ms: int) -> None:
