@@ -39,10 +39,10 @@ def judge(minted: Minted, given: Given, table: Table) -> Verdict:
     """
     if given.outcome != _COMPLETED:
         return Verdict(kind="unusable", detail=f"the exchange was {given.outcome}")
-    if minted.operation == "embeddings":
+    if minted.text is None:
         return _judge_vectors(minted, given, table)
-    if given.text is None or minted.text is None:
-        return Verdict(kind="unusable", detail="there is no text")
+    if given.text is None:
+        return _unusable("there is no text")
     if minted.seeded and not table.same_sampler:
         # Another family draws other tokens from the same seed: only the probabilities can be compared.
         return _judge_distribution(minted, given, table, None) or _unusable("the engines draw differently")

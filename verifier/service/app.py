@@ -16,6 +16,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
+    answer_checks,
     blocks,
     calls,
     credentials,
@@ -138,7 +139,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, suspicions,
+        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 
