@@ -34,6 +34,7 @@ from verifier.service import (
     routers,
     second_opinions,
     sessions,
+    suspicions,
     sweep,
 )
 from verifier.service import policies as policy_resources
@@ -154,7 +155,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, log, receipts,
+        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 
