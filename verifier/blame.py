@@ -34,6 +34,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "challenges": Whose.VERIFIER,
     "policy": Whose.SECURITY,
     "result": Whose.VERIFIER,
+    "log": Whose.VERIFIER,
     "request": Whose.CALLER,
     "request.issuer-unavailable": Whose.VERIFIER,
     "key": Whose.CALLER,

@@ -122,6 +122,7 @@ _TABLE: Final = (
     Reason("policy.state", "The rollout is not in a state that allows this step.", "Show the rollout: touchstone policy history."),
     Reason("policy.version", "Another policy has this name and version.", "Write the version that the message names into bundle.json."),
     Reason("result.unacceptable", "The attestation result must not be accepted.", "Get a new result from the verifier."),
+    Reason("log.unacceptable", "Something of the transparency log must not be accepted.", "Keep what you were given: it may show that the log was edited, cut short or forked. Then fetch it again."),
     # requests
     Reason("request.malformed", "The request is malformed.", "Correct what the message names."),
     Reason("request.too-large", "The body is larger than this resource allows.", "Send less."),
