@@ -26,11 +26,12 @@ MAX_PAYLOAD: Final = 8192
 MIN_SALT, MAX_SALT = 16, 64
 """Bytes of a salt."""
 _MAX_SALT_TEXT: Final = 86
-_SAFE: Final = (1 << 53) - 1
+MOST: Final = (1 << 53) - 1
+"""The largest count."""
 
 Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[\x20-\x7e]+\Z")]
-Count = Annotated[int, Meta(ge=0, le=_SAFE)]
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 
 
 class _Part(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -79,7 +80,7 @@ class Node(_Part, frozen=True, kw_only=True):
     spki_sha256: Hex32 | UnsetType = UNSET
     """Of the TLS key that the router was pinned to."""
     status: Text | UnsetType = UNSET
-    """The ``ear_status`` of the model."""
+    """The ``ear_status`` of the result."""
     walk_at: Ms | UnsetType = UNSET
     """The newest result, until then, that a right walk of the model is in: when it was issued."""
 
@@ -121,7 +122,7 @@ class Receipt(_Part, frozen=True, kw_only=True):
     """SHA-256 of the payload before this one of the same key."""
     request: Request
     response: Response
-    seq: Annotated[int, Meta(ge=1, le=_SAFE)] | UnsetType = UNSET
+    seq: Annotated[int, Meta(ge=1, le=MOST)] | UnsetType = UNSET
     """Which answer it is of this key at this router."""
     tried: Node | UnsetType = UNSET
     """The last node that was asked, if none has answered."""

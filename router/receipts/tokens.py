@@ -39,8 +39,17 @@ class Verified:
 
 def sign(data: bytes, key: PrivateKey) -> str:
     """Sign an encoded payload."""
-    signed = f"{_header(ReceiptKey(key.public))}.{b64url(data)}"
-    return f"{signed}.{b64url(key.sign(signed.encode()))}"
+    return join(data, ReceiptKey(key.public).kid, sign_bytes(data, key))
+
+
+def sign_bytes(data: bytes, key: PrivateKey) -> bytes:
+    """Sign an encoded payload; gives the signature alone.  It is the same each time (RFC 8032 §5.1.6)."""
+    return key.sign(f"{_header(ReceiptKey(key.public).kid)}.{b64url(data)}".encode())
+
+
+def join(data: bytes, kid: str, signature: bytes) -> str:
+    """Make a receipt of a payload and its signature by the key *kid*."""
+    return f"{_header(kid)}.{b64url(data)}.{b64url(signature)}"
 
 
 def verify(token: str, keys: Mapping[str, ReceiptKey]) -> Verified:
@@ -60,12 +69,14 @@ def verify(token: str, keys: Mapping[str, ReceiptKey]) -> Verified:
     if len(parts) != 3:
         raise ReceiptError("the receipt is not a compact JWS: it must have three parts")
     head, body, tail = parts
-    key = next((each for each in keys.values() if _header(each) == head), None)
+    key = next((each for each in keys.values() if _header(each.kid) == head), None)
     if key is None:
         raise ReceiptError(_describe_header(head, keys))
     data, signature = _bytes(body, "payload"), _bytes(tail, "signature")
     if not key.verify(signature, f"{head}.{body}".encode()):
-        raise ReceiptError("the signature is wrong: the receipt was altered, or this router has not signed it")
+        raise ReceiptError(
+            "the signature is wrong: the receipt was altered, or this router has not signed it"
+        )
     return Verified(payload.decode(data), data, key)
 
 
@@ -102,8 +113,8 @@ def write_keys(keys: list[ReceiptKey]) -> bytes:
     return msgspec.json.encode({"keys": [key.jwk() for key in keys]})
 
 
-def _header(key: ReceiptKey) -> str:
-    return b64url(f'{{"alg":"Ed25519","kid":"{key.kid}","typ":"{TYPE}"}}'.encode())
+def _header(kid: str) -> str:
+    return b64url(f'{{"alg":"Ed25519","kid":"{kid}","typ":"{TYPE}"}}'.encode())
 
 
 def _describe_header(head: str, keys: Mapping[str, ReceiptKey]) -> str:

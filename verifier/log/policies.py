@@ -60,7 +60,7 @@ class LogPolicy:
         """
         if len(data) > MAX_POLICY:
             raise LogFormatError(f"the policy has more than {MAX_POLICY} bytes")
-        if any(each < 0x20 and each not in b"\t\n" or each == 0x7F for each in data):
+        if any((each < 0x20 and each not in b"\t\n") or each == 0x7F for each in data):
             raise LogFormatError("the policy has a control character that is no tab and no newline")
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         if len(lines) > MAX_LINES:

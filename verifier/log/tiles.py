@@ -212,7 +212,8 @@ def decode_bundle(data: bytes, width: int) -> list[bytes]:
     Raises:
         LogFormatError: it has more or fewer, or ends within one.
     """
-    entries, at = [], 0
+    entries: list[bytes] = []
+    at = 0
     while at < len(data) and len(entries) < width:
         length = int.from_bytes(data[at : at + 2], "big")
         entry = data[at + 2 : at + 2 + length]

@@ -149,11 +149,11 @@ def test_a_policy_accepts_a_cosigned_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cosigned", "met"),
-    [("gsrm", True), ("gsm", True), ("grm", True), ("gsr", False), ("gm", False), ("m", False), ("", False)],
+    ("cosigned", "result"),
+    [("gsrm", "met"), ("gsm", "met"), ("grm", "met"), ("gsr", ""), ("gm", ""), ("m", ""), ("", "")],
 )
-def test_groups_count_their_members(cosigned: str, met: bool) -> None:
-    assert policy(POLICY).is_met(list(cosigned)) is met
+def test_groups_count_their_members(cosigned: str, result: str) -> None:
+    assert policy(POLICY).is_met(list(cosigned)) is bool(result)
 
 
 @pytest.mark.parametrize("missing", WITNESSES[3:])
