@@ -44,7 +44,7 @@ class RouterTrust(_Part, frozen=True, kw_only=True):
     url: _Url
     name: RouterName | None = None
     """The ``iss`` of its receipts; any name if it is absent, for the keys say whose they are."""
-    keys: _Jwks | tuple[()] = ()
+    keys: Annotated[tuple[dict[str, Any], ...], Meta(max_length=64)] = ()
     """Its receipt keys, as JWKs."""
     gives_receipts: bool = True
     """False: this router has none, and its answers are handed on unverified.  A person has to write that here."""

@@ -80,9 +80,7 @@ class World:
     def token(self, result: AttestationResult | None = None) -> str:
         return encode_jwt(result or self.ear(), self.result_key)
 
-    def receipt(
-        self, token: str, *, seq: int = 1, prev: str | None = None, **given: Any
-    ) -> Receipt:
+    def receipt(self, token: str, *, seq: int = 1, prev: str | None = None, **given: Any) -> Receipt:
         """The receipt of an answer of the node that has this result."""
         result = decode_jwt(token, self.result_keys, issuer=_issuer(token), now=None)
         claims = result.submods[f"model/{MODEL}"].ear_verifier_claims
@@ -159,7 +157,9 @@ class World:
 
     def proof(self, batch: Batch, *, at: int = 5, size: int = 11) -> str:
         """The proof that the log has the batch."""
-        entry = canonical.encode({**msgspec.to_builtins(batch), "v": 1, "kind": "receipts", "at": NOW * 1000 + 1500})
+        entry = canonical.encode(
+            {**msgspec.to_builtins(batch), "v": 1, "kind": "receipts", "at": NOW * 1000 + 1500}
+        )
         leaves = [tree.leaf_hash(b"entry %d" % n) for n in range(size - 1)]
         leaves.insert(at, tree.leaf_hash(entry))
         root, path = self._proven(leaves, at)
@@ -214,5 +214,3 @@ def links(world: World, count: int) -> Iterable[tuple[Receipt, bytes]]:
         data = payload.encode(receipt)
         prev = payload.digest_payload(data)
         yield receipt, data
-
-

@@ -177,7 +177,8 @@ def test_a_result_of_another_reference_value_than_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "member", [{"spki_sha256": "cd" * 32}, {"reference": "cd" * 32}, {"assurance": "confidential"}, {"status": "none"}]
+    "member",
+    [{"spki_sha256": "cd" * 32}, {"reference": "cd" * 32}, {"assurance": "confidential"}, {"status": "none"}],
 )
 def test_a_receipt_that_makes_more_of_the_node_than_its_result(member: dict[str, str]) -> None:
     token = WORLD.token()
@@ -238,7 +239,9 @@ def test_a_path_of_another_receipt() -> None:
 
 def test_a_log_that_is_not_trusted() -> None:
     bundle, _ = WORLD.whole()
-    assert unlogged(bundle, World(WORLD.receipt_key, WORLD.result_key, witness=WORLD.witness)).step is Step.LOG
+    assert (
+        unlogged(bundle, World(WORLD.receipt_key, WORLD.result_key, witness=WORLD.witness)).step is Step.LOG
+    )
 
 
 def test_a_witness_that_has_not_signed() -> None:
@@ -280,7 +283,12 @@ def test_the_wrong_salt(salt: bytes, says: str) -> None:
 
 def test_a_kept_file_has_the_receipt_inside() -> None:
     bundle, _ = WORLD.whole()
-    kept = {"version": 1, "salt": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8", "bundle": bundle, "request": BODY}
+    kept = {
+        "version": 1,
+        "salt": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
+        "bundle": bundle,
+        "request": BODY,
+    }
     material = read_material(msgspec.json.encode(kept))
     assert (material.salt, material.request, material.response) == (SALT, BODY, None)
     assert verify_offline(material, WORLD.trust()).checked.receipt.model == MODEL
@@ -288,14 +296,14 @@ def test_a_kept_file_has_the_receipt_inside() -> None:
 
 def altered(text: str) -> list[str]:
     """A text with one character changed, at each place."""
-    return [
-        f"{text[:n]}{'A' if text[n] != 'A' else 'B'}{text[n + 1 :]}" for n in range(len(text))
-    ]
+    return [f"{text[:n]}{'A' if text[n] != 'A' else 'B'}{text[n + 1 :]}" for n in range(len(text))]
 
 
 def right(bundle: dict[str, Any], **bodies: Any) -> bool:
     try:
-        material = Material(msgspec.json.encode(bundle), **{"salt": SALT, "request": BODY, "response": ANSWER, **bodies})
+        material = Material(
+            msgspec.json.encode(bundle), **{"salt": SALT, "request": BODY, "response": ANSWER, **bodies}
+        )
         verify_offline(material, WORLD.trust())
     except UnverifiedError:
         return False
