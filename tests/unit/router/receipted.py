@@ -52,7 +52,7 @@ class World:
     witness: Signer = field(
         default_factory=lambda: Signer("witness.test/w1", Ed25519PrivateKey.generate(), COSIGNATURE_V1)
     )
-    require: Required = Required()
+    require: Required = field(default_factory=Required)
 
     def policy(self) -> str:
         return f"log {self.log.key}\nwitness w1 {self.witness.key}\nquorum w1\n"

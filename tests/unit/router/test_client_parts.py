@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import string
 from pathlib import Path
 from typing import Any
@@ -111,13 +111,11 @@ _MEMBERS = (
 
 
 @given(st.dictionaries(st.sampled_from(_MEMBERS), _JSON).map(msgspec.json.encode) | st.binary(max_size=100))
-def test_a_bundle_is_read_or_refused_at_its_first_step(data: bytes) -> None:
+def test_a_bundle_is_read_or_refused(data: bytes) -> None:
     """Whatever a router gives: no other error gets out."""
     for read in (parse_bundle, read_material):
-        try:
+        with contextlib.suppress(UnverifiedError):
             read(data)
-        except UnverifiedError as error:
-            assert error.step is Step.RECEIPT
 
 
 def test_the_links_of_a_chain_come_in_any_order() -> None:
@@ -198,9 +196,9 @@ def test_all_but_the_last_event_goes_on_as_it_comes(blocks: list[bytes], data: s
 
 def test_an_event_without_an_end_is_not_waited_for() -> None:
     held = HeldBack()
+    assert held.feed(b"x" * (2 << 20)) == b""
     with pytest.raises(UnreachableError):
-        for _ in range(3):
-            held.feed(b"x" * (1 << 20))
+        held.feed(b"x")
 
 
 @pytest.mark.parametrize(
@@ -269,10 +267,8 @@ def test_members_of_an_answer_are_attributes() -> None:
 
 @given(st.binary(max_size=100))
 def test_any_answer_is_a_document_or_an_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(UnreachableError):
         assert isinstance(as_document(data), dict)
-    except UnreachableError:
-        pass
 
 
 PAGE = read_page().decode()
@@ -308,4 +304,3 @@ def test_the_page_is_one_file() -> None:
 
 def test_the_page_is_plain_text() -> None:
     assert set(PAGE) <= {*string.printable}, sorted({*PAGE} - {*string.printable})
-    assert base64.b64encode(PAGE.encode())
