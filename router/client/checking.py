@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, Meta, Struct
 
 from router.client.bundles import Bundle, GivenBatch
 from router.client.errors import Step, UnverifiedError
@@ -27,7 +28,7 @@ from verifier.errors import CanonicalError, LogError, RequestError, ResultError
 from verifier.log import tree
 from verifier.log.proofs import LogProof
 from verifier.results import Appraisal, AttestationResult
-from verifier.router_receipts import Batch, Ms
+from verifier.router_receipts import Batch, Hex32, Ms
 from verifier.trust import Tier, tier_of
 
 SKEW_MS: Final = 60_000
@@ -179,10 +180,27 @@ def check_model(receipt: Receipt, node: Node, result: AttestationResult, require
     """Step 6: the result affirms what is required, and the receipt says the same of it.  Raises `UnverifiedError`."""
     if receipt.model is UNSET:
         raise UnverifiedError(Step.MODEL, "the receipt names no model")
-    name = f"model/{receipt.model}"
-    platform = _affirmed(result, "platform", required.platform_claims)
-    model = _affirmed(result, name, required.model_claims)
+    model = check_affirmed(result, receipt.model, required)
     claims = model.ear_verifier_claims
+    endpoint = endpoint_of(result)
+    told = (node.status, node.assurance, node.reference, node.spki_sha256)
+    found = (
+        model.ear_status,
+        claims.assurance,
+        claims.reference,
+        None if endpoint is None else endpoint.spki_sha256,
+    )
+    if any(mine is not UNSET and mine != theirs for mine, theirs in zip(told, found, strict=True)):
+        raise UnverifiedError(Step.MODEL, "the receipt says something else of the node than its result")
+    return f"{receipt.model} {model.ear_status}, {claims.assurance}, reference {claims.reference or 'none'}"
+
+
+def check_affirmed(result: AttestationResult, model: str, required: Required) -> Appraisal:
+    """What the result says of a model, if it affirms what is required.  Raises `UnverifiedError`."""
+    name = f"model/{model}"
+    _affirmed(result, "platform", required.platform_claims)
+    appraisal = _affirmed(result, name, required.model_claims)
+    claims = appraisal.ear_verifier_claims
     rank = ASSURANCES.index(claims.assurance) if claims.assurance in ASSURANCES else -1
     if rank < ASSURANCES.index(required.assurance):
         raise UnverifiedError(
@@ -190,13 +208,24 @@ def check_model(receipt: Receipt, node: Node, result: AttestationResult, require
         )
     if required.references and claims.reference not in required.references:
         raise UnverifiedError(Step.MODEL, f"{name} was compared with another reference value than is asked")
-    endpoint = platform.ear_attester_claims.get("endpoint")
-    pin = endpoint.get("spki_sha256") if isinstance(endpoint, dict) else None
-    told = (node.status, node.assurance, node.reference, node.spki_sha256)
-    found = (model.ear_status, claims.assurance, claims.reference, pin)
-    if any(mine is not UNSET and mine != theirs for mine, theirs in zip(told, found, strict=True)):
-        raise UnverifiedError(Step.MODEL, "the receipt says something else of the node than its result")
-    return f"{receipt.model} {model.ear_status}, {claims.assurance}, reference {claims.reference or 'none'}"
+    return appraisal
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a node serves, as its evidence has it and its result repeats it."""
+
+    url: Annotated[str, Meta(max_length=256)]
+    spki_sha256: Hex32
+
+
+def endpoint_of(result: AttestationResult) -> Endpoint | None:
+    """Where the node of a result serves; `None` if the result does not say."""
+    platform = result.submods.get("platform")
+    try:
+        found = None if platform is None else platform.ear_attester_claims.get("endpoint")
+        return msgspec.convert(found, Endpoint | None)
+    except msgspec.ValidationError:
+        return None
 
 
 def _affirmed(result: AttestationResult, submod: str, claims: tuple[str, ...]) -> Appraisal:
@@ -217,26 +246,38 @@ def check_age(receipt: Receipt, result: AttestationResult, required: Required) -
     Raises:
         UnverifiedError: one of them is too old, or the receipt gives another time of the walk than the result.
     """
-    age_s = receipt.iat // 1000 - result.iat
+    model = "" if receipt.model is UNSET else receipt.model
+    told = UNSET if receipt.node is UNSET else receipt.node.walk_at
+    walk_at = _walk_at(result, model)
+    if told is not UNSET and walk_at is not None and told != walk_at:
+        raise UnverifiedError(Step.AGE, "the receipt gives another time of the last walk than the result")
+    return check_ages(result, model, required, at_ms=receipt.iat)
+
+
+def check_ages(result: AttestationResult, model: str, required: Required, *, at_ms: int) -> str:
+    """How old a result and its walk are at a moment, if that is young enough.  Raises `UnverifiedError`."""
+    age_s = at_ms // 1000 - result.iat
     if age_s > required.max_age_s:
         raise UnverifiedError(
             Step.AGE, f"the result is {age_s} s old, and {required.max_age_s} s are allowed"
         )
-    measured = result.submods[f"model/{receipt.model}"].ear_verifier_claims.measured
-    walk_at = measured.get(_WALK_AT)
-    told = UNSET if receipt.node is UNSET else receipt.node.walk_at
-    if told is not UNSET and walk_at is not None and told != walk_at:
-        raise UnverifiedError(Step.AGE, "the receipt gives another time of the last walk than the result")
-    if not isinstance(walk_at, int):
-        if required.max_walk_age_s is not None:
+    walk_at, allowed_s = _walk_at(result, model), required.max_walk_age_s
+    if walk_at is None:
+        if allowed_s is not None:
             raise UnverifiedError(Step.AGE, "the result tells of no right walk of the model")
         return f"the result is {max(0, age_s)} s old"
-    walk_s = max(0, receipt.iat - walk_at) // 1000
-    if required.max_walk_age_s is not None and walk_s > required.max_walk_age_s:
+    walk_s = max(0, at_ms - walk_at) // 1000
+    if allowed_s is not None and walk_s > allowed_s:
         raise UnverifiedError(
-            Step.AGE, f"the last right walk is {walk_s} s old, and {required.max_walk_age_s} s are allowed"
+            Step.AGE, f"the last right walk is {walk_s} s old, and {allowed_s} s are allowed"
         )
     return f"the result is {max(0, age_s)} s old, the last right walk {walk_s} s"
+
+
+def _walk_at(result: AttestationResult, model: str) -> int | None:
+    appraisal = result.submods.get(f"model/{model}")
+    found = None if appraisal is None else appraisal.ear_verifier_claims.measured.get(_WALK_AT)
+    return found if isinstance(found, int) else None
 
 
 def check_batch(bundle: Bundle, checked: Checked) -> str:
