@@ -37,6 +37,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "log": Whose.VERIFIER,
     "request": Whose.CALLER,
     "request.issuer-unavailable": Whose.VERIFIER,
+    "receipt": Whose.CALLER,
     "key": Whose.CALLER,
     "session": Whose.CALLER,
     "token": Whose.CALLER,
