@@ -107,7 +107,7 @@ class LogWatch:
             raise UnverifiedError(
                 Step.LOG, f"the router gives another receipt {checked.receipt.jti} than before"
             )
-        checked.steps[Step.BATCH] = checking.check_batch(bundle, checked)
+        checked.steps[Step.BATCH] = checking.check_batch(bundle, checked, self._trust)
         checked.steps[Step.LOG] = checking.check_log(bundle, self._trust)
         checked.is_logged = True
         if self._kept is not None:

@@ -16,24 +16,12 @@ from router.client.errors import Step, UnverifiedError
 from router.receipts.tokens import MAX_TOKEN
 from verifier.log.tree import MAX_PATH
 from verifier.results import MAX_RESULT
-from verifier.router_receipts import Hex32, Ms, RouterName
+from verifier.router_receipts import Hex32
 
 MAX_BUNDLE: Final = 1 << 20
 """Bytes."""
 _MAX_PROOF: Final = 400 << 10
 _Count = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
-
-
-class GivenBatch(Struct, frozen=True):
-    """The batch that a receipt is in, as the router tells it.  What signs it is the entry of the log."""
-
-    router: RouterName
-    number: _Count
-    size: _Count
-    root: Hex32
-    prev: Hex32
-    from_ms: Ms
-    to_ms: Ms
 
 
 class GivenFront(Struct, frozen=True):
@@ -47,7 +35,8 @@ class Bundle(Struct, frozen=True):
 
     receipt: Annotated[str, Meta(max_length=MAX_TOKEN)]
     result: Annotated[str, Meta(max_length=MAX_RESULT)] | None = None
-    batch: GivenBatch | None = None
+    batch: dict[str, Any] | None = None
+    """`router.receipts.batches.from_wire` reads it."""
     index: _Count | None = None
     path: Annotated[tuple[Hex32, ...], Meta(max_length=MAX_PATH)] | None = None
     log: Annotated[str, Meta(max_length=_MAX_PROOF)] | None = None

@@ -15,17 +15,16 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
-from router.client.bundles import Bundle, GivenBatch
+from router.client.bundles import Bundle
 from router.client.errors import Step, UnverifiedError
 from router.client.exchanges import Exchange
 from router.client.trust import Required, Trust
 from router.model.errors import ReceiptError
 from router.model.workload import ASSURANCES
-from router.receipts import tokens
+from router.receipts import batches, tokens
 from router.receipts.payload import Node, Receipt
 from verifier import canonical, results
 from verifier.errors import CanonicalError, LogError, RequestError, ResultError
-from verifier.log import tree
 from verifier.log.proofs import LogProof
 from verifier.results import Appraisal, AttestationResult
 from verifier.router_receipts import Batch, Hex32, Ms
@@ -280,21 +279,29 @@ def _walk_at(result: AttestationResult, model: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def check_batch(bundle: Bundle, checked: Checked) -> str:
-    """Step 10: the receipt is in the batch that the router names.  Raises `UnverifiedError`."""
-    batch, index, path = bundle.batch, bundle.index, bundle.path
-    if batch is None or index is None or path is None:
+def check_batch(bundle: Bundle, checked: Checked, trust: Trust) -> str:
+    """Step 10: the receipt is in the batch that the router names, and has signed.  Raises `UnverifiedError`."""
+    if bundle.batch is None or bundle.index is None or bundle.path is None:
         raise UnverifiedError(Step.BATCH, "the receipt is in no batch yet")
-    if batch.router != checked.receipt.iss:
-        raise UnverifiedError(Step.BATCH, f"the batch is of {batch.router}")
     try:
-        leaf = tree.leaf_hash(checked.payload)
-        tree.verify_inclusion(
-            leaf, index, batch.size, [bytes.fromhex(each) for each in path], bytes.fromhex(batch.root)
-        )
-    except LogError as error:
+        batch = batches.from_wire(bundle.batch)
+        if batch.router != checked.receipt.iss:
+            raise UnverifiedError(Step.BATCH, f"the batch is of {batch.router}")
+        batches.check_path(checked.payload, bundle.index, batch, bundle.path)
+        _signer(batch, trust, Step.BATCH)
+    except ReceiptError as error:
         raise UnverifiedError(Step.BATCH, str(error)) from None
-    return f"receipt {index + 1} of {batch.size} in batch {batch.number}"
+    return f"receipt {bundle.index + 1} of {batch.size} in batch {batch.number}"
+
+
+def _signer(batch: Batch, trust: Trust, step: Step) -> None:
+    key = trust.receipt_keys.get(batch.kid)
+    if key is None:
+        raise UnverifiedError(step, "the batch is signed by a key that is not trusted")
+    try:
+        batch.check(key)
+    except RequestError as error:
+        raise UnverifiedError(step, str(error)) from None
 
 
 def check_log(bundle: Bundle, trust: Trust) -> str:
@@ -313,9 +320,11 @@ def check_log(bundle: Bundle, trust: Trust) -> str:
         if proof.extra is None:
             raise UnverifiedError(Step.LOG, "the proof lacks the entry")
         signed = proof.verify(proof.extra, trust.log.accept)
+        _check_entry(proof.extra, batches.from_wire(bundle.batch), trust)
+    except ReceiptError as error:
+        raise UnverifiedError(Step.BATCH, str(error)) from None
     except (LogError, UnicodeEncodeError) as error:
         raise UnverifiedError(Step.LOG, str(error)) from None
-    _check_entry(proof.extra, bundle.batch, trust)
     found = signed.checkpoint
     return f"entry {proof.index} of {found.origin}, which has {found.size}"
 
@@ -328,19 +337,12 @@ class _Entry(Batch, frozen=True, kw_only=True, forbid_unknown_fields=True):
     v: Literal[1]
 
 
-def _check_entry(data: bytes, batch: GivenBatch, trust: Trust) -> None:
+def _check_entry(data: bytes, batch: Batch, trust: Trust) -> None:
     try:
         entry = canonical.decode(data, _Entry, max_size=_MAX_ENTRY)
     except CanonicalError as error:
         raise UnverifiedError(Step.LOG, f"the entry is not one of receipts: {error}") from None
-    told = (batch.router, batch.number, batch.size, batch.root, batch.prev, batch.from_ms, batch.to_ms)
-    if told != (entry.router, entry.number, entry.size, entry.root, entry.prev, entry.from_ms, entry.to_ms):
+    logged = Batch(**{name: getattr(entry, name) for name in Batch.__struct_fields__})
+    if logged != batch:
         raise UnverifiedError(Step.LOG, "the entry is of another batch")
-    key = trust.receipt_keys.get(entry.kid)
-    if key is None:
-        raise UnverifiedError(Step.LOG, "the batch is signed by a key that is not trusted")
-    members = {name: getattr(entry, name) for name in Batch.__struct_fields__}
-    try:
-        Batch(**members).check(key)
-    except RequestError as error:
-        raise UnverifiedError(Step.LOG, str(error)) from None
+    _signer(logged, trust, Step.LOG)

@@ -91,7 +91,7 @@ def verify_offline(material: Material, trust: Trust) -> Outcome:
     if bundle.batch is None:
         missing[Step.BATCH] = "the receipt was in no batch yet when it was fetched"
     else:
-        found[Step.BATCH] = checking.check_batch(bundle, checked)
+        found[Step.BATCH] = checking.check_batch(bundle, checked, trust)
     if trust.log is None:
         missing[Step.LOG] = "the trust file names no log"
     elif bundle.log is None:

@@ -16,7 +16,7 @@ from attester.cose import PrivateKey
 from router.client.bundles import Bundle, parse_bundle
 from router.client.exchanges import Exchange
 from router.client.trust import LogTrust, Required, RouterTrust, Trust, TrustFile, VerifierTrust
-from router.receipts import payload, tokens
+from router.receipts import batches, payload, tokens
 from router.receipts.payload import Node, Receipt, Request, Response, Usage
 from tests.unit.router.doubles import result_key
 from tests.unit.router.support import ISSUER, MODEL, NOW, PIN, ear
@@ -137,19 +137,10 @@ class World:
             ),
             self.receipt_key,
         )
-        given = {
-            "router": ROUTER,
-            "number": 7,
-            "size": len(leaves),
-            "root": root.hex(),
-            "prev": NO_ROOT,
-            "from_ms": NOW * 1000,
-            "to_ms": NOW * 1000 + 900,
-        }
         return {
             "receipt": tokens.sign(data, self.receipt_key),
             "result": token,
-            "batch": given,
+            "batch": batches.to_wire(batch),
             "index": at,
             "path": [each.hex() for each in path],
             "log": self.proof(batch),

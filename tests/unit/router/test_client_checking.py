@@ -31,7 +31,7 @@ def refused(step: Step, bundle: dict[str, Any], world: World = WORLD, **seen: An
 def test_a_right_answer_passes_every_step() -> None:
     bundle, receipt = WORLD.whole()
     checked = checking.verify(parsed(bundle), WORLD.trust(), exchange())
-    checked.steps[Step.BATCH] = checking.check_batch(parsed(bundle), checked)
+    checked.steps[Step.BATCH] = checking.check_batch(parsed(bundle), checked, WORLD.trust())
     checked.steps[Step.LOG] = checking.check_log(parsed(bundle), WORLD.trust())
     assert checked.receipt == receipt
     assert list(checked.steps) == [
@@ -225,10 +225,17 @@ def test_the_batch_of_another_router() -> None:
 
 
 @pytest.mark.parametrize("member", ["number", "from_ms", "to_ms"])
-def test_a_batch_that_the_log_has_otherwise(member: str) -> None:
+def test_a_batch_that_the_router_has_not_signed(member: str) -> None:
     bundle, _ = WORLD.whole()
     bundle["batch"][member] += 1
-    assert unlogged(bundle).step is Step.LOG
+    assert unlogged(bundle).step is Step.BATCH
+
+
+def test_a_batch_that_the_log_has_otherwise() -> None:
+    """Both are signed by the router: it has told two stories."""
+    bundle, _ = WORLD.whole()
+    other, _ = WORLD.whole()
+    assert unlogged({**bundle, "log": other["log"]}).step is Step.LOG
 
 
 def test_a_path_of_another_receipt() -> None:
@@ -255,7 +262,11 @@ def test_a_batch_that_somebody_else_put_into_the_log() -> None:
     bundle, receipt = WORLD.whole()
     mallory = World(result_key=WORLD.result_key, log=WORLD.log, witness=WORLD.witness)
     forged = mallory.bundle(receipt, bundle["result"])
-    assert "key" in unlogged({**forged, "receipt": bundle["receipt"]}).reason
+    error = unlogged({**forged, "receipt": bundle["receipt"]})
+    assert error.step is Step.BATCH
+    assert "not trusted" in error.reason
+    error = unlogged({**bundle, "log": forged["log"]})
+    assert error.step is Step.LOG
 
 
 def test_what_is_missing_is_named() -> None:
