@@ -15,8 +15,8 @@ from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
 from router import maintenance
 from router.choose.decision import Decision, replay
+from router.choose.explaining import describe_revisions, explanation
 from router.config import RouterConfig, ServiceSection
-from router.explaining import describe_revisions, explanation
 from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
