@@ -22,9 +22,9 @@ from verifier.schemes.findings import Finding
 from verifier.store import (
     events,
     incidents,
-    log,
     policies,
     recordings,
+    result_entries,
     revisions,
     revocations,
     sessions,
