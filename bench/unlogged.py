@@ -19,7 +19,7 @@ async def _append(tx: Tx, now_ms: int, kind: str, members: Mapping[str, log.Valu
     """In place of `verifier.store.log.append`."""
 
 
-async def _rest(self: Sequencer) -> None:
+async def _rest(self: Sequencer) -> None:  # noqa: ARG001
     """In place of the sequencer."""
     await asyncio.Event().wait()
 
