@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from verifier.store import policies, pool
+from verifier.store import log_tree, policies, pool
 from verifier.store.database import Tx
 from verifier.store.marks import Marks
 from verifier.store.policies import ChangeAuthor
@@ -61,6 +61,8 @@ class Report:
     results: int
     free: int
     """Challenges that are left."""
+    logs: int
+    """Logs that ended: their keys may have signed more than the backup has."""
 
 
 async def known_marks(whole: Whole) -> Marks:
@@ -99,7 +101,15 @@ async def end_what_may_be_used(whole: Whole, wish: Wish) -> Report:
     await _begin_events_anew(whole, wish)
     left = await tx.one("SELECT count(*) AS n FROM pool WHERE session_id IS NULL")
     assert left is not None
-    return Report(sessions=sessions, tokens=tokens, challenges=challenges, results=results, free=left["n"])
+    logs = await log_tree.end_all(tx, now_ms)
+    return Report(
+        sessions=sessions,
+        tokens=tokens,
+        challenges=challenges,
+        results=results,
+        free=left["n"],
+        logs=logs,
+    )
 
 
 async def _end_challenges(tx: Tx, wish: Wish) -> int:
