@@ -158,8 +158,12 @@ class Sequencer:
         return None if known is not None and current.number > known.number else known
 
     async def _read_guard(self) -> None:
+        """Read what was signed last.  Raises `LogDivergedError` if that is not known: then anything could be signed."""
         if not self._has_read:
-            self._known = await asyncio.to_thread(read_guard, self._guard)
+            try:
+                self._known = await asyncio.to_thread(read_guard, self._guard)
+            except StoreError as error:
+                raise LogDivergedError((0, 1), str(error)) from None
             self._has_read = True
 
     async def look(self) -> None:

@@ -145,7 +145,12 @@ async def best(tx: Tx, log: int, beyond: int = -1) -> Stored | None:
 
 def _stored(row: Row) -> Stored:
     return Stored(
-        row["size"], bytes(row["root"]), row["at_ms"], row["note"], row["cosignatures"], row["witnesses"]
+        size=row["size"],
+        root=bytes(row["root"]),
+        at_ms=row["at_ms"],
+        note=row["note"],
+        cosignatures=row["cosignatures"],
+        witnesses=row["witnesses"],
     )
 
 
