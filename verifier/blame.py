@@ -38,6 +38,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "receipts": Whose.CALLER,
     "request": Whose.CALLER,
     "request.issuer-unavailable": Whose.VERIFIER,
+    "receipt": Whose.CALLER,
     "key": Whose.CALLER,
     "session": Whose.CALLER,
     "token": Whose.CALLER,

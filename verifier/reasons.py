@@ -140,6 +140,8 @@ _TABLE: Final = (
     Reason("request.too-often", "There were too many requests.", "Wait for the seconds in Retry-After."),
     Reason("service.busy", "The service does as much at once as it may, or holds as many bytes.", "Wait for the seconds in Retry-After. Nothing is held against you meanwhile."),
     Reason("request.not-found", "The resource does not exist.", "Check the path and the id in it."),
+    Reason("receipt.unknown", "No such receipt is kept, or it is of another key.", "Check the id of X-Touchstone-Receipt, and use the key that made the request. Receipts are kept as long as decisions."),
+    Reason("receipt.not-yet", "The answer has not ended, or its router has not signed the receipt yet.", "Ask again after the seconds in Retry-After."),
     Reason("request.method", "The resource does not support this method.", "Use a method of the Allow header."),
     Reason("request.not-acceptable", "The response has none of the accepted media types.", "Accept application/eat+jwt, application/eat+cwt or application/json."),
     Reason("session.expired", "The session has expired.", "Open a new session."),

@@ -7,7 +7,9 @@ A batch is kept with the hashes of its leaves, one after the other, from which e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from attester.cose import PrivateKey
 from router.model.errors import ReceiptError
@@ -85,3 +87,26 @@ def check_path(payload: bytes, index: int, batch: Batch, hashes: Sequence[str]) 
         tree.verify_inclusion(tree.leaf_hash(payload), index, batch.size, decoded, bytes.fromhex(batch.root))
     except (LogError, ValueError) as error:
         raise ReceiptError(f"the receipt is not in its batch: {error}") from None
+
+
+def to_wire(batch: Batch) -> dict[str, Any]:
+    """A batch as it goes with a receipt."""
+    members: dict[str, Any] = msgspec.to_builtins(batch)
+    members["from_ms"], members["to_ms"] = members.pop("from"), members.pop("to")
+    return members
+
+
+def from_wire(members: dict[str, Any]) -> Batch:
+    """
+    Read what `to_wire` gives.
+
+    Raises:
+        ReceiptError: it is something else.
+    """
+    named = {{"from_ms": "from", "to_ms": "to"}.get(name, name): value for name, value in members.items()}
+    try:
+        if len(named) != len(members) or {"from", "to"} & members.keys():
+            raise ReceiptError("the batch is malformed: it has a member under another name")
+        return msgspec.convert(named, Batch)
+    except msgspec.ValidationError as error:
+        raise ReceiptError(f"the batch is malformed: {error}") from None

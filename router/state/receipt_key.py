@@ -14,6 +14,7 @@ from attester import cose
 from attester.cose import PrivateKey
 from attester.errors import ConfigError, KeyFileError
 from attester.identity import create_key, load_key
+from router.config import RouterConfig
 
 _END: Final = "-receipts.pem"
 
@@ -29,19 +30,27 @@ def receipt_key_path(config: Path, name: str | None) -> Path:
     return config.parent / (name or f"{config.stem}{_END}")
 
 
-def find_receipt_key(config: Path, name: str | None, *, makes_it: bool) -> PrivateKey | None:
+def find_receipt_key(path: Path, config: RouterConfig, *, makes_it: bool) -> PrivateKey | None:
     """
     Read the receipt key, if there is one, or make it.
 
+    A router without a store has none that is kept: its chains end with the process, and another process must not give
+    their numbers again.
+
     Args:
-        config: See `receipt_key_path`.
-        name: See there.
+        path: The configuration file.
+        config: What it holds.
         makes_it: Whether one that is missing is made.
 
     Raises:
         ConfigError: it cannot be read or made, or the file holds another kind of key.
     """
-    path = receipt_key_path(config, name)
+    if not (config.receipts.enabled and config.store.is_kept):
+        return None
+    return _find(receipt_key_path(path, config.receipts.key_file), makes_it=makes_it)
+
+
+def _find(path: Path, *, makes_it: bool) -> PrivateKey | None:
     if not path.exists():
         if not makes_it:
             return None
