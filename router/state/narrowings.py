@@ -169,10 +169,11 @@ class Narrowings:
             del self._making[place]
 
     def _judge(self, pool: NarrowedPool, nodes: Iterable[str]) -> None:
+        context = self._context()
         for node in nodes:
             entry = self._entries.get(node)
             if entry is not None:
-                self._placement.judge(pool, entry)
+                pool.judge(entry.key, entry.view, context)
 
     def _listed(self, required: CallerRequirements) -> Iterable[str]:
         """The nodes that may meet the requirements, as far as their names or their operators' say."""
