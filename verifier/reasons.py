@@ -122,6 +122,7 @@ _TABLE: Final = (
     Reason("policy.state", "The rollout is not in a state that allows this step.", "Show the rollout: touchstone policy history."),
     Reason("policy.version", "Another policy has this name and version.", "Write the version that the message names into bundle.json."),
     Reason("result.unacceptable", "The attestation result must not be accepted.", "Get a new result from the verifier."),
+    Reason("log.unacceptable", "Something of the transparency log must not be accepted.", "Keep what you were given: it may show that the log was edited, cut short or forked. Then fetch it again."),
     # requests
     Reason("request.malformed", "The request is malformed.", "Correct what the message names."),
     Reason("request.too-large", "The body is larger than this resource allows.", "Send less."),
@@ -135,6 +136,8 @@ _TABLE: Final = (
     Reason("request.too-often", "There were too many requests.", "Wait for the seconds in Retry-After."),
     Reason("service.busy", "The service does as much at once as it may, or holds as many bytes.", "Wait for the seconds in Retry-After. Nothing is held against you meanwhile."),
     Reason("request.not-found", "The resource does not exist.", "Check the path and the id in it."),
+    Reason("receipt.unknown", "No such receipt is kept, or it is of another key.", "Check the id of X-Touchstone-Receipt, and use the key that made the request. Receipts are kept as long as decisions."),
+    Reason("receipt.not-yet", "The answer has not ended, or its router has not signed the receipt yet.", "Ask again after the seconds in Retry-After."),
     Reason("request.method", "The resource does not support this method.", "Use a method of the Allow header."),
     Reason("request.not-acceptable", "The response has none of the accepted media types.", "Accept application/eat+jwt, application/eat+cwt or application/json."),
     Reason("session.expired", "The session has expired.", "Open a new session."),

@@ -10,6 +10,7 @@ Errors of the router.
     ├── ReplayError       a recorded decision does not come out again
     ├── HoldError         a step that cannot be taken about an incident of the router's own
     ├── KeyStepError      an API key cannot be made or revoked
+    ├── ReceiptError      a receipt is refused, or a salt for one is
     ├── IdempotencyError  a request with an Idempotency-Key is refused (`router.gateway.idempotency`)
     └── LimitError        an API key is over one of its limits (`router.gateway.keys`)
 """
@@ -90,3 +91,7 @@ class HoldError(RouterError):
 
 class KeyStepError(RouterError):
     """An API key cannot be made or revoked."""
+
+
+class ReceiptError(RouterError):
+    """A receipt is refused, or a salt for one is: the message says what is wrong."""

@@ -47,6 +47,8 @@ _STATUS: Final = {
     "request.too-often": 429,
     "service.busy": 503,
     "request.not-found": 404,
+    "receipt.unknown": 404,
+    "receipt.not-yet": 425,
     "request.method": 405,
     "request.not-acceptable": 406,
     "challenges.reserved": 429,
