@@ -242,9 +242,7 @@ def assemble(
     stalls = StallWatch(partial(_note_stall, fleet))
     keyring = _make_keyring(config, clock)
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    token = _token(setup)
-    report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
-    holds = Holds(db, fleet, clock, config.review, report=report)
+    holds = Holds(db, fleet, clock, config.review, report=_make_reporter(setup, to_verifier))
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
@@ -294,6 +292,11 @@ def _make_fronts(
 ) -> Fronts:
     """What asks nodes' fronts for their receipts."""
     return Fronts(to_nodes, receipts.keeper, clock, allow_private=setup.config.gateway.allow_private)
+
+
+def _make_reporter(setup: RouterSetup, to_verifier: aiohttp.ClientSession) -> VerifierIncidentReporter | None:
+    token = _token(setup)
+    return None if token is None else VerifierIncidentReporter(to_verifier, setup.config.verifier, token)
 
 
 def _make_keyring(config: RouterConfig, clock: Clock) -> Keyring:
