@@ -22,9 +22,9 @@ from router.gateway.errors import GatewayError
 from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
 from router.model.clock import Clock
 from router.model.errors import ReceiptError
-from router.model.node import NodeView
+from router.model.node import NodeView, walk_at_ms
 from router.model.usage import Usage as Counted
-from router.receipts.payload import MOST, Node, Request, Response, Usage, read_salt
+from router.receipts.payload import MOST, Choice, Node, Request, Response, Usage, read_salt
 from router.state.receipts import STRANGER, ReceiptBook
 
 RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
@@ -199,6 +199,8 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
         members["node"] = _node(answered, workload.model)
     elif last is not None:
         members["tried"] = _node(last, workload.model)
+    if record.decision.choice is not None:
+        members["choice"] = Choice(**record.decision.choice.for_receipt())
     if run.usage is not None:
         members["usage"] = _usage(run, run.usage, answered, metering)
     found = answered or last
@@ -221,6 +223,8 @@ def _node(attempt: Attempt, model: str) -> Node:
     members: dict[str, Any] = {} if view is None else _known(view, model)
     if attempt.answer_sha256:
         members["answer_sha256"] = attempt.answer_sha256
+    if attempt.request_id:
+        members["request"] = attempt.request_id
     return Node(id=attempt.node, **members)
 
 
@@ -243,8 +247,8 @@ def _known(view: NodeView, model: str) -> dict[str, Any]:
     members["assurance"] = claims.assurance
     if claims.reference:
         members["reference"] = claims.reference
-    walk_at = claims.measured.get("walk_at_ms")
-    if isinstance(walk_at, int):
+    walk_at = walk_at_ms(result, model)
+    if walk_at is not None:
         members["walk_at"] = walk_at
     return members
 
