@@ -35,6 +35,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "policy": Whose.SECURITY,
     "result": Whose.VERIFIER,
     "log": Whose.VERIFIER,
+    "receipts": Whose.CALLER,
     "request": Whose.CALLER,
     "request.issuer-unavailable": Whose.VERIFIER,
     "receipt": Whose.CALLER,

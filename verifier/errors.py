@@ -14,7 +14,9 @@ Errors of the verifier.
     │   ├── LogFormatError     a note, checkpoint, tile, bundle, proof or policy is malformed
     │   ├── LogSignatureError  no trusted key has signed it, or the signature of one does not verify
     │   ├── LogProofError      the hashes do not lead to the root: another entry, another tree, another history
-    │   └── LogQuorumError     too few of the witnesses that a policy names have cosigned a checkpoint
+    │   ├── LogUnreadableError a log could not be read, which says nothing about what it holds
+    │   ├── LogQuorumError     too few of the witnesses that a policy names have cosigned a checkpoint
+    │   └── LogDivergedError   what is stored of our own log is not what we signed: it was edited, cut or forked
     └── StoreError           the database refused a change, or cannot be used (`verifier.store.database`)
         └── RecordingError   a recording is damaged, or another version wrote it
 
@@ -117,6 +119,26 @@ class LogProofError(LogError):
 
 class LogQuorumError(LogError):
     """Too few of the witnesses that a policy names have cosigned a checkpoint."""
+
+
+class LogDivergedError(LogError):
+    """
+    What is stored of our own log is not what we signed: the database was edited, cut, forked or restored.
+
+    `places` are the first place that differs, as far as it is known, and the one after the last.
+    """
+
+    def __init__(self, places: tuple[int, int], message: str) -> None:
+        first, end = places
+        where = f"place {first}" if end - first == 1 else f"places {first} to {end - 1}"
+        super().__init__(f"{where}: {message}")
+        self.places = places
+
+
+class LogUnreadableError(LogError):
+    """A log could not be read.  That says nothing about what it holds."""
+
+    code = "log.unreadable"
 
 
 class StoreError(VerifierError):

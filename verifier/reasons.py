@@ -123,6 +123,10 @@ _TABLE: Final = (
     Reason("policy.version", "Another policy has this name and version.", "Write the version that the message names into bundle.json."),
     Reason("result.unacceptable", "The attestation result must not be accepted.", "Get a new result from the verifier."),
     Reason("log.unacceptable", "Something of the transparency log must not be accepted.", "Keep what you were given: it may show that the log was edited, cut short or forked. Then fetch it again."),
+    Reason("log.pending", "The entry is written, and is not yet in the log.", "Ask again in a second."),
+    Reason("receipts.forked", "The router has sent another batch of receipts for this number.", "Ask the router's operator: its store was restored or edited. A new receipt key begins a new chain."),
+    Reason("receipts.key", "The router has not registered this receipt key.", "Register it: PUT /api/v1/routers/NAME/receipt-key."),
+    Reason("log.unreadable", "The transparency log cannot be read.", "Try again. If it fails again, ask the operator of the log."),
     # requests
     Reason("request.malformed", "The request is malformed.", "Correct what the message names."),
     Reason("request.too-large", "The body is larger than this resource allows.", "Send less."),

@@ -9,13 +9,18 @@ from verifier.log.notes import COSIGNATURE_V1, Note, Signature, VerifierKey, ver
 
 
 def cosignatures(
-    note: Note, witnesses: Collection[VerifierKey], *, not_after_s: int | None = None
+    note: Note,
+    witnesses: Collection[VerifierKey],
+    *,
+    not_before_s: int | None = None,
+    not_after_s: int | None = None,
 ) -> dict[VerifierKey, int]:
     """
     The witnesses that have cosigned a checkpoint, each with its time in seconds since 1970.
 
     Args:
         witnesses: The witnesses that are known; the lines of others are ignored.
+        not_before_s: A cosignature of an earlier time does not count.  None: none is too old.
         not_after_s: A cosignature of a later time is refused.  None: times are not looked at.
 
     Raises:
@@ -26,7 +31,7 @@ def cosignatures(
     late = [key.name for key, at_s in found.items() if not_after_s is not None and at_s > not_after_s]
     if late:
         raise LogSignatureError(f"the cosignature of {late[0]} is from the future")
-    return found
+    return {key: at_s for key, at_s in found.items() if not_before_s is None or at_s >= not_before_s}
 
 
 def parse_lines(data: bytes) -> tuple[Signature, ...]:

@@ -92,9 +92,15 @@ class LogPolicy:
         self.check_quorum(note, not_after_s=not_after_s)
         return signed
 
-    def check_quorum(self, note: Note, *, not_after_s: int | None = None) -> dict[str, int]:
+    def check_quorum(
+        self, note: Note, *, not_before_s: int | None = None, not_after_s: int | None = None
+    ) -> dict[str, int]:
         """
         Check that the quorum has cosigned a checkpoint whose log is known otherwise.
+
+        Args:
+            not_before_s: A cosignature of an earlier time does not count.
+            not_after_s: A cosignature of a later time is refused.
 
         Returns:
             The witnesses by their names in the file, each with the time of its cosignature in seconds since 1970.
@@ -104,7 +110,7 @@ class LogPolicy:
             LogQuorumError: too few witnesses have cosigned it.
         """
         keys = {peer.key: name for name, peer in self.witnesses.items()}
-        times = cosignatures(note, keys, not_after_s=not_after_s)
+        times = cosignatures(note, keys, not_before_s=not_before_s, not_after_s=not_after_s)
         found = {keys[key]: at_s for key, at_s in times.items()}
         if not self.is_met(found):
             names = ", ".join(sorted(map(_printable, found))) or "nobody"
