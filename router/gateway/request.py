@@ -172,11 +172,7 @@ def read_request(
         raise _invalid("stream must be true or false")
     if is_streamed and operation.read_stream is None:
         raise _invalid(f"{operation.name} cannot be streamed")
-    try:
-        found = table.route(model, workload, key.workloads)
-    except WorkloadError as error:
-        status = 404 if error.code == "model_not_found" else 400
-        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
+    found = _route(table, model, workload, key)
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
     if operation.prepare is not None:
@@ -192,11 +188,20 @@ def read_request(
         is_streamed=bool(is_streamed),
         operator=key.operator,
         caller=key.name,
-        required=None if wanted is required is None else require(found, wanted, required),
+        required=require(found, wanted, required),
     )
     if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
         raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
     return request
+
+
+def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
+    """The workload of a request.  Raises `GatewayError`."""
+    try:
+        return table.route(model, named, key.workloads)
+    except WorkloadError as error:
+        status = 404 if error.code == "model_not_found" else 400
+        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:
