@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from verifier.archive import parquet
 from verifier.config import Home, VerifierConfig, only_process
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
@@ -73,6 +74,10 @@ async def open_service(
         ConfigError, PolicyError, StoreError: a part of it cannot be used.
     """
     async with AsyncExitStack() as stack:
+        archive_folder = None
+        if config.archive.folder:
+            parquet.check_installed()
+            archive_folder = home.path / config.archive.folder
         if not config.store.url:
             stack.enter_context(only_process(home))
         db = await stack.enter_async_context(open_database(config.store.url, home.database))
@@ -102,6 +107,7 @@ async def open_service(
             log_key=await _log_key(db, home),
             log_guard=home.log_guard,
             fence=fence,
+            archive_folder=archive_folder,
         )
 
 
