@@ -26,7 +26,6 @@ from attester.errors import ConfigError
 from verifier.archive import files, parquet
 from verifier.archive.files import ArchiveEntry, proof_of
 from verifier.archive.rows import Table
-from verifier.errors import AuditError
 from verifier.log.proofs import LogProof
 from verifier.store.files import new_file
 
@@ -46,12 +45,7 @@ class HotStore(Protocol):
         """The oldest rows that the retention rule moves, in their order; at most *limit*."""
 
     async def remove(self, rows: Sequence[dict[str, Any]]) -> None:
-        """
-        Delete rows, in one transaction; those that are not there are passed over.
-
-        Raises:
-            AuditError: one of them is there and differs: nothing is deleted.
-        """
+        """Delete rows, in one transaction, of those that are `unchanged`."""
 
 
 class ArchiveLog(Protocol):
@@ -156,14 +150,22 @@ def _write_proof(path: Path, proof: LogProof) -> None:
         temporary.write_text(str(proof), encoding="utf-8")
 
 
-def check_same(table: Table, kept: Sequence[dict[str, Any]], there: Sequence[dict[str, Any]]) -> None:
+def unchanged(
+    table: Table, kept: Sequence[dict[str, Any]], there: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """
-    Check that rows that are to be deleted are those that a file has.
+    Of the rows that a file has, those that the store still has unchanged: only they may be deleted.
 
-    Raises:
-        AuditError: one differs.
+    One that was changed after it was archived stays, and is archived again as it is now.
     """
-    by_key = {row[table.key]: row for row in kept}
-    for row in there:
-        if not files.same(table, row, by_key[row[table.key]]):
-            raise AuditError(f"the row {row[table.key]} of {table.name} was changed after it was archived")
+    by_key = {row[table.key]: row for row in there}
+    found = []
+    for row in kept:
+        other = by_key.get(row[table.key])
+        if other is None:
+            continue
+        if files.same(table, row, other):
+            found.append(row)
+        else:
+            _log.warning("a row was changed after it was archived", table=table.name, key=row[table.key])
+    return found

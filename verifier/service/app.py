@@ -18,6 +18,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
+    archives,
     blocks,
     calls,
     credentials,
@@ -159,7 +160,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, log, receipts,
+        reference_resources, model_rollouts, blocks, incident_causes, archives, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from verifier.archive.files import KIND, ArchiveEntry
@@ -10,8 +10,8 @@ from verifier.archive.moving import Archive, Step
 from verifier.archive.rows import RESULTS
 from verifier.log.proofs import LogProof
 from verifier.service.state import Service
-from verifier.store import log, log_proofs, log_tree, old_results
-from verifier.store.database import Tx
+from verifier.store import archive_entries, log_proofs, log_tree, old_results
+from verifier.store.database import Database
 
 _DAY_MS: Final = 24 * 3600 * 1000
 
@@ -21,7 +21,8 @@ def open_archive(service: Service) -> Archive | None:
     if service.archive_folder is None:
         return None
     folder = service.archive_folder / RESULTS.name
-    return Archive(folder, RESULTS, _Results(service), OwnLog(service), service.config.archive.rows_per_file)
+    log = OwnLog(service.db, service.now_ms)
+    return Archive(folder, RESULTS, _Results(service), log, service.config.archive.rows_per_file)
 
 
 async def move_old(archive: Archive) -> None:
@@ -48,21 +49,17 @@ class _Results:
 class OwnLog:
     """The log of this verifier."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, db: Database, now_ms: Callable[[], int]) -> None:
+        self._db = db
+        self._now_ms = now_ms
 
     async def submit(self, entry: ArchiveEntry) -> None:
         """Log a file, if it is not logged."""
-
-        async def work(tx: Tx) -> None:
-            if await log.is_pending(tx, KIND, entry.digest) or await log_tree.find(tx, KIND, entry.digest):
-                return
-            await log.append(tx, self._service.now_ms(), KIND, entry.members())
-
-        await self._service.db.write(work, of="sweep")
+        now_ms = self._now_ms()
+        await self._db.write(lambda tx: archive_entries.take(tx, entry.members(), now_ms), of="sweep")
 
     async def prove(self, digest: str) -> LogProof | None:
         """The proof of a file's entry."""
-        async with self._service.db.read() as tx:
+        async with self._db.read() as tx:
             placed = await log_tree.find(tx, KIND, digest)
             return None if placed is None else await log_proofs.prove(tx, placed)

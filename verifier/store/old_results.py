@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from verifier.archive.moving import check_same
+from verifier.archive.moving import unchanged
 from verifier.archive.rows import RESULTS
 from verifier.store.database import Tx
 
@@ -24,14 +24,11 @@ async def oldest(tx: Tx, before_ms: int, limit: int) -> list[dict[str, Any]]:
 
 
 async def remove(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
-    """
-    Delete results that an archive has; those that are not there are passed over.
-
-    Raises:
-        AuditError: One of them differs: nothing must be deleted.
-    """
+    """Delete results that an archive has, unless they were changed since."""
     marks = ", ".join("?" * len(rows))
     places = [row["seq"] for row in rows]
     there = await tx.all(f"SELECT {_COLUMNS} FROM appraisals WHERE seq IN ({marks})", *places)
-    check_same(RESULTS, rows, [dict(row) for row in there])
-    await tx.execute(f"DELETE FROM appraisals WHERE seq IN ({marks})", *places)
+    places = [row["seq"] for row in unchanged(RESULTS, rows, [dict(row) for row in there])]
+    if places:
+        marks = ", ".join("?" * len(places))
+        await tx.execute(f"DELETE FROM appraisals WHERE seq IN ({marks})", *places)
