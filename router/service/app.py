@@ -40,6 +40,7 @@ from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.service.sweep import sweep
 from router.state.addresses import AddressChecker
+from router.state.archiver import archiving
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -181,7 +182,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         if state.receipts is not None:
             await state.receipts.keeper.load()
         await state.holds.sync()
-        loops = _loops(state, name, to_nodes)
+        token = partial(_token, setup)
+        moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
+        loops = {**_loops(state, name, to_nodes), **moving}
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
