@@ -241,6 +241,7 @@ class AsyncClient:
                             path=target.raw_path,
                             status=response.status,
                             request_sha256=asked.hex(),
+                            request_bytes=asked.size,
                             response_sha256=got.hex(),
                             response_bytes=got.size,
                             is_salted=True,
