@@ -61,7 +61,7 @@ class Draft:
         self._caller = STRANGER
         self.is_claimed = False
         """Whether somebody works on the answer, and will end the receipt."""
-        self.id = book.new_id()
+        self.id = book.new_id(clock.now_ms())
         self._salt = b""
         self.salt_problem = ""
         """Why the salt cannot be used, if it cannot."""
@@ -163,7 +163,8 @@ class Draft:
             status=self._status,
             streamed=self.is_streamed,
         )
-        members = {"outcome": outcome, "request": asked, "response": answered, **(members or {})}
+        members = {} if members is None else members
+        members["outcome"], members["request"], members["response"] = outcome, asked, answered
         self._book.end(self.id, self._caller, self._clock.now_ms(), members)
 
 

@@ -23,6 +23,7 @@ from attester.cose import PrivateKey
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
+from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
 from router.gateway.handler import Gateway
@@ -30,6 +31,7 @@ from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
 from router.gateway.openai import GATEWAY
+from router.gateway.terms import Terms
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
@@ -152,6 +154,7 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
 
     app.cleanup_ctx.append(run)
     app.on_shutdown.append(stop)
+    app.on_response_prepare.append(openai.commit)
     return app
 
 
@@ -281,6 +284,7 @@ def assemble(
         skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
+        terms=Terms(fleet, Commitments(clock)),
         receipts=None if receipts is None else receipts.book,
     )
     return state, gateway

@@ -150,6 +150,20 @@ async def note_sent(tx: Tx, kid: str, number: int, entry: str) -> None:
     await tx.execute("UPDATE receipt_batches SET entry = ? WHERE kid = ? AND number = ?", entry, kid, number)
 
 
+async def forget(tx: Tx, until_ms: int, *, limit: int) -> bool:
+    """
+    Drop the oldest receipts, up to those that began at *until_ms*: their ids begin with the time.
+
+    Returns:
+        Whether there may be more: at most *limit* are dropped at a time.
+    """
+    dropped = await tx.execute(
+        "DELETE FROM receipts WHERE id IN (SELECT id FROM receipts WHERE id < ? ORDER BY id LIMIT ?)",
+        f"{until_ms + 1:012x}", limit,
+    )  # fmt: skip
+    return dropped >= limit
+
+
 async def forget_batches(tx: Tx, until_ms: int, *, limit: int) -> bool:
     """
     Drop the oldest batches, up to those of *until_ms*, but the newest of each key: the next one follows it.

@@ -1,6 +1,6 @@
 -- oldest: 3
 -- Receipts of answers. Their payloads are as they are signed; a signature is added when somebody asks for it.
--- Tables with large rows have a rowid: ids are random, and large rows would be moved about.
+-- An id begins with its time, so what is old is found by it.
 CREATE TABLE receipts (
     id         TEXT PRIMARY KEY,
     at_ms      INTEGER NOT NULL,
@@ -16,7 +16,6 @@ CREATE TABLE receipts (
     payload    BLOB NOT NULL,
     signature  BLOB
 ) STRICT;
-CREATE INDEX receipts_by_time ON receipts (at_ms);
 CREATE INDEX receipts_by_caller ON receipts (caller, at_ms);
 CREATE INDEX receipts_ahead ON receipts (kid, batch, place) WHERE ahead = 1;
 CREATE INDEX receipts_wanted ON receipts (kid) WHERE wanted = 1;

@@ -15,7 +15,6 @@ CREATE TABLE receipts (
     payload    BYTEA NOT NULL,
     signature  BYTEA
 );
-CREATE INDEX receipts_by_time ON receipts (at_ms);
 CREATE INDEX receipts_by_caller ON receipts (caller, at_ms);
 CREATE INDEX receipts_ahead ON receipts (kid, batch, place) WHERE ahead = 1;
 CREATE INDEX receipts_wanted ON receipts (kid) WHERE wanted = 1;
