@@ -15,6 +15,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
+from attester.errors import FrontReceiptError
+from attester.front.receipts import open_receipt
 from router.client.bundles import Bundle
 from router.client.errors import Step, UnverifiedError
 from router.client.exchanges import Exchange
@@ -87,6 +89,8 @@ def verify(bundle: Bundle, trust: Trust, exchange: Exchange | None) -> Checked:
     checked.steps[Step.RESULT] = f"node {node.id}, by {result.iss}"
     checked.steps[Step.MODEL] = check_model(receipt, node, result, trust.require)
     checked.steps[Step.AGE] = check_age(receipt, result, trust.require)
+    if bundle.front is not None or trust.require.has_front:
+        checked.steps[Step.FRONT] = check_front(bundle, node, receipt)
     return checked
 
 
@@ -282,6 +286,22 @@ def _walk_at(result: AttestationResult, model: str) -> int | None:
     appraisal = result.submods.get(f"model/{model}")
     found = None if appraisal is None else appraisal.ear_verifier_claims.measured.get(_WALK_AT)
     return found if isinstance(found, int) else None
+
+
+def check_front(bundle: Bundle, node: Node, receipt: Receipt) -> str:
+    """Step 9: the node's front has signed what the router got, with the endpoint's key.  Raises `UnverifiedError`."""
+    if bundle.front is None:
+        raise UnverifiedError(Step.FRONT, "the node's front has signed nothing of this answer")
+    pin = "" if node.spki_sha256 is UNSET else node.spki_sha256
+    try:
+        signed = open_receipt(bundle.front.jws, pin)
+    except FrontReceiptError as error:
+        raise UnverifiedError(Step.FRONT, str(error)) from None
+    if signed.jti != node.request:
+        raise UnverifiedError(Step.FRONT, "the front's receipt is of another request")
+    if signed.response.sha256 != node.answer_sha256 and receipt.response.status in _OK:
+        raise UnverifiedError(Step.FRONT, "the front has sent another answer than the router got")
+    return f"{signed.response.bytes} bytes, signed by the key of the node's endpoint"
 
 
 def check_batch(bundle: Bundle, checked: Checked, trust: Trust) -> str:

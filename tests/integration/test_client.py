@@ -26,7 +26,7 @@ from router.client.errors import Step
 from router.client.kept import KeptFolder
 from router.client.offline import read_material, verify_offline
 from router.client.proxy import LOGGED_HEADER, VERIFIED_HEADER, Proxy
-from router.client.session import RECEIPT_HEADER, Answer, AsyncClient
+from router.client.session import NONCE_HEADER, RECEIPT_HEADER, Answer, AsyncClient
 from router.client.trust import Required, RouterTrust, Trust, TrustFile, VerifierTrust
 from router.gateway.sse import encode_event
 from tests.integration.gateway import CHAT, CHATS, PROMPT, STREAM, WORK, Fleet, key, opened, story
@@ -51,6 +51,12 @@ class Mallory:
         self.without: set[str] = set()
         """Headers of answers that get lost."""
         self.status: int | None = None
+        self.paths: tuple[str, ...] = ("/v1/",)
+        """Where answers are altered."""
+        self.lost: set[str] = set()
+        """Headers of requests that get lost."""
+        self.forced: dict[str, str] = {}
+        """Headers that requests get in the place of their own."""
         self.requests: list[tuple[str, dict[str, str]]] = []
 
     def app(self) -> web.Application:
@@ -65,7 +71,8 @@ class Mallory:
         if is_receipt:
             folder, _, receipt = path.rpartition("/")
             path = f"{folder}/{self.asked(receipt)}"
-        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        headers = {name: value for name, value in request.headers.items() if name not in {"Host", *self.lost}}
+        headers |= {name: value for name, value in self.forced.items() if name in headers}
         async with (
             aiohttp.ClientSession(auto_decompress=False) as http,
             http.request(
@@ -75,7 +82,7 @@ class Mallory:
             data, status, given = await answer.read(), answer.status, dict(answer.headers)
         if is_receipt and status == 200:
             data = msgspec.json.encode(self.alter_receipt(json.loads(data)))
-        elif not is_receipt:
+        elif path.startswith(self.paths):
             data, status = self.alter(data), self.status or status
         for name in {"Content-Length", "Transfer-Encoding", "Connection", "Date", "Server", *self.without}:
             given.pop(name, None)
@@ -339,6 +346,74 @@ async def test_a_router_that_is_away(fleet: Fleet) -> None:
     with pytest.raises(UnreachableError):
         async with AsyncClient(trust=client.trust, key=KEY) as again:
             await chat(again)
+
+
+# The choice.
+
+REPLAYED = Required(log="never", choice="replayed")
+
+
+async def test_the_first_answer_brings_what_the_next_one_needs(fleet: Fleet) -> None:
+    """By default nothing is asked for beforehand."""
+    async with connected(fleet) as (client, _):
+        first, second = await chat(client), await chat(client)
+    assert first.checked is not None
+    assert second.checked is not None
+    assert Step.CHOICE not in first.checked.steps
+    assert "commitment" in second.checked.steps[Step.CHOICE]
+
+
+async def test_a_decision_comes_out_again(fleet: Fleet) -> None:
+    async with connected(fleet, require=REPLAYED) as (client, _):
+        answer = await chat(client)
+    assert answer.checked is not None
+    assert "comes out again by seed" in answer.checked.steps[Step.CHOICE]
+
+
+async def test_a_router_that_passes_over_the_nonce(fleet: Fleet) -> None:
+    async with connected(fleet, require=REPLAYED) as (client, mallory):
+        mallory.lost = {NONCE_HEADER}
+        assert await refused(client) is Step.CHOICE
+
+
+async def test_a_router_that_gives_out_no_commitments(fleet: Fleet) -> None:
+    async with connected(fleet, require=REPLAYED) as (client, mallory):
+        mallory.alter = lambda _: b"{}"
+        mallory.paths = ("/api/v1/commitments",)
+        assert await refused(client) is Step.CHOICE
+
+
+async def test_a_decision_of_another_commitment(fleet: Fleet) -> None:
+    """The router is told another nonce than the client has sent, by whoever wants to steer it."""
+    async with connected(fleet, require=REPLAYED) as (client, mallory):
+        (commitment,) = (await client._fetch_commitments())[:1]
+        other = f"{commitment.partition('.')[0]}.{'A' * 43}"
+        mallory.forced = {NONCE_HEADER: other}
+        assert await refused(client) is Step.CHOICE
+
+
+async def test_a_router_that_was_started_again_has_forgotten(fleet: Fleet) -> None:
+    """What it had committed to before is void: the client begins anew, and its caller sees nothing of that."""
+    async with connected(fleet) as (client, mallory):
+        await chat(client)
+        mallory.forced = {NONCE_HEADER: f"{'A' * 48}.{'A' * 43}"}
+        stolen = await client.ask("POST", CHATS, msgspec.json.encode(CHAT))
+        assert stolen.status == 400
+        mallory.forced = {}
+        await chat(client)
+        client._commitments.clear()
+        client._commitments.put(f"{'A' * 48}.{'0' * 64}", fleet.clock.ms / 1000)
+        answer = await chat(client)
+    assert answer.status == 200
+
+
+async def test_what_the_client_requires_travels_along(fleet: Fleet) -> None:
+    """The router answers 412 before any node is asked, where the client would have refused the answer."""
+    required = Required(log="never", references=("ab" * 32,), tells_router=True)
+    async with connected(fleet, require=required) as (client, _):
+        answer = await chat(client)
+    assert answer.status == 412
+    assert answer.checked is not None
 
 
 # The three lines.
