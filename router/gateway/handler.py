@@ -242,12 +242,12 @@ class Handler:
         # The request itself is in the fingerprint, so that a key never gets another request's answer.
         shape = f"{request.operation.path}\n{request.workload.name}\n{self._explain}\n".encode()
         digest = hashlib.sha256(shape)
-        if request.required is not None:
-            # An answer that was given under other requirements is another one.
-            digest.update(request.required.key)
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
+        if request.required is not None:
+            # An answer that was given under other requirements is another one.
+            digest.update(request.required.key)
         if len(request.body) > LARGE:
             await self._gateway.aside.run(digest.update, request.body)
         else:

@@ -48,7 +48,7 @@ from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.receipt_key import find_receipt_key
-from router.state.receipting import Receipting, make_receipting
+from router.state.receipting import make_receipting
 from router.state.records import Records
 from router.state.registration import Registrar
 from router.state.stalls import StallWatch
@@ -242,7 +242,9 @@ def assemble(
     config = setup.config
     fleet = _make_fleet(setup, clock)
     stalls = StallWatch(partial(_note_stall, fleet))
-    keyring = _make_keyring(config, clock)
+    keyring = Keyring(
+        config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
+    )
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
     token = _token(setup)
     report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
@@ -258,7 +260,16 @@ def assemble(
         judge_refusal=registrar.judge_refusal,
         digests=config.receipts.enabled,
     )
-    receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
+    receipts = make_receipting(
+        config,
+        setup.receipt_key,
+        clock,
+        db,
+        name,
+        registrar=registrar,
+        to_verifier=to_verifier,
+        token=partial(_token, setup),
+    )
     metering = Metering(clock, holds, setup.tokenisers())
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     state = State(
@@ -284,35 +295,10 @@ def assemble(
         skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
-        terms=Terms(fleet, Commitments(clock)),
         receipts=None if receipts is None else receipts.book,
+        terms=Terms(fleet, Commitments(clock)),
     )
     return state, gateway
-
-
-def _make_keyring(config: RouterConfig, clock: Clock) -> Keyring:
-    return Keyring(config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic)
-
-
-def _make_receipting(
-    setup: RouterSetup,
-    clock: Clock,
-    db: Database,
-    name: NameLease,
-    *,
-    registrar: Registrar,
-    to_verifier: aiohttp.ClientSession,
-) -> Receipting | None:
-    return make_receipting(
-        setup.config,
-        setup.receipt_key,
-        clock,
-        db,
-        name,
-        registrar=registrar,
-        to_verifier=to_verifier,
-        token=partial(_token, setup),
-    )
 
 
 def _make_feed(

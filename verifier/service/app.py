@@ -17,6 +17,7 @@ from verifier.policy import bundle as bundles
 from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
+    answer_checks,
     blocks,
     calls,
     credentials,
@@ -33,6 +34,7 @@ from verifier.service import (
     routers,
     second_opinions,
     sessions,
+    suspicions,
     sweep,
 )
 from verifier.service import policies as policy_resources
@@ -153,7 +155,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, log, receipts,
+        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

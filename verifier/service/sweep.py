@@ -14,6 +14,7 @@ from verifier.service.after_steps import AfterSteps
 from verifier.service.state import Service
 from verifier.service.widespread import LEAST_NODES, is_widespread
 from verifier.store import (
+    answer_checks,
     appraisals,
     calls,
     events,
@@ -117,6 +118,7 @@ async def delete_old(service: Service) -> None:
         lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS),
         lambda tx: walks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
+        lambda tx: answer_checks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: routers.prune(tx, now_ms - _DAY_MS, _STEP_ROWS),
     )
     for step in steps:
