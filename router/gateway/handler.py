@@ -27,6 +27,7 @@ from router.gateway.errors import (
     nobody_may,
     refusal_document,
 )
+from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
@@ -77,6 +78,8 @@ class Gateway:
     terms: Terms = field(kw_only=True)
     receipts: ReceiptBook | None = None
     """Of all answers; `None` if there are none."""
+    fronts: Fronts | None = None
+    """What asks nodes what they have signed of answers; `None` if answers have no receipts."""
     in_flight: int = 0
     _finished: list[Handler] = field(default_factory=list)
 

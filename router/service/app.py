@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -26,6 +25,7 @@ from router.gateway import openai, pinned, probe
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
+from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
@@ -65,8 +65,6 @@ from verifier.store.opening import open_database
 _LONG_STALL_S: Final = 1.0
 _ISSUER_EVERY_S: Final = 1.0
 _SCHEMA: Final = "router.store"
-_GC_THRESHOLDS: Final = (20_000, 50, 100)
-"""Requests make no reference cycles, so the garbage collector need not run every few of them."""
 
 _log = structlog.get_logger("router")
 _stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
@@ -297,8 +295,16 @@ def assemble(
         replays=IdempotencyCache(monotonic=clock.monotonic),
         receipts=None if receipts is None else receipts.book,
         terms=Terms(fleet, Commitments(clock)),
+        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
     return state, gateway
+
+
+def _make_fronts(
+    setup: RouterSetup, clock: Clock, receipts: Receipting, to_nodes: aiohttp.ClientSession
+) -> Fronts:
+    """What asks nodes' fronts for their receipts."""
+    return Fronts(to_nodes, receipts.keeper, clock, allow_private=setup.config.gateway.allow_private)
 
 
 def _make_feed(
@@ -384,15 +390,6 @@ def _note_stall(fleet: Fleet, seconds: float) -> None:
             seconds=round(seconds, 1),
         )
         fleet.excuse_silence(seconds)
-
-
-async def tune_garbage_collector(app: web.Application) -> None:
-    """Exempt from garbage collection what exists now and what snapshots bring, for a process that only routes."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    # What is known of nodes makes no cycles, and to go through all of it takes half a second for 10⁵ nodes.
-    app[STATE].feed.on_page = gc.freeze
 
 
 def reload_table(app: web.Application) -> None:

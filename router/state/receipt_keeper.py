@@ -250,6 +250,11 @@ class ReceiptKeeper:
             await self._db.write(lambda tx: store.sign(tx, found.id, signature))
         return tokens.join(found.payload, found.kid, signature)
 
+    async def keep_front(self, found: StoredReceipt, front: str) -> None:
+        """Keep what a node's front has signed of an answer."""
+        if self.book.writes:
+            await self._db.write(lambda tx: store.keep_front(tx, found.id, front))
+
     async def find_batch(self, found: StoredReceipt) -> StoredBatch | None:
         """The batch of a receipt; `None` if it is not closed, not kept any more, or there is none."""
         if not found.batch:

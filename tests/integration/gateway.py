@@ -35,6 +35,7 @@ from router.model.workload import Table, Workload
 from router.service.app import RouterSetup, make_app
 from router.service.state import STATE
 from router.state.fleet import Fleet as RouterFleet
+from router.state.identity import Identity
 from tests.unit.router.doubles import (
     Certificate,
     FakeNode,
@@ -234,6 +235,7 @@ class Fleet:
         sections: Mapping[str, Any] | None = None,
         table: Table | None = None,
         watches_stalls: bool = False,
+        identity: Identity | None = None,
         **gateway: Any,
     ) -> None:
         """
@@ -241,6 +243,7 @@ class Fleet:
 
         Args:
             watches_stalls: Whether it counts for how long it stood still.  Otherwise a busy machine fails no test.
+            identity: By which nodes know it; a new one if it is left out.
         """
         # A node of a test is silent, or it is not: what the size of a request adds is tested on its own.
         given = {
@@ -267,7 +270,8 @@ class Fleet:
         }
         tiny = {"model": MODEL, "name": "tiny", "tier": "small", **(workload or {})}
         table = table or Table([msgspec.convert(tiny, Workload)])
-        self.app = make_app(RouterSetup(msgspec.convert(config, RouterConfig), table), self.clock.clock())
+        setup = RouterSetup(msgspec.convert(config, RouterConfig), table, identity=identity)
+        self.app = make_app(setup, self.clock.clock())
         before = self.verifier.followers
         self.url = await self._router.enter_async_context(serving(self.app))
         await until(lambda: self.verifier.followers > before)

@@ -129,9 +129,9 @@ async def _find(tx: Tx, request: web.Request) -> Placed:
     kind, subject = request.query.get("kind", ""), request.query.get("id", "")[: _MAX_SUBJECT + 1]
     if kind not in log.SUBJECTS or not subject or len(subject) > _MAX_SUBJECT:
         raise RequestError(f"kind must be one of {', '.join(log.SUBJECTS)}, and id what the entry is about")
+    found = await log_tree.find(tx, kind, subject)
     if await log.is_pending(tx, kind, subject):
         raise _pending()
-    found = await log_tree.find(tx, kind, subject)
     if found is None:
         raise RequestError(f"the log has no entry of kind {kind} about it", code="request.not-found")
     return found
