@@ -48,7 +48,7 @@ from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.receipt_key import find_receipt_key
-from router.state.receipting import make_receipting
+from router.state.receipting import Receipting, make_receipting
 from router.state.records import Records
 from router.state.registration import Registrar
 from router.state.stalls import StallWatch
