@@ -17,6 +17,7 @@ from router.config import ApiKey, GatewaySection
 from router.gateway.aside import Aside
 from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
+from router.gateway.checks import Checks
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
@@ -37,6 +38,7 @@ from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
 from router.model.operations import Operation
+from router.model.uniform import hide
 from router.model.workload import Table
 from router.state.records import Record
 from verifier.errors import RequestError
@@ -66,6 +68,7 @@ class Gateway:
     clock: Clock
     keyring: Keyring
     replays: IdempotencyCache
+    checks: Checks
     skew_s: int = 30
     """By how much the router's clock and the verifier's may differ."""
     aside: Aside = field(default_factory=partial(Aside, "requests"))
@@ -77,6 +80,10 @@ class Gateway:
     def table(self) -> Table:
         """The workloads, as of now."""
         return self.dispatcher.fleet.table
+
+    def has_room(self) -> bool:
+        """Whether there are places that no request needs soon."""
+        return self.in_flight * 4 < self.config.max_in_flight * 3
 
     def close(self) -> None:
         """End the threads."""
@@ -133,6 +140,7 @@ class Handler:
         record = self._gateway.dispatcher.decide(
             request.workload, self._key.name, has_tools=request.has_tools
         )
+        self._gateway.checks.note(request, record.decision)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(
             record=record,
@@ -180,7 +188,16 @@ class Handler:
             kind = "invalid_request_error" if status < 500 else "service_unavailable"
             raise GatewayError(status, kind, str(error), retry_after=error.retry_after) from None
         named = self._request.headers.get(WORKLOAD_HEADER)
-        read = partial(read_request, data, self._operation, self._gateway.table, self._key, workload=named)
+        gateway = self._gateway
+        read = partial(
+            read_request,
+            data,
+            self._operation,
+            gateway.table,
+            self._key,
+            workload=named,
+            is_asked=gateway.checks.asks,
+        )
         return await self._gateway.aside.run(read) if is_large(data) else read()
 
     async def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
@@ -192,9 +209,9 @@ class Handler:
         shape = f"{request.operation.path}\n{request.workload.name}\n{self._explain}\n".encode()
         digest = hashlib.sha256(shape)
         if len(request.body) > LARGE:
-            await self._gateway.aside.run(digest.update, request.body)
+            await self._gateway.aside.run(lambda: digest.update(request.repeatable))
         else:
-            digest.update(request.body)
+            digest.update(request.repeatable)
         fingerprint = digest.digest()
         try:
             cached = self._gateway.replays.begin(self._key.name, header, fingerprint)
@@ -251,6 +268,8 @@ class Handler:
         metering = self._gateway.dispatcher.metering
         status, body = found.answer.status, found.answer.body
         headers = _answered_by(record, found)
+        if status == 200 and run.request.added.hides_logprobs:
+            body = await self._rewrite(body, partial(hide, added=run.request.added))
         if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
             headers[USAGE_HEADER] = told.by
             if told.usage is not None:

@@ -22,6 +22,7 @@ from attester.authorities import client_context, open_session
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
+from router.gateway.checks import Checks
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
 from router.gateway.handler import Gateway
@@ -36,6 +37,7 @@ from router.service import access
 from router.service.clock_reporter import ClockReporter
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
+from router.service.verifier_checks import VerifierChecks
 from router.state.addresses import AddressChecker
 from router.state.feed import Feed
 from router.state.fleet import Fleet
@@ -188,6 +190,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await gateway.checks.close()
             gateway.close()
             await state.holds.close()
             if config.store.is_kept:
@@ -268,7 +271,9 @@ def assemble(
         to_verifier=to_verifier,
         stalls=stalls,
     )
+    checks = _make_checks(setup, clock, dispatcher, name, to_verifier)
     gateway = Gateway(
+        checks=checks,
         dispatcher=dispatcher,
         config=config.gateway,
         clock=clock,
@@ -276,7 +281,28 @@ def assemble(
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
     )
+    checks.has_room = gateway.has_room
     return state, gateway
+
+
+def _make_checks(
+    setup: RouterSetup,
+    clock: Clock,
+    dispatcher: Dispatcher,
+    name: NameLease,
+    to_verifier: aiohttp.ClientSession,
+) -> Checks:
+    config = setup.config
+    source = VerifierChecks(to_verifier, config.verifier, partial(_token, setup))
+    return Checks(
+        dispatcher,
+        config.checks,
+        config.gateway,
+        clock,
+        source if config.verifier.router_token_file is not None else None,
+        name=config.name,
+        routers=lambda: name.names,
+    )
 
 
 def _make_feed(
