@@ -34,7 +34,7 @@ from router.gateway.request import NodeRequest
 from router.model.arrivals import Arrivals
 from router.model.clock import Clock
 from router.model.errors import RouterError
-from router.model.traffic import ENOUGH, Kind, ModelTraffic, describe, profile_of
+from router.model.traffic import Kind, ModelTraffic, describe, profile_of
 from router.model.workload import Workload
 from router.state.random_bytes import random_bytes
 from verifier.answers.checks import Given
@@ -44,6 +44,8 @@ __all__ = ["CheckSource", "CheckSourceError", "Checks", "NoChecksError", "Offere
 
 _MAX_WAITING: Final = 256
 """Checks that wait for their moment, or are under way."""
+_TRIES: Final = 8
+"""Moments that are tried, if the node has no place beside the one that work may need."""
 _ASK_AGAIN_S: Final = 60.0
 """After the verifier had no check for a model."""
 _REPORT_AFTER_S: Final = (0.0, 1.0, 5.0, 30.0, 120.0)
@@ -132,12 +134,11 @@ class Checks:
         self._routers = routers
         self._traffic: dict[str, ModelTraffic] = {}
         self._arrivals: dict[tuple[str, Lane], Arrivals] = {}
-        self._unseen: dict[str, int] = {}
-        """By model that is asked about, how many requests in the one form must come before the first check."""
+        self._models: set[str] = set()
+        """Those that the verifier has checks for."""
         self._none_until: dict[str, float] = {}
         self._asked_at: dict[tuple[str, str], float] = {}
         self._began = clock.monotonic()
-        self._waiting: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._rates: Mapping[Lane, float] = {
             Lane.ESTABLISHED: config.established_per_mille / 1000,
@@ -150,7 +151,7 @@ class Checks:
 
     def asks(self, workload: Workload) -> bool:
         """Whether nodes are asked about a workload's model: then all requests for it have one form."""
-        return workload.model in self._unseen and workload.checks.enabled
+        return workload.model in self._models and workload.checks.enabled
 
     def note(self, request: NodeRequest, decision: Decision) -> None:
         """Note a request and where it goes; by chance, it is followed by a check."""
@@ -163,8 +164,6 @@ class Checks:
         traffic.note(describe(request.document, request.operation.name, request.added))
         if self._source is None or decision.chosen is None:
             return
-        if self._unseen.get(workload.model):
-            self._unseen[workload.model] -= 1
         lane = decision.chosen.lane
         rate = self._rates.get(lane)
         if rate is None:
@@ -202,32 +201,35 @@ class Checks:
 
     def _propose(self, workload: Workload, lane: Lane, arrivals: Arrivals) -> None:
         span_s = arrivals.span_s()
-        if span_s is None or len(self._waiting) + len(self._tasks) >= _MAX_WAITING:
+        if span_s is None or len(self._tasks) >= _MAX_WAITING:
             return
         if self._none_until.get(workload.model, 0.0) > self._clock.monotonic():
             return
-        loop = asyncio.get_running_loop()
+        task = asyncio.create_task(self._ask_in(span_s, workload.name, lane), name="a check")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-        def begin() -> None:
-            self._waiting.discard(handle)
-            task = loop.create_task(self._ask_once(workload.name, lane), name="a check")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    async def _ask_in(self, span_s: float, name: str, lane: Lane) -> None:
+        """Ask at some moment of the span; if there is no place then, at a later one."""
+        for _ in range(_TRIES):
+            await asyncio.sleep(span_s * self._draw())
+            if await self._ask_once(name, lane):
+                return
+        _checks.labels("no-place").inc()
 
-        handle = loop.call_later(span_s * self._draw(), begin)
-        self._waiting.add(handle)
-
-    async def _ask_once(self, name: str, lane: Lane) -> None:
+    async def _ask_once(self, name: str, lane: Lane) -> bool:
+        """Ask a node now; returns whether there is nothing more to do."""
         workload = self._dispatcher.fleet.table.workloads.get(name)
+        if workload is None or self._source is None:
+            return True
         try:
-            if workload is not None and self.has_room():
-                await self._ask(workload, lane)
+            return self.has_room() and await self._ask(workload, lane)
         except CheckSourceError as error:
-            assert workload is not None
             self._pause(workload.model, str(error))
         except Exception:  # noqa: BLE001
             # The outermost of a check, which nobody waits for.
             _log.exception("a check failed")
+        return True
 
     def _pause(self, model: str, why: str) -> None:
         if model not in self._none_until:
@@ -235,24 +237,29 @@ class Checks:
         self._none_until[model] = self._clock.monotonic() + _ASK_AGAIN_S
         _checks.labels("none").inc()
 
-    async def _ask(self, workload: Workload, lane: Lane) -> None:
+    async def _ask(self, workload: Workload, lane: Lane) -> bool:
+        """Ask a node; returns `False` if it has no place now."""
         decision = self._decide(workload, lane)
         operation = self._draw_operation(workload)
         if decision is None or operation is None or self._source is None:
-            return
+            return True
         node = decision.ranked[0].node
+        if not self._has_place(node, workload):
+            return False
         result = self._dispatcher.fleet.view(node).result
         offered = await self._source.take(workload.model, node, operation)
         self._none_until.pop(workload.model, None)
-        is_new = workload.model not in self._unseen
-        self._unseen.setdefault(workload.model, ENOUGH)
-        made = None if is_new else self._make(offered, workload)
+        if workload.model not in self._models:
+            # From now on all requests have one form.  This check comes too early: until enough of them were seen.
+            self._models.add(workload.model)
+            self._traffic[workload.model].forget_kinds()
+        made = self._make(offered, workload)
         if made is None or result is None:
             await self._report(offered, {"node": node, "failed": "unlike"})
-            return
+            return True
         if not self._has_place(node, workload):
             await self._report(offered, {"node": node, "failed": "withdrawn"})
-            return
+            return True
         request, kind = made
         self._traffic[workload.model].note_check(kind)
         self._asked_at[node, workload.name] = self._clock.monotonic()
@@ -265,6 +272,7 @@ class Checks:
             await self._report(offered, {"node": node, "failed": outcome})
         else:
             await self._report(offered, _report_of(node, result.jti, asked_ms, given))
+        return True
 
     def _decide(self, workload: Workload, lane: Lane) -> Decision | None:
         """An ordinary decision, but for its first node: that is drawn from the lane, or was not asked for too long."""
@@ -283,8 +291,6 @@ class Checks:
             # The lane is asked at the rate of the most suspected; others in it are passed over.
             if self._draw() * self._rates[lane] >= self.share(first.node, workload, lane):
                 return None
-        if not self._has_place(first.node, workload):
-            return None
         others = tuple(each for each in decision.ranked if each.node != first.node)
         return structs.replace(decision, ranked=(first, *others)[:WIDTH])
 
@@ -331,8 +337,6 @@ class Checks:
     def _make(self, offered: Offered, workload: Workload) -> tuple[NodeRequest, Kind] | None:
         """The check's request, if it is like those that come."""
         traffic = self._traffic[workload.model]
-        if self._unseen[workload.model]:
-            return None
         encoding = _pick(traffic.encodings(offered.operation), self._draw) or ""
         table = self._dispatcher.fleet.table
         try:
@@ -363,9 +367,6 @@ class Checks:
     async def close(self) -> None:
         """Send no more; those under way are given up."""
         self._source = None
-        for handle in self._waiting:
-            handle.cancel()
-        self._waiting.clear()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

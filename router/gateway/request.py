@@ -197,9 +197,13 @@ def read_request(
         caller=key.name,
         added=added,
     )
+    _check_answers(request)
+    return request
+
+
+def _check_answers(request: NodeRequest) -> None:
     if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
         raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
-    return request
 
 
 def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:

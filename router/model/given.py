@@ -14,12 +14,22 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from router.model import dialects
 from router.model.answers import DONE
 from router.model.usage import Usage
-from verifier.answers.checks import MAX_DIMENSIONS, MAX_TEXT, MAX_TOKENS, MAX_VECTORS, Call, Given, Token
+from verifier.answers.checks import (
+    MAX_DIMENSIONS,
+    MAX_GIVEN,
+    MAX_TEXT,
+    MAX_TOKENS,
+    MAX_VECTORS,
+    Call,
+    Given,
+    Token,
+    encode,
+)
 
 _MAX_PIECE: Final = 512
 _MAX_TOP: Final = 20
@@ -58,7 +68,7 @@ def of_events(events: Iterable[bytes], timing: Timing) -> Given:
 
 def _given(timing: Timing, found: Mapping[str, Any]) -> Given:
     claimed = timing.claimed
-    return Given(
+    given = Given(
         outcome=timing.outcome[:_MAX_NAME],
         prompt_tokens=None if claimed is None else min(claimed.prompt, _MAX_COUNT),
         completion_tokens=None if claimed is None else min(claimed.completion, _MAX_COUNT),
@@ -67,6 +77,9 @@ def _given(timing: Timing, found: Mapping[str, Any]) -> Given:
         streamed=timing.streamed,
         **found,
     )
+    if len(encode(given)) <= MAX_GIVEN:
+        return given
+    return structs.replace(given, tokens=None, calls=(), vectors=None)
 
 
 def _seconds(seconds: float) -> float:

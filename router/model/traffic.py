@@ -18,7 +18,7 @@ from router.model.uniform import CHAT, Added, essential
 from verifier.answers.shapes import MAX_SHAPES, Profile, Shape
 
 ENOUGH: Final = 50
-"""Requests for a model of which something is known of its traffic."""
+"""After so many requests that checks may be like, something is known of the traffic."""
 _MOST: Final = 1 << 16
 """Requests after which all counts are halved, so that what the traffic was fades."""
 _SLACK: Final = 2.0
@@ -52,7 +52,7 @@ class Kind(Struct, frozen=True, kw_only=True):
     system: bool
     has_tools: bool
     has_seed: bool
-    """Whether the client gave one."""
+    """Whether there is one, whoever has given it."""
     encoding: str
     """Of vectors."""
 
@@ -109,7 +109,7 @@ def describe(document: Mapping[str, Any], operation: str, added: Added) -> tuple
         limit="" if most is None else limit,
         system=has_system,
         has_tools=bool(shape.tools),
-        has_seed=has_seed,
+        has_seed="seed" in document,
         encoding=encoding,
     )
 
@@ -197,6 +197,10 @@ class ModelTraffic:
         if kind in self._kinds or len(self._kinds) < MAX_SHAPES:
             self._kinds[kind] += 1
 
+    def forget_kinds(self) -> None:
+        """Begin to count anew what nodes see: requests have another form from now on."""
+        self._kinds.clear()
+
     def shapes(self) -> tuple[Shape, ...]:
         """The forms with their counts, the commonest first."""
         ordered = sorted(self._shapes.items(), key=lambda item: (-item[1], repr(item[0])))
@@ -219,9 +223,10 @@ class ModelTraffic:
 
     def admits(self, kind: Kind) -> bool:
         """Whether one more check of this kind makes it no commoner among checks than it is among requests."""
-        if self.requests < ENOUGH:
+        seen = self._kinds.total()
+        if seen < ENOUGH:
             return False
-        share = self._kinds[kind] / max(self.requests - self.undescribed, 1)
+        share = self._kinds[kind] / seen
         expected = share * (self._checks.total() + 1)
         return share > 0 and self._checks[kind] + 1 <= expected + _SLACK * math.sqrt(expected) + 1
 

@@ -22,7 +22,6 @@ from attester.authorities import client_context, open_session
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
-from router.gateway.checks import Checks
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
 from router.gateway.handler import Gateway
@@ -37,7 +36,7 @@ from router.service import access
 from router.service.clock_reporter import ClockReporter
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
-from router.service.verifier_checks import VerifierChecks
+from router.service.verifier_checks import make_checks
 from router.state.addresses import AddressChecker
 from router.state.feed import Feed
 from router.state.fleet import Fleet
@@ -241,8 +240,7 @@ def assemble(
         config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
     )
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    token = _token(setup)
-    report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
+    report = _make_reporter(setup, to_verifier)
     holds = Holds(db, fleet, clock, config.review, report=report)
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
@@ -271,7 +269,7 @@ def assemble(
         to_verifier=to_verifier,
         stalls=stalls,
     )
-    checks = _make_checks(setup, clock, dispatcher, name, to_verifier)
+    checks = make_checks(dispatcher, config, clock, to_verifier, token=partial(_token, setup), name=name)
     gateway = Gateway(
         checks=checks,
         dispatcher=dispatcher,
@@ -285,24 +283,9 @@ def assemble(
     return state, gateway
 
 
-def _make_checks(
-    setup: RouterSetup,
-    clock: Clock,
-    dispatcher: Dispatcher,
-    name: NameLease,
-    to_verifier: aiohttp.ClientSession,
-) -> Checks:
-    config = setup.config
-    source = VerifierChecks(to_verifier, config.verifier, partial(_token, setup))
-    return Checks(
-        dispatcher,
-        config.checks,
-        config.gateway,
-        clock,
-        source if config.verifier.router_token_file is not None else None,
-        name=config.name,
-        routers=lambda: name.names,
-    )
+def _make_reporter(setup: RouterSetup, to_verifier: aiohttp.ClientSession) -> VerifierIncidentReporter | None:
+    token = _token(setup)
+    return None if token is None else VerifierIncidentReporter(to_verifier, setup.config.verifier, token)
 
 
 def _make_feed(

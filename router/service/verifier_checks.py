@@ -12,8 +12,11 @@ from msgspec import Meta, Struct
 
 from attester.bounded import read_all
 from attester.errors import ConfigError
-from router.config import VerifierSection
-from router.gateway.checks import CheckSourceError, NoChecksError, Offered
+from router.config import RouterConfig, VerifierSection
+from router.gateway.checks import Checks, CheckSourceError, NoChecksError, Offered
+from router.gateway.dispatch import Dispatcher
+from router.model.clock import Clock
+from router.state.name import NameLease
 
 _MAX_ANSWER: Final = 16 << 20
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=20, connect=5)
@@ -30,6 +33,28 @@ class _Check(Struct, frozen=True):
 
 class _Checks(Struct, frozen=True):
     checks: Annotated[list[_Check], Meta(max_length=32)]
+
+
+def make_checks(
+    dispatcher: Dispatcher,
+    config: RouterConfig,
+    clock: Clock,
+    http: aiohttp.ClientSession,
+    *,
+    token: Callable[[], str | None],
+    name: NameLease,
+) -> Checks:
+    """What asks nodes with checks of the configured verifier: none without a credential for it."""
+    source = VerifierChecks(http, config.verifier, token)
+    return Checks(
+        dispatcher,
+        config.checks,
+        config.gateway,
+        clock,
+        source if config.verifier.router_token_file is not None else None,
+        name=config.name,
+        routers=lambda: name.names,
+    )
 
 
 class VerifierChecks:

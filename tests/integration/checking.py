@@ -101,7 +101,7 @@ async def settle(fleet: Fleet) -> None:
     """Wait until no check waits or is under way."""
     checks = checks_of(fleet)
     async with asyncio.timeout(20):
-        while checks._waiting or checks._tasks:  # noqa: ASYNC110
+        while checks._tasks:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
