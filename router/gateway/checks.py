@@ -238,14 +238,16 @@ class Checks:
         _checks.labels("none").inc()
 
     async def _ask(self, workload: Workload, lane: Lane) -> bool:
-        """Ask a node; returns `False` if it has no place now."""
-        decision = self._decide(workload, lane)
-        operation = self._draw_operation(workload)
-        if decision is None or operation is None or self._source is None:
-            return True
-        node = decision.ranked[0].node
-        if not self._has_place(node, workload):
+        """Ask a node; returns `False` if there is none with a place now."""
+        decision, operation = self._decide(workload, lane), self._draw_operation(workload)
+        if decision is None or not self._has_place(decision.ranked[0].node, workload):
             return False
+        # A lane is asked at the rate of the most suspected; others in it are passed over.
+        first = decision.ranked[0]
+        is_passed_over = self._draw() * self._rates[lane] >= self.share(first.node, workload, first.lane)
+        if is_passed_over or operation is None or self._source is None:
+            return True
+        node = first.node
         result = self._dispatcher.fleet.view(node).result
         offered = await self._source.take(workload.model, node, operation)
         self._none_until.pop(workload.model, None)
@@ -288,9 +290,6 @@ class Checks:
             if drawn.chosen is None:
                 return None
             first = drawn.chosen
-            # The lane is asked at the rate of the most suspected; others in it are passed over.
-            if self._draw() * self._rates[lane] >= self.share(first.node, workload, lane):
-                return None
         others = tuple(each for each in decision.ranked if each.node != first.node)
         return structs.replace(decision, ranked=(first, *others)[:WIDTH])
 

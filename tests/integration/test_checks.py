@@ -168,6 +168,7 @@ async def test_a_check_takes_no_place_that_work_needs(fleet: Fleet, tmp_path: Pa
     node = await fleet.engine("a")
     await started(fleet, tmp_path, workload={"concurrency": 1})
     await talk(fleet)
+    await talk(fleet, 60)
     checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
     node.gate.clear()
     held = asyncio.create_task(checks._ask(workload, fleet.router.lane("a", workload)))  # type: ignore[arg-type]
