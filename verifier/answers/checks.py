@@ -79,6 +79,8 @@ class Minted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     operation: Operation
     body: dict[str, Any]
     """The OpenAI request without `model`, `stream` and `stream_options`, and without what asks for log-probabilities."""
+    streamed: bool = False
+    """Whether requests of its shape are streamed: a router asks it so."""
     engine: EngineUsed
     made_ms: Annotated[int, Meta(ge=0)]
     text: _Text | None = None
@@ -177,6 +179,11 @@ def decode_given(data: bytes) -> Given:
 def decode_verdict(data: bytes) -> Verdict:
     """Read a verdict.  Raises `RequestError` if it is malformed."""
     return _decode(_verdict, data, MAX_TEXT)
+
+
+def family_of(engine: str) -> str:
+    """Give the family of an engine by the name that it claims: engines of one family answer alike."""
+    return engine.lower()[:128]
 
 
 def floats(vector: bytes) -> tuple[float, ...]:

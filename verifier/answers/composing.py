@@ -131,20 +131,15 @@ def _texts(draws: Draws, material: Material, count: int, length: int, number: in
 
 def _tools(draws: Draws, material: Material, count: int) -> list[dict[str, Any]]:
     known = list(material.tools or prompts.TOOLS)
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     while known and len(chosen) < count:
         chosen.append(known.pop(draws.below(len(known))))
     return chosen
 
 
 def _with_parameters(body: dict[str, Any], shape: Shape, draws: Draws) -> dict[str, Any]:
-    for name, value in (
-        ("temperature", shape.temperature),
-        ("top_p", shape.top_p),
-        (shape.limit, shape.max_tokens),
-    ):
-        if value is not None:
-            body[name] = value
+    given = {"temperature": shape.temperature, "top_p": shape.top_p, shape.limit: shape.max_tokens}
+    body |= {name: value for name, value in given.items() if value is not None}
     if shape.seed:
         body["seed"] = draws.below(MAX_SEED)
     return _with_seed(body, draws)

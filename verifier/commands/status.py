@@ -17,8 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from attester.authorities import client_context, why_unreached
-from verifier.challenges.demand import demand_of
-from verifier.challenges.stock import read_fleet, read_levels
+from verifier.challenges.stock import read_demand, read_levels
 from verifier.commands.common import (
     errors,
     home_option,
@@ -83,9 +82,8 @@ def _anchors(home: Home) -> dict[str, Any]:
 
 
 async def _read(tx: Tx, home: Path, config: VerifierConfig, at_ms: int) -> dict[str, Any]:
-    demand = demand_of(
-        config.calls, await read_fleet(tx), await wide_classes(tx, home / config.policy.folder)
-    )
+    classes = await wide_classes(tx, home / config.policy.folder)
+    demand = await read_demand(tx, config.calls, config.answers, classes, at_ms)
     levels = await read_levels(tx, await _in_force(tx), demand)
     pools = [
         {

@@ -14,6 +14,7 @@ from verifier.service.after_steps import AfterSteps
 from verifier.service.state import Service
 from verifier.service.widespread import LEAST_NODES, is_widespread
 from verifier.store import (
+    answer_checks,
     appraisals,
     calls,
     events,
@@ -94,7 +95,7 @@ async def _suspend_silent(service: Service, tx: Tx, now_ms: int) -> None:
             service.duties.note_widespread()
             return
     for node_id in silent:
-        await revocations.revoke_results(tx, node_id, now_ms)
+        await revocations.revoke_results(tx, node_id, now_ms, "unanswered")
 
 
 async def _nothing(_tx: Tx) -> None:
@@ -117,6 +118,7 @@ async def delete_old(service: Service) -> None:
         lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS),
         lambda tx: walks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
+        lambda tx: answer_checks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: routers.prune(tx, now_ms - _DAY_MS, _STEP_ROWS),
     )
     for step in steps:
