@@ -48,21 +48,21 @@ RUNS: Final[dict[str, Run]] = {
     "q8_0-4": Run("llama.cpp", "q8_0", 4, cached=True),
     "pruned-4": Run("llama.cpp", "pruned", 4, cached=True),
     "bf16-8": Run("llama.cpp", "bf16", 8, cached=True, threads=2),
-    "bf16-cached": Run("llama.cpp", "bf16", 1, cached=True, threads=2),
-    "noise-4": Run("llama.cpp", "noise", 4, cached=True),
-    "published-4": Run("llama.cpp", "published", 4, cached=True),
-    "f16-4": Run("llama.cpp", "f16", 4, cached=True),
-    "f32-4": Run("llama.cpp", "f32", 4, cached=True),
-    "q8_0": Run("llama.cpp", "q8_0"),
-    "q4_0": Run("llama.cpp", "q4_0"),
+    "vllm-bf16": Run("vllm", "smollm2"),
     "bf16-warm": Run("llama.cpp", "bf16", temperature=0.8),
     "bf16-warm-4": Run("llama.cpp", "bf16", 4, 0.8, cached=True),
-    "bf16-warm-8": Run("llama.cpp", "bf16", 8, 0.8, cached=True, threads=2),
-    "q8_0-warm-4": Run("llama.cpp", "q8_0", 4, 0.8, cached=True),
     "q4_0-warm-4": Run("llama.cpp", "q4_0", 4, 0.8, cached=True),
-    "pruned-warm-4": Run("llama.cpp", "pruned", 4, 0.8, cached=True),
-    "vllm-bf16": Run("vllm", "smollm2"),
+    "f32-4": Run("llama.cpp", "f32", 4, cached=True),
+    "q8_0": Run("llama.cpp", "q8_0"),
+    "noise-4": Run("llama.cpp", "noise", 4, cached=True),
     "vllm-bf16-4": Run("vllm", "smollm2", 4, cached=True),
+    "bf16-warm-8": Run("llama.cpp", "bf16", 8, 0.8, cached=True),
+    "q8_0-warm-4": Run("llama.cpp", "q8_0", 4, 0.8, cached=True),
+    "pruned-warm-4": Run("llama.cpp", "pruned", 4, 0.8, cached=True),
+    "f16-4": Run("llama.cpp", "f16", 4, cached=True),
+    "bf16-cached": Run("llama.cpp", "bf16", 1, cached=True),
+    "q4_0": Run("llama.cpp", "q4_0"),
+    "published-4": Run("llama.cpp", "published", 4, cached=True),
     "vllm-warm": Run("vllm", "smollm2", temperature=0.8),
     "vllm-warm-4": Run("vllm", "smollm2", 4, 0.8, cached=True),
 }
@@ -97,7 +97,7 @@ def _serving(run: Run, folder: Path) -> Iterator[str]:
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            env=vllm_server.environment(VLLM_CPU_OMP_THREADS_BIND="all"), start_new_session=True,
+            env=vllm_server.environment(VLLM_CPU_OMP_THREADS_BIND="0"), start_new_session=True,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + _READY_S

@@ -181,6 +181,19 @@ class StoreSection(Struct, frozen=True, forbid_unknown_fields=True):
         return self.path is not None or bool(self.url)
 
 
+class ReceiptsSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[receipts]``: of each answer, what was asked and answered, by whom, and on what grounds; in digests."""
+
+    enabled: bool = True
+    key_file: _File | None = None
+    """
+    The key that signs them, Ed25519: made if it is missing.
+
+    Without it, a file beside the configuration: ``router-receipts.pem`` beside ``router.toml``.  A router without a
+    store has a new key each time it starts.
+    """
+
+
 class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[review]``: of the router's own holds."""
 
@@ -198,6 +211,7 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     service: ServiceSection = ServiceSection()
     gateway: GatewaySection = GatewaySection()
     store: StoreSection = StoreSection()
+    receipts: ReceiptsSection = ReceiptsSection()
     review: ReviewSection = ReviewSection()
     access: AccessSection = AccessSection()
     keys: tuple[ApiKey, ...] = ()

@@ -10,6 +10,7 @@ protocol's last event.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -94,6 +95,8 @@ class Exchange:
         self._wishes = request.wishes
         self._received = Received(text, request.max_shown_tokens if sink is not None else None)
         self._was_given = False
+        self._digest = hashlib.sha256() if exchanges.digests else None
+        self._has_bytes = False
         self._lost_before = self._lost_at_text = exchanges.lost_s()
         """How long the router had stood still when this began, and when the last text came."""
 
@@ -204,6 +207,7 @@ class Exchange:
             stream=stream,
             number=self._number,
             was_given=self._was_given,
+            answer_sha256=self._digest.hexdigest() if self._has_bytes and self._digest is not None else "",
             kept=kept,
         )
 
@@ -223,6 +227,7 @@ class Exchange:
                 )
         except TimeoutError:
             raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
+        await self._note_bytes(data)
         if len(data) <= LARGE:
             return judge(status, data)
         return await self._exchanges.aside.run(judge, status, data)
@@ -242,8 +247,9 @@ class Exchange:
 
         async def read(response: NodeResponse) -> Answer | None:
             if response.status != 200:
-                body = await read_all(response.content, _MAX_ERROR_BODY)
-                return self._request.operation.judge(response.status, body or b"")
+                body = await read_all(response.content, _MAX_ERROR_BODY) or b""
+                await self._note_bytes(body)
+                return self._request.operation.judge(response.status, body)
             if response.content_type != "text/event-stream":
                 raise AttemptError(Outcome.CORRUPTED, "status 200 with something else than a stream")
             await self._pass_events(response, sink, limit)
@@ -257,6 +263,19 @@ class Exchange:
         except TimeoutError:
             self._check_late_stream(sink)
         return None
+
+    def _note_part(self, data: bytes) -> None:
+        """Digest what the node has sent."""
+        if self._digest is not None:
+            self._digest.update(data)
+            self._has_bytes = True
+
+    async def _note_bytes(self, data: bytes) -> None:
+        """Digest a whole body of the node."""
+        if len(data) <= LARGE:
+            self._note_part(data)
+        else:
+            await self._exchanges.aside.run(self._note_part, data)
 
     def _check_late_stream(self, sink: Sink) -> None:
         """Decide whose time ran out.  Raises `AttemptError`, unless only the protocol's last event is missing."""
@@ -277,6 +296,7 @@ class Exchange:
         try:
             async for data in response.content.iter_any():
                 has_text = False
+                self._note_part(data)
                 for event in parser.feed(data):
                     has_text |= received.take(reader, event)
                     if reader.is_done:

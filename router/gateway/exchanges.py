@@ -31,6 +31,7 @@ class Exchanges:
 
     Args:
         judge_refusal: Whose fault it is that a node refuses the router's certificate now.
+        digests: Whether what nodes send is digested, for receipts.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Exchanges:
         *,
         lost_s: Callable[[], float] = lambda: 0.0,
         judge_refusal: Callable[[], Awaitable[Failure]] = not_listed,
+        digests: bool = False,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -56,6 +58,7 @@ class Exchanges:
         self._judge_refusal = judge_refusal
         self.aside = Aside("answers")
         """Where large answers are read."""
+        self.digests = digests
         self.is_stopping = False
         """Whether the router is stopping: then it is not the client that leaves."""
         self._reading: dict[NodeResponse, int] = {}

@@ -22,7 +22,7 @@ DISTRIBUTION: Final = "answers.distribution.differs"
 PROMPT: Final = "answers.prompt.differs"
 
 _COMPLETED: Final = "completed"
-_LEAST_POSITIONS: Final = 8
+LEAST_POSITIONS: Final = 8
 """Over fewer positions a mean distance of distributions says nothing."""
 _SHOWN: Final = 40
 
@@ -39,13 +39,13 @@ def judge(minted: Minted, given: Given, table: Table) -> Verdict:
     """
     if given.outcome != _COMPLETED:
         return Verdict(kind="unusable", detail=f"the exchange was {given.outcome}")
-    if minted.operation == "embeddings":
+    if minted.text is None:
         return _judge_vectors(minted, given, table)
-    if given.text is None or minted.text is None:
-        return Verdict(kind="unusable", detail="there is no text")
+    if given.text is None:
+        return _unusable("there is no text")
     if minted.seeded and not table.same_sampler:
         # Another family draws other tokens from the same seed: only the probabilities can be compared.
-        return _judge_distribution(minted, given, table, 0) or _unusable("the engines draw differently")
+        return _judge_distribution(minted, given, table, None) or _unusable("the engines draw differently")
     found = _judge_text(minted, given, table)
     if found.kind in ("agrees", "censored"):
         return _judge_distribution(minted, given, table, found.matched) or found
@@ -77,7 +77,7 @@ def _judge_text(minted: Minted, given: Given, table: Table) -> Verdict:
     expected, found = minted.text or "", given.text or ""
     at = _common(expected, found)
     if at == len(expected) == len(found):
-        return _judge_end(minted, given)
+        return _judge_end(minted, given, table)
     if minted.tokens is None or minted.seeded:
         return _judge_stable(minted, at, expected, found)
     starts = _starts(minted.tokens, expected)
@@ -90,7 +90,8 @@ def _judge_tokens(
     minted: Minted, tokens: Sequence[Token], starts: Sequence[int], at: int, found: str, table: Table
 ) -> Verdict:
     """The verdict on a difference at character *at*, by the margins of the tokens up to it."""
-    place = next((i for i in range(len(tokens)) if starts[i + 1] > at), len(tokens))
+    shown = sum(start < starts[-1] for start in starts[:-1])
+    place = next((i for i in range(shown) if starts[i + 1] > at), shown)
     for position in range(min(place + 1, len(tokens))):
         if _may_part(tokens[position], found[starts[position] :], table.delta):
             return _verdict_at(
@@ -98,6 +99,8 @@ def _judge_tokens(
             )
     if place == len(tokens):
         return _judge_late(minted, tokens, starts, found)
+    if minted.stable <= place:
+        return _verdict_at("censored", place, tokens, starts, found, "mintings part here or before")
     return _verdict_at("differs", place, tokens, starts, found, "")
 
 
@@ -112,7 +115,10 @@ def _may_part(token: Token, rest: str, delta: float) -> bool:
     if len(token.top) < 2:
         return True
     best = token.top[0][1]
-    near = [text for text, logprob in token.top if best - logprob <= delta and text != token.text]
+    near = [text for text, logprob in token.top if best - logprob <= delta]
+    if token.text in near:
+        # Once: another token may have the same text.
+        near.remove(token.text)
     # A special token, such as the end, has no text or one that is not shown: then the given text ends here.
     fits = any(rest.startswith(text) or (not rest and _is_special(text)) for text in near)
     unseen = all(best - logprob <= delta for _, logprob in token.top)
@@ -150,21 +156,31 @@ def _judge_stable(minted: Minted, at: int, expected: str, found: str) -> Verdict
     return Verdict(kind="censored", at=matched, matched=matched, detail="mintings part here too")
 
 
-def _judge_end(minted: Minted, given: Given) -> Verdict:
+def _judge_end(minted: Minted, given: Given, table: Table) -> Verdict:
     """The texts are equal.  Calls of tools are no text, and neither is why the answer ended."""
     count = len(minted.tokens) if minted.tokens is not None else len(minted.text or "")
-    calls = [(call.name, call.arguments) for call in minted.calls]
-    if calls != [(call.name, call.arguments) for call in given.calls]:
-        kind = "differs" if minted.whole else "censored"
-        detail = f"it calls {', '.join(c.name for c in given.calls) or 'no tool'}, not as minted"
-        return Verdict(
-            kind="differs" if kind == "differs" else "censored",
-            at=count,
-            matched=0 if calls else count,
-            code=TEXT if kind == "differs" else "",
-            detail=detail[:2000],
-        )
-    return Verdict(kind="agrees", matched=count)
+    ours, theirs = _calls(minted), _calls(given)
+    detail = ""
+    if ours != theirs:
+        names = ", ".join(name for name, _ in theirs) or "no tool"
+        detail = f"it calls {names}, not as minted"
+    elif _ended_otherwise(minted, given) and table.same_sampler:
+        # Another family may count the last token otherwise.
+        detail = f"it ends by {given.finish_reason}, not by {minted.finish_reason}"
+    if not detail:
+        return Verdict(kind="agrees", matched=count)
+    if not minted.whole:
+        return Verdict(kind="censored", at=count, matched=count, detail=detail[:2000])
+    return Verdict(kind="differs", at=count, matched=count, code=TEXT, detail=detail[:2000])
+
+
+def _calls(answer: Minted | Given) -> list[tuple[str, str]]:
+    return [(call.name, call.arguments) for call in answer.calls]
+
+
+def _ended_otherwise(minted: Minted, given: Given) -> bool:
+    reasons = (minted.finish_reason, given.finish_reason)
+    return reasons in (("stop", "length"), ("length", "stop"))
 
 
 def _verdict_at(
@@ -212,22 +228,28 @@ def _starts(tokens: Sequence[Token], text: str) -> list[int] | None:
 # Distributions.
 
 
-def _judge_distribution(minted: Minted, given: Given, table: Table, matched: int) -> Verdict | None:
+def _judge_distribution(minted: Minted, given: Given, table: Table, matched: int | None) -> Verdict | None:
     """
     Compare the distributions over the positions before the texts part; `None` if they say nothing against the node.
 
     They are the node's own word.  So they can only speak against it.
+
+    Args:
+        matched: So many positions of the texts agree; `None`: as many as the node's tokens do.
     """
     if table.distribution_limit is None or not minted.tokens or not given.tokens:
         return None
     found = []
     for index, (ours, theirs) in enumerate(zip(minted.tokens, given.tokens, strict=False)):
-        distance = _distance(ours, theirs)
+        # Where the texts part, what came before is still the same.
+        if matched is not None and index > matched:
+            break
+        distance = distribution_distance(ours, theirs)
         if distance is not None:
             found.append(distance)
-        if ours.text != theirs.text or (matched and index + 1 >= matched):
+        if ours.text != theirs.text:
             break
-    if len(found) < _LEAST_POSITIONS:
+    if len(found) < LEAST_POSITIONS:
         return None
     mean = math.fsum(found) / len(found)
     if mean <= table.distribution_limit:
@@ -236,7 +258,7 @@ def _judge_distribution(minted: Minted, given: Given, table: Table, matched: int
     return Verdict(kind="differs", at=0, distance=mean, matched=len(found), code=DISTRIBUTION, detail=detail)
 
 
-def _distance(ours: Token, theirs: Token) -> float | None:
+def distribution_distance(ours: Token, theirs: Token) -> float | None:
     """
     Gonka's distance of two lists of log-probabilities: the mean of ``|a − b| / (|a| + |b|) / 2`` over ours.
 

@@ -94,11 +94,17 @@ class _Row(NamedTuple):
 
 _MEASURED: Final[Mapping[tuple[str, str, str], _Row]] = {
     ("llama.cpp", "float", "llama.cpp"): _Row(
-        0.25, Rates(0.003, 0.9), Rates(0.2, 0.95), Rates(0.005, 0.95), 0.0065
+        delta=0.25,
+        text=Rates(0.003, 0.9),
+        drawn=Rates(0.2, 0.95),
+        scored=Rates(0.005, 0.95),
+        distribution_limit=0.0065,
     ),
 }
 """By the reference's engine and kind of precision, and the node's engine."""
-_UNMEASURED: Final = _Row(1.0, Rates(0.02, 0.6), None, Rates(0.02, 0.6), 0.05)
+_UNMEASURED: Final = _Row(
+    delta=1.0, text=Rates(0.02, 0.6), drawn=None, scored=Rates(0.02, 0.6), distribution_limit=0.05
+)
 """For engines that nobody has measured: four times the largest margin at which a measured one has parted."""
 
 
@@ -129,7 +135,7 @@ def table_for(engine: EngineUsed, family: str) -> Table:
 
 def rates_for(minted: Minted, given: Given, table: Table) -> Rates | None:
     """Give the rates of the kind of check that this was; `None` if its verdict says nothing that can be counted."""
-    if minted.operation == "embeddings":
+    if minted.text is None:
         return table.vectors
     if minted.seeded:
         return table.drawn
@@ -138,7 +144,7 @@ def rates_for(minted: Minted, given: Given, table: Table) -> Rates | None:
 
 def is_measured(minted: Minted, table: Table) -> bool:
     """Whether the rates of this kind of check were measured: embeddings in whatever engine, texts in each by itself."""
-    return minted.operation == "embeddings" or table.measured
+    return minted.text is None or table.measured
 
 
 def precision_of(dtype: str) -> str | None:

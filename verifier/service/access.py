@@ -43,6 +43,7 @@ def _changes(*roles: Role) -> frozenset[Role]:
 
 
 PUBLIC: Final = Anyone("clients need it before they have a credential")
+LOG: Final = Anyone("a log is there to be read by everybody; it has digests, ids and names")
 HEALTH: Final = Anyone("load balancers ask for it; it says yes or no", costs_nothing=True)
 NEW_SESSION: Final = Anyone(
     "a stranger gets a nonce and no challenges; a node gets challenges by its signature", counts_itself=True
@@ -59,6 +60,8 @@ NODE_RESULT: Final = _reads(Role.NODE, Role.OPERATOR, Role.RELYING_PARTY, Role.R
 RESULTS: Final = _reads(Role.OPERATOR, Role.RELYING_PARTY, Role.ROUTER, Role.REVIEWER)
 EVENTS: Final = _reads(Role.ROUTER)
 INCIDENTS: Final = _reads(Role.OPERATOR, Role.ROUTER, Role.REVIEWER)
+SUSPICIONS: Final = _reads(Role.ROUTER, Role.REVIEWER)
+SIDES: Final = _reads(Role.REVIEWER)
 REPORT: Final = _changes(Role.ROUTER)
 REVIEW: Final = _changes(Role.REVIEWER)
 BY_ROUTER: Final = _changes(Role.ROUTER)

@@ -95,7 +95,7 @@ async def _suspend_silent(service: Service, tx: Tx, now_ms: int) -> None:
             service.duties.note_widespread()
             return
     for node_id in silent:
-        await revocations.revoke_results(tx, node_id, now_ms)
+        await revocations.revoke_results(tx, node_id, now_ms, "unanswered")
 
 
 async def _nothing(_tx: Tx) -> None:

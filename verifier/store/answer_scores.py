@@ -173,9 +173,15 @@ async def nodes_of(tx: Tx, served: Served) -> list[str]:
 
 
 async def reset(tx: Tx, node_id: str, model: str) -> None:
-    """Let a node's score begin at 0 again."""
+    """Let a node's score begin at 0 again, and that of its operator's nodes together, which it is part of."""
     await tx.execute(
         "UPDATE answer_scores SET score = 0, rose_ms = NULL WHERE node_id = ? AND model = ?", node_id, model
+    )
+    await tx.execute(
+        "UPDATE operator_scores SET score = 0, suspected_ms = NULL"
+        " WHERE operator = (SELECT operator FROM nodes WHERE id = ?) AND model = ?",
+        node_id,
+        model,
     )
 
 
