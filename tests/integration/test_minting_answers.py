@@ -28,9 +28,10 @@ from fixtures.smollm import MODEL as CHAT
 from fixtures.transactions import transaction
 from tests.conftest import LlamaServer
 from touchstone import main
-from verifier.answers import checks, sealing
+from verifier.answers import checks
 from verifier.answers.checks import Minted
 from verifier.answers.material import Material
+from verifier.challenges import sealing
 from verifier.challenges.answer_engine import Named
 from verifier.challenges.answer_keeping import AnswerKeeper, KeptAnswers
 from verifier.challenges.answer_weights import Where

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verifier.answers import sealing, shapes
+from verifier.answers import shapes
 from verifier.answers.checks import Operation
 from verifier.answers.composing import MAX_SEED, Composed, compose
 from verifier.answers.draws import Draws
 from verifier.answers.material import Asked, Material, read_material
 from verifier.answers.shapes import Profile, Shape, decode_profile, encode_profile
+from verifier.challenges import sealing
 from verifier.challenges.pool_key import PoolKey
 from verifier.errors import ReferenceValueError, RequestError
 
