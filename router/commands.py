@@ -268,6 +268,15 @@ def standing(node: str, url: str, key: str | None) -> None:
     _print_json(_call(url, f"/api/v1/nodes/{node}/standing", key))
 
 
+@router.command("traffic-profile")
+@_url
+@_key
+@_errors
+def traffic_profile(url: str, key: str | None) -> None:
+    """Show what the traffic of each model looks like, without anybody's text: answers are minted by it."""
+    _print_json(_call(url, "/api/v1/traffic-profile", key))
+
+
 @router.command()
 @_url
 @_key

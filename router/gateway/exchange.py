@@ -93,7 +93,7 @@ class Exchange:
         self._progress = Progress(allowed, began=self._loop.time(), left_s=left_s, first_left_s=first_left_s)
         self._is_gone = is_gone
         self._wishes = request.wishes
-        self._received = Received(text, request.max_shown_tokens if sink is not None else None)
+        self._received = Received(text, request.max_shown_tokens if sink is not None else None, request.added)
         self._was_given = False
         self._digest = hashlib.sha256() if exchanges.digests else None
         self._has_bytes = False

@@ -39,6 +39,7 @@ from router.service import access
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.service.sweep import sweep
+from router.service.verifier_checks import make_checks
 from router.state.addresses import AddressChecker
 from router.state.feed import Feed
 from router.state.fleet import Fleet
@@ -194,6 +195,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await gateway.checks.close()
             gateway.close()
             await state.holds.close()
             if config.store.is_kept:
@@ -246,8 +248,7 @@ def assemble(
         config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
     )
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    token = _token(setup)
-    report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
+    report = _make_reporter(setup, to_verifier)
     holds = Holds(db, fleet, clock, config.review, report=report)
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
@@ -288,7 +289,9 @@ def assemble(
         to_verifier=to_verifier,
         stalls=stalls,
     )
+    checks = make_checks(dispatcher, config, clock, to_verifier, token=partial(_token, setup), name=name)
     gateway = Gateway(
+        checks=checks,
         dispatcher=dispatcher,
         config=config.gateway,
         clock=clock,
@@ -298,7 +301,13 @@ def assemble(
         receipts=None if receipts is None else receipts.book,
         terms=Terms(fleet, Commitments(clock)),
     )
+    checks.has_room = gateway.has_room
     return state, gateway
+
+
+def _make_reporter(setup: RouterSetup, to_verifier: aiohttp.ClientSession) -> VerifierIncidentReporter | None:
+    token = _token(setup)
+    return None if token is None else VerifierIncidentReporter(to_verifier, setup.config.verifier, token)
 
 
 def _make_feed(
