@@ -137,6 +137,7 @@ CREATE TABLE answer_scores (
     differs    INTEGER NOT NULL,
     censored   INTEGER NOT NULL,
     prompts    INTEGER NOT NULL,               -- so many prompts were rendered otherwise
+    fast       INTEGER NOT NULL,               -- so many answers came faster than the device can read the weights
     first_ms   INTEGER NOT NULL,
     last_ms    INTEGER NOT NULL,
     rose_ms    INTEGER,                        -- since when the score is above 0

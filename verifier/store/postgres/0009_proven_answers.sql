@@ -137,6 +137,7 @@ CREATE TABLE answer_scores (
     differs    BIGINT NOT NULL,
     censored   BIGINT NOT NULL,
     prompts    BIGINT NOT NULL,               -- so many prompts were rendered otherwise
+    fast       BIGINT NOT NULL,               -- so many answers came faster than the device can read the weights
     first_ms   BIGINT NOT NULL,
     last_ms    BIGINT NOT NULL,
     rose_ms    BIGINT,                        -- since when the score is above 0
