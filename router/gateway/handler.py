@@ -301,7 +301,6 @@ class Handler:
             return nobody_may(decision, gateway.dispatcher.shortfalls(decision), note)
         end = await self._gateway.dispatcher.run(run)
         if isinstance(end, Fail):
-            self._answered = next((each for each in run.attempts if each.has_begun), None)
             return nobody_completed(end)
         self._answered = end.attempt
         return end.attempt

@@ -228,7 +228,8 @@ def _check_front(state: _Check) -> str:
     if signed.jti != node.request:
         _refuse("the front's receipt is of another request")
     agrees: bool | None = node.answer_sha256 == signed.response.sha256
-    if node.answer_sha256 is UNSET or (not agrees and not (state.receipt.outcome == Outcome.COMPLETED and signed.response.complete)):
+    was_read = state.receipt.outcome == Outcome.COMPLETED and signed.response.complete
+    if node.answer_sha256 is UNSET or not (agrees or was_read):
         agrees = None
     if agrees is not given.agrees:
         _refuse("the router says something else of the front's receipt than follows from both")
