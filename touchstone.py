@@ -27,6 +27,7 @@ _GROUPS: Final = {
     "challenges": _Group("verifier.commands.challenges", "Mint single-use challenges.", "verifier"),
     "log": _Group("verifier.commands.log", "Verify and witness transparency logs.", "verifier"),
     "policy": _Group("verifier.commands.rollout", "Write, try and roll out policies.", "verifier"),
+    "receipt": _Group("router.receipts.commands", "Fetch receipts of answers, and verify them.", "router"),
     "reference": _Group(
         "verifier.commands.reference_sources", "Measure and publish reference values.", "verifier"
     ),

@@ -39,6 +39,7 @@ from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.wishes import Kept, check_gathered
+from router.state.random_bytes import random_bytes
 
 _MAX_ERROR_BODY: Final = 64 << 10
 _END_BYTES: Final = 1024
@@ -95,6 +96,7 @@ class Exchange:
         self._wishes = request.wishes
         self._received = Received(text, request.max_shown_tokens if sink is not None else None)
         self._was_given = False
+        self._request_id = random_bytes(16).hex()
         self._digest = hashlib.sha256() if exchanges.digests else None
         self._has_bytes = False
         self._lost_before = self._lost_at_text = exchanges.lost_s()
@@ -207,6 +209,7 @@ class Exchange:
             stream=stream,
             number=self._number,
             was_given=self._was_given,
+            request_id=self._request_id if self._was_given else "",
             answer_sha256=self._digest.hexdigest() if self._has_bytes and self._digest is not None else "",
             kept=kept,
         )
@@ -223,7 +226,7 @@ class Exchange:
         try:
             with limit:
                 status, data = await self._exchanges.post(
-                    endpoint, self._request, read, on_given=self._note_given
+                    endpoint, self._request, read, request_id=self._request_id, on_given=self._note_given
                 )
         except TimeoutError:
             raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
@@ -258,7 +261,12 @@ class Exchange:
         try:
             with limit:
                 return await self._exchanges.post(
-                    endpoint, self._request, read, sink.prepare, on_given=self._note_given
+                    endpoint,
+                    self._request,
+                    read,
+                    sink.prepare,
+                    request_id=self._request_id,
+                    on_given=self._note_given,
                 )
         except TimeoutError:
             self._check_late_stream(sink)

@@ -27,6 +27,7 @@ from router.gateway.errors import (
     nobody_may,
     refusal_document,
 )
+from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
@@ -34,6 +35,7 @@ from router.gateway.receipting import FAILED, RECEIPT_HEADER, REFUSED, Draft, me
 from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
+from router.gateway.terms import REQUIRE_HEADER, Terms, one_header
 from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
@@ -50,6 +52,7 @@ WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
 TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+
 
 USAGE_HEADER: Final = "X-Touchstone-Usage-By"
 """Whose count the usage in a whole answer is: the node's own, or the router's."""
@@ -72,8 +75,11 @@ class Gateway:
     """By how much the router's clock and the verifier's may differ."""
     aside: Aside = field(default_factory=partial(Aside, "requests"))
     """Where large bodies are read."""
+    terms: Terms = field(kw_only=True)
     receipts: ReceiptBook | None = None
     """Of all answers; `None` if there are none."""
+    fronts: Fronts | None = None
+    """What asks nodes what they have signed of answers; `None` if answers have no receipts."""
     in_flight: int = 0
     _finished: list[Handler] = field(default_factory=list)
 
@@ -146,9 +152,10 @@ class Handler:
             return late.response(None, self._operation.error_members)
         if cached is not None:
             return _answer_again(cached)
-        record = self._gateway.dispatcher.decide(
-            request.workload, self._key.name, has_tools=request.has_tools
-        )
+        try:
+            record = await self._decide(request)
+        except GatewayError as error:
+            return error.response(None, self._operation.error_members)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(
             record=record,
@@ -209,9 +216,26 @@ class Handler:
             raise GatewayError(status, kind, str(error), retry_after=error.retry_after) from None
         if self._draft is not None:
             await self._draft.note_request(data, self._gateway.aside)
-        named = self._request.headers.get(WORKLOAD_HEADER)
-        read = partial(read_request, data, self._operation, self._gateway.table, self._key, workload=named)
+        read = partial(
+            read_request,
+            data,
+            self._operation,
+            self._gateway.table,
+            self._key,
+            workload=self._request.headers.get(WORKLOAD_HEADER),
+            required=one_header(self._request, REQUIRE_HEADER),
+        )
         return await self._gateway.aside.run(read) if is_large(data) else read()
+
+    async def _decide(self, request: NodeRequest) -> Record:
+        """Decide, from the nodes that meet what the caller requires, by the seed that follows from its nonce."""
+        gateway, caller = self._gateway, self._key.name
+        narrowed = await gateway.terms.narrow(request.workload, request.required, caller)
+        # Last of all that may be refused: a nonce is used once.
+        chosen = gateway.terms.choose(self._request, caller)
+        return gateway.dispatcher.decide(
+            request.workload, caller, has_tools=request.has_tools, narrowed=narrowed, chosen=chosen
+        )
 
     async def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
         """The cached answer, if the request has an ``Idempotency-Key`` and was answered before."""
@@ -221,6 +245,9 @@ class Handler:
         # The request itself is in the fingerprint, so that a key never gets another request's answer.
         shape = f"{request.operation.path}\n{request.workload.name}\n{self._explain}\n".encode()
         digest = hashlib.sha256(shape)
+        if request.required is not None:
+            # An answer that was given under other requirements is another one.
+            digest.update(request.required.key)
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
@@ -269,12 +296,11 @@ class Handler:
         """The attempt whose answer the client gets, or the error that it gets instead."""
         if not run.record.decision.ranked:
             gateway = self._gateway
-            decision, fleet = run.record.decision, gateway.dispatcher.fleet
+            decision = run.record.decision
             note = gateway.clock.describe_difference(gateway.skew_s)
-            return nobody_may(decision, fleet.shortfalls(decision.workload), note)
+            return nobody_may(decision, gateway.dispatcher.shortfalls(decision), note)
         end = await self._gateway.dispatcher.run(run)
         if isinstance(end, Fail):
-            self._answered = next((each for each in run.attempts if each.has_begun), None)
             return nobody_completed(end)
         self._answered = end.attempt
         return end.attempt

@@ -15,6 +15,7 @@ import structlog
 from aiohttp import web
 
 from router.config import ApiKey
+from router.gateway.commitments import COMMITMENT_HEADER
 from router.gateway.errors import GatewayError, json_answer
 from router.gateway.handler import Gateway, Handler
 from router.gateway.keys import LimitError
@@ -28,6 +29,7 @@ __all__ = [
     "Gateway",
     "admit",
     "answer_errors",
+    "commit",
     "list_models",
     "serve",
     "show_model",
@@ -99,6 +101,13 @@ async def _answer_errors(
     answer = GatewayError(status, "invalid_request_error", message, code=code).response()
     answer.headers.update(headers)
     return _closing(request, answer)
+
+
+async def commit(request: web.Request, response: web.StreamResponse) -> None:
+    """Commit to the choice of the caller's next request, whatever became of this one: a signal of the application."""
+    key = request.get(KEY)
+    if key is not None and request.path.startswith("/v1/"):
+        response.headers[COMMITMENT_HEADER] = request.app[GATEWAY].terms.commitments.issue(key.name)
 
 
 async def list_models(request: web.Request) -> web.Response:

@@ -52,6 +52,12 @@ def routes() -> list[Route]:
         post(
             "/api/v1/decisions", decisions.make, SEND, "A decision; with endpoints if the key may dispatch."
         ),
+        get(
+            "/api/v1/commitments",
+            decisions.commit,
+            OWN_WORK,
+            "What the choices of the caller's next requests will follow from.",
+        ),
         get("/api/v1/decisions/{id}", decisions.show, OWN_WORK, "A decision; a relying party sees its own."),
         get("/api/v1/receipts/{id}", receipts.show, OWN_WORK, "A receipt; a relying party sees its own."),
         get("/.well-known/touchstone-receipts.json", receipts.keys, PUBLIC, "The keys that sign receipts."),

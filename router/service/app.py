@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -23,13 +22,16 @@ from attester.cose import PrivateKey
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
+from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
+from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
 from router.gateway.openai import GATEWAY
+from router.gateway.terms import Terms
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
@@ -38,6 +40,7 @@ from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.service.sweep import sweep
 from router.state.addresses import AddressChecker
+from router.state.archiver import archiving
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -63,8 +66,6 @@ from verifier.store.opening import open_database
 _LONG_STALL_S: Final = 1.0
 _ISSUER_EVERY_S: Final = 1.0
 _SCHEMA: Final = "router.store"
-_GC_THRESHOLDS: Final = (20_000, 50, 100)
-"""Requests make no reference cycles, so the garbage collector need not run every few of them."""
 
 _log = structlog.get_logger("router")
 _stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
@@ -152,6 +153,7 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
 
     app.cleanup_ctx.append(run)
     app.on_shutdown.append(stop)
+    app.on_response_prepare.append(openai.commit)
     return app
 
 
@@ -180,7 +182,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         if state.receipts is not None:
             await state.receipts.keeper.load()
         await state.holds.sync()
-        loops = _loops(state, name, to_nodes)
+        token = partial(_token, setup)
+        moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
+        loops = {**_loops(state, name, to_nodes), **moving}
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
@@ -281,9 +285,18 @@ def assemble(
         skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
+        terms=Terms(fleet, Commitments(clock)),
         receipts=None if receipts is None else receipts.book,
+        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
     return state, gateway
+
+
+def _make_fronts(
+    setup: RouterSetup, clock: Clock, receipts: Receipting, to_nodes: aiohttp.ClientSession
+) -> Fronts:
+    """What asks nodes' fronts for their receipts."""
+    return Fronts(to_nodes, receipts.keeper, clock, allow_private=setup.config.gateway.allow_private)
 
 
 def _make_keyring(config: RouterConfig, clock: Clock) -> Keyring:
@@ -394,15 +407,6 @@ def _note_stall(fleet: Fleet, seconds: float) -> None:
             seconds=round(seconds, 1),
         )
         fleet.excuse_silence(seconds)
-
-
-async def tune_garbage_collector(app: web.Application) -> None:
-    """Exempt from garbage collection what exists now and what snapshots bring, for a process that only routes."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    # What is known of nodes makes no cycles, and to go through all of it takes half a second for 10⁵ nodes.
-    app[STATE].feed.on_page = gc.freeze
 
 
 def reload_table(app: web.Application) -> None:

@@ -250,6 +250,11 @@ class ReceiptKeeper:
             await self._db.write(lambda tx: store.sign(tx, found.id, signature))
         return tokens.join(found.payload, found.kid, signature)
 
+    async def keep_front(self, found: StoredReceipt, front: str) -> None:
+        """Keep what a node's front has signed of an answer."""
+        if self.book.writes:
+            await self._db.write(lambda tx: store.keep_front(tx, found.id, front))
+
     async def find_batch(self, found: StoredReceipt) -> StoredBatch | None:
         """The batch of a receipt; `None` if it is not closed, not kept any more, or there is none."""
         if not found.batch:
@@ -281,8 +286,10 @@ class ReceiptKeeper:
         self._forgot_at = now
         config = self._config
         until_ms = now_ms - (config.keep_days * _DAY_MS if config.is_kept else _UNKEPT_MS) - 1
-        while await self._db.write(lambda tx: store.forget(tx, until_ms, limit=_AT_ONCE)):
-            pass
-        await forgetting.thin(self._db, "receipts", config.keep_decisions, at_once=_AT_ONCE)
+        if config.archive is None:
+            # Otherwise they are deleted once they are in a file (`router.state.archiver`).
+            while await self._db.write(lambda tx: store.forget(tx, until_ms, limit=_AT_ONCE)):
+                pass
+            await forgetting.thin(self._db, "receipts", config.keep_decisions, at_once=_AT_ONCE)
         while await self._db.write(lambda tx: store.forget_batches(tx, until_ms, limit=_AT_ONCE)):
             pass

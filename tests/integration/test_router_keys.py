@@ -18,7 +18,7 @@ from router.maintenance import PACKAGE
 from router.model.errors import KeyStepError
 from router.model.usage import UsageMismatch
 from router.service.state import STATE
-from router.store import decisions, keys
+from router.store import decisions, forgetting, keys
 from tests.integration.gateway import CHAT, Fleet, RouterProcess, ask, by, key, opened
 from tests.integration.maintenance import Ended, touchstone
 from tests.integration.test_router_restart import Place, at, eventually

@@ -148,7 +148,7 @@ async def _parts(tx: Tx, from_ms: int, to_ms: int) -> list[_Part]:
         wanted = nodes_beside(first, last, checkpoint.size)
         nodes = await log_tree.read_nodes(tx, log.number, checkpoint.size, wanted)
         beside = [(level, index, nodes(level, index)) for level, index in wanted]
-        found.append(_Part(log, checkpoint, first, entries, beside))
+        found.append(_Part(log=log, checkpoint=checkpoint, first=first, entries=entries, beside=beside))
     return found
 
 
@@ -189,7 +189,7 @@ async def _results(tx: Tx, entries: Sequence[Entry]) -> tuple[dict[str, str], in
     for start in range(0, len(wanted), _IDS):
         ids = wanted[start : start + _IDS]
         marks = ", ".join("?" * len(ids))
-        rows = await tx.all(f"SELECT id, token FROM appraisals WHERE id IN ({marks})", *ids)  # noqa: S608
+        rows = await tx.all(f"SELECT id, token FROM appraisals WHERE id IN ({marks})", *ids)
         found |= {row["id"]: row["token"] for row in rows}
     ordered = {each: found[each] for each in wanted if each in found}
     return ordered, len(set(wanted)) - len(ordered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -10,8 +11,10 @@ from typing import Final
 import click
 
 from attester.errors import ConfigError
+from verifier.archive import files
 from verifier.audit.checking import check, open_part
 from verifier.audit.exporting import Exported, export
+from verifier.audit.tables import time_of
 from verifier.commands.common import errors, home_option, now_ms, read_file, with_database, write_file
 from verifier.config import Home
 from verifier.log.checkpoints import SignedCheckpoint, open_checkpoint
@@ -94,14 +97,7 @@ def export_command(folder: Path, from_ms: int, to_ms: int, home: Path) -> None:
 def verify(folder: Path, vkeys: tuple[str, ...], policy: Path | None) -> None:
     """Verify the export in FOLDER without a network: what it says is what the log has, and nothing is missing."""
     keys, read = _trust(vkeys, policy)
-
-    def accept(note: Note) -> SignedCheckpoint:
-        signed = open_checkpoint(note, keys)
-        if read is not None:
-            read.check_quorum(note)
-        return signed
-
-    found = check(folder, keys, accept)
+    found = check(folder, keys, _accepting(keys, read))
     for finding in found.findings:
         click.echo(to_printable(finding))
     if found.findings:
@@ -130,6 +126,30 @@ def proof(
     made.verify(made.extra, lambda note: open_checkpoint(note, keys))
     write_file(out, str(made).encode())
     click.echo(f"Wrote {out}: touchstone log proof {out} --key KEY")
+
+
+@audit.command()
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_key_option
+@_policy_option
+@errors
+def archive(paths: tuple[Path, ...], vkeys: tuple[str, ...], policy: Path | None) -> None:
+    """Verify files of an archive by the proofs beside them: their bytes and their rows are those that were logged."""
+    accept = _accepting(*_trust(vkeys, policy))
+    for path in paths:
+        found = files.check(path, accept)
+        entry = found.entry
+        click.echo(f"{path}: {entry.rows} rows of {entry.table}, logged at {time_of(found.at_ms)}")
+
+
+def _accepting(keys: list[VerifierKey], policy: LogPolicy | None) -> Callable[[Note], SignedCheckpoint]:
+    def accept(note: Note) -> SignedCheckpoint:
+        signed = open_checkpoint(note, keys)
+        if policy is not None:
+            policy.check_quorum(note)
+        return signed
+
+    return accept
 
 
 def _trust(vkeys: tuple[str, ...], policy: Path | None) -> tuple[list[VerifierKey], LogPolicy | None]:
