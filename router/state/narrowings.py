@@ -145,7 +145,7 @@ class Narrowings:
         """Begin to make a pool; returns it if it was made at once."""
         base = self._placement.pools[place[0]]
         pool = NarrowedPool(base, required)
-        nodes = list(self._listed(required))
+        nodes = self._listed(pool)
         self._charge(caller, len(nodes))
         self._make_room()
         self._kept[place] = pool
@@ -175,16 +175,20 @@ class Narrowings:
         context = self._context()
         for node in nodes:
             entry = self._entries.get(node)
-            if entry is not None:
+            if entry is not None and node not in pool:
                 pool.judge(entry.key, entry.view, context)
 
-    def _listed(self, required: CallerRequirements) -> Iterable[str]:
+    def _listed(self, pool: NarrowedPool) -> list[str]:
         """The nodes that may meet the requirements, as far as their names or their operators' say."""
+        required = pool.required
         if required.nodes:
-            return (node for node in required.nodes if node in self._entries)
+            return [node for node in required.nodes if node in self._entries]
         if required.operators:
-            return (node for operator in required.operators for node in self._nodes_of.get(operator, ()))
-        return self._entries
+            return [node for operator in required.operators for node in self._nodes_of.get(operator, ())]
+        # In the order of the lanes, each has its place at the end of its own: to put it between others takes longer.
+        placed = [node for lane in pool.base.lanes.values() for node in lane.nodes()]
+        # Some may do the work and have no room; the others take no time.
+        return placed + [node for node in self._entries if pool.base.lane(node) is None]
 
     def _charge(self, caller: str, checks: int) -> None:
         now = self._clock.monotonic()

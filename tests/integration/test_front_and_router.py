@@ -21,7 +21,7 @@ from attester.config import Home
 from attester.cose import PrivateKey
 from attester.front import process, receipts
 from attester.front.clients import LIST, replace_file
-from attester.front.receipts import Served, open_receipt
+from attester.front.receipts import Ring, Served, open_receipt
 from attester.router_list import KnownRouter
 from fixtures.fronted import make_home
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine
@@ -189,6 +189,17 @@ async def test_what_another_key_has_signed_is_no_receipt(tmp_path: Path) -> None
             f"/api/v1/receipts/{headers['X-Touchstone-Receipt']}", Accept="application/json"
         )
         assert (status, document["front"]) == (200, None)
+
+
+async def test_the_receipt_of_another_request_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the right key has signed it: a node has one good answer, and shows its receipt for all."""
+    async with fronted_router(tmp_path) as node:
+        await node.fleet.ask(CHAT)
+        second = await node.fleet.ask(CHAT)
+        monkeypatch.setattr(Ring, "find", lambda self, *_: next(iter(self._kept.values()))[1])
+        assert (await node.receipt(second.headers))["front"] is None
 
 
 def await_then(act: Any) -> Any:
