@@ -202,6 +202,33 @@ async def test_the_receipt_of_another_request_is_none(
         assert (await node.receipt(second.headers))["front"] is None
 
 
+async def test_a_front_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    """Who waits for a receipt asks again and again; later the front is asked anew."""
+    async with opened(tmp_path) as fleet:
+        node = await fleet.node("a")
+        asked, hang_up = [], True
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            asked.append(request.path)
+            if hang_up and request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=404)
+
+        node.act = await_then(act)
+        await fleet.start()
+        _, _, headers = await fleet.post(WORK)
+        path = f"/api/v1/receipts/{headers['X-Touchstone-Receipt']}"
+        for _ in range(3):
+            _, document = await fleet.get(path, Accept="application/json")
+            assert document["front"] is None
+        assert len(asked) == 1
+        hang_up = False
+        fleet.clock.forward(16)
+        for _ in range(3):
+            await fleet.get(path, Accept="application/json")
+        assert len(asked) == 2
+
+
 def await_then(act: Any) -> Any:
     """A node that works honestly, and answers so when it is asked for a receipt."""
 
