@@ -15,8 +15,8 @@ from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
 from router import maintenance
 from router.choose.decision import Decision, replay
+from router.choose.explaining import describe_required, describe_revisions, describe_seed, explanation
 from router.config import RouterConfig, ServiceSection
-from router.explaining import describe_required, describe_revisions, describe_seed, explanation
 from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, ReplayError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
@@ -267,6 +267,15 @@ def _capitalised(sentence: str) -> str:
 def standing(node: str, url: str, key: str | None) -> None:
     """Show NODE's standing, the reasons, and what would raise it, as JSON."""
     _print_json(_call(url, f"/api/v1/nodes/{node}/standing", key))
+
+
+@router.command("traffic-profile")
+@_url
+@_key
+@_errors
+def traffic_profile(url: str, key: str | None) -> None:
+    """Show what the traffic of each model looks like, without anybody's text: answers are minted by it."""
+    _print_json(_call(url, "/api/v1/traffic-profile", key))
 
 
 @router.command()

@@ -40,6 +40,7 @@ from attester.settings import new_folder, read_toml, to_toml
 from verifier import anchor_files
 from verifier.access_config import AccessConfig
 from verifier.anchor_files import AnchorFile
+from verifier.archive_config import ArchiveConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.front_config import FrontConfig
 from verifier.log_config import LogConfig
@@ -137,6 +138,22 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """While the pool is empty, a node's last right answers to calls count for so long, if nothing speaks against it."""
 
 
+class AnswersConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[answers]``: checks of what nodes answer."""
+
+    per_node_hour: Annotated[float, Meta(ge=0, le=3600)] = 2.0
+    """How many checks of a node and a model routers are expected to take an hour; if they take more, that counts.
+
+    Only how many answers are to be minted depends on it.  Routers have a setting of their own for what they take.
+    """
+    router_per_hour: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
+    """Checks that one router may take within an hour: one that is hostile uses up no more."""
+    router_per_node_hour: Annotated[int, Meta(ge=1, le=100_000)] = 60
+    """Of these, checks of one node: one router's word counts for no more."""
+    lifetime_s: _Seconds = 900
+    """How long after a check was taken its answer may come."""
+
+
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``[policy]``."""
 
@@ -196,6 +213,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     calls: CallsConfig = CallsConfig()
     store: StoreConfig = StoreConfig()
     pool: PoolConfig = PoolConfig()
+    answers: AnswersConfig = AnswersConfig()
     access: AccessConfig = AccessConfig()
     policy: PolicyConfig = PolicyConfig()
     second_opinion: SecondOpinionConfig = SecondOpinionConfig()
@@ -203,6 +221,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     references: ReferencesConfig = ReferencesConfig()
     incidents: IncidentsConfig = IncidentsConfig()
     log: LogConfig = LogConfig()
+    archive: ArchiveConfig = ArchiveConfig()
 
     @property
     def log_origin(self) -> str:

@@ -39,6 +39,8 @@ MANY_MINOR: Final = 10
 REVIEW_TARGET_MS: Final = 24 * 3600 * 1000
 REFERENCE_SUSPECT: Final = "reference-suspect"
 REPORTER_SUSPECT: Final = "reporter-suspect"
+ANSWER_MISMATCH: Final = reasons.ANSWER_MISMATCH
+"""Answers that true weights do not give.  It comes of many checks (`verifier.store.suspicions`), never of one."""
 REPORTS_WINDOW_MS: Final = 24 * 3600 * 1000
 """Over this time the nodes are counted that one router has reported."""
 REPORTED_NODES: Final = 10
@@ -73,6 +75,7 @@ SEVERITY: Final[Mapping[str, Severity]] = {
     "identity-spoofing": Severity.SERIOUS,
     "evidence-forgery": Severity.SERIOUS,
     "settlement-mismatch": Severity.SERIOUS,
+    ANSWER_MISMATCH: Severity.SERIOUS,
     REFERENCE_SUSPECT: Severity.SERIOUS,
     REPORTER_SUSPECT: Severity.SERIOUS,
     reasons.MALFORMED: Severity.MINOR,

@@ -15,6 +15,7 @@ MODEL_INTEGRITY: Final = "model-integrity-failure"
 MALFORMED: Final = "evidence-malformed"
 UNANSWERED: Final = "challenge-unanswered"
 DECLARED_DUPLICATE: Final = "declared-duplicate"
+ANSWER_MISMATCH: Final = "answer-mismatch"
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,13 @@ _TABLE: Final = (
     Reason("weights.walk.from-file", "The walk read the files, not the weights that the engine has loaded.", "Use an engine whose adapter walks the loaded tensors, or offer it where workloads take model_claims: [file-system]."),
     Reason("weights.walk.stale", "The last right walk is older than the policy allows.", "Keep the call channel open and wait for a call."),
     Reason("weights.answers.differ", "The answers in the evidence are not those that the node gave to the call.", "Submit the answers that the node gave.", MALFORMED),
+    Reason("answers.node.not-serving", "There is no such node with a live result for the model.", "Take checks of nodes that have a live result."),
+    Reason("answers.check.expired", "The answer to a check came too late.", "Bring answers within the seconds of expires_in_s."),
+    Reason("answers.check.reused", "A check was answered before, with other bytes.", "Bring each answer once; the same bytes may be sent again."),
+    Reason("answers.result.unknown", "The node has no such result.", "Name the result by which the node was chosen."),
     Reason("challenges.exhausted", "The pool has no challenges left, so none was issued.", "Ask the verifier's operator to mint more."),
     Reason("challenges.reserved", "The challenges that are left are kept for calls.", "Hold the call channel open and wait for a call, or try again later."),
-    Reason("challenges.quota", "The operator's nodes have opened as many sessions with challenges as they may within an hour.", "Hold the call channel open and wait for a call, or try again after the seconds in Retry-After."),
+    Reason("challenges.quota", "As many challenges were taken as may be within an hour: by the operator's nodes in sessions of their own, or by a router in checks of answers.", "Try again after the seconds in Retry-After. A node can hold the call channel open and wait for a call."),
     # evidence as a whole
     Reason("evidence.submod.unknown", "The evidence has a submodule of a kind that this verifier does not know.", "Update the verifier, or use an attester of its version.", MALFORMED),
     Reason("evidence.claims.malformed", "Claims do not have the form of the claims table.", "Update the attester.", MALFORMED),
@@ -113,6 +118,12 @@ _TABLE: Final = (
     Reason("router.settlement-mismatch", "The node claims more than the router metered.", "Compare the usage records.", "settlement-mismatch"),
     Reason("router.latency-spike", "The node answered far slower than before.", "Check what else uses the device.", "latency-spike"),
     Reason("router.missed-probe", "The node did not answer the router's probe.", "Make sure that the engine can be reached.", "missed-probe"),
+    # answers, held against minted ones
+    Reason("answers.text.differs", "Answers differ from those of the published weights, where these are not undecided.", "Load the published weights unquantised, in the precision of the reference value, and check sampling defaults and the chat template.", ANSWER_MISMATCH),
+    Reason("answers.vector.differs", "Embeddings are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value.", ANSWER_MISMATCH),
+    Reason("answers.distribution.differs", "The probabilities of tokens are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value, and the key-value cache too.", ANSWER_MISMATCH),
+    Reason("answers.prompt.differs", "The prompt was rendered to another number of tokens than by the reference.", "Use the chat template and the tokeniser of the published files."),
+    Reason("answers.speed.impossible", "Streams are faster than the walked weights can be read.", "Tell the verifier's operator how tokens are drafted (speculative decoding), or load the published weights."),
     # policy and verifier
     Reason("policy.failed", "The policy failed, or gave no valid outcome.", "Ask the security team. The verifier's log has the error."),
     Reason("policy.ceiling", "The policy gave a better value than the evidence can show.", "Ask the security team to correct the policy."),

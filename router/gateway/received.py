@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from router.gateway.attempts import StreamSummary
@@ -10,6 +11,7 @@ from router.model.answers import StreamReader
 from router.model.errors import AttemptError
 from router.model.outcomes import Outcome
 from router.model.tokens import TokenCounter
+from router.model.uniform import NOTHING, Added, hide
 from router.model.usage import Usage
 
 _MAX_UNSENT: Final = 1 << 20
@@ -24,11 +26,25 @@ class Received:
     Args:
         text: Counts the tokens.
         max_tokens: How many there may be.
+        added: What was added to the request.
+        is_digested: Whether the bytes that come are digested, for a receipt.
     """
 
-    __slots__ = ("_max_events", "claimed", "events", "reader", "text", "unsent", "usage")
+    __slots__ = (
+        "_added", "_digest", "_has_bytes", "_max_events", "claimed", "events", "reader", "text", "unsent", "usage",
+    )  # fmt: skip
 
-    def __init__(self, text: TokenCounter, max_tokens: int | None) -> None:
+    def __init__(
+        self,
+        text: TokenCounter,
+        max_tokens: int | None,
+        added: Added = NOTHING,
+        *,
+        is_digested: bool = False,
+    ) -> None:
+        self._digest = hashlib.sha256() if is_digested else None
+        self._has_bytes = False
+        self._added = added if added.hides_logprobs else None
         self.text = text
         self._max_events = None if max_tokens is None else max_tokens + _EXTRA_EVENTS
         self.reader: StreamReader | None = None
@@ -38,6 +54,17 @@ class Received:
         self.claimed: Usage | None = None
         self.usage: bytes | None = None
         self.unsent = bytearray()
+
+    def note_bytes(self, data: bytes) -> None:
+        """Digest bytes of the node, as they came."""
+        if self._digest is not None:
+            self._digest.update(data)
+            self._has_bytes = True
+
+    @property
+    def sha256(self) -> str:
+        """Of the node's bytes, hex; empty if there were none, or they are not digested."""
+        return self._digest.hexdigest() if self._has_bytes and self._digest is not None else ""
 
     @property
     def is_finished(self) -> bool:
@@ -73,6 +100,8 @@ class Received:
             self.text.add(text)
             self.events += 1
         if forward is not None:
+            if self._added is not None:
+                forward = hide(forward, self._added)
             self.unsent += encode_event(forward, event.name)
         if not self.events and len(self.unsent) > _MAX_UNSENT:
             raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")

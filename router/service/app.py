@@ -39,7 +39,9 @@ from router.service import access
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
 from router.service.sweep import sweep
+from router.service.verifier_checks import make_checks
 from router.state.addresses import AddressChecker
+from router.state.archiver import archiving
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -181,7 +183,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         if state.receipts is not None:
             await state.receipts.keeper.load()
         await state.holds.sync()
-        loops = _loops(state, name, to_nodes)
+        token = partial(_token, setup)
+        moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
+        loops = {**_loops(state, name, to_nodes), **moving}
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
@@ -192,6 +196,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await gateway.checks.close()
             gateway.close()
             await state.holds.close()
             if config.store.is_kept:
@@ -242,7 +247,8 @@ def assemble(
     stalls = StallWatch(partial(_note_stall, fleet))
     keyring = _make_keyring(config, clock)
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    holds = Holds(db, fleet, clock, config.review, report=_make_reporter(setup, to_verifier))
+    report = _make_reporter(setup, to_verifier)
+    holds = Holds(db, fleet, clock, config.review, report=report)
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
@@ -273,7 +279,9 @@ def assemble(
         to_verifier=to_verifier,
         stalls=stalls,
     )
+    checks = make_checks(dispatcher, config, clock, to_verifier, token=partial(_token, setup), name=name)
     gateway = Gateway(
+        checks=checks,
         dispatcher=dispatcher,
         config=config.gateway,
         clock=clock,
@@ -284,6 +292,7 @@ def assemble(
         receipts=None if receipts is None else receipts.book,
         fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
+    checks.has_room = gateway.has_room
     return state, gateway
 
 

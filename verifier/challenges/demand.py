@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 KINDS: Final = ("read", "walk", "wide")
+ANSWERS: Final = "answ"
+"""Minted answers: routers use them, and not calls."""
 _MARGIN: Final = 3.0
 """Standard deviations above what is expected: it is too little less than once in 700 times."""
 _HOUR_S: Final = 3600.0
@@ -87,7 +89,7 @@ class ModelDemand:
             has_wides: Whether there are wide walks; if not, ordinary walks are taken instead.
         """
         own = self.rates.get(kind, Rate())
-        if has_wides or kind == "read":
+        if has_wides or kind in ("read", ANSWERS):
             return own
         return Rate() if kind == "wide" else own + self.rates.get("wide", Rate())
 
@@ -114,6 +116,8 @@ def demand_of(
     *,
     announced_per_node: int = 0,
     announced_per_operator: int = 0,
+    answers_per_node: float = 0.0,
+    answers_taken: Mapping[str, float] | None = None,
 ) -> Demand:
     """
     What a fleet uses an hour, by model.
@@ -122,6 +126,8 @@ def demand_of(
         wide_classes: The hardware classes that can be asked wide walks; others get ordinary walks instead.
         announced_per_node: Sessions with challenges that a node may open itself, an hour.
         announced_per_operator: The same for all nodes of an operator.
+        answers_per_node: Checks of answers that routers are expected to take of a node and model, an hour.
+        answers_taken: Of a model, how many they took an hour of late: it counts if it is more.
     """
     sizes = _group_sizes(fleet)
     per_hour = 2 * _HOUR_S / (calls.min_interval_s + calls.max_interval_s)
@@ -140,9 +146,12 @@ def demand_of(
         by_operator[nodes.operator].append(nodes)
     for (operator, chosen), events in together.items():
         _add_together(tally, by_operator[operator], chosen, events, wide_classes)
+    for model, count in _counts(sizes).items():
+        each = max(answers_per_node * count, (answers_taken or {}).get(model, 0.0))
+        tally.add(model, ANSWERS, each)
     return {
         model: ModelDemand(
-            {kind: tally.rates[model, kind] for kind in KINDS if (model, kind) in tally.rates},
+            {kind: tally.rates[model, kind] for kind in (*KINDS, ANSWERS) if (model, kind) in tally.rates},
             _announced(sizes, model, announced_per_node, announced_per_operator),
             sum(1 for _, other in sizes if other == model),
         )
@@ -157,6 +166,14 @@ def _group_sizes(fleet: Iterable[AlikeNodes]) -> Mapping[tuple[str, str], int]:
         for model in nodes.models:
             sizes[nodes.operator, model] += nodes.count
     return sizes
+
+
+def _counts(sizes: Mapping[tuple[str, str], int]) -> Mapping[str, int]:
+    """By model, how many nodes there are of all operators."""
+    counts: defaultdict[str, int] = defaultdict(int)
+    for (_, model), size in sizes.items():
+        counts[model] += size
+    return counts
 
 
 def _add_alone(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import msgspec
 
-from verifier.challenges.demand import AlikeNodes, Demand, Level, levels_of
-from verifier.store import nodes, pool, references
+from verifier.challenges.demand import ANSWERS, AlikeNodes, CallSettings, Demand, Level, demand_of, levels_of
+from verifier.store import answer_checks, answer_pool, nodes, pool, references
 from verifier.store.database import Row, Tx
+
+
+class AnswerSettings(Protocol):
+    """The part of ``[answers]`` on which the demand depends (`verifier.config.AnswersConfig`)."""
+
+    @property
+    def per_node_hour(self) -> float: ...  # noqa: D102
 
 
 async def read_fleet(tx: Tx) -> list[AlikeNodes]:
@@ -25,6 +33,41 @@ async def read_fleet(tx: Tx) -> list[AlikeNodes]:
     ]
 
 
+async def read_demand(
+    tx: Tx,
+    calls: CallSettings,
+    answers: AnswerSettings,
+    wide_classes: Collection[str],
+    now_ms: int,
+    *,
+    fleet: Sequence[AlikeNodes] | None = None,
+    announced_per_node: int = 0,
+    announced_per_operator: int = 0,
+) -> Demand:
+    """
+    Read what a fleet uses an hour, by model.
+
+    Args:
+        fleet: The nodes; those that are enrolled if it is `None`.
+    """
+    nodes_alike = await read_fleet(tx) if fleet is None else fleet
+    return demand_of(
+        calls,
+        nodes_alike,
+        wide_classes,
+        announced_per_node=announced_per_node,
+        announced_per_operator=announced_per_operator,
+        answers_per_node=answers.per_node_hour,
+        answers_taken=await answer_checks.per_hour(tx, now_ms),
+    )
+
+
+async def read_counts(tx: Tx) -> list[Row]:
+    """Count the challenges and the minted answers, by model, kind and reference value."""
+    answers = [{**row, "kind": ANSWERS} for row in await answer_pool.levels(tx)]
+    return [*await pool.levels(tx), *answers]
+
+
 async def read_levels(tx: Tx, in_force: Mapping[str, str], demand: Demand) -> tuple[Level, ...]:
     """
     Read how many challenges were minted and are left, by model and kind, and for how long they last.
@@ -32,7 +75,7 @@ async def read_levels(tx: Tx, in_force: Mapping[str, str], demand: Demand) -> tu
     Args:
         in_force: By model, the digest of the reference value in force: only its challenges can be used now.
     """
-    return levels_for(await pool.levels(tx), in_force, demand)
+    return levels_for(await read_counts(tx), in_force, demand)
 
 
 def levels_for(
@@ -42,7 +85,7 @@ def levels_for(
     Give the levels of what was counted.
 
     Args:
-        rows: As `verifier.store.pool.levels` gives them.
+        rows: As `read_counts` gives them.
         in_force: By model, the digest of the reference value that counts.
         only: The models that are looked at; all if it is `None`.
     """

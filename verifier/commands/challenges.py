@@ -13,12 +13,14 @@ from attester.cli import configure_logging, progress
 from attester.weights.folder import Folder, open_folder, restrict
 from attester.weights.select import best_device, kernel
 from attester.weights.tensors import TensorFiles
-from verifier.challenges.demand import KINDS, AlikeNodes, Demand, demand_of
+from verifier.challenges.answer_weights import Where
+from verifier.challenges.demand import KINDS, AlikeNodes, Demand
 from verifier.challenges.minting import Minter
 from verifier.challenges.pool_key import WIDE_ROWS, ReadParameters, WalkParameters
 from verifier.challenges.runs import Goal, fill_pool, remaining_goal, start_or_resume
-from verifier.challenges.stock import read_fleet
+from verifier.challenges.stock import read_demand
 from verifier.challenges.trusted_engine import TrustedEngine, chosen_engine
+from verifier.commands.answers import AnswerOptions, answer_options, kept_answers, mint_answers
 from verifier.commands.common import (
     device_option,
     digest_cache,
@@ -48,9 +50,9 @@ def challenges() -> None:
 @click.option(
     "--dir",
     "folder",
-    required=True,
+    default=None,
     type=click.Path(path_type=Path),
-    help="The folder with the reference weights.",
+    help="The folder with the reference weights.  Only --answers can do without: then your word for the engine counts.",
 )
 @click.option(
     "--reads", default=0, type=click.IntRange(0, 1_000_000), help="The number of read challenges to mint."
@@ -110,14 +112,25 @@ def challenges() -> None:
 @device_option
 @engine_option
 @engine_secret_option
+@answer_options
 @home_option
 @errors
 def mint(
-    model: str, folder: Path, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
+    model: str, folder: Path | None, reads: int, walks: int, wides: int, rows: int, wide_rows: int, passes: int,
     windows: int, digest: str | None, days: float | None, nodes: int | None, hardware_class: str, resume: bool,
-    device: str | None, engine_url: str | None, engine_secret: Path | None, home: Path,
+    device: str | None, engine_url: str | None, engine_secret: Path | None, answers: AnswerOptions, home: Path,
 ) -> None:  # fmt: skip
-    """Mint challenges for a model from its reference weights, with spot checks."""
+    """Mint challenges for a model from its reference weights, with spot checks, or answers with a trusted engine."""
+    if answers.count:
+        if engine_url is None or days is not None or reads + walks + wides:
+            raise click.UsageError("--answers needs --engine, and is minted without reads, walks and --days")
+        where = Where(
+            model=model, folder=folder, url=engine_url, secret=engine_secret, control=answers.control
+        )
+        mint_answers(home, where, answers, lambda db: _reference_value(db, model, digest), resume=resume)
+        return
+    if folder is None:
+        raise click.UsageError("--dir is needed: the folder with the reference weights")
     asked = Goal(
         reads=reads,
         walks=walks,
@@ -171,21 +184,31 @@ def mint(
 
 
 @challenges.command()
-@click.option("--model", "models", multiple=True, required=True, help="A model's name; repeatable.")
+@click.option("--model", "models", multiple=True, help="A model's name; repeatable.")
 @click.option(
     "--dir",
     "folders",
     multiple=True,
-    required=True,
     type=click.Path(path_type=Path),
     help="The folder with the weights of the --model at the same place; repeatable.",
 )
+@click.option(
+    "--answers",
+    "engines",
+    multiple=True,
+    metavar="MODEL=URL",
+    help="Keep answers of MODEL too, minted with the trusted engine at URL; repeatable.",
+)
+@click.option("--prompts", multiple=True, metavar="MODEL=FILE", help="As of mint, for the answers of MODEL.")
+@click.option("--profile", type=click.Path(path_type=Path), default=None, help="As of mint.")
+@click.option("--engine-key", type=click.Path(path_type=Path), default=None, help="As of mint.")
+@click.option("--engine-name", default=None, help="As of mint.")
 @click.option(
     "--hours",
     default=24.0,
     show_default=True,
     type=click.FloatRange(0.01, 8760),
-    help="How many hours of the enrolled fleet's calls there are to be.",
+    help="How many hours of the enrolled fleet's calls, and of checks of its answers, there are to be.",
 )
 @click.option(
     "--nice", default=10, show_default=True, type=click.IntRange(0, 19), help="The lowering of priority."
@@ -201,25 +224,29 @@ def mint(
 @home_option
 @errors
 def keep(
-    models: tuple[str, ...], folders: tuple[Path, ...], hours: float, nice: int, with_stdin: bool, log_json: bool,
-    device: str | None, home: Path,
+    models: tuple[str, ...], folders: tuple[Path, ...], engines: tuple[str, ...], prompts: tuple[str, ...],
+    profile: Path | None, engine_key: Path | None, engine_name: str | None, hours: float, nice: int,
+    with_stdin: bool, log_json: bool, device: str | None, home: Path,
 ) -> None:  # fmt: skip
     """Keep the pool filled until SIGTERM: mint when fewer than half of --hours are left, until they are there.
 
-    A kill loses one group of 64 at most.  Weights of a value that is to come into force can be kept too:
+    A kill loses one group of 64 at most, and one answer.  Weights of a value that is to come into force can be kept too:
     give the model twice, with both folders.
     """
     from verifier.commands.keeping import keep_until_ended
 
     if len(models) != len(folders):
         raise click.UsageError("give one --dir for each --model, in the same order")
+    if not (models or engines):
+        raise click.UsageError("give --model and --dir, or --answers")
     configure_logging(as_json=log_json)
     os.nice(nice)
     by_model: dict[str, list[Path]] = {}
     for model, folder in zip(models, folders, strict=True):
         by_model.setdefault(model, []).append(folder)
+    answers = kept_answers(engines, prompts, profile, engine_key, engine_name, by_model)
     keep_until_ended(
-        home, by_model, hours, lambda: kernel(device=device or best_device()), with_stdin=with_stdin
+        home, by_model, hours, lambda: kernel(device=device or best_device()), answers, with_stdin=with_stdin
     )
 
 
@@ -241,7 +268,7 @@ async def _goal_of(
 async def _demand(tx: Tx, home: Path, fleet: Sequence[AlikeNodes] | None = None) -> Demand:
     config = Home(home).config()
     classes = await wide_classes(tx, home / config.policy.folder)
-    return demand_of(config.calls, await read_fleet(tx) if fleet is None else fleet, classes)
+    return await read_demand(tx, config.calls, config.answers, classes, now_ms(), fleet=fleet)
 
 
 async def _lasting(db: Database, home: Path, document: Document) -> str:

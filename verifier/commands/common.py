@@ -184,12 +184,17 @@ async def wide_classes(tx: Tx, folder: Path) -> frozenset[str]:
 
 def read_kept(kept: Sequence[str]) -> list[tuple[str, Path]]:
     """Read ``MODEL=DIR`` options.  Raises `click.UsageError`."""
+    return [(model, Path(folder)) for model, folder in read_pairs("--keep", kept, "DIR")]
+
+
+def read_pairs(option: str, given: Sequence[str], what: str = "…") -> list[tuple[str, str]]:
+    """Read ``MODEL=WHAT`` options.  Raises `click.UsageError`."""
     found = []
-    for text in kept:
-        model, equals, folder = text.partition("=")
-        if not (model and equals and folder):
-            raise click.UsageError(f"--keep must be MODEL=DIR, and is {text[:80]!r}")
-        found.append((model, Path(folder)))
+    for text in given:
+        model, equals, value = text.partition("=")
+        if not (model and equals and value):
+            raise click.UsageError(f"{option} must be MODEL={what}, and is {text[:80]!r}")
+        found.append((model, value))
     return found
 
 

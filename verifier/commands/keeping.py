@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from attester.weights.kernels import Kernel
+from verifier.challenges.answer_keeping import AnswerKeeper, KeptAnswers
 from verifier.challenges.keeping import Keeper, KeptModels
 from verifier.commands.common import digest_cache, now_ms, wide_classes
 from verifier.config import Home
@@ -34,6 +35,7 @@ def keep_until_ended(
     folders: Mapping[str, Sequence[Path]],
     hours: float,
     make_kernel: Callable[[], Kernel],
+    answers: Sequence[KeptAnswers] = (),
     *,
     with_stdin: bool,
 ) -> None:
@@ -48,7 +50,7 @@ def keep_until_ended(
     signal.signal(signal.SIGINT, _end)
     if with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    asyncio.run(_keep(home, folders, hours, make_kernel()))
+    asyncio.run(_keep(home, folders, hours, make_kernel(), answers))
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
@@ -64,11 +66,18 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _keep(home: Path, folders: Mapping[str, Sequence[Path]], hours: float, walk_kernel: Kernel) -> None:
+async def _keep(
+    home: Path,
+    folders: Mapping[str, Sequence[Path]],
+    hours: float,
+    walk_kernel: Kernel,
+    answers: Sequence[KeptAnswers],
+) -> None:
     config = Home(home).config()
     key, wait_s = Home(home).pool_key(), _FIRST_WAIT_S
     kept = KeptModels(folders=folders, hours=hours, calls=config.calls)
-    _log.info("keeping challenges", models=sorted(folders), hours=hours, kernel=walk_kernel.name)
+    models = sorted({*folders, *(each.where.model for each in answers)})
+    _log.info("keeping challenges", models=models, hours=hours, kernel=walk_kernel.name)
     with digest_cache(home, no_cache=False) as cache:
         while True:
             try:
@@ -83,8 +92,19 @@ async def _keep(home: Path, folders: Mapping[str, Sequence[Path]], hours: float,
                         now_ms=now_ms,
                         monotonic=time.monotonic,
                     )
+                    answer_keeper = AnswerKeeper(
+                        db,
+                        answers,
+                        hours,
+                        calls=config.calls,
+                        answers=config.answers,
+                        key=key,
+                        cache=None,
+                        now_ms=now_ms,
+                        monotonic=time.monotonic,
+                    )
                     while True:
-                        minted = await keeper.round()
+                        minted = await keeper.round() + await answer_keeper.round()
                         wait_s = _FIRST_WAIT_S
                         if not minted:
                             await asyncio.sleep(_LOOK_EVERY_S)

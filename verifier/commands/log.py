@@ -124,8 +124,7 @@ def verify(
 
     signed, cosigned, found = _run(place, work)
     if found.findings:
-        contradicts = any(finding.place.startswith("the checkpoint ") for finding in found.findings)
-        _report_findings(found, kept.keep_evidence(signed) if contradicts else None, as_json=as_json)
+        _report_findings(found, kept.keep_evidence(signed) if found.is_fork else None, as_json=as_json)
     kept.keep(signed)
     if as_json:
         click.echo(msgspec.json.encode(_to_wire(signed, cosigned)).decode())
@@ -248,11 +247,10 @@ def _report_findings(found: Audit, evidence: Path | None, *, as_json: bool) -> N
     for finding in found.findings:
         click.echo(msgspec.json.encode(finding).decode() if as_json else to_printable(str(finding)))
     more = " or more" if found.is_full else ""
-    message = f"the log must not be accepted: {len(found.findings)}{more} findings"
+    count = len(found.findings)
+    message = f"the log must not be accepted: {count}{more} finding{'s' * (count > 1)}"
     if evidence is not None:
-        message += (
-            f". Its checkpoint is in {evidence}: with the earlier one it shows what the log's key has signed"
-        )
+        message += f". Its checkpoint is in {evidence}: with the earlier one it shows that the log signed two histories"
     raise click.ClickException(message)
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
-from verifier.commands import incidents, keys, maintenance, routers, status
+from verifier.commands import answer_reviews, incidents, keys, maintenance, routers, status
 from verifier.commands.common import (
     errors,
     home_option,
@@ -18,6 +18,7 @@ from verifier.commands.common import (
     json_option,
     now_ms,
     read_kept,
+    read_pairs,
     table,
     thresholds_in_force,
 )
@@ -100,17 +101,41 @@ def init(
     default=24.0,
     show_default=True,
     type=click.FloatRange(0.01, 8760),
-    help="How many hours of the enrolled fleet's calls there are to be.",
+    help="How many hours of the enrolled fleet's calls, and of checks of its answers, there are to be.",
+)
+@click.option(
+    "--keep-answers",
+    multiple=True,
+    metavar="MODEL=URL",
+    help="Keep minted answers of MODEL too, with the trusted engine at URL; repeatable.",
+)
+@click.option(
+    "--keep-prompts",
+    multiple=True,
+    metavar="MODEL=FILE",
+    help="Make their prompts from this file of JSON lines; repeatable.",
+)
+@click.option(
+    "--keep-profile", type=click.Path(path_type=Path), default=None, help="What the traffic looks like."
 )
 @click.option("--log-json", is_flag=True, help="Log lines of JSON.")
 @errors
-def serve(home: Path, kept: tuple[str, ...], keep_hours: float, log_json: bool) -> None:
+def serve(
+    home: Path, kept: tuple[str, ...], keep_hours: float, keep_answers: tuple[str, ...],
+    keep_prompts: tuple[str, ...], keep_profile: Path | None, log_json: bool,
+) -> None:  # fmt: skip
     """Run the verifier."""
     from verifier.service.serve import run
 
     arguments: list[str] = []
     for model, folder in read_kept(kept):
         arguments += ["--model", model, "--dir", str(folder)]
+    for model, url in read_pairs("--keep-answers", keep_answers, "URL"):
+        arguments += ["--answers", f"{model}={url}"]
+    for model, file in read_pairs("--keep-prompts", keep_prompts, "FILE"):
+        arguments += ["--prompts", f"{model}={file}"]
+    if keep_profile is not None:
+        arguments += ["--profile", str(keep_profile)]
     if arguments:
         arguments += ["--hours", str(keep_hours), "--home", str(home), *(["--log-json"] if log_json else [])]
     configure_logging(as_json=log_json)
@@ -202,6 +227,7 @@ def retire_node(node: str, home: Path) -> None:
 
 for _command in (
     incidents.incidents,
+    answer_reviews.answers,
     keys.key,
     status.status,
     maintenance.backup,

@@ -16,7 +16,7 @@ from attester.errors import ConfigError
 from verifier.commands.common import errors
 from verifier.errors import LogError
 from verifier.service.serve import run_app
-from verifier.watching.home import FollowedLog, WitnessConfig, WitnessHome
+from verifier.watching.home import FollowedLog, WitnessConfig, WitnessHome, read_log_key
 from verifier.watching.seen import SeenTrees
 from verifier.watching.service import follow_once, make_app
 from verifier.watching.witness import Witness
@@ -77,6 +77,9 @@ def witness(
     """
     if url is not None and len(keys) != 1:
         raise click.UsageError("--log needs exactly one --key, the key of that log")
+    for key in keys:
+        # Before a home is made.
+        read_log_key(key)
     folder = WitnessHome(home)
     if name is not None:
         folder.create(WitnessConfig(name=name))

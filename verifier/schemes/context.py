@@ -109,6 +109,19 @@ class HardwareClass(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the numbers come from."""
 
 
+class AnswerBoundaries(Struct, frozen=True, forbid_unknown_fields=True):
+    """When answers that differ from minted ones have consequences, by false alarms (`verifier.answers.sequence`)."""
+
+    suspicion_per_million: Annotated[float, Meta(gt=0, le=10_000)] = 1.0
+    """Of a million checks of true weights, at most so many make a suspicion: routers prefer other nodes."""
+    incident_per_million: Annotated[float, Meta(gt=0, le=10_000)] | None = 0.01
+    """At most so many make an incident that quarantines; `None`: only a person makes one."""
+    active_bytes: dict[str, _Positive] = {}
+    """By model, the bytes of weights that one token reads (``touchstone reference active``)."""
+    accepted_tokens: Annotated[float, Meta(ge=1, le=64)] = 4.0
+    """How many tokens a step of speculative decoding gives, at most: an engine with a better draft needs more."""
+
+
 class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
     """The numbers of a policy bundle that schemes need (`policies/*/data.json`)."""
 
@@ -136,6 +149,8 @@ class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):
     """
     boast_permille: _Positive = 10_000
     """The greatest declared rate, in thousandths of the verified one."""
+    answers: AnswerBoundaries = AnswerBoundaries()
+    """Of the sequential test of answers."""
 
 
 class WalkRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):

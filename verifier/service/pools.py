@@ -17,13 +17,13 @@ from typing import Final
 import structlog
 from prometheus_client import Gauge
 
-from verifier.challenges.demand import Demand, Level, ModelDemand, demand_of
-from verifier.challenges.stock import levels_for, read_fleet
+from verifier.challenges.demand import ANSWERS, Demand, Level, ModelDemand
+from verifier.challenges.stock import levels_for, read_counts, read_demand
 from verifier.config import VerifierConfig
 from verifier.errors import PolicyError, RequestError, StoreError
 from verifier.service.clock import Clock
 from verifier.service.inputs import InputLoader
-from verifier.store import model_rollouts, pool
+from verifier.store import model_rollouts
 from verifier.store.database import Database
 from verifier.store.model_rollouts import ModelRollout
 
@@ -131,13 +131,13 @@ class PoolWatch:
         async with self._db.read() as tx:
             in_force = await self._inputs.load_digests_in_force(tx)
             self._rollouts = tuple(await model_rollouts.running(tx))
-            rows = await pool.levels(tx)
+            rows = await read_counts(tx)
         self.levels = levels_for(rows, in_force, self._demand)
         self.rolling = {
             each.new: levels_for(rows, {each.model: each.new}, self._demand, only={each.model})
             for each in self._rollouts
         }
-        self._free = {(row["reference"], row["kind"]): row["free"] for row in rows}
+        self._free = {(row["reference"], row["kind"]): row["free"] for row in rows if row["kind"] != ANSWERS}
         self._spares = {}
         for level in self.levels:
             _free.labels(level.model, level.kind).set(level.free)
@@ -147,22 +147,25 @@ class PoolWatch:
         async with self._db.read() as tx:
             rollout = await self._inputs.load_rollout(tx)
             thresholds = (await self._inputs.load_bundle(tx, rollout.active)).thresholds
-        async with self._db.scan() as tx:
-            fleet = await read_fleet(tx)
         wide = {name for name, hardware in thresholds.classes.items() if hardware.int8_ops is not None}
         sessions = self._config.sessions
-        return demand_of(
-            self._config.calls,
-            fleet,
-            wide,
-            announced_per_node=sessions.announced_per_hour,
-            announced_per_operator=sessions.operator_quota,
-        )
+        async with self._db.scan() as tx:
+            return await read_demand(
+                tx,
+                self._config.calls,
+                self._config.answers,
+                wide,
+                self._clock.wall_ms(),
+                announced_per_node=sessions.announced_per_hour,
+                announced_per_operator=sessions.operator_quota,
+            )
 
     def is_low(self, level: Level) -> bool:
         """Whether somebody should mint more."""
         config = self._config.pool
-        return level.free < config.low_water or level.hours < config.low_hours
+        # Of answers few are used: their hours alone count.
+        low_water = 0 if level.kind == ANSWERS else config.low_water
+        return level.free < low_water or level.hours < config.low_hours
 
     def warn(self) -> None:
         """Say what is low and which roll-outs were to be ended: once when it becomes so, and again each hour."""

@@ -21,7 +21,7 @@ from verifier.incident_transitions import (
     VoidProposals,
 )
 from verifier.incidents import REVIEW_TARGET_MS, State
-from verifier.store import events, incident_facts, log, nodes, revocations
+from verifier.store import events, incident_facts, log, nodes, revocations, suspicion_levels
 from verifier.store.database import Row, Tx
 
 
@@ -122,6 +122,8 @@ async def _move(tx: Tx, move: Move, now_ms: int) -> None:
     row = await _announce(tx, move.incident_id, move.actor, now_ms)
     if move.state is State.RELEASED:
         await _log_release(tx, row["node_id"], move.incident_id, move.actor, move.reason, now_ms)
+        released = await incident_facts.read_row(tx, move.incident_id)
+        await suspicion_levels.forget_released(tx, released, move.actor, now_ms)
 
 
 async def _propose(tx: Tx, proposed: Propose, now_ms: int) -> None:

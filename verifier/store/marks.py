@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import msgspec
 import structlog
@@ -23,7 +23,6 @@ from msgspec import Meta, Struct
 
 from verifier.errors import StoreError
 from verifier.store.database import UnavailableError
-from verifier.store.pool import Entry
 
 _FORMAT: Final = 1
 _CHALLENGES: Final = 256
@@ -32,6 +31,17 @@ _MAX_BYTES: Final = 16 << 20
 
 _Number = Annotated[int, Meta(ge=0, lt=1 << 62)]
 _log = structlog.get_logger("verifier")
+
+
+class Numbered(Protocol):
+    """What is given out once, by its number: a challenge, or a minted answer."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def index(self) -> int: ...  # noqa: D102
 
 
 class Marks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -158,7 +168,7 @@ class HighWater:
         """The marks as they are in the file, or lower."""
         return self._marks
 
-    def cover(self, entries: Iterable[Entry]) -> None:
+    def cover(self, entries: Iterable[Numbered]) -> None:
         """
         Raise the marks above challenges, before they are taken for good: call it in their transaction.
 

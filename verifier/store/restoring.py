@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from verifier.store import log_tree, policies, pool
+from verifier.store import answer_checks, answer_pool, log_tree, policies, pool
 from verifier.store.database import Tx
 from verifier.store.marks import Marks
 from verifier.store.policies import ChangeAuthor
@@ -70,6 +70,7 @@ async def known_marks(whole: Whole) -> Marks:
     taken: dict[str, dict[str, int]] = {}
     for row in await whole.tx.all(
         "SELECT model, kind, max(idx) + 1 AS mark FROM pool WHERE session_id IS NOT NULL GROUP BY model, kind"
+        f" UNION ALL SELECT model, '{answer_pool.KIND}', max(idx) + 1 AS mark FROM answer_checks GROUP BY model"
     ):
         taken.setdefault(row["model"], {})[row["kind"]] = row["mark"]
     return Marks(since_ms=0, pool=taken, events=(await whole.counters()).get("events", 0))
@@ -80,6 +81,7 @@ async def end_what_may_be_used(whole: Whole, wish: Wish) -> Report:
     tx, now_ms = whole.tx, wish.now_ms
     # Nobody is to blame for these.
     sessions = await tx.execute("UPDATE sessions SET status = 'failed' WHERE status = 'waiting'")
+    await answer_checks.end_open(tx, now_ms)
     tokens = 0
     if not wish.keep_tokens:
         tokens = await tx.execute(
@@ -99,7 +101,10 @@ async def end_what_may_be_used(whole: Whole, wish: Wish) -> Report:
     # The clock of a node may be ahead too.
     await _set_total(tx, _SIGNED, now_ms + CLOCKS_MS + wish.skew_s * 1000)
     await _begin_events_anew(whole, wish, results)
-    left = await tx.one("SELECT count(*) AS n FROM pool WHERE session_id IS NULL")
+    left = await tx.one(
+        "SELECT (SELECT count(*) FROM pool WHERE session_id IS NULL)"
+        " + (SELECT count(*) FROM minted_answers WHERE check_id IS NULL) AS n"
+    )
     assert left is not None
     logs = await log_tree.end_all(tx, now_ms)
     return Report(
@@ -122,6 +127,8 @@ async def _end_challenges(tx: Tx, wish: Wish) -> int:
     ended = 0
     for (model, kind), next_idx in following.items():
         below = wish.marks.pool.get(model, {}).get(kind, 0) if wish.all_known else next_idx
+        if kind == answer_pool.KIND:
+            ended += await answer_pool.end_below(tx, model, below)
         gone = await tx.all(
             "DELETE FROM pool WHERE session_id IS NULL AND model = ? AND kind = ? AND idx < ? RETURNING batch",
             model,

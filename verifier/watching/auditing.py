@@ -52,6 +52,8 @@ class Audit:
     findings: list[Finding] = field(default_factory=list)
     entries: int = 0
     """Entries that were read."""
+    is_fork: bool = False
+    """Whether the log's key has signed two histories: this one is whole, and does not begin with an earlier one."""
 
     @property
     def is_full(self) -> bool:
@@ -149,6 +151,7 @@ class _Roots:
         self._tree = CompactRange()
         self.is_whole = True
         """Whether no entry is missing so far."""
+        self._forked = False
         self._earlier: dict[int, list[tuple[str, bytes]]] = defaultdict(list)
         size = found.checkpoint.size
         for name, each in earlier.items():
@@ -165,6 +168,7 @@ class _Roots:
         self._tree.append(leaf)
         for name, root in self._earlier.get(self._tree.size, ()):
             if self._tree.root() != root:
+                self._forked = True
                 self._found.note(
                     name,
                     f"the first {self._tree.size} entries are not those that it signs: the log was edited or forked",
@@ -178,6 +182,7 @@ class _Roots:
             of_tiles: The root over the tiles; None if some are missing.
         """
         signed = self._found.checkpoint
+        self._found.is_fork = self._forked and self.is_whole and self._tree.root() == signed.root
         for name, root in (("entries", self._tree.root() if self.is_whole else None), ("tiles", of_tiles)):
             if root is not None and root != signed.root:
                 self._found.note(

@@ -18,9 +18,20 @@ from verifier.log.tree import HASH_SIZE
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=10)
 _CHUNK: Final = 64 << 10
 _ATTEMPTS: Final = 3
-_AGAIN_S: Final = 0.5
-"""A busy service is asked again after this, and after twice this."""
+_BUSY_ATTEMPTS: Final = 10
+_AGAIN_S: Final = 0.25
+"""What failed is tried again after this, twice this, and so on."""
+_LONGEST_WAIT_S: Final = 30.0
 _BUSY: Final = (429, 502, 503, 504)
+
+
+class _BusyError(Exception):
+    """A service is busy and says when to come again, as one does that limits how often strangers ask."""
+
+    def __init__(self, status: int, retry_after: str) -> None:
+        super().__init__(f"it was answered with {status}")
+        seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 1.0
+        self.wait_s = min(seconds, _LONGEST_WAIT_S)
 
 
 class LogSource(Protocol):
@@ -67,23 +78,25 @@ class UrlSource:
 
     async def read(self, path: str, limit: int) -> bytes | None:
         """See `LogSource.read`."""
-        url, waits = f"{self._prefix}/{path}", [_AGAIN_S * 2**n for n in range(_ATTEMPTS - 1)]
+        url = f"{self._prefix}/{path}"
+        failed = busy = 0
         while True:
             try:
                 return await self._get(url, limit)
+            except _BusyError as error:
+                problem, wait_s, busy = str(error), error.wait_s, busy + 1
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                if not waits:
-                    raise LogUnreadableError(
-                        f"{url} cannot be read: {error or type(error).__name__}"
-                    ) from None
-                await asyncio.sleep(waits.pop(0))
+                problem, wait_s, failed = str(error) or type(error).__name__, _AGAIN_S * 2**failed, failed + 1
+            if failed == _ATTEMPTS or busy == _BUSY_ATTEMPTS:
+                raise LogUnreadableError(f"{url} cannot be read: {problem}")
+            await asyncio.sleep(wait_s)
 
     async def _get(self, url: str, limit: int) -> bytes | None:
         async with self._http.get(url, allow_redirects=False) as response:
             if response.status in (404, 410):
                 return None
             if response.status in _BUSY:
-                response.raise_for_status()
+                raise _BusyError(response.status, response.headers.get("Retry-After", ""))
             if response.status != 200:
                 raise LogUnreadableError(f"{url} cannot be read: it was answered with {response.status}")
             data = bytearray()

@@ -70,3 +70,115 @@ CREATE TABLE receipt_batches (
     at_ms    INTEGER NOT NULL,
     PRIMARY KEY (kid, number)
 ) STRICT, WITHOUT ROWID;
+
+-- Minted answers: runs of minting, of one engine each (verifier/store/answer_pool.py).
+CREATE TABLE answer_batches (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    model      TEXT NOT NULL,
+    reference  TEXT NOT NULL REFERENCES reference_values (digest),
+    operation  TEXT NOT NULL,
+    family     TEXT NOT NULL,                  -- of the engine
+    engine     TEXT NOT NULL,                  -- JSON
+    minted_ms  INTEGER NOT NULL,
+    wanted     INTEGER NOT NULL,               -- how many the run set out to mint
+    minted     INTEGER NOT NULL,
+    taken      INTEGER NOT NULL
+) STRICT;
+CREATE INDEX answer_batches_reference ON answer_batches (reference, model, family, operation, id);
+
+-- A minted answer, sealed whole with a key that is not in the database (verifier/answers/sealing.py).
+CREATE TABLE minted_answers (
+    model     TEXT NOT NULL,
+    idx       INTEGER NOT NULL,
+    batch     INTEGER NOT NULL REFERENCES answer_batches (id),
+    drawn     INTEGER NOT NULL CHECK (drawn IN (0, 1)),
+    sealed    BLOB NOT NULL,
+    check_id  TEXT,
+    PRIMARY KEY (model, idx)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX minted_answers_free ON minted_answers (batch, idx) WHERE check_id IS NULL;
+
+-- Prompts that were minted, by a keyed digest: none is asked twice.
+CREATE TABLE answer_prompts (
+    model   TEXT NOT NULL,
+    prompt  BLOB NOT NULL,
+    PRIMARY KEY (model, prompt)
+) STRICT, WITHOUT ROWID;
+
+-- Checks that routers took (verifier/store/answer_checks.py).
+CREATE TABLE answer_checks (
+    id          TEXT PRIMARY KEY,
+    model       TEXT NOT NULL,
+    idx         INTEGER NOT NULL,
+    node_id     TEXT NOT NULL REFERENCES nodes (id),
+    router      TEXT NOT NULL,
+    reference   TEXT NOT NULL,
+    taken_ms    INTEGER NOT NULL,
+    expires_ms  INTEGER NOT NULL,
+    state       TEXT NOT NULL CHECK (state IN ('open', 'judged', 'failed')),
+    ended_ms    INTEGER,
+    result      TEXT,                          -- the jti by which the router chose the node
+    given       BLOB,                          -- SHA-256 of what the router sent
+    verdict     TEXT                           -- JSON
+) STRICT, WITHOUT ROWID;
+CREATE INDEX answer_checks_router ON answer_checks (router, taken_ms);
+CREATE INDEX answer_checks_node ON answer_checks (node_id, router, taken_ms);
+CREATE INDEX answer_checks_taken ON answer_checks (taken_ms, model);
+
+-- How the answers of a node compare with the minted ones (verifier/store/answer_scores.py).
+-- A row for each revision and engine that the node had; the newest row carries the score on.
+CREATE TABLE answer_scores (
+    node_id    TEXT NOT NULL REFERENCES nodes (id),
+    model      TEXT NOT NULL,
+    reference  TEXT NOT NULL,                  -- digest of the reference value that answers were minted for
+    engine     TEXT NOT NULL,                  -- NAME@VERSION, by the node's evidence
+    operator   TEXT NOT NULL,
+    score      REAL NOT NULL,                  -- of the sequential test, nat
+    agrees     INTEGER NOT NULL,
+    differs    INTEGER NOT NULL,
+    censored   INTEGER NOT NULL,
+    prompts    INTEGER NOT NULL,               -- so many prompts were rendered otherwise
+    fast       INTEGER NOT NULL,               -- so many answers came faster than the device can read the weights
+    first_ms   INTEGER NOT NULL,
+    last_ms    INTEGER NOT NULL,
+    rose_ms    INTEGER,                        -- since when the score is above 0
+    PRIMARY KEY (node_id, model, reference, engine)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX answer_scores_of_engine ON answer_scores (model, reference, engine);
+
+-- The same for all nodes of an operator together: a cheat on few answers of many nodes.
+CREATE TABLE operator_scores (
+    operator   TEXT NOT NULL,
+    model      TEXT NOT NULL,
+    score      REAL NOT NULL,
+    agrees     INTEGER NOT NULL,
+    differs    INTEGER NOT NULL,
+    suspected_ms INTEGER,
+    PRIMARY KEY (operator, model)
+) STRICT, WITHOUT ROWID;
+
+-- Nodes whose answers are suspected, and were (verifier/store/suspicions.py).
+CREATE TABLE suspicions (
+    node_id      TEXT NOT NULL REFERENCES nodes (id),
+    model        TEXT NOT NULL,
+    level        TEXT NOT NULL CHECK (level IN ('none', 'suspected')),
+    since_ms     INTEGER NOT NULL,
+    why          TEXT NOT NULL,
+    actor        TEXT NOT NULL,
+    PRIMARY KEY (node_id, model)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX suspicions_now ON suspicions (node_id, model) WHERE level = 'suspected';
+
+-- Answers that differ, side by side, for reviewers alone.
+CREATE TABLE answer_differences (
+    check_id   TEXT PRIMARY KEY,
+    node_id    TEXT NOT NULL REFERENCES nodes (id),
+    model      TEXT NOT NULL,
+    at_ms      INTEGER NOT NULL,
+    reporter   TEXT NOT NULL,                  -- the router that asked
+    reference  TEXT NOT NULL,
+    engine     TEXT NOT NULL,
+    code       TEXT NOT NULL,
+    sides      TEXT NOT NULL                   -- JSON: asked, expected, found, position, margin, distance
+) STRICT, WITHOUT ROWID;
+CREATE INDEX answer_differences_of ON answer_differences (node_id, model, at_ms);
