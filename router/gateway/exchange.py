@@ -19,6 +19,7 @@ import structlog
 
 from attester.bounded import read_all
 from router.choose.ranking import Ranked
+from router.gateway.answer_digest import AnswerDigest
 from router.gateway.attempts import DOUBTFUL, Attempt
 from router.gateway.body import LARGE
 from router.gateway.exchanges import Exchanges, T
@@ -93,10 +94,10 @@ class Exchange:
         self._progress = Progress(allowed, began=self._loop.time(), left_s=left_s, first_left_s=first_left_s)
         self._is_gone = is_gone
         self._wishes = request.wishes
-        shown = request.max_shown_tokens if sink is not None else None
-        self._received = Received(text, shown, request.added, is_digested=exchanges.digests)
+        self._received = Received(text, request.max_shown_tokens if sink is not None else None, request.added)
         self._was_given = False
         self._request_id = random_bytes(16).hex()
+        self._digest = AnswerDigest(exchanges.aside, enabled=exchanges.digests)
         self._lost_before = self._lost_at_text = exchanges.lost_s()
         """How long the router had stood still when this began, and when the last text came."""
 
@@ -208,7 +209,7 @@ class Exchange:
             number=self._number,
             was_given=self._was_given,
             request_id=self._request_id if self._was_given else "",
-            answer_sha256=self._received.sha256,
+            answer_sha256=self._digest.hex(),
             kept=kept,
         )
 
@@ -226,10 +227,9 @@ class Exchange:
                 status, data = await self._post(read)
         except TimeoutError:
             raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
+        await self._digest.add_whole(data)
         if len(data) <= LARGE:
-            self._received.note_bytes(data)
             return judge(status, data)
-        await self._exchanges.aside.run(self._received.note_bytes, data)
         return await self._exchanges.aside.run(judge, status, data)
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
@@ -247,7 +247,7 @@ class Exchange:
         async def read(response: NodeResponse) -> Answer | None:
             if response.status != 200:
                 body = await read_all(response.content, _MAX_ERROR_BODY) or b""
-                self._received.note_bytes(body)
+                await self._digest.add_whole(body)
                 return self._request.operation.judge(response.status, body)
             if response.content_type != "text/event-stream":
                 raise AttemptError(Outcome.CORRUPTED, "status 200 with something else than a stream")
@@ -280,7 +280,7 @@ class Exchange:
         try:
             async for data in response.content.iter_any():
                 has_text = False
-                received.note_bytes(data)
+                self._digest.add(data)
                 for event in parser.feed(data):
                     has_text |= received.take(reader, event)
                     if reader.is_done:

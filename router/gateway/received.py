@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
 from router.gateway.attempts import StreamSummary
@@ -27,23 +26,11 @@ class Received:
         text: Counts the tokens.
         max_tokens: How many there may be.
         added: What was added to the request.
-        is_digested: Whether the bytes that come are digested, for a receipt.
     """
 
-    __slots__ = (
-        "_added", "_digest", "_has_bytes", "_max_events", "claimed", "events", "reader", "text", "unsent", "usage",
-    )  # fmt: skip
+    __slots__ = ("_added", "_max_events", "claimed", "events", "reader", "text", "unsent", "usage")
 
-    def __init__(
-        self,
-        text: TokenCounter,
-        max_tokens: int | None,
-        added: Added = NOTHING,
-        *,
-        is_digested: bool = False,
-    ) -> None:
-        self._digest = hashlib.sha256() if is_digested else None
-        self._has_bytes = False
+    def __init__(self, text: TokenCounter, max_tokens: int | None, added: Added = NOTHING) -> None:
         self._added = added if added.hides_logprobs else None
         self.text = text
         self._max_events = None if max_tokens is None else max_tokens + _EXTRA_EVENTS
@@ -54,17 +41,6 @@ class Received:
         self.claimed: Usage | None = None
         self.usage: bytes | None = None
         self.unsent = bytearray()
-
-    def note_bytes(self, data: bytes) -> None:
-        """Digest bytes of the node, as they came."""
-        if self._digest is not None:
-            self._digest.update(data)
-            self._has_bytes = True
-
-    @property
-    def sha256(self) -> str:
-        """Of the node's bytes, hex; empty if there were none, or they are not digested."""
-        return self._digest.hexdigest() if self._has_bytes and self._digest is not None else ""
 
     @property
     def is_finished(self) -> bool:
