@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct
 from attester.errors import FrontReceiptError
 from attester.front.receipts import open_receipt
 from router.client.bundles import Bundle
-from router.client.errors import Step, UnverifiedError
+from router.client.errors import Step, UncosignedError, UnverifiedError
 from router.client.exchanges import Exchange
 from router.client.trust import Required, Trust
 from router.model.errors import ReceiptError
@@ -26,7 +26,7 @@ from router.model.workload import ASSURANCES
 from router.receipts import batches, tokens
 from router.receipts.payload import Node, Receipt
 from verifier import canonical, results
-from verifier.errors import CanonicalError, LogError, RequestError, ResultError
+from verifier.errors import CanonicalError, LogError, LogQuorumError, RequestError, ResultError
 from verifier.log.proofs import LogProof
 from verifier.results import Appraisal, AttestationResult
 from verifier.router_receipts import Batch, Hex32, Ms
@@ -348,6 +348,8 @@ def check_log(bundle: Bundle, trust: Trust) -> str:
         _check_entry(proof.extra, batches.from_wire(bundle.batch), trust)
     except ReceiptError as error:
         raise UnverifiedError(Step.BATCH, str(error)) from None
+    except LogQuorumError as error:
+        raise UncosignedError(Step.LOG, str(error)) from None
     except (LogError, UnicodeEncodeError) as error:
         raise UnverifiedError(Step.LOG, str(error)) from None
     found = signed.checkpoint

@@ -6,6 +6,7 @@ Errors of the client.
     ├── UnreachableError   the router does not answer, or not as it should
     ├── RefusedError       the router refuses the request; that it does so was verified
     └── UnverifiedError    an answer that must not be used: the step that failed, and why
+        └── UncosignedError  ... because too few witnesses have signed; some may still do so
 """
 
 from __future__ import annotations
@@ -76,3 +77,7 @@ class UnverifiedError(ClientError):
         super().__init__(f"{step}: {message}")
         self.step = step
         self.reason = message
+
+
+class UncosignedError(UnverifiedError):
+    """The log has signed, and too few witnesses have.  Moments after an entry that is usual."""

@@ -605,9 +605,12 @@ async def test_methods_that_do_not_belong(fleet: Fleet) -> None:
 
 
 async def test_the_routers_key_never_goes_to_callers_nor_theirs_to_it(fleet: Fleet) -> None:
-    async with proxied(fleet) as (url, mallory), aiohttp.ClientSession() as http:
-        async with http.post(url + CHATS, json=CHAT, headers={"Authorization": "Bearer mine"}) as answer:
-            text = await answer.text() + str(answer.headers)
+    async with (
+        proxied(fleet) as (url, mallory),
+        aiohttp.ClientSession() as http,
+        http.post(url + CHATS, json=CHAT, headers={"Authorization": "Bearer mine"}) as answer,
+    ):
+        text = await answer.text() + str(answer.headers)
     assert KEY not in text
     assert {headers["Authorization"] for _, headers in mallory.requests} == {f"Bearer {KEY}"}
 
@@ -620,6 +623,9 @@ async def test_a_body_that_is_too_large_is_refused_unread(fleet: Fleet) -> None:
 
 
 async def test_only_so_many_at_a_time(fleet: Fleet) -> None:
-    async with proxied(fleet, max_in_flight=0) as (url, _), aiohttp.ClientSession() as http:
-        async with http.post(url + CHATS, json=CHAT) as answer:
-            assert answer.status == 503
+    async with (
+        proxied(fleet, max_in_flight=0) as (url, _),
+        aiohttp.ClientSession() as http,
+        http.post(url + CHATS, json=CHAT) as answer,
+    ):
+        assert answer.status == 503
