@@ -48,7 +48,6 @@ async def run(*arguments: str, typed: str = "") -> tuple[int, str]:
 
 async def trust(fleet: Fleet, *more: str, typed: str = "y\n") -> tuple[int, str]:
     return await run(
-        folder,
         "trust",
         fleet.url,
         "--verifier",
@@ -107,7 +106,7 @@ async def test_other_keys_than_those_that_are_known(fleet: Fleet, tmp_path: Path
 
 async def test_a_verifier_that_is_away(fleet: Fleet, tmp_path: Path) -> None:
     status, shown = await run(
-        tmp_path, "trust", fleet.url, "--verifier", "http://127.0.0.1:9", "--out", "trust.json", typed="y\n"
+        "trust", fleet.url, "--verifier", "http://127.0.0.1:9", "--out", "trust.json", typed="y\n"
     )
     assert status == 1
     assert "cannot be fetched" in shown
