@@ -33,6 +33,8 @@ class Step(StrEnum):
     """The result affirms what is required of the node and of the model."""
     AGE = "age"
     """Result and walk are young enough."""
+    REQUIREMENTS = "requirements"
+    """The node meets what the request itself requires."""
     CHOICE = "choice"
     """The seed of the decision comes from the caller's nonce and from what the router had committed to before."""
     FRONT = "front"
