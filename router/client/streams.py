@@ -61,6 +61,7 @@ class Sent:
 
 
 def value_of(headers: Mapping[str, str], name: str) -> str | None:
+    """The value of a header, however its name is written; `None` if it is not there."""
     return next((value for given, value in headers.items() if given.lower() == name.lower()), None)
 
 
