@@ -20,6 +20,7 @@ from verifier.roles import Role
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 _File = Annotated[str, Meta(min_length=1, max_length=4096)]
 _Limit = Annotated[int, Meta(ge=0, le=10**12)]
+_Rate = Annotated[int, Meta(ge=1, le=500)]
 
 
 ANYONE: Final = "anonymous"
@@ -170,8 +171,14 @@ class StoreSection(Struct, frozen=True, forbid_unknown_fields=True):
     """How long records of decisions are kept."""
     keep_decisions: Annotated[int, Meta(ge=0, le=1 << 40)] = 1_000_000
     """How many are kept.  If it is 0, no record is written."""
+    archive: _File | None = None
+    """A folder for Parquet files: what is too old or too much is moved there, and the verifier's log proves the files."""
+    archive_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 50_000
+    """The most rows of one file; they are in memory while it is written."""
 
     def __post_init__(self) -> None:
+        if self.archive is not None and not self.is_kept:
+            raise ValueError("store.archive needs a path or a url: nothing else is kept for so long")
         if self.path is not None and self.url:
             raise ValueError("store has a path and a url; it can have one of them")
 
@@ -202,6 +209,25 @@ class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):
     target_hours: Annotated[int, Meta(ge=1, le=8760)] = 24
 
 
+class ChecksSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """
+    ``[checks]``: how often nodes are asked what a trusted engine has answered already (docs/routing.md).
+
+    The rates are in a thousand of a node's own requests at this router.  None of them can be 0: who is never asked can
+    serve what it likes.
+    """
+
+    enabled: bool = True
+    """Whether this router asks, if the verifier has something to ask."""
+    established_per_mille: _Rate = 20
+    probation_per_mille: _Rate = 50
+    degraded_per_mille: _Rate = 100
+    suspected_per_mille: _Rate = 200
+    """Of nodes whose answers for the model have differed."""
+    at_least_every_hours: Annotated[int, Meta(ge=0, le=8760)] = 24
+    """A node that had no check for so long is asked the next time that anybody's request comes; 0: never."""
+
+
 class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``router.toml``.  Names of files are relative to its folder."""
 
@@ -213,6 +239,7 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     store: StoreSection = StoreSection()
     receipts: ReceiptsSection = ReceiptsSection()
     review: ReviewSection = ReviewSection()
+    checks: ChecksSection = ChecksSection()
     access: AccessSection = AccessSection()
     keys: tuple[ApiKey, ...] = ()
     """API keys, beside those of the store."""

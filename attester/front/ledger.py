@@ -11,7 +11,7 @@ from aiohttp.http_parser import RawRequestMessage
 
 from attester import cose
 from attester.front.protocol import FrontProtocol, refusal_body, whole_answer
-from attester.front.receipts import MEDIA_TYPE, PATH, REQUEST_HEADER, Digests, Ring, read_id, sign
+from attester.front.receipts import MEDIA_TYPE, PATH, REQUEST_HEADER, Ring, Served, read_id, sign
 from attester.front_config import FrontSection
 
 _UNKNOWN: Final = refusal_body("unknown_receipt", "no receipt of such a request is kept for you")
@@ -40,14 +40,14 @@ class Ledger:
         self._now_ms = now_ms
         self._monotonic = monotonic
 
-    def open(self, message: RawRequestMessage) -> Digests | None:
+    def open(self, message: RawRequestMessage) -> Served | None:
         """Begin to digest a request; `None` if its client has given it no id, or nothing is kept."""
         request_id = read_id(message.headers.get(REQUEST_HEADER)) if self._ring.is_kept else None
-        return None if request_id is None else Digests(request_id)
+        return None if request_id is None else Served(request_id)
 
-    def close(self, client: str, digests: Digests, status: int, *, is_complete: bool) -> None:
+    def close(self, client: str, served: Served, status: int, *, is_complete: bool) -> None:
         """Keep what became of it."""
-        served = digests.end(self._key(), status, self._now_ms(), is_complete=is_complete)
+        served.end(self._key(), status, self._now_ms(), is_complete=is_complete)
         self._ring.add(client, served, self._monotonic())
 
     def receipt(self, client: str, request_id: str | None) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from dataclasses import dataclass
+from collections import OrderedDict
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -78,67 +78,62 @@ class _Peeked(Struct):
     model: str | None = None
 
 
+_EMPTY: Final = hashlib.sha256().hexdigest()
 _peek: Final = msgspec.json.Decoder(_Peeked)
 _header: Final = msgspec.json.Decoder(dict[str, str])
 
 
-@dataclass(slots=True)
 class Served:
-    """What is kept of one request and its answer, until it is asked for or has its time behind it."""
+    """What is known of one request and its answer: digests while they come and go, and after that until it is old."""
 
-    request_id: str
+    __slots__ = (
+        "_answer", "_request", "answer_bytes", "at_ms", "is_complete", "key", "model", "request_bytes",
+        "request_id", "signed", "status",
+    )  # fmt: skip
+
     key: cose.PrivateKey
-    """The endpoint's key, as it was when the request came."""
-    request_sha256: str
-    request_bytes: int
-    answer_sha256: str
-    answer_bytes: int
-    status: int
-    is_complete: bool
-    at_ms: int
-    model: str | None
-    signed: str = ""
-    """The receipt, once it was signed."""
-
-
-class Digests:
-    """The digests of one request and its answer, as they come and go."""
-
-    __slots__ = ("_answer", "_request", "answer_bytes", "model", "request_bytes", "request_id")
+    """The endpoint's key, as it was when the answer ended."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.request_bytes = self.answer_bytes = 0
         self.model: str | None = None
-        self._request = hashlib.sha256()
-        self._answer = hashlib.sha256()
+        self._request: Any = None
+        self._answer: Any = None
+        self.signed = ""
+        """The receipt, once it was signed."""
 
     def take_request(self, part: bytes, *, is_whole: bool = False) -> None:
         """A part of the request's body has come; *is_whole*: it is all of it."""
-        self._request.update(part)
+        if self._request is None:
+            self._request = hashlib.sha256(part)
+        else:
+            self._request.update(part)
         self.request_bytes += len(part)
         if is_whole and len(part) <= _MAX_PEEKED:
             self.model = _model_of(part)
 
     def take_answer(self, part: bytes) -> None:
         """A part of the answer's body is sent."""
-        self._answer.update(part)
+        if self._answer is None:
+            self._answer = hashlib.sha256(part)
+        else:
+            self._answer.update(part)
         self.answer_bytes += len(part)
 
-    def end(self, key: cose.PrivateKey, status: int, at_ms: int, *, is_complete: bool) -> Served:
+    def end(self, key: cose.PrivateKey, status: int, at_ms: int, *, is_complete: bool) -> None:
         """The answer has ended."""
-        return Served(
-            request_id=self.request_id,
-            key=key,
-            request_sha256=self._request.hexdigest(),
-            request_bytes=self.request_bytes,
-            answer_sha256=self._answer.hexdigest(),
-            answer_bytes=self.answer_bytes,
-            status=status,
-            is_complete=is_complete,
-            at_ms=at_ms,
-            model=self.model,
-        )
+        self.key, self.status, self.at_ms, self.is_complete = key, status, at_ms, is_complete
+
+    @property
+    def request_sha256(self) -> str:
+        """Of the request's body, hex."""
+        return _EMPTY if self._request is None else str(self._request.hexdigest())
+
+    @property
+    def answer_sha256(self) -> str:
+        """Of the answer's body, hex."""
+        return _EMPTY if self._answer is None else str(self._answer.hexdigest())
 
 
 class Ring:
@@ -153,7 +148,8 @@ class Ring:
     def __init__(self, most: int, life_s: float) -> None:
         self._most = most
         self._life_s = life_s
-        self._kept: dict[tuple[str, str], tuple[float, Served]] = {}
+        # A plain dictionary looks through all that was deleted for the first that is left.
+        self._kept: OrderedDict[tuple[str, str], tuple[float, Served]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -170,7 +166,7 @@ class Ring:
         self._kept.pop(place, None)
         self._kept[place] = now, served
         if len(self._kept) > self._most:
-            del self._kept[next(iter(self._kept))]
+            self._kept.popitem(last=False)
         self._forget(now)
 
     def find(self, client: str, request_id: str, now: float) -> Served | None:
@@ -180,11 +176,8 @@ class Ring:
         return None if found is None else found[1]
 
     def _forget(self, now: float) -> None:
-        while self._kept:
-            oldest = next(iter(self._kept))
-            if now - self._kept[oldest][0] <= self._life_s:
-                return
-            del self._kept[oldest]
+        while self._kept and now - self._kept[next(iter(self._kept))][0] > self._life_s:
+            self._kept.popitem(last=False)
 
 
 def read_id(text: str | None) -> str | None:

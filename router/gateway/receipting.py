@@ -189,7 +189,10 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
         metering: Says whose usage the client is told.
     """
     record, workload = run.record, run.request.workload
-    last = run.attempts[-1] if run.attempts else None
+    last = run.last
+    if answered is None and last is not None and last.has_begun:
+        # The client has a part of it.
+        answered = last
     members: dict[str, Any] = {
         "decision": record.id,
         "model": _text(workload.model) or UNSET,

@@ -159,6 +159,9 @@ class Persistence:
         self._forgot_at = now
         config = self._config
         await self._db.write(lambda tx: standings.forget(tx, now_ms))
+        if config.archive is not None:
+            # Decisions are deleted once they are in a file (`router.state.archiver`).
+            return
         until_ms = now_ms - config.keep_days * _DAY_MS - 1
         while await self._db.write(lambda tx: decisions.forget(tx, until_ms, limit=_AT_ONCE)):
             pass

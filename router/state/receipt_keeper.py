@@ -286,8 +286,10 @@ class ReceiptKeeper:
         self._forgot_at = now
         config = self._config
         until_ms = now_ms - (config.keep_days * _DAY_MS if config.is_kept else _UNKEPT_MS) - 1
-        while await self._db.write(lambda tx: store.forget(tx, until_ms, limit=_AT_ONCE)):
-            pass
-        await forgetting.thin(self._db, "receipts", config.keep_decisions, at_once=_AT_ONCE)
+        if config.archive is None:
+            # Otherwise they are deleted once they are in a file (`router.state.archiver`).
+            while await self._db.write(lambda tx: store.forget(tx, until_ms, limit=_AT_ONCE)):
+                pass
+            await forgetting.thin(self._db, "receipts", config.keep_decisions, at_once=_AT_ONCE)
         while await self._db.write(lambda tx: store.forget_batches(tx, until_ms, limit=_AT_ONCE)):
             pass

@@ -22,6 +22,7 @@ import msgspec
 import openai
 from aiohttp import web
 
+from attester.cose import PrivateKey
 from attester.settings import to_toml
 from fixtures.fleet import free_port
 from fixtures.replies import made_up
@@ -32,7 +33,8 @@ from router.gateway.openai import GATEWAY
 from router.model.standing import Standing
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
-from router.service.app import RouterSetup, make_app
+from router.service.app import make_app
+from router.service.setup import RouterSetup
 from router.service.state import STATE
 from router.state.fleet import Fleet as RouterFleet
 from router.state.identity import Identity
@@ -190,6 +192,8 @@ class Fleet:
         self.app = web.Application()
         self.url = ""
         self._looks_as: dict[str, str] = {}
+        self.receipt_key: PrivateKey | None = None
+        """It signs the router's receipts; `None`: a new one for each start."""
         self._router = AsyncExitStack()
         stack.push_async_exit(self._router)
 
@@ -270,7 +274,9 @@ class Fleet:
         }
         tiny = {"model": MODEL, "name": "tiny", "tier": "small", **(workload or {})}
         table = table or Table([msgspec.convert(tiny, Workload)])
-        setup = RouterSetup(msgspec.convert(config, RouterConfig), table, identity=identity)
+        setup = RouterSetup(
+            msgspec.convert(config, RouterConfig), table, identity=identity, receipt_key=self.receipt_key
+        )
         self.app = make_app(setup, self.clock.clock())
         before = self.verifier.followers
         self.url = await self._router.enter_async_context(serving(self.app))

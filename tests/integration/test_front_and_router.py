@@ -21,7 +21,7 @@ from attester.config import Home
 from attester.cose import PrivateKey
 from attester.front import process, receipts
 from attester.front.clients import LIST, replace_file
-from attester.front.receipts import Digests, open_receipt
+from attester.front.receipts import Served, open_receipt
 from attester.router_list import KnownRouter
 from fixtures.fronted import make_home
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine
@@ -101,12 +101,12 @@ async def test_a_front_that_signs_another_answer_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TLS protects the bytes between the two: it is not the network.  Both words stand beside each other."""
-    real = Digests.take_answer
+    real = Served.take_answer
 
-    def lie(self: Digests, part: bytes) -> None:
+    def lie(self: Served, part: bytes) -> None:
         real(self, part.replace(b"e", b"a"))
 
-    monkeypatch.setattr(Digests, "take_answer", lie)
+    monkeypatch.setattr(Served, "take_answer", lie)
     async with fronted_router(tmp_path) as node:
         heard = await node.fleet.ask(STREAM)
         found = await node.receipt(heard.headers)
@@ -179,8 +179,9 @@ async def test_what_another_key_has_signed_is_no_receipt(tmp_path: Path) -> None
     """Nor is the right key's receipt of another request."""
     async with opened(tmp_path) as fleet:
         node = await fleet.node("a")
-        digests = Digests("0" * 32)
-        other = receipts.sign(digests.end(PrivateKey.generate(), 200, 1, is_complete=True), 1)
+        served = Served("0" * 32)
+        served.end(PrivateKey.generate(), 200, 1, is_complete=True)
+        other = receipts.sign(served, 1)
         node.act = await_then(answers(200, other.encode(), Content_Type="application/jwt"))
         await fleet.start()
         _, _, headers = await fleet.post(WORK)

@@ -19,7 +19,7 @@ from attester import cose, identity
 from attester.config import create_certificate
 from attester.errors import FrontReceiptError
 from attester.front.clients import replace_file
-from attester.front.receipts import Digests, FrontReceipt, Ring, Served, open_receipt, read_id, sign
+from attester.front.receipts import FrontReceipt, Ring, Served, open_receipt, read_id, sign
 from fixtures.fronted import Fronted, fronted, own_identity
 from tests.conftest import FakeClock
 
@@ -268,10 +268,11 @@ async def test_an_operator_may_want_none(node: Fronted) -> None:
 
 
 def served(request_id: str = ID, key: cose.PrivateKey | None = None) -> Served:
-    digests = Digests(request_id)
-    digests.take_request(b"request", is_whole=True)
-    digests.take_answer(b"answer")
-    return digests.end(key or cose.PrivateKey.generate(), 200, 1, is_complete=True)
+    found = Served(request_id)
+    found.take_request(b"request", is_whole=True)
+    found.take_answer(b"answer")
+    found.end(key or cose.PrivateKey.generate(), 200, 1, is_complete=True)
+    return found
 
 
 def test_what_is_old_is_forgotten() -> None:
@@ -445,6 +446,6 @@ def test_an_id_is_of_one_form(text: str) -> None:
 )
 def test_the_model_is_named_if_it_can_be_told_at_once(body: bytes, model: str | None) -> None:
     """Nothing that a client sends can end in the receipt but a plain name."""
-    digests = Digests(ID)
-    digests.take_request(body, is_whole=True)
-    assert digests.model == model
+    found = Served(ID)
+    found.take_request(body, is_whole=True)
+    assert found.model == model

@@ -250,9 +250,7 @@ def _report_findings(found: Audit, evidence: Path | None, *, as_json: bool) -> N
     count = len(found.findings)
     message = f"the log must not be accepted: {count}{more} finding{'s' * (count > 1)}"
     if evidence is not None:
-        message += (
-            f". Its checkpoint is in {evidence}: with the earlier one it shows what the log's key has signed"
-        )
+        message += f". Its checkpoint is in {evidence}: with the earlier one it shows that the log signed two histories"
     raise click.ClickException(message)
 
 

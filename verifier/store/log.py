@@ -43,6 +43,7 @@ SUBJECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "receipts": ("kid", "number"),
     "database": ("change",),
     "log": ("origin",),
+    "archive": ("digest",),
 }
 """By kind of entry, the members by which it is found: joined by ``/`` they are its subject."""
 
