@@ -485,6 +485,15 @@ async def test_three_lines_with_a_stream(fleet: Fleet, stream: Any) -> None:
     assert await three_lines(fleet, fleet.url, work) == story()
 
 
+async def test_the_other_resources_by_their_names(fleet: Fleet) -> None:
+    def work(client: Client) -> Any:
+        return client.embeddings.create(**WORK), client.models.list()
+
+    vectors, models = await three_lines(fleet, fleet.url, work)
+    assert vectors.data[0].embedding
+    assert [model.id for model in models.data] == [MODEL]
+
+
 async def test_three_lines_and_a_refusal(fleet: Fleet) -> None:
     def work(client: Client) -> Any:
         with pytest.raises(RefusedError) as caught:
