@@ -129,6 +129,20 @@ def test_the_result_of_another_node() -> None:
     assert "not the one" in refused(Step.RESULT, bundle)
 
 
+def test_a_receipt_that_gives_the_result_another_id() -> None:
+    token = WORLD.token()
+    receipt = WORLD.receipt(token)
+    assert receipt.node is not UNSET
+    altered = structs.replace(receipt, node=structs.replace(receipt.node, result="other"))
+    assert "another one than" in refused(Step.RESULT, WORLD.bundle(altered, token))
+
+
+def test_a_receipt_of_an_answer_by_no_model() -> None:
+    """What the result says would be held against nothing."""
+    bundle, _ = WORLD.whole(model=UNSET)
+    assert "names no model" in refused(Step.MODEL, bundle)
+
+
 def judged(step: Step, result: Any, world: World = WORLD, **given: Any) -> str:
     """Why an answer by a node with that result is refused."""
     token = world.token(result)
