@@ -82,6 +82,10 @@ def _key(name: str) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
     # JSON's syntax is valid TOML, except that TOML also escapes U+007F.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 

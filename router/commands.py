@@ -15,10 +15,10 @@ from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
 from router import maintenance
 from router.choose.decision import Decision, replay
+from router.choose.explaining import describe_required, describe_revisions, describe_seed, explanation
 from router.config import RouterConfig, ServiceSection
-from router.explaining import describe_revisions, explanation
 from router.key_commands import key, make_key
-from router.model.errors import KeyStepError, RouterError
+from router.model.errors import KeyStepError, ReplayError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
 from verifier.roles import Role
 
@@ -181,7 +181,8 @@ for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, k
 @_errors
 def serve(path: Path, log_json: bool) -> None:
     """Run the router.  On SIGHUP it reads its table of workloads and its TLS files again."""
-    from router.service.app import load, make_app, reload_table, tune_garbage_collector
+    from router.service.app import load, make_app, reload_table
+    from router.service.garbage import tune_garbage_collector
     from verifier.service.serve import run_app
 
     configure_logging(as_json=log_json)
@@ -216,14 +217,24 @@ def explain(decision: str, url: str, key: str | None, as_json: bool) -> None:
 
 @router.command("replay")
 @click.argument("decision")
+@click.option(
+    "--commitment",
+    metavar="ID.HEX",
+    help="The commitment that you were given before the request: X-Touchstone-Commitment of an earlier answer.",
+)
+@click.option(
+    "--nonce", metavar="ID.NONCE", help="The nonce that you sent with the request: X-Touchstone-Nonce."
+)
 @_url
 @_key
 @_errors
-def replay_decision(decision: str, url: str, key: str | None) -> None:
+def replay_decision(
+    decision: str, commitment: str | None, nonce: str | None, url: str, key: str | None
+) -> None:
     """
     Make DECISION again from its record alone, and compare it with what was decided.
 
-    DECISION is an id, or a file with a record as JSON.
+    DECISION is an id, or a file with a record as JSON.  If the request brought a nonce, the seed is made again too.
     """
     if Path(decision).is_file():
         try:
@@ -233,8 +244,19 @@ def replay_decision(decision: str, url: str, key: str | None) -> None:
     else:
         record = _decision(url, decision, key)
     again = replay(Decision.from_wire(record))
+    if again.choice is not None:
+        again.choice.check_held(commitment, nonce)
+    elif commitment is not None or nonce is not None:
+        raise ReplayError("the record has no choice: its router drew the seed alone")
     chosen = "nobody" if again.chosen is None else again.chosen.node
     click.echo(f"The same decision: {chosen}, by seed {again.seed} over snapshot {again.snapshot}.")
+    click.echo(_capitalised(describe_seed(record.get("choice"))) + ".")
+    for line in describe_required(record.get("required"), again.met):
+        click.echo(line.removeprefix("  "))
+
+
+def _capitalised(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 @router.command()

@@ -170,8 +170,14 @@ class StoreSection(Struct, frozen=True, forbid_unknown_fields=True):
     """How long records of decisions are kept."""
     keep_decisions: Annotated[int, Meta(ge=0, le=1 << 40)] = 1_000_000
     """How many are kept.  If it is 0, no record is written."""
+    archive: _File | None = None
+    """A folder for Parquet files: what is too old or too much is moved there, and the verifier's log proves the files."""
+    archive_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 50_000
+    """The most rows of one file; they are in memory while it is written."""
 
     def __post_init__(self) -> None:
+        if self.archive is not None and not self.is_kept:
+            raise ValueError("store.archive needs a path or a url: nothing else is kept for so long")
         if self.path is not None and self.url:
             raise ValueError("store has a path and a url; it can have one of them")
 
@@ -179,6 +185,19 @@ class StoreSection(Struct, frozen=True, forbid_unknown_fields=True):
     def is_kept(self) -> bool:
         """Whether anything survives a restart."""
         return self.path is not None or bool(self.url)
+
+
+class ReceiptsSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[receipts]``: of each answer, what was asked and answered, by whom, and on what grounds; in digests."""
+
+    enabled: bool = True
+    key_file: _File | None = None
+    """
+    The key that signs them, Ed25519: made if it is missing.
+
+    Without it, a file beside the configuration: ``router-receipts.pem`` beside ``router.toml``.  A router without a
+    store has a new key each time it starts.
+    """
 
 
 class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,6 +217,7 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     service: ServiceSection = ServiceSection()
     gateway: GatewaySection = GatewaySection()
     store: StoreSection = StoreSection()
+    receipts: ReceiptsSection = ReceiptsSection()
     review: ReviewSection = ReviewSection()
     access: AccessSection = AccessSection()
     keys: tuple[ApiKey, ...] = ()

@@ -13,6 +13,8 @@ The verifier's home: its configuration, keys, tokens, policy and database in one
     anchors/             public keys and certificates that may sign reference values (CoRIM): *.pem, *.crt, *.jwk, …
     verifier.db          the database
     high-water.json      marks above what was given out: never restore it from a copy (ADR 0023)
+    log-key.pem          the key that signs the log; each replica has the same
+    log-guard.json       what that key signed last: never restore it from a copy (ADR 0052)
 """
 
 from __future__ import annotations
@@ -38,13 +40,16 @@ from attester.settings import new_folder, read_toml, to_toml
 from verifier import anchor_files
 from verifier.access_config import AccessConfig
 from verifier.anchor_files import AnchorFile
+from verifier.archive_config import ArchiveConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.front_config import FrontConfig
+from verifier.log_config import LogConfig
 from verifier.references.anchors import Anchor
 from verifier.result_keys import ResultKey
 
 _MIN_TOKEN_LENGTH: Final = 32
 _MAX_KEY_BYTES: Final = 16 * 1024
+_LOG_KEY: Final = "log-key.pem"
 _Seconds = Annotated[int, Meta(ge=1, le=86400)]
 
 
@@ -215,6 +220,13 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     recording: RecordingConfig = RecordingConfig()
     references: ReferencesConfig = ReferencesConfig()
     incidents: IncidentsConfig = IncidentsConfig()
+    log: LogConfig = LogConfig()
+    archive: ArchiveConfig = ArchiveConfig()
+
+    @property
+    def log_origin(self) -> str:
+        """The name of the first log; later ones have their number after it."""
+        return self.log.origin or f"{self.service.url.partition('://')[2]}/log"
 
 
 @contextmanager
@@ -256,6 +268,11 @@ class Home:
         """The file of the high-water marks (`verifier.store.marks`)."""
         return self.path / "high-water.json"
 
+    @property
+    def log_guard(self) -> Path:
+        """The file that says what the log's key signed last (`verifier.store.log_guard`)."""
+        return self.path / "log-guard.json"
+
     def create(self, config: VerifierConfig) -> None:
         """
         Make a home: keys, tokens, configuration, a copy of the default policy.
@@ -266,6 +283,7 @@ class Home:
         with new_folder(self.path) as folder:
             (folder / "keys").mkdir(mode=0o700)
             identity.create_key(folder / "keys" / "ear-0001.pem", cose.ES256)
+            identity.create_key(folder / _LOG_KEY, cose.ED25519)
             identity.write_private(folder / "pool.key", secrets.token_bytes(POOL_KEY_BYTES))
             for name in ("admin.token", "router.token"):
                 identity.write_private(folder / name, secrets.token_urlsafe(32).encode())
@@ -324,6 +342,25 @@ class Home:
         if not keys:
             raise ConfigError(f"{self.path / 'keys'} has no key to sign results with (ear-*.pem)")
         return keys
+
+    def log_key(self) -> ed25519.Ed25519PrivateKey | None:
+        """The key that signs the log; `None` if the home has none, as those of earlier versions."""
+        path = self.path / _LOG_KEY
+        if not path.exists():
+            return None
+        native = _load_key(path).native
+        if not isinstance(native, ed25519.Ed25519PrivateKey):
+            raise ConfigError(f"{path} must be an Ed25519 key")
+        return native
+
+    def create_log_key(self) -> ed25519.Ed25519PrivateKey:
+        """Make the key that signs the log.  Raises `ConfigError` if there is one."""
+        try:
+            native = identity.create_key(self.path / _LOG_KEY, cose.ED25519).native
+        except KeyFileError as error:
+            raise ConfigError(str(error)) from None
+        assert isinstance(native, ed25519.Ed25519PrivateKey)
+        return native
 
     def pool_key(self) -> PoolKey:
         """The secret that challenges are derived from."""

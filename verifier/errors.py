@@ -8,7 +8,16 @@ Errors of the verifier.
     ├── PolicyError          a policy failed: it gave no outcome, or a malformed one
     │   └── BundleError      a policy bundle is refused: the message has file, place and sentence
     ├── ReferenceValueError  a reference value or a pool of challenges cannot be used
+    ├── CanonicalError       a value has no canonical form, or bytes are not in it
     ├── PlainYAMLError       a file is not in the small part of YAML that is read: line, column and sentence
+    ├── LogError             something of a transparency log must not be accepted
+    │   ├── LogFormatError     a note, checkpoint, tile, bundle, proof or policy is malformed
+    │   ├── LogSignatureError  no trusted key has signed it, or the signature of one does not verify
+    │   ├── LogProofError      the hashes do not lead to the root: another entry, another tree, another history
+    │   ├── LogUnreadableError a log could not be read, which says nothing about what it holds
+    │   ├── LogQuorumError     too few of the witnesses that a policy names have cosigned a checkpoint
+    │   └── LogDivergedError   what is stored of our own log is not what we signed: it was edited, cut or forked
+    ├── AuditError           an export for auditors, or an archive, is not what it says
     └── StoreError           the database refused a change, or cannot be used (`verifier.store.database`)
         └── RecordingError   a recording is damaged, or another version wrote it
 
@@ -79,10 +88,64 @@ class ReferenceValueError(VerifierError):
     code = "reference.unusable"
 
 
+class CanonicalError(VerifierError):
+    """A value has no canonical form, or bytes are not in it (`verifier.canonical`)."""
+
+    code = "request.malformed"
+
+
 class PlainYAMLError(VerifierError):
     """A file written by hand is not in the part of YAML that is read, or not of its form.  Each message has the place."""
 
     code = "request.malformed"
+
+
+class LogError(VerifierError):
+    """Something of a transparency log must not be accepted.  The leaves say why."""
+
+    code = "log.unacceptable"
+
+
+class LogFormatError(LogError):
+    """A note, a checkpoint, a tile, a bundle of entries, a proof or a policy is malformed."""
+
+
+class LogSignatureError(LogError):
+    """No trusted key has signed it, or the signature of one does not verify."""
+
+
+class LogProofError(LogError):
+    """The hashes do not lead to the root: it is another entry, another tree or another history."""
+
+
+class LogQuorumError(LogError):
+    """Too few of the witnesses that a policy names have cosigned a checkpoint."""
+
+
+class LogDivergedError(LogError):
+    """
+    What is stored of our own log is not what we signed: the database was edited, cut, forked or restored.
+
+    `places` are the first place that differs, as far as it is known, and the one after the last.
+    """
+
+    def __init__(self, places: tuple[int, int], message: str) -> None:
+        first, end = places
+        where = f"place {first}" if end - first == 1 else f"places {first} to {end - 1}"
+        super().__init__(f"{where}: {message}")
+        self.places = places
+
+
+class LogUnreadableError(LogError):
+    """A log could not be read.  That says nothing about what it holds."""
+
+    code = "log.unreadable"
+
+
+class AuditError(VerifierError):
+    """An export for auditors, or an archive of old rows, is not what it says, or cannot be made."""
+
+    code = "log.unacceptable"
 
 
 class StoreError(VerifierError):

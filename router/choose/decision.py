@@ -15,9 +15,11 @@ import msgspec
 from msgspec import Struct
 
 from router.choose.candidates import LANES, LaneRecord, RecordingIndex, ReplayIndex
+from router.choose.choice import Choice
 from router.choose.gates import FAIL_OPEN_CODES, FEED_SILENT, FEED_SILENT_S, GateVerdict
 from router.choose.ranking import CandidateFacts, Pool, Ranked, Ranking, rank
 from router.model.errors import ReplayError
+from router.model.requirements import CallerRequirements
 from router.model.workload import Workload
 
 
@@ -32,6 +34,10 @@ class FleetView(Struct, frozen=True, gc=False):
     """How many nodes each code excludes."""
     silent_s: float = 0.0
     """Seconds since the verifier was last heard."""
+    required: CallerRequirements | None = None
+    """What the caller itself requires: the pool and the counts are of nodes that meet it."""
+    met: int | None = None
+    """How many nodes meet that, with room or without, of those that the workload's own gates let in."""
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -61,11 +67,24 @@ class Decision(Struct, frozen=True, gc=False):
     """Whether the work may call tools: then it counts how well nodes do."""
     usual_calls: float | None = None
     """The share of good calls that was usual."""
+    required: CallerRequirements | None = None
+    """What the caller itself required."""
+    met: int | None = None
+    """See `FleetView`."""
+    choice: Choice | None = None
+    """Where the seed comes from; `None`: this router drew it alone."""
 
     @property
     def chosen(self) -> Ranked | None:
         """The first of the ranked."""
         return self.ranked[0] if self.ranked else None
+
+    @property
+    def is_unmet(self) -> bool:
+        """Whether nodes might do the work, and none of them meets what the caller itself requires."""
+        if self.ranked or self.met != 0 or FEED_SILENT in self.closed:
+            return False
+        return any(code.startswith("requirements.") for code in self.closed)
 
     @property
     def gap(self) -> float | None:
@@ -105,8 +124,24 @@ _NAMES: Final = tuple((lane, lane.value) for lane in LANES)
 _EMPTY_RANKING: Final = Ranking(())
 
 
-def decide(view: FleetView, workload: Workload, seed: int, *, has_tools: bool = False) -> Decision:
-    """Rank the nodes that may do the work, which may be to call tools.  An empty ranking is an answer."""
+def decide(
+    view: FleetView,
+    workload: Workload,
+    seed: int,
+    *,
+    has_tools: bool = False,
+    choice: Choice | None = None,
+) -> Decision:
+    """
+    Rank the nodes that may do the work.  An empty ranking is an answer.
+
+    Args:
+        view: What is known.
+        workload: What the work requires.
+        seed: For all that is drawn.
+        has_tools: Whether the work may call tools.
+        choice: Where the seed comes from, if the caller had a part in it.
+    """
     pool = _RecordingPool(view.pool)
     sizes = {name: pool.sizes[lane] for lane, name in _NAMES}
     closed = dict(view.closed)
@@ -133,6 +168,9 @@ def decide(view: FleetView, workload: Workload, seed: int, *, has_tools: bool = 
         shares=pool.shares,
         has_tools=has_tools,
         usual_calls=pool.usual_calls if has_tools else None,
+        required=view.required,
+        met=view.met,
+        choice=choice,
     )
 
 
@@ -141,8 +179,12 @@ def replay(decision: Decision) -> Decision:
     Make a decision again from its record alone.
 
     Raises:
-        ReplayError: another decision comes out, or it asks something that the record does not have.
+        ReplayError: another decision comes out, it asks something that the record does not have, a ranked node is
+            none that the caller allowed, or the seed does not follow from the commitment and the caller's nonce.
     """
+    if decision.choice is not None:
+        decision.choice.check(decision.seed)
+    _check_required(decision)
     closed = {code: n for code, n in decision.closed.items() if code != FEED_SILENT}
     try:
         pool = _ReplayPool(decision)
@@ -152,14 +194,39 @@ def replay(decision: Decision) -> Decision:
             pool=pool,
             closed=closed,
             silent_s=decision.silent_s,
+            required=decision.required,
+            met=decision.met,
         )
-        again = decide(view, decision.workload, decision.seed, has_tools=decision.has_tools)
+        again = decide(
+            view,
+            decision.workload,
+            decision.seed,
+            has_tools=decision.has_tools,
+            choice=decision.choice,
+        )
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, the decision asks something that the record does not have") from None
     for name in ("ranked", "opened", "over", "lanes", "closed"):
         if getattr(again, name) != getattr(decision, name):
             raise ReplayError(f"made again, the decision's {name} differ")
     return again
+
+
+def _check_required(decision: Decision) -> None:
+    """Compare the ranked nodes with what the caller required, as far as the record shows it.  Raises `ReplayError`."""
+    required = decision.required
+    if required is None:
+        return
+    for ranked in decision.ranked:
+        facts = decision.facts.get(ranked.node)
+        revision = "" if facts is None else facts.revision
+        for what, value, allowed, excluded in (
+            ("node", ranked.node, required.nodes, required.not_nodes),
+            ("operator", ranked.operator, required.operators, required.not_operators),
+            ("reference value", revision, required.reference, ()),
+        ):
+            if (allowed and value not in allowed) or value in excluded:
+                raise ReplayError(f"the caller's requirements exclude the {what} {value!r} of a ranked node")
 
 
 class _RecordingPool:

@@ -130,11 +130,11 @@ def _untimely(ear: AttestationResult, now: int) -> GateVerdict:
 def _falls_short(ear: AttestationResult, workload: Workload) -> GateVerdict | None:
     """What a workload requires and a result does not show."""
     for name, claims, assurance in workload.required_submods():
-        found = _submods_of(ear, name)
+        found = submods_of(ear, name)
         if not found:
             return GateVerdict("result", "result.no-submod", f"its result says nothing of {name}")
         for submod in found:
-            verdict = _submod_falls_short(ear, submod, claims, assurance)
+            verdict = submod_falls_short(ear, submod, claims, assurance)
             if verdict is not None:
                 return verdict
     return _has_other_revision(ear, workload) if workload.digests else None
@@ -152,7 +152,7 @@ def _has_other_revision(ear: AttestationResult, workload: Workload) -> GateVerdi
     return GateVerdict("result", OTHER_REVISION, f"{workload.model} is of {has}, and {asked} is asked for")
 
 
-def _submods_of(ear: AttestationResult, name: str) -> list[str]:
+def submods_of(ear: AttestationResult, name: str) -> list[str]:
     """The submodule of this name; if it is the name of a kind, all submodules of the kind."""
     if name in ear.submods:
         return [name]
@@ -162,9 +162,10 @@ def _submods_of(ear: AttestationResult, name: str) -> list[str]:
     return sorted(submod for submod in ear.submods if submod.startswith(f"{name}/"))
 
 
-def _submod_falls_short(
+def submod_falls_short(
     ear: AttestationResult, submod: str, claims: Sequence[str], assurance: str
 ) -> GateVerdict | None:
+    """Which of the claims is not affirming in a submodule, or that its assurance is less; `None` if neither is so."""
     appraised = ear.submods[submod].ear_verifier_claims
     for claim in claims:
         value = ear.value(submod, claim)
@@ -275,7 +276,7 @@ def floors(node: NodeView, workload: Workload, context: GateContext) -> GateVerd
 
 
 CLOSED_GATES: Final[tuple[Gate, ...]] = (identity, result, incident, address, capability, floors)
-"""They fail closed, always."""
+"""They fail closed, always.  `router.choose.requirements` is one more, for requests with requirements of their own."""
 
 
 def check(node: NodeView, workload: Workload, context: GateContext) -> GateVerdict | None:
@@ -315,6 +316,18 @@ CODES: Final = {
     "floors.walk-rate": "The rate that a walk verified is below the floor, or no walk has verified one.",
     "floors.pace": "The pace that routers measured is below the floor.",
     "floors.price": "Its price is above the ceiling.",
+    "requirements.node": "It is none of the nodes that the caller allows, or one that the caller excludes.",
+    "requirements.operator": "Its operator is none that the caller allows, or one that the caller excludes.",
+    "requirements.region": "Its region is none that the caller allows, one that the caller excludes, or not named.",
+    "requirements.pin": "The key of its endpoint is none that the caller has pinned.",
+    "requirements.age": "Its result is older than the caller allows.",
+    "requirements.walk-age": "Its last right walk of the model is older than the caller allows, or not named.",
+    "requirements.kid": "Its result is signed by none of the verifier's keys that the caller names.",
+    "requirements.claim": "A trust claim that the caller requires is not affirming.",
+    "requirements.assurance": "The assurance of its result is less than what the caller requires.",
+    "requirements.reference": "Its reference value of the model is none that the caller allows.",
+    "requirements.policy": "Its result was judged by a policy that the caller does not name.",
+    "requirements.result": "It has no result.",
     "capacity.full": "It has as many requests in flight as it may have.",
     "capacity.warming": "It is on probation and has as many requests in flight as its evidence allows.",
     "capacity.breaker": "It failed several times in a row and gets no work for a while.",

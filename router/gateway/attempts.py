@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from router.model.answers import Answer
+from router.model.node import NodeView
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
@@ -78,6 +79,12 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """Whether the model's tokeniser has counted all of it."""
     was_given: bool = False
     """Whether the node was given the request, or may have been."""
+    request_id: str = ""
+    """By which the node knows it, another one for each attempt; empty if the node was not given it."""
+    view: NodeView | None = None
+    """What was known of the node when it was asked."""
+    answer_sha256: str = ""
+    """Of the bytes that the node sent, as far as they were read, hex; empty if there were none, or it is not asked for."""
     kept: Kept | None = None
     """How the answer keeps to what the request asks of its form; `None` if it asks nothing."""
 

@@ -10,6 +10,7 @@ from aiohttp import HttpVersion11, web
 
 from router.gateway.errors import REVISION_HEADER
 from router.gateway.idempotency import CachedResponse
+from router.gateway.receipting import Draft
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import KEEP_ALIVE
 
@@ -35,8 +36,15 @@ class ClientStream:
     """
 
     def __init__(
-        self, request: web.Request, headers: Mapping[str, str], *, write_timeout_s: float, is_cached: bool
+        self,
+        request: web.Request,
+        headers: Mapping[str, str],
+        *,
+        write_timeout_s: float,
+        is_cached: bool,
+        draft: Draft | None = None,
     ) -> None:
+        self._draft = draft
         self._request = request
         self._headers = {
             **headers,
@@ -78,6 +86,7 @@ class ClientStream:
         assert self._response is not None
         self._is_open = True
         self.sent_at = self._loop.time()
+        self._note(KEEP_ALIVE)
         try:
             await self._response.write(KEEP_ALIVE)
         except ConnectionError:
@@ -126,6 +135,7 @@ class ClientStream:
             self._has_begun = self._is_open = True
             self._has_ended = is_last
             self.sent_at = self._loop.time()
+            self._note(data)
             if not self.may_block(len(data)):
                 await (self._response.write_eof(data) if is_last else self._response.write(data))
             else:
@@ -138,6 +148,12 @@ class ClientStream:
         except ConnectionError:
             raise ClientGoneError("the client is gone") from None
         self._cache(data)
+
+    def _note(self, data: bytes) -> None:
+        """Have the receipt digest what is handed to the connection now.  Nothing else may be sent in between."""
+        transport = self._request.transport
+        if self._draft is not None and transport is not None and not transport.is_closing():
+            self._draft.note_sent(data)
 
     def _cache(self, data: bytes) -> None:
         if self._cached is not None:

@@ -12,15 +12,17 @@ decided at the end of each attempt; only a node's own faults change its standing
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import prometheus_client
 import structlog
 from msgspec import structs
-from prometheus_client import Counter
 
+from router.choose.choice import Choice
 from router.choose.decision import Decision, decide
 from router.choose.gates import GateVerdict
 from router.choose.ranking import Ranked
@@ -45,6 +47,7 @@ from router.model.tokens import Count, TokenCounter
 from router.model.usage import Usage
 from router.model.workload import Workload
 from router.state.fleet import Fleet
+from router.state.narrowed import NarrowedPool
 from router.state.prober import ADDRESS_REFUSED
 from router.state.random_bytes import random_bytes
 from router.state.records import AttemptRecord, Record, Records
@@ -55,7 +58,7 @@ _OFTEN_REFUSED: Final = 3
 """If a node refused so many requests in a row, another node is asked too."""
 
 _log = structlog.get_logger("router")
-_outcomes = Counter("touchstone_router_outcomes_total", "How attempts ended.", ["outcome"])
+_outcomes = prometheus_client.Counter("touchstone_router_outcomes_total", "How attempts ended.", ["outcome"])
 _by_outcome = {outcome: _outcomes.labels(outcome) for outcome in Outcome}
 
 
@@ -73,6 +76,8 @@ class Run:
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    last: Attempt | None = None
+    """The last attempt, also if the client left while it was made."""
     unsettled: Attempt | None = None
     """A completed attempt that is settled once the answer is on its way, so that no client waits for it."""
     prompt: Count | None = None
@@ -103,9 +108,28 @@ class Dispatcher:
         self._reviews = reviews
         self.seed = seed
 
-    def decide(self, workload: Workload, caller: str = "", *, has_tools: bool = False) -> Record:
-        """Decide which nodes may do the work, which may be to call tools, and keep the record."""
-        decision = decide(self.fleet.view_for(workload), workload, self.seed(), has_tools=has_tools)
+    def decide(
+        self,
+        workload: Workload,
+        caller: str = "",
+        *,
+        has_tools: bool = False,
+        narrowed: NarrowedPool | None = None,
+        chosen: tuple[Choice, int] | None = None,
+    ) -> Record:
+        """
+        Decide which nodes may do the work, and keep the record.
+
+        Args:
+            workload: What the work requires.
+            caller: For whom.
+            has_tools: Whether the work may call tools.
+            narrowed: The nodes that meet what the caller itself requires, if it requires anything.
+            chosen: The seed, and where it comes from, if the caller had a part in it.
+        """
+        choice, seed = (None, self.seed()) if chosen is None else chosen
+        view = self.fleet.view_for(workload, narrowed)
+        decision = decide(view, workload, seed, has_tools=has_tools, choice=choice)
         record = Record(decision, caller)
         self.records.add(record)
         if workload.energy_floor is not None:
@@ -116,7 +140,17 @@ class Dispatcher:
 
     def excluded(self, decision: Decision) -> dict[str, GateVerdict]:
         """The nodes that a decision excluded, as far as that is remembered."""
-        return self.fleet.excluded(decision.workload, decision.snapshot)
+        found = self.fleet.excluded(decision.workload, decision.snapshot)
+        if decision.required is None:
+            return found
+        unmet = self.fleet.narrowings.excluded(decision.workload, decision.required, decision.at_ms)
+        return found | unmet
+
+    def shortfalls(self, decision: Decision) -> Counter[str]:
+        """What nodes lack that a decision's workload or its caller requires, and how many nodes lack it."""
+        if decision.is_unmet and decision.required is not None:
+            return self.fleet.narrowings.shortfalls(decision.workload, decision.required)
+        return self.fleet.shortfalls(decision.workload)
 
     def endpoints(self, record: Record) -> dict[str, dict[str, str]]:
         """Where the ranked nodes serve, with the pins of their TLS keys."""
@@ -179,7 +213,12 @@ class Dispatcher:
     def _closed_since(self, node: str, decision: Decision) -> GateVerdict | None:
         """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
         verdict = self.fleet.verdict(node, decision.workload)
-        return None if verdict is not None and verdict.code in decision.opened else verdict
+        if verdict is not None and verdict.code not in decision.opened:
+            return verdict
+        if decision.required is None:
+            return None
+        view = self.fleet.view(node)
+        return self.fleet.narrowings.verdict(view, decision.workload, decision.required)
 
     async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
@@ -213,9 +252,10 @@ class Dispatcher:
             run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
-            attempt = structs.replace(attempt or exchange.abandoned(), revision=revision)
+            attempt = structs.replace(attempt or exchange.abandoned(), revision=revision, view=view)
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)
+            run.last = attempt
             _by_outcome[attempt.outcome].inc()
             run.record.attempts.append(_record_of(attempt))
             if attempt.outcome is not Outcome.COMPLETED:

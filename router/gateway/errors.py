@@ -20,6 +20,8 @@ from router.state.records import Record
 DECISION_HEADER: Final = "X-Touchstone-Decision"
 REVISION_HEADER: Final = "X-Touchstone-Revision"
 """Which revision of the model has answered: the digest of its reference value."""
+REQUIREMENTS: Final = "provider.touchstone"
+UNMET: Final = "requirements.unmet"
 _RETRY_AFTER_S: Final = 2
 _MAX_SHORTFALLS: Final = 2
 """Of a message: the commonest."""
@@ -46,6 +48,7 @@ class GatewayError(Exception):
         kind: The ``type`` that OpenAI's clients know.
         message: For people.
         code: For programs.
+        param: The member of the request that is wrong.
         retry_after: Seconds after which the client should try again.
         retry: Whether it should; OpenAI's clients ask this before their own judgement.
     """
@@ -57,6 +60,7 @@ class GatewayError(Exception):
         message: str,
         *,
         code: str | None = None,
+        param: str | None = None,
         retry_after: int | None = None,
         retry: bool | None = None,
     ) -> None:
@@ -64,12 +68,13 @@ class GatewayError(Exception):
         self.status = status
         self.kind = kind
         self.code = code
+        self.param = param
         self.retry_after = retry_after
         self.retry = retry
 
     def document(self) -> dict[str, Any]:
         """The error as JSON-compatible data."""
-        return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code}}
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
     def event_document(self) -> dict[str, Any]:
         """The error as an event of a stream whose status has gone out already: what the head would say is in it."""
@@ -99,16 +104,29 @@ def nobody_may(decision: Decision, shortfalls: Counter[str], note: str = "") -> 
         note: What is wrong here.
     """
     counts = ", ".join(f"{n} {code}" for code, n in sorted(decision.closed.items()))
+    if decision.is_unmet:
+        # Nodes might do the work, and to wait for them to change would be to wait for something else.
+        message = f"no node meets the requirements of this request: {counts}"
+        return GatewayError(
+            412, "invalid_request_error", message + _told(shortfalls), code=UNMET, param=REQUIREMENTS
+        )
     message = f"no node may do this work now: {counts or 'no nodes are known'}"
     code = None
     if EXHAUSTED in decision.closed:
         # Other nodes may be out for their own reasons.  These would do the work if the verifier could call them.
         code = EXHAUSTED
         message += ". The verifier has no challenges left: its operator must mint more"
-    for shortfall, count in shortfalls.most_common(_MAX_SHORTFALLS):
-        message += f". {count} {'node' if count == 1 else 'nodes'}: {shortfall}"
+    message += _told(shortfalls)
     message += f"; {note}" if note else ""
     return GatewayError(503, "service_unavailable", message, code=code, retry_after=_RETRY_AFTER_S)
+
+
+def _told(shortfalls: Counter[str]) -> str:
+    """The commonest of what nodes lack, in sentences."""
+    return "".join(
+        f". {count} {'node' if count == 1 else 'nodes'}: {shortfall}"
+        for shortfall, count in shortfalls.most_common(_MAX_SHORTFALLS)
+    )
 
 
 def nobody_completed(failure: Fail) -> GatewayError:

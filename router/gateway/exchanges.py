@@ -31,6 +31,7 @@ class Exchanges:
 
     Args:
         judge_refusal: Whose fault it is that a node refuses the router's certificate now.
+        digests: Whether what nodes send is digested, for receipts.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Exchanges:
         *,
         lost_s: Callable[[], float] = lambda: 0.0,
         judge_refusal: Callable[[], Awaitable[Failure]] = not_listed,
+        digests: bool = False,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -56,6 +58,7 @@ class Exchanges:
         self._judge_refusal = judge_refusal
         self.aside = Aside("answers")
         """Where large answers are read."""
+        self.digests = digests
         self.is_stopping = False
         """Whether the router is stopping: then it is not the client that leaves."""
         self._reading: dict[NodeResponse, int] = {}
@@ -120,6 +123,7 @@ class Exchanges:
         read: Callable[[NodeResponse], Awaitable[T]],
         meanwhile: Callable[[], Awaitable[None]] | None = None,
         *,
+        request_id: str,
         on_given: Callable[[], None] | None = None,
     ) -> T:
         """
@@ -130,6 +134,7 @@ class Exchanges:
             request: What it is sent.
             read: Reads the answer; `post` returns what it makes of it.
             meanwhile: Runs while the node works.
+            request_id: By which the node knows this attempt.
             on_given: Called when the request goes out.
 
         Raises:
@@ -140,7 +145,12 @@ class Exchanges:
         went_well = False
         try:
             response = await self._upstream.post(
-                endpoint, request.operation.path, request.body, meanwhile, on_given=on_given
+                endpoint,
+                request.operation.path,
+                request.body,
+                meanwhile,
+                request_id=request_id,
+                on_given=on_given,
             )
             if response.status in CERTIFICATE_STATUSES:
                 raise await self._failed(Failure.CERTIFICATE_REFUSED, endpoint)

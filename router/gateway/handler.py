@@ -27,17 +27,21 @@ from router.gateway.errors import (
     nobody_may,
     refusal_document,
 )
+from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
+from router.gateway.receipting import FAILED, RECEIPT_HEADER, REFUSED, Draft, members_of
 from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
+from router.gateway.terms import REQUIRE_HEADER, Terms, one_header
 from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
 from router.model.operations import Operation
 from router.model.workload import Table
+from router.state.receipts import ReceiptBook
 from router.state.records import Record
 from verifier.errors import RequestError
 from verifier.service.http import read_body
@@ -48,6 +52,7 @@ WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
 TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+
 
 USAGE_HEADER: Final = "X-Touchstone-Usage-By"
 """Whose count the usage in a whole answer is: the node's own, or the router's."""
@@ -70,6 +75,11 @@ class Gateway:
     """By how much the router's clock and the verifier's may differ."""
     aside: Aside = field(default_factory=partial(Aside, "requests"))
     """Where large bodies are read."""
+    terms: Terms = field(kw_only=True)
+    receipts: ReceiptBook | None = None
+    """Of all answers; `None` if there are none."""
+    fronts: Fronts | None = None
+    """What asks nodes what they have signed of answers; `None` if answers have no receipts."""
     in_flight: int = 0
     _finished: list[Handler] = field(default_factory=list)
 
@@ -102,7 +112,17 @@ class Gateway:
 class Handler:
     """One request."""
 
-    def __init__(self, gateway: Gateway, operation: Operation, request: web.Request, key: ApiKey) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        operation: Operation,
+        request: web.Request,
+        key: ApiKey,
+        draft: Draft | None = None,
+    ) -> None:
+        self._draft = draft
+        self._answered: Attempt | None = None
+        self._outcome = REFUSED
         self._gateway = gateway
         self._operation = operation
         self._request = request
@@ -115,6 +135,8 @@ class Handler:
     async def answer(self) -> web.StreamResponse:
         """What the client gets."""
         try:
+            if self._draft is not None:
+                self._draft.check_salt()
             began = self._gateway.clock.monotonic()
             deadline = began + self._allowed_s()
             if self._request.content.is_eof():
@@ -130,9 +152,10 @@ class Handler:
             return late.response(None, self._operation.error_members)
         if cached is not None:
             return _answer_again(cached)
-        record = self._gateway.dispatcher.decide(
-            request.workload, self._key.name, has_tools=request.has_tools
-        )
+        try:
+            record = await self._decide(request)
+        except GatewayError as error:
+            return error.response(None, self._operation.error_members)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(
             record=record,
@@ -145,6 +168,7 @@ class Handler:
 
     def fail(self) -> web.StreamResponse:
         """What the client gets if the router itself failed, if an answer can still be sent."""
+        self._outcome = FAILED
         failed = GatewayError(500, "internal_error", "the router failed")
         response = failed.response(None, self._operation.error_members)
         if self._sink is None:
@@ -154,6 +178,16 @@ class Handler:
         if self._request.transport is not None:
             self._request.transport.abort()
         return self._sink.end()
+
+    def _end_receipt(self) -> None:
+        draft, run = self._draft, self._run
+        if draft is None:
+            return
+        if run is None:
+            draft.end(self._outcome)
+            return
+        outcome, members = members_of(run, self._answered, self._gateway.dispatcher.metering)
+        draft.end(FAILED if self._outcome == FAILED else outcome, members)
 
     def finish(self) -> None:
         """Book what became of the request, and free the places that it had."""
@@ -171,6 +205,7 @@ class Handler:
             if self._idempotency_key is not None:
                 # The request may be tried again, unless its answer was cached.
                 gateway.replays.forget(self._key.name, self._idempotency_key)
+            self._end_receipt()
 
     async def _read(self) -> NodeRequest:
         try:
@@ -179,9 +214,28 @@ class Handler:
             status = status_of(error.code)
             kind = "invalid_request_error" if status < 500 else "service_unavailable"
             raise GatewayError(status, kind, str(error), retry_after=error.retry_after) from None
-        named = self._request.headers.get(WORKLOAD_HEADER)
-        read = partial(read_request, data, self._operation, self._gateway.table, self._key, workload=named)
+        if self._draft is not None:
+            await self._draft.note_request(data, self._gateway.aside)
+        read = partial(
+            read_request,
+            data,
+            self._operation,
+            self._gateway.table,
+            self._key,
+            workload=self._request.headers.get(WORKLOAD_HEADER),
+            required=one_header(self._request, REQUIRE_HEADER),
+        )
         return await self._gateway.aside.run(read) if is_large(data) else read()
+
+    async def _decide(self, request: NodeRequest) -> Record:
+        """Decide, from the nodes that meet what the caller requires, by the seed that follows from its nonce."""
+        gateway, caller = self._gateway, self._key.name
+        narrowed = await gateway.terms.narrow(request.workload, request.required, caller)
+        # Last of all that may be refused: a nonce is used once.
+        chosen = gateway.terms.choose(self._request, caller)
+        return gateway.dispatcher.decide(
+            request.workload, caller, has_tools=request.has_tools, narrowed=narrowed, chosen=chosen
+        )
 
     async def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
         """The cached answer, if the request has an ``Idempotency-Key`` and was answered before."""
@@ -191,6 +245,12 @@ class Handler:
         # The request itself is in the fingerprint, so that a key never gets another request's answer.
         shape = f"{request.operation.path}\n{request.workload.name}\n{self._explain}\n".encode()
         digest = hashlib.sha256(shape)
+        if request.required is not None:
+            # An answer that was given under other requirements is another one.
+            digest.update(request.required.key)
+        if self._draft is not None:
+            # The receipt that is given again is of the first request's salt.
+            digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
         if len(request.body) > LARGE:
             await self._gateway.aside.run(digest.update, request.body)
         else:
@@ -236,11 +296,15 @@ class Handler:
         """The attempt whose answer the client gets, or the error that it gets instead."""
         if not run.record.decision.ranked:
             gateway = self._gateway
-            decision, fleet = run.record.decision, gateway.dispatcher.fleet
+            decision = run.record.decision
             note = gateway.clock.describe_difference(gateway.skew_s)
-            return nobody_may(decision, fleet.shortfalls(decision.workload), note)
+            return nobody_may(decision, gateway.dispatcher.shortfalls(decision), note)
         end = await self._gateway.dispatcher.run(run)
-        return nobody_completed(end) if isinstance(end, Fail) else end.attempt
+        if isinstance(end, Fail):
+            self._answered = next((each for each in run.attempts if each.has_begun), None)
+            return nobody_completed(end)
+        self._answered = end.attempt
+        return end.attempt
 
     async def _whole(self, run: Run) -> web.Response:
         record = run.record
@@ -250,7 +314,7 @@ class Handler:
         assert found.answer is not None
         metering = self._gateway.dispatcher.metering
         status, body = found.answer.status, found.answer.body
-        headers = _answered_by(record, found)
+        headers = _answered_by(record, found) | self._receipt_header()
         if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
             headers[USAGE_HEADER] = told.by
             if told.usage is not None:
@@ -268,9 +332,10 @@ class Handler:
     async def _stream(self, run: Run) -> web.StreamResponse:
         sink = self._sink = run.sink = ClientStream(
             self._request,
-            {DECISION_HEADER: run.record.id},
+            {DECISION_HEADER: run.record.id} | self._receipt_header(),
             write_timeout_s=self._gateway.config.write_timeout_s,
             is_cached=self._idempotency_key is not None,
+            draft=self._draft,
         )
         try:
             with KeepAlive(sink, self._gateway.config.keep_alive_s):
@@ -309,13 +374,22 @@ class Handler:
             rest += _LAST_EVENT
         await sink.send(rest, is_last=True)
         self._cache(sink.cached_response)
-        return sink.end()
+        return self._end_whole(sink)
 
     async def _end_with_error(self, sink: ClientStream, document: Mapping[str, Any]) -> web.StreamResponse:
         has_types = self._operation.has_typed_events
         name, members = (b"error", {"type": "error"}) if has_types else (b"", {})
         await sink.send(_event({**members, **document}, name))
+        return self._end_whole(sink)
+
+    def _end_whole(self, sink: ClientStream) -> web.StreamResponse:
+        """End a stream of which everything has been sent."""
+        if self._draft is not None:
+            self._draft.is_complete = True
         return sink.end()
+
+    def _receipt_header(self) -> dict[str, str]:
+        return {} if self._draft is None else {RECEIPT_HEADER: self._draft.id}
 
 
 def _answered_by(record: Record, attempt: Attempt) -> dict[str, str]:

@@ -15,9 +15,11 @@ import structlog
 from aiohttp import web
 
 from router.config import ApiKey
+from router.gateway.commitments import COMMITMENT_HEADER
 from router.gateway.errors import GatewayError, json_answer
 from router.gateway.handler import Gateway, Handler
 from router.gateway.keys import LimitError
+from router.gateway.receipting import ANSWERED, REFUSED, Draft
 from router.model.operations import Operation
 from verifier.errors import RequestError
 
@@ -27,6 +29,7 @@ __all__ = [
     "Gateway",
     "admit",
     "answer_errors",
+    "commit",
     "list_models",
     "serve",
     "show_model",
@@ -35,7 +38,11 @@ __all__ = [
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
 KEY: web.RequestKey[ApiKey] = web.RequestKey("key", ApiKey)
 """The key of a request, which the table of routes has looked at already."""
+DRAFT: web.RequestKey[Draft] = web.RequestKey("draft", Draft)
+"""The receipt of a request's answer, if there are receipts."""
 
+_LEAST_ERROR: Final = 400
+"""The status of an answer is that of an error from here on."""
 _LARGE: Final = 64 << 10
 _LEAST_PACE: Final = 64 << 10
 """Bytes per second that a client must take of a large answer."""
@@ -55,7 +62,28 @@ _log = structlog.get_logger("router")
 async def answer_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Give what the table of routes refuses in the form that OpenAI's clients read."""
+    """Give what the table of routes refuses in the form that OpenAI's clients read, and each answer a receipt."""
+    gateway = request.app[GATEWAY]
+    if gateway.receipts is None:
+        return await _answer_errors(request, handler)
+    draft = request[DRAFT] = Draft(gateway.receipts, gateway.clock, request)
+    response = await _answer_errors(request, handler)
+    if draft.is_claimed:
+        return response
+    # What does no work is answered in one go, and not later.
+    key = request.get(KEY)
+    if key is not None:
+        draft.claim(key.name)
+    draft.name(response)
+    if isinstance(response, web.Response):
+        draft.note_small(response)
+    draft.end(ANSWERED if response.status < _LEAST_ERROR else REFUSED)
+    return response
+
+
+async def _answer_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     try:
         return await handler(request)
     except RequestError as error:
@@ -75,18 +103,39 @@ async def answer_errors(
     return _closing(request, answer)
 
 
+async def commit(request: web.Request, response: web.StreamResponse) -> None:
+    """Commit to the choice of the caller's next request, whatever became of this one: a signal of the application."""
+    key = request.get(KEY)
+    if key is not None and request.path.startswith("/v1/"):
+        response.headers[COMMITMENT_HEADER] = request.app[GATEWAY].terms.commitments.issue(key.name)
+
+
 async def list_models(request: web.Request) -> web.Response:
     """The models that there is a workload for."""
+    if (refused := _refuse_salt(request)) is not None:
+        return refused
     data = [_model(name) for name in _models_for(request)]
     return json_answer(200, {"object": "list", "data": data})
 
 
 async def show_model(request: web.Request) -> web.Response:
     """One of them."""
+    if (refused := _refuse_salt(request)) is not None:
+        return refused
     name = request.match_info["model"]
     if name not in _models_for(request):
         return GatewayError(404, "invalid_request_error", "no such model", code="model_not_found").response()
     return json_answer(200, _model(name))
+
+
+def _refuse_salt(request: web.Request) -> web.Response | None:
+    draft = request.get(DRAFT)
+    try:
+        if draft is not None:
+            draft.check_salt()
+    except GatewayError as error:
+        return error.response()
+    return None
 
 
 def _models_for(request: web.Request) -> list[str]:
@@ -107,9 +156,14 @@ async def serve(operation: Operation, request: web.Request) -> web.StreamRespons
     except GatewayError as error:
         return _closing(request, error.response())
     gateway.in_flight += 1
-    handler = Handler(gateway, operation, request, key)
+    draft = request.get(DRAFT)
+    if draft is not None:
+        draft.claim(key.name)
+    handler = Handler(gateway, operation, request, key, draft)
     try:
         response = await handler.answer()
+        if draft is not None:
+            await _note_answer(draft, response, gateway)
         if isinstance(response, web.Response) and (response.content_length or 0) > _LARGE:
             await _write_large(request, response, gateway.config.write_timeout_s)
     except (ConnectionError, asyncio.CancelledError):
@@ -120,14 +174,24 @@ async def serve(operation: Operation, request: web.Request) -> web.StreamRespons
         # The outermost of a request: nothing of an internal failure may reach the caller.
         _log.exception("a request failed", path=request.path[:100])
         response = handler.fail()
+        if draft is not None:
+            await _note_answer(draft, response, gateway)
     # The answer is written in this turn of the loop: the client need not wait for what is recorded.
     gateway.finish_soon(handler)
     return _closing(request, response)
 
 
+async def _note_answer(draft: Draft, response: web.StreamResponse, gateway: Gateway) -> None:
+    """Name the receipt in the head, and digest the answer if that is whole; a stream was digested as it went."""
+    draft.name(response)
+    if isinstance(response, web.Response):
+        await draft.note_whole(response, gateway.aside)
+
+
 async def _write_large(request: web.Request, response: web.Response, timeout_s: float) -> None:
     """Write a large answer while the request holds its places.  A client that reads too slowly is given up."""
     size = response.content_length or 0
+    draft = request.get(DRAFT)
     try:
         async with asyncio.timeout(timeout_s + size / _LEAST_PACE):
             await response.prepare(request)
@@ -135,8 +199,11 @@ async def _write_large(request: web.Request, response: web.Response, timeout_s: 
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
+        if draft is not None:
+            draft.is_complete = False
     except ConnectionError:
-        pass
+        if draft is not None:
+            draft.is_complete = False
 
 
 def _closing(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

@@ -11,10 +11,12 @@ from msgspec import Struct
 from router.config import ApiKey
 from router.gateway.body import decode
 from router.gateway.errors import GatewayError
+from router.gateway.terms import MEMBERS, require, take_requirements
 from router.model.allowance import Size
 from router.model.comparable import is_comparable
 from router.model.errors import RequestFormError, WorkloadError
 from router.model.operations import Operation
+from router.model.requirements import CallerRequirements
 from router.model.responses import STATE_MEMBERS
 from router.model.tokens import estimated, prompt_ids
 from router.model.wishes import Wishes, read_wishes
@@ -25,7 +27,9 @@ _SHOWN: Final = 40
 _MAX_EVIDENCE: Final = 256 << 10
 """Bytes: to look through the messages of a larger body would hold up the loop."""
 _NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens", "max_output_tokens")
-_READ_BY_THE_ROUTER: Final = frozenset({"model", "stream", "stream_options", *_NUMBERS, *STATE_MEMBERS})
+_READ_BY_THE_ROUTER: Final = frozenset(
+    {"model", "stream", "stream_options", *MEMBERS, *_NUMBERS, *STATE_MEMBERS}
+)
 """Keys that the router uses.  In another spelling a node might read them, and the router would not."""
 _MAX_CHOICES: Final = 128
 """Answers to one prompt, as OpenAI's API bounds ``n``."""
@@ -48,6 +52,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     """The operator of nodes that the caller belongs to, if it belongs to one."""
     caller: str = ""
     """The name of the caller's API key."""
+    required: CallerRequirements | None = None
+    """What the caller itself requires of the node."""
 
     @property
     def client(self) -> str:
@@ -129,7 +135,13 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
 
 
 def read_request(
-    data: bytes, operation: Operation, table: Table, key: ApiKey, *, workload: str | None
+    data: bytes,
+    operation: Operation,
+    table: Table,
+    key: ApiKey,
+    *,
+    workload: str | None,
+    required: str | None = None,
 ) -> NodeRequest:
     """
     Read a client's request.
@@ -143,9 +155,11 @@ def read_request(
         table: The workloads.
         key: The caller's API key.
         workload: The workload that the caller names, if it names one.
+        required: The header with what the caller requires of nodes, if it has one.
 
     Raises:
-        GatewayError: the body is malformed, or maps to no workload that may be used.
+        GatewayError: the body is malformed, maps to no workload that may be used, or requires what is malformed or
+            contradicts that workload.
     """
     document = decode(data, operation.max_values)
     is_streamed = document.get("stream")
@@ -153,15 +167,12 @@ def read_request(
         # The two mean the same, so that nodes are told neither.
         document.pop("stream", None)
     model = _check_values(document)
+    wanted = take_requirements(document)
     if is_streamed is not None and not isinstance(is_streamed, bool):
         raise _invalid("stream must be true or false")
     if is_streamed and operation.read_stream is None:
         raise _invalid(f"{operation.name} cannot be streamed")
-    try:
-        found = table.route(model, workload, key.workloads)
-    except WorkloadError as error:
-        status = 404 if error.code == "model_not_found" else 400
-        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
+    found = _route(table, model, workload, key)
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
     if operation.prepare is not None:
@@ -177,10 +188,20 @@ def read_request(
         is_streamed=bool(is_streamed),
         operator=key.operator,
         caller=key.name,
+        required=require(found, wanted, required),
     )
     if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
         raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
     return request
+
+
+def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
+    """The workload of a request.  Raises `GatewayError`."""
+    try:
+        return table.route(model, named, key.workloads)
+    except WorkloadError as error:
+        status = 404 if error.code == "model_not_found" else 400
+        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

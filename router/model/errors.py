@@ -4,10 +4,13 @@ Errors of the router.
     RouterError
     ├── WorkloadError     a request maps to no workload, or to several
     ├── RequestFormError  a request asks for what no operation of this router does
+    ├── RequirementsError what a caller requires is malformed, or cannot be met beside what the workload requires
+    ├── ChoiceError       a caller's nonce cannot be used for the choice of a node
     ├── AttemptError      one attempt at one node failed; carries the outcome
     ├── ReplayError       a recorded decision does not come out again
     ├── HoldError         a step that cannot be taken about an incident of the router's own
     ├── KeyStepError      an API key cannot be made or revoked
+    ├── ReceiptError      a receipt is refused, or a salt for one is
     ├── IdempotencyError  a request with an Idempotency-Key is refused (`router.gateway.idempotency`)
     └── LimitError        an API key is over one of its limits (`router.gateway.keys`)
 """
@@ -33,6 +36,29 @@ class RequestFormError(RouterError):
     """A request asks for what no operation of this router does; the code is for programs."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RequirementsError(RouterError):
+    """
+    What a caller requires is malformed, or contradicts the workload or itself; the code is for programs.
+
+    Args:
+        member: The member of ``provider.touchstone`` that is wrong; empty: all of it.
+        message: What is wrong with it.
+    """
+
+    def __init__(self, member: str, message: str, *, code: str = "requirements.malformed") -> None:
+        self.member = f"provider.touchstone.{member}" if member else "provider.touchstone"
+        super().__init__(f"{self.member}: {message}")
+        self.code = code
+
+
+class ChoiceError(RouterError):
+    """A caller's nonce cannot be used for the choice of a node; the code is for programs."""
+
+    def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -65,3 +91,7 @@ class HoldError(RouterError):
 
 class KeyStepError(RouterError):
     """An API key cannot be made or revoked."""
+
+
+class ReceiptError(RouterError):
+    """A receipt is refused, or a salt for one is: the message says what is wrong."""

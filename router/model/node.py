@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -13,6 +15,9 @@ from attester.kinds import model_submod
 from verifier.results import AttestationResult, NodeRecord
 
 _PLATFORM = "platform"
+_SIGNER_BYTES: Final = 8
+WALK_AT: Final = "walk_at_ms"
+"""Among what was measured of a model: when the last walk that was right was asked for, Unix milliseconds."""
 
 
 class AsideResult(Struct, frozen=True):
@@ -95,6 +100,19 @@ def revision_of(result: AttestationResult | None, model: str) -> str:
     """Which revision of a model a node has, by its result: the digest of the reference value; empty if it does not say."""
     appraised = None if result is None else result.submods.get(model_submod(model))
     return "" if appraised is None else appraised.ear_verifier_claims.reference or ""
+
+
+def walk_at_ms(result: AttestationResult | None, model: str) -> int | None:
+    """When the last walk of a model that counts was asked for, Unix milliseconds by the verifier; `None` if it does not say."""
+    appraised = None if result is None else result.submods.get(model_submod(model))
+    at = None if appraised is None else appraised.ear_verifier_claims.measured.get(WALK_AT)
+    return at if type(at) is int else None
+
+
+@lru_cache(maxsize=256)
+def signer_tag(kid: str) -> bytes:
+    """A key of the verifier in digests of tokens: they end with it."""
+    return hashlib.sha256(kid.encode()).digest()[:_SIGNER_BYTES]
 
 
 def endpoint_of(result: AttestationResult | None) -> tuple[str, str] | None:

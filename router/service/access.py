@@ -18,11 +18,11 @@ from router.gateway import openai
 from router.gateway.keys import ANONYMOUS
 from router.gateway.openai import GATEWAY, KEY
 from router.model.operations import OPERATIONS
-from router.service import decisions, incidents, standing, status, usage
+from router.service import decisions, incidents, receipts, standing, status, usage
 from router.service.state import STATE, State
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
-from verifier.service.access import HEALTH, STRANGER, Anyone, Route, get, post
+from verifier.service.access import HEALTH, PUBLIC, STRANGER, Anyone, Route, get, post
 from verifier.service.front import note_failure, note_identity
 
 _DOTS: Final = 2
@@ -52,7 +52,15 @@ def routes() -> list[Route]:
         post(
             "/api/v1/decisions", decisions.make, SEND, "A decision; with endpoints if the key may dispatch."
         ),
+        get(
+            "/api/v1/commitments",
+            decisions.commit,
+            OWN_WORK,
+            "What the choices of the caller's next requests will follow from.",
+        ),
         get("/api/v1/decisions/{id}", decisions.show, OWN_WORK, "A decision; a relying party sees its own."),
+        get("/api/v1/receipts/{id}", receipts.show, OWN_WORK, "A receipt; a relying party sees its own."),
+        get("/.well-known/touchstone-receipts.json", receipts.keys, PUBLIC, "The keys that sign receipts."),
         get("/api/v1/usage", usage.show, OWN_WORK, "What was used of limits; a relying party sees its own."),
         get(
             "/api/v1/nodes/{id}/standing",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -16,27 +15,32 @@ from typing import Any, Final
 import aiohttp
 import structlog
 from aiohttp import web
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from attester.authorities import client_context, open_session
+from attester.cose import PrivateKey
 from attester.errors import ConfigError
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.gateway import openai, pinned, probe
+from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
+from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
 from router.gateway.openai import GATEWAY
+from router.gateway.terms import Terms
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
 from router.service import access
-from router.service.clock_reporter import ClockReporter
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.state import STATE, State
+from router.service.sweep import sweep
 from router.state.addresses import AddressChecker
+from router.state.archiver import archiving
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -44,6 +48,8 @@ from router.state.identity import Identity, find_identity, now
 from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
+from router.state.receipt_key import find_receipt_key
+from router.state.receipting import Receipting, make_receipting
 from router.state.records import Records
 from router.state.registration import Registrar
 from router.state.stalls import StallWatch
@@ -59,18 +65,9 @@ from verifier.store.opening import open_database
 
 _LONG_STALL_S: Final = 1.0
 _ISSUER_EVERY_S: Final = 1.0
-_SWEEP_EVERY_S: Final = 1.0
-_SWEPT_IN_S: Final = 60
-"""Every node is swept within this time."""
-_SWEPT_AT_ONCE: Final = 50
-"""Nodes that are swept before other work has its turn."""
 _SCHEMA: Final = "router.store"
-_GC_THRESHOLDS: Final = (20_000, 50, 100)
-"""Requests make no reference cycles, so the garbage collector need not run every few of them."""
 
 _log = structlog.get_logger("router")
-_silent = Gauge("touchstone_router_feed_silent_seconds", "How long nothing was heard from the verifier.")
-_nodes = Gauge("touchstone_router_nodes", "Nodes in each lane of each workload.", ["workload", "lane"])
 _stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
 _reloads = Counter(
     "touchstone_router_table_reloads_total", "Tables of workloads that were read again.", ["how"]
@@ -87,6 +84,8 @@ class RouterSetup:
     """The folder of the files that the configuration names."""
     identity: Identity | None = None
     """By which nodes know the router; `None`: a new one, for this process alone."""
+    receipt_key: PrivateKey | None = None
+    """It signs receipts; `None`: a new one, for this process alone."""
 
     @property
     def authorities(self) -> Path | None:
@@ -113,7 +112,10 @@ def load(path: Path, config: RouterConfig, *, makes_identity: bool = False) -> R
     """
     folder = path.parent
     identity = find_identity(path, config.gateway.identity_file, makes_it=makes_identity)
-    setup = RouterSetup(config, load_table(folder / config.workloads), folder, identity)
+    receipt_key = find_receipt_key(path, config, makes_it=makes_identity)
+    setup = RouterSetup(
+        config, load_table(folder / config.workloads), folder, identity=identity, receipt_key=receipt_key
+    )
     setup.tokenisers()
     client_context(setup.authorities)
     if config.verifier.router_token_file is None:
@@ -151,6 +153,7 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
 
     app.cleanup_ctx.append(run)
     app.on_shutdown.append(stop)
+    app.on_response_prepare.append(openai.commit)
     return app
 
 
@@ -176,8 +179,12 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         await state.stored_keys.sync()
         _check_access(gateway, state.issuer)
         await state.persistence.load()
+        if state.receipts is not None:
+            await state.receipts.keeper.load()
         await state.holds.sync()
-        loops = _loops(state, name, to_nodes)
+        token = partial(_token, setup)
+        moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
+        loops = {**_loops(state, name, to_nodes), **moving}
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
@@ -192,6 +199,8 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             await state.holds.close()
             if config.store.is_kept:
                 await state.persistence.flush()
+                if state.receipts is not None:
+                    await state.receipts.keeper.flush()
 
 
 def _check_access(gateway: Gateway, issuer: Issuer | None) -> None:
@@ -234,13 +243,9 @@ def assemble(
     config = setup.config
     fleet = _make_fleet(setup, clock)
     stalls = StallWatch(partial(_note_stall, fleet))
-    keyring = Keyring(
-        config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
-    )
+    keyring = _make_keyring(config, clock)
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    token = _token(setup)
-    report = None if token is None else VerifierIncidentReporter(to_verifier, config.verifier, token)
-    holds = Holds(db, fleet, clock, config.review, report=report)
+    holds = Holds(db, fleet, clock, config.review, report=_make_reporter(setup, to_verifier))
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
@@ -250,7 +255,9 @@ def assemble(
         clock,
         lost_s=lambda: stalls.lost_s,
         judge_refusal=registrar.judge_refusal,
+        digests=config.receipts.enabled,
     )
+    receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers())
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     state = State(
@@ -265,6 +272,7 @@ def assemble(
         stored_keys=StoredKeys(db, clock, keyring),
         issuer=_issuer(config, clock),
         registrar=registrar,
+        receipts=receipts,
         to_verifier=to_verifier,
         stalls=stalls,
     )
@@ -275,8 +283,48 @@ def assemble(
         skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
+        terms=Terms(fleet, Commitments(clock)),
+        receipts=None if receipts is None else receipts.book,
+        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
     return state, gateway
+
+
+def _make_fronts(
+    setup: RouterSetup, clock: Clock, receipts: Receipting, to_nodes: aiohttp.ClientSession
+) -> Fronts:
+    """What asks nodes' fronts for their receipts."""
+    return Fronts(to_nodes, receipts.keeper, clock, allow_private=setup.config.gateway.allow_private)
+
+
+def _make_reporter(setup: RouterSetup, to_verifier: aiohttp.ClientSession) -> VerifierIncidentReporter | None:
+    token = _token(setup)
+    return None if token is None else VerifierIncidentReporter(to_verifier, setup.config.verifier, token)
+
+
+def _make_keyring(config: RouterConfig, clock: Clock) -> Keyring:
+    return Keyring(config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic)
+
+
+def _make_receipting(
+    setup: RouterSetup,
+    clock: Clock,
+    db: Database,
+    name: NameLease,
+    *,
+    registrar: Registrar,
+    to_verifier: aiohttp.ClientSession,
+) -> Receipting | None:
+    return make_receipting(
+        setup.config,
+        setup.receipt_key,
+        clock,
+        db,
+        name,
+        registrar=registrar,
+        to_verifier=to_verifier,
+        token=partial(_token, setup),
+    )
 
 
 def _make_feed(
@@ -325,8 +373,10 @@ def _loops(
         "holds": state.holds.run(),
         "keys": state.stored_keys.run(),
         "registration": state.registrar.run(),
-        "sweep": _sweep(state),
+        "sweep": sweep(state),
     }
+    if state.receipts is not None:
+        loops |= state.receipts.loops()
     if not config.gateway.allow_private:
         loops["addresses"] = AddressChecker(state.fleet, partial(pinned.judge_name, to_nodes)).run()
     if state.issuer is not None:
@@ -362,15 +412,6 @@ def _note_stall(fleet: Fleet, seconds: float) -> None:
         fleet.excuse_silence(seconds)
 
 
-async def tune_garbage_collector(app: web.Application) -> None:
-    """Exempt from garbage collection what exists now and what snapshots bring, for a process that only routes."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    # What is known of nodes makes no cycles, and to go through all of it takes half a second for 10⁵ nodes.
-    app[STATE].feed.on_page = gc.freeze
-
-
 def reload_table(app: web.Application) -> None:
     """Read the table again.  If it is refused, the previous table stays in force."""
     state, gateway = app[STATE], app[GATEWAY]
@@ -394,26 +435,6 @@ async def _follow(issuer: Issuer) -> None:
             # The outermost of the loop: if it ended, the issuer's new keys would never be known.
             _log.exception("the issuer's keys failed")
         await asyncio.sleep(_ISSUER_EVERY_S)
-
-
-async def _sweep(state: State) -> None:
-    fleet, clocks = state.fleet, ClockReporter(state.clock, state.config.verifier.skew_s)
-    while True:
-        # Spread over the second: a large fleet in one go would keep every request waiting.
-        parts = len(fleet) // (_SWEPT_IN_S * _SWEPT_AT_ONCE) + 1
-        for _ in range(parts):
-            await asyncio.sleep(_SWEEP_EVERY_S / parts)
-            try:
-                fleet.advance()
-                fleet.sweep(_SWEPT_AT_ONCE)
-            except Exception:  # noqa: BLE001
-                # The outermost of the sweep: one node must not end it for all.
-                _log.exception("the sweep failed")
-        clocks.report()
-        _silent.set(fleet.silent_s)
-        for name, lanes in fleet.census().items():
-            for lane, count in lanes.items():
-                _nodes.labels(name, lane).set(count)
 
 
 @web.middleware

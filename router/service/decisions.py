@@ -11,9 +11,11 @@ from msgspec import Meta, Struct
 
 from router.choose.decision import Decision
 from router.config import ApiKey
+from router.gateway.commitments import COMMITMENT_HEADER
 from router.gateway.errors import GatewayError
 from router.gateway.handler import Gateway
 from router.gateway.openai import GATEWAY, KEY, admit
+from router.gateway.terms import REQUIRE_HEADER, one_header, require
 from router.model.errors import WorkloadError
 from router.service.state import STATE
 from router.state.records import decode_record, with_excluded
@@ -22,6 +24,7 @@ from verifier.roles import Role
 from verifier.service.access import caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 
+_MOST_COMMITMENTS: Final = 64
 _SEE_ALL: Final = frozenset({Role.AUDITOR, Role.ADMINISTRATOR})
 
 
@@ -31,6 +34,8 @@ class _DecisionBody(Struct, frozen=True, forbid_unknown_fields=True):
     explain: bool = True
     tools: bool = False
     """Whether the work may call tools."""
+    require: dict[str, Any] | None = None
+    """What the caller itself requires, as ``provider.touchstone`` of requests for work has it."""
 
 
 async def make(request: web.Request) -> web.Response:
@@ -48,6 +53,9 @@ async def make(request: web.Request) -> web.Response:
     gateway.in_flight += 1
     try:
         return await _make(request, gateway, key)
+    except GatewayError as error:
+        # What is wrong with requirements or a nonce is said as it is in answers to work.
+        return error.response()
     finally:
         gateway.in_flight -= 1
         gateway.keyring.leave(key, 0)
@@ -61,11 +69,28 @@ async def _make(request: web.Request, gateway: Gateway, key: ApiKey) -> web.Resp
         code = "request.not-found" if error.code == "model_not_found" else "request.malformed"
         raise RequestError(str(error), code=code) from None
     dispatcher = gateway.dispatcher
-    record = dispatcher.decide(workload, key.name, has_tools=given.tools)
+    required = require(workload, given.require, one_header(request, REQUIRE_HEADER))
+    narrowed = await gateway.terms.narrow(workload, required, key.name)
+    chosen = gateway.terms.choose(request, key.name)
+    record = dispatcher.decide(workload, key.name, has_tools=given.tools, narrowed=narrowed, chosen=chosen)
     dispatcher.records.finish(record)
     wire = record.to_wire(dispatcher.excluded(record.decision) if given.explain else None)
     wire["endpoints"] = dispatcher.endpoints(record) if key.may_dispatch else None
-    return json_response(wire, status=201, headers={"Location": f"/api/v1/decisions/{record.id}"})
+    headers = {
+        "Location": f"/api/v1/decisions/{record.id}",
+        COMMITMENT_HEADER: gateway.terms.commitments.issue(key.name),
+    }
+    return json_response(wire, status=201, headers=headers)
+
+
+async def commit(request: web.Request) -> web.Response:
+    """Commitments for the caller's next requests, before the router sees the nonces that they bring."""
+    text = request.query.get("count", "1")
+    if not (text.isascii() and text.isdigit() and len(text) <= 2 and 1 <= int(text) <= _MOST_COMMITMENTS):
+        raise RequestError(f"count must be 1 to {_MOST_COMMITMENTS}", code="request.malformed")
+    commitments, name = request.app[GATEWAY].terms.commitments, request[KEY].name
+    given = [commitments.issue(name) for _ in range(int(text))]
+    return json_response({"commitments": given, "expires_ms": commitments.expires_ms()})
 
 
 async def show(request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
 from router.state.persistence import Persistence
+from router.state.receipting import Receipting
 from router.state.records import Records
 from router.state.registration import Registrar
 from router.state.stalls import StallWatch
@@ -37,6 +38,8 @@ class State:
     issuer: Issuer | None
     """Of tokens that are credentials beside the keys."""
     registrar: Registrar
+    receipts: Receipting | None
+    """`None`: answers have no receipts."""
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

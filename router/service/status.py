@@ -40,6 +40,7 @@ async def show(request: web.Request) -> web.Response:
         "feed_silent_s": round(fleet.silent_s, 1),
         "clock": _clock_to_wire(state.clock, state.config.verifier.skew_s),
         "identity": state.registrar.to_wire(),
+        "receipts": None if state.receipts is None else state.receipts.sender.to_wire(),
         "snapshot": fleet.version,
         "nodes": len(fleet),
         "in_flight": gateway.in_flight,

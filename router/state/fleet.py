@@ -28,6 +28,8 @@ from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.address_gate import AddressGate, JudgeURL
 from router.state.counted import CountedNodes
+from router.state.narrowed import NarrowedPool
+from router.state.narrowings import Narrowings
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
 
@@ -59,6 +61,7 @@ class Fleet(CountedNodes):
         placement = Placement(table, clock, self._operator_holds)
         super().__init__(self._entries, placement, clock, probe_every_s)
         self.addresses = AddressGate(self._entries, placement.check_gates, judge_url)
+        self.narrowings = Narrowings(self._entries, placement, self._nodes_of, clock)
         self._verifier_heard_at: float | None = None
         self._swept: list[NodeEntry] = []
         """All nodes, in the order in which they are swept.  A node that is known once stays."""
@@ -113,16 +116,18 @@ class Fleet(CountedNodes):
             return _NEVER_HEARD_S
         return self._clock.monotonic() - self._verifier_heard_at
 
-    def view_for(self, workload: Workload) -> FleetView:
-        """What a decision about *workload* rests on now."""
+    def view_for(self, workload: Workload, narrowed: NarrowedPool | None = None) -> FleetView:
+        """What a decision about *workload* rests on now; *narrowed*: for a caller with requirements of its own."""
         now_ms = self.advance()
-        pool = self._placement.pools[workload.name]
+        pool = self._placement.pools[workload.name] if narrowed is None else narrowed
         return FleetView(
             version=self._placement.version,
             now_ms=now_ms,
             pool=pool,
             closed=pool.closed,
             silent_s=self.silent_s,
+            required=None if narrowed is None else narrowed.required,
+            met=None if narrowed is None else narrowed.met,
         )
 
     def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
@@ -21,7 +20,7 @@ from router.model.clock import Clock
 from router.model.statistics import StatisticsAggregate
 from router.state.fleet import Fleet
 from router.state.records import FinishedRecord, Records
-from router.store import decisions, standings
+from router.store import decisions, forgetting, standings
 from verifier.errors import StoreError
 from verifier.store.database import Database, Tx
 
@@ -160,15 +159,13 @@ class Persistence:
         self._forgot_at = now
         config = self._config
         await self._db.write(lambda tx: standings.forget(tx, now_ms))
+        if config.archive is not None:
+            # Decisions are deleted once they are in a file (`router.state.archiver`).
+            return
         until_ms = now_ms - config.keep_days * _DAY_MS - 1
         while await self._db.write(lambda tx: decisions.forget(tx, until_ms, limit=_AT_ONCE)):
             pass
-        async with self._db.scan() as tx:
-            surplus = await decisions.find_surplus(tx, config.keep_decisions)
-        for caller, newest_ms in surplus:
-            forget = partial(decisions.forget_of, caller=caller, until_ms=newest_ms, limit=_AT_ONCE)
-            while await self._db.write(forget):
-                pass
+        await forgetting.thin(self._db, "decisions", config.keep_decisions, at_once=_AT_ONCE)
 
     async def find(self, record_id: str) -> bytes | None:
         """A record that was written."""

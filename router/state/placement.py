@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from router.choose import gates
@@ -21,6 +21,7 @@ from router.model.node import NodeView
 from router.model.standing import PROVEN, Grade
 from router.model.statistics import NodeStatistics
 from router.model.workload import Table, Workload
+from router.state.narrowed import NarrowedPool
 from router.state.operator_holds import OperatorHolds
 from router.state.pool import WorkloadPool
 from router.state.timers import Timers
@@ -58,6 +59,8 @@ class Placement:
         """Counts changes of who may do what.  It begins with the time, so that no two processes share one."""
         self.pools: dict[str, WorkloadPool] = {}
         self._by_tier: dict[str, list[WorkloadPool]] = {}
+        self.narrowed: dict[str, list[NarrowedPool]] = {}
+        """By workload, its pools for callers with requirements of their own (`router.state.narrowings`)."""
         self._gate_timers = Timers(spread=1.0)
         """Results run out.  Both are on the monotonic clock, in seconds."""
         self._lane_timers = Timers(spread=1.0)
@@ -68,6 +71,7 @@ class Placement:
         """Begin with empty pools for the workloads of *table*."""
         self.pools = {name: WorkloadPool(workload) for name, workload in table.workloads.items()}
         self._by_tier = {}
+        self.narrowed = {}
         for pool in self.pools.values():
             self._by_tier.setdefault(pool.workload.standing_key, []).append(pool)
 
@@ -96,6 +100,8 @@ class Placement:
         """Take a node out of all pools."""
         for pool in self.pools.values():
             pool.remove(entry.key)
+        for narrowed in self._all_narrowed():
+            narrowed.remove(entry.key)
 
     def advance(self, entries: Mapping[str, NodeEntry]) -> int:
         """Place the nodes that are due by now; returns the time, Unix milliseconds."""
@@ -111,7 +117,19 @@ class Placement:
         if now >= self._lane_timers.earliest:
             for node in self._lane_timers.pop_due(now):
                 self.place_everywhere(entries[node])
+        for narrowed in self._all_narrowed():
+            for node in narrowed.pop_due(now):
+                self.judge(narrowed, entries[node])
         return now_ms
+
+    def judge(self, narrowed: NarrowedPool, entry: NodeEntry) -> None:
+        """Have a narrowed pool judge a node."""
+        context = self.gate_context(entry, entry.view.operator, narrowed.base.workload)
+        narrowed.judge(entry.key, entry.view, context)
+
+    def _all_narrowed(self) -> Iterator[NarrowedPool]:
+        for pools in self.narrowed.values():
+            yield from pools
 
     def gate_context(self, entry: NodeEntry | None, operator: str, workload: Workload) -> GateContext:
         """What the gates look at beside the node itself."""
@@ -132,6 +150,8 @@ class Placement:
             context = self.gate_context(entry, view.operator, pool.workload)
             verdict = gates.check(view, pool.workload, context)
             pool.close(view.node, verdict, view.revision(pool.workload.model))
+            for narrowed in self.narrowed.get(pool.workload.name, ()):
+                narrowed.judge(entry.key, view, context)
             # Also if a gate is closed: time may change which gate is the first.
             due = min(due, gates.changes_in(view, pool.workload, context))
         # A whisker early: the sum of two times may be rounded up.  And never at once, or it would come up for ever.
@@ -167,6 +187,8 @@ class Placement:
                 version=self.version + 1,
             ):
                 self.version += 1
+                for narrowed in self.narrowed.get(pool.workload.name, ()):
+                    narrowed.follow(entry.key, lane, code)
         due = suspect_at if suspect_at > now else gone_at if gone_at > now else math.inf
         for each in entry.statistics.values():
             if each.load.open_until > now:

@@ -55,6 +55,8 @@ class WorkloadPool:
         """How many nodes each code keeps out."""
         self.closed_by: dict[str, GateVerdict | None] = {}
         """By node, the first gate that fails closed and is closed to it."""
+        self.open = 0
+        """How many nodes no such gate keeps out, with room or without."""
         self.revisions: dict[str, list[int]] = {}
         """By revision, how many nodes have a live result of it, and how many of them may do the work."""
         self._placings: dict[str, _Placing] = {}
@@ -100,6 +102,11 @@ class WorkloadPool:
         placing = self._placings.get(node)
         return None if placing is None else placing.lane
 
+    def stand(self, node: str) -> tuple[Lane | None, str]:
+        """The lane in which a node stands, and the code that keeps it out."""
+        placing = self._placings.get(node)
+        return (None, "") if placing is None else (placing.lane, placing.code)
+
     def verdict(self, node: str) -> GateVerdict | None:
         """What keeps a node out."""
         placing = self._placings.get(node)
@@ -114,6 +121,7 @@ class WorkloadPool:
         Args:
             revision: Of the model, by the node's result.
         """
+        self.open += (verdict is None) - (node in self.closed_by and self.closed_by[node] is None)
         self.closed_by[node] = verdict
         placing = self._placings.get(node)
         if placing is None:

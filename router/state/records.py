@@ -7,8 +7,7 @@ and never those of a caller that has fewer.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,7 +16,7 @@ from msgspec import Struct, structs
 from router.choose.decision import Decision, explain_closed
 from router.choose.gates import GateVerdict
 from router.model.outcomes import Blame
-from router.model.shares import Shares
+from router.state.newest import Newest, Waiting
 from router.state.random_bytes import random_bytes
 
 _IN_MEMORY: Final = 10_000
@@ -119,34 +118,23 @@ class Records:
         in_memory: int = _IN_MEMORY,
         max_unwritten: int = _MAX_UNWRITTEN,
     ) -> None:
-        self._in_memory = in_memory
-        self._newest: dict[str, Record | bytes] = {}
-        self._order: dict[str, OrderedDict[str, None]] = {}
-        """The ids of each caller's records, the oldest first."""
-        self._shares = Shares()
+        self._newest: Newest[Record | bytes] = Newest(in_memory)
         self._writes = writes
-        self._unwritten = _Waiting(max_unwritten, lost)
+        self._unwritten: Waiting[FinishedRecord] = Waiting(max_unwritten, lost)
 
     def add(self, record: Record) -> None:
         """Add the record of a new decision."""
-        self._newest[record.id] = record
-        self._order.setdefault(record.caller, OrderedDict())[record.id] = None
-        self._shares.add(record.caller)
-        if len(self._newest) > self._in_memory:
-            largest = self._shares.largest()
-            record_id, _ = self._order[largest].popitem(last=False)
-            if not self._order[largest]:
-                del self._order[largest]
-            self._shares.remove(largest)
-            del self._newest[record_id]
+        self._newest.add(record.id, record.caller, record)
 
     def finish(self, record: Record) -> None:
         """Note that nothing more will be added to a record: it can be written."""
         data = record.to_json()
-        if record.id in self._newest:
-            self._newest[record.id] = data
+        self._newest.replace(record.id, data)
         if self._writes:
-            self._unwritten.add(FinishedRecord(record.id, record.decision.at_ms, record.caller, data))
+            self._put(FinishedRecord(record.id, record.decision.at_ms, record.caller, data))
+
+    def _put(self, record: FinishedRecord) -> None:
+        self._unwritten.add(record.id, record.caller, record)
 
     def get(self, record_id: str) -> bytes | None:
         """One of the newest, as JSON."""
@@ -155,7 +143,7 @@ class Records:
 
     def newest(self) -> list[dict[str, Any]]:
         """All that are at hand, the oldest first."""
-        return [decode_record(found) for found in map(self.get, list(self._newest)) if found is not None]
+        return [decode_record(found) for found in map(self.get, self._newest.ids()) if found is not None]
 
     def drain(self) -> list[FinishedRecord]:
         """Take the records that are to be written."""
@@ -163,51 +151,6 @@ class Records:
 
     def requeue(self, records: list[FinishedRecord]) -> None:
         """Give back records that could not be written."""
-        self._unwritten.put_back(records)
-
-
-class _Waiting:
-    """Records that wait to be written.  If there are too many, the caller that has most loses its newest."""
-
-    def __init__(self, limit: int, lost: Callable[[], None]) -> None:
-        self._limit = limit
-        self._lost = lost
-        self._of: dict[str, deque[FinishedRecord]] = {}
-        self._shares = Shares()
-        self._count = 0
-
-    def add(self, record: FinishedRecord) -> None:
-        self._of.setdefault(record.caller, deque()).append(record)
-        self._shares.add(record.caller)
-        self._count += 1
-        if self._count > self._limit:
-            largest = self._shares.largest()
-            self._of[largest].pop()
-            if not self._of[largest]:
-                del self._of[largest]
-            self._shares.remove(largest)
-            self._count -= 1
-            self._lost()
-
-    def drain(self) -> list[FinishedRecord]:
-        """Take all, one of each caller in turn: nobody's records wait for all of another's."""
-        taken = list(_in_turn([iter(records) for records in self._of.values()]))
-        self._of, self._shares, self._count = {}, Shares(), 0
-        return taken
-
-    def put_back(self, records: list[FinishedRecord]) -> None:
         since = self.drain()
         for record in (*records, *since):
-            self.add(record)
-
-
-def _in_turn(queues: list[Iterator[FinishedRecord]]) -> Iterator[FinishedRecord]:
-    end = object()
-    while queues:
-        left = []
-        for queue in queues:
-            record = next(queue, end)
-            if isinstance(record, FinishedRecord):
-                yield record
-                left.append(queue)
-        queues = left
+            self._put(record)

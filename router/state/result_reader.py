@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from msgspec import structs
 
 from router.model.clock import Clock
+from router.model.node import WALK_AT, signer_tag
 from verifier import jws, results
 from verifier.errors import ResultError
 from verifier.result_keys import VerifyingKey
@@ -24,20 +25,14 @@ _MAX_SHARED: Final = 20_000
 _MAX_SHARED_TEXT: Final = 128
 _MAX_SHARED_ITEMS: Final = 16
 """Capabilities with longer texts, or more entries, are not shared."""
-_USED_RATES: Final = ("walk_bytes_per_second",)
-"""What `router.choose.gates` reads of `measured`."""
+_USED_RATES: Final = ("walk_bytes_per_second", WALK_AT)
+"""What the router reads of `measured`."""
 _NOTHING: Final[dict[str, Any]] = {}
 """An empty dictionary that nobody changes."""
 
 _MAX_SIGNERS: Final = 256
-_SIGNER_BYTES: Final = 8
 
 T = TypeVar("T")
-
-
-def _signer(kid: str) -> bytes:
-    """A key in a digest."""
-    return hashlib.sha256(kid.encode()).digest()[:_SIGNER_BYTES]
 
 
 class UnknownSignerError(ResultError):
@@ -80,12 +75,12 @@ class ResultReader:
         if signer is None:
             if len(self._signers) >= _MAX_SIGNERS:
                 self._signers.clear()
-            signer = self._signers[head] = _signer(jws.kid_of(token) or "")
+            signer = self._signers[head] = signer_tag(jws.kid_of(token) or "")
         return hashlib.sha256(token.encode()).digest() + signer
 
     def is_trusted(self, digest: bytes) -> bool:
         """Whether the key that signed a token, by the token's digest, is trusted now."""
-        return any(digest.endswith(_signer(kid)) for kid in self.keys)
+        return any(digest.endswith(signer_tag(kid)) for kid in self.keys)
 
     def is_untimely(self, result: AttestationResult) -> bool:
         """Whether a result is from the future, further than clocks may differ, or has run out, by the router's clock."""

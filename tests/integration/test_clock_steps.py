@@ -170,7 +170,7 @@ async def test_a_result_that_has_run_out_by_a_fast_clock_is_revoked_all_the_same
     newest = await place.newest()
     await place.set_clock(HOUR_S)
     async with transaction(place.verifier.service.db) as tx:
-        await revocations.revoke_results(tx, place.node.id, place.verifier.clock.ms)
+        await revocations.revoke_results(tx, place.node.id, place.verifier.clock.ms, "retired")
     events = await place.verifier.rows("SELECT data FROM events WHERE type = 'revocation'")
     assert [f'"result":"{newest["id"]}"' in row["data"] for row in events] == [True]
 

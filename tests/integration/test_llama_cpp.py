@@ -32,8 +32,8 @@ from fixtures import llama_server, smollm
 from fixtures.fleet import free_port
 from fixtures.published import publish
 from router.choose.decision import decide, explain_closed
+from router.choose.explaining import explanation
 from router.config import RouterConfig
-from router.explaining import explanation
 from router.model.table import read_table, write_table
 from router.model.workload import MODEL_CLAIMS
 from router.service.app import RouterSetup, make_app

@@ -18,7 +18,7 @@ from router.maintenance import PACKAGE
 from router.model.errors import KeyStepError
 from router.model.usage import UsageMismatch
 from router.service.state import STATE
-from router.store import decisions, keys
+from router.store import decisions, forgetting, keys
 from tests.integration.gateway import CHAT, Fleet, RouterProcess, ask, by, key, opened
 from tests.integration.maintenance import Ended, touchstone
 from tests.integration.test_router_restart import Place, at, eventually
@@ -364,11 +364,13 @@ async def test_a_flood_of_decisions_drops_its_own(db: Database) -> None:
     many = [(f"f{n:03}", 1000 + n, "flood", b"{}") for n in range(200)]
     await db.write(lambda tx: decisions.save(tx, "one", [*few, *many]))
     async with db.read() as tx:
-        surplus = await decisions.find_surplus(tx, 50)
+        surplus = await forgetting.find_surplus(tx, "decisions", 50)
     assert [caller for caller, _ in surplus] == ["flood"]
     for caller, until_ms in surplus:
         steps = 1
-        while await db.write(lambda tx, c=caller, u=until_ms: decisions.forget_of(tx, c, u, limit=30)):
+        while await db.write(
+            lambda tx, c=caller, u=until_ms: forgetting.forget_of(tx, "decisions", c, u, limit=30)
+        ):
             steps += 1
         assert steps > 3
     async with db.read() as tx:

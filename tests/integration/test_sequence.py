@@ -144,8 +144,8 @@ async def test_a_revocation_names_the_newest_result(verifier) -> None:
     await verifier.attest(node)
     newest = await verifier.attest(node)
     async with transaction(verifier.service.db) as tx:
-        await revocations.revoke_results(tx, node.id, verifier.clock.ms)
-        await revocations.revoke_results(tx, node.id, verifier.clock.ms)
+        await revocations.revoke_results(tx, node.id, verifier.clock.ms, "retired")
+        await revocations.revoke_results(tx, node.id, verifier.clock.ms, "retired")
     assert (await told(verifier))[2:] == [("revocation", newest["jti"], newest["ear_touchstone_sequence"])]
 
 

@@ -74,7 +74,7 @@ def create(
         write_private(out, secret.encode())
     except KeyFileError as error:
         # Nobody has the key, and its name must be free for another try.
-        in_transaction(home, lambda tx: api_keys.revoke(tx, name, now_ms()))
+        in_transaction(home, lambda tx: api_keys.revoke(tx, name, now_ms(), os_user()))
         raise ConfigError(str(error)) from None
     click.echo(f"Made the key {name}, in {out}.")
 
@@ -123,5 +123,5 @@ def _to_wire(found: ApiKey, now: int) -> dict[str, Any]:
 @errors
 def revoke(name: str, home: Path) -> None:
     """Revoke the key NAME.  It opens nothing more, in no process of the verifier."""
-    in_transaction(home, lambda tx: api_keys.revoke(tx, name, now_ms()))
+    in_transaction(home, lambda tx: api_keys.revoke(tx, name, now_ms(), os_user()))
     click.echo(f"Revoked {name}.")

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, table
+from verifier.commands.common import errors, home_option, in_transaction, json_option, now_ms, os_user, table
 from verifier.config import Home
 from verifier.store import signing_keys as stored
 from verifier.store.database import Tx
@@ -51,8 +51,8 @@ def rotate(home: Path, overlap: int, at_once: bool) -> None:
     leaves_ms = signs_ms + max(overlap * 3600_000, 2 * lifetime_ms)
 
     async def work(tx: Tx) -> None:
-        await stored.note(tx, known)
-        await stored.rotate(tx, key.verifying, now, signs_ms=signs_ms, leaves_ms=leaves_ms)
+        await stored.note(tx, known, now_ms())
+        await stored.rotate(tx, key.verifying, now, signs_ms=signs_ms, leaves_ms=leaves_ms, actor=os_user())
 
     try:
         in_transaction(home, work)
@@ -78,7 +78,7 @@ def list_keys(home: Path, as_json: bool) -> None:
     withdrawn = place.withdrawn_keys()
 
     async def work(tx: Tx) -> list[StoredKey]:
-        await stored.note(tx, known)
+        await stored.note(tx, known, now_ms())
         return await stored.all_keys(tx)
 
     rows = [
@@ -130,8 +130,8 @@ def withdraw(kid: str, home: Path) -> None:
     known = [key.verifying for key in place.result_keys()]
 
     async def work(tx: Tx) -> int:
-        await stored.note(tx, known)
-        return await stored.withdraw(tx, kid, now_ms())
+        await stored.note(tx, known, now_ms())
+        return await stored.withdraw(tx, kid, now_ms(), os_user())
 
     count = in_transaction(home, work)
     place.note_withdrawn(kid)

@@ -279,6 +279,20 @@ def _standing_of_calls(
     return "called", ""
 
 
+def last_right_ms(history: Sequence[WalkRecord], standing: WalkFact) -> int | None:
+    """
+    When the last walk was that a node answered right when it was called, Unix milliseconds.
+
+    It is `None` if there was none, or if something came after it by which it counts no more.
+    """
+    if standing in ("announced", "missed", "unredeemed", "wrong", "none"):
+        return None
+    right = (
+        record.at_ms for record in history if record.channel == Channel.CALLED and record.verdict == "right"
+    )
+    return max(right, default=None)
+
+
 def slowdown_permille(right: Sequence[WalkRecord]) -> int | None:
     """
     The time of wide walks when the operator's other nodes are called too, in thousandths of the time alone.

@@ -88,6 +88,8 @@ class _CheckedWalk(Struct, frozen=True):
     """What all walks show together."""
     exhausted: PoolFact = "no"
     """Whether the pool had none, and if so whether the last right one counts on."""
+    right_ms: int | None = None
+    """See `walks.last_right_ms`."""
 
 
 def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
@@ -135,14 +137,22 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         findings=tuple(findings),
         may_affirm=may_affirm,
         assurance=CHALLENGED if has_read or walk.standing == "called" else DECLARED,
-        measured=walks.measured_rates(walk.record, evidence.issued, reference, context)
-        if walk.verdict == "right"
-        else {},
+        measured=_measured(walk, evidence),
         walk=walk.record,
         passed=_passed(files.fact, read, walk.verdict, evidence.issued, reference),
         reference=None if reference is None else reference.digest,
         blocked=_blocked(files.manifest, reference, context.blocks.digests),
     )
+
+
+def _measured(walk: _CheckedWalk, evidence: _ModelEvidence) -> dict[str, int | str]:
+    """The rates that a walk of this session has shown, and when the last walk was that was right."""
+    found: dict[str, int | str] = {}
+    if walk.verdict == "right":
+        found.update(walks.measured_rates(walk.record, evidence.issued, evidence.reference, evidence.context))
+    if walk.right_ms is not None:
+        found["walk_at_ms"] = walk.right_ms
+    return found
 
 
 def _check_presence(evidence: _ModelEvidence) -> list[Finding]:
@@ -214,7 +224,8 @@ def _check_walks(evidence: _ModelEvidence, read: ReadFact) -> _CheckedWalk:
     # If the pool had no walk, it is not for the node to have answered one.
     if detail and not (exhausted == "lost" and standing in ("stale", "announced")):
         findings = [*findings, Finding(f"weights.walk.{standing}", detail)]
-    return _CheckedWalk(verdict, findings, record, standing, exhausted=exhausted)
+    right_ms = walks.last_right_ms(history, standing)
+    return _CheckedWalk(verdict, findings, record, standing, exhausted=exhausted, right_ms=right_ms)
 
 
 def _check_read(evidence: _ModelEvidence, files: _CheckedFiles) -> tuple[ReadFact, list[Finding]]:

@@ -43,6 +43,7 @@ def _changes(*roles: Role) -> frozenset[Role]:
 
 
 PUBLIC: Final = Anyone("clients need it before they have a credential")
+LOG: Final = Anyone("a log is there to be read by everybody; it has digests, ids and names")
 HEALTH: Final = Anyone("load balancers ask for it; it says yes or no", costs_nothing=True)
 NEW_SESSION: Final = Anyone(
     "a stranger gets a nonce and no challenges; a node gets challenges by its signature", counts_itself=True

@@ -9,7 +9,9 @@ from functools import partial
 
 import structlog
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from verifier.archive import parquet
 from verifier.config import Home, VerifierConfig, only_process
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
@@ -17,6 +19,7 @@ from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
     answer_checks,
+    archives,
     blocks,
     calls,
     credentials,
@@ -24,9 +27,11 @@ from verifier.service import (
     events,
     incident_causes,
     incidents,
+    log,
     model_rollouts,
     nodes,
     problem,
+    receipts,
     revisions,
     routers,
     second_opinions,
@@ -44,13 +49,14 @@ from verifier.service.events import FEED, EventFeed
 from verifier.service.front import FRONT, Front, spend_stranger, take_place
 from verifier.service.home_folder import look
 from verifier.service.key_ring import KeyRing
+from verifier.service.log_witnesses import Witnesses
 from verifier.service.rejudge import REJUDGER, Rejudger
 from verifier.service.second_opinions import SECOND_OPINIONS, SecondOpinions
 from verifier.service.sessions import APPRAISER
 from verifier.service.shadow import SHADOW_APPRAISER, ShadowAppraiser
 from verifier.service.state import SERVICE, Service
 from verifier.service.watched_anchors import WatchedAnchors
-from verifier.store import policies, references
+from verifier.store import log_tree, policies, references
 from verifier.store.database import Database, Tx, UnavailableError
 from verifier.store.marks import HighWater
 from verifier.store.opening import open_database
@@ -71,6 +77,10 @@ async def open_service(
         ConfigError, PolicyError, StoreError: a part of it cannot be used.
     """
     async with AsyncExitStack() as stack:
+        archive_folder = None
+        if config.archive.folder:
+            parquet.check_installed()
+            archive_folder = home.path / config.archive.folder
         if not config.store.url:
             stack.enter_context(only_process(home))
         db = await stack.enter_async_context(open_database(config.store.url, home.database))
@@ -81,10 +91,10 @@ async def open_service(
         async with db.read() as tx:
             fence = await read_fence(tx)
         key_ring = KeyRing(home, db)
-        await key_ring.open()
+        shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
+        await key_ring.open(shared_ms)
         anchors = WatchedAnchors(home)
         anchors()
-        shared_ms = clock.wall_ms() + await db.ahead_ms(clock.wall_ms)
         yield Service(
             config=config,
             db=db,
@@ -97,8 +107,21 @@ async def open_service(
             router_token=home.token("router"),
             clock=clock,
             marks=HighWater(home.high_water, shared_ms),
+            log_key=await _log_key(db, home),
+            log_guard=home.log_guard,
             fence=fence,
+            archive_folder=archive_folder,
         )
+
+
+async def _log_key(db: Database, home: Home) -> Ed25519PrivateKey | None:
+    """Give the key that signs the log.  It is made if there is no log yet: that of another home is to be copied."""
+    key = home.log_key()
+    if key is None:
+        async with db.read() as tx:
+            has_log = await log_tree.newest(tx) is not None
+        key = None if has_log else home.create_log_key()
+    return key
 
 
 async def activate_home_policy(db: Database, home: Home, config: VerifierConfig, now_ms: int) -> None:
@@ -139,7 +162,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions,
+        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions, archives, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 
@@ -200,6 +223,7 @@ async def _limit_strangers(
 async def _tasks(app: web.Application) -> AsyncIterator[None]:
     service = app[SERVICE]
     await service.duties.begin()
+    witnesses = Witnesses(service.db, service.duties, service.config.log.witnesses)
     tasks = [
         asyncio.create_task(_forever(service.duties.run), name="duties"),
         asyncio.create_task(_forever(partial(service.key_ring.run, service.now_ms)), name="keys"),
@@ -209,6 +233,8 @@ async def _tasks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(_forever(app[SECOND_OPINIONS].run), name="second opinions"),
         asyncio.create_task(_forever(app[REJUDGER].run), name="rejudge"),
         asyncio.create_task(_forever(partial(sweep.run, service)), name="sweep"),
+        asyncio.create_task(_forever(service.sequencer.run), name="log"),
+        asyncio.create_task(_forever(witnesses.run), name="witnesses"),
         asyncio.create_task(_forever(partial(service.pools.run, lambda: service.duties.held)), name="pools"),
     ]
     if service.oidc is not None:

@@ -39,16 +39,19 @@ class KeyRing:
         self._missing: str | None = None
         """The key that should sign and whose file is not here."""
 
-    async def open(self) -> None:
+    async def open(self, now_ms: int) -> None:
         """
         Read the keys, and take in those of a home that the database does not know.
+
+        Args:
+            now_ms: Milliseconds since 1970, by the clock that all replicas share.
 
         Raises:
             ConfigError: A key cannot be read, or there is none.
         """
         keys = self._home.result_keys()
         self._private = {key.kid: key for key in keys}
-        await self._db.write(lambda tx: signing_keys.note(tx, [key.verifying for key in keys]))
+        await self._db.write(lambda tx: signing_keys.note(tx, [key.verifying for key in keys], now_ms))
         async with self._db.read() as tx:
             self._stored = await signing_keys.all_keys(tx)
         self._withdrawn = self._home.withdrawn_keys()

@@ -18,6 +18,7 @@ from prometheus_client import Counter
 
 from attester.errors import AttesterError
 from verifier.errors import RequestError, VerifierError
+from verifier.log.witnessing import Refusal
 from verifier.reasons import REASONS
 from verifier.store.database import RETRY_AFTER_S, UnavailableError
 
@@ -47,6 +48,8 @@ _STATUS: Final = {
     "request.too-often": 429,
     "service.busy": 503,
     "request.not-found": 404,
+    "receipt.unknown": 404,
+    "receipt.not-yet": 425,
     "request.method": 405,
     "request.not-acceptable": 406,
     "challenges.exhausted": 409,
@@ -67,6 +70,8 @@ _STATUS: Final = {
     "registration.full": 503,
     "incident.state": 409,
     "incident.report-reused": 409,
+    "log.unacceptable": 422,
+    "log.unreadable": 502,
     "reference.unusable": 422,
     "rollout.state": 409,
     "revision.unknown": 409,
@@ -75,9 +80,22 @@ _STATUS: Final = {
     "policy.state": 409,
     "policy.block.misses": 409,
     "policy.version": 409,
+    "log.pending": 425,
+    "receipts.forked": 409,
+    "receipts.key": 403,
     "store.refused": 503,
     "store.unavailable": 503,
 }
+
+WITNESS_STATUS: Final = {
+    Refusal.MALFORMED: 400,
+    Refusal.UNKNOWN: 404,
+    Refusal.UNSIGNED: 403,
+    Refusal.STALE: 409,
+    Refusal.FORKED: 409,
+    Refusal.INCONSISTENT: 422,
+}
+"""What a witness answers (c2sp.org/tlog-witness)."""
 
 INTERNAL: Final = "The log of the service says why."
 

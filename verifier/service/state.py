@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from attester.cose import PublicKey
@@ -35,6 +37,7 @@ from verifier.service.rates import Rates
 from verifier.service.readiness import Readiness
 from verifier.service.sealed import Sealer
 from verifier.service.seen_nodes import SeenNodes
+from verifier.service.sequencer import Sequencer
 from verifier.store import api_keys, nodes
 from verifier.store.database import Database, Tx
 from verifier.store.marks import HighWater
@@ -62,6 +65,12 @@ class Service:
     clock: Clock
     marks: HighWater
     """Above what is given out, for the day on which the database must be restored."""
+    log_key: Ed25519PrivateKey | None
+    """The key that signs the log, if the home has it."""
+    log_guard: Path
+    """The file that says what that key signed last."""
+    archive_folder: Path | None = None
+    """Where results that are too old are moved; None: they are deleted."""
     fence: Fence = field(default_factory=Fence)
     inputs: InputLoader = field(default_factory=InputLoader)
     authors: Mapping[str, PublicKeyTypes] = field(default_factory=dict)
@@ -76,6 +85,7 @@ class Service:
     pools: PoolWatch = field(init=False)
     sealer: Sealer = field(init=False)
     readiness: Readiness = field(init=False)
+    sequencer: Sequencer = field(init=False)
     node_rates: Rates = field(init=False)
     caller_rates: Rates = field(init=False)
     """By the name of a credential."""
@@ -89,6 +99,9 @@ class Service:
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
         object.__setattr__(self, "duties", Duties(self.db, self.clock, sessions.skew_s))
         object.__setattr__(self, "pools", PoolWatch(self.config, self.db, self.inputs, self.clock))
+        origin = self.config.log_origin
+        sequencer = Sequencer(self.db, self.duties, origin, self.log_key, self.log_guard)
+        object.__setattr__(self, "sequencer", sequencer)
         object.__setattr__(self, "readiness", Readiness(self.db, self.clock.monotonic))
         object.__setattr__(self, "node_rates", Rates(sessions.per_node_per_minute, self.clock.monotonic))
         per_caller = self.config.access.per_caller_per_minute

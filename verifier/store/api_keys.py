@@ -19,6 +19,7 @@ import msgspec
 
 from verifier.errors import RequestError
 from verifier.roles import GRANTED, ROLES, Caller, Role
+from verifier.store import log
 from verifier.store.database import ConflictError, Row, Tx
 
 PREFIX: Final = "touchstone_"
@@ -101,6 +102,16 @@ async def create(tx: Tx, new: NewKey, created_by: str, now_ms: int) -> str:
         )
     except ConflictError:
         raise RequestError(f"there is a key {new.name!r}. Revoke it first", code="key.exists") from None
+    entry: dict[str, log.Value] = {
+        "change": "made",
+        "kid": new.name,
+        "use": "api",
+        "actor": log.clip(created_by),
+    }
+    entry["roles"] = sorted(set(new.roles))
+    if new.operator is not None:
+        entry["operator"] = new.operator
+    await log.append(tx, now_ms, "key", entry)
     return secret
 
 
@@ -109,9 +120,12 @@ async def every(tx: Tx) -> list[ApiKey]:
     return [_key(row) for row in await tx.all("SELECT * FROM api_keys ORDER BY name, created_ms, digest")]
 
 
-async def revoke(tx: Tx, name: str, now_ms: int) -> None:
+async def revoke(tx: Tx, name: str, now_ms: int, actor: str | None = None) -> None:
     """
     Revoke a key.  It opens nothing from the end of the transaction on, in no replica.
+
+    Args:
+        actor: Who does it.
 
     Raises:
         RequestError: There is no such key, or it is revoked already.
@@ -120,6 +134,8 @@ async def revoke(tx: Tx, name: str, now_ms: int) -> None:
         "UPDATE api_keys SET revoked_ms = ? WHERE name = ? AND revoked_ms IS NULL", now_ms, name
     ):
         raise RequestError(f"there is no key {name[:80]!r} that can be revoked", code="request.not-found")
+    entry = {"change": "revoked", "kid": name, "use": "api"}
+    await log.append(tx, now_ms, "key", entry if actor is None else {**entry, "actor": log.clip(actor)})
 
 
 async def caller_with(tx: Tx, digest: bytes, now_ms: int) -> Caller | None:

@@ -19,7 +19,17 @@ from verifier.recording import Record, VerifierInputNames, summary_of
 from verifier.results import AttestationResult
 from verifier.schemes.context import Node, WalkRecord
 from verifier.schemes.findings import Finding
-from verifier.store import events, incidents, policies, recordings, revisions, revocations, sessions, walks
+from verifier.store import (
+    events,
+    incidents,
+    policies,
+    recordings,
+    result_entries,
+    revisions,
+    revocations,
+    sessions,
+    walks,
+)
 from verifier.store.database import Row, Tx
 from verifier.store.node_state import HeldNow, SeenNode, StaleError, held_now
 from verifier.store.revisions import ShownRevision
@@ -129,8 +139,8 @@ async def complete(tx: Tx, submission: Submission, sign: Sign, now_ms: int) -> C
     announced = submission.public and not held.retired
     if announced and signed.status != Tier.AFFIRMING:
         # Whoever cannot read the new result must not go on with a better one.
-        await revocations.revoke_results(tx, submission.node.id, now_ms)
-    await _insert(tx, signed, submission, origin=signed.id)
+        await revocations.revoke_results(tx, submission.node.id, now_ms, "worse")
+    await _insert(tx, signed, submission, now_ms, origin=signed.id)
     await _record(tx, submission, signed, held)
     await _end_session(tx, submission, signed.id)
     if announced:
@@ -170,7 +180,7 @@ async def _take_shown(tx: Tx, submission: Submission, now_ms: int) -> None:
         return
     node_id, issued_ms = submission.node.id, submission.session.issued_ms
     if await revisions.take_shown(tx, node_id, submission.shown, issued_ms, now_ms):
-        await revocations.revoke_results(tx, node_id, now_ms)
+        await revocations.revoke_results(tx, node_id, now_ms, "another-revision")
 
 
 async def _record(tx: Tx, submission: Submission, signed: Signed, held: NodeSnapshot) -> None:
@@ -219,9 +229,9 @@ class _Appraised(Protocol):
     def basis(self) -> VerifierInputNames: ...
 
 
-async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str) -> None:
+async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, now_ms: int, *, origin: str) -> None:
     """
-    Insert a result.
+    Insert a result, and log it.
 
     Args:
         origin: The id of the result that its evidence was submitted for; its own, unless it is a reappraisal.
@@ -242,6 +252,9 @@ async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, *, origin: str)
         msgspec.json.encode(appraised.basis).decode(),
         appraised.generation,
         signed.result.ear_touchstone_sequence or 0,
+    )
+    await result_entries.write(
+        tx, now_ms, signed.result, signed.token, appraised.node.id if appraised.public else None
     )
 
 
@@ -330,10 +343,10 @@ async def replace_result(tx: Tx, reappraisal: Reappraisal, sign: Sign, now_ms: i
         return
     held = await held_now(tx, node, reappraisal.pin, reappraisal.devices)
     signed = sign(held.snapshot, held.sequence)
-    ended = await revocations.end_results(tx, node.id, now_ms)
+    ended = await revocations.end_results(tx, node.id, now_ms, "appraised-anew")
     if signed.status != Tier.AFFIRMING:
         await revocations.announce(tx, node.id, ended, now_ms)
-    await _insert(tx, signed, reappraisal, origin=reappraisal.known.origin)
+    await _insert(tx, signed, reappraisal, now_ms, origin=reappraisal.known.origin)
     await _announce(tx, node.id, signed, now_ms)
 
 
@@ -341,7 +354,7 @@ async def revoke_outdated(tx: Tx, known: OutdatedResult, now_ms: int) -> None:
     """Revoke a result that cannot be appraised again, unless the node has a newer result."""
     current = await latest(tx, known.node_id)
     if current is not None and current["id"] == known.id:
-        await revocations.revoke_results(tx, known.node_id, now_ms)
+        await revocations.revoke_results(tx, known.node_id, now_ms, "appraised-anew")
 
 
 async def result_of(tx: Tx, session: StoredSession, evidence: bytes, now_ms: int) -> Row | None:

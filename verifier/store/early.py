@@ -43,5 +43,6 @@ async def revoke_results(tx: Tx, node_id: str, early_ms: int, now_ms: int) -> in
         early_ms,
         early_ms,
     )
-    await revocations.announce(tx, node_id, sorted(ended, key=lambda row: row["seq"]), now_ms)
-    return len(ended)
+    found = await revocations.write_down(tx, node_id, ended, now_ms, "clock")
+    await revocations.announce(tx, node_id, found, now_ms)
+    return len(found)

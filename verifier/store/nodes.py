@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from attester.cose import PublicKey
 from verifier.errors import RequestError
 from verifier.schemes.context import Node
-from verifier.store import events, revocations
+from verifier.store import events, log, revocations
 from verifier.store.database import ConflictError, Row, Tx
 
 _UEID_RAND = b"\x01"
@@ -118,6 +118,7 @@ async def enrol(tx: Tx, grant: Grant, models: tuple[str, ...], key: PublicKey, n
         now_ms,
     )
     await _insert_key(tx, node_id, key, now_ms)
+    await _write_down(tx, "enrolled", node_id, grant.operator, now_ms, key)
     await events.append(tx, now_ms, "node", {"node": node_id, "state": "active"})
     return Node(
         id=node_id,
@@ -140,7 +141,10 @@ async def replace_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None
     """
     await tx.execute("UPDATE node_keys SET current = 0 WHERE node_id = ?", node_id)
     await _insert_key(tx, node_id, key, now_ms)
-    await revocations.revoke_results(tx, node_id, now_ms)
+    known = await tx.one("SELECT operator FROM nodes WHERE id = ?", node_id)
+    assert known is not None
+    await _write_down(tx, "key-rolled", node_id, known["operator"], now_ms, key)
+    await revocations.revoke_results(tx, node_id, now_ms, "key-rolled")
 
 
 async def _insert_key(tx: Tx, node_id: str, key: PublicKey, now_ms: int) -> None:
@@ -177,7 +181,7 @@ async def retire_if_live(tx: Tx, node_id: str, now_ms: int) -> bool:
     changed = await _set_state(tx, node_id, "retired", ("active", "probation"), now_ms)
     await tx.execute("DELETE FROM endpoints WHERE node_id = ?", node_id)
     await tx.execute("DELETE FROM devices WHERE node_id = ?", node_id)
-    await revocations.revoke_results(tx, node_id, now_ms)
+    await revocations.revoke_results(tx, node_id, now_ms, "retired")
     return changed
 
 
@@ -188,12 +192,27 @@ async def put_on_probation(tx: Tx, node_id: str, now_ms: int) -> None:
 
 async def _set_state(tx: Tx, node_id: str, state: str, earlier: tuple[str, ...], now_ms: int) -> bool:
     marks = ", ".join("?" for _ in earlier)
-    changed = await tx.execute(
-        f"UPDATE nodes SET state = ? WHERE id = ? AND state IN ({marks})", state, node_id, *earlier
+    changed = await tx.one(
+        f"UPDATE nodes SET state = ? WHERE id = ? AND state IN ({marks}) RETURNING operator",
+        state,
+        node_id,
+        *earlier,
     )
-    if changed:
-        await events.append(tx, now_ms, "node", {"node": node_id, "state": state})
-    return changed > 0
+    if changed is None:
+        return False
+    await _write_down(tx, state, node_id, changed["operator"], now_ms)
+    await events.append(tx, now_ms, "node", {"node": node_id, "state": state})
+    return True
+
+
+async def _write_down(
+    tx: Tx, change: str, node_id: str, operator: str, now_ms: int, key: PublicKey | None = None
+) -> None:
+    """Log what became of a node; *key* is its key from now on, if that is what changed."""
+    entry: dict[str, log.Value] = {"change": change, "node": node_id, "operator": log.clip(operator)}
+    if key is not None:
+        entry["kid"] = key.kid.hex()
+    await log.append(tx, now_ms, "node", entry)
 
 
 _SELECT = """

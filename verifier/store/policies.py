@@ -16,7 +16,7 @@ from verifier.policy import rollout as steps
 from verifier.policy.archive import write_archive
 from verifier.policy.bundle import Bundle
 from verifier.policy.rollout import Rollout
-from verifier.store import events
+from verifier.store import change_entries, events
 from verifier.store.database import Row, Tx
 
 _MIN_PREFIX: Final = 6
@@ -203,6 +203,7 @@ async def note(
         state["canary"],
         state["permille"],
     )
+    await change_entries.write(tx, now_ms, action, subject, author.actor, detail or {})
     await events.append(tx, now_ms, "change", {"seq": seq, "action": action, "subject": subject})
     return seq
 

@@ -17,7 +17,7 @@ from verifier.errors import ReferenceValueError
 from verifier.policy.archive import read_archive
 from verifier.references.measured import Document, read_document
 from verifier.schemes.context import ModelReference
-from verifier.store import events, model_rollouts, policies, reference_sources
+from verifier.store import change_entries, events, model_rollouts, policies, reference_sources
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 from verifier.store.reference_sources import UNNAMED
@@ -288,6 +288,7 @@ async def add_with_policy(tx: Tx, document: Document, now_ms: int, grace_ms: int
         now_ms + grace_ms,
         document.model,
     )
+    await change_entries.follow_policy(tx, now_ms, "came-with-policy", document.model, document.digest)
 
 
 async def supersede_with_policy(
@@ -312,6 +313,7 @@ async def supersede_with_policy(
             document.model,
             document.digest,
         )
+    await change_entries.follow_policy(tx, now_ms, "went-with-policy", document.model, document.digest)
 
 
 async def active(tx: Tx, model: str) -> Row | None:

@@ -130,7 +130,7 @@ async def say(tx: Tx, node_id: str, said: Mapping[str, str], now_ms: int) -> Non
     await sessions.end_for_others(tx, node_id, said, now_ms)
     if any(compared.get(model_submod(model), digest) != digest for model, digest in said.items()):
         # No router may send work for a revision that is being replaced.
-        await revocations.revoke_results(tx, node_id, now_ms)
+        await revocations.revoke_results(tx, node_id, now_ms, "another-revision")
 
 
 async def take_shown(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from verifier.errors import RequestError
-from verifier.store import policies
+from verifier.store import log, policies
 from verifier.store.database import Row, Tx
 from verifier.store.policies import ChangeAuthor
 
@@ -117,6 +117,7 @@ async def register(tx: Tx, new: NewRegistration, now_ms: int, home: Collection[b
     dropped = _make_room(others, new.name, now_ms)
     for each in dropped:
         await tx.execute("DELETE FROM routers WHERE spki = ?", each.spki)
+        await _write_down(tx, "made-room", each.name, each.spki, now_ms)
     # A clock that was set back does not let it begin in the future.
     since_ms = now_ms if known is None or is_new else min(known.since_ms, now_ms)
     until_ms = min(new.until_ms, now_ms + LIFETIME_MS)
@@ -133,9 +134,17 @@ async def register(tx: Tx, new: NewRegistration, now_ms: int, home: Collection[b
         now_ms,
         until_ms,
     )
+    if is_new:
+        await _write_down(tx, "registered", new.name, new.spki, now_ms)
     return Registered(
         since_ms=since_ms, until_ms=until_ms, is_new=is_new, dropped=tuple(each.spki for each in dropped)
     )
+
+
+async def _write_down(tx: Tx, change: str, name: str, spki: bytes, now_ms: int) -> None:
+    """Log what became of a router's key."""
+    entry = {"change": change, "router": log.clip(name), "spki_sha256": spki.hex()}
+    await log.append(tx, now_ms, "router", entry)
 
 
 def _make_room(others: list[Registration], name: str, now_ms: int) -> list[Registration]:

@@ -15,7 +15,7 @@ import msgspec
 
 from verifier.errors import StoreError
 from verifier.result_keys import VerifyingKey, jwt_header
-from verifier.store import events, revocations
+from verifier.store import events, log, revocations
 from verifier.store.database import Row, Tx
 
 MAX_LISTED: Final = 32
@@ -56,20 +56,27 @@ def _key(row: Row) -> StoredKey:
     )
 
 
-async def note(tx: Tx, known: Sequence[VerifyingKey]) -> None:
+async def note(tx: Tx, known: Sequence[VerifyingKey], now_ms: int) -> None:
     """Take in the keys of a home, in the order in which they began to sign; those that are known stay as they are."""
     for number, key in enumerate(known):
-        await tx.execute(
+        is_new = await tx.execute(
             "INSERT INTO signing_keys (kid, jwk, signs_ms) VALUES (?, ?, ?) ON CONFLICT (kid) DO NOTHING",
             key.kid,
             _jwk(key),
             number,
         )
+        if is_new:
+            await _write_down(tx, "made", key.kid, now_ms)
 
 
-async def rotate(tx: Tx, new: VerifyingKey, now_ms: int, *, signs_ms: int, leaves_ms: int) -> None:
+async def rotate(
+    tx: Tx, new: VerifyingKey, now_ms: int, *, signs_ms: int, leaves_ms: int, actor: str | None = None
+) -> None:
     """
     Add a key that signs from a moment on, and let all others leave after it.
+
+    Args:
+        actor: Who does it.
 
     Raises:
         StoreError: Too many keys are listed.
@@ -81,10 +88,11 @@ async def rotate(tx: Tx, new: VerifyingKey, now_ms: int, *, signs_ms: int, leave
     await tx.execute(
         "INSERT INTO signing_keys (kid, jwk, signs_ms) VALUES (?, ?, ?)", new.kid, _jwk(new), signs_ms
     )
+    await _write_down(tx, "made", new.kid, now_ms, actor)
     await _tell(tx, now_ms)
 
 
-async def withdraw(tx: Tx, kid: str, now_ms: int) -> int:
+async def withdraw(tx: Tx, kid: str, now_ms: int, actor: str | None = None) -> int:
     """
     Withdraw a key: every live result that it signed is revoked.  If another one was to sign later, it signs now.
 
@@ -108,6 +116,7 @@ async def withdraw(tx: Tx, kid: str, now_ms: int) -> int:
     if all(each.leaves_ms is not None for each in left):
         # Somebody must go on signing.
         await tx.execute("UPDATE signing_keys SET leaves_ms = NULL WHERE kid = ?", left[-1].kid)
+    await _write_down(tx, "withdrawn", kid, now_ms, actor)
     count = await revoke_signed(tx, kid, now_ms)
     await _tell(tx, now_ms)
     return count
@@ -124,16 +133,22 @@ async def revoke_signed(tx: Tx, kid: str, now_ms: int) -> int:
         len(head),
         head,
     )
-    ended.sort(key=lambda row: (row["node_id"], row["seq"]))
+    ended.sort(key=lambda row: row["node_id"])
     for node_id, rows in groupby(ended, key=lambda row: str(row["node_id"])):
         newest = await tx.one(
             "SELECT seq FROM appraisals WHERE node_id = ? AND public = 1 ORDER BY seq DESC LIMIT 1", node_id
         )
-        ours = list(rows)
+        ours = await revocations.write_down(tx, node_id, list(rows), now_ms, "key-withdrawn")
         # An earlier result than the newest one counts nowhere any more.
         if newest is not None and newest["seq"] == ours[-1]["seq"]:
             await revocations.announce(tx, node_id, ours, now_ms)
     return len(ended)
+
+
+async def _write_down(tx: Tx, change: str, kid: str, now_ms: int, actor: str | None = None) -> None:
+    """Log what became of a key."""
+    entry = {"change": change, "kid": kid, "use": "results"}
+    await log.append(tx, now_ms, "key", entry if actor is None else {**entry, "actor": log.clip(actor)})
 
 
 async def _tell(tx: Tx, now_ms: int) -> None:

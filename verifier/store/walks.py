@@ -62,7 +62,7 @@ async def miss(tx: Tx, session_id: str, node_id: str, references: Mapping[str, s
     for model, reference in references.items():
         missed = WalkRecord(channel=Channel.CALLED, verdict="missed", at_ms=now_ms, reference=reference)
         await keep(tx, session_id, node_id, model, missed)
-    await revocations.revoke_results(tx, node_id, now_ms)
+    await revocations.revoke_results(tx, node_id, now_ms, "unanswered")
 
 
 async def history(tx: Tx, node_id: str, model: str, limit: int) -> tuple[WalkRecord, ...]:

@@ -522,7 +522,7 @@ def test_no_price_and_no_ceiling_is_free() -> None:
 
 def test_each_code_has_its_sentence() -> None:
     """A code is named after its gate, and people can read what it means."""
-    gate_names = [gate.__name__ for gate in CLOSED_GATES] + ["capacity"]
+    gate_names = [gate.__name__ for gate in CLOSED_GATES] + ["requirements", "capacity"]
     assert ({code.partition(".")[0] for code in CODES}, all(CODES.values())) == (set(gate_names), True)
 
 

@@ -14,15 +14,18 @@ from router.choose import gates
 from router.choose.candidates import LANES, Lane
 from router.choose.decision import Decision, decide, replay
 from router.choose.gates import FAIL_OPEN_CODES, GateContext
+from router.choose.requirements import find_unmet
 from router.model.clock import Clock
 from router.model.liveness import SUSPECT, UNAVAILABLE
 from router.model.load import BREAKER_FAILURES
 from router.model.node import NodeView
 from router.model.outcomes import Execution, Outcome
+from router.model.requirements import CallerRequirements, read_requirements
 from router.model.standing import PROVEN, Grade, Standing
 from router.model.statistics import StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.fleet import Fleet
+from router.state.narrowed import NarrowedPool
 from tests.unit.router.support import MODEL, NOW, PLATFORM, view
 
 CHAT = Workload(MODEL, name="chat", tier="large", concurrency=3, max_operator_share=50)
@@ -45,6 +48,14 @@ FAULTS: list[dict[str, Any]] = [
     {"platform": {**PLATFORM, "configuration": 96}},
     {"without": ("platform",)},
 ]
+REQUIRED: list[dict[str, Any]] = [
+    {"max_age_s": 50},
+    {"nodes": ["a", "b"]},
+    {"operators": ["acme"]},
+    {"not_operators": ["beta"], "max_age_s": 60},
+    {"claims": {"model": ["executables"]}, "not_nodes": ["c"]},
+]
+"""What callers ask for themselves."""
 STANDINGS = [
     Standing(),
     Standing((100.0, 100.0), at=NOW, latency_s=1.0),
@@ -71,6 +82,7 @@ class Events(RuleBasedStateMachine):
         self.under_way: list[tuple[str, Workload]] = []
         self.before: tuple[int, dict[Any, Any]] = (self.fleet.version, {})
         self.told: dict[int, dict[tuple[str, str], str]] = {}
+        self.narrowed: list[tuple[Workload, CallerRequirements, NarrowedPool]] = []
 
     # What happens.
 
@@ -215,6 +227,19 @@ class Events(RuleBasedStateMachine):
         self.fleet.use_table(Table(self.workloads))
         # Stories begin anew with the table.
         self.told, self.before = {}, (self.fleet.version, {})
+        self.narrowed = []
+
+    @rule(which=st.integers(0, 2), asked=st.sampled_from(REQUIRED))
+    def required(self, which: int, asked: dict[str, Any]) -> None:
+        """A caller asks for nodes of its own taste: from now on the pool of those is kept."""
+        workload = self.workloads[which % len(self.workloads)]
+        required = read_requirements(asked, workload)
+        preparing = self.fleet.narrowings.prepare(workload, required, "caller")
+        try:
+            preparing.send(None)
+        except StopIteration as done:
+            if all(pool is not done.value for _, _, pool in self.narrowed):
+                self.narrowed.append((workload, required, done.value))
 
     @rule(
         node=names,
@@ -318,6 +343,40 @@ class Events(RuleBasedStateMachine):
             lanes = Counter(str(lane) for lane, _ in here if lane is not None)
             assert census[workload.name] == {str(lane): lanes[str(lane)] for lane in LANES}
             assert self.fleet.closed(workload.name) == Counter(code for _, code in here if code)
+
+    @invariant()
+    def who_meets_requirements_is_that_of_a_recount(self) -> None:
+        """Never a node that the workload does not let in, and each of the others where it stands."""
+        stands = self.stands()
+        context = GateContext(self.clock.now_ms(), monotonic=self.ticks)
+        for workload, required, pool in self.narrowed:
+            expected: Counter[tuple[Lane | None, str]] = Counter()
+            for (name, node), (lane, code) in stands.items():
+                if name != workload.name:
+                    continue
+                if code and not code.startswith("capacity."):
+                    expected[None, code] += 1
+                    continue
+                verdict = find_unmet(self.fleet.view(node), required, MODEL, context)
+                if verdict is None:
+                    expected[lane, code] += 1
+                    if lane is not None:
+                        at = (self.said[node].operator, node)
+                        assert at in [pool.lanes[lane].at(n) for n in range(len(pool.lanes[lane]))]
+                else:
+                    expected[None, verdict.code] += 1
+            lanes: Counter[Lane] = Counter()
+            codes: Counter[str] = Counter()
+            for (lane, code), count in expected.items():
+                lanes[lane] += count if lane is not None else 0
+                codes[code] += count if code else 0
+            assert pool.sizes == {lane: lanes[lane] for lane in LANES}
+            assert {code: n for code, n in pool.closed.items() if n} == +codes
+            assert pool.met == sum(
+                count
+                for (lane, code), count in expected.items()
+                if lane is not None or code.startswith("capacity.")
+            )
 
     @invariant()
     def everybody_is_in_one_lane_or_excluded(self) -> None:

@@ -13,7 +13,7 @@ from router.model.shares import Shares
 from router.model.workload import Table
 from router.state.fleet import Fleet
 from router.state.records import FinishedRecord, Record, Records
-from router.store.decisions import fair_share
+from router.store.forgetting import fair_share
 from tests.unit.router.support import NOW, TICKS, WORKLOAD
 
 CALLERS = st.sampled_from("abcde")

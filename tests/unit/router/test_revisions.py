@@ -9,8 +9,8 @@ import pytest
 
 from attester.errors import ConfigError
 from router.choose.decision import Decision, replay
+from router.choose.explaining import describe_revisions, explanation
 from router.choose.gates import OTHER_REVISION, GateContext, check
-from router.explaining import describe_revisions, explanation
 from router.model.clock import Clock
 from router.model.node import AsideResult, NodeView
 from router.model.table import read_table

@@ -34,12 +34,38 @@ def describe_revisions(workloads: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def describe_seed(choice: Mapping[str, Any] | None) -> str:
+    """Where the seed of a decision comes from."""
+    if choice is None:
+        return "this router drew the seed alone: the request brought no nonce"
+    return f"the seed follows from the router's commitment {choice['id']} and the caller's nonce {choice['nonce']}"
+
+
+def describe_required(required: Mapping[str, Any] | None, met: int | None) -> list[str]:
+    """What the caller itself required, in lines."""
+    if required is None:
+        return []
+    lines = [f"  the caller requires, and {met} of the nodes that the workload allows meet it:"]
+    for name, value in required.items():
+        shown = value
+        if isinstance(value, Mapping):
+            shown = "; ".join(f"{part}: {_listed(each)}" for part, each in value.items())
+        lines.append(f"      {name}: {_listed(shown)}")
+    return lines
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def explanation(record: dict[str, Any]) -> list[str]:
     """A decision in sentences."""
     workload = record["workload"]
     facts = record.get("facts", {})
     lines = [
         f"Decision {record['id']} for {workload['model']} (seed {record['seed']}, snapshot {record['snapshot']})",
+        "  " + describe_seed(record.get("choice")),
+        *describe_required(record.get("required"), record.get("met")),
         "  eligible: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),
     ]
     for place, ranked in enumerate(record["ranked"], 1):

@@ -1,0 +1,398 @@
+"""
+Requests to a router whose answers are verified before they are handed on.
+
+A whole answer is given out after its receipt was verified.  A stream is kept until then too, unless the caller says
+that it wants the parts as they come: then the end of the stream is where it learns whether to believe them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Final, Self
+
+import aiohttp
+import msgspec
+import yarl
+from msgspec import UNSET, Meta, Struct
+
+from attester.authorities import client_context, why_unreached
+from attester.bounded import read_all
+from attester.errors import ConfigError
+from router.client import checking
+from router.client.awaiting import LogWatch
+from router.client.bundles import MAX_BUNDLE, Bundle, parse_bundle
+from router.client.chain import Chain
+from router.client.checking import Checked
+from router.client.choices import HeldCommitments, Stake, check_choice, check_decision, is_void
+from router.client.errors import Step, TrustError, UnreachableError, UnverifiedError
+from router.client.exchanges import Digest, Exchange, model_of
+from router.client.kept import KeptFolder
+from router.client.trust import Trust, load_trust
+from router.receipts.payload import Receipt
+from verifier.result_keys import b64url
+
+RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
+SALT_HEADER: Final = "X-Touchstone-Salt"
+MAX_ANSWER: Final = 64 << 20
+"""Bytes of an answer that is kept until it is verified."""
+_SALT: Final = 32
+"""Bytes."""
+_PAUSES_S: Final = (0.02, 0.1, 0.3, 1.0, 2.0, 4.0)
+"""A receipt is there once its answer has ended: within moments."""
+COMMITMENT_HEADER: Final = "X-Touchstone-Commitment"
+NONCE_HEADER: Final = "X-Touchstone-Nonce"
+REQUIRE_HEADER: Final = "X-Touchstone-Require"
+MAX_DECISION: Final = 64 << 20
+"""Bytes of the record of a decision."""
+_COMMITMENTS: Final = 16
+"""How many commitments are fetched at a time."""
+_MAY_BE_VOID: Final = (400, 409)
+_GET: Final = "GET"
+_NOT_YET: Final = (409, 425)
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=660)
+"""A router answers within ten minutes, and streams show signs of life."""
+_OWN: Final = frozenset(
+    {
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "accept-encoding",
+        "expect",
+        "upgrade",
+        "te",
+    }
+)
+"""Headers that a request of ours has of its own."""
+
+
+class _Commitments(Struct, frozen=True):
+    commitments: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=256)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    checked: Checked | None
+    """What was verified; `None` only where the trust file says that the router gives no receipts."""
+
+
+class Stream:
+    """
+    An answer whose parts are given out as they come.
+
+    They are unverified until the iteration has ended without an error.
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        salt: bytes,
+        finish: Callable[[Digest], Awaitable[Checked | None]],
+    ) -> None:
+        self._response = response
+        self._digest = Digest(salt)
+        self._finish = finish
+        self._whole: bytes | None = None
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.checked: Checked | None = None
+        """What was verified, once the iteration has ended."""
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """
+        Yield the parts.
+
+        Raises:
+            UnreachableError: the router ended the connection.
+            UnverifiedError: what came is not what the receipt is about.
+        """
+        if self._whole is not None:
+            yield self._whole
+            return
+        try:
+            async for part in self._response.content.iter_any():
+                self._digest.add(part)
+                yield part
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"the answer broke off: {why_unreached(error)}") from None
+        self.checked = await self._finish(self._digest)
+
+    async def whole(self) -> bytes:
+        """
+        All of it, verified.
+
+        Raises:
+            UnreachableError: the router ended the connection, or it is too large.
+            UnverifiedError: what came is not what the receipt is about.
+        """
+        parts, size = [], 0
+        async for part in self.parts():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_ANSWER:
+                raise UnreachableError(f"the answer has more than {MAX_ANSWER} bytes")
+        self._whole = b"".join(parts)
+        return self._whole
+
+
+class AsyncClient:
+    """
+    A client of one router that verifies each answer.
+
+    It is used within ``async with``, in one event loop.
+
+    Args:
+        url: The router's base URL; that of the trust file if it is `None`.
+        key: An API key of the router.
+        trust: A trust file.
+        ca_file: Whose certificates are believed over https, PEM; those of the system if it is `None`.
+        kept: Where receipts are kept.
+        now: Seconds since 1970.
+
+    Raises:
+        TrustError: the trust file cannot be used, or is about another router.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        trust: Trust | str | Path,
+        key: str | None = None,
+        ca_file: Path | None = None,
+        kept: KeptFolder | None = None,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.trust = trust if isinstance(trust, Trust) else load_trust(Path(trust))
+        if url is not None and url.rstrip("/") != self.trust.router_url:
+            raise TrustError(f"the trust file is about {self.trust.router_url}, not about {url}")
+        self._key = key
+        self._ca_file = ca_file
+        self._kept = kept
+        self._now, self._sleep = now, sleep
+        self._chain = Chain()
+        self._commitments = HeldCommitments()
+        self._http: aiohttp.ClientSession | None = None
+        self.watch = LogWatch(self.trust, self.fetch, kept, now=now, sleep=sleep)
+        """The receipts that must still get into the log."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            connector = aiohttp.TCPConnector(ssl=client_context(self._ca_file), limit=0)
+        except ConfigError as error:
+            raise TrustError(str(error)) from None
+        jar: Any = aiohttp.DummyCookieJar()
+        # What is digested is what was sent: nothing may be unpacked on its way.
+        self._http = aiohttp.ClientSession(
+            connector=connector, cookie_jar=jar, trust_env=False, auto_decompress=False, timeout=_TIMEOUT
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.watch.close()
+        assert self._http is not None
+        await self._http.close()
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """
+        Send a request, and give its answer once it is verified; errors of the router are such answers too.
+
+        Raises:
+            UnreachableError: the router does not answer, or its answer is too large.
+            UnverifiedError: the answer does not verify, or an earlier one is not in the log in time.
+        """
+        async with self.stream(method, path, body, headers) as stream:
+            whole = await stream.whole()
+        answer = Answer(stream.status, stream.headers, whole, stream.checked)
+        if answer.checked is not None and self._kept is not None and self._kept.has_bodies:
+            await self._kept.add_bodies(answer.checked, body, answer.body)
+        return answer
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Stream]:
+        """
+        Send a request, and give the parts of its answer as they come: unverified, until all have come.
+
+        Raises:
+            UnreachableError: the router does not answer.
+            UnverifiedError: an earlier answer is not in the log in time.
+        """
+        self.watch.check()
+        stake = await self._stake(method)
+        async with self._exchange(method, path, body, headers or {}, stake) as stream:
+            if stake is None or stream.status not in _MAY_BE_VOID:
+                yield stream
+                return
+            whole = await stream.whole()
+            if not is_void(whole):
+                yield stream
+                return
+        # The router was started again, say: what it had committed to before is gone.
+        self._commitments.clear()
+        async with self._exchange(method, path, body, headers or {}, await self._stake(method)) as stream:
+            yield stream
+
+    async def _stake(self, method: str) -> Stake | None:
+        if method == _GET or self.trust.require.choice == "never" or not self.trust.router.gives_receipts:
+            return None
+        held = self._commitments.stake(self._now())
+        if held is None and self.trust.require.choice == "replayed":
+            for each in await self._fetch_commitments():
+                self._commitments.put(each, self._now())
+            held = self._commitments.stake(self._now())
+            if held is None:
+                raise UnverifiedError(Step.CHOICE, "the router gives out no commitments")
+        return held
+
+    @asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], stake: Stake | None
+    ) -> AsyncIterator[Stream]:
+        assert self._http is not None
+        salt = secrets.token_bytes(_SALT) if self.trust.router.gives_receipts else b""
+        sent_ms = self._now_ms()
+        target = yarl.URL(self.trust.router_url + path, encoded=True)
+        sent = self._headers(headers, salt, stake)
+        if self.trust.require.tells_router and method != _GET:
+            told = {name.lower() for name in sent}
+            sent |= (
+                {} if REQUIRE_HEADER.lower() in told else {REQUIRE_HEADER: self.trust.require.for_router()}
+            )
+        try:
+            request = self._http.request(
+                method, target, data=body or None, headers=sent, allow_redirects=False
+            )
+            async with request as response:
+
+                async def finish(got: Digest) -> Checked | None:
+                    if not self.trust.router.gives_receipts:
+                        return None
+                    asked = Digest(salt)
+                    asked.add(body)
+                    seen = Exchange(
+                        method=method,
+                        path=target.raw_path,
+                        status=response.status,
+                        request_sha256=asked.hex(),
+                        request_bytes=asked.size,
+                        response_sha256=got.hex(),
+                        response_bytes=got.size,
+                        is_salted=True,
+                        sent_ms=sent_ms,
+                        ended_ms=self._now_ms(),
+                        model=model_of(body),
+                    )
+                    return await self._verify(response.headers.get(RECEIPT_HEADER), salt, seen, stake)
+
+                self._commitments.put(response.headers.get(COMMITMENT_HEADER), self._now())
+                yield Stream(response, salt, finish)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"the router does not answer: {why_unreached(error)}") from None
+
+    def _headers(self, given: Mapping[str, str], salt: bytes, stake: Stake | None = None) -> dict[str, str]:
+        ours = {"Accept-Encoding": "identity"}
+        if self._key is not None:
+            ours["Authorization"] = f"Bearer {self._key}"
+        if salt:
+            ours[SALT_HEADER] = b64url(salt)
+        if stake is not None:
+            ours[NONCE_HEADER] = stake.header
+        names = _OWN | {name.lower() for name in ours} | {SALT_HEADER.lower(), NONCE_HEADER.lower()}
+        return {name: value for name, value in given.items() if name.lower() not in names} | ours
+
+    async def _verify(
+        self, receipt_id: str | None, salt: bytes, exchange: Exchange, stake: Stake | None
+    ) -> Checked:
+        if receipt_id is None:
+            raise UnverifiedError(Step.RECEIPT, "the router gave none with its answer")
+        bundle, raw = await self._fetch_ended(receipt_id)
+        checked = checking.verify(bundle, self.trust, exchange)
+        if checked.receipt.jti != receipt_id:
+            raise UnverifiedError(Step.RECEIPT, "it is another one than the answer names")
+        checked.steps[Step.CHAIN] = self._chain.add(checked.receipt, checked.payload)
+        if stake is not None:
+            checked.steps[Step.CHOICE] = await self._check_choice(checked.receipt, stake)
+        if self._kept is not None:
+            await self._kept.keep(checked, raw, salt, exchange)
+        await self.watch.take(checked)
+        return checked
+
+    async def _check_choice(self, receipt: Receipt, stake: Stake) -> str:
+        found = check_choice(receipt, stake)
+        if self.trust.require.choice != "replayed" or receipt.choice is UNSET or receipt.decision is UNSET:
+            return found
+        status, data = await self._get(f"/api/v1/decisions/{receipt.decision}", MAX_DECISION)
+        if status != 200:
+            raise UnverifiedError(Step.CHOICE, f"the router does not give the decision: it answers {status}")
+        try:
+            record = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            raise UnverifiedError(Step.CHOICE, "the record of the decision is not JSON") from None
+        return check_decision(record, receipt, stake)
+
+    async def _fetch_commitments(self) -> tuple[str, ...]:
+        status, data = await self._get(f"/api/v1/commitments?count={_COMMITMENTS}", MAX_BUNDLE)
+        try:
+            return msgspec.json.decode(data, type=_Commitments).commitments if status == 200 else ()
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return ()
+
+    async def _fetch_ended(self, receipt_id: str) -> tuple[Bundle, bytes]:
+        for pause_s in _PAUSES_S:
+            found = await self.fetch(receipt_id)
+            if found is not None:
+                return found
+            await self._sleep(pause_s)
+        raise UnverifiedError(Step.RECEIPT, "the router does not give it, although its answer has ended")
+
+    async def fetch(self, receipt_id: str) -> tuple[Bundle, bytes] | None:
+        """
+        A receipt as the router gives it now, and its bytes; `None` if it says that it is too early.
+
+        Raises:
+            UnreachableError: the router does not answer.
+            UnverifiedError: it gives none, or something malformed.
+        """
+        if not (receipt_id.isascii() and receipt_id.isalnum() and len(receipt_id) <= 64):
+            raise UnverifiedError(Step.RECEIPT, "its id is malformed")
+        status, data = await self._get(f"/api/v1/receipts/{receipt_id}", MAX_BUNDLE)
+        if status in _NOT_YET:
+            return None
+        if status != 200:
+            raise UnverifiedError(Step.RECEIPT, f"the router does not give it: it answers {status}")
+        return parse_bundle(data), data
+
+    async def _get(self, path: str, limit: int) -> tuple[int, bytes]:
+        """A resource of the router's own API.  Raises `UnreachableError`."""
+        assert self._http is not None
+        headers, url = self._headers({"Accept": "application/json"}, b""), self.trust.router_url + path
+        try:
+            async with self._http.get(url, headers=headers, allow_redirects=False) as response:
+                data = await read_all(response.content, limit)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"the router does not answer: {why_unreached(error)}") from None
+        if data is None:
+            raise UnreachableError(f"the router gives more than {limit} bytes at {path}")
+        return response.status, data
+
+    def _now_ms(self) -> int:
+        return int(self._now() * 1000)

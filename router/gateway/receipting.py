@@ -1,0 +1,261 @@
+"""
+The receipt of one answer, while it is made: digests of what comes and of what goes, and who has answered.
+
+It begins with the request, and its id is in the answer's head.  Of a stream each byte that is handed to the
+connection is digested, comments too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, Literal
+
+from aiohttp import web
+from msgspec import UNSET, UnsetType
+
+from attester.kinds import model_submod
+from router.gateway.aside import Aside
+from router.gateway.attempts import Attempt
+from router.gateway.body import LARGE
+from router.gateway.dispatch import Run
+from router.gateway.errors import GatewayError
+from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
+from router.model.clock import Clock
+from router.model.errors import ReceiptError
+from router.model.node import NodeView, walk_at_ms
+from router.model.usage import Usage as Counted
+from router.receipts.payload import MOST, Choice, Node, Request, Response, Usage, read_salt
+from router.state.receipts import STRANGER, ReceiptBook
+
+RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
+SALT_HEADER: Final = "X-Touchstone-Salt"
+REFUSED, ANSWERED, FAILED = "refused-here", "answered-here", "failed-here"
+"""Outcomes without a decision: the router refused the request, answered by itself, or failed."""
+NO_NODE: Final = "no-node"
+"""No node may do the work, or no time was left to ask one."""
+_MAX_PATH: Final = 256
+_SHA256: Final = 32
+_GONE: Final = 503
+"""The status of an answer that was never begun, because the client had left."""
+
+
+class Draft:
+    """
+    A receipt that is being made.
+
+    Args:
+        book: Takes it when it is made.
+        clock: For the time.
+        request: What is answered.
+    """
+
+    __slots__ = (
+        "_book", "_caller", "_clock", "_digest", "_has_ended", "_is_named", "_request", "_request_sha256", "_salt",
+        "_size", "_status", "id", "is_claimed", "is_complete", "is_streamed", "salt_problem",
+    )  # fmt: skip
+
+    def __init__(self, book: ReceiptBook, clock: Clock, request: web.Request) -> None:
+        self._book = book
+        self._clock = clock
+        self._request: web.Request | None = request
+        """Until the end: each has the other, and must not live until the garbage collector comes."""
+        self._caller = STRANGER
+        self.is_claimed = False
+        """Whether somebody works on the answer, and will end the receipt."""
+        self.id = book.new_id(clock.now_ms())
+        self._salt = b""
+        self.salt_problem = ""
+        """Why the salt cannot be used, if it cannot."""
+        self._read_salt(request)
+        self._digest = hashlib.sha256(self._salt)
+        self._size = 0
+        self._status = _GONE
+        self._request_sha256: str | UnsetType = UNSET
+        self.is_streamed = False
+        self.is_complete = False
+        """Whether all of the answer was handed to the connection."""
+        self._is_named = True
+        self._has_ended = False
+
+    def _read_salt(self, request: web.Request) -> None:
+        if SALT_HEADER not in request.headers:
+            return
+        given = request.headers.getall(SALT_HEADER)
+        if len(given) > 1:
+            self.salt_problem = f"{SALT_HEADER}: the request has more than one"
+            return
+        try:
+            self._salt = read_salt(given[0])
+        except ReceiptError as error:
+            self.salt_problem = f"{SALT_HEADER}: {error}"
+
+    def claim(self, caller: str) -> None:
+        """Note whose answer it is."""
+        self._caller, self.is_claimed = caller, True
+        self._book.begin(self.id, caller)
+
+    @property
+    def salt(self) -> bytes:
+        """What the caller has chosen; empty if it has chosen none."""
+        return self._salt
+
+    def check_salt(self) -> None:
+        """Raise `GatewayError` if the salt cannot be used: the caller could verify nothing."""
+        if self.salt_problem:
+            raise GatewayError(400, "invalid_request_error", self.salt_problem, code="salt_invalid")
+
+    async def note_request(self, body: bytes, aside: Aside) -> None:
+        """Digest the request's body."""
+        digest = hashlib.sha256(self._salt)
+        await _update(digest, body, aside)
+        self._request_sha256 = digest.hexdigest()
+
+    def name(self, response: web.StreamResponse) -> None:
+        """Put the id into the head of an answer, unless that is of another receipt: then there is none of its own."""
+        known = response.headers.get(RECEIPT_HEADER)
+        if known is None:
+            if not response.prepared:
+                response.headers[RECEIPT_HEADER] = self.id
+        elif known != self.id:
+            self._is_named = False
+
+    def note_sent(self, data: bytes) -> None:
+        """Digest a part of a stream that is handed to the connection now."""
+        self.is_streamed = True
+        self._status = 200
+        self._digest.update(data)
+        self._size += len(data)
+
+    async def note_whole(self, response: web.Response, aside: Aside) -> None:
+        """Digest a whole answer that is handed to the connection now."""
+        body = self._begin_whole(response)
+        await _update(self._digest, body, aside)
+
+    def note_small(self, response: web.Response) -> None:
+        """See `note_whole`; for an answer of the router's own."""
+        self._digest.update(self._begin_whole(response))
+
+    def _begin_whole(self, response: web.Response) -> bytes:
+        request = self._request
+        assert request is not None
+        body = response.body if isinstance(response.body, bytes) and request.method != "HEAD" else b""
+        self._status, self._size = response.status, len(body)
+        transport = request.transport
+        self.is_complete = transport is not None and not transport.is_closing()
+        return body
+
+    def end(self, outcome: str, members: dict[str, Any] | None = None) -> None:
+        """Make the receipt."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        request, self._request = self._request, None
+        assert request is not None
+        if not self._is_named:
+            self._book.abandon(self.id)
+            return
+        asked = Request(
+            method=_text(request.method) or "?",
+            path=_text(request.rel_url.raw_path[:_MAX_PATH]) or "/",
+            salted=bool(self._salt),
+            sha256=self._request_sha256,
+        )
+        answered = Response(
+            bytes=self._size,
+            complete=self.is_complete,
+            sha256=self._digest.hexdigest(),
+            status=self._status,
+            streamed=self.is_streamed,
+        )
+        members = {} if members is None else members
+        members["outcome"], members["request"], members["response"] = outcome, asked, answered
+        self._book.end(self.id, self._caller, self._clock.now_ms(), members)
+
+
+async def _update(digest: Any, data: bytes, aside: Aside) -> None:
+    if len(data) > LARGE:
+        await aside.run(digest.update, data)
+    else:
+        digest.update(data)
+
+
+def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[str, dict[str, Any]]:
+    """
+    The outcome of a request that was decided, and what its receipt says of the decision.
+
+    Args:
+        run: The request.
+        answered: The attempt whose answer the client has got, or a part of it; `None`: an error.
+        metering: Says whose usage the client is told.
+    """
+    record, workload = run.record, run.request.workload
+    last = run.last
+    if answered is None and last is not None and last.has_begun:
+        # The client has a part of it.
+        answered = last
+    members: dict[str, Any] = {
+        "decision": record.id,
+        "model": _text(workload.model) or UNSET,
+        "workload": _text(workload.name) or UNSET,
+    }
+    if answered is not None:
+        members["node"] = _node(answered, workload.model)
+    elif last is not None:
+        members["tried"] = _node(last, workload.model)
+    if record.decision.choice is not None:
+        members["choice"] = Choice(**record.decision.choice.for_receipt())
+    if run.usage is not None:
+        members["usage"] = _usage(run, run.usage, answered, metering)
+    found = answered or last
+    return str(NO_NODE if found is None else found.outcome), members
+
+
+def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Metering) -> Usage:
+    """What was charged; where nobody has counted it by a tokeniser, what the client was told by the node."""
+    by: Literal["node", "router"] = BY_ROUTER
+    usage = charged
+    if answered is not None and answered.claimed is not None and answered.counted is None:
+        told = None if answered.answer is None else metering.told_whole(run.request, answered)
+        if answered.answer is None or (told is not None and told.by == BY_NODE):
+            by, usage = BY_NODE, answered.claimed
+    return Usage(by=by, completion=min(usage.completion, MOST), prompt=min(usage.prompt, MOST))
+
+
+def _node(attempt: Attempt, model: str) -> Node:
+    view = attempt.view
+    members: dict[str, Any] = {} if view is None else _known(view, model)
+    if attempt.answer_sha256:
+        members["answer_sha256"] = attempt.answer_sha256
+    if attempt.request_id:
+        members["request"] = attempt.request_id
+    return Node(id=attempt.node, **members)
+
+
+def _known(view: NodeView, model: str) -> dict[str, Any]:
+    """What was known of a node when it was asked."""
+    members: dict[str, Any] = {}
+    if view.endpoint is not None:
+        members["spki_sha256"] = view.endpoint[1]
+    result = view.result
+    if result is None:
+        return members
+    members["result"] = result.jti
+    members["status"] = str(result.ear_status)
+    if view.token_digest:
+        members["result_sha256"] = view.token_digest[:_SHA256].hex()
+    appraisal = result.submods.get(model_submod(model))
+    if appraisal is None:
+        return members
+    claims = appraisal.ear_verifier_claims
+    members["assurance"] = claims.assurance
+    if claims.reference:
+        members["reference"] = claims.reference
+    walk_at = walk_at_ms(result, model)
+    if walk_at is not None:
+        members["walk_at"] = walk_at
+    return members
+
+
+def _text(text: str) -> str | None:
+    """A text that has one form in a payload; `None` if it has none."""
+    return text if text and len(text) <= _MAX_PATH and text.isascii() and text.isprintable() else None
