@@ -156,7 +156,7 @@ def _show_first_key(path: Path, config: RouterConfig) -> None:
 @_errors
 def check(path: Path, config_only: bool) -> None:
     """Check the configuration and the table of workloads, as the router would read them, and the store."""
-    from router.service.app import load
+    from router.service.setup import load
 
     config = read_toml(path, RouterConfig, "touchstone router init")
     given = load(path, config)
@@ -181,8 +181,9 @@ for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, k
 @_errors
 def serve(path: Path, log_json: bool) -> None:
     """Run the router.  On SIGHUP it reads its table of workloads and its TLS files again."""
-    from router.service.app import load, make_app, reload_table
+    from router.service.app import make_app, reload_table
     from router.service.garbage import tune_garbage_collector
+    from router.service.setup import load
     from verifier.service.serve import run_app
 
     configure_logging(as_json=log_json)
@@ -267,6 +268,15 @@ def _capitalised(sentence: str) -> str:
 def standing(node: str, url: str, key: str | None) -> None:
     """Show NODE's standing, the reasons, and what would raise it, as JSON."""
     _print_json(_call(url, f"/api/v1/nodes/{node}/standing", key))
+
+
+@router.command("traffic-profile")
+@_url
+@_key
+@_errors
+def traffic_profile(url: str, key: str | None) -> None:
+    """Show what the traffic of each model looks like, without anybody's text: answers are minted by it."""
+    _print_json(_call(url, "/api/v1/traffic-profile", key))
 
 
 @router.command()

@@ -20,6 +20,7 @@ from verifier.roles import Role
 _Url = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+\Z", max_length=256)]
 _File = Annotated[str, Meta(min_length=1, max_length=4096)]
 _Limit = Annotated[int, Meta(ge=0, le=10**12)]
+_Rate = Annotated[int, Meta(ge=1, le=500)]
 
 
 ANYONE: Final = "anonymous"
@@ -208,6 +209,25 @@ class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):
     target_hours: Annotated[int, Meta(ge=1, le=8760)] = 24
 
 
+class ChecksSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """
+    ``[checks]``: how often nodes are asked what a trusted engine has answered already (docs/routing.md).
+
+    The rates are in a thousand of a node's own requests at this router.  None of them can be 0: who is never asked can
+    serve what it likes.
+    """
+
+    enabled: bool = True
+    """Whether this router asks, if the verifier has something to ask."""
+    established_per_mille: _Rate = 20
+    probation_per_mille: _Rate = 50
+    degraded_per_mille: _Rate = 100
+    suspected_per_mille: _Rate = 200
+    """Of nodes whose answers for the model have differed."""
+    at_least_every_hours: Annotated[int, Meta(ge=0, le=8760)] = 24
+    """A node that had no check for so long is asked the next time that anybody's request comes; 0: never."""
+
+
 class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``router.toml``.  Names of files are relative to its folder."""
 
@@ -219,6 +239,7 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     store: StoreSection = StoreSection()
     receipts: ReceiptsSection = ReceiptsSection()
     review: ReviewSection = ReviewSection()
+    checks: ChecksSection = ChecksSection()
     access: AccessSection = AccessSection()
     keys: tuple[ApiKey, ...] = ()
     """API keys, beside those of the store."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -72,6 +72,8 @@ class Run:
     """When the caller's time is over."""
     first_by: float
     """When the router's own patience is, until the first text or a whole answer.  What nodes are lent adds to it."""
+    is_check: bool = False
+    """Whether nobody waits for its answer: it asks what a trusted engine has answered already."""
     tells_usage: bool = False
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
@@ -107,6 +109,8 @@ class Dispatcher:
         self._clock = clock
         self._reviews = reviews
         self.seed = seed
+        self.is_unrated: Callable[[Run, str], bool] = lambda _run, _node: False
+        """Draws by lot whether an execution at a node leaves no trace in its standing; see `Execution`."""
 
     def decide(
         self,
@@ -198,7 +202,7 @@ class Dispatcher:
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
             if left_s <= 0 or len(sent) >= self._exchanges.config.attempts:
                 break
-            if (verdict := self._closed_since(candidate.node, run.record.decision)) is not None:
+            if (verdict := _closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
@@ -209,16 +213,6 @@ class Dispatcher:
         end = decide_next(run.attempts, is_exhausted=True)
         assert not isinstance(end, Continue)
         return end
-
-    def _closed_since(self, node: str, decision: Decision) -> GateVerdict | None:
-        """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
-        verdict = self.fleet.verdict(node, decision.workload)
-        if verdict is not None and verdict.code not in decision.opened:
-            return verdict
-        if decision.required is None:
-            return None
-        view = self.fleet.view(node)
-        return self.fleet.narrowings.verdict(view, decision.workload, decision.required)
 
     async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
@@ -231,7 +225,7 @@ class Dispatcher:
         if run.sink is not None:
             run.sink.name_revision(revision)
         text = self.metering.counter_for(request) if run.sink is not None else _NOTHING
-        number = self.fleet.start_work(node, request.workload)
+        number = self.fleet.start_work(node, request.workload, is_check=run.is_check)
         exchange = Exchange(
             self._exchanges,
             candidate,
@@ -293,7 +287,7 @@ class Dispatcher:
             if counted is None:
                 # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
-                self.fleet.end_work(attempt.node, run.request.workload, uncredited, attempt.number)
+                self._end_work(run, attempt, uncredited)
                 run.usage = self.metering.estimate(run.request, attempt)
         self.settle(run, counted)
         return counted
@@ -353,7 +347,7 @@ class Dispatcher:
             token_s=token_s,
             calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
         )
-        self.fleet.end_work(attempt.node, request.workload, execution, attempt.number)
+        self._end_work(run, attempt, execution)
         run.record.complete_last(
             tokens=counted.total,
             unclean=not is_clean,
@@ -375,7 +369,14 @@ class Dispatcher:
             earns_credit=_earns_credit(run.request, attempt),
             calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
         )
-        self.fleet.end_work(attempt.node, run.request.workload, execution, attempt.number)
+        self._end_work(run, attempt, execution)
+
+    def _end_work(self, run: Run, attempt: Attempt, execution: Execution) -> None:
+        if self.is_unrated(run, attempt.node):
+            execution = replace(execution, is_unrated=True)
+        self.fleet.end_work(
+            attempt.node, run.request.workload, execution, attempt.number, is_check=run.is_check
+        )
 
     def finish(self, run: Run) -> None:
         """Record what could wait until the answer was on its way."""
@@ -385,6 +386,16 @@ class Dispatcher:
                 self.settle(run, unsettled)
         finally:
             self.records.finish(run.record)
+
+
+def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
+    """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
+    verdict = fleet.verdict(node, decision.workload)
+    if verdict is not None and verdict.code not in decision.opened:
+        return verdict
+    if decision.required is None:
+        return None
+    return fleet.narrowings.verdict(fleet.view(node), decision.workload, decision.required)
 
 
 def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:

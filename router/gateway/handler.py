@@ -17,6 +17,7 @@ from router.config import ApiKey, GatewaySection
 from router.gateway.aside import Aside
 from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
+from router.gateway.checks import Checks
 from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
@@ -40,6 +41,7 @@ from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
 from router.model.operations import Operation
+from router.model.uniform import hide
 from router.model.workload import Table
 from router.state.receipts import ReceiptBook
 from router.state.records import Record
@@ -71,6 +73,7 @@ class Gateway:
     clock: Clock
     keyring: Keyring
     replays: IdempotencyCache
+    checks: Checks
     skew_s: int = 30
     """By how much the router's clock and the verifier's may differ."""
     aside: Aside = field(default_factory=partial(Aside, "requests"))
@@ -87,6 +90,10 @@ class Gateway:
     def table(self) -> Table:
         """The workloads, as of now."""
         return self.dispatcher.fleet.table
+
+    def has_room(self) -> bool:
+        """Whether there are places that no request needs soon."""
+        return self.in_flight * 4 < self.config.max_in_flight * 3
 
     def close(self) -> None:
         """End the threads."""
@@ -156,6 +163,7 @@ class Handler:
             record = await self._decide(request)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
+        self._gateway.checks.note(request, record.decision)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(
             record=record,
@@ -224,6 +232,7 @@ class Handler:
             self._key,
             workload=self._request.headers.get(WORKLOAD_HEADER),
             required=one_header(self._request, REQUIRE_HEADER),
+            is_asked=self._gateway.checks.asks,
         )
         return await self._gateway.aside.run(read) if is_large(data) else read()
 
@@ -252,9 +261,9 @@ class Handler:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
         if len(request.body) > LARGE:
-            await self._gateway.aside.run(digest.update, request.body)
+            await self._gateway.aside.run(lambda: digest.update(request.repeatable))
         else:
-            digest.update(request.body)
+            digest.update(request.repeatable)
         fingerprint = digest.digest()
         try:
             cached = self._gateway.replays.begin(self._key.name, header, fingerprint)
@@ -315,6 +324,8 @@ class Handler:
         metering = self._gateway.dispatcher.metering
         status, body = found.answer.status, found.answer.body
         headers = _answered_by(record, found) | self._receipt_header()
+        if status == 200 and run.request.added.hides_logprobs:
+            body = await self._rewrite(body, partial(hide, added=run.request.added))
         if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
             headers[USAGE_HEADER] = told.by
             if told.usage is not None:

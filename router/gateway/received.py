@@ -10,6 +10,7 @@ from router.model.answers import StreamReader
 from router.model.errors import AttemptError
 from router.model.outcomes import Outcome
 from router.model.tokens import TokenCounter
+from router.model.uniform import NOTHING, Added, hide
 from router.model.usage import Usage
 
 _MAX_UNSENT: Final = 1 << 20
@@ -24,11 +25,13 @@ class Received:
     Args:
         text: Counts the tokens.
         max_tokens: How many there may be.
+        added: What was added to the request.
     """
 
-    __slots__ = ("_max_events", "claimed", "events", "reader", "text", "unsent", "usage")
+    __slots__ = ("_added", "_max_events", "claimed", "events", "reader", "text", "unsent", "usage")
 
-    def __init__(self, text: TokenCounter, max_tokens: int | None) -> None:
+    def __init__(self, text: TokenCounter, max_tokens: int | None, added: Added = NOTHING) -> None:
+        self._added = added if added.hides_logprobs else None
         self.text = text
         self._max_events = None if max_tokens is None else max_tokens + _EXTRA_EVENTS
         self.reader: StreamReader | None = None
@@ -73,6 +76,8 @@ class Received:
             self.text.add(text)
             self.events += 1
         if forward is not None:
+            if self._added is not None:
+                forward = hide(forward, self._added)
             self.unsent += encode_event(forward, event.name)
         if not self.events and len(self.unsent) > _MAX_UNSENT:
             raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from router.model.operations import Operation
 from router.model.requirements import CallerRequirements
 from router.model.responses import STATE_MEMBERS
 from router.model.tokens import estimated, prompt_ids
+from router.model.uniform import MAX_SEED, NOTHING, OPERATIONS, Added, without_added, write_uniform
 from router.model.wishes import Wishes, read_wishes
 from router.model.workload import Table, Workload
 
@@ -52,8 +54,15 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     """The operator of nodes that the caller belongs to, if it belongs to one."""
     caller: str = ""
     """The name of the caller's API key."""
+    added: Added = NOTHING
+    """What the router has added, and takes away from the answer."""
     required: CallerRequirements | None = None
     """What the caller itself requires of the node."""
+
+    @property
+    def repeatable(self) -> bytes:
+        """The body without what is drawn anew each time: the same request sent again has the same."""
+        return _encode(without_added(self.document, self.added)) if self.added.seed else self.body
 
     @property
     def client(self) -> str:
@@ -79,6 +88,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     @property
     def wants_usage(self) -> bool:
         """Whether the stream is to end with the usage."""
+        if self.added.usage:
+            return False
         options = self.document.get("stream_options")
         return isinstance(options, dict) and options.get("include_usage") is True
 
@@ -142,6 +153,7 @@ def read_request(
     *,
     workload: str | None,
     required: str | None = None,
+    is_asked: Callable[[Workload], bool] = lambda _: False,
 ) -> NodeRequest:
     """
     Read a client's request.
@@ -156,6 +168,8 @@ def read_request(
         key: The caller's API key.
         workload: The workload that the caller names, if it names one.
         required: The header with what the caller requires of nodes, if it has one.
+        is_asked: Whether the nodes of a workload are asked what has been answered already: then all requests for it
+            have one form.
 
     Raises:
         GatewayError: the body is malformed, maps to no workload that may be used, or requires what is malformed or
@@ -168,18 +182,14 @@ def read_request(
         document.pop("stream", None)
     model = _check_values(document)
     wanted = take_requirements(document)
-    if is_streamed is not None and not isinstance(is_streamed, bool):
-        raise _invalid("stream must be true or false")
-    if is_streamed and operation.read_stream is None:
-        raise _invalid(f"{operation.name} cannot be streamed")
+    _check_streamed(is_streamed, operation)
     found = _route(table, model, workload, key)
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
-    if operation.prepare is not None:
-        try:
-            operation.prepare(document)
-        except RequestFormError as error:
-            raise GatewayError(400, "invalid_request_error", str(error), code=error.code) from None
+    _prepare(operation, document)
+    added = NOTHING
+    if operation.name in OPERATIONS and is_asked(found):
+        document, added = _write_uniform(document, operation, found)
     request = NodeRequest(
         operation=operation,
         workload=found,
@@ -188,11 +198,46 @@ def read_request(
         is_streamed=bool(is_streamed),
         operator=key.operator,
         caller=key.name,
+        added=added,
         required=require(found, wanted, required),
     )
+    _check_answers(request)
+    return request
+
+
+def _check_streamed(is_streamed: object, operation: Operation) -> None:
+    if is_streamed is not None and not isinstance(is_streamed, bool):
+        raise _invalid("stream must be true or false")
+    if is_streamed and operation.read_stream is None:
+        raise _invalid(f"{operation.name} cannot be streamed")
+
+
+def _prepare(operation: Operation, document: dict[str, Any]) -> None:
+    if operation.prepare is None:
+        return
+    try:
+        operation.prepare(document)
+    except RequestFormError as error:
+        raise GatewayError(400, "invalid_request_error", str(error), code=error.code) from None
+
+
+def _check_answers(request: NodeRequest) -> None:
     if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
         raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
-    return request
+
+
+def _write_uniform(
+    document: dict[str, Any], operation: Operation, workload: Workload
+) -> tuple[dict[str, Any], Added]:
+    checks = workload.checks
+    return write_uniform(
+        document, operation.name, with_logprobs=checks.logprobs, with_seed=checks.seeds, seed=_draw_seed
+    )
+
+
+def _draw_seed() -> int:
+    # Large bodies are read in threads.
+    return secrets.randbelow(MAX_SEED)
 
 
 def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:

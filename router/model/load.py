@@ -34,6 +34,7 @@ class Load:
         "_begun",
         "_counted_to",
         "_doublings",
+        "checks",
         "failures_in_a_row",
         "in_flight",
         "open_until",
@@ -42,6 +43,8 @@ class Load:
 
     def __init__(self, in_flight: int = 0, failures_in_a_row: int = 0, open_until: float = 0.0) -> None:
         self.in_flight = in_flight
+        self.checks = 0
+        """Those of them that are checks: they take no place that work needs."""
         self.failures_in_a_row = failures_in_a_row
         """Episodes of outcomes in `BREAKING`."""
         self.open_until = open_until
@@ -53,15 +56,24 @@ class Load:
         """How many requests had begun when the last failure was counted."""
         self._doublings = max(0, failures_in_a_row - BREAKER_FAILURES)
 
-    def begin_request(self) -> int:
+    @property
+    def work(self) -> int:
+        """Requests in flight for users."""
+        return self.in_flight - self.checks
+
+    def begin_request(self, *, is_check: bool = False) -> int:
         """Note that a request begins; returns its number, by which `count_outcome` knows when it began."""
         self.in_flight += 1
+        self.checks += is_check
         self._begun += 1
         return self._begun
 
-    def end_request(self, outcome: Outcome, now: float, number: int | None = None) -> bool:
+    def end_request(
+        self, outcome: Outcome, now: float, number: int | None = None, *, is_check: bool = False
+    ) -> bool:
         """Take one request out of flight, and count its outcome; see `count_outcome`."""
         self.in_flight = max(self.in_flight - 1, 0)
+        self.checks = max(self.checks - is_check, 0)
         return self.count_outcome(outcome, now, number)
 
     def count_outcome(self, outcome: Outcome, now: float, number: int | None = None) -> bool:

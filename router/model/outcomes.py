@@ -138,6 +138,13 @@ class Execution:
     """Whether the node kept to the protocol and claimed the usage that was counted."""
     earns_credit: bool = True
     """Whether a good end counts for the node: not if its own operator sent the work."""
+    is_unrated: bool = False
+    """
+    Whether it leaves no trace in the standing, good or bad.
+
+    Checks are booked as work is, or an operator could tell the two apart by its standing.  So that they earn nothing,
+    as many executions as there are checks are drawn by lot, and those are unrated (docs/adr/0057).
+    """
     is_blamed: bool = False
     """Whether it turned out to be the node's fault, although its outcome alone does not say so."""
     is_further: bool = False

@@ -108,6 +108,8 @@ class NodeStatistics:
 
     def add(self, execution: Execution, now: float) -> None:
         """Count an execution that ended at *now*, Unix seconds."""
+        if execution.is_unrated and execution.is_clean:
+            return
         before = self.own
         self.own = before.add(execution, now)
         if self.own is not before:

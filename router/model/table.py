@@ -30,7 +30,7 @@ from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
 from router.model.operations import OPERATIONS
-from router.model.workload import Digests, ModelName, Requirements, Table, Workload
+from router.model.workload import CheckSettings, Digests, ModelName, Requirements, Table, Workload
 from verifier.errors import PlainYAMLError
 from verifier.plainyaml import Parsed, parse_yaml
 
@@ -51,6 +51,7 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     tokeniser: Annotated[str, Meta(max_length=4096)] | None = None
     digests: Digests = ()
     """As `Workload.digests`."""
+    checks: CheckSettings = CheckSettings()
     default: bool = False
     """Whether it is taken if several workloads are for the model and the request names none."""
 
@@ -99,6 +100,7 @@ def _workload(
             operations=entry.operations,
             tokeniser=entry.tokeniser,
             digests=entry.digests,
+            checks=entry.checks,
             **required,
         )
     except ValueError as error:

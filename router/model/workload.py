@@ -141,6 +141,18 @@ class Requirements(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return (price.input * self.typical.input + price.output * self.typical.output) / 1e6
 
 
+class CheckSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """``checks`` of a workload: how its nodes are asked what a trusted engine has answered already (docs/adr/0057)."""
+
+    enabled: bool = True
+    """Whether they are, if the verifier has something to ask.  Then all requests for its nodes have one form."""
+    seeds: bool = True
+    """Whether requests whose answer is drawn get a seed if they have none: otherwise only answers at temperature 0 are
+    held against others."""
+    logprobs: bool = False
+    """Whether all requests ask for log-probabilities, which are taken away from answers to clients that did not."""
+
+
 class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
     """A model with the requirements of its tier: what a request maps to."""
 
@@ -152,6 +164,7 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
     """A ``tokenizer.json``, by which the router counts tokens itself."""
     digests: Digests = ()
     """The revisions of the model that may do the work, by the digests of their reference values; any if empty."""
+    checks: CheckSettings = CheckSettings()
 
     def __post_init__(self) -> None:
         Requirements.__post_init__(self)

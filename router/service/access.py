@@ -18,7 +18,7 @@ from router.gateway import openai
 from router.gateway.keys import ANONYMOUS
 from router.gateway.openai import GATEWAY, KEY
 from router.model.operations import OPERATIONS
-from router.service import decisions, incidents, receipts, standing, status, usage
+from router.service import decisions, incidents, receipts, standing, status, traffic, usage
 from router.service.state import STATE, State
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
@@ -59,6 +59,12 @@ def routes() -> list[Route]:
             "What the choices of the caller's next requests will follow from.",
         ),
         get("/api/v1/decisions/{id}", decisions.show, OWN_WORK, "A decision; a relying party sees its own."),
+        get(
+            "/api/v1/traffic-profile",
+            traffic.show,
+            METRICS,
+            "What the traffic of each model looks like, without anybody's text: answers are minted by it.",
+        ),
         get("/api/v1/receipts/{id}", receipts.show, OWN_WORK, "A receipt; a relying party sees its own."),
         get("/.well-known/touchstone-receipts.json", receipts.keys, PUBLIC, "The keys that sign receipts."),
         get("/api/v1/usage", usage.show, OWN_WORK, "What was used of limits; a relying party sees its own."),

@@ -60,7 +60,7 @@ async def show(request: web.Request) -> web.Response:
         document = {**_wire(hold, state.clock.now_ms()), "history": steps}
     node = document.get("node")
     if isinstance(node, str) and node in state.fleet:
-        document["seen"] = standing.standing_of(state, node)
+        document["seen"] = standing.standing_of(state, node, tells_suspicion=True)
     return json_response(document)
 
 

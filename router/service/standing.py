@@ -69,11 +69,16 @@ async def show(request: web.Request) -> web.Response:
     if node not in state.fleet or only not in (None, state.fleet.view(node).operator):
         # The same for both: which nodes others have is not told.
         raise RequestError("no such node is known", code="request.not-found")
-    return json_response(standing_of(state, node))
+    return json_response(standing_of(state, node, tells_suspicion=only is None))
 
 
-def standing_of(state: State, node: str) -> dict[str, Any]:
-    """Everything that the router knows of a node."""
+def standing_of(state: State, node: str, *, tells_suspicion: bool = False) -> dict[str, Any]:
+    """
+    Everything that the router knows of a node.
+
+    What is suspected of its answers is for those who review it.  To its operator all is as its measured work has it:
+    an operator must not learn which answers were held against others.
+    """
     fleet, now = state.fleet, state.clock.unix()
     fleet.advance()
     view = fleet.view(node)
@@ -82,17 +87,22 @@ def standing_of(state: State, node: str) -> dict[str, Any]:
         "node": node,
         "operator": view.operator,
         "phi": None if heartbeat is None else round(max(heartbeat.phi(state.clock.monotonic()), 0.0), 2),
-        "workloads": {name: _place(fleet, node, name) for name in fleet.table.workloads},
+        "workloads": {
+            name: _place(fleet, node, name, tells_suspicion=tells_suspicion) for name in fleet.table.workloads
+        },
         "tiers": {
             tier: _of_tier(statistics, now) for tier, statistics in fleet.statistics_by_tier(node).items()
         },
     }
 
 
-def _place(fleet: Fleet, node: str, name: str) -> dict[str, Any]:
+def _place(fleet: Fleet, node: str, name: str, *, tells_suspicion: bool) -> dict[str, Any]:
     workload = fleet.table.workloads[name]
-    verdict, lane = fleet.verdict(node, workload), fleet.lane(node, workload)
+    verdict = fleet.verdict(node, workload)
+    lane = (fleet.lane if tells_suspicion else fleet.earned_lane)(node, workload)
+    is_suspected = workload.model in fleet.suspected(node)
     return {
+        **({"suspected": is_suspected} if tells_suspicion else {}),
         "model": workload.model,
         "tier": workload.standing_key,
         "lane": None if verdict is not None and lane is None else lane,

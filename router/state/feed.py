@@ -204,6 +204,7 @@ class Feed:
                     # Incidents are read after it and count before it: nobody is let in who is held.
                     reported = self._reported_incidents()
                     incidents = await self._source.open_incidents()
+                    self.fleet.use_suspicions(await self._source.suspicions())
                     ended = await self._ended_among(reported, incidents)
                     self._begun = Snapshot(page.seq, incidents, ended)
                     self._known.begin(self._begun)
@@ -342,6 +343,8 @@ class Feed:
                 self._known.revoke(event.node, event.sequence)
             case "incident" if event.incident is not None:
                 self._known.take_incident(event.node, event.incident, event)
+            case "suspicion" if event.model is not None:
+                self.fleet.set_suspected(event.node, event.model, is_suspected=event.is_suspicion)
             case "node" if event.state == "retired":
                 self._known.retire(event.node)
             case _:

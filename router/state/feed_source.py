@@ -28,6 +28,8 @@ _MAX_PAGE: Final = 256 << 20
 _MAX_EVENT: Final = 1 << 20
 _SILENCE_S: Final = 10.0
 _ON_A_PAGE: Final = 500
+_NO_SUSPICION: Final = "none"
+"""The level that ends a suspicion."""
 _DIGITS: Final = 18
 """Digits of an event's number that are read."""
 
@@ -83,6 +85,18 @@ class _IncidentsPage(_Page, frozen=True):
     incidents: list[Incident]
 
 
+class Suspicion(Struct, frozen=True):
+    """A node whose answers for a model the verifier suspects, as a page lists it."""
+
+    node: str
+    model: str
+    level: str
+
+
+class _SuspicionsPage(_Page, frozen=True):
+    suspicions: list[Suspicion]
+
+
 class Event(Struct, frozen=True):
     """What an event says."""
 
@@ -94,6 +108,13 @@ class Event(Struct, frozen=True):
     state: str | None = None
     operator: str | None = None
     opened: float | None = None
+    model: str | None = None
+    level: str | None = None
+
+    @property
+    def is_suspicion(self) -> bool:
+        """Whether a suspicion begins or goes on.  A level that this router does not know is suspicion too."""
+        return self.level != _NO_SUSPICION
 
 
 class Heard(Struct, frozen=True):
@@ -112,7 +133,7 @@ class _Heartbeat(Struct, frozen=True):
     time_ms: _Time | None = None
 
 
-P = TypeVar("P", ResultsPage, _IncidentsPage)
+P = TypeVar("P", ResultsPage, _IncidentsPage, _SuspicionsPage)
 T = TypeVar("T")
 
 
@@ -169,6 +190,21 @@ class FeedSource:
                 found += page.incidents
         return found
 
+    async def suspicions(self) -> dict[str, frozenset[str]]:
+        """By node, the models for which its answers are suspected; none of a verifier that knows of no such thing."""
+        path, after, found = "/api/v1/suspicions?", "", dict[str, frozenset[str]]()
+        while True:
+            data = await self._get(f"{path}limit={_ON_A_PAGE}&after={quote(after)}", or_missing=True)
+            if data is None:
+                return {}
+            page = _read_page(path, data, _SuspicionsPage)
+            for each in page.suspicions:
+                if each.level != _NO_SUSPICION:
+                    found[each.node] = found.get(each.node, frozenset()) | {each.model}
+            if page.next is None or page.next <= after:
+                return found
+            after = page.next
+
     async def knows_incident(self, incident: str) -> bool:
         """Whether the verifier has an incident, whatever its state is."""
         return await self._get(f"/api/v1/incidents/{quote(incident, safe='')}", or_missing=True) is not None
@@ -208,10 +244,7 @@ class FeedSource:
     async def _page(self, path: str, kind: type[P], after: str, *, limit: int = _ON_A_PAGE) -> P:
         data = await self._get(f"{path}limit={limit}&after={quote(after)}")
         assert data is not None
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise FeedError(f"{path} cannot be read: {error}") from None
+        return _read_page(path, data, kind)
 
     async def _get(self, path: str, *, or_missing: bool = False, most: int = _MAX_PAGE) -> bytes | None:
         """An answer; `None` if the verifier says that there is none and *or_missing* allows it."""
@@ -227,6 +260,13 @@ class FeedSource:
         if data is None:
             raise FeedError(f"{path} is larger than {most} bytes")
         return data
+
+
+def _read_page(path: str, data: bytes, kind: type[P]) -> P:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FeedError(f"{path} cannot be read: {error}") from None
 
 
 def _refusal(status: int, what: str) -> FeedError:

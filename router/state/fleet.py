@@ -27,17 +27,17 @@ from router.model.outcomes import Execution, Outcome
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
 from router.state.address_gate import AddressGate, JudgeURL
-from router.state.counted import CountedNodes
 from router.state.narrowed import NarrowedPool
 from router.state.narrowings import Narrowings
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
+from router.state.suspected import SuspectedNodes
 
 _NEVER_HEARD_S: Final = 1e9
 """How long the verifier has been silent, in seconds, if it was never heard."""
 
 
-class Fleet(CountedNodes):
+class Fleet(SuspectedNodes):
     """
     All nodes, in the lanes of all workloads.
 
@@ -179,7 +179,8 @@ class Fleet(CountedNodes):
         entry = self._entries.get(view.node)
         key = (view.operator, view.node)
         if entry is None:
-            entry = NodeEntry(key=key, view=view, heartbeat=Heartbeat(self._probe_every_s))
+            heartbeat, suspected = Heartbeat(self._probe_every_s), self.suspected(view.node)
+            entry = NodeEntry(key=key, view=view, heartbeat=heartbeat, suspected=suspected)
             self._entries[view.node] = entry
             self._swept.append(entry)
             self._nodes_of.setdefault(key[0], set()).add(view.node)
@@ -236,31 +237,36 @@ class Fleet(CountedNodes):
         entry.view = _with_incidents(entry.view, entry.verifier_incidents | entry.own_holds)
         self._placement.check_gates(entry)
 
-    def start_work(self, node: str, workload: Workload) -> int:
+    def start_work(self, node: str, workload: Workload, *, is_check: bool = False) -> int:
         """Note that a request for a node begins; returns its number, by which its end is told."""
         entry = self._entry(node)
-        number = _statistics_of(entry, workload.standing_key).load.begin_request()
-        entry.in_flight[workload.name] = entry.in_flight.get(workload.name, 0) + 1
-        self._placement.count_request(entry.key[0], workload.name, 1)
+        number = _statistics_of(entry, workload.standing_key).load.begin_request(is_check=is_check)
+        if not is_check:
+            # A check takes nothing of what the operator's nodes may have in flight.
+            entry.in_flight[workload.name] = entry.in_flight.get(workload.name, 0) + 1
+            self._placement.count_request(entry.key[0], workload.name, 1)
         self._placement.place(entry, workload.standing_key)
         return number
 
     def end_work(
-        self, node: str, workload: Workload, execution: Execution, number: int | None = None
+        self,
+        node: str,
+        workload: Workload,
+        execution: Execution,
+        number: int | None = None,
+        *,
+        is_check: bool = False,
     ) -> None:
         """Note that a request at a node has ended, and how; *number* is the one that `start_work` gave."""
         entry = self._entry(node)
         now = self._clock.monotonic()
-        left = entry.in_flight.pop(workload.name, 0) - 1
-        if left >= 0:
-            self._placement.count_request(entry.key[0], workload.name, -1)
-        if left > 0:
-            entry.in_flight[workload.name] = left
+        if not is_check:
+            self._placement.free_place(entry, workload.name)
         statistics = _statistics_of(entry, workload.standing_key)
         completed = execution.outcome is Outcome.COMPLETED
         # A good end without credit must not close a breaker: it does not show that the node works for others.
         counted = Outcome.UNSUPPORTED if completed and not execution.earns_credit else execution.outcome
-        if not statistics.load.end_request(counted, now, number):
+        if not statistics.load.end_request(counted, now, number, is_check=is_check):
             execution = replace(execution, is_further=True)
         statistics.add(execution, self._clock.unix())
         if completed:

@@ -99,6 +99,8 @@ class NameLease:
         self._clock = clock
         self._holder = msgspec.json.encode(Process.own()).decode()
         self._ahead_ms = 0
+        self.names: tuple[str, ...] = (name,)
+        """The names that are in use, this one among them, as of late."""
 
     async def take(self) -> None:
         """
@@ -150,11 +152,18 @@ class NameLease:
             try:
                 self._ahead_ms = await self._db.ahead_ms(self._clock.now_ms)
                 other = await self._db.write(self._try, of=_LEASE + self._name)
+                self.names = await self._in_use()
             except StoreError as error:
                 _log.error("the router's name could not be renewed", why=str(error)[:300])
                 continue
             if other is not None:
                 _log.error("another router took this router's name; nothing is written", name=self._name)
+
+    async def _in_use(self) -> tuple[str, ...]:
+        async with self._db.read() as tx:
+            held = await leases.held(tx, self._now_ms())
+        found = (str(row["name"]) for row in held)
+        return tuple(name.removeprefix(_LEASE) for name in found if name.startswith(_LEASE))
 
     async def confirm(self, tx: Tx) -> None:
         """

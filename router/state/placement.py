@@ -46,7 +46,9 @@ class NodeEntry:
     statistics: dict[str, NodeStatistics] = field(default_factory=dict)
     """By model tier."""
     in_flight: dict[str, int] = field(default_factory=dict)
-    """Requests of this router, by workload."""
+    """Requests of this router for its callers, by workload."""
+    suspected: frozenset[str] = frozenset()
+    """Models for which its answers have differed so often that it comes after all others, by the verifier's word."""
 
 
 class Placement:
@@ -95,6 +97,14 @@ class Placement:
         pool = self.pools.get(workload)
         if pool is not None:
             pool.count_in_flight(operator, change)
+
+    def free_place(self, entry: NodeEntry, workload: str) -> None:
+        """Take one request of a workload out of flight."""
+        left = entry.in_flight.pop(workload, 0) - 1
+        if left >= 0:
+            self.count_request(entry.key[0], workload, -1)
+        if left > 0:
+            entry.in_flight[workload] = left
 
     def remove(self, entry: NodeEntry) -> None:
         """Take a node out of all pools."""
@@ -159,6 +169,15 @@ class Placement:
         self._gate_timers.set_due(view.node, due)
         self.place_everywhere(entry)
 
+    def earned_lane(self, entry: NodeEntry, workload: Workload) -> Lane | None:
+        """The lane of a node by what was measured of it alone, whatever it is suspected of."""
+        pool = self.pools.get(workload.name)
+        if pool is None or pool.closed_by.get(entry.key[1]) is not None:
+            return None
+        suspect_at, gone_at = entry.heartbeat.ends()
+        statistics = entry.statistics.get(workload.standing_key)
+        return _lane_of(statistics, workload, self._clock.monotonic(), suspect_at, gone_at)[0]
+
     def place_everywhere(self, entry: NodeEntry) -> None:
         """Place a node for every tier."""
         for tier in self._by_tier:
@@ -175,7 +194,10 @@ class Placement:
             if verdict is not None:
                 lane, code, detail = None, verdict.code, verdict.detail
             else:
-                lane, code = _lane_of(statistics, pool.workload, now, suspect_at, gone_at)
+                is_suspected = pool.workload.model in entry.suspected
+                lane, code = _lane_of(
+                    statistics, pool.workload, now, suspect_at, gone_at, is_suspected=is_suspected
+                )
                 detail = ""
             if pool.place(
                 entry.key,
@@ -197,28 +219,34 @@ class Placement:
 
 
 def _lane_of(
-    statistics: NodeStatistics | None, workload: Workload, now: float, suspect_at: float, gone_at: float
+    statistics: NodeStatistics | None,
+    workload: Workload,
+    now: float,
+    suspect_at: float,
+    gone_at: float,
+    *,
+    is_suspected: bool = False,
 ) -> tuple[Lane | None, str]:
     """The lane of a node that may do the work, and the code of the capacity gate that is closed to it."""
     if statistics is None:
         if now >= gone_at:
             return Lane.BROKEN, "capacity.silent"
-        return Lane.PROBATION, ""
+        return (Lane.DEGRADED if is_suspected else Lane.PROBATION), ""
     load = statistics.load
     # A lack of room comes first: it never fails open, and the other capacity gates may.
-    if load.in_flight >= workload.concurrency:
+    if load.work >= workload.concurrency:
         return None, "capacity.full"
     if load.breaker_is_open(now):
         return Lane.BROKEN, "capacity.breaker"
     if now >= gone_at:
         return Lane.BROKEN, "capacity.silent"
     grade = statistics.rating.grade
-    if grade is Grade.DEGRADED:
+    if grade is Grade.DEGRADED or is_suspected:
         return Lane.DEGRADED, ""
     if grade is Grade.ESTABLISHED and now < suspect_at:
         return Lane.ESTABLISHED, ""
     # Warm-up follows from evidence, not from time: a node that has done little gets little at a time.
     allowance = max(1, int(workload.concurrency * min(statistics.proven, PROVEN) / PROVEN))
-    if load.in_flight >= allowance:
+    if load.work >= allowance:
         return Lane.WARMING, "capacity.warming"
     return Lane.PROBATION, ""

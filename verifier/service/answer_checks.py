@@ -19,9 +19,10 @@ from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from attester.kinds import model_submod
-from verifier.answers import checks, judge, sealing, speed, tables
+from verifier.answers import checks, judge, speed, tables
 from verifier.answers.checks import Given, Minted, Operation, Verdict
 from verifier.answers.judged import Judged
+from verifier.challenges import sealing
 from verifier.errors import ReferenceValueError, RequestError
 from verifier.schemes.context import Node, Thresholds
 from verifier.service import access

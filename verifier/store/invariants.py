@@ -76,6 +76,18 @@ _CHALLENGES: Final = (
         " LEFT JOIN pool_indexes i ON i.model = m.model AND i.kind = m.kind"
         f" WHERE i.next_idx IS NULL OR i.next_idx <= m.highest {_LIMIT}",
     ),
+    Check(
+        "no index of a minted answer can come twice (pool_indexes)",
+        "SELECT m.model, m.highest, i.next_idx FROM"
+        " (SELECT model, max(idx) AS highest FROM minted_answers GROUP BY model) m"
+        " LEFT JOIN pool_indexes i ON i.model = m.model AND i.kind = 'answ'"
+        f" WHERE i.next_idx IS NULL OR i.next_idx <= m.highest {_LIMIT}",
+    ),
+    Check(
+        "every minted answer that is taken is of a check that waits for it",
+        "SELECT a.model, a.idx, a.check_id AS taken_by FROM minted_answers a WHERE a.check_id IS NOT NULL"
+        f" AND NOT EXISTS (SELECT 1 FROM answer_checks c WHERE c.id = a.check_id AND c.state = 'open') {_LIMIT}",
+    ),
 )
 
 _COUNTED: Final = (
@@ -95,6 +107,12 @@ _COUNTERS: Final = (
         f"SELECT p.batch, p.kind, p.taken, c.taken AS counted FROM {_COUNTED} p"
         " LEFT JOIN pool_counts c ON c.batch = p.batch AND c.kind = p.kind"
         f" WHERE c.taken IS NULL OR p.taken > c.taken {_LIMIT}",
+    ),
+    Check(
+        "the counts of free answers are right (answer_batches)",
+        "SELECT b.id AS batch, b.minted - b.taken AS counted, coalesce(p.free, 0) AS free FROM answer_batches b"
+        " LEFT JOIN (SELECT batch, count(*) AS free FROM minted_answers WHERE check_id IS NULL GROUP BY batch) p"
+        f" ON p.batch = b.id WHERE b.minted - b.taken <> coalesce(p.free, 0) {_LIMIT}",
     ),
     Check(
         "the size of the recordings is right (totals)",

@@ -103,6 +103,11 @@ class FakeVerifier:
         """Whether it registers routers, or refuses all of them."""
         self.registered_for_s = 0
         self.registrations: list[bytes] = []
+        self.offers: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda _: None
+        """Gives a check for what a router wants to ask; `None`: there is none."""
+        self.given: dict[str, list[dict[str, Any]]] = {}
+        """By check, what was reported of it."""
+        self.suspicions: list[dict[str, Any]] = []
         self.asked: list[str] = []
         self.loads = 0
         self.connections = 0
@@ -169,6 +174,9 @@ class FakeVerifier:
                 web.post("/api/v1/incidents/{id}/release", self._release),
                 web.post("/api/v1/routers", self._register),
                 web.get("/api/v1/events", self._events),
+                web.post("/api/v1/answer-checks", self._offer),
+                web.post("/api/v1/answer-checks/{id}", self._judge),
+                web.get("/api/v1/suspicions", self._list_suspicions),
             ]
         )
         return app
@@ -214,6 +222,25 @@ class FakeVerifier:
         self.incidents.append(incident)
         self.send("incident", node=report["node"], incident=incident["id"], state="open")
         return web.json_response({"id": incident["id"], "state": "open"}, status=201)
+
+    async def _offer(self, request: web.Request) -> web.Response:
+        check = self.offers(await request.json())
+        if check is None:
+            return web.json_response({"type": "challenges.exhausted"}, status=409)
+        return web.json_response({"checks": [check]})
+
+    async def _judge(self, request: web.Request) -> web.Response:
+        self.given.setdefault(request.match_info["id"], []).append(await request.json())
+        return web.json_response({"verdict": "agrees"})
+
+    async def _list_suspicions(self, request: web.Request) -> web.Response:
+        # One on a page: routers must ask on.
+        left = sorted(
+            (each for each in self.suspicions if each["node"] > request.query["after"]),
+            key=lambda each: each["node"],
+        )
+        more = left[0]["node"] if len(left) > 1 else None
+        return web.json_response({"suspicions": left[:1], "next": more})
 
     async def _register(self, request: web.Request) -> web.Response:
         self.registrations.append(await request.read())

@@ -96,6 +96,9 @@ class World:
     async def open_incidents(self) -> list[Incident]:
         return []
 
+    async def suspicions(self) -> dict[str, frozenset[str]]:
+        return {}
+
     # Time.
 
     def set_clocks(self, whose: str, off_s: float) -> None:

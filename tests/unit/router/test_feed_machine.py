@@ -185,6 +185,9 @@ class Breaking:
         await self.turn()
         return list(self.world.incidents.values())
 
+    async def suspicions(self) -> dict[str, frozenset[str]]:
+        return {}
+
     async def knows_incident(self, incident: str) -> bool:
         await self.turn()
         return True

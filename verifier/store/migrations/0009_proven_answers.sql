@@ -86,7 +86,7 @@ CREATE TABLE answer_batches (
 ) STRICT;
 CREATE INDEX answer_batches_reference ON answer_batches (reference, model, family, operation, id);
 
--- A minted answer, sealed whole with a key that is not in the database (verifier/answers/sealing.py).
+-- A minted answer, sealed whole with a key that is not in the database (verifier/challenges/sealing.py).
 CREATE TABLE minted_answers (
     model     TEXT NOT NULL,
     idx       INTEGER NOT NULL,

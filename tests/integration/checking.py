@@ -1,0 +1,110 @@
+"""A router that asks nodes what was answered already, and what nodes see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from fixtures.streaming import StreamingEngine
+from router.gateway.checks import Checks
+from router.gateway.openai import GATEWAY
+from tests.integration.gateway import EngineNode, Fleet
+from tests.unit.router.support import MODEL
+
+OFTEN = {
+    "established_per_mille": 500,
+    "probation_per_mille": 500,
+    "degraded_per_mille": 500,
+    "suspected_per_mille": 500,
+}
+
+
+def sections(folder: Path, **checks: Any) -> dict[str, Any]:
+    """The sections of a router that may ask the verifier for checks."""
+    token = folder / "router.token"
+    token.write_text("the-routers-key")
+    return {"verifier": {"router_token_file": str(token)}, "checks": {**OFTEN, **checks}}
+
+
+class Recorded:
+    """A request as a node has seen it."""
+
+    def __init__(self, at: float, path: str, head: list[tuple[bytes, bytes]], body: bytes, peer: Any) -> None:
+        self.at = at
+        self.path = path
+        self.head = head
+        self.body = body
+        self.peer = peer
+        self.open = 0
+        """Others that the node was answering when it came."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.json.decode(self.body)
+        return found
+
+
+def record(node: EngineNode) -> list[Recorded]:
+    """All that a node sees, from now on."""
+    seen: list[Recorded] = []
+    engine: StreamingEngine = node.engine
+    answer = engine._answer
+
+    async def recording(request: web.Request, behaviour: Any) -> web.StreamResponse:
+        body = await request.read()
+        peer = None if request.transport is None else request.transport.get_extra_info("peername")
+        found = Recorded(time.monotonic(), request.path, list(request.raw_headers), body, peer)
+        found.open = engine.open - 1
+        seen.append(found)
+        return await answer(request, behaviour)
+
+    engine._answer = recording  # type: ignore[method-assign]
+    return seen
+
+
+class Minter:
+    """Gives checks, each with an id of its own, and remembers what they ask."""
+
+    def __init__(self, make: Callable[[str], dict[str, Any]], *, streamed: Callable[[], bool] = bool) -> None:
+        self._make = make
+        self._streamed = streamed
+        self._ids = itertools.count()
+        self.offered: dict[str, dict[str, Any]] = {}
+        self.wanted: list[dict[str, Any]] = []
+
+    def __call__(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        self.wanted.append(wanted)
+        check = f"c-{next(self._ids)}"
+        operation = wanted["wants"]["operation"]
+        offered = {
+            "id": check,
+            "operation": operation,
+            "body": self._make(operation),
+            "streamed": self._streamed(),
+        }
+        self.offered[check] = offered
+        return offered
+
+
+def checks_of(fleet: Fleet) -> Checks:
+    return fleet.app[GATEWAY].checks
+
+
+async def settle(fleet: Fleet) -> None:
+    """Wait until no check waits or is under way."""
+    checks = checks_of(fleet)
+    async with asyncio.timeout(20):
+        while checks._tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def asks(words: str, **given: Any) -> dict[str, Any]:
+    """What a user asks."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": words}], **given}
