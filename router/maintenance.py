@@ -107,6 +107,9 @@ def restore(file: Path, path: Path, *, replace: bool, yes: bool) -> None:
     manifest = asyncio.run(maintenance.restore(place, file, RouterRestoration(), replace=replace))
     click.echo(f"Restored {manifest.rows} rows, and verified them.")
     click.echo("What came after the backup is lost: holds, releases, decisions, and what keys have spent.")
+    click.echo(
+        "Of receipts the log has more than this store: delete the file of each router's receipt key before it starts."
+    )
     click.echo("Keys that the replaced store had revoked stay revoked. Look: touchstone router key list")
 
 

@@ -8,7 +8,10 @@ its rules for floats, for escapes and for the order by UTF-16 never apply.
 
 from __future__ import annotations
 
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -17,6 +20,8 @@ from verifier.errors import CanonicalError
 _MOST: Final = (1 << 53) - 1
 """The largest whole number that every reader of JSON has exactly (RFC 7493 §2.2)."""
 _MAX_DEPTH: Final = 16
+_NEVER: Final = (bytes, bytearray, memoryview, datetime, date, time, timedelta, Decimal, UUID)
+"""What the library would write as text."""
 
 T = TypeVar("T")
 
@@ -28,7 +33,7 @@ def encode(value: Any) -> bytes:
     Raises:
         CanonicalError: it holds something that has no form here.
     """
-    plain = msgspec.to_builtins(value)
+    plain = msgspec.to_builtins(value, builtin_types=_NEVER)
     _check(plain, _MAX_DEPTH)
     return msgspec.json.encode(plain, order="sorted")
 
@@ -64,6 +69,8 @@ def _check(value: Any, depth: int) -> None:
             return
         case dict():
             for name, part in value.items():
+                if not isinstance(name, str):
+                    raise CanonicalError("the name of a member must be text")
                 _check(name, depth - 1)
                 _check(part, depth - 1)
         case list() | tuple():

@@ -126,13 +126,16 @@ class LogDivergedError(LogError):
     """
     What is stored of our own log is not what we signed: the database was edited, cut, forked or restored.
 
-    `places` are the first place that differs, as far as it is known, and the one after the last.
+    `places` are the first place that differs, as far as it is known, and the one after the last; `None` if that is no
+    matter of places, for example because the log's key is not here.
     """
 
-    def __init__(self, places: tuple[int, int], message: str) -> None:
-        first, end = places
-        where = f"place {first}" if end - first == 1 else f"places {first} to {end - 1}"
-        super().__init__(f"{where}: {message}")
+    def __init__(self, places: tuple[int, int] | None, message: str) -> None:
+        where = ""
+        if places is not None:
+            first, end = places
+            where = f"place {first}: " if end - first == 1 else f"places {first} to {end - 1}: "
+        super().__init__(where + message)
         self.places = places
 
 

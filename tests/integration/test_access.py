@@ -31,7 +31,13 @@ from verifier.store.api_keys import NewKey
 
 DAY_MS = 86_400_000
 ROUTES = routes()
-IDS = {"{digest:[0-9a-f]{64}}": "0" * 64, "{model:.+}": MODEL}
+IDS = {
+    "{digest:[0-9a-f]{64}}": "0" * 64,
+    "{model:.+}": MODEL,
+    "{tile:.+}": "0/000",
+    "{number}": "7",
+    "{name}": "x",
+}
 REFUSED = (401, 403)
 
 

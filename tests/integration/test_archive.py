@@ -23,9 +23,12 @@ from verifier.archive import files, parquet
 from verifier.archive.files import ArchiveEntry, proof_of
 from verifier.archive.moving import Archive, Step, unchanged
 from verifier.archive.rows import RECEIPTS, RESULTS, leaf_of, root_of
+from verifier.audit.checking import check
+from verifier.audit.exporting import export
 from verifier.errors import AuditError
 from verifier.log import tree
-from verifier.log.checkpoints import Checkpoint, sign_checkpoint
+from verifier.log.checkpoints import Checkpoint, open_checkpoint, sign_checkpoint
+from verifier.log.notes import VerifierKey
 from verifier.log.proofs import LogProof
 from verifier.service import archiving, sweep
 
@@ -346,7 +349,9 @@ def verifier_settings() -> dict[str, Any]:
     return {"archive": {"folder": "archive"}, "results": {"keep_days": 1, "lifetime_s": 600}}
 
 
-async def test_old_results_move_into_files_that_the_log_proves(verifier, verifier_home) -> None:
+async def test_old_results_move_into_files_that_the_log_proves(
+    verifier, verifier_home, tmp_path: Path
+) -> None:
     node = await verifier.enrol()
     claims = [await verifier.attest(node) for _ in range(3)]
     verifier.clock.forward(2 * DAY_S)
@@ -369,6 +374,15 @@ async def test_old_results_move_into_files_that_the_log_proves(verifier, verifie
     assert table is RESULTS
     assert [each["id"] for each in moved] == [each["jti"] for each in claims]
     await sweep.delete_old(verifier.service)
+    # Evidence packs have them from there.
+    async with verifier.service.db.read() as tx:
+        await export(
+            tx, verifier.service.log_key, tmp_path / "pack", from_ms=0, to_ms=verifier.clock.ms + 1, now_ms=1,
+            archive=path.parent,
+        )  # fmt: skip
+    trusted = VerifierKey.parse(key)
+    pack = check(tmp_path / "pack", [trusted], lambda note: open_checkpoint(note, [trusted]))
+    assert (pack.findings, pack.results, pack.index.without_token) == ([], 4, 0)
 
 
 async def test_what_was_changed_in_the_database_is_not_deleted(verifier, verifier_home) -> None:

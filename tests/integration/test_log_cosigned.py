@@ -239,8 +239,6 @@ async def test_the_verifier_names_its_witnesses_as_a_policy(
         )
         await ask(running, *home.config().log.witnesses)
         data = await published(running)
-        from verifier.log.notes import Note
-
         assert policy.accept(Note.parse(data)).checkpoint.size > 0
 
 

@@ -347,10 +347,12 @@ async def test_a_restored_log_has_ended_and_a_new_one_names_it(
     )
     assert done.status == 0, done.said
     assert "touchstone log begin" in done.said
-    await found(logged, clock, model_folder)
-    begun = await touchstone("log", "begin", "--home", logged.path, *WHY)
-    assert begun.status == 0, begun.said
     async with serving(logged, clock, model_folder) as running:
+        with pytest.raises(LogDivergedError, match="ended when the database was restored"):
+            await running.service.sequencer.round()
+        # Without a restart.
+        begun = await touchstone("log", "begin", "--home", logged.path, *WHY)
+        assert begun.status == 0, begun.said
         await running.service.sequencer.round()
         await proves_both(running, last)
     assert (await verifier_does("check", logged)).status == 0

@@ -230,6 +230,17 @@ def test_a_log_that_was_cut_short_is_found(
     assert "it has 600 entries, and the log now has 599: the log was cut short" in found
 
 
+def test_a_kept_checkpoint_of_another_key_is_told(
+    tmp_path: Path, log: FolderLog, touchstone: Callable[..., Result]
+) -> None:
+    """The log has a new key under its old name: a person has to say that this is right."""
+    assert touchstone("verify", log.folder).exit_code == 0
+    other = FolderLog(tmp_path / "other", entries(3))
+    result = touchstone("verify", other.folder, "--key", other.key)
+    assert result.exit_code == 1
+    assert "If the log has a new key, remove the file" in result.output
+
+
 def test_an_earlier_checkpoint_may_be_given(
     tmp_path: Path, log: FolderLog, touchstone: Callable[..., Result]
 ) -> None:

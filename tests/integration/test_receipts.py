@@ -179,6 +179,24 @@ async def test_a_client_that_leaves_a_stream(fleet: Fleet) -> None:
     assert receipt.outcome == "abandoned"
 
 
+async def test_a_client_that_leaves_before_its_answer(fleet: Fleet) -> None:
+    """Nothing was sent, and the work was done for it all the same."""
+    node = await fleet.engine("a")
+    node.gate.clear()
+    await begin(fleet)
+    leaving = asyncio.create_task(send(fleet, CHAT, CHATS))
+    await until(lambda: node.waiting)
+    leaving.cancel()
+    receipts = fleet.app[STATE].receipts
+    assert receipts is not None
+    await until(lambda: len(receipts.book._newest))
+    (receipt_id,) = receipts.book._newest.ids()
+    receipt = await read(fleet, {HEADER: receipt_id})
+    assert (receipt.response.bytes, receipt.response.complete, receipt.outcome) == (0, False, "abandoned")
+    assert receipt.tried
+    assert receipt.usage
+
+
 ERRORS: dict[str, tuple[int, Any, str, dict[str, str]]] = {
     "malformed": (400, b"{", "/v1/embeddings", {}),
     "another model": (404, {"model": "no", "input": "x"}, "/v1/embeddings", {}),

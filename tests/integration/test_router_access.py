@@ -101,7 +101,7 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("headers", WRONG.values(), ids=WRONG)
-async def test_without_a_good_key_only_health_opens(fleet: Fleet, headers: Any) -> None:
+async def test_without_a_good_key_only_health_and_public_keys_open(fleet: Fleet, headers: Any) -> None:
     """401 to everything else."""
     await start(fleet)
     app = fleet.app
@@ -111,7 +111,8 @@ async def test_without_a_good_key_only_health_opens(fleet: Fleet, headers: Any) 
     await app[STATE].stored_keys.sync()
     found = await statuses(fleet, headers)
     assert {place: code not in REFUSED for place, code in found.items()} == expected(None)
-    assert {path for (_, path), code in found.items() if code not in REFUSED} == {"/health", "/ready"}
+    public = {"/health", "/ready", "/.well-known/touchstone-receipts.json"}
+    assert {path for (_, path), code in found.items() if code not in REFUSED} == public
     assert 403 not in found.values()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +62,32 @@ def read(path: Path) -> tuple[Table, list[dict[str, Any]]]:
         return table, found.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise AuditError(f"{path} cannot be read: {error}") from None
+
+
+def find(folder: Path, table: Table, column: str, keys: Collection[str]) -> dict[str, Any]:
+    """
+    One column of archived rows, by their keys; of a row that is in several files, as the newest has it.
+
+    Args:
+        folder: With the files of the table.
+
+    Raises:
+        AuditError: a file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            with open(path, "rb") as file:
+                rows = pq.read_table(
+                    file, columns=[table.key, column], filters=[(table.key, "in", list(keys))]
+                )
+        except (pa.ArrowException, OSError) as error:
+            raise AuditError(f"{path} cannot be read: {error}") from None
+        found |= {row[table.key]: row[column] for row in rows.to_pylist()}
+    return found
 
 
 def _schema(table: Table) -> Any:

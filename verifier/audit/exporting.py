@@ -16,6 +16,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attester.settings import new_folder
+from verifier.archive import parquet
+from verifier.archive.rows import RESULTS
 from verifier.audit.index import File, Index, LogPart, sign_index
 from verifier.audit.tables import Entry, decode_entry, tables
 from verifier.errors import AuditError
@@ -76,7 +78,14 @@ class _Part:
 
 
 async def export(
-    tx: Tx, key: Ed25519PrivateKey, folder: Path, *, from_ms: int, to_ms: int, now_ms: int
+    tx: Tx,
+    key: Ed25519PrivateKey,
+    folder: Path,
+    *,
+    from_ms: int,
+    to_ms: int,
+    now_ms: int,
+    archive: Path | None = None,
 ) -> Exported:
     """
     Write an export.
@@ -86,6 +95,8 @@ async def export(
         folder: Is made, and must not be there.
         from_ms: The first moment, in milliseconds since 1970.
         to_ms: The moment after the last one.
+        now_ms: Is written into the index.
+        archive: The folder of archived results, if there is one; the log says whether they are the right ones.
 
     Raises:
         AuditError: there is no log yet, or the time is none.
@@ -98,7 +109,7 @@ async def export(
     if not parts:
         raise AuditError("this verifier has no log of that time")
     entries = [each for part in parts for each in _decoded(part) if from_ms <= each.at_ms < to_ms]
-    results, missing = await _results(tx, entries)
+    results, missing = await _results(tx, entries, archive)
     files = {"readme.txt": README.encode()}
     for part in parts:
         files |= _files_of(part)
@@ -148,7 +159,7 @@ async def _parts(tx: Tx, from_ms: int, to_ms: int) -> list[_Part]:
         wanted = nodes_beside(first, last, checkpoint.size)
         nodes = await log_tree.read_nodes(tx, log.number, checkpoint.size, wanted)
         beside = [(level, index, nodes(level, index)) for level, index in wanted]
-        found.append(_Part(log, checkpoint, first, entries, beside))
+        found.append(_Part(log=log, checkpoint=checkpoint, first=first, entries=entries, beside=beside))
     return found
 
 
@@ -182,14 +193,17 @@ def _files_of(part: _Part) -> dict[str, bytes]:
     }
 
 
-async def _results(tx: Tx, entries: Sequence[Entry]) -> tuple[dict[str, str], int]:
+async def _results(tx: Tx, entries: Sequence[Entry], archive: Path | None) -> tuple[dict[str, str], int]:
     """The tokens of the results of *entries* by id, and how many are not there any more."""
     wanted = [entry.text("id") for entry in entries if entry.has_token]
     found: dict[str, str] = {}
     for start in range(0, len(wanted), _IDS):
         ids = wanted[start : start + _IDS]
         marks = ", ".join("?" * len(ids))
-        rows = await tx.all(f"SELECT id, token FROM appraisals WHERE id IN ({marks})", *ids)  # noqa: S608
+        rows = await tx.all(f"SELECT id, token FROM appraisals WHERE id IN ({marks})", *ids)
         found |= {row["id"]: row["token"] for row in rows}
+    old = {each for each in wanted if each not in found}
+    if old and archive is not None:
+        found |= parquet.find(archive, RESULTS, "token", old)
     ordered = {each: found[each] for each in wanted if each in found}
     return ordered, len(set(wanted)) - len(ordered)

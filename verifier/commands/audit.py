@@ -12,6 +12,7 @@ import click
 
 from attester.errors import ConfigError
 from verifier.archive import files
+from verifier.archive.rows import RESULTS
 from verifier.audit.checking import check, open_part
 from verifier.audit.exporting import Exported, export
 from verifier.audit.tables import time_of
@@ -76,9 +77,14 @@ def export_command(folder: Path, from_ms: int, to_ms: int, home: Path) -> None:
     if key is None:
         raise ConfigError(f"{home} has no log-key.pem: a verifier makes it when it first serves")
 
+    archive_folder = Home(home).config().archive.folder
+    archived = home / archive_folder / RESULTS.name if archive_folder else None
+
     async def work(db: Database) -> Exported:
         async with db.read() as tx:
-            return await export(tx, key, folder, from_ms=from_ms, to_ms=to_ms, now_ms=now_ms())
+            return await export(
+                tx, key, folder, from_ms=from_ms, to_ms=to_ms, now_ms=now_ms(), archive=archived
+            )
 
     made = with_database(home, work)
     for name, count in made.counts.items():

@@ -8,13 +8,14 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from verifier.archive import entries
 from verifier.archive.rows import DECISIONS, RECEIPTS
 from verifier.errors import RequestError
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import json_response, parse_json, read_body
 from verifier.service.state import service_of
-from verifier.store import archive_entries, log
+from verifier.store import log
 
 _MAX_BODY: Final = 2048
 _OF_ROUTERS: Final = (DECISIONS.name, RECEIPTS.name)
@@ -59,5 +60,5 @@ async def take(request: web.Request) -> web.Response:
     if service.sequencer.stopped is not None:
         # A router would wait for its proof for ever.
         raise RequestError("the log is not written now", code="log.pending", retry_after=60)
-    is_new = await service.db.write(lambda tx: archive_entries.take(tx, members, now_ms))
+    is_new = await service.db.write(lambda tx: entries.take(tx, members, now_ms))
     return json_response({"entry": body.digest}, status=201 if is_new else 200)

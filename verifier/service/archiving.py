@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from verifier.archive import entries, results
 from verifier.archive.files import KIND, ArchiveEntry
 from verifier.archive.moving import Archive, Step
 from verifier.archive.rows import RESULTS
 from verifier.log.proofs import LogProof
 from verifier.service.state import Service
-from verifier.store import archive_entries, log_proofs, log_tree, old_results
+from verifier.store import log_proofs, log_tree
 from verifier.store.database import Database
 
 _DAY_MS: Final = 24 * 3600 * 1000
@@ -40,10 +41,10 @@ class _Results:
     async def oldest(self, limit: int) -> list[dict[str, Any]]:
         before_ms = self._service.now_ms() - self._service.config.results.keep_days * _DAY_MS
         async with self._service.db.read() as tx:
-            return await old_results.oldest(tx, before_ms, limit)
+            return await results.oldest(tx, before_ms, limit)
 
     async def remove(self, rows: Sequence[dict[str, Any]]) -> None:
-        await self._service.db.write(lambda tx: old_results.remove(tx, rows), of="sweep")
+        await self._service.db.write(lambda tx: results.remove(tx, rows), of="sweep")
 
 
 class OwnLog:
@@ -56,7 +57,7 @@ class OwnLog:
     async def submit(self, entry: ArchiveEntry) -> None:
         """Log a file, if it is not logged."""
         now_ms = self._now_ms()
-        await self._db.write(lambda tx: archive_entries.take(tx, entry.members(), now_ms), of="sweep")
+        await self._db.write(lambda tx: entries.take(tx, entry.members(), now_ms), of="sweep")
 
     async def prove(self, digest: str) -> LogProof | None:
         """The proof of a file's entry."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from aiohttp import web
@@ -22,12 +23,14 @@ _NEVER: Final = {"Cache-Control": "no-store"}
 _MAX_SUBJECT: Final = 512
 _RETRY_AFTER_S: Final = 1
 _LAST_PLACE: Final = (1 << 53) - 1
+_NUMBER: Final = re.compile(r"[2-9]|[1-9][0-9]{1,8}", re.ASCII)
+"""Of a later log.  Each has one address."""
 
 
 def routes() -> list[Route]:
     """The resources of this file."""
     found = []
-    for prefix in ("/log", "/log/{number:[1-9][0-9]{0,8}}"):
+    for prefix in ("/log", "/log/{number}"):
         which = "the first log" if prefix == "/log" else "a later log"
         found += [
             access.get(f"{prefix}/checkpoint", checkpoint, access.LOG, f"The newest checkpoint of {which}."),
@@ -45,9 +48,10 @@ def routes() -> list[Route]:
 
 
 async def _log_of(tx: Tx, request: web.Request) -> Log:
-    found = await log_tree.by_number(tx, int(request.match_info.get("number", "1")))
-    if found is None or (found.number == 1 and "number" in request.match_info):
-        # Each log has one address.
+    number = request.match_info.get("number")
+    is_number = number is None or _NUMBER.fullmatch(number)
+    found = await log_tree.by_number(tx, int(number or "1")) if is_number else None
+    if found is None:
         raise RequestError("there is no such log", code="request.not-found")
     return found
 

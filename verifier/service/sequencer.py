@@ -96,7 +96,7 @@ class Sequencer:
 
     async def _round(self) -> None:
         await self._read_guard()
-        if self._rounds % _LOOK_EVERY_ROUNDS == 0:
+        if self._rounds % _LOOK_EVERY_ROUNDS == 0 or await self._is_begun_anew():
             await self._look()
         await self._look_at_next()
         async with self._db.read() as tx:
@@ -136,12 +136,12 @@ class Sequencer:
         """Whoever signs a log.  Raises `LogDivergedError` if it has ended, or the key here is not its."""
         if current.is_ended:
             raise LogDivergedError(
-                (0, 1),
+                None,
                 f"{current.origin} ended when the database was restored. Begin a new log: touchstone log begin",
             )
         if self._key is None or self._vkey(current.origin) != current.vkey:
             raise LogDivergedError(
-                (0, 1),
+                None,
                 f"the key that signs {current.origin} is not in this home."
                 " Copy log-key.pem from the home where it was made",
             )
@@ -163,7 +163,7 @@ class Sequencer:
             try:
                 self._known = await asyncio.to_thread(read_guard, self._guard)
             except StoreError as error:
-                raise LogDivergedError((0, 1), str(error)) from None
+                raise LogDivergedError(None, str(error)) from None
             self._has_read = True
 
     async def look(self) -> None:
@@ -195,6 +195,12 @@ class Sequencer:
             self._known = found
             await asyncio.to_thread(write_guard, self._guard, found)
 
+    async def _is_begun_anew(self) -> bool:
+        """Whether a log was begun after all that is known."""
+        async with self._db.read() as tx:
+            current = await log_tree.newest(tx)
+        return current is not None and self._known is not None and current.number > self._known.number
+
     async def _look_at_next(self) -> None:
         """Look at one tile and its entries, so that the whole log is read again and again."""
         known = self._known
@@ -216,11 +222,7 @@ class Sequencer:
             return
         self.stopped = str(await self._locate(error))
         _stopped.set(1)
-        _log.error(
-            "the log is signed no more: what is stored is not what was signed. Restore what is missing, or begin a"
-            " new log: touchstone log begin",
-            why=self.stopped,
-        )
+        _log.error("the log is signed no more (docs/running-a-verifier.md)", why=self.stopped)
 
     def _go_on(self) -> None:
         if self.stopped is not None:
@@ -231,7 +233,8 @@ class Sequencer:
     async def _locate(self, error: LogError) -> LogError:
         """Give the error that says most closely where the log differs: all tiles are looked at."""
         known = self._known
-        if known is None or not isinstance(error, LogDivergedError) or error.places[1] - error.places[0] == 1:
+        places = error.places if isinstance(error, LogDivergedError) else None
+        if known is None or places is None or places[1] - places[0] == 1:
             return error
         try:
             async with self._db.scan() as tx:
@@ -240,8 +243,8 @@ class Sequencer:
                 for tile in log_audit.tiles_to_check(size):
                     await log_audit.check_tile(tx, known.number, size, tile)
         except LogDivergedError as found:
-            is_closer = found.places[1] - found.places[0] < error.places[1] - error.places[0]
-            return found if is_closer else error
+            closer = found.places
+            return found if closer is not None and closer[1] - closer[0] < places[1] - places[0] else error
         except StoreError:
             pass
         return error

@@ -70,5 +70,5 @@ async def check_begun(tx: Tx, log: Log) -> None:
     """
     if await log_tree.head(tx, log.number) is None:
         raise LogDivergedError(
-            (0, 1), f"nobody who has its key has begun {log.origin}, or its checkpoints are gone"
+            None, f"nobody who has its key has begun {log.origin}, or its checkpoints are gone"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from attester.errors import ConfigError
+from verifier.errors import LogError
 from verifier.log.checkpoints import SignedCheckpoint, open_checkpoint
 from verifier.log.notes import MAX_NOTE, VerifierKey
 from verifier.store.files import new_file
@@ -40,8 +41,7 @@ class KeptCheckpoints:
         The checkpoint that was kept of a log.
 
         Raises:
-            ConfigError: the file cannot be read.
-            LogError: the file is not a checkpoint that the log's key has signed.
+            ConfigError: the file cannot be read, or is not a checkpoint that the log's key has signed.
         """
         path = self.path(key.name)
         try:
@@ -51,7 +51,12 @@ class KeptCheckpoints:
             return None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-        return open_checkpoint(data, [key])
+        try:
+            return open_checkpoint(data, [key])
+        except LogError as error:
+            raise ConfigError(
+                f"{path} is not a checkpoint of this key: {error}. If the log has a new key, remove the file"
+            ) from None
 
     def keep(self, signed: SignedCheckpoint) -> None:
         """

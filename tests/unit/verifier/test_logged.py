@@ -22,7 +22,7 @@ from verifier.store.scripts import read_scripts
 ROOT = Path(verifier.__file__).parent
 LOGGED = {
     # A restore ends all live results at once.
-    "appraisals": ("result", "revocation", "database"),
+    "appraisals": ("result", "revocation", "database", "archive"),
     "policies": ("policy",),
     "changes": ("policy", "reference", "block", "router", "database"),
     "reference_values": ("reference",),
@@ -81,6 +81,7 @@ CHANGES_NOTHING = {
         "appraisals",
     ): "a result stays as it is under a newer change, which is logged",
     ("appraisals.prune", "appraisals"): "age",
+    ("results.remove", "appraisals"): "age: the file that they are in was logged before",
     ("routers.prune", "routers"): "age: a registration that has ended",
     ("incident_transitions._count", "incidents"): "one more finding of the same; its state stays",
     ("incident_transitions._rest_on", "incident_causes"): "what a finding rests on; its incident is logged",
