@@ -104,7 +104,8 @@ def observe(
     """Ask the checks in many orders, again from the beginning if they do not suffice; how many it took each time."""
     steps = sequence.increments(rates)
     value = {"agrees": steps.agrees, "differs": steps.differs, "censored": 0.0, "unusable": 0.0}
-    moves = np.array([[value[v.kind] for v in each] for each in (honest, cheat)])
+    prompts = min(len(honest), len(cheat))
+    moves = np.array([[value[v.kind] for v in each[:prompts]] for each in (honest, cheat)])
     taken = np.full(ORDERS, float(MOST))
     for order in range(ORDERS):
         score = 0.0
@@ -124,8 +125,8 @@ def cheats(folder: Path) -> None:
           " measured: median (9 of 10) | agree | requests at 2 % |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
     for pair in PAIRS:
-        true = next((p for p in PAIRS if p.honest and p.mintings == pair.mintings), None)
-        if pair.honest or true is None or not _there(pair, folder) or not _there(true, folder):
+        true = next((p for p in PAIRS if p.honest and _is_alike(p, pair) and _there(p, folder)), None)
+        if pair.honest or true is None or not _there(pair, folder):
             continue
         for with_tokens in (False, True):
             honest, cheat = (check(each, folder, with_tokens=with_tokens) for each in (true, pair))
@@ -133,6 +134,11 @@ def cheats(folder: Path) -> None:
                 continue
             for share in (1.0, 0.1):
                 _row(pair, honest, cheat, share, BY[with_tokens], random)
+
+
+def _is_alike(one: Pair, other: Pair) -> bool:
+    """Whether the same reference is held against nodes with the same engine."""
+    return one.mintings == other.mintings and RUNS[one.node].engine == RUNS[other.node].engine
 
 
 def _row(
@@ -201,7 +207,7 @@ def honest(folder: Path) -> None:
         counted = sum(v.kind in ("agrees", "differs") for v in verdicts)
         upper = clopper_pearson(differs, counted)[1]
         for name, rate in (("measured", differs / counted), ("upper limit", upper), ("table", rates.honest)):
-            exact = 1e6 / sequence.checks_to_alarm(rates, BOUNDARY, max(rate, 1e-9))
+            exact = 1e6 / abs(sequence.checks_to_alarm(rates, BOUNDARY, max(rate, 1e-4)))
             print(f"simulated, 10^6 checks at the {name} rate {rate:.5f} (table {rates.honest}):"
                   f" {simulate(rates, rate)} accused; exact bound {exact:.3f} in a million")  # fmt: skip
 
