@@ -27,7 +27,7 @@ from router.choose.candidates import CandidateIndex, Key, Lane
 from router.choose.decision import Decision, decide
 from router.choose.ranking import WIDTH, CandidateFacts, Pool, score
 from router.config import ChecksSection, GatewaySection
-from router.gateway.check_run import NAMES, Offered, make_request, send
+from router.gateway.check_run import Offered, make_request, operation_of, send
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import GatewayError
 from router.gateway.request import NodeRequest
@@ -161,7 +161,7 @@ class Checks:
         traffic = self._traffic.get(workload.model)
         if traffic is None:
             traffic = self._traffic[workload.model] = ModelTraffic()
-        traffic.note(describe(request.document, request.operation.name, request.added))
+        traffic.note(describe(request.document, request.operation.checked_as, request.added))
         if self._source is None or decision.chosen is None:
             return
         lane = decision.chosen.lane
@@ -329,9 +329,12 @@ class Checks:
         """One of the verifier's operations, as often as requests have it."""
         traffic = self._traffic.get(workload.model)
         counts = {} if traffic is None else traffic.operations()
-        return _pick(
-            {name: n for name, n in counts.items() if NAMES[name] in workload.operations}, self._draw
-        )
+        usable = {
+            name: count
+            for name, count in counts.items()
+            if (operation := operation_of(name)) is not None and operation.name in workload.operations
+        }
+        return _pick(usable, self._draw)
 
     def _make(self, offered: Offered, workload: Workload) -> tuple[NodeRequest, Kind] | None:
         """The check's request, if it is like those that come."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from router.model.uniform import CHAT, Added, essential
+from router.model.uniform import Added, essential
 from verifier.answers.shapes import MAX_SHAPES, Profile, Shape
 
 ENOUGH: Final = 50
@@ -29,13 +29,11 @@ _COMMON: Final = frozenset(
     {"model", "stream", "stream_options", "temperature", "top_p", "seed", "logprobs", "top_logprobs"}
 )
 _KNOWN: Final[Mapping[str, frozenset[str]]] = {
-    CHAT: _COMMON | {"messages", "max_tokens", "max_completion_tokens", "tools"},
-    "completions": _COMMON | {"prompt", "max_tokens"},
-    "embeddings": _COMMON | {"input", "encoding_format"},
+    "messages": _COMMON | {"messages", "max_tokens", "max_completion_tokens", "tools"},
+    "prompt": _COMMON | {"prompt", "max_tokens"},
+    "input": _COMMON | {"input", "encoding_format"},
 }
-"""The members that a `Shape` can tell of; a request with others is like no check."""
-_OPERATIONS: Final = {CHAT: "chat.completions", "completions": "completions", "embeddings": "embeddings"}
-"""The verifier's names."""
+"""By the member with the text, those that a `Shape` can tell of; a request with others is like no check."""
 _ROLES: Final = frozenset({"user", "assistant", "tool"})
 _SYSTEM: Final = frozenset({"system", "developer"})
 
@@ -57,22 +55,24 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Of vectors."""
 
 
-def describe(document: Mapping[str, Any], operation: str, added: Added) -> tuple[Shape, Kind] | None:
+def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tuple[Shape, Kind] | None:
     """
     The form of a request; `None` if it has what no check has.
 
     Args:
         document: As it came, or in the one form (`router.model.uniform`).
-        operation: The router's name of it.
+        checked_as: The verifier's name of the operation; empty if it is none that nodes are asked about.
         added: What was added to it.
     """
-    name, known = _OPERATIONS.get(operation), _KNOWN.get(operation)
-    if name is None or known is None:
+    if not checked_as:
         return None
     document = essential(document)
-    if not document.keys() <= known:
+    held_by = next((name for name in _KNOWN if name in document), None)
+    if held_by is None or not document.keys() <= _KNOWN[held_by]:
         return None
-    texts = _texts_of(document, operation)
+    texts = (
+        _messages_of(document["messages"]) if held_by == "messages" else _texts_of(document[held_by], held_by)
+    )
     limit = "max_completion_tokens" if "max_completion_tokens" in document else "max_tokens"
     most = document.get(limit)
     encoding = document.get("encoding_format", "")
@@ -88,7 +88,7 @@ def describe(document: Mapping[str, Any], operation: str, added: Added) -> tuple
     streamed = document.get("stream") is True
     shape = Shape(
         count=1,
-        operation=name,  # type: ignore[arg-type]  # one of its three names, by the table
+        operation=checked_as,  # type: ignore[arg-type]  # by the table of operations
         streamed=streamed,
         temperature=temperature,
         top_p=top_p,
@@ -102,7 +102,7 @@ def describe(document: Mapping[str, Any], operation: str, added: Added) -> tuple
         seed=has_seed,
     )
     return shape, Kind(
-        operation=name,
+        operation=checked_as,
         streamed=streamed,
         temperature=temperature,
         top_p=top_p,
@@ -130,14 +130,11 @@ def _power_of_two(characters: int) -> tuple[int, int]:
     return high >> 1, high
 
 
-def _texts_of(document: Mapping[str, Any], operation: str) -> tuple[int, int, bool, int] | None:
+def _texts_of(text: Any, held_by: str) -> tuple[int, int, bool, int] | None:
     """Characters, messages without system, whether there is a system prompt, inputs; `None` if not all is text."""
-    if operation == CHAT:
-        return _messages_of(document.get("messages"))
-    text = document.get("prompt" if operation == "completions" else "input")
     if isinstance(text, str):
-        return len(text), 0, False, 1 if operation == "embeddings" else 0
-    if operation == "embeddings" and isinstance(text, list) and text and set(map(type, text)) == {str}:
+        return len(text), 0, False, 1 if held_by == "input" else 0
+    if held_by == "input" and isinstance(text, list) and text and set(map(type, text)) == {str}:
         return sum(map(len, text)), 0, False, len(text)
     return None
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given as drawn
-from hypothesis import strategies as st
 
 from router.model.given import Timing, of_events, of_whole
 from router.model.usage import Usage

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from router.model.arrivals import LONGEST_S, Arrivals
 from router.model.traffic import ENOUGH, Kind, ModelTraffic, describe, profile_of
-from router.model.uniform import CHAT, NOTHING, OPERATIONS, Added
+from router.model.uniform import NOTHING, Added
 from tests.unit.router.test_uniform import NAMES, values
 from verifier.answers.shapes import MAX_SHAPES, Shape, decode_profile, encode_profile
 
+CHAT, TEXTS, VECTORS = OPERATIONS = ("chat.completions", "completions", "embeddings")
 USER = {"role": "user", "content": "hello there"}
 
 
@@ -105,7 +106,7 @@ def test_what_no_check_has_has_no_shape(document: dict[str, Any]) -> None:
 
 
 def test_other_operations_have_no_shape() -> None:
-    assert describe(chat(), "messages", NOTHING) is None
+    assert describe(chat(), "", NOTHING) is None
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), values), st.sampled_from(OPERATIONS))
