@@ -25,6 +25,8 @@ _SLACK: Final = 2.0
 """Standard deviations by which a kind of request may be commoner among checks, by chance."""
 _MAX_TOKENS: Final = 1 << 20
 _MAX_COUNT: Final = 1000
+_MAX_OTHERS: Final = 16
+_MAX_NAME: Final = 64
 _COMMON: Final = frozenset(
     {"model", "stream", "stream_options", "temperature", "top_p", "seed", "logprobs", "top_logprobs"}
 )
@@ -53,11 +55,13 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Whether there is one, whoever has given it."""
     encoding: str
     """Of vectors."""
+    others: tuple[str, ...]
+    """Members that no `Shape` tells of: only a check from an operator's own file has them."""
 
 
-def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tuple[Shape, Kind] | None:
+def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tuple[Shape | None, Kind] | None:
     """
-    The form of a request; `None` if it has what no check has.
+    The form of a request, as far as a `Shape` can tell of it, and its kind; `None` if it has what no check has.
 
     Args:
         document: As it came, or in the one form (`router.model.uniform`).
@@ -68,7 +72,10 @@ def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tupl
         return None
     document = essential(document)
     held_by = next((name for name in _KNOWN if name in document), None)
-    if held_by is None or not document.keys() <= _KNOWN[held_by]:
+    if held_by is None:
+        return None
+    others = tuple(sorted(document.keys() - _KNOWN[held_by]))
+    if len(others) > _MAX_OTHERS or any(len(name) > _MAX_NAME for name in others):
         return None
     texts = (
         _messages_of(document["messages"]) if held_by == "messages" else _texts_of(document[held_by], held_by)
@@ -101,7 +108,7 @@ def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tupl
         characters=_power_of_two(characters),
         seed=has_seed,
     )
-    return shape, Kind(
+    return None if others else shape, Kind(
         operation=checked_as,
         streamed=streamed,
         temperature=temperature,
@@ -111,6 +118,7 @@ def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tupl
         has_tools=bool(shape.tools),
         has_seed="seed" in document,
         encoding=encoding,
+        others=others,
     )
 
 
@@ -169,14 +177,14 @@ class ModelTraffic:
         self.requests = 0
         """Of late, those without a form included."""
         self.undescribed = 0
-        """Those that are like no check."""
+        """Those that no shape tells of."""
 
-    def note(self, found: tuple[Shape, Kind] | None) -> None:
+    def note(self, found: tuple[Shape | None, Kind] | None) -> None:
         """Count a request."""
         self.requests += 1
-        if found is None:
+        if found is None or found[0] is None:
             self.undescribed += 1
-        else:
+        if found is not None:
             self._count(*found)
         if self.requests >= _MOST:
             self.requests //= 2
@@ -184,15 +192,17 @@ class ModelTraffic:
             for counts in (self._shapes, self._kinds, self._checks):
                 _halve(counts)
 
-    def _count(self, shape: Shape, kind: Kind) -> None:
+    def _count(self, shape: Shape | None, kind: Kind) -> None:
+        if kind in self._kinds or len(self._kinds) < MAX_SHAPES:
+            self._kinds[kind] += 1
+        if shape is None:
+            return
         shapes = self._shapes
         if shape not in shapes and len(shapes) >= MAX_SHAPES:
             # The rarest makes room and leaves its count: of what is common none is lost (Metwally, "Space-Saving", 2005).
             rarest = min(shapes, key=shapes.__getitem__)
             shapes[shape] = shapes.pop(rarest)
         shapes[shape] += 1
-        if kind in self._kinds or len(self._kinds) < MAX_SHAPES:
-            self._kinds[kind] += 1
 
     def forget_kinds(self) -> None:
         """Begin to count anew what nodes see: requests have another form from now on."""

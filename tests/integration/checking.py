@@ -39,7 +39,10 @@ def sections(folder: Path, **checks: Any) -> dict[str, Any]:
 class Recorded:
     """A request as a node has seen it."""
 
-    def __init__(self, at: float, path: str, head: list[tuple[bytes, bytes]], body: bytes, peer: Any) -> None:
+    def __init__(
+        self, node: str, at: float, path: str, head: list[tuple[bytes, bytes]], body: bytes, peer: Any
+    ) -> None:
+        self.node = node
         self.at = at
         self.path = path
         self.head = head
@@ -63,7 +66,7 @@ def record(node: EngineNode) -> list[Recorded]:
     async def recording(request: web.Request, behaviour: Any) -> web.StreamResponse:
         body = await request.read()
         peer = None if request.transport is None else request.transport.get_extra_info("peername")
-        found = Recorded(time.monotonic(), request.path, list(request.raw_headers), body, peer)
+        found = Recorded(node.name, time.monotonic(), request.path, list(request.raw_headers), body, peer)
         found.open = engine.open - 1
         seen.append(found)
         return await answer(request, behaviour)

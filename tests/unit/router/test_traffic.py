@@ -22,7 +22,9 @@ USER = {"role": "user", "content": "hello there"}
 def seen(document: dict[str, Any], operation: str = CHAT, added: Added = NOTHING) -> tuple[Shape, Kind]:
     found = describe(document, operation, added)
     assert found is not None
-    return found
+    shape, kind = found
+    assert shape is not None
+    return shape, kind
 
 
 def chat(**more: Any) -> dict[str, Any]:
@@ -82,10 +84,6 @@ def test_what_nodes_do_not_see_makes_no_other_shape(dropped: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     "document",
     [
-        chat(stop=["x"]),
-        chat(response_format={"type": "json_object"}),
-        chat(n=2),
-        chat(presence_penalty=0.5),
         chat(max_tokens=0),
         chat(max_tokens="many"),
         chat(temperature="hot"),
@@ -103,6 +101,24 @@ def test_what_nodes_do_not_see_makes_no_other_shape(dropped: dict[str, Any]) -> 
 )
 def test_what_no_check_has_has_no_shape(document: dict[str, Any]) -> None:
     assert describe(document, CHAT, NOTHING) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "others"),
+    [
+        ({"stop": ["x"]}, ("stop",)),
+        ({"response_format": {"type": "json_object"}, "n": 2}, ("n", "response_format")),
+        ({"presence_penalty": 0.5}, ("presence_penalty",)),
+    ],
+)
+def test_what_a_shape_cannot_tell_of_is_a_kind_of_its_own(
+    more: dict[str, Any], others: tuple[str, ...]
+) -> None:
+    found = describe(chat(**more), CHAT, NOTHING)
+    assert found is not None
+    assert (found[0], found[1].others) == (None, others)
+    assert describe(chat(**{f"x{number}": 1 for number in range(17)}), CHAT, NOTHING) is None
+    assert describe(chat(**{"x" * 65: 1}), CHAT, NOTHING) is None
 
 
 def test_other_operations_have_no_shape() -> None:
