@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from router.gateway import request
+from router.gateway.openai import GATEWAY
 from router.model.arrivals import Arrivals
 from router.model.uniform import NOTHING
+from tests.adversary.virtual_time import LoopClock, run
 from tests.integration.checking import Minter, Recorded, checks_of, record, sections, settle
 from tests.integration.gateway import CHATS, Fleet, opened
 from tests.unit.router.support import MODEL
@@ -119,12 +121,14 @@ class Population:
 
 async def seen_by_nodes(folder: Path, seed: int) -> tuple[list[Recorded], np.ndarray]:
     """What three nodes that agree have seen, in the order of time, and which of it were checks."""
-    async with opened(folder) as fleet:
+    async with opened(folder, LoopClock(asyncio.get_running_loop())) as fleet:
         people = Population(fleet, seed)
         nodes = [await fleet.engine(name) for name in NODES]
         fleet.verifier.offers = people.minter()
         await fleet.start(sections=sections(folder), timeout_s=60, attempt_timeout_s=60, stall_s=60)
         fleet.establish(*NODES)
+        lots = random.Random(seed)
+        fleet.app[GATEWAY].dispatcher.seed = lambda: lots.getrandbits(63)
         recorded = [record(node) for node in nodes]
         await people.talk()
         seen = [each for own in recorded for each in own]
@@ -250,8 +254,8 @@ def best_guess(seen: Sequence[Recorded], checks: np.ndarray) -> tuple[float, flo
     return max(found), by_chance(checks[~learnt])
 
 
-async def test_a_node_cannot_tell_a_check_from_a_request(tmp_path: Path) -> None:
-    seen, checks = await seen_by_nodes(tmp_path, 1)
+def test_a_node_cannot_tell_a_check_from_a_request(tmp_path: Path) -> None:
+    seen, checks = run(seen_by_nodes(tmp_path, 1))
     assert 60 < checks.sum() < len(checks) - 60
     found, bound = best_guess(seen, checks)
     assert found < bound, f"{found:.3f}, and chance gives {bound:.3f}"
@@ -280,14 +284,14 @@ def _as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each check follows its request at once."""
-    monkeypatch.setattr(Arrivals, "span_s", lambda _self: 0.0)
+    monkeypatch.setattr(Arrivals, "draw_delay_s", lambda _self, _draw: 0.0)
 
 
 @pytest.mark.parametrize("switch_off", [_without_seeds, _as_they_come, _at_once])
-async def test_without_one_defence_it_can(
+def test_without_one_defence_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch_off: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     switch_off(monkeypatch)
-    seen, checks = await seen_by_nodes(tmp_path, 2)
+    seen, checks = run(seen_by_nodes(tmp_path, 2))
     found, bound = best_guess(seen, checks)
     assert found > bound, f"{found:.3f}, and chance gives {bound:.3f}"

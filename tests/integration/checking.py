@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def record(node: EngineNode) -> list[Recorded]:
     async def recording(request: web.Request, behaviour: Any) -> web.StreamResponse:
         body = await request.read()
         peer = None if request.transport is None else request.transport.get_extra_info("peername")
-        found = Recorded(node.name, time.monotonic(), request.path, list(request.raw_headers), body, peer)
+        found = Recorded(node.name, asyncio.get_running_loop().time(), request.path, list(request.raw_headers), body, peer)
         found.open = engine.open - 1
         seen.append(found)
         return await answer(request, behaviour)

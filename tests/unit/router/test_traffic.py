@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -201,27 +202,33 @@ def test_no_kind_is_commoner_among_checks() -> None:
     assert 0.02 < sent[rare[1]] / 400 < 0.09
 
 
-def test_a_check_comes_within_many_usual_gaps() -> None:
-    arrivals = Arrivals()
+def test_a_check_comes_after_up_to_48_gaps() -> None:
+    arrivals, lots = Arrivals(), random.Random(1)
     for number in range(31):
         arrivals.note(number * 2.0)
-    assert arrivals.span_s() is None
+    assert arrivals.draw_delay_s(lots.random) is None
     arrivals.note(62.0)
-    assert arrivals.span_s() == 96.0
+    found = sorted(arrivals.draw_delay_s(lots.random) or 0.0 for _ in range(2000))
+    assert 0 <= found[0] < 2
+    assert found[1000] == pytest.approx(48, abs=3)
+    assert 94 < found[-1] <= 96
 
 
-def test_a_pause_between_bursts_is_no_usual_gap() -> None:
-    arrivals = Arrivals()
-    for number in range(40):
-        arrivals.note(number * 0.1 + (1000 if number > 30 else 0))
-    assert arrivals.span_s() == pytest.approx(4.8)
+def test_in_bursts_a_check_comes_as_bursts_do() -> None:
+    """Four in five gaps are within a burst, so some checks are too; others come in a later one."""
+    arrivals, lots, now = Arrivals(), random.Random(1), 0.0
+    for number in range(32):
+        now += 60.0 if number % 16 == 0 else 0.01
+        arrivals.note(now)
+    found = [arrivals.draw_delay_s(lots.random) or 0.0 for _ in range(1000)]
+    assert 100 < sum(delay < 1 for delay in found) < 900
 
 
 def test_nobody_waits_for_ever() -> None:
     arrivals = Arrivals()
     for number in range(40):
         arrivals.note(number * 1e6)
-    assert arrivals.span_s() == LONGEST_S
+    assert arrivals.draw_delay_s(lambda: 0.9) == LONGEST_S
 
 
 def test_the_profile_is_what_minting_reads() -> None:
