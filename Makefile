@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.run  ## run seven nodes, a verifier and a router on real weights (DEMO="--keep" leaves them running)
+demo: $(VENV)/.run  ## run eight nodes, a verifier and a router on real weights (DEMO="--keep" leaves them running)
 	$(VENV)/bin/python -m fixtures.demo $(DEMO)
 
 test: $(VENV)/.dev  ## the whole suite

@@ -28,7 +28,7 @@ _NOTHING: Final = Rates(0.5, 0.5)
 
 
 class Pair(NamedTuple):
-    """Mintings of a reference, the first one judged by, and the node that answers."""
+    """Mintings of a reference, the first one judged by, and the node that answers: names of `RUNS`."""
 
     mintings: tuple[str, ...]
     node: str
@@ -36,19 +36,17 @@ class Pair(NamedTuple):
 
 
 PAIRS: Final = (
-    *(Pair(("bf16", "bf16-8"), f"bf16-{how}", True) for how in ("4", "8", "cached")),
-    *(Pair(("bf16", "bf16-8"), f"{file}-4", True) for file in ("f16", "f32")),
-    *(
-        Pair(("bf16", "bf16-8"), f"{file}-4", False)
-        for file in ("q8_0", "q4_0", "published", "noise", "pruned")
-    ),
+    *(Pair(("bf16",), f"bf16-{how}", True) for how in ("4", "8", "cached")),
+    *(Pair(("bf16",), f"{file}-4", True) for file in ("f16", "f32")),
+    *(Pair(("bf16",), f"{file}-4", False) for file in ("q8_0", "q4_0", "published", "noise", "pruned")),
     Pair(("q8_0",), "q8_0-4", True),
     *(Pair(("q8_0",), f"{file}-4", False) for file in ("q4_0", "published", "pruned")),
     Pair(("q4_0",), "q4_0-4", True),
     Pair(("q4_0",), "pruned-4", False),
-    Pair(("bf16-warm", "bf16-warm-8"), "bf16-warm-4", True),
-    *(Pair(("bf16-warm", "bf16-warm-8"), f"{file}-warm-4", False) for file in ("q8_0", "q4_0", "pruned")),
-    *(Pair(("bf16", "bf16-8"), f"vllm-bf16{how}", True) for how in ("", "-4")),
+    Pair(("bf16-warm",), "bf16-warm-4", True),
+    Pair(("bf16-warm",), "bf16-warm-8", True),
+    *(Pair(("bf16-warm",), f"{file}-warm-4", False) for file in ("q8_0", "q4_0", "pruned")),
+    *(Pair(("bf16",), f"vllm-bf16{how}", True) for how in ("", "-4")),
     Pair(("vllm-bf16",), "vllm-bf16-4", True),
     *(Pair(("vllm-bf16",), f"{file}-4", file in ("bf16", "f32")) for file in ("bf16", "f32", "q8_0", "q4_0")),
     Pair(("vllm-warm",), "vllm-warm-4", True),
@@ -107,7 +105,7 @@ def judge_all(pair: Pair, folder: Path, delta: float, limit: float | None) -> li
             answer_files.to_given(answers[-1], "", with_tokens=limit is not None),
             table,
         )
-        for answers in zip(*runs, strict=True)
+        for answers in zip(*runs, strict=False)
     ]
 
 
@@ -132,15 +130,33 @@ def count(pair: Pair, folder: Path, limit: float) -> dict[str, Any]:
         parted = [v for v in verdicts if v.kind != "agrees"]
         found["parted"] = share(len(parted), len(verdicts))
     if not seeded:
-        margins = [v.margin for v in judge_all(pair, folder, 0.0, None) if v.margin is not None]
-        found["largest margin"] = round(max(margins, default=0.0), 4)
-    distances = sorted(v.distance for v in judge_all(pair, folder, 1e9, -1.0) if v.distance is not None)
+        found["least delta"] = _least_delta(pair, folder)
+    distances = _distances(pair, folder)
     found["distance"] = {
         name: round(distances[min(int(len(distances) * at), len(distances) - 1)], 5)
         for name, at in (("least", 0.0), ("median", 0.5), ("p99", 0.99), ("largest", 1.0))
     }
     found["distance above limit"] = share(sum(d > limit for d in distances), len(distances))
     return found
+
+
+def _least_delta(pair: Pair, folder: Path) -> float | None:
+    """The least δ, in steps of 0.02 nat, at which no answer differs; `None` above 1."""
+    for step in range(1, 51):
+        delta = step / 50
+        if not any(v.kind == "differs" for v in judge_all(pair, folder, delta, None)):
+            return delta
+    return None
+
+
+def _distances(pair: Pair, folder: Path) -> list[float]:
+    """The mean distance of the distributions of each answer, the least first."""
+    runs = [answer_files.read(folder / f"{name}.jsonl") for name in (pair.mintings[0], pair.node)]
+    means = [
+        judging.mean_distance(answer_files.tokens_of(one), answer_files.tokens_of(other), None)
+        for one, other in zip(*runs, strict=False)
+    ]
+    return sorted(mean[0] for mean in means if mean is not None)
 
 
 def main() -> None:
@@ -171,7 +187,7 @@ def _line(row: dict[str, Any]) -> str:
     spread = row["distance"]
     return (
         f"{row['mintings'][0]:10} {row['run']:14} {'honest' if row['honest'] else 'cheats':6} "
-        f"parted {row['parted']['hits']}/{row['parted']['of']}  {shares}  margin ≤ {row.get('largest margin')}  "
+        f"parted {row['parted']['hits']}/{row['parted']['of']}  {shares}  least δ {row.get('least delta')}  "
         f"distance {spread['median']} ({spread['least']}…{spread['largest']})"
     )
 

@@ -78,6 +78,8 @@ class Run:
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    last: Attempt | None = None
+    """The last attempt, also if the client left while it was made."""
     unsettled: Attempt | None = None
     """A completed attempt that is settled once the answer is on its way, so that no client waits for it."""
     prompt: Count | None = None
@@ -200,7 +202,7 @@ class Dispatcher:
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
             if left_s <= 0 or len(sent) >= self._exchanges.config.attempts:
                 break
-            if (verdict := self._closed_since(candidate.node, run.record.decision)) is not None:
+            if (verdict := _closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
@@ -211,16 +213,6 @@ class Dispatcher:
         end = decide_next(run.attempts, is_exhausted=True)
         assert not isinstance(end, Continue)
         return end
-
-    def _closed_since(self, node: str, decision: Decision) -> GateVerdict | None:
-        """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
-        verdict = self.fleet.verdict(node, decision.workload)
-        if verdict is not None and verdict.code not in decision.opened:
-            return verdict
-        if decision.required is None:
-            return None
-        view = self.fleet.view(node)
-        return self.fleet.narrowings.verdict(view, decision.workload, decision.required)
 
     async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
@@ -257,6 +249,7 @@ class Dispatcher:
             attempt = structs.replace(attempt or exchange.abandoned(), revision=revision, view=view)
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)
+            run.last = attempt
             _by_outcome[attempt.outcome].inc()
             run.record.attempts.append(_record_of(attempt))
             if attempt.outcome is not Outcome.COMPLETED:
@@ -393,6 +386,16 @@ def _end_work(dispatcher: Dispatcher, run: Run, attempt: Attempt, execution: Exe
         execution = replace(execution, is_unrated=True)
     workload = run.request.workload
     dispatcher.fleet.end_work(attempt.node, workload, execution, attempt.number, is_check=run.is_check)
+
+
+def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
+    """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
+    verdict = fleet.verdict(node, decision.workload)
+    if verdict is not None and verdict.code not in decision.opened:
+        return verdict
+    if decision.required is None:
+        return None
+    return fleet.narrowings.verdict(fleet.view(node), decision.workload, decision.required)
 
 
 def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:

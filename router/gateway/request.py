@@ -181,14 +181,11 @@ def read_request(
         document.pop("stream", None)
     model = _check_values(document)
     wanted = take_requirements(document)
-    if is_streamed is not None and not isinstance(is_streamed, bool):
-        raise _invalid("stream must be true or false")
-    if is_streamed and operation.read_stream is None:
-        raise _invalid(f"{operation.name} cannot be streamed")
+    _check_streamed(is_streamed, operation)
     found = _route(table, model, workload, key)
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
-    _prepare(document, operation)
+    _prepare(operation, document)
     added = NOTHING
     if operation.checked_as and is_asked(found):
         document, added = _write_uniform(document, operation, found)
@@ -201,32 +198,31 @@ def read_request(
         operator=key.operator,
         caller=key.name,
         added=added,
-        required=None if wanted is required is None else require(found, wanted, required),
+        required=require(found, wanted, required),
     )
     _check_answers(request)
     return request
 
 
-def _check_answers(request: NodeRequest) -> None:
-    if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
-        raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
+def _check_streamed(is_streamed: object, operation: Operation) -> None:
+    if is_streamed is not None and not isinstance(is_streamed, bool):
+        raise _invalid("stream must be true or false")
+    if is_streamed and operation.read_stream is None:
+        raise _invalid(f"{operation.name} cannot be streamed")
 
 
-def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
-    try:
-        return table.route(model, named, key.workloads)
-    except WorkloadError as error:
-        status = 404 if error.code == "model_not_found" else 400
-        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
-
-
-def _prepare(document: dict[str, Any], operation: Operation) -> None:
+def _prepare(operation: Operation, document: dict[str, Any]) -> None:
     if operation.prepare is None:
         return
     try:
         operation.prepare(document)
     except RequestFormError as error:
         raise GatewayError(400, "invalid_request_error", str(error), code=error.code) from None
+
+
+def _check_answers(request: NodeRequest) -> None:
+    if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
+        raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
 
 
 def _write_uniform(
@@ -245,6 +241,15 @@ def _write_uniform(
 def _draw_seed() -> int:
     # Large bodies are read in threads.
     return secrets.randbelow(MAX_SEED)
+
+
+def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
+    """The workload of a request.  Raises `GatewayError`."""
+    try:
+        return table.route(model, named, key.workloads)
+    except WorkloadError as error:
+        status = 404 if error.code == "model_not_found" else 400
+        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

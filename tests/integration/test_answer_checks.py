@@ -307,15 +307,6 @@ async def test_a_malformed_answer_leaves_the_check_open(verifier, change: dict[s
     assert await states(verifier) == [("open", None)]
 
 
-async def test_only_a_router_takes_and_brings(verifier) -> None:
-    for role in (Role.OPERATOR, Role.AUDITOR, Role.RELYING_PARTY, Role.REVIEWER):
-        more = {"operator": "acme"} if role == Role.OPERATOR else {}
-        headers = await verifier.key(f"a-{role}", role, **more)
-        for path in ("/api/v1/answer-checks", "/api/v1/answer-checks/x"):
-            async with verifier.stranger.post(verifier.url + path, data=b"{}", headers=headers) as response:
-                assert response.status == 403
-
-
 async def test_a_drawn_answer_is_only_for_engines_of_its_family(verifier) -> None:
     """What is drawn follows from how an engine draws; a greedy answer is held against every engine."""
     await fill(verifier, chat("Drawn?", seed=7, engine=ENGINE), chat("Greedy?", engine=ENGINE))

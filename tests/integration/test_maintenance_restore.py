@@ -13,6 +13,7 @@ import pytest
 
 from attester.errors import VerifierError
 from attester.proof import Request
+from fixtures.minted_answers import chat, put
 from fixtures.published import publish
 from fixtures.simulator import MODEL, SimulatedNode
 from tests.conftest import FakeClock, RunningVerifier
@@ -107,6 +108,38 @@ async def test_a_used_challenge_is_never_posed_again(
         await publish(running.service.db, running.service.pool_key, model_folder, clock.ms)
     minted = await rows(place_of(home), "SELECT model, kind, idx FROM pool WHERE session_id IS NULL")
     assert not {tuple(row.values()) for row in minted} & (used | asked)
+
+
+@pytest.mark.parametrize("all_marks", [True, False])
+async def test_a_minted_answer_is_never_asked_again(
+    home: Home, clock: FakeClock, model_folder: Path, tmp_path: Path, *, all_marks: bool
+) -> None:
+    """Those taken after the backup are not free; without the marks of every replica none is; open checks have ended."""
+    file = tmp_path / "b.db"
+    async with serving(home, clock, model_folder) as running:
+        (node,) = await attested(running)
+        (row,) = await rows(place_of(home), "SELECT digest FROM reference_values WHERE state = 'active'")
+        answers = [chat(f"Question {number}?") for number in range(300)]
+        await put(running.service.db, running.service.pool_key, MODEL, row["digest"], answers)
+        before = await ask(running, node)
+        await back_up(home, file)
+        after = await ask(running, node)
+    assert after["checks"][0]["body"] != before["checks"][0]["body"]
+    await restored(home, file, "--all-marks" if all_marks else "--discard-challenges")
+    free = await rows(place_of(home), "SELECT idx FROM minted_answers WHERE check_id IS NULL ORDER BY idx")
+    # A mark is raised in blocks, so some above it were never asked.
+    assert (len(free) > 0) == all_marks
+    assert all(each["idx"] >= 2 for each in free)
+    (check,) = await rows(place_of(home), "SELECT state FROM answer_checks")
+    assert check["state"] == "failed"
+
+
+async def ask(running: RunningVerifier, node: SimulatedNode) -> Any:
+    """A check of the node, as a router takes it."""
+    body = {"model": MODEL, "node": node.id}
+    async with running.http.post(f"{running.url}/api/v1/answer-checks", json=body) as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
 
 
 async def test_challenges_that_were_minted_after_the_backup_do_not_come_twice(

@@ -33,14 +33,14 @@ TRUE = checks.given(None, vectors=checks.vectors(1e-7), family=ENGINE)
 async def take(
     verifier: Any, node: SimulatedNode, theirs: Given, ours: Minted = MINTED, times: int = 1, **changed: Any
 ) -> None:
-    boundaries = changed.pop("boundaries", AnswerBoundaries())
+    boundaries, fastest = changed.pop("boundaries", AnswerBoundaries()), changed.pop("fastest", None)
     for _ in range(times):
         verifier.clock.forward(60)
         async with transaction(verifier.service.db) as tx:
             stored = await nodes.by_id(tx, node.id)
             assert stored is not None
             judged = checks.judged(stored, MODEL, ours, theirs, **changed)
-            await suspicions.take_verdict(tx, judged, verifier.clock.ms, boundaries)
+            await suspicions.take_verdict(tx, judged, verifier.clock.ms, boundaries, fastest)
 
 
 async def suspected(verifier: Any) -> list[str]:
@@ -117,7 +117,7 @@ async def test_answers_of_exchanges_that_failed_move_nothing(verifier) -> None:
 async def test_agreeing_answers_end_a_suspicion(verifier) -> None:
     """The score has come down to 0; routers are told."""
     node = await verifier.enrol()
-    await take(verifier, node, WRONG, times=5)
+    await take(verifier, node, WRONG, times=8)
     assert await suspected(verifier) == [node.id]
     boundaries = AnswerBoundaries(incident_per_million=None)
     async with transaction(verifier.service.db) as tx:
@@ -360,3 +360,19 @@ async def test_a_page_of_suspicions_ends_at_a_whole_node(verifier) -> None:
             rows, after = await suspicions.page(tx, after, 3)
             seen += [row["node_id"] for row in rows]
     assert seen == [each for each in found for _ in range(2)]
+
+
+async def test_answers_that_are_too_fast_again_and_again_are_for_a_person(verifier) -> None:
+    """Once is nothing; and no lane follows, for the words are right."""
+    node = await verifier.enrol()
+    words = tuple(f" w{number}" for number in range(20))
+    ours = checks.minted(words)
+    fast = checks.given(ours.text, seconds=0.1)
+    for times, listed_nodes in ((4, []), (1, [node.id])):
+        await take(verifier, node, fast, ours, times=times, fastest=100.0)
+        async with verifier.service.db.read() as tx:
+            assert [row["node_id"] for row in await suspicions.review(tx)] == listed_nodes
+    async with verifier.service.db.read() as tx:
+        found = await answer_differences.of_node(tx, node.id)
+    assert {each["code"] for each in found} == {"answers.speed.impossible"}
+    assert (await suspected(verifier), await kinds(verifier)) == ([], [])

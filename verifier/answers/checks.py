@@ -28,6 +28,11 @@ MAX_GIVEN: Final = MAX_SEALED
 """Bytes of a given answer as JSON."""
 
 Operation: TypeAlias = Literal["chat.completions", "completions", "embeddings"]
+"""An operation whose answers are checked: its path below ``/v1/``, with dots."""
+CHAT: Final = "chat.completions"
+COMPLETIONS: Final = "completions"
+EMBEDDINGS: Final = "embeddings"
+OPERATIONS: Final[tuple[Operation, ...]] = (CHAT, COMPLETIONS, EMBEDDINGS)
 Kind: TypeAlias = Literal["agrees", "differs", "censored", "unusable"]
 _Name = Annotated[str, Meta(max_length=128)]
 _Piece = Annotated[str, Meta(max_length=512)]

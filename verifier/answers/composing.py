@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from verifier.answers import prompts
-from verifier.answers.checks import Operation
+from verifier.answers.checks import COMPLETIONS, EMBEDDINGS, Operation
 from verifier.answers.draws import Draws
 from verifier.answers.material import Material
 from verifier.answers.shapes import DEFAULTS, Shape
@@ -86,12 +86,12 @@ def compose(
 def _of_shape(draws: Draws, shape: Shape, material: Material, number: int) -> Composed:
     low, high = shape.characters
     length = low + draws.below(high - low)
-    if shape.operation == "embeddings":
+    if shape.operation == EMBEDDINGS:
         count = max(min(shape.inputs, 64), 1)
         texts = _texts(draws, material, count, length // count, number)
         body: dict[str, Any] = {"input": texts[0] if count == 1 else texts}
         return Composed(operation=shape.operation, body=body, streamed=False)
-    if shape.operation == "completions":
+    if shape.operation == COMPLETIONS:
         body = {"prompt": _texts(draws, material, 1, length, number)[0]}
         return Composed(
             operation=shape.operation, body=_with_parameters(body, shape, draws), streamed=shape.streamed

@@ -110,10 +110,10 @@ def _may_part(token: Token, rest: str, delta: float) -> bool:
 
     Text hides where tokens part: `th` and `e` read like `the`.  So every position up to the difference is asked.
     """
+    if len(token.top) < 2 or not _is_whole(token):
+        return True
     if token.margin > delta:
         return False
-    if len(token.top) < 2:
-        return True
     best = token.top[0][1]
     near = [text for text, logprob in token.top if best - logprob <= delta]
     if token.text in near:
@@ -123,6 +123,15 @@ def _may_part(token: Token, rest: str, delta: float) -> bool:
     fits = any(rest.startswith(text) or (not rest and _is_special(text)) for text in near)
     unseen = all(best - logprob <= delta for _, logprob in token.top)
     return fits or unseen or _cut(rest, near)
+
+
+def _is_whole(token: Token) -> bool:
+    """
+    Whether the margin is that of the whole token, and of the first choice.
+
+    llama.cpp joins tokens that split a character, and gives the choices of the last one alone.
+    """
+    return token.top[0][0] == token.text
 
 
 def _cut(rest: str, near: Sequence[str]) -> bool:
@@ -239,23 +248,34 @@ def _judge_distribution(minted: Minted, given: Given, table: Table, matched: int
     """
     if table.distribution_limit is None or not minted.tokens or not given.tokens:
         return None
+    found = mean_distance(minted.tokens, given.tokens, matched)
+    if found is None or found[0] <= table.distribution_limit:
+        return None
+    mean, positions = found
+    detail = f"the distance of the distributions is {mean:.4f} over {positions} positions"
+    return Verdict(kind="differs", at=0, distance=mean, matched=positions, code=DISTRIBUTION, detail=detail)
+
+
+def mean_distance(
+    ours: Sequence[Token], theirs: Sequence[Token], matched: int | None
+) -> tuple[float, int] | None:
+    """
+    Give the mean distance of the distributions, and over how many positions; `None` if these are too few.
+
+    It goes as far as the tokens are the same, and *matched* positions at most, and one more: what came before is the same.
+    """
     found = []
-    for index, (ours, theirs) in enumerate(zip(minted.tokens, given.tokens, strict=False)):
-        # Where the texts part, what came before is still the same.
+    for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
         if matched is not None and index > matched:
             break
-        distance = distribution_distance(ours, theirs)
+        distance = distribution_distance(mine, other)
         if distance is not None:
             found.append(distance)
-        if ours.text != theirs.text:
+        if mine.text != other.text:
             break
     if len(found) < LEAST_POSITIONS:
         return None
-    mean = math.fsum(found) / len(found)
-    if mean <= table.distribution_limit:
-        return None
-    detail = f"the distance of the distributions is {mean:.4f} over {len(found)} positions"
-    return Verdict(kind="differs", at=0, distance=mean, matched=len(found), code=DISTRIBUTION, detail=detail)
+    return math.fsum(found) / len(found), len(found)
 
 
 def distribution_distance(ours: Token, theirs: Token) -> float | None:
@@ -264,7 +284,7 @@ def distribution_distance(ours: Token, theirs: Token) -> float | None:
 
     What is not in their list has at most the least of it.
     """
-    if not ours.top or not theirs.top:
+    if not ours.top or not theirs.top or "\ufffd" in ours.top[0][0]:
         return None
     known = dict(theirs.top)
     least = min(known.values())

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from verifier.answers.checks import Operation
+from verifier.answers.checks import CHAT, COMPLETIONS, EMBEDDINGS, Operation
 from verifier.errors import RequestError
 
 MAX_FILE: Final = 256 << 20
@@ -107,11 +107,11 @@ def _read_body(value: dict[str, Any], number: int) -> Asked | None:
     operation: Operation
     match value:
         case {"messages": [_, *_]}:
-            operation = "chat.completions"
+            operation = CHAT
         case {"prompt": str()}:
-            operation = "completions"
+            operation = COMPLETIONS
         case {"input": str() | [_, *_]}:
-            operation = "embeddings"
+            operation = EMBEDDINGS
         case _:
             return None
     unknown = sorted(value.keys() - KEPT - _DROPPED)

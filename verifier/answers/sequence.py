@@ -103,9 +103,14 @@ def checks_to_alarm(rates: Rates, limit: float, rate: float, *, alarms_rather: b
 
 
 def detection(
-    rates: Rates, limit: float, rate: float, checks: int, *, alarms_rather: bool = False
+    rates: Rates, limit: float, rate: float, checks: int, *, silent: float = 0.0, alarms_rather: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Give the probability of an alarm within 0, 1, … *checks* checks, from the score 0; arguments as above."""
+    """
+    Give the probability of an alarm within 0, 1, … *checks* checks, from the score 0.
+
+    Args:
+        silent: The share of checks that say nothing (censored).  The others are as above.
+    """
     up, size = _lattice(rates, limit, alarms_rather=alarms_rather)
     held = np.zeros(size)
     held[0] = 1.0
@@ -116,7 +121,7 @@ def detection(
         after[0] += held[0] * (1 - rate)
         if up < size:
             after[up:] += held[: size - up] * rate
-        held = after
+        held = silent * held + (1 - silent) * after
         found[check] = 1.0 - held.sum()
     return found
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from verifier.answers.checks import Operation
+from verifier.answers.checks import CHAT, COMPLETIONS, EMBEDDINGS, Operation
 from verifier.errors import RequestError
 
 MAX_SHAPES: Final = 512
@@ -87,7 +87,7 @@ def decode_profile(data: bytes) -> Profile:
 def _chat(count: int, temperature: float | None, *, streamed: bool, system: bool, characters: int) -> Shape:
     return Shape(
         count=count,
-        operation="chat.completions",
+        operation=CHAT,
         streamed=streamed,
         temperature=temperature,
         max_tokens=64,
@@ -104,15 +104,15 @@ DEFAULT_CHAT: Final = (
 )
 """Without a profile: a guess, which any look at real traffic beats."""
 DEFAULT_COMPLETIONS: Final = (
-    Shape(count=1, operation="completions", temperature=0, max_tokens=64, characters=(64, 512)),
-    Shape(count=1, operation="completions", temperature=0.7, max_tokens=64, characters=(64, 512)),
+    Shape(count=1, operation=COMPLETIONS, temperature=0, max_tokens=64, characters=(64, 512)),
+    Shape(count=1, operation=COMPLETIONS, temperature=0.7, max_tokens=64, characters=(64, 512)),
 )
 DEFAULT_EMBEDDINGS: Final = (
-    Shape(count=3, operation="embeddings", messages=0, inputs=1, characters=(32, 512)),
-    Shape(count=1, operation="embeddings", messages=0, inputs=8, characters=(256, 2048)),
+    Shape(count=3, operation=EMBEDDINGS, messages=0, inputs=1, characters=(32, 512)),
+    Shape(count=1, operation=EMBEDDINGS, messages=0, inputs=8, characters=(256, 2048)),
 )
 DEFAULTS: Final = {
-    "chat.completions": DEFAULT_CHAT,
-    "completions": DEFAULT_COMPLETIONS,
-    "embeddings": DEFAULT_EMBEDDINGS,
+    CHAT: DEFAULT_CHAT,
+    COMPLETIONS: DEFAULT_COMPLETIONS,
+    EMBEDDINGS: DEFAULT_EMBEDDINGS,
 }

@@ -25,7 +25,16 @@ from msgspec import Struct
 from attester.engines.http import EngineHttp
 from attester.engines.naming import ask, introductions
 from attester.errors import EngineError, EngineRefusalError
-from verifier.answers.checks import Call, EngineUsed, Operation, Token, family_of
+from verifier.answers.checks import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    Call,
+    EngineUsed,
+    Operation,
+    Token,
+    family_of,
+)
 from verifier.errors import ReferenceValueError
 
 T = TypeVar("T")
@@ -34,11 +43,6 @@ TOP: Final = 5
 _ANSWER_S: Final = 600.0
 _FLOOR: Final = -1e4
 """Below it a log-probability says nothing; engines write −9999 for minus infinity."""
-_PATHS: Final = {
-    "chat.completions": "/v1/chat/completions",
-    "completions": "/v1/completions",
-    "embeddings": "/v1/embeddings",
-}
 
 
 class _Top(Struct, frozen=True):
@@ -231,14 +235,14 @@ class AnswerEngine:
     async def operation(self) -> Operation:
         """Which operation it serves.  Raises `ReferenceValueError` if none."""
         tries: tuple[tuple[Operation, dict[str, Any]], ...] = (
-            ("chat.completions", {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}),
-            ("embeddings", {"input": "Hello"}),
-            ("completions", {"prompt": "Hello", "max_tokens": 1}),
+            (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}),
+            (EMBEDDINGS, {"input": "Hello"}),
+            (COMPLETIONS, {"prompt": "Hello", "max_tokens": 1}),
         )
         failed: EngineError | None = None
         for operation, body in tries:
             try:
-                await self._post(_PATHS[operation], {**body, "model": self._model}, msgspec.Raw)
+                await self._post(_path(operation), {**body, "model": self._model}, msgspec.Raw)
             except EngineRefusalError as error:
                 failed = failed or error
             except EngineError as error:
@@ -266,7 +270,7 @@ class AnswerEngine:
             ReferenceValueError: it refuses, does not answer, or answers what cannot be read.
         """
         try:
-            if operation == "embeddings":
+            if operation == EMBEDDINGS:
                 return await self._ask_embeddings(body)
             return await self._ask_text(operation, body)
         except EngineError as error:
@@ -275,7 +279,7 @@ class AnswerEngine:
     async def _ask_embeddings(self, body: dict[str, Any]) -> Answered:
         # Base64 has the numbers themselves, and is a fifth of their decimals.
         asked = {**body, "model": self._model, "encoding_format": "base64"}
-        answer = await self._post(_PATHS["embeddings"], asked, _Vectors)
+        answer = await self._post(_path(EMBEDDINGS), asked, _Vectors)
         ordered = sorted(answer.data, key=lambda each: each.index)
         vectors = tuple(_vector(each.embedding) for each in ordered)
         return Answered(prompt_tokens=answer.usage.prompt_tokens, vectors=vectors)
@@ -301,22 +305,22 @@ class AnswerEngine:
 
     async def _completed(self, operation: Operation, asked: dict[str, Any]) -> _Completion:
         """An answer with log-probabilities, or without them if the engine refuses them alone."""
-        is_chat = operation == "chat.completions"
+        is_chat = operation == CHAT
         more = {"logprobs": True, "top_logprobs": TOP} if is_chat else {"logprobs": TOP}
         if self._gives_logprobs:
             try:
-                return await self._post(_PATHS[operation], {**asked, **more}, _Completion)
+                return await self._post(_path(operation), {**asked, **more}, _Completion)
             except EngineRefusalError:
-                answer = await self._post(_PATHS[operation], asked, _Completion)
+                answer = await self._post(_path(operation), asked, _Completion)
                 self._gives_logprobs = False
                 return answer
-        return await self._post(_PATHS[operation], asked, _Completion)
+        return await self._post(_path(operation), asked, _Completion)
 
     async def _tokenized(self, operation: Operation, body: dict[str, Any]) -> tuple[int, ...] | None:
         """The ids of the rendered prompt by llama.cpp's own resources; `None` of other engines."""
         if self._props is None:
             return None
-        if operation == "chat.completions":
+        if operation == CHAT:
             asked: dict[str, Any] = {
                 name: part for name, part in body.items() if name in ("messages", "tools", "tool_choice")
             }
@@ -328,6 +332,10 @@ class AnswerEngine:
 
     async def _post(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
         return await self._http.request("POST", path, kind, body, timeout_s=_ANSWER_S)
+
+
+def _path(operation: Operation) -> str:
+    return "/v1/" + operation.replace(".", "/")
 
 
 def _vector(embedding: str | list[float]) -> bytes:

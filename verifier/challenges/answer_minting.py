@@ -18,12 +18,13 @@ from typing import Any, Final
 
 import msgspec
 
-from verifier.answers import checks, sealing
-from verifier.answers.checks import EngineUsed, Minted, Operation, Token
+from verifier.answers import checks
+from verifier.answers.checks import CHAT, EMBEDDINGS, EngineUsed, Minted, Operation, Token
 from verifier.answers.composing import Composed, compose, is_drawn
 from verifier.answers.draws import Draws
 from verifier.answers.material import Material
 from verifier.answers.shapes import Shape
+from verifier.challenges import sealing
 from verifier.challenges.answer_engine import Answered, AnswerEngine
 from verifier.challenges.pool_key import PoolKey
 from verifier.errors import ReferenceValueError
@@ -119,7 +120,7 @@ class AnswerMinter:
     async def _answer(self, composed: Composed) -> Minted | str:
         """Ask, and ask again; gives why it is of no use if it is not."""
         body = await self._with_earlier(composed)
-        drawn = composed.operation != "embeddings" and is_drawn(body)
+        drawn = composed.operation != EMBEDDINGS and is_drawn(body)
         # One after the other: an engine that computes two of them together might agree with itself for that.
         answers = [
             await self.engine.ask(composed.operation, body)
@@ -135,7 +136,7 @@ class AnswerMinter:
             prompt_tokens=answers[0].prompt_tokens,
             prompt_ids=answers[0].prompt_ids,
         )
-        return _of_vectors(base, answers) if composed.operation == "embeddings" else _of_texts(base, answers)
+        return _of_vectors(base, answers) if composed.operation == EMBEDDINGS else _of_texts(base, answers)
 
     async def _with_earlier(self, composed: Composed) -> dict[str, Any]:
         """The request, with the engine's own answers to the earlier questions of its conversation."""
@@ -146,7 +147,7 @@ class AnswerMinter:
         for question in composed.earlier:
             messages.append({"role": "user", "content": question})
             asked = {"messages": messages, "temperature": 0, "max_tokens": _EARLIER_TOKENS}
-            given = await self.engine.ask("chat.completions", asked)
+            given = await self.engine.ask(CHAT, asked)
             messages.append({"role": "assistant", "content": given.text or "…"})
         return {**composed.body, "messages": [*messages, last]}
 

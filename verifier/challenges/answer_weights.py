@@ -59,14 +59,16 @@ def check_weights(where: Where, document: Document, engine: AnswerEngine) -> str
         if not engine.serves_file_of(where.folder):
             raise ReferenceValueError(f"the file that llama.cpp serves is not in {where.folder}")
         return "which names a file of the checked folder"
-    walked = (where.control or where.url).rstrip("/")
+    walked, as_loaded = (where.control or where.url).rstrip("/"), document.loaded_by is not None
     if where.secret is not None:
-        with trusted_engine(walked, where.secret, where.model, where.folder) as trusted:
+        with trusted_engine(walked, where.secret, where.model, where.folder, as_loaded=as_loaded) as trusted:
             trusted.check(document.practice)
         return "which walked the weights of the reference value"
     with ExitStack() as stack:
         try:
-            trusted = stack.enter_context(trusted_engine(walked, None, where.model, where.folder))
+            trusted = stack.enter_context(
+                trusted_engine(walked, None, where.model, where.folder, as_loaded=as_loaded)
+            )
         except ReferenceValueError:
             # It is no vLLM, or one without our extension.
             return "whose weights are trusted by your word: it cannot walk them"

@@ -148,7 +148,8 @@ def demand_of(
         _add_together(tally, by_operator[operator], chosen, events, wide_classes)
     for model, count in _counts(sizes).items():
         each = max(answers_per_node * count, (answers_taken or {}).get(model, 0.0))
-        tally.add(model, ANSWERS, each)
+        if each:
+            tally.add(model, ANSWERS, each)
     return {
         model: ModelDemand(
             {kind: tally.rates[model, kind] for kind in (*KINDS, ANSWERS) if (model, kind) in tally.rates},

@@ -104,18 +104,22 @@ def chosen_engine(
 
 
 @contextmanager
-def trusted_engine(url: str, secret: Path | None, model: str, folder: Path) -> Iterator[TrustedEngine]:
+def trusted_engine(
+    url: str, secret: Path | None, model: str, folder: Path, *, as_loaded: bool = True
+) -> Iterator[TrustedEngine]:
     """
     The engine at *url*: vLLM, or one that serves the two resources of `attester.engines.host`.
 
     Args:
         secret: The file of the secret that such an engine shares; `None` for vLLM.
+        as_loaded: Whether its walks are over what it has loaded, as it is, or over the published tensors.
 
     Raises:
         KeyFileError: the secret cannot be read.
         ReferenceValueError: the engine cannot walk all that it has loaded.
     """
     shared = None if secret is None else read_private(secret).decode("ascii", errors="replace").strip()
+    walked = {model} if as_loaded else frozenset[str]()
     # A loop of its own: minting computes between two questions, in a loop that must not wait for itself.
     with ThreadPoolExecutor(1, "trusted-engine") as thread, asyncio.Runner() as runner:
 
@@ -129,9 +133,9 @@ def trusted_engine(url: str, secret: Path | None, model: str, folder: Path) -> I
         assert isinstance(http, aiohttp.ClientSession)
         try:
             engine: Engine = (
-                VllmEngine(http, url, {model: folder}, as_loaded={model})
+                VllmEngine(http, url, {model: folder}, as_loaded=walked)
                 if shared is None
-                else LoopbackEngine(http, url, shared, {model})
+                else LoopbackEngine(http, url, shared, walked)
             )
             trusted = TrustedEngine(engine, model, run)
             trusted.prepare()

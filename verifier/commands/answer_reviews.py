@@ -45,7 +45,8 @@ def list_answers(home: Path, as_json: bool) -> None:
         click.echo(f"{each['node']}  {each['level']}  {to_printable(each['model'])}")
         click.echo(
             f"    of {each['operator']}, {to_printable(each['engine'])}: {each['differs']} of {verdicts} differ,"
-            f" {each['censored']} say nothing, {each['prompts']} prompts differ; score {each['score']:.1f}"
+            f" {each['censored']} say nothing, {each['prompts']} prompts differ, {each['fast']} came"
+            f" too fast; score {each['score']:.1f}"
         )
     for each in found["operators"]:
         click.echo(

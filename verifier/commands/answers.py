@@ -14,7 +14,7 @@ import click
 from attester.cli import progress
 from attester.weights.folder import open_folder
 from verifier.answers import material, shapes
-from verifier.answers.checks import EngineUsed, Operation
+from verifier.answers.checks import OPERATIONS, EngineUsed, Operation
 from verifier.answers.material import Material
 from verifier.answers.shapes import Shape
 from verifier.challenges.answer_engine import AnswerEngine, Named, answer_engine
@@ -30,7 +30,6 @@ from verifier.store.answer_pool import Batch
 from verifier.store.database import Database, Tx
 
 _MAX_KEY: Final = 4096
-_OPERATIONS: Final = ("chat.completions", "completions", "embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,63 +47,67 @@ class AnswerOptions:
     parallel: int
 
 
-def answer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of minted answers; the command gets them as ``answers``."""
-
-    @click.option(
+_OPTIONS: Final = (
+    click.option(
         "--answers",
         "count",
         default=0,
         type=click.IntRange(0, 1_000_000),
         help="The number of answers to mint, with the engine at --engine.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--prompts",
         type=click.Path(path_type=Path),
         default=None,
         help="A file of JSON lines to make prompts from: texts, system prompts, tools, or bodies of requests.  "
         "Default: prompts of our own, which a node can recognise.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--profile",
         type=click.Path(path_type=Path),
         default=None,
         help="What the traffic looks like: touchstone router traffic-profile writes it.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--operation",
-        type=click.Choice(_OPERATIONS),
+        type=click.Choice(OPERATIONS),
         default=None,
         help="Default: the first that the engine serves.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--engine-name",
         default=None,
         help="NAME@VERSION of an engine that does not say what it is, as nodes claim it.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--dtype", default=None, help="The precision of the engine's weights, if it does not say it."
-    )
-    @click.option(
+    ),
+    click.option(
         "--engine-key",
         "api_key",
         type=click.Path(path_type=Path),
         default=None,
         help="The file with the API key of the engine that answers.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--engine-control",
         "control",
         default=None,
         help="Where the engine that answers serves the loopback resources, with --engine-secret.",
-    )
-    @click.option(
+    ),
+    click.option(
         "--parallel",
         default=1,
         show_default=True,
         type=click.IntRange(1, 256),
         help="How many requests the engine gets at a time.",
-    )
+    ),
+)
+
+
+def answer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of minted answers; the command gets them as ``answers``."""
+
     @wraps(command)
     def with_answers(
         *args: Any, count: int, prompts: Path | None, profile: Path | None, operation: str | None,
@@ -117,7 +120,10 @@ def answer_options(command: Callable[..., None]) -> Callable[..., None]:
         )  # fmt: skip
         command(*args, answers=answers, **others)
 
-    return with_answers
+    found: Callable[..., None] = with_answers
+    for option in reversed(_OPTIONS):
+        found = option(found)
+    return found
 
 
 def read_named(engine: str | None, dtype: str | None) -> Named:

@@ -132,13 +132,9 @@ def mint(
     if folder is None:
         raise click.UsageError("--dir is needed: the folder with the reference weights")
     asked = Goal(
-        reads=reads,
-        walks=walks,
-        wides=wides,
-        read=ReadParameters(windows),
-        walk=WalkParameters(rows, passes),
-        wide=WalkParameters(wide_rows),
-    )
+        reads=reads, walks=walks, wides=wides,
+        read=ReadParameters(windows), walk=WalkParameters(rows, passes), wide=WalkParameters(wide_rows),
+    )  # fmt: skip
     if sum((resume, bool(asked.count), days is not None)) != 1:
         raise click.UsageError("give --reads, --walks or --wides, or --days alone, or --resume alone")
     if nodes is not None and days is None:
@@ -174,13 +170,17 @@ def mint(
 
     with chosen_engine(engine_url, engine_secret, model, folder) as engine:
         minted, lasting = with_database(home, lambda db: work(db, engine))
-    counts = ((minted.reads, "reads"), (minted.walks, "walks"), (minted.wides, "wide walks"))
-    listed = " and ".join(f"{count} {kind}" for count, kind in counts if count) or "nothing more"
     if engine_url is None:
-        click.echo(f"Minted {listed} for {model} with {walk_kernel.name}. The spot checks agree.")
+        click.echo(f"Minted {_listed(minted)} for {model} with {walk_kernel.name}. The spot checks agree.")
     else:
-        click.echo(f"Minted {listed} for {model} from {engine_url}. It gave each walk twice, alike.")
+        click.echo(f"Minted {_listed(minted)} for {model} from {engine_url}. It gave each walk twice, alike.")
     click.echo(lasting)
+
+
+def _listed(minted: Goal) -> str:
+    """How many challenges of each kind."""
+    counts = ((minted.reads, "reads"), (minted.walks, "walks"), (minted.wides, "wide walks"))
+    return " and ".join(f"{count} {kind}" for count, kind in counts if count) or "nothing more"
 
 
 @challenges.command()

@@ -36,6 +36,7 @@ from verifier.commands.common import (
     write_file,
 )
 from verifier.commands.model_rollouts import rollout
+from verifier.commands.reference_active import active
 from verifier.commands.reference_anchors import given_anchors, home_anchors
 from verifier.commands.reference_changes import author_of, change_reason_option, publish, publish_all
 from verifier.commands.references import reference
@@ -49,6 +50,7 @@ from verifier.store import references as stored
 from verifier.store.reference_sources import Provenance
 
 reference.add_command(rollout)
+reference.add_command(active)
 
 activate_option = click.option(
     "--activate", is_flag=True, help="Put it in force even if another value is, which is superseded."

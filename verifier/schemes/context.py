@@ -116,6 +116,10 @@ class AnswerBoundaries(Struct, frozen=True, forbid_unknown_fields=True):
     """Of a million checks of true weights, at most so many make a suspicion: routers prefer other nodes."""
     incident_per_million: Annotated[float, Meta(gt=0, le=10_000)] | None = 0.01
     """At most so many make an incident that quarantines; `None`: only a person makes one."""
+    active_bytes: dict[str, _Positive] = {}
+    """By model, the bytes of weights that one token reads (``touchstone reference active``)."""
+    accepted_tokens: Annotated[float, Meta(ge=1, le=64)] = 4.0
+    """How many tokens a step of speculative decoding gives, at most: an engine with a better draft needs more."""
 
 
 class Thresholds(Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,11 +19,12 @@ from msgspec import Meta, Struct
 from prometheus_client import Counter
 
 from attester.kinds import model_submod
-from verifier.answers import checks, judge, sealing, tables
+from verifier.answers import checks, judge, speed, tables
 from verifier.answers.checks import Given, Minted, Operation, Verdict
 from verifier.answers.judged import Judged
+from verifier.challenges import sealing
 from verifier.errors import ReferenceValueError, RequestError
-from verifier.schemes.context import AnswerBoundaries, Node
+from verifier.schemes.context import Node, Thresholds
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
@@ -250,7 +251,9 @@ async def _judge(service: Service, brought: _Brought, given: Given) -> str:
                 given=given,
                 verdict=found,
             )
-            await suspicions.take_verdict(tx, judged, now_ms, await _boundaries(service, tx, node))
+            policy = await _thresholds(service, tx, node)
+            fastest = speed.fastest(policy, node.hardware_class, row["model"])
+            await suspicions.take_verdict(tx, judged, now_ms, policy.answers, fastest)
         return found
 
     done = await service.db.write(work)
@@ -262,10 +265,10 @@ def _compare(minted: Minted, given: Given) -> Verdict:
     return judge.judge(minted, given, tables.table_for(minted.engine, given.family))
 
 
-async def _boundaries(service: Service, tx: Tx, node: Node) -> AnswerBoundaries:
+async def _thresholds(service: Service, tx: Tx, node: Node) -> Thresholds:
     """Those of the policy that judges the node."""
     rollout = await service.inputs.load_rollout(tx)
-    return (await service.inputs.load_bundle(tx, rollout.policy_for(node.id))).thresholds.answers
+    return (await service.inputs.load_bundle(tx, rollout.policy_for(node.id))).thresholds
 
 
 _UNOPENED: Final = Verdict(kind="unusable", detail="the minted answer does not open")

@@ -22,7 +22,7 @@ _MAX_SIDE: Final = 4000
 _MAX_ASKED: Final = 4000
 
 
-async def keep(tx: Tx, judged: Judged, engine: str, code: str, now_ms: int) -> None:
+async def keep(tx: Tx, judged: Judged, engine: str, code: str, detail: str, now_ms: int) -> None:
     """Keep the two sides of a check that differs, and no more than `MAX_KEPT` of its node and model."""
     await tx.execute(
         "INSERT INTO answer_differences (check_id, node_id, model, at_ms, reporter, reference, engine, code, sides)"
@@ -35,7 +35,7 @@ async def keep(tx: Tx, judged: Judged, engine: str, code: str, now_ms: int) -> N
         judged.reference,
         engine,
         code,
-        _storable(_sides(judged)),
+        _storable(_sides(judged, detail)),
     )
     oldest = await tx.one(
         "SELECT at_ms FROM answer_differences WHERE node_id = ? AND model = ?"
@@ -53,7 +53,7 @@ async def keep(tx: Tx, judged: Judged, engine: str, code: str, now_ms: int) -> N
         )
 
 
-def _sides(judged: Judged) -> dict[str, Any]:
+def _sides(judged: Judged, detail: str) -> dict[str, Any]:
     verdict = judged.verdict
     return {
         "asked": msgspec.json.encode(judged.minted.body).decode("utf-8", "replace")[:_MAX_ASKED],
@@ -63,7 +63,7 @@ def _sides(judged: Judged) -> dict[str, Any]:
         "margin": verdict.margin,
         "distance": verdict.distance,
         "matched": verdict.matched,
-        "detail": verdict.detail,
+        "detail": detail,
         "minted_with": f"{judged.minted.engine.name}@{judged.minted.engine.version} {judged.minted.engine.dtype}",
     }
 
@@ -98,7 +98,7 @@ async def reporters(tx: Tx, node_id: str, model: str, since_ms: int) -> list[str
     """Give the routers whose checks have differed since *since_ms*, in the order of their names."""
     rows: list[Row] = await tx.all(
         "SELECT DISTINCT reporter FROM answer_differences WHERE node_id = ? AND model = ? AND at_ms >= ?"
-        " AND code != 'answers.prompt.differs' ORDER BY reporter",
+        " AND code NOT IN ('answers.prompt.differs', 'answers.speed.impossible') ORDER BY reporter",
         node_id,
         model,
         since_ms,

@@ -140,7 +140,7 @@ async def add(tx: Tx, kept: Kept, prompt: bytes) -> None:
 
 
 async def is_asked(tx: Tx, model: str, prompt: bytes) -> bool:
-    """Whether a prompt was minted before; it is given as `verifier.answers.sealing.prompt_name` names it."""
+    """Whether a prompt was minted before; it is given as `verifier.challenges.sealing.prompt_name` names it."""
     row = await tx.one("SELECT 1 AS x FROM answer_prompts WHERE model = ? AND prompt = ?", model, prompt)
     return row is not None
 

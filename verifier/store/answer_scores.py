@@ -43,6 +43,7 @@ class Counted:
     highest: float
     """The score stays below this."""
     prompt_differs: bool = False
+    is_too_fast: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,16 @@ async def count(tx: Tx, served: Served, counted: Counted, now_ms: int) -> Score:
     is_new = row is None or (row["reference"], row["engine"]) != (served.reference, served.engine)
     await tx.execute(
         "INSERT INTO answer_scores (node_id, model, reference, engine, operator, score, agrees, differs, censored,"
-        " prompts, first_ms, last_ms, rose_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " prompts, fast, first_ms, last_ms, rose_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (node_id, model, reference, engine) DO UPDATE SET score = excluded.score,"
         " operator = excluded.operator, agrees = answer_scores.agrees + excluded.agrees,"
         " differs = answer_scores.differs + excluded.differs,"
         " censored = answer_scores.censored + excluded.censored,"
-        " prompts = answer_scores.prompts + excluded.prompts,"
+        " prompts = answer_scores.prompts + excluded.prompts, fast = answer_scores.fast + excluded.fast,"
         " last_ms = excluded.last_ms, rose_ms = excluded.rose_ms",
         served.node_id, served.model, served.reference, served.engine, served.operator, after,
         *(int(counted.kind == kind) for kind in ("agrees", "differs", "censored")),
-        int(counted.prompt_differs), now_ms, now_ms, rose_ms,
+        int(counted.prompt_differs), int(counted.is_too_fast), now_ms, now_ms, rose_ms,
     )  # fmt: skip
     if is_new:
         await _delete_old(tx, served)

@@ -19,7 +19,7 @@ def checks_of(kept_since_ms: int) -> list[Check]:
     """
     # The sweep deletes results in the order of their numbers, which is nearly that of their times.
     since_ms = kept_since_ms + _HOUR_MS
-    return [*_SESSIONS, _result_of_session(since_ms), *_CHALLENGES, *_COUNTERS, *_CHANGES, *_ROUTERS]
+    return [*_SESSIONS, _result_of_session(since_ms), *_CHALLENGES, *_COUNTERS, *_CHANGES, *_ROUTERS, *_LOG]
 
 
 def _result_of_session(since_ms: int) -> Check:
@@ -76,6 +76,18 @@ _CHALLENGES: Final = (
         " LEFT JOIN pool_indexes i ON i.model = m.model AND i.kind = m.kind"
         f" WHERE i.next_idx IS NULL OR i.next_idx <= m.highest {_LIMIT}",
     ),
+    Check(
+        "no index of a minted answer can come twice (pool_indexes)",
+        "SELECT m.model, m.highest, i.next_idx FROM"
+        " (SELECT model, max(idx) AS highest FROM minted_answers GROUP BY model) m"
+        " LEFT JOIN pool_indexes i ON i.model = m.model AND i.kind = 'answ'"
+        f" WHERE i.next_idx IS NULL OR i.next_idx <= m.highest {_LIMIT}",
+    ),
+    Check(
+        "every minted answer that is taken is of a check that waits for it",
+        "SELECT a.model, a.idx, a.check_id AS taken_by FROM minted_answers a WHERE a.check_id IS NOT NULL"
+        f" AND NOT EXISTS (SELECT 1 FROM answer_checks c WHERE c.id = a.check_id AND c.state = 'open') {_LIMIT}",
+    ),
 )
 
 _COUNTED: Final = (
@@ -95,6 +107,12 @@ _COUNTERS: Final = (
         f"SELECT p.batch, p.kind, p.taken, c.taken AS counted FROM {_COUNTED} p"
         " LEFT JOIN pool_counts c ON c.batch = p.batch AND c.kind = p.kind"
         f" WHERE c.taken IS NULL OR p.taken > c.taken {_LIMIT}",
+    ),
+    Check(
+        "the counts of free answers are right (answer_batches)",
+        "SELECT b.id AS batch, b.minted - b.taken AS counted, coalesce(p.free, 0) AS free FROM answer_batches b"
+        " LEFT JOIN (SELECT batch, count(*) AS free FROM minted_answers WHERE check_id IS NULL GROUP BY batch) p"
+        f" ON p.batch = b.id WHERE b.minted - b.taken <> coalesce(p.free, 0) {_LIMIT}",
     ),
     Check(
         "the size of the recordings is right (totals)",
@@ -129,5 +147,22 @@ _ROUTERS: Final = (
     Check(
         "every router is registered for a time after its renewal, which is after its beginning",
         f"SELECT spki, name FROM routers WHERE until_ms < renewed_ms OR renewed_ms < since_ms {_LIMIT}",
+    ),
+)
+
+_LOG: Final = (
+    Check(
+        "every result since the log began is in it, or waits to be",
+        "SELECT a.id AS result FROM appraisals a WHERE a.issued_ms > (SELECT min(begun_ms) FROM logs)"
+        " AND NOT EXISTS (SELECT 1 FROM log_entries e WHERE e.kind = 'result' AND e.subject = a.id)"
+        f" AND NOT EXISTS (SELECT 1 FROM log_pending p WHERE p.kind = 'result' AND p.subject = a.id) {_LIMIT}",
+    ),
+    Check(
+        "the places of a log have no gaps, and its newest checkpoint has them all",
+        "SELECT l.number AS log, e.entries, e.places, c.size FROM logs l"
+        " LEFT JOIN (SELECT log, count(*) AS entries, max(place) + 1 AS places FROM log_entries GROUP BY log) e"
+        "  ON e.log = l.number LEFT JOIN (SELECT log, max(size) AS size FROM log_checkpoints GROUP BY log) c"
+        "  ON c.log = l.number WHERE coalesce(e.entries, 0) <> coalesce(e.places, 0)"
+        f" OR coalesce(e.places, 0) <> coalesce(c.size, 0) {_LIMIT}",
     ),
 )

@@ -15,6 +15,7 @@ from typing import Any, Final
 from verifier.answers import sequence, tables
 from verifier.answers.judge import PROMPT, prompt_differs
 from verifier.answers.judged import Judged
+from verifier.answers.speed import PERSISTENT, SPEED, too_fast
 from verifier.errors import RequestError
 from verifier.incident_transitions import VERIFIER, Open
 from verifier.incidents import (
@@ -68,13 +69,18 @@ def _scores(policy: AnswerBoundaries) -> _Boundaries:
 
 
 async def take_verdict(
-    tx: Tx, judged: Judged, now_ms: int, boundaries: AnswerBoundaries = _BOUNDARIES
+    tx: Tx,
+    judged: Judged,
+    now_ms: int,
+    boundaries: AnswerBoundaries = _BOUNDARIES,
+    fastest: float | None = None,
 ) -> None:
     """
     Take a verdict into the scores of its node and operator, with what follows.
 
     Args:
         boundaries: Of the policy that judges the node.
+        fastest: The most tokens a second that its device can give (`verifier.answers.speed`).
     """
     verdict = judged.verdict
     prompt = prompt_differs(judged.minted, judged.given)
@@ -94,12 +100,16 @@ async def take_verdict(
         rates=tables.rates_for(judged.minted, judged.given, table),
         highest=limits.highest if may_quarantine else limits.suspicion,
         prompt_differs=prompt is not None,
+        is_too_fast=(speed := too_fast(judged.minted, judged.given, verdict, fastest)) is not None,
     )
-    if verdict.kind == "differs" or prompt is not None:
+    if verdict.kind == "differs":
         # What it leads to depends on the answers of other nodes.
         await tx.alone()
-        code = PROMPT if prompt is not None else verdict.code
-        await answer_differences.keep(tx, judged, engine, code, now_ms)
+    code = PROMPT if prompt is not None else verdict.code or ("" if speed is None else SPEED)
+    if code:
+        await answer_differences.keep(
+            tx, judged, engine, code, prompt or verdict.detail or speed or "", now_ms
+        )
     score = await answer_scores.count(tx, served, counted, now_ms)
     await _pool(tx, served, counted, limits, now_ms)
     if verdict.kind == "differs" and score.after >= limits.suspicion:
@@ -275,11 +285,16 @@ async def page(tx: Tx, after: str, limit: int) -> tuple[list[Row], str | None]:
 
 
 async def review(tx: Tx, limit: int = 500) -> list[dict[str, Any]]:
-    """Give what a person should look at: suspected nodes, and those whose prompts are rendered otherwise."""
+    """
+    Give what a person should look at.
+
+    Suspected nodes, those whose prompts are rendered otherwise, and those whose answers are too fast again and again.
+    """
     rows = await tx.all(
         "SELECT s.*, coalesce(u.level, 'none') AS level, u.since_ms, u.why FROM answer_scores s"
         " LEFT JOIN suspicions u ON u.node_id = s.node_id AND u.model = s.model"
-        " WHERE u.level = 'suspected' OR s.prompts > 0 ORDER BY s.score DESC, s.node_id LIMIT ?",
+        " WHERE u.level = 'suspected' OR s.prompts > 0 OR s.fast >= ? ORDER BY s.score DESC, s.node_id LIMIT ?",
+        PERSISTENT,
         limit,
     )
     return [dict(row) for row in rows]

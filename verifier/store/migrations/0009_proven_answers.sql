@@ -13,7 +13,8 @@ CREATE TABLE logs (
     number    INTEGER PRIMARY KEY,
     origin    TEXT NOT NULL UNIQUE,
     vkey      TEXT NOT NULL,                   -- C2SP signed-note
-    begun_ms  INTEGER NOT NULL
+    begun_ms  INTEGER NOT NULL,
+    ended_ms  INTEGER                            -- from then on nothing more is signed
 ) STRICT;
 
 -- The leaves of a log: never changed, never deleted.
@@ -85,7 +86,7 @@ CREATE TABLE answer_batches (
 ) STRICT;
 CREATE INDEX answer_batches_reference ON answer_batches (reference, model, family, operation, id);
 
--- A minted answer, sealed whole with a key that is not in the database (verifier/answers/sealing.py).
+-- A minted answer, sealed whole with a key that is not in the database (verifier/challenges/sealing.py).
 CREATE TABLE minted_answers (
     model     TEXT NOT NULL,
     idx       INTEGER NOT NULL,
@@ -137,6 +138,7 @@ CREATE TABLE answer_scores (
     differs    INTEGER NOT NULL,
     censored   INTEGER NOT NULL,
     prompts    INTEGER NOT NULL,               -- so many prompts were rendered otherwise
+    fast       INTEGER NOT NULL,               -- so many answers came faster than the device can read the weights
     first_ms   INTEGER NOT NULL,
     last_ms    INTEGER NOT NULL,
     rose_ms    INTEGER,                        -- since when the score is above 0

@@ -13,7 +13,8 @@ CREATE TABLE logs (
     number    BIGINT PRIMARY KEY,
     origin    TEXT COLLATE "C" NOT NULL UNIQUE,
     vkey      TEXT NOT NULL,                   -- C2SP signed-note
-    begun_ms  BIGINT NOT NULL
+    begun_ms  BIGINT NOT NULL,
+    ended_ms  BIGINT                             -- from then on nothing more is signed
 );
 
 -- The leaves of a log: never changed, never deleted.
@@ -85,7 +86,7 @@ CREATE TABLE answer_batches (
 );
 CREATE INDEX answer_batches_reference ON answer_batches (reference, model, family, operation, id);
 
--- A minted answer, sealed whole with a key that is not in the database (verifier/answers/sealing.py).
+-- A minted answer, sealed whole with a key that is not in the database (verifier/challenges/sealing.py).
 CREATE TABLE minted_answers (
     model     TEXT COLLATE "C" NOT NULL,
     idx       BIGINT NOT NULL,
@@ -137,6 +138,7 @@ CREATE TABLE answer_scores (
     differs    BIGINT NOT NULL,
     censored   BIGINT NOT NULL,
     prompts    BIGINT NOT NULL,               -- so many prompts were rendered otherwise
+    fast       BIGINT NOT NULL,               -- so many answers came faster than the device can read the weights
     first_ms   BIGINT NOT NULL,
     last_ms    BIGINT NOT NULL,
     rose_ms    BIGINT,                        -- since when the score is above 0

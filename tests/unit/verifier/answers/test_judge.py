@@ -388,3 +388,14 @@ def test_an_answer_that_leaves_the_path_where_it_may_never_differs(pair: tuple[M
     """However the texts look afterwards, and wherever they first differ."""
     ours, text = pair
     assert verdict(ours, given(text)).kind != "differs"
+
+
+def test_a_token_that_splits_a_character_has_no_margin() -> None:
+    """
+    Recorded from llama.cpp: it joins the tokens of `ê`, and gives the choices of the last one alone.
+
+    The margin, 0.8, is that of the second byte; the engine was undecided at the first one.
+    """
+    split = Token(text=" ê", margin=0.82, top=(("\ufffd", -0.753309), ("\ufffd", -1.568993)))
+    ours = minted(text="L'alphabet ê", tokens=(token("L'alphabet"), split), stable=2)
+    assert verdict(ours, given("L'alphabet - Ils")).kind == "censored"
