@@ -86,7 +86,8 @@ def main() -> None:
         arrivals.note(time.monotonic())
         _ = int.from_bytes(random_bytes(4), "little") / 2**32 < 0.02
 
-    without, within = (each_us(lambda on=on: read(table, is_asked=on)) for on in (False, True))
+    without = each_us(lambda: read(table, is_asked=False))
+    within = each_us(lambda: read(table, is_asked=True))
     print(f"reading a request of {len(plain.body)} bytes: {without:.1f} µs; in the one form: {within:.1f} µs")
     print(f"its shape (of one in four), the moment and the draw: {each_us(note):.1f} µs")
     print(f"a seed: {each_us(lambda: secrets.randbelow(1 << 31)):.1f} µs (within the one form)")

@@ -108,15 +108,20 @@ def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tupl
         characters=_power_of_two(characters),
         seed=has_seed,
     )
-    return None if others else shape, Kind(
-        operation=checked_as,
-        streamed=streamed,
-        temperature=temperature,
-        top_p=top_p,
-        limit="" if most is None else limit,
-        system=has_system,
+    kind = _kind_of(shape, encoding=encoding, others=others, has_seed="seed" in document)
+    return None if others else shape, kind
+
+
+def _kind_of(shape: Shape, *, encoding: str, others: tuple[str, ...], has_seed: bool) -> Kind:
+    return Kind(
+        operation=shape.operation,
+        streamed=shape.streamed,
+        temperature=shape.temperature,
+        top_p=shape.top_p,
+        limit="" if shape.max_tokens is None else shape.limit,
+        system=shape.system,
         has_tools=bool(shape.tools),
-        has_seed="seed" in document,
+        has_seed=has_seed,
         encoding=encoding,
         others=others,
     )
