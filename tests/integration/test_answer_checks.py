@@ -17,6 +17,7 @@ from verifier.roles import Role
 from verifier.service import sweep
 
 STORES = ("sqlite", "postgres")
+pytestmark = pytest.mark.usefixtures("only_our_calls")
 OTHER = EngineUsed(
     name="touchstone-fixture-engine", version="1.0.0", dtype="float32", family="touchstone-fixture-engine"
 )
