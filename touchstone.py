@@ -23,10 +23,12 @@ class _Group(NamedTuple):
 
 _GROUPS: Final = {
     "attester": _Group("attester.commands", "Make evidence on a node.", None),
+    "audit": _Group("verifier.commands.audit", "Show auditors what was decided, with proofs.", "verifier"),
     "challenges": _Group("verifier.commands.challenges", "Mint single-use challenges.", "verifier"),
     "client": _Group("router.client.commands", "Use answers only after they were verified.", "router"),
     "log": _Group("verifier.commands.log", "Verify and witness transparency logs.", "verifier"),
     "policy": _Group("verifier.commands.rollout", "Write, try and roll out policies.", "verifier"),
+    "receipt": _Group("router.receipts.commands", "Fetch receipts of answers, and verify them.", "router"),
     "reference": _Group(
         "verifier.commands.reference_sources", "Measure and publish reference values.", "verifier"
     ),

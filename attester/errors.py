@@ -9,6 +9,7 @@ Errors of the attester.
     ├── KeyFileError         a key file that is missing, damaged or open to others
     ├── ConfigError          a configuration that cannot be used
     ├── WeightsError         a model folder that cannot be measured, read or walked
+    ├── FrontReceiptError    a front's receipt that is refused
     ├── EngineError          the inference engine does not answer as it should
     └── VerifierError        the verifier refused, or cannot be reached
 
@@ -85,6 +86,10 @@ class EngineRefusalError(EngineError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class FrontReceiptError(AttesterError):
+    """What should be a front's receipt is malformed, or not signed by the endpoint's key."""
 
 
 class VerifierError(AttesterError):

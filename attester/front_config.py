@@ -54,6 +54,11 @@ class FrontSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     answer_s: _Seconds = 600.0
     """Seconds in which the engine must send something: the begin of its answer, or the next part of it."""
 
+    receipts: Annotated[int, Meta(ge=0, le=1 << 20)] = 16_384
+    """Answers whose digests are kept, so that routers can ask for signed receipts; 0: none.  Each takes about 1 kB."""
+    receipts_s: Annotated[float, Meta(gt=0, le=86_400)] = 600.0
+    """For how long each is kept."""
+
     def __post_init__(self) -> None:
         """Refuse a port that cannot be."""
         for place in (self.listen, self.connect):

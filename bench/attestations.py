@@ -178,7 +178,7 @@ class Nodes:
     """Nodes that attest as fast as the verifier answers."""
 
     def __init__(self, fleet: Fleet, folder: Path, count: int, urls: Sequence[str] = ()) -> None:
-        self._fleet = fleet
+        self.fleet = fleet
         self.urls = urls or (fleet.verifier_url,)
         self._folder = folder
         self._count = count
@@ -195,7 +195,7 @@ class Nodes:
                 await asyncio.gather(*(self._be_called(http, node) for node in self._made))
 
     async def _be_called(self, http: aiohttp.ClientSession, node: SimulatedNode) -> None:
-        client = VerifierClient(http, self._fleet.verifier_url, node.key)
+        client = VerifierClient(http, self.fleet.verifier_url, node.key)
         async with aclosing(cast("AsyncGenerator[Session, None]", client.calls(node.id))) as calls:
             async for session in calls:
                 answers = await node.answer_call(client, session)
@@ -207,7 +207,7 @@ class Nodes:
 
     async def measure(self, seconds: float, trips: int) -> Measured:
         """Let them attest for some seconds, in so many round trips each."""
-        pids = [process.pid for process in self._fleet.processes]
+        pids = [process.pid for process in self.fleet.processes]
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             self._done = 0
             start = time.monotonic()
@@ -237,15 +237,15 @@ class Nodes:
             )
 
     def _counters(self) -> dict[str, float]:
-        found = [counters(url, self._fleet.administrator) for url in self.urls]
+        found = [counters(url, self.fleet.administrator) for url in self.urls]
         return {name: sum(each.get(name, 0) for each in found) for name in set().union(*found)}
 
     def _client(self, http: aiohttp.ClientSession, number: int, key: PrivateKey) -> VerifierClient:
-        return ReplicaClient(http, self.urls[number % len(self.urls)], key, self._fleet.verifier_url)
+        return ReplicaClient(http, self.urls[number % len(self.urls)], key, self.fleet.verifier_url)
 
     async def _enrol(self, http: aiohttp.ClientSession) -> None:
         for number in range(self._count):
-            token = await asyncio.to_thread(self._fleet.token, f"bench-{number % 16}", MODEL)
+            token = await asyncio.to_thread(self.fleet.token, f"bench-{number % 16}", MODEL)
             node = SimulatedNode(self._folder)
             given = await self._client(http, number, node.key).enrol(token, [MODEL])
             node.id, node.audience = given["node"], given["verifier"]

@@ -26,7 +26,8 @@ from attester.cli import configure_logging
 from fixtures.fleet import free_port
 from router.config import RouterConfig
 from router.model.workload import Table, Workload
-from router.service.app import RouterSetup, make_app, tune_garbage_collector
+from router.service.app import RouterSetup, make_app
+from router.service.garbage import tune_garbage_collector
 
 _MODEL: Final = "example/tiny"
 _SIZE: Final = 15 << 20

@@ -5,7 +5,7 @@ Each is a process: a load, a backend that answers sixteen tokens over https, and
 them nothing (direct), the least that can be (bare), our gateway, or LiteLLM's proxy.  What
 stands between has one core to itself, where there are two; load and backend share the other.
 
-    python -m bench.gateway [--rounds 12] [--json] [--before ANOTHER_CHECKOUT]
+    python -m bench.gateway [--rounds 12] [--json] [--before ANOTHER_CHECKOUT] [--receipts]
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from bench.gateway_peers.verifier import LIFE_S, StandIn
 from fixtures.fleet import free_port
 
 DIRECT, BARE, OURS, BEFORE, LITELLM = "direct", "bare", "touchstone", "before", "litellm"
+WITHOUT: Final = "no receipts"
+"""Our gateway with receipts switched off."""
 _TRIES_S: Final = 120.0
 _SILENCE_S: Final = 120.0
 
@@ -137,8 +139,10 @@ class Bench:
         assert process.stdout is not None
         return process, [int(port) for port in (await process.stdout.readline()).split()]
 
-    async def start(self, nodes: int, before: Path | None, python: Path | None) -> None:
-        """Start everything, also the router of another checkout, and wait until each answers."""
+    async def start(
+        self, nodes: int, before: Path | None, python: Path | None, *, compares_receipts: bool
+    ) -> None:
+        """Start everything, also the router of another checkout, and one without receipts; wait until each answers."""
         self._load = await self._start(
             "load", sys.executable, "-m", "bench.gateway_peers.load", cores=self._ends, speaks=True
         )
@@ -155,6 +159,8 @@ class Bench:
         for name, certificate, port in zip(names, certificates, ports, strict=True):
             verifier.trust(issuer, name, f"https://127.0.0.1:{port}", certificate.pin)
         await self._start_router(OURS, peer.ROOT, issuer)
+        if compares_receipts:
+            await self._start_router(WITHOUT, peer.ROOT, issuer, "[receipts]\nenabled = false\n")
         if before is not None:
             await self._start_router(BEFORE, before, issuer)
         if python is not None:
@@ -164,7 +170,7 @@ class Bench:
                 sys.stdout.write(f"  (without {name}: it does not answer)\n")
                 del self.urls[name]
 
-    async def _start_router(self, name: str, tree: Path, issuer: str) -> None:
+    async def _start_router(self, name: str, tree: Path, issuer: str, more: str = "") -> None:
         listen = f"127.0.0.1:{free_port()}"
         home = self._folder / name
         home.mkdir()
@@ -174,7 +180,7 @@ class Bench:
         path.write_text(
             f'[verifier]\nurl = "{issuer}"\nrouter_token_file = "router.token"\n[service]\nlisten = "{listen}"\n'
             '[gateway]\nallow_private = true\n[store]\npath = "router.db"\n'
-            f'[[keys]]\nname = "bench"\nsha256 = "{hashlib.sha256(peer.KEY.encode()).hexdigest()}"\n'
+            f'{more}[[keys]]\nname = "bench"\nsha256 = "{hashlib.sha256(peer.KEY.encode()).hexdigest()}"\n'
         )
         table = {
             "tiers": {"small": {"max_age_s": LIFE_S}},
@@ -297,7 +303,7 @@ def summary(found: dict[str, dict[str, Found]]) -> dict[str, Any]:
                 "added_us": round(median(extra[name]) * 1e6, 1),
                 "per_s": round(median(target.rates), 1),
             }
-        for other in (BARE, BEFORE):
+        for other in (BARE, BEFORE, WITHOUT):
             if OURS not in extra or other not in extra:
                 continue
             if kind in ("whole", "streamed", "at once"):
@@ -344,7 +350,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         async with AsyncExitStack() as stack:
             bench = Bench(stack, Path(name))
-            await bench.start(args.nodes, args.before, python)
+            await bench.start(args.nodes, args.before, python, compares_receipts=args.receipts)
             given = summary(await rounds(bench, args.rounds))
     about = {"machine": machine(), "nodes": args.nodes, "rounds": args.rounds}
     return {**about, **({"litellm": peer.version(python)} if python else {}), **given}
@@ -357,6 +363,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3, help="Nodes that the gateway may choose from.")
     parser.add_argument("--without-litellm", action="store_true")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.add_argument("--receipts", action="store_true", help="Measure the gateway without receipts, too.")
     parser.add_argument("--before", type=Path, help="A checkout whose router is measured beside this one's.")
     args = parser.parse_args()
     given = asyncio.run(measure(args))

@@ -40,7 +40,13 @@ _LITELLM_S: Final = 3.0
 
 
 def ours(nodes: int) -> Callable[[int], object]:
-    """What decides with a seed, over so many nodes of fifty operators, all established."""
+    """What decides with a seed, over so many nodes."""
+    fleet, workload = make_fleet(nodes)
+    return lambda seed: decide(fleet.view_for(workload), workload, seed)
+
+
+def make_fleet(nodes: int) -> tuple[Fleet, Workload]:
+    """So many nodes of fifty operators, all established, and the workload that they may do."""
     workload = Workload(simulator.MODEL, name="bench")
     began = time.time_ns() // 1_000_000
     # The wall clock stands still: building the larger fleets takes longer than a silence may.
@@ -56,7 +62,7 @@ def ours(nodes: int) -> Callable[[int], object]:
     # As the service does once it has begun.
     gc.collect()
     gc.freeze()
-    return lambda seed: decide(fleet.view_for(workload), workload, seed)
+    return fleet, workload
 
 
 def _result(operator: str, now: int) -> AttestationResult:

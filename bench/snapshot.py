@@ -100,7 +100,7 @@ async def take(url: str, token: str, count: int, pid: int) -> tuple[float, float
         is_whole = asyncio.Event()
 
         def note_page() -> None:
-            # As the router does (`router.service.app.tune_garbage_collector`).
+            # As the router does (`router.service.garbage.tune_garbage_collector`).
             gc.freeze()
             if len(feed._known) >= count:
                 is_whole.set()

@@ -181,7 +181,8 @@ for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, k
 @_errors
 def serve(path: Path, log_json: bool) -> None:
     """Run the router.  On SIGHUP it reads its table of workloads and its TLS files again."""
-    from router.service.app import load, make_app, reload_table, tune_garbage_collector
+    from router.service.app import load, make_app, reload_table
+    from router.service.garbage import tune_garbage_collector
     from verifier.service.serve import run_app
 
     configure_logging(as_json=log_json)

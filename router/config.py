@@ -171,8 +171,14 @@ class StoreSection(Struct, frozen=True, forbid_unknown_fields=True):
     """How long records of decisions are kept."""
     keep_decisions: Annotated[int, Meta(ge=0, le=1 << 40)] = 1_000_000
     """How many are kept.  If it is 0, no record is written."""
+    archive: _File | None = None
+    """A folder for Parquet files: what is too old or too much is moved there, and the verifier's log proves the files."""
+    archive_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 50_000
+    """The most rows of one file; they are in memory while it is written."""
 
     def __post_init__(self) -> None:
+        if self.archive is not None and not self.is_kept:
+            raise ValueError("store.archive needs a path or a url: nothing else is kept for so long")
         if self.path is not None and self.url:
             raise ValueError("store has a path and a url; it can have one of them")
 

@@ -40,6 +40,7 @@ from attester.settings import new_folder, read_toml, to_toml
 from verifier import anchor_files
 from verifier.access_config import AccessConfig
 from verifier.anchor_files import AnchorFile
+from verifier.archive_config import ArchiveConfig
 from verifier.challenges.pool_key import POOL_KEY_BYTES, PoolKey
 from verifier.front_config import FrontConfig
 from verifier.log_config import LogConfig
@@ -220,6 +221,7 @@ class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):
     references: ReferencesConfig = ReferencesConfig()
     incidents: IncidentsConfig = IncidentsConfig()
     log: LogConfig = LogConfig()
+    archive: ArchiveConfig = ArchiveConfig()
 
     @property
     def log_origin(self) -> str:

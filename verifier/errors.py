@@ -17,6 +17,7 @@ Errors of the verifier.
     │   ├── LogUnreadableError a log could not be read, which says nothing about what it holds
     │   ├── LogQuorumError     too few of the witnesses that a policy names have cosigned a checkpoint
     │   └── LogDivergedError   what is stored of our own log is not what we signed: it was edited, cut or forked
+    ├── AuditError           an export for auditors, or an archive, is not what it says
     └── StoreError           the database refused a change, or cannot be used (`verifier.store.database`)
         └── RecordingError   a recording is damaged, or another version wrote it
 
@@ -139,6 +140,12 @@ class LogUnreadableError(LogError):
     """A log could not be read.  That says nothing about what it holds."""
 
     code = "log.unreadable"
+
+
+class AuditError(VerifierError):
+    """An export for auditors, or an archive of old rows, is not what it says, or cannot be made."""
+
+    code = "log.unacceptable"
 
 
 class StoreError(VerifierError):

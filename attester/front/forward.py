@@ -19,7 +19,9 @@ from aiohttp.http import HttpVersion11
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
 
 from attester.front.engine import EngineConnection, EnginePool
-from attester.front.protocol import FrontProtocol, refusal
+from attester.front.ledger import Ledger, ReceiptAnswer
+from attester.front.protocol import Answerer, FrontProtocol, refusal_body, whole_answer
+from attester.front.receipts import PATH
 from attester.front_config import FrontSection
 
 REQUEST_HEADERS: Final = (
@@ -44,13 +46,21 @@ class Forwarder:
         methods: The paths that are passed on, each with its method.
         config: The limits.
         key: The engine's own key, if it has one.
+        ledger: Keeps what was served, for receipts; `None`: nothing is kept.
     """
 
     def __init__(
-        self, engine: EnginePool, *, methods: Mapping[str, str], config: FrontSection, key: str | None
+        self,
+        engine: EnginePool,
+        *,
+        methods: Mapping[str, str],
+        config: FrontSection,
+        key: str | None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.engine = engine
         self.config = config
+        self.ledger = ledger
         added = "" if key is None else f"Authorization: Bearer {key}\r\n"
         self._heads = {
             (method, path): f"{method} {path} HTTP/1.1\r\nHost: {engine.authority}\r\n{added}"
@@ -58,8 +68,10 @@ class Forwarder:
         }
         self._is_gone = False
 
-    def take(self, client: FrontProtocol, message: RawRequestMessage, body: StreamReader) -> Exchange:
+    def take(self, client: FrontProtocol, message: RawRequestMessage, body: StreamReader) -> Answerer:
         """See `Answers`."""
+        if self.ledger is not None and message.path.startswith(PATH):
+            return ReceiptAnswer(self.ledger, client, message, body)
         return Exchange(self, client, message, body)
 
     def head(self, message: RawRequestMessage) -> str | None:
@@ -110,6 +122,9 @@ class Exchange:
         self._taken = 0
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        ledger = forwarder.ledger
+        self._account = None if ledger is None else ledger.open(message)
+        self._status = 0
 
     # What the client's connection tells.
 
@@ -143,6 +158,8 @@ class Exchange:
             return
         part = self._body.read_nowait()
         self._taken += len(part)
+        if self._account is not None:
+            self._account.take_request(part)
         self._due += len(part) / self._config.body_bytes_per_s
         if self._taken > self._config.max_body:
             self._refuse_size()
@@ -158,6 +175,7 @@ class Exchange:
         self._drop_engine()
         if self._is_begun:
             # The client must not take what came so far for the whole answer.
+            self._close_account(is_complete=False)
             self._client.abort()
         else:
             self._is_kept = False
@@ -170,6 +188,7 @@ class Exchange:
 
     def client_lost(self) -> None:
         """See `Answerer`."""
+        self._close_account(is_complete=False)
         self._drop_engine()
 
     # What the engine's connection tells.
@@ -179,9 +198,12 @@ class Exchange:
         if head is not None:
             self._forwarder.note_engine(is_gone=False)
             self._is_begun = True
+            self._status = head.code
             data = self._answer_head(head, len(part) if is_over else None)
         else:
             data = b""
+        if self._account is not None:
+            self._account.take_answer(part)
         data += _chunk(part, is_over=is_over) if self._in_chunks else part
         if is_over and self._connection is not None:
             self._engine.give_back(self._connection, is_sent=self._is_sent)
@@ -189,6 +211,7 @@ class Exchange:
         if data:
             self._client.transport.write(data)
         if is_over:
+            self._close_account(is_complete=True)
             self._stop_timer()
             self._client.done(is_last=not self._is_kept)
 
@@ -197,6 +220,7 @@ class Exchange:
         self._connection = None
         if self._is_begun:
             _log.warning("the engine broke off an answer", why=type(error).__name__)
+            self._close_account(is_complete=False)
             self._drop_engine()
             self._client.abort()
         elif not self._is_retried and not isinstance(error, TimeoutError):
@@ -220,6 +244,8 @@ class Exchange:
         if len(body) > self._config.max_body:
             self._refuse_size()
             return
+        if self._account is not None:
+            self._account.take_request(body, is_whole=True)
         length = f"Content-Length: {len(body)}\r\n" if has_body else ""
         self._request = f"{head}{length}\r\n".encode("utf-8", "surrogateescape") + body
         connection = self._engine.take()
@@ -306,8 +332,19 @@ class Exchange:
         self._stop_timer()
         # What is not read of the body is not a request, and an answer to HEAD has no body.
         is_last = not (self._is_kept and self._body.is_eof()) or self._message.method == "HEAD"
-        self._client.transport.write(refusal(status, code, message, is_last=is_last, **kind))
+        body = refusal_body(code, message, **kind)
+        self._client.transport.write(whole_answer(status, body, is_last=is_last))
+        self._status = status
+        if self._account is not None:
+            self._account.take_answer(body)
+        self._close_account(is_complete=True)
         self._client.done(is_last=is_last)
+
+    def _close_account(self, *, is_complete: bool) -> None:
+        """The answer has ended, or broken off after it had begun."""
+        account, self._account = self._account, None
+        if account is not None and self._status and self._forwarder.ledger is not None:
+            self._forwarder.ledger.close(self._client.name, account, self._status, is_complete=is_complete)
 
     def _drop_engine(self) -> None:
         """End the engine's work."""

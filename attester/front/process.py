@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from attester import cose
 from attester.config import AttesterConfig, Home
-from attester.errors import AttesterError, ConfigError
+from attester.errors import AttesterError, ConfigError, KeyFileError
 from attester.front.clients import ASKED, LIST, Clients
 from attester.front.engine import EnginePool
 from attester.front.forward import Forwarder
+from attester.front.ledger import Ledger
 from attester.front.listener import Listener, Registry
 from attester.front.operations import methods
 from attester.front.protocol import FrontProtocol
@@ -66,7 +68,7 @@ class Front:
     def __init__(self, home: Home, config: AttesterConfig, *, now: Callable[[], float] = time.time) -> None:
         self._home = home
         self._config = config
-        self._now = now
+        self.now = now
         self._clients = Clients(home, config.front.routers_max_age_s)
         self._clients.refresh(now())
         self._files = (home.path / "tls.crt", home.path / "tls.key")
@@ -74,6 +76,12 @@ class Front:
         self._asked_at = -_ASK_S
         self.registry = Registry(config.front.connections, self._who, self._ask)
         self._context = self._make_context()
+        self._key = home.tls_key()
+
+    @property
+    def key(self) -> cose.PrivateKey:
+        """The endpoint's key, with which it also signs what it has served."""
+        return self._key
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -87,7 +95,7 @@ class Front:
 
     def look(self) -> None:
         """Take up what has changed in the home: the TLS key and its certificate, and the list of routers."""
-        is_listed_anew = self._clients.refresh(self._now())
+        is_listed_anew = self._clients.refresh(self.now())
         state = self._state()
         if not is_listed_anew and state == self._seen:
             return
@@ -97,10 +105,11 @@ class Front:
             _log.info("the list of routers has changed", routers=self.routers)
             self.registry.drop_unlisted()
         try:
-            self._context = self._make_context()
-        except ConfigError as error:
+            context, key = self._make_context(), self._home.tls_key()
+        except (ConfigError, KeyFileError) as error:
             _log.error("the TLS files are refused; the previous ones stay in force", why=str(error))
             return
+        self._context, self._key = context, key
         if has_new_key:
             _log.info("tls.key and tls.crt were read again")
 
@@ -150,7 +159,8 @@ async def serving(
     key = home.engine_key(config)
     allowed = methods(config.engine.adapter, config.front.operations)
     engine = EnginePool(engine_url(config), config.front.answer_s)
-    forwarder = Forwarder(engine, methods=allowed, config=config.front, key=key)
+    ledger = Ledger(config.front, lambda: front.key, lambda: int(front.now() * 1000))
+    forwarder = Forwarder(engine, methods=allowed, config=config.front, key=key, ledger=ledger)
     listener = Listener(
         lambda: front.context,
         lambda: FrontProtocol(forwarder, front.registry, config.front),

@@ -32,7 +32,7 @@ _BUFFER: Final = 64 * 1024
 _LINGER_S: Final = 2.0
 _TOO_MANY: Final = "Too many headers received"
 _REASONS: Final = {
-    400: "Bad Request", 404: "Not Found", 408: "Request Timeout", 413: "Content Too Large",
+    200: "OK", 400: "Bad Request", 404: "Not Found", 408: "Request Timeout", 413: "Content Too Large",
     431: "Request Header Fields Too Large", 502: "Bad Gateway", 504: "Gateway Timeout",
 }  # fmt: skip
 
@@ -67,10 +67,19 @@ def refusal(
     status: int, code: str, message: str, *, kind: str = "invalid_request_error", is_last: bool
 ) -> bytes:
     """An error as OpenAI's API has it: the whole answer."""
-    body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return whole_answer(status, refusal_body(code, message, kind), is_last=is_last)
+
+
+def refusal_body(code: str, message: str, kind: str = "invalid_request_error") -> bytes:
+    """The body of an error."""
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def whole_answer(status: int, body: bytes, *, is_last: bool, content_type: str = "application/json") -> bytes:
+    """An answer of the front's own, head and body."""
     close = "Connection: close\r\n" if is_last else ""
     return (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\nServer: touchstone\r\nContent-Type: application/json\r\n"
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nServer: touchstone\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\n{close}\r\n"
     ).encode() + body
 

@@ -50,7 +50,7 @@ def find_unmet(
 def changes_in(node: NodeView, required: CallerRequirements, model: str, context: GateContext) -> float:
     """After how many seconds time alone will next change `find_unmet`."""
     ear = node.result
-    if ear is None:
+    if ear is None or (required.max_age_s is None and required.max_walk_age_s is None):
         return math.inf
     left = [
         limit - age

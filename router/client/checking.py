@@ -15,6 +15,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
+from attester.errors import FrontReceiptError
+from attester.front.receipts import open_receipt
 from router.client.bundles import Bundle
 from router.client.errors import Step, UnverifiedError
 from router.client.exchanges import Exchange
@@ -44,6 +46,7 @@ _WALK_AT: Final = "walk_at_ms"
 _MAX_ENTRY: Final = 4096
 _GET: Final = "GET"
 _OK: Final = range(200, 300)
+_REFUSED: Final = 400
 
 
 @dataclass
@@ -86,6 +89,8 @@ def verify(bundle: Bundle, trust: Trust, exchange: Exchange | None) -> Checked:
     checked.steps[Step.RESULT] = f"node {node.id}, by {result.iss}"
     checked.steps[Step.MODEL] = check_model(receipt, node, result, trust.require)
     checked.steps[Step.AGE] = check_age(receipt, result, trust.require)
+    if bundle.front is not None or trust.require.has_front:
+        checked.steps[Step.FRONT] = check_front(bundle, node, receipt)
     return checked
 
 
@@ -116,7 +121,11 @@ def check_request(receipt: Receipt, exchange: Exchange) -> str:
     if (told.method, told.path) != (exchange.method, exchange.path):
         raise UnverifiedError(Step.REQUEST, f"it is about {told.method} {told.path}")
     # Without the salt of this request, an old receipt of the same question would do.
-    if told.salted is not exchange.is_salted or told.sha256 != exchange.request_sha256:
+    if told.salted is not exchange.is_salted:
+        raise UnverifiedError(Step.REQUEST, "it is about a request with another salt, or without one")
+    # A router may refuse a request unread.  Then the salt in the digest of its answer ties the two.
+    is_unread = told.sha256 is UNSET and (exchange.request_bytes == 0 or exchange.status >= _REFUSED)
+    if told.sha256 != exchange.request_sha256 and not is_unread:
         raise UnverifiedError(Step.REQUEST, "it is about another request")
     if exchange.model and receipt.model is not UNSET and receipt.model != exchange.model:
         raise UnverifiedError(Step.REQUEST, f"it is about the model {receipt.model}")
@@ -166,8 +175,8 @@ def check_result(
         result = results.decode_jwt(token, trust.result_keys, issuer=trust.verifier.issuer, now=None)
     except ResultError as error:
         raise UnverifiedError(Step.RESULT, str(error)) from None
-    if (result.jti, result.ueid) != (node.result, node.id):
-        raise UnverifiedError(Step.RESULT, "it is another node's, or another one than the receipt names")
+    if result.jti != node.result:
+        raise UnverifiedError(Step.RESULT, "it is another one than the receipt names")
     if result.exp * 1000 <= began_ms - SKEW_MS:
         raise UnverifiedError(Step.RESULT, "it had expired before the answer")
     if result.iat * 1000 > ended_ms + SKEW_MS:
@@ -277,6 +286,22 @@ def _walk_at(result: AttestationResult, model: str) -> int | None:
     appraisal = result.submods.get(f"model/{model}")
     found = None if appraisal is None else appraisal.ear_verifier_claims.measured.get(_WALK_AT)
     return found if isinstance(found, int) else None
+
+
+def check_front(bundle: Bundle, node: Node, receipt: Receipt) -> str:
+    """Step 9: the node's front has signed what the router got, with the endpoint's key.  Raises `UnverifiedError`."""
+    if bundle.front is None:
+        raise UnverifiedError(Step.FRONT, "the node's front has signed nothing of this answer")
+    pin = "" if node.spki_sha256 is UNSET else node.spki_sha256
+    try:
+        signed = open_receipt(bundle.front.jws, pin)
+    except FrontReceiptError as error:
+        raise UnverifiedError(Step.FRONT, str(error)) from None
+    if signed.jti != node.request:
+        raise UnverifiedError(Step.FRONT, "the front's receipt is of another request")
+    if signed.response.sha256 != node.answer_sha256 and receipt.response.status in _OK:
+        raise UnverifiedError(Step.FRONT, "the front has sent another answer than the router got")
+    return f"{signed.response.bytes} bytes, signed by the key of the node's endpoint"
 
 
 def check_batch(bundle: Bundle, checked: Checked, trust: Trust) -> str:

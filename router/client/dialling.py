@@ -157,8 +157,8 @@ class Dialler:
         required = self.trust.require
         steps[Step.MODEL] = f"{model}, {checking.check_affirmed(result, model, required).ear_status}"
         steps[Step.AGE] = checking.check_ages(result, model, required, at_ms=int(self._clock() * 1000))
-        named = (decision.endpoints or {}).get(node)
-        if named is not None and named != endpoint:
+        # The result has the node's ueid and not its name: that both mean one node, its endpoint says.
+        if (decision.endpoints or {}).get(node) != endpoint:
             raise UnverifiedError(Step.RESULT, f"the router names another endpoint of {node} than its result")
         status, answer = await self._send(endpoint, path, body)
         return Dialled(node, decision.id, status=status, body=answer, result=result, steps=steps)
@@ -176,7 +176,7 @@ class Dialler:
         if status != 200:
             raise UnverifiedError(Step.RESULT, f"the verifier gives no result of {node}: it answers {status}")
         try:
-            result = results.decode_jwt(
+            return results.decode_jwt(
                 data.decode("ascii", "replace"),
                 self.trust.result_keys,
                 issuer=self.trust.verifier.issuer,
@@ -185,9 +185,6 @@ class Dialler:
             )
         except ResultError as error:
             raise UnverifiedError(Step.RESULT, str(error)) from None
-        if result.ueid != node:
-            raise UnverifiedError(Step.RESULT, f"the verifier gives the result of another node than {node}")
-        return result
 
     async def _send(self, endpoint: Endpoint, path: str, body: bytes) -> tuple[int, bytes]:
         assert self._nodes is not None

@@ -24,6 +24,7 @@ class Exchange:
     """Without what follows a question mark."""
     status: int
     request_sha256: str
+    request_bytes: int
     response_sha256: str
     response_bytes: int
     is_salted: bool

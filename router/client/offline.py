@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from msgspec import UNSET
+
 from attester import strictjson
 from router.client import checking
 from router.client.bundles import parse_bundle
@@ -114,6 +116,8 @@ def _check_bodies(material: Material, checked: Checked, missing: dict[Step, str]
         what = "request" if step is Step.REQUEST else "answer"
         if body is None:
             missing[step] = f"there is no {what} to hold it against"
+        elif told is UNSET and (not body or receipt.response.status >= 400):
+            missing[step] = "the router has not read it"
         elif receipt.request.salted is not bool(salt):
             raise UnverifiedError(
                 step, "the request was salted, and the salt is missing" if not salt else "no salt was sent"

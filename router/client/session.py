@@ -15,10 +15,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import aiohttp
+import msgspec
 import yarl
+from msgspec import UNSET, Meta, Struct
 
 from attester.authorities import client_context, why_unreached
 from attester.bounded import read_all
@@ -28,10 +30,12 @@ from router.client.awaiting import LogWatch
 from router.client.bundles import MAX_BUNDLE, Bundle, parse_bundle
 from router.client.chain import Chain
 from router.client.checking import Checked
+from router.client.choices import HeldCommitments, Stake, check_choice, check_decision, is_void
 from router.client.errors import Step, TrustError, UnreachableError, UnverifiedError
 from router.client.exchanges import Digest, Exchange, model_of
 from router.client.kept import KeptFolder
 from router.client.trust import Trust, load_trust
+from router.receipts.payload import Receipt
 from verifier.result_keys import b64url
 
 RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
@@ -42,6 +46,15 @@ _SALT: Final = 32
 """Bytes."""
 _PAUSES_S: Final = (0.02, 0.1, 0.3, 1.0, 2.0, 4.0)
 """A receipt is there once its answer has ended: within moments."""
+COMMITMENT_HEADER: Final = "X-Touchstone-Commitment"
+NONCE_HEADER: Final = "X-Touchstone-Nonce"
+REQUIRE_HEADER: Final = "X-Touchstone-Require"
+MAX_DECISION: Final = 64 << 20
+"""Bytes of the record of a decision."""
+_COMMITMENTS: Final = 16
+"""How many commitments are fetched at a time."""
+_MAY_BE_VOID: Final = (400, 409)
+_GET: Final = "GET"
 _NOT_YET: Final = (409, 425)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=660)
 """A router answers within ten minutes, and streams show signs of life."""
@@ -58,6 +71,10 @@ _OWN: Final = frozenset(
     }
 )
 """Headers that a request of ours has of its own."""
+
+
+class _Commitments(Struct, frozen=True):
+    commitments: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=256)]
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ class Stream:
         self._response = response
         self._digest = Digest(salt)
         self._finish = finish
+        self._whole: bytes | None = None
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
         self.checked: Checked | None = None
@@ -100,6 +118,9 @@ class Stream:
             UnreachableError: the router ended the connection.
             UnverifiedError: what came is not what the receipt is about.
         """
+        if self._whole is not None:
+            yield self._whole
+            return
         try:
             async for part in self._response.content.iter_any():
                 self._digest.add(part)
@@ -122,7 +143,8 @@ class Stream:
             size += len(part)
             if size > MAX_ANSWER:
                 raise UnreachableError(f"the answer has more than {MAX_ANSWER} bytes")
-        return b"".join(parts)
+        self._whole = b"".join(parts)
+        return self._whole
 
 
 class AsyncClient:
@@ -162,6 +184,7 @@ class AsyncClient:
         self._kept = kept
         self._now, self._sleep = now, sleep
         self._chain = Chain()
+        self._commitments = HeldCommitments()
         self._http: aiohttp.ClientSession | None = None
         self.watch = LogWatch(self.trust, self.fetch, kept, now=now, sleep=sleep)
         """The receipts that must still get into the log."""
@@ -214,17 +237,49 @@ class AsyncClient:
             UnverifiedError: an earlier answer is not in the log in time.
         """
         self.watch.check()
+        stake = await self._stake(method)
+        async with self._exchange(method, path, body, headers or {}, stake) as stream:
+            if stake is None or stream.status not in _MAY_BE_VOID:
+                yield stream
+                return
+            whole = await stream.whole()
+            if not is_void(whole):
+                yield stream
+                return
+        # The router was started again, say: what it had committed to before is gone.
+        self._commitments.clear()
+        async with self._exchange(method, path, body, headers or {}, await self._stake(method)) as stream:
+            yield stream
+
+    async def _stake(self, method: str) -> Stake | None:
+        if method == _GET or self.trust.require.choice == "never" or not self.trust.router.gives_receipts:
+            return None
+        held = self._commitments.stake(self._now())
+        if held is None and self.trust.require.choice == "replayed":
+            for each in await self._fetch_commitments():
+                self._commitments.put(each, self._now())
+            held = self._commitments.stake(self._now())
+            if held is None:
+                raise UnverifiedError(Step.CHOICE, "the router gives out no commitments")
+        return held
+
+    @asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], stake: Stake | None
+    ) -> AsyncIterator[Stream]:
         assert self._http is not None
         salt = secrets.token_bytes(_SALT) if self.trust.router.gives_receipts else b""
         sent_ms = self._now_ms()
         target = yarl.URL(self.trust.router_url + path, encoded=True)
+        sent = self._headers(headers, salt, stake)
+        if self.trust.require.tells_router and method != _GET:
+            told = {name.lower() for name in sent}
+            sent |= (
+                {} if REQUIRE_HEADER.lower() in told else {REQUIRE_HEADER: self.trust.require.for_router()}
+            )
         try:
             request = self._http.request(
-                method,
-                target,
-                data=body or None,
-                headers=self._headers(headers or {}, salt),
-                allow_redirects=False,
+                method, target, data=body or None, headers=sent, allow_redirects=False
             )
             async with request as response:
 
@@ -233,39 +288,40 @@ class AsyncClient:
                         return None
                     asked = Digest(salt)
                     asked.add(body)
-                    return await self._verify(
-                        response.headers.get(RECEIPT_HEADER),
-                        salt,
-                        Exchange(
-                            method=method,
-                            path=target.raw_path,
-                            status=response.status,
-                            request_sha256=asked.hex(),
-                            response_sha256=got.hex(),
-                            response_bytes=got.size,
-                            is_salted=True,
-                            sent_ms=sent_ms,
-                            ended_ms=self._now_ms(),
-                            model=model_of(body),
-                        ),
+                    seen = Exchange(
+                        method=method,
+                        path=target.raw_path,
+                        status=response.status,
+                        request_sha256=asked.hex(),
+                        request_bytes=asked.size,
+                        response_sha256=got.hex(),
+                        response_bytes=got.size,
+                        is_salted=True,
+                        sent_ms=sent_ms,
+                        ended_ms=self._now_ms(),
+                        model=model_of(body),
                     )
+                    return await self._verify(response.headers.get(RECEIPT_HEADER), salt, seen, stake)
 
+                self._commitments.put(response.headers.get(COMMITMENT_HEADER), self._now())
                 yield Stream(response, salt, finish)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"the router does not answer: {why_unreached(error)}") from None
 
-    def _headers(self, given: Mapping[str, str], salt: bytes) -> dict[str, str]:
-        headers = {name: value for name, value in given.items() if name.lower() not in _OWN}
+    def _headers(self, given: Mapping[str, str], salt: bytes, stake: Stake | None = None) -> dict[str, str]:
+        ours = {"Accept-Encoding": "identity"}
         if self._key is not None:
-            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
-            headers["Authorization"] = f"Bearer {self._key}"
-        headers["Accept-Encoding"] = "identity"
+            ours["Authorization"] = f"Bearer {self._key}"
         if salt:
-            headers = {name: value for name, value in headers.items() if name.lower() != SALT_HEADER.lower()}
-            headers[SALT_HEADER] = b64url(salt)
-        return headers
+            ours[SALT_HEADER] = b64url(salt)
+        if stake is not None:
+            ours[NONCE_HEADER] = stake.header
+        names = _OWN | {name.lower() for name in ours} | {SALT_HEADER.lower(), NONCE_HEADER.lower()}
+        return {name: value for name, value in given.items() if name.lower() not in names} | ours
 
-    async def _verify(self, receipt_id: str | None, salt: bytes, exchange: Exchange) -> Checked:
+    async def _verify(
+        self, receipt_id: str | None, salt: bytes, exchange: Exchange, stake: Stake | None
+    ) -> Checked:
         if receipt_id is None:
             raise UnverifiedError(Step.RECEIPT, "the router gave none with its answer")
         bundle, raw = await self._fetch_ended(receipt_id)
@@ -273,10 +329,32 @@ class AsyncClient:
         if checked.receipt.jti != receipt_id:
             raise UnverifiedError(Step.RECEIPT, "it is another one than the answer names")
         checked.steps[Step.CHAIN] = self._chain.add(checked.receipt, checked.payload)
+        if stake is not None:
+            checked.steps[Step.CHOICE] = await self._check_choice(checked.receipt, stake)
         if self._kept is not None:
             await self._kept.keep(checked, raw, salt, exchange)
         await self.watch.take(checked)
         return checked
+
+    async def _check_choice(self, receipt: Receipt, stake: Stake) -> str:
+        found = check_choice(receipt, stake)
+        if self.trust.require.choice != "replayed" or receipt.choice is UNSET or receipt.decision is UNSET:
+            return found
+        status, data = await self._get(f"/api/v1/decisions/{receipt.decision}", MAX_DECISION)
+        if status != 200:
+            raise UnverifiedError(Step.CHOICE, f"the router does not give the decision: it answers {status}")
+        try:
+            record = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            raise UnverifiedError(Step.CHOICE, "the record of the decision is not JSON") from None
+        return check_decision(record, receipt, stake)
+
+    async def _fetch_commitments(self) -> tuple[str, ...]:
+        status, data = await self._get(f"/api/v1/commitments?count={_COMMITMENTS}", MAX_BUNDLE)
+        try:
+            return msgspec.json.decode(data, type=_Commitments).commitments if status == 200 else ()
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return ()
 
     async def _fetch_ended(self, receipt_id: str) -> tuple[Bundle, bytes]:
         for pause_s in _PAUSES_S:
@@ -294,21 +372,27 @@ class AsyncClient:
             UnreachableError: the router does not answer.
             UnverifiedError: it gives none, or something malformed.
         """
-        assert self._http is not None
         if not (receipt_id.isascii() and receipt_id.isalnum() and len(receipt_id) <= 64):
             raise UnverifiedError(Step.RECEIPT, "its id is malformed")
-        headers = self._headers({"Accept": "application/json"}, b"")
-        url = f"{self.trust.router_url}/api/v1/receipts/{receipt_id}"
+        status, data = await self._get(f"/api/v1/receipts/{receipt_id}", MAX_BUNDLE)
+        if status in _NOT_YET:
+            return None
+        if status != 200:
+            raise UnverifiedError(Step.RECEIPT, f"the router does not give it: it answers {status}")
+        return parse_bundle(data), data
+
+    async def _get(self, path: str, limit: int) -> tuple[int, bytes]:
+        """A resource of the router's own API.  Raises `UnreachableError`."""
+        assert self._http is not None
+        headers, url = self._headers({"Accept": "application/json"}, b""), self.trust.router_url + path
         try:
             async with self._http.get(url, headers=headers, allow_redirects=False) as response:
-                data = await read_all(response.content, MAX_BUNDLE)
+                data = await read_all(response.content, limit)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnreachableError(f"the router does not give the receipt: {why_unreached(error)}") from None
-        if response.status in _NOT_YET:
-            return None
-        if response.status != 200 or data is None:
-            raise UnverifiedError(Step.RECEIPT, f"the router does not give it: it answers {response.status}")
-        return parse_bundle(data), data
+            raise UnreachableError(f"the router does not answer: {why_unreached(error)}") from None
+        if data is None:
+            raise UnreachableError(f"the router gives more than {limit} bytes at {path}")
+        return response.status, data
 
     def _now_ms(self) -> int:
         return int(self._now() * 1000)

@@ -77,8 +77,23 @@ class Required(_Part, frozen=True, kw_only=True):
     """The greatest age of the result when the answer ended."""
     max_walk_age_s: _Seconds | None = None
     """The greatest age of the last right walk then; `None`: it is not asked."""
+    has_front: bool = False
+    """Whether the node's own front must have signed what it answered."""
     references: Annotated[tuple[_Digest, ...], Meta(max_length=64)] = ()
     """Reference values of models, by digest: the answer must come from one of them.  None: from any."""
+    tells_router: bool = False
+    """
+    Whether claims, age of the walk and references go to the router with each request (``X-Touchstone-Require``).
+
+    Then it chooses a node that meets them, or answers 412.  A request that has such a header keeps its own.
+    """
+    choice: Literal["replayed", "offered", "never"] = "offered"
+    """
+    What part the client has in the decision.
+
+    ``offered``: it uses the commitments that come with answers, and the receipt must reveal what they committed to.
+    ``replayed``: it has one before each request, and the whole decision must come out again from its record.
+    """
     log: Literal["before", "later", "never"] = "later"
     """
     When the batch must be in the log.
@@ -86,6 +101,15 @@ class Required(_Part, frozen=True, kw_only=True):
     ``before`` an answer is handed on, which takes seconds; ``later``, within `log_within_s`; or ``never``.
     """
     log_within_s: _Seconds = 60
+
+    def for_router(self) -> str:
+        """What the router is told: what can only tighten what it requires itself."""
+        told: dict[str, Any] = {"claims": {"platform": self.platform_claims, "model": self.model_claims}}
+        if self.max_walk_age_s is not None:
+            told["max_walk_age_s"] = self.max_walk_age_s
+        if self.references:
+            told["reference"] = self.references
+        return msgspec.json.encode(told).decode()
 
     def __post_init__(self) -> None:
         for claim in (*self.platform_claims, *self.model_claims):

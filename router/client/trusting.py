@@ -7,12 +7,12 @@ shown, and a person compares them with what the operators say by another way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final
 
 import aiohttp
 import msgspec
+from msgspec import Meta, Struct
 
 from attester.authorities import open_session, why_unreached
 from attester.bounded import read_all
@@ -27,8 +27,16 @@ from verifier.result_keys import read_jwks
 
 RECEIPT_KEYS_PATH: Final = "/.well-known/touchstone-receipts.json"
 RESULT_KEYS_PATH: Final = "/.well-known/jwks.json"
-DISCOVERY_PATH: Final = "/.well-known/veraison/verification"
+LOG_PATH: Final = "/api/v1/log"
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=30, connect=10)
+
+
+class _Log(Struct, frozen=True):
+    vkey: Annotated[str, Meta(max_length=1024)]
+
+
+class _Logs(Struct, frozen=True):
+    logs: Annotated[tuple[_Log, ...], Meta(max_length=32)]
 
 
 async def fetch_trust(
@@ -57,9 +65,9 @@ async def fetch_trust(
     except ConfigError as error:
         raise TrustError(str(error)) from None
     async with session as http:
-        receipt_keys = await _fetch(http, router + RECEIPT_KEYS_PATH)
-        result_keys = await _fetch(http, verifier + RESULT_KEYS_PATH)
-        policy = log_policy or await _log_key(http, verifier)
+        receipt_keys = await _keys(http, router + RECEIPT_KEYS_PATH)
+        result_keys = await _keys(http, verifier + RESULT_KEYS_PATH)
+        policy = log_policy or await _log_policy(http, verifier)
     try:
         file = TrustFile(
             router=RouterTrust(
@@ -114,23 +122,32 @@ def kids_of(file: TrustFile) -> set[str]:
     return {*trust.receipt_keys, *trust.result_keys, *(str(peer.key) for peer in logs)}
 
 
-async def _log_key(http: aiohttp.ClientSession, verifier: str) -> str | None:
-    document = await _fetch(http, verifier + DISCOVERY_PATH)
+async def _log_policy(http: aiohttp.ClientSession, verifier: str) -> str | None:
+    """The logs of a verifier by its own word, and no witness; `None` if it has none."""
+    document = await _fetch(http, verifier + LOG_PATH, may_lack=True)
+    if document is None:
+        return None
     try:
-        found: Mapping[str, Any] = msgspec.json.decode(document, type=dict[str, Any])
+        found = msgspec.json.decode(document, type=_Logs).logs
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise TrustError(f"{verifier}{DISCOVERY_PATH} is not JSON") from None
-    log = found.get("log")
-    vkey = log.get("vkey") if isinstance(log, dict) else None
-    return vkey if isinstance(vkey, str) else None
+        raise TrustError(f"{verifier}{LOG_PATH} is malformed") from None
+    return "".join(f"log {each.vkey}\n" for each in found) + "quorum none\n" if found else None
 
 
-async def _fetch(http: aiohttp.ClientSession, url: str) -> bytes:
+async def _keys(http: aiohttp.ClientSession, url: str) -> bytes:
+    found = await _fetch(http, url)
+    assert found is not None
+    return found
+
+
+async def _fetch(http: aiohttp.ClientSession, url: str, *, may_lack: bool = False) -> bytes | None:
     try:
         async with http.get(url, allow_redirects=False, timeout=_TIMEOUT) as response:
             data = await read_all(response.content, MAX_JWKS)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise TrustError(f"{url} cannot be fetched: {why_unreached(error)}") from None
+    if response.status == 404 and may_lack:
+        return None
     if response.status != 200 or data is None:
         raise TrustError(f"{url} cannot be fetched: the answer is {response.status}")
     return data

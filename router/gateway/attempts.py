@@ -79,6 +79,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """Whether the model's tokeniser has counted all of it."""
     was_given: bool = False
     """Whether the node was given the request, or may have been."""
+    request_id: str = ""
+    """By which the node knows it, another one for each attempt; empty if the node was not given it."""
     view: NodeView | None = None
     """What was known of the node when it was asked."""
     answer_sha256: str = ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections import OrderedDict
 from typing import Final
 
 from router.choose.choice import REVEAL_BYTES, Choice, commit, decode_nonce, derive_seed, split_header
@@ -113,7 +114,7 @@ class Spent:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._count = 0
-        self._of: dict[str, dict[bytes, tuple[float, bytes, float]]] = {}
+        self._of: dict[str, OrderedDict[bytes, tuple[float, bytes, float]]] = {}
         """By caller, the oldest first: each commitment, until when it is remembered, its nonce, and when it was issued."""
         self._nonces: dict[str, set[bytes]] = {}
         self._floors: dict[str, float] = {}
@@ -137,7 +138,7 @@ class Spent:
             raise ChoiceError("the commitment was used already", code="choice.commitment.used")
         if nonce in self._nonces.get(caller, ()):
             raise ChoiceError("the nonce was sent already; each needs its own", code="choice.nonce.repeated")
-        self._of.setdefault(caller, {})[commitment] = now + LIFE_S, nonce, issued
+        self._of.setdefault(caller, OrderedDict())[commitment] = now + LIFE_S, nonce, issued
         self._nonces.setdefault(caller, set()).add(nonce)
         self._shares.add(caller)
         self._count += 1
@@ -162,7 +163,7 @@ class Spent:
     def _pop(self, caller: str) -> None:
         """Forget a caller's oldest."""
         spent = self._of[caller]
-        _, nonce, _ = spent.pop(next(iter(spent)))
+        _, (_, nonce, _) = spent.popitem(last=False)
         self._nonces[caller].discard(nonce)
         if not spent:
             del self._of[caller], self._nonces[caller]

@@ -78,6 +78,8 @@ class Run:
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    last: Attempt | None = None
+    """The last attempt, also if the client left while it was made."""
     unsettled: Attempt | None = None
     """A completed attempt that is settled once the answer is on its way, so that no client waits for it."""
     prompt: Count | None = None
@@ -257,6 +259,7 @@ class Dispatcher:
             attempt = structs.replace(attempt or exchange.abandoned(), revision=revision, view=view)
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)
+            run.last = attempt
             _by_outcome[attempt.outcome].inc()
             run.record.attempts.append(_record_of(attempt))
             if attempt.outcome is not Outcome.COMPLETED:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -22,7 +22,7 @@ from attester.bounded import read_all
 from router.choose.ranking import Ranked
 from router.gateway.attempts import DOUBTFUL, Attempt
 from router.gateway.body import LARGE
-from router.gateway.exchanges import Exchanges
+from router.gateway.exchanges import Exchanges, T
 from router.gateway.failures import classify
 from router.gateway.lateness import TimeAllowed, is_late_here
 from router.gateway.progress import Progress
@@ -39,6 +39,7 @@ from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.wishes import Kept, check_gathered
+from router.state.random_bytes import random_bytes
 
 _MAX_ERROR_BODY: Final = 64 << 10
 _END_BYTES: Final = 1024
@@ -95,6 +96,7 @@ class Exchange:
         self._wishes = request.wishes
         self._received = Received(text, request.max_shown_tokens if sink is not None else None, request.added)
         self._was_given = False
+        self._request_id = random_bytes(16).hex()
         self._digest = hashlib.sha256() if exchanges.digests else None
         self._has_bytes = False
         self._lost_before = self._lost_at_text = exchanges.lost_s()
@@ -207,13 +209,14 @@ class Exchange:
             stream=stream,
             number=self._number,
             was_given=self._was_given,
+            request_id=self._request_id if self._was_given else "",
             answer_sha256=self._digest.hexdigest() if self._has_bytes and self._digest is not None else "",
             kept=kept,
         )
 
     async def _read_whole(self) -> Answer:
         """A whole answer, judged.  Raises `AttemptError`."""
-        endpoint, operation = self._required_endpoint(), self._request.operation
+        operation = self._request.operation
         judge = operation.judge if self._wishes is None else partial(operation.judge_against, self._wishes)
 
         async def read(response: NodeResponse) -> tuple[int, bytes]:
@@ -222,9 +225,7 @@ class Exchange:
         limit = NodeLimit(self._loop, self._progress, self._is_gone)
         try:
             with limit:
-                status, data = await self._exchanges.post(
-                    endpoint, self._request, read, on_given=self._note_given
-                )
+                status, data = await self._post(read)
         except TimeoutError:
             raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
         await self._note_bytes(data)
@@ -242,7 +243,6 @@ class Exchange:
         Raises:
             AttemptError: it did not come to its end.
         """
-        endpoint = self._required_endpoint()
         limit = NodeLimit(self._loop, self._progress, self._is_gone)
 
         async def read(response: NodeResponse) -> Answer | None:
@@ -257,9 +257,7 @@ class Exchange:
 
         try:
             with limit:
-                return await self._exchanges.post(
-                    endpoint, self._request, read, sink.prepare, on_given=self._note_given
-                )
+                return await self._post(read, sink.prepare)
         except TimeoutError:
             self._check_late_stream(sink)
         return None
@@ -343,7 +341,19 @@ class Exchange:
         if limit.due != due:
             limit.move(due)
 
-    def _required_endpoint(self) -> tuple[str, str]:
+    def _post(
+        self,
+        read: Callable[[NodeResponse], Awaitable[T]],
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> Awaitable[T]:
+        """Send the request to the node, and have its answer read."""
         if self._endpoint is None:
             raise AttemptError(Outcome.UNSUPPORTED, "the node has no endpoint any more")
-        return self._endpoint
+        return self._exchanges.post(
+            self._endpoint,
+            self._request,
+            read,
+            meanwhile,
+            request_id=self._request_id,
+            on_given=self._note_given,
+        )

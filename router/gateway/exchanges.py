@@ -123,6 +123,7 @@ class Exchanges:
         read: Callable[[NodeResponse], Awaitable[T]],
         meanwhile: Callable[[], Awaitable[None]] | None = None,
         *,
+        request_id: str,
         on_given: Callable[[], None] | None = None,
     ) -> T:
         """
@@ -133,6 +134,7 @@ class Exchanges:
             request: What it is sent.
             read: Reads the answer; `post` returns what it makes of it.
             meanwhile: Runs while the node works.
+            request_id: By which the node knows this attempt.
             on_given: Called when the request goes out.
 
         Raises:
@@ -143,7 +145,12 @@ class Exchanges:
         went_well = False
         try:
             response = await self._upstream.post(
-                endpoint, request.operation.path, request.body, meanwhile, on_given=on_given
+                endpoint,
+                request.operation.path,
+                request.body,
+                meanwhile,
+                request_id=request_id,
+                on_given=on_given,
             )
             if response.status in CERTIFICATE_STATUSES:
                 raise await self._failed(Failure.CERTIFICATE_REFUSED, endpoint)

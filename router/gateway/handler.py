@@ -28,6 +28,7 @@ from router.gateway.errors import (
     nobody_may,
     refusal_document,
 )
+from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
@@ -80,6 +81,8 @@ class Gateway:
     terms: Terms = field(kw_only=True)
     receipts: ReceiptBook | None = None
     """Of all answers; `None` if there are none."""
+    fronts: Fronts | None = None
+    """What asks nodes what they have signed of answers; `None` if answers have no receipts."""
     in_flight: int = 0
     _finished: list[Handler] = field(default_factory=list)
 
@@ -251,12 +254,12 @@ class Handler:
         # The request itself is in the fingerprint, so that a key never gets another request's answer.
         shape = f"{request.operation.path}\n{request.workload.name}\n{self._explain}\n".encode()
         digest = hashlib.sha256(shape)
-        if self._draft is not None:
-            # The receipt that is given again is of the first request's salt.
-            digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
         if request.required is not None:
             # An answer that was given under other requirements is another one.
             digest.update(request.required.key)
+        if self._draft is not None:
+            # The receipt that is given again is of the first request's salt.
+            digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
         if len(request.body) > LARGE:
             await self._gateway.aside.run(lambda: digest.update(request.repeatable))
         else:

@@ -22,9 +22,9 @@ from router.gateway.errors import GatewayError
 from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
 from router.model.clock import Clock
 from router.model.errors import ReceiptError
-from router.model.node import NodeView
+from router.model.node import NodeView, walk_at_ms
 from router.model.usage import Usage as Counted
-from router.receipts.payload import MOST, Node, Request, Response, Usage, read_salt
+from router.receipts.payload import MOST, Choice, Node, Request, Response, Usage, read_salt
 from router.state.receipts import STRANGER, ReceiptBook
 
 RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
@@ -57,15 +57,16 @@ class Draft:
     def __init__(self, book: ReceiptBook, clock: Clock, request: web.Request) -> None:
         self._book = book
         self._clock = clock
-        self._request = request
+        self._request: web.Request | None = request
+        """Until the end: each has the other, and must not live until the garbage collector comes."""
         self._caller = STRANGER
         self.is_claimed = False
         """Whether somebody works on the answer, and will end the receipt."""
-        self.id = book.new_id()
+        self.id = book.new_id(clock.now_ms())
         self._salt = b""
         self.salt_problem = ""
         """Why the salt cannot be used, if it cannot."""
-        self._read_salt()
+        self._read_salt(request)
         self._digest = hashlib.sha256(self._salt)
         self._size = 0
         self._status = _GONE
@@ -76,10 +77,10 @@ class Draft:
         self._is_named = True
         self._has_ended = False
 
-    def _read_salt(self) -> None:
-        if SALT_HEADER not in self._request.headers:
+    def _read_salt(self, request: web.Request) -> None:
+        if SALT_HEADER not in request.headers:
             return
-        given = self._request.headers.getall(SALT_HEADER)
+        given = request.headers.getall(SALT_HEADER)
         if len(given) > 1:
             self.salt_problem = f"{SALT_HEADER}: the request has more than one"
             return
@@ -135,9 +136,11 @@ class Draft:
         self._digest.update(self._begin_whole(response))
 
     def _begin_whole(self, response: web.Response) -> bytes:
-        body = response.body if isinstance(response.body, bytes) and self._request.method != "HEAD" else b""
+        request = self._request
+        assert request is not None
+        body = response.body if isinstance(response.body, bytes) and request.method != "HEAD" else b""
         self._status, self._size = response.status, len(body)
-        transport = self._request.transport
+        transport = request.transport
         self.is_complete = transport is not None and not transport.is_closing()
         return body
 
@@ -146,10 +149,11 @@ class Draft:
         if self._has_ended:
             return
         self._has_ended = True
+        request, self._request = self._request, None
+        assert request is not None
         if not self._is_named:
             self._book.abandon(self.id)
             return
-        request = self._request
         asked = Request(
             method=_text(request.method) or "?",
             path=_text(request.rel_url.raw_path[:_MAX_PATH]) or "/",
@@ -163,7 +167,8 @@ class Draft:
             status=self._status,
             streamed=self.is_streamed,
         )
-        members = {"outcome": outcome, "request": asked, "response": answered, **(members or {})}
+        members = {} if members is None else members
+        members["outcome"], members["request"], members["response"] = outcome, asked, answered
         self._book.end(self.id, self._caller, self._clock.now_ms(), members)
 
 
@@ -184,7 +189,10 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
         metering: Says whose usage the client is told.
     """
     record, workload = run.record, run.request.workload
-    last = run.attempts[-1] if run.attempts else None
+    last = run.last
+    if answered is None and last is not None and last.has_begun:
+        # The client has a part of it.
+        answered = last
     members: dict[str, Any] = {
         "decision": record.id,
         "model": _text(workload.model) or UNSET,
@@ -194,6 +202,8 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
         members["node"] = _node(answered, workload.model)
     elif last is not None:
         members["tried"] = _node(last, workload.model)
+    if record.decision.choice is not None:
+        members["choice"] = Choice(**record.decision.choice.for_receipt())
     if run.usage is not None:
         members["usage"] = _usage(run, run.usage, answered, metering)
     found = answered or last
@@ -216,6 +226,8 @@ def _node(attempt: Attempt, model: str) -> Node:
     members: dict[str, Any] = {} if view is None else _known(view, model)
     if attempt.answer_sha256:
         members["answer_sha256"] = attempt.answer_sha256
+    if attempt.request_id:
+        members["request"] = attempt.request_id
     return Node(id=attempt.node, **members)
 
 
@@ -238,8 +250,8 @@ def _known(view: NodeView, model: str) -> dict[str, Any]:
     members["assurance"] = claims.assurance
     if claims.reference:
         members["reference"] = claims.reference
-    walk_at = claims.measured.get("walk_at_ms")
-    if isinstance(walk_at, int):
+    walk_at = walk_at_ms(result, model)
+    if walk_at is not None:
         members["walk_at"] = walk_at
     return members
 

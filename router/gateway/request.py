@@ -206,7 +206,7 @@ def read_request(
         operator=key.operator,
         caller=key.name,
         added=added,
-        required=None if wanted is required is None else require(found, wanted, required),
+        required=require(found, wanted, required),
     )
     _check_answers(request)
     return request
@@ -215,14 +215,6 @@ def read_request(
 def _check_answers(request: NodeRequest) -> None:
     if request.choices > _MAX_CHOICES or request.answers > _MAX_ANSWERS:
         raise _invalid(f"n must be at most {_MAX_CHOICES}, and n times the prompts at most {_MAX_ANSWERS}")
-
-
-def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
-    try:
-        return table.route(model, named, key.workloads)
-    except WorkloadError as error:
-        status = 404 if error.code == "model_not_found" else 400
-        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
 
 
 def _write_uniform(
@@ -237,6 +229,15 @@ def _write_uniform(
 def _draw_seed() -> int:
     # Large bodies are read in threads.
     return secrets.randbelow(MAX_SEED)
+
+
+def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
+    """The workload of a request.  Raises `GatewayError`."""
+    try:
+        return table.route(model, named, key.workloads)
+    except WorkloadError as error:
+        status = 404 if error.code == "model_not_found" else 400
+        raise GatewayError(status, "invalid_request_error", str(error), code=error.code) from None
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

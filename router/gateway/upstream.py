@@ -21,6 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 
+from attester.front.receipts import REQUEST_HEADER
 from router.gateway.pinned import MalformedURLError, NodeConnector, check_url, pin_for
 
 _READ_END_S: Final = 0.2
@@ -115,10 +116,13 @@ class Upstream:
         body: bytes,
         meanwhile: Callable[[], Awaitable[None]] | None = None,
         *,
+        request_id: str,
         on_given: Callable[[], None] | None = None,
     ) -> NodeResponse:
         """
         Send *body*, which is JSON, and read the head of the answer.  *meanwhile* runs while the node works.
+
+        *request_id* is what the node's front may be asked for its receipt by: every request has one.
 
         *on_given* is called when there is a connection, and the request goes out.
 
@@ -128,7 +132,8 @@ class Upstream:
             aiohttp.ConnectionTimeoutError: no connection in time.
             aiohttp.ClientError, OSError: no answer.
         """
-        request, head = self._prepared(endpoint, path)
+        request, prepared = self._prepared(endpoint, path)
+        head = b"%b%b\r\nContent-Length: " % (prepared, request_id.encode())
         is_second = False
         while True:
             began = time.monotonic()
@@ -188,12 +193,12 @@ class Upstream:
         raise aiohttp.ClientPayloadError("too many interim answers")
 
     def _prepare(self, endpoint: tuple[str, str], path: str) -> tuple[_Place, bytes]:
-        """The connector's key for a node, and the head of a request up to the length of its body."""
+        """The connector's key for a node, and the head of a request up to its id."""
         url, pin = endpoint
         place = check_url(url, allow_private=self._allow_private).with_path(path)
         head = (
             f"POST {place.raw_path} HTTP/1.1\r\nHost: {_authority(place)}\r\n"
-            "Content-Type: application/json\r\nAccept-Encoding: identity\r\nContent-Length: "
+            f"Content-Type: application/json\r\nAccept-Encoding: identity\r\n{REQUEST_HEADER}: "
         )
         return _Place("POST", place, ssl=pin_for(pin), session=self._session), head.encode("ascii")
 

@@ -82,7 +82,7 @@ class Node(_Part, frozen=True, kw_only=True):
     status: Text | UnsetType = UNSET
     """The ``ear_status`` of the result."""
     walk_at: Ms | UnsetType = UNSET
-    """The newest result, until then, that a right walk of the model is in: when it was issued."""
+    """When the last walk of the model was that was right, by the result: milliseconds since 1970, by the verifier's clock."""
 
 
 class Usage(_Part, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ class Usage(_Part, frozen=True, kw_only=True):
 
 
 class Choice(_Part, frozen=True, kw_only=True):
-    """Where the seed of the decision comes from."""
+    """Where the seed of the decision comes from, if the caller had a part in it (`router.choose.choice`)."""
 
     commitment: Text
     nonce_sha256: Hex32 | UnsetType = UNSET

@@ -113,6 +113,19 @@ def write_keys(keys: list[ReceiptKey]) -> bytes:
     return msgspec.json.encode({"keys": [key.jwk() for key in keys]})
 
 
+def part(token: str, number: int) -> bytes:
+    """
+    The bytes of a part of a compact JWS, of which nothing is verified.
+
+    Raises:
+        ReceiptError: there is no such part.
+    """
+    parts = token.split(".")
+    if len(parts) != 3:
+        raise ReceiptError("it is not a compact JWS: it must have three parts")
+    return _bytes(parts[number], "part")
+
+
 def _header(kid: str) -> str:
     return b64url(f'{{"alg":"Ed25519","kid":"{kid}","typ":"{TYPE}"}}'.encode())
 

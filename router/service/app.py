@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -26,6 +25,7 @@ from router.gateway import openai, pinned, probe
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
+from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
@@ -41,6 +41,7 @@ from router.service.state import STATE, State
 from router.service.sweep import sweep
 from router.service.verifier_checks import make_checks
 from router.state.addresses import AddressChecker
+from router.state.archiver import archiving
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -49,7 +50,7 @@ from router.state.name import NameLease
 from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
 from router.state.receipt_key import find_receipt_key
-from router.state.receipting import make_receipting
+from router.state.receipting import Receipting, make_receipting
 from router.state.records import Records
 from router.state.registration import Registrar
 from router.state.stalls import StallWatch
@@ -66,8 +67,6 @@ from verifier.store.opening import open_database
 _LONG_STALL_S: Final = 1.0
 _ISSUER_EVERY_S: Final = 1.0
 _SCHEMA: Final = "router.store"
-_GC_THRESHOLDS: Final = (20_000, 50, 100)
-"""Requests make no reference cycles, so the garbage collector need not run every few of them."""
 
 _log = structlog.get_logger("router")
 _stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
@@ -184,7 +183,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         if state.receipts is not None:
             await state.receipts.keeper.load()
         await state.holds.sync()
-        loops = _loops(state, name, to_nodes)
+        token = partial(_token, setup)
+        moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
+        loops = {**_loops(state, name, to_nodes), **moving}
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
@@ -244,9 +245,7 @@ def assemble(
     config = setup.config
     fleet = _make_fleet(setup, clock)
     stalls = StallWatch(partial(_note_stall, fleet))
-    keyring = Keyring(
-        config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic
-    )
+    keyring = _make_keyring(config, clock)
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
     report = _make_reporter(setup, to_verifier)
     holds = Holds(db, fleet, clock, config.review, report=report)
@@ -261,16 +260,7 @@ def assemble(
         judge_refusal=registrar.judge_refusal,
         digests=config.receipts.enabled,
     )
-    receipts = make_receipting(
-        config,
-        setup.receipt_key,
-        clock,
-        db,
-        name,
-        registrar=registrar,
-        to_verifier=to_verifier,
-        token=partial(_token, setup),
-    )
+    receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers())
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     state = State(
@@ -298,16 +288,49 @@ def assemble(
         skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
-        receipts=None if receipts is None else receipts.book,
         terms=Terms(fleet, Commitments(clock)),
+        receipts=None if receipts is None else receipts.book,
+        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
     checks.has_room = gateway.has_room
     return state, gateway
 
 
+def _make_fronts(
+    setup: RouterSetup, clock: Clock, receipts: Receipting, to_nodes: aiohttp.ClientSession
+) -> Fronts:
+    """What asks nodes' fronts for their receipts."""
+    return Fronts(to_nodes, receipts.keeper, clock, allow_private=setup.config.gateway.allow_private)
+
+
 def _make_reporter(setup: RouterSetup, to_verifier: aiohttp.ClientSession) -> VerifierIncidentReporter | None:
     token = _token(setup)
     return None if token is None else VerifierIncidentReporter(to_verifier, setup.config.verifier, token)
+
+
+def _make_keyring(config: RouterConfig, clock: Clock) -> Keyring:
+    return Keyring(config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic)
+
+
+def _make_receipting(
+    setup: RouterSetup,
+    clock: Clock,
+    db: Database,
+    name: NameLease,
+    *,
+    registrar: Registrar,
+    to_verifier: aiohttp.ClientSession,
+) -> Receipting | None:
+    return make_receipting(
+        setup.config,
+        setup.receipt_key,
+        clock,
+        db,
+        name,
+        registrar=registrar,
+        to_verifier=to_verifier,
+        token=partial(_token, setup),
+    )
 
 
 def _make_feed(
@@ -393,15 +416,6 @@ def _note_stall(fleet: Fleet, seconds: float) -> None:
             seconds=round(seconds, 1),
         )
         fleet.excuse_silence(seconds)
-
-
-async def tune_garbage_collector(app: web.Application) -> None:
-    """Exempt from garbage collection what exists now and what snapshots bring, for a process that only routes."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    # What is known of nodes makes no cycles, and to go through all of it takes half a second for 10⁵ nodes.
-    app[STATE].feed.on_page = gc.freeze
 
 
 def reload_table(app: web.Application) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from router.gateway.openai import GATEWAY
 from router.model.errors import ReceiptError
 from router.receipts import aci, air, batches, payload, tokens
 from router.receipts.payload import Receipt
@@ -65,7 +66,11 @@ async def show(request: web.Request) -> web.Response:
         return await _in_form(form, receipt, receipts, found)
     if "json" not in request.headers.get(hdrs.ACCEPT, ""):
         return web.Response(text=token, content_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
-    document = {"receipt": token, **await _accompany(receipts, found, receipt)}
+    document = {
+        "receipt": token,
+        **await _accompany(receipts, found, receipt),
+        "front": await _ask_front(request, found, receipt),
+    }
     return json_response(document, headers={"Cache-Control": "no-store"})
 
 
@@ -94,6 +99,16 @@ async def _accompany(receipts: Receipting, found: StoredReceipt, receipt: Receip
         if stored.entry is not None:
             document["log"] = await receipts.sender.proof(stored.entry)
     return document
+
+
+async def _ask_front(request: web.Request, found: StoredReceipt, receipt: Receipt) -> dict[str, Any] | None:
+    """What the front of the node that answered has signed itself, and whether it is of what the router received."""
+    gateway = request.app[GATEWAY]
+    if gateway.fronts is None or not receipt.node:
+        return None
+    endpoint = gateway.dispatcher.fleet.view(receipt.node.id).endpoint
+    word = await gateway.fronts.ask(found, receipt, endpoint)
+    return None if word is None else {"jws": word.jws, "agrees": word.agrees}
 
 
 async def _in_form(form: str, receipt: Receipt, receipts: Receipting, found: StoredReceipt) -> web.Response:

@@ -29,7 +29,7 @@ MAX_POOLS: Final = 64
 """Pools that are kept."""
 MAX_KEPT: Final = 1_000_000
 """Nodes that all pools together keep in mind, but for the newest one."""
-CHECKS_PER_MINUTE: Final = 500_000
+CHECKS_PER_MINUTE: Final = 400_000
 """Nodes that may be judged for new requirements of one caller."""
 _UNUSED_S: Final = 300.0
 _WINDOW_S: Final = 60.0
@@ -68,6 +68,8 @@ class Narrowings:
         self._kept: OrderedDict[tuple[str, bytes], NarrowedPool] = OrderedDict()
         self._used_at: dict[tuple[str, bytes], float] = {}
         self._making: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        """However many ask for new ones, other work has its turn after each step of one."""
         self._spent: OrderedDict[str, tuple[float, int]] = OrderedDict()
         """By caller, when its minute began, and how many nodes were judged for it since."""
 
@@ -159,9 +161,10 @@ class Narrowings:
 
     async def _make(self, place: tuple[str, bytes], pool: NarrowedPool, nodes: list[str]) -> None:
         try:
-            for first in range(0, len(nodes), _AT_ONCE):
-                self._judge(pool, nodes[first : first + _AT_ONCE])
-                await asyncio.sleep(0)
+            async with self._one_at_a_time:
+                for first in range(0, len(nodes), _AT_ONCE):
+                    self._judge(pool, nodes[first : first + _AT_ONCE])
+                    await asyncio.sleep(0)
         except BaseException:
             self._drop(place)
             raise
@@ -169,10 +172,11 @@ class Narrowings:
             del self._making[place]
 
     def _judge(self, pool: NarrowedPool, nodes: Iterable[str]) -> None:
+        context = self._context()
         for node in nodes:
             entry = self._entries.get(node)
             if entry is not None:
-                self._placement.judge(pool, entry)
+                pool.judge(entry.key, entry.view, context)
 
     def _listed(self, required: CallerRequirements) -> Iterable[str]:
         """The nodes that may meet the requirements, as far as their names or their operators' say."""

@@ -7,7 +7,7 @@ caller has that has fewer.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -66,48 +66,43 @@ class Newest(Generic[T]):
 
 class Waiting(Generic[T]):
     """
-    What waits to be written.  If it is too much, the caller that has most loses its newest.
+    What waits to be written, by ids.  If it is too much, the caller that has most loses its newest.
 
     Args:
         limit: How many may wait.
         lost: Called for each one that is lost.
-        caller_of: Whose a thing is.
     """
 
-    def __init__(self, limit: int, lost: Callable[[], None], caller_of: Callable[[T], str]) -> None:
+    def __init__(self, limit: int, lost: Callable[[], None]) -> None:
         self._limit = limit
         self._lost = lost
-        self._caller_of = caller_of
-        self._of: dict[str, deque[T]] = {}
+        self._of: dict[str, dict[str, T]] = {}
         self._shares = Shares()
         self._count = 0
 
-    def add(self, thing: T) -> None:
+    def add(self, thing_id: str, caller: str, thing: T) -> None:
         """Have one more wait."""
-        caller = self._caller_of(thing)
-        self._of.setdefault(caller, deque()).append(thing)
+        self._of.setdefault(caller, {})[thing_id] = thing
         self._shares.add(caller)
         self._count += 1
         if self._count > self._limit:
             largest = self._shares.largest()
-            self._of[largest].pop()
+            self._of[largest].popitem()
             if not self._of[largest]:
                 del self._of[largest]
             self._shares.remove(largest)
             self._count -= 1
             self._lost()
 
+    def get(self, thing_id: str) -> T | None:
+        """One of them."""
+        return next((things[thing_id] for things in self._of.values() if thing_id in things), None)
+
     def drain(self) -> list[T]:
         """Take all, one of each caller in turn: nobody's wait for all of another's."""
-        taken = list(_in_turn([iter(things) for things in self._of.values()]))
+        queues = [list(things.values()) for things in self._of.values()]
         self._of, self._shares, self._count = {}, Shares(), 0
-        return taken
-
-    def put_back(self, things: list[T]) -> None:
-        """Give back what could not be written."""
-        since = self.drain()
-        for thing in (*things, *since):
-            self.add(thing)
+        return queues[0] if len(queues) == 1 else list(_in_turn([iter(queue) for queue in queues]))
 
 
 def _in_turn(queues: list[Iterator[T]]) -> Iterator[T]:

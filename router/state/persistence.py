@@ -159,8 +159,13 @@ class Persistence:
         self._forgot_at = now
         config = self._config
         await self._db.write(lambda tx: standings.forget(tx, now_ms))
+        if config.archive is not None:
+            # Decisions are deleted once they are in a file (`router.state.archiver`).
+            return
         until_ms = now_ms - config.keep_days * _DAY_MS - 1
-        await forgetting.thin(self._db, "decisions", until_ms, config.keep_decisions, at_once=_AT_ONCE)
+        while await self._db.write(lambda tx: decisions.forget(tx, until_ms, limit=_AT_ONCE)):
+            pass
+        await forgetting.thin(self._db, "decisions", config.keep_decisions, at_once=_AT_ONCE)
 
     async def find(self, record_id: str) -> bytes | None:
         """A record that was written."""

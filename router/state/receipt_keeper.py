@@ -78,6 +78,8 @@ class ReceiptKeeper:
         """The number of the last batch that is written: receipts of later ones are ahead of theirs."""
         self._closing: deque[tuple[OpenBatch, Batch]] = deque()
         """Batches that are closed and not written."""
+        self._writing: list[KeptReceipt] = []
+        """Receipts that are being written now."""
         self._one_at_a_time = asyncio.Lock()
         self._forgot_at = clock.monotonic()
 
@@ -156,6 +158,7 @@ class ReceiptKeeper:
         """Write a closed batch first, with the chains: what a kill takes after it leaves a gap, and no second receipt."""
         kid = self.book.public.kid
         left = deque(receipts)
+        self._writing = receipts
         try:
             while left or self._closing or chains:
                 closed = self._closing[0] if self._closing else None
@@ -187,6 +190,8 @@ class ReceiptKeeper:
         except BaseException:
             self.book.requeue(list(left), chains)
             raise
+        finally:
+            self._writing = []
 
     async def _write_batch(self, tx: Tx, closed: tuple[OpenBatch, Batch] | None) -> None:
         if closed is not None:
@@ -210,7 +215,7 @@ class ReceiptKeeper:
 
     async def find(self, receipt_id: str) -> StoredReceipt | None:
         """A receipt of any router of the store."""
-        kept = self.book.get(receipt_id)
+        kept = self.book.get(receipt_id) or next((r for r in self._writing if r.id == receipt_id), None)
         if kept is not None:
             return StoredReceipt(
                 id=kept.id,
@@ -245,6 +250,11 @@ class ReceiptKeeper:
             await self._db.write(lambda tx: store.sign(tx, found.id, signature))
         return tokens.join(found.payload, found.kid, signature)
 
+    async def keep_front(self, found: StoredReceipt, front: str) -> None:
+        """Keep what a node's front has signed of an answer."""
+        if self.book.writes:
+            await self._db.write(lambda tx: store.keep_front(tx, found.id, front))
+
     async def find_batch(self, found: StoredReceipt) -> StoredBatch | None:
         """The batch of a receipt; `None` if it is not closed, not kept any more, or there is none."""
         if not found.batch:
@@ -276,6 +286,10 @@ class ReceiptKeeper:
         self._forgot_at = now
         config = self._config
         until_ms = now_ms - (config.keep_days * _DAY_MS if config.is_kept else _UNKEPT_MS) - 1
-        await forgetting.thin(self._db, "receipts", until_ms, config.keep_decisions, at_once=_AT_ONCE)
+        if config.archive is None:
+            # Otherwise they are deleted once they are in a file (`router.state.archiver`).
+            while await self._db.write(lambda tx: store.forget(tx, until_ms, limit=_AT_ONCE)):
+                pass
+            await forgetting.thin(self._db, "receipts", config.keep_decisions, at_once=_AT_ONCE)
         while await self._db.write(lambda tx: store.forget_batches(tx, until_ms, limit=_AT_ONCE)):
             pass

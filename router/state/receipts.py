@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,11 +25,13 @@ from verifier.router_receipts import ReceiptKey
 STRANGER: Final = ""
 """In place of the name of a caller that showed no key that is known."""
 _IN_MEMORY: Final = 10_000
-"""Receipts that can be looked up without the store."""
+"""Receipts that are kept at hand, because they are not written."""
 _MAX_UNWRITTEN: Final = 20_000
 """Receipts that wait to be written; further ones are counted, and lost."""
 _MAX_OPEN: Final = 200_000
 """Receipts of one batch.  While the store takes none, later ones are in none, and are counted as lost."""
+_CHAINLESS: Final = frozenset({STRANGER, ANYONE})
+"""Where no key is known, there is no chain."""
 _SECRET: Final = b"touchstone/receipt-pseudonym/1\n"
 
 
@@ -77,7 +78,7 @@ class ReceiptBook:
         router: The router's name.
         writes: Whether receipts are to be written.
         lost: Called for each receipt that should have been written or batched, and is not.
-        in_memory: How many are kept at hand.
+        in_memory: How many of those that are not written are kept at hand.
         max_unwritten: How many may wait to be written.
         max_open: How many a batch has at most.
     """
@@ -102,7 +103,7 @@ class ReceiptBook:
         self._running: dict[str, str] = {}
         self.writes = writes
         self._lost = lost
-        self._unwritten: Waiting[KeptReceipt] = Waiting(max_unwritten, lost, attrgetter("caller"))
+        self._unwritten: Waiting[KeptReceipt] = Waiting(max_unwritten, lost)
         self._chains: dict[str, Chain] = {}
         self._heads: dict[str, Chain] = {}
         """By pseudonym, the chains that were read from the store and not gone on with yet."""
@@ -111,9 +112,13 @@ class ReceiptBook:
         self._max_open = max_open
         self.open = OpenBatch(1)
 
-    def new_id(self) -> str:
-        """An id for a receipt."""
-        return random_bytes(16).hex()
+    def new_id(self, now_ms: int) -> str:
+        """
+        An id for a receipt that nobody can guess.
+
+        It begins with the time, as in a UUID of version 7 (RFC 9562 §5.7): so the store's index grows at its end.
+        """
+        return f"{now_ms:012x}{random_bytes(10).hex()}"
 
     def begin(self, receipt_id: str, caller: str) -> None:
         """Note that an answer to *caller* has begun."""
@@ -127,7 +132,7 @@ class ReceiptBook:
         """Note that there will be no receipt: the answer is one that has a receipt already."""
         self._running.pop(receipt_id, None)
 
-    def end(self, receipt_id: str, caller: str, now_ms: int, members: Mapping[str, Any]) -> None:
+    def end(self, receipt_id: str, caller: str, now_ms: int, members: dict[str, Any]) -> None:
         """
         Make the receipt of an answer that has ended.
 
@@ -137,13 +142,13 @@ class ReceiptBook:
             receipt_id: From `new_id`.
             caller: The name of the key; `STRANGER` if none is known.
             now_ms: The time.
-            members: What the payload has besides the chain.
+            members: What the payload has besides the chain, which is added here.
         """
         self._running.pop(receipt_id, None)
-        chain = None if caller in (STRANGER, ANYONE) else self._chain(caller)
+        chain = None if caller in _CHAINLESS else self._chain(caller)
         if chain is not None:
             chain.seq += 1
-            members = {**members, "key": chain.key, "seq": chain.seq}
+            members["key"], members["seq"] = chain.key, chain.seq
             if chain.seq > 1:
                 members["prev"] = chain.head
         data = payload.encode(Receipt(v=VERSION, iss=self.router, jti=receipt_id, iat=now_ms, **members))
@@ -152,9 +157,10 @@ class ReceiptBook:
             self._moved[chain.key] = chain
         batch, place = (0, 0) if caller == STRANGER else self._add_leaf(data, now_ms)
         kept = KeptReceipt(receipt_id, now_ms, caller, batch, place, data)
-        self._newest.add(receipt_id, caller, kept)
         if self.writes and caller != STRANGER:
-            self._unwritten.add(kept)
+            self._unwritten.add(receipt_id, caller, kept)
+        else:
+            self._newest.add(receipt_id, caller, kept)
 
     def _chain(self, caller: str) -> Chain:
         chain = self._chains.get(caller)
@@ -181,8 +187,8 @@ class ReceiptBook:
         return batch.number, place
 
     def get(self, receipt_id: str) -> KeptReceipt | None:
-        """One of the newest."""
-        return self._newest.get(receipt_id)
+        """One that is not written."""
+        return self._newest.get(receipt_id) or self._unwritten.get(receipt_id)
 
     def restore(self, chains: Mapping[str, Chain], batch: OpenBatch) -> None:
         """Go on where the router was before a restart."""
@@ -205,5 +211,7 @@ class ReceiptBook:
 
     def requeue(self, receipts: list[KeptReceipt], chains: Mapping[str, Chain]) -> None:
         """Give back what could not be written.  A chain that has grown since stays as it is now."""
-        self._unwritten.put_back(receipts)
+        since = self._unwritten.drain()
+        for each in (*receipts, *since):
+            self._unwritten.add(each.id, each.caller, each)
         self._moved = {**chains, **self._moved}

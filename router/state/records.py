@@ -8,7 +8,6 @@ and never those of a caller that has fewer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -121,7 +120,7 @@ class Records:
     ) -> None:
         self._newest: Newest[Record | bytes] = Newest(in_memory)
         self._writes = writes
-        self._unwritten: Waiting[FinishedRecord] = Waiting(max_unwritten, lost, attrgetter("caller"))
+        self._unwritten: Waiting[FinishedRecord] = Waiting(max_unwritten, lost)
 
     def add(self, record: Record) -> None:
         """Add the record of a new decision."""
@@ -132,7 +131,10 @@ class Records:
         data = record.to_json()
         self._newest.replace(record.id, data)
         if self._writes:
-            self._unwritten.add(FinishedRecord(record.id, record.decision.at_ms, record.caller, data))
+            self._put(FinishedRecord(record.id, record.decision.at_ms, record.caller, data))
+
+    def _put(self, record: FinishedRecord) -> None:
+        self._unwritten.add(record.id, record.caller, record)
 
     def get(self, record_id: str) -> bytes | None:
         """One of the newest, as JSON."""
@@ -149,4 +151,6 @@ class Records:
 
     def requeue(self, records: list[FinishedRecord]) -> None:
         """Give back records that could not be written."""
-        self._unwritten.put_back(records)
+        since = self.drain()
+        for record in (*records, *since):
+            self._put(record)

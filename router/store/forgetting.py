@@ -1,5 +1,5 @@
 """
-Forgetting what is limited by number and age: records of decisions, and receipts.
+Forgetting what is too much: records of decisions, and receipts.
 
 Of too many, each caller loses its own oldest, and who has fewer loses none.
 """
@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from verifier.store.database import Database, Tx
 
 Table: TypeAlias = Literal["decisions", "receipts"]
-"""A table with the columns ``caller`` and ``at_ms``, and indexes of both."""
+"""A table with an index of its columns ``caller`` and ``at_ms``."""
 
 
 def fair_share(counts: Collection[int], keep: int) -> int:
@@ -59,34 +59,16 @@ async def forget_of(tx: Tx, table: Table, caller: str, until_ms: int, *, limit: 
     return not is_last
 
 
-async def forget(tx: Tx, table: Table, until_ms: int, *, limit: int) -> bool:
+async def thin(db: Database, table: Table, keep: int, *, at_once: int) -> None:
     """
-    Drop the oldest, up to those of *until_ms*.
-
-    Returns:
-        Whether there may be more: about *limit* are dropped at a time.
-    """
-    some = await tx.one(f"SELECT at_ms FROM {table} ORDER BY at_ms LIMIT 1 OFFSET ?", limit)
-    is_last = some is None or some["at_ms"] >= until_ms
-    await tx.execute(
-        f"DELETE FROM {table} WHERE at_ms <= ?", until_ms if some is None or is_last else some["at_ms"]
-    )
-    return not is_last
-
-
-async def thin(db: Database, table: Table, until_ms: int, keep: int, *, at_once: int) -> None:
-    """
-    Drop what is too old, and what is too much, in small steps.
+    Drop what is too much, in small steps.
 
     Args:
         db: The store.
         table: What is thinned.
-        until_ms: What is of this time or older is dropped.
         keep: How many rows may stay.
         at_once: About so many are dropped in one transaction.
     """
-    while await db.write(lambda tx: forget(tx, table, until_ms, limit=at_once)):
-        pass
     async with db.scan() as tx:
         surplus = await find_surplus(tx, table, keep)
     for caller, newest_ms in surplus:

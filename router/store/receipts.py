@@ -29,6 +29,8 @@ class StoredReceipt(NamedTuple):
     payload: bytes
     signature: bytes | None = None
     """Of the token, once somebody has asked for it."""
+    front: str | None = None
+    """What the node's front has signed of it, once somebody has asked for that."""
 
 
 class StoredBatch(NamedTuple):
@@ -130,6 +132,11 @@ async def sign(tx: Tx, receipt_id: str, signature: bytes) -> None:
     await tx.execute("UPDATE receipts SET signature = ?, wanted = 0 WHERE id = ?", signature, receipt_id)
 
 
+async def keep_front(tx: Tx, receipt_id: str, front: str) -> None:
+    """Keep what a node's front has signed."""
+    await tx.execute("UPDATE receipts SET front = ? WHERE id = ?", front, receipt_id)
+
+
 async def find_batch(tx: Tx, kid: str, number: int) -> StoredBatch | None:
     """A batch."""
     row = await tx.one("SELECT * FROM receipt_batches WHERE kid = ? AND number = ?", kid, number)
@@ -148,6 +155,20 @@ async def unsent(tx: Tx, kid: str, limit: int) -> list[bytes]:
 async def note_sent(tx: Tx, kid: str, number: int, entry: str) -> None:
     """Note as which entry the verifier has taken a batch."""
     await tx.execute("UPDATE receipt_batches SET entry = ? WHERE kid = ? AND number = ?", entry, kid, number)
+
+
+async def forget(tx: Tx, until_ms: int, *, limit: int) -> bool:
+    """
+    Drop the oldest receipts, up to those that began at *until_ms*: their ids begin with the time.
+
+    Returns:
+        Whether there may be more: at most *limit* are dropped at a time.
+    """
+    dropped = await tx.execute(
+        "DELETE FROM receipts WHERE id IN (SELECT id FROM receipts WHERE id < ? ORDER BY id LIMIT ?)",
+        f"{until_ms + 1:012x}", limit,
+    )  # fmt: skip
+    return dropped >= limit
 
 
 async def forget_batches(tx: Tx, until_ms: int, *, limit: int) -> bool:
@@ -190,4 +211,5 @@ def _stored(row: Row) -> StoredReceipt:
         place=row["place"],
         payload=bytes(row["payload"]),
         signature=None if signature is None else bytes(signature),
+        front=row["front"],
     )

@@ -77,6 +77,9 @@ def given(vector: Vector) -> str:
         "issuer": trust["verifier"]["issuer"],
         "verifierKeys": json.dumps({"keys": trust["verifier"]["keys"]}),
         "policy": trust["log"]["policy"],
+        "platformClaims": ", ".join(trust["require"]["platform_claims"]),
+        "modelClaims": ", ".join(trust["require"]["model_claims"]),
+        "assurance": trust["require"]["assurance"],
     }
     bodies = {"request": vector.request, "response": vector.response}
     unpacked = [f"{name}: Uint8Array.from({list(body)})" for name, body in bodies.items()]

@@ -22,6 +22,7 @@ import msgspec
 import openai
 from aiohttp import web
 
+from attester.cose import PrivateKey
 from attester.settings import to_toml
 from fixtures.fleet import free_port
 from fixtures.replies import made_up
@@ -35,6 +36,7 @@ from router.model.workload import Table, Workload
 from router.service.app import RouterSetup, make_app
 from router.service.state import STATE
 from router.state.fleet import Fleet as RouterFleet
+from router.state.identity import Identity
 from tests.unit.router.doubles import (
     Certificate,
     FakeNode,
@@ -189,6 +191,8 @@ class Fleet:
         self.app = web.Application()
         self.url = ""
         self._looks_as: dict[str, str] = {}
+        self.receipt_key: PrivateKey | None = None
+        """It signs the router's receipts; `None`: a new one for each start."""
         self._router = AsyncExitStack()
         stack.push_async_exit(self._router)
 
@@ -234,6 +238,7 @@ class Fleet:
         sections: Mapping[str, Any] | None = None,
         table: Table | None = None,
         watches_stalls: bool = False,
+        identity: Identity | None = None,
         **gateway: Any,
     ) -> None:
         """
@@ -241,6 +246,7 @@ class Fleet:
 
         Args:
             watches_stalls: Whether it counts for how long it stood still.  Otherwise a busy machine fails no test.
+            identity: By which nodes know it; a new one if it is left out.
         """
         # A node of a test is silent, or it is not: what the size of a request adds is tested on its own.
         given = {
@@ -267,7 +273,10 @@ class Fleet:
         }
         tiny = {"model": MODEL, "name": "tiny", "tier": "small", **(workload or {})}
         table = table or Table([msgspec.convert(tiny, Workload)])
-        self.app = make_app(RouterSetup(msgspec.convert(config, RouterConfig), table), self.clock.clock())
+        setup = RouterSetup(
+            msgspec.convert(config, RouterConfig), table, identity=identity, receipt_key=self.receipt_key
+        )
+        self.app = make_app(setup, self.clock.clock())
         before = self.verifier.followers
         self.url = await self._router.enter_async_context(serving(self.app))
         await until(lambda: self.verifier.followers > before)

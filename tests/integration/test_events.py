@@ -111,6 +111,7 @@ async def test_a_connected_node_is_called_and_its_answers_are_timed(verifier) ->
     assert row["answer_ms"] == 2500
     measured = claims["submods"]["model/example/tiny"]["ear_verifier_claims"]["measured"]
     assert measured["walk_source"] == "engine"
+    assert measured["walk_at_ms"] == verifier.clock.ms
 
 
 async def test_answers_to_a_call_count_once(verifier) -> None:

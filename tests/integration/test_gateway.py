@@ -1034,7 +1034,7 @@ async def test_a_client_that_leaves_is_in_the_record(fleet: Fleet) -> None:
     await fleet.start()
     leaving = asyncio.create_task(fleet.post())
     await until(lambda: node.requests)
-    (record,) = fleet.app[STATE].records._newest.values()
+    (record,) = fleet.app[STATE].records._newest._things.values()
     leaving.cancel()
     await until(lambda: record.attempts)
     assert ([(a.outcome, a.blame) for a in record.attempts], other.requests) == (

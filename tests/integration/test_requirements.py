@@ -13,8 +13,8 @@ from typing import Any
 import openai
 import pytest
 from click.testing import CliRunner
-from router.choose.explaining import explanation
 
+from router.choose.explaining import explanation
 from router.state import narrowings
 from tests.integration.gateway import CHAT, STREAM, WORK, Fleet, by, key, official, opened
 from tests.unit.router.doubles import answers

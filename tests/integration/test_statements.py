@@ -29,6 +29,7 @@ SMALL = {
     # Tables that have a few rows whatever the fleet is.
     "changes", "policies", "blocks", "batches", "pool_counts", "pool_indexes", "reference_values", "totals", "leases",
     "answer_batches", "proposals", "shadow_counts", "schema_version", "signing_keys", "routers", "model_rollouts",
+    "log_pending", "logs",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from attester.errors import ConfigError
 from verifier.commands.common import errors, json_option, read_file
+from verifier.commands.log_keys import begin, key
 from verifier.commands.witness import witness
 from verifier.errors import LogUnreadableError
 from verifier.log.checkpoints import SignedCheckpoint, open_checkpoint
@@ -43,6 +44,8 @@ def log() -> None:
 
 
 log.add_command(witness)
+log.add_command(key)
+log.add_command(begin)
 
 _key_option = click.option(
     "--key",
@@ -247,9 +250,7 @@ def _report_findings(found: Audit, evidence: Path | None, *, as_json: bool) -> N
     count = len(found.findings)
     message = f"the log must not be accepted: {count}{more} finding{'s' * (count > 1)}"
     if evidence is not None:
-        message += (
-            f". Its checkpoint is in {evidence}: with the earlier one it shows what the log's key has signed"
-        )
+        message += f". Its checkpoint is in {evidence}: with the earlier one it shows that the log signed two histories"
     raise click.ClickException(message)
 
 

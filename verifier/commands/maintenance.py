@@ -44,7 +44,7 @@ def backup(file: Path, home: Path, force: bool) -> None:
     """Copy the database to FILE, while the verifier runs.
 
     FILE can be restored into a file or into PostgreSQL.  It holds what the database holds, so keep it as safe.
-    Keys, tokens and the configuration are not in it: copy the home too, but never high-water.json back.
+    Keys, tokens and the configuration are not in it: copy the home too, but never high-water.json or log-guard.json back.
     """
     place = _place(home, Home(home).config())
     manifest = asyncio.run(maintenance.back_up(place, file, force=force))
@@ -123,6 +123,11 @@ def restore(
         "What came later is lost: enrolments, new keys, retirements, incidents, blocks, policies, reference values,"
         " challenges. Retire and block again what was retired and blocked, before you serve."
     )
+    if report.logs:
+        click.echo(
+            "The log has ended: its key may have signed more than the backup has. Begin a new one, which names it:"
+            f" touchstone log begin --home {home} --reason REASON"
+        )
 
 
 @click.command()

@@ -31,7 +31,7 @@ from verifier.config import Home, VerifierConfig
 from verifier.schemes.findings import to_printable
 from verifier.service.home_folder import lines_of, look
 from verifier.service.inputs import InputLoader
-from verifier.store import incidents, leases, nodes, policies, references
+from verifier.store import incidents, leases, log, log_tree, nodes, policies, references
 from verifier.store.database import Database, Tx
 
 _TIMEOUT_S: Final = 3.0
@@ -105,6 +105,22 @@ async def _read(tx: Tx, home: Path, config: VerifierConfig, at_ms: int) -> dict[
         "nodes": await _count_nodes(tx, at_ms),
         "leases": replicas,
         "policy": await _policy(tx) | {"folder": folder.to_wire()},
+        "log": await _log(tx),
+    }
+
+
+async def _log(tx: Tx) -> dict[str, Any] | None:
+    """The log that is written: how many entries have their places, and how many wait."""
+    current = await log_tree.newest(tx)
+    if current is None:
+        return None
+    head = await log_tree.head(tx, current.number)
+    return {
+        "origin": current.origin,
+        "size": 0 if head is None else head.size,
+        "witnesses": 0 if head is None else head.witnesses,
+        "waiting": await log.count_waiting(tx),
+        "ended": current.is_ended,
     }
 
 
@@ -173,6 +189,11 @@ def _show(document: Mapping[str, Any]) -> None:
         click.echo(f"canary    {policy['canary']}")
     for line in lines_of(policy["folder"]):
         click.echo(f"          {to_printable(line, 2000)}")
+    if (kept := document["log"]) is not None:
+        click.echo(
+            f"log       {kept['origin']}, {kept['size']} entries, {kept['waiting']} wait for their places"
+            + (", ENDED: touchstone log begin" if kept["ended"] else "")
+        )
     for lease in document["leases"]:
         click.echo(f"lease     {lease['name']} held by {lease['holder']} for {lease['left_s']} s more")
     ahead = clock["service_ahead_s"]

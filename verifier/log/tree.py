@@ -113,6 +113,23 @@ def perfect_nodes(start: int, end: int) -> list[Node]:
     return found
 
 
+def covering_nodes(start: int, end: int) -> list[Node]:
+    """
+    The fewest nodes that are over the leaves *start* to *end* and no others, from left to right.
+
+    Args:
+        end: The leaf after the last one.
+    """
+    found = []
+    while start < end:
+        level = (end - start).bit_length() - 1
+        if start:
+            level = min(level, (start & -start).bit_length() - 1)
+        found.append((level, start >> level))
+        start += 1 << level
+    return found
+
+
 def inclusion_nodes(index: int, size: int) -> list[Node]:
     """The nodes that a proof of inclusion is made of.  Raises `LogProofError`: no such leaf."""
     return [node for start, end in _inclusion_ranges(index, size) for node in perfect_nodes(start, end)]

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from verifier.archive import parquet
 from verifier.config import Home, VerifierConfig, only_process
 from verifier.policy import admission
 from verifier.policy import bundle as bundles
@@ -18,6 +19,7 @@ from verifier.policy.engine import Engines, Limits
 from verifier.service import (
     access,
     answer_checks,
+    archives,
     blocks,
     calls,
     credentials,
@@ -75,6 +77,10 @@ async def open_service(
         ConfigError, PolicyError, StoreError: a part of it cannot be used.
     """
     async with AsyncExitStack() as stack:
+        archive_folder = None
+        if config.archive.folder:
+            parquet.check_installed()
+            archive_folder = home.path / config.archive.folder
         if not config.store.url:
             stack.enter_context(only_process(home))
         db = await stack.enter_async_context(open_database(config.store.url, home.database))
@@ -104,6 +110,7 @@ async def open_service(
             log_key=await _log_key(db, home),
             log_guard=home.log_guard,
             fence=fence,
+            archive_folder=archive_folder,
         )
 
 
@@ -155,7 +162,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions, log, receipts,
+        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions, archives, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

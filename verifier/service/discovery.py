@@ -14,6 +14,7 @@ from verifier.service.access import Route
 from verifier.service.http import json_response
 from verifier.service.sessions import PREFIX, SESSION_TYPE
 from verifier.service.state import service_of
+from verifier.store import log_tree
 
 _statements = Gauge("touchstone_store_statements", "Statements since the start.")
 _transactions = Gauge("touchstone_store_transactions", "Transactions that were committed since the start.")
@@ -51,6 +52,7 @@ async def verification(request: web.Request) -> web.Response:
     service = service_of(request)
     async with service.db.read() as tx:
         policy = await service.inputs.load_bundle(tx, (await service.inputs.load_rollout(tx)).active)
+        log = await log_tree.newest(tx)
     document = {
         "ear-verification-key": service.signing_key.verifying.jwk(),
         "media-types": [MEDIA_TYPE],
@@ -65,6 +67,8 @@ async def verification(request: web.Request) -> web.Response:
         "session-media-type": SESSION_TYPE,
         "issuer": service.issuer,
         "policy": policy.id,
+        # What anybody needs to verify the log; null in the first half second.
+        "log": None if log is None else {"origin": log.origin, "vkey": log.vkey, "prefix": log.prefix},
         # Seconds since 1970, so that a node can tell that its clock is wrong.
         "time": service.now_ms() // 1000,
         "clock": service.duties.clock_to_wire(),

@@ -7,15 +7,13 @@ from typing import Any, Final
 from aiohttp import web
 
 from verifier.errors import LogFormatError, RequestError
-from verifier.log.notes import Note
 from verifier.log.proofs import MEDIA_TYPE, LogProof
 from verifier.log.tiles import WIDTH, Tile, encode_bundle
-from verifier.log.tree import inclusion_nodes, inclusion_proof
 from verifier.service import access
 from verifier.service.access import Route
 from verifier.service.http import integer, json_response
 from verifier.service.state import service_of
-from verifier.store import log, log_tree
+from verifier.store import log, log_proofs, log_tree
 from verifier.store.database import Tx
 from verifier.store.log_tree import Log, Placed
 
@@ -129,21 +127,19 @@ async def _find(tx: Tx, request: web.Request) -> Placed:
     kind, subject = request.query.get("kind", ""), request.query.get("id", "")[: _MAX_SUBJECT + 1]
     if kind not in log.SUBJECTS or not subject or len(subject) > _MAX_SUBJECT:
         raise RequestError(f"kind must be one of {', '.join(log.SUBJECTS)}, and id what the entry is about")
+    found = await log_tree.find(tx, kind, subject)
     if await log.is_pending(tx, kind, subject):
         raise _pending()
-    found = await log_tree.find(tx, kind, subject)
     if found is None:
         raise RequestError(f"the log has no entry of kind {kind} about it", code="request.not-found")
     return found
 
 
 async def _prove(tx: Tx, found: Placed) -> LogProof:
-    head = await log_tree.best(tx, found.log, found.place)
-    if head is None:
+    made = await log_proofs.prove(tx, found)
+    if made is None:
         raise _pending()
-    nodes = await log_tree.read_nodes(tx, found.log, head.size, inclusion_nodes(found.place, head.size))
-    path = inclusion_proof(found.place, head.size, nodes)
-    return LogProof(found.place, tuple(path), Note.parse(head.text.encode()), found.entry)
+    return made
 
 
 def _pending() -> RequestError:

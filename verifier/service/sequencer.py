@@ -23,7 +23,7 @@ from verifier.service.duties import Duties
 from verifier.store import log, log_audit, log_tree
 from verifier.store.database import Database, Tx
 from verifier.store.log_guard import Signed, read_guard, signed_of, write_guard
-from verifier.store.log_sequence import Extended, extend
+from verifier.store.log_sequence import Extended, check_begun, extend
 from verifier.store.log_tree import Log
 
 PERIOD_S: Final = 0.5
@@ -61,6 +61,7 @@ class Sequencer:
         self._known: Signed | None = None
         self._has_read = False
         """Whether the guard was read."""
+        self._lock = asyncio.Lock()
         self._rounds = 0
         self._tiles: Iterator[Tile] = iter(())
         self.stopped: str | None = None
@@ -84,13 +85,20 @@ class Sequencer:
 
     async def round(self) -> None:
         """
-        Give all that waits its places, and sign; then look at a part of what is there.
+        Look at a part of what is there, give all that waits its places, and sign.
 
         Raises:
             LogError: What is stored is not what was signed, or this home does not have the key.
             StoreError: The database cannot be used.
         """
+        async with self._lock:
+            await self._round()
+
+    async def _round(self) -> None:
         await self._read_guard()
+        if self._rounds % _LOOK_EVERY_ROUNDS == 0:
+            await self._look()
+        await self._look_at_next()
         async with self._db.read() as tx:
             is_waiting = self._known is None or await log.is_waiting(tx)
         done = await self._place() if is_waiting else None
@@ -98,9 +106,6 @@ class Sequencer:
             # Others have their turn between two batches.
             await asyncio.sleep(0)
             done = await self._place()
-        if self._rounds % _LOOK_EVERY_ROUNDS == 0:
-            await self.look()
-        await self._look_at_next()
 
     async def _place(self) -> Extended:
         now_ms = self._duties.shared_ms()
@@ -114,12 +119,13 @@ class Sequencer:
 
     async def _extend(self, tx: Tx, now_ms: int) -> Extended:
         current = await log_tree.newest(tx)
+        is_new = current is None
         if current is None:
             self._check_first()
             current = Log(1, self._origin, self._vkey(self._origin))
             await log_tree.begin(tx, current, now_ms, {})
         signer = self._signer(current)
-        return await extend(tx, current, self._known_of(current), signer, now_ms, BATCH)
+        return await extend(tx, current, self._known_of(current), signer, now_ms, BATCH, is_new=is_new)
 
     def _check_first(self) -> None:
         if self._known is not None:
@@ -127,7 +133,12 @@ class Sequencer:
             raise LogDivergedError((0, size), f"the database has no log, and {self._known.origin} was signed")
 
     def _signer(self, current: Log) -> Signer:
-        """Whoever signs a log.  Raises `LogDivergedError` if the key here is not the log's."""
+        """Whoever signs a log.  Raises `LogDivergedError` if it has ended, or the key here is not its."""
+        if current.is_ended:
+            raise LogDivergedError(
+                (0, 1),
+                f"{current.origin} ended when the database was restored. Begin a new log: touchstone log begin",
+            )
         if self._key is None or self._vkey(current.origin) != current.vkey:
             raise LogDivergedError(
                 (0, 1),
@@ -147,8 +158,12 @@ class Sequencer:
         return None if known is not None and current.number > known.number else known
 
     async def _read_guard(self) -> None:
+        """Read what was signed last.  Raises `LogDivergedError` if that is not known: then anything could be signed."""
         if not self._has_read:
-            self._known = await asyncio.to_thread(read_guard, self._guard)
+            try:
+                self._known = await asyncio.to_thread(read_guard, self._guard)
+            except StoreError as error:
+                raise LogDivergedError((0, 1), str(error)) from None
             self._has_read = True
 
     async def look(self) -> None:
@@ -161,6 +176,10 @@ class Sequencer:
             LogDivergedError: It is not.
             StoreError: The database cannot be used.
         """
+        async with self._lock:
+            await self._look()
+
+    async def _look(self) -> None:
         await self._read_guard()
         async with self._db.scan() as tx:
             current = await log_tree.newest(tx)
@@ -168,8 +187,7 @@ class Sequencer:
                 self._check_first()
                 return
             self._signer(current)
-            if await log_tree.head(tx, current.number) is None and self._known_of(current) is None:
-                return
+            await check_begun(tx, current)
             tree = await log_audit.check_head(tx, current, self._known_of(current), is_alone=False)
         found = signed_of(current.number, current.origin, tree)
         _size.set(found.size)

@@ -69,6 +69,8 @@ class Service:
     """The key that signs the log, if the home has it."""
     log_guard: Path
     """The file that says what that key signed last."""
+    archive_folder: Path | None = None
+    """Where results that are too old are moved; None: they are deleted."""
     fence: Fence = field(default_factory=Fence)
     inputs: InputLoader = field(default_factory=InputLoader)
     authors: Mapping[str, PublicKeyTypes] = field(default_factory=dict)

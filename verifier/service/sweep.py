@@ -9,8 +9,11 @@ from typing import Final
 
 import structlog
 
-from verifier.errors import StoreError
+from attester.errors import ConfigError
+from verifier.archive.moving import Archive
+from verifier.errors import AuditError, StoreError
 from verifier.service.after_steps import AfterSteps
+from verifier.service.archiving import move_old, open_archive
 from verifier.service.state import Service
 from verifier.service.widespread import LEAST_NODES, is_widespread
 from verifier.store import (
@@ -31,6 +34,8 @@ from verifier.store.sessions import EndedCall
 
 _PERIOD_S: Final = 1.0
 _SLOW_EVERY_ROUNDS: Final = 60
+_ARCHIVE_EVERY_ROUNDS: Final = 10
+"""A file waits for the log to sign its entry, and its rows wait for the file."""
 _DAY_MS: Final = 24 * 3600 * 1000
 _EVENT_LIFETIME_MS: Final = _DAY_MS
 _CLOCKS_MS: Final = 60_000
@@ -44,7 +49,7 @@ _log = structlog.get_logger("verifier")
 
 async def run(service: Service) -> None:
     """Sweep until cancelled, while this replica has the lease."""
-    rounds, after_steps = 0, AfterSteps(service)
+    rounds, after_steps, archive = 0, AfterSteps(service), open_archive(service)
     while True:
         if service.duties.held:
             try:
@@ -52,10 +57,22 @@ async def run(service: Service) -> None:
                 await end_expired(service)
                 if rounds % _SLOW_EVERY_ROUNDS == 0:
                     await delete_old(service)
+                if archive is not None and rounds % _ARCHIVE_EVERY_ROUNDS == 0:
+                    await _move_old(service, archive)
                 rounds += 1
             except StoreError as error:
                 _log.error("the sweep failed", error=str(error))
         await asyncio.sleep(_PERIOD_S)
+
+
+async def _move_old(service: Service, archive: Archive) -> None:
+    """Move what is old into the archive.  If that fails, it stays where it is."""
+    if _doubts_clock(service):
+        return
+    try:
+        await move_old(archive)
+    except (AuditError, ConfigError) as error:
+        _log.error("old results could not be archived, and stay in the database", error=str(error))
 
 
 async def end_expired(service: Service) -> None:
@@ -105,8 +122,7 @@ async def _nothing(_tx: Tx) -> None:
 async def delete_old(service: Service) -> None:
     """Delete what is old, in small steps between which other transactions have their turn."""
     now_ms, limits = service.now_ms(), service.config.recording
-    if service.duties.last_step_ms > _CLOCKS_MS and service.duties.steady_s < _TRUSTED_AFTER_S:
-        # What is deleted is gone, and the clock may have been set wrongly.
+    if _doubts_clock(service):
         return
     results_before = now_ms - service.config.results.keep_days * _DAY_MS
     recordings_before = now_ms - limits.keep_days * _DAY_MS
@@ -115,7 +131,12 @@ async def delete_old(service: Service) -> None:
         lambda tx: nodes.forget_requests(tx, now_ms, _STEP_ROWS),
         lambda tx: events.prune(tx, now_ms - _EVENT_LIFETIME_MS, _STEP_ROWS),
         lambda tx: recordings.prune(tx, recordings_before, limits.max_mib << 20, live_ms, _STEP_ROWS),
-        lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS),
+        # With an archive, results are deleted by it alone.
+        *(
+            [lambda tx: appraisals.prune(tx, results_before, _STEP_ROWS)]
+            if service.archive_folder is None
+            else []
+        ),
         lambda tx: walks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
         lambda tx: answer_checks.prune(tx, results_before, _STEP_ROWS),
@@ -125,6 +146,11 @@ async def delete_old(service: Service) -> None:
         # Of its own name: only the sweep deletes, and what is so old is changed by nobody else.
         while await service.db.write(step, of="sweep") >= _STEP_ROWS:
             pass
+
+
+def _doubts_clock(service: Service) -> bool:
+    """Whether the clock may have been set wrongly: what is deleted is gone."""
+    return service.duties.last_step_ms > _CLOCKS_MS and service.duties.steady_s < _TRUSTED_AFTER_S
 
 
 async def sweep(service: Service) -> None:

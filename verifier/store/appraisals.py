@@ -11,7 +11,6 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from attester.kinds import model_of
 from verifier.appraisal import NodeSnapshot
 from verifier.errors import RequestError
 from verifier.incidents import Draft, drafts
@@ -23,9 +22,9 @@ from verifier.schemes.findings import Finding
 from verifier.store import (
     events,
     incidents,
-    log,
     policies,
     recordings,
+    result_entries,
     revisions,
     revocations,
     sessions,
@@ -254,28 +253,9 @@ async def _insert(tx: Tx, signed: Signed, appraised: _Appraised, now_ms: int, *,
         appraised.generation,
         signed.result.ear_touchstone_sequence or 0,
     )
-    await log.append(tx, now_ms, "result", _entry_of(signed, appraised))
-
-
-def _entry_of(signed: Signed, appraised: _Appraised) -> dict[str, log.Value]:
-    """What is logged of a result.  One of a background check names no node: it is its caller's alone."""
-    submods = signed.result.submods
-    entry: dict[str, log.Value] = {
-        "id": signed.id,
-        "status": signed.status,
-        "sha256": hashlib.sha256(signed.token.encode()).hexdigest(),
-        "expires": signed.expires_ms,
-        "policies": sorted({name for each in submods.values() for name in each.ear_appraisal_policy_ids}),
-    }
-    if not appraised.public:
-        return entry
-    compared = {
-        model: digest
-        for name, each in submods.items()
-        if (digest := each.ear_verifier_claims.reference) is not None
-        and (model := model_of(name)) is not None
-    }
-    return entry | {"node": appraised.node.id} | log.bounded("references", compared)
+    await result_entries.write(
+        tx, now_ms, signed.result, signed.token, appraised.node.id if appraised.public else None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

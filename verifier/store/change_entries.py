@@ -47,7 +47,10 @@ async def write(
         await log.append(tx, now_ms, "router", {**found, "actor": who})
     else:
         # A restore; whatever is added later is logged all the same.
-        await log.append(tx, now_ms, "database", {"change": action, "subject": subject, "actor": who})
+        numbers = {name: value for name, value in detail.items() if isinstance(value, int)}
+        await log.append(
+            tx, now_ms, "database", {**numbers, "change": action, "subject": subject, "actor": who}
+        )
 
 
 async def _of_policy(

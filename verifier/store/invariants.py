@@ -19,7 +19,7 @@ def checks_of(kept_since_ms: int) -> list[Check]:
     """
     # The sweep deletes results in the order of their numbers, which is nearly that of their times.
     since_ms = kept_since_ms + _HOUR_MS
-    return [*_SESSIONS, _result_of_session(since_ms), *_CHALLENGES, *_COUNTERS, *_CHANGES, *_ROUTERS]
+    return [*_SESSIONS, _result_of_session(since_ms), *_CHALLENGES, *_COUNTERS, *_CHANGES, *_ROUTERS, *_LOG]
 
 
 def _result_of_session(since_ms: int) -> Check:
@@ -147,5 +147,22 @@ _ROUTERS: Final = (
     Check(
         "every router is registered for a time after its renewal, which is after its beginning",
         f"SELECT spki, name FROM routers WHERE until_ms < renewed_ms OR renewed_ms < since_ms {_LIMIT}",
+    ),
+)
+
+_LOG: Final = (
+    Check(
+        "every result since the log began is in it, or waits to be",
+        "SELECT a.id AS result FROM appraisals a WHERE a.issued_ms > (SELECT min(begun_ms) FROM logs)"
+        " AND NOT EXISTS (SELECT 1 FROM log_entries e WHERE e.kind = 'result' AND e.subject = a.id)"
+        f" AND NOT EXISTS (SELECT 1 FROM log_pending p WHERE p.kind = 'result' AND p.subject = a.id) {_LIMIT}",
+    ),
+    Check(
+        "the places of a log have no gaps, and its newest checkpoint has them all",
+        "SELECT l.number AS log, e.entries, e.places, c.size FROM logs l"
+        " LEFT JOIN (SELECT log, count(*) AS entries, max(place) + 1 AS places FROM log_entries GROUP BY log) e"
+        "  ON e.log = l.number LEFT JOIN (SELECT log, max(size) AS size FROM log_checkpoints GROUP BY log) c"
+        "  ON c.log = l.number WHERE coalesce(e.entries, 0) <> coalesce(e.places, 0)"
+        f" OR coalesce(e.places, 0) <> coalesce(c.size, 0) {_LIMIT}",
     ),
 )

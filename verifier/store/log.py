@@ -20,6 +20,8 @@ from verifier.store.database import Row, Tx
 VERSION: Final = 1
 MAX_ENTRY: Final = 4096
 """Bytes."""
+MAX_COUNTED: Final = 4096
+"""Entries that wait and are looked at for one request: more wait only while nothing is signed."""
 _MAX_PARTS: Final = 2048
 _MAX_TEXT: Final = 512
 """Bytes of a text that a person wrote, as JSON."""
@@ -41,6 +43,7 @@ SUBJECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "receipts": ("kid", "number"),
     "database": ("change",),
     "log": ("origin",),
+    "archive": ("digest",),
 }
 """By kind of entry, the members by which it is found: joined by ``/`` they are its subject."""
 
@@ -111,16 +114,22 @@ async def is_waiting(tx: Tx) -> bool:
 
 
 async def count_waiting(tx: Tx) -> int:
-    """How many entries wait for their place."""
-    row = await tx.one("SELECT count(*) AS n FROM log_pending")
+    """How many entries wait for their place; `MAX_COUNTED` if there are more."""
+    row = await tx.one(
+        "SELECT count(*) AS n FROM (SELECT 1 AS one FROM log_pending LIMIT ?) AS w", MAX_COUNTED
+    )
     assert row is not None
     return int(row["n"])
 
 
 async def is_pending(tx: Tx, kind: str, subject: str) -> bool:
-    """Whether an entry about this waits for its place.  Only few entries wait."""
+    """Whether an entry about this is among the newest that wait for their place."""
     found = await tx.one(
-        "SELECT 1 AS one FROM log_pending WHERE kind = ? AND subject = ? LIMIT 1", kind, subject
+        "SELECT 1 AS one FROM (SELECT kind, subject FROM log_pending ORDER BY seq DESC LIMIT ?) AS w"
+        " WHERE kind = ? AND subject = ? LIMIT 1",
+        MAX_COUNTED,
+        kind,
+        subject,
     )
     return found is not None
 

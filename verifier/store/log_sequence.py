@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from verifier.errors import LogDivergedError
 from verifier.log.checkpoints import Checkpoint, sign_checkpoint
 from verifier.log.notes import Signer
 from verifier.log.tree import leaf_hash
@@ -26,7 +27,9 @@ class Extended:
     """Whether a checkpoint was signed."""
 
 
-async def extend(tx: Tx, log: Log, known: Signed | None, signer: Signer, now_ms: int, limit: int) -> Extended:
+async def extend(
+    tx: Tx, log: Log, known: Signed | None, signer: Signer, now_ms: int, limit: int, *, is_new: bool = False
+) -> Extended:
     """
     Give the oldest entries their places, up to *limit*, and sign the tree that follows.
 
@@ -35,11 +38,14 @@ async def extend(tx: Tx, log: Log, known: Signed | None, signer: Signer, now_ms:
 
     Args:
         known: What this key is known to have signed last.
+        is_new: Whether the log was begun in this transaction.
 
     Raises:
         LogDivergedError: What is stored is not what was signed.  Nothing is signed.
         ConflictError: Another process has given the same places meanwhile.
     """
+    if not is_new:
+        await check_begun(tx, log)
     tree = await log_audit.check_head(tx, log, known, is_alone=True)
     size = tree.size
     taken = await entries.take_about(tx, "log", log.origin) if size == 0 else []
@@ -53,3 +59,16 @@ async def extend(tx: Tx, log: Log, known: Signed | None, signer: Signer, now_ms:
     note = str(sign_checkpoint(checkpoint, signer))
     await log_tree.add_checkpoint(tx, log.number, tree.size, checkpoint.root, note, now_ms)
     return Extended(signed_of(log.number, log.origin, tree), len(taken), is_new=True)
+
+
+async def check_begun(tx: Tx, log: Log) -> None:
+    """
+    Check that a log has a checkpoint: whoever begins one signs it at once, and others can only write its row.
+
+    Raises:
+        LogDivergedError: It has none.
+    """
+    if await log_tree.head(tx, log.number) is None:
+        raise LogDivergedError(
+            (0, 1), f"nobody who has its key has begun {log.origin}, or its checkpoints are gone"
+        )

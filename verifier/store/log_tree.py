@@ -30,6 +30,8 @@ class Log:
     number: int
     origin: str
     vkey: str
+    is_ended: bool = False
+    """Whether nothing more is signed on it."""
 
     @property
     def prefix(self) -> str:
@@ -61,32 +63,35 @@ class Stored:
 
 async def every(tx: Tx) -> list[Log]:
     """Give all logs, the one that is written last."""
-    return [_log(row) for row in await tx.all("SELECT number, origin, vkey FROM logs ORDER BY number")]
+    return [
+        _log(row) for row in await tx.all("SELECT number, origin, vkey, ended_ms FROM logs ORDER BY number")
+    ]
 
 
 async def newest(tx: Tx) -> Log | None:
     """Give the log that is written; `None` before the first."""
-    row = await tx.one("SELECT number, origin, vkey FROM logs ORDER BY number DESC LIMIT 1")
+    row = await tx.one("SELECT number, origin, vkey, ended_ms FROM logs ORDER BY number DESC LIMIT 1")
     return None if row is None else _log(row)
 
 
 async def by_number(tx: Tx, number: int) -> Log | None:
     """Give a log."""
-    row = await tx.one("SELECT number, origin, vkey FROM logs WHERE number = ?", number)
+    row = await tx.one("SELECT number, origin, vkey, ended_ms FROM logs WHERE number = ?", number)
     return None if row is None else _log(row)
 
 
 def _log(row: Row) -> Log:
-    return Log(row["number"], row["origin"], row["vkey"])
+    return Log(row["number"], row["origin"], row["vkey"], row["ended_ms"] is not None)
 
 
 async def begin(tx: Tx, log: Log, now_ms: int, said: Mapping[str, entries.Value]) -> None:
     """
-    Begin a log: from now on it is written.
+    Begin a log: from now on it is written, and no other.
 
     Args:
         said: What its first entry says besides its origin and its key.
     """
+    await end_all(tx, now_ms)
     await tx.execute(
         "INSERT INTO logs (number, origin, vkey, begun_ms) VALUES (?, ?, ?, ?)",
         log.number,
@@ -96,6 +101,11 @@ async def begin(tx: Tx, log: Log, now_ms: int, said: Mapping[str, entries.Value]
     )
     begun = {"change": "begun", "origin": log.origin, "vkey": log.vkey}
     await entries.append(tx, now_ms, "log", {**said, **begun})
+
+
+async def end_all(tx: Tx, now_ms: int) -> int:
+    """End the logs: nothing more is signed on them.  Gives how many there were."""
+    return await tx.execute("UPDATE logs SET ended_ms = ? WHERE ended_ms IS NULL", now_ms)
 
 
 # Checkpoints.
@@ -135,7 +145,12 @@ async def best(tx: Tx, log: int, beyond: int = -1) -> Stored | None:
 
 def _stored(row: Row) -> Stored:
     return Stored(
-        row["size"], bytes(row["root"]), row["at_ms"], row["note"], row["cosignatures"], row["witnesses"]
+        size=row["size"],
+        root=bytes(row["root"]),
+        at_ms=row["at_ms"],
+        note=row["note"],
+        cosignatures=row["cosignatures"],
+        witnesses=row["witnesses"],
     )
 
 

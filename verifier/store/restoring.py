@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from verifier.store import answer_checks, answer_pool, policies, pool
+from verifier.store import answer_checks, answer_pool, log_tree, policies, pool
 from verifier.store.database import Tx
 from verifier.store.marks import Marks
 from verifier.store.policies import ChangeAuthor
@@ -61,6 +61,8 @@ class Report:
     results: int
     free: int
     """Challenges that are left."""
+    logs: int
+    """Logs that ended: their keys may have signed more than the backup has."""
 
 
 async def known_marks(whole: Whole) -> Marks:
@@ -98,13 +100,21 @@ async def end_what_may_be_used(whole: Whole, wish: Wish) -> Report:
     await _set_total(tx, _RESTORED, now_ms + CLOCKS_MS)
     # The clock of a node may be ahead too.
     await _set_total(tx, _SIGNED, now_ms + CLOCKS_MS + wish.skew_s * 1000)
-    await _begin_events_anew(whole, wish)
+    await _begin_events_anew(whole, wish, results)
     left = await tx.one(
         "SELECT (SELECT count(*) FROM pool WHERE session_id IS NULL)"
         " + (SELECT count(*) FROM minted_answers WHERE check_id IS NULL) AS n"
     )
     assert left is not None
-    return Report(sessions=sessions, tokens=tokens, challenges=challenges, results=results, free=left["n"])
+    logs = await log_tree.end_all(tx, now_ms)
+    return Report(
+        sessions=sessions,
+        tokens=tokens,
+        challenges=challenges,
+        results=results,
+        free=left["n"],
+        logs=logs,
+    )
 
 
 async def _end_challenges(tx: Tx, wish: Wish) -> int:
@@ -152,11 +162,14 @@ def _leap(now_ms: int) -> int:
     return now_ms // 1000 * _PER_SECOND
 
 
-async def _begin_events_anew(whole: Whole, wish: Wish) -> None:
+async def _begin_events_anew(whole: Whole, wish: Wish, results: int) -> None:
     """
     Leave out every number that an event may have had, and keep no earlier event.
 
     So whoever follows the events meets a gap, and takes a fresh snapshot instead of going on with what it knows.
+
+    Args:
+        results: How many live results the restore has revoked.
     """
     await whole.tx.execute("DELETE FROM events")
     drawn = max((await whole.counters()).get("events", 0), wish.marks.events)
@@ -164,7 +177,7 @@ async def _begin_events_anew(whole: Whole, wish: Wish) -> None:
         drawn = max(drawn, _leap(wish.now_ms))
     # One more is left out: a number that follows on the last one that was shown would look like no gap.
     await whole.set_counter(whole.tables["events"], drawn + 1)
-    detail = {"made_ms": wish.made_ms, "all_marks": wish.all_known}
+    detail = {"made_ms": wish.made_ms, "all_marks": wish.all_known, "results": results}
     await policies.note(whole.tx, "restore", "database", wish.author, wish.now_ms, detail)
 
 

@@ -1,6 +1,6 @@
 -- oldest: 3
 -- Receipts of answers. Their payloads are as they are signed; a signature is added when somebody asks for it.
--- Tables with large rows have a rowid: ids are random, and large rows would be moved about.
+-- An id begins with its time, so what is old is found by it.
 CREATE TABLE receipts (
     id         TEXT PRIMARY KEY,
     at_ms      INTEGER NOT NULL,
@@ -14,9 +14,10 @@ CREATE TABLE receipts (
     -- 1 if somebody waits for its router to sign it.
     wanted     INTEGER NOT NULL DEFAULT 0,
     payload    BLOB NOT NULL,
-    signature  BLOB
+    signature  BLOB,
+    -- What the front of the node has signed of it, once somebody has asked for it.
+    front      TEXT
 ) STRICT;
-CREATE INDEX receipts_by_time ON receipts (at_ms);
 CREATE INDEX receipts_by_caller ON receipts (caller, at_ms);
 CREATE INDEX receipts_ahead ON receipts (kid, batch, place) WHERE ahead = 1;
 CREATE INDEX receipts_wanted ON receipts (kid) WHERE wanted = 1;

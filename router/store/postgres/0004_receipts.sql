@@ -13,9 +13,10 @@ CREATE TABLE receipts (
     -- 1 if somebody waits for its router to sign it.
     wanted     BIGINT NOT NULL DEFAULT 0,
     payload    BYTEA NOT NULL,
-    signature  BYTEA
+    signature  BYTEA,
+    -- What the front of the node has signed of it, once somebody has asked for it.
+    front      TEXT
 );
-CREATE INDEX receipts_by_time ON receipts (at_ms);
 CREATE INDEX receipts_by_caller ON receipts (caller, at_ms);
 CREATE INDEX receipts_ahead ON receipts (kid, batch, place) WHERE ahead = 1;
 CREATE INDEX receipts_wanted ON receipts (kid) WHERE wanted = 1;

@@ -83,6 +83,8 @@ class FakeVerifier:
         self.key = result_key()
         self.keys: list[dict[str, Any]] = [self.key.verifying.jwk()]
         self.results: dict[str, str] = {}
+        self.issued: dict[str, str] = {}
+        """Every token, by the id of its result."""
         self.page_size = 0
         """Results on a page; 0: all of them."""
         self.on_page: Callable[[str], Awaitable[None]] | None = None
@@ -125,7 +127,9 @@ class FakeVerifier:
         return ear(name, **given)
 
     def token(self, name: str, **given: Any) -> str:
-        return encode_jwt(self.ear(name, **given), self.key)
+        result = self.ear(name, **given)
+        self.issued[result.jti] = encode_jwt(result, self.key)
+        return self.issued[result.jti]
 
     def trust(self, name: str, **given: Any) -> None:
         """A live result of *name* for the next snapshot."""
@@ -163,6 +167,7 @@ class FakeVerifier:
             [
                 web.get("/.well-known/jwks.json", self._page),
                 web.get("/api/v1/results", self._page),
+                web.get("/api/v1/results/{jti}", self._result),
                 web.get("/api/v1/incidents", self._page),
                 web.post("/api/v1/incidents", self._report),
                 web.get("/api/v1/incidents/{id}", self._incident),
@@ -192,6 +197,10 @@ class FakeVerifier:
             case _:
                 page = {"incidents": self.incidents, "next": None}
         return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    async def _result(self, request: web.Request) -> web.Response:
+        token = self.issued.get(request.match_info["jti"])
+        return web.json_response({"token": token} if token else {}, status=200 if token else 404)
 
     def _results_page(self, after: str) -> dict[str, Any]:
         entries = [{"node": node, "token": token} for node, token in self.results.items()]

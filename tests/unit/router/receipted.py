@@ -187,6 +187,7 @@ def exchange(**given: Any) -> Exchange:
         path="/v1/chat/completions",
         status=200,
         request_sha256=digest(SALT + BODY),
+        request_bytes=len(BODY),
         response_sha256=digest(SALT + ANSWER),
         response_bytes=len(ANSWER),
         is_salted=True,

@@ -13,7 +13,8 @@ CREATE TABLE logs (
     number    INTEGER PRIMARY KEY,
     origin    TEXT NOT NULL UNIQUE,
     vkey      TEXT NOT NULL,                   -- C2SP signed-note
-    begun_ms  INTEGER NOT NULL
+    begun_ms  INTEGER NOT NULL,
+    ended_ms  INTEGER                            -- from then on nothing more is signed
 ) STRICT;
 
 -- The leaves of a log: never changed, never deleted.

@@ -13,7 +13,8 @@ CREATE TABLE logs (
     number    BIGINT PRIMARY KEY,
     origin    TEXT COLLATE "C" NOT NULL UNIQUE,
     vkey      TEXT NOT NULL,                   -- C2SP signed-note
-    begun_ms  BIGINT NOT NULL
+    begun_ms  BIGINT NOT NULL,
+    ended_ms  BIGINT                             -- from then on nothing more is signed
 );
 
 -- The leaves of a log: never changed, never deleted.
