@@ -26,8 +26,9 @@ from attester.cli import configure_logging
 from fixtures.fleet import free_port
 from router.config import RouterConfig
 from router.model.workload import Table, Workload
-from router.service.app import RouterSetup, make_app
+from router.service.app import make_app
 from router.service.garbage import tune_garbage_collector
+from router.service.setup import RouterSetup
 
 _MODEL: Final = "example/tiny"
 _SIZE: Final = 15 << 20

@@ -156,7 +156,7 @@ def _show_first_key(path: Path, config: RouterConfig) -> None:
 @_errors
 def check(path: Path, config_only: bool) -> None:
     """Check the configuration and the table of workloads, as the router would read them, and the store."""
-    from router.service.app import load
+    from router.service.setup import load
 
     config = read_toml(path, RouterConfig, "touchstone router init")
     given = load(path, config)
@@ -181,8 +181,9 @@ for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, k
 @_errors
 def serve(path: Path, log_json: bool) -> None:
     """Run the router.  On SIGHUP it reads its table of workloads and its TLS files again."""
-    from router.service.app import load, make_app, reload_table
+    from router.service.app import make_app, reload_table
     from router.service.garbage import tune_garbage_collector
+    from router.service.setup import load
     from verifier.service.serve import run_app
 
     configure_logging(as_json=log_json)

@@ -202,7 +202,7 @@ class Dispatcher:
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
             if left_s <= 0 or len(sent) >= self._exchanges.config.attempts:
                 break
-            if (verdict := self._closed_since(candidate.node, run.record.decision)) is not None:
+            if (verdict := _closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
@@ -213,16 +213,6 @@ class Dispatcher:
         end = decide_next(run.attempts, is_exhausted=True)
         assert not isinstance(end, Continue)
         return end
-
-    def _closed_since(self, node: str, decision: Decision) -> GateVerdict | None:
-        """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
-        verdict = self.fleet.verdict(node, decision.workload)
-        if verdict is not None and verdict.code not in decision.opened:
-            return verdict
-        if decision.required is None:
-            return None
-        view = self.fleet.view(node)
-        return self.fleet.narrowings.verdict(view, decision.workload, decision.required)
 
     async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
@@ -396,6 +386,16 @@ class Dispatcher:
                 self.settle(run, unsettled)
         finally:
             self.records.finish(run.record)
+
+
+def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
+    """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
+    verdict = fleet.verdict(node, decision.workload)
+    if verdict is not None and verdict.code not in decision.opened:
+        return verdict
+    if decision.required is None:
+        return None
+    return fleet.narrowings.verdict(fleet.view(node), decision.workload, decision.required)
 
 
 def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:

@@ -10,7 +10,6 @@ protocol's last event.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -20,6 +19,7 @@ import structlog
 
 from attester.bounded import read_all
 from router.choose.ranking import Ranked
+from router.gateway.answer_digest import AnswerDigest
 from router.gateway.attempts import DOUBTFUL, Attempt
 from router.gateway.body import LARGE
 from router.gateway.exchanges import Exchanges, T
@@ -97,8 +97,7 @@ class Exchange:
         self._received = Received(text, request.max_shown_tokens if sink is not None else None, request.added)
         self._was_given = False
         self._request_id = random_bytes(16).hex()
-        self._digest = hashlib.sha256() if exchanges.digests else None
-        self._has_bytes = False
+        self._digest = AnswerDigest(exchanges.aside, enabled=exchanges.digests)
         self._lost_before = self._lost_at_text = exchanges.lost_s()
         """How long the router had stood still when this began, and when the last text came."""
 
@@ -210,7 +209,7 @@ class Exchange:
             number=self._number,
             was_given=self._was_given,
             request_id=self._request_id if self._was_given else "",
-            answer_sha256=self._digest.hexdigest() if self._has_bytes and self._digest is not None else "",
+            answer_sha256=self._digest.hex(),
             kept=kept,
         )
 
@@ -228,7 +227,7 @@ class Exchange:
                 status, data = await self._post(read)
         except TimeoutError:
             raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
-        await self._note_bytes(data)
+        await self._digest.add_whole(data)
         if len(data) <= LARGE:
             return judge(status, data)
         return await self._exchanges.aside.run(judge, status, data)
@@ -248,7 +247,7 @@ class Exchange:
         async def read(response: NodeResponse) -> Answer | None:
             if response.status != 200:
                 body = await read_all(response.content, _MAX_ERROR_BODY) or b""
-                await self._note_bytes(body)
+                await self._digest.add_whole(body)
                 return self._request.operation.judge(response.status, body)
             if response.content_type != "text/event-stream":
                 raise AttemptError(Outcome.CORRUPTED, "status 200 with something else than a stream")
@@ -261,19 +260,6 @@ class Exchange:
         except TimeoutError:
             self._check_late_stream(sink)
         return None
-
-    def _note_part(self, data: bytes) -> None:
-        """Digest what the node has sent."""
-        if self._digest is not None:
-            self._digest.update(data)
-            self._has_bytes = True
-
-    async def _note_bytes(self, data: bytes) -> None:
-        """Digest a whole body of the node."""
-        if len(data) <= LARGE:
-            self._note_part(data)
-        else:
-            await self._exchanges.aside.run(self._note_part, data)
 
     def _check_late_stream(self, sink: Sink) -> None:
         """Decide whose time ran out.  Raises `AttemptError`, unless only the protocol's last event is missing."""
@@ -294,7 +280,7 @@ class Exchange:
         try:
             async for data in response.content.iter_any():
                 has_text = False
-                self._note_part(data)
+                self._digest.add(data)
                 for event in parser.feed(data):
                     has_text |= received.take(reader, event)
                     if reader.is_done:

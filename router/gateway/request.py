@@ -182,18 +182,11 @@ def read_request(
         document.pop("stream", None)
     model = _check_values(document)
     wanted = take_requirements(document)
-    if is_streamed is not None and not isinstance(is_streamed, bool):
-        raise _invalid("stream must be true or false")
-    if is_streamed and operation.read_stream is None:
-        raise _invalid(f"{operation.name} cannot be streamed")
+    _check_streamed(is_streamed, operation)
     found = _route(table, model, workload, key)
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
-    if operation.prepare is not None:
-        try:
-            operation.prepare(document)
-        except RequestFormError as error:
-            raise GatewayError(400, "invalid_request_error", str(error), code=error.code) from None
+    _prepare(operation, document)
     added = NOTHING
     if operation.name in OPERATIONS and is_asked(found):
         document, added = _write_uniform(document, operation, found)
@@ -210,6 +203,22 @@ def read_request(
     )
     _check_answers(request)
     return request
+
+
+def _check_streamed(is_streamed: object, operation: Operation) -> None:
+    if is_streamed is not None and not isinstance(is_streamed, bool):
+        raise _invalid("stream must be true or false")
+    if is_streamed and operation.read_stream is None:
+        raise _invalid(f"{operation.name} cannot be streamed")
+
+
+def _prepare(operation: Operation, document: dict[str, Any]) -> None:
+    if operation.prepare is None:
+        return
+    try:
+        operation.prepare(document)
+    except RequestFormError as error:
+        raise GatewayError(400, "invalid_request_error", str(error), code=error.code) from None
 
 
 def _check_answers(request: NodeRequest) -> None:

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,118 +16,38 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
-from attester.authorities import client_context, open_session
-from attester.cose import PrivateKey
+from attester.authorities import open_session
 from attester.errors import ConfigError
-from router.config import RouterConfig, load_table, load_tokenisers, read_token
+from router.config import load_table, load_tokenisers
 from router.gateway import openai, pinned, probe
-from router.gateway.commitments import Commitments
-from router.gateway.dispatch import Dispatcher
-from router.gateway.exchanges import Exchanges
-from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
-from router.gateway.idempotency import IdempotencyCache
-from router.gateway.keys import Keyring
-from router.gateway.metering import Metering
 from router.gateway.openai import GATEWAY
-from router.gateway.terms import Terms
 from router.model.clock import Clock
-from router.model.tokens import Tokeniser
-from router.model.workload import Table
 from router.service import access
-from router.service.incident_reporter import VerifierIncidentReporter
+from router.service.assembling import assemble
+from router.service.setup import RouterSetup, verifier_token
 from router.service.state import STATE, State
 from router.service.sweep import sweep
-from router.service.verifier_checks import make_checks
 from router.state.addresses import AddressChecker
 from router.state.archiver import archiving
-from router.state.feed import Feed
-from router.state.fleet import Fleet
-from router.state.holds import Holds
-from router.state.identity import Identity, find_identity, now
+from router.state.identity import Identity, now
 from router.state.name import NameLease
-from router.state.persistence import Persistence, records_lost
 from router.state.prober import Prober
-from router.state.receipt_key import find_receipt_key
-from router.state.receipting import Receipting, make_receipting
-from router.state.records import Records
 from router.state.registration import Registrar
-from router.state.stalls import StallWatch
-from router.state.stored_keys import StoredKeys
 from verifier.service import problem
 from verifier.service.access import mount
-from verifier.service.clock import Clock as ServiceClock
 from verifier.service.front import FRONT, Front
 from verifier.service.oidc import Issuer
-from verifier.service.tls import ServerTLS
 from verifier.store.database import Database
 from verifier.store.opening import open_database
 
-_LONG_STALL_S: Final = 1.0
 _ISSUER_EVERY_S: Final = 1.0
 _SCHEMA: Final = "router.store"
 
 _log = structlog.get_logger("router")
-_stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
 _reloads = Counter(
     "touchstone_router_table_reloads_total", "Tables of workloads that were read again.", ["how"]
 )
-
-
-@dataclass(frozen=True)
-class RouterSetup:
-    """What a router is made from."""
-
-    config: RouterConfig
-    table: Table
-    folder: Path = Path()
-    """The folder of the files that the configuration names."""
-    identity: Identity | None = None
-    """By which nodes know the router; `None`: a new one, for this process alone."""
-    receipt_key: PrivateKey | None = None
-    """It signs receipts; `None`: a new one, for this process alone."""
-
-    @property
-    def authorities(self) -> Path | None:
-        """The file of the authorities that may sign the verifier's certificate; `None`: the system's."""
-        name = self.config.verifier.ca_file
-        return None if name is None else self.folder / name
-
-    def tokenisers(self) -> dict[str, Tokeniser]:
-        """The tokenisers of the table, by workload.  Raises `ConfigError`."""
-        return load_tokenisers(self.table, self.folder)
-
-
-def load(path: Path, config: RouterConfig, *, makes_identity: bool = False) -> RouterSetup:
-    """
-    Read the table and the router's identity, and check every other file that the configuration names.
-
-    Args:
-        path: The configuration's file.
-        config: What it holds.
-        makes_identity: Whether an identity that is missing is made.
-
-    Raises:
-        ConfigError: a file cannot be read or made, or does not hold what it should.
-    """
-    folder = path.parent
-    identity = find_identity(path, config.gateway.identity_file, makes_it=makes_identity)
-    receipt_key = find_receipt_key(path, config, makes_it=makes_identity)
-    setup = RouterSetup(
-        config, load_table(folder / config.workloads), folder, identity=identity, receipt_key=receipt_key
-    )
-    setup.tokenisers()
-    client_context(setup.authorities)
-    if config.verifier.router_token_file is None:
-        raise ConfigError(
-            "verifier.router_token_file is missing: the verifier gives results only to routers with a key. "
-            "There: touchstone verifier key create NAME --role router"
-        )
-    read_token(folder, config.verifier.router_token_file)
-    read_token(folder, config.verifier.admin_token_file)
-    if config.service.speaks_tls:
-        ServerTLS(*config.service.files(folder))
-    return setup
 
 
 def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
@@ -168,7 +87,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         to_nodes = await stack.enter_async_context(
             pinned.open_session(allow_private=config.gateway.allow_private, context=identity.client_context())
         )
-        registrar = Registrar(to_verifier, config.verifier.url, identity, clock, partial(_token, setup))
+        registrar = Registrar(
+            to_verifier, config.verifier.url, identity, clock, partial(verifier_token, setup)
+        )
         db = await stack.enter_async_context(_open_store(setup))
         name = NameLease(db, config.name, clock)
         await name.take()
@@ -183,7 +104,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         if state.receipts is not None:
             await state.receipts.keeper.load()
         await state.holds.sync()
-        token = partial(_token, setup)
+        token = partial(verifier_token, setup)
         moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
         loops = {**_loops(state, name, to_nodes), **moving}
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -231,143 +152,6 @@ async def _open_store(setup: RouterSetup) -> AsyncIterator[Database]:
             yield db
 
 
-def assemble(
-    setup: RouterSetup,
-    clock: Clock,
-    db: Database,
-    name: NameLease,
-    registrar: Registrar,
-    *,
-    to_verifier: aiohttp.ClientSession,
-    to_nodes: aiohttp.ClientSession,
-) -> tuple[State, Gateway]:
-    """Make all parts and connect them; nothing runs yet."""
-    config = setup.config
-    fleet = _make_fleet(setup, clock)
-    stalls = StallWatch(partial(_note_stall, fleet))
-    keyring = _make_keyring(config, clock)
-    records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    report = _make_reporter(setup, to_verifier)
-    holds = Holds(db, fleet, clock, config.review, report=report)
-    persistence = Persistence(
-        db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
-    )
-    exchanges = Exchanges(
-        to_nodes,
-        config.gateway,
-        clock,
-        lost_s=lambda: stalls.lost_s,
-        judge_refusal=registrar.judge_refusal,
-        digests=config.receipts.enabled,
-    )
-    receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
-    metering = Metering(clock, holds, setup.tokenisers())
-    dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
-    state = State(
-        config=config,
-        folder=setup.folder,
-        clock=clock,
-        fleet=fleet,
-        feed=_make_feed(setup, clock, fleet, holds, to_verifier),
-        holds=holds,
-        persistence=persistence,
-        records=records,
-        stored_keys=StoredKeys(db, clock, keyring),
-        issuer=_issuer(config, clock),
-        registrar=registrar,
-        receipts=receipts,
-        to_verifier=to_verifier,
-        stalls=stalls,
-    )
-    checks = make_checks(dispatcher, config, clock, to_verifier, token=partial(_token, setup), name=name)
-    gateway = Gateway(
-        checks=checks,
-        dispatcher=dispatcher,
-        config=config.gateway,
-        clock=clock,
-        skew_s=config.verifier.skew_s,
-        keyring=keyring,
-        replays=IdempotencyCache(monotonic=clock.monotonic),
-        terms=Terms(fleet, Commitments(clock)),
-        receipts=None if receipts is None else receipts.book,
-        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
-    )
-    checks.has_room = gateway.has_room
-    return state, gateway
-
-
-def _make_fronts(
-    setup: RouterSetup, clock: Clock, receipts: Receipting, to_nodes: aiohttp.ClientSession
-) -> Fronts:
-    """What asks nodes' fronts for their receipts."""
-    return Fronts(to_nodes, receipts.keeper, clock, allow_private=setup.config.gateway.allow_private)
-
-
-def _make_reporter(setup: RouterSetup, to_verifier: aiohttp.ClientSession) -> VerifierIncidentReporter | None:
-    token = _token(setup)
-    return None if token is None else VerifierIncidentReporter(to_verifier, setup.config.verifier, token)
-
-
-def _make_keyring(config: RouterConfig, clock: Clock) -> Keyring:
-    return Keyring(config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic)
-
-
-def _make_receipting(
-    setup: RouterSetup,
-    clock: Clock,
-    db: Database,
-    name: NameLease,
-    *,
-    registrar: Registrar,
-    to_verifier: aiohttp.ClientSession,
-) -> Receipting | None:
-    return make_receipting(
-        setup.config,
-        setup.receipt_key,
-        clock,
-        db,
-        name,
-        registrar=registrar,
-        to_verifier=to_verifier,
-        token=partial(_token, setup),
-    )
-
-
-def _make_feed(
-    setup: RouterSetup, clock: Clock, fleet: Fleet, holds: Holds, to_verifier: aiohttp.ClientSession
-) -> Feed:
-    return Feed(
-        to_verifier,
-        setup.config.verifier,
-        clock,
-        fleet,
-        on_incident_state=holds.note_incident_state,
-        reported_incidents=holds.reported_incidents,
-        on_incident_lost=holds.note_incident_lost,
-        token=partial(_token, setup),
-    )
-
-
-def _token(setup: RouterSetup) -> str | None:
-    """The router's credential of the verifier, as its file has it now.  Raises `ConfigError`."""
-    return read_token(setup.folder, setup.config.verifier.router_token_file)
-
-
-def _issuer(config: RouterConfig, clock: Clock) -> Issuer | None:
-    oidc = config.access.oidc
-    return None if oidc is None else Issuer(oidc, ServiceClock(clock.now_ms, clock.monotonic))
-
-
-def _make_fleet(setup: RouterSetup, clock: Clock) -> Fleet:
-    gateway = setup.config.gateway
-    return Fleet(
-        setup.table,
-        clock,
-        probe_every_s=gateway.probe_every_s or 5.0,
-        judge_url=partial(pinned.judge_url, allow_private=gateway.allow_private),
-    )
-
-
 def _loops(
     state: State, name: NameLease, to_nodes: aiohttp.ClientSession
 ) -> Mapping[str, Coroutine[Any, Any, None]]:
@@ -405,17 +189,6 @@ def _loops(
         )
         loops["prober"] = prober.run()
     return loops
-
-
-def _note_stall(fleet: Fleet, seconds: float) -> None:
-    """Nobody was heard while the loop stood still: nobody was silent."""
-    _stalled.inc(seconds)
-    if seconds >= _LONG_STALL_S:
-        _log.warning(
-            "the router stood still; what ran out meanwhile is held against no node",
-            seconds=round(seconds, 1),
-        )
-        fleet.excuse_silence(seconds)
 
 
 def reload_table(app: web.Application) -> None:

@@ -238,14 +238,11 @@ class Fleet(SuspectedNodes):
         self._placement.check_gates(entry)
 
     def start_work(self, node: str, workload: Workload, *, is_check: bool = False) -> int:
-        """
-        Note that a request for a node begins; returns its number, by which its end is told.
-
-        A check takes nothing of what the operator's nodes may have in flight.
-        """
+        """Note that a request for a node begins; returns its number, by which its end is told."""
         entry = self._entry(node)
         number = _statistics_of(entry, workload.standing_key).load.begin_request(is_check=is_check)
         if not is_check:
+            # A check takes nothing of what the operator's nodes may have in flight.
             entry.in_flight[workload.name] = entry.in_flight.get(workload.name, 0) + 1
             self._placement.count_request(entry.key[0], workload.name, 1)
         self._placement.place(entry, workload.standing_key)

@@ -15,8 +15,8 @@ from aiohttp import web
 
 from router.config import RouterConfig
 from router.model.workload import Table, Workload
-from router.service.app import RouterSetup
 from router.service.app import make_app as make_router
+from router.service.setup import RouterSetup
 from tests.conftest import FakeClock, seed
 from tests.unit.router.doubles import Moved, fake_verifier
 from tests.unit.router.support import MODEL

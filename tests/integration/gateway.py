@@ -33,7 +33,8 @@ from router.gateway.openai import GATEWAY
 from router.model.standing import Standing
 from router.model.statistics import NodeStatistics, StatisticsAggregate
 from router.model.workload import Table, Workload
-from router.service.app import RouterSetup, make_app
+from router.service.app import make_app
+from router.service.setup import RouterSetup
 from router.service.state import STATE
 from router.state.fleet import Fleet as RouterFleet
 from router.state.identity import Identity

@@ -36,7 +36,8 @@ from router.choose.explaining import explanation
 from router.config import RouterConfig
 from router.model.table import read_table, write_table
 from router.model.workload import MODEL_CLAIMS
-from router.service.app import RouterSetup, make_app
+from router.service.app import make_app
+from router.service.setup import RouterSetup
 from router.service.state import STATE
 from router.state.fleet import Fleet
 from tests.conftest import FakeClock, LlamaServer, RunningVerifier

@@ -21,7 +21,8 @@ from fixtures.fleet import free_port
 from router.commands import router as router_commands
 from router.config import RouterConfig
 from router.model.table import read_table
-from router.service.app import RouterSetup, load, running
+from router.service.app import running
+from router.service.setup import RouterSetup, load
 from tests.integration.front import Served, served, until
 from tests.integration.test_tls import Authority, settings_of
 from tests.unit.router.doubles import Moved

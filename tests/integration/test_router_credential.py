@@ -12,7 +12,7 @@ from attester.errors import ConfigError
 from fixtures.simulator import MODEL
 from router.commands import router as commands
 from router.config import RouterConfig, VerifierSection, read_token
-from router.service.app import load
+from router.service.setup import load
 from router.state.feed_source import FeedError, FeedSource
 from verifier.roles import Role
 from verifier.store import api_keys

@@ -1,0 +1,200 @@
+"""Makes the parts of a router and connects them; nothing runs yet."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import aiohttp
+import structlog
+from prometheus_client import Counter
+
+from router.config import RouterConfig
+from router.gateway import pinned
+from router.gateway.commitments import Commitments
+from router.gateway.dispatch import Dispatcher
+from router.gateway.exchanges import Exchanges
+from router.gateway.fronts import Fronts
+from router.gateway.handler import Gateway
+from router.gateway.idempotency import IdempotencyCache
+from router.gateway.keys import Keyring
+from router.gateway.metering import Metering
+from router.gateway.terms import Terms
+from router.model.clock import Clock
+from router.service.incident_reporter import VerifierIncidentReporter
+from router.service.setup import RouterSetup, verifier_token
+from router.service.state import State
+from router.service.verifier_checks import make_checks
+from router.state.feed import Feed
+from router.state.fleet import Fleet
+from router.state.holds import Holds
+from router.state.name import NameLease
+from router.state.persistence import Persistence, records_lost
+from router.state.receipting import Receipting, make_receipting
+from router.state.records import Records
+from router.state.registration import Registrar
+from router.state.stalls import StallWatch
+from router.state.stored_keys import StoredKeys
+from verifier.service.clock import Clock as ServiceClock
+from verifier.service.oidc import Issuer
+from verifier.store.database import Database
+
+_LONG_STALL_S: Final = 1.0
+
+_log = structlog.get_logger("router")
+_stalled = Counter("touchstone_router_stalled_seconds_total", "How long the event loop stood still.")
+
+
+def assemble(
+    setup: RouterSetup,
+    clock: Clock,
+    db: Database,
+    name: NameLease,
+    registrar: Registrar,
+    *,
+    to_verifier: aiohttp.ClientSession,
+    to_nodes: aiohttp.ClientSession,
+) -> tuple[State, Gateway]:
+    """Make all parts and connect them; nothing runs yet."""
+    config = setup.config
+    fleet = _make_fleet(setup, clock)
+    stalls = StallWatch(partial(_note_stall, fleet))
+    keyring = _make_keyring(config, clock)
+    records = Records(writes=config.store.is_kept, lost=records_lost.inc)
+    report = _make_reporter(setup, to_verifier)
+    holds = Holds(db, fleet, clock, config.review, report=report)
+    persistence = Persistence(
+        db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
+    )
+    exchanges = _make_exchanges(setup, clock, registrar, to_nodes, stalls)
+    receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
+    metering = Metering(clock, holds, setup.tokenisers())
+    dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
+    state = State(
+        config=config,
+        folder=setup.folder,
+        clock=clock,
+        fleet=fleet,
+        feed=_make_feed(setup, clock, fleet, holds, to_verifier),
+        holds=holds,
+        persistence=persistence,
+        records=records,
+        stored_keys=StoredKeys(db, clock, keyring),
+        issuer=_issuer(config, clock),
+        registrar=registrar,
+        receipts=receipts,
+        to_verifier=to_verifier,
+        stalls=stalls,
+    )
+    checks = make_checks(
+        dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
+    )
+    gateway = Gateway(
+        checks=checks,
+        dispatcher=dispatcher,
+        config=config.gateway,
+        clock=clock,
+        skew_s=config.verifier.skew_s,
+        keyring=keyring,
+        replays=IdempotencyCache(monotonic=clock.monotonic),
+        terms=Terms(fleet, Commitments(clock)),
+        receipts=None if receipts is None else receipts.book,
+        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
+    )
+    checks.has_room = gateway.has_room
+    return state, gateway
+
+
+def _make_exchanges(
+    setup: RouterSetup,
+    clock: Clock,
+    registrar: Registrar,
+    to_nodes: aiohttp.ClientSession,
+    stalls: StallWatch,
+) -> Exchanges:
+    return Exchanges(
+        to_nodes,
+        setup.config.gateway,
+        clock,
+        lost_s=lambda: stalls.lost_s,
+        judge_refusal=registrar.judge_refusal,
+        digests=setup.config.receipts.enabled,
+    )
+
+
+def _make_fronts(
+    setup: RouterSetup, clock: Clock, receipts: Receipting, to_nodes: aiohttp.ClientSession
+) -> Fronts:
+    """What asks nodes' fronts for their receipts."""
+    return Fronts(to_nodes, receipts.keeper, clock, allow_private=setup.config.gateway.allow_private)
+
+
+def _make_reporter(setup: RouterSetup, to_verifier: aiohttp.ClientSession) -> VerifierIncidentReporter | None:
+    token = verifier_token(setup)
+    return None if token is None else VerifierIncidentReporter(to_verifier, setup.config.verifier, token)
+
+
+def _make_keyring(config: RouterConfig, clock: Clock) -> Keyring:
+    return Keyring(config.keys, is_open=config.gateway.open, wall_ms=clock.now_ms, monotonic=clock.monotonic)
+
+
+def _make_receipting(
+    setup: RouterSetup,
+    clock: Clock,
+    db: Database,
+    name: NameLease,
+    *,
+    registrar: Registrar,
+    to_verifier: aiohttp.ClientSession,
+) -> Receipting | None:
+    return make_receipting(
+        setup.config,
+        setup.receipt_key,
+        clock,
+        db,
+        name,
+        registrar=registrar,
+        to_verifier=to_verifier,
+        token=partial(verifier_token, setup),
+    )
+
+
+def _make_feed(
+    setup: RouterSetup, clock: Clock, fleet: Fleet, holds: Holds, to_verifier: aiohttp.ClientSession
+) -> Feed:
+    return Feed(
+        to_verifier,
+        setup.config.verifier,
+        clock,
+        fleet,
+        on_incident_state=holds.note_incident_state,
+        reported_incidents=holds.reported_incidents,
+        on_incident_lost=holds.note_incident_lost,
+        token=partial(verifier_token, setup),
+    )
+
+
+def _issuer(config: RouterConfig, clock: Clock) -> Issuer | None:
+    oidc = config.access.oidc
+    return None if oidc is None else Issuer(oidc, ServiceClock(clock.now_ms, clock.monotonic))
+
+
+def _make_fleet(setup: RouterSetup, clock: Clock) -> Fleet:
+    gateway = setup.config.gateway
+    return Fleet(
+        setup.table,
+        clock,
+        probe_every_s=gateway.probe_every_s or 5.0,
+        judge_url=partial(pinned.judge_url, allow_private=gateway.allow_private),
+    )
+
+
+def _note_stall(fleet: Fleet, seconds: float) -> None:
+    """Nobody was heard while the loop stood still: nobody was silent."""
+    _stalled.inc(seconds)
+    if seconds >= _LONG_STALL_S:
+        _log.warning(
+            "the router stood still; what ran out meanwhile is held against no node",
+            seconds=round(seconds, 1),
+        )
+        fleet.excuse_silence(seconds)
