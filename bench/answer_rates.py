@@ -94,7 +94,7 @@ def share(hits: int, of: int) -> dict[str, Any]:
 def judge_all(pair: Pair, folder: Path, delta: float, limit: float | None) -> list[Verdict]:
     """The verdicts on all answers of the pair's node."""
     table = Table(
-        delta=delta, same_sampler=True, text=_NOTHING, drawn=_NOTHING, scored=_NOTHING,
+        delta=delta, same_family=True, text=_NOTHING, drawn=_NOTHING, scored=_NOTHING,
         distribution_limit=limit, vector_limit=None, vectors=_NOTHING, measured=True,
     )  # fmt: skip
     runs = [answer_files.read(folder / f"{name}.jsonl") for name in (*pair.mintings, pair.node)]

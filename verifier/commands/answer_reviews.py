@@ -44,7 +44,7 @@ def list_answers(home: Path, as_json: bool) -> None:
         verdicts = each["agrees"] + each["differs"]
         click.echo(f"{each['node']}  {each['level']}  {to_printable(each['model'])}")
         click.echo(
-            f"    of {each['operator']}, {to_printable(each['engine'])}: {each['differs']} of {verdicts} differ,"
+            f"    of {each['operator']}, {_engine(each)}: {each['differs']} of {verdicts} differ,"
             f" {each['censored']} say nothing, {each['prompts']} prompts differ, {each['fast']} came"
             f" too fast; score {each['score']:.1f}"
         )
@@ -73,7 +73,7 @@ def show_answers(node: str, home: Path, as_json: bool) -> None:
         return
     for each in found["scores"]:
         click.echo(
-            f"{to_printable(each['model'])}  {to_printable(each['engine'])}  revision {each['reference'][:_SHORT]}:"
+            f"{to_printable(each['model'])}  {_engine(each)}  revision {each['reference'][:_SHORT]}:"
             f" {each['agrees']} agree, {each['differs']} differ, {each['censored']} say nothing,"
             f" score {each['score']:.1f}"
         )
@@ -81,6 +81,10 @@ def show_answers(node: str, home: Path, as_json: bool) -> None:
         _show(each)
     if not found["differences"]:
         click.echo("No answer differs.")
+
+
+def _engine(each: dict[str, Any]) -> str:
+    return "an engine that is not known" if each["engine"] == "@" else to_printable(each["engine"])
 
 
 def _show(each: dict[str, Any]) -> None:

@@ -196,19 +196,38 @@ def test_without_margins_what_every_minting_gave_counts() -> None:
 
 # Drawn answers.
 
+SAME_DRAWS = tables.table_for(checks.engine(), "llama.cpp")._replace(drawn=tables.Rates(0.1, 0.9))
+
 
 def test_drawn_answers_are_judged_by_what_every_minting_gave() -> None:
-    """A margin says nothing of a draw."""
+    """Where an engine draws the same at any load.  A margin says nothing of a draw."""
     ours = minted(seeded=True, stable=3)
-    assert verdict(ours, given("The boat is calm")).kind == "differs"
-    assert verdict(ours, given("The sea is wild")).kind == "censored"
+    assert judge(ours, given("The boat is calm"), SAME_DRAWS).kind == "differs"
+    assert judge(ours, given("The sea is wild"), SAME_DRAWS).kind == "censored"
 
 
-@pytest.mark.parametrize("family", ["vllm", ""])
-def test_draws_of_another_engine_are_not_compared(family: str) -> None:
-    """It draws other tokens from the same seed; and if the engine is not known, it may."""
+@pytest.mark.parametrize("family", ["llama.cpp", "vllm", ""])
+def test_draws_are_not_compared_where_load_or_engine_changes_them(family: str) -> None:
+    """Recorded from llama.cpp: beside other requests 191 of 240 drawn answers of the same weights part."""
     ours = minted(seeded=True, whole=True)
     assert verdict(ours, given("Something else", family=family)).kind == "unusable"
+
+
+def test_the_probabilities_of_drawn_answers_are_compared() -> None:
+    """Up to where the texts part."""
+    near, far = scored(0.001), scored(0.05)
+    for (ours, theirs), expected in ((near, "agrees"), (far, "differs")):
+        drawn = replace(ours, seeded=True)
+        assert verdict(drawn, theirs).kind == expected
+    few = given(" other", tokens=(token(" other"),))
+    assert verdict(replace(near[0], seeded=True), few).kind == "censored"
+
+
+def test_probabilities_of_another_text_are_not_believed() -> None:
+    """They are the node's word; its text is what users get."""
+    ours, theirs = scored(0.0)
+    found = verdict(replace(ours, seeded=True), replace(theirs, text="something else"))
+    assert found.kind == "unusable"
 
 
 # Distributions.
@@ -250,7 +269,7 @@ def test_true_distributions_excuse_no_text() -> None:
 def test_few_positions_say_nothing_of_distributions() -> None:
     """A mean over a handful is no mean."""
     ours, theirs = scored(0.05)
-    few = replace(theirs, tokens=theirs.tokens[:5] if theirs.tokens else None)
+    few = replace(theirs, tokens=theirs.tokens[:3] if theirs.tokens else None)
     assert verdict(ours, few).kind == "agrees"
 
 
@@ -359,7 +378,8 @@ def test_every_answer_has_a_verdict(ours: Minted, text: str) -> None:
 @drawn(answers())
 def test_the_minted_answer_itself_never_differs(ours: Minted) -> None:
     """Whatever its tokens are."""
-    assert verdict(ours, given(ours.text, finish_reason=ours.finish_reason)).kind == "agrees"
+    found = verdict(ours, given(ours.text, finish_reason=ours.finish_reason))
+    assert found.kind == ("unusable" if ours.seeded else "agrees")
 
 
 @st.composite
