@@ -327,6 +327,50 @@ async def test_answers_of_the_nodes_own_family_come_first(verifier) -> None:
     assert second["body"]["messages"][0]["content"].startswith("Other")
 
 
+async def asked_of(verifier, precision: str | None) -> set[str]:
+    """What a node is asked whose engine declares a precision, by the precision of what was minted."""
+    node = SimulatedNode(verifier.model_folder, arguments={} if precision is None else {"dtype": precision})
+    await verifier.enrol(node)
+    await verifier.attest(node)
+    status, taken = await take(verifier, node, 4)
+    return (
+        {check["body"]["messages"][0]["content"][:2] for check in taken["checks"]} if status == 200 else set()
+    )
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ("torch.float16", {"16"}),
+        ("float32", {"32"}),
+        ("bfloat16", {"16", "32"}),
+        (None, {"16", "32"}),
+        ("a new one", {"16", "32"}),
+    ],
+)
+async def test_a_node_is_asked_what_was_minted_in_its_precision(
+    verifier, declared: str | None, expected: set[str]
+) -> None:
+    """If there is such: otherwise it is held to what the operator minted."""
+    for precision, name in (("16", "float16"), ("32", "F32")):
+        engine = msgspec.structs.replace(OTHER, dtype=name)
+        await fill(verifier, *(chat(f"{precision}: {number}?", engine=engine) for number in range(20)))
+    found = set()
+    for _ in range(4):
+        found |= await asked_of(verifier, declared)
+        verifier.clock.forward(3601)
+    assert found == expected
+
+
+async def test_where_the_answers_of_its_precision_are_used_up_it_is_asked_none(verifier) -> None:
+    """Those of another precision would accuse it."""
+    half = msgspec.structs.replace(OTHER, dtype="float16")
+    await fill(verifier, chat("16: one?", engine=half))
+    await fill(verifier, *(chat(f"32: {number}?", engine=OTHER) for number in range(4)))
+    assert await asked_of(verifier, "float16") == {"16"}
+    assert await asked_of(verifier, "float16") == set()
+
+
 async def test_answers_of_another_revision_are_not_for_the_node(verifier, tmp_path: Path) -> None:
     """What was minted for a value that is no longer in force, a node with the new one is not asked."""
     await fill(verifier)

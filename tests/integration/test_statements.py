@@ -10,8 +10,10 @@ import asyncpg
 import pytest
 
 from fixtures.credentials import bearer
+from fixtures.minted_answers import WORDS, chat, put
 from fixtures.router_identities import identity
-from tests.integration.revisions import begin, mint, resaved, upgrade
+from fixtures.simulator import MODEL
+from tests.integration.revisions import begin, in_force, mint, resaved, upgrade
 from verifier.roles import Role
 from verifier.service import sweep
 from verifier.service.calls import CALL_SCHEDULER
@@ -24,6 +26,7 @@ RARE = (
     "SELECT operator, models, hardware_class, count(*)",
     # Once a day for each value that is minted.
     "INSERT INTO batches",
+    "INSERT INTO answer_batches",
 )
 SMALL = {
     # Tables that have a few rows whatever the fleet is.
@@ -91,6 +94,7 @@ async def hot_paths(verifier) -> None:
     for path in ("nodes", "results", f"nodes/{node.id}", "incidents?open=1"):
         async with verifier.stranger.get(f"{verifier.url}/api/v1/{path}", headers=operator) as response:
             assert response.status == 200, path
+    await check_answers(verifier, node)
     newer = resaved(verifier.model_folder, verifier.home.path / "newer")
     new = await mint(verifier, newer)
     await begin(verifier, new)
@@ -102,6 +106,28 @@ async def hot_paths(verifier) -> None:
         caller.plan.set(node_id, verifier.clock.ticks)
     await caller.tick()
     await sweep.sweep(verifier.service)
+
+
+async def check_answers(verifier, node) -> None:
+    """A router takes checks of answers, and brings one that agrees, one that differs, and one that never came."""
+    digest = await in_force(verifier)
+    answers = [chat(f"Question {number}?") for number in range(3)]
+    await put(verifier.service.db, verifier.service.pool_key, MODEL, digest, answers)
+    router, url = await verifier.key("router-1", Role.ROUTER), f"{verifier.url}/api/v1/answer-checks"
+    _, result = await verifier.get(f"/api/v1/nodes/{node.id}/result", Accept="application/json")
+    asked = {"model": MODEL, "node": node.id, "count": 3}
+    async with verifier.stranger.post(url, json=asked, headers=router) as response:
+        taken = await response.json()
+    given = {"outcome": "completed", "finish_reason": "length", "prompt_tokens": 9}
+    said = (
+        {"given": {**given, "text": "".join(WORDS)}},
+        {"given": {**given, "text": "No"}},
+        {"failed": "crashed"},
+    )
+    for check, brought in zip(taken["checks"], said, strict=True):
+        body = {"node": node.id, "result": result["jti"], "at_ms": verifier.clock.ms, **brought}
+        async with verifier.stranger.post(f"{url}/{check['id']}", json=body, headers=router) as response:
+            assert response.status == 200, await response.text()
 
 
 async def test_no_hot_statement_scans(verifier, statements) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
@@ -105,9 +105,9 @@ async def take(request: web.Request) -> web.Response:
     return json_response({"checks": opened, "expires_in_s": config.lifetime_s})
 
 
-async def _served(service: Service, tx: Tx, node_id: str, model: str, now_ms: int) -> dict[str, str]:
+async def _served(service: Service, tx: Tx, node_id: str, model: str, now_ms: int) -> dict[str, Any]:
     """
-    The revision of a model that a node serves, and the family of its engine, as its newest result has them.
+    The revision of a model that a node serves, and its engine's family and precision, as its newest result has them.
 
     Raises:
         RequestError: the node does not serve the model now.
@@ -132,7 +132,8 @@ async def _served(service: Service, tx: Tx, node_id: str, model: str, now_ms: in
             code="challenges.exhausted",
         )
     family, _ = await served_engine.engine_of(tx, newest["id"])
-    return {"reference": reference, "family": family}
+    precision = await served_engine.precision_of(tx, newest["id"])
+    return {"reference": reference, "family": family, "precision": precision}
 
 
 def _opened(service: Service, taken: Sequence[Taken]) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from verifier.answers import tables
 from verifier.errors import RequestError
 from verifier.store import answer_pool
 from verifier.store.answer_pool import Kept
@@ -44,6 +45,8 @@ class Wanted:
     """The digest of the reference value of the revision that the node has."""
     family: str
     """The engine family that the node's newest result declares; empty if that is not known."""
+    precision: str | None
+    """The precision that it declares (`verifier.answers.tables.PRECISIONS`); `None` if that is not known."""
     count: int
     operation: str | None = None
 
@@ -132,20 +135,22 @@ async def _room(tx: Tx, wanted: Wanted, limits: Limits, now_ms: int) -> int:
 
 
 async def _take_one(tx: Tx, wanted: Wanted, check_id: str) -> Kept | None:
-    """Take an answer of the node's own engine family, or one that any family gives: one that was not drawn."""
+    """
+    Take an answer of the node's own engine family, or one that any family gives: one that was not drawn.
+
+    If answers were ever minted in the precision that the node's engine declares, it is asked no others: vectors and
+    probabilities of another precision are not its own.
+    """
     places = await answer_pool.free_places(tx, wanted.model, wanted.reference)
-    places = [row for row in places if wanted.operation in (None, row["operation"])]
+    own_precision = [row for row in places if tables.precision_of(row["dtype"]) == wanted.precision]
+    if wanted.precision is not None and own_precision:
+        places = own_precision
+    places = [row for row in places if row["free"] > 0 and wanted.operation in (None, row["operation"])]
     own = [row for row in places if row["family"] == wanted.family]
     others = [row for row in places if row["family"] != wanted.family]
     for row in (*_shuffled(own), *_shuffled(others)):
         kept = await answer_pool.take(
-            tx,
-            wanted.model,
-            wanted.reference,
-            row["family"],
-            row["operation"],
-            check_id,
-            drawn_too=row["family"] == wanted.family,
+            tx, wanted.model, wanted.reference, row, check_id, drawn_too=row["family"] == wanted.family
         )
         if kept is not None:
             return kept

@@ -24,7 +24,7 @@ KIND: Final = "answ"
 """The kind of these entries in `pool_indexes` and in the high-water marks."""
 _FREE: Final = (
     "SELECT p.idx FROM answer_batches b {join} minted_answers p {index} ON p.batch = b.id"
-    "  WHERE b.reference = ? AND b.model = ? AND b.family = ? AND b.operation = ? AND p.check_id IS NULL"
+    "  WHERE b.reference = ? AND b.model = ? AND b.family = ? AND b.operation = ? AND b.dtype = ? AND p.check_id IS NULL"
     "  AND p.drawn <= ? ORDER BY b.id, p.idx LIMIT 1"
 )
 _TAKE_START: Final = "UPDATE minted_answers SET check_id = ? WHERE model = ? AND idx = ("
@@ -79,12 +79,13 @@ async def open_batch(
     if known is None or known["model"] != model or known["state"] not in references.USABLE:
         raise ReferenceValueError(f"{model}: there is no such reference value that can be used")
     row = await tx.one(
-        "INSERT INTO answer_batches (model, reference, operation, family, engine, minted_ms, wanted, minted, taken)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0) RETURNING *",
+        "INSERT INTO answer_batches (model, reference, operation, family, dtype, engine, minted_ms, wanted, minted, taken)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0) RETURNING *",
         model,
         digest,
         operation,
         engine.family,
+        engine.dtype,
         msgspec.json.encode(engine).decode(),
         now_ms,
         wanted,
@@ -153,21 +154,35 @@ async def asked_prompts(tx: Tx, model: str) -> set[bytes]:
 
 
 async def free_places(tx: Tx, model: str, reference: str) -> list[Row]:
-    """Count the free answers of a reference value by engine family and operation."""
+    """Count the free answers of a reference value by engine family, precision and operation; also where none is left."""
     return await tx.all(
-        "SELECT family, operation, CAST(sum(minted - taken) AS BIGINT) AS free FROM answer_batches"
-        " WHERE reference = ? AND model = ? AND minted > taken GROUP BY family, operation"
-        " ORDER BY family, operation",
+        "SELECT family, dtype, operation, CAST(sum(minted - taken) AS BIGINT) AS free FROM answer_batches"
+        " WHERE reference = ? AND model = ? GROUP BY family, dtype, operation ORDER BY family, dtype, operation",
         reference,
         model,
     )
 
 
 async def take(
-    tx: Tx, model: str, reference: str, family: str, operation: str, check_id: str, *, drawn_too: bool
+    tx: Tx, model: str, reference: str, place: Row, check_id: str, *, drawn_too: bool
 ) -> Kept | None:
-    """Take the next free answer, also a drawn one if *drawn_too*.  It is never free again."""
-    row = await tx.one(_TAKE, check_id, model, reference, model, family, operation, int(drawn_too))
+    """
+    Take the next free answer of a place, also a drawn one if *drawn_too*.  It is never free again.
+
+    Args:
+        place: As `free_places` gives it.
+    """
+    row = await tx.one(
+        _TAKE,
+        check_id,
+        model,
+        reference,
+        model,
+        place["family"],
+        place["operation"],
+        place["dtype"],
+        int(drawn_too),
+    )
     if row is None:
         return None
     await tx.last("UPDATE answer_batches SET taken = taken + 1 WHERE id = ?", row["batch"])

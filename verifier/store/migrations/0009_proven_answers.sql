@@ -78,6 +78,7 @@ CREATE TABLE answer_batches (
     reference  TEXT NOT NULL REFERENCES reference_values (digest),
     operation  TEXT NOT NULL,
     family     TEXT NOT NULL,                  -- of the engine
+    dtype      TEXT NOT NULL,
     engine     TEXT NOT NULL,                  -- JSON
     minted_ms  INTEGER NOT NULL,
     wanted     INTEGER NOT NULL,               -- how many the run set out to mint

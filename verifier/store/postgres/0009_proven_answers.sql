@@ -78,6 +78,7 @@ CREATE TABLE answer_batches (
     reference  TEXT COLLATE "C" NOT NULL REFERENCES reference_values (digest),
     operation  TEXT COLLATE "C" NOT NULL,
     family     TEXT COLLATE "C" NOT NULL,                  -- of the engine
+    dtype      TEXT COLLATE "C" NOT NULL,
     engine     TEXT NOT NULL,                  -- JSON
     minted_ms  BIGINT NOT NULL,
     wanted     BIGINT NOT NULL,               -- how many the run set out to mint
