@@ -165,7 +165,7 @@ def _row(
         f"| {pair.node} (true: {pair.mintings[0]}) | {by} | {share:.0%} |"
         f" {differs}/{counted} | {_number(power.median)} ({_number(power.soon)} to {_number(power.late)}),"
         f" {_number(power.p90)} | {_number(median)} ({_number(most)}) | {'yes' if agree else 'NO'} |"
-        f" {_number(median / SHARE)} |",
+        f" {_number(median) if median >= MOST else f'{median / SHARE:,.0f}'} |",
         flush=True,
     )
 
