@@ -87,6 +87,10 @@ class SortedCandidates:
         operator = self._operators[number]
         return operator, self._nodes[operator][position]
 
+    def nodes(self) -> list[str]:
+        """The nodes of the lane, in its order."""
+        return [node for _, node in self._keys]
+
     def add(self, key: Key) -> None:
         """Put a node into the lane."""
         insort(self._keys, key)

@@ -17,7 +17,7 @@ import structlog
 from router.client import checking
 from router.client.bundles import Bundle
 from router.client.checking import Checked
-from router.client.errors import ClientError, Step, UnverifiedError
+from router.client.errors import ClientError, Step, UncosignedError, UnverifiedError
 from router.client.kept import KeptFolder
 from router.client.trust import Trust
 
@@ -108,7 +108,10 @@ class LogWatch:
                 Step.LOG, f"the router gives another receipt {checked.receipt.jti} than before"
             )
         checked.steps[Step.BATCH] = checking.check_batch(bundle, checked, self._trust)
-        checked.steps[Step.LOG] = checking.check_log(bundle, self._trust)
+        try:
+            checked.steps[Step.LOG] = checking.check_log(bundle, self._trust)
+        except UncosignedError:
+            return False
         checked.is_logged = True
         if self._kept is not None:
             await self._kept.complete(checked, raw)

@@ -62,8 +62,10 @@ class Chain:
                 )
             del links[oldest]
         links[number] = (own, prev)
-        joins = number == 1 or number - 1 in links
-        return f"it is number {number} of the key, and continues {'the one before' if joins else 'one of others'}"
+        if number == 1:
+            return "it is the first of the key"
+        whose = "the one before" if number - 1 in links else "one that is not known here"
+        return f"it is number {number} of the key, and continues {whose}"
 
     def missing(self, router: str, key: str) -> list[int]:
         """

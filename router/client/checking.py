@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct
 from attester.errors import FrontReceiptError
 from attester.front.receipts import open_receipt
 from router.client.bundles import Bundle
-from router.client.errors import Step, UnverifiedError
+from router.client.errors import Step, UncosignedError, UnverifiedError
 from router.client.exchanges import Exchange
 from router.client.trust import Required, Trust
 from router.model.errors import ReceiptError
@@ -26,7 +26,7 @@ from router.model.workload import ASSURANCES
 from router.receipts import batches, tokens
 from router.receipts.payload import Node, Receipt
 from verifier import canonical, results
-from verifier.errors import CanonicalError, LogError, RequestError, ResultError
+from verifier.errors import CanonicalError, LogError, LogQuorumError, RequestError, ResultError
 from verifier.log.proofs import LogProof
 from verifier.results import Appraisal, AttestationResult
 from verifier.router_receipts import Batch, Hex32, Ms
@@ -88,7 +88,8 @@ def verify(bundle: Bundle, trust: Trust, exchange: Exchange | None) -> Checked:
     checked.result = result
     checked.steps[Step.RESULT] = f"node {node.id}, by {result.iss}"
     checked.steps[Step.MODEL] = check_model(receipt, node, result, trust.require)
-    checked.steps[Step.AGE] = check_age(receipt, result, trust.require)
+    at_ms = receipt.iat if exchange is None else exchange.began_ms(receipt.iat)
+    checked.steps[Step.AGE] = check_age(receipt, result, trust.require, at_ms=at_ms)
     if bundle.front is not None or trust.require.has_front:
         checked.steps[Step.FRONT] = check_front(bundle, node, receipt)
     return checked
@@ -247,9 +248,12 @@ def _affirmed(result: AttestationResult, submod: str, claims: tuple[str, ...]) -
     return appraisal
 
 
-def check_age(receipt: Receipt, result: AttestationResult, required: Required) -> str:
+def check_age(receipt: Receipt, result: AttestationResult, required: Required, *, at_ms: int) -> str:
     """
     Step 7: result and walk are young enough.  The time of the walk is the verifier's word.
+
+    Args:
+        at_ms: When the node was chosen, as far as that is known.
 
     Raises:
         UnverifiedError: one of them is too old, or the receipt gives another time of the walk than the result.
@@ -259,7 +263,7 @@ def check_age(receipt: Receipt, result: AttestationResult, required: Required) -
     walk_at = _walk_at(result, model)
     if told is not UNSET and walk_at is not None and told != walk_at:
         raise UnverifiedError(Step.AGE, "the receipt gives another time of the last walk than the result")
-    return check_ages(result, model, required, at_ms=receipt.iat)
+    return check_ages(result, model, required, at_ms=at_ms)
 
 
 def check_ages(result: AttestationResult, model: str, required: Required, *, at_ms: int) -> str:
@@ -348,6 +352,8 @@ def check_log(bundle: Bundle, trust: Trust) -> str:
         _check_entry(proof.extra, batches.from_wire(bundle.batch), trust)
     except ReceiptError as error:
         raise UnverifiedError(Step.BATCH, str(error)) from None
+    except LogQuorumError as error:
+        raise UncosignedError(Step.LOG, str(error)) from None
     except (LogError, UnicodeEncodeError) as error:
         raise UnverifiedError(Step.LOG, str(error)) from None
     found = signed.checkpoint

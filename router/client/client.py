@@ -106,10 +106,12 @@ class Client:
         except TrustError:
             self._stop()
             raise
-        self.chat = _Chat(self)
-        self.completions = _Operation(self, "/v1/completions")
-        self.embeddings = _Operation(self, "/v1/embeddings")
-        self.models = _Models(self)
+
+    def __getattr__(self, name: str) -> Resource:
+        """``client.chat``, ``client.models``, …: what is below ``/v1``, by OpenAI's names."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Resource(self, f"/v1/{name}")
 
     def __enter__(self) -> Self:
         return self
@@ -190,12 +192,18 @@ class Client:
         self._loop.close()
 
 
-class _Operation:
-    """``client.embeddings``, ``client.completions``: one path."""
+class Resource:
+    """A path below ``/v1``: ``client.chat.completions`` is ``/v1/chat/completions``."""
 
     def __init__(self, client: Client, path: str) -> None:
         self._client = client
         self._path = path
+
+    def __getattr__(self, name: str) -> Resource:
+        """What is below it."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Resource(self._client, f"{self._path}/{name}")
 
     def create(self, *, stream: bool | Literal["unverified"] = False, **body: Any) -> Any:
         """
@@ -216,23 +224,9 @@ class _Operation:
             return self._client.events(self._path, {**body, "stream": True})
         return self._client.request("POST", self._path, body)
 
-
-class _Chat:
-    """``client.chat``."""
-
-    def __init__(self, client: Client) -> None:
-        self.completions = _Operation(client, "/v1/chat/completions")
-
-
-class _Models:
-    """``client.models``."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
     def list(self) -> Document:
-        """The models that the router has work for."""
-        return self._client.request("GET", "/v1/models")
+        """What is there."""
+        return self._client.request("GET", self._path)
 
 
 class _Events:

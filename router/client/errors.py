@@ -6,6 +6,7 @@ Errors of the client.
     ├── UnreachableError   the router does not answer, or not as it should
     ├── RefusedError       the router refuses the request; that it does so was verified
     └── UnverifiedError    an answer that must not be used: the step that failed, and why
+        └── UncosignedError  ... because too few witnesses have signed; some may still do so
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Step(StrEnum):
     """The result affirms what is required of the node and of the model."""
     AGE = "age"
     """Result and walk are young enough."""
+    REQUIREMENTS = "requirements"
+    """The node meets what the request itself requires."""
     CHOICE = "choice"
     """The seed of the decision comes from the caller's nonce and from what the router had committed to before."""
     FRONT = "front"
@@ -76,3 +79,7 @@ class UnverifiedError(ClientError):
         super().__init__(f"{step}: {message}")
         self.step = step
         self.reason = message
+
+
+class UncosignedError(UnverifiedError):
+    """The log has signed, and too few witnesses have.  Moments after an entry that is usual."""

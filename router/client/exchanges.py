@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 _MAX_MODEL = 128
-
-
-class _Asked(Struct, frozen=True):
-    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,10 @@ class Exchange:
     model: str = ""
     """What the request's body names; empty if it names none."""
 
+    def began_ms(self, ended_ms: int) -> int:
+        """When it began by another clock, by which it ended at *ended_ms*."""
+        return ended_ms - max(0, self.ended_ms - self.sent_ms)
+
 
 class Digest:
     """SHA-256 of a salt and of bytes that come in pieces."""
@@ -53,9 +53,15 @@ class Digest:
         return self._sha256.hexdigest()
 
 
-def model_of(body: bytes) -> str:
-    """The model that a request's body names; empty if it is no JSON or names none."""
+def document_of(body: bytes) -> dict[str, Any]:
+    """A body's JSON object; an empty one if it is none."""
     try:
-        return msgspec.json.decode(body, type=_Asked).model[:_MAX_MODEL]
+        return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return ""
+        return {}
+
+
+def model_of(body: bytes) -> str:
+    """The model that a request's body names; empty if it names none."""
+    model = document_of(body).get("model")
+    return model[:_MAX_MODEL] if isinstance(model, str) else ""

@@ -21,7 +21,8 @@ from attester.bounded import read_all
 from router.client.checking import Checked
 from router.client.config import is_loopback
 from router.client.errors import ClientError, UnreachableError, UnverifiedError
-from router.client.session import AsyncClient, Stream
+from router.client.session import AsyncClient
+from router.client.streams import Stream
 from router.gateway.sse import encode_event
 
 VERIFIED_HEADER: Final = "X-Touchstone-Verified"

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Final, Self
@@ -32,16 +31,16 @@ from router.client.chain import Chain
 from router.client.checking import Checked
 from router.client.choices import HeldCommitments, Stake, check_choice, check_decision, is_void
 from router.client.errors import Step, TrustError, UnreachableError, UnverifiedError
-from router.client.exchanges import Digest, Exchange, model_of
+from router.client.exchanges import Digest, Exchange
 from router.client.kept import KeptFolder
+from router.client.streams import Answer, Sent, Stream, value_of
 from router.client.trust import Trust, load_trust
+from router.client.wanted import check_wanted
 from router.receipts.payload import Receipt
 from verifier.result_keys import b64url
 
 RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
 SALT_HEADER: Final = "X-Touchstone-Salt"
-MAX_ANSWER: Final = 64 << 20
-"""Bytes of an answer that is kept until it is verified."""
 _SALT: Final = 32
 """Bytes."""
 _PAUSES_S: Final = (0.02, 0.1, 0.3, 1.0, 2.0, 4.0)
@@ -75,76 +74,6 @@ _OWN: Final = frozenset(
 
 class _Commitments(Struct, frozen=True):
     commitments: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=256)]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole answer."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    checked: Checked | None
-    """What was verified; `None` only where the trust file says that the router gives no receipts."""
-
-
-class Stream:
-    """
-    An answer whose parts are given out as they come.
-
-    They are unverified until the iteration has ended without an error.
-    """
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        salt: bytes,
-        finish: Callable[[Digest], Awaitable[Checked | None]],
-    ) -> None:
-        self._response = response
-        self._digest = Digest(salt)
-        self._finish = finish
-        self._whole: bytes | None = None
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
-        self.checked: Checked | None = None
-        """What was verified, once the iteration has ended."""
-
-    async def parts(self) -> AsyncIterator[bytes]:
-        """
-        Yield the parts.
-
-        Raises:
-            UnreachableError: the router ended the connection.
-            UnverifiedError: what came is not what the receipt is about.
-        """
-        if self._whole is not None:
-            yield self._whole
-            return
-        try:
-            async for part in self._response.content.iter_any():
-                self._digest.add(part)
-                yield part
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UnreachableError(f"the answer broke off: {why_unreached(error)}") from None
-        self.checked = await self._finish(self._digest)
-
-    async def whole(self) -> bytes:
-        """
-        All of it, verified.
-
-        Raises:
-            UnreachableError: the router ended the connection, or it is too large.
-            UnverifiedError: what came is not what the receipt is about.
-        """
-        parts, size = [], 0
-        async for part in self.parts():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_ANSWER:
-                raise UnreachableError(f"the answer has more than {MAX_ANSWER} bytes")
-        self._whole = b"".join(parts)
-        return self._whole
 
 
 class AsyncClient:
@@ -269,39 +198,24 @@ class AsyncClient:
     ) -> AsyncIterator[Stream]:
         assert self._http is not None
         salt = secrets.token_bytes(_SALT) if self.trust.router.gives_receipts else b""
-        sent_ms = self._now_ms()
         target = yarl.URL(self.trust.router_url + path, encoded=True)
-        sent = self._headers(headers, salt, stake)
-        if self.trust.require.tells_router and method != _GET:
-            told = {name.lower() for name in sent}
-            sent |= (
-                {} if REQUIRE_HEADER.lower() in told else {REQUIRE_HEADER: self.trust.require.for_router()}
-            )
+        given = self._headers(headers, salt, stake)
+        if self.trust.require.tells_router and method != _GET and value_of(given, REQUIRE_HEADER) is None:
+            given[REQUIRE_HEADER] = self.trust.require.for_router()
+        sent = Sent(
+            method, target.raw_path, body, salt=salt, at_ms=self._now_ms(), headers=given, stake=stake
+        )
         try:
             request = self._http.request(
-                method, target, data=body or None, headers=sent, allow_redirects=False
+                method, target, data=body or None, headers=given, allow_redirects=False
             )
             async with request as response:
 
                 async def finish(got: Digest) -> Checked | None:
                     if not self.trust.router.gives_receipts:
                         return None
-                    asked = Digest(salt)
-                    asked.add(body)
-                    seen = Exchange(
-                        method=method,
-                        path=target.raw_path,
-                        status=response.status,
-                        request_sha256=asked.hex(),
-                        request_bytes=asked.size,
-                        response_sha256=got.hex(),
-                        response_bytes=got.size,
-                        is_salted=True,
-                        sent_ms=sent_ms,
-                        ended_ms=self._now_ms(),
-                        model=model_of(body),
-                    )
-                    return await self._verify(response.headers.get(RECEIPT_HEADER), salt, seen, stake)
+                    seen = sent.exchange(response.status, got, self._now_ms())
+                    return await self._verify(response.headers.get(RECEIPT_HEADER), sent, seen)
 
                 self._commitments.put(response.headers.get(COMMITMENT_HEADER), self._now())
                 yield Stream(response, salt, finish)
@@ -319,20 +233,24 @@ class AsyncClient:
         names = _OWN | {name.lower() for name in ours} | {SALT_HEADER.lower(), NONCE_HEADER.lower()}
         return {name: value for name, value in given.items() if name.lower() not in names} | ours
 
-    async def _verify(
-        self, receipt_id: str | None, salt: bytes, exchange: Exchange, stake: Stake | None
-    ) -> Checked:
+    async def _verify(self, receipt_id: str | None, sent: Sent, seen: Exchange) -> Checked:
         if receipt_id is None:
             raise UnverifiedError(Step.RECEIPT, "the router gave none with its answer")
         bundle, raw = await self._fetch_ended(receipt_id)
-        checked = checking.verify(bundle, self.trust, exchange)
-        if checked.receipt.jti != receipt_id:
+        checked = checking.verify(bundle, self.trust, seen)
+        receipt, steps = checked.receipt, checked.steps
+        if receipt.jti != receipt_id:
             raise UnverifiedError(Step.RECEIPT, "it is another one than the answer names")
-        checked.steps[Step.CHAIN] = self._chain.add(checked.receipt, checked.payload)
-        if stake is not None:
-            checked.steps[Step.CHOICE] = await self._check_choice(checked.receipt, stake)
+        steps[Step.CHAIN] = self._chain.add(receipt, checked.payload)
+        if checked.result is not None and bundle.result is not None:
+            wanted = value_of(sent.headers, REQUIRE_HEADER)
+            at_ms = seen.began_ms(receipt.iat)
+            met = check_wanted(sent.body, wanted, receipt, checked.result, bundle.result, at_ms=at_ms)
+            steps |= {} if met is None else {Step.REQUIREMENTS: met}
+        if sent.stake is not None:
+            steps[Step.CHOICE] = await self._check_choice(receipt, sent.stake)
         if self._kept is not None:
-            await self._kept.keep(checked, raw, salt, exchange)
+            await self._kept.keep(checked, raw, sent.salt, seen)
         await self.watch.take(checked)
         return checked
 

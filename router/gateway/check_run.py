@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -17,10 +17,10 @@ from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import EventParser
 from router.model import given
-from router.model.operations import OPERATIONS
+from router.model.operations import OPERATIONS, Operation
 from router.model.outcomes import Outcome
 from router.model.traffic import Kind, describe
-from router.model.uniform import CHAT, NOTHING
+from router.model.uniform import NOTHING
 from router.model.workload import Table, Workload
 from router.state.records import Record
 from verifier.answers.checks import Given
@@ -29,12 +29,6 @@ NOBODY: Final = ApiKey(name="", sha256="")
 """Whose key checks have: no caller's."""
 MAX_ANSWER: Final = 4 << 20
 """Bytes of an answer that are read."""
-NAMES: Final[Mapping[str, str]] = {
-    "chat.completions": CHAT,
-    "completions": "completions",
-    "embeddings": "embeddings",
-}
-"""The router's names of the verifier's operations."""
 _ANSWERED: Final = (Outcome.COMPLETED, Outcome.EMPTY, Outcome.UNHONOURED)
 """After these there is an answer that can be judged."""
 
@@ -80,6 +74,11 @@ class CheckSink:
         return [*self._events, *(event.data for event in self._parser.feed(unsent))]
 
 
+def operation_of(checked_as: str) -> Operation | None:
+    """The operation that the verifier calls so."""
+    return next((each for each in OPERATIONS.values() if each.checked_as == checked_as != ""), None)
+
+
 def make_request(
     offered: Offered, workload: Workload, table: Table, *, encoding: str, is_asked: Callable[[Workload], bool]
 ) -> tuple[NodeRequest, Kind | None]:
@@ -95,7 +94,7 @@ def make_request(
     Raises:
         GatewayError: the gateway would not take such a request from anybody.
     """
-    operation = OPERATIONS.get(NAMES.get(offered.operation, ""))
+    operation = operation_of(offered.operation)
     if operation is None or operation.name not in workload.operations:
         raise GatewayError(404, "invalid_request_error", "the workload does not have this operation")
     document = {**offered.body, "model": workload.model}
@@ -105,7 +104,7 @@ def make_request(
         document["encoding_format"] = encoding
     data = msgspec.json.encode(document)
     request = read_request(data, operation, table, NOBODY, workload=workload.name, is_asked=is_asked)
-    found = describe(request.document, operation.name, request.added)
+    found = describe(request.document, operation.checked_as, request.added)
     # Nobody asked for less than the node gives.
     return structs.replace(request, added=NOTHING), None if found is None else found[1]
 

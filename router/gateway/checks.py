@@ -27,7 +27,7 @@ from router.choose.candidates import CandidateIndex, Key, Lane
 from router.choose.decision import Decision, decide
 from router.choose.ranking import WIDTH, CandidateFacts, Pool, score
 from router.config import ChecksSection, GatewaySection
-from router.gateway.check_run import NAMES, Offered, make_request, send
+from router.gateway.check_run import Offered, make_request, operation_of, send
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import GatewayError
 from router.gateway.request import NodeRequest
@@ -44,6 +44,9 @@ __all__ = ["CheckSource", "CheckSourceError", "Checks", "NoChecksError", "Offere
 
 _MAX_WAITING: Final = 256
 """Checks that wait for their moment, or are under way."""
+_ALL: Final = 1000
+_SAMPLED: Final = 0.25
+"""Once so many requests for a model were looked at, a share of the further ones is."""
 _TRIES: Final = 8
 """Moments that are tried, if the node has no place beside the one that work may need."""
 _ASK_AGAIN_S: Final = 60.0
@@ -161,7 +164,8 @@ class Checks:
         traffic = self._traffic.get(workload.model)
         if traffic is None:
             traffic = self._traffic[workload.model] = ModelTraffic()
-        traffic.note(describe(request.document, request.operation.name, request.added))
+        if traffic.requests < _ALL or self._draw() < _SAMPLED:
+            traffic.note(describe(request.document, request.operation.checked_as, request.added))
         if self._source is None or decision.chosen is None:
             return
         lane = decision.chosen.lane
@@ -200,21 +204,25 @@ class Checks:
     # When a check is sent, and where to.
 
     def _propose(self, workload: Workload, lane: Lane, arrivals: Arrivals) -> None:
-        span_s = arrivals.span_s()
-        if span_s is None or len(self._tasks) >= _MAX_WAITING:
+        if len(self._tasks) >= _MAX_WAITING:
             return
         if self._none_until.get(workload.model, 0.0) > self._clock.monotonic():
             return
-        task = asyncio.create_task(self._ask_in(span_s, workload.name, lane), name="a check")
+        delay_s = arrivals.draw_delay_s(self._draw)
+        if delay_s is None:
+            return
+        later = self._ask_later(delay_s, arrivals, workload.name, lane)
+        task = asyncio.create_task(later, name="a check")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask_in(self, span_s: float, name: str, lane: Lane) -> None:
-        """Ask at some moment of the span; if there is no place then, at a later one."""
+    async def _ask_later(self, delay_s: float | None, arrivals: Arrivals, name: str, lane: Lane) -> None:
+        """Ask when a later request might come; if there is no place then, at a further such moment."""
         for _ in range(_TRIES):
-            await asyncio.sleep(span_s * self._draw())
+            await asyncio.sleep(delay_s or 0.0)
             if await self._ask_once(name, lane):
                 return
+            delay_s = arrivals.draw_delay_s(self._draw)
         _checks.labels("no-place").inc()
 
     async def _ask_once(self, name: str, lane: Lane) -> bool:
@@ -329,9 +337,12 @@ class Checks:
         """One of the verifier's operations, as often as requests have it."""
         traffic = self._traffic.get(workload.model)
         counts = {} if traffic is None else traffic.operations()
-        return _pick(
-            {name: n for name, n in counts.items() if NAMES[name] in workload.operations}, self._draw
-        )
+        usable = {
+            name: count
+            for name, count in counts.items()
+            if (operation := operation_of(name)) is not None and operation.name in workload.operations
+        }
+        return _pick(usable, self._draw)
 
     def _make(self, offered: Offered, workload: Workload) -> tuple[NodeRequest, Kind] | None:
         """The check's request, if it is like those that come."""

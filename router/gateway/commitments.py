@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Final
 
 from router.choose.choice import REVEAL_BYTES, Choice, commit, decode_nonce, derive_seed, split_header
@@ -28,12 +29,11 @@ LIFE_S: Final = 300
 """For so long a commitment can be used."""
 MAX_SPENT: Final = 200_000
 """Used commitments that are remembered, of all callers together."""
-_TIME, _PROCESS, _RANDOM, _TAG = 6, 4, 8, 8
-_PREFIX: Final = _TIME + _PROCESS + _RANDOM
-_SIZE: Final = _PREFIX + 2 * _TAG
+_TIME, _PROCESS, _CALLER, _RANDOM, _TAG = 6, 4, 8, 8, 8
+_PREFIX: Final = _TIME + _PROCESS + _CALLER + _RANDOM
+_SIZE: Final = _PREFIX + _TAG
 _DIGEST: Final = 16
-_SECRET: Final = b"touchst.secret"
-_CALLER: Final = b"touchst.caller"
+_MAX_KEYS: Final = 10_000
 
 
 class Commitments:
@@ -50,14 +50,16 @@ class Commitments:
         self._secret = random_bytes(32) if secret is None else secret
         self._process = hashlib.sha256(b"process" + self._secret).digest()[:_PROCESS]
         self._spent = Spent(max_spent)
+        self._key_of = lru_cache(maxsize=_MAX_KEYS)(self._derive_key)
 
     def issue(self, caller: str) -> str:
         """A new commitment for a caller: ``ID.HEX``."""
         # By the clock that nobody sets, which begins anew with the process, as the secret does.
         at = int(self._clock.monotonic() * 1000).to_bytes(_TIME, "big")
-        prefix = at + self._process + random_bytes(_RANDOM)
-        reveal, tag = self._derive(prefix)
-        data = base64.urlsafe_b64encode(prefix + tag + self._tag_of(prefix, caller)).rstrip(b"=")
+        name, key = self._key_of(caller)
+        prefix = at + self._process + name + random_bytes(_RANDOM)
+        reveal, tag = _derive(prefix, key)
+        data = base64.urlsafe_b64encode(prefix + tag).rstrip(b"=")
         return f"{data.decode()}.{commit(reveal)}"
 
     def take(self, header: str, caller: str) -> tuple[Choice, int]:
@@ -70,19 +72,20 @@ class Commitments:
         """
         commitment_id, text = split_header(header)
         data = _decode(commitment_id)
-        prefix, tag, callers = data[:_PREFIX], data[_PREFIX : _PREFIX + _TAG], data[_PREFIX + _TAG :]
+        prefix, tag = data[:_PREFIX], data[_PREFIX:]
         if prefix[_TIME : _TIME + _PROCESS] != self._process:
             raise ChoiceError(
                 "the commitment was given out by another router, or by this one before it was started again",
                 code="choice.commitment.other-router",
             )
-        reveal, expected = self._derive(prefix)
-        if not hmac.compare_digest(tag, expected):
-            raise ChoiceError("this router did not give out the commitment", code="choice.commitment.forged")
-        if not hmac.compare_digest(callers, self._tag_of(prefix, caller)):
+        name, key = self._key_of(caller)
+        if not hmac.compare_digest(prefix[_TIME + _PROCESS : -_RANDOM], name):
             raise ChoiceError(
                 "the commitment was given out to another caller", code="choice.commitment.other-caller"
             )
+        reveal, expected = _derive(prefix, key)
+        if not hmac.compare_digest(tag, expected):
+            raise ChoiceError("this router did not give out the commitment", code="choice.commitment.forged")
         now, issued = self._clock.monotonic(), int.from_bytes(prefix[:_TIME], "big") / 1000
         nonce = decode_nonce(text)
         self._spent.spend(caller, prefix, hashlib.sha256(nonce).digest()[:_DIGEST], issued=issued, now=now)
@@ -93,14 +96,10 @@ class Commitments:
         """When a commitment of this moment expires, Unix milliseconds."""
         return self._clock.now_ms() + LIFE_S * 1000
 
-    def _derive(self, prefix: bytes) -> tuple[bytes, bytes]:
-        """The secret behind an id, and the part of the id that shows that it is ours."""
-        made = hashlib.blake2b(prefix, key=self._secret, person=_SECRET).digest()
-        return made[:REVEAL_BYTES], made[REVEAL_BYTES : REVEAL_BYTES + _TAG]
-
-    def _tag_of(self, prefix: bytes, caller: str) -> bytes:
-        data = prefix + caller.encode()
-        return hashlib.blake2b(data, key=self._secret, person=_CALLER, digest_size=_TAG).digest()
+    def _derive_key(self, caller: str) -> tuple[bytes, bytes]:
+        """What stands for a caller in ids, and the secret from which those of its commitments follow."""
+        made = hashlib.blake2b(caller.encode(), key=self._secret).digest()
+        return made[:_CALLER], made[_CALLER:]
 
 
 class Spent:
@@ -169,6 +168,12 @@ class Spent:
             del self._of[caller], self._nonces[caller]
         self._shares.remove(caller)
         self._count -= 1
+
+
+def _derive(prefix: bytes, key: bytes) -> tuple[bytes, bytes]:
+    """The secret behind an id, and the part of the id that shows that it was given out (BLAKE2b with a key, RFC 7693)."""
+    made = hashlib.blake2b(prefix, key=key).digest()
+    return made[:REVEAL_BYTES], made[REVEAL_BYTES : REVEAL_BYTES + _TAG]
 
 
 def _decode(commitment_id: str) -> bytes:

@@ -287,7 +287,7 @@ class Dispatcher:
             if counted is None:
                 # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
-                self._end_work(run, attempt, uncredited)
+                _end_work(self, run, attempt, uncredited)
                 run.usage = self.metering.estimate(run.request, attempt)
         self.settle(run, counted)
         return counted
@@ -347,7 +347,7 @@ class Dispatcher:
             token_s=token_s,
             calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
         )
-        self._end_work(run, attempt, execution)
+        _end_work(self, run, attempt, execution)
         run.record.complete_last(
             tokens=counted.total,
             unclean=not is_clean,
@@ -369,14 +369,7 @@ class Dispatcher:
             earns_credit=_earns_credit(run.request, attempt),
             calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
         )
-        self._end_work(run, attempt, execution)
-
-    def _end_work(self, run: Run, attempt: Attempt, execution: Execution) -> None:
-        if self.is_unrated(run, attempt.node):
-            execution = replace(execution, is_unrated=True)
-        self.fleet.end_work(
-            attempt.node, run.request.workload, execution, attempt.number, is_check=run.is_check
-        )
+        _end_work(self, run, attempt, execution)
 
     def finish(self, run: Run) -> None:
         """Record what could wait until the answer was on its way."""
@@ -386,6 +379,13 @@ class Dispatcher:
                 self.settle(run, unsettled)
         finally:
             self.records.finish(run.record)
+
+
+def _end_work(dispatcher: Dispatcher, run: Run, attempt: Attempt, execution: Execution) -> None:
+    if dispatcher.is_unrated(run, attempt.node):
+        execution = replace(execution, is_unrated=True)
+    workload = run.request.workload
+    dispatcher.fleet.end_work(attempt.node, workload, execution, attempt.number, is_check=run.is_check)
 
 
 def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:

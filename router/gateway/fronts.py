@@ -11,7 +11,7 @@ from typing import Final
 
 import aiohttp
 import structlog
-from msgspec import UNSET, Struct
+from msgspec import Struct
 from prometheus_client import Counter
 
 from attester.bounded import read_all
@@ -19,13 +19,16 @@ from attester.errors import FrontReceiptError
 from attester.front.receipts import MAX_RECEIPT, MEDIA_TYPE, PATH, FrontReceipt, open_receipt
 from router.gateway.pinned import check_url, pin_for
 from router.model.clock import Clock
-from router.model.outcomes import Outcome
+from router.receipts.fronts import find_agreement
 from router.receipts.payload import Receipt
 from router.state.newest import Newest
 from router.state.receipt_keeper import ReceiptKeeper
 from router.store.receipts import StoredReceipt
 
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=3)
+_UNREACHED_S: Final = 15.0
+"""A front that could not be asked is left alone for so long: who waits for a receipt asks again and again."""
+_MAX_UNREACHED: Final = 1000
 _ASKED_FOR_MS: Final = 3_600_000
 """A front is asked about an answer for so long; it keeps what it served for less."""
 _MAX_KNOWN: Final = 10_000
@@ -68,6 +71,8 @@ class Fronts:
         self._clock = clock
         self._allow_private = allow_private
         self._known: Newest[str] = Newest(_MAX_KNOWN)
+        self._unreached: dict[tuple[str, str], float] = {}
+        """By endpoint, when it could not be asked."""
 
     async def ask(
         self, found: StoredReceipt, receipt: Receipt, endpoint: tuple[str, str] | None
@@ -90,7 +95,7 @@ class Fronts:
                 return None
             jws = await self._fetch(endpoint, node.request)
         signed = _open(jws, node.request, node.spki_sha256) if jws else None
-        word = FrontWord(jws, _agrees(signed, receipt)) if jws and signed is not None else None
+        word = FrontWord(jws, find_agreement(signed, receipt)) if jws and signed is not None else None
         if is_new and jws is not None:
             await self._keep(found, node.id, word, was_given=bool(jws))
         return word
@@ -119,6 +124,9 @@ class Fronts:
     async def _fetch(self, endpoint: tuple[str, str], request_id: str) -> str | None:
         """What the front gives; empty if it keeps none, and `None` if it could not be asked."""
         url, pin = endpoint
+        now = self._clock.monotonic()
+        if now - self._unreached.get(endpoint, -_UNREACHED_S) < _UNREACHED_S:
+            return None
         try:
             place = check_url(url, allow_private=self._allow_private).with_path(PATH + request_id)
             async with self._http.get(
@@ -128,6 +136,9 @@ class Fronts:
                 is_receipt = response.status == 200 and response.content_type == MEDIA_TYPE
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             _asked.labels("unreached").inc()
+            if len(self._unreached) >= _MAX_UNREACHED:
+                self._unreached.clear()
+            self._unreached[endpoint] = now
             _log.info("a front cannot be asked for its receipt", why=type(error).__name__)
             return None
         return data.decode("ascii", errors="replace") if is_receipt and data is not None else _NONE
@@ -140,14 +151,3 @@ def _open(jws: str, request_id: str, pin: str) -> FrontReceipt | None:
     except FrontReceiptError:
         return None
     return signed if signed.jti == request_id else None
-
-
-def _agrees(signed: FrontReceipt, receipt: Receipt) -> bool | None:
-    node = receipt.node
-    received = node.answer_sha256 if node else UNSET
-    if received is UNSET:
-        return None
-    if received == signed.response.sha256:
-        return True
-    was_read = receipt.outcome == Outcome.COMPLETED and signed.response.complete
-    return False if was_read else None

@@ -20,7 +20,7 @@ from router.model.operations import Operation
 from router.model.requirements import CallerRequirements
 from router.model.responses import STATE_MEMBERS
 from router.model.tokens import estimated, prompt_ids
-from router.model.uniform import MAX_SEED, NOTHING, OPERATIONS, Added, without_added, write_uniform
+from router.model.uniform import MAX_SEED, NOTHING, Added, without_added, write_uniform
 from router.model.wishes import Wishes, read_wishes
 from router.model.workload import Table, Workload
 
@@ -158,8 +158,8 @@ def read_request(
     """
     Read a client's request.
 
-    It is parsed whole and written anew, so that no node reads another model, or another wish to
-    stream, than the router did: each key stands once, and in one spelling.
+    It is parsed whole and written anew, so that no node reads another model than the router did, or another wish to
+    stream: each key stands once, and in one spelling.
 
     Args:
         data: The body.
@@ -168,8 +168,7 @@ def read_request(
         key: The caller's API key.
         workload: The workload that the caller names, if it names one.
         required: The header with what the caller requires of nodes, if it has one.
-        is_asked: Whether the nodes of a workload are asked what has been answered already: then all requests for it
-            have one form.
+        is_asked: Whether nodes are asked about a workload's model: then all requests for it have one form.
 
     Raises:
         GatewayError: the body is malformed, maps to no workload that may be used, or requires what is malformed or
@@ -188,7 +187,7 @@ def read_request(
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
     _prepare(operation, document)
     added = NOTHING
-    if operation.name in OPERATIONS and is_asked(found):
+    if operation.checked_as and is_asked(found):
         document, added = _write_uniform(document, operation, found)
     request = NodeRequest(
         operation=operation,
@@ -231,7 +230,11 @@ def _write_uniform(
 ) -> tuple[dict[str, Any], Added]:
     checks = workload.checks
     return write_uniform(
-        document, operation.name, with_logprobs=checks.logprobs, with_seed=checks.seeds, seed=_draw_seed
+        document,
+        generates=bool(operation.limits),
+        with_logprobs=checks.logprobs,
+        with_seed=checks.seeds,
+        seed=_draw_seed,
     )
 
 

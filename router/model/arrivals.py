@@ -1,19 +1,20 @@
 """
 When requests came, as far as it is needed to let a further one come at such a moment.  Pure.
 
-A check follows a request after a time that is drawn from a span of many usual gaps.  So it is no nearer to that
-request than to any other, and comes when requests come (docs/adr/0057).
+A check follows a request as a later request might: after a number of gaps that is drawn, each of them drawn from the gaps
+of late.  So it is hardly nearer to that request than to others, and in bursts it comes as bursts do (docs/adr/0057).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
 _REMEMBERED: Final = 32
-_SPAN: Final = 48.0
-"""Usual gaps in the span.  With fewer a check is seen near its request; with more it comes after a burst is over."""
+_MOST_GAPS: Final = 48
+"""With fewer a check is seen near its request; with more it comes after a burst is over."""
 LONGEST_S: Final = 3600.0
 
 
@@ -29,10 +30,15 @@ class Arrivals:
         """Note that a request came."""
         self._times.append(now)
 
-    def span_s(self) -> float | None:
-        """The span of time in which a further request may come; `None` if too few came to say."""
+    def draw_delay_s(self, draw: Callable[[], float]) -> float | None:
+        """
+        After how long a further request may come; `None` if too few came to say.
+
+        *draw* gives numbers from 0 and below 1.
+        """
         if len(self._times) < _REMEMBERED:
             return None
-        gaps = sorted(later - earlier for earlier, later in pairwise(self._times))
-        # The middle one: a long pause between two bursts says nothing of the gaps within them.
-        return min(_SPAN * gaps[len(gaps) // 2], LONGEST_S)
+        gaps = [later - earlier for earlier, later in pairwise(self._times)]
+        count = int(draw() * _MOST_GAPS)
+        whole = sum(gaps[int(draw() * len(gaps))] for _ in range(count))
+        return min(whole + draw() * gaps[int(draw() * len(gaps))], LONGEST_S)

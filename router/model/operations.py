@@ -77,6 +77,8 @@ class Operation:
     """What its clients want to see in every error, beside ``error``."""
     prompt_text: Callable[[Mapping[str, Any]], str] = prompt_text
     """The text of a request that counts as its prompt."""
+    checked_as: str = ""
+    """What the verifier calls it, if nodes are asked what it has answered already; empty if they are not."""
     form: Form | None = None
     """The form of its answers, if they are held against what their requests ask of them."""
     is_metered: bool = True
@@ -161,6 +163,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             name="embeddings",
             read_whole=read_embeddings,
             form=Form.VECTORS,
+            checked_as="embeddings",
             is_metered=False,
             max_values=1 << 19,
         ),
@@ -169,6 +172,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             read_whole=partial(read_completion, is_chat=True),
             read_stream=ChunkReader,
             chunk_object="chat.completion.chunk",
+            checked_as="chat.completions",
             has_choices=True,
             limits=_LIMITS,
             form=Form.TEXTS,
@@ -178,6 +182,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             read_whole=partial(read_completion, is_chat=False),
             read_stream=ChunkReader,
             chunk_object="text_completion",
+            checked_as="completions",
             form=Form.TEXTS,
             has_choices=True,
             limits=_LIMITS,

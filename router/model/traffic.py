@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from router.model.uniform import CHAT, Added, essential
+from router.model.uniform import Added, essential
 from verifier.answers.shapes import MAX_SHAPES, Profile, Shape
 
 ENOUGH: Final = 50
@@ -25,17 +25,17 @@ _SLACK: Final = 2.0
 """Standard deviations by which a kind of request may be commoner among checks, by chance."""
 _MAX_TOKENS: Final = 1 << 20
 _MAX_COUNT: Final = 1000
+_MAX_OTHERS: Final = 16
+_MAX_NAME: Final = 64
 _COMMON: Final = frozenset(
     {"model", "stream", "stream_options", "temperature", "top_p", "seed", "logprobs", "top_logprobs"}
 )
 _KNOWN: Final[Mapping[str, frozenset[str]]] = {
-    CHAT: _COMMON | {"messages", "max_tokens", "max_completion_tokens", "tools"},
-    "completions": _COMMON | {"prompt", "max_tokens"},
-    "embeddings": _COMMON | {"input", "encoding_format"},
+    "messages": _COMMON | {"messages", "max_tokens", "max_completion_tokens", "tools"},
+    "prompt": _COMMON | {"prompt", "max_tokens"},
+    "input": _COMMON | {"input", "encoding_format"},
 }
-"""The members that a `Shape` can tell of; a request with others is like no check."""
-_OPERATIONS: Final = {CHAT: "chat.completions", "completions": "completions", "embeddings": "embeddings"}
-"""The verifier's names."""
+"""By the member with the text, those that a `Shape` can tell of; a request with others is like no check."""
 _ROLES: Final = frozenset({"user", "assistant", "tool"})
 _SYSTEM: Final = frozenset({"system", "developer"})
 
@@ -55,24 +55,31 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Whether there is one, whoever has given it."""
     encoding: str
     """Of vectors."""
+    others: tuple[str, ...]
+    """Members that no `Shape` tells of: only a check from an operator's own file has them."""
 
 
-def describe(document: Mapping[str, Any], operation: str, added: Added) -> tuple[Shape, Kind] | None:
+def describe(document: Mapping[str, Any], checked_as: str, added: Added) -> tuple[Shape | None, Kind] | None:
     """
-    The form of a request; `None` if it has what no check has.
+    The form of a request, as far as a `Shape` can tell of it, and its kind; `None` if it has what no check has.
 
     Args:
         document: As it came, or in the one form (`router.model.uniform`).
-        operation: The router's name of it.
+        checked_as: The verifier's name of the operation; empty if it is none that nodes are asked about.
         added: What was added to it.
     """
-    name, known = _OPERATIONS.get(operation), _KNOWN.get(operation)
-    if name is None or known is None:
+    if not checked_as:
         return None
     document = essential(document)
-    if not document.keys() <= known:
+    held_by = next((name for name in _KNOWN if name in document), None)
+    if held_by is None:
         return None
-    texts = _texts_of(document, operation)
+    others = tuple(sorted(document.keys() - _KNOWN[held_by]))
+    if len(others) > _MAX_OTHERS or any(len(name) > _MAX_NAME for name in others):
+        return None
+    texts = (
+        _messages_of(document["messages"]) if held_by == "messages" else _texts_of(document[held_by], held_by)
+    )
     limit = "max_completion_tokens" if "max_completion_tokens" in document else "max_tokens"
     most = document.get(limit)
     encoding = document.get("encoding_format", "")
@@ -88,7 +95,7 @@ def describe(document: Mapping[str, Any], operation: str, added: Added) -> tuple
     streamed = document.get("stream") is True
     shape = Shape(
         count=1,
-        operation=name,  # type: ignore[arg-type]  # one of its three names, by the table
+        operation=checked_as,  # type: ignore[arg-type]  # by the table of operations
         streamed=streamed,
         temperature=temperature,
         top_p=top_p,
@@ -101,16 +108,22 @@ def describe(document: Mapping[str, Any], operation: str, added: Added) -> tuple
         characters=_power_of_two(characters),
         seed=has_seed,
     )
-    return shape, Kind(
-        operation=name,
-        streamed=streamed,
-        temperature=temperature,
-        top_p=top_p,
-        limit="" if most is None else limit,
-        system=has_system,
+    kind = _kind_of(shape, encoding=encoding, others=others, has_seed="seed" in document)
+    return None if others else shape, kind
+
+
+def _kind_of(shape: Shape, *, encoding: str, others: tuple[str, ...], has_seed: bool) -> Kind:
+    return Kind(
+        operation=shape.operation,
+        streamed=shape.streamed,
+        temperature=shape.temperature,
+        top_p=shape.top_p,
+        limit="" if shape.max_tokens is None else shape.limit,
+        system=shape.system,
         has_tools=bool(shape.tools),
-        has_seed="seed" in document,
+        has_seed=has_seed,
         encoding=encoding,
+        others=others,
     )
 
 
@@ -130,14 +143,11 @@ def _power_of_two(characters: int) -> tuple[int, int]:
     return high >> 1, high
 
 
-def _texts_of(document: Mapping[str, Any], operation: str) -> tuple[int, int, bool, int] | None:
+def _texts_of(text: Any, held_by: str) -> tuple[int, int, bool, int] | None:
     """Characters, messages without system, whether there is a system prompt, inputs; `None` if not all is text."""
-    if operation == CHAT:
-        return _messages_of(document.get("messages"))
-    text = document.get("prompt" if operation == "completions" else "input")
     if isinstance(text, str):
-        return len(text), 0, False, 1 if operation == "embeddings" else 0
-    if operation == "embeddings" and isinstance(text, list) and text and set(map(type, text)) == {str}:
+        return len(text), 0, False, 1 if held_by == "input" else 0
+    if held_by == "input" and isinstance(text, list) and text and set(map(type, text)) == {str}:
         return sum(map(len, text)), 0, False, len(text)
     return None
 
@@ -172,14 +182,14 @@ class ModelTraffic:
         self.requests = 0
         """Of late, those without a form included."""
         self.undescribed = 0
-        """Those that are like no check."""
+        """Those that no shape tells of."""
 
-    def note(self, found: tuple[Shape, Kind] | None) -> None:
+    def note(self, found: tuple[Shape | None, Kind] | None) -> None:
         """Count a request."""
         self.requests += 1
-        if found is None:
+        if found is None or found[0] is None:
             self.undescribed += 1
-        else:
+        if found is not None:
             self._count(*found)
         if self.requests >= _MOST:
             self.requests //= 2
@@ -187,15 +197,17 @@ class ModelTraffic:
             for counts in (self._shapes, self._kinds, self._checks):
                 _halve(counts)
 
-    def _count(self, shape: Shape, kind: Kind) -> None:
+    def _count(self, shape: Shape | None, kind: Kind) -> None:
+        if kind in self._kinds or len(self._kinds) < MAX_SHAPES:
+            self._kinds[kind] += 1
+        if shape is None:
+            return
         shapes = self._shapes
         if shape not in shapes and len(shapes) >= MAX_SHAPES:
             # The rarest makes room and leaves its count: of what is common none is lost (Metwally, "Space-Saving", 2005).
             rarest = min(shapes, key=shapes.__getitem__)
             shapes[shape] = shapes.pop(rarest)
         shapes[shape] += 1
-        if kind in self._kinds or len(self._kinds) < MAX_SHAPES:
-            self._kinds[kind] += 1
 
     def forget_kinds(self) -> None:
         """Begin to count anew what nodes see: requests have another form from now on."""

@@ -26,10 +26,6 @@ TOP: Final = 5
 """Alternatives at each position that are asked for with log-probabilities."""
 MAX_SEED: Final = 1 << 31
 """Seeds are below it: some engines keep them in 32 bits with a sign."""
-CHAT: Final = "chat/completions"
-TEXT: Final = "completions"
-OPERATIONS: Final = (CHAT, TEXT, "embeddings")
-"""The operations that nodes are asked about."""
 _UNUSED: Final = frozenset(
     {"user", "metadata", "safety_identifier", "service_tier", "prompt_cache_key", "store"}
 )
@@ -63,8 +59,8 @@ NOTHING: Final = Added()
 
 def write_uniform(
     document: Mapping[str, Any],
-    operation: str,
     *,
+    generates: bool,
     with_logprobs: bool,
     with_seed: bool,
     seed: Callable[[], int],
@@ -74,7 +70,7 @@ def write_uniform(
 
     Args:
         document: As the client sent it, checked already.
-        operation: One of `OPERATIONS`.
+        generates: Whether it is answered with text.
         with_logprobs: Whether all requests of the workload ask for log-probabilities.
         with_seed: Whether all that are drawn have a seed.
         seed: Draws one.
@@ -88,10 +84,10 @@ def write_uniform(
     if isinstance(messages, list):
         found["messages"] = [_ordered(each) if isinstance(each, dict) else each for each in messages]
     added = NOTHING
-    if operation in (CHAT, TEXT):
+    if generates:
         has_seed = with_seed and _add_seed(found, seed)
         has_usage = found.get("stream") is True and _add_usage(found)
-        hides, shown = _add_logprobs(found, operation) if with_logprobs else (False, None)
+        hides, shown = _add_logprobs(found) if with_logprobs else (False, None)
         added = Added(has_seed, has_usage, hides, shown)
     return dict(sorted(found.items())), added
 
@@ -135,9 +131,10 @@ def _add_usage(found: dict[str, Any]) -> bool:
     return True
 
 
-def _add_logprobs(found: dict[str, Any], operation: str) -> tuple[bool, int | None]:
+def _add_logprobs(found: dict[str, Any]) -> tuple[bool, int | None]:
     """Ask for log-probabilities; returns whether something must be hidden, and how many the client asked for."""
-    if operation == TEXT:
+    if "messages" not in found:
+        # The older form, of completions of a prompt.
         given = found.get("logprobs")
         if found.get("echo") or not (given is None or type(given) is int):
             # Of the prompt they cost far more, and nobody wants them.

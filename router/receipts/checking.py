@@ -18,8 +18,8 @@ from attester import strictjson
 from attester.errors import FrontReceiptError
 from attester.front.receipts import open_receipt
 from router.model.errors import ReceiptError
-from router.model.outcomes import Outcome
 from router.receipts import batches, tokens
+from router.receipts.fronts import find_agreement
 from router.receipts.payload import Receipt, digest_body
 from router.receipts.tokens import Verified
 from verifier import canonical, results
@@ -227,10 +227,7 @@ def _check_front(state: _Check) -> str:
     signed = open_receipt(given.jws, node.spki_sha256)
     if signed.jti != node.request:
         _refuse("the front's receipt is of another request")
-    agrees: bool | None = node.answer_sha256 == signed.response.sha256
-    was_read = state.receipt.outcome == Outcome.COMPLETED and signed.response.complete
-    if node.answer_sha256 is UNSET or not (agrees or was_read):
-        agrees = None
+    agrees = find_agreement(signed, state.receipt)
     if agrees is not given.agrees:
         _refuse("the router says something else of the front's receipt than follows from both")
     if agrees is False:

@@ -22,3 +22,8 @@ class CountedNodes(ProbedNodes):
     def revisions(self, workload: str) -> dict[str, tuple[int, int]]:
         """See `WorkloadPool.count_revisions`."""
         return self._placement.pools[workload].count_revisions()
+
+    def in_flight(self, node: str) -> int:
+        """Requests that this router has in flight at a node."""
+        entry = self._entries.get(node)
+        return 0 if entry is None else sum(each.load.in_flight for each in entry.statistics.values())

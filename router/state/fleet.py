@@ -105,10 +105,6 @@ class Fleet(SuspectedNodes):
         entry = self._entries.get(node)
         return {} if entry is None else entry.statistics
 
-    def in_flight(self, node: str) -> int:
-        """Requests that this router has in flight at a node."""
-        return sum(each.load.in_flight for each in self.statistics_by_tier(node).values())
-
     @property
     def silent_s(self) -> float:
         """Seconds since the verifier was last heard."""

@@ -51,6 +51,10 @@ class NarrowedPool:
         """How many nodes it keeps in mind."""
         return len(self._short)
 
+    def __contains__(self, node: str) -> bool:
+        """Whether a node was judged."""
+        return node in self._short
+
     @property
     def is_listed(self) -> bool:
         """Whether the requirements name the nodes or operators that may meet them, so that no others are kept in mind."""

@@ -145,46 +145,57 @@ class Narrowings:
         """Begin to make a pool; returns it if it was made at once."""
         base = self._placement.pools[place[0]]
         pool = NarrowedPool(base, required)
-        nodes = list(self._listed(required))
-        self._charge(caller, len(nodes))
+        nodes, are_all = self._listed(pool)
+        self._charge(caller, len(nodes) if are_all else len(self._entries))
         self._make_room()
         self._kept[place] = pool
         self._used_at[place] = self._clock.monotonic()
         # From now on it hears of what changes; what it has not heard of yet comes below.
         self._placement.narrowed.setdefault(place[0], []).append(pool)
-        if len(nodes) <= _AT_ONCE:
-            self._judge(pool, nodes)
+        if len(nodes if are_all else self._entries) <= _AT_ONCE:
+            self._judge(pool, nodes if are_all else [*nodes, *self._entries])
             return pool
-        task = asyncio.create_task(self._make(place, pool, nodes), name="requirements")
+        task = asyncio.create_task(self._make(place, pool, nodes, are_all=are_all), name="requirements")
         self._making[place] = task
         return None
 
-    async def _make(self, place: tuple[str, bytes], pool: NarrowedPool, nodes: list[str]) -> None:
+    async def _make(
+        self, place: tuple[str, bytes], pool: NarrowedPool, nodes: list[str], *, are_all: bool
+    ) -> None:
         try:
             async with self._one_at_a_time:
-                for first in range(0, len(nodes), _AT_ONCE):
-                    self._judge(pool, nodes[first : first + _AT_ONCE])
-                    await asyncio.sleep(0)
+                await self._judge_in_steps(pool, nodes)
+                if not are_all:
+                    await self._judge_in_steps(pool, list(self._entries))
         except BaseException:
             self._drop(place)
             raise
         finally:
             del self._making[place]
 
+    async def _judge_in_steps(self, pool: NarrowedPool, nodes: list[str]) -> None:
+        for first in range(0, len(nodes), _AT_ONCE):
+            self._judge(pool, nodes[first : first + _AT_ONCE])
+            await asyncio.sleep(0)
+
     def _judge(self, pool: NarrowedPool, nodes: Iterable[str]) -> None:
         context = self._context()
         for node in nodes:
             entry = self._entries.get(node)
-            if entry is not None:
+            if entry is not None and node not in pool:
                 pool.judge(entry.key, entry.view, context)
 
-    def _listed(self, required: CallerRequirements) -> Iterable[str]:
-        """The nodes that may meet the requirements, as far as their names or their operators' say."""
+    def _listed(self, pool: NarrowedPool) -> tuple[list[str], bool]:
+        """The nodes to look at first, and whether no others need be looked at."""
+        required = pool.required
         if required.nodes:
-            return (node for node in required.nodes if node in self._entries)
+            return [node for node in required.nodes if node in self._entries], True
         if required.operators:
-            return (node for operator in required.operators for node in self._nodes_of.get(operator, ()))
-        return self._entries
+            found = (self._nodes_of.get(operator, ()) for operator in required.operators)
+            return [node for nodes in found for node in nodes], True
+        # In the order of the lanes each has its place at the end of its own: to put it between others takes longer.
+        # Of the rest some may do the work and have no room; the others take no time.
+        return [node for lane in pool.base.lanes.values() for node in lane.nodes()], False
 
     def _charge(self, caller: str, checks: int) -> None:
         now = self._clock.monotonic()

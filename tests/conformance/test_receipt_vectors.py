@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -140,6 +141,22 @@ async def test_a_real_browser_refuses_each_defect(page: Page) -> None:
         judge(vector, found)
 
 
+@pytest.mark.parametrize("member", ["receipt", "result", "log", "front"])
+def test_the_client_refuses_one_changed_byte_anywhere(member: str) -> None:
+    """Of the recorded receipt; tests/unit/router/test_client_checking.py has each byte of a made one."""
+    right, trust = VECTORS[0], parse_trust(json.dumps(VECTORS[0].trust).encode())
+    text = right.bundle["front"]["jws"] if member == "front" else right.bundle[member]
+    passed = []
+    for at in range(0, len(text), 7):
+        altered = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+        bundle = {**right.bundle, member: {"jws": altered} if member == "front" else altered}
+        material = Material(json.dumps(bundle).encode(), salt_of(right.salt), right.request, right.response)
+        with contextlib.suppress(UnverifiedError):
+            verify_offline(material, trust)
+            passed.append(at)
+    assert passed == []
+
+
 @in_browser
 async def test_a_real_browser_refuses_one_changed_byte_anywhere(page: Page) -> None:
     """Of what is signed, of the proof, of the request and of the answer: every so many bytes, some 400 in all."""
@@ -155,6 +172,11 @@ async def test_a_real_browser_refuses_one_changed_byte_anywhere(page: Page) -> N
           const altered = text.slice(0, at) + other + text.slice(at + 1);
           await expectRefused({{bundle: JSON.stringify({{...whole, [member]: altered}})}}, `${{member}} ${{at}}`);
         }}
+      }}
+      const {{ jws }} = whole.front;
+      for (let at = 0; at < jws.length; at += Math.ceil(jws.length / 100)) {{
+        const altered = jws.slice(0, at) + (jws[at] === "A" ? "B" : "A") + jws.slice(at + 1);
+        await expectRefused({{bundle: JSON.stringify({{...whole, front: {{jws: altered}}}})}}, `front ${{at}}`);
       }}
       for (const body of ["request", "response"]) {{
         const stride = Math.ceil(right[body].length / 50);
@@ -187,7 +209,7 @@ async def test_a_person_checks_a_receipt_in_the_page(page: Page, tmp_path: Path)
     assert await page.run("document.getElementById('verdict').dataset.verdict") == "verified"
     assert await page.run("document.activeElement.id") == "verdict"
     shown = await page.run("document.getElementById('steps').innerText")
-    assert shown.count("Right:") == 7
+    assert shown.count("Right:") == 8
 
     altered = receipt_vectors._flip_byte(right.response)
     (tmp_path / "altered").write_bytes(altered)

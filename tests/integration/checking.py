@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ import msgspec
 from aiohttp import web
 
 from fixtures.streaming import StreamingEngine
+from router.choose.candidates import Lane
 from router.gateway.checks import Checks
 from router.gateway.openai import GATEWAY
+from router.model.traffic import ModelTraffic, describe
+from router.model.uniform import write_uniform
 from tests.integration.gateway import EngineNode, Fleet
 from tests.unit.router.support import MODEL
 
@@ -36,7 +38,10 @@ def sections(folder: Path, **checks: Any) -> dict[str, Any]:
 class Recorded:
     """A request as a node has seen it."""
 
-    def __init__(self, at: float, path: str, head: list[tuple[bytes, bytes]], body: bytes, peer: Any) -> None:
+    def __init__(
+        self, node: str, at: float, path: str, head: list[tuple[bytes, bytes]], body: bytes, peer: Any
+    ) -> None:
+        self.node = node
         self.at = at
         self.path = path
         self.head = head
@@ -60,7 +65,7 @@ def record(node: EngineNode) -> list[Recorded]:
     async def recording(request: web.Request, behaviour: Any) -> web.StreamResponse:
         body = await request.read()
         peer = None if request.transport is None else request.transport.get_extra_info("peername")
-        found = Recorded(time.monotonic(), request.path, list(request.raw_headers), body, peer)
+        found = Recorded(node.name, asyncio.get_running_loop().time(), request.path, list(request.raw_headers), body, peer)
         found.open = engine.open - 1
         seen.append(found)
         return await answer(request, behaviour)
@@ -95,6 +100,32 @@ class Minter:
 
 def checks_of(fleet: Fleet) -> Checks:
     return fleet.app[GATEWAY].checks
+
+
+def learn(fleet: Fleet, *like: dict[str, Any], operation: str = "chat.completions") -> None:
+    """Let the router know its traffic, and that the verifier has checks: as after its first requests."""
+    checks = checks_of(fleet)
+    checks._models.add(MODEL)
+    traffic = checks._traffic.setdefault(MODEL, ModelTraffic())
+    for document in like * 60:
+        form, added = write_uniform(
+            document,
+            generates=operation != "embeddings",
+            with_logprobs=checks._dispatcher.fleet.table.workloads["tiny"].checks.logprobs,
+            with_seed=True,
+            seed=lambda: 1,
+        )
+        traffic.note(describe(form, operation, added))
+
+
+async def check(fleet: Fleet, lane: Lane | None = None) -> dict[str, Any]:
+    """Have a node asked now; what is reported of it."""
+    checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
+    pool = fleet.router.view_for(workload).pool
+    checks._draw = float
+    filled = [each for each in Lane if pool.sizes[each]]
+    assert await checks._ask(workload, lane or filled[0])
+    return list(fleet.verifier.given.values())[-1][-1]
 
 
 async def settle(fleet: Fleet) -> None:

@@ -11,12 +11,13 @@ import pytest
 
 from fixtures.minted_answers import ENGINE, WORDS, chat, put
 from fixtures.simulator import MODEL, SimulatedNode
-from tests.integration.revisions import mint, resaved
+from tests.integration.revisions import mint, resaved, upgrade
 from verifier.answers.checks import EngineUsed, Given, Minted
 from verifier.roles import Role
 from verifier.service import sweep
 
 STORES = ("sqlite", "postgres")
+pytestmark = pytest.mark.usefixtures("only_our_calls")
 OTHER = EngineUsed(
     name="touchstone-fixture-engine", version="1.0.0", dtype="float32", family="touchstone-fixture-engine"
 )
@@ -333,6 +334,18 @@ async def test_answers_of_another_revision_are_not_for_the_node(verifier, tmp_pa
     node = await verifier.enrol(SimulatedNode(tmp_path / "new"))
     await verifier.attest(node)
     assert (await take(verifier, node))[0] == 409
+
+
+async def test_a_node_that_changed_its_revision_meanwhile_is_not_judged(verifier, tmp_path: Path) -> None:
+    """The router asked it by a result about another revision than the answer is of: nobody is to blame."""
+    await fill(verifier)
+    node, _ = await serving(verifier)
+    check = await take_one(verifier, node)
+    folder = resaved(verifier.model_folder, tmp_path / "new")
+    await upgrade(verifier, node, folder, await mint(verifier, folder, replace=True))
+    later = await verifier.attest(node)
+    assert await bring(verifier, check["id"], node, later["jti"], "Wrong") == (200, {"verdict": "unusable"})
+    assert await verifier.rows("SELECT * FROM answer_scores") == []
 
 
 async def test_the_database_has_neither_prompt_nor_answer(verifier) -> None:

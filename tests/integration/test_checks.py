@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import random
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,8 +17,19 @@ import pytest
 
 from router.choose.candidates import Lane
 from router.gateway.openai import GATEWAY
+from router.model.arrivals import Arrivals
 from router.service.state import STATE
-from tests.integration.checking import Minter, asks, checks_of, record, sections, settle
+from tests.integration.checking import (
+    Minter,
+    Recorded,
+    asks,
+    check,
+    checks_of,
+    learn,
+    record,
+    sections,
+    settle,
+)
 from tests.integration.gateway import CHAT, Fleet, by, key, opened
 from tests.unit.router.doubles import answers, until
 from tests.unit.router.support import MODEL
@@ -61,6 +75,13 @@ async def talk(
     await settle(fleet)
 
 
+async def knowing(fleet: Fleet, folder: Path, *like: dict[str, Any], **given: Any) -> Minter:
+    """A router that knows its traffic already."""
+    minter = await started(fleet, folder, **given)
+    learn(fleet, *(like or (asks("a question", **WAYS),)))
+    return minter
+
+
 def reports(fleet: Fleet, what: str) -> list[dict[str, Any]]:
     return [report for all_of in fleet.verifier.given.values() for report in all_of if what in report]
 
@@ -69,243 +90,236 @@ def is_check(seen: Any) -> bool:
     return "minted" in seen.document["messages"][0]["content"]
 
 
-async def test_what_a_node_answers_is_reported(fleet: Fleet, tmp_path: Path) -> None:
+async def test_checks_follow_requests(fleet: Fleet, tmp_path: Path) -> None:
+    """The whole way: requests come, the verifier is found to have checks, and nodes are asked among them."""
     node = await fleet.engine("a")
     minter = await started(fleet, tmp_path)
     seen = record(node)
     await talk(fleet)
-    answered = {check: all_of[0] for check, all_of in fleet.verifier.given.items() if "given" in all_of[0]}
+    answered = {name: all_of[0] for name, all_of in fleet.verifier.given.items() if "given" in all_of[0]}
     asked = {each.document["messages"][0]["content"] for each in seen if is_check(each)}
-    assert len(answered) >= 5
-    assert {minter.offered[check]["body"]["messages"][0]["content"] for check in answered} == asked
-    for report in answered.values():
-        assert report["node"] == "a"
-        assert report["result"] == fleet.router.view("a").result.jti  # type: ignore[union-attr]
-        assert report["given"]["outcome"] == "completed"
-        assert (report["given"]["completion_tokens"], bool(report["given"]["text"])) == (8, True)
+    assert answered
+    assert {minter.offered[name]["body"]["messages"][0]["content"] for name in answered} == asked
     assert {(wanted["model"], wanted["node"], wanted["count"]) for wanted in minter.wanted} == {
         (MODEL, "a", 1)
     }
 
 
+async def test_what_a_node_answers_is_reported(fleet: Fleet, tmp_path: Path) -> None:
+    await fleet.engine("a")
+    await knowing(fleet, tmp_path)
+    report = await check(fleet)
+    assert report["node"] == "a"
+    assert report["result"] == fleet.router.view("a").result.jti  # type: ignore[union-attr]
+    given = report["given"]
+    assert (given["outcome"], given["completion_tokens"], given["streamed"]) == ("completed", 8, False)
+    assert given["text"]
+
+
 async def test_a_streamed_check_is_read_to_its_end(fleet: Fleet, tmp_path: Path) -> None:
     await fleet.engine("a")
-    minter = await started(fleet, tmp_path)
+    minter = await knowing(fleet, tmp_path, asks("a question", **WAYS, stream=True))
     minter._streamed = lambda: True
-    await talk(fleet, stream=True)
-    given = [report["given"] for report in reports(fleet, "given")]
-    assert given
-    for each in given:
-        assert (each["streamed"], each["finish_reason"], each["completion_tokens"]) == (True, "length", 8)
-        assert each["text"]
-        assert each["first_token_s"] is not None
+    given = (await check(fleet))["given"]
+    assert (given["streamed"], given["finish_reason"], given["completion_tokens"]) == (True, "length", 8)
+    assert given["text"]
+    assert given["first_token_s"] is not None
+
+
+async def test_vectors_are_reported_in_either_encoding(fleet: Fleet, tmp_path: Path) -> None:
+    await fleet.node("a")
+    minter = await started(fleet, tmp_path)
+    learn(fleet, {"model": MODEL, "input": "text", "encoding_format": "float"}, operation="embeddings")
+    minter._make = lambda _: {"input": "minted"}
+    assert struct.unpack("<2f", base64.b64decode((await check(fleet))["given"]["vectors"][0])) == (0.25, -0.5)
 
 
 async def test_a_check_and_a_request_have_one_form(fleet: Fleet, tmp_path: Path) -> None:
-    """The heads are equal byte for byte but for the length, and the bodies but for the words."""
+    """The heads are equal byte for byte but for what is drawn for each, and the bodies but for the words."""
     node = await fleet.engine("a")
-    await started(fleet, tmp_path)
+    await knowing(fleet, tmp_path)
     seen = record(node)
-    await talk(fleet, user="somebody", n=1, metadata=None)
-    checks, requests = [e for e in seen if is_check(e)], [e for e in seen if not is_check(e)][LEARNT // 2 :]
-    assert checks
+    await check(fleet)
+    await fleet.ask(
+        {"user": "somebody", **asks("a question", **WAYS), "n": 1, "temperature": 0.0, "metadata": None}
+    )
 
-    def form(each: Any) -> Any:
-        head = [
-            (name, value)
-            for name, value in each.head
-            if name not in (b"Content-Length", b"X-Touchstone-Request")
-        ]
+    def form(each: Recorded) -> Any:
+        head = [(n, v) for n, v in each.head if n not in (b"Content-Length", b"X-Touchstone-Request")]
         words = each.document["messages"][0]["content"].encode()
-        return each.path, head, each.body.replace(words, b"")
+        return each.path, head, [name for name, _ in each.head], each.body.replace(words, b"")
 
-    assert {repr(form(each)) for each in checks} == {repr(form(each)) for each in requests}
-    assert {each.peer for each in checks} <= {each.peer for each in seen if not is_check(each)}
+    (asked, work) = seen
+    assert form(asked) == form(work)
+    assert asked.peer == work.peer
 
 
-async def test_nobody_pays_for_checks_and_no_record_is_kept(fleet: Fleet, tmp_path: Path) -> None:
+async def test_nobody_pays_for_a_check_and_no_record_is_kept(fleet: Fleet, tmp_path: Path) -> None:
     await fleet.engine("a")
     more = {
         "keys": [key("ada"), key("auditor", roles=["auditor"])],
         "store": {"path": str(tmp_path / "r.db")},
     }
-    await started(fleet, tmp_path, more=more)
-    headers = by("ada")
-    first = await fleet.ask(asks("question 0", **WAYS), **headers)
-    _, before = await fleet.get("/api/v1/usage", **by("ada"))
-    await talk(fleet, headers=headers)
-    _, after = await fleet.get("/api/v1/usage", **by("ada"))
-    assert len(reports(fleet, "given")) >= 5
-    spent = [found["keys"][0]["tokens_of_day"] for found in (before, after)]
-    each = [len(f"question {number}") for number in range(LEARNT)]
-    assert spent[1] - spent[0] <= LEARNT * spent[0] + sum(each)
-    assert spent[1] < (LEARNT + 2) * spent[0] * 1.2
-    assert {found["in_flight"] for found in after["keys"]} == {0}
+    await knowing(fleet, tmp_path, more=more)
+    assert "given" in await check(fleet)
+    _, used = await fleet.get("/api/v1/usage", **by("auditor"))
+    assert {(each["in_flight"], each["tokens_of_day"]) for each in used["keys"]} == {(0, 0)}
     records = fleet.app[STATE].records
-    assert len(records.newest()) == LEARNT + 1
-    assert len(records.drain()) <= LEARNT + 1
-    assert {found["caller"] for found in records.newest()} == {"ada"}
-    assert first.status == 200
+    assert (records.newest(), records.drain()) == ([], [])
 
 
 async def test_checks_earn_a_node_no_standing(fleet: Fleet, tmp_path: Path) -> None:
     """As many executions leave no trace as there are checks, drawn by lot: no single one tells what it was."""
     await fleet.engine("a")
-    await started(fleet, tmp_path)
-    await talk(fleet)
-    began = fleet.standing("a").completed[1]
-    sent = len(reports(fleet, "given"))
-    await talk(fleet, 300)
-    sent = len(reports(fleet, "given")) - sent
-    earned = fleet.standing("a").completed[1] - began
-    assert sent > 100
-    # The lot: 300 + 150 executions, of which one in three leaves no trace; six standard deviations of it.
-    assert abs(earned - (300 + sent) / 1.5) < 60
-    assert earned < 300 + sent - 60
+    await knowing(fleet, tmp_path)
+    checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
+    lots = random.Random(5)
+    checks._draw = lots.random
+    run: Any = SimpleNamespace(request=SimpleNamespace(workload=workload))
+    earned = sum(not checks._is_unrated(run, "a") for _ in range(30_000))
+    # One check for two requests: two in three are counted, whichever they are.
+    assert abs(earned - 20_000) < 500
+    before = fleet.standing("a").completed[1]
+    checks._is_unrated = fleet.app[GATEWAY].dispatcher.is_unrated = lambda _run, _node: True  # type: ignore[method-assign]
+    await fleet.ask(asks("a user's", **WAYS))
+    await check(fleet)
+    assert fleet.standing("a").completed[1] == before
+    fleet.app[GATEWAY].dispatcher.is_unrated = lambda _run, _node: False
+    await check(fleet)
+    assert fleet.standing("a").completed[1] > before
 
 
 async def test_a_check_takes_no_place_that_work_needs(fleet: Fleet, tmp_path: Path) -> None:
     node = await fleet.engine("a")
-    await started(fleet, tmp_path, workload={"concurrency": 1})
-    await talk(fleet)
-    await talk(fleet, 60)
+    await knowing(fleet, tmp_path, workload={"concurrency": 1})
     checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
     node.gate.clear()
-    held = asyncio.create_task(checks._ask(workload, fleet.router.lane("a", workload)))  # type: ignore[arg-type]
+    held = asyncio.create_task(check(fleet))
     await until(lambda: node.waiting == 1)
-    # A second one would wait for its place.
-    assert not await checks._ask(workload, Lane.ESTABLISHED)
+    # A second one waits for its place.
+    assert not await checks._ask(workload, Lane.PROBATION)
     work = asyncio.create_task(fleet.ask(asks("a user's", **WAYS)))
     await until(lambda: node.waiting == 2)
     node.gate.set()
     assert (await work).status == 200
     await held
+    assert fleet.router.in_flight("a") == 0
 
 
 async def test_a_router_that_is_nearly_full_asks_nothing(fleet: Fleet, tmp_path: Path) -> None:
-    node = await fleet.engine("a")
-    await started(fleet, tmp_path)
-    await talk(fleet)
-    seen = record(node)
+    await fleet.engine("a")
+    minter = await knowing(fleet, tmp_path)
     gateway = fleet.app[GATEWAY]
     gateway.in_flight += gateway.config.max_in_flight * 3 // 4
-    await talk(fleet, 30)
-    assert not [each for each in seen if is_check(each)]
+    assert not await checks_of(fleet)._ask_once("tiny", Lane.PROBATION)
+    gateway.in_flight = 0
+    assert await checks_of(fleet)._ask_once("tiny", Lane.PROBATION)
+    assert len(minter.wanted) == 1
 
 
 async def test_an_older_verifier_has_none_and_requests_stay_as_they_are(
     fleet: Fleet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     node = await fleet.engine("a")
+    await started(fleet, tmp_path)
     fleet.verifier.offers = lambda _: None
-    await fleet.start(sections=sections(tmp_path))
+    learn(fleet, asks("a question"))
+    checks_of(fleet)._models.clear()
     seen = record(node)
-    for _ in range(60):
-        await fleet.ask(asks("a question", user="me"))
-    await settle(fleet)
+    for _ in range(2):
+        assert await checks_of(fleet)._ask_once("tiny", Lane.PROBATION)
+    await fleet.ask(asks("a question", user="me"))
     assert not fleet.verifier.given
-    assert {each.body for each in seen} == {msgspec.json.encode(asks("a question", user="me"))}
+    assert [each.body for each in seen] == [msgspec.json.encode(asks("a question", user="me"))]
     assert capfd.readouterr().out.count("no checks of answers") == 1
 
 
-@pytest.mark.parametrize("kind", ["crashes", "refuses", "busy", "unsupported"])
-async def test_what_a_node_does_not_answer_is_no_verdict(fleet: Fleet, tmp_path: Path, kind: str) -> None:
+async def test_a_verifier_that_has_none_is_left_alone_for_a_while(fleet: Fleet, tmp_path: Path) -> None:
+    await fleet.engine("a")
+    minter = await knowing(fleet, tmp_path)
+    checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
+    arrivals = Arrivals()
+    for number in range(40):
+        arrivals.note(number * 1e-6)
+    fleet.verifier.offers = lambda _: None
+    assert await checks._ask_once("tiny", Lane.PROBATION)
+    fleet.verifier.offers = minter
+    checks._propose(workload, Lane.PROBATION, arrivals)
+    assert not checks._tasks
+    fleet.clock.forward(61)
+    checks._propose(workload, Lane.PROBATION, arrivals)
+    assert len(checks._tasks) == 1
+    await settle(fleet)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(500, "crashed"), (400, "refused"), (503, "busy"), (404, "unserved")]
+)
+async def test_what_a_node_does_not_answer_is_no_verdict(
+    fleet: Fleet, tmp_path: Path, status: int, outcome: str
+) -> None:
     node = await fleet.node("a")
-    await started(fleet, tmp_path)
-    chat = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "yes"}}]}
-    honest, status = (
-        answers(200, msgspec.json.encode(chat)),
-        {"crashes": 500, "refuses": 400, "busy": 503, "unsupported": 404},
-    )
-    wrong = answers(status[kind], b"{}")
-    outcome = {"crashes": "crashed", "refuses": "refused", "busy": "busy", "unsupported": "unserved"}[kind]
-
-    async def act(request: Any) -> Any:
-        return await (wrong if b"minted" in await request.read() else honest)(request)
-
-    node.act = act
-    await talk(fleet)
-    failed = {report["failed"] for report in reports(fleet, "failed")}
-    assert outcome in failed
-    assert not reports(fleet, "given")
+    await knowing(fleet, tmp_path)
+    node.act = answers(status)
+    assert await check(fleet) == {"node": "a", "failed": outcome}
 
 
 async def test_what_the_network_does_costs_the_node_nothing(fleet: Fleet, tmp_path: Path) -> None:
     """Another key answers at the node's address, as in front of a user's request."""
     node = await fleet.engine("a")
-    await started(fleet, tmp_path)
-    await talk(fleet)
-    before = fleet.standing("a").failed
-    fleet.verifier.send(
-        "result",
-        node="a",
-        token=fleet.verifier.token("a", endpoint={"url": node.url, "spki_sha256": "00" * 32}),
-    )
-    await until(lambda: fleet.router.view("a").endpoint[1] == "00" * 32)  # type: ignore[index]
-    checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
-    await checks._ask(workload, fleet.router.lane("a", workload))  # type: ignore[arg-type]
-    assert reports(fleet, "failed")[-1] == {"node": "a", "failed": "impostor"}
-    assert fleet.standing("a").failed[0] <= before[0]
+    fleet.verifier.trust("a", endpoint={"url": node.url, "spki_sha256": "00" * 32})
+    await knowing(fleet, tmp_path)
+    assert await check(fleet) == {"node": "a", "failed": "impostor"}
+    assert fleet.standing("a").failed == (0.0, 0.0)
 
 
 async def test_a_check_like_nobodys_request_is_not_sent(fleet: Fleet, tmp_path: Path) -> None:
     node = await fleet.engine("a")
-    minter = await started(fleet, tmp_path)
+    minter = await knowing(fleet, tmp_path)
     minter._make = minting(temperature=0.3, seed=5)
     seen = record(node)
-    await talk(fleet)
-    assert not [each for each in seen if is_check(each)]
-    assert {report["failed"] for report in reports(fleet, "failed")} == {"unlike"}
+    assert await check(fleet) == {"node": "a", "failed": "unlike"}
+    assert not seen
 
 
-async def test_before_the_first_check_requests_have_the_one_form(fleet: Fleet, tmp_path: Path) -> None:
+async def test_the_first_check_waits_until_requests_have_the_one_form(fleet: Fleet, tmp_path: Path) -> None:
     """A node that sees seeds only on checks knows them."""
     node = await fleet.engine("a")
-    minter = await started(fleet, tmp_path)
+    minter = await knowing(fleet, tmp_path, asks("a question", temperature=0.7, max_tokens=8))
     minter._make = minting(temperature=0.7, seed=5)
+    checks = checks_of(fleet)
+    checks._models.clear()
     seen = record(node)
-    for number in range(LEARNT):
-        await fleet.ask(asks(f"question {number}", temperature=0.7, max_tokens=8))
-    await settle(fleet)
-    first = next(place for place, each in enumerate(seen) if is_check(each))
-    with_seed = [place for place, each in enumerate(seen) if "seed" in each.document]
-    assert first - with_seed[0] >= 50
+    assert (await check(fleet))["failed"] == "unlike"
+    assert (await check(fleet))["failed"] == "unlike"
+    await fleet.ask(asks("a user's", temperature=0.7, max_tokens=8))
+    assert ["seed" in each.document for each in seen] == [True]
+    learn(fleet, asks("a question", temperature=0.7, max_tokens=8))
+    assert "given" in await check(fleet)
 
 
 async def test_a_request_sent_again_gets_its_answer_again(fleet: Fleet, tmp_path: Path) -> None:
     """The seed that the router adds is drawn anew, and is not what the client has sent."""
-    await fleet.engine("a")
-    await started(fleet, tmp_path)
-    await talk(fleet, 80)
-    assert checks_of(fleet).asks(fleet.router.table.workloads["tiny"])
+    node = await fleet.engine("a")
+    await knowing(fleet, tmp_path)
+    seen = record(node)
     first, second = [await fleet.ask(CHAT, **{"Idempotency-Key": "one"}) for _ in range(2)]
+    assert ["seed" in each.document for each in seen] == [True]
     assert (first.status, second.status) == (200, 200)
     assert second.headers["Idempotent-Replayed"] == "true"
     assert first.body == second.body
 
 
 async def test_a_failed_check_goes_on_as_work_does(fleet: Fleet, tmp_path: Path) -> None:
-    """Nodes that agree would find checks among what they have refused: it would come to no other node."""
-    for name in ("a", "b"):
-        node = await fleet.node(name)
-        node.act = answers(503)
-    await started(fleet, tmp_path)
-    checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
-    chat = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "yes"}}]}
-    nodes = [await fleet.node(name) for name in ("c", "d")]
-    for node in nodes:
-        fleet.verifier.send(
-            "result", node=node.name, token=fleet.verifier.token(node.name, endpoint=node.endpoint)
-        )
-        node.act = answers(200, msgspec.json.encode(chat))
-    await until(lambda: len(fleet.router) == 4)
-    await talk(fleet, 60)
+    """Nodes that agree would find checks among what they have refused: those would come to no other node."""
+    nodes = [await fleet.node(name) for name in ("a", "b")]
     for node in nodes:
         node.act = answers(503)
-        node.bodies.clear()
-    decision = checks._decide(workload, Lane.PROBATION) or checks._decide(workload, Lane.ESTABLISHED)
-    assert decision is not None
-    assert len(decision.ranked) > 1
+    await knowing(fleet, tmp_path)
+    report = await check(fleet)
+    assert report["failed"] == "busy"
+    (bodies,) = {tuple(node.bodies) for node in nodes}
+    assert len(bodies) == 1
 
 
 async def test_suspicion_lowers_the_lane_until_it_ends(fleet: Fleet, tmp_path: Path) -> None:
@@ -369,8 +383,8 @@ async def test_a_node_that_is_never_chosen_is_asked_too(fleet: Fleet, tmp_path: 
     fleet.establish("a")
     fleet.verifier.send("suspicion", node="b", model=MODEL, level="suspected", since_ms=1)
     await until(lambda: fleet.router.suspected("b"))
-    await talk(fleet)
-    assert {report["node"] for report in reports(fleet, "given")} == {"a"}
+    learn(fleet, asks("a question", **WAYS))
+    assert {(await check(fleet))["node"] for _ in range(8)} == {"a"}
     fleet.clock.forward(25 * 3600)
     for name in ("a", "b"):
         endpoint = fleet.router.view(name).endpoint
@@ -379,7 +393,11 @@ async def test_a_node_that_is_never_chosen_is_asked_too(fleet: Fleet, tmp_path: 
         fleet.verifier.send("result", node=name, token=fleet.verifier.token(name, endpoint=told))
     fleet.verifier.beat()
     await until(lambda: fleet.router.verdict("b", fleet.router.table.workloads["tiny"]) is None)
-    await talk(fleet, 60)
+    lots = random.Random(3)
+    for _ in range(8):
+        checks_of(fleet)._draw = lots.random
+        checks_of(fleet)._draw_operation = lambda _: "chat.completions"  # type: ignore[method-assign]
+        await checks_of(fleet)._ask(fleet.router.table.workloads["tiny"], Lane.ESTABLISHED)
     assert "b" in {report["node"] for report in reports(fleet, "given")}
 
 
@@ -398,29 +416,24 @@ async def test_of_the_routers_of_a_store_one_asks_an_idle_node(fleet: Fleet, tmp
     assert {own[0] for own in owners.values()} == set(names)
 
 
-async def test_a_workload_may_leave_checks_out(fleet: Fleet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["workload", "router"])
+async def test_checks_may_be_left_out(fleet: Fleet, tmp_path: Path, how: str) -> None:
     await fleet.engine("a")
-    minter = await started(fleet, tmp_path, workload={"checks": {"enabled": False}})
-    await talk(fleet, 60)
+    off: dict[str, Any] = (
+        {"workload": {"checks": {"enabled": False}}} if how == "workload" else {"enabled": False}
+    )
+    minter = await started(fleet, tmp_path, **off)
+    await talk(fleet, 40)
     assert not minter.wanted
-    assert not checks_of(fleet).profile().models
-
-
-async def test_a_router_may_leave_checks_out(fleet: Fleet, tmp_path: Path) -> None:
-    await fleet.engine("a")
-    minter = await started(fleet, tmp_path, enabled=False)
-    await talk(fleet, 60)
-    assert not minter.wanted
-    assert checks_of(fleet).profile().models
+    assert bool(checks_of(fleet).profile().models) == (how == "router")
 
 
 async def test_a_router_that_stops_gives_checks_up(fleet: Fleet, tmp_path: Path) -> None:
     node = await fleet.engine("a")
-    await started(fleet, tmp_path)
-    await talk(fleet)
-    checks, workload = checks_of(fleet), fleet.router.table.workloads["tiny"]
+    await knowing(fleet, tmp_path)
+    checks = checks_of(fleet)
     node.gate.clear()
-    checks._tasks.add(asyncio.create_task(checks._ask_once("tiny", fleet.router.lane("a", workload))))  # type: ignore[arg-type]
+    checks._tasks.add(asyncio.create_task(checks._ask_once("tiny", Lane.PROBATION)))  # type: ignore[arg-type]
     await until(lambda: node.waiting == 1)
     before = fleet.standing("a").failed
     await checks.close()

@@ -26,7 +26,8 @@ from router.client.errors import Step
 from router.client.kept import KeptFolder
 from router.client.offline import read_material, verify_offline
 from router.client.proxy import LOGGED_HEADER, VERIFIED_HEADER, Proxy
-from router.client.session import NONCE_HEADER, RECEIPT_HEADER, Answer, AsyncClient
+from router.client.session import NONCE_HEADER, RECEIPT_HEADER, REQUIRE_HEADER, AsyncClient
+from router.client.streams import Answer
 from router.client.trust import Required, RouterTrust, Trust, TrustFile, VerifierTrust
 from router.gateway.sse import encode_event
 from tests.integration.gateway import CHAT, CHATS, PROMPT, STREAM, WORK, Fleet, key, opened, story
@@ -411,6 +412,43 @@ async def test_what_the_client_requires_travels_along(fleet: Fleet) -> None:
     assert answer.checked is not None
 
 
+def requiring(**members: Any) -> dict[str, Any]:
+    return {**CHAT, "provider": {"touchstone": members}}
+
+
+@pytest.mark.parametrize("members", [{"nodes": ["a"]}, {"assurance": "challenged", "max_age_s": 200}])
+async def test_what_a_request_requires_is_checked_by_the_client_too(
+    fleet: Fleet, members: dict[str, Any]
+) -> None:
+    async with connected(fleet) as (client, _):
+        answer = await chat(client, requiring(**members))
+    assert answer.status == 200
+    assert answer.checked is not None
+    assert Step.REQUIREMENTS in answer.checked.steps
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"nodes": ["b"]}, {"not_nodes": ["a"]}, {"operators": ["acme"]}, {"regions": ["eu"]},
+        {"claims": {"gpu": ["hardware"]}}, {"assurance": "confidential"}, {"max_walk_age_s": 10},
+        {"reference": ["ab" * 32]}, {"spki_sha256": ["ab" * 32]}, {"kids": ["A" * 43]}, {"policies": ["other"]},
+        {"unknown": 1},
+    ],
+    ids=lambda members: next(iter(members)),
+)  # fmt: skip
+async def test_a_router_that_passes_over_what_a_request_requires(
+    fleet: Fleet, members: dict[str, Any]
+) -> None:
+    """Here it never hears of it; a dishonest one would hear, and give the work to whom it likes."""
+    async with connected(fleet) as (client, mallory):
+        mallory.lost = {REQUIRE_HEADER}
+        header = {REQUIRE_HEADER: json.dumps(members)}
+        with pytest.raises(UnverifiedError) as caught:
+            await client.ask("POST", CHATS, msgspec.json.encode(CHAT), header)
+    assert caught.value.step is Step.REQUIREMENTS
+
+
 # The three lines.
 
 
@@ -445,6 +483,15 @@ async def test_three_lines_with_a_stream(fleet: Fleet, stream: Any) -> None:
         return "".join(event.choices[0].delta.get("content") or "" for event in events if event.choices)
 
     assert await three_lines(fleet, fleet.url, work) == story()
+
+
+async def test_the_other_resources_by_their_names(fleet: Fleet) -> None:
+    def work(client: Client) -> Any:
+        return client.embeddings.create(**WORK), client.models.list()
+
+    vectors, models = await three_lines(fleet, fleet.url, work)
+    assert vectors.data[0].embedding
+    assert [model.id for model in models.data] == [MODEL]
 
 
 async def test_three_lines_and_a_refusal(fleet: Fleet) -> None:
@@ -605,9 +652,12 @@ async def test_methods_that_do_not_belong(fleet: Fleet) -> None:
 
 
 async def test_the_routers_key_never_goes_to_callers_nor_theirs_to_it(fleet: Fleet) -> None:
-    async with proxied(fleet) as (url, mallory), aiohttp.ClientSession() as http:
-        async with http.post(url + CHATS, json=CHAT, headers={"Authorization": "Bearer mine"}) as answer:
-            text = await answer.text() + str(answer.headers)
+    async with (
+        proxied(fleet) as (url, mallory),
+        aiohttp.ClientSession() as http,
+        http.post(url + CHATS, json=CHAT, headers={"Authorization": "Bearer mine"}) as answer,
+    ):
+        text = await answer.text() + str(answer.headers)
     assert KEY not in text
     assert {headers["Authorization"] for _, headers in mallory.requests} == {f"Bearer {KEY}"}
 
@@ -620,6 +670,9 @@ async def test_a_body_that_is_too_large_is_refused_unread(fleet: Fleet) -> None:
 
 
 async def test_only_so_many_at_a_time(fleet: Fleet) -> None:
-    async with proxied(fleet, max_in_flight=0) as (url, _), aiohttp.ClientSession() as http:
-        async with http.post(url + CHATS, json=CHAT) as answer:
-            assert answer.status == 503
+    async with (
+        proxied(fleet, max_in_flight=0) as (url, _),
+        aiohttp.ClientSession() as http,
+        http.post(url + CHATS, json=CHAT) as answer,
+    ):
+        assert answer.status == 503

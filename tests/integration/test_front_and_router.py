@@ -21,7 +21,7 @@ from attester.config import Home
 from attester.cose import PrivateKey
 from attester.front import process, receipts
 from attester.front.clients import LIST, replace_file
-from attester.front.receipts import Served, open_receipt
+from attester.front.receipts import Ring, Served, open_receipt
 from attester.router_list import KnownRouter
 from fixtures.fronted import make_home
 from fixtures.streaming import HONEST, Behaviour, StreamingEngine
@@ -189,6 +189,47 @@ async def test_what_another_key_has_signed_is_no_receipt(tmp_path: Path) -> None
             f"/api/v1/receipts/{headers['X-Touchstone-Receipt']}", Accept="application/json"
         )
         assert (status, document["front"]) == (200, None)
+
+
+async def test_the_receipt_of_another_request_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the right key has signed it: a node has one good answer, and shows its receipt for all."""
+    async with fronted_router(tmp_path) as node:
+        await node.fleet.ask(CHAT)
+        second = await node.fleet.ask(CHAT)
+        monkeypatch.setattr(Ring, "find", lambda self, *_: next(iter(self._kept.values()))[1])
+        assert (await node.receipt(second.headers))["front"] is None
+
+
+async def test_a_front_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    """Who waits for a receipt asks again and again; later the front is asked anew."""
+    async with opened(tmp_path) as fleet:
+        node = await fleet.node("a")
+        asked, hang_up = [], True
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            asked.append(request.path)
+            if hang_up and request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=404)
+
+        node.act = await_then(act)
+        await fleet.start()
+        _, _, headers = await fleet.post(WORK)
+        path = f"/api/v1/receipts/{headers['X-Touchstone-Receipt']}"
+        counts = []
+        for _ in range(3):
+            _, document = await fleet.get(path, Accept="application/json")
+            assert document["front"] is None
+            counts.append(len(asked))
+        # The library itself asks once more.
+        assert counts[0] == counts[-1] <= 2
+        hang_up = False
+        fleet.clock.forward(16)
+        for _ in range(3):
+            await fleet.get(path, Accept="application/json")
+        assert len(asked) == counts[0] + 1
 
 
 def await_then(act: Any) -> Any:

@@ -145,7 +145,7 @@ async def node(
 
 @asynccontextmanager
 async def router_of(
-    node: LlamaNode, folder: Path, claims: Sequence[str]
+    node: LlamaNode, folder: Path, claims: Sequence[str], **sections: Any
 ) -> AsyncIterator[tuple[openai.AsyncOpenAI, Fleet]]:
     """A router by the table that `router init --model-claims` writes, the node's front, and a client."""
     credential = await node.verifier.key("router-1", Role.ROUTER)
@@ -153,6 +153,7 @@ async def router_of(
     given = {
         "verifier": {"url": node.verifier.url, "router_token_file": "router.key"},
         "gateway": {"open": True, "allow_private": True},
+        **sections,
     }
     table = read_table(write_table({"chat": smollm.MODEL}, claims).encode())
     app = make_app(RouterSetup(msgspec.convert(given, RouterConfig), table, folder))

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 WHO = ChangeAuthor("test", "measured")
 
 
-SHORT = tuple(f'"text {number}"' for number in range(60))
+SHORT = tuple(f'"text {number}"' for number in range(400))
 
 
 def one_layer(folder: Path) -> MiniLM:
@@ -338,7 +338,7 @@ def test_llama_cpp_with_a_file_of_another_folder_mints_nothing(
 def keeper(db: SqliteDatabase, home: Home, url: str, hours: float = 4) -> AnswerKeeper:
     kept = KeptAnswers(
         where=Where(model=MODEL, url=url),
-        material=Material(texts=tuple(f"text {number}" for number in range(60))),
+        material=Material(texts=tuple(f"text {number}" for number in range(400))),
         shapes=(),
         named=Named(name="touchstone-fixture-engine", version="1.0.0"),
         operation="embeddings",

@@ -99,7 +99,9 @@ async def test_a_request_that_was_not_read_is_not_waited_for_by_the_next_one(tmp
     async with raw_server(act, certificate.context) as url, open_session(allow_private=True) as http:
         upstream = Upstream(http, connect_timeout_s=2, allow_private=True)
         for _ in range(5):
-            response = await upstream.post((url, certificate.pin), CHATS, b"x" * (8 << 20))
+            response = await upstream.post(
+                (url, certificate.pin), CHATS, b"x" * (8 << 20), request_id="0" * 32
+            )
             protocol = response._connection.protocol
             assert protocol is not None
             assert protocol.transport is not None

@@ -7,7 +7,7 @@ engine that is asked gives them, as it does to a user (`Turn`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,12 +16,15 @@ import msgspec
 from verifier.answers import prompts
 from verifier.answers.checks import COMPLETIONS, EMBEDDINGS, Operation
 from verifier.answers.draws import Draws
-from verifier.answers.material import Material
+from verifier.answers.material import Asked, Material
 from verifier.answers.shapes import DEFAULTS, Shape
 
 MAX_SEED: Final = 1 << 31
 _MAX_TURNS: Final = 4
 """Questions of a conversation; each earlier one costs an answer of the engine."""
+_EARLIER_CHARACTERS: Final = 200
+"""About so long is an answer earlier in a conversation."""
+_LEAST_CHARACTERS: Final = 16
 _TRIES: Final = 24
 """Texts that are looked at for one of the wanted length."""
 
@@ -38,10 +41,19 @@ class Composed:
     """Questions before the last one: the engine's own answers go between them."""
 
     @property
-    def words(self) -> str:
-        """The prompt as text: two requests with the same are the same."""
-        parts = {name: self.body.get(name) for name in ("messages", "prompt", "input")}
-        return msgspec.json.encode([self.earlier, parts], order="deterministic").decode()
+    def texts(self) -> tuple[str, ...]:
+        """What the user writes in it: none of it is ever asked again.  System prompts and tools are."""
+        return (*self.earlier, *_texts_of(self.body))
+
+
+def _texts_of(body: dict[str, Any]) -> Iterator[str]:
+    messages = [each for each in body.get("messages", ()) if isinstance(each, dict)]
+    asked = [each.get("content") for each in messages if each.get("role") == "user"]
+    given = body.get("input", ())
+    asked += given if isinstance(given, list) else [given] if given else []
+    asked += [body["prompt"]] if "prompt" in body else []
+    for each in asked or [messages]:
+        yield each if isinstance(each, str) else msgspec.json.encode(each, order="deterministic").decode()
 
 
 def compose(
@@ -56,77 +68,109 @@ def compose(
 
     Args:
         shapes: Of the model; if there are none, a guess.
-        is_free: Whether a request with these words was never asked.
+        is_free: Whether a text was never asked.
 
     Returns:
         `None` if all that the material has was asked.
     """
     usable = [shape for shape in shapes if shape.operation == operation] or DEFAULTS[operation]
     asked = [each for each in material.asked if each.operation == operation]
-    if asked and draws.below(len(asked) + len(material.texts)) < len(asked):
-        start = draws.below(len(asked))
+    bodies_first = bool(asked) and draws.below(len(asked) + len(material.texts)) < len(asked)
+    source = _Source(draws, material, is_free)
+    if bodies_first and (composed := source.body(asked)) is not None:
+        return composed
+    left = list(usable) if material.texts or not asked else []
+    while left:
+        # Most often the first will do; where few texts are left, a shape that needs fewer may.
+        shape = left.pop(draws.weighted([shape.count for shape in left]))
+        if (composed := _of_shape(draws, shape, source)) is not None:
+            return composed
+    return source.body(asked)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where words come from: what was asked already is passed over."""
+
+    draws: Draws
+    material: Material
+    is_free: Callable[[str], bool]
+
+    def body(self, asked: Sequence[Asked]) -> Composed | None:
+        """A request of the operator's."""
+        start = self.draws.below(len(asked)) if asked else 0
         for step in range(len(asked)):
             own = asked[(start + step) % len(asked)]
-            body = _with_seed(dict(own.body), draws)
-            composed = Composed(operation=operation, body=body, streamed=own.streamed)
-            if is_free(composed.words):
+            composed = Composed(
+                operation=own.operation, body=_with_seed(dict(own.body), self.draws), streamed=own.streamed
+            )
+            if all(map(self.is_free, composed.texts)):
                 return composed
-        if not material.texts:
-            return None
-    shape = usable[draws.weighted([shape.count for shape in usable])]
-    # Most often the first is free: of our own words there are very many, of a file's texts perhaps none is left.
-    tries = max(len(material.texts), 1) if material.texts else _TRIES
-    for number in range(tries):
-        composed = _of_shape(draws, shape, material, number)
-        if is_free(composed.words):
-            return composed
-    return None
+        return None
+
+    def texts(self, count: int, low: int, high: int) -> list[str] | None:
+        """So many texts, together of *low* to *high* characters if there are such; `None` if there are none."""
+        found: list[str] = []
+        for left in range(count, 0, -1):
+            text = self._text(low // left, max(high // left, 1), found)
+            if text is None:
+                return None
+            found.append(text)
+            low, high = max(low - len(text), 0), max(high - len(text), 1)
+        return found
+
+    def _text(self, low: int, high: int, taken: Sequence[str]) -> str | None:
+        length = low + self.draws.below(max(high - low, 1))
+        if not self.material.texts:
+            length = max(length, min(low + prompts.LEFT_OUT, high - 1))
+            tries = (prompts.write(self.draws, length) for _ in range(_TRIES))
+            return next((text for text in tries if text not in taken and self.is_free(text)), None)
+        texts = self.material.texts
+        drawn = {self.draws.pick(texts) for _ in range(min(_TRIES, len(texts)))}
+        candidates = sorted(text for text in drawn if text not in taken and self.is_free(text))
+        if candidates:
+            return min(candidates, key=lambda text: (not low <= len(text) < high, abs(len(text) - length)))
+        # Few are left: the next one, whatever its length.
+        start = self.draws.below(len(texts))
+        following = (texts[(start + step) % len(texts)] for step in range(len(texts)))
+        return next((text for text in following if text not in taken and self.is_free(text)), None)
 
 
-def _of_shape(draws: Draws, shape: Shape, material: Material, number: int) -> Composed:
+def _of_shape(draws: Draws, shape: Shape, source: _Source) -> Composed | None:
     low, high = shape.characters
-    length = low + draws.below(high - low)
     if shape.operation == EMBEDDINGS:
-        count = max(min(shape.inputs, 64), 1)
-        texts = _texts(draws, material, count, length // count, number)
-        body: dict[str, Any] = {"input": texts[0] if count == 1 else texts}
+        texts = source.texts(max(min(shape.inputs, 64), 1), low, high)
+        if texts is None:
+            return None
+        body: dict[str, Any] = {"input": texts[0] if shape.inputs <= 1 else texts}
         return Composed(operation=shape.operation, body=body, streamed=False)
     if shape.operation == COMPLETIONS:
-        body = {"prompt": _texts(draws, material, 1, length, number)[0]}
-        return Composed(
-            operation=shape.operation, body=_with_parameters(body, shape, draws), streamed=shape.streamed
-        )
-    messages: list[dict[str, str]] = []
-    if shape.system:
-        system = draws.pick(material.systems or prompts.SYSTEMS)
-        messages.append({"role": "system", "content": system})
-        length = max(length - len(system), 16)
+        texts = source.texts(1, low, high)
+        if texts is None:
+            return None
+        body = _with_parameters({"prompt": texts[0]}, shape, draws)
+        return Composed(operation=shape.operation, body=body, streamed=shape.streamed)
     questions = min((shape.messages + 1) // 2 or 1, _MAX_TURNS)
-    *earlier, last = _texts(draws, material, questions, length // questions, number)
+    messages: list[dict[str, str]] = []
+    known = (questions - 1) * _EARLIER_CHARACTERS
+    if shape.system:
+        messages.append({"role": "system", "content": draws.pick(source.material.systems or prompts.SYSTEMS)})
+        known += len(messages[0]["content"])
+    low = max(low - known, _LEAST_CHARACTERS)
+    texts = source.texts(questions, low, max(high - known, low + _LEAST_CHARACTERS))
+    if texts is None:
+        return None
+    *earlier, last = texts
     messages.append({"role": "user", "content": last})
     body = {"messages": messages}
     if shape.tools:
-        body["tools"] = _tools(draws, material, shape.tools)
+        body["tools"] = _tools(draws, source.material, shape.tools)
     return Composed(
         operation=shape.operation,
         body=_with_parameters(body, shape, draws),
         streamed=shape.streamed,
         earlier=tuple(earlier),
     )
-
-
-def _texts(draws: Draws, material: Material, count: int, length: int, number: int) -> list[str]:
-    if not material.texts:
-        return [prompts.write(draws, length) for _ in range(count)]
-    found = []
-    for _ in range(count):
-        if number:
-            # What is near the wanted length was asked already: any other text will do.
-            found.append(draws.pick(material.texts))
-            continue
-        candidates = [draws.pick(material.texts) for _ in range(min(_TRIES, len(material.texts)))]
-        found.append(min(candidates, key=lambda text: abs(len(text) - length)))
-    return found
 
 
 def _tools(draws: Draws, material: Material, count: int) -> list[dict[str, Any]]:

@@ -56,14 +56,21 @@ _SENTENCES: Final = (
     "Of the {number} people who were asked, {small} had never heard of {thing}.",
 )
 
+LEFT_OUT: Final = 6
+"""Characters that a prompt may be shorter than it was to be."""
+
 
 def write(draws: Draws, length: int) -> str:
-    """Write a prompt of about *length* characters."""
+    """Write a prompt of *length* characters, or some fewer: it ends with a word."""
     text = _fill(draws, draws.pick(_TASKS))
     while len(text) < length:
         sentence = _fill(draws, draws.pick(_SENTENCES))
         text += " " + sentence[0].upper() + sentence[1:]
-    return text
+    if len(text) <= length:
+        return text
+    whole, space, _ = text[: length + 1].rpartition(" ")
+    # Where a word is longer than what may be left out, it is cut.
+    return whole if space and len(whole) >= length - LEFT_OUT else text[:length]
 
 
 def _fill(draws: Draws, pattern: str) -> str:

@@ -106,16 +106,19 @@ class AnswerMinter:
     def _requests(self, indexes: Iterator[int], asked: set[bytes]) -> Iterator[tuple[int, Composed]]:
         """Requests that were never asked, each with its place in the pool; it ends when there are none left."""
 
-        def is_free(words: str) -> bool:
-            return sealing.prompt_name(self.key, self.model, words) not in asked
+        def is_free(text: str) -> bool:
+            return sealing.prompt_name(self.key, self.model, text) not in asked
 
         for index in indexes:
             draws = Draws(sealing.draws_secret(self.key, self.model, index))
             composed = compose(draws, self.shapes, self.material, is_free, self.operation)
             if composed is None:
                 return
-            asked.add(sealing.prompt_name(self.key, self.model, composed.words))
+            asked.update(self._names(composed))
             yield index, composed
+
+    def _names(self, composed: Composed) -> list[bytes]:
+        return [sealing.prompt_name(self.key, self.model, text) for text in composed.texts]
 
     async def _answer(self, composed: Composed) -> Minted | str:
         """Ask, and ask again; gives why it is of no use if it is not."""
@@ -155,10 +158,9 @@ class AnswerMinter:
         salt = secrets.token_bytes(sealing.SALT_BYTES)
         sealed = sealing.seal(self.key, self.model, index, checks.encode(minted), salt)
         kept = Kept(model=self.model, index=index, batch=batch.id, sealed=sealed, drawn=minted.seeded)
-        name = sealing.prompt_name(self.key, self.model, composed.words)
 
         async def add(tx: Tx) -> None:
-            await answer_pool.add(tx, kept, name)
+            await answer_pool.add(tx, kept, self._names(composed))
 
         try:
             await self.db.write(add, of=f"minting answers {self.model}")

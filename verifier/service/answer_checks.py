@@ -180,7 +180,9 @@ async def answer(request: web.Request) -> web.Response:
         given = await asyncio.to_thread(checks.decode_given, bytes(body.given))
         verdict = await _judge(service, brought, given)
     else:
-        verdict = await service.db.write(lambda tx: _end_failed(tx, brought, service.now_ms()))
+        await service.db.write(lambda tx: _end_failed(tx, brought, service.now_ms()))
+        _ended.labels("failed").inc()
+        verdict = None
     return json_response({"verdict": verdict})
 
 
@@ -201,12 +203,10 @@ class _Brought:
         return row, answer_checks.answered_before(row, self.digest, now_ms)
 
 
-async def _end_failed(tx: Tx, brought: _Brought, now_ms: int) -> str | None:
+async def _end_failed(tx: Tx, brought: _Brought, now_ms: int) -> None:
     row, was_before = await brought.find(tx, now_ms)
     if not was_before:
         await answer_checks.end(tx, row, "failed", brought.digest, now_ms)
-        _ended.labels("failed").inc()
-    return None
 
 
 async def _judge(service: Service, brought: _Brought, given: Given) -> str:

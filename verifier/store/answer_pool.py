@@ -9,6 +9,7 @@ comes twice, also after a restore.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -102,13 +103,16 @@ async def last_batch(tx: Tx, model: str, digest: str) -> Batch | None:
     return None if row is None else _batch(row)
 
 
-async def add(tx: Tx, kept: Kept, prompt: bytes) -> None:
+async def add(tx: Tx, kept: Kept, prompts: Collection[bytes]) -> None:
     """
-    Add an entry, and remember its prompt.
+    Add an entry, and remember its texts.
+
+    Args:
+        prompts: The texts, as `verifier.challenges.sealing.prompt_name` names them.
 
     Raises:
         ReferenceValueError: The reference value of its batch is no longer live.
-        ConflictError: Its number or its prompt was used before.
+        ConflictError: Its number or one of its texts was used before.
     """
     batch = await tx.one(
         "SELECT r.state FROM answer_batches b JOIN reference_values r ON r.digest = b.reference WHERE b.id = ?",
@@ -127,7 +131,8 @@ async def add(tx: Tx, kept: Kept, prompt: bytes) -> None:
         KIND,
         kept.index + 1,
     )
-    await tx.execute("INSERT INTO answer_prompts (model, prompt) VALUES (?, ?)", kept.model, prompt)
+    for prompt in sorted(set(prompts)):
+        await tx.execute("INSERT INTO answer_prompts (model, prompt) VALUES (?, ?)", kept.model, prompt)
     await tx.execute(
         "INSERT INTO minted_answers (model, idx, batch, drawn, sealed) VALUES (?, ?, ?, ?, ?)",
         kept.model,
@@ -137,12 +142,6 @@ async def add(tx: Tx, kept: Kept, prompt: bytes) -> None:
         kept.sealed,
     )
     await tx.execute("UPDATE answer_batches SET minted = minted + 1 WHERE id = ?", kept.batch)
-
-
-async def is_asked(tx: Tx, model: str, prompt: bytes) -> bool:
-    """Whether a prompt was minted before; it is given as `verifier.challenges.sealing.prompt_name` names it."""
-    row = await tx.one("SELECT 1 AS x FROM answer_prompts WHERE model = ? AND prompt = ?", model, prompt)
-    return row is not None
 
 
 async def asked_prompts(tx: Tx, model: str) -> set[bytes]:

@@ -67,7 +67,7 @@ def test_a_receipt_without_the_salt_that_was_sent() -> None:
     """The router has ignored it, so the receipt may be an old one."""
     request = payload.Request(method="POST", path="/v1/chat/completions", salted=False, sha256=digest(BODY))
     bundle, _ = WORLD.whole(request=request)
-    refused(Step.REQUEST, bundle)
+    assert "without one" in refused(Step.REQUEST, bundle)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,20 @@ def test_the_result_of_another_node() -> None:
     bundle, _ = WORLD.whole()
     bundle["result"] = WORLD.token(WORLD.ear(jti="other"))
     assert "not the one" in refused(Step.RESULT, bundle)
+
+
+def test_a_receipt_that_gives_the_result_another_id() -> None:
+    token = WORLD.token()
+    receipt = WORLD.receipt(token)
+    assert receipt.node is not UNSET
+    altered = structs.replace(receipt, node=structs.replace(receipt.node, result="other"))
+    assert "another one than" in refused(Step.RESULT, WORLD.bundle(altered, token))
+
+
+def test_a_receipt_of_an_answer_by_no_model() -> None:
+    """What the result says would be held against nothing."""
+    bundle, _ = WORLD.whole(model=UNSET)
+    assert "names no model" in refused(Step.MODEL, bundle)
 
 
 def judged(step: Step, result: Any, world: World = WORLD, **given: Any) -> str:
@@ -190,12 +204,12 @@ def test_a_receipt_that_makes_more_of_the_node_than_its_result(member: dict[str,
 
 def test_a_result_that_is_too_old() -> None:
     world = World(require=Required(max_age_s=10))
-    assert "30 s old" in judged(Step.AGE, world.ear(iat=NOW - 30, exp=NOW + 270), world)
+    assert "29 s old" in judged(Step.AGE, world.ear(iat=NOW - 30, exp=NOW + 270), world)
 
 
 def test_a_walk_that_is_too_old() -> None:
     world = World(require=Required(max_walk_age_s=60))
-    assert "120 s old" in judged(Step.AGE, world.ear(), world)
+    assert "119 s old" in judged(Step.AGE, world.ear(), world)
 
 
 def test_a_walk_of_which_the_verifier_says_nothing() -> None:

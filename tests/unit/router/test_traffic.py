@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -11,17 +12,20 @@ from hypothesis import strategies as st
 
 from router.model.arrivals import LONGEST_S, Arrivals
 from router.model.traffic import ENOUGH, Kind, ModelTraffic, describe, profile_of
-from router.model.uniform import CHAT, NOTHING, OPERATIONS, Added
+from router.model.uniform import NOTHING, Added
 from tests.unit.router.test_uniform import NAMES, values
 from verifier.answers.shapes import MAX_SHAPES, Shape, decode_profile, encode_profile
 
+CHAT, TEXTS, VECTORS = OPERATIONS = ("chat.completions", "completions", "embeddings")
 USER = {"role": "user", "content": "hello there"}
 
 
 def seen(document: dict[str, Any], operation: str = CHAT, added: Added = NOTHING) -> tuple[Shape, Kind]:
     found = describe(document, operation, added)
     assert found is not None
-    return found
+    shape, kind = found
+    assert shape is not None
+    return shape, kind
 
 
 def chat(**more: Any) -> dict[str, Any]:
@@ -81,10 +85,6 @@ def test_what_nodes_do_not_see_makes_no_other_shape(dropped: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     "document",
     [
-        chat(stop=["x"]),
-        chat(response_format={"type": "json_object"}),
-        chat(n=2),
-        chat(presence_penalty=0.5),
         chat(max_tokens=0),
         chat(max_tokens="many"),
         chat(temperature="hot"),
@@ -104,8 +104,26 @@ def test_what_no_check_has_has_no_shape(document: dict[str, Any]) -> None:
     assert describe(document, CHAT, NOTHING) is None
 
 
+@pytest.mark.parametrize(
+    ("more", "others"),
+    [
+        ({"stop": ["x"]}, ("stop",)),
+        ({"response_format": {"type": "json_object"}, "n": 2}, ("n", "response_format")),
+        ({"presence_penalty": 0.5}, ("presence_penalty",)),
+    ],
+)
+def test_what_a_shape_cannot_tell_of_is_a_kind_of_its_own(
+    more: dict[str, Any], others: tuple[str, ...]
+) -> None:
+    found = describe(chat(**more), CHAT, NOTHING)
+    assert found is not None
+    assert (found[0], found[1].others) == (None, others)
+    assert describe(chat(**{f"x{number}": 1 for number in range(17)}), CHAT, NOTHING) is None
+    assert describe(chat(**{"x" * 65: 1}), CHAT, NOTHING) is None
+
+
 def test_other_operations_have_no_shape() -> None:
-    assert describe(chat(), "messages", NOTHING) is None
+    assert describe(chat(), "", NOTHING) is None
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), values), st.sampled_from(OPERATIONS))
@@ -184,27 +202,33 @@ def test_no_kind_is_commoner_among_checks() -> None:
     assert 0.02 < sent[rare[1]] / 400 < 0.09
 
 
-def test_a_check_comes_within_many_usual_gaps() -> None:
-    arrivals = Arrivals()
+def test_a_check_comes_after_up_to_48_gaps() -> None:
+    arrivals, lots = Arrivals(), random.Random(1)
     for number in range(31):
         arrivals.note(number * 2.0)
-    assert arrivals.span_s() is None
+    assert arrivals.draw_delay_s(lots.random) is None
     arrivals.note(62.0)
-    assert arrivals.span_s() == 96.0
+    found = sorted(arrivals.draw_delay_s(lots.random) or 0.0 for _ in range(2000))
+    assert 0 <= found[0] < 2
+    assert found[1000] == pytest.approx(48, abs=3)
+    assert 94 < found[-1] <= 96
 
 
-def test_a_pause_between_bursts_is_no_usual_gap() -> None:
-    arrivals = Arrivals()
-    for number in range(40):
-        arrivals.note(number * 0.1 + (1000 if number > 30 else 0))
-    assert arrivals.span_s() == pytest.approx(4.8)
+def test_in_bursts_a_check_comes_as_bursts_do() -> None:
+    """Four in five gaps are within a burst, so some checks are too; others come in a later one."""
+    arrivals, lots, now = Arrivals(), random.Random(1), 0.0
+    for number in range(32):
+        now += 60.0 if number % 16 == 0 else 0.01
+        arrivals.note(now)
+    found = [arrivals.draw_delay_s(lots.random) or 0.0 for _ in range(1000)]
+    assert 100 < sum(delay < 1 for delay in found) < 900
 
 
 def test_nobody_waits_for_ever() -> None:
     arrivals = Arrivals()
     for number in range(40):
         arrivals.note(number * 1e6)
-    assert arrivals.span_s() == LONGEST_S
+    assert arrivals.draw_delay_s(lambda: 0.9) == LONGEST_S
 
 
 def test_the_profile_is_what_minting_reads() -> None:

@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.model.uniform import (
-    CHAT,
-    MAX_SEED,
-    NOTHING,
-    OPERATIONS,
-    TEXT,
-    Added,
-    hide,
-    without_added,
-    write_uniform,
-)
+from router.model.uniform import MAX_SEED, NOTHING, Added, hide, without_added, write_uniform
 
+CHAT, TEXT, VECTORS = OPERATIONS = ("messages", "prompt", "input")
+"""By the member that holds the text."""
 MESSAGES = [{"role": "user", "content": "hello"}]
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-2, 2) | st.text(max_size=4),
@@ -37,7 +29,9 @@ NAMES = (
 def uniform(
     document: dict[str, Any], operation: str = CHAT, *, logprobs: bool = False, seeds: bool = True
 ) -> tuple[dict[str, Any], Added]:
-    return write_uniform(document, operation, with_logprobs=logprobs, with_seed=seeds, seed=lambda: 7)
+    return write_uniform(
+        document, generates=operation != VECTORS, with_logprobs=logprobs, with_seed=seeds, seed=lambda: 7
+    )
 
 
 def body(document: dict[str, Any], **how: Any) -> bytes:
@@ -88,13 +82,17 @@ def test_what_is_not_drawn_once_gets_none(more: dict[str, Any]) -> None:
 
 
 def test_vectors_have_no_seed() -> None:
-    assert uniform({"input": "text"}, "embeddings") == ({"input": "text"}, NOTHING)
+    assert uniform({"input": "text"}, VECTORS) == ({"input": "text"}, NOTHING)
 
 
 def test_a_request_sent_again_is_the_same_but_for_its_seed() -> None:
     first, added = uniform({"messages": MESSAGES})
     second, _ = write_uniform(
-        {"messages": MESSAGES}, CHAT, with_logprobs=False, with_seed=True, seed=lambda: MAX_SEED - 1
+        {"messages": MESSAGES},
+        generates=True,
+        with_logprobs=False,
+        with_seed=True,
+        seed=lambda: MAX_SEED - 1,
     )
     assert first != second
     assert without_added(first, added) == without_added(second, added)
@@ -112,24 +110,25 @@ def test_every_stream_tells_its_usage() -> None:
 @pytest.mark.parametrize("operation", [CHAT, TEXT])
 def test_all_ask_for_log_probabilities(operation: str) -> None:
     asked = {"logprobs": True, "top_logprobs": 5} if operation == CHAT else {"logprobs": 5}
-    plain, added = uniform({}, operation, logprobs=True)
+    text = {operation: MESSAGES if operation == CHAT else "hello"}
+    plain, added = uniform(text, operation, logprobs=True)
     assert {name: plain[name] for name in asked} == asked
     assert added.hides_logprobs
     assert added.shown is None
     few, added = uniform(
-        {"logprobs": True, "top_logprobs": 2} if operation == CHAT else {"logprobs": 2},
+        text | ({"logprobs": True, "top_logprobs": 2} if operation == CHAT else {"logprobs": 2}),
         operation,
         logprobs=True,
     )
     assert few == plain
     assert added.shown == 2
-    same, added = uniform(asked, operation, logprobs=True)
+    same, added = uniform(text | asked, operation, logprobs=True)
     assert same == plain
     assert not added.hides_logprobs
 
 
 def test_who_asks_for_more_gets_more() -> None:
-    found, added = uniform({"logprobs": True, "top_logprobs": 9}, logprobs=True)
+    found, added = uniform({"messages": MESSAGES, "logprobs": True, "top_logprobs": 9}, logprobs=True)
     assert found["top_logprobs"] == 9
     assert not added.hides_logprobs
 
@@ -138,7 +137,7 @@ def test_who_asks_for_more_gets_more() -> None:
     "odd", [{"logprobs": "yes"}, {"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 1.5}]
 )
 def test_what_an_engine_refuses_is_left_to_it(odd: dict[str, Any]) -> None:
-    found, added = uniform({"temperature": 0} | odd, logprobs=True)
+    found, added = uniform({"messages": MESSAGES, "temperature": 0} | odd, logprobs=True)
     assert odd.items() <= found.items()
     assert not added.hides_logprobs
 
@@ -187,11 +186,14 @@ def test_an_answer_to_who_asked_stays_byte_for_byte() -> None:
 
 
 @given(
-    st.dictionaries(st.sampled_from(NAMES), values), st.sampled_from(OPERATIONS), st.booleans(), st.booleans()
+    st.dictionaries(st.sampled_from(NAMES), values),
+    st.sampled_from(OPERATIONS),
+    st.tuples(st.booleans(), st.booleans()),
 )
 def test_the_form_is_one_for_any_request(
-    document: dict[str, Any], operation: str, logprobs: bool, seeds: bool
+    document: dict[str, Any], operation: str, added_to_all: tuple[bool, bool]
 ) -> None:
+    logprobs, seeds = added_to_all
     found, added = uniform(document, operation, logprobs=logprobs, seeds=seeds)
     again, _ = uniform(dict(reversed(document.items())), operation, logprobs=logprobs, seeds=seeds)
     assert msgspec.json.encode(found) == msgspec.json.encode(again)

@@ -45,7 +45,7 @@ def test_the_same_place_of_the_same_key_makes_the_same_request() -> None:
 
 
 def test_other_places_and_other_keys_make_other_requests() -> None:
-    made = {composed(number).words for number in range(300)}
+    made = {composed(number).texts for number in range(300)}
     assert len(made) > 295
     other = Draws(sealing.draws_secret(PoolKey(b"o" * 32), "m", 3))
     assert compose(other, (), NONE, lambda _: True, "chat.completions") != composed(3)
@@ -84,7 +84,8 @@ def test_a_request_has_all_the_features_of_its_shape() -> None:
         "max_completion_tokens": 40,
     }
     words = sum(len(message["content"]) for message in made.body["messages"]) + len(made.earlier[0])
-    assert 400 <= words < 1000
+    # An answer earlier in the conversation has about 200 more.
+    assert 380 <= words + 200 < 500
 
 
 def test_what_is_drawn_has_a_seed_and_what_is_greedy_has_none() -> None:
@@ -104,19 +105,69 @@ def test_embeddings_have_as_many_texts_as_their_shape() -> None:
     assert "seed" not in many.body
 
 
-def test_each_text_of_a_file_is_asked_once() -> None:
-    material = Material(texts=("one", "two", "three"))
+def ask_until_empty(
+    material: Material, *given_shapes: Shape, operation: Operation = "chat.completions"
+) -> list[Composed]:
+    """All requests that can be made of it."""
     asked: set[str] = set()
-    found = []
-    for number in range(10):
+    found: list[Composed] = []
+    for number in range(100):
         draws = Draws(sealing.draws_secret(KEY, "m", number))
-        made = compose(
-            draws, (shape(temperature=0),), material, lambda words: words not in asked, "chat.completions"
+        made = compose(draws, given_shapes, material, lambda text: text not in asked, operation)
+        if made is None:
+            return found
+        asked.update(made.texts)
+        found.append(made)
+    raise AssertionError("there is no end")
+
+
+def test_each_text_of_a_file_is_asked_once() -> None:
+    """Whatever the system prompt beside it: who remembers texts recognises none."""
+    material = Material(texts=("one", "two", "three"), systems=("Be brief.", "Be kind."))
+    made = ask_until_empty(material, shape(temperature=0, system=True))
+    assert sorted(each.body["messages"][-1]["content"] for each in made) == ["one", "three", "two"]
+
+
+def test_no_text_is_in_two_lists_of_embeddings() -> None:
+    """Nor twice in one; what is left over makes no shorter list."""
+    texts = tuple(f"text {number}" for number in range(11))
+    lists = ask_until_empty(
+        Material(texts=texts), shape(operation="embeddings", inputs=3), operation="embeddings"
+    )
+    used = [text for each in lists for text in each.body["input"]]
+    assert len(used) == len(set(used)) == 9
+
+
+def test_where_few_texts_are_left_a_shape_that_needs_fewer_is_taken() -> None:
+    texts = tuple(f"text {number}" for number in range(11))
+    both = (
+        shape(count=1_000_000, operation="embeddings", inputs=3),
+        shape(count=1, operation="embeddings", inputs=1),
+    )
+    lists = ask_until_empty(Material(texts=texts), *both, operation="embeddings")
+    assert sorted(len(each.texts) for each in lists) == [1, 1, 3, 3, 3]
+
+
+def test_texts_and_requests_of_a_file_are_all_asked() -> None:
+    own = tuple(
+        Asked(
+            operation="chat.completions",
+            body={"messages": [{"role": "user", "content": word}]},
+            streamed=False,
         )
-        if made is not None:
-            asked.add(made.words)
-            found.append(made.body["messages"][0]["content"])
-    assert sorted(found) == ["one", "three", "two"]
+        for word in ("own one", "own two")
+    )
+    made = ask_until_empty(Material(texts=("a text", "another"), asked=own), shape(temperature=0))
+    assert sorted(each.texts[0] for each in made) == ["a text", "another", "own one", "own two"]
+
+
+@pytest.mark.parametrize("bucket", [(16, 32), (32, 64), (256, 512), (2048, 4096)], ids=str)
+def test_prompts_of_our_own_are_as_long_as_the_traffics(bucket: tuple[int, int]) -> None:
+    """So that no router passes them over, and no node sees that they are longer."""
+    low, high = bucket
+    for number in range(60):
+        made = composed(number, shape(characters=bucket, temperature=0))
+        assert low <= len(made.body["messages"][0]["content"]) < high
 
 
 def test_requests_of_a_file_are_asked_as_they_are() -> None:
