@@ -30,9 +30,9 @@ BOUNDARY: Final = sequence.boundary(1.0)
 """One false alarm in a million checks: the default for a suspicion."""
 SHARE: Final = 0.02
 """Of a node's requests that are checks: what requests are computed with."""
-ORDERS: Final = 400
+ORDERS: Final = 200
 """Orders in which the checks of the second half are asked."""
-MOST: Final = 20_000
+MOST: Final = 10_000
 BY: Final = {False: "text", True: "text and probabilities"}
 DTYPES: Final = {
     "bf16": "bfloat16",
@@ -82,13 +82,19 @@ def compute(rates: Rates, honest: Sequence[Verdict], cheat: Sequence[Verdict], s
     """The power against a node that cheats on *share* of its answers, by verdicts on each kind of answer."""
     differs = [sum(v.kind == "differs" for v in each) for each in (honest, cheat)]
     counted = [sum(v.kind in ("agrees", "differs") for v in each) for each in (honest, cheat)]
-    silent = [1 - c / len(each) for c, each in zip(counted, (honest, cheat), strict=True)]
-    low, high = clopper_pearson(differs[1], counted[1])
+    # How often an answer of the cheat says anything is measured too.
+    rates_of = clopper_pearson(differs[1], counted[1])
+    says_of = clopper_pearson(counted[1], len(cheat))
+    cases = (
+        (differs[1] / counted[1], counted[1] / len(cheat)),
+        (rates_of[1], says_of[1]),
+        (rates_of[0], says_of[0]),
+    )
     medians = []
-    for rate in (differs[1] / counted[1], high, low):
+    for rate, said in cases:
         # Of all checks: the shares that differ and that say nothing.
-        says = (1 - share) * (1 - silent[0]), share * (1 - silent[1])
-        differing = (says[0] * differs[0] / counted[0] + says[1] * rate) / sum(says)
+        says = (1 - share) * counted[0] / len(honest), share * said
+        differing = (says[0] * differs[0] / max(counted[0], 1) + says[1] * rate) / sum(says)
         found = sequence.detection(rates, BOUNDARY, differing, MOST, silent=1 - sum(says))
         medians.append((sequence.quantile(found, 0.5), sequence.quantile(found, 0.9)))
     return Power(medians[0][0], medians[1][0], medians[2][0], medians[0][1])
@@ -159,7 +165,7 @@ def _row(
         f"| {pair.node} (true: {pair.mintings[0]}) | {by} | {share:.0%} |"
         f" {differs}/{counted} | {_number(power.median)} ({_number(power.soon)} to {_number(power.late)}),"
         f" {_number(power.p90)} | {_number(median)} ({_number(most)}) | {'yes' if agree else 'NO'} |"
-        f" {_number(median / SHARE)} |",
+        f" {_number(median) if median >= MOST else f'{median / SHARE:,.0f}'} |",
         flush=True,
     )
 

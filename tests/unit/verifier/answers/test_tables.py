@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.answer_rates import clopper_pearson
+from bench.answers import simulate
 from fixtures.judged import engine, given, minted, token
 from verifier.answers import tables
 
@@ -109,3 +110,23 @@ def test_embeddings_are_measured_in_whatever_engine() -> None:
     table = tables.table_for(engine("other", dtype="float32"), "other")
     assert tables.is_measured(minted(text=None, tokens=None), table)
     assert not tables.is_measured(minted(), table)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("llama.cpp", "llama.cpp"), ("vllm", "vllm"), ("llama.cpp", "vllm")]
+)
+def test_no_honest_node_is_accused_in_a_million_simulated_checks(ours: str, theirs: str) -> None:
+    """2,000 nodes, 500 checks each, at the highest rate that the table allows for; and a cheat would be found."""
+    table = tables.table_for(engine(ours), theirs)
+    assert table.measured
+    for rates in (table.text, table.scored, table.vectors):
+        assert rates is not None
+        assert simulate(rates, rates.honest) == 0
+        assert simulate(rates, 0.5, nodes=100) == 100
+
+
+def test_intervals_of_clopper_and_pearson() -> None:
+    """By their closed forms, and by a table (3 of 10)."""
+    assert clopper_pearson(0, 100) == pytest.approx((0.0, 1 - 0.025**0.01))
+    assert clopper_pearson(100, 100) == pytest.approx((0.025**0.01, 1.0))
+    assert clopper_pearson(3, 10) == pytest.approx((0.0667, 0.6525), abs=1e-4)
