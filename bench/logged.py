@@ -4,7 +4,7 @@ What the log costs: attestations per second with it and without it, in one run, 
 Two verifiers, each with a database of its own, on one core; the nodes on another.  While one is measured, the other is
 stopped.  The processor's time for one attestation says more than the rate if the machine does other work too.
 
-    python -m bench.logged [--seconds 6] [--rounds 6] [--nodes 64]
+    python -m bench.logged [--seconds 6] [--rounds 6] [--nodes 64] [--postgres]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -23,9 +23,10 @@ from typing import Final
 from bench.attestations import MUCH, Measured, Nodes, call_nodes, fill
 from bench.common import machine, row
 from fixtures.fleet import Fleet, Process
+from fixtures.postgres import make_database, own_server, url_of
 from fixtures.simulator import tiny_model
 from verifier.config import Home
-from verifier.store.sqlite import SqliteDatabase
+from verifier.store.opening import open_database
 
 _KINDS: Final = ("with the log", "without it")
 
@@ -42,15 +43,21 @@ class UnloggedFleet(Fleet):
         return process
 
 
-def prepare(root: Path, folder: Path, kind: type[Fleet], count: int) -> Nodes:
-    """Make a verifier with challenges, and nodes that it has called."""
+def prepare(root: Path, folder: Path, kind: type[Fleet], count: int, server: str | None) -> Nodes:
+    """
+    Make a verifier with challenges, and nodes that it has called.
+
+    Args:
+        server: The URL of a PostgreSQL server; `None`: the database is a file.
+    """
     root.mkdir()
-    fleet = kind(root, MUCH)
+    store = {} if server is None else {"store": {"url": url_of(server, asyncio.run(make_database(server)))}}
+    fleet = kind(root, {**MUCH, **store})
     fleet.make_verifier()
     home = Home(fleet.verifier_home)
 
     async def mint() -> None:
-        async with SqliteDatabase(home.database) as db:
+        async with open_database(home.config().store.url, home.database) as db:
             await fill(db, home.pool_key(), folder)
 
     asyncio.run(mint())
@@ -86,12 +93,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--nodes", type=int, default=64)
+    parser.add_argument("--postgres", action="store_true", help="On PostgreSQL, and not on a file.")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as name:
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory())
+        server = stack.enter_context(own_server()).get_uri() if args.postgres else None
         folder = tiny_model(Path(name) / "model")
         nodes = [
-            prepare(Path(name) / kind.__name__, folder, kind, args.nodes) for kind in (Fleet, UnloggedFleet)
+            prepare(Path(name) / kind.__name__, folder, kind, args.nodes, server)
+            for kind in (Fleet, UnloggedFleet)
         ]
         fleets = [each.fleet for each in nodes]
         processes: list[Process] = []
@@ -110,9 +121,10 @@ def main() -> None:
 
 def show(args: argparse.Namespace, found: list[list[Measured]]) -> None:
     """Print the rates, the processor's time, and their ratios."""
+    store = "PostgreSQL" if args.postgres else "SQLite"
     sys.stdout.write(
-        f"attestations with and without the log, {args.nodes} nodes, {args.rounds} rounds of {args.seconds:g} s;"
-        f" {machine()}\n"
+        f"attestations with and without the log, {store}, {args.nodes} nodes, {args.rounds} rounds of"
+        f" {args.seconds:g} s; {machine()}\n"
     )
     rates = [median(each.done / each.wall_s for each in kind) for kind in found]
     costs = [median(each.cpu_s / each.done for each in kind) for kind in found]
