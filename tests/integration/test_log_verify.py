@@ -225,9 +225,41 @@ def test_a_log_that_was_cut_short_is_found(
     """And so is an old checkpoint that somebody gives out again."""
     assert touchstone("verify", log.folder).exit_code == 0
     shorter = log.with_entries(tmp_path / "shorter", log.entries[:-1])
-    (found,) = findings(touchstone("verify", shorter.folder))
+    found = findings(touchstone("verify", shorter.folder))
+    assert "it has 600 entries, and the log now shows 599: the log was cut short" in found[0]
+    assert found[1:] == [
+        "tile/entries/002.p/88: the log does not have it",
+        "tile/0/002.p/88: the log does not have it",
+    ]
     assert not list((tmp_path / "state").glob("*.contradicts-*"))
-    assert "it has 600 entries, and the log now has 599: the log was cut short" in found
+
+
+def test_an_older_checkpoint_of_a_log_that_has_all_is_no_fault(
+    log: FolderLog, touchstone: Callable[..., Result]
+) -> None:
+    """A cache gives it, or a log that waits for its witnesses."""
+    before = (log.folder / "checkpoint").read_bytes()
+    log.append([entry(SIZE)])
+    assert touchstone("verify", log.folder).exit_code == 0
+    log.write("checkpoint", before)
+    result = touchstone("verify", log.folder)
+    assert result.exit_code == 0, result.output
+    assert "the log now shows 600. It still has all of them." in result.stderr
+    assert f"{ORIGIN}: 601 entries" in result.stdout
+
+
+def test_an_older_checkpoint_of_another_history_is_a_fork(
+    tmp_path: Path, log: FolderLog, touchstone: Callable[..., Result]
+) -> None:
+    """It is smaller, and not the beginning of the larger one."""
+    assert touchstone("verify", log.folder).exit_code == 0
+    other = log.with_entries(tmp_path / "other", [b"other", b"entries"])
+    log.write("checkpoint", (other.folder / "checkpoint").read_bytes())
+    found = findings(touchstone("verify", log.folder))
+    assert "cut short" in found[0]
+    assert found[1].startswith("the log's checkpoint: the first 2 entries are not those that it signs")
+    (evidence,) = (tmp_path / "state").glob("*.contradicts-*")
+    assert evidence.read_bytes() == (other.folder / "checkpoint").read_bytes()
 
 
 def test_a_kept_checkpoint_of_another_key_is_told(

@@ -76,6 +76,16 @@ class _Part:
     def last(self) -> int:
         return self.first + len(self.entries)
 
+    def to_wire(self) -> LogPart:
+        """What the index says of it."""
+        return LogPart(
+            number=self.log.number,
+            vkey=self.log.vkey,
+            size=self.checkpoint.size,
+            first=self.first,
+            last=self.last,
+        )
+
 
 async def export(
     tx: Tx,
@@ -123,16 +133,7 @@ async def export(
         made_ms=now_ms,
         from_ms=from_ms,
         to_ms=to_ms,
-        logs=tuple(
-            LogPart(
-                number=part.log.number,
-                vkey=part.log.vkey,
-                size=part.checkpoint.size,
-                first=part.first,
-                last=part.last,
-            )
-            for part in parts
-        ),
+        logs=tuple(part.to_wire() for part in parts),
         without_token=missing,
         files=tuple(File.of(name, data) for name, data in sorted(files.items())),
     )

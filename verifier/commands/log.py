@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -24,7 +24,7 @@ from verifier.log.policies import MAX_POLICY, LogPolicy
 from verifier.log.proofs import MAX_PROOF, LogProof
 from verifier.log.tiles import MAX_ENTRY
 from verifier.schemes.findings import to_printable
-from verifier.watching.auditing import Audit, audit
+from verifier.watching.auditing import Audit, Finding, audit
 from verifier.watching.home import read_log_key
 from verifier.watching.kept import KeptCheckpoints, default_folder
 from verifier.watching.reading import read_range
@@ -112,19 +112,16 @@ def verify(
     trust = _Trust(vkey, policy, max_age)
     kept = KeptCheckpoints(state or default_folder())
 
-    async def work(source: LogSource) -> tuple[SignedCheckpoint, dict[str, int], Audit]:
+    async def work(source: LogSource) -> tuple[SignedCheckpoint, SignedCheckpoint, dict[str, int], Audit]:
         signed = trust.open(await read_checkpoint(source))
-        if signed.checkpoint.size > max_entries:
-            raise ConfigError(f"the log has {signed.checkpoint.size} entries: allow so many by --max-entries")
+        cosigned = trust.cosigned(signed)
         earlier = _earlier(signed, since, kept)
-        found = await audit(
-            source, signed.checkpoint, {name: each.checkpoint for name, each in earlier.items()}
-        )
-        return signed, trust.cosigned(signed), found
+        head, found = await _audit(source, signed, earlier, max_entries)
+        return head, signed, cosigned, found
 
-    signed, cosigned, found = _run(place, work)
+    signed, shown, cosigned, found = _run(place, work)
     if found.findings:
-        _report_findings(found, kept.keep_evidence(signed) if found.is_fork else None, as_json=as_json)
+        _report_findings(found, kept.keep_evidence(shown) if found.is_fork else None, as_json=as_json)
     kept.keep(signed)
     if as_json:
         click.echo(msgspec.json.encode(_to_wire(signed, cosigned)).decode())
@@ -229,6 +226,32 @@ def _earlier(
     if before is not None:
         found[f"the checkpoint {kept.path(signed.key.name)}"] = before
     return found
+
+
+async def _audit(
+    source: LogSource, signed: SignedCheckpoint, known: Mapping[str, SignedCheckpoint], max_entries: int
+) -> tuple[SignedCheckpoint, Audit]:
+    """
+    Audit the largest tree that the log's key has signed, as far as is known.
+
+    A cache, or a log that waits for witnesses, may give an older checkpoint than before.  That is no fault of a log
+    that still has all that it has signed.
+    """
+    every = {"the log's checkpoint": signed, **known}
+    name = max(every, key=lambda each: every[each].checkpoint.size)
+    head = every.pop(name) if every[name].checkpoint.size > signed.checkpoint.size else signed
+    if head is signed:
+        del every["the log's checkpoint"]
+    if head.checkpoint.size > max_entries:
+        raise ConfigError(f"the log has {head.checkpoint.size} entries: allow so many by --max-entries")
+    found = await audit(source, head.checkpoint, {each: other.checkpoint for each, other in every.items()})
+    if head is not signed:
+        sizes = f"it has {head.checkpoint.size} entries, and the log now shows {signed.checkpoint.size}"
+        if found.findings:
+            found.findings.insert(0, Finding(name, f"{sizes}: the log was cut short"))
+        else:
+            click.echo(f"{name}: {sizes}. It still has all of them.", err=True)
+    return head, found
 
 
 def _run(place: str, work: Callable[[LogSource], Awaitable[T]]) -> T:
