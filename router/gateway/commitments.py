@@ -27,6 +27,8 @@ NONCE_HEADER: Final = "X-Touchstone-Nonce"
 """Of requests: ``ID.NONCE``."""
 LIFE_S: Final = 300
 """For so long a commitment can be used."""
+_REMEMBERED_S: Final = LIFE_S + 1
+"""What was used is remembered until it has expired, and not only as long: both are sums of fractions."""
 MAX_SPENT: Final = 200_000
 """Used commitments that are remembered, of all callers together."""
 _TIME, _PROCESS, _CALLER, _RANDOM, _TAG = 6, 4, 8, 8, 8
@@ -130,14 +132,14 @@ class Spent:
         Raises:
             ChoiceError: one of them was used before, or the commitment has expired.
         """
-        if now - issued > LIFE_S or issued <= self._floors.get(caller, -1.0):
+        if now - issued >= LIFE_S or issued <= self._floors.get(caller, -1.0):
             raise ChoiceError("the commitment has expired", code="choice.commitment.expired")
         self._forget(caller, now)
         if commitment in self._of.get(caller, ()):
             raise ChoiceError("the commitment was used already", code="choice.commitment.used")
         if nonce in self._nonces.get(caller, ()):
             raise ChoiceError("the nonce was sent already; each needs its own", code="choice.nonce.repeated")
-        self._of.setdefault(caller, OrderedDict())[commitment] = now + LIFE_S, nonce, issued
+        self._of.setdefault(caller, OrderedDict())[commitment] = now + _REMEMBERED_S, nonce, issued
         self._nonces.setdefault(caller, set()).add(nonce)
         self._shares.add(caller)
         self._count += 1
