@@ -177,6 +177,17 @@ def test_a_result_without_a_conclusion() -> None:
     assert "executables" in judged(Step.MODEL, WORLD.ear(weights={"file-system": 2}))
 
 
+@pytest.mark.parametrize("submod", ["platform", f"model/{MODEL}"])
+def test_a_result_that_says_nothing(submod: str) -> None:
+    token = WORLD.token()
+    receipt = WORLD.receipt(token)
+    silent = WORLD.token(WORLD.ear(without=(submod,), jti="silent"))
+    assert receipt.node is not UNSET
+    node = structs.replace(receipt.node, result="silent", result_sha256=digest(silent.encode()))
+    bundle = WORLD.bundle(structs.replace(receipt, node=node), silent)
+    assert f"says nothing of {submod}" in refused(Step.MODEL, bundle)
+
+
 def test_a_result_that_does_not_know_the_node() -> None:
     assert "instance-identity" in judged(Step.MODEL, WORLD.ear(platform={"configuration": 2}))
 
