@@ -30,9 +30,12 @@ class Chain:
         self._links: OrderedDict[tuple[str, str], dict[int, _Link]] = OrderedDict()
         """By router and key: by number, the digest of a payload, and that of the one before it."""
 
-    def add(self, receipt: Receipt, payload: bytes) -> str:
+    def add(self, receipt: Receipt, payload: bytes, *, may_repeat: bool = False) -> str:
         """
         Hold a receipt against those that are known, and remember it.
+
+        Args:
+            may_repeat: Whether the very same receipt may come again: the caller has asked for the same answer.
 
         Returns:
             What was found, in words.
@@ -45,6 +48,8 @@ class Chain:
         links = self._of(receipt.iss, receipt.key)
         number, own = receipt.seq, digest_payload(payload)
         prev = None if receipt.prev is UNSET else receipt.prev
+        if may_repeat and number in links and links[number][0] == own:
+            return f"it is number {number} of the key, again"
         if number in links:
             again = (
                 "it was used before" if links[number][0] == own else "there are two receipts of this number"

@@ -34,6 +34,8 @@ from verifier.trust import Tier, tier_of
 
 SKEW_MS: Final = 60_000
 """By how much two clocks may differ."""
+REPEATED_MS: Final = 660_000
+"""For so long a router gives the same answer to the same ``Idempotency-Key``."""
 LONGEST_ANSWER_MS: Final = 3_600_000
 """
 No answer takes longer.
@@ -83,7 +85,8 @@ def verify(bundle: Bundle, trust: Trust, exchange: Exchange | None) -> Checked:
     if node is None:
         checked.steps[Step.RESULT] = "no node has answered"
         return checked
-    began_ms = receipt.iat - LONGEST_ANSWER_MS if exchange is None else exchange.sent_ms
+    is_live = exchange is not None and not exchange.is_repeatable
+    began_ms = exchange.sent_ms if exchange is not None and is_live else receipt.iat - LONGEST_ANSWER_MS
     result = check_result(bundle, node, trust, began_ms=began_ms, ended_ms=receipt.iat)
     checked.result = result
     checked.steps[Step.RESULT] = f"node {node.id}, by {result.iss}"
@@ -111,7 +114,8 @@ def check_receipt(bundle: Bundle, trust: Trust) -> Checked:
 
 def _check_clock(receipt: Receipt, exchange: Exchange) -> None:
     """What is said of ages rests on the router's clock, so it must agree with the client's."""
-    if not exchange.sent_ms - SKEW_MS <= receipt.iat <= exchange.ended_ms + SKEW_MS:
+    earliest_ms = exchange.sent_ms - SKEW_MS - (REPEATED_MS if exchange.is_repeatable else 0)
+    if not earliest_ms <= receipt.iat <= exchange.ended_ms + SKEW_MS:
         off_s = (receipt.iat - exchange.ended_ms) // 1000
         raise UnverifiedError(Step.AGE, f"the router's clock and this one differ by {off_s} s")
 

@@ -30,6 +30,9 @@ class Exchange:
     model: str = ""
     """What the request's body names; empty if it names none."""
 
+    is_repeatable: bool = False
+    """Whether the request has an ``Idempotency-Key``: then its answer may be one that was given before, receipt and all."""
+
     def began_ms(self, ended_ms: int) -> int:
         """When it began by another clock, by which it ended at *ended_ms*."""
         return ended_ms - max(0, self.ended_ms - self.sent_ms)

@@ -8,6 +8,7 @@ that it wants the parts as they come: then the end of the stream is where it lea
 from __future__ import annotations
 
 import asyncio
+import hmac
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -47,6 +48,7 @@ _PAUSES_S: Final = (0.02, 0.1, 0.3, 1.0, 2.0, 4.0)
 """A receipt is there once its answer has ended: within moments."""
 COMMITMENT_HEADER: Final = "X-Touchstone-Commitment"
 NONCE_HEADER: Final = "X-Touchstone-Nonce"
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 REQUIRE_HEADER: Final = "X-Touchstone-Require"
 MAX_DECISION: Final = 64 << 20
 """Bytes of the record of a decision."""
@@ -113,6 +115,7 @@ class AsyncClient:
         self._kept = kept
         self._now, self._sleep = now, sleep
         self._chain = Chain()
+        self._secret = secrets.token_bytes(_SALT)
         self._commitments = HeldCommitments()
         self._http: aiohttp.ClientSession | None = None
         self.watch = LogWatch(self.trust, self.fetch, kept, now=now, sleep=sleep)
@@ -166,7 +169,8 @@ class AsyncClient:
             UnverifiedError: an earlier answer is not in the log in time.
         """
         self.watch.check()
-        stake = await self._stake(method)
+        # An answer that is given again has the choice that it had.
+        stake = None if value_of(headers or {}, IDEMPOTENCY_HEADER) is not None else await self._stake(method)
         async with self._exchange(method, path, body, headers or {}, stake) as stream:
             if stake is None or stream.status not in _MAY_BE_VOID:
                 yield stream
@@ -197,13 +201,21 @@ class AsyncClient:
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], stake: Stake | None
     ) -> AsyncIterator[Stream]:
         assert self._http is not None
-        salt = secrets.token_bytes(_SALT) if self.trust.router.gives_receipts else b""
+        again = value_of(headers, IDEMPOTENCY_HEADER)
+        salt = self._salt(again) if self.trust.router.gives_receipts else b""
         target = yarl.URL(self.trust.router_url + path, encoded=True)
         given = self._headers(headers, salt, stake)
         if self.trust.require.tells_router and method != _GET and value_of(given, REQUIRE_HEADER) is None:
             given[REQUIRE_HEADER] = self.trust.require.for_router()
         sent = Sent(
-            method, target.raw_path, body, salt=salt, at_ms=self._now_ms(), headers=given, stake=stake
+            method,
+            target.raw_path,
+            body,
+            salt=salt,
+            at_ms=self._now_ms(),
+            headers=given,
+            stake=stake,
+            is_repeatable=again is not None,
         )
         try:
             request = self._http.request(
@@ -221,6 +233,12 @@ class AsyncClient:
                 yield Stream(response, salt, finish)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"the router does not answer: {why_unreached(error)}") from None
+
+    def _salt(self, idempotency_key: str | None) -> bytes:
+        """Fresh; for an ``Idempotency-Key`` the same each time, because the router gives its answer for the same salt."""
+        if idempotency_key is None:
+            return secrets.token_bytes(_SALT)
+        return hmac.digest(self._secret, idempotency_key.encode(), "sha256")
 
     def _headers(self, given: Mapping[str, str], salt: bytes, stake: Stake | None = None) -> dict[str, str]:
         ours = {"Accept-Encoding": "identity"}
@@ -241,7 +259,7 @@ class AsyncClient:
         receipt, steps = checked.receipt, checked.steps
         if receipt.jti != receipt_id:
             raise UnverifiedError(Step.RECEIPT, "it is another one than the answer names")
-        steps[Step.CHAIN] = self._chain.add(receipt, checked.payload)
+        steps[Step.CHAIN] = self._chain.add(receipt, checked.payload, may_repeat=seen.is_repeatable)
         if checked.result is not None and bundle.result is not None:
             wanted = value_of(sent.headers, REQUIRE_HEADER)
             at_ms = seen.began_ms(receipt.iat)

@@ -40,6 +40,7 @@ class Sent:
     at_ms: int
     headers: Mapping[str, str]
     stake: Stake | None
+    is_repeatable: bool = False
 
     def exchange(self, status: int, got: Digest, ended_ms: int) -> Exchange:
         """The request with its answer, as digests."""
@@ -57,6 +58,7 @@ class Sent:
             sent_ms=self.at_ms,
             ended_ms=ended_ms,
             model=model_of(self.body),
+            is_repeatable=self.is_repeatable,
         )
 
 

@@ -214,6 +214,34 @@ async def test_an_old_receipt_in_the_place_of_the_new_one(fleet: Fleet) -> None:
         assert await refused(client) is Step.REQUEST
 
 
+async def test_the_same_answer_again_where_that_is_asked_for(fleet: Fleet) -> None:
+    """By an ``Idempotency-Key``: the answer and its receipt are those of the first time."""
+    again = {"Idempotency-Key": "mine"}
+    async with connected(fleet) as (client, _):
+        await chat(client)
+        first = await client.ask("POST", CHATS, msgspec.json.encode(CHAT), again)
+        fleet.clock.forward(400)
+        fleet.verifier.beat()
+        second = await client.ask("POST", CHATS, msgspec.json.encode(CHAT), again)
+    assert first.checked is not None
+    assert second.checked is not None
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert second.checked.receipt == first.checked.receipt
+    assert second.body == first.body
+
+
+async def test_an_old_answer_is_not_given_again_to_another_question(fleet: Fleet) -> None:
+    again = {"Idempotency-Key": "mine"}
+    async with connected(fleet) as (client, mallory):
+        first = await client.ask("POST", CHATS, msgspec.json.encode(CHAT), again)
+        assert first.checked is not None
+        old = first.checked.receipt.jti
+        mallory.asked = lambda _: old
+        with pytest.raises(UnverifiedError) as caught:
+            await client.ask("POST", CHATS, msgspec.json.encode(CHAT), {"Idempotency-Key": "another"})
+    assert caught.value.step is Step.REQUEST
+
+
 async def test_the_receipt_of_another_key(tmp_path: Path) -> None:
     """It is not told whether there is one."""
     async with opened(tmp_path) as fleet:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec import UNSET, structs
 
+from attester import identity
+from attester.cose import PrivateKey
+from attester.front import receipts as front_receipts
+from attester.front.receipts import Served
 from router.client import checking
 from router.client.errors import Step, UnverifiedError
 from router.client.offline import Material, read_material, verify_offline
@@ -177,6 +182,17 @@ def test_a_result_without_a_conclusion() -> None:
     assert "executables" in judged(Step.MODEL, WORLD.ear(weights={"file-system": 2}))
 
 
+@pytest.mark.parametrize("submod", ["platform", f"model/{MODEL}"])
+def test_a_result_that_says_nothing(submod: str) -> None:
+    token = WORLD.token()
+    receipt = WORLD.receipt(token)
+    silent = WORLD.token(WORLD.ear(without=(submod,), jti="silent"))
+    assert receipt.node is not UNSET
+    node = structs.replace(receipt.node, result="silent", result_sha256=digest(silent.encode()))
+    bundle = WORLD.bundle(structs.replace(receipt, node=node), silent)
+    assert f"says nothing of {submod}" in refused(Step.MODEL, bundle)
+
+
 def test_a_result_that_does_not_know_the_node() -> None:
     assert "instance-identity" in judged(Step.MODEL, WORLD.ear(platform={"configuration": 2}))
 
@@ -224,6 +240,46 @@ def test_a_walk_that_the_router_makes_younger() -> None:
     assert receipt.node is not UNSET
     altered = structs.replace(receipt, node=structs.replace(receipt.node, walk_at=NOW * 1000))
     refused(Step.AGE, WORLD.bundle(altered, token))
+
+
+ENDPOINT = PrivateKey.generate()
+REQUESTED = "ef" * 16
+
+
+def fronted(answer: bytes = ANSWER, requested: str = REQUESTED, world: World = WORLD) -> dict[str, Any]:
+    """A bundle with what the front of the node has signed: that it sent these bytes, to this request."""
+    pin = hashlib.sha256(identity.spki(ENDPOINT)).hexdigest()
+    token = world.token(world.ear(endpoint={"url": "https://192.0.2.1", "spki_sha256": pin}))
+    receipt = world.receipt(token)
+    assert receipt.node is not UNSET
+    node = structs.replace(receipt.node, request=REQUESTED, spki_sha256=pin)
+    served = Served(requested)
+    served.take_request(BODY, is_whole=True)
+    served.take_answer(answer)
+    served.end(ENDPOINT, 200, NOW * 1000, is_complete=True)
+    bundle = world.bundle(structs.replace(receipt, node=node), token)
+    return {**bundle, "front": {"jws": front_receipts.sign(served, NOW * 1000)}}
+
+
+def test_what_the_front_has_signed_agrees() -> None:
+    checked = checking.verify(parsed(fronted()), WORLD.trust(), exchange())
+    assert "signed by the key of the node's endpoint" in checked.steps[Step.FRONT]
+
+
+def test_a_front_that_sent_another_answer() -> None:
+    """The router has put something else in its place."""
+    assert "another answer" in refused(Step.FRONT, fronted(answer=b"another"))
+
+
+def test_what_the_front_has_signed_of_another_request() -> None:
+    assert "another request" in refused(Step.FRONT, fronted(requested="ab" * 16))
+
+
+def test_a_front_is_required_where_the_trust_file_says_so() -> None:
+    world = World(require=Required(has_front=True))
+    bundle, _ = world.whole()
+    assert "signed nothing" in refused(Step.FRONT, bundle, world)
+    checking.verify(parsed(fronted(world=world)), world.trust(), exchange())
 
 
 def unlogged(bundle: dict[str, Any], world: World = WORLD) -> UnverifiedError:
