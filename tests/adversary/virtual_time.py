@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from tests.unit.router.doubles import Moved
 
 _GRACE_S = 0.0005
-"""Real seconds that threads have to end what they do, before time moves."""
+"""Real seconds that threads have to end what they do, before time moves far."""
+_FAR_S = 0.02
 _LONGEST_S = 0.05
 T = TypeVar("T")
 
@@ -26,7 +27,8 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  #
         found = super().select(0)
         if found or (timeout is not None and timeout <= 0):
             return found
-        found = super().select(_GRACE_S if timeout is not None else _LONGEST_S)
+        if timeout is None or timeout > _FAR_S:
+            found = super().select(_GRACE_S if timeout is not None else _LONGEST_S)
         if not found and timeout is not None:
             self.ahead_s += timeout
         return found
