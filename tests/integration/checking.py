@@ -65,7 +65,9 @@ def record(node: EngineNode) -> list[Recorded]:
     async def recording(request: web.Request, behaviour: Any) -> web.StreamResponse:
         body = await request.read()
         peer = None if request.transport is None else request.transport.get_extra_info("peername")
-        found = Recorded(node.name, asyncio.get_running_loop().time(), request.path, list(request.raw_headers), body, peer)
+        found = Recorded(
+            node.name, asyncio.get_running_loop().time(), request.path, list(request.raw_headers), body, peer
+        )
         found.open = engine.open - 1
         seen.append(found)
         return await answer(request, behaviour)
