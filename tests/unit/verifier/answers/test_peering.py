@@ -1,0 +1,46 @@
+"""What is counted of a score, and at which rates."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from verifier.answers import peering, sequence
+
+REPORT = {
+    "id": "ab" * 16, "model": "m", "node": "a", "result": "r", "by": "b", "by_result": "s", "at_ms": 1, "tokens": 10,
+    "mean_nll": 1.0, "mean_gap": 0.0, "largest_gap": 0.0, "disagreements": 0,
+}  # fmt: skip
+
+
+def report(mean_gap: float) -> peering.PeerReport:
+    numbers = {"mean_gap": mean_gap, "largest_gap": 9.0, "disagreements": 3}
+    return msgspec.convert({**REPORT, **numbers}, peering.PeerReport)
+
+
+@pytest.mark.parametrize("families", [("vllm", "vllm"), ("llama.cpp", "vLLM")])
+def test_engines_that_were_measured_have_the_measured_limit(families: tuple[str, str]) -> None:
+    assert peering.limit_for(*families) == peering.LIMIT
+
+
+@pytest.mark.parametrize(
+    "families", [("", ""), ("vllm", ""), ("", "vllm"), ("sglang", "vllm"), ("vllm", "llama.cpp")]
+)
+def test_other_engines_have_four_times_as_much(families: tuple[str, str]) -> None:
+    assert peering.limit_for(*families) == 4 * peering.LIMIT
+
+
+def test_at_the_limit_it_agrees() -> None:
+    assert not peering.is_above(report(peering.LIMIT), peering.LIMIT)
+    assert peering.is_above(report(peering.LIMIT * 1.01), peering.LIMIT)
+
+
+def test_true_weights_at_the_measured_rate_open_hardly_a_review() -> None:
+    """At the rate that the worst measured run may have, by its upper limit: more than a million scores for one."""
+    limit = sequence.boundary(1.0)
+    assert sequence.checks_to_alarm(peering.RATES, limit, peering.RATES.honest) >= 1e6
+
+
+def test_a_full_swap_opens_one_within_fifty_scores() -> None:
+    limit = sequence.boundary(1.0)
+    assert sequence.checks_to_alarm(peering.RATES, limit, 235 / 240, alarms_rather=False) < 50
