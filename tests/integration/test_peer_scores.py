@@ -128,6 +128,7 @@ async def test_the_same_report_again_is_counted_once(verifier: Any) -> None:
 async def test_two_deliveries_at_once_are_counted_once(verifier: Any) -> None:
     both = await pair(verifier)
     report = both.report(**HIGH)
+    await verifier.key("r1", Role.ROUTER)
     found = await asyncio.gather(*(post(verifier, PATH, report) for _ in range(3)))
     assert {status for status, _ in found} <= {200, 201}
     rows = await verifier.rows("SELECT differs FROM peer_scores")
@@ -154,12 +155,13 @@ async def test_scores_above_the_bound_open_a_review_for_both_and_nothing_else(ve
     both = await pair(verifier)
     await both.count(UNTIL_REVIEW - 1, **HIGH)
     assert await reviews(verifier) == []
+    before = await verifier.rows("SELECT seq FROM events ORDER BY seq")
     assert (await both.send(**HIGH))[0] == 201
     found = {(each["node"], each["role"]) for each in await reviews(verifier)}
     assert found == {(both.node.id, "answered"), (both.by.id, "scored")}
     assert await verifier.rows("SELECT * FROM incidents") == []
     assert await verifier.rows("SELECT * FROM suspicions") == []
-    assert await verifier.rows("SELECT * FROM events WHERE kind = 'suspicion'") == []
+    assert await verifier.rows("SELECT seq FROM events ORDER BY seq") == before
 
 
 async def test_scores_below_the_bound_open_none(verifier: Any) -> None:
@@ -250,16 +252,16 @@ async def test_another_model_is_refused(verifier: Any) -> None:
 async def test_a_result_of_long_ago_is_refused(verifier: Any) -> None:
     both = await pair(verifier)
     verifier.clock.forward(verifier.service.config.results.lifetime_s + 3601)
-    await refused(verifier, both, 409)
+    await refused(verifier, both, 410)
 
 
 async def test_two_revisions_are_refused(verifier: Any, tmp_path: Any) -> None:
     node, result = await serving(verifier, "acme")
     by, _ = await serving(verifier, "blue")
-    again = resaved(tmp_path / "again")
-    await mint(verifier, again)
-    by_result = await upgrade(verifier, by, again)
-    await refused(verifier, Pair(verifier, node, result, by, by_result), 400)
+    folder = resaved(verifier.model_folder, tmp_path / "new")
+    await upgrade(verifier, by, folder, await mint(verifier, folder, replace=True))
+    later = await verifier.attest(by)
+    await refused(verifier, Pair(verifier, node, result, by, later["jti"]), 400)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ async def test_one_router_says_only_so_much_of_all_nodes(verifier: Any) -> None:
     assert [(await second.send())[0] for _ in range(5)] == [201] * 4 + [429]
 
 
-@pytest.mark.parametrize("role", [Role.OPERATOR, Role.AUDITOR, Role.REVIEWER, Role.RELYING_PARTY])
+@pytest.mark.parametrize("role", [Role.AUDITOR, Role.REVIEWER, Role.RELYING_PARTY])
 async def test_only_routers_report(verifier: Any, role: Role) -> None:
     both = await pair(verifier)
     headers = await verifier.key("somebody", role)

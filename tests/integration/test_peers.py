@@ -388,8 +388,7 @@ async def test_a_score_leaves_no_trace_but_its_report(fleet: Fleet, tmp_path: Pa
     kept = fleet.app[GATEWAY].dispatcher.records.newest()
     assert [each["id"] for each in kept] == [heard.headers["X-Touchstone-Decision"]]
     assert (len(first.bodies), len(second.bodies)) == (1, 1)
-    usage = heard.json()["usage"]
-    assert usage == CHAT["usage"]
+    assert heard.json["usage"] == CHAT["usage"]
 
 
 async def test_a_caller_waits_for_no_score(fleet: Fleet, tmp_path: Path) -> None:
