@@ -16,7 +16,7 @@ from router.gateway.checks import CheckSourceError
 from router.service.verifier_checks import VerifierChecks
 from tests.integration.revisions import mint, resaved, upgrade
 from tests.integration.test_answer_checks import post, serving
-from verifier.answers import peering, sequence
+from verifier.answers import peering, sequence, tables
 from verifier.roles import Role
 from verifier.service import sweep
 from verifier.store import peer_scores
@@ -24,7 +24,7 @@ from verifier.store import peer_scores
 STORES = ("sqlite", "postgres")
 pytestmark = pytest.mark.usefixtures("only_our_calls")
 PATH = "/api/v1/answer-checks/peers"
-STEPS = sequence.increments(peering.RATES)
+STEPS = sequence.increments(tables.PEER_RATES)
 UNTIL_REVIEW = int(sequence.boundary(1.0) / STEPS.differs) + 1
 """Scores above the limit, one after the other, until a review opens."""
 HIGH = {"mean_gap": 1.0, "largest_gap": 5.0, "disagreements": 6}
@@ -69,7 +69,7 @@ class Pair:
                     "r0",
                     b"",
                     sequence.boundary(1.0),
-                    peering.UNMEASURED,
+                    tables.PEER_UNMEASURED,
                     self.verifier.clock.ms - 7_200_000,
                 )
             )
@@ -166,7 +166,7 @@ async def test_scores_above_the_bound_open_a_review_for_both_and_nothing_else(ve
 
 async def test_scores_below_the_bound_open_none(verifier: Any) -> None:
     both = await pair(verifier)
-    await both.count(3 * UNTIL_REVIEW, mean_gap=peering.UNMEASURED, largest_gap=5.0, disagreements=3)
+    await both.count(3 * UNTIL_REVIEW, mean_gap=tables.PEER_UNMEASURED, largest_gap=5.0, disagreements=3)
     await both.send()
     assert await reviews(verifier) == []
 

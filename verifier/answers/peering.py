@@ -25,17 +25,6 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from verifier.answers.tables import Rates
-
-LIMIT: Final = 0.05
-"""The greatest mean gap that counts as agreeing, nat a token."""
-UNMEASURED: Final = 0.2
-"""The same for engines that nobody has measured: four times as much."""
-RATES: Final = Rates(0.09, 0.95)
-"""The share of scores above the limit: of true weights at most, and of 4 bits or another model."""
-_MEASURED: Final = frozenset({("vllm", "vllm"), ("llama.cpp", "vllm")})
-"""The engines of the node that answered, and of the one that scored."""
-
 MAX_TOKENS: Final = 1 << 16
 _Gap = Annotated[float, Meta(ge=0, le=1e6)]
 _Id = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -73,11 +62,6 @@ class PeerReport(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError("the numbers of a score contradict each other")
         if (self.disagreements == 0) != (self.largest_gap == 0):
             raise ValueError("a gap is where the token is not the first choice")
-
-
-def limit_for(family: str, by_family: str) -> float:
-    """Give the limit for an answer of one engine family, scored by another; an empty one is not known."""
-    return LIMIT if (family.lower(), by_family.lower()) in _MEASURED else UNMEASURED
 
 
 def is_above(report: PeerReport, limit: float) -> bool:

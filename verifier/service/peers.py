@@ -9,7 +9,7 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from attester.kinds import model_submod
-from verifier.answers import peering, sequence
+from verifier.answers import sequence, tables
 from verifier.answers.peering import PeerReport
 from verifier.errors import RequestError
 from verifier.schemes.context import AnswerBoundaries, Node
@@ -81,7 +81,7 @@ async def _check(tx: Tx, report: PeerReport, now_ms: int) -> tuple[Node, float]:
     if own != await _reference(tx, by.id, report.by_result, report.model, now_ms):
         raise RequestError("the two nodes have not the same revision of the model")
     families = [(await served_engine.engine_of(tx, each))[0] for each in (report.result, report.by_result)]
-    return node, peering.limit_for(*families)
+    return node, tables.peer_limit(*families)
 
 
 async def _reference(tx: Tx, node_id: str, result: str, model: str, now_ms: int) -> str:

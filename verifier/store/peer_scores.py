@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from verifier.answers import peering, sequence
+from verifier.answers import peering, sequence, tables
 from verifier.answers.peering import PeerReport
 from verifier.errors import RequestError
 from verifier.store.database import Tx
@@ -107,7 +107,7 @@ async def take(
         report.id, router, report.node, report.by, report.model, now_ms, given, int(is_above), report.tokens,
         report.mean_nll, report.mean_gap, report.largest_gap, report.disagreements,
     )  # fmt: skip
-    steps = sequence.increments(peering.RATES)
+    steps = sequence.increments(tables.PEER_RATES)
     counted = _Counted(report.model, is_above, steps.differs if is_above else steps.agrees, boundary)
     opened = []
     for node, role in sorted(((report.node, ANSWERED), (report.by, SCORED))):

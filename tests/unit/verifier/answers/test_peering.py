@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 
-from verifier.answers import peering, sequence
+from verifier.answers import peering, sequence, tables
 
 REPORT = {
     "id": "ab" * 16, "model": "m", "node": "a", "result": "r", "by": "b", "by_result": "s", "at_ms": 1, "tokens": 10,
@@ -22,28 +22,28 @@ def report(mean_gap: float) -> peering.PeerReport:
 
 @pytest.mark.parametrize("families", [("vllm", "vllm"), ("llama.cpp", "vLLM")])
 def test_engines_that_were_measured_have_the_measured_limit(families: tuple[str, str]) -> None:
-    assert peering.limit_for(*families) == peering.LIMIT
+    assert tables.peer_limit(*families) == tables.PEER_LIMIT
 
 
 @pytest.mark.parametrize(
     "families", [("", ""), ("vllm", ""), ("", "vllm"), ("sglang", "vllm"), ("vllm", "llama.cpp")]
 )
 def test_other_engines_have_four_times_as_much(families: tuple[str, str]) -> None:
-    assert peering.limit_for(*families) == 4 * peering.LIMIT
+    assert tables.peer_limit(*families) == 4 * tables.PEER_LIMIT
 
 
 def test_at_the_limit_it_agrees() -> None:
-    assert not peering.is_above(report(peering.LIMIT), peering.LIMIT)
-    assert peering.is_above(report(peering.LIMIT * 1.01), peering.LIMIT)
+    assert not peering.is_above(report(tables.PEER_LIMIT), tables.PEER_LIMIT)
+    assert peering.is_above(report(tables.PEER_LIMIT * 1.01), tables.PEER_LIMIT)
 
 
-@pytest.mark.parametrize("rate", [0.0, 12 / 240, 14 / 240, peering.RATES.honest])
+@pytest.mark.parametrize("rate", [0.0, 12 / 240, 14 / 240, tables.PEER_RATES.honest])
 def test_true_weights_open_hardly_a_review(rate: float) -> None:
     """Up to the upper limit of the worst measured run: the mean of the step's exponential is at most 1 (Lorden)."""
-    steps = sequence.increments(peering.RATES)
+    steps = sequence.increments(tables.PEER_RATES)
     assert rate * math.exp(steps.differs) + (1 - rate) * math.exp(steps.agrees) <= 1 + 1e-12
 
 
 def test_a_full_swap_opens_one_within_fifty_scores() -> None:
     limit = sequence.boundary(1.0)
-    assert sequence.checks_to_alarm(peering.RATES, limit, 235 / 240, alarms_rather=False) < 50
+    assert sequence.checks_to_alarm(tables.PEER_RATES, limit, 235 / 240, alarms_rather=False) < 50
