@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -35,6 +36,30 @@ def test_other_engines_have_four_times_as_much(families: tuple[str, str]) -> Non
 def test_at_the_limit_it_agrees() -> None:
     assert not peering.is_above(report(tables.PEER_LIMIT), tables.PEER_LIMIT)
     assert peering.is_above(report(tables.PEER_LIMIT * 1.01), tables.PEER_LIMIT)
+
+
+GAPS: dict[str, list[float]] = msgspec.json.decode(
+    (Path(__file__).parents[4] / "fixtures" / "answers" / "peers.json").read_bytes()
+)["mean gaps"]
+
+
+def above(run: str) -> tuple[int, int]:
+    return sum(gap > tables.PEER_LIMIT for gap in GAPS[run]), len(GAPS[run])
+
+
+@pytest.mark.parametrize("run", ["vllm-bf16", "vllm-bf16-4", "bf16-4", "f32-4"])
+def test_the_rate_of_true_weights_is_not_above_the_tables(run: str) -> None:
+    """By the upper 95 % limit of what was measured: at the rate of the table, so few or fewer would be rare."""
+    high, count = above(run)
+    rate = tables.PEER_RATES.honest
+    as_few = math.fsum(math.comb(count, n) * rate**n * (1 - rate) ** (count - n) for n in range(high + 1))
+    assert as_few < 0.05
+
+
+@pytest.mark.parametrize("run", ["q4_0-4", "pruned-4"])
+def test_the_rate_of_other_weights_is_not_below_the_tables(run: str) -> None:
+    high, count = above(run)
+    assert high / count >= tables.PEER_RATES.cheating
 
 
 @pytest.mark.parametrize("rate", [0.0, 12 / 240, 14 / 240, tables.PEER_RATES.honest])
