@@ -3,8 +3,9 @@ How many checks it takes until a node is caught that serves other weights, and w
 
     python -m bench.answers [FOLDER]
 
-FOLDER has the answers of real engines (`bench.answer_recordings`); without one, some are recorded first.  The rates of each node are measured on every other
-prompt; what is computed of them is then held against the verdicts on the rest, by the same test as the verifier's.
+FOLDER has the answers of real engines (`bench.answer_recordings`); without one, some are recorded first.
+The rates of each node are measured on every other prompt; what is computed of them is then held against the verdicts on
+the rest, by the same test as the verifier's.
 A node that cheats on a part of its answers gives, prompt by prompt, the answer of one engine or of the other.
 """
 

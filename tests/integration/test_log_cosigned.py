@@ -19,7 +19,7 @@ from tests.integration.test_log_tampering import add, head, only_our_rounds, swa
 from verifier.config import Home
 from verifier.log.checkpoints import open_checkpoint
 from verifier.log.cosignatures import cosignatures
-from verifier.log.notes import VerifierKey
+from verifier.log.notes import Note, VerifierKey
 from verifier.log.policies import LogPolicy
 from verifier.log_config import AskedWitness
 from verifier.service.log_witnesses import Witnesses
