@@ -30,6 +30,7 @@ from router.config import ChecksSection, GatewaySection
 from router.gateway.check_run import Offered, make_request, operation_of, send
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import GatewayError
+from router.gateway.peers import Peers
 from router.gateway.request import NodeRequest
 from router.model.arrivals import Arrivals
 from router.model.clock import Clock
@@ -72,13 +73,16 @@ class NoChecksError(CheckSourceError):
 
 
 class CheckSource(Protocol):
-    """The verifier, as far as it gives checks.  What both methods raise: `CheckSourceError`, `NoChecksError`."""
+    """The verifier, as far as it gives checks.  What its methods raise: `CheckSourceError`, `NoChecksError`."""
 
     async def take(self, model: str, node: str, operation: str) -> Offered:
         """A check for this node, of one of the verifier's operations: it is used up by that."""
 
     async def report(self, check: str, report: dict[str, Any]) -> None:
         """Report what became of a check."""
+
+    async def report_score(self, report: dict[str, Any]) -> bool:
+        """Report what a node says of another's answer; returns whether it is taken, and not refused for ever."""
 
 
 class _OneLane:
@@ -149,6 +153,19 @@ class Checks:
             Lane.DEGRADED: max(config.degraded_per_mille, config.suspected_per_mille) / 1000,
         }
         dispatcher.is_unrated = self._is_unrated
+        self.peers = Peers(
+            dispatcher,
+            limits,
+            clock,
+            lambda: self._source,
+            has_place=lambda node, workload: self.has_room() and self._has_place(node, workload),
+            draw=self.draw,
+        )
+        """Have real answers scored, where a workload says so."""
+
+    def draw(self) -> float:
+        """A random number from 0 and below 1 that nobody can foretell."""
+        return self._draw()
 
     # What every request asks.
 
@@ -377,6 +394,7 @@ class Checks:
     async def close(self) -> None:
         """Send no more; those under way are given up."""
         self._source = None
+        await self.peers.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from aiohttp import HttpVersion11, web
@@ -43,8 +43,10 @@ class ClientStream:
         write_timeout_s: float,
         is_cached: bool,
         draft: Draft | None = None,
+        heard: Callable[[bytes], None] | None = None,
     ) -> None:
         self._draft = draft
+        self._heard = heard
         self._request = request
         self._headers = {
             **headers,
@@ -148,6 +150,8 @@ class ClientStream:
         except ConnectionError:
             raise ClientGoneError("the client is gone") from None
         self._cache(data)
+        if self._heard is not None:
+            self._heard(data)
 
     def _note(self, data: bytes) -> None:
         """Have the receipt digest what is handed to the connection now.  Nothing else may be sent in between."""

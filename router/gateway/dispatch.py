@@ -74,6 +74,8 @@ class Run:
     """When the router's own patience is, until the first text or a whole answer.  What nodes are lent adds to it."""
     is_check: bool = False
     """Whether nobody waits for its answer: it asks what a trusted engine has answered already."""
+    is_scoring: bool = False
+    """Whether it scores another node's answer: nobody else asks that, so it leaves no trace in the node's standing."""
     tells_usage: bool = False
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
@@ -183,9 +185,10 @@ class Dispatcher:
         """
         ranked = run.record.decision.ranked
         end = await self._try_all(run, ranked)
-        if isinstance(end, Return) and end.attempt.outcome is Outcome.UNHONOURED:
+        if isinstance(end, Return) and end.attempt.outcome is Outcome.UNHONOURED and not run.is_scoring:
             end = Return(await self._charge(run, end.attempt))
-        for attempt in find_blamed(run.attempts, end, ranked=len(ranked)):
+        blamed = [] if run.is_scoring else find_blamed(run.attempts, end, ranked=len(ranked))
+        for attempt in blamed:
             run.record.blame(attempt.node)
             # What is nobody's in itself turned out to be a failure of the node, of no kind of its own.
             is_of_a_kind = attempt.outcome.blame is Blame.NODE or attempt.outcome is Outcome.UNHONOURED
@@ -277,6 +280,10 @@ class Dispatcher:
 
         An answer whose claim is not judged is settled after it was sent (`finish`), unless its end tells the usage.
         """
+        if run.is_scoring:
+            # Nobody is billed, and no claim is judged: hardly an engine counts such a prompt as the router would.
+            _end_work(self, run, attempt, Execution(attempt.outcome, attempt.seconds))
+            return attempt
         if not self._must_count(run, attempt):
             run.unsettled = attempt
             return attempt
@@ -382,7 +389,9 @@ class Dispatcher:
 
 
 def _end_work(dispatcher: Dispatcher, run: Run, attempt: Attempt, execution: Execution) -> None:
-    if dispatcher.is_unrated(run, attempt.node):
+    if run.is_scoring:
+        execution = Execution(Outcome.UNSUPPORTED, attempt.seconds, is_unrated=True)
+    elif dispatcher.is_unrated(run, attempt.node):
         execution = replace(execution, is_unrated=True)
     workload = run.request.workload
     dispatcher.fleet.end_work(attempt.node, workload, execution, attempt.number, is_check=run.is_check)

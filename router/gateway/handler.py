@@ -32,6 +32,7 @@ from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
+from router.gateway.peers import Overheard
 from router.gateway.receipting import FAILED, RECEIPT_HEADER, REFUSED, Draft, members_of
 from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
@@ -138,6 +139,8 @@ class Handler:
         self._idempotency_key: str | None = None
         self._run: Run | None = None
         self._sink: ClientStream | None = None
+        self._heard: Overheard | None = None
+        """If the answer is to be scored by another node."""
 
     async def answer(self) -> web.StreamResponse:
         """What the client gets."""
@@ -164,6 +167,7 @@ class Handler:
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
         self._gateway.checks.note(request, record.decision)
+        self._heard = self._gateway.checks.peers.sample(request, self._request.headers)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(
             record=record,
@@ -214,6 +218,8 @@ class Handler:
                 # The request may be tried again, unless its answer was cached.
                 gateway.replays.forget(self._key.name, self._idempotency_key)
             self._end_receipt()
+            if self._heard is not None:
+                self._heard.end(self._answered)
 
     async def _read(self) -> NodeRequest:
         try:
@@ -347,6 +353,7 @@ class Handler:
             write_timeout_s=self._gateway.config.write_timeout_s,
             is_cached=self._idempotency_key is not None,
             draft=self._draft,
+            heard=None if self._heard is None else self._heard.add,
         )
         try:
             with KeepAlive(sink, self._gateway.config.keep_alive_s):

@@ -151,6 +151,9 @@ class CheckSettings(Struct, frozen=True, forbid_unknown_fields=True):
     held against others."""
     logprobs: bool = False
     """Whether all requests ask for log-probabilities, which are taken away from answers to clients that did not."""
+    peers: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Of a thousand answers at temperature 0, how many another operator's node scores.  It sees their prompts, so that
+    it is 0 unless somebody wants it (docs/adr/0060)."""
 
 
 class Workload(Requirements, frozen=True, forbid_unknown_fields=True):

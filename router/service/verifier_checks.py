@@ -84,6 +84,14 @@ class VerifierChecks:
         """See `CheckSource`."""
         await self._post(f"{self._url}/{quote(check, safe='')}", report)
 
+    async def report_score(self, report: dict[str, Any]) -> bool:
+        """See `CheckSource`."""
+        try:
+            await self._post(f"{self._url}/peers", report)
+        except NoChecksError:
+            return False
+        return True
+
     async def _post(self, url: str, document: Any) -> bytes:
         try:
             token = self._token()

@@ -129,6 +129,21 @@ _UNMEASURED: Final = _Row(
 """For engines that nobody has measured: four times the largest margin at which a measured one has parted."""
 
 
+PEER_LIMIT: Final = 0.05
+"""Of scores of peers (`verifier.answers.peering`): the greatest mean gap that counts as agreeing, nat a token."""
+PEER_UNMEASURED: Final = 0.2
+"""The same for engines that nobody has measured: four times as much."""
+PEER_RATES: Final = Rates(0.09, 0.95)
+"""The share of scores above the limit: of true weights at most, and of 4 bits or another model."""
+_PEERS_MEASURED: Final = frozenset({("vllm", "vllm"), ("llama.cpp", "vllm")})
+"""The engines of the node that answered, and of the one that scored."""
+
+
+def peer_limit(family: str, by_family: str) -> float:
+    """Give the limit for an answer of one engine family, scored by another; an empty one is not known."""
+    return PEER_LIMIT if (family.lower(), by_family.lower()) in _PEERS_MEASURED else PEER_UNMEASURED
+
+
 def table_for(engine: EngineUsed, family: str) -> Table:
     """
     Give the table for answers minted with *engine* and given by an engine of *family*.

@@ -30,6 +30,7 @@ from verifier.service import (
     log,
     model_rollouts,
     nodes,
+    peers,
     problem,
     receipts,
     revisions,
@@ -162,7 +163,7 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, answer_checks, suspicions, archives, log, receipts,
+        reference_resources, model_rollouts, blocks, incident_causes, peers, answer_checks, suspicions, archives, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

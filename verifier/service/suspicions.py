@@ -13,7 +13,7 @@ from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, page_of, parse_json, read_body
 from verifier.service.state import service_of
-from verifier.store import answer_differences, answer_scores, nodes, suspicions
+from verifier.store import answer_differences, answer_scores, nodes, peer_scores, suspicions
 from verifier.store.database import Tx
 
 _LEAST_POOLED: Final = 13.8
@@ -100,6 +100,7 @@ async def reviews(tx: Tx) -> dict[str, Any]:
     return {
         "nodes": [_score(row) for row in await suspicions.review(tx)],
         "operators": await answer_scores.operators(tx, _LEAST_POOLED),
+        "peers": await peer_scores.reviews(tx),
     }
 
 
@@ -118,6 +119,7 @@ async def describe(tx: Tx, node_id: str) -> dict[str, Any]:
         "operator": node.operator,
         "scores": [_score(row) for row in await answer_scores.of_node(tx, node_id)],
         "differences": await answer_differences.of_node(tx, node_id),
+        "peers": await peer_scores.of_node(tx, node_id),
     }
 
 

@@ -23,6 +23,7 @@ from verifier.store import (
     events,
     incidents,
     nodes,
+    peer_scores,
     recordings,
     revocations,
     routers,
@@ -140,6 +141,7 @@ async def delete_old(service: Service) -> None:
         lambda tx: walks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
         lambda tx: answer_checks.prune(tx, results_before, _STEP_ROWS),
+        lambda tx: peer_scores.prune(tx, results_before, _STEP_ROWS),
         lambda tx: routers.prune(tx, now_ms - _DAY_MS, _STEP_ROWS),
     )
     for step in steps:

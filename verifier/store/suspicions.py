@@ -37,6 +37,7 @@ from verifier.store import (
     incident_facts,
     incident_transitions,
     incidents,
+    peer_scores,
     served_engine,
 )
 from verifier.store.answer_scores import Counted, Score, Served
@@ -201,7 +202,8 @@ async def clear(tx: Tx, node_id: str, model: str, actor: str, reason: str, now_m
         RequestError: The reason is blank, or no answer of the node with this model was judged.
     """
     _check_reason(reason)
-    await _check_known(tx, node_id, model)
+    if not await peer_scores.clear(tx, node_id, model):
+        await _check_known(tx, node_id, model)
     await answer_scores.reset(tx, node_id, model)
     await set_level(tx, node_id, model, "none", reason, actor, now_ms)
 

@@ -65,6 +65,8 @@ NOT_LOGGED = {
     "answer_scores": "verdicts on answers; what follows is a suspicion, or an incident",
     "operator_scores": "verdicts on answers; a person looks at them",
     "answer_differences": "what was asked and answered; it is for reviewers alone",
+    "peer_reports": "what nodes say of other nodes' answers; a person looks at it",
+    "peer_scores": "what nodes say of other nodes' answers; a person looks at it",
     "suspicions": "for which lane routers take a node; who quarantines makes an incident",
     "leases": "which replica does what",
     "channels": "which replica holds a node's channel",

@@ -183,3 +183,39 @@ CREATE TABLE answer_differences (
     sides      TEXT NOT NULL                   -- JSON: asked, expected, found, position, margin, distance
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX answer_differences_of ON answer_differences (node_id, model, at_ms);
+
+-- What nodes say of answers of other operators' nodes, in numbers (verifier/store/peer_scores.py).
+CREATE TABLE peer_reports (
+    id             TEXT PRIMARY KEY,           -- drawn by the router
+    router         TEXT NOT NULL,
+    node_id        TEXT NOT NULL REFERENCES nodes (id),  -- whose answer it is
+    by_id          TEXT NOT NULL REFERENCES nodes (id),  -- who has scored it
+    model          TEXT NOT NULL,
+    at_ms          INTEGER NOT NULL,
+    given          BLOB NOT NULL,              -- SHA-256 of what the router sent
+    is_above       INTEGER NOT NULL CHECK (is_above IN (0, 1)),
+    tokens         INTEGER NOT NULL,
+    mean_nll       REAL NOT NULL,
+    mean_gap       REAL NOT NULL,
+    largest_gap    REAL NOT NULL,
+    disagreements  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX peer_reports_router ON peer_reports (router, at_ms);
+CREATE INDEX peer_reports_node ON peer_reports (node_id, router, at_ms);
+CREATE INDEX peer_reports_by ON peer_reports (by_id, router, at_ms);
+CREATE INDEX peer_reports_at ON peer_reports (at_ms);
+
+-- The sequential test over them, for each node as the one that answered and as the one that scored.
+CREATE TABLE peer_scores (
+    node_id    TEXT NOT NULL REFERENCES nodes (id),
+    model      TEXT NOT NULL,
+    role       TEXT NOT NULL CHECK (role IN ('answered', 'scored')),
+    score      REAL NOT NULL,                  -- nat
+    agrees     INTEGER NOT NULL,
+    differs    INTEGER NOT NULL,
+    first_ms   INTEGER NOT NULL,
+    last_ms    INTEGER NOT NULL,
+    review_ms  INTEGER,                          -- since when a person should look
+    PRIMARY KEY (node_id, model, role)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX peer_scores_review ON peer_scores (review_ms) WHERE review_ms IS NOT NULL;

@@ -183,3 +183,39 @@ CREATE TABLE answer_differences (
     sides      TEXT NOT NULL                   -- JSON: asked, expected, found, position, margin, distance
 );
 CREATE INDEX answer_differences_of ON answer_differences (node_id, model, at_ms);
+
+-- What nodes say of answers of other operators' nodes, in numbers (verifier/store/peer_scores.py).
+CREATE TABLE peer_reports (
+    id             TEXT COLLATE "C" PRIMARY KEY,           -- drawn by the router
+    router         TEXT COLLATE "C" NOT NULL,
+    node_id        TEXT COLLATE "C" NOT NULL REFERENCES nodes (id),  -- whose answer it is
+    by_id          TEXT COLLATE "C" NOT NULL REFERENCES nodes (id),  -- who has scored it
+    model          TEXT COLLATE "C" NOT NULL,
+    at_ms          BIGINT NOT NULL,
+    given          BYTEA NOT NULL,              -- SHA-256 of what the router sent
+    is_above       BIGINT NOT NULL CHECK (is_above IN (0, 1)),
+    tokens         BIGINT NOT NULL,
+    mean_nll       DOUBLE PRECISION NOT NULL,
+    mean_gap       DOUBLE PRECISION NOT NULL,
+    largest_gap    DOUBLE PRECISION NOT NULL,
+    disagreements  BIGINT NOT NULL
+);
+CREATE INDEX peer_reports_router ON peer_reports (router, at_ms);
+CREATE INDEX peer_reports_node ON peer_reports (node_id, router, at_ms);
+CREATE INDEX peer_reports_by ON peer_reports (by_id, router, at_ms);
+CREATE INDEX peer_reports_at ON peer_reports (at_ms);
+
+-- The sequential test over them, for each node as the one that answered and as the one that scored.
+CREATE TABLE peer_scores (
+    node_id    TEXT COLLATE "C" NOT NULL REFERENCES nodes (id),
+    model      TEXT COLLATE "C" NOT NULL,
+    role       TEXT COLLATE "C" NOT NULL CHECK (role IN ('answered', 'scored')),
+    score      DOUBLE PRECISION NOT NULL,                  -- nat
+    agrees     BIGINT NOT NULL,
+    differs    BIGINT NOT NULL,
+    first_ms   BIGINT NOT NULL,
+    last_ms    BIGINT NOT NULL,
+    review_ms  BIGINT,                          -- since when a person should look
+    PRIMARY KEY (node_id, model, role)
+);
+CREATE INDEX peer_scores_review ON peer_scores (review_ms) WHERE review_ms IS NOT NULL;
