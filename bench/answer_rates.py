@@ -1,7 +1,7 @@
 """
 How often answers of true weights differ, and those of others: what `verifier.answers.tables` rests on.
 
-    python -m bench.answer_rates FOLDER [--out fixtures/answers/rates.json]
+    python -m bench.answer_rates FOLDER [--out fixtures/answer_rates.json]
 
 FOLDER has the recordings of `bench.answer_recordings`.  For each pair of a reference and a node, and for each δ, it counts
 the verdicts of `verifier.answers.judge`, and gives each share with its Clopper-Pearson interval (95 %).

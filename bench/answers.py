@@ -1,16 +1,18 @@
 """
 How many checks it takes until a node is caught that serves other weights, and whether honest nodes are left alone.
 
-    python -m bench.answers FOLDER
+    python -m bench.answers [FOLDER]
 
-FOLDER has the answers of real engines (`bench.answer_recordings`).  The rates of each node are measured on every other
-prompt; what is computed of them is then held against the verdicts on the rest, by the same test as the verifier's.
+FOLDER has the answers of real engines (`bench.answer_recordings`); without one, some are recorded first.
+The rates of each node are measured on every other prompt; what is computed of them is then held against the verdicts on
+the rest, by the same test as the verifier's.
 A node that cheats on a part of its answers gives, prompt by prompt, the answer of one engine or of the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.answer_rates import PAIRS, Pair, clopper_pearson
-from bench.answer_recordings import RUNS
+from bench.answer_recordings import RUNS, record
 from fixtures import answer_files
 from verifier.answers import judge as judging
 from verifier.answers import sequence, tables
@@ -33,6 +35,9 @@ SHARE: Final = 0.02
 ORDERS: Final = 200
 """Orders in which the checks of the second half are asked."""
 MOST: Final = 10_000
+_RECORDED: Final = ("bf16", "bf16-4", "q4_0-4", "q8_0-4", "pruned-4")
+"""What is recorded if nothing is at hand: a quarter of an hour on two cores."""
+_PROMPTS: Final = 240
 BY: Final = {False: "text", True: "text and probabilities"}
 DTYPES: Final = {
     "bf16": "bfloat16",
@@ -246,11 +251,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    cheats(folder)
-    print()
-    honest(folder)
+    parser.add_argument("folder", type=Path, nargs="?")
+    given = parser.parse_args().folder
+    with tempfile.TemporaryDirectory(prefix="touchstone-answers-") as made:
+        folder = Path(made) if given is None else given
+        if given is None:
+            for name in _RECORDED:
+                record(folder, name, _PROMPTS)
+        cheats(folder)
+        print()
+        honest(folder)
 
 
 if __name__ == "__main__":

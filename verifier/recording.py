@@ -95,6 +95,8 @@ class Record(Struct, frozen=True, kw_only=True):
     jti: str
     sequence: int | None = None
     """The number that ordered the result; earlier versions had none."""
+    tells_walk: bool = False
+    """Whether the result says when the last walk was that was right; of earlier versions none did."""
 
     def context(
         self,
@@ -118,6 +120,7 @@ class Record(Struct, frozen=True, kw_only=True):
             superseded=superseded,
             blocks=blocks,
             excuses=self.excuses,
+            tells_walk=self.tells_walk,
         )
 
 
@@ -191,6 +194,7 @@ def record_of(
         terms=settings,
         jti=jti,
         sequence=sequence,
+        tells_walk=context.tells_walk,
     )
 
 

@@ -105,8 +105,10 @@ def with_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is work, whoever pays for it."""
     end_work = RouterFleet.end_work
 
-    def credited(self: RouterFleet, node: str, workload: Any, execution: Execution, *which: Any) -> None:
-        end_work(self, node, workload, replace(execution, earns_credit=True), *which)
+    def credited(
+        self: RouterFleet, node: str, workload: Any, execution: Execution, *which: Any, **how: Any
+    ) -> None:
+        end_work(self, node, workload, replace(execution, earns_credit=True), *which, **how)
 
     monkeypatch.setattr(RouterFleet, "end_work", credited)
 

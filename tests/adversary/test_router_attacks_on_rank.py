@@ -234,7 +234,7 @@ def with_hope(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_hope_and_without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Likewise, and all stand in one lane."""
     with_hope(monkeypatch)
-    monkeypatch.setattr(placement, "_lane_of", lambda *_: (Lane.ESTABLISHED, ""))
+    monkeypatch.setattr(placement, "_lane_of", lambda *_, **__: (Lane.ESTABLISHED, ""))
 
 
 # 27: poisoning the baseline.

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import patch
 
 import aiohttp
 import msgspec
@@ -42,7 +43,9 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def run(*arguments: str, typed: str = "") -> tuple[int, str]:
     """A command of the client: its exit status, and all that it printed.  It has an event loop of its own."""
-    found = await asyncio.to_thread(CliRunner().invoke, client, arguments, input=typed)
+    # This process logs for other tests too.
+    with patch("router.client.commands.configure_logging"):
+        found = await asyncio.to_thread(CliRunner().invoke, client, arguments, input=typed)
     return found.exit_code, found.output
 
 

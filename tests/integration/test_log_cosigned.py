@@ -19,7 +19,7 @@ from tests.integration.test_log_tampering import add, head, only_our_rounds, swa
 from verifier.config import Home
 from verifier.log.checkpoints import open_checkpoint
 from verifier.log.cosignatures import cosignatures
-from verifier.log.notes import VerifierKey
+from verifier.log.notes import Note, VerifierKey
 from verifier.log.policies import LogPolicy
 from verifier.log_config import AskedWitness
 from verifier.service.log_witnesses import Witnesses
@@ -135,22 +135,40 @@ async def test_a_witness_that_is_away_stops_nothing(
         await add(running, 5)
 
 
-async def test_a_checkpoint_that_more_have_cosigned_is_shown(
+async def shown(running: RunningVerifier) -> int:
+    """The size of the checkpoint that a verifier with one witness publishes."""
+    async with running.service.db.read() as tx:
+        found = await log_tree.shown(tx, 1, 1, running.service.now_ms())
+    assert found is not None
+    return found.size
+
+
+async def test_a_checkpoint_waits_for_its_witnesses(
     home: Home, clock: FakeClock, model_folder: Path, tmp_path: Path
 ) -> None:
-    """The newest has no cosignature yet; after half a minute it is shown all the same."""
+    """The newest has no cosignature yet; after some seconds it is published all the same."""
     async with serving(home, clock, model_folder) as running:
-        async with witnessing(tmp_path, await log_key(running)) as (asked, key):
+        async with witnessing(tmp_path, await log_key(running)) as (asked, _):
             await ask(running, asked)
             size = (await head(running)).size
             await add(running, 5)
-            assert await cosigned_by(running, key) == {key.name}
-            shown = open_checkpoint(await published(running), [await log_key(running)])
-            assert shown.checkpoint.size == size
-        clock.forward(31)
+            assert await shown(running) == size
+        clock.forward(6)
+        assert await shown(running) == size + 5
+
+
+async def test_what_is_published_never_shrinks(home: Home, clock: FakeClock, model_folder: Path) -> None:
+    """A smaller tree that is cosigned late would look like a log that was cut short."""
+    async with serving(home, clock, model_folder) as running:
+        await log_key(running)
+        size = (await head(running)).size
+        clock.forward(1)
         await add(running, 5)
-        shown = open_checkpoint(await published(running), [await log_key(running)])
-        assert shown.checkpoint.size == size + 10
+        clock.forward(6)
+        assert await shown(running) == size + 5
+        late = "UPDATE log_checkpoints SET witnesses = 1 WHERE size = ?"
+        assert await running.service.db.write(lambda tx: tx.execute(late, size)) == 1
+        assert await shown(running) == size + 5
 
 
 async def test_a_cosignature_of_another_key_is_not_taken(

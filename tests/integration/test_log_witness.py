@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import aiohttp
 import pytest
@@ -208,7 +209,9 @@ async def test_what_is_followed_is_published_as_a_file(
 
 
 def touchstone(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["log", "witness", *map(str, arguments)])
+    # This process logs for other tests too.
+    with patch("verifier.commands.witness.configure_logging"):
+        return CliRunner().invoke(main, ["log", "witness", *map(str, arguments)])
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """
 What is known of how answers of true weights differ, and of false ones: tolerances and rates, each measured.  Pure.
 
-`bench.answer_recordings` asks real engines and `bench.answer_rates` counts; fixtures/answers/rates.json has the counts with
+`bench.answer_recordings` asks real engines and `bench.answer_rates` counts; fixtures/answer_rates.json has the counts with
 their confidence intervals, and docs/answers.md says how to measure another model or engine.  A row is as good as what it was
 measured on: one small model, on CPUs.
 """
@@ -115,7 +115,7 @@ _MEASURED: Final[Mapping[tuple[str, str, str], _Row]] = {
     ("vllm", "float", "llama.cpp"): _ACROSS,
 }
 """
-By the reference's engine, the kind of its precision, and the node's engine: fixtures/answers/rates.json.
+By the reference's engine, the kind of its precision, and the node's engine: fixtures/answer_rates.json.
 
 llama.cpp computes weights in bfloat16 with activations in float32; requests at a time move its logits by less than 0.12.
 Files in 8 bits it computes in integers, and requests at a time change nothing.

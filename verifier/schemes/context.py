@@ -312,6 +312,8 @@ class Context(Struct, frozen=True, kw_only=True):
 
     For a value that is not in force it is under the digest of the value.
     """
+    tells_walk: bool = True
+    """Whether results say when the last walk was that was right: see `verifier.recording.Record`."""
 
     def valid(self, model: str) -> tuple[ModelReference, ...]:
         """The values of a model that are valid now; the one in force first."""

@@ -150,7 +150,7 @@ def _measured(walk: _CheckedWalk, evidence: _ModelEvidence) -> dict[str, int | s
     found: dict[str, int | str] = {}
     if walk.verdict == "right":
         found.update(walks.measured_rates(walk.record, evidence.issued, evidence.reference, evidence.context))
-    if walk.right_ms is not None:
+    if walk.right_ms is not None and evidence.context.tells_walk:
         found["walk_at_ms"] = walk.right_ms
     return found
 

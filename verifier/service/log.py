@@ -57,9 +57,11 @@ async def _log_of(tx: Tx, request: web.Request) -> Log:
 
 
 async def checkpoint(request: web.Request) -> web.Response:
-    """The newest checkpoint with the cosignatures of witnesses; if more have cosigned one just before it, that one."""
-    async with service_of(request).db.read() as tx:
-        found = await log_tree.best(tx, (await _log_of(tx, request)).number)
+    """The newest checkpoint that the witnesses have cosigned, or have not cosigned for some seconds."""
+    service = service_of(request)
+    async with service.db.read() as tx:
+        log = await _log_of(tx, request)
+        found = await log_tree.shown(tx, log.number, len(service.config.log.witnesses), service.now_ms())
     if found is None:
         raise RequestError("the log has not been signed yet", code="log.pending", retry_after=_RETRY_AFTER_S)
     return web.Response(body=found.text.encode(), headers={**_NEVER, "Content-Type": MEDIA_TYPE})

@@ -29,6 +29,8 @@ from verifier.store.log_tree import Log
 PERIOD_S: Final = 0.5
 _STOPPED_S: Final = 5.0
 _LOOK_EVERY_ROUNDS: Final = 20
+_TILE_EVERY_ROUNDS: Final = 4
+"""An old tile is read again every two seconds."""
 BATCH: Final = 256
 """Entries that get their places in one transaction: others wait for it some milliseconds at most."""
 
@@ -98,7 +100,8 @@ class Sequencer:
         await self._read_guard()
         if self._rounds % _LOOK_EVERY_ROUNDS == 0 or await self._is_begun_anew():
             await self._look()
-        await self._look_at_next()
+        if self._rounds % _TILE_EVERY_ROUNDS == 0:
+            await self._look_at_next()
         async with self._db.read() as tx:
             is_waiting = self._known is None or await log.is_waiting(tx)
         done = await self._place() if is_waiting else None

@@ -18,8 +18,10 @@ from verifier.store.database import Row, Tx
 
 KEPT_MS: Final = 60_000
 """Checkpoints are kept for so long, and the newest for ever."""
-_PUBLISHED_MS: Final = 30_000
-"""A checkpoint with more cosignatures is published in place of one that is so much newer at most."""
+_PREFERRED_MS: Final = 30_000
+"""For a proof, a checkpoint with more cosignatures is preferred to one that is so much newer at most."""
+_WAITS_MS: Final = 5_000
+"""For so long a checkpoint waits for its witnesses before it is published without some of them."""
 _PER_INSERT: Final = 64
 
 
@@ -125,7 +127,7 @@ async def at_size(tx: Tx, log: int, size: int) -> Stored | None:
 
 async def best(tx: Tx, log: int, beyond: int = -1) -> Stored | None:
     """
-    Give the checkpoint to show: of the last half minute the one with most cosignatures, and of those the newest.
+    Give the checkpoint to prove by: of the last half minute the one with most cosignatures, and of those the newest.
 
     Args:
         beyond: A place that it must cover.
@@ -138,9 +140,29 @@ async def best(tx: Tx, log: int, beyond: int = -1) -> Stored | None:
         " ORDER BY witnesses DESC, size DESC LIMIT 1",
         log,
         beyond,
-        last.at_ms - _PUBLISHED_MS,
+        last.at_ms - _PREFERRED_MS,
     )
     return last if row is None else _stored(row)
+
+
+async def shown(tx: Tx, log: int, witnesses: int, now_ms: int) -> Stored | None:
+    """
+    Give the checkpoint to publish: the largest that all witnesses have cosigned, or that has waited for them.
+
+    What may be published once may be published from then on, so that what is published never shrinks:
+    who follows a log takes a smaller tree for one that was cut short.
+
+    Args:
+        witnesses: How many are asked.
+        now_ms: Milliseconds since 1970.
+    """
+    row = await tx.one(
+        "SELECT * FROM log_checkpoints WHERE log = ? AND (witnesses >= ? OR at_ms <= ?) ORDER BY size DESC LIMIT 1",
+        log,
+        witnesses,
+        now_ms - _WAITS_MS,
+    )
+    return None if row is None else _stored(row)
 
 
 def _stored(row: Row) -> Stored:

@@ -14,7 +14,7 @@ from bench.answers import simulate
 from fixtures.judged import engine, given, minted, token
 from verifier.answers import tables
 
-RATES = json.loads((Path(__file__).parents[4] / "fixtures" / "answers" / "rates.json").read_text())
+RATES = json.loads((Path(__file__).parents[4] / "fixtures" / "answer_rates.json").read_text())
 DTYPES = {
     "bf16": "bfloat16",
     "f16": "float16",
