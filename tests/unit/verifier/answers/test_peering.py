@@ -39,7 +39,7 @@ def test_at_the_limit_it_agrees() -> None:
 
 
 GAPS: dict[str, list[float]] = msgspec.json.decode(
-    (Path(__file__).parents[4] / "fixtures" / "answers" / "peers.json").read_bytes()
+    (Path(__file__).parents[4] / "fixtures" / "peer_scores.json").read_bytes()
 )["mean gaps"]
 
 
