@@ -22,7 +22,9 @@ PLAIN: dict[str, Any] = {"messages": SAID, "model": MODEL, "temperature": 0, "ma
 @pytest.fixture
 async def fleet(tmp_path: Path, llama: LlamaServer) -> AsyncIterator[Fleet]:
     """A router over a node whose engine is the real llama.cpp; its workload asks for log-probabilities."""
-    async with opened(tmp_path) as made, aiohttp.ClientSession() as engine:
+    # The engine ends connections that have idled, and one of them must not be used again.
+    each_anew = aiohttp.TCPConnector(force_close=True)
+    async with opened(tmp_path) as made, aiohttp.ClientSession(connector=each_anew) as engine:
         node = await made.node("a")
 
         async def act(request: web.Request) -> web.StreamResponse:
