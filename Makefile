@@ -42,6 +42,7 @@ lint: $(VENV)/.dev  ## check with ruff, mypy --strict and the import contracts
 
 bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.attestations
+	$(VENV)/bin/python -m bench.logged
 	$(VENV)/bin/python -m bench.scaling
 	$(VENV)/bin/python -m bench.replicas
 	$(VENV)/bin/python -m bench.walk

@@ -35,6 +35,9 @@ NO_NODE: Final = "no-node"
 """No node may do the work, or no time was left to ask one."""
 _MAX_PATH: Final = 256
 _SHA256: Final = 32
+_MAX_OF_RESULTS: Final = 10_000
+_OF_RESULTS: Final[dict[tuple[bytes, str, str], dict[str, Any]]] = {}
+"""What receipts say of nodes, by the digest of the result's token, the pin and the model: it never changes."""
 _GONE: Final = 503
 """The status of an answer that was never begun, because the client had left."""
 
@@ -223,12 +226,25 @@ def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Meter
 
 def _node(attempt: Attempt, model: str) -> Node:
     view = attempt.view
-    members: dict[str, Any] = {} if view is None else _known(view, model)
+    members: dict[str, Any] = {} if view is None else dict(_remembered(view, model))
     if attempt.answer_sha256:
         members["answer_sha256"] = attempt.answer_sha256
     if attempt.request_id:
         members["request"] = attempt.request_id
     return Node(id=attempt.node, **members)
+
+
+def _remembered(view: NodeView, model: str) -> dict[str, Any]:
+    """What was known of a node: the same for all its answers on one result."""
+    if view.endpoint is None or not view.token_digest:
+        return _known(view, model)
+    name = view.token_digest, view.endpoint[1], model
+    found = _OF_RESULTS.get(name)
+    if found is None:
+        if len(_OF_RESULTS) >= _MAX_OF_RESULTS:
+            _OF_RESULTS.clear()
+        found = _OF_RESULTS[name] = _known(view, model)
+    return found
 
 
 def _known(view: NodeView, model: str) -> dict[str, Any]:
