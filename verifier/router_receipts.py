@@ -22,6 +22,7 @@ from attester.cose import PrivateKey, PublicKey
 from attester.errors import AttesterError, SignatureError
 from verifier import canonical
 from verifier.errors import CanonicalError, RequestError
+from verifier.result_keys import b64url
 
 NO_ROOT: Final = "0" * 64
 """In place of the root before the first batch."""
@@ -49,12 +50,12 @@ class ReceiptKey:
     def kid(self) -> str:
         """The JWK Thumbprint (RFC 7638, RFC 8037 §2), base64url."""
         members = f'{{"crv":"Ed25519","kty":"OKP","x":"{self.x}"}}'
-        return _b64url(hashlib.sha256(members.encode()).digest())
+        return b64url(hashlib.sha256(members.encode()).digest())
 
     @property
     def x(self) -> str:
         """The key, base64url."""
-        return _b64url(self.public.point)
+        return b64url(self.public.point)
 
     def jwk(self) -> dict[str, str]:
         """The JWK as the JWKS lists it (RFC 8037, RFC 9864)."""
@@ -184,7 +185,7 @@ class Batch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def sign_batch(batch: Batch, key: PrivateKey) -> Batch:
     """Give the batch with its signature."""
-    return structs.replace(batch, sig=_b64url(key.sign(batch.signed_bytes())))
+    return structs.replace(batch, sig=b64url(key.sign(batch.signed_bytes())))
 
 
 def read_batch(data: bytes) -> Batch:
@@ -216,10 +217,6 @@ def unb64url(text: str) -> bytes:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         data = None
-    if data is None or _b64url(data) != text:
+    if data is None or b64url(data) != text:
         raise RequestError("a value is not base64url in its one spelling")
     return data
-
-
-def _b64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 from router.gateway.aside import Aside
-from router.gateway.body import LARGE
 
 
 class AnswerDigest:
@@ -31,10 +30,8 @@ class AnswerDigest:
 
     async def add_whole(self, data: bytes) -> None:
         """Digest a whole body."""
-        if not self._enabled or len(data) <= LARGE:
-            self.add(data)
-        else:
-            await self._aside.run(self.add, data)
+        if self._enabled:
+            await self._aside.run_on(data, self.add)
 
     def hex(self) -> str:
         """The digest, hex; empty if the node has sent no bytes, or nothing is digested."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
+from router.gateway.body import LARGE
+
 _AT_ONCE: Final = 2
 """More would only take the processor, and memory, from each other."""
 
@@ -23,6 +25,10 @@ class Aside:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do *work* in a thread, once one is free; returns what it returns, and raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
+
+    async def run_on(self, data: bytes, work: Callable[[bytes], T]) -> T:
+        """Do *work* on *data*: at once, or as `run` does it if that is much."""
+        return work(data) if len(data) <= LARGE else await self.run(work, data)
 
     def close(self) -> None:
         """Take no more work; what is being done comes to its end."""

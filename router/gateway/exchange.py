@@ -21,7 +21,6 @@ from attester.bounded import read_all
 from router.choose.ranking import Ranked
 from router.gateway.answer_digest import AnswerDigest
 from router.gateway.attempts import DOUBTFUL, Attempt
-from router.gateway.body import LARGE
 from router.gateway.exchanges import Exchanges, T
 from router.gateway.failures import classify
 from router.gateway.lateness import TimeAllowed, is_late_here
@@ -228,9 +227,7 @@ class Exchange:
         except TimeoutError:
             raise self._progress.error_without_text(self._loop.time(), "no whole answer") from None
         await self._digest.add_whole(data)
-        if len(data) <= LARGE:
-            return judge(status, data)
-        return await self._exchanges.aside.run(judge, status, data)
+        return await self._exchanges.aside.run_on(data, partial(judge, status))
 
     async def _pass_stream(self, sink: Sink) -> Answer | None:
         """

@@ -344,7 +344,7 @@ class Handler:
         return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
 
     async def _rewrite(self, body: bytes, rewrite: Callable[[bytes], bytes]) -> bytes:
-        return await self._gateway.aside.run(rewrite, body) if len(body) > LARGE else rewrite(body)
+        return await self._gateway.aside.run_on(body, rewrite)
 
     async def _stream(self, run: Run) -> web.StreamResponse:
         sink = self._sink = run.sink = ClientStream(

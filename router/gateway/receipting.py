@@ -16,7 +16,6 @@ from msgspec import UNSET, UnsetType
 from attester.kinds import model_submod
 from router.gateway.aside import Aside
 from router.gateway.attempts import Attempt
-from router.gateway.body import LARGE
 from router.gateway.dispatch import Run
 from router.gateway.errors import GatewayError
 from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
@@ -110,7 +109,7 @@ class Draft:
     async def note_request(self, body: bytes, aside: Aside) -> None:
         """Digest the request's body."""
         digest = hashlib.sha256(self._salt)
-        await _update(digest, body, aside)
+        await aside.run_on(body, digest.update)
         self._request_sha256 = digest.hexdigest()
 
     def name(self, response: web.StreamResponse) -> None:
@@ -132,7 +131,7 @@ class Draft:
     async def note_whole(self, response: web.Response, aside: Aside) -> None:
         """Digest a whole answer that is handed to the connection now."""
         body = self._begin_whole(response)
-        await _update(self._digest, body, aside)
+        await aside.run_on(body, self._digest.update)
 
     def note_small(self, response: web.Response) -> None:
         """See `note_whole`; for an answer of the router's own."""
@@ -173,13 +172,6 @@ class Draft:
         members = {} if members is None else members
         members["outcome"], members["request"], members["response"] = outcome, asked, answered
         self._book.end(self.id, self._caller, self._clock.now_ms(), members)
-
-
-async def _update(digest: Any, data: bytes, aside: Aside) -> None:
-    if len(data) > LARGE:
-        await aside.run(digest.update, data)
-    else:
-        digest.update(data)
 
 
 def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[str, dict[str, Any]]:

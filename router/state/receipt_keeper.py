@@ -8,7 +8,6 @@ the router is killed.  What a kill takes was seen by nobody.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import deque
 from functools import partial
 from typing import Final, Protocol
@@ -24,6 +23,7 @@ from router.store import forgetting
 from router.store import receipts as store
 from router.store.receipts import StoredBatch, StoredReceipt
 from verifier.errors import StoreError
+from verifier.log.tree import leaf_hash
 from verifier.router_receipts import NO_ROOT, Batch, ReceiptKey, read_batch
 from verifier.store.database import Database, Tx
 
@@ -96,7 +96,7 @@ class ReceiptKeeper:
         self._written = 0 if batch is None else batch.number
         opened = OpenBatch(self._written + 1)
         for each in ahead:
-            opened.leaves.append(hashlib.sha256(b"\x00" + each.payload).digest())
+            opened.leaves.append(leaf_hash(each.payload))
         if ahead:
             times = [payload.decode(each.payload).iat for each in ahead]
             opened.from_ms, opened.to_ms = min(times), max(times)

@@ -20,6 +20,7 @@ from router.receipts import payload
 from router.receipts.payload import VERSION, Receipt
 from router.state.newest import Newest, Waiting
 from router.state.random_bytes import random_bytes
+from verifier.log.tree import leaf_hash
 from verifier.router_receipts import ReceiptKey
 
 STRANGER: Final = ""
@@ -179,8 +180,7 @@ class ReceiptBook:
         if place >= self._max_open:
             self._lost()
             return 0, 0
-        # RFC 9162 §2.1.1, as `verifier.log.tree.leaf_hash` has it.
-        batch.leaves.append(hashlib.sha256(b"\x00" + data).digest())
+        batch.leaves.append(leaf_hash(data))
         if not place:
             batch.from_ms = now_ms
         batch.to_ms = max(batch.to_ms, now_ms)

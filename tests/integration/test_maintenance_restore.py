@@ -460,8 +460,8 @@ async def test_marks_are_written_once_for_many_challenges(
     from verifier.store import marks
 
     written = []
-    raised = marks._write
-    monkeypatch.setattr(marks, "_write", lambda *given: (written.append(1), raised(*given)))
+    raised = marks.replace_file
+    monkeypatch.setattr(marks, "replace_file", lambda *given: (written.append(1), raised(*given)))
     async with serving(home, clock, model_folder) as running:
         (node,) = await attested(running)
         await asyncio.sleep(0.3)

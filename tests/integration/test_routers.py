@@ -29,8 +29,8 @@ from verifier.errors import RequestError
 from verifier.roles import Role
 from verifier.service import sweep
 from verifier.service.app import make_app, open_service
-from verifier.service.http import parse_json
-from verifier.service.routers import _Body, _bytes
+from verifier.service.http import base64_bytes, parse_json
+from verifier.service.routers import _Body
 from verifier.service.serve import listening
 from verifier.store import api_keys, routers
 from verifier.store.api_keys import digest_of
@@ -370,7 +370,7 @@ def test_any_body_is_read_or_refused(data: dict[str, str]) -> None:
     try:
         read = parse_json(msgspec.json.encode(data), _Body)
         assert data.keys() == {"certificate", "signature"}
-        assert base64.b64encode(_bytes(read.signature, "signature")).decode() == data["signature"]
+        assert base64.b64encode(base64_bytes(read.signature, "signature")).decode() == data["signature"]
     except RequestError as error:
         codes.add(error.code)
     assert codes <= {"request.malformed"}
@@ -380,13 +380,13 @@ def test_any_body_is_read_or_refused(data: dict[str, str]) -> None:
 def test_base64_has_one_spelling(data: bytes) -> None:
     """What is read is what was written, and a bit that is not used is not free."""
     text = base64.b64encode(data).decode()
-    assert _bytes(text, "x") == data
+    assert base64_bytes(text, "x") == data
     if len(data) % 3:
         place = len(text.rstrip("=")) - 1
         alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
         other = alphabet[alphabet.index(text[place]) ^ 1]
         with pytest.raises(RequestError):
-            _bytes(text[:place] + other + text[place + 1 :], "x")
+            base64_bytes(text[:place] + other + text[place + 1 :], "x")
 
 
 def test_the_credential_of_the_statement_is_what_keys_are_looked_up_by() -> None:

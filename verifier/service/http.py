@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -92,6 +94,22 @@ def parse_json(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(str(error)) from None
+
+
+def base64_bytes(text: str, name: str) -> bytes:
+    """
+    The bytes of base64, in its one spelling.
+
+    Raises:
+        RequestError: *text* is something else; the message has *name*.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(f"{name} is not base64") from None
+    if base64.b64encode(data).decode() != text:
+        raise RequestError(f"{name} is not base64 in its one spelling")
+    return data
 
 
 def json_response(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
@@ -27,7 +25,7 @@ from verifier.router_receipts import (
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.credentials import digest_of_bearer
-from verifier.service.http import json_response, parse_json, read_body
+from verifier.service.http import base64_bytes, json_response, parse_json, read_body
 from verifier.service.state import service_of
 from verifier.store import receipt_batches, routers
 from verifier.store.receipt_batches import NewKey
@@ -71,7 +69,10 @@ async def register(request: web.Request) -> web.Response:
     name = _name_of(request)
     key = ReceiptKey.from_bytes(unb64url(body.x))
     statement = key_statement(service.issuer, digest_of_bearer(request), name, key.public.point)
-    signature, possession = _bytes(body.signature, "signature"), _bytes(body.possession, "possession")
+    signature, possession = (
+        base64_bytes(body.signature, "signature"),
+        base64_bytes(body.possession, "possession"),
+    )
     now_ms = service.now_ms()
     async with service.db.read() as tx:
         registered = await routers.listed(tx, now_ms, service.home_callers)
@@ -153,14 +154,3 @@ async def take(request: web.Request) -> web.Response:
         )
         raise RequestError(f"batch {batch.number}: {taken.fork}", code=receipt_batches.FORKED)
     return json_response({"entry": taken.entry}, status=201 if taken.is_new else 200)
-
-
-def _bytes(text: str, name: str) -> bytes:
-    """The bytes of strict base64, in its one spelling."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError(f"{name} is not base64") from None
-    if base64.b64encode(data).decode() != text:
-        raise RequestError(f"{name} is not base64 in its one spelling")
-    return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
@@ -11,13 +10,12 @@ import structlog
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from verifier.errors import RequestError
 from verifier.roles import Role
 from verifier.router_certificates import MAX_CERTIFICATE, read_certificate
 from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.credentials import digest_of_bearer
-from verifier.service.http import json_response, parse_json, read_body
+from verifier.service.http import base64_bytes, json_response, parse_json, read_body
 from verifier.service.state import service_of
 from verifier.store import routers
 from verifier.store.routers import NewRegistration
@@ -80,10 +78,10 @@ async def register(request: web.Request) -> web.Response:
     body = parse_json(await read_body(request, _MAX_BODY), _Body)
     now_ms = service.now_ms()
     certificate = read_certificate(
-        _bytes(body.certificate, "certificate"), datetime.fromtimestamp(now_ms / 1000, UTC)
+        base64_bytes(body.certificate, "certificate"), datetime.fromtimestamp(now_ms / 1000, UTC)
     )
     credential = digest_of_bearer(request)
-    certificate.check_statement(_bytes(body.signature, "signature"), service.issuer, credential)
+    certificate.check_statement(base64_bytes(body.signature, "signature"), service.issuer, credential)
     ends_ms = int(certificate.ends.timestamp() * 1000)
     # A token of an issuer is not kept: it is good until it expires, and nobody can look it up.
     is_token = caller.key is None and caller.until_ms is not None
@@ -109,14 +107,3 @@ async def register(request: web.Request) -> web.Response:
             "expires_in_s": (done.until_ms - now_ms) // 1000,
         }
     )
-
-
-def _bytes(text: str, name: str) -> bytes:
-    """The bytes of strict base64, in its one spelling."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError(f"{name} is not base64") from None
-    if base64.b64encode(data).decode() != text:
-        raise RequestError(f"{name} is not base64 in its one spelling")
-    return data

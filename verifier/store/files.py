@@ -45,6 +45,23 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         raise StoreError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """
+    Write a small file in place of the one that is there, durably.  Only one process at a time may do so.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was.
+    """
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -7,7 +7,6 @@ file is never restored from a copy, as the high-water marks are not (`verifier.s
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -17,6 +16,7 @@ from msgspec import Meta, Struct
 from verifier.errors import LogProofError, StoreError
 from verifier.log.tree import CompactRange
 from verifier.store.database import UnavailableError
+from verifier.store.files import replace_file
 
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 64 << 10
@@ -94,18 +94,7 @@ def write_guard(path: Path, signed: Signed) -> None:
 
 def replace_guard(path: Path, signed: Signed) -> None:
     """Write a guard durably, whatever the file has.  Raises `UnavailableError`."""
-    temporary = path.with_suffix(".new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(signed))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, msgspec.json.encode(signed))
     except OSError as error:
         raise UnavailableError(f"{path} cannot be written: {error.strerror}") from None

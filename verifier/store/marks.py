@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 from verifier.errors import StoreError
 from verifier.store.database import UnavailableError
+from verifier.store.files import replace_file
 
 _FORMAT: Final = 1
 _CHALLENGES: Final = 256
@@ -113,7 +114,7 @@ def raise_marks(path: Path, marks: Marks) -> Marks:
                 else msgspec.structs.replace(known.merge(marks), since_ms=known.since_ms)
             )
             if merged != known:
-                _write(path, merged)
+                replace_file(path, msgspec.json.encode(merged))
             return merged
     except OSError as error:
         raise UnavailableError(f"{path} cannot be written: {error.strerror}") from None
@@ -128,21 +129,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, marks: Marks) -> None:
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(marks))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class HighWater:
