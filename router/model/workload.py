@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from attester import kinds
 from router.model.errors import WorkloadError
 from router.model.operations import OPERATIONS
+from router.model.usage import Usage
 from verifier.trust import CLAIM_NAMES
 
 ASSURANCES: Final = ("declared", "challenged", "hardware-rooted", "confidential")
@@ -37,6 +38,10 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True):
 
     input: _Count = 0
     output: _Count = 0
+
+    def charge(self, usage: Usage) -> int:
+        """What an exchange costs, exactly: in millionths of a millionth of the unit.  Only what is shown is rounded."""
+        return self.input * usage.prompt + self.output * usage.completion
 
 
 class TypicalExchange(Struct, frozen=True, forbid_unknown_fields=True):
