@@ -171,7 +171,7 @@ class Metering:
         if request.operator == attempt.operator or not request.is_evidence:
             return True
         template_tokens = _TEMPLATE_TOKENS * templates(request.document)
-        allowed = Usage(counted.prompt + template_tokens, counted.completion)
+        allowed = Usage(counted.prompt + attempt.carried + template_tokens, counted.completion)
         now = self._clock.monotonic()
         mismatch = self._meter.add(attempt.node, attempt.operator, request.client, claimed, allowed, now)
         if mismatch is not None:

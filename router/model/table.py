@@ -30,7 +30,7 @@ from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
 from router.model.operations import OPERATIONS
-from router.model.workload import CheckSettings, Digests, ModelName, Requirements, Table, Workload
+from router.model.workload import CheckSettings, Digests, GoesOn, ModelName, Requirements, Table, Workload
 from verifier.errors import PlainYAMLError
 from verifier.plainyaml import Parsed, parse_yaml
 
@@ -52,6 +52,8 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     digests: Digests = ()
     """As `Workload.digests`."""
     checks: CheckSettings = CheckSettings()
+    continuing: GoesOn = GoesOn.NEVER
+    """As `Workload.continuing`."""
     default: bool = False
     """Whether it is taken if several workloads are for the model and the request names none."""
 
@@ -101,6 +103,7 @@ def _workload(
             tokeniser=entry.tokeniser,
             digests=entry.digests,
             checks=entry.checks,
+            continuing=entry.continuing,
             **required,
         )
     except ValueError as error:
