@@ -43,6 +43,7 @@ from router.gateway.exchanges import Exchanges
 from router.gateway.measuring import earns_credit, measure
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
+from router.gateway.salting import Salts
 from router.gateway.sink import Sink
 from router.model.allowance import Seen, allow
 from router.model.clock import Clock
@@ -131,6 +132,7 @@ class Dispatcher:
         self._exchanges = exchanges
         self._clock = clock
         self._reviews = reviews
+        self.salts = Salts(clock)
         self.seed = seed
         self.is_unrated: Callable[[Run, str], bool] = lambda _run, _node: False
         """Draws by lot whether an execution at a node leaves no trace in its standing; see `Execution`."""
@@ -274,7 +276,7 @@ class Dispatcher:
             self._exchanges,
             candidate,
             endpoint,
-            request,
+            self.salts.write(request, view.engine),
             allowed=allowed,
             left_s=run.deadline - now,
             first_left_s=run.first_by + allowed.extra_s - now,

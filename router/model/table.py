@@ -54,6 +54,8 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     checks: CheckSettings = CheckSettings()
     continuing: GoesOn = GoesOn.NEVER
     """As `Workload.continuing`."""
+    cache_salt: bool = True
+    """As `Workload.cache_salt`."""
     default: bool = False
     """Whether it is taken if several workloads are for the model and the request names none."""
 
@@ -104,6 +106,7 @@ def _workload(
             digests=entry.digests,
             checks=entry.checks,
             continuing=entry.continuing,
+            cache_salt=entry.cache_salt,
             **required,
         )
     except ValueError as error:

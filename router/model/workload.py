@@ -186,6 +186,8 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
     checks: CheckSettings = CheckSettings()
     continuing: GoesOn = GoesOn.NEVER
     """Whether another node of the same revision and engine goes on with a stream that broke.  It needs a tokeniser."""
+    cache_salt: bool = True
+    """Whether requests have a ``cache_salt`` for each tenant, at nodes whose engine keeps prefixes apart by it."""
 
     def __post_init__(self) -> None:
         Requirements.__post_init__(self)
