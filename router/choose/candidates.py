@@ -14,8 +14,19 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-Key = tuple[str, str]
-"""Operator and node."""
+from router.choose.affinity import Key, Ring
+
+__all__ = [
+    "FAIL_OPEN_LANES",
+    "LANES",
+    "CandidateIndex",
+    "Key",
+    "Lane",
+    "LaneRecord",
+    "RecordingIndex",
+    "ReplayIndex",
+    "SortedCandidates",
+]
 
 
 class Lane(StrEnum):
@@ -54,13 +65,22 @@ class CandidateIndex(Protocol):
     def node_of(self, number: int, position: int) -> Key:
         """The node at a position among an operator's nodes."""
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """The nodes near a key of affinity, the nearest first; none if the lane has no circle."""
+
 
 class SortedCandidates:
-    """A lane that events keep up to date."""
+    """
+    A lane that events keep up to date.
 
-    __slots__ = ("_keys", "_nodes", "_operators")
+    Args:
+        ring: The circle of its nodes, if requests may have an affinity; empty.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_keys", "_nodes", "_operators", "_ring")
+
+    def __init__(self, ring: Ring | None = None) -> None:
+        self._ring = ring
         self._keys: list[Key] = []
         self._operators: list[str] = []
         self._nodes: dict[str, list[str]] = {}
@@ -87,6 +107,10 @@ class SortedCandidates:
         operator = self._operators[number]
         return operator, self._nodes[operator][position]
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        return () if self._ring is None else self._ring.near(key)
+
     def nodes(self) -> list[str]:
         """The nodes of the lane, in its order."""
         return [node for _, node in self._keys]
@@ -94,6 +118,8 @@ class SortedCandidates:
     def add(self, key: Key) -> None:
         """Put a node into the lane."""
         insort(self._keys, key)
+        if self._ring is not None:
+            self._ring.add(key)
         operator, node = key
         nodes = self._nodes.get(operator)
         if nodes is None:
@@ -105,6 +131,8 @@ class SortedCandidates:
     def remove(self, key: Key) -> None:
         """Take a node out of the lane."""
         del self._keys[bisect_left(self._keys, key)]
+        if self._ring is not None:
+            self._ring.remove(key)
         operator, node = key
         nodes = self._nodes[operator]
         del nodes[bisect_left(nodes, node)]
@@ -113,7 +141,7 @@ class SortedCandidates:
             del self._operators[bisect_left(self._operators, operator)]
 
 
-class LaneRecord(Struct, frozen=True, gc=False):
+class LaneRecord(Struct, frozen=True, gc=False, omit_defaults=True):
     """What a decision saw of a lane: enough to replay it."""
 
     size: int
@@ -122,6 +150,8 @@ class LaneRecord(Struct, frozen=True, gc=False):
     nodes_of: dict[int, int]
     node_of: dict[str, Key]
     """By number of the operator and position, ``NUMBER/POSITION``."""
+    near: dict[str, tuple[Key, ...]] = {}
+    """By key of affinity."""
 
 
 class ReplayIndex:
@@ -147,11 +177,15 @@ class ReplayIndex:
         """See `CandidateIndex`."""
         return self._seen.node_of[f"{number}/{position}"]
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        return self._seen.near[key]
+
 
 class RecordingIndex:
     """A lane that records what it is asked."""
 
-    __slots__ = ("_at", "_lane", "_node_of", "_nodes_of", "_size", "operators")
+    __slots__ = ("_at", "_lane", "_near", "_node_of", "_nodes_of", "_size", "operators")
 
     def __init__(self, lane: CandidateIndex) -> None:
         self._lane = lane
@@ -160,6 +194,7 @@ class RecordingIndex:
         self._at: dict[int, Key] = {}
         self._nodes_of: dict[int, int] = {}
         self._node_of: dict[tuple[int, int], Key] = {}
+        self._near: dict[str, tuple[Key, ...]] = {}
 
     def __len__(self) -> int:
         """See `CandidateIndex`."""
@@ -184,6 +219,11 @@ class RecordingIndex:
             key = self._node_of[number, position] = self._lane.node_of(number, position)
         return key
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        found = self._near[key] = self._lane.near(key)
+        return found
+
     def record(self) -> LaneRecord:
         """What was asked, and the answers."""
         return LaneRecord(
@@ -192,4 +232,5 @@ class RecordingIndex:
             at=self._at,
             nodes_of=self._nodes_of,
             node_of={f"{number}/{position}": key for (number, position), key in self._node_of.items()},
+            near=self._near,
         )

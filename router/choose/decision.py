@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from router.choose.affinity import Affinity
 from router.choose.candidates import LANES, LaneRecord, RecordingIndex, ReplayIndex
 from router.choose.choice import Choice
 from router.choose.gates import FAIL_OPEN_CODES, FEED_SILENT, FEED_SILENT_S, GateVerdict
@@ -73,6 +74,8 @@ class Decision(Struct, frozen=True, gc=False):
     """See `FleetView`."""
     choice: Choice | None = None
     """Where the seed comes from; `None`: this router drew it alone."""
+    affinity: Affinity | None = None
+    """What the key of affinity of the request was worth; `None`: it had none."""
 
     @property
     def chosen(self) -> Ranked | None:
@@ -131,6 +134,7 @@ def decide(
     *,
     has_tools: bool = False,
     choice: Choice | None = None,
+    affinity: str | None = None,
 ) -> Decision:
     """
     Rank the nodes that may do the work.  An empty ranking is an answer.
@@ -141,6 +145,7 @@ def decide(
         seed: For all that is drawn.
         has_tools: Whether the work may call tools.
         choice: Where the seed comes from, if the caller had a part in it.
+        affinity: The key by which requests that begin alike find the same node.
     """
     pool = _RecordingPool(view.pool)
     sizes = {name: pool.sizes[lane] for lane, name in _NAMES}
@@ -151,7 +156,7 @@ def decide(
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = _EMPTY_RANKING
     else:
-        ranking = rank(pool, workload, seed, has_tools=has_tools)
+        ranking = rank(pool, workload, seed, has_tools=has_tools, affinity=affinity)
     return Decision(
         workload=workload,
         seed=seed,
@@ -171,6 +176,7 @@ def decide(
         required=view.required,
         met=view.met,
         choice=choice,
+        affinity=ranking.affinity,
     )
 
 
@@ -203,10 +209,11 @@ def replay(decision: Decision) -> Decision:
             decision.seed,
             has_tools=decision.has_tools,
             choice=decision.choice,
+            affinity=None if decision.affinity is None else decision.affinity.key,
         )
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, the decision asks something that the record does not have") from None
-    for name in ("ranked", "opened", "over", "lanes", "closed"):
+    for name in ("ranked", "opened", "over", "lanes", "closed", "affinity"):
         if getattr(again, name) != getattr(decision, name):
             raise ReplayError(f"made again, the decision's {name} differ")
     return again

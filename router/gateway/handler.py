@@ -174,6 +174,7 @@ class Handler:
             return error.response(None, self._operation.error_members)
         self._gateway.checks.note(request, record.decision)
         self._heard = self._gateway.checks.peers.sample(request, self._request.headers)
+        dispatcher = self._gateway.dispatcher
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         self._run = Run(
             record=record,
@@ -181,9 +182,7 @@ class Handler:
             deadline=deadline,
             first_by=began + self._gateway.config.timeout_s,
             tells_usage=tells_usage,
-            continuing=make_continuing(
-                request, self._continue, self._gateway.dispatcher.fleet, self._gateway.dispatcher.metering
-            ),
+            continuing=make_continuing(request, self._continue, dispatcher.fleet, dispatcher.metering),
         )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
@@ -254,12 +253,13 @@ class Handler:
 
     async def _decide(self, request: NodeRequest) -> Record:
         """Decide, from the nodes that meet what the caller requires, by the seed that follows from its nonce."""
-        gateway, caller = self._gateway, self._key.name
-        narrowed = await gateway.terms.narrow(request.workload, request.required, caller)
+        gateway, caller, workload = self._gateway, self._key.name, request.workload
+        narrowed = await gateway.terms.narrow(workload, request.required, caller)
         # Last of all that may be refused: a nonce is used once.
         chosen = gateway.terms.choose(self._request, caller)
+        affinity, tools = gateway.dispatcher.salts.affinity_of(request), request.has_tools
         return gateway.dispatcher.decide(
-            request.workload, caller, has_tools=request.has_tools, narrowed=narrowed, chosen=chosen
+            workload, caller, has_tools=tools, narrowed=narrowed, chosen=chosen, affinity=affinity
         )
 
     async def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
@@ -273,8 +273,7 @@ class Handler:
         if request.required is not None:
             # An answer that was given under other requirements is another one.
             digest.update(request.required.key)
-        if self._continue is not None:
-            digest.update(b"continue " + self._continue.encode())
+        digest.update(f"continue {self._continue}".encode())
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)

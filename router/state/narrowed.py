@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Final
 
-from router.choose.candidates import LANES, Key, Lane, SortedCandidates
+from router.choose.candidates import LANES, Key, Lane
 from router.choose.gates import GateContext, GateVerdict
 from router.choose.ranking import CandidateFacts
 from router.choose.requirements import changes_in, find_unmet
 from router.model.node import NodeView
 from router.model.requirements import CallerRequirements
-from router.state.pool import WorkloadPool
+from router.state.pool import WorkloadPool, make_lanes
 from router.state.timers import Timers
 
 _MOST_ASKED: Final = 1000
@@ -34,7 +34,7 @@ class NarrowedPool:
     def __init__(self, base: WorkloadPool, required: CallerRequirements) -> None:
         self.base = base
         self.required = required
-        self.lanes = {lane: SortedCandidates() for lane in LANES}
+        self.lanes = make_lanes(base.workload)
         self.sizes = dict.fromkeys(LANES, 0)
         self.unmet: dict[str, int] = {}
         """How many nodes each code of the requirements keeps out, of those that nothing else may keep out."""
