@@ -22,9 +22,7 @@ from router.model.workload import Workload
 
 SECRET = b"one process"
 BOUND = 150
-WORKLOAD = Workload(
-    model="m", name="w", affinity_per_cent=BOUND, probation_per_mille=0, degraded_per_mille=0
-)
+WORKLOAD = Workload(model="m", name="w", affinity_per_cent=BOUND, probation_per_mille=0, degraded_per_mille=0)
 GOOD = Rating(latency_s=1.0, completion=0.99, evidence=100.0)
 KEYS = [f"{number:016x}" for number in range(300)]
 
