@@ -111,6 +111,15 @@ class Run:
         if own is not None:
             self.usage = own if self.continuing is None else self.continuing.with_parts(own)
 
+    async def goes_on(self, first_by: float) -> bool:
+        """Whether another node may go on with a stream that broke: its first text has to come until *first_by*."""
+        if self.continuing is None or self.sink is None:
+            return False
+        if not await self.continuing.begin(self.attempts[-1], self.sink):
+            return False
+        self.first_by = first_by
+        return True
+
 
 class Dispatcher:
     """Decides, tries, records."""
@@ -241,7 +250,8 @@ class Dispatcher:
             step: Next = (
                 decide_next(run.attempts) if run.seam is None else decide_after_seam(run.attempts[-1])
             )
-            if isinstance(step, Fail) and await self._goes_on(run):
+            patience_s = self._exchanges.config.timeout_s
+            if isinstance(step, Fail) and await run.goes_on(self._clock.monotonic() + patience_s):
                 continue
             if not isinstance(step, Continue):
                 return step
@@ -250,16 +260,6 @@ class Dispatcher:
         end = decide_next(run.attempts, is_exhausted=True)
         assert not isinstance(end, Continue)
         return end
-
-    async def _goes_on(self, run: Run) -> bool:
-        """Whether another node may go on with what the client has of a stream that broke."""
-        if run.continuing is None or run.sink is None:
-            return False
-        if not await run.continuing.begin(run.attempts[-1], run.sink):
-            return False
-        # The router's patience begins anew: until the first text of the rest.
-        run.first_by = self._clock.monotonic() + self._exchanges.config.timeout_s
-        return True
 
     async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
