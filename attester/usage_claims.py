@@ -29,7 +29,7 @@ UNKNOWN: Final = ""
 _MAX_VALUES: Final = 64
 """CBOR values of the message itself; its payload is one of them."""
 
-_Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+_Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Day = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")]
 
