@@ -68,7 +68,7 @@ def assemble(
     )
     exchanges = _make_exchanges(setup, clock, registrar, to_nodes, stalls)
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
-    metering = Metering(clock, holds, setup.tokenisers())
+    metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     state = State(
         config=config,
