@@ -349,12 +349,18 @@ def show_incident(incident: str, url: str, key: str | None) -> None:
 @incidents.command("release")
 @click.argument("incident")
 @click.option("--reason", required=True, help="Why; kept with the incident.")
+@click.option(
+    "--fault",
+    type=click.Choice(("node", "ours", "unclear")),
+    help="Whose fault it was: later reviews of the same kind go by it.",
+)
 @_url
 @_key
 @_errors
-def release_incident(incident: str, reason: str, url: str, key: str | None) -> None:
+def release_incident(incident: str, reason: str, fault: str | None, url: str, key: str | None) -> None:
     """Release the node of INCIDENT to probation.  The API key says who decides."""
-    answer = _call(url, f"/api/v1/incidents/{incident}/release", key, {"reason": reason})
+    body = {"reason": reason, **({} if fault is None else {"fault": fault})}
+    answer = _call(url, f"/api/v1/incidents/{incident}/release", key, body)
     if answer.get("awaiting_second"):
         click.echo(f"{incident}: the release is proposed; a second person must release it too.")
     else:

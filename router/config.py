@@ -207,6 +207,11 @@ class ReceiptsSection(Struct, frozen=True, forbid_unknown_fields=True):
 class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[review]``: of the router's own holds."""
 
+    hour_held_costs: Annotated[float, Meta(ge=0, le=1e9)] = 1
+    """What an hour without work costs for an honest node; the queue of reviews is ordered by it (docs/reviews.md)."""
+    hour_trusted_costs: Annotated[float, Meta(ge=0, le=1e9)] = 10
+    """What an hour of work by a node at fault costs, in the same unit."""
+
     two_person: bool = False
     """Whether a release takes two people."""
     target_hours: Annotated[int, Meta(ge=1, le=8760)] = 24

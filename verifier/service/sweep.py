@@ -25,6 +25,7 @@ from verifier.store import (
     nodes,
     peer_scores,
     recordings,
+    reviews,
     revocations,
     routers,
     sessions,
@@ -143,6 +144,7 @@ async def delete_old(service: Service) -> None:
         lambda tx: answer_checks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: peer_scores.prune(tx, results_before, _STEP_ROWS),
         lambda tx: routers.prune(tx, now_ms - _DAY_MS, _STEP_ROWS),
+        lambda tx: reviews.prune(tx, now_ms, _STEP_ROWS),
     )
     for step in steps:
         # Of its own name: only the sweep deletes, and what is so old is changed by nobody else.

@@ -38,11 +38,13 @@ from verifier.store import (
     incident_transitions,
     incidents,
     peer_scores,
+    reviews,
     served_engine,
 )
 from verifier.store.answer_scores import Counted, Score, Served
 from verifier.store.database import Row, Tx
 from verifier.store.suspicion_levels import set_level
+from verifier.triage import Fault
 
 _MAX_REPORTERS: Final = 3
 _BOUNDARIES: Final = AnswerBoundaries()
@@ -204,6 +206,7 @@ async def clear(tx: Tx, node_id: str, model: str, actor: str, reason: str, now_m
     _check_reason(reason)
     if not await peer_scores.clear(tx, node_id, model):
         await _check_known(tx, node_id, model)
+    await reviews.note_answers(tx, node_id, model, Fault.OURS, now_ms)
     await answer_scores.reset(tx, node_id, model)
     await set_level(tx, node_id, model, "none", reason, actor, now_ms)
 
@@ -243,6 +246,7 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
         (incident_id,) = await incident_transitions.apply(tx, [opened], now_ms)
     else:
         incident_id = known.id
+    await reviews.note_answers(tx, node_id, model, Fault.NODE, now_ms)
     await incidents.take_step(tx, incident_id, "quarantine", actor, reason, now_ms, two_person=False)
     await set_level(tx, node_id, model, "suspected", reason, actor, now_ms)
     return incident_id

@@ -1,4 +1,8 @@
--- oldest: 4
+-- oldest: 3
+-- Whose fault a person has found it to be; NULL if nobody has said so.
+ALTER TABLE hold_steps ADD COLUMN fault TEXT COLLATE "C";
+CREATE INDEX hold_steps_released ON hold_steps (at_ms) WHERE step = 'release';
+
 -- What nodes claim to have done on a day of UTC, as they have signed it.  A day is claimed once.
 CREATE TABLE usage_claims (
     node      TEXT COLLATE "C" NOT NULL,
