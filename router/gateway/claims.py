@@ -75,7 +75,7 @@ class ClaimFetcher:
             async with room:
                 return await self.fetch(node)
 
-        return sum(await asyncio.gather(*(fetch(node) for node in list(self._fleet.nodes))))
+        return sum(await asyncio.gather(*(fetch(node) for node in list(self._fleet.nodes()))))
 
     async def fetch(self, node: str) -> int:
         """Ask one node; returns how many claims are new."""

@@ -12,7 +12,8 @@ router's tokeniser is wrong, and nobody is held either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -236,7 +237,7 @@ class UsageMeter:
         return is_router_suspect(mismatched, matched)
 
 
-def is_router_suspect(mismatched: Set[str], matched: Set[str]) -> bool:
+def is_router_suspect(mismatched: AbstractSet[str], matched: AbstractSet[str]) -> bool:
     """Whether so many operators claim too much, next to those that do not, that our own count must be what is wrong."""
     return len(mismatched) >= OPERATORS and len(mismatched) >= len(matched)
 

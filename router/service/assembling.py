@@ -11,6 +11,7 @@ from prometheus_client import Counter
 
 from router.config import RouterConfig
 from router.gateway import pinned
+from router.gateway.claims import ClaimFetcher
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
@@ -25,6 +26,7 @@ from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.setup import RouterSetup, verifier_token
 from router.service.state import State
 from router.service.verifier_checks import make_checks
+from router.state.claims import ClaimDesk
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -70,6 +72,7 @@ def assemble(
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
+    desk = ClaimDesk(db, fleet, clock, lambda: registrar.name)
     state = State(
         config=config,
         folder=setup.folder,
@@ -83,6 +86,9 @@ def assemble(
         issuer=_issuer(config, clock),
         registrar=registrar,
         receipts=receipts,
+        db=db,
+        claims=desk,
+        claim_fetcher=ClaimFetcher(to_nodes, desk, fleet, allow_private=config.gateway.allow_private),
         to_verifier=to_verifier,
         stalls=stalls,
     )

@@ -87,8 +87,8 @@ def to_html(name: str, statement: Statement, disputed: frozenset[int] = frozense
     ]
     unit = escape(statement.unit)
     head = [
-        f"<p>Operator: <b>{escape(statement.operator) or '(none)'}</b>. "
-        f"From {_time(statement.from_ms)} up to {_time(statement.to_ms)}, UTC. Number {statement.number}.</p>",
+        f"<p>Operator: <b>{escape(statement.operator) or '(none)'}</b>. Number {statement.number}.</p>",
+        f"<p>From {_time(statement.from_ms)} up to {_time(statement.to_ms)}, UTC.</p>",
         f"<p>Total: <b>{statement.total_rounded} {unit}</b>, exactly {statement.total_exact} {unit}.</p>",
         f"<p>Id: <code>{escape(name)}</code>. Made {_time(statement.made_ms)} by {escape(statement.router)}.</p>",
     ]

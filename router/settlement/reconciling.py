@@ -26,7 +26,7 @@ from attester.usage_claims import UNKNOWN, UsageClaim
 from router.model.usage import (
     ANSWERS,
     CLIENTS,
-    PARTS,
+    LEFT,
     USUAL,
     Part,
     Tolerance,
@@ -104,13 +104,24 @@ class _Sum:
 
 
 @dataclass
+class _Client:
+    """What was counted and told of the answers to one client."""
+
+    counted: _Sum = field(default_factory=_Sum)
+    told: Usage = _NOTHING
+
+    def add(self, other: _Client) -> None:
+        self.counted.add(other.counted.usage, other.counted.exchanges)
+        self.told = plus(self.told, other.told)
+
+
+@dataclass
 class _Metered:
     """What was metered of a node and a model within the period."""
 
     operator: str = ""
     total: _Sum = field(default_factory=_Sum)
-    by_client: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(lambda: _NOTHING))
-    """What was told beyond what was counted."""
+    by_client: defaultdict[str, _Client] = field(default_factory=lambda: defaultdict(_Client))
 
 
 class Metering:
@@ -149,10 +160,9 @@ class Metering:
             return
         found = self.within[key]
         found.operator = exchange.operator
-        if claimed is not None:
-            over = Usage(max(claimed.prompt - counted.prompt, 0), max(claimed.completion - counted.completion, 0))
-            if over.total:
-                found.by_client[exchange.client] = plus(found.by_client[exchange.client], over)
+        client = found.by_client[exchange.client]
+        client.counted.add(counted)
+        client.told = plus(client.told, claimed or _NOTHING)
 
     def _add(self, key: Key, day: str, usage: Usage) -> None:
         (self.around[key, day] if day else self.within[key].total).add(usage)
@@ -164,8 +174,8 @@ class Metering:
             old, new = self.within.pop(key), self.within[key[0], UNKNOWN]
             new.operator = old.operator or new.operator
             new.total.add(old.total.usage, old.total.exchanges)
-            for client, over in old.by_client.items():
-                new.by_client[client] = plus(new.by_client[client], over)
+            for client, each in old.by_client.items():
+                new.by_client[client].add(each)
         for key, day in [each for each in self.around if each[0][0] in chosen and each[0][1] != UNKNOWN]:
             old_sum = self.around.pop((key, day))
             self.around[(key[0], UNKNOWN), day].add(old_sum.usage, old_sum.exchanges)
@@ -272,16 +282,14 @@ def _judge(
         return conclude(Verdict.WITHIN)
     if lost and not allowed.exchanges and claims.total.exchanges <= lost:
         return conclude(Verdict.UNJUDGED, beyond[0])
-    sure = plus(allowed.usage, _most_told(metered.by_client.values()))
-    large = tolerance.large_excess(claims.total.usage, sure, allowed.exchanges)
-    if large is not None:
-        return conclude(Verdict.SERIOUS, large[0])
-    confirmed = tolerance.excess(claims.total.usage, sure, allowed.exchanges)
-    if confirmed is not None and tolerance.large_excess(
-        claims.total.usage, allowed.usage, allowed.exchanges
-    ) is None:
-        return conclude(Verdict.MINOR, confirmed[0])
-    return conclude(Verdict.UNCONFIRMED, beyond[0])
+    large = tolerance.large_excess(claims.total.usage, allowed.usage, allowed.exchanges)
+    part = beyond[0] if large is None else large[0]
+    usage, sure = _without_clients(part, claims.total.usage, allowed, metered.by_client.values(), tolerance)
+    judge = tolerance.excess if large is None else tolerance.large_excess
+    found = judge(usage, sure.usage, sure.exchanges)
+    if found is None:
+        return conclude(Verdict.UNCONFIRMED, part)
+    return conclude(Verdict.MINOR if large is None else Verdict.SERIOUS, found[0])
 
 
 def _allow(key: Key, claims: _Claims, metered: _Metered, metering: Metering, lost: int) -> _Sum:
@@ -292,11 +300,7 @@ def _allow(key: Key, claims: _Claims, metered: _Metered, metering: Metering, los
         if there is None:
             continue
         told = claims.by_edge.get(day, _Sum())
-        missing = Usage(
-            max(there.usage.prompt - told.usage.prompt, 0),
-            max(there.usage.completion - told.usage.completion, 0),
-        )
-        allowed.add(missing, max(there.exchanges - told.exchanges, 0))
+        allowed.add(_minus(there.usage, told.usage), max(there.exchanges - told.exchanges, 0))
     more = min(claims.total.exchanges - allowed.exchanges, lost)
     if more > 0 and allowed.exchanges:
         # Those that were lost are as large as those that were not, rounded up.
@@ -305,11 +309,35 @@ def _allow(key: Key, claims: _Claims, metered: _Metered, metering: Metering, los
     return allowed
 
 
-def _most_told(by_client: Iterable[Usage]) -> Usage:
-    """What the clients towards which most was told account for, so many as may act together."""
-    told = list(by_client)
-    most = {part: sum(sorted((of(each, part) for each in told), reverse=True)[: CLIENTS - 1]) for part in PARTS}
-    return Usage(most["prompt"], most["completion"])
+def _without_clients(
+    part: Part, claimed: Usage, allowed: _Sum, clients: Iterable[_Client], tolerance: Tolerance
+) -> tuple[Usage, _Sum]:
+    """
+    What is left of a claim, and what of it is allowed, without the clients that most is claimed too much of.
+
+    As many are left out as may act together.  If hardly anything is left, what they were told may be claimed.
+    """
+    share = 100 + tolerance.large_percent
+
+    def excess(client: _Client) -> int:
+        expected = tolerance.with_slack(client.counted.usage, client.counted.exchanges)
+        return 100 * of(client.told, part) - share * of(expected, part)
+
+    most = sorted(clients, key=excess, reverse=True)[: CLIENTS - 1]
+    left = allowed.exchanges - sum(each.counted.exchanges for each in most)
+    if left < LEFT:
+        return claimed, _Sum(allowed.exchanges, plus(allowed.usage, *(_over(each) for each in most)))
+    told = plus(*(each.told for each in most))
+    counted = plus(*(each.counted.usage for each in most))
+    return _minus(claimed, told), _Sum(left, _minus(allowed.usage, counted))
+
+
+def _over(client: _Client) -> Usage:
+    return _minus(client.told, client.counted.usage)
+
+
+def _minus(usage: Usage, other: Usage) -> Usage:
+    return Usage(max(usage.prompt - other.prompt, 0), max(usage.completion - other.completion, 0))
 
 
 def _doubt_router(found: list[Judgement]) -> list[Judgement]:

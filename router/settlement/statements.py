@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from attester.cose import PrivateKey
 from router.model.errors import SettlementError
@@ -150,6 +150,11 @@ class Statement(_Part, frozen=True, kw_only=True):
     """Why there is a correction, and who made it."""
 
 
+def key_of(line: Line) -> LineKey:
+    """What tells a line from the others of its statement."""
+    return LineKey(line.node, line.model, line.workload, line.tier, line.price_input, line.price_output)
+
+
 class Accounts:
     """What each operator's nodes have done in a period, summed while receipts are read.  Each receipt counts once."""
 
@@ -181,6 +186,11 @@ class Accounts:
         """The lines of an operator, in their order."""
         found = sorted(self._lines.get(operator, {}).items())
         return tuple(account.line(n, key, decimals) for n, (key, account) in enumerate(found, 1))
+
+    def receipts(self, operator: str) -> list[tuple[str, int]]:
+        """The ids of the receipts behind an operator's lines, each with the number of its line."""
+        found = sorted(self._lines.get(operator, {}).items())
+        return [(receipt, n) for n, (_, account) in enumerate(found, 1) for receipt in sorted(account.leaves)]
 
     def line_numbers(self, operator: str) -> Mapping[LineKey, int]:
         """Which number each line has."""
@@ -263,15 +273,15 @@ def make(
     deductions = sum(int(each.amount) for each in adjustments)
     return Statement(
         v=1,
-        operator=_plain(operator),
+        operator=plain(operator),
         period=period.name,
         from_ms=period.from_ms,
         to_ms=period.to_ms,
         number=1 if previous is None else previous[1].number + 1,
         previous=None if previous is None else previous[0],
         made_ms=made_ms,
-        router=_plain(router),
-        unit=_plain(unit),
+        router=plain(router),
+        unit=plain(unit),
         decimals=decimals,
         lines=lines,
         claims=tuple(_claim(each) for each in judgements if each.operator == operator),
@@ -283,7 +293,7 @@ def make(
         total=str(amount + deductions),
         total_exact=exact(amount + deductions),
         total_rounded=rounded(amount + deductions, decimals),
-        correction=_plain(correction),
+        correction=plain(correction),
     )
 
 
@@ -341,6 +351,19 @@ def open_signed(token: str, keys: Mapping[str, ReceiptKey]) -> tuple[bytes, Stat
     return data, decode(data)
 
 
+def content(token: str) -> Statement:
+    """
+    What a signed statement says, without a look at its signature: of one's own store.
+
+    Raises:
+        SettlementError: it is malformed.
+    """
+    try:
+        return decode(unb64url(token.split(".")[1]))
+    except (IndexError, RequestError):
+        raise SettlementError("the statement is malformed") from None
+
+
 def _header(kid: str) -> str:
     return b64url(f'{{"alg":"Ed25519","kid":"{kid}","typ":"{TYPE}"}}'.encode())
 
@@ -394,8 +417,8 @@ def _period(statement: Statement) -> Period:
 
 def _claim(judged: Judgement) -> Claim:
     return Claim(
-        node=_plain(judged.node),
-        model=_plain(judged.model),
+        node=plain(judged.node),
+        model=plain(judged.model),
         verdict=str(judged.verdict),
         what="" if judged.part is None else judged.part,
         claimed_exchanges=min(judged.claimed_exchanges, MOST),
@@ -409,14 +432,19 @@ def _claim(judged: Judgement) -> Claim:
 
 def _lost(gap: Gap) -> LostReceipts:
     return LostReceipts(
-        router=_plain(gap.router), from_ms=gap.from_ms, to_ms=gap.to_ms, lost=gap.lost, why=_plain(gap.why)
+        router=plain(gap.router), from_ms=gap.from_ms, to_ms=gap.to_ms, lost=gap.lost, why=plain(gap.why)
     )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text in printable ASCII: what is not is written as Python escapes it."""
     ascii_only = text.encode("ascii", "backslashreplace").decode()
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in ascii_only)
+
+
+def renumbered(adjustment: Adjustment, line: int) -> Adjustment:
+    """The same for a line that has another number in a correction."""
+    return structs.replace(adjustment, line=line)
 
 
 def evidence_of(judged: Judgement, tolerance: Tolerance, period: str) -> dict[str, Any]:

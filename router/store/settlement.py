@@ -204,12 +204,20 @@ async def receipts_behind(
     ]
 
 
-async def line_of(tx: Tx, statement_id: str, receipt: str) -> int | None:
-    """In which line of a statement a receipt is."""
+async def settled_in(tx: Tx, receipt: str) -> tuple[str, int] | None:
+    """The newest statement that rests on a receipt, and in which of its lines that is."""
     row = await tx.one(
-        "SELECT line FROM statement_receipts WHERE statement = ? AND receipt = ?", statement_id, receipt
+        "SELECT r.statement, r.line FROM statement_receipts r JOIN statements s ON s.id = r.statement"
+        " WHERE r.receipt = ? ORDER BY s.number DESC LIMIT 1",
+        receipt,
     )
-    return None if row is None else int(row["line"])
+    return None if row is None else (row["statement"], int(row["line"]))
+
+
+async def open_disputes(tx: Tx, actor: str) -> int:
+    """How many disputes of a person are open."""
+    row = await tx.one("SELECT count(*) AS many FROM disputes WHERE actor = ? AND state = 'open'", actor)
+    return 0 if row is None else int(row["many"])
 
 
 async def add_dispute(tx: Tx, dispute: Dispute) -> bool:

@@ -50,6 +50,7 @@ CREATE TABLE statement_receipts (
     line       INTEGER NOT NULL,
     PRIMARY KEY (statement, receipt)
 ) STRICT;
+CREATE INDEX statement_receipts_by_receipt ON statement_receipts (receipt);
 
 CREATE TABLE disputes (
     id           TEXT PRIMARY KEY,
@@ -67,6 +68,7 @@ CREATE TABLE disputes (
     resolved_ms  INTEGER
 ) STRICT;
 CREATE INDEX disputes_by_statement ON disputes (statement, line);
+CREATE INDEX disputes_by_actor ON disputes (actor) WHERE state = 'open';
 CREATE UNIQUE INDEX disputes_once ON disputes (statement, line, receipt, actor) WHERE state = 'open';
 
 -- When a router may have lost receipts.

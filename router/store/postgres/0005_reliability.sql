@@ -50,6 +50,7 @@ CREATE TABLE statement_receipts (
     line       BIGINT NOT NULL,
     PRIMARY KEY (statement, receipt)
 );
+CREATE INDEX statement_receipts_by_receipt ON statement_receipts (receipt);
 
 CREATE TABLE disputes (
     id           TEXT COLLATE "C" PRIMARY KEY,
@@ -67,6 +68,7 @@ CREATE TABLE disputes (
     resolved_ms  BIGINT
 );
 CREATE INDEX disputes_by_statement ON disputes (statement, line);
+CREATE INDEX disputes_by_actor ON disputes (actor) WHERE state = 'open';
 CREATE UNIQUE INDEX disputes_once ON disputes (statement, line, receipt, actor) WHERE state = 'open';
 
 -- When a router may have lost receipts.
