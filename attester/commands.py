@@ -431,7 +431,7 @@ def answer(
 @click.option("--day", default=None, metavar="YYYY-MM-DD", help="Only this day of UTC.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @_errors
-def claims(home_path: Path, day: str | None, as_json: bool) -> None:  # noqa: FBT001  # click's signature
+def claims(home_path: Path, day: str | None, as_json: bool) -> None:  # click's signature
     """Show what the front has counted for routers, day by day, and what of it is signed as a claim.
 
     Routers fetch the claims themselves, over the connection that they send work on: there is nothing to do.

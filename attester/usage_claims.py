@@ -135,9 +135,7 @@ def _checked(claim: UsageClaim) -> UsageClaim:
         raise UsageClaimError(f"the usage claim is malformed: {error}") from None
     names = [each.model for each in claim.used]
     if claim.domain != DOMAIN or names != sorted(set(names)):
-        raise UsageClaimError(
-            "the usage claim is malformed: another domain, or its models are not in order"
-        )
+        raise UsageClaimError("the usage claim is malformed: another domain, or its models are not in order")
     if not all(text.isprintable() for text in (claim.node, claim.router, *names)):
         raise UsageClaimError("the usage claim is malformed: a name has control characters")
     return claim

@@ -57,7 +57,9 @@ class ClaimAnswer:
         name, router = self._message.path.removeprefix(CLAIMS_PATH), self._client.name
         try:
             if not name:
-                return "".join(f"{day}\n" for day in days_claimed(self._folder, router)).encode(), "text/plain"
+                return "".join(
+                    f"{day}\n" for day in days_claimed(self._folder, router)
+                ).encode(), "text/plain"
             if not _DAY.fullmatch(name):
                 return None
             with open(claim_of(self._folder, name, router), "rb") as file:

@@ -19,8 +19,8 @@ from aiohttp import StreamReader
 from aiohttp.http import HttpVersion11
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
 
-from attester.front.engine import EngineConnection, EnginePool
 from attester.front.claims import CLAIMS_PATH, ClaimAnswer
+from attester.front.engine import EngineConnection, EnginePool
 from attester.front.ledger import Ledger, ReceiptAnswer
 from attester.front.protocol import Answerer, FrontProtocol, refusal_body, whole_answer
 from attester.front.receipts import PATH

@@ -100,6 +100,8 @@ class ClaimFetcher:
     async def _get(self, endpoint: tuple[str, str], name: str, media_type: str, most: int) -> bytes | None:
         url, pin = endpoint
         place: yarl.URL = check_url(url, allow_private=self._allow_private).with_path(CLAIMS_PATH + name)
-        async with self._http.get(place, ssl=pin_for(pin), allow_redirects=False, timeout=_TIMEOUT) as response:
+        async with self._http.get(
+            place, ssl=pin_for(pin), allow_redirects=False, timeout=_TIMEOUT
+        ) as response:
             data = await read_all(response.content, most)
             return data if response.status == 200 and response.content_type == media_type else None

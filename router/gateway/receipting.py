@@ -22,6 +22,7 @@ from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
 from router.model.clock import Clock
 from router.model.errors import ReceiptError
 from router.model.node import NodeView, walk_at_ms
+from router.model.outcomes import Outcome
 from router.model.usage import Usage as Counted
 from router.receipts.payload import (
     MOST,
@@ -45,6 +46,8 @@ REFUSED, ANSWERED, FAILED = "refused-here", "answered-here", "failed-here"
 """Outcomes without a decision: the router refused the request, answered by itself, or failed."""
 NO_NODE: Final = "no-node"
 """No node may do the work, or no time was left to ask one."""
+CHECKS: Final = "check:"
+"""In place of the name of a caller: no key has such a name."""
 _MAX_PATH: Final = 256
 _SHA256: Final = 32
 _MAX_OF_RESULTS: Final = 10_000
@@ -223,6 +226,33 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     if passed:
         members["passed"] = passed
     return str(NO_NODE if found is None else found.outcome), members
+
+
+def note_check(book: ReceiptBook, clock: Clock, metering: Metering, run: Run) -> None:
+    """
+    Make the receipt of a check that was sent, so that the node is paid for it.
+
+    Who reads which of a node's answers were paid must not find out which of them were checks.  Nobody was given the
+    answer, so the receipt has the digest of none.
+    """
+    if run.last is None:
+        return
+    outcome, members = members_of(run, run.last if run.last.outcome is Outcome.COMPLETED else None, metering)
+    members.pop("decision")
+    operation = run.request.operation
+    asked = Request(
+        method="POST", path=operation.path, salted=False, sha256=hashlib.sha256(run.request.body).hexdigest()
+    )
+    answered = Response(
+        bytes=0,
+        complete=True,
+        sha256=hashlib.sha256().hexdigest(),
+        status=200,
+        streamed=run.request.is_streamed,
+    )
+    now_ms = clock.now_ms()
+    members |= {"outcome": outcome, "request": asked, "response": answered}
+    book.end(book.new_id(now_ms), CHECKS, now_ms, members)
 
 
 def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Metering) -> Usage:

@@ -97,7 +97,9 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return _beyond(claimed, counted, slack, 100 + self.large_percent, 100 + self.large_percent)
 
 
-def _beyond(claimed: Usage, counted: Usage, slack: Usage, share: int, slack_share: int) -> tuple[Part, int] | None:
+def _beyond(
+    claimed: Usage, counted: Usage, slack: Usage, share: int, slack_share: int
+) -> tuple[Part, int] | None:
     for part in PARTS:
         excess = 100 * of(claimed, part) - share * of(counted, part) - slack_share * of(slack, part)
         if excess > 0:
@@ -127,7 +129,6 @@ class UsageMismatch:
     """Whether the mismatch stands without any two of the clients."""
     router_is_wrong: bool
     """Whether nodes of several operators mismatch, so that the router's own count must be wrong."""
-
 
 
 @dataclass

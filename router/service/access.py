@@ -99,7 +99,10 @@ def routes() -> list[Route]:
             "The receipts that it rests on; payloads are for auditors.",
         ),
         post(
-            "/api/v1/settlement/claims", settlement.take_claim, CLAIM, "A node's usage claim, as it is signed."
+            "/api/v1/settlement/claims",
+            settlement.take_claim,
+            CLAIM,
+            "A node's usage claim, as it is signed.",
         ),
         post(
             "/api/v1/settlement/dispatched",
@@ -114,7 +117,10 @@ def routes() -> list[Route]:
             "Dispute a line of a statement, or the receipt of an own answer.",
         ),
         post(
-            "/api/v1/settlement/disputes/{id}/resolve", settlement.resolve, REVIEW, "What became of a dispute."
+            "/api/v1/settlement/disputes/{id}/resolve",
+            settlement.resolve,
+            REVIEW,
+            "What became of a dispute.",
         ),
         get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
         get("/metrics", _metrics, METRICS, "Figures for Prometheus."),

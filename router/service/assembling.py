@@ -20,6 +20,7 @@ from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
+from router.gateway.receipting import note_check
 from router.gateway.terms import Terms
 from router.model.clock import Clock
 from router.service.incident_reporter import VerifierIncidentReporter
@@ -108,6 +109,8 @@ def assemble(
         fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
     checks.has_room = gateway.has_room
+    if receipts is not None:
+        checks.on_end = partial(note_check, receipts.book, clock, metering)
     return state, gateway
 
 

@@ -118,9 +118,7 @@ async def take_report(request: web.Request) -> web.Response:
     """The receipt of a relying party for work that it has dispatched by a decision of this router."""
     state, key = request.app[STATE], request[KEY]
     if not key.may_dispatch or key.receipt_key is None:
-        raise RequestError(
-            "the key may not dispatch, or has no key for receipts", code="request.forbidden"
-        )
+        raise RequestError("the key may not dispatch, or has no key for receipts", code="request.forbidden")
     token = (await read_body(request, MAX_RECEIPT)).decode("ascii", "replace").strip()
     try:
         receipt = dispatched.open_signed(token, dispatched.read_key(key.receipt_key))
@@ -141,7 +139,8 @@ async def take_report(request: web.Request) -> web.Response:
     )
     if kept is not None and kept != token:
         raise RequestError(
-            "another receipt is kept for this decision and node: the first one stays", code="settlement.conflict"
+            "another receipt is kept for this decision and node: the first one stays",
+            code="settlement.conflict",
         )
     if kept is None:
         await _look_at(state, receipt.node, key)
@@ -158,7 +157,9 @@ async def _look_at(state: State, node: str, key: ApiKey) -> None:
     if dispatched.asks_for_review([each for each in reported if each.party != f"operator:{operator}"]):
         failed = sum(each.failed for each in reported)
         many = failed + sum(each.completed for each in reported)
-        detail = f"{len(reported)} relying parties report {failed} failures of {many} answers that they dispatched"
+        detail = (
+            f"{len(reported)} relying parties report {failed} failures of {many} answers that they dispatched"
+        )
         evidence = {"reports": many, "failed": failed, "parties": len(reported)}
         state.holds.ask(DISPATCH_FAILURES, detail, evidence, node=node, operator=operator)
 
@@ -212,7 +213,12 @@ async def resolve(request: web.Request) -> web.Response:
         raise RequestError("another person must decide a dispute", code="request.forbidden")
     done = await state.db.write(
         lambda tx: store.resolve_dispute(
-            tx, name, state=given.outcome, resolver=caller.name, resolution=given.reason, now_ms=state.clock.now_ms()
+            tx,
+            name,
+            state=given.outcome,
+            resolver=caller.name,
+            resolution=given.reason,
+            now_ms=state.clock.now_ms(),
         )
     )
     if not done:

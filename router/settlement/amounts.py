@@ -6,10 +6,31 @@ All sums are exact.  Only what is shown is rounded, once, at the end of a line, 
 
 from __future__ import annotations
 
+import re
 from typing import Final
+
+from router.model.errors import SettlementError
 
 DECIMALS: Final = 12
 """Of the unit, in an exact amount."""
+_FORM: Final = re.compile(r"(-?)([0-9]{1,18})(?:\.([0-9]{1,12}))?", re.ASCII)
+
+
+def read_amount(text: str) -> int:
+    """
+    Read an amount in units of account, such as ``-0.25``.
+
+    Raises:
+        SettlementError: it is none, or has more than 12 decimals.
+    """
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise SettlementError(
+            f"{text[:40]!r} is no amount: give units with at most 12 decimals, such as -0.25"
+        )
+    sign, whole, decimals = found.groups()
+    amount = int(whole) * 10**DECIMALS + int((decimals or "").ljust(DECIMALS, "0"))
+    return -amount if sign else amount
 
 
 def exact(amount: int) -> str:

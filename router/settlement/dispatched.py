@@ -93,7 +93,9 @@ def check_decision(receipt: DispatchReceipt, decision: Mapping[str, Any] | None,
     ranked = decision.get("ranked")
     if decision.get("attempts"):
         raise SettlementError("the router has sent this work itself", code="settlement.never-routed")
-    nodes = [each.get("node") for each in ranked if isinstance(each, dict)] if isinstance(ranked, list) else []
+    nodes = (
+        [each.get("node") for each in ranked if isinstance(each, dict)] if isinstance(ranked, list) else []
+    )
     if receipt.node not in nodes:
         raise SettlementError("the decision has not named this node", code="settlement.never-routed")
 

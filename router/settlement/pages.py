@@ -97,9 +97,14 @@ def to_html(name: str, statement: Statement, disputed: frozenset[int] = frozense
             f"<p>It corrects <code>{escape(statement.previous)}</code>: {escape(statement.correction)}</p>"
         )
     if statement.lost:
-        head.append(f"<p>Routers may have lost receipts {len(statement.lost)} times; claims were allowed for that.</p>")
-    if statement.unreadable:
-        head.append(f"<p>{statement.unreadable} receipts could not be read, and are in no line.</p>")
+        head.append(
+            f"<p>Routers may have lost receipts {len(statement.lost)} times; claims were allowed for that.</p>"
+        )
+    if statement.unreadable or statement.missing:
+        lost = statement.unreadable + statement.missing
+        head.append(
+            f"<p>{lost} receipts of the period could not be read or are gone, and are in no line.</p>"
+        )
     return _PAGE.format(
         title=f"Statement of {escape(statement.operator)} for {escape(statement.period)}",
         head="\n".join(head),
@@ -107,6 +112,33 @@ def to_html(name: str, statement: Statement, disputed: frozenset[int] = frozense
         claims="" if not claims else "<h2>What nodes have claimed</h2>" + _table(_CLAIMS, claims),
         changed="" if not changed else "<h2>Changed by people</h2>" + _table(_CHANGED, changed),
     )
+
+
+def to_text(name: str, statement: Statement, disputed: frozenset[int] = frozenset()) -> str:
+    """For a terminal."""
+    lines = [
+        f"Statement {name}",
+        f"{statement.operator or '(no operator)'}, {statement.period}, number {statement.number}",
+    ]
+    if statement.previous is not None:
+        lines.append(f"It corrects {statement.previous}: {statement.correction}")
+    for line in statement.lines:
+        deductions, total = _adjusted(statement, line)
+        changed = f", deductions {exact(deductions)}" if deductions else ""
+        mark = ", disputed" if line.number in disputed else ""
+        lines.append(
+            f"  {line.number}. {line.node}  {line.model} ({line.tier})  {line.exchanges} exchanges,"
+            f" {line.prompt} + {line.completion} tokens at {line.price_input} / {line.price_output}:"
+            f" {exact(total)}{changed}{mark}"
+        )
+    lines += [
+        f"  claims of {each.node} for {each.model or 'all models'}: {each.verdict}"
+        f" ({each.claimed_prompt} + {each.claimed_completion} tokens claimed,"
+        f" {each.metered_prompt} + {each.metered_completion} metered)"
+        for each in statement.claims
+    ]
+    lines.append(f"Total {statement.total_rounded} {statement.unit}, exactly {statement.total_exact}")
+    return "\n".join(lines) + "\n"
 
 
 def line_amount(line: Line) -> int:
@@ -132,7 +164,9 @@ def _row(tag: str, cells: list[str]) -> str:
 
 
 def _table(names: tuple[str, ...], rows: list[str]) -> str:
-    return "<table><thead>" + _row("th", list(names)) + "</thead><tbody>" + "\n".join(rows) + "</tbody></table>"
+    return (
+        "<table><thead>" + _row("th", list(names)) + "</thead><tbody>" + "\n".join(rows) + "</tbody></table>"
+    )
 
 
 _LINES: Final = (

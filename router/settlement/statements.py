@@ -138,6 +138,8 @@ class Statement(_Part, frozen=True, kw_only=True):
     lost: tuple[LostReceipts, ...] = ()
     unreadable: _Count = 0
     """Receipts of the period that could not be read, of whatever operator."""
+    missing: _Count = 0
+    """Receipts that were in batches of the period, of whatever operator, and are kept no longer."""
     amount: Amount
     """Of all lines."""
     deductions: Amount
@@ -160,7 +162,7 @@ class Accounts:
 
     def __init__(self, period: Period) -> None:
         self.period = period
-        self.unreadable = 0
+        self.unreadable = self.missing = 0
         self._lines: defaultdict[str, dict[LineKey, _Account]] = defaultdict(dict)
 
     @property
@@ -288,6 +290,7 @@ def make(
         adjustments=tuple(adjustments),
         lost=tuple(_lost(gap) for gap in gaps),
         unreadable=accounts.unreadable,
+        missing=accounts.missing,
         amount=str(amount),
         deductions=str(deductions),
         total=str(amount + deductions),

@@ -26,7 +26,9 @@ SKEW_MS: Final = 3_600_000
 """By how much the clock of a node may be ahead: its day may be over before ours."""
 
 _log = structlog.get_logger("router")
-_claims = Counter("touchstone_router_usage_claims_total", "Usage claims of nodes, by what became of them.", ["how"])
+_claims = Counter(
+    "touchstone_router_usage_claims_total", "Usage claims of nodes, by what became of them.", ["how"]
+)
 
 
 class ClaimDesk:

@@ -7,10 +7,11 @@ A period is settled once.  What is found later comes into a correction, which a 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -31,7 +32,7 @@ from router.store.holds import Hold
 from router.store.settlement import StoredStatement
 from verifier.archive import parquet
 from verifier.archive.rows import RECEIPTS
-from verifier.router_receipts import ReceiptKey
+from verifier.router_receipts import ReceiptKey, read_batch
 from verifier.store.database import Database, Tx
 
 MINOR: Final = "settlement-minor"
@@ -49,8 +50,21 @@ class Settled(Struct, frozen=True, kw_only=True):
     """Operators whose statement was there already."""
     judgements: tuple[Judgement, ...]
     unreadable: int
+    missing: int
+    """Receipts that were in batches of the period, and are kept no longer."""
     is_short: bool
     """Whether receipts of the period may have been dropped before it was settled."""
+
+
+class KeptReceipt(NamedTuple):
+    """A receipt, from the store or from the archive."""
+
+    id: str
+    caller: str
+    kid: str
+    batch: int
+    place: int
+    payload: bytes
 
 
 class _Read(Struct, frozen=True, kw_only=True):
@@ -82,7 +96,9 @@ class Settler:
         self._config = config
         self._settings: SettlementSection = config.settlement
         self._review: ReviewSection = config.review
-        self._archive = None if config.store.archive is None else folder / config.store.archive / RECEIPTS.name
+        self._archive = (
+            None if config.store.archive is None else folder / config.store.archive / RECEIPTS.name
+        )
         self._key = key
         self._now_ms = now_ms
 
@@ -115,6 +131,7 @@ class Settler:
             known=known,
             judgements=tuple(judged),
             unreadable=read.accounts.unreadable,
+            missing=read.accounts.missing,
             is_short=read.is_short,
         )
 
@@ -149,7 +166,8 @@ class Settler:
             raise SettlementError("there is no such statement", code="settlement.unknown")
         if newest.id != old.id:
             raise SettlementError(
-                f"it was corrected already: by number {newest.number}, {newest.id}", code="settlement.conflict"
+                f"it was corrected already: by number {newest.number}, {newest.id}",
+                code="settlement.conflict",
             )
         data, before = statements.open_signed(old.token, await self._keys())
         read = await self._read(read_period(old.period))
@@ -177,15 +195,15 @@ class Settler:
 
     def _judge(self, read: _Read) -> list[Judgement]:
         settings = self._settings
-        return reconcile(
-            read.metering, read.claims, read.gaps, settings.tolerance, settings.least_exchanges
-        )
+        return reconcile(read.metering, read.claims, read.gaps, settings.tolerance, settings.least_exchanges)
 
     async def _read(self, period: Period) -> _Read:
         metering, accounts = Metering(period), Accounts(period)
-        async for caller, data in self._receipts(period):
+        found: Counter[tuple[str, int]] = Counter()
+        async for row in self.receipts(period):
+            found[row.kid, row.batch] += 1
             try:
-                exchange = exchanges.read(data, caller)
+                exchange = exchanges.read(row.payload, row.caller)
             except ReceiptError:
                 accounts.unreadable += 1
                 continue
@@ -195,13 +213,19 @@ class Settler:
         async with self._db.scan() as tx:
             rows = await store.claims(tx, period.day_before, period.day_after)
             gaps = await store.gaps(tx, period.from_ms, period.to_ms)
+            closed = [read_batch(each) for each in await receipts.closed(tx, period.from_ms, period.to_ms)]
+        accounts.missing = sum(
+            max(each.size - found[each.kid, each.number], 0)
+            for each in closed
+            if each.from_ms >= period.from_ms and each.to_ms < period.to_ms
+        )
         claims = [(row.operator, claim) for row in rows if (claim := _claim(row.claim)) is not None]
         kept_ms = self._config.store.keep_days * DAY_MS
         is_short = self._archive is None and self._now_ms - period.from_ms > kept_ms
         return _Read(metering=metering, accounts=accounts, claims=claims, gaps=gaps, is_short=is_short)
 
-    async def _receipts(self, period: Period) -> AsyncIterator[tuple[str, bytes]]:
-        """Caller and payload of each receipt that may be of the period, each once."""
+    async def receipts(self, period: Period) -> AsyncIterator[KeptReceipt]:
+        """The receipts that may be of a period or of the days around it, each once."""
         from_ms, to_ms = period.from_ms - _BEFORE_MS, period.to_ms + DAY_MS
         archived: set[str] = set()
         if self._archive is not None:
@@ -209,21 +233,19 @@ class Settler:
                 for row in parquet.read(path)[1]:
                     if from_ms <= row["at_ms"] < to_ms and row["id"] not in archived:
                         archived.add(row["id"])
-                        yield row["caller"], row["payload"]
+                        yield _kept(row)
         after, until = f"{max(from_ms, 0):012x}", f"{to_ms:012x}"
         while True:
             async with self._db.scan() as tx:
                 rows = await store.page_of_receipts(tx, after, until, _PAGE)
             for row in rows:
                 if row["id"] not in archived:
-                    yield row["caller"], bytes(row["payload"])
+                    yield _kept(row)
             if len(rows) < _PAGE:
                 return
             after = rows[-1]["id"]
 
-    async def _close(
-        self, read: _Read, operator: str, judged: Sequence[Judgement]
-    ) -> StoredStatement | None:
+    async def _close(self, read: _Read, operator: str, judged: Sequence[Judgement]) -> StoredStatement | None:
         async with self._db.read() as tx:
             known = await store.newest_statement(tx, operator, read.accounts.period.name)
         if known is not None:
@@ -320,6 +342,12 @@ _KINDS: Final = {
     Verdict.MINOR: MINOR,
     Verdict.UNCONFIRMED: kinds.UNCONFIRMED,
 }
+
+
+def _kept(row: Mapping[str, Any]) -> KeptReceipt:
+    return KeptReceipt(
+        row["id"], row["caller"], row["kid"], row["batch"], row["place"], bytes(row["payload"])
+    )
 
 
 def _claim(data: bytes) -> UsageClaim | None:

@@ -146,9 +146,7 @@ async def add_statement(tx: Tx, made: StoredStatement, receipts: Sequence[tuple[
         return False
     rows = [(made.id, receipt, line) for receipt, line in receipts]
     for marks, values in in_batches(rows):
-        await tx.execute(
-            f"INSERT INTO statement_receipts (statement, receipt, line) VALUES {marks}", *values
-        )
+        await tx.execute(f"INSERT INTO statement_receipts (statement, receipt, line) VALUES {marks}", *values)
     return True
 
 

@@ -150,7 +150,10 @@ def test_the_nodes_own_looks_are_not_claimed(tmp_path: Path) -> None:
 ANSWERS = [
     (b'{"id":"x","usage":{"prompt_tokens":12,"completion_tokens":34,"total_tokens":46}}', (12, 34)),
     (b'data: {"usage":null}\n\ndata: {"usage": {"prompt_tokens":1,"completion_tokens":2}}\n\n', (1, 2)),
-    (b'{"content":"say \\"usage\\":{\\"prompt_tokens\\":9}","usage":{"prompt_tokens":1,"completion_tokens":2}}', (1, 2)),
+    (
+        b'{"content":"say \\"usage\\":{\\"prompt_tokens\\":9}","usage":{"prompt_tokens":1,"completion_tokens":2}}',
+        (1, 2),
+    ),
     (
         b'data: {"message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\ndata: {"usage":{"output_tokens":40}}\n\n',
         (7, 40),

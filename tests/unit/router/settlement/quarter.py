@@ -16,7 +16,8 @@ from verifier.log.tree import leaf_hash
 QUARTER = read_period("2026-Q4")
 MODEL = "m"
 PRICE = Price(150_000, 600_000)
-KINDS = ("honest", "rounding", "skewed", "lost", "silent", "within", "minor", "serious", "double", "told")
+HONEST = ("honest", "rounding", "skewed", "lost", "silent", "within")
+KINDS = (*HONEST, "minor", "serious", "double", "told")
 
 
 @dataclass
@@ -27,7 +28,7 @@ class SimulatedNode:
     operator: str
     kind: str
     exchanges: int = 0
-    usage: Usage = Usage(0, 0)
+    usage: Usage = field(default_factory=lambda: Usage(0, 0))
     claims: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
@@ -52,12 +53,14 @@ def simulate(
     """
     draw = random.Random(seed)
     fleet = []
+    honest = [kind for kind in kinds if kind in HONEST]
+    cheats = [kind for kind in kinds if kind not in HONEST]
     for number in range(nodes):
         # Nine of ten are honest, in one way or another.
-        honest = [k for k in kinds if k in ("honest", "rounding", "skewed", "lost", "silent", "within")]
-        cheats = [k for k in kinds if k not in honest]
-        kind = cheats[number // 10 % len(cheats)] if cheats and number % 10 == 0 else honest[number % len(honest)]
-        fleet.append(SimulatedNode(f"node-{number:04}", f"operator-{number // 2:04}" if kind in honest else f"cheat-{number:04}", kind))
+        is_cheat = bool(cheats) and number % 10 == 0
+        kind = cheats[number // 10 % len(cheats)] if is_cheat else honest[number % len(honest)]
+        operator = f"cheat-{number:04}" if is_cheat else f"operator-{number // 2:04}"
+        fleet.append(SimulatedNode(f"node-{number:04}", operator, kind))
     return fleet, _exchanges(fleet, draw, period)
 
 
@@ -82,7 +85,9 @@ def _exchanges(fleet: list[SimulatedNode], draw: random.Random, period: Period) 
                 continue
             if is_within:
                 node.exchanges += 1
-                node.usage = Usage(node.usage.prompt + counted.prompt, node.usage.completion + counted.completion)
+                node.usage = Usage(
+                    node.usage.prompt + counted.prompt, node.usage.completion + counted.completion
+                )
             yield exchange
 
 
@@ -90,7 +95,10 @@ def _told(kind: str, counted: Usage, draw: random.Random) -> Usage:
     """What the engine tells in its answer."""
     if kind == "rounding":
         # In every direction: special tokens, a template, text that is stripped.
-        return Usage(max(counted.prompt + draw.randrange(-40, 65), 0), max(counted.completion + draw.randrange(-8, 9), 0))
+        return Usage(
+            max(counted.prompt + draw.randrange(-40, 65), 0),
+            max(counted.completion + draw.randrange(-8, 9), 0),
+        )
     if kind == "told":
         return Usage(counted.prompt, counted.completion * 2)
     return counted
