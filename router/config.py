@@ -12,6 +12,7 @@ from attester.errors import ConfigError
 from router.choose.ranking import WIDTH
 from router.model.table import MAX_TABLE, read_table
 from router.model.tokens import MAX_TOKENISER, Tokeniser
+from router.model.usage import ANSWERS, Tolerance
 from router.model.workload import Table
 from verifier.access_config import OidcConfig
 from verifier.front_config import FrontConfig
@@ -46,6 +47,8 @@ class ApiKey(Struct, frozen=True, forbid_unknown_fields=True):
     """The operator of nodes that its holder belongs to: its nodes earn nothing by this work."""
     may_dispatch: bool = False
     """Whether decisions come with the endpoints of nodes, so that its holder can reach them without the router."""
+    receipt_key: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")] | None = None
+    """Its holder's public key, Ed25519, as ``x`` of a JWK: it signs the receipts of work that it dispatches itself."""
     requests_per_minute: _Limit = 0
     concurrency: _Limit = 0
     """Requests in flight at a time."""
@@ -233,6 +236,25 @@ class ChecksSection(Struct, frozen=True, forbid_unknown_fields=True):
     """A node that had no check for so long is asked the next time that anybody's request comes; 0: never."""
 
 
+class SettlementSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[settlement]``: what nodes are paid for a period, and how their claims are judged (docs/settlement.md)."""
+
+    period: Literal["day", "week", "month", "quarter"] = "week"
+    """What ``touchstone settle run`` settles if it is not told."""
+    unit: Annotated[str, Meta(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]+\Z")] = "unit"
+    """The name of the unit of account, as statements show it."""
+    decimals: Annotated[int, Meta(ge=0, le=12)] = 6
+    """To which what is shown is rounded.  Sums are exact whatever it is."""
+    grace_hours: Annotated[int, Meta(ge=25, le=720)] = 48
+    """A period is settled so long after its end: the claims of the day after it have come by then."""
+    least_exchanges: Annotated[int, Meta(ge=1, le=1_000_000)] = ANSWERS
+    """A node with fewer exchanges for a model in a period is not judged by its claims."""
+    claims_every_s: Annotated[int, Meta(ge=0, le=86_400)] = 3600
+    """How often a node's front is asked for claims; 0: never."""
+    tolerance: Tolerance = Tolerance()
+    """``[settlement.tolerance]``: how far claims may be off; for each answer, too."""
+
+
 class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``router.toml``.  Names of files are relative to its folder."""
 
@@ -246,6 +268,7 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     review: ReviewSection = ReviewSection()
     checks: ChecksSection = ChecksSection()
     access: AccessSection = AccessSection()
+    settlement: SettlementSection = SettlementSection()
     keys: tuple[ApiKey, ...] = ()
     """API keys, beside those of the store."""
 

@@ -249,7 +249,9 @@ class Dispatcher:
             run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
-            attempt = structs.replace(attempt or exchange.abandoned(), revision=revision, view=view)
+            attempt = structs.replace(
+                attempt or exchange.abandoned(), revision=revision, view=view, price=candidate.price
+            )
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)
             run.last = attempt

@@ -20,7 +20,7 @@ from router.model.tokens import (
     prompt_ids,
     templates,
 )
-from router.model.usage import Usage, UsageMeter, UsageMismatch, is_true
+from router.model.usage import USUAL, Tolerance, Usage, UsageMeter, UsageMismatch, is_true
 
 _TEMPLATE_TOKENS: Final = 16
 """Tokens that a chat template may add for each message."""
@@ -59,13 +59,21 @@ class Metering:
         clock: For the window over which claims are summed.
         reviews: Gets each large mismatch.
         tokenisers: By workload.  Without one, tokens are estimated by bytes and claims are not judged.
+        tolerance: How far claims may be from what was counted.
     """
 
-    def __init__(self, clock: Clock, reviews: ReviewQueue, tokenisers: Mapping[str, Tokeniser]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        reviews: ReviewQueue,
+        tokenisers: Mapping[str, Tokeniser],
+        tolerance: Tolerance = USUAL,
+    ) -> None:
         self.tokenisers = tokenisers
         self._clock = clock
         self._reviews = reviews
-        self._meter = UsageMeter()
+        self._tolerance = tolerance
+        self._meter = UsageMeter(self._tolerance)
         self._threads = CountingThreads()
 
     def counter_for(self, request: NodeRequest) -> TokenCounter:
@@ -165,18 +173,25 @@ class Metering:
         A claim is judged only if client and router cannot be what makes the difference.
         """
         claimed, counted = attempt.claimed, attempt.counted
-        if claimed is None or counted is None or not attempt.is_exact or not self.judges(request):
+        if claimed is None or counted is None or not self.is_judged(request, attempt):
             return True
-        # Who asks its own nodes could word claims for and against them as it likes.
-        if request.operator == attempt.operator or not request.is_evidence:
-            return True
-        template_tokens = _TEMPLATE_TOKENS * templates(request.document)
-        allowed = Usage(counted.prompt + template_tokens, counted.completion)
+        allowed = Usage(counted.prompt + self.template_tokens(request), counted.completion)
         now = self._clock.monotonic()
         mismatch = self._meter.add(attempt.node, attempt.operator, request.client, claimed, allowed, now)
         if mismatch is not None:
             self._reviews.report_mismatch(attempt.node, attempt.operator, mismatch)
-        return is_true(claimed, allowed)
+        return is_true(claimed, allowed, self._tolerance)
+
+    def is_judged(self, request: NodeRequest, attempt: Attempt) -> bool:
+        """Whether the router's count of an answer may be held against what the node claims for it."""
+        if attempt.counted is None or not attempt.is_exact or not self.judges(request):
+            return False
+        # Who asks its own nodes could word claims for and against them as it likes.
+        return request.operator != attempt.operator and request.is_evidence
+
+    def template_tokens(self, request: NodeRequest) -> int:
+        """Tokens that a node's chat template may add to the prompt."""
+        return _TEMPLATE_TOKENS * templates(request.document)
 
 
 def _count_prompt(tokeniser: Tokeniser, request: NodeRequest) -> Count:

@@ -95,3 +95,11 @@ class KeyStepError(RouterError):
 
 class ReceiptError(RouterError):
     """A receipt is refused, or a salt for one is: the message says what is wrong."""
+
+
+class SettlementError(RouterError):
+    """A period, a claim, a statement or a dispute is refused; *code* is for programs."""
+
+    def __init__(self, message: str, *, code: str = "settlement.malformed") -> None:
+        super().__init__(message)
+        self.code = code

@@ -26,6 +26,8 @@ MAX_PAYLOAD: Final = 8192
 MIN_SALT, MAX_SALT = 16, 64
 """Bytes of a salt."""
 _MAX_SALT_TEXT: Final = 86
+MOST_PASSED: Final = 16
+"""Nodes whose answers were not taken."""
 MOST: Final = (1 << 53) - 1
 """The largest count."""
 
@@ -94,6 +96,43 @@ class Usage(_Part, frozen=True, kw_only=True):
     prompt: Count
 
 
+class Price(_Part, frozen=True, kw_only=True, omit_defaults=False):
+    """What the work of the node costs, by the decision: millionths of the unit of account for a million tokens."""
+
+    input: Count
+    output: Count
+
+
+class Claimed(_Part, frozen=True, kw_only=True, omit_defaults=False):
+    """The tokens that a node told in its answer: its own word at that time."""
+
+    completion: Count
+    prompt: Count
+
+
+class Metered(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """The router's own count of what the node has done, by which it is paid (docs/settlement.md)."""
+
+    claimed: Claimed | UnsetType = UNSET
+    completion: Count
+    exact: bool
+    """Whether the count may be held against what the node claims."""
+    operator: Text | UnsetType = UNSET
+    """The node's operator, by its result."""
+    prompt: Count
+    template: Count = 0
+    """Tokens that the node's chat template may add to the prompt; they are not paid."""
+    tier: Text | UnsetType = UNSET
+    """The tier of the workload, if it has another name."""
+
+
+class Passed(_Part, frozen=True, kw_only=True):
+    """A node that was given the request too, and whose answer was not taken."""
+
+    claimed: Claimed
+    node: Text
+
+
 class Choice(_Part, frozen=True, kw_only=True):
     """Where the seed of the decision comes from, if the caller had a part in it (`router.choose.choice`)."""
 
@@ -115,11 +154,17 @@ class Receipt(_Part, frozen=True, kw_only=True):
     """As in ``X-Touchstone-Receipt``."""
     key: Hex32 | UnsetType = UNSET
     """A pseudonym of the caller's API key, of this router alone."""
+    metered: Metered | UnsetType = UNSET
+    """Absent if nobody was charged."""
     model: Text | UnsetType = UNSET
     node: Node | UnsetType = UNSET
     outcome: Text
+    passed: Annotated[tuple[Passed, ...], Meta(max_length=MOST_PASSED)] = ()
+    """Their work is not paid; that they claim it is not held against them."""
     prev: Hex32 | UnsetType = UNSET
     """SHA-256 of the payload before this one of the same key."""
+    price: Price | UnsetType = UNSET
+    """Absent if the workload has no table of prices."""
     request: Request
     response: Response
     seq: Annotated[int, Meta(ge=1, le=MOST)] | UnsetType = UNSET

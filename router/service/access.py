@@ -18,7 +18,7 @@ from router.gateway import openai
 from router.gateway.keys import ANONYMOUS
 from router.gateway.openai import GATEWAY, KEY
 from router.model.operations import OPERATIONS
-from router.service import decisions, incidents, receipts, standing, status, traffic, usage
+from router.service import decisions, incidents, receipts, settlement, standing, status, traffic, usage
 from router.service.state import STATE, State
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
@@ -34,6 +34,9 @@ OWN_WORK: Final = frozenset({Role.RELYING_PARTY, *_ALL})
 STANDING: Final = frozenset({Role.OPERATOR, Role.REVIEWER, *_ALL})
 INCIDENTS: Final = frozenset({Role.REVIEWER, *_ALL})
 REVIEW: Final = frozenset({Role.REVIEWER, Role.ADMINISTRATOR})
+STATEMENTS: Final = frozenset({Role.OPERATOR, *_ALL})
+CLAIM: Final = frozenset({Role.OPERATOR, Role.ADMINISTRATOR})
+DISPUTES: Final = frozenset({Role.OPERATOR, Role.RELYING_PARTY, Role.ADMINISTRATOR})
 STATUS: Final = frozenset(ROLES)
 METRICS: Final = frozenset(_ALL)
 
@@ -77,6 +80,48 @@ def routes() -> list[Route]:
         get("/api/v1/incidents", incidents.list_open, INCIDENTS, "What waits for a person."),
         get("/api/v1/incidents/{id}", incidents.show, INCIDENTS, "One of them."),
         post("/api/v1/incidents/{id}/release", incidents.release, REVIEW, "Release a node to probation."),
+        get(
+            "/api/v1/settlement/statements",
+            settlement.list_statements,
+            STATEMENTS,
+            "Statements of what nodes are paid; an operator sees its own.",
+        ),
+        get(
+            "/api/v1/settlement/statements/{id}",
+            settlement.show,
+            STATEMENTS,
+            "One of them: JSON, CSV, a page, or as it is signed.",
+        ),
+        get(
+            "/api/v1/settlement/statements/{id}/receipts",
+            settlement.show_receipts,
+            STATEMENTS,
+            "The receipts that it rests on; payloads are for auditors.",
+        ),
+        post(
+            "/api/v1/settlement/claims",
+            settlement.take_claim,
+            CLAIM,
+            "A node's usage claim, as it is signed.",
+        ),
+        post(
+            "/api/v1/settlement/dispatched",
+            settlement.take_report,
+            SEND,
+            "A receipt of work that its caller has dispatched itself.",
+        ),
+        post(
+            "/api/v1/settlement/disputes",
+            settlement.dispute,
+            DISPUTES,
+            "Dispute a line of a statement, or the receipt of an own answer.",
+        ),
+        post(
+            "/api/v1/settlement/disputes/{id}/resolve",
+            settlement.resolve,
+            REVIEW,
+            "What became of a dispute.",
+        ),
         get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
         get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
     ]

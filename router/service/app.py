@@ -171,6 +171,8 @@ def _loops(
         loops["addresses"] = AddressChecker(state.fleet, partial(pinned.judge_name, to_nodes)).run()
     if state.issuer is not None:
         loops["issuer"] = _follow(state.issuer)
+    if config.settlement.claims_every_s and config.store.is_kept:
+        loops["claims"] = state.claim_fetcher.run(config.settlement.claims_every_s)
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:

@@ -11,6 +11,7 @@ from prometheus_client import Counter
 
 from router.config import RouterConfig
 from router.gateway import pinned
+from router.gateway.claims import ClaimFetcher
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
@@ -19,12 +20,14 @@ from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
+from router.gateway.receipting import note_check
 from router.gateway.terms import Terms
 from router.model.clock import Clock
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.setup import RouterSetup, verifier_token
 from router.service.state import State
 from router.service.verifier_checks import make_checks
+from router.state.claims import ClaimDesk
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -68,8 +71,9 @@ def assemble(
     )
     exchanges = _make_exchanges(setup, clock, registrar, to_nodes, stalls)
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
-    metering = Metering(clock, holds, setup.tokenisers())
+    metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
+    desk = ClaimDesk(db, fleet, clock, lambda: registrar.name)
     state = State(
         config=config,
         folder=setup.folder,
@@ -83,6 +87,9 @@ def assemble(
         issuer=_issuer(config, clock),
         registrar=registrar,
         receipts=receipts,
+        db=db,
+        claims=desk,
+        claim_fetcher=ClaimFetcher(to_nodes, desk, fleet, allow_private=config.gateway.allow_private),
         to_verifier=to_verifier,
         stalls=stalls,
     )
@@ -102,6 +109,8 @@ def assemble(
         fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
     checks.has_room = gateway.has_room
+    if receipts is not None:
+        checks.on_end = partial(note_check, receipts.book, clock, metering)
     return state, gateway
 
 

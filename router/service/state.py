@@ -9,7 +9,9 @@ import aiohttp
 from aiohttp import web
 
 from router.config import RouterConfig
+from router.gateway.claims import ClaimFetcher
 from router.model.clock import Clock
+from router.state.claims import ClaimDesk
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -20,6 +22,7 @@ from router.state.registration import Registrar
 from router.state.stalls import StallWatch
 from router.state.stored_keys import StoredKeys
 from verifier.service.oidc import Issuer
+from verifier.store.database import Database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,10 @@ class State:
     registrar: Registrar
     receipts: Receipting | None
     """`None`: answers have no receipts."""
+    db: Database
+    """The store, which routers may share."""
+    claims: ClaimDesk
+    claim_fetcher: ClaimFetcher
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

@@ -159,7 +159,8 @@ class Placement:
         for pool in self.pools.values():
             context = self.gate_context(entry, view.operator, pool.workload)
             verdict = gates.check(view, pool.workload, context)
-            pool.close(view.node, verdict, view.revision(pool.workload.model))
+            revision = view.revision(pool.workload.model)
+            pool.close(view.node, verdict, revision, hardware_class=view.vouched_class)
             for narrowed in self.narrowed.get(pool.workload.name, ()):
                 narrowed.judge(entry.key, view, context)
             # Also if a gate is closed: time may change which gate is the first.
