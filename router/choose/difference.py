@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from router.choose.decision import Decision
 from router.choose.gates import GateVerdict
+from router.model.workload import Price
 
 SAME: Final = "same"
 KINDS: Final = {
@@ -54,7 +55,10 @@ def find_difference(active: Decision, candidate: Decision, verdict: Ask) -> Diff
     if candidate.workload.name != active.workload.name:
         return Difference("workload", candidate.workload.name)
     if now.node == then.node:
-        return Difference(SAME) if now.cost == then.cost else Difference("price", _direction(now.cost, then.cost))
+        if now.price == then.price:
+            return Difference(SAME)
+        costs = [active.workload.cost_of(each.price or Price()) for each in (now, then)]
+        return Difference("price", "dearer" if costs[1] > costs[0] else "cheaper")
     if (closed := verdict(now.node, candidate)) is not None:
         return Difference("closed", closed.code)
     if (opened := verdict(then.node, active)) is not None:
@@ -67,7 +71,3 @@ def find_difference(active: Decision, candidate: Decision, verdict: Ask) -> Diff
 def _main_code(decision: Decision) -> str:
     """What keeps most nodes out."""
     return max(decision.closed, key=lambda code: (decision.closed[code], code), default="")
-
-
-def _direction(now: float, then: float) -> str:
-    return "dearer" if then > now else "cheaper"

@@ -8,7 +8,7 @@ candidate, unless a stream breaks off that has begun.
     decide      the candidate's decision, if the request is in its share and it can decide
     fall_back   the table in force takes over
     shadow      the other table's decision, for comparison alone
-    observe     what became of the request
+    finish      what became of the request
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from router.choose.choice import Choice
 from router.choose.decision import Decision, decide
 from router.choose.difference import Difference, find_difference
 from router.choose.ranking import Ranked
+from router.config import ApiKey
 from router.gateway.attempts import Attempt, Fail, Return, find_blamed
 from router.gateway.dispatch import Dispatcher, Run, size_share
 from router.gateway.errors import GatewayError
@@ -33,6 +34,7 @@ from router.gateway.terms import Terms
 from router.model.change import Arm
 from router.model.clock import Clock
 from router.model.comparison import Observation
+from router.model.errors import WorkloadError
 from router.model.outcomes import Blame, Outcome
 from router.model.usage import Usage
 from router.model.workload import Price, Table
@@ -75,7 +77,9 @@ class Tried:
     arm: Arm
     workload: str
     """By the table in force."""
-    began: float
+    key: ApiKey
+    named: str | None
+    """The workload that the caller names, if it names one."""
     is_hurried: bool
     """Whether the caller gives it so little time that two tables do not fit in."""
     refusal: str = ""
@@ -118,21 +122,20 @@ class Arms:
         trial = self._changes.trial
         return trial is not None and trial.has_share
 
-    def begin(self, request: NodeRequest, began: float, deadline: float) -> Tried | None:
-        """Note a request; `None` if no change is live."""
+    def begin(
+        self, request: NodeRequest, key: ApiKey, named: str | None, *, left_s: float
+    ) -> Tried | None:
+        """Note a request that has *left_s* seconds; `None` if no change is live."""
         trial = self._changes.trial
         if trial is None:
             return None
         arm = Arm.CANDIDATE if trial.takes(request.caller, request.document) else Arm.ACTIVE
-        is_hurried = deadline - began < 2 * self._patience_s
-        return Tried(
-            trial=trial, arm=arm, workload=request.workload.name, began=began, is_hurried=is_hurried
-        )
+        name, is_hurried = request.workload.name, left_s < 2 * self._patience_s
+        return Tried(trial=trial, arm=arm, workload=name, key=key, named=named, is_hurried=is_hurried)
 
     async def decide(
         self,
         tried: Tried,
-        request: NodeRequest,
         read: Callable[[Table], Awaitable[NodeRequest]],
         chosen: Chosen | None,
     ) -> tuple[NodeRequest, Record] | None:
@@ -141,7 +144,6 @@ class Arms:
 
         Args:
             tried: The request.
-            request: As the table in force has it.
             read: Reads it by another table.
             chosen: The seed, and where it comes from, if the caller had a part in it.
         """
@@ -173,7 +175,8 @@ class Arms:
         request: NodeRequest,
         record: Record,
         narrowed: NarrowedPool | None,
-        own: NodeRequest | None = None,
+        *,
+        is_own: bool = False,
     ) -> None:
         """
         Compare a decision with the other table's, if there is time for it.
@@ -183,14 +186,14 @@ class Arms:
             request: As the table in force has it.
             record: The decision that counts.
             narrowed: The nodes that meet what the caller requires, by the table in force.
-            own: The request as the candidate has it, if the candidate has decided.
+            is_own: Whether the candidate has made that decision.
         """
         if not self._may_shadow():
             tried.trial.sight.skipped += 1
             return
         began = time.perf_counter()
         try:
-            self._compare(tried, request, record, narrowed, is_own=own is not None)
+            self._compare(tried, request, record, narrowed, is_own=is_own)
         except Exception:  # noqa: BLE001
             # What is only looked at must not harm the request.
             _log.exception("two tables could not be compared")
@@ -219,7 +222,7 @@ class Arms:
             found = find_difference(active, candidate, _ask(self._dispatcher))
         else:
             active = made
-            found, candidate = self._decide_by(tried.trial, request, made)
+            found, candidate = self._decide_by(tried, request, made)
         costs = None
         if candidate is not None and candidate.chosen is not None and active.chosen is not None:
             typical = Usage(request.workload.typical.input, request.workload.typical.output)
@@ -229,17 +232,20 @@ class Arms:
         tried.trial.note_difference(tried.workload, found, record.id, active, candidate, costs)
 
     def _decide_by(
-        self, trial: Trial, request: NodeRequest, active: Decision
+        self, tried: Tried, request: NodeRequest, active: Decision
     ) -> tuple[Difference, Decision | None]:
         """What the candidate would have decided.  Requirements of callers take time to look up: they are left out."""
         try:
-            workload = trial.route(request)
-            if workload is None:
-                return Difference("unknown", request.workload.model), None
+            table, model = tried.trial.table, request.workload.model
+            workload = table.route(model, tried.named, tried.key.workloads)
+            if request.operation.name not in workload.operations:
+                return Difference("unknown", "operation"), None
             if active.required is not None:
                 return Difference("same", "requirements"), None
             view = self._dispatcher.fleet.view_for(workload)
             candidate = decide(view, workload, active.seed, has_tools=active.has_tools)
+        except WorkloadError as error:
+            return Difference("unknown", error.code), None
         except Exception:  # noqa: BLE001
             # An error of the candidate is a difference like others.
             _log.exception("a candidate could not decide")
@@ -266,8 +272,9 @@ class Arms:
         run.attempts, run.last, run.unsettled, run.prompt, run.usage = [], None, None, None, None
         run.first_by = self._clock.monotonic() + self._patience_s
 
-    def observe(self, tried: Tried, run: Run | None, end: Return | Fail | None) -> None:
-        """Note what became of a request, when all of it is booked."""
+    def finish(self, tried: Tried, run: Run | None, end: Return | Fail | None) -> None:
+        """Note what became of a request, when all else of it is booked."""
+        self._finish_candidate(tried, end)
         seen = self._observation(tried, run, end)
         how = "unclear" if seen.failed is None else "failed" if seen.failed else "completed"
         _requests.labels(seen.arm, how).inc()
@@ -276,7 +283,7 @@ class Arms:
         _cost.labels(seen.arm).inc(seen.cost / 1e6)
         self._changes.observe(tried.trial, seen)
 
-    def finish_candidate(self, tried: Tried, end: Return | Fail | None) -> None:
+    def _finish_candidate(self, tried: Tried, end: Return | Fail | None) -> None:
         """Book what the candidate's nodes did before the table in force took over."""
         earlier = tried.candidate
         if earlier is None:
@@ -323,7 +330,7 @@ class Arms:
 
 def price_in(decision: Decision, ranked: Ranked | None) -> Price:
     """What the work of a ranked node costs, by the table that decided."""
-    return Price() if ranked is None else decision.workload.price_of(ranked.operator)
+    return Price() if ranked is None or ranked.price is None else ranked.price
 
 
 def _ask(dispatcher: Dispatcher) -> Callable[[str, Decision], object]:

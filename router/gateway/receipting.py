@@ -23,7 +23,7 @@ from router.model.clock import Clock
 from router.model.errors import ReceiptError
 from router.model.node import NodeView, walk_at_ms
 from router.model.usage import Usage as Counted
-from router.receipts.payload import MOST, Choice, Node, Request, Response, Usage, read_salt
+from router.receipts.payload import MOST, Choice, Node, Price, Request, Response, Usage, read_salt
 from router.state.receipts import STRANGER, ReceiptBook
 
 RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
@@ -202,6 +202,8 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     if run.usage is not None:
         members["usage"] = _usage(run, run.usage, answered, metering)
     found = answered or last
+    if found is not None and found.price is not None:
+        members["price"] = Price(input=found.price.input, output=found.price.output)
     return str(NO_NODE if found is None else found.outcome), members
 
 

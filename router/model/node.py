@@ -83,6 +83,12 @@ class NodeView(Struct, frozen=True):
         record = self._record()
         return self.capabilities.get("hardware_class") if record is None else record.hardware_class
 
+    @property
+    def vouched_class(self) -> str:
+        """The hardware class by the verifier's word alone; empty without it.  Prices go by it."""
+        record = self._record()
+        return "" if record is None else record.hardware_class
+
     def revision(self, model: str) -> str:
         """The digest of the reference value that a model was compared with; empty if the result does not say."""
         return revision_of(self.result, model)

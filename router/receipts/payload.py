@@ -94,6 +94,13 @@ class Usage(_Part, frozen=True, kw_only=True):
     prompt: Count
 
 
+class Price(_Part, frozen=True, kw_only=True, omit_defaults=False):
+    """What the work of the node costs, by the decision: millionths of the unit of account for a million tokens."""
+
+    input: Count
+    output: Count
+
+
 class Choice(_Part, frozen=True, kw_only=True):
     """Where the seed of the decision comes from, if the caller had a part in it (`router.choose.choice`)."""
 
@@ -120,6 +127,8 @@ class Receipt(_Part, frozen=True, kw_only=True):
     outcome: Text
     prev: Hex32 | UnsetType = UNSET
     """SHA-256 of the payload before this one of the same key."""
+    price: Price | UnsetType = UNSET
+    """Absent if the workload has no table of prices."""
     request: Request
     response: Response
     seq: Annotated[int, Meta(ge=1, le=MOST)] | UnsetType = UNSET

@@ -206,7 +206,8 @@ class Placement:
         for pool in self._all_pools():
             context = self.gate_context(entry, view.operator, pool.workload)
             verdict = gates.check(view, pool.workload, context)
-            pool.close(view.node, verdict, view.revision(pool.workload.model))
+            revision = view.revision(pool.workload.model)
+            pool.close(view.node, verdict, revision, hardware_class=view.vouched_class)
             for narrowed in self.narrowed.get(pool.workload.name, ()):
                 if narrowed.base is pool:
                     narrowed.judge(entry.key, view, context)

@@ -26,7 +26,8 @@ class _Placing:
     """Where one node stands, and since which version of the fleet which code has kept it out."""
 
     __slots__ = (
-        "bad_calls", "calls", "code", "counted", "detail", "history", "jti", "lane", "revision", "statistics"
+        "bad_calls", "calls", "code", "counted", "detail", "hardware_class", "history", "jti", "lane", "revision",
+        "statistics",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class _Placing:
         self.code = ""
         self.detail = ""
         self.jti = ""
-        self.revision = ""
+        self.revision = self.hardware_class = ""
         self.counted: tuple[str, bool] | None = None
         """As what it is in the count of revisions."""
         self.history: tuple[tuple[int, str, str, str], ...] = ()
@@ -74,6 +75,7 @@ class WorkloadPool:
             closed=placing.code,
             jti=placing.jti,
             revision=placing.revision,
+            hardware_class=placing.hardware_class,
         )
 
     def has_full_share(self, operator: str) -> bool:
@@ -114,19 +116,22 @@ class WorkloadPool:
             return None
         return _verdict(placing.code, placing.detail, placing.jti)
 
-    def close(self, node: str, verdict: GateVerdict | None, revision: str) -> None:
+    def close(
+        self, node: str, verdict: GateVerdict | None, revision: str, *, hardware_class: str = ""
+    ) -> None:
         """
         Note which gate that fails closed is closed to a node, if one is.
 
         Args:
             revision: Of the model, by the node's result.
+            hardware_class: By the verifier's word.
         """
         self.open += (verdict is None) - (node in self.closed_by and self.closed_by[node] is None)
         self.closed_by[node] = verdict
         placing = self._placings.get(node)
         if placing is None:
             placing = self._placings[node] = _Placing()
-        placing.revision = revision
+        placing.revision, placing.hardware_class = revision, hardware_class
         is_live = bool(revision) and (verdict is None or verdict.code not in NOT_LIVE)
         self._count_revision(placing, (revision, verdict is None) if is_live else None)
 
