@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
 import msgspec
 
@@ -12,6 +13,7 @@ from router.model.clock import Clock
 from router.model.comparison import find_worse
 from router.model.errors import ChangeError
 from router.model.table import read_table
+from router.model.workload import Table
 from router.state.changes import Changes
 from router.state.fleet import Fleet
 from router.store import changes
@@ -44,6 +46,7 @@ class ChangeSteps:
             ChangeError: it says what the table in force says, or another change is live.
         """
         table = read_table(document)
+        self._check_files(table)
         self._changes.load_tokenisers(table)
         if table.digest == self._fleet.table.digest:
             raise ChangeError("it says what the table in force says")
@@ -151,6 +154,14 @@ class ChangeSteps:
             raise ChangeError(f"{live.id} is under way. Abort it first")
         if later:
             raise ChangeError(f"{later[-1].id} was promoted since. Abort that first")
+
+    def _check_files(self, table: Table) -> None:
+        """Raise `ChangeError` if a table from outside names a file that is not in the router's folder."""
+        known = {workload.tokeniser for workload in self._fleet.table.workloads.values()}
+        for name, workload in table.workloads.items():
+            path = PurePosixPath(workload.tokeniser or "")
+            if workload.tokeniser not in known and (path.is_absolute() or ".." in path.parts):
+                raise ChangeError(f"the tokeniser of {name} must be a file of the router's folder")
 
     def _check_shadow(self, change_id: str) -> None:
         trial = self._changes.latest

@@ -114,14 +114,20 @@ class Changes:
         if self._trial is not None:
             await self._read_sights(self._trial, own=True)
 
-    async def use_file(self, table: Table) -> None:
+    def use_file(self, table: Table) -> None:
         """Take up another file.  Raises `ConfigError`: its tokenisers cannot be read; all stays as it was."""
-        tokenisers = self._load(table)
-        async with self._lock:
-            self._file, self._tokenisers = table, tokenisers
+        tokenisers, trial = self._load(table), self._trial
+        self._file, self._tokenisers, self.in_force = table, tokenisers, None
+        found = resolve(table, self._promoted)
+        if found is not None:
+            self._put_in_force(found)
+        if self.in_force is None:
             self._fleet.use_table(table)
-            self.in_force = None
-            await self._follow(None if self._trial is None else self._trial.change)
+        if trial is not None and trial.change.base != self._fleet.table.digest:
+            self._end_trial()
+        self._use(self._tokenisers, self._trial)
+        # What is live is looked at again in the next round.
+        self._revision = -1
 
     async def run(self) -> None:
         """Follow the store, and write what was seen, until cancelled."""

@@ -15,7 +15,7 @@ from router.model.change import Arm, Stage, is_shared, unit_of
 from router.model.comparison import Comparison, Observation, find_worse
 from router.model.table import read_table
 from router.model.tokens import Tokeniser
-from router.model.workload import Table
+from router.model.workload import Table, Workload
 from router.store.changes import Change
 
 MAX_EXAMPLES: Final = 24
@@ -83,6 +83,10 @@ class Trial:
         """
         table = read_table(change.document)
         return cls(change=change, table=table, tokenisers=tokenisers(table), monotonic=monotonic)
+
+    def counted_by(self) -> dict[str, tuple[Workload, Tokeniser | None]]:
+        """The candidate's workloads, each with what counts its tokens."""
+        return {name: (each, self.tokenisers.get(name)) for name, each in self.table.workloads.items()}
 
     @property
     def has_share(self) -> bool:
