@@ -7,7 +7,7 @@ Both decisions are made at one moment with one seed, so that only the tables can
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
@@ -40,7 +40,7 @@ class Difference(Struct, frozen=True):
     """The gate, or what else tells more."""
 
 
-Ask = Callable[[str, Decision], GateVerdict | None]
+Ask: TypeAlias = Callable[[str, Decision], GateVerdict | None]
 """What keeps a node from the work of a decision, by the table that decided."""
 
 

@@ -23,7 +23,7 @@ import structlog
 
 from router.choose.choice import Choice
 from router.choose.decision import Decision, decide
-from router.choose.difference import Difference, find_difference
+from router.choose.difference import Ask, Difference, find_difference
 from router.choose.ranking import Ranked
 from router.config import ApiKey
 from router.gateway.attempts import Attempt, Fail, Return, find_blamed
@@ -122,9 +122,7 @@ class Arms:
         trial = self._changes.trial
         return trial is not None and trial.has_share
 
-    def begin(
-        self, request: NodeRequest, key: ApiKey, named: str | None, *, left_s: float
-    ) -> Tried | None:
+    def begin(self, request: NodeRequest, key: ApiKey, named: str | None, *, left_s: float) -> Tried | None:
         """Note a request that has *left_s* seconds; `None` if no change is live."""
         trial = self._changes.trial
         if trial is None:
@@ -209,7 +207,13 @@ class Arms:
         return True
 
     def _compare(
-        self, tried: Tried, request: NodeRequest, record: Record, narrowed: NarrowedPool | None, *, is_own: bool
+        self,
+        tried: Tried,
+        request: NodeRequest,
+        record: Record,
+        narrowed: NarrowedPool | None,
+        *,
+        is_own: bool,
     ) -> None:
         made, fleet = record.decision, self._dispatcher.fleet
         candidate: Decision | None
@@ -218,7 +222,7 @@ class Arms:
             view = fleet.view_for(request.workload, narrowed)
             active = decide(view, request.workload, made.seed, has_tools=made.has_tools)
             tried.other = active.chosen
-            tried.other_price = price_in(active, active.chosen)
+            tried.other_price = price_of(active.chosen)
             found = find_difference(active, candidate, _ask(self._dispatcher))
         else:
             active = made
@@ -226,7 +230,7 @@ class Arms:
         costs = None
         if candidate is not None and candidate.chosen is not None and active.chosen is not None:
             typical = Usage(request.workload.typical.input, request.workload.typical.output)
-            prices = price_in(candidate, candidate.chosen), price_in(active, active.chosen)
+            prices = price_of(candidate.chosen), price_of(active.chosen)
             costs = prices[0].charge(typical), prices[1].charge(typical)
         _differences.labels(found.kind).inc()
         tried.trial.note_difference(tried.workload, found, record.id, active, candidate, costs)
@@ -256,7 +260,9 @@ class Arms:
         """Whether the table in force must take over: the candidate's nodes completed nothing, and nothing was sent."""
         if tried.arm is not Arm.CANDIDATE or tried.refusal or tried.fell_back:
             return False
-        if any(attempt.has_begun for attempt in run.attempts) or (run.sink is not None and run.sink.has_begun):
+        if any(attempt.has_begun for attempt in run.attempts) or (
+            run.sink is not None and run.sink.has_begun
+        ):
             return False
         is_done = isinstance(end, Return) and end.attempt.outcome is Outcome.COMPLETED
         return not is_done and self._clock.monotonic() < run.deadline
@@ -303,7 +309,7 @@ class Arms:
     def _observation(self, tried: Tried, run: Run | None, end: Return | Fail | None) -> Observation:
         workload, streamed = tried.workload, run is not None and run.request.is_streamed
         stratum = f"{workload}{'/stream' if streamed else ''}"
-        first = _first(tried, run)
+        first = _first(run)
         revision = "" if first is None else first.revision
         if run is None or end is None:
             return Observation(arm=tried.arm, stratum=stratum, revision=revision)
@@ -311,7 +317,7 @@ class Arms:
         completed = isinstance(end, Return) and end.attempt.outcome is Outcome.COMPLETED
         is_plain = completed and not tried.fell_back and not tried.refusal
         used = run.usage if is_plain else None
-        price = price_in(run.record.decision, _ranked(run, end)) if is_plain else Price()
+        price = price_of(_ranked(run, end)) if is_plain else Price()
         is_retried = is_plain and any(a.blame is Blame.NODE for a in run.record.attempts[:-1])
         other = None if used is None or tried.other_price is None else tried.other_price.charge(used)
         return Observation(
@@ -328,12 +334,12 @@ class Arms:
         )
 
 
-def price_in(decision: Decision, ranked: Ranked | None) -> Price:
+def price_of(ranked: Ranked | None) -> Price:
     """What the work of a ranked node costs, by the table that decided."""
     return Price() if ranked is None or ranked.price is None else ranked.price
 
 
-def _ask(dispatcher: Dispatcher) -> Callable[[str, Decision], object]:
+def _ask(dispatcher: Dispatcher) -> Ask:
     return lambda node, decision: dispatcher.fleet.verdict(node, decision.workload)
 
 
@@ -342,7 +348,7 @@ def _ranked(run: Run, end: Return | Fail) -> Ranked | None:
     return next((ranked for ranked in run.record.decision.ranked if ranked.node == node), None)
 
 
-def _first(tried: Tried, run: Run | None) -> Attempt | None:
+def _first(run: Run | None) -> Attempt | None:
     attempts = [] if run is None else [*run.earlier, *run.attempts]
     return attempts[0] if attempts else None
 

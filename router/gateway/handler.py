@@ -14,8 +14,8 @@ import structlog
 from aiohttp import web
 
 from router.config import ApiKey, GatewaySection
-from router.gateway.aside import Aside
 from router.gateway.arms import Arms
+from router.gateway.aside import Aside
 from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
 from router.gateway.checks import Checks
@@ -254,7 +254,9 @@ class Handler:
             )
 
         async def read(table: Table) -> NodeRequest:
-            return await self._gateway.aside.run(partial(read_by, table)) if is_large(data) else read_by(table)
+            return (
+                await self._gateway.aside.run(partial(read_by, table)) if is_large(data) else read_by(table)
+            )
 
         if self._gateway.arms.is_sharing:
             self._deciding.read = read

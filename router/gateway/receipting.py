@@ -19,8 +19,8 @@ from router.gateway.attempts import Attempt
 from router.gateway.dispatch import Run
 from router.gateway.errors import GatewayError
 from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
-from router.model.clock import Clock
 from router.model.change import Arm
+from router.model.clock import Clock
 from router.model.errors import ReceiptError
 from router.model.node import NodeView, walk_at_ms
 from router.model.usage import Usage as Counted

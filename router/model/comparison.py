@@ -213,7 +213,7 @@ def _is_small(name: str, each: Sequence[Comparison], bounds: Bounds) -> bool:
     of = "failed" if name == "failures" else "retried"
     arms = [Counted.sum(c.of(arm) for c in each) for arm in (Arm.CANDIDATE, Arm.ACTIVE)]
     rates = [getattr(arm, of) / max(arm.judged, 1) for arm in arms]
-    return rates[0] - rates[1] <= bounds.least_per_mille / 1000
+    return bool(rates[0] - rates[1] <= bounds.least_per_mille / 1000)
 
 
 def _ratio(cost: int, other: int) -> float:

@@ -100,7 +100,9 @@ def assemble(
     )
     terms = Terms(fleet, Commitments(clock))
     section, patience_s = config.changes, config.gateway.timeout_s
-    arms = Arms(changes, dispatcher, terms, clock, per_second=section.shadow_per_second, patience_s=patience_s)
+    arms = Arms(
+        changes, dispatcher, terms, clock, per_second=section.shadow_per_second, patience_s=patience_s
+    )
     gateway = Gateway(
         checks=checks,
         dispatcher=dispatcher,

@@ -30,7 +30,9 @@ class ChangeSteps:
         is_kept: Whether the store survives a restart.
     """
 
-    def __init__(self, db: Database, fleet: Fleet, clock: Clock, following: Changes, *, is_kept: bool) -> None:
+    def __init__(
+        self, db: Database, fleet: Fleet, clock: Clock, following: Changes, *, is_kept: bool
+    ) -> None:
         self._db = db
         self._fleet = fleet
         self._clock = clock
@@ -71,7 +73,9 @@ class ChangeSteps:
         await self._changes.sync()
         return added
 
-    async def share(self, change_id: str, percent: int, actor: str, reason: str, *, anyway: bool = False) -> Change:
+    async def share(
+        self, change_id: str, percent: int, actor: str, reason: str, *, anyway: bool = False
+    ) -> Change:
         """
         Give the candidate a share of the traffic, or another one; 0: none.
 
@@ -99,7 +103,9 @@ class ChangeSteps:
                 it never had a share and the caller did not ask for that.
         """
         if not self._is_kept:
-            raise ChangeError("this router has no store that is kept: write the table to the file, and send SIGHUP")
+            raise ChangeError(
+                "this router has no store that is kept: write the table to the file, and send SIGHUP"
+            )
 
         def to(change: Change) -> Change:
             if change.base != self._fleet.table.digest:

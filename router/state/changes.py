@@ -176,7 +176,12 @@ class Changes:
 
     def _put_in_force(self, change: Change | None) -> None:
         trial, fleet = self._trial, self._fleet
-        if change is not None and trial is not None and trial.change.id == change.id and fleet.candidate is trial.table:
+        if (
+            change is not None
+            and trial is not None
+            and trial.change.id == change.id
+            and fleet.candidate is trial.table
+        ):
             fleet.promote_candidate()
             self._tokenisers = trial.tokenisers
         else:
@@ -184,7 +189,9 @@ class Changes:
                 table = self._file if change is None else read_table(change.document)
                 tokenisers = self._load(table)
             except ConfigError as error:
-                self.problem = f"the table of {'the file' if change is None else change.id} cannot be used here: {error}"
+                self.problem = (
+                    f"the table of {'the file' if change is None else change.id} cannot be used here: {error}"
+                )
                 _log.error("a table that was promoted cannot be used here", why=str(error))
                 return
             self._tokenisers = tokenisers
@@ -266,10 +273,13 @@ class Changes:
             try:
                 await self._db.write(write)
                 await self.sync()
-                return
             except StoreError as error:
-                _log.error("the stop of a change could not be written; it is tried again", why=str(error)[:300])
+                _log.error(
+                    "the stop of a change could not be written; it is tried again", why=str(error)[:300]
+                )
                 await asyncio.sleep(1)
+            else:
+                return
 
     # What was seen.
 

@@ -26,7 +26,6 @@ from router.model.liveness import Heartbeat
 from router.model.node import NodeView
 from router.model.outcomes import Execution, Outcome
 from router.model.statistics import NodeStatistics, StatisticsAggregate
-
 from router.model.workload import Table, Workload
 from router.state.address_gate import AddressGate, JudgeURL
 from router.state.narrowed import NarrowedPool

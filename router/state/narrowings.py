@@ -149,9 +149,7 @@ class Narrowings:
             return None
         return None if place in self._making else pool
 
-    def _begin(
-        self, place: _Place, required: CallerRequirements, caller: str
-    ) -> NarrowedPool | None:
+    def _begin(self, place: _Place, required: CallerRequirements, caller: str) -> NarrowedPool | None:
         """Begin to make a pool; returns it if it was made at once."""
         base = self._base(place)
         if base is None:
@@ -171,9 +169,7 @@ class Narrowings:
         self._making[place] = task
         return None
 
-    async def _make(
-        self, place: _Place, pool: NarrowedPool, nodes: list[str], *, are_all: bool
-    ) -> None:
+    async def _make(self, place: _Place, pool: NarrowedPool, nodes: list[str], *, are_all: bool) -> None:
         try:
             async with self._one_at_a_time:
                 await self._judge_in_steps(pool, nodes)

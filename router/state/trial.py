@@ -73,7 +73,10 @@ class Trial:
 
     @classmethod
     def of(
-        cls, change: Change, tokenisers: Callable[[Table], Mapping[str, Tokeniser]], monotonic: Callable[[], float]
+        cls,
+        change: Change,
+        tokenisers: Callable[[Table], Mapping[str, Tokeniser]],
+        monotonic: Callable[[], float],
     ) -> Trial:
         """
         Begin a trial.

@@ -61,6 +61,14 @@ class TwoTables(SuspectedNodes):
         if self._placement.candidate:
             self._placement.use_candidate(None, self._entries)
 
+    def candidate_nodes(self) -> dict[str, int]:
+        """How many nodes may do the work by the candidate, by workload."""
+        return {name: pool.open for name, pool in self._placement.candidate.items()}
+
+    def nodes_of_revision(self, revision: str, model: str) -> list[str]:
+        """The nodes whose live result names a revision of a model."""
+        return [node for node, entry in self._entries.items() if entry.view.revision(model) == revision]
+
     def promote_candidate(self) -> None:
         """Put the candidate in force, at once: its nodes are placed already."""
         assert self.candidate is not None

@@ -109,9 +109,7 @@ async def get(tx: Tx, change_id: str) -> Change:
 
 async def newest(tx: Tx, limit: int) -> list[Change]:
     """The newest first."""
-    return [
-        _change(row) for row in await tx.all("SELECT * FROM changes ORDER BY number DESC LIMIT ?", limit)
-    ]
+    return [_change(row) for row in await tx.all("SELECT * FROM changes ORDER BY number DESC LIMIT ?", limit)]
 
 
 async def promoted(tx: Tx) -> list[Change]:
@@ -133,7 +131,8 @@ async def add_step(tx: Tx, change_id: str, step: Step) -> None:
 async def steps(tx: Tx, change_id: str) -> list[Step]:
     """The steps that were taken, in order."""
     rows = await tx.all(
-        "SELECT step, actor, reason, at_ms, evidence FROM change_steps WHERE change_id = ? ORDER BY number", change_id
+        "SELECT step, actor, reason, at_ms, evidence FROM change_steps WHERE change_id = ? ORDER BY number",
+        change_id,
     )
     return [
         Step(**{**row, "evidence": None if row["evidence"] is None else msgspec.json.decode(row["evidence"])})
@@ -152,7 +151,9 @@ async def save_sight(tx: Tx, change_id: str, router: str, seen: bytes, now_ms: i
 
 async def sights(tx: Tx, change_id: str) -> Sequence[tuple[str, bytes]]:
     """What each router has seen of a change."""
-    rows = await tx.all("SELECT router, seen FROM change_sights WHERE change_id = ? ORDER BY router", change_id)
+    rows = await tx.all(
+        "SELECT router, seen FROM change_sights WHERE change_id = ? ORDER BY router", change_id
+    )
     return [(row["router"], bytes(row["seen"])) for row in rows]
 
 
