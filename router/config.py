@@ -10,6 +10,7 @@ from msgspec import Meta, Struct, structs
 
 from attester.errors import ConfigError
 from router.choose.ranking import WIDTH
+from router.model.change import ChangesSection
 from router.model.table import MAX_TABLE, read_table
 from router.model.tokens import MAX_TOKENISER, Tokeniser
 from router.model.usage import ANSWERS, Tolerance
@@ -269,6 +270,7 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     checks: ChecksSection = ChecksSection()
     access: AccessSection = AccessSection()
     settlement: SettlementSection = SettlementSection()
+    changes: ChangesSection = ChangesSection()
     keys: tuple[ApiKey, ...] = ()
     """API keys, beside those of the store."""
 

@@ -171,6 +171,7 @@ _TABLE: Final = (
     Reason("registration.removed", "A person has removed the router's key.", "Delete the router's identity file, so that it makes a new one, or ask the verifier's operator."),
     Reason("registration.full", "There are too many routers.", "Remove those that are gone: touchstone verifier router list."),
     Reason("incident.state", "The incident is not in a state that allows this step.", "Show the incident and its state: touchstone verifier incidents show."),
+    Reason("change.state", "The change of the table of workloads is not in a state that allows this step.", "Show it: touchstone router change status."),
     Reason("incident.report-reused", "The id of this report was used for a report about another node or of another kind.", "Give each report an id of its own."),
     Reason("reference.unusable", "The reference value, or the pool of challenges, cannot be used.", "Correct what the message names."),
     Reason("rollout.state", "The roll-out of the model is not in a state that allows this step.", "Show it: touchstone reference rollout status."),

@@ -38,6 +38,10 @@ class FleetView(Struct, frozen=True, gc=False):
     """What the caller itself requires: the pool and the counts are of nodes that meet it."""
     met: int | None = None
     """How many nodes meet that, with room or without, of those that the workload's own gates let in."""
+    table: str = ""
+    """The digest of the table that the workload is of; empty if nobody has written it."""
+    arm: str = ""
+    """Which of two tables that is, an `Arm`, while another is tried beside the one in force."""
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -73,6 +77,10 @@ class Decision(Struct, frozen=True, gc=False):
     """See `FleetView`."""
     choice: Choice | None = None
     """Where the seed comes from; `None`: this router drew it alone."""
+    table: str = ""
+    """The digest of the table of workloads that decided."""
+    arm: str = ""
+    """``active`` or ``candidate`` while another table is tried; otherwise empty."""
     rule: int = 1
     """By which rule it was made: `RULE` of that time.  Records that do not say are of the first."""
 
@@ -175,6 +183,8 @@ def decide(
         required=view.required,
         met=view.met,
         choice=choice,
+        table=view.table,
+        arm=view.arm,
         rule=RULE,
     )
 
@@ -203,6 +213,8 @@ def replay(decision: Decision) -> Decision:
             silent_s=decision.silent_s,
             required=decision.required,
             met=decision.met,
+            table=decision.table,
+            arm=decision.arm,
         )
         again = decide(
             view,

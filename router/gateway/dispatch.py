@@ -80,6 +80,8 @@ class Run:
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    earlier: list[Attempt] = field(default_factory=list)
+    """Those by another table, whose nodes completed nothing (`router.gateway.arms`)."""
     last: Attempt | None = None
     """The last attempt, also if the client left while it was made."""
     unsettled: Attempt | None = None
@@ -348,7 +350,7 @@ class Dispatcher:
             attempt.seconds,
             whole_token_s=whole_token_s,
             prompt_token_s=prompt_token_s,
-            size_share=_size_share(request.workload, counted, is_streamed=first_token_s is not None),
+            size_share=size_share(request.workload, counted, is_streamed=first_token_s is not None),
             is_clean=is_clean,
             # An operator that pays its own nodes for work proves nothing by it.
             earns_credit=_earns_credit(request, attempt),
@@ -409,7 +411,7 @@ def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | 
     return fleet.narrowings.verdict(fleet.view(node), decision.workload, decision.required)
 
 
-def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:
+def size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:
     """
     The tier's typical exchange as a share of this one.
 

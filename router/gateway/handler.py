@@ -14,11 +14,13 @@ import structlog
 from aiohttp import web
 
 from router.config import ApiKey, GatewaySection
+from router.gateway.arms import Arms
 from router.gateway.aside import Aside
 from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
 from router.gateway.checks import Checks
 from router.gateway.client import ClientStream
+from router.gateway.deciding import WORKLOAD_HEADER, Deciding
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
     DECISION_HEADER,
@@ -51,7 +53,6 @@ from verifier.service.http import read_body
 from verifier.service.problem import status_of
 
 EXPLAIN_HEADER: Final = "X-Touchstone-Explain"
-WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
 TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
@@ -80,6 +81,8 @@ class Gateway:
     aside: Aside = field(default_factory=partial(Aside, "requests"))
     """Where large bodies are read."""
     terms: Terms = field(kw_only=True)
+    arms: Arms = field(kw_only=True)
+    """Which table requests go by while another one is tried."""
     receipts: ReceiptBook | None = None
     """Of all answers; `None` if there are none."""
     fronts: Fronts | None = None
@@ -139,6 +142,7 @@ class Handler:
         self._idempotency_key: str | None = None
         self._run: Run | None = None
         self._sink: ClientStream | None = None
+        self._deciding = Deciding(gateway.dispatcher, gateway.terms, gateway.arms, request, key)
         self._heard: Overheard | None = None
         """If the answer is to be scored by another node."""
 
@@ -163,17 +167,22 @@ class Handler:
         if cached is not None:
             return _answer_again(cached)
         try:
-            record = await self._decide(request)
+            left_s = deadline - self._gateway.clock.monotonic()
+            decided, record = await self._deciding.decide(request, left_s)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
-        self._gateway.checks.note(request, record.decision)
-        self._heard = self._gateway.checks.peers.sample(request, self._request.headers)
+        self._gateway.checks.note(decided, record.decision)
+        self._heard = self._gateway.checks.peers.sample(decided, self._request.headers)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
+        patience_s = self._gateway.config.timeout_s
+        if decided is not request:
+            # The table in force must have the time to do the work if the candidate's nodes do not.
+            patience_s = min(patience_s, left_s / 2)
         self._run = Run(
             record=record,
-            request=request,
+            request=decided,
             deadline=deadline,
-            first_by=began + self._gateway.config.timeout_s,
+            first_by=began + patience_s,
             tells_usage=tells_usage,
         )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
@@ -207,6 +216,7 @@ class Handler:
         try:
             if run is not None:
                 gateway.dispatcher.finish(run)
+            self._deciding.finish(run)
         except Exception:  # noqa: BLE001
             # The outermost of the bookkeeping: the places must be freed whatever fails.
             _log.exception("the end of a request could not be recorded")
@@ -230,27 +240,27 @@ class Handler:
             raise GatewayError(status, kind, str(error), retry_after=error.retry_after) from None
         if self._draft is not None:
             await self._draft.note_request(data, self._gateway.aside)
-        read = partial(
-            read_request,
-            data,
-            self._operation,
-            self._gateway.table,
-            self._key,
-            workload=self._request.headers.get(WORKLOAD_HEADER),
-            required=one_header(self._request, REQUIRE_HEADER),
-            is_asked=self._gateway.checks.asks,
-        )
-        return await self._gateway.aside.run(read) if is_large(data) else read()
+        required = one_header(self._request, REQUIRE_HEADER)
 
-    async def _decide(self, request: NodeRequest) -> Record:
-        """Decide, from the nodes that meet what the caller requires, by the seed that follows from its nonce."""
-        gateway, caller = self._gateway, self._key.name
-        narrowed = await gateway.terms.narrow(request.workload, request.required, caller)
-        # Last of all that may be refused: a nonce is used once.
-        chosen = gateway.terms.choose(self._request, caller)
-        return gateway.dispatcher.decide(
-            request.workload, caller, has_tools=request.has_tools, narrowed=narrowed, chosen=chosen
-        )
+        def read_by(table: Table) -> NodeRequest:
+            return read_request(
+                data,
+                self._operation,
+                table,
+                self._key,
+                workload=self._request.headers.get(WORKLOAD_HEADER),
+                required=required,
+                is_asked=self._gateway.checks.asks,
+            )
+
+        async def read(table: Table) -> NodeRequest:
+            return (
+                await self._gateway.aside.run(partial(read_by, table)) if is_large(data) else read_by(table)
+            )
+
+        if self._gateway.arms.is_sharing:
+            self._deciding.read = read
+        return await read(self._gateway.table)
 
     async def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
         """The cached answer, if the request has an ``Idempotency-Key`` and was answered before."""
@@ -309,12 +319,11 @@ class Handler:
 
     async def _dispatch(self, run: Run) -> Attempt | GatewayError:
         """The attempt whose answer the client gets, or the error that it gets instead."""
-        if not run.record.decision.ranked:
-            gateway = self._gateway
-            decision = run.record.decision
+        end = await self._deciding.run(run)
+        if end is None:
+            gateway, decision = self._gateway, run.record.decision
             note = gateway.clock.describe_difference(gateway.skew_s)
             return nobody_may(decision, gateway.dispatcher.shortfalls(decision), note)
-        end = await self._gateway.dispatcher.run(run)
         if isinstance(end, Fail):
             self._answered = next((each for each in run.attempts if each.has_begun), None)
             return nobody_completed(end)

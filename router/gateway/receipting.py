@@ -19,6 +19,7 @@ from router.gateway.attempts import Attempt
 from router.gateway.dispatch import Run
 from router.gateway.errors import GatewayError
 from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
+from router.model.change import Arm
 from router.model.clock import Clock
 from router.model.errors import ReceiptError
 from router.model.node import NodeView, walk_at_ms
@@ -213,6 +214,10 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
         members["node"] = _node(answered, workload.model)
     elif last is not None:
         members["tried"] = _node(last, workload.model)
+    if record.decision.table:
+        members["table"] = record.decision.table
+    if record.decision.arm == Arm.CANDIDATE:
+        members["arm"] = "candidate"
     if record.decision.choice is not None:
         members["choice"] = Choice(**record.decision.choice.for_receipt())
     if run.usage is not None:

@@ -85,6 +85,10 @@ class ReplayError(RouterError):
     """A recorded decision does not come out again, or is not a decision."""
 
 
+class ChangeError(RouterError):
+    """A step of a change of the table of workloads that cannot be taken: the message says why."""
+
+
 class HoldError(RouterError):
     """A step that cannot be taken about an incident of the router's own."""
 

@@ -224,8 +224,12 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
 class Table:
     """The workloads, each with its tier's requirements."""
 
-    def __init__(self, workloads: Sequence[Workload], defaults: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, workloads: Sequence[Workload], defaults: frozenset[str] = frozenset(), digest: str = ""
+    ) -> None:
         self.workloads: Mapping[str, Workload] = {workload.name: workload for workload in workloads}
+        self.digest = digest
+        """SHA-256 of what people have written, hex, whatever its comments and its spaces; empty if nobody has."""
         self._defaults = defaults
         self._by_model: dict[str, list[Workload]] = {}
         for workload in workloads:

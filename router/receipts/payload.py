@@ -144,6 +144,8 @@ class Choice(_Part, frozen=True, kw_only=True):
 class Receipt(_Part, frozen=True, kw_only=True):
     """A payload."""
 
+    arm: Literal["candidate"] | UnsetType = UNSET
+    """If a table decided that was tried beside the one in force (docs/changing-the-routing.md)."""
     choice: Choice | UnsetType = UNSET
     decision: Id | UnsetType = UNSET
     iat: Ms
@@ -169,6 +171,8 @@ class Receipt(_Part, frozen=True, kw_only=True):
     response: Response
     seq: Annotated[int, Meta(ge=1, le=MOST)] | UnsetType = UNSET
     """Which answer it is of this key at this router."""
+    table: Hex32 | UnsetType = UNSET
+    """The digest of the table of workloads that decided."""
     tried: Node | UnsetType = UNSET
     """The last node that was asked, if none has answered."""
     usage: Usage | UnsetType = UNSET

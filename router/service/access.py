@@ -18,7 +18,17 @@ from router.gateway import openai
 from router.gateway.keys import ANONYMOUS
 from router.gateway.openai import GATEWAY, KEY
 from router.model.operations import OPERATIONS
-from router.service import decisions, incidents, receipts, settlement, standing, status, traffic, usage
+from router.service import (
+    changes,
+    decisions,
+    incidents,
+    receipts,
+    settlement,
+    standing,
+    status,
+    traffic,
+    usage,
+)
 from router.service.state import STATE, State
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
@@ -33,6 +43,8 @@ SEND: Final = frozenset({Role.RELYING_PARTY, Role.ADMINISTRATOR})
 OWN_WORK: Final = frozenset({Role.RELYING_PARTY, *_ALL})
 STANDING: Final = frozenset({Role.OPERATOR, Role.REVIEWER, *_ALL})
 INCIDENTS: Final = frozenset({Role.REVIEWER, *_ALL})
+CHANGES: Final = frozenset({Role.REVIEWER, *_ALL})
+CHANGE: Final = frozenset({Role.ADMINISTRATOR})
 REVIEW: Final = frozenset({Role.REVIEWER, Role.ADMINISTRATOR})
 STATEMENTS: Final = frozenset({Role.OPERATOR, *_ALL})
 CLAIM: Final = frozenset({Role.OPERATOR, Role.ADMINISTRATOR})
@@ -122,6 +134,12 @@ def routes() -> list[Route]:
             REVIEW,
             "What became of a dispute.",
         ),
+        get("/api/v1/changes", changes.list_newest, CHANGES, "Changes of the table of workloads."),
+        get("/api/v1/changes/{id}", changes.show, CHANGES, "One of them, with both arms side by side."),
+        post("/api/v1/changes", changes.propose, CHANGE, "Have a table decide beside the one in force."),
+        post("/api/v1/changes/{id}/share", changes.share, CHANGE, "Give it a share of the traffic."),
+        post("/api/v1/changes/{id}/promote", changes.promote, CHANGE, "Put it in force."),
+        post("/api/v1/changes/{id}/abort", changes.abort, CHANGE, "Go back to the table before, at once."),
         get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
         get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
     ]

@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from attester.authorities import open_session
 from attester.errors import ConfigError
-from router.config import load_table, load_tokenisers
+from router.config import load_table
 from router.gateway import openai, pinned, probe
 from router.gateway.handler import Gateway
 from router.gateway.openai import GATEWAY
@@ -100,6 +100,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         # Before the first request: what was revoked is revoked, what was spent is spent, what was held is held.
         await state.stored_keys.sync()
         _check_access(gateway, state.issuer)
+        await state.changes.load()
         await state.persistence.load()
         if state.receipts is not None:
             await state.receipts.keeper.load()
@@ -120,6 +121,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             await gateway.checks.close()
             gateway.close()
             await state.holds.close()
+            await state.changes.close()
             if config.store.is_kept:
                 await state.persistence.flush()
                 if state.receipts is not None:
@@ -161,6 +163,7 @@ def _loops(
         "name": name.run(),
         "feed": state.feed.run(),
         "holds": state.holds.run(),
+        "changes": state.changes.run(),
         "keys": state.stored_keys.run(),
         "registration": state.registrar.run(),
         "sweep": sweep(state),
@@ -195,16 +198,18 @@ def _loops(
 
 def reload_table(app: web.Application) -> None:
     """Read the table again.  If it is refused, the previous table stays in force."""
-    state, gateway = app[STATE], app[GATEWAY]
+    state = app[STATE]
     try:
         table = load_table(state.folder / state.config.workloads)
-        gateway.dispatcher.metering.tokenisers = load_tokenisers(table, state.folder)
+        state.changes.use_file(table)
     except ConfigError as error:
         _reloads.labels("refused").inc()
         _log.error("the table is refused; the previous table stays in force", why=str(error))
         return
-    state.fleet.use_table(table)
     _reloads.labels("taken").inc()
+    if (change := state.changes.in_force) is not None:
+        _log.warning("the file is read; a promoted table stands on it, and is in force", change=change.id)
+        return
     _log.info("another table of workloads is in force", workloads=len(table.workloads))
 
 

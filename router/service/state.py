@@ -11,6 +11,8 @@ from aiohttp import web
 from router.config import RouterConfig
 from router.gateway.claims import ClaimFetcher
 from router.model.clock import Clock
+from router.state.change_steps import ChangeSteps
+from router.state.changes import Changes
 from router.state.claims import ClaimDesk
 from router.state.feed import Feed
 from router.state.fleet import Fleet
@@ -35,6 +37,9 @@ class State:
     fleet: Fleet
     feed: Feed
     holds: Holds
+    changes: Changes
+    """Of the table of workloads."""
+    change_steps: ChangeSteps
     persistence: Persistence
     records: Records
     stored_keys: StoredKeys

@@ -75,6 +75,7 @@ _STATUS: Final = {
     "registration.removed": 403,
     "registration.full": 503,
     "incident.state": 409,
+    "change.state": 409,
     "incident.report-reused": 409,
     "log.unacceptable": 422,
     "log.unreadable": 502,
