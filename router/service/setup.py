@@ -72,7 +72,7 @@ def load(path: Path, config: RouterConfig, *, makes_identity: bool = False) -> R
     if config.service.speaks_tls:
         ServerTLS(*config.service.files(folder))
     if config.ext_proc is not None:
-        if find_spec("grpc") is None or find_spec("google.protobuf") is None:
+        if find_spec("grpc") is None:
             raise ConfigError(f"[ext_proc] needs grpcio and protobuf: {install_hint('envoy')}")
         if (files := config.ext_proc.files(folder)) is not None:
             ServerTLS(*files)

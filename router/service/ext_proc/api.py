@@ -104,7 +104,7 @@ class BodySendMode(IntEnum):
 
 OVERWRITE_IF_EXISTS_OR_ADD: Final = 2
 """``HeaderValueOption.HeaderAppendAction``: one header of the name is left, ours."""
-SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+SERVING, NOT_SERVING = 1, 2
 """``HealthCheckResponse.ServingStatus``."""
 
 _PACKAGE: Final = "touchstone.ext_proc"

@@ -67,11 +67,18 @@ class _Service:
         self._deciding = deciding
         self._state = state
         self._config = config
-        self.is_stopping = False
+        self._running: set[Stream] = set()
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Take no more requests, and let those go that are decided."""
+        self._is_stopping = True
+        for stream in self._running:
+            stream.let_go()
 
     async def process(self, _: Any, context: Any) -> None:
         """One request."""
-        if self.is_stopping:
+        if self._is_stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the router is stopping")
         stage = dict(context.invocation_metadata() or ()).get(STAGE)
         stream = Stream(
@@ -82,15 +89,18 @@ class _Service:
             checks_picked=stage == PICKED,
         )
         end = "broken_off"
+        self._running.add(stream)
+        _open.set(len(self._running))
         try:
-            with _open.track_inprogress():
-                await stream.run()
+            await stream.run()
             end = stream.end
         except StreamError as error:
             end = error.why.name.lower()
             _log.warning("a stream of ext_proc is refused", why=str(error), peer=context.peer())
             await context.abort(grpc.StatusCode[error.why.value], str(error))
         finally:
+            self._running.discard(stream)
+            _open.set(len(self._running))
             _streams.labels(end).inc()
 
     async def check(self, data: bytes, context: Any) -> bytes:
@@ -102,7 +112,7 @@ class _Service:
         if service == _ALIVE:
             status = api.SERVING
         elif service in _READY:
-            is_ready = self._state.fleet.silent_s <= FEED_SILENT_S and not self.is_stopping
+            is_ready = self._state.fleet.silent_s <= FEED_SILENT_S and not self._is_stopping
             status = api.SERVING if is_ready else api.NOT_SERVING
         else:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
@@ -126,7 +136,7 @@ async def serving(
     state: State, gateway: Gateway, config: ExtProcSection, look_up: Lookup
 ) -> AsyncIterator[None]:
     """
-    Serve until the block ends; then requests under way have five seconds.
+    Serve until the block ends; then requests that are not decided yet have five seconds.
 
     Raises:
         ConfigError: it cannot listen, or a TLS file cannot be used.
@@ -150,9 +160,9 @@ async def serving(
     try:
         yield
     finally:
-        service.is_stopping = True
-        places.close()
+        service.stop()
         await server.stop(_STOP_S)
+        places.close()
 
 
 def _listen(server: Any, config: ExtProcSection, folder: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -23,6 +23,9 @@ from router.service.ext_proc.api import BodySendMode, ProcessingRequest
 from router.service.ext_proc.deciding import Asked, Deciding, EmptyOfferError, Offer
 from router.service.ext_proc.head import Head, TooMuchError, read_head, read_pairs, spoken_for_us
 from router.service.ext_proc.picked import read_picked
+
+_RESPONSE: Final = "response_"
+"""Steps that are of an answer, and not of a request, begin so."""
 
 
 class Refusal(StrEnum):
@@ -72,6 +75,8 @@ class Stream:
         self._config = config
         self._rest_s = rest_s
         self._checks_picked = checks_picked
+        self._waiting: asyncio.Timeout | None = None
+        self._is_decided = self._is_let_go = False
         self._charged = 0
         """For how many tokens the caller is charged, whatever becomes of the stream."""
         self.end = "offered"
@@ -85,6 +90,9 @@ class Stream:
             StreamError: it must end with an error.
         """
         step, message = await self._next(self._config.message_timeout_s)
+        if step.startswith(_RESPONSE):
+            await self._pass_reply(step, message)
+            return
         if step != "request_headers":
             raise StreamError(Refusal.OUT_OF_ORDER, f"{step} came before request_headers")
         self._check_modes(message)
@@ -105,6 +113,12 @@ class Stream:
             await self._serve(head, key, operation, has_body=not message.request_headers.end_of_stream)
         finally:
             self._deciding.leave(key, self._charged)
+
+    def let_go(self) -> None:
+        """End cleanly now if the request is decided: the router stops, and its answer may take a while yet."""
+        self._is_let_go = True
+        if self._is_decided and self._waiting is not None:
+            self._waiting.reschedule(0)
 
     async def _check(self, pairs: list[tuple[str, bytes]], message: Any) -> None:
         """Check what was picked."""
@@ -127,6 +141,9 @@ class Stream:
             else:
                 await self._send(answers.go_on(step, head.foreign))
                 step, message = await self._next(self._config.message_timeout_s)
+                if step.startswith(_RESPONSE):
+                    await self._pass_reply(step, message)
+                    return
                 if step != "request_body":
                     raise StreamError(Refusal.OUT_OF_ORDER, f"{step} came, and request_body was due")
                 asked = await self._deciding.read_by_body(head, operation, key, message.request_body.body)
@@ -141,7 +158,7 @@ class Stream:
         self._charged = asked.tokens
         with self._deciding.keeping(offer):
             await self._send(self._offered(step, head, asked, offer))
-            await self._finish(offer)
+            await self._finish(offer.record)
 
     def _offered(self, step: str, head: Head, asked: Asked, offer: Offer) -> Any:
         return answers.offered(
@@ -153,9 +170,16 @@ class Stream:
             with_scores=self._config.scores,
         )
 
-    async def _finish(self, offer: Offer) -> None:
+    async def _pass_reply(self, step: str, message: Any) -> None:
+        """Let an answer pass that Envoy has made itself, so that no node will get the request: to a body that is too large."""
+        self.end = "answered_by_gateway"
+        await self._send(self._passed(step, message, None))
+        await self._finish(None)
+
+    async def _finish(self, record: str | None) -> None:
         """Answer what may still come: the response's headers get the decision's id, the rest goes on as it is."""
-        while True:
+        self._is_decided = True
+        while not self._is_let_go:
             try:
                 step, message = await self._next(self._rest_s, or_end=True)
             except StreamError as error:
@@ -167,16 +191,16 @@ class Stream:
                 return
             if step in ("request_headers", "request_body"):
                 raise StreamError(Refusal.OUT_OF_ORDER, f"{step} came twice")
-            await self._send(self._passed(step, message, offer))
+            await self._send(self._passed(step, message, record))
 
-    def _passed(self, step: str, message: Any, offer: Offer) -> Any:
+    def _passed(self, step: str, message: Any, record: str | None) -> Any:
         if step != "response_headers":
             return answers.go_on(step)
         try:
             foreign = spoken_for_us(read_pairs(message.response_headers.headers.headers))
         except TooMuchError:
             raise StreamError(Refusal.TOO_MUCH, "the node's headers are too many, or too large") from None
-        return answers.go_on(step, foreign, {DECISION_HEADER.lower(): offer.record})
+        return answers.go_on(step, foreign, {} if record is None else {DECISION_HEADER.lower(): record})
 
     async def _refuse(self, error: GatewayError) -> None:
         self.end = "refused"
@@ -193,10 +217,12 @@ class Stream:
             StreamError: none came in time, the stream ended too early, or it is no message of the API.
         """
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within_s) as self._waiting:
                 data = await self._wire.read()
         except TimeoutError:
             raise StreamError(Refusal.TOO_LATE, "the next message did not come in time") from None
+        finally:
+            self._waiting = None
         if data is None:
             if or_end:
                 return "", None
