@@ -19,6 +19,7 @@ from router.config import RouterConfig, ServiceSection
 from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, ReplayError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
+from router.service.ext_proc.command import ext_proc
 from verifier.roles import Role
 
 _errors = maintenance.errors
@@ -161,7 +162,7 @@ def check(path: Path, config_only: bool) -> None:
         maintenance.check_store(config, path.parent)
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, key, change):
+for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, key, change, ext_proc):
     router.add_command(_command)
 
 

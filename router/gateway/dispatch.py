@@ -207,7 +207,7 @@ class Dispatcher:
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
             if left_s <= 0 or len(sent) >= self._exchanges.config.attempts:
                 break
-            if (verdict := _closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
+            if (verdict := closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
@@ -401,7 +401,7 @@ def _end_work(dispatcher: Dispatcher, run: Run, attempt: Attempt, execution: Exe
     dispatcher.fleet.end_work(attempt.node, workload, execution, attempt.number, is_check=run.is_check)
 
 
-def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
+def closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
     """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
     verdict = fleet.verdict(node, decision.workload)
     if verdict is not None and verdict.code not in decision.opened:

@@ -7,6 +7,7 @@ check.  `docs/routing.md` has the same table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -15,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from router.config import ROLES, ApiKey
 from router.gateway import openai
-from router.gateway.keys import ANONYMOUS
+from router.gateway.keys import ANONYMOUS, Keyring
 from router.gateway.openai import GATEWAY, KEY
 from router.model.operations import OPERATIONS
 from router.service import (
@@ -157,7 +158,7 @@ async def identify(request: web.Request, route: Route) -> Caller:
     try:
         key = _key_of(request)
         if key is None:
-            raise _needed()
+            raise needed()
     except RequestError:
         note_failure(request)
         raise
@@ -166,23 +167,33 @@ async def identify(request: web.Request, route: Route) -> Caller:
     caller = Caller(key.name, frozenset(key.roles), operator=key.operator).acting_as(route.allowed)
     if not caller.roles:
         if key is ANONYMOUS:
-            raise _needed()
+            raise needed()
         names = ", ".join(sorted(route.allowed))
         raise RequestError(f"the key does not open this. It needs the role {names}", code="request.forbidden")
     request[KEY] = key
     return caller
 
 
-def _needed() -> RequestError:
+def needed() -> RequestError:
+    """The refusal of who shows no key."""
     return RequestError("a valid API key is needed", code="request.unauthorised")
 
 
 def _key_of(request: web.Request) -> ApiKey | None:
     shown = request.headers.getall(hdrs.AUTHORIZATION, [])
+    return key_of(shown, request.app[STATE], request.app[GATEWAY].keyring)
+
+
+def key_of(shown: Sequence[str], state: State, keyring: Keyring) -> ApiKey | None:
+    """
+    Whose request it is, by the values of its ``Authorization``; `None`: nobody's who is known.
+
+    Raises:
+        RequestError: there are several, or one is a token of the issuer that opens nothing.
+    """
     if len(shown) > 1:
         # Which of them a proxy has checked is not known.
         raise RequestError("the request has more than one Authorization", code="request.unauthorised")
-    state, keyring = request.app[STATE], request.app[GATEWAY].keyring
     key = keyring.find(shown[0] if shown else None)
     if state.issuer is None or not shown or (key is not None and key is not ANONYMOUS):
         return key

@@ -18,6 +18,7 @@ from prometheus_client import Counter
 
 from attester.authorities import open_session
 from attester.errors import ConfigError
+from attester.version import install_hint
 from router.config import load_table
 from router.gateway import openai, pinned, probe
 from router.gateway.handler import Gateway
@@ -112,7 +113,8 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
         try:
-            yield state, gateway
+            async with _other_gateways(state, gateway, to_nodes):
+                yield state, gateway
         finally:
             state.stalls.stop()
             for task in tasks:
@@ -126,6 +128,22 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
                 await state.persistence.flush()
                 if state.receipts is not None:
                     await state.receipts.keeper.flush()
+
+
+@asynccontextmanager
+async def _other_gateways(
+    state: State, gateway: Gateway, to_nodes: aiohttp.ClientSession
+) -> AsyncIterator[None]:
+    """Serve other gateways too, if the configuration says so.  Raises `ConfigError`."""
+    if state.config.ext_proc is None:
+        yield
+        return
+    try:
+        from router.service.ext_proc.server import serving
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"[ext_proc] needs {error.name}: {install_hint('envoy')}") from None
+    async with serving(state, gateway, state.config.ext_proc, partial(pinned.look_up, to_nodes)):
+        yield
 
 
 def _check_access(gateway: Gateway, issuer: Issuer | None) -> None:
