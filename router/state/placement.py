@@ -17,7 +17,7 @@ from router.choose.candidates import Key, Lane
 from router.choose.gates import GateContext, GateVerdict
 from router.model.clock import Clock
 from router.model.liveness import Heartbeat
-from router.model.node import NodeView
+from router.model.node import NodeView, prompting_of
 from router.model.standing import PROVEN, Grade
 from router.model.statistics import NodeStatistics
 from router.model.workload import Table, Workload
@@ -159,7 +159,8 @@ class Placement:
         for pool in self.pools.values():
             context = self.gate_context(entry, view.operator, pool.workload)
             verdict = gates.check(view, pool.workload, context)
-            pool.close(view.node, verdict, view.revision(pool.workload.model))
+            model = pool.workload.model
+            pool.close(view.node, verdict, view.revision(model), prompting_of(view.result, model))
             for narrowed in self.narrowed.get(pool.workload.name, ()):
                 narrowed.judge(entry.key, view, context)
             # Also if a gate is closed: time may change which gate is the first.

@@ -17,8 +17,9 @@ usual one (Lorden 1971).
 **All nodes of an engine version.**  Each operator has one score there, of all its nodes together, so that an operator
 counts once however many nodes and names of nodes it has.  The version has shifted if most of its operators, three at
 least, are at `version_limit`, and most of its nodes are theirs.  At any moment the score of an honest operator is at b or
-above with a probability of at most ``exp(-b)`` (Ville's inequality; the score is the maximum of the walk, read
-backwards, of checks that are independent).  So of m operators j are there at once by chance with at most the tail of a binomial distribution.
+above with a probability of at most ``exp(-b)`` (Ville's inequality: of independent checks, the score is the maximum of
+the walk, read backwards).  So the chance that j of m operators are there at once is at most the tail of a binomial
+distribution.
 `version_limit` is where that is one in three million, for each of the three.  `bench.drift` has both by simulation.
 """
 
@@ -136,7 +137,7 @@ def advance_scores(
     )
 
 
-def _moved(score: float, seen: bool | None, usual: float, highest: float) -> float:
+def _moved(score: float, seen: bool | None, usual: float, highest: float) -> float:  # noqa: FBT001
     return score if seen is None else advance(score, steps(usual)[int(seen)], highest)
 
 

@@ -188,7 +188,8 @@ async def all_usual(tx: Tx, model: str) -> list[dict[str, Any]]:
 async def reviews(tx: Tx, limit: int = _SHOWN) -> list[dict[str, Any]]:
     """Give the nodes that a person should look at; the longest waiting first."""
     rows = await tx.all(
-        "SELECT * FROM node_drift WHERE review_ms IS NOT NULL ORDER BY review_ms, node_id, model LIMIT ?", limit
+        "SELECT * FROM node_drift WHERE review_ms IS NOT NULL ORDER BY review_ms, node_id, model LIMIT ?",
+        limit,
     )
     return [dict(row) for row in rows]
 

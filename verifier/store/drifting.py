@@ -44,9 +44,7 @@ async def is_suspect(tx: Tx, served: Served, now_ms: int) -> bool:
     """Whether a person looks at the reference of the node's engine version: then no node of it is suspected."""
     if not answer_drift.is_known(served.engine):
         return False
-    cause = await incident_facts.read_cause(
-        tx, cause_of(VERSION, served.reference, served.engine), now_ms
-    )
+    cause = await incident_facts.read_cause(tx, cause_of(VERSION, served.reference, served.engine), now_ms)
     return cause.review is not None
 
 
@@ -117,7 +115,9 @@ async def shield(tx: Tx, model: str, nodes: list[str], now_ms: int) -> None:
         folded = [
             Move(incident_id=each.id, state=State.FOLDED, actor=VERIFIER, reason=_SUSPECT)
             for each in node.incidents
-            if each.kind == ANSWER_MISMATCH and each.state is State.SUSPECTED and _is_about(each.detail, model)
+            if each.kind == ANSWER_MISMATCH
+            and each.state is State.SUSPECTED
+            and _is_about(each.detail, model)
         ]
         await incident_transitions.apply(tx, folded, now_ms)
 
