@@ -152,6 +152,8 @@ class AnswersConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Of these, checks of one node: one router's word counts for no more."""
     lifetime_s: _Seconds = 900
     """How long after a check was taken its answer may come."""
+    keep_days: Annotated[int, Meta(ge=2, le=3650)] = 90
+    """How many days the counts are kept that show how answers move (``touchstone verifier drift``)."""
 
 
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from router.choose.candidates import FAIL_OPEN_LANES, LANES, CandidateIndex, Key, Lane
 from router.choose.seeded_random import SeededRandom
@@ -48,6 +48,10 @@ class CandidateFacts(Struct, frozen=True, gc=False):
     """The digest of the model's reference value by that result."""
     hardware_class: str = ""
     """By the verifier's word; its price may depend on it."""
+    template: str | UnsetType = UNSET
+    """The file or engine that its chat template comes from, with a digest, by that result; left out if it does not say."""
+    sampling: str | UnsetType = UNSET
+    """The same of its sampling defaults."""
 
 
 class Pool(Protocol):

@@ -108,6 +108,12 @@ def revision_of(result: AttestationResult | None, model: str) -> str:
     return "" if appraised is None else appraised.ear_verifier_claims.reference or ""
 
 
+def prompting_of(result: AttestationResult | None, model: str) -> Mapping[str, str]:
+    """Where the chat template and the sampling defaults of a model come from, by a result: `template` and `sampling`."""
+    appraised = None if result is None else result.submods.get(model_submod(model))
+    return {} if appraised is None else appraised.ear_verifier_claims.prompting
+
+
 def walk_at_ms(result: AttestationResult | None, model: str) -> int | None:
     """When the last walk of a model that counts was asked for, Unix milliseconds by the verifier; `None` if it does not say."""
     appraised = None if result is None else result.submods.get(model_submod(model))

@@ -17,7 +17,7 @@ from router.choose.candidates import Key, Lane
 from router.choose.gates import GateContext, GateVerdict
 from router.model.clock import Clock
 from router.model.liveness import Heartbeat
-from router.model.node import NodeView
+from router.model.node import NodeView, prompting_of
 from router.model.standing import PROVEN, Grade
 from router.model.statistics import NodeStatistics
 from router.model.workload import Table, Workload
@@ -206,8 +206,14 @@ class Placement:
         for pool in self._all_pools():
             context = self.gate_context(entry, view.operator, pool.workload)
             verdict = gates.check(view, pool.workload, context)
-            revision = view.revision(pool.workload.model)
-            pool.close(view.node, verdict, revision, hardware_class=view.vouched_class)
+            model = pool.workload.model
+            pool.close(
+                view.node,
+                verdict,
+                view.revision(model),
+                hardware_class=view.vouched_class,
+                prompting=prompting_of(view.result, model),
+            )
             for narrowed in self.narrowed.get(pool.workload.name, ()):
                 if narrowed.base is pool:
                     narrowed.judge(entry.key, view, context)
