@@ -27,8 +27,9 @@ from router.choose.difference import Ask, Difference, find_difference
 from router.choose.ranking import Ranked
 from router.config import ApiKey
 from router.gateway.attempts import Attempt, Fail, Return, find_blamed
-from router.gateway.dispatch import Dispatcher, Run, size_share
+from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import GatewayError
+from router.gateway.measuring import size_share
 from router.gateway.request import NodeRequest
 from router.gateway.terms import Terms
 from router.model.change import Arm

@@ -180,6 +180,7 @@ class Checks:
         workload = request.workload
         if not workload.checks.enabled:
             return
+        self._dispatcher.salts.note(request)
         traffic = self._traffic.get(workload.model)
         if traffic is None:
             traffic = self._traffic[workload.model] = ModelTraffic()
@@ -380,7 +381,9 @@ class Checks:
                 "a check that the gateway would take from nobody", model=workload.model, why=str(error)
             )
             return None
-        return (request, kind) if kind is not None and traffic.admits(kind) else None
+        if kind is None or not traffic.admits(kind):
+            return None
+        return self._dispatcher.salts.as_of_late(request, self._draw()), kind
 
     async def _report(self, offered: Offered, report: dict[str, Any]) -> None:
         assert self._source is not None

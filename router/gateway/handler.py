@@ -20,6 +20,7 @@ from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
 from router.gateway.checks import Checks
 from router.gateway.client import ClientStream
+from router.gateway.continuing import make_continuing, read_continue
 from router.gateway.deciding import WORKLOAD_HEADER, Deciding
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
@@ -34,6 +35,7 @@ from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
+from router.gateway.metering import BY_ROUTER
 from router.gateway.peers import Overheard
 from router.gateway.receipting import FAILED, RECEIPT_HEADER, REFUSED, Draft, members_of
 from router.gateway.request import NodeRequest, read_request
@@ -43,8 +45,10 @@ from router.gateway.terms import REQUIRE_HEADER, Terms, one_header
 from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
+from router.model.continuing import told
 from router.model.operations import Operation
 from router.model.uniform import hide
+from router.model.usage import Usage
 from router.model.workload import Table
 from router.state.receipts import ReceiptBook
 from router.state.records import Record
@@ -139,6 +143,7 @@ class Handler:
         self._request = request
         self._key = key
         self._explain = request.headers.get(EXPLAIN_HEADER) == "1"
+        self._continue: str | None = None
         self._idempotency_key: str | None = None
         self._run: Run | None = None
         self._sink: ClientStream | None = None
@@ -158,6 +163,7 @@ class Handler:
             else:
                 async with asyncio.timeout(self._gateway.config.timeout_s):
                     request = await self._read()
+            self._continue = read_continue(self._request)
             cached = await self._begin_idempotent(request)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
@@ -184,6 +190,9 @@ class Handler:
             deadline=deadline,
             first_by=began + patience_s,
             tells_usage=tells_usage,
+            continuing=make_continuing(
+                decided, self._continue, self._gateway.dispatcher.fleet, self._gateway.dispatcher.metering
+            ),
         )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
@@ -229,7 +238,8 @@ class Handler:
                 gateway.replays.forget(self._key.name, self._idempotency_key)
             self._end_receipt()
             if self._heard is not None:
-                self._heard.end(self._answered)
+                # Nobody is to be scored for what another node has written.
+                self._heard.end(None if run is None or run.seam is not None else self._answered)
 
     async def _read(self) -> NodeRequest:
         try:
@@ -273,6 +283,8 @@ class Handler:
         if request.required is not None:
             # An answer that was given under other requirements is another one.
             digest.update(request.required.key)
+        if self._continue is not None:
+            digest.update(b"continue " + self._continue.encode())
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
@@ -325,7 +337,7 @@ class Handler:
             note = gateway.clock.describe_difference(gateway.skew_s)
             return nobody_may(decision, gateway.dispatcher.shortfalls(decision), note)
         if isinstance(end, Fail):
-            self._answered = next((each for each in run.attempts if each.has_begun), None)
+            self._answered = next((each for each in reversed(run.attempts) if each.has_begun), None)
             return nobody_completed(end)
         self._answered = end.attempt
         return end.attempt
@@ -393,8 +405,7 @@ class Handler:
         if run.tells_usage:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
             if request.wants_usage and run.usage is not None and not has_types:
-                usage, by = self._gateway.dispatcher.metering.told_streamed(request, found, run.usage)
-                rest += encode_event(dialects.encode({**chunk, "usage": usage, "usage_by": by}))
+                rest += encode_event(dialects.encode({**chunk, **self._told_usage(run, found, run.usage)}))
             if extra := self._explanation(record):
                 rest += _event({**chunk, **extra}, b"touchstone" if has_types else b"")
         if not has_types:
@@ -402,6 +413,14 @@ class Handler:
         await sink.send(rest, is_last=True)
         self._cache(sink.cached_response)
         return self._end_whole(sink)
+
+    def _told_usage(self, run: Run, found: Attempt, charged: Usage) -> dict[str, Any]:
+        """What the last chunk tells of the usage."""
+        if run.seam is not None:
+            # What the last node says of it is of its own part.
+            return {"usage": charged.to_wire(), "usage_by": BY_ROUTER, "touchstone": told(run.seam.told())}
+        usage, by = self._gateway.dispatcher.metering.told_streamed(run.request, found, charged)
+        return {"usage": usage, "usage_by": by}
 
     async def _end_with_error(self, sink: ClientStream, document: Mapping[str, Any]) -> web.StreamResponse:
         has_types = self._operation.has_typed_events

@@ -185,7 +185,8 @@ class Metering:
         claimed, counted = attempt.claimed, attempt.counted
         if claimed is None or counted is None or not self.is_judged(request, attempt):
             return True
-        allowed = Usage(counted.prompt + self.template_tokens(request), counted.completion)
+        carried = attempt.carried + self.template_tokens(request)
+        allowed = Usage(counted.prompt + carried, counted.completion)
         now = self._clock.monotonic()
         mismatch = self._meter.add(attempt.node, attempt.operator, request.client, claimed, allowed, now)
         if mismatch is not None:

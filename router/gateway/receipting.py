@@ -30,6 +30,7 @@ from router.receipts.payload import (
     MOST_PASSED,
     Choice,
     Claimed,
+    Continued,
     Metered,
     Node,
     Passed,
@@ -202,9 +203,9 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     """
     record, workload = run.record, run.request.workload
     last = run.last
-    if answered is None and last is not None and last.has_begun:
+    if answered is None:
         # The client has a part of it.
-        answered = last
+        answered = _last_begun(run)
     members: dict[str, Any] = {
         "decision": record.id,
         "model": _text(workload.model) or UNSET,
@@ -212,6 +213,8 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     }
     if answered is not None:
         members["node"] = _node(answered, workload.model)
+        if parts := _parts_before(run, answered):
+            members["continued"] = parts
     elif last is not None:
         members["tried"] = _node(last, workload.model)
     if record.decision.table:
@@ -260,11 +263,38 @@ def note_check(book: ReceiptBook, clock: Clock, metering: Metering, run: Run) ->
     book.end(book.new_id(now_ms), CHECKS, now_ms, members)
 
 
+def _last_begun(run: Run) -> Attempt | None:
+    """The attempt of whose answer the client has got something last, whether or not it has ended."""
+    last = run.last
+    if last is not None and last.has_begun:
+        return last
+    return None if run.seam is None else run.seam.parts[-1].attempt
+
+
+def _parts_before(run: Run, answered: Attempt) -> tuple[Continued, ...]:
+    """The parts of the answer before that of an attempt."""
+    parts = () if run.seam is None else run.seam.parts
+    return tuple(
+        Continued(
+            completion=min(part.tokens, MOST),
+            node=_node(part.attempt, run.request.workload.model),
+            operator=_text(part.attempt.operator) or UNSET,
+            outcome=str(part.attempt.outcome),
+        )
+        for part in parts
+        if part.attempt is not answered
+    )
+
+
 def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Metering) -> Usage:
     """What was charged; where nobody has counted it by a tokeniser, what the client was told by the node."""
     by: Literal["node", "router"] = BY_ROUTER
     usage = charged
-    if answered is not None and answered.claimed is not None and answered.counted is None:
+    is_node_told = answered is not None and answered.claimed is not None and answered.counted is None
+    # What a node claims is of its own part.
+    if is_node_told and run.seam is None:
+        assert answered is not None
+        assert answered.claimed is not None
         told = None if answered.answer is None else metering.told_whole(run.request, answered)
         if answered.answer is None or (told is not None and told.by == BY_NODE):
             by, usage = BY_NODE, answered.claimed

@@ -89,6 +89,18 @@ class NodeView(Struct, frozen=True):
         record = self._record()
         return "" if record is None else record.hardware_class
 
+    @property
+    def engine(self) -> tuple[str, str] | None:
+        """
+        The name of its engine, in small letters, and its version, by the node's own word; `None` if it does not say.
+
+        It is never a reason to choose a node: it only keeps it from what another engine has begun.
+        """
+        match self._attester_claims().get("runtime"):
+            case {"engine": str(engine), "version": str(version)}:
+                return engine.strip().casefold(), version.strip()
+        return None
+
     def revision(self, model: str) -> str:
         """The digest of the reference value that a model was compared with; empty if the result does not say."""
         return revision_of(self.result, model)

@@ -31,7 +31,7 @@ from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
 from router.model.operations import OPERATIONS
-from router.model.workload import CheckSettings, Digests, ModelName, Requirements, Table, Workload
+from router.model.workload import CheckSettings, Digests, GoesOn, ModelName, Requirements, Table, Workload
 from verifier.errors import PlainYAMLError
 from verifier.plainyaml import Parsed, parse_yaml
 
@@ -53,6 +53,10 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     digests: Digests = ()
     """As `Workload.digests`."""
     checks: CheckSettings = CheckSettings()
+    continuing: GoesOn = GoesOn.NEVER
+    """As `Workload.continuing`."""
+    cache_salt: bool = True
+    """As `Workload.cache_salt`."""
     default: bool = False
     """Whether it is taken if several workloads are for the model and the request names none."""
 
@@ -107,6 +111,8 @@ def _workload(
             tokeniser=entry.tokeniser,
             digests=entry.digests,
             checks=entry.checks,
+            continuing=entry.continuing,
+            cache_salt=entry.cache_salt,
             **required,
         )
     except ValueError as error:

@@ -133,6 +133,17 @@ class Passed(_Part, frozen=True, kw_only=True):
     node: Text
 
 
+class Continued(_Part, frozen=True, kw_only=True):
+    """A part of the answer, from a node whose stream broke: another node went on with it (docs/longer-work.md)."""
+
+    completion: Count
+    """Its tokens, by the router's tokeniser; they are in the usage of the whole answer."""
+    node: Node
+    operator: Text | UnsetType = UNSET
+    outcome: Text
+    """How it ended at this node."""
+
+
 class Choice(_Part, frozen=True, kw_only=True):
     """Where the seed of the decision comes from, if the caller had a part in it (`router.choose.choice`)."""
 
@@ -147,6 +158,8 @@ class Receipt(_Part, frozen=True, kw_only=True):
     arm: Literal["candidate"] | UnsetType = UNSET
     """If a table decided that was tried beside the one in force (docs/changing-the-routing.md)."""
     choice: Choice | UnsetType = UNSET
+    continued: Annotated[tuple[Continued, ...], Meta(min_length=1, max_length=8)] | UnsetType = UNSET
+    """The parts before the one of `node`, in order, if the answer is of several nodes."""
     decision: Id | UnsetType = UNSET
     iat: Ms
     """When the answer had ended, milliseconds since 1970, by the router's clock."""
@@ -209,6 +222,10 @@ def decode(payload: bytes) -> Receipt:
         raise ReceiptError("the payload is refused: each receipt of a key but its first has prev")
     if receipt.node is not UNSET and receipt.tried is not UNSET:
         raise ReceiptError("the payload is refused: one node answered, or the last one tried is named")
+    if receipt.continued is not UNSET and receipt.node is UNSET:
+        raise ReceiptError(
+            "the payload is refused: parts of an answer come before that of the node that answered"
+        )
     return receipt
 
 

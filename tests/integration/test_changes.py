@@ -9,16 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import web
 
-from router.choose.decision import Decision, replay
-from router.gateway.openai import GATEWAY
-from router.model.change import is_shared, unit_of
 from router.model.table import read_table
-from router.service.state import STATE
-from router.state.trial import Trial
 from tests.integration.gateway import CHAT, CHATS, EngineNode, Fleet, by, key, opened
-from tests.unit.router.doubles import until
 from tests.unit.router.support import MODEL
 
 KEYS = [

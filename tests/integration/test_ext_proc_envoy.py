@@ -100,9 +100,7 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
 
 
 @asynccontextmanager
-async def running(
-    fleet: Fleet, folder: Path, *options: str, **section: Any
-) -> AsyncIterator[Gateway]:
+async def running(fleet: Fleet, folder: Path, *options: str, **section: Any) -> AsyncIterator[Gateway]:
     """Everything, over the nodes that *fleet* has by now."""
     port = free_port()
     Identity.load_or_make(folder / "router-identity.pem", now())
@@ -169,7 +167,9 @@ async def test_a_picker_that_picks_elsewhere_is_not_followed(fleet: Fleet, tmp_p
     assert not held.requests
 
 
-async def test_nobody_is_a_503_that_says_why_and_the_picker_is_not_asked(fleet: Fleet, tmp_path: Path) -> None:
+async def test_nobody_is_a_503_that_says_why_and_the_picker_is_not_asked(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     await fleet.node("a")
     async with running(fleet, tmp_path) as gateway:
         fleet.router.begin_hold("a", "h")
@@ -225,7 +225,9 @@ async def test_envoy_and_the_router_know_each_other_by_certificates(fleet: Fleet
         assert (await gateway.ask()).status == 200
 
 
-async def test_what_the_caller_requires_holds_and_the_node_does_not_see_it(fleet: Fleet, tmp_path: Path) -> None:
+async def test_what_the_caller_requires_holds_and_the_node_does_not_see_it(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     await fleet.node("a")
     node = await fleet.node("b")
     body = {**CHAT, "provider": {"touchstone": {"nodes": ["b"]}}}

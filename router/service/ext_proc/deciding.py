@@ -125,9 +125,7 @@ class Deciding:
             GatewayError: they do not say it, or no workload is for it.
         """
         if head.model is None:
-            raise GatewayError(
-                400, "invalid_request_error", f"{MODEL_HEADER} is missing", param=MODEL_HEADER
-            )
+            raise GatewayError(400, "invalid_request_error", f"{MODEL_HEADER} is missing", param=MODEL_HEADER)
         workload = route_request(self._gateway.table, head.model, head.workload, key)
         if operation.name not in workload.operations:
             raise GatewayError(404, "invalid_request_error", "the model does not have this operation")

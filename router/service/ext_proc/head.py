@@ -123,7 +123,9 @@ def operation_of(head: Head) -> Operation:
         shown = head.path[:100].encode(errors="backslashreplace").decode()
         raise GatewayError(404, "invalid_request_error", f"no resource {head.method[:10]} {shown}")
     if head.method != "POST":
-        raise GatewayError(405, "invalid_request_error", f"{head.method[:10]} is not a method of this resource")
+        raise GatewayError(
+            405, "invalid_request_error", f"{head.method[:10]} is not a method of this resource"
+        )
     return found
 
 
