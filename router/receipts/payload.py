@@ -102,9 +102,18 @@ class Choice(_Part, frozen=True, kw_only=True):
     reveal: Text | UnsetType = UNSET
 
 
+class Batch(_Part, frozen=True, kw_only=True):
+    """Of which line of which batch of requests the answer is (docs/batches.md)."""
+
+    id: Text
+    line: Annotated[int, Meta(ge=1, le=MOST)]
+    """Of the input file, from 1."""
+
+
 class Receipt(_Part, frozen=True, kw_only=True):
     """A payload."""
 
+    batch: Batch | UnsetType = UNSET
     choice: Choice | UnsetType = UNSET
     decision: Id | UnsetType = UNSET
     iat: Ms

@@ -17,6 +17,7 @@ from router.gateway.exchanges import Exchanges
 from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
+from router.gateway.jobs.service import Jobs, make_jobs
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
 from router.gateway.terms import Terms
@@ -70,22 +71,6 @@ def assemble(
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers())
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
-    state = State(
-        config=config,
-        folder=setup.folder,
-        clock=clock,
-        fleet=fleet,
-        feed=_make_feed(setup, clock, fleet, holds, to_verifier),
-        holds=holds,
-        persistence=persistence,
-        records=records,
-        stored_keys=StoredKeys(db, clock, keyring),
-        issuer=_issuer(config, clock),
-        registrar=registrar,
-        receipts=receipts,
-        to_verifier=to_verifier,
-        stalls=stalls,
-    )
     checks = make_checks(
         dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
     )
@@ -102,7 +87,33 @@ def assemble(
         fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
     checks.has_room = gateway.has_room
+    state = State(
+        config=config,
+        folder=setup.folder,
+        clock=clock,
+        fleet=fleet,
+        feed=_make_feed(setup, clock, fleet, holds, to_verifier),
+        holds=holds,
+        persistence=persistence,
+        records=records,
+        stored_keys=StoredKeys(db, clock, keyring),
+        issuer=_issuer(config, clock),
+        registrar=registrar,
+        receipts=receipts,
+        jobs=_make_jobs(config, db, gateway, receipts),
+        to_verifier=to_verifier,
+        stalls=stalls,
+    )
     return state, gateway
+
+
+def _make_jobs(
+    config: RouterConfig, db: Database, gateway: Gateway, receipts: Receipting | None
+) -> Jobs | None:
+    """Files and batches; `None` if nothing outlives the router, or they are switched off."""
+    if not (config.batches.enabled and config.store.is_kept):
+        return None
+    return make_jobs(db, gateway, config.batches, None if receipts is None else receipts.keeper, config.name)
 
 
 def _make_exchanges(

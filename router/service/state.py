@@ -9,6 +9,7 @@ import aiohttp
 from aiohttp import web
 
 from router.config import RouterConfig
+from router.gateway.jobs.service import Jobs
 from router.model.clock import Clock
 from router.state.feed import Feed
 from router.state.fleet import Fleet
@@ -40,6 +41,8 @@ class State:
     registrar: Registrar
     receipts: Receipting | None
     """`None`: answers have no receipts."""
+    jobs: Jobs | None
+    """`None`: nothing is kept, so there are no batches."""
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

@@ -1,0 +1,397 @@
+"""
+Does the lines of jobs, below live traffic.
+
+A line begins only if the router has room, if nodes have free places, and if its key has more left of its limits than
+it may need for live requests.  Of the keys, the one with the fewest lines under way comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterable
+from functools import partial
+from typing import Final
+
+import msgspec
+import prometheus_client
+import structlog
+
+from router.choose.candidates import FAIL_OPEN_LANES
+from router.config import ApiKey, BatchesSection
+from router.gateway.errors import GatewayError
+from router.gateway.handler import Gateway
+from router.gateway.jobs import lines
+from router.gateway.jobs.held import WaitingLine, Work
+from router.gateway.jobs.lines import Again, Answered
+from router.gateway.jobs.reading import read_requests
+from router.gateway.jobs.writing import LineWriter
+from router.gateway.keys import LimitError
+from router.model.errors import JobLineError
+from router.model.job_lines import result_line
+from router.model.workload import Workload
+from router.store import jobs
+from router.store.jobs import IN_PROGRESS, HeldRange, Job, LineResult
+from verifier.errors import StoreError
+from verifier.store.database import Database, Tx
+
+LEASE_S: Final = 15.0
+_RENEW_EVERY_S: Final = 4.0
+_STEP_S: Final = 0.25
+"""After so long, what kept lines back is looked at again, if nothing happened."""
+_GRACE_S: Final = 30.0
+"""For lines that are under way when their job ends."""
+_SHORT_S: Final = 0.1
+_UNWRITTEN_S: Final = 120.0
+_FIRST_PAUSE_MS: Final = 500
+_LONGEST_PAUSE_MS: Final = 60_000
+_NOBODY_MS: Final = 2000
+"""Until a range is tried again whose lines no node may do."""
+_MAX_HELD: Final = 256
+
+_log = structlog.get_logger("router")
+_ended = prometheus_client.Counter(
+    "touchstone_router_batch_lines_total", "Lines of batches that have a result.", ["result"]
+)
+_retried = prometheus_client.Counter(
+    "touchstone_router_batch_line_retries_total", "Tries of lines of batches that no node completed."
+)
+_in_flight = prometheus_client.Gauge(
+    "touchstone_router_batch_lines_in_flight", "Lines of batches that are under way."
+)
+
+
+class Runner:
+    """
+    Does lines.
+
+    Args:
+        db: The store.
+        gateway: What requests share.
+        config: ``[batches]``.
+        writer: Writes what comes of lines.
+        router: The router's name, which it has alone.
+    """
+
+    def __init__(
+        self, db: Database, gateway: Gateway, config: BatchesSection, writer: LineWriter, router: str
+    ) -> None:
+        self._db = db
+        self._gateway = gateway
+        self._config = config
+        self._writer = writer
+        self.router = router
+        self._clock = gateway.clock
+        self._open: dict[str, Job] = {}
+        self._held: dict[str, Work] = {}
+        self._in_flight: Counter[str] = Counter()
+        """Lines under way, by owner."""
+        self._blocked: dict[str, float] = {}
+        """Until when an owner is over a limit."""
+        self._empty: dict[str, float] = {}
+        """Until when a job is taken to have nothing that is due."""
+        self._turns: Counter[str] = Counter()
+        """How many lines each owner has had: of equals, the one with the fewest is next."""
+        self._renewed_at = 0.0
+        self._changed = asyncio.Event()
+        self.ahead_ms = 0
+        """By how much the store's clock is ahead of the router's."""
+
+    @property
+    def in_flight(self) -> int:
+        """Lines under way."""
+        return self._in_flight.total()
+
+    def now_ms(self) -> int:
+        """The time by the clock that all routers share."""
+        return self._clock.now_ms() + self.ahead_ms
+
+    def use(self, open_jobs: Iterable[Job]) -> None:
+        """Set which jobs are open, as of now."""
+        now = self._clock.monotonic()
+        self._open = {job.id: job for job in open_jobs}
+        owners = {job.owner for job in self._open.values()}
+        for counter in (self._turns, self._blocked, self._empty):
+            for name in [name for name in counter if name not in owners and name not in self._open]:
+                del counter[name]
+        for work in self._held.values():
+            job = self._open.get(work.held.job)
+            if job is None or job.status != IN_PROGRESS:
+                work.stop(now)
+                if work.running and now - (work.stopping_at or now) > _GRACE_S:
+                    work.abandon()
+            if work.unwritten and not work.waiting and not work.running and now - work.put_at > _UNWRITTEN_S:
+                # While the store took nothing, there were too many for the memory: they are done again.
+                work.abandon()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Do lines until cancelled."""
+        try:
+            while True:
+                try:
+                    await self._step()
+                except StoreError as error:
+                    _log.error("no lines could be taken", why=str(error)[:300])
+                    await asyncio.sleep(1.0)
+                except Exception:  # noqa: BLE001
+                    # The outermost of the loop: if it ended, no line would be done any more.
+                    _log.exception("the lines of batches failed")
+                    await asyncio.sleep(1.0)
+                await self._wait()
+        finally:
+            tasks = [task for work in self._held.values() for task in work.running]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Give everything back, once what was done is written."""
+        await self._db.write(partial(jobs.give_back_all, router=self.router))
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(_STEP_S):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+
+    async def _step(self) -> None:
+        await self._renew()
+        await self._give_back()
+        for _ in range(_MAX_HELD):
+            await self._start()
+            if not await self._claim():
+                return
+
+    # Leases.
+
+    async def _renew(self) -> None:
+        now = self._clock.monotonic()
+        if not self._held or now - self._renewed_at < _RENEW_EVERY_S:
+            return
+        until_ms = self.now_ms() + int(LEASE_S * 1000)
+        alive = await self._db.write(partial(jobs.renew, holders=tuple(self._held), until_ms=until_ms))
+        self._renewed_at = now
+        for holder in [holder for holder in self._held if holder not in alive]:
+            _log.warning("another router does a range of a batch now", job=self._held[holder].held.job)
+            self._held.pop(holder).abandon()
+
+    async def _give_back(self) -> None:
+        over = [work for work in self._held.values() if work.is_over]
+        if not over:
+            return
+        now_ms = self.now_ms()
+
+        async def give_back(tx: Tx) -> None:
+            for work in over:
+                tries, due_ms = _pause(work, now_ms)
+                await jobs.give_back(tx, work.held, is_done=work.is_done, failed_tries=tries, due_ms=due_ms)
+
+        await self._db.write(give_back)
+        for work in over:
+            self._held.pop(work.held.holder, None)
+            self._empty.pop(work.held.job, None)
+
+    async def _claim(self) -> bool:
+        """Take a range for the owner that has the fewest lines; returns whether there was one."""
+        now = self._clock.monotonic()
+        free = self._config.max_in_flight - self.in_flight
+        if free <= 0 or len(self._held) >= _MAX_HELD or not self._gateway.has_room():
+            return False
+        waiting = Counter({work.job.owner: 0 for work in self._held.values()})
+        for work in self._held.values():
+            waiting[work.job.owner] += len(work.waiting)
+        for job in sorted(self._open.values(), key=lambda job: (self._turns[job.owner], job.id)):
+            is_blocked = max(self._blocked.get(job.owner, 0.0), self._empty.get(job.id, 0.0)) > now
+            if job.status != IN_PROGRESS or is_blocked or waiting[job.owner]:
+                continue
+            if self.key_of(job) is None:
+                continue
+            if await self._take(job):
+                return True
+            self._empty[job.id] = now + 1.0
+        return False
+
+    async def _take(self, job: Job) -> bool:
+        now_ms = self.now_ms()
+        holder = jobs.new_id(now_ms)
+        until_ms = now_ms + int(LEASE_S * 1000)
+        claim = partial(
+            jobs.claim, job=job.id, router=self.router, holder=holder, now_ms=now_ms, until_ms=until_ms
+        )
+        held = await self._db.write(claim)
+        if held is None:
+            return False
+        self._held[holder] = await self._load(held, job)
+        return True
+
+    async def _load(self, held: HeldRange, job: Job) -> Work:
+        try:
+            found = await read_requests(self._db, job.input_file, held.range, job.endpoint)
+        except JobLineError as error:
+            _log.error("the lines of a batch cannot be read", job=job.id, why=str(error))
+            return Work(held, job, deque(), left=held.range.lines)
+        async with self._db.read() as tx:
+            known = await jobs.lines_with_results(tx, job.id, held.range)
+        rest = [WaitingLine(number, line) for number, line in found if number not in known]
+        return Work(held, job, deque(rest))
+
+    def key_of(self, job: Job) -> ApiKey | None:
+        """The key of a job's owner; `None` if it may not be used any more."""
+        keyring = self._gateway.keyring
+        known = keyring.named(job.owner)
+        if known is not None or job.guest is None:
+            return known
+        return keyring.welcome(msgspec.json.decode(job.guest, type=ApiKey))
+
+    # Lines.
+
+    async def _start(self) -> None:
+        """Begin as many lines as there is room for."""
+        while self.in_flight < self._config.max_in_flight and self._gateway.has_room():
+            found = await self._next()
+            if found is None:
+                return
+            work, line, key = found
+            self._in_flight[key.name] += 1
+            self._turns[key.name] += 1
+            _in_flight.set(self.in_flight)
+            task = asyncio.create_task(self._do(work, line, key), name="a line of a batch")
+            work.running.add(task)
+            # Live requests have their turn between two lines.
+            await asyncio.sleep(0)
+
+    async def _next(self) -> tuple[Work, WaitingLine, ApiKey] | None:
+        """The line that may begin now; its key has a place for it."""
+        now = self._clock.monotonic()
+        by_owner: dict[str, list[Work]] = {}
+        for work in self._held.values():
+            if work.waiting:
+                by_owner.setdefault(work.job.owner, []).append(work)
+        for owner in sorted(by_owner, key=lambda owner: (self._in_flight[owner], self._turns[owner], owner)):
+            if self._blocked.get(owner, 0.0) > now:
+                continue
+            for work in by_owner[owner]:
+                key = self.key_of(work.job)
+                if key is None:
+                    work.stop(now)
+                    continue
+                line = await self._first(work, key)
+                if line is None or line.request is None or self._free(line.request.workload) <= 0:
+                    continue
+                if not self._enter(key, now):
+                    break
+                work.waiting.popleft()
+                return work, line, key
+        return None
+
+    async def _first(self, work: Work, key: ApiKey) -> WaitingLine | None:
+        """The first line of a range that can be done; what the router refuses has its result at once."""
+        while work.waiting:
+            line = work.waiting[0]
+            if line.request is not None:
+                return line
+            try:
+                line.request = await lines.prepare(self._gateway, work.job.endpoint, line.line, key)
+            except GatewayError as error:
+                if work.waiting and work.waiting[0] is line:
+                    work.waiting.popleft()
+                    self._put(work, line, lines.refused(error))
+        return None
+
+    def _free(self, workload: Workload) -> int:
+        """Places that neither live requests nor lines need."""
+        pool = self._gateway.dispatcher.fleet.view_for(workload).pool
+        nodes = sum(size for lane, size in pool.sizes.items() if lane not in FAIL_OPEN_LANES)
+        return nodes * self._config.places_per_node - self._gateway.in_flight - self.in_flight
+
+    def _enter(self, key: ApiKey, now: float) -> bool:
+        try:
+            self._gateway.keyring.enter(key, spares=True)
+        except LimitError as error:
+            # A place is free again as soon as something ends.
+            pause_s = _SHORT_S if error.code == "concurrency" else error.retry_after
+            self._blocked[key.name] = now + pause_s
+            return False
+        return True
+
+    async def _do(self, work: Work, line: WaitingLine, key: ApiKey) -> None:
+        assert line.request is not None
+        end: Answered | Again | None = None
+        try:
+            end = await lines.do_line(self._gateway, line.request, key)
+        except Exception:  # noqa: BLE001
+            # The outermost of a line: the next try may be better.
+            _log.exception("a line of a batch failed", job=work.job.id, line=line.number)
+            end = Again(GatewayError(500, "internal_error", "the router failed"), counts=True)
+        finally:
+            self._gateway.keyring.leave(key, 0)
+            self._in_flight[key.name] -= 1
+            _in_flight.set(self.in_flight)
+            task = asyncio.current_task()
+            if task is not None:
+                work.running.discard(task)
+            if end is not None and not work.is_lost:
+                self._end(work, line, end)
+            self._changed.set()
+
+    def _end(self, work: Work, line: WaitingLine, end: Answered | Again) -> None:
+        if isinstance(end, Answered):
+            self._put(work, line, end)
+        elif end.counts and work.held.tries + 1 >= self._config.tries:
+            self._put(work, line, lines.failed(end.why))
+        else:
+            _retried.inc()
+            work.again += 1
+            work.failed_tries += end.counts
+
+    def _put(self, work: Work, line: WaitingLine, answered: Answered) -> None:
+        """Have what came of a line written."""
+        job, usage = work.job, answered.usage
+        result_id = self._writer.new_id()
+        is_failed = answered.status >= 400
+        data = result_line(
+            f"batch_req_{result_id}", line.line.custom_id, answered.status, result_id, answered.body
+        )
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        result = LineResult(
+            job=job.id,
+            line=line.number,
+            holder=work.held.holder,
+            failed=is_failed,
+            data=data,
+            owner=job.owner,
+            day=self._gateway.keyring.today(),
+            prompt=0 if usage is None else usage.prompt,
+            completion=0 if usage is None else usage.completion,
+            written=written,
+        )
+        work.unwritten += 1
+        work.put_at = self._clock.monotonic()
+        written.add_done_callback(partial(self._note_written, work, result))
+        members = lines.receipt_members(answered, job.endpoint, job.id, line.number, line.line)
+        self._writer.put(result_id, result, members)
+
+    def _note_written(self, work: Work, result: LineResult, written: asyncio.Future[bool]) -> None:
+        if written.cancelled():
+            return
+        if written.result():
+            _ended.labels("failed" if result.failed else "completed").inc()
+            key = self.key_of(work.job)
+            if key is not None:
+                self._gateway.keyring.note_line(key, result.day, result.prompt + result.completion)
+        else:
+            work.is_lost = True
+        work.unwritten = max(0, work.unwritten - 1)
+        if work.is_over:
+            self._changed.set()
+
+
+def _pause(work: Work, now_ms: int) -> tuple[int, int]:
+    """How many tries of a range have failed, 0 or 1, and when it is tried again."""
+    if work.failed_tries:
+        pause_ms = min(_LONGEST_PAUSE_MS, _FIRST_PAUSE_MS << min(work.held.tries, 10))
+        return 1, now_ms + pause_ms
+    return 0, now_ms + (_NOBODY_MS if work.again or work.left else 0)
