@@ -88,13 +88,13 @@ def _batch_routes() -> list[Route]:
     """Files and batches are their owner's alone; people who look after a router see how batches go, and no text."""
     return [
         post("/v1/files", resources.upload, SEND, "Keep a file of requests; it is the caller's alone."),
-        get("/v1/files", resources.list_files, SEND, "The caller's files."),
-        get("/v1/files/{id}", resources.show_file, SEND, "One of them."),
-        get("/v1/files/{id}/content", resources.show_content, SEND, "What is in it."),
+        get("/v1/files", resources.list_files, OWN_WORK, "The caller's files."),
+        get("/v1/files/{id}", resources.show_file, OWN_WORK, "One of them."),
+        get("/v1/files/{id}/content", resources.show_content, OWN_WORK, "What is in it."),
         delete("/v1/files/{id}", resources.delete_file, SEND, "Delete it."),
         post("/v1/batches", resources.create, SEND, "Have the requests of a file done in the background."),
-        get("/v1/batches", resources.list_jobs, SEND, "The caller's batches."),
-        get("/v1/batches/{id}", resources.show, SEND, "One of them."),
+        get("/v1/batches", resources.list_jobs, OWN_WORK, "The caller's batches."),
+        get("/v1/batches/{id}", resources.show, OWN_WORK, "One of them."),
         post("/v1/batches/{id}/cancel", resources.cancel, SEND, "Cancel it: what is done stays."),
         get(
             "/api/v1/batches",

@@ -107,7 +107,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         await state.holds.sync()
         if state.jobs is not None:
             # What a router of this name held before it was killed.
-            await state.jobs.runner.close()
+            await state.jobs.runner.ranges.close()
         token = partial(verifier_token, setup)
         moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
         loops = {**_loops(state, name, to_nodes), **moving}

@@ -15,7 +15,7 @@ import structlog
 from router.config import BatchesSection
 from router.gateway.handler import Gateway
 from router.gateway.jobs.reading import read_requests
-from router.gateway.jobs.running import LEASE_S, Runner
+from router.gateway.jobs.running import Runner
 from router.gateway.jobs.validating import Validated, Validator
 from router.model.errors import JobLineError, LostLeaseError
 from router.model.job_lines import unasked_line
@@ -66,7 +66,7 @@ class Duties:
 
     def __init__(self, db: Database, gateway: Gateway, config: BatchesSection, runner: Runner) -> None:
         self._db = db
-        self._router = runner.router
+        self._router = runner.ranges.router
         self._gateway = gateway
         self._config = config
         self._runner = runner
@@ -79,7 +79,7 @@ class Duties:
     async def run(self) -> None:
         """Look after jobs until cancelled."""
         try:
-            self._runner.ahead_ms = await self._db.ahead_ms(self._clock.now_ms)
+            self._runner.ranges.ahead_ms = await self._db.ahead_ms(self._clock.now_ms)
             while True:
                 try:
                     await self.look()
@@ -107,7 +107,7 @@ class Duties:
         async with self._db.read() as tx:
             found = await jobs.all_open(tx)
         self._runner.use(found)
-        now_ms = self._runner.now_ms()
+        now_ms = self._runner.ranges.now_ms()
         for job in found:
             is_unknown = job.status == VALIDATING and self._runner.key_of(job) is None
             if is_unknown and job.expires_ms > now_ms:
@@ -127,7 +127,7 @@ class Duties:
         self._tasks.pop(job, None)
 
     async def _look_after(self, job: Job) -> None:
-        holder = jobs.new_id(self._runner.now_ms())
+        holder = jobs.new_id(self._runner.ranges.now_ms())
         try:
             if not await self._hold(job, holder):
                 return
@@ -142,10 +142,14 @@ class Duties:
             _log.exception("a batch could not be looked after", job=job.id)
 
     async def _hold(self, job: Job, holder: str) -> bool:
-        now_ms = self._runner.now_ms()
-        until_ms = now_ms + int(LEASE_S * 1000)
+        ranges = self._runner.ranges
         work = partial(
-            jobs.hold, job=job.id, router=self._router, holder=holder, now_ms=now_ms, until_ms=until_ms
+            jobs.hold,
+            job=job.id,
+            router=self._router,
+            holder=holder,
+            now_ms=ranges.now_ms(),
+            until_ms=ranges.until_ms(),
         )
         return await self._db.write(work)
 
@@ -157,12 +161,12 @@ class Duties:
                 raise LostLeaseError(f"another router looks after {job.id}")
 
     async def _do(self, job: Job, holder: str) -> None:
-        if job.status == VALIDATING and job.expires_ms > self._runner.now_ms():
+        if job.status == VALIDATING and job.expires_ms > self._runner.ranges.now_ms():
             await self._validate(job, holder)
             self.wake.set()
             return
         if job.status in (VALIDATING, IN_PROGRESS):
-            now_ms = self._runner.now_ms()
+            now_ms = self._runner.ranges.now_ms()
             is_cut = not job.is_answered
             await self._db.write(
                 lambda tx: jobs.move(tx, job, FINALIZING, now_ms, holder=holder, is_cut=is_cut)
@@ -183,7 +187,7 @@ class Duties:
             return
         else:
             found = await Validator(self._gateway, self._config, job, key).run(self._db, file)
-        now_ms = self._runner.now_ms()
+        now_ms = self._runner.ranges.now_ms()
         if found.errors:
             await self._db.write(lambda tx: jobs.refuse(tx, job, found.errors, now_ms, holder))
             return
@@ -193,7 +197,7 @@ class Duties:
         await self._db.write(lambda tx: jobs.begin(tx, job, found.lines, found.model, now_ms, holder))
 
     async def _let_go(self, job: Job, holder: str) -> None:
-        now_ms = self._runner.now_ms()
+        now_ms = self._runner.ranges.now_ms()
         work = partial(jobs.hold, job=job.id, router=self._router, holder=holder, now_ms=now_ms, until_ms=0)
         await self._db.write(work)
 
@@ -203,7 +207,7 @@ class Duties:
         """End a job, once nobody does a line of it any more."""
         async with self._db.read() as tx:
             job = await jobs.find(tx, job_id)
-            is_held = await jobs.is_held(tx, job_id, self._runner.now_ms())
+            is_held = await jobs.is_held(tx, job_id, self._runner.ranges.now_ms())
         if job is None:
             return
         if is_held and not job.is_answered:
@@ -229,7 +233,7 @@ class Duties:
             found = await read_requests(self._db, job.input_file, held.range, job.endpoint)
         except JobLineError:
             found = []
-        now_ms = self._runner.now_ms()
+        now_ms = self._runner.ranges.now_ms()
         made = [
             (number, unasked_line(f"batch_req_{jobs.new_id(now_ms)}", line.custom_id, code, message))
             for number, line in found
@@ -243,7 +247,7 @@ class Duties:
         await self._db.write(fill)
 
     async def _finish(self, job: Job, status: str, holder: str) -> None:
-        now_ms = self._runner.now_ms()
+        now_ms = self._runner.ranges.now_ms()
         ids = [f"file-{jobs.new_id(now_ms)}" for _ in range(2)]
         keep_s = job.keep_output_s
         expires_ms = now_ms + (self._config.keep_days * _DAY_MS if keep_s is None else keep_s * 1000)
@@ -276,7 +280,7 @@ class Duties:
 
     async def sweep(self) -> None:
         """Delete what is old, in small steps."""
-        now_ms = self._runner.now_ms()
+        now_ms = self._runner.ranges.now_ms()
         await self._db.write(
             partial(files.begin_deleting_old, now_ms=now_ms, forgotten_ms=now_ms - _UPLOAD_MS)
         )

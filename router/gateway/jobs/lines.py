@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -22,9 +22,6 @@ from router.model.operations import OPERATIONS, Operation
 from router.model.usage import Usage
 from router.receipts import payload
 from router.receipts.payload import Batch, Request, Response
-
-ENDPOINTS: Final = tuple(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings"))
-"""Where lines may go."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +44,11 @@ class Again:
     why: GatewayError
     counts: bool
     """Whether it is one of the tries that a line has: not if no node could be asked."""
+
+
+def endpoints() -> tuple[str, ...]:
+    """Where lines may go."""
+    return tuple(operation.path for operation in OPERATIONS.values() if operation.in_batches)
 
 
 def operation_of(endpoint: str) -> Operation:

@@ -100,7 +100,7 @@ async def upload(request: web.Request, found: Jobs, key: ApiKey) -> web.StreamRe
     try:
         with Upload(request, found.config) as given:
             await given.read()
-            now_ms = found.runner.now_ms()
+            now_ms = found.runner.ranges.now_ms()
             keep_s = given.keep_s
             expires_ms = now_ms + (found.config.keep_days * _DAY_MS if keep_s is None else keep_s * 1000)
             file = StoredFile(
@@ -142,7 +142,7 @@ async def _file(request: web.Request, found: Jobs, key: ApiKey) -> StoredFile:
     name = request.match_info["id"][:_MAX_ID]
     async with found.db.read() as tx:
         file = await files.find(tx, name, key.name)
-    if file is None or (file.expires_ms is not None and file.expires_ms <= found.runner.now_ms()):
+    if file is None or (file.expires_ms is not None and file.expires_ms <= found.runner.ranges.now_ms()):
         raise no_such("file", name)
     return file
 
@@ -253,7 +253,7 @@ async def create(request: web.Request, found: Jobs, key: ApiKey) -> web.StreamRe
 
 async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
     asked, window_ms = read_create(data, found.config.max_window_hours)
-    now_ms = found.runner.now_ms()
+    now_ms = found.runner.ranges.now_ms()
     is_guest = found.gateway.keyring.is_guest(key)
     job = Job(
         id=f"batch_{jobs.new_id(now_ms)}",
@@ -322,7 +322,7 @@ async def cancel_job(found: Jobs, job: Job) -> Job:
     Raises:
         GatewayError: it has ended.
     """
-    now_ms = found.runner.now_ms()
+    now_ms = found.runner.ranges.now_ms()
 
     async def cancel(tx: Tx) -> Job | None:
         newest = await jobs.find(tx, job.id)

@@ -8,7 +8,7 @@ it may need for live requests.  Of the keys, the one with the fewest lines under
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -24,30 +24,22 @@ from router.gateway.handler import Gateway
 from router.gateway.jobs import lines
 from router.gateway.jobs.held import WaitingLine, Work
 from router.gateway.jobs.lines import Again, Answered
-from router.gateway.jobs.reading import read_requests
+from router.gateway.jobs.ranges import Ranges
 from router.gateway.jobs.writing import LineWriter
 from router.gateway.keys import LimitError
-from router.model.errors import JobLineError
 from router.model.job_lines import result_line
 from router.model.workload import Workload
-from router.store import jobs
-from router.store.jobs import IN_PROGRESS, HeldRange, Job, LineResult
+from router.store.jobs import IN_PROGRESS, Job, LineResult
 from verifier.errors import StoreError
-from verifier.store.database import Database, Tx
+from verifier.store.database import Database
 
-LEASE_S: Final = 15.0
-_RENEW_EVERY_S: Final = 4.0
 _STEP_S: Final = 0.25
 """After so long, what kept lines back is looked at again, if nothing happened."""
-_GRACE_S: Final = 30.0
-"""For lines that are under way when their job ends."""
 _SHORT_S: Final = 0.1
-_UNWRITTEN_S: Final = 120.0
-_FIRST_PAUSE_MS: Final = 500
-_LONGEST_PAUSE_MS: Final = 60_000
-_NOBODY_MS: Final = 2000
-"""Until a range is tried again whose lines no node may do."""
-_MAX_HELD: Final = 256
+_EMPTY_S: Final = 1.0
+"""After so long, a job that had nothing to do is looked at again."""
+_MAX_CLAIMS: Final = 64
+"""Of one step."""
 
 _log = structlog.get_logger("router")
 _ended = prometheus_client.Counter(
@@ -76,14 +68,12 @@ class Runner:
     def __init__(
         self, db: Database, gateway: Gateway, config: BatchesSection, writer: LineWriter, router: str
     ) -> None:
-        self._db = db
         self._gateway = gateway
         self._config = config
         self._writer = writer
-        self.router = router
         self._clock = gateway.clock
         self._open: dict[str, Job] = {}
-        self._held: dict[str, Work] = {}
+        self.ranges = Ranges(db, gateway.clock, router)
         self._in_flight: Counter[str] = Counter()
         """Lines under way, by owner."""
         self._blocked: dict[str, float] = {}
@@ -92,37 +82,21 @@ class Runner:
         """Until when a job is taken to have nothing that is due."""
         self._turns: Counter[str] = Counter()
         """How many lines each owner has had: of equals, the one with the fewest is next."""
-        self._renewed_at = 0.0
         self._changed = asyncio.Event()
-        self.ahead_ms = 0
-        """By how much the store's clock is ahead of the router's."""
 
     @property
     def in_flight(self) -> int:
         """Lines under way."""
         return self._in_flight.total()
 
-    def now_ms(self) -> int:
-        """The time by the clock that all routers share."""
-        return self._clock.now_ms() + self.ahead_ms
-
     def use(self, open_jobs: Iterable[Job]) -> None:
         """Set which jobs are open, as of now."""
-        now = self._clock.monotonic()
         self._open = {job.id: job for job in open_jobs}
         owners = {job.owner for job in self._open.values()}
         for counter in (self._turns, self._blocked, self._empty):
             for name in [name for name in counter if name not in owners and name not in self._open]:
                 del counter[name]
-        for work in self._held.values():
-            job = self._open.get(work.held.job)
-            if job is None or job.status != IN_PROGRESS:
-                work.stop(now)
-                if work.running and now - (work.stopping_at or now) > _GRACE_S:
-                    work.abandon()
-            if work.unwritten and not work.waiting and not work.running and now - work.put_at > _UNWRITTEN_S:
-                # While the store took nothing, there were too many for the memory: they are done again.
-                work.abandon()
+        self.ranges.stop({job.id for job in self._open.values() if job.status == IN_PROGRESS})
         self._changed.set()
 
     async def run(self) -> None:
@@ -140,14 +114,10 @@ class Runner:
                     await asyncio.sleep(1.0)
                 await self._wait()
         finally:
-            tasks = [task for work in self._held.values() for task in work.running]
+            tasks = [task for work in self.ranges.held.values() for task in work.running]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def close(self) -> None:
-        """Give everything back, once what was done is written."""
-        await self._db.write(partial(jobs.give_back_all, router=self.router))
 
     async def _wait(self) -> None:
         try:
@@ -158,85 +128,29 @@ class Runner:
         self._changed.clear()
 
     async def _step(self) -> None:
-        await self._renew()
-        await self._give_back()
-        for _ in range(_MAX_HELD):
+        await self.ranges.renew()
+        for job in await self.ranges.give_back():
+            self._empty.pop(job, None)
+        for _ in range(_MAX_CLAIMS):
             await self._start()
             if not await self._claim():
                 return
 
-    # Leases.
-
-    async def _renew(self) -> None:
-        now = self._clock.monotonic()
-        if not self._held or now - self._renewed_at < _RENEW_EVERY_S:
-            return
-        until_ms = self.now_ms() + int(LEASE_S * 1000)
-        alive = await self._db.write(partial(jobs.renew, holders=tuple(self._held), until_ms=until_ms))
-        self._renewed_at = now
-        for holder in [holder for holder in self._held if holder not in alive]:
-            _log.warning("another router does a range of a batch now", job=self._held[holder].held.job)
-            self._held.pop(holder).abandon()
-
-    async def _give_back(self) -> None:
-        over = [work for work in self._held.values() if work.is_over]
-        if not over:
-            return
-        now_ms = self.now_ms()
-
-        async def give_back(tx: Tx) -> None:
-            for work in over:
-                tries, due_ms = _pause(work, now_ms)
-                await jobs.give_back(tx, work.held, is_done=work.is_done, failed_tries=tries, due_ms=due_ms)
-
-        await self._db.write(give_back)
-        for work in over:
-            self._held.pop(work.held.holder, None)
-            self._empty.pop(work.held.job, None)
-
     async def _claim(self) -> bool:
-        """Take a range for the owner that has the fewest lines; returns whether there was one."""
+        """Take a range for the owner that had the fewest lines; returns whether there was one."""
         now = self._clock.monotonic()
-        free = self._config.max_in_flight - self.in_flight
-        if free <= 0 or len(self._held) >= _MAX_HELD or not self._gateway.has_room():
+        is_full = self.in_flight >= self._config.max_in_flight or self.ranges.is_full
+        if is_full or not self._gateway.has_room():
             return False
-        waiting = Counter({work.job.owner: 0 for work in self._held.values()})
-        for work in self._held.values():
-            waiting[work.job.owner] += len(work.waiting)
+        waiting = {work.job.owner for work in self.ranges.held.values() if work.waiting}
         for job in sorted(self._open.values(), key=lambda job: (self._turns[job.owner], job.id)):
             is_blocked = max(self._blocked.get(job.owner, 0.0), self._empty.get(job.id, 0.0)) > now
-            if job.status != IN_PROGRESS or is_blocked or waiting[job.owner]:
+            if job.status != IN_PROGRESS or is_blocked or job.owner in waiting or self.key_of(job) is None:
                 continue
-            if self.key_of(job) is None:
-                continue
-            if await self._take(job):
+            if await self.ranges.take(job):
                 return True
-            self._empty[job.id] = now + 1.0
+            self._empty[job.id] = now + _EMPTY_S
         return False
-
-    async def _take(self, job: Job) -> bool:
-        now_ms = self.now_ms()
-        holder = jobs.new_id(now_ms)
-        until_ms = now_ms + int(LEASE_S * 1000)
-        claim = partial(
-            jobs.claim, job=job.id, router=self.router, holder=holder, now_ms=now_ms, until_ms=until_ms
-        )
-        held = await self._db.write(claim)
-        if held is None:
-            return False
-        self._held[holder] = await self._load(held, job)
-        return True
-
-    async def _load(self, held: HeldRange, job: Job) -> Work:
-        try:
-            found = await read_requests(self._db, job.input_file, held.range, job.endpoint)
-        except JobLineError as error:
-            _log.error("the lines of a batch cannot be read", job=job.id, why=str(error))
-            return Work(held, job, deque(), left=held.range.lines)
-        async with self._db.read() as tx:
-            known = await jobs.lines_with_results(tx, job.id, held.range)
-        rest = [WaitingLine(number, line) for number, line in found if number not in known]
-        return Work(held, job, deque(rest))
 
     def key_of(self, job: Job) -> ApiKey | None:
         """The key of a job's owner; `None` if it may not be used any more."""
@@ -267,7 +181,7 @@ class Runner:
         """The line that may begin now; its key has a place for it."""
         now = self._clock.monotonic()
         by_owner: dict[str, list[Work]] = {}
-        for work in self._held.values():
+        for work in self.ranges.held.values():
             if work.waiting:
                 by_owner.setdefault(work.job.owner, []).append(work)
         for owner in sorted(by_owner, key=lambda owner: (self._in_flight[owner], self._turns[owner], owner)):
@@ -387,11 +301,3 @@ class Runner:
         work.unwritten = max(0, work.unwritten - 1)
         if work.is_over:
             self._changed.set()
-
-
-def _pause(work: Work, now_ms: int) -> tuple[int, int]:
-    """How many tries of a range have failed, 0 or 1, and when it is tried again."""
-    if work.failed_tries:
-        pause_ms = min(_LONGEST_PAUSE_MS, _FIRST_PAUSE_MS << min(work.held.tries, 10))
-        return 1, now_ms + pause_ms
-    return 0, now_ms + (_NOBODY_MS if work.again or work.left else 0)

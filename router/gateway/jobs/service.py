@@ -87,7 +87,7 @@ class Jobs:
         """Give back what was held, after the last results were written."""
         for task in self._background:
             task.cancel()
-        await self.runner.close()
+        await self.runner.ranges.close()
 
 
 def make_jobs(
@@ -105,7 +105,14 @@ def make_jobs(
     """
     writer = LineWriter(db, keeper, gateway.clock)
     runner = Runner(db, gateway, config, writer, router)
-    return Jobs(db, gateway, config, writer, runner, Duties(db, gateway, config, runner))
+    return Jobs(
+        db=db,
+        gateway=gateway,
+        config=config,
+        writer=writer,
+        runner=runner,
+        duties=Duties(db, gateway, config, runner),
+    )
 
 
 def _read_parts(data: IO[bytes]) -> list[bytes]:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.gateway.errors import GatewayError
-from router.gateway.jobs.lines import ENDPOINTS
+from router.gateway.jobs.lines import endpoints
 from router.store.files import StoredFile
 from router.store.jobs import (
     CANCELLED,
@@ -68,8 +68,8 @@ def read_create(data: bytes, max_hours: int) -> tuple[CreateBatch, int]:
         asked = msgspec.json.decode(data, type=CreateBatch)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise invalid(str(error)) from None
-    if asked.endpoint not in ENDPOINTS:
-        raise invalid(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
+    if asked.endpoint not in endpoints():
+        raise invalid(f"endpoint must be one of {', '.join(endpoints())}", param="endpoint")
     found = _WINDOW.match(asked.completion_window)
     hours = 0 if found is None else int(found[1]) * (24 if found[2] == "d" else 1)
     if not _LEAST_HOURS <= hours <= max_hours:
