@@ -103,8 +103,11 @@ class LineResult(NamedTuple):
     owner: str
     day: int
     """On which its tokens are charged, counted from 1970."""
+    charged: int
+    """Tokens that are charged."""
     prompt: int
     completion: int
+    """Tokens that its receipt tells."""
     written: Future[bool]
     """Whether it was written: not if the lease was lost."""
 
@@ -391,7 +394,7 @@ async def _count(tx: Tx, lines: Sequence[LineResult]) -> None:
 async def _charge(tx: Tx, lines: Sequence[LineResult]) -> None:
     spent: dict[tuple[str, int], int] = defaultdict(int)
     for line in lines:
-        spent[line.owner, line.day] += line.prompt + line.completion
+        spent[line.owner, line.day] += line.charged
     for (owner, day), tokens in sorted(spent.items()):
         if not tokens:
             continue

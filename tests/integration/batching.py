@@ -16,8 +16,14 @@ from tests.unit.router.doubles import Moved
 from tests.unit.router.support import MODEL
 
 OWNER, OTHER = "owner", "other"
-KEYS = [key(OWNER), key(OTHER), key("kim", roles=["administrator"]), key("auditor", roles=["auditor"])]
+STAFF = [key("kim", roles=["administrator"]), key("auditor", roles=["auditor"])]
+KEYS = [key(OWNER), key(OTHER), *STAFF]
 ENDED = ("completed", "failed", "expired", "cancelled")
+
+
+def keys_named(*names: str) -> list[dict[str, Any]]:
+    """Keys of relying parties, and those of the people who look after the router."""
+    return [*(key(name) for name in names), *STAFF]
 
 
 def line(custom_id: str, url: str = CHATS, **body: Any) -> dict[str, Any]:
@@ -80,3 +86,8 @@ async def results(caller: openai.AsyncOpenAI, file: str | None) -> list[Any]:
         return []
     content = await caller.files.content(file)
     return [json.loads(each) for each in content.text.split("\n")[:-1]]
+
+
+async def files_of(caller: openai.AsyncOpenAI) -> list[str]:
+    """The ids of all files that a caller has."""
+    return [file.id async for file in caller.files.list()]

@@ -75,6 +75,7 @@ class Duties:
         self._swept_at: float | None = None
         self.wake = asyncio.Event()
         """Set if a job has come or changed."""
+        runner.on_given_back = self.wake.set
 
     async def run(self) -> None:
         """Look after jobs until cancelled."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -83,6 +83,8 @@ class Runner:
         self._turns: Counter[str] = Counter()
         """How many lines each owner has had: of equals, the one with the fewest is next."""
         self._changed = asyncio.Event()
+        self.on_given_back: Callable[[], object] = lambda: None
+        """Called when ranges were given back: perhaps each line of a job has its result now."""
 
     @property
     def in_flight(self) -> int:
@@ -129,8 +131,11 @@ class Runner:
 
     async def _step(self) -> None:
         await self.ranges.renew()
-        for job in await self.ranges.give_back():
+        given_back = await self.ranges.give_back()
+        for job in given_back:
             self._empty.pop(job, None)
+        if given_back:
+            self.on_given_back()
         for _ in range(_MAX_CLAIMS):
             await self._start()
             if not await self._claim():
@@ -263,7 +268,7 @@ class Runner:
 
     def _put(self, work: Work, line: WaitingLine, answered: Answered) -> None:
         """Have what came of a line written."""
-        job, usage = work.job, answered.usage
+        job, usage, told = work.job, answered.usage, answered.members.get("usage")
         result_id = self._writer.new_id()
         is_failed = answered.status >= 400
         data = result_line(
@@ -278,8 +283,9 @@ class Runner:
             data=data,
             owner=job.owner,
             day=self._gateway.keyring.today(),
-            prompt=0 if usage is None else usage.prompt,
-            completion=0 if usage is None else usage.completion,
+            charged=0 if usage is None else usage.total,
+            prompt=told.prompt if told else 0,
+            completion=told.completion if told else 0,
             written=written,
         )
         work.unwritten += 1
@@ -295,7 +301,7 @@ class Runner:
             _ended.labels("failed" if result.failed else "completed").inc()
             key = self.key_of(work.job)
             if key is not None:
-                self._gateway.keyring.note_line(key, result.day, result.prompt + result.completion)
+                self._gateway.keyring.note_line(key, result.day, result.charged)
         else:
             work.is_lost = True
         work.unwritten = max(0, work.unwritten - 1)
