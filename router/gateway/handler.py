@@ -42,12 +42,12 @@ from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
 from router.gateway.terms import REQUIRE_HEADER, Terms, one_header
+from router.gateway.told import tell_whole
 from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
 from router.model.continuing import told
 from router.model.operations import Operation
-from router.model.uniform import hide
 from router.model.usage import Usage
 from router.model.workload import Table
 from router.state.receipts import ReceiptBook
@@ -348,24 +348,16 @@ class Handler:
         if isinstance(found, GatewayError):
             return found.response(record, {**self._operation.error_members, **self._explanation(record)})
         assert found.answer is not None
-        metering = self._gateway.dispatcher.metering
-        status, body = found.answer.status, found.answer.body
+        gateway, status, body = self._gateway, found.answer.status, found.answer.body
         headers = _answered_by(record, found) | self._receipt_header()
-        if status == 200 and run.request.added.hides_logprobs:
-            body = await self._rewrite(body, partial(hide, added=run.request.added))
-        if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
-            headers[USAGE_HEADER] = told.by
-            if told.usage is not None:
-                usage, write_usage = told.usage, self._operation.write_usage
-                body = await self._rewrite(body, lambda body: write_usage(body, usage))
+        if status == 200:
+            body, by = await tell_whole(run.request, found, gateway.dispatcher.metering, gateway.aside)
+            headers |= {} if by is None else {USAGE_HEADER: by}
         if status == 200 and (extra := self._explanation(record)):
-            body = await self._rewrite(body, partial(_with_extra, extra=extra))
+            body = await gateway.aside.run_on(body, partial(_with_extra, extra=extra))
         if status == 200:
             self._cache(lambda: CachedResponse(200, "application/json", tuple(headers.items()), body))
         return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
-
-    async def _rewrite(self, body: bytes, rewrite: Callable[[bytes], bytes]) -> bytes:
-        return await self._gateway.aside.run_on(body, rewrite)
 
     async def _stream(self, run: Run) -> web.StreamResponse:
         sink = self._sink = run.sink = ClientStream(

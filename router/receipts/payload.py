@@ -152,11 +152,20 @@ class Choice(_Part, frozen=True, kw_only=True):
     reveal: Text | UnsetType = UNSET
 
 
+class Batch(_Part, frozen=True, kw_only=True):
+    """Of which line of which batch of requests the answer is (docs/batches.md)."""
+
+    id: Text
+    line: Annotated[int, Meta(ge=1, le=MOST)]
+    """Of the input file, from 1."""
+
+
 class Receipt(_Part, frozen=True, kw_only=True):
     """A payload."""
 
     arm: Literal["candidate"] | UnsetType = UNSET
     """If a table decided that was tried beside the one in force (docs/changing-the-routing.md)."""
+    batch: Batch | UnsetType = UNSET
     choice: Choice | UnsetType = UNSET
     continued: Annotated[tuple[Continued, ...], Meta(min_length=1, max_length=8)] | UnsetType = UNSET
     """The parts before the one of `node`, in order, if the answer is of several nodes."""

@@ -16,10 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from router.config import ROLES, ApiKey
 from router.gateway import openai
+from router.gateway.jobs import resources
 from router.gateway.keys import ANONYMOUS, Keyring
 from router.gateway.openai import GATEWAY, KEY
 from router.model.operations import OPERATIONS
 from router.service import (
+    batches,
     changes,
     decisions,
     incidents,
@@ -33,7 +35,7 @@ from router.service import (
 from router.service.state import STATE, State
 from verifier.errors import RequestError
 from verifier.roles import Caller, Role
-from verifier.service.access import HEALTH, PUBLIC, STRANGER, Anyone, Route, get, post
+from verifier.service.access import HEALTH, PUBLIC, STRANGER, Anyone, Route, delete, get, post
 from verifier.service.front import note_failure, note_identity
 
 _DOTS: Final = 2
@@ -65,6 +67,7 @@ def routes() -> list[Route]:
             post(each.path, partial(openai.serve, each), SEND, f"Work: {each.name}.")
             for each in OPERATIONS.values()
         ),
+        *_batch_routes(),
         post(
             "/api/v1/decisions", decisions.make, SEND, "A decision; with endpoints if the key may dispatch."
         ),
@@ -143,6 +146,29 @@ def routes() -> list[Route]:
         post("/api/v1/changes/{id}/abort", changes.abort, CHANGE, "Go back to the table before, at once."),
         get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
         get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
+    ]
+
+
+def _batch_routes() -> list[Route]:
+    """Files and batches are their owner's alone; people who look after a router see how batches go, and no text."""
+    return [
+        post("/v1/files", resources.upload, SEND, "Keep a file of requests; it is the caller's alone."),
+        get("/v1/files", resources.list_files, OWN_WORK, "The caller's files."),
+        get("/v1/files/{id}", resources.show_file, OWN_WORK, "One of them."),
+        get("/v1/files/{id}/content", resources.show_content, OWN_WORK, "What is in it."),
+        delete("/v1/files/{id}", resources.delete_file, SEND, "Delete it."),
+        post("/v1/batches", resources.create, SEND, "Have the requests of a file done in the background."),
+        get("/v1/batches", resources.list_jobs, OWN_WORK, "The caller's batches."),
+        get("/v1/batches/{id}", resources.show, OWN_WORK, "One of them."),
+        post("/v1/batches/{id}/cancel", resources.cancel, SEND, "Cancel it: what is done stays."),
+        get(
+            "/api/v1/batches",
+            batches.list_all,
+            OWN_WORK,
+            "How batches go, without what is in them; a relying party sees its own.",
+        ),
+        get("/api/v1/batches/{id}", batches.show, OWN_WORK, "One of them."),
+        post("/api/v1/batches/{id}/cancel", batches.cancel, SEND, "Cancel a batch; a relying party its own."),
     ]
 
 

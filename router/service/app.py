@@ -22,6 +22,7 @@ from attester.version import install_hint
 from router.config import load_table
 from router.gateway import openai, pinned, probe
 from router.gateway.handler import Gateway
+from router.gateway.jobs.service import JOBS
 from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
 from router.service import access
@@ -66,7 +67,7 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with running(setup, clock) as (state, gateway):
-            app[STATE], app[GATEWAY] = state, gateway
+            app[STATE], app[GATEWAY], app[JOBS] = state, gateway, state.jobs
             yield
 
     async def stop(app: web.Application) -> None:
@@ -106,6 +107,9 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         if state.receipts is not None:
             await state.receipts.keeper.load()
         await state.holds.sync()
+        if state.jobs is not None:
+            # What a router of this name held before it was killed.
+            await state.jobs.runner.ranges.close()
         token = partial(verifier_token, setup)
         moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
         loops = {**_loops(state, name, to_nodes), **moving}
@@ -128,6 +132,8 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
                 await state.persistence.flush()
                 if state.receipts is not None:
                     await state.receipts.keeper.flush()
+                if state.jobs is not None:
+                    await state.jobs.close()
 
 
 @asynccontextmanager
@@ -188,6 +194,8 @@ def _loops(
     }
     if state.receipts is not None:
         loops |= state.receipts.loops()
+    if state.jobs is not None:
+        loops |= state.jobs.loops()
     if not config.gateway.allow_private:
         loops["addresses"] = AddressChecker(state.fleet, partial(pinned.judge_name, to_nodes)).run()
     if state.issuer is not None:

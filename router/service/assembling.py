@@ -20,6 +20,7 @@ from router.gateway.exchanges import Exchanges
 from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
+from router.gateway.jobs.service import Jobs, make_jobs
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
 from router.gateway.receipting import note_check
@@ -81,27 +82,6 @@ def assemble(
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     desk = ClaimDesk(db, fleet, clock, lambda: registrar.name)
     changes = _make_changes(setup, clock, db, fleet, metering)
-    state = State(
-        config=config,
-        folder=setup.folder,
-        clock=clock,
-        fleet=fleet,
-        feed=_make_feed(setup, clock, fleet, holds, to_verifier),
-        holds=holds,
-        changes=changes,
-        change_steps=ChangeSteps(db, fleet, clock, changes, is_kept=config.store.is_kept),
-        persistence=persistence,
-        records=records,
-        stored_keys=StoredKeys(db, clock, keyring),
-        issuer=_issuer(config, clock),
-        registrar=registrar,
-        receipts=receipts,
-        db=db,
-        claims=desk,
-        claim_fetcher=ClaimFetcher(to_nodes, desk, fleet, allow_private=config.gateway.allow_private),
-        to_verifier=to_verifier,
-        stalls=stalls,
-    )
     checks = make_checks(
         dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
     )
@@ -126,6 +106,28 @@ def assemble(
     checks.has_room = arms.has_room = gateway.has_room
     if receipts is not None:
         checks.on_end = partial(note_check, receipts.book, clock, metering)
+    state = State(
+        config=config,
+        folder=setup.folder,
+        clock=clock,
+        fleet=fleet,
+        feed=_make_feed(setup, clock, fleet, holds, to_verifier),
+        holds=holds,
+        changes=changes,
+        change_steps=ChangeSteps(db, fleet, clock, changes, is_kept=config.store.is_kept),
+        persistence=persistence,
+        records=records,
+        stored_keys=StoredKeys(db, clock, keyring),
+        issuer=_issuer(config, clock),
+        registrar=registrar,
+        receipts=receipts,
+        jobs=_make_jobs(config, db, gateway, receipts),
+        db=db,
+        claims=desk,
+        claim_fetcher=ClaimFetcher(to_nodes, desk, fleet, allow_private=config.gateway.allow_private),
+        to_verifier=to_verifier,
+        stalls=stalls,
+    )
     return state, gateway
 
 
@@ -145,6 +147,15 @@ def _make_changes(
         load=lambda table: load_tokenisers(table, setup.folder),
         use=use,
     )
+
+
+def _make_jobs(
+    config: RouterConfig, db: Database, gateway: Gateway, receipts: Receipting | None
+) -> Jobs | None:
+    """Files and batches; `None` if nothing outlives the router, or they are switched off."""
+    if not (config.batches.enabled and config.store.is_kept):
+        return None
+    return make_jobs(db, gateway, config.batches, None if receipts is None else receipts.keeper, config.name)
 
 
 def _make_exchanges(

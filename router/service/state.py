@@ -10,6 +10,7 @@ from aiohttp import web
 
 from router.config import RouterConfig
 from router.gateway.claims import ClaimFetcher
+from router.gateway.jobs.service import Jobs
 from router.model.clock import Clock
 from router.state.change_steps import ChangeSteps
 from router.state.changes import Changes
@@ -52,6 +53,8 @@ class State:
     """The store, which routers may share."""
     claims: ClaimDesk
     claim_fetcher: ClaimFetcher
+    jobs: Jobs | None
+    """`None`: nothing is kept, so there are no batches."""
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

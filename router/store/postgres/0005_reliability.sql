@@ -125,3 +125,98 @@ CREATE TABLE change_sights (
     seen       BYTEA NOT NULL,
     PRIMARY KEY (change_id, router)
 );
+-- Files of callers, and the jobs that are made of them: the Files and Batch API. What is in them is users' text.
+CREATE TABLE files (
+    id          TEXT COLLATE "C" PRIMARY KEY,
+    owner       TEXT COLLATE "C" NOT NULL,
+    purpose     TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    bytes       BIGINT NOT NULL,
+    created_ms  BIGINT NOT NULL,
+    expires_ms  BIGINT,
+    -- 0 while it is written, 1 once it is there, 2 while it is deleted.
+    state       BIGINT NOT NULL,
+    -- The job whose results it is, and which of them: 0 answers, 1 errors. Otherwise its bytes are in file_parts.
+    job         TEXT COLLATE "C",
+    side        BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX files_by_owner ON files (owner, id);
+CREATE INDEX files_by_expiry ON files (expires_ms) WHERE expires_ms IS NOT NULL;
+CREATE INDEX files_unready ON files (created_ms) WHERE state <> 1;
+
+CREATE TABLE file_parts (
+    file    TEXT COLLATE "C" NOT NULL,
+    number  BIGINT NOT NULL,
+    data    BYTEA NOT NULL,
+    PRIMARY KEY (file, number)
+);
+
+CREATE TABLE jobs (
+    id                 TEXT COLLATE "C" PRIMARY KEY,
+    owner              TEXT COLLATE "C" NOT NULL,
+    -- The limits of an owner that has a token of the issuer and no key.
+    guest              BYTEA,
+    status             TEXT NOT NULL,
+    -- 1 until it has ended.
+    is_open            BIGINT NOT NULL,
+    endpoint           TEXT NOT NULL,
+    input_file         TEXT COLLATE "C" NOT NULL,
+    completion_window  TEXT NOT NULL,
+    created_ms         BIGINT NOT NULL,
+    expires_ms         BIGINT NOT NULL,
+    -- When it came to each status, JSON.
+    times              BYTEA NOT NULL,
+    metadata           BYTEA NOT NULL,
+    model              TEXT,
+    total              BIGINT NOT NULL DEFAULT 0,
+    completed          BIGINT NOT NULL DEFAULT 0,
+    failed             BIGINT NOT NULL DEFAULT 0,
+    prompt_tokens      BIGINT NOT NULL DEFAULT 0,
+    completion_tokens  BIGINT NOT NULL DEFAULT 0,
+    output_bytes       BIGINT NOT NULL DEFAULT 0,
+    error_bytes        BIGINT NOT NULL DEFAULT 0,
+    -- What is wrong with the input, JSON.
+    errors             BYTEA,
+    output_file        TEXT,
+    error_file         TEXT,
+    keep_output_s      BIGINT,
+    -- Who validates or ends it now, and until when.
+    router             TEXT COLLATE "C" NOT NULL DEFAULT '',
+    holder             TEXT COLLATE "C" NOT NULL DEFAULT '',
+    until_ms           BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX jobs_by_owner ON jobs (owner, id);
+CREATE INDEX jobs_open ON jobs (owner) WHERE is_open = 1;
+CREATE INDEX jobs_by_input ON jobs (input_file) WHERE is_open = 1;
+CREATE INDEX jobs_ended ON jobs (created_ms) WHERE is_open = 0;
+
+-- Some lines of a job that follow each other: one router does them, while it has the lease.
+CREATE TABLE job_ranges (
+    job         TEXT COLLATE "C" NOT NULL,
+    number      BIGINT NOT NULL,
+    first_line  BIGINT NOT NULL,
+    lines       BIGINT NOT NULL,
+    -- Where they are in the input file, in bytes.
+    start       BIGINT NOT NULL,
+    size        BIGINT NOT NULL,
+    tries       BIGINT NOT NULL DEFAULT 0,
+    due_ms      BIGINT NOT NULL DEFAULT 0,
+    is_done     BIGINT NOT NULL DEFAULT 0,
+    router      TEXT COLLATE "C" NOT NULL DEFAULT '',
+    holder      TEXT COLLATE "C" NOT NULL DEFAULT '',
+    until_ms    BIGINT NOT NULL DEFAULT 0,
+    PRIMARY KEY (job, number)
+);
+CREATE INDEX job_ranges_open ON job_ranges (job, number) WHERE is_done = 0;
+CREATE INDEX job_ranges_held ON job_ranges (holder) WHERE holder <> '';
+CREATE INDEX job_ranges_of_router ON job_ranges (router) WHERE holder <> '';
+
+-- What came of each line: a line of the output, or of the errors. There is one at most.
+CREATE TABLE job_lines (
+    job     TEXT COLLATE "C" NOT NULL,
+    line    BIGINT NOT NULL,
+    failed  BIGINT NOT NULL,
+    data    BYTEA NOT NULL,
+    PRIMARY KEY (job, line)
+);
+CREATE INDEX job_lines_by_side ON job_lines (job, failed, line);
