@@ -147,13 +147,34 @@ async def test_a_body_with_a_member_twice_is_refused_or_written_once(fleet: Flee
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"{", 400), (b"[]", 400), ({**CHAT, "model": "unknown"}, 404), ({**CHAT, "stream": 1}, 400), (b"", 400)],
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        ({**CHAT, "model": "unknown"}, 404),
+        ({**CHAT, "stream": 1}, 400),
+        (b"", 400),
+    ],
 )
 async def test_a_body_that_the_gateway_would_refuse_is_refused(fleet: Fleet, body: Any, status: int) -> None:
     await fleet.node("a")
     async with filtering(fleet) as envoy:
         assert (await envoy.ask(body)).status == status
         assert not in_flight(fleet)
+
+
+async def test_what_the_gateway_itself_allows_is_a_bound_of_the_subset(fleet: Fleet) -> None:
+    """A subset that another filter has written is narrowed, and never widened."""
+    a, _ = await fleet.node("a"), await fleet.node("b")
+    async with filtering(fleet) as envoy:
+        for allowed, offered in (([place(a), "6.6.6.6:1"], [place(a)]), ([], []), (["6.6.6.6:1"], [])):
+            first = head()
+            entry = first.metadata_context.filter_metadata.add(key="envoy.lb.subset_hint")
+            entry.value.update({"x-gateway-destination-endpoint-subset": allowed})
+            call = envoy.call()
+            await call.send(first)
+            told = await call.send(whole())
+            assert await call.end() is OK
+            assert (told.subset, told.status) == (offered, 0 if offered else 503)
 
 
 async def test_by_the_header_alone_no_body_is_needed(fleet: Fleet) -> None:
@@ -327,7 +348,9 @@ async def test_at_the_end_of_the_router_answers_that_are_under_way_go_on(fleet: 
 async def checked(envoy: Filter, told: Any, *picked: str, subset: list[str] | None = None) -> Any:
     message = head(x_touchstone_decision=told.added["x-touchstone-decision"])
     for each in picked:
-        message.request_headers.headers.headers.add(key="x-gateway-destination-endpoint", raw_value=each.encode())
+        message.request_headers.headers.headers.add(
+            key="x-gateway-destination-endpoint", raw_value=each.encode()
+        )
     entry = message.metadata_context.filter_metadata.add(key="envoy.lb.subset_hint")
     entry.value.update({"x-gateway-destination-endpoint-subset": told.subset if subset is None else subset})
     call = envoy.call(x_touchstone_stage="picked")
@@ -378,7 +401,11 @@ class Files:
 async def test_with_tls_only_who_has_a_certificate_of_the_authority_may_ask(fleet: Fleet) -> None:
     node = await fleet.node("a")
     ours, stranger = Files(fleet, "gateway"), Files(fleet, "stranger")
-    files = {"tls_certificate": str(ours.certificate), "tls_key": str(ours.key), "client_ca": str(ours.certificate)}
+    files = {
+        "tls_certificate": str(ours.certificate),
+        "tls_key": str(ours.key),
+        "client_ca": str(ours.certificate),
+    }
     async with filtering(fleet, {"open": True, **files}):
         listen, root = listen_of(fleet), ours.certificate.read_bytes()
         async with ours.channel(listen, root) as channel:
@@ -396,7 +423,11 @@ async def test_tls_files_that_change_are_read_for_the_next_connection(fleet: Fle
     """And files that cannot be used change nothing."""
     await fleet.node("a")
     ours, next_ = Files(fleet, "gateway"), Files(fleet, "next")
-    files = {"tls_certificate": str(ours.certificate), "tls_key": str(ours.key), "client_ca": str(ours.certificate)}
+    files = {
+        "tls_certificate": str(ours.certificate),
+        "tls_key": str(ours.key),
+        "client_ca": str(ours.certificate),
+    }
     async with filtering(fleet, {"open": True, **files}):
         listen, root = listen_of(fleet), ours.certificate.read_bytes()
         key = ours.key.read_bytes()

@@ -16,7 +16,9 @@ from router.state.identity import identity_path
 
 @click.command("ext-proc")
 @maintenance.config_option
-@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="HOST:PORT on which Envoy serves clients.")
+@click.option(
+    "--listen", default="127.0.0.1:8080", show_default=True, help="HOST:PORT on which Envoy serves clients."
+)
 @click.option("--picker", required=True, help="HOST:PORT of the endpoint picker.")
 @click.option("--certificate", type=click.Path(path_type=Path), help="What Envoy shows the router, PEM.")
 @click.option("--key", type=click.Path(path_type=Path), help="Its key, PEM.")

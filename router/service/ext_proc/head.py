@@ -59,7 +59,8 @@ def read_pairs(headers: Iterable[Any]) -> list[tuple[str, bytes]]:
     Raises:
         TooMuchError: there are more than 200 headers, or more than 64 KiB of them.
     """
-    found, size = [], 0
+    found: list[tuple[str, bytes]] = []
+    size = 0
     for header in headers:
         value = header.raw_value or header.value.encode()
         size += len(header.key) + len(value)
@@ -123,7 +124,9 @@ def operation_of(head: Head) -> Operation:
         shown = head.path[:100].encode(errors="backslashreplace").decode()
         raise GatewayError(404, "invalid_request_error", f"no resource {head.method[:10]} {shown}")
     if head.method != "POST":
-        raise GatewayError(405, "invalid_request_error", f"{head.method[:10]} is not a method of this resource")
+        raise GatewayError(
+            405, "invalid_request_error", f"{head.method[:10]} is not a method of this resource"
+        )
     return found
 
 

@@ -69,7 +69,9 @@ class Places:
         if waiting:
             # Whoever waits no longer leaves the lookup to those who come later.
             await asyncio.wait(waiting.values(), timeout=within_s)
-            done = {url: task.result() for url, task in waiting.items() if task.done() and not task.cancelled()}
+            done = {
+                url: task.result() for url, task in waiting.items() if task.done() and not task.cancelled()
+            }
             found |= {url: endpoint for url, endpoint in done.items() if endpoint is not None}
         return found
 

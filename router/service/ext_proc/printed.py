@@ -20,7 +20,13 @@ from router.service.ext_proc.picked import PICKED, STAGE
 
 
 def write(
-    path: Path, config: RouterConfig, *, listen: str, picker: str, identity: Path, client: tuple[Path, Path] | None
+    path: Path,
+    config: RouterConfig,
+    *,
+    listen: str,
+    picker: str,
+    identity: Path,
+    client: tuple[Path, Path] | None,
 ) -> str:
     """
     The text of ``envoy.yaml``.
@@ -74,7 +80,9 @@ def _own_tls(path: Path, section: ExtProcSection, client: tuple[Path, Path] | No
     if section.tls_certificate is None:
         return ""
     if client is None:
-        raise ConfigError("the router's ext_proc asks for a certificate: name one with --certificate and --key")
+        raise ConfigError(
+            "the router's ext_proc asks for a certificate: name one with --certificate and --key"
+        )
     authority = (path.parent / section.tls_certificate).absolute()
     certificate, key = (each.absolute() for each in client)
     return _OWN_TLS.format(certificate=certificate, key=key, authority=authority)
@@ -140,6 +148,7 @@ static_resources:
                 response_body_mode: NONE
                 response_trailer_mode: SKIP
               metadata_options:
+                forwarding_namespaces: {{untyped: ["{subset}"]}}
                 receiving_namespaces: {{untyped: ["{subset}", "{picked}"]}}
           - name: picker
             typed_config:

@@ -27,7 +27,7 @@ from router.service.ext_proc import api
 from router.service.ext_proc.deciding import Deciding
 from router.service.ext_proc.picked import PICKED, STAGE
 from router.service.ext_proc.places import Lookup, Places
-from router.service.ext_proc.stream import Refusal, Stream, StreamError
+from router.service.ext_proc.stream import Stream, StreamError
 from router.service.state import State
 from verifier.service.tls import ServerTLS
 
@@ -40,7 +40,9 @@ _READY: Final = frozenset({"", "readiness", api.SERVICE})
 _ALIVE: Final = "liveness"
 
 _log = structlog.get_logger("router")
-_streams = Counter("touchstone_router_ext_proc_streams_total", "How requests of other gateways ended.", ["end"])
+_streams = Counter(
+    "touchstone_router_ext_proc_streams_total", "How requests of other gateways ended.", ["end"]
+)
 _open = Gauge("touchstone_router_ext_proc_open_streams", "Requests of other gateways that are under way.")
 
 
@@ -180,7 +182,9 @@ def _listen(server: Any, config: ExtProcSection, folder: Path) -> None:
 
 def _credentials(files: _Files) -> Any:
     """TLS for those with a certificate of the configured authorities; its files are read again when they change."""
-    return grpc.dynamic_ssl_server_credentials(files.read(), files.changed, require_client_authentication=True)
+    return grpc.dynamic_ssl_server_credentials(
+        files.read(), files.changed, require_client_authentication=True
+    )
 
 
 class _Files:
