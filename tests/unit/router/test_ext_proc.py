@@ -21,7 +21,6 @@ from router.model.clock import Clock
 from router.model.operations import OPERATIONS
 from router.service.ext_proc import answers
 from router.service.ext_proc.api import CLASSES, ProcessingRequest, ProcessingResponse
-from router.service.ext_proc.deciding import Asked, EmptyOfferError, Offer
 from router.service.ext_proc.head import (
     SUBSET_KEY,
     SUBSET_NAMESPACE,
@@ -32,6 +31,7 @@ from router.service.ext_proc.head import (
     read_pairs,
     spoken_for_us,
 )
+from router.service.ext_proc.offers import Asked, EmptyOfferError, Offer
 from router.service.ext_proc.picked import read_picked
 from router.service.ext_proc.places import Places
 from router.service.ext_proc.stream import Refusal, Stream, StreamError

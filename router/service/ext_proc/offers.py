@@ -76,7 +76,7 @@ class EmptyOfferError(Exception):
         self.record = record
 
 
-class Deciding:
+class Offers:
     """Decides for one service."""
 
     def __init__(self, state: State, gateway: Gateway, config: ExtProcSection, places: Places) -> None:
