@@ -181,7 +181,7 @@ static_resources:
                 request_body_mode: NONE
                 response_header_mode: SKIP
               metadata_options:
-                forwarding_namespaces: {{untyped: ["{subset}"]}}
+                forwarding_namespaces: {{untyped: ["{subset}", "{picked}"]}}
           - name: envoy.filters.http.router
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router

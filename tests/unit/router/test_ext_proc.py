@@ -190,6 +190,18 @@ def test_what_is_not_of_the_subset_may_not(picked: list[bytes], subset: list[str
     assert (caught.value.status, caught.value.code) == (503, "endpoint_not_allowed")
 
 
+@pytest.mark.parametrize("named", ["10.0.0.2:1", "10.0.0.9:1", "", 5])
+def test_the_header_and_the_metadata_name_the_same_endpoint(named: Any) -> None:
+    """Envoy's `override_host` goes by the metadata, and other clusters by the header."""
+    pairs, message = behind(b"10.0.0.1:1", subset=["10.0.0.1:1", "10.0.0.2:1"])
+    entry = message.metadata_context.filter_metadata.add(key="envoy.lb")
+    entry.value.update({"x-gateway-destination-endpoint": "10.0.0.1:1"})
+    assert read_picked(pairs, message).endpoints == ("10.0.0.1:1",)
+    entry.value.update({"x-gateway-destination-endpoint": named})
+    with pytest.raises(GatewayError, match="another in the metadata"):
+        read_picked(pairs, message)
+
+
 def test_a_subset_that_is_no_list_holds_nothing() -> None:
     pairs, message = behind(b"10.0.0.1:1", subset=[])
     message.metadata_context.filter_metadata[0].value.update({SUBSET_KEY: "10.0.0.1:1"})
