@@ -457,15 +457,15 @@ REFUSED: list[tuple[str, tuple[bytes, ...], bool, Refusal]] = [
     ("garbage after the subset", (HEAD, BODY, b"\xff"), True, Refusal.MALFORMED),
     ("huge headers", (request("request_headers", head=[("a", b"b" * 70_000)]),), True, Refusal.TOO_MUCH),
     ("many headers", (request("request_headers", head=[("a", b"b")] * 300),), True, Refusal.TOO_MUCH),
-    ("observability", (request("request_headers", observability_mode=True),), True, Refusal.OUT_OF_ORDER),
+    ("observability", (request("request_headers", observability_mode=True), BODY), True, Refusal.OUT_OF_ORDER),
     *(
-        (f"body mode {mode}", (request("request_headers", protocol_config={"request_body_mode": mode}),), True,
+        (f"body mode {mode}", (request("request_headers", protocol_config={"request_body_mode": mode}), BODY), True,
          Refusal.OUT_OF_ORDER)
         for mode in (0, 1, 3, 4, 5)
     ),
     (
         "bodies of responses",
-        (request("request_headers", protocol_config={"request_body_mode": 2, "response_body_mode": 1}),),
+        (request("request_headers", protocol_config={"request_body_mode": 2, "response_body_mode": 1}), BODY),
         True,
         Refusal.OUT_OF_ORDER,
     ),
