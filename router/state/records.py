@@ -41,6 +41,8 @@ class AttemptRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     unclean: bool = False
     claimed: int | None = None
     first_ms: int | None = None
+    continues: str = ""
+    """The node whose text it was to go on from; empty if it had the request from its beginning."""
 
 
 class Record:

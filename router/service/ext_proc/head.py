@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from router.config import ExtProcSection
+from router.ext_proc_config import ExtProcSection
 from router.gateway.commitments import NONCE_HEADER
 from router.gateway.errors import GatewayError
 from router.gateway.handler import WORKLOAD_HEADER

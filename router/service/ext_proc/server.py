@@ -21,7 +21,7 @@ from prometheus_client import Counter, Gauge
 
 from attester.errors import ConfigError
 from router.choose.gates import FEED_SILENT_S
-from router.config import ExtProcSection
+from router.ext_proc_config import ExtProcSection
 from router.gateway.handler import Gateway
 from router.service.ext_proc import api
 from router.service.ext_proc.offers import Offers

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.config import ExtProcSection
+from router.ext_proc_config import ExtProcSection
 from router.gateway.errors import GatewayError
 from router.gateway.pinned import AddressError
 from router.model.clock import Clock
