@@ -149,6 +149,7 @@ static_resources:
                 response_body_mode: NONE
                 response_trailer_mode: SKIP
               metadata_options:
+                forwarding_namespaces: {{untyped: ["{subset}"]}}
                 receiving_namespaces: {{untyped: ["{subset}", "{picked}"]}}
           - name: picker
             typed_config:
@@ -181,7 +182,7 @@ static_resources:
                 request_body_mode: NONE
                 response_header_mode: SKIP
               metadata_options:
-                forwarding_namespaces: {{untyped: ["{subset}"]}}
+                forwarding_namespaces: {{untyped: ["{subset}", "{picked}"]}}
           - name: envoy.filters.http.router
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
