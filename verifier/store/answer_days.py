@@ -18,6 +18,8 @@ MAX_VERSIONS: Final = 4
 """Rows of a node, model and day.  What comes after them is counted as `OTHERS`."""
 OTHERS: Final = "(others)"
 _MOST_ROWS: Final = 50_000
+_MOST_SUMS: Final = 64
+"""Versions in metrics: a node names its engine itself."""
 
 
 async def count(tx: Tx, served: Served, counts: Counts, now_ms: int) -> None:
@@ -77,6 +79,19 @@ async def models(tx: Tx, since_day: int) -> list[str]:
     """Give the models of which answers were checked since a day."""
     rows = await tx.all("SELECT DISTINCT model FROM answer_days WHERE day >= ? ORDER BY model", since_day)
     return [row["model"] for row in rows]
+
+
+async def sums(tx: Tx, day: int) -> list[Row]:
+    """Give the counts of all nodes together on a day and the one before, by engine version, those with most first."""
+    return await tx.all(
+        "SELECT model, engine, sum(agrees) AS agrees, sum(differs) AS differs, sum(censored) AS censored,"
+        " sum(parts) AS parts, sum(parts_of) AS parts_of, sum(far) AS far, sum(far_of) AS far_of FROM answer_days"
+        " WHERE day IN (?, ?) GROUP BY model, engine"
+        " ORDER BY sum(agrees) + sum(differs) + sum(censored) DESC, model, engine LIMIT ?",
+        day - 1,
+        day,
+        _MOST_SUMS,
+    )
 
 
 async def prune(tx: Tx, before_day: int, limit: int) -> int:
