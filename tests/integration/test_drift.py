@@ -154,6 +154,10 @@ async def test_a_node_whose_answers_move_alone_is_for_a_person(verifier) -> None
     await bring(verifier, found[0], FAR)
     assert await waiting(verifier) == [found[0][0].id]
     assert (await kinds(verifier), await suspected(verifier)) == ([], [])
+    async with verifier.service.db.read() as tx:
+        (review,) = await suspicions.review(tx)
+    assert (review["node_id"], review["level"]) == (found[0][0].id, "none")
+    assert review["drift_ms"] is not None
 
 
 async def test_answers_as_usual_are_for_nobody(verifier) -> None:
