@@ -125,8 +125,8 @@ def _false_alarms(checks: int, rng: np.random.Generator) -> None:
     _row(*["---"] * 5)
     for usual in (0.1, 0.29, 0.57):
         alarms = honest_nodes(usual, checks, rng)
-        most = math.exp(-drift.NODE_LIMIT) * 1e6
-        _row("a node", usual, f"{checks:,}", f"{most:.2f}", f"{alarms / checks * 1e6:.2f}")
+        most = f"{math.exp(-drift.NODE_LIMIT) * 1e6:.2f}"
+        _row("a node", usual, f"{checks:,}", most, f"{alarms / checks * 1e6:.2f}")
     for operators in (3, 5, 10):
         limit = drift.version_limit(operators) or math.inf
         share = honest_versions(0.29, operators, limit, checks, rng)

@@ -113,7 +113,7 @@ async def test_a_node_that_names_many_engines_has_few_rows(verifier) -> None:
         for number in range(20):
             served = answer_days_served(node.id, f"e@{number}", f"{number % 7:064x}")
             await answer_days.count(tx, served, days.Counts(agrees=1), verifier.clock.ms)
-        rows = await answer_days.of_node(tx, node.id, 0)
+        rows = await answer_days.of_model(tx, MODEL, 0)
     assert len(rows) <= answer_days.MAX_VERSIONS + 2
     assert sum(row["agrees"] for row in rows) == 20
 
@@ -134,11 +134,11 @@ async def test_old_counts_are_deleted(verifier) -> None:
     verifier.clock.forward(keep_ms // 1000 - 60)
     await sweep.delete_old(verifier.service)
     async with verifier.service.db.read() as tx:
-        assert await answer_days.of_node(tx, found[0].id, 0)
+        assert await answer_days.of_model(tx, MODEL, 0)
     verifier.clock.forward(86_400 + 120)
     await sweep.delete_old(verifier.service)
     async with verifier.service.db.read() as tx:
-        assert await answer_days.of_node(tx, found[0].id, 0) == []
+        assert await answer_days.of_model(tx, MODEL, 0) == []
         assert await node_prompting.of_node(tx, found[0].id) == []
         assert await answer_drift.of_version(tx, MODEL, REFERENCE, VERSION, 0) == []
 

@@ -75,6 +75,8 @@ def _show_version(model: str, version: dict[str, Any]) -> None:
             f"  SUSPECT: all its nodes have moved, so nobody is held. See the incident {version['suspect']},"
             " and mint answers with this engine version."
         )
+    elif not version["operators"]:
+        click.echo("  No node serves by it now.")
     elif version["limit"] is None:
         click.echo("  Fewer than three operators: each node is judged by itself.")
 

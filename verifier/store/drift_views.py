@@ -152,7 +152,7 @@ async def of_node(tx: Tx, node_id: str, now_ms: int, span: int) -> dict[str, Any
     if node is None:
         raise RequestError("there is no such node", code="request.not-found")
     by_place: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in await answer_days.of_node(tx, node_id, since_day):
+    for row in await answer_days.of_node(tx, node_id, since_day, now_ms // days.DAY_MS):
         by_place[row["model"], row["reference"], row["engine"]].append(row)
     return {
         "node": node_id,
