@@ -32,6 +32,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "weights.read.unasked": Whose.CALLER,
     "weights.walk.untimed": Whose.VERIFIER,
     "answers.check": Whose.CALLER,
+    "answers.drift": Whose.VERIFIER,
     "answers.node": Whose.CALLER,
     "answers.result": Whose.CALLER,
     "challenges": Whose.VERIFIER,
