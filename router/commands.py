@@ -11,14 +11,15 @@ import msgspec
 from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
-from router import asking, maintenance
-from router.change_commands import change
+from router import maintenance
 from router.choose.decision import Decision, replay
 from router.choose.explaining import describe_required, describe_revisions, describe_seed, explanation
 from router.config import RouterConfig, ServiceSection
 from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, ReplayError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
+from router.service import asking
+from router.service.change_commands import change
 from verifier.roles import Role
 
 _errors = maintenance.errors

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from router.asking import call, key_option, plain, print_json, url_option
 from router.maintenance import errors
 from router.model.errors import RouterError
 from router.model.table import MAX_TABLE
+from router.service.asking import call, key_option, plain, print_json, url_option
 
 _reason = click.option("--reason", required=True, help="Why; kept with the change.")
 _by = click.option(
