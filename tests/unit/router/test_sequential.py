@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from typing import Any
 
 import msgspec
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.made_up_changes import try_change
 from router.model.change import Arm, Bounds
 from router.model.comparison import Comparison, Observation, find_worse
 from router.model.sequential import Split, Wager, log_limit
@@ -18,42 +18,9 @@ from router.model.sequential import Split, Wager, log_limit
 BOUNDS = Bounds()
 
 
-def run(
-    seed: int,
-    requests: int,
-    *,
-    share: float = 0.1,
-    failing: tuple[float, float] = (0.01, 0.01),
-    retried: tuple[float, float] = (0.02, 0.02),
-    slower: float = 1.0,
-    dearer: float = 1.0,
-    surge: float = 1.0,
-    bounds: Bounds = BOUNDS,
-    since: int = 0,
-) -> tuple[str | None, int]:
-    """The test that stopped a made-up change, and after how many requests of the candidate; it is worse from *since* on."""
-    draw, seen, candidates = random.Random(seed), Comparison(), 0
-    for number in range(requests):
-        is_candidate = draw.random() < share
-        candidates += is_candidate and number >= since
-        is_worse = is_candidate and number >= since
-        load = surge if number // 500 % 2 else 1.0
-        failed = draw.random() < failing[not is_worse] * load
-        observation = Observation(
-            arm=Arm.CANDIDATE if is_candidate else Arm.ACTIVE,
-            stratum="w",
-            failed=failed,
-            retried=not failed and draw.random() < retried[not is_worse] * load,
-            seconds=None if failed else draw.lognormvariate(-1, 0.8) * load * (slower if is_worse else 1),
-            cost=int(1000 * (dearer if is_worse else 1)),
-            other_cost=1000 if is_candidate else None,
-        )
-        seen.add(observation, bounds, share)
-        if (is_candidate or observation.failed or observation.retried) and (
-            worse := find_worse([seen], bounds)
-        ):
-            return worse, candidates
-    return None, candidates
+def run(seed: int, requests: int, *, bounds: Bounds = BOUNDS, **how: Any) -> tuple[str | None, int]:
+    """The test that stopped a made-up change, and after how many requests of the candidate."""
+    return try_change(seed, requests, bounds=bounds, **how)
 
 
 @pytest.mark.parametrize(
