@@ -50,6 +50,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "node": Whose.CALLER,
     "registration": Whose.CALLER,
     "registration.full": Whose.VERIFIER,
+    "change": Whose.CALLER,
     "incident": Whose.CALLER,
     "reference": Whose.SECURITY,
     "rollout": Whose.SECURITY,

@@ -45,9 +45,11 @@ from router.state.records import Record
 from router.state.trial import Trial
 
 Chosen = tuple[Choice, int]
-_EXCUSED: Final = frozenset({Outcome.HINDERED, Outcome.NOT_ALLOWED, Outcome.NOT_ADMITTED})
-"""What is the router's own doing, or nobody's."""
-_NOT_THE_TABLE: Final = frozenset({Blame.NETWORK, Blame.CLIENT})
+_EXCUSED: Final = frozenset(
+    {Outcome.HINDERED, Outcome.NOT_ALLOWED, Outcome.NOT_ADMITTED, Outcome.ABANDONED}
+    | {outcome for outcome in Outcome if outcome.blame is Blame.NETWORK}
+)
+"""What says nothing of a table: the router's own doing, the client's, the network's."""
 
 _log = structlog.get_logger("router")
 _requests = prometheus_client.Counter(
@@ -374,9 +376,7 @@ def _has_failed(tried: Tried, run: Run, end: Return | Fail) -> bool | None:
 def _is_excused(attempts: list[Attempt], *, is_hurried: bool) -> bool:
     """Whether no attempt failed by its node: by the network, the client, the router, or for want of the caller's time."""
     excused = [
-        attempt.outcome in _EXCUSED
-        or attempt.outcome.blame in _NOT_THE_TABLE
-        or (is_hurried and attempt.outcome is Outcome.TIMED_OUT)
+        attempt.outcome in _EXCUSED or (is_hurried and attempt.outcome is Outcome.TIMED_OUT)
         for attempt in attempts
     ]
     return all(excused) if attempts else is_hurried
