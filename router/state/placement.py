@@ -160,7 +160,13 @@ class Placement:
             context = self.gate_context(entry, view.operator, pool.workload)
             verdict = gates.check(view, pool.workload, context)
             revision = view.revision(pool.workload.model)
-            pool.close(view.node, verdict, revision, hardware_class=view.vouched_class)
+            pool.close(
+                view.node,
+                verdict,
+                revision,
+                hardware_class=view.vouched_class if pool.workload.prices_by_hardware else "",
+                enrolled=math.inf if view.enrolled is None else view.enrolled,
+            )
             for narrowed in self.narrowed.get(pool.workload.name, ()):
                 narrowed.judge(entry.key, view, context)
             # Also if a gate is closed: time may change which gate is the first.
@@ -200,7 +206,7 @@ class Placement:
                     statistics, pool.workload, now, suspect_at, gone_at, is_suspected=is_suspected
                 )
                 detail = ""
-            if pool.place(
+            has_moved = pool.place(
                 entry.key,
                 statistics,
                 lane=lane,
@@ -208,8 +214,9 @@ class Placement:
                 detail=detail,
                 jti=jti,
                 version=self.version + 1,
-            ):
-                self.version += 1
+            )
+            self.version += has_moved
+            if pool.follow_stage(entry.key) or has_moved:
                 for narrowed in self.narrowed.get(pool.workload.name, ()):
                     narrowed.follow(entry.key, lane, code)
         due = suspect_at if suspect_at > now else gone_at if gone_at > now else math.inf
