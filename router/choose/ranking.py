@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from router.choose.candidates import FAIL_OPEN_LANES, LANES, CandidateIndex, Key, Lane
 from router.choose.seeded_random import SeededRandom
-from router.choose.trials import FOCUS, SCALE, STAGES, First, Stage, find_chances
+from router.choose.trials import FOCUS, IN_TURN, SCALE, STAGES, First, Stage, find_chances
 from router.model.standing import Rating
 from router.model.tool_calls import compare_calls
 from router.model.workload import Price, Workload
@@ -30,12 +30,10 @@ WIDTH: Final = 3
 _LEAST_COMPLETION: Final = 0.05
 _RANDOM_DRAWS: Final = 6
 """Random draws of a node that was not drawn yet, among nodes, then among operators; after them, these are asked in turn."""
-_IN_TURN: Final = 4
-"""Of so many nodes that begin, one is drawn among all that are new; the others among those that came first."""
 _NODE_DRAWS: Final = 2
 """Of the draws of a node that may begin, how many are among nodes."""
 _WHOLE_SHARE: Final = 100
-_UNPROVEN: Final = (Lane.PROBATION, Lane.WARMING)
+UNPROVEN: Final = (Lane.PROBATION, Lane.WARMING)
 
 
 class CandidateFacts(Struct, frozen=True, gc=False):
@@ -176,7 +174,7 @@ def compare(one: Ranked, other: Ranked) -> int:
     Where little is known of both, the one that is nearer to proof is better: evidence that is spread over many nodes
     proves none.
     """
-    if one.lane in _UNPROVEN and (nearer := round(one.completion - other.completion, 2)):
+    if one.lane in UNPROVEN and (nearer := round(one.completion - other.completion, 2)):
         return 1 if nearer > 0 else -1
     return (one.score < other.score) - (one.score > other.score)
 
@@ -222,7 +220,7 @@ class _Draw:
         new, begun = self._pool.stages[Stage.NEW], self._pool.stages[Stage.BEGUN]
         found = None
         # Who neither works nor fails must not stand in the way of all others for ever.
-        waiting = min(FOCUS, len(new)) if self.random.below(_IN_TURN) else len(new)
+        waiting = min(FOCUS, len(new)) if self.random.below(IN_TURN) else len(new)
         for tried in range(_RANDOM_DRAWS):
             # An operator with very many is passed over by drawing among operators.
             key = new.at(self.random.below(waiting)) if tried < _NODE_DRAWS else self._draw_operator(new)
@@ -248,7 +246,7 @@ class _Draw:
         """
         taken: list[Ranked] = []
         # Where nothing is proven and all work goes there, many names are worth one.
-        by_operator = lane in _UNPROVEN and index is None
+        by_operator = lane in UNPROVEN and index is None
         index = index or self._pool.lanes[lane]
         waiting = self._next(lane, index, by_operator=by_operator, apart=self._first)
         while waiting is not None and len(taken) < count:

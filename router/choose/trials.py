@@ -21,6 +21,8 @@ from router.model.workload import Workload
 
 FOCUS: Final = 16
 """So many nodes on probation have begun before all trials go to them."""
+IN_TURN: Final = 4
+"""Of so many nodes that begin, one is drawn among all that are new; the others among the `FOCUS` that came first."""
 _OTHERS: Final = 16
 """One trial in so many is of any node on probation."""
 SCALE: Final = 1000 * FOCUS * _OTHERS
