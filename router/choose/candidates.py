@@ -54,6 +54,9 @@ class CandidateIndex(Protocol):
     def node_of(self, number: int, position: int) -> Key:
         """The node at a position among an operator's nodes."""
 
+    def count_of(self, operator: str) -> int:
+        """How many nodes an operator has in it, by its name."""
+
 
 class SortedCandidates:
     """A lane that events keep up to date."""
@@ -87,6 +90,10 @@ class SortedCandidates:
         operator = self._operators[number]
         return operator, self._nodes[operator][position]
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        return len(self._nodes.get(operator, ()))
+
     def nodes(self) -> list[str]:
         """The nodes of the lane, in its order."""
         return [node for _, node in self._keys]
@@ -113,6 +120,32 @@ class SortedCandidates:
             del self._operators[bisect_left(self._operators, operator)]
 
 
+class QueuedCandidates(SortedCandidates):
+    """Nodes in the order in which they came: who waits longest is at position 0."""
+
+    __slots__ = ("_came", "_queue")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue: list[tuple[float, Key]] = []
+        self._came: dict[Key, float] = {}
+
+    def at(self, position: int) -> Key:
+        """See `CandidateIndex`."""
+        return self._queue[position][1]
+
+    def enqueue(self, key: Key, came: float) -> None:
+        """Put in a node that came at *came*, in any unit of time; nodes that came at one time stand in their order."""
+        self.add(key)
+        self._came[key] = came
+        insort(self._queue, (came, key))
+
+    def remove(self, key: Key) -> None:
+        """Take a node out."""
+        super().remove(key)
+        del self._queue[bisect_left(self._queue, (self._came.pop(key), key))]
+
+
 class LaneRecord(Struct, frozen=True, gc=False):
     """What a decision saw of a lane: enough to replay it."""
 
@@ -122,6 +155,8 @@ class LaneRecord(Struct, frozen=True, gc=False):
     nodes_of: dict[int, int]
     node_of: dict[str, Key]
     """By number of the operator and position, ``NUMBER/POSITION``."""
+    count_of: dict[str, int] = {}
+    """By name of the operator."""
 
 
 class ReplayIndex:
@@ -147,11 +182,15 @@ class ReplayIndex:
         """See `CandidateIndex`."""
         return self._seen.node_of[f"{number}/{position}"]
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        return self._seen.count_of[operator]
+
 
 class RecordingIndex:
     """A lane that records what it is asked."""
 
-    __slots__ = ("_at", "_lane", "_node_of", "_nodes_of", "_size", "operators")
+    __slots__ = ("_at", "_count_of", "_lane", "_node_of", "_nodes_of", "_size", "operators")
 
     def __init__(self, lane: CandidateIndex) -> None:
         self._lane = lane
@@ -160,6 +199,7 @@ class RecordingIndex:
         self._at: dict[int, Key] = {}
         self._nodes_of: dict[int, int] = {}
         self._node_of: dict[tuple[int, int], Key] = {}
+        self._count_of: dict[str, int] = {}
 
     def __len__(self) -> int:
         """See `CandidateIndex`."""
@@ -184,6 +224,11 @@ class RecordingIndex:
             key = self._node_of[number, position] = self._lane.node_of(number, position)
         return key
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        count = self._count_of[operator] = self._lane.count_of(operator)
+        return count
+
     def record(self) -> LaneRecord:
         """What was asked, and the answers."""
         return LaneRecord(
@@ -192,4 +237,5 @@ class RecordingIndex:
             at=self._at,
             nodes_of=self._nodes_of,
             node_of={f"{number}/{position}": key for (number, position), key in self._node_of.items()},
+            count_of=self._count_of,
         )
