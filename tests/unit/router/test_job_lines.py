@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from router.model import job_lines
 from router.model.errors import JobLineError
-from router.model.job_lines import Line, LineSplitter, RangeMaker, in_one_line, read_line, result_line, unasked_line
+from router.model.job_lines import (
+    Line,
+    LineSplitter,
+    RangeMaker,
+    in_one_line,
+    read_line,
+    result_line,
+    unasked_line,
+)
 
 CHATS = "/v1/chat/completions"
 GOOD = {"custom_id": "a", "method": "POST", "url": CHATS, "body": {"model": "m"}}
@@ -118,9 +126,9 @@ def test_a_file_is_split_alike_however_it_comes(chunks: list[bytes], last: bytes
     data = b"".join([*chunks, last])
     splitter = LineSplitter(1 << 20, 1 << 20)
     found = [line for chunk in [*chunks, last] for line in splitter.feed(chunk)] + splitter.end()
-    assert [line.data for line in found] == (data.split(b"\n")[:-1] if data.endswith(b"\n") else data.split(b"\n"))[
-        : len(found)
-    ]
+    assert [line.data for line in found] == (
+        data.split(b"\n")[:-1] if data.endswith(b"\n") else data.split(b"\n")
+    )[: len(found)]
     assert b"\n".join(line.data for line in found) == data.removesuffix(b"\n")
     assert [line.number for line in found] == list(range(1, len(found) + 1))
     assert all(data[line.start : line.start + len(line.data)] == line.data for line in found)
