@@ -57,6 +57,11 @@ def key() -> None:
 @click.option("--tokens-per-day", default=0, type=_limit)
 @click.option("--may-dispatch", is_flag=True, help="Decisions come with the endpoints of nodes.")
 @click.option(
+    "--receipt-key",
+    default=None,
+    help="The public key, base64url, of its holder's own receipts of such work.",
+)
+@click.option(
     "--days", default=None, type=click.IntRange(1, 36_500), help="For how long.  Default: until revoked."
 )
 @click.option(

@@ -21,6 +21,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
@@ -59,6 +60,10 @@ _SLOW = [HealthCheck.too_slow]
 settings.register_profile("test", deadline=None, derandomize=True, database=None, suppress_health_check=_SLOW)
 settings.register_profile("fuzz", deadline=None, print_blob=True, suppress_health_check=_SLOW)
 settings.load_profile(os.environ.get("TOUCHSTONE_PROPERTIES", "test"))
+if settings.get_current_profile_name() == "test":
+    # Hypothesis also draws constants of all modules that a process has imported so far, which depends on the tests
+    # that it has run.  No setting says otherwise.
+    providers._get_local_constants = providers.Constants
 
 
 @dataclass

@@ -42,6 +42,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "request": Whose.CALLER,
     "request.issuer-unavailable": Whose.VERIFIER,
     "receipt": Whose.CALLER,
+    "settlement": Whose.CALLER,
     "key": Whose.CALLER,
     "session": Whose.CALLER,
     "token": Whose.CALLER,

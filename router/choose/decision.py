@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from router.choose.candidates import LANES, LaneRecord, RecordingIndex, ReplayIndex
 from router.choose.choice import Choice
@@ -38,6 +38,10 @@ class FleetView(Struct, frozen=True, gc=False):
     """What the caller itself requires: the pool and the counts are of nodes that meet it."""
     met: int | None = None
     """How many nodes meet that, with room or without, of those that the workload's own gates let in."""
+    table: str = ""
+    """The digest of the table that the workload is of; empty if nobody has written it."""
+    arm: str = ""
+    """Which of two tables that is, an `Arm`, while another is tried beside the one in force."""
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -73,6 +77,12 @@ class Decision(Struct, frozen=True, gc=False):
     """See `FleetView`."""
     choice: Choice | None = None
     """Where the seed comes from; `None`: this router drew it alone."""
+    table: str = ""
+    """The digest of the table of workloads that decided."""
+    arm: str = ""
+    """``active`` or ``candidate`` while another table is tried; otherwise empty."""
+    rule: int = 1
+    """By which rule it was made: `RULE` of that time.  Records that do not say are of the first."""
 
     @property
     def chosen(self) -> Ranked | None:
@@ -120,6 +130,8 @@ class Decision(Struct, frozen=True, gc=False):
         return decision
 
 
+RULE: Final = 2
+"""Counts the rules by which decisions were made, so that a record is made again by its own."""
 _NAMES: Final = tuple((lane, lane.value) for lane in LANES)
 _EMPTY_RANKING: Final = Ranking(())
 
@@ -171,6 +183,9 @@ def decide(
         required=view.required,
         met=view.met,
         choice=choice,
+        table=view.table,
+        arm=view.arm,
+        rule=RULE,
     )
 
 
@@ -185,6 +200,8 @@ def replay(decision: Decision) -> Decision:
     if decision.choice is not None:
         decision.choice.check(decision.seed)
     _check_required(decision)
+    if not 1 <= decision.rule <= RULE:
+        raise ReplayError(f"the decision was made by rule {decision.rule}, and this version has 1 to {RULE}")
     closed = {code: n for code, n in decision.closed.items() if code != FEED_SILENT}
     try:
         pool = _ReplayPool(decision)
@@ -196,6 +213,8 @@ def replay(decision: Decision) -> Decision:
             silent_s=decision.silent_s,
             required=decision.required,
             met=decision.met,
+            table=decision.table,
+            arm=decision.arm,
         )
         again = decide(
             view,
@@ -206,6 +225,10 @@ def replay(decision: Decision) -> Decision:
         )
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, the decision asks something that the record does not have") from None
+    if decision.rule < RULE:
+        # Records of the first rule do not say the prices that they went by.
+        plain = tuple(structs.replace(ranked, price=None) for ranked in again.ranked)
+        again = structs.replace(again, ranked=plain, rule=decision.rule)
     for name in ("ranked", "opened", "over", "lanes", "closed"):
         if getattr(again, name) != getattr(decision, name):
             raise ReplayError(f"made again, the decision's {name} differ")

@@ -100,4 +100,6 @@ def explanation(record: dict[str, Any]) -> list[str]:
         + (f", revision {attempt['revision'][:_SHORT]}…" if attempt.get("revision") else "")
         for attempt in record["attempts"]
     ]
+    if offered := record.get("offered"):
+        lines.append(f"  offered to the picker of another gateway, {len(offered)}: {', '.join(offered)}")
     return lines

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from router.choose.candidates import FAIL_OPEN_LANES, LANES, CandidateIndex, Key, Lane
 from router.choose.seeded_random import SeededRandom
 from router.model.standing import Rating
 from router.model.tool_calls import compare_calls
-from router.model.workload import Workload
+from router.model.workload import Price, Workload
 
 WIDTH: Final = 3
 """How many nodes are ranked, and at most tried."""
@@ -46,6 +46,12 @@ class CandidateFacts(Struct, frozen=True, gc=False):
     """The result by which it may do the work."""
     revision: str = ""
     """The digest of the model's reference value by that result."""
+    hardware_class: str = ""
+    """By the verifier's word; its price may depend on it."""
+    template: str | UnsetType = UNSET
+    """The file or engine that its chat template comes from, with a digest, by that result; left out if it does not say."""
+    sampling: str | UnsetType = UNSET
+    """The same of its sampling defaults."""
 
 
 class Pool(Protocol):
@@ -88,6 +94,8 @@ class Ranked(Struct, frozen=True, gc=False, kw_only=True):
     """The reason for its grade, as a code."""
     cost: float = 0.0
     """Expected millionths of the unit for a successful answer of usual length."""
+    price: Price | None = None
+    """What its work costs by the table that decided; `None` if that has no prices.  Records from before lack it."""
     below_energy: bool = False
     """Whether it is cheaper than the energy of its work, which asks for an audit."""
     closed: str = ""
@@ -114,9 +122,9 @@ def score(
     # An answer whose calls no tool can take is no success.
     completion = max(_LEAST_COMPLETION, rating.completion) * calls
     seconds = rating.latency_s * (facts.in_flight + 1) / completion
-    cost, is_cheap = 0.0, False
-    if workload.prices:
-        price = workload.price_of(operator)
+    cost, is_cheap, price = 0.0, False, None
+    if workload.prices or workload.prices_by_hardware:
+        price = workload.price_of(operator, facts.hardware_class)
         cost = workload.cost_of(price) / completion
         if workload.second_is_worth:
             seconds += cost / workload.second_is_worth
@@ -134,6 +142,7 @@ def score(
         calls=calls,
         why=rating.why,
         cost=cost,
+        price=price,
         below_energy=is_cheap,
         closed=facts.closed,
     )

@@ -18,7 +18,8 @@ from prometheus_client import Counter
 
 from attester.authorities import open_session
 from attester.errors import ConfigError
-from router.config import load_table, load_tokenisers
+from attester.version import install_hint
+from router.config import load_table
 from router.gateway import openai, pinned, probe
 from router.gateway.handler import Gateway
 from router.gateway.jobs.service import JOBS
@@ -101,6 +102,7 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         # Before the first request: what was revoked is revoked, what was spent is spent, what was held is held.
         await state.stored_keys.sync()
         _check_access(gateway, state.issuer)
+        await state.changes.load()
         await state.persistence.load()
         if state.receipts is not None:
             await state.receipts.keeper.load()
@@ -115,7 +117,8 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
         try:
-            yield state, gateway
+            async with _other_gateways(state, gateway, to_nodes):
+                yield state, gateway
         finally:
             state.stalls.stop()
             for task in tasks:
@@ -124,12 +127,29 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             await gateway.checks.close()
             gateway.close()
             await state.holds.close()
+            await state.changes.close()
             if config.store.is_kept:
                 await state.persistence.flush()
                 if state.receipts is not None:
                     await state.receipts.keeper.flush()
                 if state.jobs is not None:
                     await state.jobs.close()
+
+
+@asynccontextmanager
+async def _other_gateways(
+    state: State, gateway: Gateway, to_nodes: aiohttp.ClientSession
+) -> AsyncIterator[None]:
+    """Serve other gateways too, if the configuration says so.  Raises `ConfigError`."""
+    if state.config.ext_proc is None:
+        yield
+        return
+    try:
+        from router.service.ext_proc.server import serving
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"[ext_proc] needs {error.name}: {install_hint('envoy')}") from None
+    async with serving(state, gateway, state.config.ext_proc, partial(pinned.look_up, to_nodes)):
+        yield
 
 
 def _check_access(gateway: Gateway, issuer: Issuer | None) -> None:
@@ -167,6 +187,7 @@ def _loops(
         "name": name.run(),
         "feed": state.feed.run(),
         "holds": state.holds.run(),
+        "changes": state.changes.run(),
         "keys": state.stored_keys.run(),
         "registration": state.registrar.run(),
         "sweep": sweep(state),
@@ -179,6 +200,8 @@ def _loops(
         loops["addresses"] = AddressChecker(state.fleet, partial(pinned.judge_name, to_nodes)).run()
     if state.issuer is not None:
         loops["issuer"] = _follow(state.issuer)
+    if config.settlement.claims_every_s and config.store.is_kept:
+        loops["claims"] = state.claim_fetcher.run(config.settlement.claims_every_s)
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
@@ -201,16 +224,18 @@ def _loops(
 
 def reload_table(app: web.Application) -> None:
     """Read the table again.  If it is refused, the previous table stays in force."""
-    state, gateway = app[STATE], app[GATEWAY]
+    state = app[STATE]
     try:
         table = load_table(state.folder / state.config.workloads)
-        gateway.dispatcher.metering.tokenisers = load_tokenisers(table, state.folder)
+        state.changes.use_file(table)
     except ConfigError as error:
         _reloads.labels("refused").inc()
         _log.error("the table is refused; the previous table stays in force", why=str(error))
         return
-    state.fleet.use_table(table)
     _reloads.labels("taken").inc()
+    if (change := state.changes.in_force) is not None:
+        _log.warning("the file is read; a promoted table stands on it, and is in force", change=change.id)
+        return
     _log.info("another table of workloads is in force", workloads=len(table.workloads))
 
 

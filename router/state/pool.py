@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
+
+from msgspec import UNSET
 
 from router.choose.candidates import LANES, Key, Lane, SortedCandidates
 from router.choose.gates import CODES, NOT_LIVE, SHORTFALLS, GateVerdict
@@ -20,13 +24,15 @@ _MOST_ASKED: Final = 1000
 _MIN_IN_FLIGHT_FOR_SHARES: Final = 10
 """With fewer requests in flight, an operator's share of them means nothing."""
 _UNSEEN: Final = Rating()
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class _Placing:
     """Where one node stands, and since which version of the fleet which code has kept it out."""
 
     __slots__ = (
-        "bad_calls", "calls", "code", "counted", "detail", "history", "jti", "lane", "revision", "statistics"
+        "bad_calls", "calls", "code", "counted", "detail", "hardware_class", "history", "jti", "lane", "prompting",
+        "revision", "statistics",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,7 +43,8 @@ class _Placing:
         self.code = ""
         self.detail = ""
         self.jti = ""
-        self.revision = ""
+        self.revision = self.hardware_class = ""
+        self.prompting = _NOTHING
         self.counted: tuple[str, bool] | None = None
         """As what it is in the count of revisions."""
         self.history: tuple[tuple[int, str, str, str], ...] = ()
@@ -74,6 +81,9 @@ class WorkloadPool:
             closed=placing.code,
             jti=placing.jti,
             revision=placing.revision,
+            hardware_class=placing.hardware_class,
+            template=placing.prompting.get("template", UNSET),
+            sampling=placing.prompting.get("sampling", UNSET),
         )
 
     def has_full_share(self, operator: str) -> bool:
@@ -114,19 +124,29 @@ class WorkloadPool:
             return None
         return _verdict(placing.code, placing.detail, placing.jti)
 
-    def close(self, node: str, verdict: GateVerdict | None, revision: str) -> None:
+    def close(
+        self,
+        node: str,
+        verdict: GateVerdict | None,
+        revision: str,
+        *,
+        hardware_class: str = "",
+        prompting: Mapping[str, str] = _NOTHING,
+    ) -> None:
         """
         Note which gate that fails closed is closed to a node, if one is.
 
         Args:
             revision: Of the model, by the node's result.
+            hardware_class: By the verifier's word.
+            prompting: Where its template and sampling defaults come from, by its result.
         """
         self.open += (verdict is None) - (node in self.closed_by and self.closed_by[node] is None)
         self.closed_by[node] = verdict
         placing = self._placings.get(node)
         if placing is None:
             placing = self._placings[node] = _Placing()
-        placing.revision = revision
+        placing.revision, placing.hardware_class, placing.prompting = revision, hardware_class, prompting
         is_live = bool(revision) and (verdict is None or verdict.code not in NOT_LIVE)
         self._count_revision(placing, (revision, verdict is None) if is_live else None)
 

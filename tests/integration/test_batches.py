@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from router.service.state import STATE
 from tests.integration.batching import (
+    batching,
     begin,
     client,
     ended,
@@ -24,7 +25,6 @@ from tests.integration.batching import (
     jsonl,
     keys_named,
     line,
-    batching,
     results,
 )
 from tests.integration.gateway import CHATS, PROMPT, TEXTS, VECTORS, Fleet, Running, by
@@ -311,7 +311,7 @@ RAW = {
     ),
     "a part in a part": (
         "multipart/form-data; boundary=b",
-        b'--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx\r\n--c--\r\n--b--\r\n',
+        b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx\r\n--c--\r\n--b--\r\n",
     ),
 }  # fmt: skip
 

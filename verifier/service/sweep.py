@@ -18,13 +18,17 @@ from verifier.service.state import Service
 from verifier.service.widespread import LEAST_NODES, is_widespread
 from verifier.store import (
     answer_checks,
+    answer_days,
+    answer_drift,
     appraisals,
     calls,
     events,
     incidents,
+    node_prompting,
     nodes,
     peer_scores,
     recordings,
+    reviews,
     revocations,
     routers,
     sessions,
@@ -127,6 +131,7 @@ async def delete_old(service: Service) -> None:
         return
     results_before = now_ms - service.config.results.keep_days * _DAY_MS
     recordings_before = now_ms - limits.keep_days * _DAY_MS
+    drift_before = now_ms - service.config.answers.keep_days * _DAY_MS
     live_ms = now_ms - service.config.results.lifetime_s * 1000
     steps: tuple[Callable[[Tx], Awaitable[int]], ...] = (
         lambda tx: nodes.forget_requests(tx, now_ms, _STEP_ROWS),
@@ -142,7 +147,11 @@ async def delete_old(service: Service) -> None:
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
         lambda tx: answer_checks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: peer_scores.prune(tx, results_before, _STEP_ROWS),
+        lambda tx: answer_days.prune(tx, drift_before // _DAY_MS, _STEP_ROWS),
+        lambda tx: answer_drift.prune(tx, drift_before, _STEP_ROWS),
+        lambda tx: node_prompting.prune(tx, drift_before, _STEP_ROWS),
         lambda tx: routers.prune(tx, now_ms - _DAY_MS, _STEP_ROWS),
+        lambda tx: reviews.prune(tx, now_ms, _STEP_ROWS),
     )
     for step in steps:
         # Of its own name: only the sweep deletes, and what is so old is changed by nobody else.

@@ -378,6 +378,17 @@ def scored(operator: str, workload: Workload, completion: float = 1.0) -> Ranked
     )
 
 
+def test_a_ranked_node_has_the_price_that_was_seen() -> None:
+    """By its hardware class too; without a table of prices there is none."""
+    by_class = asks(prices_by_hardware={"h200": {"*": {"output": 5}}}, prices={"*": {"output": 1}})
+    facts = CandidateFacts(Rating(), hardware_class="h200")
+    found = [
+        score(("a", "n"), Lane.ESTABLISHED, facts, workload).price
+        for workload in (by_class, priced(), asks())
+    ]
+    assert found == [Price(output=5), Price(), None]
+
+
 def test_without_a_worth_of_time_only_time_counts() -> None:
     """The cost is said, and does not rank."""
     dear, cheap = (scored(operator, priced()) for operator in ("dear", "cheap"))
