@@ -13,6 +13,7 @@ from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
 from router import asking, maintenance
 from router.change_commands import change
+from router.gateway.jobs.commands import batches
 from router.choose.decision import Decision, replay
 from router.choose.explaining import describe_required, describe_revisions, describe_seed, explanation
 from router.config import RouterConfig, ServiceSection
@@ -162,7 +163,15 @@ def check(path: Path, config_only: bool) -> None:
         maintenance.check_store(config, path.parent)
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, key, change, ext_proc):
+for _command in (
+    maintenance.backup,
+    maintenance.restore,
+    maintenance.migrate,
+    key,
+    change,
+    ext_proc,
+    batches,
+):
     router.add_command(_command)
 
 
