@@ -365,13 +365,16 @@ async def write_lines(tx: Tx, lines: Sequence[LineResult]) -> set[int]:
 
 async def _known(tx: Tx, lines: Sequence[LineResult]) -> set[tuple[str, int]]:
     """Which of *lines* have a result already."""
+    by_job: dict[str, list[int]] = defaultdict(list)
+    for line in lines:
+        by_job[line.job].append(line.line)
     found: set[tuple[str, int]] = set()
-    for start in range(0, len(lines), 100):
-        some = lines[start : start + 100]
-        marks = ", ".join(["(?, ?)"] * len(some))
-        values = [value for line in some for value in (line.job, line.line)]
-        rows = await tx.all(f"SELECT job, line FROM job_lines WHERE (job, line) IN (VALUES {marks})", *values)
-        found |= {(row["job"], row["line"]) for row in rows}
+    for job, numbers in by_job.items():
+        for start in range(0, len(numbers), 100):
+            some = numbers[start : start + 100]
+            marks = ", ".join("?" * len(some))
+            rows = await tx.all(f"SELECT line FROM job_lines WHERE job = ? AND line IN ({marks})", job, *some)
+            found |= {(job, row["line"]) for row in rows}
     return found
 
 

@@ -7,6 +7,7 @@ One router does it for a job, under a lease of the whole job.  Each step can be 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -141,6 +142,9 @@ class Duties:
         except* Exception:  # noqa: BLE001
             # The outermost of a job: the others need not wait for it.
             _log.exception("a batch could not be looked after", job=job.id)
+        finally:
+            with suppress(StoreError):
+                await self._let_go(job, holder)
 
     async def _hold(self, job: Job, holder: str) -> bool:
         ranges = self._runner.ranges

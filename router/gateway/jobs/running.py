@@ -217,7 +217,7 @@ class Runner:
             except GatewayError as error:
                 if work.waiting and work.waiting[0] is line:
                     work.waiting.popleft()
-                    self._put(work, line, lines.refused(error))
+                    self._put(work, line, key, lines.refused(error))
         return None
 
     def _free(self, workload: Workload) -> int:
@@ -253,20 +253,20 @@ class Runner:
             if task is not None:
                 work.running.discard(task)
             if end is not None and not work.is_lost:
-                self._end(work, line, end)
+                self._end(work, line, key, end)
             self._changed.set()
 
-    def _end(self, work: Work, line: WaitingLine, end: Answered | Again) -> None:
+    def _end(self, work: Work, line: WaitingLine, key: ApiKey, end: Answered | Again) -> None:
         if isinstance(end, Answered):
-            self._put(work, line, end)
+            self._put(work, line, key, end)
         elif end.counts and work.held.tries + 1 >= self._config.tries:
-            self._put(work, line, lines.failed(end.why))
+            self._put(work, line, key, lines.failed(end.why))
         else:
             _retried.inc()
             work.again += 1
             work.failed_tries += end.counts
 
-    def _put(self, work: Work, line: WaitingLine, answered: Answered) -> None:
+    def _put(self, work: Work, line: WaitingLine, key: ApiKey, answered: Answered) -> None:
         """Have what came of a line written."""
         job, usage, told = work.job, answered.usage, answered.members.get("usage")
         result_id = self._writer.new_id()
@@ -288,22 +288,24 @@ class Runner:
             completion=told.completion if told else 0,
             written=written,
         )
+        self._gateway.keyring.begin_charge(key, result.charged)
         work.unwritten += 1
         work.put_at = self._clock.monotonic()
-        written.add_done_callback(partial(self._note_written, work, result))
+        written.add_done_callback(partial(self._note_written, work, key, result))
         members = lines.receipt_members(answered, job.endpoint, job.id, line.number, line.line)
         self._writer.put(result_id, result, members)
 
-    def _note_written(self, work: Work, result: LineResult, written: asyncio.Future[bool]) -> None:
+    def _note_written(
+        self, work: Work, key: ApiKey, result: LineResult, written: asyncio.Future[bool]
+    ) -> None:
         if written.cancelled():
             return
-        if written.result():
+        is_written = written.result()
+        if is_written:
             _ended.labels("failed" if result.failed else "completed").inc()
-            key = self.key_of(work.job)
-            if key is not None:
-                self._gateway.keyring.note_line(key, result.day, result.charged)
         else:
             work.is_lost = True
+        self._gateway.keyring.end_charge(key, result.day, result.charged, is_charged=is_written)
         work.unwritten = max(0, work.unwritten - 1)
         if work.is_over:
             self._changed.set()
