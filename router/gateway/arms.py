@@ -154,7 +154,12 @@ class Arms:
             own = await read(tried.trial.table)
             narrowed = await self._terms.narrow(own.workload, own.required, own.caller)
             record = self._dispatcher.decide(
-                own.workload, own.caller, has_tools=own.has_tools, narrowed=narrowed, chosen=chosen
+                own.workload,
+                own.caller,
+                has_tools=own.has_tools,
+                narrowed=narrowed,
+                chosen=chosen,
+                affinity=self._dispatcher.salts.affinity_of(own),
             )
         except GatewayError as error:
             tried.refusal = error.code or "unknown"
@@ -223,7 +228,13 @@ class Arms:
         if is_own:
             candidate = made
             view = fleet.view_for(request.workload, narrowed)
-            active = decide(view, request.workload, made.seed, has_tools=made.has_tools)
+            active = decide(
+                view,
+                request.workload,
+                made.seed,
+                has_tools=made.has_tools,
+                affinity=self._dispatcher.salts.affinity_of(request),
+            )
             tried.other = active.chosen
             tried.other_price = price_of(active.chosen)
             found = find_difference(active, candidate, _ask(self._dispatcher))
@@ -250,7 +261,13 @@ class Arms:
             if active.required is not None:
                 return Difference("same", "requirements"), None
             view = self._dispatcher.fleet.view_for(workload)
-            candidate = decide(view, workload, active.seed, has_tools=active.has_tools)
+            candidate = decide(
+                view,
+                workload,
+                active.seed,
+                has_tools=active.has_tools,
+                affinity=self._dispatcher.salts.affinity_of(request, workload),
+            )
         except WorkloadError as error:
             return Difference("unknown", error.code), None
         except Exception:  # noqa: BLE001
