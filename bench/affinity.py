@@ -26,6 +26,7 @@ from msgspec import Struct
 from router.choose.affinity import Ring
 from router.choose.candidates import LANES, Lane, SortedCandidates
 from router.choose.ranking import CandidateFacts, rank
+from router.choose.trials import STAGES, Stage
 from router.model.standing import Rating
 from router.model.workload import Workload
 
@@ -50,6 +51,7 @@ class Pool:
         self.kept = {lane: SortedCandidates() for lane in LANES}
         self.kept[Lane.ESTABLISHED] = SortedCandidates(Ring(b"bench"))
         self.sizes = dict.fromkeys(LANES, 0) | {Lane.ESTABLISHED: nodes}
+        self.stages: Mapping[Stage, SortedCandidates] = {stage: SortedCandidates() for stage in STAGES}
         self.usual_calls: float | None = None
         self.in_flight: dict[str, int] = {}
         self.pace: dict[str, float] = {}

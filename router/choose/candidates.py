@@ -65,6 +65,9 @@ class CandidateIndex(Protocol):
     def node_of(self, number: int, position: int) -> Key:
         """The node at a position among an operator's nodes."""
 
+    def count_of(self, operator: str) -> int:
+        """How many nodes an operator has in it, by its name."""
+
     def near(self, key: str) -> tuple[Key, ...]:
         """The nodes near a key of affinity, the nearest first; none if the lane has no circle."""
 
@@ -107,6 +110,10 @@ class SortedCandidates:
         operator = self._operators[number]
         return operator, self._nodes[operator][position]
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        return len(self._nodes.get(operator, ()))
+
     def near(self, key: str) -> tuple[Key, ...]:
         """See `CandidateIndex`."""
         return () if self._ring is None else self._ring.near(key)
@@ -141,6 +148,32 @@ class SortedCandidates:
             del self._operators[bisect_left(self._operators, operator)]
 
 
+class QueuedCandidates(SortedCandidates):
+    """Nodes in the order in which they came: who waits longest is at position 0."""
+
+    __slots__ = ("_came", "_queue")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue: list[tuple[float, Key]] = []
+        self._came: dict[Key, float] = {}
+
+    def at(self, position: int) -> Key:
+        """See `CandidateIndex`."""
+        return self._queue[position][1]
+
+    def enqueue(self, key: Key, came: float) -> None:
+        """Put in a node that came at *came*, in any unit of time; nodes that came at one time stand in their order."""
+        self.add(key)
+        self._came[key] = came
+        insort(self._queue, (came, key))
+
+    def remove(self, key: Key) -> None:
+        """Take a node out."""
+        super().remove(key)
+        del self._queue[bisect_left(self._queue, (self._came.pop(key), key))]
+
+
 class LaneRecord(Struct, frozen=True, gc=False, omit_defaults=True):
     """What a decision saw of a lane: enough to replay it."""
 
@@ -150,6 +183,8 @@ class LaneRecord(Struct, frozen=True, gc=False, omit_defaults=True):
     nodes_of: dict[int, int]
     node_of: dict[str, Key]
     """By number of the operator and position, ``NUMBER/POSITION``."""
+    count_of: dict[str, int] = {}
+    """By name of the operator."""
     near: dict[str, tuple[Key, ...]] = {}
     """By key of affinity."""
 
@@ -177,6 +212,10 @@ class ReplayIndex:
         """See `CandidateIndex`."""
         return self._seen.node_of[f"{number}/{position}"]
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        return self._seen.count_of[operator]
+
     def near(self, key: str) -> tuple[Key, ...]:
         """See `CandidateIndex`."""
         return self._seen.near[key]
@@ -185,7 +224,7 @@ class ReplayIndex:
 class RecordingIndex:
     """A lane that records what it is asked."""
 
-    __slots__ = ("_at", "_lane", "_near", "_node_of", "_nodes_of", "_size", "operators")
+    __slots__ = ("_at", "_count_of", "_lane", "_near", "_node_of", "_nodes_of", "_size", "operators")
 
     def __init__(self, lane: CandidateIndex) -> None:
         self._lane = lane
@@ -194,6 +233,7 @@ class RecordingIndex:
         self._at: dict[int, Key] = {}
         self._nodes_of: dict[int, int] = {}
         self._node_of: dict[tuple[int, int], Key] = {}
+        self._count_of: dict[str, int] = {}
         self._near: dict[str, tuple[Key, ...]] = {}
 
     def __len__(self) -> int:
@@ -219,6 +259,11 @@ class RecordingIndex:
             key = self._node_of[number, position] = self._lane.node_of(number, position)
         return key
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        count = self._count_of[operator] = self._lane.count_of(operator)
+        return count
+
     def near(self, key: str) -> tuple[Key, ...]:
         """See `CandidateIndex`."""
         found = self._near[key] = self._lane.near(key)
@@ -232,5 +277,6 @@ class RecordingIndex:
             at=self._at,
             nodes_of=self._nodes_of,
             node_of={f"{number}/{position}": key for (number, position), key in self._node_of.items()},
+            count_of=self._count_of,
             near=self._near,
         )

@@ -264,7 +264,7 @@ def floors(node: NodeView, workload: Workload, context: GateContext) -> GateVerd
         return GateVerdict("floors", "floors.pace", detail)
     ceiling = workload.price_ceiling
     if ceiling is not None:
-        price = workload.price_of(node.operator)
+        price = workload.price_of(node.operator, node.vouched_class)
         for what, asked, most in (
             ("input", price.input, ceiling.input),
             ("output", price.output, ceiling.output),

@@ -20,6 +20,7 @@ from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
 from router.model.usage import Usage
 from router.model.wishes import Kept
+from router.model.workload import Price
 
 DOUBTFUL: Final = frozenset(
     {
@@ -86,6 +87,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """By which the node knows it, another one for each attempt; empty if the node was not given it."""
     view: NodeView | None = None
     """What was known of the node when it was asked."""
+    price: Price | None = None
+    """What its work costs, by the decision; `None` if the workload has no prices."""
     answer_sha256: str = ""
     """Of the bytes that the node sent, as far as they were read, hex; empty if there were none, or it is not asked for."""
     carried: int = 0

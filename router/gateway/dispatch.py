@@ -37,7 +37,7 @@ from router.gateway.attempts import (
     decide_next,
     find_blamed,
 )
-from router.gateway.continuing import Continuing, FreshSink
+from router.gateway.continuing import Continuing, FreshSink, make_continuing
 from router.gateway.exchange import Exchange
 from router.gateway.exchanges import Exchanges
 from router.gateway.measuring import earns_credit, measure
@@ -84,9 +84,13 @@ class Run:
     tells_usage: bool = False
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
+    says: str | None = None
+    """What the caller says of having another node go on if the stream breaks (`router.gateway.continuing`)."""
     continuing: Continuing | None = None
-    """What another node needs to go on if the stream breaks; `None` if the stream ends then."""
+    """What another node needs to go on; `None` if the stream ends where it breaks."""
     attempts: list[Attempt] = field(default_factory=list)
+    earlier: list[Attempt] = field(default_factory=list)
+    """Those by another table, whose nodes completed nothing (`router.gateway.arms`)."""
     last: Attempt | None = None
     """The last attempt, also if the client left while it was made."""
     unsettled: Attempt | None = None
@@ -218,6 +222,7 @@ class Dispatcher:
             `Fail` it may have begun, and lacks its end.
         """
         ranked = run.record.decision.ranked
+        run.continuing = make_continuing(run.request, run.says, self.fleet, self.metering)
         end = await self._try_all(run, ranked)
         if isinstance(end, Return) and end.attempt.outcome is Outcome.UNHONOURED and not run.is_scoring:
             end = Return(await self._charge(run, end.attempt))
@@ -239,7 +244,7 @@ class Dispatcher:
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
             if left_s <= 0 or len(sent) >= self._exchanges.config.attempts:
                 break
-            if (verdict := _closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
+            if (verdict := closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
@@ -298,7 +303,11 @@ class Dispatcher:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
             carried = 0 if parts is None else parts.tokens
             attempt = structs.replace(
-                attempt or exchange.abandoned(), revision=revision, view=view, carried=carried
+                attempt or exchange.abandoned(),
+                revision=revision,
+                view=view,
+                price=candidate.price,
+                carried=carried,
             )
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)
@@ -425,7 +434,7 @@ def _end_work(dispatcher: Dispatcher, run: Run, attempt: Attempt, execution: Exe
     dispatcher.fleet.end_work(attempt.node, workload, execution, attempt.number, is_check=run.is_check)
 
 
-def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
+def closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
     """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
     verdict = fleet.verdict(node, decision.workload)
     if verdict is not None and verdict.code not in decision.opened:

@@ -32,7 +32,7 @@ def measure(request: NodeRequest, attempt: Attempt, counted: Usage, *, is_clean:
         whole_token_s = attempt.seconds / counted.completion
     if first_token_s is not None and read >= LEAST_PROMPT and request.is_evidence:
         prompt_token_s = first_token_s / read
-    share = _size_share(
+    share = size_share(
         request.workload, Usage(read, counted.completion), is_streamed=first_token_s is not None
     )
     return Execution(
@@ -55,7 +55,7 @@ def earns_credit(request: NodeRequest, attempt: Attempt) -> bool:
     return not request.operator or request.operator != attempt.operator
 
 
-def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:
+def size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:
     """
     The tier's typical exchange as a share of this one.
 

@@ -204,7 +204,7 @@ def read_request(
     wanted = take_requirements(document)
     own_salt, cache_key = _take_salt(document), document.get(_CACHE_KEY)
     _check_streamed(is_streamed, operation)
-    found = _route(table, model, workload, key)
+    found = route_request(table, model, workload, key)
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
     _prepare(operation, document)
@@ -267,8 +267,8 @@ def _draw_seed() -> int:
     return secrets.randbelow(MAX_SEED)
 
 
-def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
-    """The workload of a request.  Raises `GatewayError`."""
+def route_request(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
+    """The workload of a request for *model*; *named*: the workload that it names, if it does.  Raises `GatewayError`."""
     try:
         return table.route(model, named, key.workloads)
     except WorkloadError as error:

@@ -22,6 +22,7 @@ from msgspec import structs
 from router.gateway.request import SALT, NodeRequest, Tenant
 from router.model.clock import Clock
 from router.model.prefix import head_of
+from router.model.workload import Workload
 from router.state.random_bytes import random_bytes
 
 SALTING: Final = frozenset({"vllm"})
@@ -82,13 +83,13 @@ class Salts:
         # The body is an object in the router's own writing, and has a member at least.
         return structs.replace(request, body=b'{"cache_salt":"%b",' % salt.encode() + request.body[1:])
 
-    def affinity_of(self, request: NodeRequest) -> str | None:
+    def affinity_of(self, request: NodeRequest, workload: Workload | None = None) -> str | None:
         """
         The key by which a tenant's requests that begin alike find the same node; `None` if its workload has no such thing.
 
-        What a tenant names as ``prompt_cache_key`` takes the place of the prompt's head.
+        What a tenant names as ``prompt_cache_key`` takes the place of the prompt's head.  *workload*: by another table.
         """
-        if not request.workload.affinity_per_cent or not request.operation.limits:
+        if not (workload or request.workload).affinity_per_cent or not request.operation.limits:
             return None
         named = request.cache_key
         what = ("named", named) if named else ("head", head_of(request.document))

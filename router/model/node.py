@@ -84,6 +84,12 @@ class NodeView(Struct, frozen=True):
         return self.capabilities.get("hardware_class") if record is None else record.hardware_class
 
     @property
+    def vouched_class(self) -> str:
+        """The hardware class by the verifier's word alone; empty without it.  Prices go by it."""
+        record = self._record()
+        return "" if record is None else record.hardware_class
+
+    @property
     def engine(self) -> tuple[str, str] | None:
         """
         The name of its engine, in small letters, and its version, by the node's own word; `None` if it does not say.
@@ -112,6 +118,12 @@ def revision_of(result: AttestationResult | None, model: str) -> str:
     """Which revision of a model a node has, by its result: the digest of the reference value; empty if it does not say."""
     appraised = None if result is None else result.submods.get(model_submod(model))
     return "" if appraised is None else appraised.ear_verifier_claims.reference or ""
+
+
+def prompting_of(result: AttestationResult | None, model: str) -> Mapping[str, str]:
+    """Where the chat template and the sampling defaults of a model come from, by a result: `template` and `sampling`."""
+    appraised = None if result is None else result.submods.get(model_submod(model))
+    return {} if appraised is None else appraised.ear_verifier_claims.prompting
 
 
 def walk_at_ms(result: AttestationResult | None, model: str) -> int | None:

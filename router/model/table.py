@@ -21,6 +21,7 @@ The whole table is checked before any of it counts, and it may be read again whi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, TypeVar
@@ -80,7 +81,12 @@ def read_table(data: bytes) -> Table:
         found = [_workload(parsed, name, entry, tiers, defaults) for name, entry in entries.items()]
     except PlainYAMLError as error:
         raise ConfigError(str(error)) from None
-    return Table(found, frozenset(defaults.values()))
+    return Table(found, frozenset(defaults.values()), digest_document(parsed.value))
+
+
+def digest_document(document: object) -> str:
+    """The digest of a table as it was read: of its JSON with sorted members, so that only what it says counts."""
+    return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
 
 def _workload(

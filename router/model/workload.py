@@ -26,9 +26,12 @@ MODEL_CLAIMS: Final = ("file-system", "executables")
 """What is asked of a model's weights where nothing else is said: the files, and what the engine has loaded."""
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
+_Text = Annotated[str, Meta(max_length=128)]
 _Texts = tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...]
 _Claims = Annotated[_Texts, Meta(min_length=1)]
 _Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+_Amount = Annotated[int, Meta(ge=0, lt=1 << 53)]
+"""As a receipt can state it."""
 _Milliseconds = Annotated[int, Meta(ge=0, le=3_600_000)]
 Digests = Annotated[tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...], Meta(max_length=64)]
 """Of reference values: SHA-256, in small hexadecimal digits."""
@@ -37,12 +40,16 @@ Digests = Annotated[tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...]
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
     """In millionths of the network's unit of account for a million tokens."""
 
-    input: _Count = 0
-    output: _Count = 0
+    input: _Amount = 0
+    output: _Amount = 0
 
     def charge(self, usage: Usage) -> int:
         """What an exchange costs, exactly: in millionths of a millionth of the unit.  Only what is shown is rounded."""
         return self.input * usage.prompt + self.output * usage.completion
+
+
+_FREE: Final = Price()
+_NO_PRICES: Final[dict[str, Price]] = {}
 
 
 class TypicalExchange(Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,8 +114,10 @@ class Requirements(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """For answers that are not streamed."""
     answer_p99_ms: _Milliseconds = 0
 
-    prices: dict[Annotated[str, Meta(max_length=128)], Price] = {}
+    prices: dict[_Text, Price] = {}
     """By operator; ``"*"`` for all others.  Without an entry the work is free."""
+    prices_by_hardware: dict[Annotated[str, Meta(min_length=1, max_length=128)], dict[_Text, Price]] = {}
+    """By hardware class, by the verifier's word, and in it by operator; ``"*"`` for all others.  See `price_of`."""
     price_ceiling: Price | None = None
     """A hard ceiling: dearer nodes are excluded."""
     energy_floor: Price | None = None
@@ -135,12 +144,29 @@ class Requirements(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 raise ValueError(
                     f"no kind of submodule {submod!r}; there are {', '.join(sorted(kinds.KINDS))}"
                 )
+        if "*" in self.prices_by_hardware:
+            raise ValueError("prices_by_hardware names classes; what holds for all of them is in prices")
         if self.probation_per_mille + self.degraded_per_mille > 1000:
             raise ValueError("probation_per_mille and degraded_per_mille together must be at most 1000")
 
-    def price_of(self, operator: str) -> Price:
-        """What an operator's work costs."""
-        return self.prices.get(operator) or self.prices.get("*") or Price()
+    def price_of(self, operator: str, hardware_class: str = "") -> Price:
+        """
+        What an operator's work costs on hardware of a class; an empty class if nobody has vouched for one.
+
+        The first that there is: the operator's for the class, the operator's, that of all others for the class, that
+        of all others.  What was agreed with an operator comes before what holds for its hardware.
+        """
+        by_class = self.prices_by_hardware.get(hardware_class, _NO_PRICES)
+        for prices, name in (
+            (by_class, operator),
+            (self.prices, operator),
+            (by_class, "*"),
+            (self.prices, "*"),
+        ):
+            price = prices.get(name)
+            if price is not None:
+                return price
+        return _FREE
 
     def cost_of(self, price: Price) -> float:
         """Millionths of the unit for a usual exchange."""
@@ -220,8 +246,12 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
 class Table:
     """The workloads, each with its tier's requirements."""
 
-    def __init__(self, workloads: Sequence[Workload], defaults: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, workloads: Sequence[Workload], defaults: frozenset[str] = frozenset(), digest: str = ""
+    ) -> None:
         self.workloads: Mapping[str, Workload] = {workload.name: workload for workload in workloads}
+        self.digest = digest
+        """SHA-256 of what people have written, hex, whatever its comments and its spaces; empty if nobody has."""
         self._defaults = defaults
         self._by_model: dict[str, list[Workload]] = {}
         for workload in workloads:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from router.gateway import request
 from router.gateway.openai import GATEWAY
 from router.gateway.salting import Salts
 from router.model.arrivals import Arrivals
-from router.model.uniform import NOTHING
+from router.model.uniform import MAX_SEED, NOTHING
+from router.state import random_bytes
 from tests.adversary.virtual_time import LoopClock, run
 from tests.integration.checking import Minter, Recorded, checks_of, record, sections, settle
 from tests.integration.gateway import CHATS, Fleet, by, key, opened
@@ -32,7 +34,7 @@ from verifier.answers.draws import Draws
 from verifier.answers.material import Material
 
 ROOT = Path(__file__).parents[2]
-REQUESTS, FEWER = 420, 260
+REQUESTS, FEWER = 600, 260
 """Of users.  Where a defence is switched off, fewer are enough to see it."""
 GAP_S = 0.006
 NODES = ("a", "b", "c")
@@ -41,19 +43,28 @@ SHARED = "You answer for a shop that sells tea. " * 8
 TENANTS = ("ada", "ada", "ada", "bob", "bob", "eve")
 """Who asks, as often as it stands here."""
 VLLM = {"runtime": {"engine": "vllm", "version": "0.32.0"}}
-BY_CHANCE = 1e-4
-"""A guess that is better than all but this share of permutations is none."""
 
 
 def texts() -> list[str]:
-    """Sentences of people's: the users have one half of them, and the operator who mints has another."""
-    found = {
-        line.strip()
-        for page in sorted((ROOT / "docs").glob("*.md"))
-        for line in page.read_text().splitlines()
-        if 30 < len(line) < 400 and line[0].isalpha()
-    }
-    return sorted(found)
+    """
+    Sentences: the users have one half of them, and the operator who mints has another.
+
+    They are made of words of the licence, which does not change: a sentence that is added somewhere changes no verdict.
+    """
+    words = [word for word in (ROOT / "LICENSE").read_text().split() if word.isalpha()]
+    lots = random.Random(3)
+    return [" ".join(lots.choices(words, k=lots.randrange(5, 50))) + "." for _ in range(2400)]
+
+
+@pytest.fixture(autouse=True)
+def no_other_chance(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All that the router draws follows from one seed: the same is sent in each run, and the verdict is the same."""
+    lots = random.Random(5)
+    monkeypatch.setattr(random_bytes, "os", SimpleNamespace(urandom=lots.randbytes))
+    monkeypatch.setattr(request, "_draw_seed", lambda: lots.randrange(MAX_SEED))
+    random_bytes._shared._forget()
+    yield
+    random_bytes._shared._forget()
 
 
 class Users:
@@ -137,10 +148,8 @@ async def seen_by_nodes(folder: Path, seed: int, count: int = REQUESTS) -> tuple
         fleet.establish(*NODES)
         lots = random.Random(seed)
         fleet.app[GATEWAY].dispatcher.seed = lambda: lots.getrandbits(63)
-        recorded = [record(node) for node in nodes]
+        seen = record(*nodes)
         await people.talk(count)
-        seen = [each for own in recorded for each in own]
-        seen.sort(key=lambda each: each.at)
         checks = np.array([people.is_check(each) for each in seen])
     # Until the router has learnt what comes, it asks nothing.
     first = int(np.argmax(checks))
@@ -283,12 +292,10 @@ def worth(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def by_chance(labels: np.ndarray) -> float:
-    """What a guess without any knowledge is worth at most, but for `BY_CHANCE` of all permutations of the labels."""
-    lots = np.random.default_rng(1)
-    scores = np.arange(len(labels), dtype=float)
-    found = [worth(scores, lots.permutation(labels)) for _ in range(400)]
-    # The worth of permuted labels is normal (Mann and Whitney, 1947): its spread is measured, its tail is not.
-    return 0.5 + 3.72 * float(np.std(found))
+    """What a guess without any knowledge is worth at most, but for a millionth of all orders of the labels."""
+    hits = int(labels.sum())
+    # Normal, with this spread (Mann and Whitney, 1947).
+    return 0.5 + 4.75 * float(np.sqrt((len(labels) + 1) / (12 * hits * (len(labels) - hits))))
 
 
 def best_guess(seen: Sequence[Recorded], checks: np.ndarray) -> tuple[float, float]:
@@ -321,9 +328,10 @@ def _only_order(document: dict[str, Any], _operation: Any, _workload: Any) -> tu
 
 def _as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests go to nodes as clients word them, seeds aside."""
+    lots = random.Random(6)
 
     def with_a_seed(document: dict[str, Any], _operation: Any, _workload: Any) -> tuple[dict[str, Any], Any]:
-        seeded = {} if document.get("temperature") == 0 else {"seed": random.randrange(1 << 31)}
+        seeded = {} if document.get("temperature") == 0 else {"seed": lots.randrange(1 << 31)}
         return {**document, **{k: v for k, v in seeded.items() if k not in document}}, NOTHING
 
     monkeypatch.setattr(request, "_write_uniform", with_a_seed)

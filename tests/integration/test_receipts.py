@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 from msgspec import UNSET
 
-from router.receipts import aci, batches, tokens
-from router.receipts.payload import Receipt
+from router.receipts import aci, batches, payload, tokens
+from router.receipts.payload import Price, Receipt
 from router.service.state import STATE
 from tests.integration.gateway import CHAT, CHATS, STREAM, WORK, Fleet, by, key, opened
 from tests.unit.router.doubles import until
@@ -99,6 +99,26 @@ async def test_a_whole_answer(fleet: Fleet) -> None:
     assert receipt.node.result_sha256 == digest(fleet.verifier.results["a"].encode())
     assert (receipt.node.status, receipt.node.assurance) == ("affirming", "challenged")
     assert receipt.usage
+
+
+async def test_the_price_that_the_decision_saw(fleet: Fleet) -> None:
+    """By the hardware class in the node's result."""
+    await fleet.engine("a", operator="acme")
+    dear = {"input": 250_000, "output": 800_000}
+    await fleet.start(
+        {"prices": {"*": {"output": 1}}, "prices_by_hardware": {"cpu": {"*": dear}}}, sections={"keys": KEYS}
+    )
+    _, _, headers, _ = await send(fleet)
+    receipt = await read(fleet, headers)
+    assert receipt.price == Price(**dear)
+
+
+async def test_without_a_table_of_prices_a_receipt_has_none(fleet: Fleet) -> None:
+    """It is left out, as what is not known is."""
+    await fleet.node("a")
+    await begin(fleet)
+    _, _, headers, _ = await send(fleet)
+    assert b'"price"' not in payload.encode(await read(fleet, headers))
 
 
 async def test_the_bytes_of_the_node_are_digested_before_they_are_rewritten(fleet: Fleet) -> None:

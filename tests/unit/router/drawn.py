@@ -162,6 +162,8 @@ def workloads(draw: st.DrawFn) -> Workload:
     if draw(st.booleans()):
         prices = st.fixed_dictionaries({"input": st.integers(0, 10**7), "output": st.integers(0, 10**7)})
         given["prices"] = draw(st.dictionaries(st.sampled_from(["acme", "beta", "*"]), prices, max_size=3))
+        if draw(st.booleans()):
+            given["prices_by_hardware"] = {"cpu": {"*": draw(prices)}}
         given["second_is_worth"] = draw(st.sampled_from([0, 1, 1000]))
         given["energy_floor"] = draw(st.none() | prices)
         given["price_ceiling"] = draw(st.none() | st.none() | prices)

@@ -393,6 +393,14 @@ def test_a_price_is_the_tables_and_not_the_nodes() -> None:
     assert code(node, workload) == "floors.price"
 
 
+def test_the_price_of_a_class_goes_by_the_verifiers_word() -> None:
+    """A node that says that it is something else has the price of what it is."""
+    workload = asks(prices_by_hardware={"cpu": {"*": {"output": 500}}}, price_ceiling={"output": 100})
+    assert code(view(operator="acme", capabilities={"hardware_class": "h200"}), workload) == "floors.price"
+    other = asks(prices_by_hardware={"h200": {"*": {"output": 500}}}, price_ceiling={"output": 100})
+    assert code(view(capabilities={"hardware_class": "h200"}), other) is None
+
+
 def test_a_node_without_an_operator_has_the_price_of_all_others() -> None:
     """It does not come cheaper than those of whom one knows whose they are."""
     workload = asks(prices={"acme": {"output": 1}, "*": {"output": 500}}, price_ceiling={"output": 100})

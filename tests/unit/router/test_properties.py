@@ -306,6 +306,28 @@ def test_a_decision_replays_from_its_record_alone(fleet, seed) -> None:
     assert replay(decision) == decision
 
 
+@often
+@given(fleets(), seeds)
+def test_a_record_of_the_first_rule_replays_without_its_prices(fleet, seed) -> None:
+    """As records had it before decisions said the prices that they went by."""
+    workload = msgspec.structs.replace(fleet.workload, prices_by_hardware={})
+    record = wire(decide(fleet.fleet().view_for(fleet.workload), workload, seed, rule=1))
+    del record["rule"], record["stages"], record["workload"]["prices_by_hardware"]
+    for ranked in record["ranked"]:
+        del ranked["price"]
+    for facts in record["facts"].values():
+        del facts["hardware_class"]
+    assert replay(Decision.from_wire(record)).rule == 1
+
+
+@pytest.mark.parametrize("rule", [0, -1, 3, 1 << 60])
+def test_a_record_of_an_unknown_rule_is_refused(rule: int) -> None:
+    """It is not said to be wrong: this version cannot tell."""
+    record = decide(DrawnFleet(WORKLOAD, {}).fleet().view_for(WORKLOAD), WORKLOAD, 1).to_wire()
+    with pytest.raises(ReplayError, match="was made by rule"):
+        replay(Decision.from_wire(record | {"rule": rule}))
+
+
 def test_a_record_holds_little_of_the_fleet() -> None:
     """However many nodes there are, it is about those that were drawn."""
     nodes = {f"n-{i}": Drawn(view(f"n-{i}", operator=f"o-{i % 20}"), BEST) for i in range(500)}
@@ -331,6 +353,8 @@ def test_a_record_with_other_ranks_does_not_replay(fleet, seed, data) -> None:
         forged[what] = next(lane for lane in LANES if lane != forged[what])
     elif what == "below_energy":
         forged[what] = not forged[what]
+    elif what == "price":
+        forged[what] = {"input": 7, "output": 20_000_000}
     else:
         forged[what] += 1
     how = data.draw(st.sampled_from(["retouched", "dropped", "twice", "last"]))

@@ -138,6 +138,11 @@ def test_an_unknown_key_is_an_error() -> None:
         ("prices", {"acme": {"input": -1}}),
         ("prices", {"acme": {"inputs": 1}}),
         ("prices", {"a" * 129: {}}),
+        ("prices", {"acme": {"input": 1 << 53}}),
+        ("prices_by_hardware", {"": {}}),
+        ("prices_by_hardware", {"a" * 129: {}}),
+        ("prices_by_hardware", {"h200": {"input": 1}}),
+        ("prices_by_hardware", {"h200": {"*": {"input": -1}}}),
         ("price_ceiling", {"output": 1.5}),
         ("typical", {"input": 0}),
         ("model", ""),
@@ -177,6 +182,49 @@ PRICED = read(prices={"acme": {"input": 100, "output": 400}, "*": {"output": 500
 def test_an_operator_has_its_price_or_that_of_all_others(operator: str, price: Price) -> None:
     """Also where its own is nothing."""
     assert PRICED.price_of(operator) == price
+
+
+CLASSED = read(
+    prices={"acme": {"output": 1}, "*": {"output": 2}},
+    prices_by_hardware={
+        "h200": {"acme": {"output": 3}, "*": {"output": 4}},
+        "h100": {"*": {"output": 5}},
+        "a40": {"beta": {"output": 6}},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("operator", "hardware", "output"),
+    [
+        ("acme", "h200", 3),
+        ("beta", "h200", 4),
+        ("acme", "h100", 1),
+        ("beta", "h100", 5),
+        ("beta", "a40", 6),
+        ("gamma", "a40", 2),
+        ("beta", "", 2),
+        ("", "h200", 4),
+        ("acme", "H200", 1),
+    ],
+)
+def test_what_was_agreed_with_an_operator_comes_before_what_holds_for_its_hardware(
+    operator: str, hardware: str, output: int
+) -> None:
+    """And a class comes before what holds for all."""
+    assert CLASSED.price_of(operator, hardware).output == output
+
+
+def test_prices_by_hardware_alone_are_a_table() -> None:
+    """A class without a price is free."""
+    priced = read(prices_by_hardware={"h200": {"*": {"output": 4}}})
+    assert [priced.price_of("a", c).output for c in ("h200", "h100")] == [4, 0]
+
+
+def test_a_price_for_all_classes_belongs_into_prices() -> None:
+    """A class of that name would never be met."""
+    with pytest.raises(ValueError, match="what holds for all of them is in prices"):
+        read(prices_by_hardware={"*": {"*": {"output": 4}}})
 
 
 def test_without_a_price_work_is_free() -> None:
