@@ -304,14 +304,17 @@ def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Meter
 def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering) -> Metered:
     """What the node is paid for, which is what was charged, and what it has claimed for it."""
     workload, is_exact = run.request.workload, metering.is_judged(run.request, paid)
+    # What other nodes gave of the answer is theirs; that this one has read it, it may claim.
+    others = sum(part.completion for part in _parts_before(run, paid))
+    template = metering.template_tokens(run.request) + paid.carried if is_exact else 0
     tier = _text(workload.standing_key)
     return Metered(
         claimed=UNSET if paid.claimed is None else _claimed(paid.claimed),
-        completion=min(charged.completion, MOST),
+        completion=min(max(charged.completion - others, 0), MOST),
         exact=is_exact,
         operator=_text(paid.operator) or UNSET,
         prompt=min(charged.prompt, MOST),
-        template=metering.template_tokens(run.request) if is_exact else 0,
+        template=template,
         tier=UNSET if tier is None or tier == workload.name else tier,
     )
 
