@@ -23,6 +23,7 @@ from router.gateway.metering import Metering
 from router.gateway.receipting import note_check
 from router.gateway.terms import Terms
 from router.model.clock import Clock
+from router.receipts.payload import Node
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.setup import RouterSetup, verifier_token
 from router.service.state import State
@@ -73,7 +74,8 @@ def assemble(
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
-    desk = ClaimDesk(db, fleet, clock, lambda: registrar.name)
+    result = _no_result if receipts is None else receipts.sender.result
+    desk = ClaimDesk(db, fleet, clock, lambda: registrar.name, result)
     state = State(
         config=config,
         folder=setup.folder,
@@ -112,6 +114,11 @@ def assemble(
     if receipts is not None:
         checks.on_end = partial(note_check, receipts.book, clock, metering)
     return state, gateway
+
+
+async def _no_result(_: Node) -> str | None:
+    """Without receipts nothing is settled, and no claim is taken."""
+    return None
 
 
 def _make_exchanges(

@@ -118,7 +118,7 @@ async def take_report(request: web.Request) -> web.Response:
     """The receipt of a relying party for work that it has dispatched by a decision of this router."""
     state, key = request.app[STATE], request[KEY]
     if not key.may_dispatch or key.receipt_key is None:
-        raise RequestError("the key may not dispatch, or has no key for receipts", code="request.forbidden")
+        raise RequestError("the key may not dispatch, or has no receipt_key", code="settlement.never-routed")
     token = (await read_body(request, MAX_RECEIPT)).decode("ascii", "replace").strip()
     try:
         receipt = dispatched.open_signed(token, dispatched.read_key(key.receipt_key))

@@ -238,9 +238,9 @@ class Settler:
         while True:
             async with self._db.scan() as tx:
                 rows = await store.page_of_receipts(tx, after, until, _PAGE)
-            for row in rows:
-                if row["id"] not in archived:
-                    yield _kept(row)
+            for each in rows:
+                if each["id"] not in archived:
+                    yield _kept(each)
             if len(rows) < _PAGE:
                 return
             after = rows[-1]["id"]

@@ -214,7 +214,9 @@ async def test_receipts_that_were_dropped_are_counted(small: Database, tmp_path:
     assert statements.content(found.statements[0].token).missing == found.missing
 
 
-async def test_a_correction_names_what_it_corrects_and_leaves_it_as_it_is(db: Database, tmp_path: Path) -> None:
+async def test_a_correction_names_what_it_corrects_and_leaves_it_as_it_is(
+    db: Database, tmp_path: Path
+) -> None:
     await filled(db, 4)
     desk = settler(db, tmp_path)
     old = (await desk.run(PERIOD)).statements[0]
@@ -282,7 +284,9 @@ async def test_receipts_from_the_archive_count_once(small: Database, tmp_path: P
     shutil.rmtree(folder)
 
 
-async def test_every_number_of_the_table_and_the_page_is_in_the_records(small: Database, tmp_path: Path) -> None:
+async def test_every_number_of_the_table_and_the_page_is_in_the_records(
+    small: Database, tmp_path: Path
+) -> None:
     await filled(small, 2)
     found = (await settler(small, tmp_path).run(PERIOD)).statements[0]
     made = statements.content(found.token)
