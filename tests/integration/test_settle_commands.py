@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ decimals = 2
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[Path]:
+async def home(tmp_path: Path) -> Path:
     """A router's folder with a month of receipts."""
     (tmp_path / "router.toml").write_text(CONFIG)
     write_private(tmp_path / "router-receipts.pem", key_to_pem(KEY))
@@ -43,7 +42,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Path]:
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     async with open_database("", tmp_path / "router.db", schema="router.store") as db:
         await filled(db, 4)
-    yield tmp_path
+    return tmp_path
 
 
 def ran(home: Path, *command: str, fails: bool = False) -> str:
