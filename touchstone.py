@@ -33,7 +33,7 @@ _GROUPS: Final = {
         "verifier.commands.reference_sources", "Measure and publish reference values.", "verifier"
     ),
     "router": _Group("router.commands", "Send work to nodes that may be trusted.", "router"),
-    "settle": _Group("router.settle_commands", "Settle what nodes are paid.", "router"),
+    "settle": _Group("router.service.settle_commands", "Settle what nodes are paid.", "router"),
     "verifier": _Group("verifier.commands.verifier", "Appraise evidence and sign results.", "verifier"),
 }
 """By name; each module defines its group under that name."""

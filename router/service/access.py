@@ -80,6 +80,14 @@ def routes() -> list[Route]:
         get("/api/v1/incidents", incidents.list_open, INCIDENTS, "What waits for a person."),
         get("/api/v1/incidents/{id}", incidents.show, INCIDENTS, "One of them."),
         post("/api/v1/incidents/{id}/release", incidents.release, REVIEW, "Release a node to probation."),
+        *_settlement(),
+        get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
+        get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
+    ]
+
+
+def _settlement() -> list[Route]:
+    return [
         get(
             "/api/v1/settlement/statements",
             settlement.list_statements,
@@ -122,8 +130,6 @@ def routes() -> list[Route]:
             REVIEW,
             "What became of a dispute.",
         ),
-        get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
-        get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
     ]
 
 

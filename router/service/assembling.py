@@ -11,7 +11,6 @@ from prometheus_client import Counter
 
 from router.config import RouterConfig
 from router.gateway import pinned
-from router.gateway.claims import ClaimFetcher
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
@@ -65,8 +64,7 @@ def assemble(
     stalls = StallWatch(partial(_note_stall, fleet))
     keyring = _make_keyring(config, clock)
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    report = _make_reporter(setup, to_verifier)
-    holds = Holds(db, fleet, clock, config.review, report=report)
+    holds = Holds(db, fleet, clock, config.review, report=_make_reporter(setup, to_verifier))
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
@@ -74,8 +72,6 @@ def assemble(
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
-    result = _no_result if receipts is None else receipts.sender.result
-    desk = ClaimDesk(db, fleet, clock, lambda: registrar.name, result)
     state = State(
         config=config,
         folder=setup.folder,
@@ -90,14 +86,12 @@ def assemble(
         registrar=registrar,
         receipts=receipts,
         db=db,
-        claims=desk,
-        claim_fetcher=ClaimFetcher(to_nodes, desk, fleet, allow_private=config.gateway.allow_private),
+        claims=_make_desk(db, fleet, clock, registrar, receipts),
         to_verifier=to_verifier,
         stalls=stalls,
     )
-    checks = make_checks(
-        dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
-    )
+    token = partial(verifier_token, setup)
+    checks = make_checks(dispatcher, config, clock, to_verifier, token=token, name=name)
     gateway = Gateway(
         checks=checks,
         dispatcher=dispatcher,
@@ -112,8 +106,15 @@ def assemble(
     )
     checks.has_room = gateway.has_room
     if receipts is not None:
-        checks.on_end = partial(note_check, receipts.book, clock, metering)
+        dispatcher.on_check_end = partial(note_check, receipts.book, clock, metering)
     return state, gateway
+
+
+def _make_desk(
+    db: Database, fleet: Fleet, clock: Clock, registrar: Registrar, receipts: Receipting | None
+) -> ClaimDesk:
+    result = _no_result if receipts is None else receipts.sender.result
+    return ClaimDesk(db, fleet, clock, lambda: registrar.name, result)
 
 
 async def _no_result(_: Node) -> str | None:

@@ -9,7 +9,6 @@ import aiohttp
 from aiohttp import web
 
 from router.config import RouterConfig
-from router.gateway.claims import ClaimFetcher
 from router.model.clock import Clock
 from router.state.claims import ClaimDesk
 from router.state.feed import Feed
@@ -46,7 +45,6 @@ class State:
     db: Database
     """The store, which routers may share."""
     claims: ClaimDesk
-    claim_fetcher: ClaimFetcher
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

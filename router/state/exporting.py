@@ -125,14 +125,22 @@ async def _collect(
     async for row in settler.receipts(read_period(found.period)):
         if row.id in lines:
             payload = row.payload.decode("ascii")
-            one = _Receipt(row.id, lines[row.id], row.kid, row.batch, row.place, payload)
+            one = _Receipt(
+                id=row.id, line=lines[row.id], kid=row.kid, batch=row.batch, place=row.place, payload=payload
+            )
             receipts.append(msgspec.json.encode(one) + b"\n")
             numbers[row.kid, row.batch] = None
     for kid, number in numbers:
         async with db.read() as tx:
             batch = await find_batch(tx, kid, number)
         if batch is not None:
-            one_batch = _Batch(kid, number, batch.batch.decode(), batch.leaves.hex(), batch.entry)
+            one_batch = _Batch(
+                kid=kid,
+                number=number,
+                batch=batch.batch.decode(),
+                leaves=batch.leaves.hex(),
+                entry=batch.entry,
+            )
             batches.append(msgspec.json.encode(one_batch) + b"\n")
     return receipts, batches
 
@@ -184,8 +192,9 @@ def verify(folder: Path, keys: Mapping[str, ReceiptKey]) -> Checked:
     statements.check(statement, read())
     logged = sum(each.entry is not None for each in batches.values())
     return Checked(
-        statements.digest(data), statement, count["receipts"], count["batched"], len(batches), logged
-    )
+        name=statements.digest(data), statement=statement, receipts=count["receipts"],
+        batched=count["batched"], batches=len(batches), logged=logged,
+    )  # fmt: skip
 
 
 def _check_batch(found: _Batch, keys: Mapping[str, ReceiptKey]) -> None:

@@ -22,9 +22,10 @@ from attester.usage_claims import UsageClaim
 from router.config import ReviewSection, RouterConfig, SettlementSection
 from router.model.errors import ReceiptError, SettlementError
 from router.settlement import exchanges, statements
+from router.settlement.accounts import Accounts, key_of
 from router.settlement.periods import DAY_MS, Period, read_period
 from router.settlement.reconciling import Gap, Judgement, Metering, Verdict, reconcile
-from router.settlement.statements import Accounts, Adjustment, Statement
+from router.settlement.statements import Adjustment, Statement
 from router.state import holds as kinds
 from router.store import holds, receipts
 from router.store import settlement as store
@@ -361,7 +362,7 @@ def _claim(data: bytes) -> UsageClaim | None:
 def _moved(before: Statement, accounts: Accounts) -> list[Adjustment]:
     """The adjustments of the statement before, on the lines as they are numbered now."""
     numbers = accounts.line_numbers(before.operator)
-    lines = {line.number: statements.key_of(line) for line in before.lines}
+    lines = {line.number: key_of(line) for line in before.lines}
     return [
         statements.renumbered(each, numbers[lines[each.line]])
         for each in before.adjustments

@@ -13,6 +13,8 @@ import pytest
 from attester import cose, usage_claims
 from attester.claim_keeper import ClaimKeeper
 from attester.usage_claims import make, sign
+from router.gateway.claims import ClaimFetcher
+from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
 from router.receipts import payload
 from router.service.state import STATE
@@ -173,8 +175,11 @@ async def test_what_a_front_has_passed_on_is_claimed_as_the_router_heard_it(
         assert len(keeper.keep()) == 1
         late = Clock(lambda: time.time_ns() // 1_000_000 + 2 * 86_400_000, time.monotonic)
         state.claims._clock, state.claims._router = late, lambda: "router"
-        assert await state.claim_fetcher.fetch_all() == 1
-        assert await state.claim_fetcher.fetch_all() == 0
+        fronts = node.fleet.app[GATEWAY].fronts
+        assert fronts is not None
+        fetcher = ClaimFetcher(fronts._http, state.claims, state.fleet, allow_private=True)
+        assert await fetcher.fetch_all() == 1
+        assert await fetcher.fetch_all() == 0
         async with state.db.read() as tx:
             rows = await store.claims(tx, "2000-01-01", "9999-12-31")
     used = usage_claims.read(rows[0].claim).claim.used

@@ -15,11 +15,12 @@ from router.model.errors import SettlementError
 from router.model.usage import Usage
 from router.model.workload import Price
 from router.settlement import pages, statements
+from router.settlement.accounts import Accounts
 from router.settlement.amounts import exact, read_amount, rounded
 from router.settlement.dispatched import Reports, asks_for_review
 from router.settlement.exchanges import Exchange
 from router.settlement.periods import DAY_MS, last_whole, read_period
-from router.settlement.statements import Accounts, Adjustment, Statement
+from router.settlement.statements import Adjustment, Statement
 from tests.unit.router.test_receipts import KEY
 from verifier.log.tree import leaf_hash
 from verifier.router_receipts import ReceiptKey, generate_key
