@@ -222,7 +222,8 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
         members["price"] = Price(input=found.price.input, output=found.price.output)
     if found is not None and run.usage is not None:
         members["metered"] = _metered(run, run.usage, found, metering)
-    passed = _passed(run, found)
+    # Where nobody was charged, no answer was taken.
+    passed = _passed(run, None if run.usage is None else found)
     if passed:
         members["passed"] = passed
     return str(NO_NODE if found is None else found.outcome), members

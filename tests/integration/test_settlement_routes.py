@@ -9,13 +9,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from attester import cose, usage_claims
 from attester.claim_keeper import ClaimKeeper
 from attester.usage_claims import make, sign
+from fixtures.replies import count_tokens
+from fixtures.streaming import Behaviour
 from router.gateway.claims import ClaimFetcher
 from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
+from router.model.tokens import Tokeniser
 from router.receipts import payload
 from router.service.state import STATE
 from router.settlement import dispatched, exchanges
@@ -30,7 +34,7 @@ from tests.integration.test_settlement import PERIOD, filled, settler
 from tests.unit.router.doubles import until
 from tests.unit.router.support import MODEL
 from verifier.result_keys import jwk_of
-from verifier.router_receipts import ReceiptKey
+from verifier.router_receipts import ReceiptKey, unb64url
 
 NODE_KEY = cose.PrivateKey.generate(cose.ED25519)
 OTHER_KEY = cose.PrivateKey.generate(cose.ED25519)
@@ -338,3 +342,40 @@ async def test_a_relying_party_disputes_a_receipt_of_its_own(fleet: Fleet, tmp_p
         0
     ] == 404
     assert found.token
+
+
+# What a receipt says of what was metered.
+
+
+async def metered_of(fleet: Fleet, headers: Any, who: str) -> payload.Receipt:
+    document = (await call_json(fleet, who, f"/api/v1/receipts/{headers['X-Touchstone-Receipt']}"))["receipt"]
+    return payload.decode(unb64url(document.split(".")[1]))
+
+
+async def call_json(fleet: Fleet, who: str, path: str) -> Any:
+    async with fleet.http.get(
+        fleet.url + path, headers={**by(who), "Accept": "application/json"}
+    ) as response:
+        return msgspec.json.decode(await response.read())
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "estimated"])
+async def test_a_receipt_says_what_was_counted_and_what_was_claimed(tmp_path: Path, *, counts: bool) -> None:
+    """Only a count by the model's own tokeniser is held against a claim."""
+    async with opened(tmp_path) as fleet:
+        await fleet.engine("a", Behaviour("usage", factor=10), operator="acme")
+        await fleet.start(sections={"keys": KEYS})
+        if counts:
+            fleet.app[GATEWAY].dispatcher.metering.tokenisers = {"tiny": Tokeniser(count_tokens)}
+        async with fleet.http.post(
+            f"{fleet.url}/v1/chat/completions", headers=by("carl"), json=CHAT
+        ) as heard:
+            assert heard.status == 200
+        receipt = await metered_of(fleet, heard.headers, "carl")
+    found, exchange = receipt.metered, exchanges.of_receipt(receipt, "carl")
+    assert found is not UNSET
+    assert found.claimed is not UNSET
+    assert (found.exact, found.operator, found.tier) == (counts, "acme", "small")
+    assert found.claimed.completion > found.completion
+    assert (found.template > 0) is counts
+    assert (exchange.node, exchange.counted.completion) == ("a", found.completion)
