@@ -10,6 +10,8 @@ from msgspec import Meta, Struct, structs
 
 from attester.errors import ConfigError
 from router.choose.ranking import WIDTH
+from router.ext_proc_config import ExtProcSection
+from router.model.change import ChangesSection
 from router.model.table import MAX_TABLE, read_table
 from router.model.tokens import MAX_TOKENISER, Tokeniser
 from router.model.usage import ANSWERS, Tolerance
@@ -255,6 +257,32 @@ class SettlementSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[settlement.tolerance]``: how far claims may be off; for each answer, too."""
 
 
+class BatchesSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[batches]``: files of requests that are done in the background (docs/batches.md).  They need a store."""
+
+    enabled: bool = True
+    max_file_bytes: Annotated[int, Meta(ge=1024, le=16 << 30)] = 200 << 20
+    """Of a file."""
+    max_lines: Annotated[int, Meta(ge=1, le=10_000_000)] = 50_000
+    """Of a file."""
+    max_line_bytes: Annotated[int, Meta(ge=256, le=16 << 20)] = 1 << 20
+    """Of a line.  A longer one is refused while it comes."""
+    max_stored_bytes: Annotated[int, Meta(ge=1024, le=1 << 50)] = 2 << 30
+    """Of all files of a key, results included."""
+    max_open: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    """Batches of a key that have not ended."""
+    max_window_hours: Annotated[int, Meta(ge=24, le=8760)] = 168
+    """The longest ``completion_window``."""
+    max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    """Lines that one router does at a time."""
+    places_per_node: Annotated[int, Meta(ge=1, le=100_000)] = 8
+    """A line begins only while its nodes have fewer requests of this router on average, live ones included."""
+    tries: Annotated[int, Meta(ge=1, le=1000)] = 10
+    """How often a line is tried that no node completes."""
+    keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """How long files are kept, unless their owner says less or deletes them."""
+
+
 class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``router.toml``.  Names of files are relative to its folder."""
 
@@ -267,8 +295,12 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     receipts: ReceiptsSection = ReceiptsSection()
     review: ReviewSection = ReviewSection()
     checks: ChecksSection = ChecksSection()
+    batches: BatchesSection = BatchesSection()
     access: AccessSection = AccessSection()
     settlement: SettlementSection = SettlementSection()
+    changes: ChangesSection = ChangesSection()
+    ext_proc: ExtProcSection | None = None
+    """Without it, no gateway of others is served."""
     keys: tuple[ApiKey, ...] = ()
     """API keys, beside those of the store."""
 

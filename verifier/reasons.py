@@ -123,6 +123,8 @@ _TABLE: Final = (
     Reason("answers.vector.differs", "Embeddings are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value.", ANSWER_MISMATCH),
     Reason("answers.distribution.differs", "The probabilities of tokens are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value, and the key-value cache too.", ANSWER_MISMATCH),
     Reason("answers.prompt.differs", "The prompt was rendered to another number of tokens than by the reference.", "Use the chat template and the tokeniser of the published files."),
+    Reason("answers.drift.version", "Answers of all nodes of an engine version have moved together: the minted answers, the tolerances or a template do not fit that version.", "Mint answers with this engine version, then release the review: docs/drift.md."),
+    Reason("answers.drift.few", "Too few operators were checked to say what is usual.", "Wait until three operators have 20 checks each within four weeks."),
     Reason("answers.speed.impossible", "Streams are faster than the walked weights can be read.", "Tell the verifier's operator how tokens are drafted (speculative decoding), or load the published weights."),
     # policy and verifier
     Reason("policy.failed", "The policy failed, or gave no valid outcome.", "Ask the security team. The verifier's log has the error."),
@@ -171,6 +173,7 @@ _TABLE: Final = (
     Reason("registration.removed", "A person has removed the router's key.", "Delete the router's identity file, so that it makes a new one, or ask the verifier's operator."),
     Reason("registration.full", "There are too many routers.", "Remove those that are gone: touchstone verifier router list."),
     Reason("incident.state", "The incident is not in a state that allows this step.", "Show the incident and its state: touchstone verifier incidents show."),
+    Reason("change.state", "The change of the table of workloads is not in a state that allows this step.", "Show it: touchstone router change status."),
     Reason("incident.report-reused", "The id of this report was used for a report about another node or of another kind.", "Give each report an id of its own."),
     Reason("reference.unusable", "The reference value, or the pool of challenges, cannot be used.", "Correct what the message names."),
     Reason("rollout.state", "The roll-out of the model is not in a state that allows this step.", "Show it: touchstone reference rollout status."),

@@ -92,6 +92,7 @@ class _OneLane:
         self._pool = pool
         self.lanes: Mapping[Lane, CandidateIndex] = {lane: pool.lanes[lane]} if pool.sizes[lane] else {}
         self.sizes = {each: (size if each is lane else 0) for each, size in pool.sizes.items()}
+        self.stages = pool.stages
         self.usual_calls = pool.usual_calls
 
     def facts(self, node: str) -> CandidateFacts:
@@ -178,6 +179,7 @@ class Checks:
         workload = request.workload
         if not workload.checks.enabled:
             return
+        self._dispatcher.salts.note(request)
         traffic = self._traffic.get(workload.model)
         if traffic is None:
             traffic = self._traffic[workload.model] = ModelTraffic()
@@ -373,7 +375,9 @@ class Checks:
                 "a check that the gateway would take from nobody", model=workload.model, why=str(error)
             )
             return None
-        return (request, kind) if kind is not None and traffic.admits(kind) else None
+        if kind is None or not traffic.admits(kind):
+            return None
+        return self._dispatcher.salts.as_of_late(request, self._draw()), kind
 
     async def _report(self, offered: Offered, report: dict[str, Any]) -> None:
         assert self._source is not None

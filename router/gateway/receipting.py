@@ -19,6 +19,7 @@ from router.gateway.attempts import Attempt
 from router.gateway.dispatch import Run
 from router.gateway.errors import GatewayError
 from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
+from router.model.change import Arm
 from router.model.clock import Clock
 from router.model.errors import ReceiptError
 from router.model.node import NodeView, walk_at_ms
@@ -29,6 +30,7 @@ from router.receipts.payload import (
     MOST_PASSED,
     Choice,
     Claimed,
+    Continued,
     Metered,
     Node,
     Passed,
@@ -201,9 +203,9 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     """
     record, workload = run.record, run.request.workload
     last = run.last
-    if answered is None and last is not None and last.has_begun:
+    if answered is None:
         # The client has a part of it.
-        answered = last
+        answered = _last_begun(run)
     members: dict[str, Any] = {
         "decision": record.id,
         "model": _text(workload.model) or UNSET,
@@ -211,17 +213,24 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     }
     if answered is not None:
         members["node"] = _node(answered, workload.model)
+        if parts := _parts_before(run, answered):
+            members["continued"] = parts
     elif last is not None:
         members["tried"] = _node(last, workload.model)
+    if record.decision.table:
+        members["table"] = record.decision.table
+    if record.decision.arm == Arm.CANDIDATE:
+        members["arm"] = "candidate"
     if record.decision.choice is not None:
         members["choice"] = Choice(**record.decision.choice.for_receipt())
     if run.usage is not None:
         members["usage"] = _usage(run, run.usage, answered, metering)
     found = answered or last
-    if found is not None and found.price is not None:
-        members["price"] = Price(input=found.price.input, output=found.price.output)
+    if found is not None:
+        members["price"] = _price(found)
     if found is not None and run.usage is not None:
-        members["metered"] = _metered(run, run.usage, found, metering)
+        before = sum(part.completion for part in members.get("continued", ()))
+        members["metered"] = _metered(run, run.usage, found, metering, before)
     # Where nobody was charged, no answer was taken.
     passed = _passed(run, None if run.usage is None else found)
     if passed:
@@ -256,28 +265,66 @@ def note_check(book: ReceiptBook, clock: Clock, metering: Metering, run: Run) ->
     book.end(book.new_id(now_ms), CHECKS, now_ms, members)
 
 
+def _last_begun(run: Run) -> Attempt | None:
+    """The attempt of whose answer the client has got something last, whether or not it has ended."""
+    last = run.last
+    if last is not None and last.has_begun:
+        return last
+    return None if run.seam is None else run.seam.parts[-1].attempt
+
+
+def _parts_before(run: Run, answered: Attempt) -> tuple[Continued, ...]:
+    """The parts of the answer before that of an attempt."""
+    parts = () if run.seam is None else run.seam.parts
+    return tuple(
+        Continued(
+            completion=min(part.tokens, MOST),
+            node=_node(part.attempt, run.request.workload.model),
+            operator=_text(part.attempt.operator) or UNSET,
+            outcome=str(part.attempt.outcome),
+            price=_price(part.attempt),
+        )
+        for part in parts
+        if part.attempt is not answered
+    )
+
+
 def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Metering) -> Usage:
     """What was charged; where nobody has counted it by a tokeniser, what the client was told by the node."""
     by: Literal["node", "router"] = BY_ROUTER
     usage = charged
-    if answered is not None and answered.claimed is not None and answered.counted is None:
+    is_node_told = answered is not None and answered.claimed is not None and answered.counted is None
+    # What a node claims is of its own part.
+    if is_node_told and run.seam is None:
+        assert answered is not None
+        assert answered.claimed is not None
         told = None if answered.answer is None else metering.told_whole(run.request, answered)
         if answered.answer is None or (told is not None and told.by == BY_NODE):
             by, usage = BY_NODE, answered.claimed
     return Usage(by=by, completion=min(usage.completion, MOST), prompt=min(usage.prompt, MOST))
 
 
-def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering) -> Metered:
-    """What the node is paid for, which is what was charged, and what it has claimed for it."""
+def _price(attempt: Attempt) -> Price | UnsetType:
+    price = attempt.price
+    return UNSET if price is None else Price(input=price.input, output=price.output)
+
+
+def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering, before: int) -> Metered:
+    """
+    What the node is paid for, which is what was charged, and what it has claimed for it.
+
+    Args:
+        before: Tokens of the answer that other nodes gave before.
+    """
     workload, is_exact = run.request.workload, metering.is_judged(run.request, paid)
     tier = _text(workload.standing_key)
     return Metered(
         claimed=UNSET if paid.claimed is None else _claimed(paid.claimed),
-        completion=min(charged.completion, MOST),
+        completion=min(max(charged.completion - before, 0), MOST),
         exact=is_exact,
         operator=_text(paid.operator) or UNSET,
         prompt=min(charged.prompt, MOST),
-        template=metering.template_tokens(run.request) if is_exact else 0,
+        template=metering.template_tokens(run.request) + paid.carried if is_exact else 0,
         tier=UNSET if tier is None or tier == workload.name else tier,
     )
 
@@ -287,7 +334,7 @@ def _passed(run: Run, found: Attempt | None) -> tuple[Passed, ...]:
     taken = "" if found is None else found.request_id
     return tuple(
         Passed(claimed=_claimed(each.claimed), node=each.node)
-        for each in run.attempts
+        for each in (*run.earlier, *run.attempts)
         if each.claimed is not None and each.was_given and each.request_id != taken
     )[:MOST_PASSED]
 

@@ -133,6 +133,19 @@ class Passed(_Part, frozen=True, kw_only=True):
     node: Text
 
 
+class Continued(_Part, frozen=True, kw_only=True):
+    """A part of the answer, from a node whose stream broke: another node went on with it (docs/longer-work.md)."""
+
+    completion: Count
+    """Its tokens, by the router's tokeniser; they are in the usage of the whole answer."""
+    node: Node
+    operator: Text | UnsetType = UNSET
+    outcome: Text
+    """How it ended at this node."""
+    price: Price | UnsetType = UNSET
+    """Of this node's work, by the decision.  It is paid for these tokens; the prompt is paid to the last node."""
+
+
 class Choice(_Part, frozen=True, kw_only=True):
     """Where the seed of the decision comes from, if the caller had a part in it (`router.choose.choice`)."""
 
@@ -141,10 +154,23 @@ class Choice(_Part, frozen=True, kw_only=True):
     reveal: Text | UnsetType = UNSET
 
 
+class Batch(_Part, frozen=True, kw_only=True):
+    """Of which line of which batch of requests the answer is (docs/batches.md)."""
+
+    id: Text
+    line: Annotated[int, Meta(ge=1, le=MOST)]
+    """Of the input file, from 1."""
+
+
 class Receipt(_Part, frozen=True, kw_only=True):
     """A payload."""
 
+    arm: Literal["candidate"] | UnsetType = UNSET
+    """If a table decided that was tried beside the one in force (docs/changing-the-routing.md)."""
+    batch: Batch | UnsetType = UNSET
     choice: Choice | UnsetType = UNSET
+    continued: Annotated[tuple[Continued, ...], Meta(min_length=1, max_length=8)] | UnsetType = UNSET
+    """The parts before the one of `node`, in order, if the answer is of several nodes."""
     decision: Id | UnsetType = UNSET
     iat: Ms
     """When the answer had ended, milliseconds since 1970, by the router's clock."""
@@ -169,6 +195,8 @@ class Receipt(_Part, frozen=True, kw_only=True):
     response: Response
     seq: Annotated[int, Meta(ge=1, le=MOST)] | UnsetType = UNSET
     """Which answer it is of this key at this router."""
+    table: Hex32 | UnsetType = UNSET
+    """The digest of the table of workloads that decided."""
     tried: Node | UnsetType = UNSET
     """The last node that was asked, if none has answered."""
     usage: Usage | UnsetType = UNSET
@@ -205,6 +233,10 @@ def decode(payload: bytes) -> Receipt:
         raise ReceiptError("the payload is refused: each receipt of a key but its first has prev")
     if receipt.node is not UNSET and receipt.tried is not UNSET:
         raise ReceiptError("the payload is refused: one node answered, or the last one tried is named")
+    if receipt.continued is not UNSET and receipt.node is UNSET:
+        raise ReceiptError(
+            "the payload is refused: parts of an answer come before that of the node that answered"
+        )
     return receipt
 
 

@@ -9,7 +9,10 @@ import aiohttp
 from aiohttp import web
 
 from router.config import RouterConfig
+from router.gateway.jobs.service import Jobs
 from router.model.clock import Clock
+from router.state.change_steps import ChangeSteps
+from router.state.changes import Changes
 from router.state.claims import ClaimDesk
 from router.state.feed import Feed
 from router.state.fleet import Fleet
@@ -34,6 +37,9 @@ class State:
     fleet: Fleet
     feed: Feed
     holds: Holds
+    changes: Changes
+    """Of the table of workloads."""
+    change_steps: ChangeSteps
     persistence: Persistence
     records: Records
     stored_keys: StoredKeys
@@ -45,6 +51,8 @@ class State:
     db: Database
     """The store, which routers may share."""
     claims: ClaimDesk
+    jobs: Jobs | None
+    """`None`: nothing is kept, so there are no batches."""
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

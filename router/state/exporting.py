@@ -108,14 +108,15 @@ async def write(
 
 async def _lines_of(db: Database, statement_id: str) -> dict[str, int]:
     lines: dict[str, int] = {}
-    after = ""
+    after = "", 0
     while True:
         async with db.scan() as tx:
             rows = await store.receipts_behind(tx, statement_id, after, _PAGE)
-        lines.update({row.id: row.line for row in rows})
+        for row in rows:
+            lines.setdefault(row.id, row.line)
         if len(rows) < _PAGE:
             return lines
-        after = rows[-1].id
+        after = rows[-1].id, rows[-1].line
 
 
 async def _collect(
@@ -177,17 +178,17 @@ def verify(folder: Path, keys: Mapping[str, ReceiptKey]) -> Checked:
         for row in _lines(folder / _RECEIPTS, _Receipt):
             payload = row.payload.encode()
             try:
-                exchange = exchanges.read(payload)
+                found = exchanges.read(payload)
             except ReceiptError as error:
                 raise SettlementError(f"receipt {row.id[:40]!r}: {error}") from None
-            if exchange is None or exchange.id != row.id:
+            if not found or found[0].id != row.id:
                 raise SettlementError(f"receipt {row.id[:40]!r} is another one, or of no node")
             count["receipts"] += 1
             batch = batches.get((row.kid, row.batch))
             if batch is not None:
-                _check_place(row, batch, exchange.leaf)
+                _check_place(row, batch, found[0].leaf)
                 count["batched"] += 1
-            yield exchange
+            yield from found
 
     statements.check(statement, read())
     logged = sum(each.entry is not None for each in batches.values())

@@ -204,11 +204,11 @@ class Settler:
         async for row in self.receipts(period):
             found[row.kid, row.batch] += 1
             try:
-                exchange = exchanges.read(row.payload, row.caller)
+                found_in = exchanges.read(row.payload, row.caller)
             except ReceiptError:
                 accounts.unreadable += 1
                 continue
-            if exchange is not None:
+            for exchange in found_in:
                 accounts.add(exchange)
                 metering.add(exchange)
         async with self._db.scan() as tx:

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from attester.identity import key_to_pem, write_private
+from router.commands.settle import settle
 from router.model.clock import Clock
-from router.service.settle_commands import settle
 from router.state.name import LEASE_S, NameLease
 from router.store import settlement as store
 from tests.integration.test_settlement import filled
@@ -53,7 +53,7 @@ def ran(home: Path, *command: str, fails: bool = False) -> str:
 
 
 def test_a_month_from_run_to_verify(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.service.settle_commands._now_ms", lambda: 1_795_000_000_000)
+    monkeypatch.setattr("router.commands.settle._now_ms", lambda: 1_795_000_000_000)
     told = ran(home, "run", "--period", "2026-10")
     assert "2026-10: 3 statements made, 0 were there." in told
     assert "0 statements made, 3 were there." in ran(home, "run", "--period", "2026-10")

@@ -171,7 +171,7 @@ async def test_what_a_front_has_passed_on_is_claimed_as_the_router_heard_it(
             receipt = payload.decode(
                 msgspec.json.encode((await node.receipt(each.headers))["payload"], order="sorted")
             )
-            told.append(exchanges.of_receipt(receipt, "").claimed)
+            told.append(exchanges.of_receipt(receipt, "")[0].claimed)
         folder = node.usage
         keeper = ClaimKeeper(folder, "a", lambda: NODE_KEY, now=lambda: time.time() + 2 * 86_400)
         # The stand-in for a verifier names no key of a node.
@@ -372,7 +372,7 @@ async def test_a_receipt_says_what_was_counted_and_what_was_claimed(tmp_path: Pa
         ) as heard:
             assert heard.status == 200
         receipt = await metered_of(fleet, heard.headers, "carl")
-    found, exchange = receipt.metered, exchanges.of_receipt(receipt, "carl")
+    found, (exchange,) = receipt.metered, exchanges.of_receipt(receipt, "carl")
     assert found is not UNSET
     assert found.claimed is not UNSET
     assert (found.exact, found.operator, found.tier) == (counts, "acme", "small")

@@ -1,4 +1,4 @@
--- oldest: 3
+-- oldest: 4
 -- Whose fault a person has found it to be; NULL if nobody has said so.
 ALTER TABLE hold_steps ADD COLUMN fault TEXT COLLATE "C";
 CREATE INDEX hold_steps_released ON hold_steps (at_ms) WHERE step = 'release';
@@ -48,7 +48,8 @@ CREATE TABLE statement_receipts (
     statement  TEXT COLLATE "C" NOT NULL REFERENCES statements (id),
     receipt    TEXT COLLATE "C" NOT NULL,
     line       BIGINT NOT NULL,
-    PRIMARY KEY (statement, receipt)
+    -- A receipt whose answer two nodes gave is in two lines.
+    PRIMARY KEY (statement, receipt, line)
 );
 CREATE INDEX statement_receipts_by_receipt ON statement_receipts (receipt);
 
@@ -82,3 +83,141 @@ CREATE TABLE receipt_gaps (
     PRIMARY KEY (router, from_ms, to_ms)
 );
 CREATE INDEX receipt_gaps_by_time ON receipt_gaps (to_ms);
+-- Changes of the table of workloads. One of them is live at a time: the others have no `live`.
+CREATE TABLE changes (
+    id        TEXT COLLATE "C" PRIMARY KEY,
+    number    BIGINT NOT NULL UNIQUE,
+    live      BIGINT UNIQUE,
+    stage     TEXT NOT NULL,
+    -- Per cent of the traffic that the candidate decides about.
+    share     BIGINT NOT NULL,
+    -- The digest of the table that was in force when it was proposed, and its own.
+    base      TEXT COLLATE "C" NOT NULL,
+    digest    TEXT COLLATE "C" NOT NULL,
+    -- As a person has written it.
+    document  BYTEA NOT NULL,
+    settings  BYTEA NOT NULL,
+    -- Draws which traffic is in the share. Nobody is told.
+    secret    BYTEA NOT NULL,
+    -- When its share was first above 0; its tests count from there.
+    shared_ms BIGINT,
+    revision  BIGINT NOT NULL
+);
+CREATE INDEX changes_by_revision ON changes (revision);
+
+-- What was done about a change: by whom, why and when.
+CREATE TABLE change_steps (
+    change_id  TEXT COLLATE "C" NOT NULL,
+    number     BIGINT NOT NULL,
+    step       TEXT NOT NULL,
+    actor      TEXT NOT NULL,
+    reason     TEXT NOT NULL,
+    at_ms      BIGINT NOT NULL,
+    -- What stopped it, if the router did.
+    evidence   BYTEA,
+    PRIMARY KEY (change_id, number)
+);
+
+-- What each router has seen of a change.
+CREATE TABLE change_sights (
+    change_id  TEXT COLLATE "C" NOT NULL,
+    router     TEXT COLLATE "C" NOT NULL,
+    at_ms      BIGINT NOT NULL,
+    seen       BYTEA NOT NULL,
+    PRIMARY KEY (change_id, router)
+);
+-- Files of callers, and the jobs that are made of them: the Files and Batch API. What is in them is users' text.
+CREATE TABLE files (
+    id          TEXT COLLATE "C" PRIMARY KEY,
+    owner       TEXT COLLATE "C" NOT NULL,
+    purpose     TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    bytes       BIGINT NOT NULL,
+    created_ms  BIGINT NOT NULL,
+    expires_ms  BIGINT,
+    -- 0 while it is written, 1 once it is there, 2 while it is deleted.
+    state       BIGINT NOT NULL,
+    -- The job whose results it is, and which of them: 0 answers, 1 errors. Otherwise its bytes are in file_parts.
+    job         TEXT COLLATE "C",
+    side        BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX files_by_owner ON files (owner, id);
+CREATE INDEX files_by_expiry ON files (expires_ms) WHERE expires_ms IS NOT NULL;
+CREATE INDEX files_unready ON files (created_ms) WHERE state <> 1;
+
+CREATE TABLE file_parts (
+    file    TEXT COLLATE "C" NOT NULL,
+    number  BIGINT NOT NULL,
+    data    BYTEA NOT NULL,
+    PRIMARY KEY (file, number)
+);
+
+CREATE TABLE jobs (
+    id                 TEXT COLLATE "C" PRIMARY KEY,
+    owner              TEXT COLLATE "C" NOT NULL,
+    -- The limits of an owner that has a token of the issuer and no key.
+    guest              BYTEA,
+    status             TEXT NOT NULL,
+    -- 1 until it has ended.
+    is_open            BIGINT NOT NULL,
+    endpoint           TEXT NOT NULL,
+    input_file         TEXT COLLATE "C" NOT NULL,
+    completion_window  TEXT NOT NULL,
+    created_ms         BIGINT NOT NULL,
+    expires_ms         BIGINT NOT NULL,
+    -- When it came to each status, JSON.
+    times              BYTEA NOT NULL,
+    metadata           BYTEA NOT NULL,
+    model              TEXT,
+    total              BIGINT NOT NULL DEFAULT 0,
+    completed          BIGINT NOT NULL DEFAULT 0,
+    failed             BIGINT NOT NULL DEFAULT 0,
+    prompt_tokens      BIGINT NOT NULL DEFAULT 0,
+    completion_tokens  BIGINT NOT NULL DEFAULT 0,
+    output_bytes       BIGINT NOT NULL DEFAULT 0,
+    error_bytes        BIGINT NOT NULL DEFAULT 0,
+    -- What is wrong with the input, JSON.
+    errors             BYTEA,
+    output_file        TEXT,
+    error_file         TEXT,
+    keep_output_s      BIGINT,
+    -- Who validates or ends it now, and until when.
+    router             TEXT COLLATE "C" NOT NULL DEFAULT '',
+    holder             TEXT COLLATE "C" NOT NULL DEFAULT '',
+    until_ms           BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX jobs_by_owner ON jobs (owner, id);
+CREATE INDEX jobs_open ON jobs (owner) WHERE is_open = 1;
+CREATE INDEX jobs_by_input ON jobs (input_file) WHERE is_open = 1;
+CREATE INDEX jobs_ended ON jobs (created_ms) WHERE is_open = 0;
+
+-- Some lines of a job that follow each other: one router does them, while it has the lease.
+CREATE TABLE job_ranges (
+    job         TEXT COLLATE "C" NOT NULL,
+    number      BIGINT NOT NULL,
+    first_line  BIGINT NOT NULL,
+    lines       BIGINT NOT NULL,
+    -- Where they are in the input file, in bytes.
+    start       BIGINT NOT NULL,
+    size        BIGINT NOT NULL,
+    tries       BIGINT NOT NULL DEFAULT 0,
+    due_ms      BIGINT NOT NULL DEFAULT 0,
+    is_done     BIGINT NOT NULL DEFAULT 0,
+    router      TEXT COLLATE "C" NOT NULL DEFAULT '',
+    holder      TEXT COLLATE "C" NOT NULL DEFAULT '',
+    until_ms    BIGINT NOT NULL DEFAULT 0,
+    PRIMARY KEY (job, number)
+);
+CREATE INDEX job_ranges_open ON job_ranges (job, number) WHERE is_done = 0;
+CREATE INDEX job_ranges_held ON job_ranges (holder) WHERE holder <> '';
+CREATE INDEX job_ranges_of_router ON job_ranges (router) WHERE holder <> '';
+
+-- What came of each line: a line of the output, or of the errors. There is one at most.
+CREATE TABLE job_lines (
+    job     TEXT COLLATE "C" NOT NULL,
+    line    BIGINT NOT NULL,
+    failed  BIGINT NOT NULL,
+    data    BYTEA NOT NULL,
+    PRIMARY KEY (job, line)
+);
+CREATE INDEX job_lines_by_side ON job_lines (job, failed, line);
