@@ -17,7 +17,8 @@ from prometheus_client import Histogram
 
 from router.choose.decision import Decision
 from router.choose.offering import OfferedNode, offer
-from router.config import ApiKey, ExtProcSection
+from router.config import ApiKey
+from router.ext_proc_config import ExtProcSection
 from router.gateway import openai
 from router.gateway.body import is_large
 from router.gateway.dispatch import closed_since

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from attester.errors import ConfigError
-from router.ext_proc_config import ExtProcSection, RouterConfig
+from router.config import RouterConfig
+from router.ext_proc_config import ExtProcSection
 from router.service.ext_proc.head import DESTINATION, MODEL_HEADER, PICKED_NAMESPACE, SUBSET_NAMESPACE
 from router.service.ext_proc.picked import PICKED, STAGE
 

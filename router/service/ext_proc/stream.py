@@ -15,7 +15,8 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
-from router.config import ApiKey, ExtProcSection
+from router.config import ApiKey
+from router.ext_proc_config import ExtProcSection
 from router.gateway.errors import DECISION_HEADER, GatewayError
 from router.model.operations import Operation
 from router.service.ext_proc import answers
