@@ -26,6 +26,7 @@ PRIORS: Final[Mapping[str, float]] = {
     "answer-mismatch": 0.9,
     "settlement-mismatch": 0.8,
     "answers-suspected": 0.8,
+    "answers-moved": 0.5,
     "settlement-unconfirmed": 0.4,
     "reporter-suspect": 0.3,
     "reference-suspect": 0.2,

@@ -25,6 +25,7 @@ from verifier.store.answer_scores import Served
 from verifier.store.database import Tx
 from verifier.store.suspicion_levels import set_level
 
+NODE: Final = "answers.drift.node"
 VERSION: Final = "answers.drift.version"
 _SUSPECT: Final = "the reference is suspect"
 _SAID: Final = {

@@ -15,6 +15,8 @@ from verifier.triage import Fault, Waiting
 
 ANSWERS: Final = "answers-suspected"
 """The kind of what a suspicion of answers waits for, and its code."""
+MOVED: Final = "answers-moved"
+"""The same of a node whose answers have moved (`verifier.store.drifting`)."""
 WAITING_SQL: Final = f"state IN ({HOLDING_SQL}, 'suspected', 'flagged')"
 MOST: Final = 2000
 """So many entries of the queue are rated: those that have waited longest."""
@@ -68,7 +70,7 @@ async def read_queue(tx: Tx, now_ms: int) -> Queue:
     failed, passed, resting = await _tallies(tx, causes)
     found = await _found(tx, now_ms)
     entries = [_incident(row, failed, passed, resting, found) for row in rows]
-    entries += [_suspicion(row, found) for row in await _suspected(tx)]
+    entries += [_suspicion(row, found) for row in await _of_answers(tx)]
     return Queue(
         entries=tuple(entries),
         incidents={row["entry"]: int(row["entries"]) for row in rows},
@@ -105,21 +107,38 @@ def _incident(
 def _suspicion(row: Row, found: Counter[tuple[str, str]]) -> Waiting:
     return Waiting(
         id=f"{row['node_id']}/{row['model']}",
-        kind=ANSWERS,
-        code=ANSWERS,
+        kind=row["kind"],
+        code=row["kind"],
         since_ms=row["since_ms"],
         due_ms=row["since_ms"] + REVIEW_TARGET_MS,
-        at_fault=found[ANSWERS, Fault.NODE],
-        not_at_fault=found[ANSWERS, Fault.OURS],
+        at_fault=found[row["kind"], Fault.NODE],
+        not_at_fault=found[row["kind"], Fault.OURS],
     )
+
+
+async def _of_answers(tx: Tx) -> list[Row]:
+    """Nodes and models that wait for a person for their answers: suspected, or else moved."""
+    suspected = await _suspected(tx)
+    known = {(row["node_id"], row["model"]) for row in suspected}
+    moved = await tx.all(
+        "SELECT d.node_id, d.model, d.review_ms AS since_ms, ? AS kind FROM node_drift d"
+        " WHERE d.review_ms IS NOT NULL AND NOT EXISTS"
+        f" (SELECT 1 FROM incidents i WHERE i.node_id = d.node_id AND i.kind = ? AND i.state IN ({HOLDING_SQL}))"
+        " ORDER BY d.node_id, d.model LIMIT ?",
+        MOVED,
+        ANSWER_MISMATCH,
+        MOST,
+    )
+    return suspected + [row for row in moved if (row["node_id"], row["model"]) not in known]
 
 
 async def _suspected(tx: Tx) -> list[Row]:
     """Suspicions that nobody has decided about: one that made an incident waits as that incident."""
     return await tx.all(
-        "SELECT s.node_id, s.model, s.since_ms FROM suspicions s WHERE s.level = 'suspected' AND NOT EXISTS"
+        "SELECT s.node_id, s.model, s.since_ms, ? AS kind FROM suspicions s WHERE s.level = 'suspected' AND NOT EXISTS"
         f" (SELECT 1 FROM incidents i WHERE i.node_id = s.node_id AND i.kind = ? AND i.state IN ({HOLDING_SQL}))"
         " ORDER BY s.node_id, s.model LIMIT ?",
+        ANSWERS,
         ANSWER_MISMATCH,
         MOST,
     )
@@ -172,7 +191,21 @@ async def note_incidents(tx: Tx, ids: Sequence[str], fault: Fault, now_ms: int) 
 
 
 async def note_answers(tx: Tx, node_id: str, model: str, fault: Fault, now_ms: int) -> None:
-    """Note that a person has decided about a suspicion, if there is one."""
+    """Note that a person has decided about a suspicion, and about answers that have moved, if there is one."""
+    await tx.execute(
+        "INSERT INTO review_decisions (id, kind, code, operator, fault, opened_ms, looked_ms, decided_ms)"
+        " SELECT d.node_id || '/' || d.model, ?, ?, d.operator, ?, d.review_ms, ?, ? FROM node_drift d"
+        " WHERE d.node_id = ? AND d.model = ? AND d.review_ms IS NOT NULL AND NOT EXISTS"
+        " (SELECT 1 FROM suspicions s WHERE s.node_id = d.node_id AND s.model = d.model AND s.level = 'suspected')"
+        " ON CONFLICT DO NOTHING",
+        MOVED,
+        MOVED,
+        fault,
+        now_ms,
+        now_ms,
+        node_id,
+        model,
+    )
     await tx.execute(
         "INSERT INTO review_decisions (id, kind, code, operator, fault, opened_ms, looked_ms, decided_ms)"
         " SELECT s.node_id || '/' || s.model, ?, ?, n.operator, ?, s.since_ms, ?, ? FROM suspicions s"
@@ -198,11 +231,11 @@ async def figures(tx: Tx, now_ms: int) -> Figures:
     waiting = Counter({row["kind"]: int(row["n"]) for row in rows})
     overdue = Counter({row["kind"]: int(row["late"]) for row in rows})
     oldest = {row["kind"]: int(row["oldest"]) for row in rows}
-    since = [int(row["since_ms"]) for row in await _suspected(tx)]
-    if since:
-        waiting[ANSWERS] = len(since)
-        overdue[ANSWERS] = sum(each + REVIEW_TARGET_MS < now_ms for each in since)
-        oldest[ANSWERS] = min(since)
+    for row in await _of_answers(tx):
+        kind, since_ms = row["kind"], int(row["since_ms"])
+        waiting[kind] += 1
+        overdue[kind] += since_ms + REVIEW_TARGET_MS < now_ms
+        oldest[kind] = min(oldest.get(kind, since_ms), since_ms)
     timed = await tx.all(
         "SELECT kind, opened_ms, looked_ms, decided_ms FROM review_decisions WHERE decided_ms > ?"
         " ORDER BY decided_ms DESC LIMIT ?",

@@ -183,6 +183,8 @@ def test_most_operators_make_a_shift() -> None:
 NO_SHIFT = {
     "one operator with many nodes": [(HIGH, 5000, 500), (0.0, 50, 1), (0.0, 50, 1)],
     "two operators, who are all": [(HIGH, 500, 50), (HIGH, 500, 50)],
+    "two of three": [(HIGH, 500, 50), (HIGH, 500, 50), (0.0, 50, 1)],
+    "two of four": [(HIGH, 500, 50), (HIGH, 500, 50), (0.0, 50, 1), (0.0, 50, 1)],
     "one operator alone with a version": [(HIGH, 500, 50)],
     "three of seven": [(HIGH, 50, 9)] * 3 + [(0.0, 50, 1)] * 4,
     "most operators, and few of the nodes": [(HIGH, 50, 1)] * 3 + [(0.0, 50, 10)],
