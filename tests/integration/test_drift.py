@@ -476,6 +476,9 @@ async def test_commands_show_versions_nodes_and_templates(verifier) -> None:
     assert "SUSPECT: all its nodes have moved, so nobody is held." in said
     shown = await asyncio.to_thread(run, verifier, "show", found[0][0].id, "--days", "300")
     assert "CHANGED without a new revision" in shown
+    arguments = (MODEL, "--reference", REFERENCE, "--engine", ENGINE, "--reason", "larger batches")
+    said = await asyncio.to_thread(run, verifier, "accept", *arguments)
+    assert f"With {ENGINE}, up to 5.0% of the answers may part, and 90.0% be near the limit." in said
     assert "renders by a" in await asyncio.to_thread(run, verifier, "templates", MODEL)
     assert f'"engine":"{VERSION}"' in await asyncio.to_thread(
         run, verifier, "list", "--json", "--days", "300"

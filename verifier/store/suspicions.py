@@ -146,7 +146,7 @@ async def _suspect(
     code = judged.verdict.code
     cause = drifting.cause_of(code, served.reference, served.engine)
     known = await incident_facts.read_cause(tx, cause, now_ms)
-    if known.review is not None or await drifting.is_suspect(tx, served, now_ms):
+    if known.review is not None or await drifting.is_suspect(tx, served):
         return
     peers = await answer_scores.peers(tx, served, limits.suspicion)
     passing = set(peers.passing)
