@@ -82,7 +82,7 @@ def assemble(
     metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
     desk = ClaimDesk(db, fleet, clock, lambda: registrar.name)
-    changes = _make_changes(setup, clock, db, fleet, metering)
+    changes = _make_changes(setup, clock, db, holds, fleet, metering)
     checks = make_checks(
         dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
     )
@@ -145,7 +145,7 @@ def _make_gateway(
 
 
 def _make_changes(
-    setup: RouterSetup, clock: Clock, db: Database, fleet: Fleet, metering: Metering
+    setup: RouterSetup, clock: Clock, db: Database, holds: Holds, fleet: Fleet, metering: Metering
 ) -> Changes:
     def use(tokenisers: Mapping[str, Tokeniser], trial: Trial | None) -> None:
         metering.tokenisers = tokenisers
@@ -159,6 +159,7 @@ def _make_changes(
         file=setup.table,
         load=lambda table: load_tokenisers(table, setup.folder),
         use=use,
+        ask=holds.ask,
     )
 
 
