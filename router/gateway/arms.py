@@ -155,7 +155,12 @@ class Arms:
             own = await read(tried.trial.table)
             narrowed = await self._terms.narrow(own.workload, own.required, own.caller)
             record = self._dispatcher.decide(
-                own.workload, own.caller, has_tools=own.has_tools, narrowed=narrowed, chosen=chosen
+                own.workload,
+                own.caller,
+                has_tools=own.has_tools,
+                narrowed=narrowed,
+                chosen=chosen,
+                affinity=self._dispatcher.salts.affinity_of(own),
             )
         except GatewayError as error:
             tried.refusal = error.code or "unknown"
@@ -190,7 +195,9 @@ class Arms:
             narrowed: The nodes that meet what the caller requires, by the table in force.
             is_own: Whether the candidate has made that decision.
         """
-        if not self._may_shadow():
+        # What a caller requires of its own takes time to look up for another table.
+        has_own = record.decision.required is not None and not is_own
+        if has_own or not self._may_shadow():
             tried.trial.sight.skipped += 1
             return
         began = time.perf_counter()
@@ -224,7 +231,13 @@ class Arms:
         if is_own:
             candidate = made
             view = fleet.view_for(request.workload, narrowed)
-            active = decide(view, request.workload, made.seed, has_tools=made.has_tools)
+            active = decide(
+                view,
+                request.workload,
+                made.seed,
+                has_tools=made.has_tools,
+                affinity=self._dispatcher.salts.affinity_of(request),
+            )
             tried.other = active.chosen
             tried.other_price = price_of(active.chosen)
             found = find_difference(active, candidate, _ask(self._dispatcher))
@@ -242,16 +255,20 @@ class Arms:
     def _decide_by(
         self, tried: Tried, request: NodeRequest, active: Decision
     ) -> tuple[Difference, Decision | None]:
-        """What the candidate would have decided.  Requirements of callers take time to look up: they are left out."""
+        """What the candidate would have decided."""
         try:
             table, model = tried.trial.table, request.workload.model
             workload = table.route(model, tried.named, tried.key.workloads)
             if request.operation.name not in workload.operations:
                 return Difference("unknown", "operation"), None
-            if active.required is not None:
-                return Difference("same", "requirements"), None
             view = self._dispatcher.fleet.view_for(workload)
-            candidate = decide(view, workload, active.seed, has_tools=active.has_tools)
+            candidate = decide(
+                view,
+                workload,
+                active.seed,
+                has_tools=active.has_tools,
+                affinity=self._dispatcher.salts.affinity_of(request, workload),
+            )
         except WorkloadError as error:
             return Difference("unknown", error.code), None
         except Exception:  # noqa: BLE001

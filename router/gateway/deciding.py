@@ -87,6 +87,7 @@ class Deciding:
             has_tools=request.has_tools,
             narrowed=self._narrowed,
             chosen=self._chosen,
+            affinity=self._dispatcher.salts.affinity_of(request),
         )
 
     def make_continuing(self, request: NodeRequest, header: str | None) -> Continuing | None:

@@ -282,8 +282,7 @@ class Handler:
         if request.required is not None:
             # An answer that was given under other requirements is another one.
             digest.update(request.required.key)
-        if self._continue is not None:
-            digest.update(b"continue " + self._continue.encode())
+        digest.update(f"continue {self._continue}".encode())
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)

@@ -321,7 +321,7 @@ def _passed(run: Run, found: Attempt | None) -> tuple[Passed, ...]:
     taken = "" if found is None else found.request_id
     return tuple(
         Passed(claimed=_claimed(each.claimed), node=each.node)
-        for each in run.attempts
+        for each in (*run.earlier, *run.attempts)
         if each.claimed is not None and each.was_given and each.request_id != taken
     )[:MOST_PASSED]
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec import UNSET
 
+from router.choose.affinity import Ring
 from router.choose.candidates import LANES, Key, Lane, QueuedCandidates, SortedCandidates
 from router.choose.gates import CODES, NOT_LIVE, SHORTFALLS, GateVerdict
 from router.choose.ranking import CandidateFacts
@@ -19,6 +20,7 @@ from router.model.standing import Rating
 from router.model.statistics import NodeStatistics
 from router.model.tool_calls import CallShares
 from router.model.workload import Workload
+from router.state.random_bytes import random_bytes
 
 _HISTORY: Final = 32
 """Changes that are remembered of a node, so that a past decision can be explained."""
@@ -27,6 +29,18 @@ _MIN_IN_FLIGHT_FOR_SHARES: Final = 10
 """With fewer requests in flight, an operator's share of them means nothing."""
 _UNSEEN: Final = Rating()
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+_RING_SECRET: Final = random_bytes(16)
+"""Of this process: nobody can foretell where on a circle a node is."""
+
+
+def make_lanes(workload: Workload) -> dict[Lane, SortedCandidates]:
+    """Empty lanes; that of the established has a circle if the workload's requests may have an affinity."""
+    lanes = {lane: SortedCandidates() for lane in LANES}
+    if workload.affinity_per_cent:
+        lanes[Lane.ESTABLISHED] = SortedCandidates(Ring(_RING_SECRET))
+    return lanes
 
 
 class _Placing:
@@ -72,7 +86,7 @@ class WorkloadPool:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self.lanes = {lane: SortedCandidates() for lane in LANES}
+        self.lanes = make_lanes(workload)
         self.sizes = dict.fromkeys(LANES, 0)
         self.new, self.begun = QueuedCandidates(), SortedCandidates()
         self.stages: dict[Stage, SortedCandidates] = {Stage.NEW: self.new, Stage.BEGUN: self.begun}

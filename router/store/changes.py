@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from router.model.change import LIVE, Settings, Stage
-from router.model.errors import ChangeError
+from router.model.errors import ChangeError, UnknownChangeError
 from verifier.store.database import Row, Tx
 
 
@@ -108,11 +108,11 @@ async def get(tx: Tx, change_id: str) -> Change:
     One change.
 
     Raises:
-        ChangeError: there is none with that id.
+        UnknownChangeError: there is none with that id.
     """
     row = await tx.one("SELECT * FROM changes WHERE id = ?", change_id)
     if row is None:
-        raise ChangeError("there is no such change")
+        raise UnknownChangeError("there is no such change")
     return _change(row)
 
 

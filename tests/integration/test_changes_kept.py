@@ -231,6 +231,8 @@ async def test_callers_with_requirements_are_served_by_both(fleet: Fleet) -> Non
     await canary(fleet, table(hardware_classes=["good", "other"]))
     wanted = {"provider": {"touchstone": {"nodes": ["good"]}}}
     assert set(await send(fleet, 10, **wanted)) == {200}
+    # One that the table in force alone would take, and one that neither does.
+    assert set(await send(fleet, 4, 20, provider={"touchstone": {"nodes": ["nobody"]}})) == {412}
 
 
 async def test_a_nonce_is_used_once_although_two_tables_decide(fleet: Fleet) -> None:
