@@ -60,6 +60,7 @@ bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.bodies
 	$(VENV)/bin/python -m bench.checks
 	$(VENV)/bin/python -m bench.answers
+	$(VENV)/bin/python -m bench.changes
 	$(VENV)/bin/python -m bench.fleet
 
 format: $(VENV)/.dev  ## format the code with ruff

@@ -175,6 +175,9 @@ class Dispatcher:
 
     def excluded(self, decision: Decision) -> dict[str, GateVerdict]:
         """The nodes that a decision excluded, as far as that is remembered."""
+        if decision.table not in self.fleet.tables():
+            # By a table that is gone other nodes may have been out, and nobody knows any more.
+            return {}
         found = self.fleet.excluded(decision.workload, decision.snapshot)
         if decision.required is None:
             return found
