@@ -31,6 +31,7 @@ from router.state.narrowed import NarrowedPool
 from router.state.narrowings import Narrowings
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
+from router.state.pool import WorkloadPool
 from router.state.suspected import SuspectedNodes
 
 _NEVER_HEARD_S: Final = 1e9
@@ -111,6 +112,10 @@ class Fleet(SuspectedNodes):
         if self._verifier_heard_at is None:
             return _NEVER_HEARD_S
         return self._clock.monotonic() - self._verifier_heard_at
+
+    def pool_for(self, workload: Workload) -> WorkloadPool:
+        """The nodes for a workload of the table, as they stand."""
+        return self._placement.pools[workload.name]
 
     def view_for(self, workload: Workload, narrowed: NarrowedPool | None = None) -> FleetView:
         """What a decision about *workload* rests on now; *narrowed*: for a caller with requirements of its own."""
