@@ -46,6 +46,14 @@ class ClaimError(AttesterError):
         self.claim = claim
 
 
+class UsageClaimError(AttesterError):
+    """A usage claim is refused: it is malformed or, *is_forged*, not signed by the node that it names."""
+
+    def __init__(self, message: str, *, is_forged: bool = False) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in message[:300]))
+        self.is_forged = is_forged
+
+
 class KeyFileError(AttesterError):
     """A private key file is missing, damaged, or readable by others."""
 

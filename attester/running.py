@@ -17,8 +17,10 @@ from typing import Any
 import aiohttp
 import structlog
 
+from attester import usage_counts
 from attester.agent import Agent
 from attester.authorities import open_session
+from attester.claim_keeper import ClaimKeeper
 from attester.client import VerifierClient
 from attester.collector import Collector
 from attester.config import AttesterConfig, Home
@@ -79,6 +81,17 @@ async def _kept_routers(home: Home, client: VerifierClient) -> AsyncIterator[Non
     """While the context lasts, the home has the verifier's list of routers."""
     keeper = RouterKeeper(client, home, home.config().front.routers_max_age_s)
     task = asyncio.create_task(keeper.run(), name="routers")
+    try:
+        yield
+    finally:
+        await _end(task)
+
+
+@contextlib.asynccontextmanager
+async def _kept_claims(home: Home) -> AsyncIterator[None]:
+    """While the context lasts, what the front has counted is claimed once its day is over."""
+    keeper = ClaimKeeper(home.path / usage_counts.FOLDER, home.enrolment().node, home.node_key)
+    task = asyncio.create_task(keeper.run(), name="claims")
     try:
         yield
     finally:
@@ -168,7 +181,7 @@ class _Life:
 
 async def _live(home: Home, opened_agent: asyncio.Future[Agent]) -> None:
     try:
-        async with agent_of(home) as agent, _kept_routers(home, agent.client):
+        async with agent_of(home) as agent, _kept_routers(home, agent.client), _kept_claims(home):
             await agent.prepare()
             opened_agent.set_result(agent)
             await agent.serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shutil
 import tempfile
@@ -94,6 +95,16 @@ def check_listen(listen: str) -> None:
     """Check the port of a ``HOST:PORT``; raises `ValueError`, which msgspec's converters report."""
     if not 1 <= int(listen.rpartition(":")[2]) <= 65535:
         raise ValueError(f"{listen} must end in a port from 1 to 65535")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* is this machine, and can be nothing else."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 @contextmanager

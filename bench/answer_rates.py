@@ -95,7 +95,7 @@ def judge_all(pair: Pair, folder: Path, delta: float, limit: float | None) -> li
     """The verdicts on all answers of the pair's node."""
     table = Table(
         delta=delta, same_family=True, text=_NOTHING, drawn=_NOTHING, scored=_NOTHING,
-        distribution_limit=limit, vector_limit=None, vectors=_NOTHING, measured=True,
+        distribution_limit=limit, vector_limit=None, vectors=_NOTHING, measured=True, parted=1.0,
     )  # fmt: skip
     runs = [answer_files.read(folder / f"{name}.jsonl") for name in (*pair.mintings, pair.node)]
     engine = EngineUsed(name=RUNS[pair.mintings[0]].engine, version="", dtype="", family="")

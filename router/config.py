@@ -10,8 +10,11 @@ from msgspec import Meta, Struct, structs
 
 from attester.errors import ConfigError
 from router.choose.ranking import WIDTH
+from router.ext_proc_config import ExtProcSection
+from router.model.change import ChangesSection
 from router.model.table import MAX_TABLE, read_table
 from router.model.tokens import MAX_TOKENISER, Tokeniser
+from router.model.usage import ANSWERS, Tolerance
 from router.model.workload import Table
 from verifier.access_config import OidcConfig
 from verifier.front_config import FrontConfig
@@ -46,6 +49,8 @@ class ApiKey(Struct, frozen=True, forbid_unknown_fields=True):
     """The operator of nodes that its holder belongs to: its nodes earn nothing by this work."""
     may_dispatch: bool = False
     """Whether decisions come with the endpoints of nodes, so that its holder can reach them without the router."""
+    receipt_key: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")] | None = None
+    """Its holder's public key, Ed25519, as ``x`` of a JWK: it signs the receipts of work that it dispatches itself."""
     requests_per_minute: _Limit = 0
     concurrency: _Limit = 0
     """Requests in flight at a time."""
@@ -204,6 +209,11 @@ class ReceiptsSection(Struct, frozen=True, forbid_unknown_fields=True):
 class ReviewSection(Struct, frozen=True, forbid_unknown_fields=True):
     """``[review]``: of the router's own holds."""
 
+    hour_held_costs: Annotated[float, Meta(ge=0, le=1e9)] = 1
+    """What an hour without work costs for an honest node; the queue of reviews is ordered by it (docs/reviews.md)."""
+    hour_trusted_costs: Annotated[float, Meta(ge=0, le=1e9)] = 10
+    """What an hour of work by a node at fault costs, in the same unit."""
+
     two_person: bool = False
     """Whether a release takes two people."""
     target_hours: Annotated[int, Meta(ge=1, le=8760)] = 24
@@ -228,6 +238,51 @@ class ChecksSection(Struct, frozen=True, forbid_unknown_fields=True):
     """A node that had no check for so long is asked the next time that anybody's request comes; 0: never."""
 
 
+class SettlementSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[settlement]``: what nodes are paid for a period, and how their claims are judged (docs/settlement.md)."""
+
+    period: Literal["day", "week", "month", "quarter"] = "week"
+    """What ``touchstone settle run`` settles if it is not told."""
+    unit: Annotated[str, Meta(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]+\Z")] = "unit"
+    """The name of the unit of account, as statements show it."""
+    decimals: Annotated[int, Meta(ge=0, le=12)] = 6
+    """To which what is shown is rounded.  Sums are exact whatever it is."""
+    grace_hours: Annotated[int, Meta(ge=25, le=720)] = 48
+    """A period is settled so long after its end: the claims of the day after it have come by then."""
+    least_exchanges: Annotated[int, Meta(ge=1, le=1_000_000)] = ANSWERS
+    """A node with fewer exchanges for a model in a period is not judged by its claims."""
+    claims_every_s: Annotated[int, Meta(ge=0, le=86_400)] = 3600
+    """How often a node's front is asked for claims; 0: never."""
+    tolerance: Tolerance = Tolerance()
+    """``[settlement.tolerance]``: how far claims may be off; for each answer, too."""
+
+
+class BatchesSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``[batches]``: files of requests that are done in the background (docs/batches.md).  They need a store."""
+
+    enabled: bool = True
+    max_file_bytes: Annotated[int, Meta(ge=1024, le=16 << 30)] = 200 << 20
+    """Of a file."""
+    max_lines: Annotated[int, Meta(ge=1, le=10_000_000)] = 50_000
+    """Of a file."""
+    max_line_bytes: Annotated[int, Meta(ge=256, le=16 << 20)] = 1 << 20
+    """Of a line.  A longer one is refused while it comes."""
+    max_stored_bytes: Annotated[int, Meta(ge=1024, le=1 << 50)] = 2 << 30
+    """Of all files of a key, results included."""
+    max_open: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    """Batches of a key that have not ended."""
+    max_window_hours: Annotated[int, Meta(ge=24, le=8760)] = 168
+    """The longest ``completion_window``."""
+    max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    """Lines that one router does at a time."""
+    places_per_node: Annotated[int, Meta(ge=1, le=100_000)] = 8
+    """A line begins only while its nodes have fewer requests of this router on average, live ones included."""
+    tries: Annotated[int, Meta(ge=1, le=1000)] = 10
+    """How often a line is tried that no node completes."""
+    keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """How long files are kept, unless their owner says less or deletes them."""
+
+
 class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """``router.toml``.  Names of files are relative to its folder."""
 
@@ -240,7 +295,12 @@ class RouterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     receipts: ReceiptsSection = ReceiptsSection()
     review: ReviewSection = ReviewSection()
     checks: ChecksSection = ChecksSection()
+    batches: BatchesSection = BatchesSection()
     access: AccessSection = AccessSection()
+    settlement: SettlementSection = SettlementSection()
+    changes: ChangesSection = ChangesSection()
+    ext_proc: ExtProcSection | None = None
+    """Without it, no gateway of others is served."""
     keys: tuple[ApiKey, ...] = ()
     """API keys, beside those of the store."""
 

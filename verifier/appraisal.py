@@ -307,6 +307,7 @@ def _appraise(
             reasons=tuple(ReasonEntry(f.code, f.detail, f.expected, f.actual) for f in findings),
             measured=dict(checked.measured),
             reference=checked.reference,
+            prompting=dict(checked.prompting),
             node=snapshot.node if name == platform.SUBMOD else None,
         ),
     )

@@ -152,6 +152,8 @@ class AnswersConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Of these, checks of one node: one router's word counts for no more."""
     lifetime_s: _Seconds = 900
     """How long after a check was taken its answer may come."""
+    keep_days: Annotated[int, Meta(ge=2, le=3650)] = 90
+    """How many days the counts are kept that show how answers move (``touchstone verifier drift``)."""
 
 
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,6 +204,9 @@ class IncidentsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     two_person: bool = False
     """Whether a release takes effect only after a second person has taken it too, with a credential of their own."""
+    hour_held_costs: Annotated[float, Meta(ge=0, le=1e9)] = 1
+    hour_trusted_costs: Annotated[float, Meta(ge=0, le=1e9)] = 10
+    """What an hour without work costs for an honest node, and an hour of work by one at fault (docs/reviews.md)."""
 
 
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -97,6 +97,8 @@ class Record(Struct, frozen=True, kw_only=True):
     """The number that ordered the result; earlier versions had none."""
     tells_walk: bool = False
     """Whether the result says when the last walk was that was right; of earlier versions none did."""
+    tells_prompting: bool = False
+    """Whether it says where chat template and sampling defaults come from; of earlier versions none did."""
 
     def context(
         self,
@@ -121,6 +123,7 @@ class Record(Struct, frozen=True, kw_only=True):
             blocks=blocks,
             excuses=self.excuses,
             tells_walk=self.tells_walk,
+            tells_prompting=self.tells_prompting,
         )
 
 
@@ -195,6 +198,7 @@ def record_of(
         jti=jti,
         sequence=sequence,
         tells_walk=context.tells_walk,
+        tells_prompting=context.tells_prompting,
     )
 
 

@@ -85,6 +85,8 @@ class VerifierClaims(Struct, frozen=True, omit_defaults=True):
     """Rates that a challenge showed, and how; integers, with the unit in the name."""
     reference: str | None = None
     """The digest of the reference value that the evidence was compared with."""
+    prompting: dict[str, str] = {}
+    """`template` and `sampling`: the file or engine that they come from, with a digest (`verifier.schemes.prompting`)."""
     node: NodeRecord | None = None
     """As of the signing of the result; only on `platform`."""
 

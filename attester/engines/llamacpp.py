@@ -11,7 +11,9 @@ import asyncio
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
@@ -29,8 +31,18 @@ from attester.weights.possession import WalkChallenge
 _REQUEST_TIMEOUT_S = 10.0
 
 
+_SAMPLING: Final = (
+    "temperature", "dynatemp_range", "dynatemp_exponent", "top_k", "top_p", "min_p", "top_n_sigma", "xtc_probability",
+    "xtc_threshold", "typical_p", "repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "mirostat", "mirostat_tau",
+    "mirostat_eta", "samplers",
+)  # fmt: skip
+"""The server's sampling defaults that change answers, as ``/props`` names them."""
+
+
 class _Generation(msgspec.Struct, frozen=True):
     n_ctx: int = 0
+    params: dict[str, Any] = {}
 
 
 class _Props(msgspec.Struct, frozen=True):
@@ -38,6 +50,18 @@ class _Props(msgspec.Struct, frozen=True):
     model_path: str
     default_generation_settings: _Generation = _Generation()
     total_slots: int | None = None
+    chat_template: str = ""
+
+
+def _prompting(props: _Props) -> dict[str, str]:
+    """Digests of the server's chat template and of its sampling defaults; what it does not tell is left out."""
+    params = props.default_generation_settings.params
+    defaults = {name: params[name] for name in _SAMPLING if name in params}
+    found = {
+        "chat_template": props.chat_template.encode(),
+        "sampling": msgspec.json.encode(defaults, order="deterministic") if defaults else b"",
+    }
+    return {name: f"sha256:{sha256(data).hexdigest()}" for name, data in found.items() if data}
 
 
 class LlamaCppEngine:
@@ -76,7 +100,11 @@ class LlamaCppEngine:
                 {
                     "engine": "llama.cpp",
                     "version": props.build_info,
-                    "arguments": {"model": printable, "slots": props.total_slots},
+                    "arguments": {
+                        "model": printable,
+                        "slots": props.total_slots,
+                        **_prompting(props),
+                    },
                     "packages": {"touchstone": installed_version()},
                     "python": platform.python_version(),
                     "context_length": max(props.default_generation_settings.n_ctx, 0),

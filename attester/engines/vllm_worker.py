@@ -10,6 +10,8 @@ each later call of its own would be answered by the call before.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,7 +112,8 @@ class WalkExtension:
             "protocol": PROTOCOL,
             "workers": self._touchstone_shape()[0],
             "packages": {name: version for name, version in found.items() if version is not None},
-            "arguments": {name: _plain(getattr(config, name, None)) for name in _ARGUMENTS},
+            "arguments": {name: _plain(getattr(config, name, None)) for name in _ARGUMENTS}
+            | _generation(config),
             "python": platform.python_version(),
         }
 
@@ -353,6 +356,28 @@ def _sentence(error: Exception) -> str:
 
 def _integer(value: object) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _generation(config: object) -> dict[str, str]:
+    """Where sampling defaults come from, without anything that is a path: `verifier.schemes.prompting` reads it."""
+    source, override = (
+        getattr(config, "generation_config", None),
+        getattr(config, "override_generation_config", None),
+    )
+    if isinstance(source, str) and source not in ("auto", "vllm"):
+        try:
+            source = _digest((Path(source) / "generation_config.json").read_bytes())
+        except (OSError, ValueError):
+            source = "unknown"
+    found = {"generation_config": source} if isinstance(source, str) else {}
+    if override:
+        said = json.dumps(override, sort_keys=True, default=str)
+        found["override_generation_config"] = _digest(said.encode())
+    return found
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _plain(value: object) -> str | int | bool | None:

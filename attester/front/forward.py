@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -18,6 +19,7 @@ from aiohttp import StreamReader
 from aiohttp.http import HttpVersion11
 from aiohttp.http_parser import RawRequestMessage, RawResponseMessage
 
+from attester.front.claims import CLAIMS_PATH, ClaimAnswer
 from attester.front.engine import EngineConnection, EnginePool
 from attester.front.ledger import Ledger, ReceiptAnswer
 from attester.front.protocol import Answerer, FrontProtocol, refusal_body, whole_answer
@@ -47,6 +49,7 @@ class Forwarder:
         config: The limits.
         key: The engine's own key, if it has one.
         ledger: Keeps what was served, for receipts; `None`: nothing is kept.
+        usage: The folder with signed claims of what was served; `None`: there are none.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Forwarder:
         config: FrontSection,
         key: str | None,
         ledger: Ledger | None = None,
+        usage: Path | None = None,
     ) -> None:
+        self.usage = usage
         self.engine = engine
         self.config = config
         self.ledger = ledger
@@ -72,6 +77,8 @@ class Forwarder:
         """See `Answers`."""
         if self.ledger is not None and message.path.startswith(PATH):
             return ReceiptAnswer(self.ledger, client, message, body)
+        if self.usage is not None and message.path.startswith(CLAIMS_PATH):
+            return ClaimAnswer(self.usage, client, message, body)
         return Exchange(self, client, message, body)
 
     def head(self, message: RawRequestMessage) -> str | None:

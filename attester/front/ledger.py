@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable
 from typing import Final
@@ -13,7 +14,10 @@ from attester import cose
 from attester.front.protocol import FrontProtocol, refusal_body, whole_answer
 from attester.front.receipts import MEDIA_TYPE, PATH, REQUEST_HEADER, Ring, Served, read_id, sign
 from attester.front_config import FrontSection
+from attester.usage_claims import UNKNOWN
+from attester.usage_counts import UsageCounter
 
+_OK: Final = 200
 _UNKNOWN: Final = refusal_body("unknown_receipt", "no receipt of such a request is kept for you")
 
 
@@ -26,6 +30,7 @@ class Ledger:
         key: The endpoint's key, as of now.
         now_ms: Unix milliseconds.
         monotonic: Seconds of a clock that nobody sets.
+        counter: Counts what was served, for claims; `None`: nobody does.
     """
 
     def __init__(
@@ -34,21 +39,39 @@ class Ledger:
         key: Callable[[], cose.PrivateKey],
         now_ms: Callable[[], int],
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        counter: UsageCounter | None = None,
     ) -> None:
         self._ring = Ring(config.receipts, config.receipts_s)
         self._key = key
         self._now_ms = now_ms
         self._monotonic = monotonic
+        self._counter = counter
+
+    @property
+    def counter(self) -> UsageCounter | None:
+        """Counts what was served."""
+        return self._counter
 
     def open(self, message: RawRequestMessage) -> Served | None:
         """Begin to digest a request; `None` if its client has given it no id, or nothing is kept."""
-        request_id = read_id(message.headers.get(REQUEST_HEADER)) if self._ring.is_kept else None
+        request_id = read_id(message.headers.get(REQUEST_HEADER)) if self._is_asked else None
         return None if request_id is None else Served(request_id)
 
     def close(self, client: str, served: Served, status: int, *, is_complete: bool) -> None:
         """Keep what became of it."""
-        served.end(self._key(), status, self._now_ms(), is_complete=is_complete)
-        self._ring.add(client, served, self._monotonic())
+        now_ms = self._now_ms()
+        if self._counter is not None and is_complete and status == _OK:
+            day = dt.datetime.fromtimestamp(now_ms // 1000, dt.UTC).date().isoformat()
+            usage = served.usage
+            self._counter.add(day, client, served.model or UNKNOWN, usage.prompt, usage.completion)
+        if self._ring.is_kept:
+            served.end(self._key(), status, now_ms, is_complete=is_complete)
+            self._ring.add(client, served, self._monotonic())
+
+    @property
+    def _is_asked(self) -> bool:
+        return self._ring.is_kept or self._counter is not None
 
     def receipt(self, client: str, request_id: str | None) -> str | None:
         """The signed receipt of what was served to a client; `None` if nothing is kept of it."""

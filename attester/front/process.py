@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from attester import cose
+from attester import cose, usage_counts
 from attester.config import AttesterConfig, Home
 from attester.errors import AttesterError, ConfigError, KeyFileError
 from attester.front.clients import ASKED, LIST, Clients
@@ -159,8 +159,10 @@ async def serving(
     key = home.engine_key(config)
     allowed = methods(config.engine.adapter, config.front.operations)
     engine = EnginePool(engine_url(config), config.front.answer_s)
-    ledger = Ledger(config.front, lambda: front.key, lambda: int(front.now() * 1000))
-    forwarder = Forwarder(engine, methods=allowed, config=config.front, key=key, ledger=ledger)
+    usage = home.path / usage_counts.FOLDER
+    counter = _counter(usage)
+    ledger = Ledger(config.front, lambda: front.key, lambda: int(front.now() * 1000), counter=counter)
+    forwarder = Forwarder(engine, methods=allowed, config=config.front, key=key, ledger=ledger, usage=usage)
     listener = Listener(
         lambda: front.context,
         lambda: FrontProtocol(forwarder, front.registry, config.front),
@@ -177,6 +179,17 @@ async def serving(
         # Those without a request end now, and the others have some time.
         await front.registry.end_all(_SHUTDOWN_S)
         engine.close()
+        if counter is not None:
+            counter.close()
+
+
+def _counter(folder: Path) -> usage_counts.UsageCounter | None:
+    """What counts for claims; `None` if the home cannot be written: serving goes on, and nothing is claimed."""
+    try:
+        return usage_counts.UsageCounter(folder)
+    except ConfigError as error:
+        _log.warning("what is served will not be claimed", why=str(error))
+        return None
 
 
 async def _look(front: Front) -> None:

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from attester import cose
 from attester.errors import COSEError, FrontReceiptError
+from attester.front.usage import UsageFinder
 
 REQUEST_HEADER: Final = "X-Touchstone-Request"
 """Of every request of a router: 32 hexadecimal digits, another one for each attempt."""
@@ -88,7 +89,7 @@ class Served:
 
     __slots__ = (
         "_answer", "_request", "answer_bytes", "at_ms", "is_complete", "key", "model", "request_bytes",
-        "request_id", "signed", "status",
+        "request_id", "signed", "status", "usage",
     )  # fmt: skip
 
     key: cose.PrivateKey
@@ -102,6 +103,8 @@ class Served:
         self._answer: Any = None
         self.signed = ""
         """The receipt, once it was signed."""
+        self.usage = UsageFinder()
+        """What the engine tells of tokens."""
 
     def take_request(self, part: bytes, *, is_whole: bool = False) -> None:
         """A part of the request's body has come; *is_whole*: it is all of it."""
@@ -120,6 +123,7 @@ class Served:
         else:
             self._answer.update(part)
         self.answer_bytes += len(part)
+        self.usage.feed(part)
 
     def end(self, key: cose.PrivateKey, status: int, at_ms: int, *, is_complete: bool) -> None:
         """The answer has ended."""

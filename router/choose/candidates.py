@@ -14,8 +14,19 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-Key = tuple[str, str]
-"""Operator and node."""
+from router.choose.affinity import Key, Ring
+
+__all__ = [
+    "FAIL_OPEN_LANES",
+    "LANES",
+    "CandidateIndex",
+    "Key",
+    "Lane",
+    "LaneRecord",
+    "RecordingIndex",
+    "ReplayIndex",
+    "SortedCandidates",
+]
 
 
 class Lane(StrEnum):
@@ -57,13 +68,22 @@ class CandidateIndex(Protocol):
     def count_of(self, operator: str) -> int:
         """How many nodes an operator has in it, by its name."""
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """The nodes near a key of affinity, the nearest first; none if the lane has no circle."""
+
 
 class SortedCandidates:
-    """A lane that events keep up to date."""
+    """
+    A lane that events keep up to date.
 
-    __slots__ = ("_keys", "_nodes", "_operators")
+    Args:
+        ring: The circle of its nodes, if requests may have an affinity; empty.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_keys", "_nodes", "_operators", "_ring")
+
+    def __init__(self, ring: Ring | None = None) -> None:
+        self._ring = ring
         self._keys: list[Key] = []
         self._operators: list[str] = []
         self._nodes: dict[str, list[str]] = {}
@@ -94,6 +114,10 @@ class SortedCandidates:
         """See `CandidateIndex`."""
         return len(self._nodes.get(operator, ()))
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        return () if self._ring is None else self._ring.near(key)
+
     def nodes(self) -> list[str]:
         """The nodes of the lane, in its order."""
         return [node for _, node in self._keys]
@@ -101,6 +125,8 @@ class SortedCandidates:
     def add(self, key: Key) -> None:
         """Put a node into the lane."""
         insort(self._keys, key)
+        if self._ring is not None:
+            self._ring.add(key)
         operator, node = key
         nodes = self._nodes.get(operator)
         if nodes is None:
@@ -112,6 +138,8 @@ class SortedCandidates:
     def remove(self, key: Key) -> None:
         """Take a node out of the lane."""
         del self._keys[bisect_left(self._keys, key)]
+        if self._ring is not None:
+            self._ring.remove(key)
         operator, node = key
         nodes = self._nodes[operator]
         del nodes[bisect_left(nodes, node)]
@@ -150,7 +178,7 @@ class QueuedCandidates(SortedCandidates):
         del self._queue[bisect_left(self._queue, (self._came.pop(key), key))]
 
 
-class LaneRecord(Struct, frozen=True, gc=False):
+class LaneRecord(Struct, frozen=True, gc=False, omit_defaults=True):
     """What a decision saw of a lane: enough to replay it."""
 
     size: int
@@ -161,6 +189,8 @@ class LaneRecord(Struct, frozen=True, gc=False):
     """By number of the operator and position, ``NUMBER/POSITION``."""
     count_of: dict[str, int] = {}
     """By name of the operator."""
+    near: dict[str, tuple[Key, ...]] = {}
+    """By key of affinity."""
 
 
 class ReplayIndex:
@@ -190,11 +220,15 @@ class ReplayIndex:
         """See `CandidateIndex`."""
         return self._seen.count_of[operator]
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        return self._seen.near[key]
+
 
 class RecordingIndex:
     """A lane that records what it is asked."""
 
-    __slots__ = ("_at", "_count_of", "_lane", "_node_of", "_nodes_of", "_size", "operators")
+    __slots__ = ("_at", "_count_of", "_lane", "_near", "_node_of", "_nodes_of", "_size", "operators")
 
     def __init__(self, lane: CandidateIndex) -> None:
         self._lane = lane
@@ -204,6 +238,7 @@ class RecordingIndex:
         self._nodes_of: dict[int, int] = {}
         self._node_of: dict[tuple[int, int], Key] = {}
         self._count_of: dict[str, int] = {}
+        self._near: dict[str, tuple[Key, ...]] = {}
 
     def __len__(self) -> int:
         """See `CandidateIndex`."""
@@ -233,6 +268,11 @@ class RecordingIndex:
         count = self._count_of[operator] = self._lane.count_of(operator)
         return count
 
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        found = self._near[key] = self._lane.near(key)
+        return found
+
     def record(self) -> LaneRecord:
         """What was asked, and the answers."""
         return LaneRecord(
@@ -242,4 +282,5 @@ class RecordingIndex:
             nodes_of=self._nodes_of,
             node_of={f"{number}/{position}": key for (number, position), key in self._node_of.items()},
             count_of=self._count_of,
+            near=self._near,
         )

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from router.choose import first_rule
+from router.choose.affinity import Affinity
 from router.choose.candidates import LANES, LaneRecord, RecordingIndex, ReplayIndex
 from router.choose.choice import Choice
 from router.choose.gates import FAIL_OPEN_CODES, FEED_SILENT, FEED_SILENT_S, GateVerdict
@@ -40,6 +41,10 @@ class FleetView(Struct, frozen=True, gc=False):
     """What the caller itself requires: the pool and the counts are of nodes that meet it."""
     met: int | None = None
     """How many nodes meet that, with room or without, of those that the workload's own gates let in."""
+    table: str = ""
+    """The digest of the table that the workload is of; empty if nobody has written it."""
+    arm: str = ""
+    """Which of two tables that is, an `Arm`, while another is tried beside the one in force."""
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -77,8 +82,14 @@ class Decision(Struct, frozen=True, gc=False):
     """Where the seed comes from; `None`: this router drew it alone."""
     stages: dict[str, LaneRecord] = {}
     """What was asked of those on probation, by how far they have come, and the answers; empty by the first rule."""
+    table: str = ""
+    """The digest of the table of workloads that decided."""
+    arm: str = ""
+    """``active`` or ``candidate`` while another table is tried; otherwise empty."""
     rule: int = 1
     """By which rule it was made: `RULE` of that time.  Records that do not say are of the first."""
+    affinity: Affinity | None = None
+    """What the key of affinity of the request was worth; `None`: it had none."""
 
     @property
     def chosen(self) -> Ranked | None:
@@ -140,6 +151,7 @@ def decide(
     has_tools: bool = False,
     choice: Choice | None = None,
     rule: int = RULE,
+    affinity: str | None = None,
 ) -> Decision:
     """
     Rank the nodes that may do the work.  An empty ranking is an answer.
@@ -151,6 +163,7 @@ def decide(
         has_tools: Whether the work may call tools.
         choice: Where the seed comes from, if the caller had a part in it.
         rule: By which rule: an old one only to make an old decision again.
+        affinity: The key by which requests that begin alike find the same node.
     """
     pool = _RecordingPool(view.pool)
     sizes = {name: pool.sizes[lane] for lane, name in _NAMES}
@@ -161,7 +174,11 @@ def decide(
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = _EMPTY_RANKING
     else:
-        ranking = (rank if rule == RULE else first_rule.rank)(pool, workload, seed, has_tools=has_tools)
+        ranking = (
+            rank(pool, workload, seed, has_tools=has_tools, affinity=affinity)
+            if rule == RULE
+            else first_rule.rank(pool, workload, seed, has_tools=has_tools)
+        )
     return Decision(
         workload=workload,
         seed=seed,
@@ -181,8 +198,11 @@ def decide(
         required=view.required,
         met=view.met,
         choice=choice,
+        table=view.table,
+        arm=view.arm,
         stages={} if rule < RULE else {stage.value: index.record() for stage, index in pool.stages.items()},
         rule=rule,
+        affinity=ranking.affinity,
     )
 
 
@@ -210,6 +230,8 @@ def replay(decision: Decision) -> Decision:
             silent_s=decision.silent_s,
             required=decision.required,
             met=decision.met,
+            table=decision.table,
+            arm=decision.arm,
         )
         again = decide(
             view,
@@ -218,6 +240,7 @@ def replay(decision: Decision) -> Decision:
             has_tools=decision.has_tools,
             choice=decision.choice,
             rule=decision.rule,
+            affinity=None if decision.affinity is None else decision.affinity.key,
         )
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, the decision asks something that the record does not have") from None
@@ -225,7 +248,7 @@ def replay(decision: Decision) -> Decision:
         # Records of the first rule do not say the prices that they went by.
         plain = tuple(structs.replace(ranked, price=None) for ranked in again.ranked)
         again = structs.replace(again, ranked=plain)
-    for name in ("ranked", "opened", "over", "lanes", "closed"):
+    for name in ("ranked", "opened", "over", "lanes", "closed", "affinity"):
         if getattr(again, name) != getattr(decision, name):
             raise ReplayError(f"made again, the decision's {name} differ")
     return again

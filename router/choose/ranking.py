@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
+from router.choose.affinity import Affinity, stick
 from router.choose.candidates import FAIL_OPEN_LANES, LANES, CandidateIndex, Key, Lane
 from router.choose.seeded_random import SeededRandom
 from router.choose.trials import FOCUS, IN_TURN, SCALE, STAGES, First, Stage, find_chances
@@ -49,6 +50,10 @@ class CandidateFacts(Struct, frozen=True, gc=False):
     """The digest of the model's reference value by that result."""
     hardware_class: str = ""
     """By the verifier's word; empty where no price goes by it."""
+    template: str | UnsetType = UNSET
+    """The file or engine that its chat template comes from, with a digest, by that result; left out if it does not say."""
+    sampling: str | UnsetType = UNSET
+    """The same of its sampling defaults."""
 
 
 class Pool(Protocol):
@@ -111,6 +116,8 @@ class Ranking(Struct, frozen=True, gc=False):
     """Gates that failed open because no other node was left."""
     over: tuple[str, ...] = ()
     """Operators that were drawn and passed over, because they have their share."""
+    affinity: Affinity | None = None
+    """What the request's key of affinity was worth; `None` if it has none."""
 
 
 def score(
@@ -149,8 +156,19 @@ def score(
     )
 
 
-def rank(pool: Pool, workload: Workload, seed: int, *, has_tools: bool = False) -> Ranking:
-    """The first few nodes, in the order in which they must be tried; *has_tools*: the work may call tools."""
+def rank(
+    pool: Pool, workload: Workload, seed: int, *, has_tools: bool = False, affinity: str | None = None
+) -> Ranking:
+    """
+    The first few nodes, in the order in which they must be tried.
+
+    Args:
+        pool: The nodes.
+        workload: What the work requires.
+        seed: For all that is drawn.
+        has_tools: Whether the work may call tools.
+        affinity: The key by which requests that begin alike find the same node; `None`: none does.
+    """
     draw = _Draw(pool, workload, SeededRandom(seed), pool.usual_calls if has_tools else None)
     sizes = pool.sizes
     # Only one is tried: a crowd of new nodes must not stand between the work and the nodes that do it.
@@ -161,10 +179,25 @@ def rank(pool: Pool, workload: Workload, seed: int, *, has_tools: bool = False) 
             break
         if sizes[lane]:
             ranked += draw.take(lane, WIDTH - len(ranked))
+    found: Affinity | None = None
+    if affinity is not None:
+        ranked, found = _stick(draw, ranked, workload, affinity)
     opened = [r.closed for r in ranked if r.lane in FAIL_OPEN_LANES]
     if draw.over and any(r.operator in draw.over for r in ranked):
         opened.append("capacity.operator-share")
-    return Ranking(tuple(ranked), tuple(dict.fromkeys(opened)), tuple(sorted(draw.over)))
+    return Ranking(tuple(ranked), tuple(dict.fromkeys(opened)), tuple(sorted(draw.over)), found)
+
+
+def _stick(draw: _Draw, ranked: list[Ranked], workload: Workload, key: str) -> tuple[list[Ranked], Affinity]:
+    """Put the established node that is near a key first, if it may be."""
+    if not draw.has_established:
+        return ranked, Affinity(key, "none")
+    if not ranked or ranked[0].lane is not Lane.ESTABLISHED:
+        # What is tried first is to be tried first.
+        return ranked, Affinity(key, "trial")
+    near = draw.near(key)
+    ranked, how = stick(near, ranked, draw.score_near, workload.affinity_per_cent)
+    return ranked, Affinity(key, how, "" if how == "busy" else ranked[0].node)
 
 
 def compare(one: Ranked, other: Ranked) -> int:
@@ -266,6 +299,21 @@ class _Draw:
             self._drawn.discard((waiting.operator, waiting.node))
             self._left[lane] += 1
         return taken
+
+    @property
+    def has_established(self) -> bool:
+        """Whether any node is established."""
+        return self._pool.sizes[Lane.ESTABLISHED] > 0
+
+    def near(self, key: str) -> tuple[Key, ...]:
+        """The established nodes near a key."""
+        return self._pool.lanes[Lane.ESTABLISHED].near(key)
+
+    def score_near(self, key: Key) -> Ranked | None:
+        """The score of an established node; `None` if its operator has its share already."""
+        if self._limited and self._pool.has_full_share(key[0]):
+            return None
+        return score(key, Lane.ESTABLISHED, self._pool.facts(key[1]), self._workload, self._usual_calls)
 
     def _is_better(self, one: Ranked, other: Ranked) -> bool:
         has_share = one.operator in self.over

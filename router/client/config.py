@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from attester.settings import check_listen
+from attester.settings import check_listen, is_loopback
 
 _File = Annotated[str, Meta(min_length=1, max_length=4096)]
 
@@ -48,13 +47,3 @@ class ClientConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             )
         if self.keep_bodies and self.folder is None:
             raise ValueError("keep_bodies needs a folder")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host* is this machine, and can be nothing else."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

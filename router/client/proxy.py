@@ -18,8 +18,8 @@ from aiohttp import web
 from msgspec import Struct
 
 from attester.bounded import read_all
+from attester.settings import is_loopback
 from router.client.checking import Checked
-from router.client.config import is_loopback
 from router.client.errors import ClientError, UnreachableError, UnverifiedError
 from router.client.session import AsyncClient
 from router.client.streams import Stream

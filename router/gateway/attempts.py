@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from router.model.answers import Answer
+from router.model.continuing import Delivered
 from router.model.node import NodeView
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
@@ -50,6 +51,8 @@ class StreamSummary(Struct, frozen=True, kw_only=True):
     """Whether the protocol's last event came."""
     unsent: bytes
     """Whole events that were not sent on to the client."""
+    delivered: Delivered | None = None
+    """Its text, if another node may have to go on from it."""
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
@@ -88,6 +91,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """What its work costs, by the decision; `None` if the workload has no prices."""
     answer_sha256: str = ""
     """Of the bytes that the node sent, as far as they were read, hex; empty if there were none, or it is not asked for."""
+    carried: int = 0
+    """Tokens of its prompt that other nodes have made: it was asked to go on from them."""
     kept: Kept | None = None
     """How the answer keeps to what the request asks of its form; `None` if it asks nothing."""
 
@@ -151,6 +156,19 @@ def decide_next(attempts: Sequence[Attempt], *, is_exhausted: bool = False) -> N
             if is_second_best(attempt):
                 return Return(attempt)
     return Fail(last.outcome)
+
+
+def decide_after_seam(last: Attempt) -> Next:
+    """
+    What follows from an attempt to go on with another node's text.
+
+    What it refuses is not the client's request, so a refusal is no answer: a further node may do it.
+    """
+    if last.outcome in (Outcome.COMPLETED, Outcome.UNHONOURED) and last.stream is not None:
+        return Return(last)
+    if last.has_begun or last.outcome in (Outcome.TIMED_OUT, Outcome.ABANDONED):
+        return Fail(last.outcome)
+    return CONTINUE
 
 
 def find_blamed(attempts: Sequence[Attempt], end: Next, *, ranked: int) -> list[Attempt]:

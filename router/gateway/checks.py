@@ -137,6 +137,8 @@ class Checks:
         self._clock = clock
         self._source = source if config.enabled else None
         self.has_room = has_room
+        self.on_end: Callable[[Run], None] = lambda _: None
+        """Is told when a check has ended, with what it has used."""
         self._draw = draw
         self._name = name
         self._routers = routers
@@ -179,6 +181,7 @@ class Checks:
         workload = request.workload
         if not workload.checks.enabled:
             return
+        self._dispatcher.salts.note(request)
         traffic = self._traffic.get(workload.model)
         if traffic is None:
             traffic = self._traffic[workload.model] = ModelTraffic()
@@ -293,7 +296,12 @@ class Checks:
         self._asked_at[node, workload.name] = self._clock.monotonic()
         asked_ms = self._clock.now_ms()
         attempt, given = await send(
-            self._dispatcher, request, decision, self._limits, self._clock.monotonic()
+            self._dispatcher,
+            request,
+            decision,
+            self._limits,
+            self._clock.monotonic(),
+            on_end=self.on_end,
         )
         if given is None:
             outcome = "skipped" if attempt is None else str(attempt.outcome)
@@ -374,7 +382,9 @@ class Checks:
                 "a check that the gateway would take from nobody", model=workload.model, why=str(error)
             )
             return None
-        return (request, kind) if kind is not None and traffic.admits(kind) else None
+        if kind is None or not traffic.admits(kind):
+            return None
+        return self._dispatcher.salts.as_of_late(request, self._draw()), kind
 
     async def _report(self, offered: Offered, report: dict[str, Any]) -> None:
         assert self._source is not None

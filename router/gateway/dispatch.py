@@ -2,8 +2,9 @@
 The dispatcher: a decision, then attempts at its nodes in order until one completes.
 
 Until the first text has gone to the client, a failed attempt moves on to the next node.  After
-it the stream ends with an explicit error, and never goes on from another node.  The outcome is
-decided at the end of each attempt; only a node's own faults change its standing.
+it the stream ends with an explicit error, unless workload and caller want another node to go on
+(`router.gateway.continuing`).  The outcome is decided at the end of each attempt; only a node's
+own faults change its standing.
 
     run      attempts, each followed by `decide_next`
     settle   records a completed attempt: the node's standing, usage, the record
@@ -32,15 +33,19 @@ from router.gateway.attempts import (
     Fail,
     Next,
     Return,
+    decide_after_seam,
     decide_next,
     find_blamed,
 )
+from router.gateway.continuing import Continuing, FreshSink
 from router.gateway.exchange import Exchange
 from router.gateway.exchanges import Exchanges
+from router.gateway.measuring import earns_credit, measure
 from router.gateway.metering import Metering, ReviewQueue
 from router.gateway.request import NodeRequest
+from router.gateway.salting import Salts
 from router.gateway.sink import Sink
-from router.model.allowance import LEAST_ANSWER, LEAST_PROMPT, Seen, allow
+from router.model.allowance import Seen, allow
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
 from router.model.tokens import Count, TokenCounter
@@ -79,7 +84,11 @@ class Run:
     tells_usage: bool = False
     """Whether the end of a stream tells the client what was counted."""
     sink: Sink | None = None
+    continuing: Continuing | None = None
+    """What another node needs to go on if the stream breaks; `None` if the stream ends then."""
     attempts: list[Attempt] = field(default_factory=list)
+    earlier: list[Attempt] = field(default_factory=list)
+    """Those by another table, whose nodes completed nothing (`router.gateway.arms`)."""
     last: Attempt | None = None
     """The last attempt, also if the client left while it was made."""
     unsettled: Attempt | None = None
@@ -88,6 +97,21 @@ class Run:
     """Tokens of the prompt, once they are counted."""
     usage: Usage | None = None
     """What the caller is charged for."""
+
+    @property
+    def asked(self) -> NodeRequest:
+        """What the next node is sent."""
+        return self.request if self.continuing is None else self.continuing.asked
+
+    @property
+    def seam(self) -> Continuing | None:
+        """The parts that nodes have given, if another one is to go on with them."""
+        return self.continuing if self.continuing is not None and self.continuing.parts else None
+
+    def charge(self, own: Usage | None) -> None:
+        """Charge the caller for what the last node has given, and for the parts before."""
+        if own is not None:
+            self.usage = own if self.continuing is None else self.continuing.with_parts(own)
 
 
 class Dispatcher:
@@ -110,6 +134,7 @@ class Dispatcher:
         self._exchanges = exchanges
         self._clock = clock
         self._reviews = reviews
+        self.salts = Salts(clock)
         self.seed = seed
         self.is_unrated: Callable[[Run, str], bool] = lambda _run, _node: False
         """Draws by lot whether an execution at a node leaves no trace in its standing; see `Execution`."""
@@ -122,6 +147,7 @@ class Dispatcher:
         has_tools: bool = False,
         narrowed: NarrowedPool | None = None,
         chosen: tuple[Choice, int] | None = None,
+        affinity: str | None = None,
     ) -> Record:
         """
         Decide which nodes may do the work, and keep the record.
@@ -132,10 +158,11 @@ class Dispatcher:
             has_tools: Whether the work may call tools.
             narrowed: The nodes that meet what the caller itself requires, if it requires anything.
             chosen: The seed, and where it comes from, if the caller had a part in it.
+            affinity: The key by which requests that begin alike find the same node.
         """
         choice, seed = (None, self.seed()) if chosen is None else chosen
         view = self.fleet.view_for(workload, narrowed)
-        decision = decide(view, workload, seed, has_tools=has_tools, choice=choice)
+        decision = decide(view, workload, seed, has_tools=has_tools, choice=choice, affinity=affinity)
         record = Record(decision, caller)
         self.records.add(record)
         if workload.energy_floor is not None:
@@ -205,42 +232,64 @@ class Dispatcher:
             sent = [attempt for attempt in run.attempts if attempt.outcome is not Outcome.NOT_ALLOWED]
             if left_s <= 0 or len(sent) >= self._exchanges.config.attempts:
                 break
-            if (verdict := _closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
+            if (verdict := closed_since(self.fleet, candidate.node, run.record.decision)) is not None:
                 skipped = AttemptRecord(node=candidate.node, outcome="skipped", detail=verdict.code)
                 run.record.attempts.append(skipped)
                 continue
+            if run.seam is not None and (why := run.seam.obstacle(candidate.node)):
+                run.record.attempts.append(AttemptRecord(node=candidate.node, outcome="skipped", detail=why))
+                continue
             await self._attempt(run, candidate, now)
-            step: Next = decide_next(run.attempts)
+            step: Next = (
+                decide_next(run.attempts) if run.seam is None else decide_after_seam(run.attempts[-1])
+            )
+            if isinstance(step, Fail) and await self._goes_on(run):
+                continue
             if not isinstance(step, Continue):
                 return step
+        if run.seam is not None:
+            return Fail(run.seam.parts[-1].attempt.outcome)
         end = decide_next(run.attempts, is_exhausted=True)
         assert not isinstance(end, Continue)
         return end
 
+    async def _goes_on(self, run: Run) -> bool:
+        """Whether another node may go on with what the client has of a stream that broke."""
+        if run.continuing is None or run.sink is None:
+            return False
+        if not await run.continuing.begin(run.attempts[-1], run.sink):
+            return False
+        # The router's patience begins anew: until the first text of the rest.
+        run.first_by = self._clock.monotonic() + self._exchanges.config.timeout_s
+        return True
+
     async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
-        request, node = run.request, candidate.node
+        request, node, parts = run.asked, candidate.node, run.continuing
+        sink = run.sink if run.sink is None or run.seam is None else FreshSink(run.sink)
         statistics = self.fleet.statistics(node, request.workload.standing_key)
         seen = Seen() if statistics is None else statistics.seen
         allowed = allow(self._exchanges.limits, seen, request.size, is_streamed=request.is_streamed)
         view = self.fleet.view(node)
         endpoint, revision = view.endpoint, view.revision(request.workload.model)
-        if run.sink is not None:
-            run.sink.name_revision(revision)
-        text = self.metering.counter_for(request) if run.sink is not None else _NOTHING
+        if sink is not None:
+            sink.name_revision(revision)
+        text = self.metering.counter_for(request) if sink is not None else _NOTHING
         number = self.fleet.start_work(node, request.workload, is_check=run.is_check)
         exchange = Exchange(
             self._exchanges,
             candidate,
             endpoint,
-            request,
+            self.salts.write(request, view.engine),
             allowed=allowed,
             left_s=run.deadline - now,
             first_left_s=run.first_by + allowed.extra_s - now,
             is_gone=partial(self._is_gone, node),
-            sink=run.sink,
+            sink=sink,
             text=text,
             number=number,
+            keeps_text=parts is not None,
+            splice=None if parts is None else parts.splice(),
         )
         attempt: Attempt | None = None
         try:
@@ -249,14 +298,19 @@ class Dispatcher:
             run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
+            carried = 0 if parts is None else parts.tokens
             attempt = structs.replace(
-                attempt or exchange.abandoned(), revision=revision, view=view, price=candidate.price
+                attempt or exchange.abandoned(),
+                revision=revision,
+                view=view,
+                price=candidate.price,
+                carried=carried,
             )
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)
             run.last = attempt
             _by_outcome[attempt.outcome].inc()
-            run.record.attempts.append(_record_of(attempt))
+            run.record.attempts.append(_record_of(run, attempt))
             if attempt.outcome is not Outcome.COMPLETED:
                 self._settle_failed(run, attempt)
             if attempt.outcome is Outcome.NOT_ALLOWED and endpoint is not None:
@@ -297,7 +351,7 @@ class Dispatcher:
                 # The caller left while tokens were counted, and pays by the estimate.
                 uncredited = Execution(Outcome.COMPLETED, attempt.seconds, earns_credit=False)
                 _end_work(self, run, attempt, uncredited)
-                run.usage = self.metering.estimate(run.request, attempt)
+                run.charge(self.metering.estimate(run.request, attempt))
         self.settle(run, counted)
         return counted
 
@@ -317,10 +371,10 @@ class Dispatcher:
 
     async def _charge(self, run: Run, attempt: Attempt) -> Attempt:
         """Charge the client for an answer that it gets although the answer does not keep to all of the request."""
-        run.usage = self.metering.estimate(run.request, attempt)
+        run.charge(self.metering.estimate(run.request, attempt))
         if self._must_count(run, attempt):
             attempt = await self._count(run, attempt)
-            run.usage = attempt.counted
+            run.charge(attempt.counted)
             # What is claimed for it is judged as for any other.
             self.metering.judge_claim(run.request, attempt)
         return attempt
@@ -329,34 +383,12 @@ class Dispatcher:
         """Record a completed attempt: compare the claim with the count, and credit the node."""
         request, stream = run.request, attempt.stream
         counted = attempt.counted or self.metering.estimate(request, attempt)
-        run.usage = counted
+        run.charge(counted)
         # Each claim is judged, also that of a stream without its last event.
         is_claim_true = self.metering.judge_claim(request, attempt)
         is_clean = is_claim_true and (stream is None or stream.is_done)
+        _end_work(self, run, attempt, measure(request, attempt, counted, is_clean=is_clean))
         first_token_s = None if stream is None else stream.first_token_s
-        token_s = None
-        # A pace is of tokens that are all shown: with others a client could make a node look slow.
-        if first_token_s is not None and counted.completion > 1 and request.is_evidence:
-            token_s = max(attempt.seconds - first_token_s, 0.0) / (counted.completion - 1)
-        whole_token_s = prompt_token_s = None
-        if first_token_s is None and counted.completion >= LEAST_ANSWER and request.is_evidence:
-            whole_token_s = attempt.seconds / counted.completion
-        if first_token_s is not None and counted.prompt >= LEAST_PROMPT and request.is_evidence:
-            prompt_token_s = first_token_s / counted.prompt
-        execution = Execution(
-            Outcome.COMPLETED,
-            attempt.seconds,
-            whole_token_s=whole_token_s,
-            prompt_token_s=prompt_token_s,
-            size_share=_size_share(request.workload, counted, is_streamed=first_token_s is not None),
-            is_clean=is_clean,
-            # An operator that pays its own nodes for work proves nothing by it.
-            earns_credit=_earns_credit(request, attempt),
-            first_token_s=first_token_s,
-            token_s=token_s,
-            calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
-        )
-        _end_work(self, run, attempt, execution)
         run.record.complete_last(
             tokens=counted.total,
             unclean=not is_clean,
@@ -369,13 +401,13 @@ class Dispatcher:
         if attempt.outcome in (Outcome.ABANDONED, Outcome.TIMED_OUT):
             prompt_tokens = None if run.prompt is None else run.prompt.tokens
             charged = self.metering.charge_unfinished(run.request, attempt, prompt_tokens)
-            run.usage = charged or run.usage
+            run.charge(charged)
         is_unproven = attempt.is_doubtful and attempt.outcome.blame is Blame.NODE
         counted = Outcome.UNSUPPORTED if is_unproven else attempt.outcome
         execution = Execution(
             counted,
             attempt.seconds,
-            earns_credit=_earns_credit(run.request, attempt),
+            earns_credit=earns_credit(run.request, attempt),
             calls_are_valid=None if attempt.kept is None else attempt.kept.calls_are_valid,
         )
         _end_work(self, run, attempt, execution)
@@ -399,7 +431,7 @@ def _end_work(dispatcher: Dispatcher, run: Run, attempt: Attempt, execution: Exe
     dispatcher.fleet.end_work(attempt.node, workload, execution, attempt.number, is_check=run.is_check)
 
 
-def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
+def closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | None:
     """The gate that closed to a node since the decision: work must not go to a node that lost its trust."""
     verdict = fleet.verdict(node, decision.workload)
     if verdict is not None and verdict.code not in decision.opened:
@@ -409,24 +441,10 @@ def _closed_since(fleet: Fleet, node: str, decision: Decision) -> GateVerdict | 
     return fleet.narrowings.verdict(fleet.view(node), decision.workload, decision.required)
 
 
-def _size_share(workload: Workload, counted: Usage, *, is_streamed: bool) -> float:
-    """
-    The tier's typical exchange as a share of this one.
-
-    How long the first text takes goes by the prompt; how long a whole answer takes, by the answer too.
-    """
-    typical = workload.typical
-    share = min(1.0, typical.input / max(counted.prompt, 1))
-    return share if is_streamed else min(share, typical.output / max(counted.completion, 1))
-
-
-def _earns_credit(request: NodeRequest, attempt: Attempt) -> bool:
-    return not request.operator or request.operator != attempt.operator
-
-
-def _record_of(attempt: Attempt) -> AttemptRecord:
+def _record_of(run: Run, attempt: Attempt) -> AttemptRecord:
     """The record of an attempt whose usage is not counted yet."""
     return AttemptRecord(
+        continues="" if run.seam is None else run.seam.parts[-1].attempt.node,
         node=attempt.node,
         outcome=attempt.outcome,
         blame=Blame.NOBODY if attempt.is_doubtful else attempt.outcome.blame,

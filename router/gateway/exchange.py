@@ -33,7 +33,8 @@ from router.gateway.time_limit import TimeLimit
 from router.gateway.upstream import NodeResponse
 from router.gateway.watch import NodeLimit
 from router.model.allowance import Allowance
-from router.model.answers import Answer, ChunkReader
+from router.model.answers import Answer, ChunkReader, StreamReader
+from router.model.continuing import Delivered, Splice
 from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
@@ -63,6 +64,8 @@ class Exchange:
         sink: The client's side, if the answer is streamed.
         text: Counts the tokens of a stream.
         number: The request's at this node, from `Load.begin_request`.
+        keeps_text: Whether the text of a stream is kept, for another node to go on from.
+        splice: Joins the node's chunks to those of the node before, if it goes on from there.
     """
 
     def __init__(
@@ -79,7 +82,11 @@ class Exchange:
         sink: Sink | None,
         text: TokenCounter,
         number: int | None = None,
+        keeps_text: bool = False,
+        splice: Splice | None = None,
     ) -> None:
+        self._keeps_text = keeps_text
+        self._goes_on = splice is not None
         self._number = number
         self._exchanges = exchanges
         self._config = exchanges.config
@@ -93,7 +100,8 @@ class Exchange:
         self._progress = Progress(allowed, began=self._loop.time(), left_s=left_s, first_left_s=first_left_s)
         self._is_gone = is_gone
         self._wishes = request.wishes
-        self._received = Received(text, request.max_shown_tokens if sink is not None else None, request.added)
+        most = request.max_shown_tokens if sink is not None else None
+        self._received = Received(text, most, request.added, splice)
         self._was_given = False
         self._request_id = random_bytes(16).hex()
         self._digest = AnswerDigest(exchanges.aside, enabled=exchanges.digests)
@@ -170,7 +178,7 @@ class Exchange:
 
     def _ended_stream(self) -> Attempt:
         received = self._received
-        if not received.events:
+        if not received.events and not self._goes_on:
             return self._ended(Outcome.EMPTY, "a whole stream with nothing in it", is_doubtful=True)
         kept, reader = None, received.reader
         if self._wishes is not None and isinstance(reader, ChunkReader):
@@ -268,11 +276,8 @@ class Exchange:
         raise self._progress.error_within_stream(now) from None
 
     async def _pass_events(self, response: NodeResponse, sink: Sink, limit: TimeLimit) -> None:
-        received, progress, make_reader = self._received, self._progress, self._request.operation.read_stream
-        assert make_reader is not None
-        reader = received.reader = make_reader()
-        if self._wishes is not None and isinstance(reader, ChunkReader):
-            reader.watch(self._wishes)
+        received, progress = self._received, self._progress
+        reader = received.reader = self._make_reader()
         parser, blocks = EventParser(), 0
         try:
             async for data in response.content.iter_any():
@@ -299,6 +304,17 @@ class Exchange:
             raise AttemptError(Outcome.CORRUPTED, str(error)) from None
         if not reader.is_finished:
             raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
+
+    def _make_reader(self) -> StreamReader:
+        make_reader = self._request.operation.read_stream
+        assert make_reader is not None
+        reader = make_reader()
+        if isinstance(reader, ChunkReader):
+            if self._wishes is not None:
+                reader.watch(self._wishes)
+            if self._keeps_text:
+                reader.delivered = Delivered()
+        return reader
 
     def _may_wait(self, sink: Sink) -> bool:
         """Whether what came with the end of a stream can go out in one packet with it: no tokens are counted first."""

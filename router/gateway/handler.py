@@ -14,11 +14,14 @@ import structlog
 from aiohttp import web
 
 from router.config import ApiKey, GatewaySection
+from router.gateway.arms import Arms
 from router.gateway.aside import Aside
 from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
 from router.gateway.checks import Checks
 from router.gateway.client import ClientStream
+from router.gateway.continuing import make_continuing, read_continue
+from router.gateway.deciding import WORKLOAD_HEADER, Deciding
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
     DECISION_HEADER,
@@ -32,17 +35,20 @@ from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
+from router.gateway.metering import BY_ROUTER
 from router.gateway.peers import Overheard
 from router.gateway.receipting import FAILED, RECEIPT_HEADER, REFUSED, Draft, members_of
 from router.gateway.request import NodeRequest, read_request
 from router.gateway.sink import ClientGoneError
 from router.gateway.sse import encode_event
 from router.gateway.terms import REQUIRE_HEADER, Terms, one_header
+from router.gateway.told import tell_whole
 from router.model import dialects
 from router.model.answers import DONE
 from router.model.clock import Clock
+from router.model.continuing import told
 from router.model.operations import Operation
-from router.model.uniform import hide
+from router.model.usage import Usage
 from router.model.workload import Table
 from router.state.receipts import ReceiptBook
 from router.state.records import Record
@@ -51,7 +57,6 @@ from verifier.service.http import read_body
 from verifier.service.problem import status_of
 
 EXPLAIN_HEADER: Final = "X-Touchstone-Explain"
-WORKLOAD_HEADER: Final = "X-Touchstone-Workload"
 TIMEOUT_HEADER: Final = "X-Touchstone-Timeout"
 """Seconds that the caller gives the request; the router's own limit is the most."""
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
@@ -80,6 +85,8 @@ class Gateway:
     aside: Aside = field(default_factory=partial(Aside, "requests"))
     """Where large bodies are read."""
     terms: Terms = field(kw_only=True)
+    arms: Arms = field(kw_only=True)
+    """Which table requests go by while another one is tried."""
     receipts: ReceiptBook | None = None
     """Of all answers; `None` if there are none."""
     fronts: Fronts | None = None
@@ -136,9 +143,11 @@ class Handler:
         self._request = request
         self._key = key
         self._explain = request.headers.get(EXPLAIN_HEADER) == "1"
+        self._continue: str | None = None
         self._idempotency_key: str | None = None
         self._run: Run | None = None
         self._sink: ClientStream | None = None
+        self._deciding = Deciding(gateway.dispatcher, gateway.terms, gateway.arms, request, key)
         self._heard: Overheard | None = None
         """If the answer is to be scored by another node."""
 
@@ -154,6 +163,7 @@ class Handler:
             else:
                 async with asyncio.timeout(self._gateway.config.timeout_s):
                     request = await self._read()
+            self._continue = read_continue(self._request)
             cached = await self._begin_idempotent(request)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
@@ -163,18 +173,25 @@ class Handler:
         if cached is not None:
             return _answer_again(cached)
         try:
-            record = await self._decide(request)
+            left_s = deadline - self._gateway.clock.monotonic()
+            decided, record = await self._deciding.decide(request, left_s)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
-        self._gateway.checks.note(request, record.decision)
-        self._heard = self._gateway.checks.peers.sample(request, self._request.headers)
+        self._gateway.checks.note(decided, record.decision)
+        self._heard = self._gateway.checks.peers.sample(decided, self._request.headers)
+        dispatcher = self._gateway.dispatcher
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
+        patience_s = self._gateway.config.timeout_s
+        if decided is not request:
+            # The table in force must have the time to do the work if the candidate's nodes do not.
+            patience_s = min(patience_s, left_s / 2)
         self._run = Run(
             record=record,
-            request=request,
+            request=decided,
             deadline=deadline,
-            first_by=began + self._gateway.config.timeout_s,
+            first_by=began + patience_s,
             tells_usage=tells_usage,
+            continuing=make_continuing(decided, self._continue, dispatcher.fleet, dispatcher.metering),
         )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
@@ -207,6 +224,7 @@ class Handler:
         try:
             if run is not None:
                 gateway.dispatcher.finish(run)
+            self._deciding.finish(run)
         except Exception:  # noqa: BLE001
             # The outermost of the bookkeeping: the places must be freed whatever fails.
             _log.exception("the end of a request could not be recorded")
@@ -219,7 +237,8 @@ class Handler:
                 gateway.replays.forget(self._key.name, self._idempotency_key)
             self._end_receipt()
             if self._heard is not None:
-                self._heard.end(self._answered)
+                # Nobody is to be scored for what another node has written.
+                self._heard.end(None if run is None or run.seam is not None else self._answered)
 
     async def _read(self) -> NodeRequest:
         try:
@@ -230,27 +249,27 @@ class Handler:
             raise GatewayError(status, kind, str(error), retry_after=error.retry_after) from None
         if self._draft is not None:
             await self._draft.note_request(data, self._gateway.aside)
-        read = partial(
-            read_request,
-            data,
-            self._operation,
-            self._gateway.table,
-            self._key,
-            workload=self._request.headers.get(WORKLOAD_HEADER),
-            required=one_header(self._request, REQUIRE_HEADER),
-            is_asked=self._gateway.checks.asks,
-        )
-        return await self._gateway.aside.run(read) if is_large(data) else read()
+        required = one_header(self._request, REQUIRE_HEADER)
 
-    async def _decide(self, request: NodeRequest) -> Record:
-        """Decide, from the nodes that meet what the caller requires, by the seed that follows from its nonce."""
-        gateway, caller = self._gateway, self._key.name
-        narrowed = await gateway.terms.narrow(request.workload, request.required, caller)
-        # Last of all that may be refused: a nonce is used once.
-        chosen = gateway.terms.choose(self._request, caller)
-        return gateway.dispatcher.decide(
-            request.workload, caller, has_tools=request.has_tools, narrowed=narrowed, chosen=chosen
-        )
+        def read_by(table: Table) -> NodeRequest:
+            return read_request(
+                data,
+                self._operation,
+                table,
+                self._key,
+                workload=self._request.headers.get(WORKLOAD_HEADER),
+                required=required,
+                is_asked=self._gateway.checks.asks,
+            )
+
+        async def read(table: Table) -> NodeRequest:
+            return (
+                await self._gateway.aside.run(partial(read_by, table)) if is_large(data) else read_by(table)
+            )
+
+        if self._gateway.arms.is_sharing:
+            self._deciding.read = read
+        return await read(self._gateway.table)
 
     async def _begin_idempotent(self, request: NodeRequest) -> CachedResponse | None:
         """The cached answer, if the request has an ``Idempotency-Key`` and was answered before."""
@@ -263,6 +282,7 @@ class Handler:
         if request.required is not None:
             # An answer that was given under other requirements is another one.
             digest.update(request.required.key)
+        digest.update(f"continue {self._continue}".encode())
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)
@@ -309,14 +329,13 @@ class Handler:
 
     async def _dispatch(self, run: Run) -> Attempt | GatewayError:
         """The attempt whose answer the client gets, or the error that it gets instead."""
-        if not run.record.decision.ranked:
-            gateway = self._gateway
-            decision = run.record.decision
+        end = await self._deciding.run(run)
+        if end is None:
+            gateway, decision = self._gateway, run.record.decision
             note = gateway.clock.describe_difference(gateway.skew_s)
             return nobody_may(decision, gateway.dispatcher.shortfalls(decision), note)
-        end = await self._gateway.dispatcher.run(run)
         if isinstance(end, Fail):
-            self._answered = next((each for each in run.attempts if each.has_begun), None)
+            self._answered = next((each for each in reversed(run.attempts) if each.has_begun), None)
             return nobody_completed(end)
         self._answered = end.attempt
         return end.attempt
@@ -327,24 +346,16 @@ class Handler:
         if isinstance(found, GatewayError):
             return found.response(record, {**self._operation.error_members, **self._explanation(record)})
         assert found.answer is not None
-        metering = self._gateway.dispatcher.metering
-        status, body = found.answer.status, found.answer.body
+        gateway, status, body = self._gateway, found.answer.status, found.answer.body
         headers = _answered_by(record, found) | self._receipt_header()
-        if status == 200 and run.request.added.hides_logprobs:
-            body = await self._rewrite(body, partial(hide, added=run.request.added))
-        if status == 200 and (told := metering.told_whole(run.request, found)) is not None:
-            headers[USAGE_HEADER] = told.by
-            if told.usage is not None:
-                usage, write_usage = told.usage, self._operation.write_usage
-                body = await self._rewrite(body, lambda body: write_usage(body, usage))
+        if status == 200:
+            body, by = await tell_whole(run.request, found, gateway.dispatcher.metering, gateway.aside)
+            headers |= {} if by is None else {USAGE_HEADER: by}
         if status == 200 and (extra := self._explanation(record)):
-            body = await self._rewrite(body, partial(_with_extra, extra=extra))
+            body = await gateway.aside.run_on(body, partial(_with_extra, extra=extra))
         if status == 200:
             self._cache(lambda: CachedResponse(200, "application/json", tuple(headers.items()), body))
         return web.Response(status=status, body=body, headers={"Content-Type": "application/json", **headers})
-
-    async def _rewrite(self, body: bytes, rewrite: Callable[[bytes], bytes]) -> bytes:
-        return await self._gateway.aside.run_on(body, rewrite)
 
     async def _stream(self, run: Run) -> web.StreamResponse:
         sink = self._sink = run.sink = ClientStream(
@@ -384,8 +395,7 @@ class Handler:
         if run.tells_usage:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
             if request.wants_usage and run.usage is not None and not has_types:
-                usage, by = self._gateway.dispatcher.metering.told_streamed(request, found, run.usage)
-                rest += encode_event(dialects.encode({**chunk, "usage": usage, "usage_by": by}))
+                rest += encode_event(dialects.encode({**chunk, **self._told_usage(run, found, run.usage)}))
             if extra := self._explanation(record):
                 rest += _event({**chunk, **extra}, b"touchstone" if has_types else b"")
         if not has_types:
@@ -393,6 +403,14 @@ class Handler:
         await sink.send(rest, is_last=True)
         self._cache(sink.cached_response)
         return self._end_whole(sink)
+
+    def _told_usage(self, run: Run, found: Attempt, charged: Usage) -> dict[str, Any]:
+        """What the last chunk tells of the usage."""
+        if run.seam is not None:
+            # What the last node says of it is of its own part.
+            return {"usage": charged.to_wire(), "usage_by": BY_ROUTER, "touchstone": told(run.seam.told())}
+        usage, by = self._gateway.dispatcher.metering.told_streamed(run.request, found, charged)
+        return {"usage": usage, "usage_by": by}
 
     async def _end_with_error(self, sink: ClientStream, document: Mapping[str, Any]) -> web.StreamResponse:
         has_types = self._operation.has_typed_events

@@ -48,17 +48,17 @@ ANONYMOUS: Final = ApiKey(name=ANYONE, sha256="")
 class _Bucket:
     """A level that rises with time up to its burst, and that may be negative."""
 
-    __slots__ = ("_at", "_burst", "level", "rate")
+    __slots__ = ("_at", "burst", "level", "rate")
 
     def __init__(self, per_minute: int, now: float) -> None:
         self.rate = per_minute / 60
-        self._burst = max(1.0, per_minute / 6)
-        self.level = self._burst
+        self.burst = max(1.0, per_minute / 6)
+        self.level = self.burst
         self._at = now
 
     def fill(self, now: float) -> float:
         """The level *now*."""
-        self.level = min(self._burst, self.level + max(0.0, now - self._at) * self.rate)
+        self.level = min(self.burst, self.level + max(0.0, now - self._at) * self.rate)
         self._at = now
         return self.level
 
@@ -66,7 +66,7 @@ class _Bucket:
 class _KeyUsage:
     """What one key has in flight, and what it has used."""
 
-    __slots__ = ("day", "others", "places", "requests", "spent", "tokens")
+    __slots__ = ("day", "others", "places", "requests", "spent", "tokens", "unwritten")
 
     def __init__(self, key: ApiKey, now: float) -> None:
         self.places = 0
@@ -75,6 +75,7 @@ class _KeyUsage:
         self.day = 0
         self.spent = 0
         self.others = (0, 0)
+        self.unwritten = 0
 
     def begin_day(self, today: int) -> None:
         """Begin a new day, if *today* is one."""
@@ -84,7 +85,7 @@ class _KeyUsage:
     def used(self) -> int:
         """Tokens of this day, here and on other routers, of which one may be a day ahead."""
         day, tokens = self.others
-        return self.spent + (tokens if 0 <= day - self.day <= 1 else 0)
+        return self.spent + self.unwritten + (tokens if 0 <= day - self.day <= 1 else 0)
 
 
 class Keyring:
@@ -114,6 +115,7 @@ class Keyring:
         self.is_open = is_open
         self._configured = {bytes.fromhex(key.sha256): key for key in configured}
         self._keys = dict(self._configured)
+        self._by_name = {key.name: key for key in configured}
         if len({key.name for key in configured}) < len(configured):
             raise ValueError("two keys have the same name")
         if len(self._configured) < len(configured):
@@ -144,6 +146,7 @@ class Keyring:
         for digest in revoked:
             keys.pop(bytes.fromhex(digest), None)
         self._keys = keys
+        self._by_name = {key.name: key for key in keys.values()}
         self._add_accounts()
 
     def _add_accounts(self) -> None:
@@ -202,9 +205,21 @@ class Keyring:
             return nobody
         return self._keys.get(hashlib.sha256(data).digest(), nobody)
 
-    def enter(self, key: ApiKey) -> None:
+    def named(self, name: str) -> ApiKey | None:
+        """The key of a name, if it may be used."""
+        found = self._by_name.get(name)
+        return found or self._guests.get(name)
+
+    def is_guest(self, key: ApiKey) -> bool:
+        """Whether a key is a person's who has none of its own."""
+        return key.name in self._guests
+
+    def enter(self, key: ApiKey, *, spares: bool = False) -> None:
         """
         Admit a request of *key*, which `find` gave.  It has a place until `leave`.
+
+        Args:
+            spares: Whether it leaves half of what the key may do at a time to other requests of the key.
 
         Raises:
             LimitError: the key is over a limit; nothing is taken from any limit.
@@ -219,9 +234,13 @@ class Keyring:
         tokens, requests = account.tokens, account.requests
         if tokens is not None and (level := tokens.fill(now)) <= 0:
             raise LimitError("rate_limit_exceeded", "too many tokens a minute", -level / tokens.rate)
-        if requests is not None and (level := requests.fill(now)) < 1:
-            raise LimitError("rate_limit_exceeded", "too many requests a minute", (1 - level) / requests.rate)
-        if key.concurrency and account.places >= key.concurrency:
+        least = 1.0 if requests is None or not spares else max(1.0, requests.burst / 2)
+        if requests is not None and (level := requests.fill(now)) < least:
+            raise LimitError(
+                "rate_limit_exceeded", "too many requests a minute", (least - level) / requests.rate
+            )
+        concurrency = (key.concurrency + 1) // 2 if spares else key.concurrency
+        if concurrency and account.places >= concurrency:
             raise LimitError("concurrency", f"{account.places} requests of the key are in flight", 0)
         if requests is not None:
             requests.level -= 1
@@ -239,6 +258,26 @@ class Keyring:
         if account.tokens is not None:
             account.tokens.fill(now)
             account.tokens.level -= tokens
+
+    def begin_charge(self, key: ApiKey, tokens: int) -> None:
+        """Count tokens that are about to be charged in the store: what a line of a job has used."""
+        account = self._accounts[key.name]
+        account.unwritten += tokens
+        if account.tokens is not None:
+            account.tokens.fill(self._monotonic())
+            account.tokens.level -= tokens
+
+    def end_charge(self, key: ApiKey, day: int, tokens: int, *, is_charged: bool) -> None:
+        """Note that they were charged in the store, or will not be."""
+        account = self._accounts[key.name]
+        account.unwritten = max(0, account.unwritten - tokens)
+        if is_charged:
+            known_day, known = account.others
+            account.others = (day, tokens) if day > known_day else (known_day, known + tokens)
+
+    def today(self) -> int:
+        """The day on which tokens are counted now, from 1970."""
+        return self._today(self._monotonic())
 
     def keys(self) -> list[ApiKey]:
         """The keys that may be used, by name."""

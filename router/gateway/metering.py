@@ -20,7 +20,8 @@ from router.model.tokens import (
     prompt_ids,
     templates,
 )
-from router.model.usage import Usage, UsageMeter, UsageMismatch, is_true
+from router.model.usage import USUAL, Tolerance, Usage, UsageMeter, UsageMismatch, is_true
+from router.model.workload import Workload
 
 _TEMPLATE_TOKENS: Final = 16
 """Tokens that a chat template may add for each message."""
@@ -59,22 +60,39 @@ class Metering:
         clock: For the window over which claims are summed.
         reviews: Gets each large mismatch.
         tokenisers: By workload.  Without one, tokens are estimated by bytes and claims are not judged.
+        tolerance: How far claims may be from what was counted.
     """
 
-    def __init__(self, clock: Clock, reviews: ReviewQueue, tokenisers: Mapping[str, Tokeniser]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        reviews: ReviewQueue,
+        tokenisers: Mapping[str, Tokeniser],
+        tolerance: Tolerance = USUAL,
+    ) -> None:
         self.tokenisers = tokenisers
+        self.candidate: Mapping[str, tuple[Workload, Tokeniser | None]] = {}
+        """Those of a table that is tried beside the one in force, with its workloads."""
         self._clock = clock
         self._reviews = reviews
-        self._meter = UsageMeter()
+        self._tolerance = tolerance
+        self._meter = UsageMeter(self._tolerance)
         self._threads = CountingThreads()
+
+    def _tokeniser(self, request: NodeRequest) -> Tokeniser | None:
+        workload = request.workload
+        found = self.candidate.get(workload.name)
+        if found is not None and found[0] is workload:
+            return found[1]
+        return self.tokenisers.get(workload.name)
 
     def counter_for(self, request: NodeRequest) -> TokenCounter:
         """A counter for one answer to a request."""
-        return TokenCounter(self.tokenisers.get(request.workload.name))
+        return TokenCounter(self._tokeniser(request))
 
     def has_tokeniser(self, request: NodeRequest) -> bool:
         """Whether tokens are counted by the model's tokeniser, and not by bytes."""
-        return request.workload.name in self.tokenisers
+        return self._tokeniser(request) is not None
 
     def judges(self, request: NodeRequest) -> bool:
         """Whether claims for this request are compared with the router's own count."""
@@ -82,7 +100,7 @@ class Metering:
 
     async def count_prompt(self, request: NodeRequest) -> Count:
         """Tokens of a request's prompt; an estimate without a tokeniser, or if too much is to count."""
-        tokeniser = self.tokenisers.get(request.workload.name)
+        tokeniser = self._tokeniser(request)
         counted = None
         if tokeniser is not None:
             counted = await self._count(len(request.body), partial(_count_prompt, tokeniser, request))
@@ -95,7 +113,7 @@ class Metering:
             text = attempt.stream.text
             counted = await self._count(text.size, text.count)
             return counted or Count(text.estimate(), is_exact=False)
-        tokeniser, whole = self.tokenisers.get(request.workload.name), attempt.answer.content.text
+        tokeniser, whole = self._tokeniser(request), attempt.answer.content.text
         counted = None
         if tokeniser is not None:
             counted = await self._count(len(whole), partial(tokeniser.measure, whole))
@@ -165,18 +183,26 @@ class Metering:
         A claim is judged only if client and router cannot be what makes the difference.
         """
         claimed, counted = attempt.claimed, attempt.counted
-        if claimed is None or counted is None or not attempt.is_exact or not self.judges(request):
+        if claimed is None or counted is None or not self.is_judged(request, attempt):
             return True
-        # Who asks its own nodes could word claims for and against them as it likes.
-        if request.operator == attempt.operator or not request.is_evidence:
-            return True
-        template_tokens = _TEMPLATE_TOKENS * templates(request.document)
-        allowed = Usage(counted.prompt + template_tokens, counted.completion)
+        carried = attempt.carried + self.template_tokens(request)
+        allowed = Usage(counted.prompt + carried, counted.completion)
         now = self._clock.monotonic()
         mismatch = self._meter.add(attempt.node, attempt.operator, request.client, claimed, allowed, now)
         if mismatch is not None:
             self._reviews.report_mismatch(attempt.node, attempt.operator, mismatch)
-        return is_true(claimed, allowed)
+        return is_true(claimed, allowed, self._tolerance)
+
+    def is_judged(self, request: NodeRequest, attempt: Attempt) -> bool:
+        """Whether the router's count of an answer may be held against what the node claims for it."""
+        if attempt.counted is None or not attempt.is_exact or not self.judges(request):
+            return False
+        # Who asks its own nodes could word claims for and against them as it likes.
+        return request.operator != attempt.operator and request.is_evidence
+
+    def template_tokens(self, request: NodeRequest) -> int:
+        """Tokens that a node's chat template may add to the prompt."""
+        return _TEMPLATE_TOKENS * templates(request.document)
 
 
 def _count_prompt(tokeniser: Tokeniser, request: NodeRequest) -> Count:

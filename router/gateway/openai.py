@@ -31,6 +31,7 @@ __all__ = [
     "answer_errors",
     "commit",
     "list_models",
+    "refusal_of",
     "serve",
     "show_model",
 ]
@@ -87,9 +88,9 @@ async def _answer_errors(
     try:
         return await handler(request)
     except RequestError as error:
-        status, kind, code = _REFUSED.get(error.code, (400, "invalid_request_error", None))
-        answer = GatewayError(status, kind, str(error), code=code, retry_after=error.retry_after).response()
-        if status == 401:
+        refusal = refusal_of(error)
+        answer = refusal.response()
+        if refusal.status == 401:
             answer.headers["WWW-Authenticate"] = "Bearer"
         return _closing(request, answer)
     except web.HTTPMethodNotAllowed as error:
@@ -101,6 +102,12 @@ async def _answer_errors(
     answer = GatewayError(status, "invalid_request_error", message, code=code).response()
     answer.headers.update(headers)
     return _closing(request, answer)
+
+
+def refusal_of(error: RequestError) -> GatewayError:
+    """What the table of routes refuses, as OpenAI's clients read it."""
+    status, kind, code = _REFUSED.get(error.code, (400, "invalid_request_error", None))
+    return GatewayError(status, kind, str(error), code=code, retry_after=error.retry_after)
 
 
 async def commit(request: web.Request, response: web.StreamResponse) -> None:

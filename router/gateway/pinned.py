@@ -285,6 +285,19 @@ async def judge_name(http: aiohttp.ClientSession, url: str) -> GateVerdict | Non
     return None
 
 
+async def look_up(http: aiohttp.ClientSession, host: str, port: int) -> list[str]:
+    """
+    The addresses that a name leads to now, those of IPv4 first: most gateways can reach them.
+
+    Raises:
+        OSError: that cannot be found out now, or one of them is an address to which this router may not connect.
+    """
+    connector = http.connector
+    assert isinstance(connector, NodeConnector)
+    found = await connector.names.resolve(host, port, socket.AF_UNSPEC)
+    return sorted((entry["host"] for entry in found), key=lambda address: ":" in address)
+
+
 def _is_literal(host: str) -> bool:
     try:
         ipaddress.ip_address(host)

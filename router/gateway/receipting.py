@@ -19,11 +19,27 @@ from router.gateway.attempts import Attempt
 from router.gateway.dispatch import Run
 from router.gateway.errors import GatewayError
 from router.gateway.metering import BY_NODE, BY_ROUTER, Metering
+from router.model.change import Arm
 from router.model.clock import Clock
 from router.model.errors import ReceiptError
 from router.model.node import NodeView, walk_at_ms
+from router.model.outcomes import Outcome
 from router.model.usage import Usage as Counted
-from router.receipts.payload import MOST, Choice, Node, Price, Request, Response, Usage, read_salt
+from router.receipts.payload import (
+    MOST,
+    MOST_PASSED,
+    Choice,
+    Claimed,
+    Continued,
+    Metered,
+    Node,
+    Passed,
+    Price,
+    Request,
+    Response,
+    Usage,
+    read_salt,
+)
 from router.state.receipts import STRANGER, ReceiptBook
 
 RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
@@ -32,6 +48,8 @@ REFUSED, ANSWERED, FAILED = "refused-here", "answered-here", "failed-here"
 """Outcomes without a decision: the router refused the request, answered by itself, or failed."""
 NO_NODE: Final = "no-node"
 """No node may do the work, or no time was left to ask one."""
+CHECKS: Final = "check:"
+"""In place of the name of a caller: no key has such a name."""
 _MAX_PATH: Final = 256
 _SHA256: Final = 32
 _MAX_OF_RESULTS: Final = 10_000
@@ -185,9 +203,9 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     """
     record, workload = run.record, run.request.workload
     last = run.last
-    if answered is None and last is not None and last.has_begun:
+    if answered is None:
         # The client has a part of it.
-        answered = last
+        answered = _last_begun(run)
     members: dict[str, Any] = {
         "decision": record.id,
         "model": _text(workload.model) or UNSET,
@@ -195,8 +213,14 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     }
     if answered is not None:
         members["node"] = _node(answered, workload.model)
+        if parts := _parts_before(run, answered):
+            members["continued"] = parts
     elif last is not None:
         members["tried"] = _node(last, workload.model)
+    if record.decision.table:
+        members["table"] = record.decision.table
+    if record.decision.arm == Arm.CANDIDATE:
+        members["arm"] = "candidate"
     if record.decision.choice is not None:
         members["choice"] = Choice(**record.decision.choice.for_receipt())
     if run.usage is not None:
@@ -204,18 +228,106 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     found = answered or last
     if found is not None and found.price is not None:
         members["price"] = Price(input=found.price.input, output=found.price.output)
+    if found is not None and run.usage is not None:
+        members["metered"] = _metered(run, run.usage, found, metering)
+    passed = _passed(run, found)
+    if passed:
+        members["passed"] = passed
     return str(NO_NODE if found is None else found.outcome), members
+
+
+def note_check(book: ReceiptBook, clock: Clock, metering: Metering, run: Run) -> None:
+    """
+    Make the receipt of a check that was sent, so that the node is paid for it.
+
+    Who reads which of a node's answers were paid must not find out which of them were checks.  Nobody was given the
+    answer, so the receipt has the digest of none.
+    """
+    if run.last is None:
+        return
+    outcome, members = members_of(run, run.last if run.last.outcome is Outcome.COMPLETED else None, metering)
+    members.pop("decision")
+    operation = run.request.operation
+    asked = Request(
+        method="POST", path=operation.path, salted=False, sha256=hashlib.sha256(run.request.body).hexdigest()
+    )
+    answered = Response(
+        bytes=0,
+        complete=True,
+        sha256=hashlib.sha256().hexdigest(),
+        status=200,
+        streamed=run.request.is_streamed,
+    )
+    now_ms = clock.now_ms()
+    members |= {"outcome": outcome, "request": asked, "response": answered}
+    book.end(book.new_id(now_ms), CHECKS, now_ms, members)
+
+
+def _last_begun(run: Run) -> Attempt | None:
+    """The attempt of whose answer the client has got something last, whether or not it has ended."""
+    last = run.last
+    if last is not None and last.has_begun:
+        return last
+    return None if run.seam is None else run.seam.parts[-1].attempt
+
+
+def _parts_before(run: Run, answered: Attempt) -> tuple[Continued, ...]:
+    """The parts of the answer before that of an attempt."""
+    parts = () if run.seam is None else run.seam.parts
+    return tuple(
+        Continued(
+            completion=min(part.tokens, MOST),
+            node=_node(part.attempt, run.request.workload.model),
+            operator=_text(part.attempt.operator) or UNSET,
+            outcome=str(part.attempt.outcome),
+        )
+        for part in parts
+        if part.attempt is not answered
+    )
 
 
 def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Metering) -> Usage:
     """What was charged; where nobody has counted it by a tokeniser, what the client was told by the node."""
     by: Literal["node", "router"] = BY_ROUTER
     usage = charged
-    if answered is not None and answered.claimed is not None and answered.counted is None:
+    is_node_told = answered is not None and answered.claimed is not None and answered.counted is None
+    # What a node claims is of its own part.
+    if is_node_told and run.seam is None:
+        assert answered is not None
+        assert answered.claimed is not None
         told = None if answered.answer is None else metering.told_whole(run.request, answered)
         if answered.answer is None or (told is not None and told.by == BY_NODE):
             by, usage = BY_NODE, answered.claimed
     return Usage(by=by, completion=min(usage.completion, MOST), prompt=min(usage.prompt, MOST))
+
+
+def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering) -> Metered:
+    """What the node is paid for, which is what was charged, and what it has claimed for it."""
+    workload, is_exact = run.request.workload, metering.is_judged(run.request, paid)
+    tier = _text(workload.standing_key)
+    return Metered(
+        claimed=UNSET if paid.claimed is None else _claimed(paid.claimed),
+        completion=min(charged.completion, MOST),
+        exact=is_exact,
+        operator=_text(paid.operator) or UNSET,
+        prompt=min(charged.prompt, MOST),
+        template=metering.template_tokens(run.request) if is_exact else 0,
+        tier=UNSET if tier is None or tier == workload.name else tier,
+    )
+
+
+def _passed(run: Run, found: Attempt | None) -> tuple[Passed, ...]:
+    """The nodes that told a usage for this request, and whose answers were not taken."""
+    taken = "" if found is None else found.request_id
+    return tuple(
+        Passed(claimed=_claimed(each.claimed), node=each.node)
+        for each in run.attempts
+        if each.claimed is not None and each.was_given and each.request_id != taken
+    )[:MOST_PASSED]
+
+
+def _claimed(claimed: Counted) -> Claimed:
+    return Claimed(completion=min(claimed.completion, MOST), prompt=min(claimed.prompt, MOST))
 
 
 def _node(attempt: Attempt, model: str) -> Node:

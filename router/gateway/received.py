@@ -6,7 +6,8 @@ from typing import Final
 
 from router.gateway.attempts import StreamSummary
 from router.gateway.sse import ServerEvent, encode_event
-from router.model.answers import StreamReader
+from router.model.answers import ChunkReader, StreamReader
+from router.model.continuing import Splice
 from router.model.errors import AttemptError
 from router.model.outcomes import Outcome
 from router.model.tokens import TokenCounter
@@ -26,11 +27,19 @@ class Received:
         text: Counts the tokens.
         max_tokens: How many there may be.
         added: What was added to the request.
+        splice: Joins the chunks to those of another node, if they go on from them.
     """
 
-    __slots__ = ("_added", "_max_events", "claimed", "events", "reader", "text", "unsent", "usage")
+    __slots__ = ("_added", "_max_events", "_splice", "claimed", "events", "reader", "text", "unsent", "usage")
 
-    def __init__(self, text: TokenCounter, max_tokens: int | None, added: Added = NOTHING) -> None:
+    def __init__(
+        self,
+        text: TokenCounter,
+        max_tokens: int | None,
+        added: Added = NOTHING,
+        splice: Splice | None = None,
+    ) -> None:
+        self._splice = splice
         self._added = added if added.hides_logprobs else None
         self.text = text
         self._max_events = None if max_tokens is None else max_tokens + _EXTRA_EVENTS
@@ -78,6 +87,8 @@ class Received:
         if forward is not None:
             if self._added is not None:
                 forward = hide(forward, self._added)
+            if self._splice is not None:
+                forward = self._splice.join(forward)
             self.unsent += encode_event(forward, event.name)
         if not self.events and len(self.unsent) > _MAX_UNSENT:
             raise AttemptError(Outcome.CORRUPTED, f"{_MAX_UNSENT} bytes of events without text")
@@ -98,4 +109,5 @@ class Received:
             usage=self.usage,
             is_done=self.is_done,
             unsent=bytes(self.unsent),
+            delivered=self.reader.delivered if isinstance(self.reader, ChunkReader) else None,
         )

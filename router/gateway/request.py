@@ -24,13 +24,16 @@ from router.model.uniform import MAX_SEED, NOTHING, Added, without_added, write_
 from router.model.wishes import Wishes, read_wishes
 from router.model.workload import Table, Workload
 
+SALT: Final = "cache_salt"
+_CACHE_KEY: Final = "prompt_cache_key"
+_MAX_SALT: Final = 1024
 _MAX_MODEL_NAME: Final = 128
 _SHOWN: Final = 40
 _MAX_EVIDENCE: Final = 256 << 10
 """Bytes: to look through the messages of a larger body would hold up the loop."""
 _NUMBERS: Final = ("n", "max_tokens", "max_completion_tokens", "max_output_tokens")
 _READ_BY_THE_ROUTER: Final = frozenset(
-    {"model", "stream", "stream_options", *MEMBERS, *_NUMBERS, *STATE_MEMBERS}
+    {"model", "stream", "stream_options", SALT, *MEMBERS, *_NUMBERS, *STATE_MEMBERS}
 )
 """Keys that the router uses.  In another spelling a node might read them, and the router would not."""
 _MAX_CHOICES: Final = 128
@@ -39,6 +42,13 @@ _MAX_ANSWERS: Final = 4096
 """Answers to all prompts of a request: an engine begins all of them at once."""
 _MOST: Final = 1 << 53
 """Beyond it numbers of JSON are not the same to every reader."""
+
+
+class Tenant(Struct, frozen=True):
+    """Whose prompts are not to be found by others in a node's cache, and by what it keeps its own apart."""
+
+    client: str
+    own_salt: str = ""
 
 
 class NodeRequest(Struct, frozen=True, kw_only=True):
@@ -58,6 +68,12 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     """What the router has added, and takes away from the answer."""
     required: CallerRequirements | None = None
     """What the caller itself requires of the node."""
+    own_salt: str = ""
+    """What the caller gave as ``cache_salt``: no node sees it (`router.gateway.salting`)."""
+    cache_key: str = ""
+    """What the caller names as ``prompt_cache_key``: its requests with the same one begin alike."""
+    salted_as: Tenant | None = None
+    """Of a check, as whose request it is to look."""
 
     @property
     def repeatable(self) -> bytes:
@@ -68,6 +84,11 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     def client(self) -> str:
         """Who asks: all keys of one operator of nodes are one client, and so are all callers without a key."""
         return f"key:{self.caller}" if self.operator is None else f"operator:{self.operator}"
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose it is to a node's cache."""
+        return Tenant(self.client, self.own_salt) if self.salted_as is None else self.salted_as
 
     @property
     def is_evidence(self) -> bool:
@@ -181,8 +202,9 @@ def read_request(
         document.pop("stream", None)
     model = _check_values(document)
     wanted = take_requirements(document)
+    own_salt, cache_key = _take_salt(document), document.get(_CACHE_KEY)
     _check_streamed(is_streamed, operation)
-    found = _route(table, model, workload, key)
+    found = route_request(table, model, workload, key)
     if operation.name not in found.operations:
         raise GatewayError(404, "invalid_request_error", "the model does not have this operation")
     _prepare(operation, document)
@@ -199,6 +221,8 @@ def read_request(
         caller=key.name,
         added=added,
         required=require(found, wanted, required),
+        own_salt=own_salt,
+        cache_key=cache_key[:_MAX_SALT] if isinstance(cache_key, str) else "",
     )
     _check_answers(request)
     return request
@@ -243,8 +267,8 @@ def _draw_seed() -> int:
     return secrets.randbelow(MAX_SEED)
 
 
-def _route(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
-    """The workload of a request.  Raises `GatewayError`."""
+def route_request(table: Table, model: str, named: str | None, key: ApiKey) -> Workload:
+    """The workload of a request for *model*; *named*: the workload that it names, if it does.  Raises `GatewayError`."""
     try:
         return table.route(model, named, key.workloads)
     except WorkloadError as error:
@@ -271,6 +295,16 @@ def _check_values(document: dict[str, Any]) -> str:
         if name in document:
             document[name] = _check_number(name, document[name])
     return model
+
+
+def _take_salt(document: dict[str, Any]) -> str:
+    """Take the caller's own salt out of a body; empty if it has none."""
+    salt = document.pop(SALT, None)
+    if salt is None:
+        return ""
+    if not isinstance(salt, str) or not 0 < len(salt) <= _MAX_SALT:
+        raise _invalid(f"{SALT} must be a text of 1 to {_MAX_SALT} characters")
+    return salt
 
 
 def _check_number(name: str, value: Any) -> int | None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.model import dialects
+from router.model.continuing import Delivered
 from router.model.dialects import ENDS, Choice, Chunk, TokenCounts, counts_of, read_chunk
 from router.model.errors import AttemptError
 from router.model.gathered import Gathered
@@ -169,7 +170,7 @@ class ChunkReader:
     end in the middle of a text says nothing by them: then the protocol's last event must come too.
     """
 
-    __slots__ = ("_ended", "_expected", "_has_false_ends", "_open", "gathered", "is_done")
+    __slots__ = ("_ended", "_expected", "_has_false_ends", "_open", "delivered", "gathered", "is_done")
 
     def __init__(self) -> None:
         self._open: set[int] = set()
@@ -179,6 +180,8 @@ class ChunkReader:
         self._expected = 1
         self.gathered: Gathered | None = None
         """The choices, if they are to be looked at."""
+        self.delivered: Delivered | None = None
+        """The text, if another node may have to go on from it."""
         self.is_done = False
 
     def watch(self, wishes: Wishes) -> None:
@@ -222,6 +225,8 @@ class ChunkReader:
             raise AttemptError(Outcome.CRASHED, "the node ended the stream with an error", is_doubtful=True)
         if self.gathered is not None:
             self.gathered.add(choices)
+        if self.delivered is not None:
+            self.delivered.add(data, choices)
         # The router itself tells the client the usage, at the end.
         if chunk.usage is None:
             return StreamPart(text, data, None)

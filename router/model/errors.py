@@ -85,6 +85,10 @@ class ReplayError(RouterError):
     """A recorded decision does not come out again, or is not a decision."""
 
 
+class ChangeError(RouterError):
+    """A step of a change of the table of workloads that cannot be taken: the message says why."""
+
+
 class HoldError(RouterError):
     """A step that cannot be taken about an incident of the router's own."""
 
@@ -95,3 +99,33 @@ class KeyStepError(RouterError):
 
 class ReceiptError(RouterError):
     """A receipt is refused, or a salt for one is: the message says what is wrong."""
+
+
+class SettlementError(RouterError):
+    """A period, a claim, a statement or a dispute is refused; *code* is for programs."""
+
+    def __init__(self, message: str, *, code: str = "settlement.malformed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class JobLineError(RouterError):
+    """
+    A line of a file of requests is refused, or the file as a whole.
+
+    Args:
+        code: For programs.
+        message: For people.
+        line: From 1; `None`: it is not about one line.
+        param: The member that is wrong.
+    """
+
+    def __init__(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
+        super().__init__(message if line is None else f"line {line}: {message}")
+        self.code = code
+        self.line = line
+        self.param = param
+
+
+class LostLeaseError(RouterError):
+    """Another router does this work now, or nobody has to do it any more."""

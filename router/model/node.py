@@ -89,6 +89,18 @@ class NodeView(Struct, frozen=True):
         record = self._record()
         return "" if record is None else record.hardware_class
 
+    @property
+    def engine(self) -> tuple[str, str] | None:
+        """
+        The name of its engine, in small letters, and its version, by the node's own word; `None` if it does not say.
+
+        It is never a reason to choose a node: it only keeps it from what another engine has begun.
+        """
+        match self._attester_claims().get("runtime"):
+            case {"engine": str(engine), "version": str(version)}:
+                return engine.strip().casefold(), version.strip()
+        return None
+
     def revision(self, model: str) -> str:
         """The digest of the reference value that a model was compared with; empty if the result does not say."""
         return revision_of(self.result, model)
@@ -106,6 +118,12 @@ def revision_of(result: AttestationResult | None, model: str) -> str:
     """Which revision of a model a node has, by its result: the digest of the reference value; empty if it does not say."""
     appraised = None if result is None else result.submods.get(model_submod(model))
     return "" if appraised is None else appraised.ear_verifier_claims.reference or ""
+
+
+def prompting_of(result: AttestationResult | None, model: str) -> Mapping[str, str]:
+    """Where the chat template and the sampling defaults of a model come from, by a result: `template` and `sampling`."""
+    appraised = None if result is None else result.submods.get(model_submod(model))
+    return {} if appraised is None else appraised.ear_verifier_claims.prompting
 
 
 def walk_at_ms(result: AttestationResult | None, model: str) -> int | None:

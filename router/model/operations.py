@@ -83,6 +83,8 @@ class Operation:
     """The form of its answers, if they are held against what their requests ask of them."""
     is_metered: bool = True
     """Whether the usage that nodes claim is compared with the router's own count."""
+    in_batches: bool = False
+    """Whether lines of batches may be such requests."""
     max_request: int = 16 << 20
     """Bytes of a request."""
     max_values: int = 1 << 18
@@ -161,6 +163,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     for operation in (
         Operation(
             name="embeddings",
+            in_batches=True,
             read_whole=read_embeddings,
             form=Form.VECTORS,
             checked_as="embeddings",
@@ -169,6 +172,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         ),
         Operation(
             name="chat/completions",
+            in_batches=True,
             read_whole=partial(read_completion, is_chat=True),
             read_stream=ChunkReader,
             chunk_object="chat.completion.chunk",
@@ -179,6 +183,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         ),
         Operation(
             name="completions",
+            in_batches=True,
             read_whole=partial(read_completion, is_chat=False),
             read_stream=ChunkReader,
             chunk_object="text_completion",

@@ -21,6 +21,7 @@ The whole table is checked before any of it counts, and it may be read again whi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, TypeVar
@@ -30,7 +31,7 @@ from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
 from router.model.operations import OPERATIONS
-from router.model.workload import CheckSettings, Digests, ModelName, Requirements, Table, Workload
+from router.model.workload import CheckSettings, Digests, GoesOn, ModelName, Requirements, Table, Workload
 from verifier.errors import PlainYAMLError
 from verifier.plainyaml import Parsed, parse_yaml
 
@@ -52,6 +53,12 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     digests: Digests = ()
     """As `Workload.digests`."""
     checks: CheckSettings = CheckSettings()
+    continuing: GoesOn = GoesOn.NEVER
+    """As `Workload.continuing`."""
+    affinity_per_cent: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """As `Workload.affinity_per_cent`."""
+    cache_salt: bool = True
+    """As `Workload.cache_salt`."""
     default: bool = False
     """Whether it is taken if several workloads are for the model and the request names none."""
 
@@ -74,7 +81,12 @@ def read_table(data: bytes) -> Table:
         found = [_workload(parsed, name, entry, tiers, defaults) for name, entry in entries.items()]
     except PlainYAMLError as error:
         raise ConfigError(str(error)) from None
-    return Table(found, frozenset(defaults.values()))
+    return Table(found, frozenset(defaults.values()), digest_document(parsed.value))
+
+
+def digest_document(document: object) -> str:
+    """The digest of a table as it was read: of its JSON with sorted members, so that only what it says counts."""
+    return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()
 
 
 def _workload(
@@ -101,6 +113,9 @@ def _workload(
             tokeniser=entry.tokeniser,
             digests=entry.digests,
             checks=entry.checks,
+            continuing=entry.continuing,
+            affinity_per_cent=entry.affinity_per_cent,
+            cache_salt=entry.cache_salt,
             **required,
         )
     except ValueError as error:

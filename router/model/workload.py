@@ -7,6 +7,7 @@ Standing is kept for each tier: good work on small models says nothing about lar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Final
 
@@ -187,6 +188,16 @@ class CheckSettings(Struct, frozen=True, forbid_unknown_fields=True):
     it is 0 unless somebody wants it (docs/adr/0060)."""
 
 
+class GoesOn(StrEnum):
+    """``continuing`` of a workload: whether another node goes on with a stream that broke (docs/adr/0068)."""
+
+    NEVER = "never"
+    ASKED = "asked"
+    """If the caller asks for it."""
+    ALWAYS = "always"
+    """Unless the caller declines."""
+
+
 class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
     """A model with the requirements of its tier: what a request maps to."""
 
@@ -199,11 +210,22 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
     digests: Digests = ()
     """The revisions of the model that may do the work, by the digests of their reference values; any if empty."""
     checks: CheckSettings = CheckSettings()
+    continuing: GoesOn = GoesOn.NEVER
+    """Whether another node of the same revision and engine goes on with a stream that broke.  It needs a tokeniser."""
+    affinity_per_cent: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """
+    Whether requests of a tenant that begin alike go to one established node, and what that may cost: the seconds that are
+    expected of it, in per cent of those of the node that two choices would have taken.  0: no such thing.
+    """
+    cache_salt: bool = True
+    """Whether requests have a ``cache_salt`` for each tenant, at nodes whose engine keeps prefixes apart by it."""
 
     def __post_init__(self) -> None:
         Requirements.__post_init__(self)
         if len(set(self.digests)) != len(self.digests):
             raise ValueError("digests names a revision twice")
+        if self.continuing is not GoesOn.NEVER and self.tokeniser is None:
+            raise ValueError("continuing needs a tokeniser: what has come is taken off max_tokens by it")
         for operation in self.operations:
             if operation not in OPERATIONS:
                 raise ValueError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
@@ -224,8 +246,12 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
 class Table:
     """The workloads, each with its tier's requirements."""
 
-    def __init__(self, workloads: Sequence[Workload], defaults: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, workloads: Sequence[Workload], defaults: frozenset[str] = frozenset(), digest: str = ""
+    ) -> None:
         self.workloads: Mapping[str, Workload] = {workload.name: workload for workload in workloads}
+        self.digest = digest
+        """SHA-256 of what people have written, hex, whatever its comments and its spaces; empty if nobody has."""
         self._defaults = defaults
         self._by_model: dict[str, list[Workload]] = {}
         for workload in workloads:

@@ -26,6 +26,8 @@ MAX_PAYLOAD: Final = 8192
 MIN_SALT, MAX_SALT = 16, 64
 """Bytes of a salt."""
 _MAX_SALT_TEXT: Final = 86
+MOST_PASSED: Final = 16
+"""Nodes whose answers were not taken."""
 MOST: Final = (1 << 53) - 1
 """The largest count."""
 
@@ -101,6 +103,47 @@ class Price(_Part, frozen=True, kw_only=True, omit_defaults=False):
     output: Count
 
 
+class Claimed(_Part, frozen=True, kw_only=True, omit_defaults=False):
+    """The tokens that a node told in its answer: its own word at that time."""
+
+    completion: Count
+    prompt: Count
+
+
+class Metered(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """The router's own count of what the node has done, by which it is paid (docs/settlement.md)."""
+
+    claimed: Claimed | UnsetType = UNSET
+    completion: Count
+    exact: bool
+    """Whether the count may be held against what the node claims."""
+    operator: Text | UnsetType = UNSET
+    """The node's operator, by its result."""
+    prompt: Count
+    template: Count = 0
+    """Tokens that the node's chat template may add to the prompt; they are not paid."""
+    tier: Text | UnsetType = UNSET
+    """The tier of the workload, if it has another name."""
+
+
+class Passed(_Part, frozen=True, kw_only=True):
+    """A node that was given the request too, and whose answer was not taken."""
+
+    claimed: Claimed
+    node: Text
+
+
+class Continued(_Part, frozen=True, kw_only=True):
+    """A part of the answer, from a node whose stream broke: another node went on with it (docs/longer-work.md)."""
+
+    completion: Count
+    """Its tokens, by the router's tokeniser; they are in the usage of the whole answer."""
+    node: Node
+    operator: Text | UnsetType = UNSET
+    outcome: Text
+    """How it ended at this node."""
+
+
 class Choice(_Part, frozen=True, kw_only=True):
     """Where the seed of the decision comes from, if the caller had a part in it (`router.choose.choice`)."""
 
@@ -109,10 +152,23 @@ class Choice(_Part, frozen=True, kw_only=True):
     reveal: Text | UnsetType = UNSET
 
 
+class Batch(_Part, frozen=True, kw_only=True):
+    """Of which line of which batch of requests the answer is (docs/batches.md)."""
+
+    id: Text
+    line: Annotated[int, Meta(ge=1, le=MOST)]
+    """Of the input file, from 1."""
+
+
 class Receipt(_Part, frozen=True, kw_only=True):
     """A payload."""
 
+    arm: Literal["candidate"] | UnsetType = UNSET
+    """If a table decided that was tried beside the one in force (docs/changing-the-routing.md)."""
+    batch: Batch | UnsetType = UNSET
     choice: Choice | UnsetType = UNSET
+    continued: Annotated[tuple[Continued, ...], Meta(min_length=1, max_length=8)] | UnsetType = UNSET
+    """The parts before the one of `node`, in order, if the answer is of several nodes."""
     decision: Id | UnsetType = UNSET
     iat: Ms
     """When the answer had ended, milliseconds since 1970, by the router's clock."""
@@ -122,9 +178,13 @@ class Receipt(_Part, frozen=True, kw_only=True):
     """As in ``X-Touchstone-Receipt``."""
     key: Hex32 | UnsetType = UNSET
     """A pseudonym of the caller's API key, of this router alone."""
+    metered: Metered | UnsetType = UNSET
+    """Absent if nobody was charged."""
     model: Text | UnsetType = UNSET
     node: Node | UnsetType = UNSET
     outcome: Text
+    passed: Annotated[tuple[Passed, ...], Meta(max_length=MOST_PASSED)] = ()
+    """Their work is not paid; that they claim it is not held against them."""
     prev: Hex32 | UnsetType = UNSET
     """SHA-256 of the payload before this one of the same key."""
     price: Price | UnsetType = UNSET
@@ -133,6 +193,8 @@ class Receipt(_Part, frozen=True, kw_only=True):
     response: Response
     seq: Annotated[int, Meta(ge=1, le=MOST)] | UnsetType = UNSET
     """Which answer it is of this key at this router."""
+    table: Hex32 | UnsetType = UNSET
+    """The digest of the table of workloads that decided."""
     tried: Node | UnsetType = UNSET
     """The last node that was asked, if none has answered."""
     usage: Usage | UnsetType = UNSET
@@ -169,6 +231,10 @@ def decode(payload: bytes) -> Receipt:
         raise ReceiptError("the payload is refused: each receipt of a key but its first has prev")
     if receipt.node is not UNSET and receipt.tried is not UNSET:
         raise ReceiptError("the payload is refused: one node answered, or the last one tried is named")
+    if receipt.continued is not UNSET and receipt.node is UNSET:
+        raise ReceiptError(
+            "the payload is refused: parts of an answer come before that of the node that answered"
+        )
     return receipt
 
 

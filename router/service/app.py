@@ -18,9 +18,11 @@ from prometheus_client import Counter
 
 from attester.authorities import open_session
 from attester.errors import ConfigError
-from router.config import load_table, load_tokenisers
+from attester.version import install_hint
+from router.config import load_table
 from router.gateway import openai, pinned, probe
 from router.gateway.handler import Gateway
+from router.gateway.jobs.service import JOBS
 from router.gateway.openai import GATEWAY
 from router.model.clock import Clock
 from router.service import access
@@ -65,7 +67,7 @@ def make_app(setup: RouterSetup, clock: Clock | None = None) -> web.Application:
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with running(setup, clock) as (state, gateway):
-            app[STATE], app[GATEWAY] = state, gateway
+            app[STATE], app[GATEWAY], app[JOBS] = state, gateway, state.jobs
             yield
 
     async def stop(app: web.Application) -> None:
@@ -100,10 +102,14 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         # Before the first request: what was revoked is revoked, what was spent is spent, what was held is held.
         await state.stored_keys.sync()
         _check_access(gateway, state.issuer)
+        await state.changes.load()
         await state.persistence.load()
         if state.receipts is not None:
             await state.receipts.keeper.load()
         await state.holds.sync()
+        if state.jobs is not None:
+            # What a router of this name held before it was killed.
+            await state.jobs.runner.ranges.close()
         token = partial(verifier_token, setup)
         moving = archiving(config, setup.folder, clock, db, to_verifier=to_verifier, token=token)
         loops = {**_loops(state, name, to_nodes), **moving}
@@ -111,7 +117,8 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
         state.stalls.start()
         stack.callback(gateway.dispatcher.metering.close)
         try:
-            yield state, gateway
+            async with _other_gateways(state, gateway, to_nodes):
+                yield state, gateway
         finally:
             state.stalls.stop()
             for task in tasks:
@@ -120,10 +127,29 @@ async def running(setup: RouterSetup, clock: Clock) -> AsyncIterator[tuple[State
             await gateway.checks.close()
             gateway.close()
             await state.holds.close()
+            await state.changes.close()
             if config.store.is_kept:
                 await state.persistence.flush()
                 if state.receipts is not None:
                     await state.receipts.keeper.flush()
+                if state.jobs is not None:
+                    await state.jobs.close()
+
+
+@asynccontextmanager
+async def _other_gateways(
+    state: State, gateway: Gateway, to_nodes: aiohttp.ClientSession
+) -> AsyncIterator[None]:
+    """Serve other gateways too, if the configuration says so.  Raises `ConfigError`."""
+    if state.config.ext_proc is None:
+        yield
+        return
+    try:
+        from router.service.ext_proc.server import serving
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"[ext_proc] needs {error.name}: {install_hint('envoy')}") from None
+    async with serving(state, gateway, state.config.ext_proc, partial(pinned.look_up, to_nodes)):
+        yield
 
 
 def _check_access(gateway: Gateway, issuer: Issuer | None) -> None:
@@ -161,16 +187,21 @@ def _loops(
         "name": name.run(),
         "feed": state.feed.run(),
         "holds": state.holds.run(),
+        "changes": state.changes.run(),
         "keys": state.stored_keys.run(),
         "registration": state.registrar.run(),
         "sweep": sweep(state),
     }
     if state.receipts is not None:
         loops |= state.receipts.loops()
+    if state.jobs is not None:
+        loops |= state.jobs.loops()
     if not config.gateway.allow_private:
         loops["addresses"] = AddressChecker(state.fleet, partial(pinned.judge_name, to_nodes)).run()
     if state.issuer is not None:
         loops["issuer"] = _follow(state.issuer)
+    if config.settlement.claims_every_s and config.store.is_kept:
+        loops["claims"] = state.claim_fetcher.run(config.settlement.claims_every_s)
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:
@@ -193,16 +224,18 @@ def _loops(
 
 def reload_table(app: web.Application) -> None:
     """Read the table again.  If it is refused, the previous table stays in force."""
-    state, gateway = app[STATE], app[GATEWAY]
+    state = app[STATE]
     try:
         table = load_table(state.folder / state.config.workloads)
-        gateway.dispatcher.metering.tokenisers = load_tokenisers(table, state.folder)
+        state.changes.use_file(table)
     except ConfigError as error:
         _reloads.labels("refused").inc()
         _log.error("the table is refused; the previous table stays in force", why=str(error))
         return
-    state.fleet.use_table(table)
     _reloads.labels("taken").inc()
+    if (change := state.changes.in_force) is not None:
+        _log.warning("the file is read; a promoted table stands on it, and is in force", change=change.id)
+        return
     _log.info("another table of workloads is in force", workloads=len(table.workloads))
 
 

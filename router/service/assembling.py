@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -9,22 +10,31 @@ import aiohttp
 import structlog
 from prometheus_client import Counter
 
-from router.config import RouterConfig
+from router.config import RouterConfig, load_tokenisers
 from router.gateway import pinned
+from router.gateway.arms import Arms
+from router.gateway.checks import Checks
+from router.gateway.claims import ClaimFetcher
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
 from router.gateway.fronts import Fronts
 from router.gateway.handler import Gateway
 from router.gateway.idempotency import IdempotencyCache
+from router.gateway.jobs.service import Jobs, make_jobs
 from router.gateway.keys import Keyring
 from router.gateway.metering import Metering
+from router.gateway.receipting import note_check
 from router.gateway.terms import Terms
 from router.model.clock import Clock
+from router.model.tokens import Tokeniser
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.setup import RouterSetup, verifier_token
 from router.service.state import State
 from router.service.verifier_checks import make_checks
+from router.state.change_steps import ChangeSteps
+from router.state.changes import Changes
+from router.state.claims import ClaimDesk
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -35,6 +45,7 @@ from router.state.records import Records
 from router.state.registration import Registrar
 from router.state.stalls import StallWatch
 from router.state.stored_keys import StoredKeys
+from router.state.trial import Trial
 from verifier.service.clock import Clock as ServiceClock
 from verifier.service.oidc import Issuer
 from verifier.store.database import Database
@@ -68,8 +79,14 @@ def assemble(
     )
     exchanges = _make_exchanges(setup, clock, registrar, to_nodes, stalls)
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
-    metering = Metering(clock, holds, setup.tokenisers())
+    metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
+    desk = ClaimDesk(db, fleet, clock, lambda: registrar.name)
+    changes = _make_changes(setup, clock, db, fleet, metering)
+    checks = make_checks(
+        dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
+    )
+    gateway = _make_gateway(setup, clock, to_nodes, keyring, checks, dispatcher, changes, receipts)
     state = State(
         config=config,
         folder=setup.folder,
@@ -77,18 +94,37 @@ def assemble(
         fleet=fleet,
         feed=_make_feed(setup, clock, fleet, holds, to_verifier),
         holds=holds,
+        changes=changes,
+        change_steps=ChangeSteps(db, fleet, clock, changes, is_kept=config.store.is_kept),
         persistence=persistence,
         records=records,
         stored_keys=StoredKeys(db, clock, keyring),
         issuer=_issuer(config, clock),
         registrar=registrar,
         receipts=receipts,
+        jobs=_make_jobs(config, db, gateway, receipts),
+        db=db,
+        claims=desk,
+        claim_fetcher=ClaimFetcher(to_nodes, desk, fleet, allow_private=config.gateway.allow_private),
         to_verifier=to_verifier,
         stalls=stalls,
     )
-    checks = make_checks(
-        dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
-    )
+    return state, gateway
+
+
+def _make_gateway(
+    setup: RouterSetup,
+    clock: Clock,
+    to_nodes: aiohttp.ClientSession,
+    keyring: Keyring,
+    checks: Checks,
+    dispatcher: Dispatcher,
+    changes: Changes,
+    receipts: Receipting | None,
+) -> Gateway:
+    config, terms = setup.config, Terms(dispatcher.fleet, Commitments(clock))
+    per_second, patience_s = config.changes.shadow_per_second, config.gateway.timeout_s
+    arms = Arms(changes, dispatcher, terms, clock, per_second=per_second, patience_s=patience_s)
     gateway = Gateway(
         checks=checks,
         dispatcher=dispatcher,
@@ -97,12 +133,42 @@ def assemble(
         skew_s=config.verifier.skew_s,
         keyring=keyring,
         replays=IdempotencyCache(monotonic=clock.monotonic),
-        terms=Terms(fleet, Commitments(clock)),
+        terms=terms,
+        arms=arms,
         receipts=None if receipts is None else receipts.book,
         fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
     )
-    checks.has_room = gateway.has_room
-    return state, gateway
+    checks.has_room = arms.has_room = gateway.has_room
+    if receipts is not None:
+        checks.on_end = partial(note_check, receipts.book, clock, dispatcher.metering)
+    return gateway
+
+
+def _make_changes(
+    setup: RouterSetup, clock: Clock, db: Database, fleet: Fleet, metering: Metering
+) -> Changes:
+    def use(tokenisers: Mapping[str, Tokeniser], trial: Trial | None) -> None:
+        metering.tokenisers = tokenisers
+        metering.candidate = {} if trial is None else trial.counted_by()
+
+    return Changes(
+        db,
+        setup.config.name,
+        fleet,
+        clock,
+        file=setup.table,
+        load=lambda table: load_tokenisers(table, setup.folder),
+        use=use,
+    )
+
+
+def _make_jobs(
+    config: RouterConfig, db: Database, gateway: Gateway, receipts: Receipting | None
+) -> Jobs | None:
+    """Files and batches; `None` if nothing outlives the router, or they are switched off."""
+    if not (config.batches.enabled and config.store.is_kept):
+        return None
+    return make_jobs(db, gateway, config.batches, None if receipts is None else receipts.keeper, config.name)
 
 
 def _make_exchanges(

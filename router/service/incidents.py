@@ -19,10 +19,13 @@ from router.config import read_token
 from router.model.errors import HoldError
 from router.service import standing
 from router.service.state import STATE, State
+from router.state.holds import ROUTER
 from router.store.holds import Hold
+from verifier import triage
 from verifier.errors import RequestError
 from verifier.service.access import caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
+from verifier.triage import Fault
 
 _MAX_ANSWER: Final = 16 << 20
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10, connect=5)
@@ -30,13 +33,18 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=10, connect=5)
 
 class _ReleaseBody(Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(min_length=1, max_length=2000)]
+    fault: Fault | None = None
+    """Whose fault it was, if the person says so: later reviews of the same kind go by it."""
 
 
 async def list_open(request: web.Request) -> web.Response:
-    """What waits for a person, the router's own holds first; each with the time that is left."""
+    """What waits for a person, the router's own holds first; of these, what costs most to leave as it is."""
     state = request.app[STATE]
     now_ms = state.clock.now_ms()
-    own = [_wire(hold, now_ms) for hold in await state.holds.list_open()]
+    own = [
+        {**triage.to_wire(waiting, priority, now_ms), **_wire(hold, now_ms)}
+        for hold, waiting, priority in await state.holds.queue()
+    ]
     known = {hold["incident"] for hold in own}
     try:
         page = await _ask(state, "GET", "?open=1&limit=500")
@@ -57,7 +65,8 @@ async def show(request: web.Request) -> web.Response:
     except HoldError:
         document = {**await _ask(state, "GET", f"/{_plain(which)}"), "held_by": "verifier"}
     else:
-        document = {**_wire(hold, state.clock.now_ms()), "history": steps}
+        history = [{**step, "automatic": step["actor"] == ROUTER} for step in steps]
+        document = {**_wire(hold, state.clock.now_ms()), "history": history}
     node = document.get("node")
     if isinstance(node, str) and node in state.fleet:
         document["seen"] = standing.standing_of(state, node, tells_suspicion=True)
@@ -73,18 +82,18 @@ async def release(request: web.Request) -> web.Response:
     try:
         hold, _ = await state.holds.show(which)
     except HoldError:
-        return json_response(await _release_theirs(state, which, actor, given.reason))
+        return json_response(await _release_theirs(state, which, actor, given))
     if not given.reason.strip():
         raise RequestError("a release needs a reason")
     if hold.state != "open":
         raise RequestError(f"it is {hold.state} already", code="incident.state")
     if hold.incident is not None:
         # It was reported to the verifier, which must release it too; its decision comes back by the feed.
-        answer = await _release_theirs(state, hold.incident, actor, given.reason)
+        answer = await _release_theirs(state, hold.incident, actor, given)
         if answer.get("awaiting_second"):
             return json_response({**_wire(hold, state.clock.now_ms()), "awaiting_second": True})
     try:
-        done = await state.holds.release(which, actor, given.reason)
+        done = await state.holds.release(which, actor, given.reason, given.fault)
     except HoldError as error:
         if hold.incident is None:
             raise RequestError(str(error), code="incident.state") from None
@@ -94,14 +103,16 @@ async def release(request: web.Request) -> web.Response:
     return json_response({**_wire(shown, state.clock.now_ms()), "awaiting_second": not done})
 
 
-async def _release_theirs(state: State, incident: str, actor: str, reason: str) -> dict[str, Any]:
+async def _release_theirs(state: State, incident: str, actor: str, given: _ReleaseBody) -> dict[str, Any]:
     token = read_token(state.folder, state.config.verifier.admin_token_file)
     if token is None:
         hint = "decide it at the verifier: touchstone verifier incidents step"
         raise RequestError(
             f"this router may not release the verifier's incidents; {hint}", code="request.forbidden"
         )
-    body = msgspec.json.encode({"actor": actor, "reason": reason})
+    body = msgspec.json.encode(
+        {"actor": actor, "reason": given.reason, **({} if given.fault is None else {"fault": given.fault})}
+    )
     return await _ask(state, "POST", f"/{_plain(incident)}/release", body, token)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from attester.authorities import client_context
 from attester.cose import PrivateKey
 from attester.errors import ConfigError
+from attester.version import install_hint
 from router.config import RouterConfig, load_table, load_tokenisers, read_token
 from router.model.tokens import Tokeniser
 from router.model.workload import Table
@@ -69,6 +71,11 @@ def load(path: Path, config: RouterConfig, *, makes_identity: bool = False) -> R
     read_token(folder, config.verifier.admin_token_file)
     if config.service.speaks_tls:
         ServerTLS(*config.service.files(folder))
+    if config.ext_proc is not None:
+        if find_spec("grpc") is None:
+            raise ConfigError(f"[ext_proc] needs grpcio and protobuf: {install_hint('envoy')}")
+        if (files := config.ext_proc.files(folder)) is not None:
+            ServerTLS(*files)
     return setup
 
 

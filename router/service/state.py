@@ -9,7 +9,12 @@ import aiohttp
 from aiohttp import web
 
 from router.config import RouterConfig
+from router.gateway.claims import ClaimFetcher
+from router.gateway.jobs.service import Jobs
 from router.model.clock import Clock
+from router.state.change_steps import ChangeSteps
+from router.state.changes import Changes
+from router.state.claims import ClaimDesk
 from router.state.feed import Feed
 from router.state.fleet import Fleet
 from router.state.holds import Holds
@@ -20,6 +25,7 @@ from router.state.registration import Registrar
 from router.state.stalls import StallWatch
 from router.state.stored_keys import StoredKeys
 from verifier.service.oidc import Issuer
+from verifier.store.database import Database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,9 @@ class State:
     fleet: Fleet
     feed: Feed
     holds: Holds
+    changes: Changes
+    """Of the table of workloads."""
+    change_steps: ChangeSteps
     persistence: Persistence
     records: Records
     stored_keys: StoredKeys
@@ -40,6 +49,12 @@ class State:
     registrar: Registrar
     receipts: Receipting | None
     """`None`: answers have no receipts."""
+    db: Database
+    """The store, which routers may share."""
+    claims: ClaimDesk
+    claim_fetcher: ClaimFetcher
+    jobs: Jobs | None
+    """`None`: nothing is kept, so there are no batches."""
     to_verifier: aiohttp.ClientSession
     stalls: StallWatch
 

@@ -20,6 +20,7 @@ from router.choose import gates
 from router.choose.candidates import Lane
 from router.choose.decision import FleetView
 from router.choose.gates import GateVerdict
+from router.model.change import Arm
 from router.model.clock import Clock
 from router.model.liveness import Heartbeat
 from router.model.node import NodeView
@@ -32,13 +33,13 @@ from router.state.narrowings import Narrowings
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
 from router.state.pool import WorkloadPool
-from router.state.suspected import SuspectedNodes
+from router.state.two_tables import TwoTables
 
 _NEVER_HEARD_S: Final = 1e9
 """How long the verifier has been silent, in seconds, if it was never heard."""
 
 
-class Fleet(SuspectedNodes):
+class Fleet(TwoTables):
     """
     All nodes, in the lanes of all workloads.
 
@@ -54,13 +55,12 @@ class Fleet(SuspectedNodes):
         probe_every_s: float = 5.0,
         judge_url: JudgeURL = lambda _: None,
     ) -> None:
-        self.table = table
         self._entries: dict[str, NodeEntry] = {}
         self._nodes_of: dict[str, set[str]] = {}
         """By operator.  Retired nodes are left out: nothing that happens to an operator concerns them."""
         self._operator_holds = OperatorHolds()
         placement = Placement(table, clock, self._operator_holds)
-        super().__init__(self._entries, placement, clock, probe_every_s)
+        super().__init__(table, self._entries, placement, clock, probe_every_s)
         self.addresses = AddressGate(self._entries, placement.check_gates, judge_url)
         self.narrowings = Narrowings(self._entries, placement, self._nodes_of, clock)
         self._verifier_heard_at: float | None = None
@@ -115,12 +115,18 @@ class Fleet(SuspectedNodes):
 
     def pool_for(self, workload: Workload) -> WorkloadPool:
         """The nodes for a workload of the table, as they stand."""
-        return self._placement.pools[workload.name]
+        pool = self._placement.pool_of(workload)
+        if pool is None:
+            raise KeyError(workload.name)
+        return pool
 
     def view_for(self, workload: Workload, narrowed: NarrowedPool | None = None) -> FleetView:
         """What a decision about *workload* rests on now; *narrowed*: for a caller with requirements of its own."""
         now_ms = self.advance()
-        pool = self._placement.pools[workload.name] if narrowed is None else narrowed
+        own = self.pool_for(workload)
+        pool = own if narrowed is None else narrowed
+        is_candidate = own is self._placement.candidate.get(workload.name)
+        table = self.candidate if is_candidate and self.candidate is not None else self.table
         return FleetView(
             version=self._placement.version,
             now_ms=now_ms,
@@ -129,6 +135,8 @@ class Fleet(SuspectedNodes):
             silent_s=self.silent_s,
             required=None if narrowed is None else narrowed.required,
             met=None if narrowed is None else narrowed.met,
+            table=table.digest,
+            arm="" if self.candidate is None else Arm.CANDIDATE if is_candidate else Arm.ACTIVE,
         )
 
     def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
@@ -137,12 +145,12 @@ class Fleet(SuspectedNodes):
 
         With *version*, as of that version; nodes whose history does not reach back to it are left out.
         """
-        pool = self._placement.pools.get(workload.name)
+        pool = self._placement.pool_of(workload)
         return {} if pool is None else pool.excluded(version)
 
     def shortfalls(self, workload: Workload) -> Counter[str]:
         """What nodes' results lack for the work now, and how many nodes lack it."""
-        return self._placement.shortfalls(workload.name)
+        return self._placement.shortfalls(workload)
 
     def verdict(self, node: str, workload: Workload) -> GateVerdict | None:
         """The gate that keeps a node from the work now.  Asked again before each attempt."""
@@ -150,7 +158,7 @@ class Fleet(SuspectedNodes):
         if self.silent_s > gates.FEED_SILENT_S:
             detail = f"nothing heard for {min(self.silent_s, _NEVER_HEARD_S):.0f} s"
             return GateVerdict("incident", gates.FEED_SILENT, detail)
-        pool, entry = self._placement.pools.get(workload.name), self._entries.get(node)
+        pool, entry = self._placement.pool_of(workload), self._entries.get(node)
         if pool is None or entry is None:
             view = self.view(node)
             return gates.check(view, workload, self._placement.gate_context(entry, view.operator, workload))
@@ -158,7 +166,7 @@ class Fleet(SuspectedNodes):
 
     def lane(self, node: str, workload: Workload) -> Lane | None:
         """The lane in which a node stands."""
-        pool = self._placement.pools.get(workload.name)
+        pool = self._placement.pool_of(workload)
         return None if pool is None else pool.lane(node)
 
     # What the verifier says.
@@ -166,14 +174,6 @@ class Fleet(SuspectedNodes):
     def note_verifier_contact(self) -> None:
         """Note that the verifier was heard and understood."""
         self._verifier_heard_at = self._clock.monotonic()
-
-    def use_table(self, table: Table) -> None:
-        """Go by another table of workloads from now on."""
-        self.table = table
-        self._placement.use_table(table)
-        for entry in self._entries.values():
-            self._placement.count_in_flight(entry.key[0], entry.in_flight)
-            self._placement.check_gates(entry)
 
     def put_node(self, view: NodeView) -> None:
         """Take in what the verifier says of a node now.  The view's incidents are the verifier's."""

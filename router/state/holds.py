@@ -23,16 +23,20 @@ from router.model.clock import Clock
 from router.model.errors import HoldError
 from router.model.usage import UsageMismatch
 from router.state.fleet import Fleet
+from router.state.reviews import FOUND_MS, ReviewWatch, waiting
 from router.store import holds
 from router.store.holds import Hold
 from verifier.errors import StoreError
 from verifier.incidents import HOLDING, State
 from verifier.store.database import Database, Row, Tx
+from verifier.triage import Costs, Fault, Priority, Waiting, in_order
 
 SETTLEMENT: Final = "settlement-mismatch"
 UNCONFIRMED: Final = "settlement-unconfirmed"
 OUR_COUNT: Final = "token-count-suspect"
 BELOW_ENERGY: Final = "price-below-energy"
+ROUTER: Final = "router"
+"""Who takes the steps that nobody takes."""
 _RETRY_S: Final = 5.0
 
 _log = structlog.get_logger("router")
@@ -69,6 +73,7 @@ class Holds:
         self._changes = 0
         """How often this router has begun or ended a hold."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watch = ReviewWatch(db)
         self._cheap_nodes: set[str] = set()
         """Nodes whose price was reported."""
 
@@ -121,6 +126,12 @@ class Holds:
             detail = "its price is below the energy floor of the tier: what does it run on?"
             self._begin(node, operator, BELOW_ENERGY, detail, {}, holding=False)
 
+    def ask(
+        self, kind: str, detail: str, evidence: dict[str, Any], *, node: str | None = None, operator: str = ""
+    ) -> None:
+        """Ask a person to look at something.  It holds nobody."""
+        self._begin(node, operator, kind, detail, evidence, holding=False)
+
     def _begin(
         self,
         node: str | None,
@@ -159,7 +170,7 @@ class Holds:
     async def _write(self, hold: Hold) -> None:
         while True:
             try:
-                was_added = await self._db.write(lambda tx: holds.add(tx, hold))
+                was_added = await self._db.write(partial(_add, hold))
                 break
             except StoreError as error:
                 _log.error("a hold could not be written; it is tried again", why=str(error)[:300])
@@ -179,6 +190,7 @@ class Holds:
             try:
                 await self.sync()
                 await self.report_all()
+                await self._watch.refresh(self._known.values(), self._clock.now_ms())
             except StoreError as error:
                 _log.error("holds could not be read", why=str(error)[:300])
             except Exception:  # noqa: BLE001
@@ -205,7 +217,7 @@ class Holds:
         if state not in HOLDING:
             detail = f"the verifier's incident is {state[:40]} and holds nobody; this router holds the node"
             await holds.add_step(
-                tx, hold_id, step="told", actor="router", reason=detail, now_ms=self._clock.now_ms()
+                tx, hold_id, step="told", actor=ROUTER, reason=detail, now_ms=self._clock.now_ms()
             )
 
     def note_incident_state(self, incident: str, state: str) -> None:
@@ -243,6 +255,16 @@ class Holds:
         async with self._db.read() as tx:
             return await holds.list_open(tx)
 
+    async def queue(self) -> list[tuple[Hold, Waiting, Priority]]:
+        """The same with what to look at first in front, and why."""
+        now_ms = self._clock.now_ms()
+        async with self._db.read() as tx:
+            found = {hold.id: hold for hold in await holds.list_open(tx)}
+            past = await holds.decided(tx, now_ms - FOUND_MS)
+        costs = Costs(held=self._config.hour_held_costs, trusted=self._config.hour_trusted_costs)
+        queue = in_order(waiting(found.values(), past), costs, now_ms)
+        return [(found[each.id], each, priority) for each, priority in queue]
+
     async def show(self, hold_id: str) -> tuple[Hold, list[Row]]:
         """
         One hold, and the steps that people took.
@@ -253,7 +275,7 @@ class Holds:
         async with self._db.read() as tx:
             return await holds.get(tx, hold_id), await holds.steps(tx, hold_id)
 
-    async def release(self, hold_id: str, actor: str, reason: str) -> bool:
+    async def release(self, hold_id: str, actor: str, reason: str, fault: Fault | None = None) -> bool:
         """
         Release a node to probation, by a person's decision.
 
@@ -265,13 +287,15 @@ class Holds:
         """
         if not reason.strip():
             raise HoldError("a release needs a reason")
-        released = await self._db.write(partial(self._take_release, hold_id, actor, reason))
+        released = await self._db.write(partial(self._take_release, hold_id, actor, reason, fault))
         if released is None:
             return False
         self._end(released)
         return True
 
-    async def _take_release(self, hold_id: str, actor: str, reason: str, tx: Tx) -> Hold | None:
+    async def _take_release(
+        self, hold_id: str, actor: str, reason: str, fault: Fault | None, tx: Tx
+    ) -> Hold | None:
         """Release a hold, and give it; or note a proposal, and give `None`."""
         now_ms = self._clock.now_ms()
         hold = await holds.get(tx, hold_id)
@@ -285,7 +309,9 @@ class Holds:
                     tx, hold_id, step="propose-release", actor=actor, reason=reason, now_ms=now_ms
                 )
                 return None
-        await holds.add_step(tx, hold_id, step="release", actor=actor, reason=reason, now_ms=now_ms)
+        await holds.add_step(
+            tx, hold_id, step="release", actor=actor, reason=reason, now_ms=now_ms, fault=fault
+        )
         await holds.release(tx, hold_id)
         return hold
 
@@ -315,3 +341,12 @@ class Holds:
         """Wait for what is being written."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
+
+
+async def _add(hold: Hold, tx: Tx) -> bool:
+    """Write a new hold with its first step: nobody but the router decided it, and why."""
+    was_added = await holds.add(tx, hold)
+    if was_added:
+        step = "hold" if hold.holding else "ask"
+        await holds.add_step(tx, hold.id, step=step, actor=ROUTER, reason=hold.detail, now_ms=hold.opened_ms)
+    return was_added

@@ -21,6 +21,8 @@ from msgspec import Struct
 
 from attester.errors import ConfigError
 from router.model.clock import Clock
+from router.settlement.reconciling import CRASH_EXCHANGES, Gap
+from router.store import settlement
 from verifier.errors import StoreError
 from verifier.store import leases
 from verifier.store.database import Database, Row, Tx
@@ -136,11 +138,21 @@ class NameLease:
         """Take the name; gives the lease that another router has on it."""
         now_ms = self._now_ms()
         lease = _LEASE + self._name
+        left = await tx.one("SELECT holder, until_ms FROM leases WHERE name = ?", lease)
+        if left is not None and left["holder"] != self._holder and left["until_ms"] <= now_ms:
+            await self._note_gap(tx, left, now_ms)
         if await leases.take(tx, lease, self._holder, now_ms, now_ms + int(LEASE_S * 1000)):
             return None
         return await tx.one("SELECT holder, until_ms FROM leases WHERE name = ?", lease)
 
+    async def _note_gap(self, tx: Tx, left: Row, now_ms: int) -> None:
+        """The router that had the name has not given it back: it was killed, and its last receipts are lost."""
+        from_ms = left["until_ms"] - int(LEASE_S * 1000)
+        gap = Gap(self._name, min(from_ms, now_ms), now_ms, CRASH_EXCHANGES, "the router was killed")
+        await settlement.add_gap(tx, gap)
+
     async def _end(self, other: Row, tx: Tx) -> None:
+        await self._note_gap(tx, other, self._now_ms())
         await tx.execute(
             "DELETE FROM leases WHERE name = ? AND holder = ?", _LEASE + self._name, other["holder"]
         )

@@ -14,7 +14,7 @@ from router.choose.requirements import changes_in, find_unmet
 from router.choose.trials import Stage
 from router.model.node import NodeView
 from router.model.requirements import CallerRequirements
-from router.state.pool import WorkloadPool
+from router.state.pool import WorkloadPool, make_lanes
 from router.state.timers import Timers
 
 _MOST_ASKED: Final = 1000
@@ -35,7 +35,7 @@ class NarrowedPool:
     def __init__(self, base: WorkloadPool, required: CallerRequirements) -> None:
         self.base = base
         self.required = required
-        self.lanes = {lane: SortedCandidates() for lane in LANES}
+        self.lanes = make_lanes(base.workload)
         self.sizes = dict.fromkeys(LANES, 0)
         self._new, self._begun = QueuedCandidates(), SortedCandidates()
         self.stages: dict[Stage, SortedCandidates] = {Stage.NEW: self._new, Stage.BEGUN: self._begun}

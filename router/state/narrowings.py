@@ -22,7 +22,10 @@ from router.model.requirements import CallerRequirements
 from router.model.workload import Workload
 from router.state.narrowed import NarrowedPool
 from router.state.placement import NodeEntry, Placement
+from router.state.pool import WorkloadPool
 
+_Place = tuple[str, bool, bytes]
+"""A workload, whether it is a candidate's, and the requirements."""
 _AT_ONCE: Final = 100
 """Nodes that are judged before other work has its turn."""
 MAX_POOLS: Final = 64
@@ -65,9 +68,9 @@ class Narrowings:
         self._placement = placement
         self._nodes_of = nodes_of
         self._clock = clock
-        self._kept: OrderedDict[tuple[str, bytes], NarrowedPool] = OrderedDict()
-        self._used_at: dict[tuple[str, bytes], float] = {}
-        self._making: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        self._kept: OrderedDict[_Place, NarrowedPool] = OrderedDict()
+        self._used_at: dict[_Place, float] = {}
+        self._making: dict[_Place, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
         """However many ask for new ones, other work has its turn after each step of one."""
         self._spent: OrderedDict[str, tuple[float, int]] = OrderedDict()
@@ -83,7 +86,7 @@ class Narrowings:
         Raises:
             TooManyRequirementsError: the caller has asked for too many different ones.
         """
-        place = (workload.name, required.key)
+        place = self._place(workload, required)
         while (pool := self._find(place)) is None:
             task = self._making.get(place)
             if task is None:
@@ -110,7 +113,7 @@ class Narrowings:
         Args:
             now_ms: When the decision was made, which says how old they were.
         """
-        base = self._placement.pools.get(workload.name)
+        base = self._placement.pool_of(workload)
         if base is None:
             return {}
         views = {node: entry.view for node, entry in self._entries.items()}
@@ -118,7 +121,7 @@ class Narrowings:
 
     def shortfalls(self, workload: Workload, required: CallerRequirements) -> Counter[str]:
         """What nodes lack of a caller's requirements now, and how many lack it."""
-        pool = self._find((workload.name, required.key))
+        pool = self._find(self._place(workload, required))
         if pool is None:
             return Counter()
         return pool.shortfalls(lambda node: self._entries[node].view, self._context())
@@ -131,19 +134,26 @@ class Narrowings:
     def _context(self) -> GateContext:
         return GateContext(now_ms=self._clock.now_ms(), monotonic=self._clock.monotonic())
 
-    def _find(self, place: tuple[str, bytes]) -> NarrowedPool | None:
+    def _place(self, workload: Workload, required: CallerRequirements) -> _Place:
+        own = self._placement.candidate.get(workload.name)
+        return workload.name, own is not None and self._placement.pool_of(workload) is own, required.key
+
+    def _base(self, place: _Place) -> WorkloadPool | None:
+        return (self._placement.candidate if place[1] else self._placement.pools).get(place[0])
+
+    def _find(self, place: _Place) -> NarrowedPool | None:
         """A pool that is up to date; those of another table are not."""
         pool = self._kept.get(place)
-        if pool is not None and pool.base is not self._placement.pools.get(place[0]):
+        if pool is not None and pool.base is not self._base(place):
             self._drop(place)
             return None
         return None if place in self._making else pool
 
-    def _begin(
-        self, place: tuple[str, bytes], required: CallerRequirements, caller: str
-    ) -> NarrowedPool | None:
+    def _begin(self, place: _Place, required: CallerRequirements, caller: str) -> NarrowedPool | None:
         """Begin to make a pool; returns it if it was made at once."""
-        base = self._placement.pools[place[0]]
+        base = self._base(place)
+        if base is None:
+            raise KeyError(place[0])
         pool = NarrowedPool(base, required)
         nodes, are_all = self._listed(pool)
         self._charge(caller, len(nodes) if are_all else len(self._entries))
@@ -159,9 +169,7 @@ class Narrowings:
         self._making[place] = task
         return None
 
-    async def _make(
-        self, place: tuple[str, bytes], pool: NarrowedPool, nodes: list[str], *, are_all: bool
-    ) -> None:
+    async def _make(self, place: _Place, pool: NarrowedPool, nodes: list[str], *, are_all: bool) -> None:
         try:
             async with self._one_at_a_time:
                 await self._judge_in_steps(pool, nodes)
@@ -220,7 +228,7 @@ class Narrowings:
                 raise TooManyRequirementsError(1)
             self._drop(oldest)
 
-    def _drop(self, place: tuple[str, bytes]) -> None:
+    def _drop(self, place: _Place) -> None:
         pool = self._kept.pop(place, None)
         self._used_at.pop(place, None)
         listening = self._placement.narrowed.get(place[0], [])

@@ -17,7 +17,7 @@ from router.choose.candidates import Key, Lane
 from router.choose.gates import GateContext, GateVerdict
 from router.model.clock import Clock
 from router.model.liveness import Heartbeat
-from router.model.node import NodeView
+from router.model.node import NodeView, prompting_of
 from router.model.standing import PROVEN, Grade
 from router.model.statistics import NodeStatistics
 from router.model.workload import Table, Workload
@@ -60,6 +60,8 @@ class Placement:
         self.version = clock.now_ms()
         """Counts changes of who may do what.  It begins with the time, so that no two processes share one."""
         self.pools: dict[str, WorkloadPool] = {}
+        self.candidate: dict[str, WorkloadPool] = {}
+        """Of a table that decides beside the one in force, if there is one (`router.state.changes`)."""
         self._by_tier: dict[str, list[WorkloadPool]] = {}
         self.narrowed: dict[str, list[NarrowedPool]] = {}
         """By workload, its pools for callers with requirements of their own (`router.state.narrowings`)."""
@@ -72,31 +74,76 @@ class Placement:
     def use_table(self, table: Table) -> None:
         """Begin with empty pools for the workloads of *table*."""
         self.pools = {name: WorkloadPool(workload) for name, workload in table.workloads.items()}
-        self._by_tier = {}
         self.narrowed = {}
-        for pool in self.pools.values():
+        self._arrange()
+
+    def use_candidate(self, table: Table | None, entries: Mapping[str, NodeEntry]) -> None:
+        """Begin with empty pools for a table beside the one in force; `None`: there is none any more."""
+        workloads = {} if table is None else table.workloads
+        self.candidate = {name: WorkloadPool(workload) for name, workload in workloads.items()}
+        self._arrange()
+        if self.candidate:
+            for entry in entries.values():
+                self.count_in_flight(entry.key[0], entry.in_flight, pools=self.candidate)
+
+    def promote_candidate(self) -> None:
+        """Put the candidate's pools, as they are, in the place of those in force."""
+        self.pools, self.candidate = self.candidate, {}
+        self.narrowed = {}
+        self._arrange()
+
+    def _arrange(self) -> None:
+        self._by_tier = {}
+        # Those in force first: they say which settings a tier's standings go by.
+        for pool in self._all_pools():
             self._by_tier.setdefault(pool.workload.standing_key, []).append(pool)
+
+    def _all_pools(self) -> Iterator[WorkloadPool]:
+        yield from self.pools.values()
+        yield from self.candidate.values()
+
+    def pool_of(self, workload: Workload) -> WorkloadPool | None:
+        """The pool of a workload of either table; that of its name in force if it is of neither."""
+        pool = self.pools.get(workload.name)
+        if pool is not None and pool.workload is workload:
+            return pool
+        other = self.candidate.get(workload.name)
+        if other is not None and (other.workload is workload or other.workload == workload):
+            return other
+        return pool
 
     def workload_of_tier(self, tier: str) -> Workload | None:
         """A workload of a tier, to take the tier's settings from."""
         pools = self._by_tier.get(tier)
         return pools[0].workload if pools else None
 
-    def shortfalls(self, workload: str) -> Counter[str]:
+    def shortfalls(self, workload: Workload) -> Counter[str]:
         """See `WorkloadPool.shortfalls`; empty for a workload that is in the table no more."""
-        pool = self.pools.get(workload)
+        pool = self.pool_of(workload)
         return Counter() if pool is None else pool.shortfalls()
 
-    def count_in_flight(self, operator: str, in_flight: Mapping[str, int], sign: int = 1) -> None:
-        """Add or take away requests in flight at an operator's nodes, by workload."""
+    def count_in_flight(
+        self,
+        operator: str,
+        in_flight: Mapping[str, int],
+        sign: int = 1,
+        *,
+        pools: Mapping[str, WorkloadPool] | None = None,
+    ) -> None:
+        """Add or take away requests in flight at an operator's nodes, by workload; in *pools* alone, if they are given."""
         for name, count in in_flight.items():
-            self.count_request(operator, name, sign * count)
+            if pools is None:
+                self.count_request(operator, name, sign * count)
+            elif name in pools:
+                pools[name].count_in_flight(operator, sign * count)
 
     def count_request(self, operator: str, workload: str, change: int) -> None:
         """Add *change*, which may be negative, to the requests in flight at an operator's nodes for a workload."""
-        pool = self.pools.get(workload)
-        if pool is not None:
-            pool.count_in_flight(operator, change)
+        # Both tables see the same nodes at work.
+        for pools in (self.pools, self.candidate):
+            pool = pools.get(workload)
+            if pool is not None:
+                pool.count_in_flight(operator, change)
 
     def free_place(self, entry: NodeEntry, workload: str) -> None:
         """Take one request of a workload out of flight."""
@@ -108,7 +155,7 @@ class Placement:
 
     def remove(self, entry: NodeEntry) -> None:
         """Take a node out of all pools."""
-        for pool in self.pools.values():
+        for pool in self._all_pools():
             pool.remove(entry.key)
         for narrowed in self._all_narrowed():
             narrowed.remove(entry.key)
@@ -156,19 +203,21 @@ class Placement:
         """Ask the gates that fail closed, for every workload, and place the node."""
         view = entry.view
         due = math.inf
-        for pool in self.pools.values():
+        for pool in self._all_pools():
             context = self.gate_context(entry, view.operator, pool.workload)
             verdict = gates.check(view, pool.workload, context)
-            revision = view.revision(pool.workload.model)
+            model = pool.workload.model
             pool.close(
                 view.node,
                 verdict,
-                revision,
+                view.revision(model),
                 hardware_class=view.vouched_class if pool.workload.prices_by_hardware else "",
                 enrolled=math.inf if view.enrolled is None else view.enrolled,
+                prompting=prompting_of(view.result, model),
             )
             for narrowed in self.narrowed.get(pool.workload.name, ()):
-                narrowed.judge(entry.key, view, context)
+                if narrowed.base is pool:
+                    narrowed.judge(entry.key, view, context)
             # Also if a gate is closed: time may change which gate is the first.
             due = min(due, gates.changes_in(view, pool.workload, context))
         # A whisker early: the sum of two times may be rounded up.  And never at once, or it would come up for ever.
@@ -218,7 +267,8 @@ class Placement:
             self.version += has_moved
             if pool.follow_stage(entry.key) or has_moved:
                 for narrowed in self.narrowed.get(pool.workload.name, ()):
-                    narrowed.follow(entry.key, lane, code)
+                    if narrowed.base is pool:
+                        narrowed.follow(entry.key, lane, code)
         due = suspect_at if suspect_at > now else gone_at if gone_at > now else math.inf
         for each in entry.statistics.values():
             if each.load.open_until > now:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
+from msgspec import UNSET
+
+from router.choose.affinity import Ring
 from router.choose.candidates import LANES, Key, Lane, QueuedCandidates, SortedCandidates
 from router.choose.gates import CODES, NOT_LIVE, SHORTFALLS, GateVerdict
 from router.choose.ranking import CandidateFacts
@@ -15,6 +20,7 @@ from router.model.standing import Rating
 from router.model.statistics import NodeStatistics
 from router.model.tool_calls import CallShares
 from router.model.workload import Workload
+from router.state.random_bytes import random_bytes
 
 _HISTORY: Final = 32
 """Changes that are remembered of a node, so that a past decision can be explained."""
@@ -22,6 +28,19 @@ _MOST_ASKED: Final = 1000
 _MIN_IN_FLIGHT_FOR_SHARES: Final = 10
 """With fewer requests in flight, an operator's share of them means nothing."""
 _UNSEEN: Final = Rating()
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+_RING_SECRET: Final = random_bytes(16)
+"""Of this process: nobody can foretell where on a circle a node is."""
+
+
+def make_lanes(workload: Workload) -> dict[Lane, SortedCandidates]:
+    """Empty lanes; that of the established has a circle if the workload's requests may have an affinity."""
+    lanes = {lane: SortedCandidates() for lane in LANES}
+    if workload.affinity_per_cent:
+        lanes[Lane.ESTABLISHED] = SortedCandidates(Ring(_RING_SECRET))
+    return lanes
 
 
 class _Placing:
@@ -38,6 +57,7 @@ class _Placing:
         "history",
         "jti",
         "lane",
+        "prompting",
         "revision",
         "stage",
         "statistics",
@@ -54,6 +74,7 @@ class _Placing:
         self.detail = ""
         self.jti = ""
         self.revision = self.hardware_class = ""
+        self.prompting = _NOTHING
         self.counted: tuple[str, bool] | None = None
         """As what it is in the count of revisions."""
         self.history: tuple[tuple[int, str, str, str], ...] = ()
@@ -65,7 +86,7 @@ class WorkloadPool:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self.lanes = {lane: SortedCandidates() for lane in LANES}
+        self.lanes = make_lanes(workload)
         self.sizes = dict.fromkeys(LANES, 0)
         self.new, self.begun = QueuedCandidates(), SortedCandidates()
         self.stages: dict[Stage, SortedCandidates] = {Stage.NEW: self.new, Stage.BEGUN: self.begun}
@@ -94,6 +115,8 @@ class WorkloadPool:
             jti=placing.jti,
             revision=placing.revision,
             hardware_class=placing.hardware_class,
+            template=placing.prompting.get("template", UNSET),
+            sampling=placing.prompting.get("sampling", UNSET),
         )
 
     def has_full_share(self, operator: str) -> bool:
@@ -142,6 +165,7 @@ class WorkloadPool:
         *,
         hardware_class: str = "",
         enrolled: float = math.inf,
+        prompting: Mapping[str, str] = _NOTHING,
     ) -> None:
         """
         Note which gate that fails closed is closed to a node, if one is.
@@ -150,6 +174,7 @@ class WorkloadPool:
             revision: Of the model, by the node's result.
             hardware_class: By the verifier's word, if prices go by it.
             enrolled: When it was enrolled, Unix seconds by the verifier's word; who is not said to be waits behind all.
+            prompting: Where its template and sampling defaults come from, by its result.
         """
         self.open += (verdict is None) - (node in self.closed_by and self.closed_by[node] is None)
         self.closed_by[node] = verdict
@@ -157,6 +182,7 @@ class WorkloadPool:
         if placing is None:
             placing = self._placings[node] = _Placing()
         placing.revision, placing.hardware_class, placing.enrolled = revision, hardware_class, enrolled
+        placing.prompting = prompting
         is_live = bool(revision) and (verdict is None or verdict.code not in NOT_LIVE)
         self._count_revision(placing, (revision, verdict is None) if is_live else None)
 

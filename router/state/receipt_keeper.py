@@ -19,7 +19,7 @@ from router.config import StoreSection
 from router.model.clock import Clock
 from router.receipts import batches, payload, tokens
 from router.state.receipts import Chain, KeptReceipt, OpenBatch, ReceiptBook
-from router.store import forgetting
+from router.store import forgetting, jobs
 from router.store import receipts as store
 from router.store.receipts import StoredBatch, StoredReceipt
 from verifier.errors import StoreError
@@ -140,6 +140,17 @@ class ReceiptKeeper:
             await self._sign_wanted()
         await self._forget()
 
+    async def write_now(self) -> None:
+        """
+        Write what is unwritten, ahead of its batch.
+
+        Raises:
+            StoreError: it could not be written.  Nothing is lost: the next call writes it.
+        """
+        async with self._one_at_a_time:
+            receipts, chains = self.book.drain()
+            await self._write(receipts, chains)
+
     async def _close(self, opened: OpenBatch) -> Batch:
         batch = await asyncio.to_thread(
             batches.close,
@@ -172,15 +183,17 @@ class ReceiptKeeper:
                     until: int = until,
                     some: list[KeptReceipt] = some,
                     heads: dict[str, tuple[int, str]] = heads,
-                ) -> None:
+                ) -> set[int]:
                     await self._confirm(tx)
                     await self._write_batch(tx, closed)
                     await store.save_chains(tx, kid, heads)
+                    kept, refused = await _write_lines(tx, some)
                     for is_ahead in (False, True):
-                        rows = [each for each in some if (each.batch > until) is is_ahead]
+                        rows = [each[:6] for each in kept if (each.batch > until) is is_ahead]
                         await store.save(tx, kid, rows, is_ahead=is_ahead)
+                    return refused
 
-                await self._db.write(write)
+                _tell(some, await self._db.write(write))
                 chains = {}
                 self._written = until
                 if closed is not None:
@@ -241,10 +254,7 @@ class ReceiptKeeper:
                 return None
             return tokens.join(found.payload, found.kid, found.signature)
         if self.book.writes and found.signature is None and found.caller:
-            async with self._one_at_a_time:
-                receipts, chains = self.book.drain()
-                if receipts or chains:
-                    await self._write(receipts, chains)
+            await self.write_now()
         signature = found.signature or tokens.sign_bytes(found.payload, self.book.key)
         if self.book.writes and found.signature is None:
             await self._db.write(lambda tx: store.sign(tx, found.id, signature))
@@ -293,3 +303,28 @@ class ReceiptKeeper:
             await forgetting.thin(self._db, "receipts", config.keep_decisions, at_once=_AT_ONCE)
         while await self._db.write(lambda tx: store.forget_batches(tx, until_ms, limit=_AT_ONCE)):
             pass
+
+
+async def _write_lines(tx: Tx, some: list[KeptReceipt]) -> tuple[list[KeptReceipt], set[int]]:
+    """
+    Write what came of lines of jobs.
+
+    Returns:
+        The receipts that may be written, and the places of the others: of lines that another router does.
+    """
+    places = [place for place, each in enumerate(some) if each.line is not None]
+    if not places:
+        return some, set()
+    lines = [line for each in some if (line := each.line) is not None]
+    refused = {places[at] for at in await jobs.write_lines(tx, lines)}
+    return [each for place, each in enumerate(some) if place not in refused], refused
+
+
+def _tell(some: list[KeptReceipt], refused: set[int]) -> None:
+    """Tell who waits for lines of jobs what became of them."""
+    for place, each in enumerate(some):
+        if place in refused:
+            # Its leaf is in a batch, and it is nowhere.
+            receipts_lost.inc()
+        if each.line is not None and not each.line.written.done():
+            each.line.written.set_result(place not in refused)

@@ -20,6 +20,7 @@ from router.receipts import payload
 from router.receipts.payload import VERSION, Receipt
 from router.state.newest import Newest, Waiting
 from router.state.random_bytes import random_bytes
+from router.store.jobs import LineResult
 from verifier.log.tree import leaf_hash
 from verifier.router_receipts import ReceiptKey
 
@@ -47,6 +48,8 @@ class KeptReceipt(NamedTuple):
     place: int
     """Its place there."""
     payload: bytes
+    line: LineResult | None = None
+    """What came of a line of a job, which is written with it or not at all."""
 
 
 @dataclass(slots=True)
@@ -133,7 +136,14 @@ class ReceiptBook:
         """Note that there will be no receipt: the answer is one that has a receipt already."""
         self._running.pop(receipt_id, None)
 
-    def end(self, receipt_id: str, caller: str, now_ms: int, members: dict[str, Any]) -> None:
+    def end(
+        self,
+        receipt_id: str,
+        caller: str,
+        now_ms: int,
+        members: dict[str, Any],
+        line: LineResult | None = None,
+    ) -> None:
         """
         Make the receipt of an answer that has ended.
 
@@ -144,6 +154,7 @@ class ReceiptBook:
             caller: The name of the key; `STRANGER` if none is known.
             now_ms: The time.
             members: What the payload has besides the chain, which is added here.
+            line: What came of a line of a job, if it is of one.
         """
         self._running.pop(receipt_id, None)
         chain = None if caller in _CHAINLESS else self._chain(caller)
@@ -157,7 +168,7 @@ class ReceiptBook:
             chain.head = hashlib.sha256(data).hexdigest()
             self._moved[chain.key] = chain
         batch, place = (0, 0) if caller == STRANGER else self._add_leaf(data, now_ms)
-        kept = KeptReceipt(receipt_id, now_ms, caller, batch, place, data)
+        kept = KeptReceipt(receipt_id, now_ms, caller, batch, place, data, line)
         if self.writes and caller != STRANGER:
             self._unwritten.add(receipt_id, caller, kept)
         else:

@@ -41,18 +41,22 @@ class AttemptRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     unclean: bool = False
     claimed: int | None = None
     first_ms: int | None = None
+    continues: str = ""
+    """The node whose text it was to go on from; empty if it had the request from its beginning."""
 
 
 class Record:
     """A decision, and what became of it."""
 
-    __slots__ = ("attempts", "caller", "decision", "id")
+    __slots__ = ("attempts", "caller", "decision", "id", "offered")
 
     def __init__(self, decision: Decision, caller: str = "") -> None:
         self.id = random_bytes(16).hex()
         self.decision = decision
         self.caller = caller
         self.attempts: list[AttemptRecord] = []
+        self.offered: tuple[str, ...] = ()
+        """The nodes of which somebody else chooses: a picker behind another gateway.  Otherwise it is empty."""
 
     def complete_last(self, *, tokens: int, unclean: bool, claimed: int | None, first_ms: int | None) -> None:
         """Add to the last attempt what was counted of it."""
@@ -69,6 +73,8 @@ class Record:
     def to_json(self) -> bytes:
         """The stored form: one object that has the decision's members among its own."""
         head = {"id": self.id, "caller": self.caller, "attempts": self.attempts, **self.decision.derived()}
+        if self.offered:
+            head["offered"] = self.offered
         return msgspec.json.encode(head)[:-1] + b"," + msgspec.json.encode(self.decision)[1:]
 
     def to_wire(self, excluded: Mapping[str, GateVerdict] | None = None) -> dict[str, Any]:

@@ -110,6 +110,11 @@ class Registrar:
     def _is_fresh(self) -> bool:
         return self._clock.monotonic() - self._confirmed <= FRESH_S
 
+    @property
+    def name(self) -> str | None:
+        """The router's name in the verifier's list; `None` while it is not registered."""
+        return self._name if self.is_registered else None
+
     def to_wire(self) -> dict[str, Any]:
         """What people are shown."""
         now, certificate = self._clock.monotonic(), self.identity.certificate

@@ -142,6 +142,7 @@ class SharedParts:
         self._values: dict[Any, Any] = {}
         self._vectors: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
         self._capabilities: dict[Any, dict[str, Any]] = {}
+        self._runtimes: dict[tuple[str, str], dict[str, str]] = {}
 
     def slim(self, result: AttestationResult) -> AttestationResult:
         """
@@ -149,7 +150,7 @@ class SharedParts:
 
         What gates and `NodeView` read of it is unchanged.
         """
-        for table in (self._values, self._vectors, self._capabilities):
+        for table in (self._values, self._vectors, self._capabilities, self._runtimes):
             if len(table) > _MAX_SHARED:
                 # Those in use live on in the results that have them.
                 table.clear()
@@ -202,6 +203,10 @@ class SharedParts:
                     slim["endpoint"] = {"url": url, "spki_sha256": pin}
                 case other:
                     slim["endpoint"] = other
+        match claims.get("runtime"):
+            case {"engine": str(engine), "version": str(version)}:
+                named = {"engine": engine, "version": version}
+                slim["runtime"] = self._runtimes.setdefault((engine, version), named)
         if "capabilities" in claims:
             declared = claims["capabilities"]
             key = _key_of_capabilities(declared)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from router.model.errors import HoldError
 from verifier.store.database import Row, Tx
+from verifier.triage import Fault
+
+_MOST_DECIDED: Final = 10_000
 
 
 class Hold(Struct, frozen=True, kw_only=True):
@@ -72,19 +75,31 @@ async def release(tx: Tx, hold_id: str) -> None:
     await tx.execute("UPDATE holds SET state = 'released' WHERE id = ? AND state = 'open'", hold_id)
 
 
-async def add_step(tx: Tx, hold_id: str, *, step: str, actor: str, reason: str, now_ms: int) -> None:
-    """Write who did what, and why."""
+async def add_step(
+    tx: Tx, hold_id: str, *, step: str, actor: str, reason: str, now_ms: int, fault: Fault | None = None
+) -> None:
+    """Write who did what, and why; and whose fault it was, if a person has said so."""
     await tx.execute(
-        "INSERT INTO hold_steps (hold, number, step, actor, reason, at_ms)"
-        " SELECT ?, coalesce(max(number), 0) + 1, ?, ?, ?, ? FROM hold_steps WHERE hold = ?",
-        hold_id, step, actor, reason, now_ms, hold_id,
+        "INSERT INTO hold_steps (hold, number, step, actor, reason, at_ms, fault)"
+        " SELECT ?, coalesce(max(number), 0) + 1, ?, ?, ?, ?, ? FROM hold_steps WHERE hold = ?",
+        hold_id, step, actor, reason, now_ms, fault, hold_id,
     )  # fmt: skip
+
+
+async def decided(tx: Tx, since_ms: int) -> list[Row]:
+    """What people and the verifier have decided since *since_ms*: kind, operator, when it began and ended, the fault."""
+    return await tx.all(
+        "SELECT h.kind, h.operator, h.opened_ms, s.at_ms, s.fault FROM hold_steps s JOIN holds h ON h.id = s.hold"
+        " WHERE s.step = 'release' AND s.at_ms > ? ORDER BY s.at_ms DESC LIMIT ?",
+        since_ms,
+        _MOST_DECIDED,
+    )
 
 
 async def steps(tx: Tx, hold_id: str) -> list[Row]:
     """The steps that were taken, in order."""
     return await tx.all(
-        "SELECT step, actor, reason, at_ms FROM hold_steps WHERE hold = ? ORDER BY number", hold_id
+        "SELECT step, actor, reason, at_ms, fault FROM hold_steps WHERE hold = ? ORDER BY number", hold_id
     )
 
 

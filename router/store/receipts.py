@@ -152,6 +152,12 @@ async def unsent(tx: Tx, kid: str, limit: int) -> list[bytes]:
     return [bytes(row["batch"]) for row in rows]
 
 
+async def closed(tx: Tx, from_ms: int, to_ms: int) -> list[bytes]:
+    """The batches whose last receipt is of a time."""
+    rows = await tx.all("SELECT batch FROM receipt_batches WHERE to_ms >= ? AND to_ms < ?", from_ms, to_ms)
+    return [bytes(row["batch"]) for row in rows]
+
+
 async def note_sent(tx: Tx, kid: str, number: int, entry: str) -> None:
     """Note as which entry the verifier has taken a batch."""
     await tx.execute("UPDATE receipt_batches SET entry = ? WHERE kid = ? AND number = ?", entry, kid, number)

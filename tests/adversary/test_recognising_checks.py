@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,34 +21,50 @@ import pytest
 
 from router.gateway import request
 from router.gateway.openai import GATEWAY
+from router.gateway.salting import Salts
 from router.model.arrivals import Arrivals
-from router.model.uniform import NOTHING
+from router.model.uniform import MAX_SEED, NOTHING
+from router.state import random_bytes
 from tests.adversary.virtual_time import LoopClock, run
 from tests.integration.checking import Minter, Recorded, checks_of, record, sections, settle
-from tests.integration.gateway import CHATS, Fleet, opened
+from tests.integration.gateway import CHATS, Fleet, by, key, opened
 from tests.unit.router.support import MODEL
 from verifier.answers.composing import compose
 from verifier.answers.draws import Draws
 from verifier.answers.material import Material
 
 ROOT = Path(__file__).parents[2]
-REQUESTS, FEWER = 420, 260
+REQUESTS, FEWER = 600, 260
 """Of users.  Where a defence is switched off, fewer are enough to see it."""
 GAP_S = 0.006
 NODES = ("a", "b", "c")
-BY_CHANCE = 1e-4
-"""A guess that is better than all but this share of permutations is none."""
+SHARED = "You answer for a shop that sells tea. " * 8
+"""A system prompt that several tenants have: longer than what salts are made of."""
+TENANTS = ("ada", "ada", "ada", "bob", "bob", "eve")
+"""Who asks, as often as it stands here."""
+VLLM = {"runtime": {"engine": "vllm", "version": "0.32.0"}}
 
 
 def texts() -> list[str]:
-    """Sentences of people's: the users have one half of them, and the operator who mints has another."""
-    found = {
-        line.strip()
-        for page in sorted((ROOT / "docs").glob("*.md"))
-        for line in page.read_text().splitlines()
-        if 30 < len(line) < 400 and line[0].isalpha()
-    }
-    return sorted(found)
+    """
+    Sentences: the users have one half of them, and the operator who mints has another.
+
+    They are made of words of the licence, which does not change: a sentence that is added somewhere changes no verdict.
+    """
+    words = [word for word in (ROOT / "LICENSE").read_text().split() if word.isalpha()]
+    lots = random.Random(3)
+    return [" ".join(lots.choices(words, k=lots.randrange(5, 50))) + "." for _ in range(2400)]
+
+
+@pytest.fixture(autouse=True)
+def no_other_chance(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All that the router draws follows from one seed: the same is sent in each run, and the verdict is the same."""
+    lots = random.Random(5)
+    monkeypatch.setattr(random_bytes, "os", SimpleNamespace(urandom=lots.randbytes))
+    monkeypatch.setattr(request, "_draw_seed", lambda: lots.randrange(MAX_SEED))
+    random_bytes._shared._forget()
+    yield
+    random_bytes._shared._forget()
 
 
 class Users:
@@ -130,14 +148,52 @@ async def seen_by_nodes(folder: Path, seed: int, count: int = REQUESTS) -> tuple
         fleet.establish(*NODES)
         lots = random.Random(seed)
         fleet.app[GATEWAY].dispatcher.seed = lambda: lots.getrandbits(63)
-        recorded = [record(node) for node in nodes]
+        seen = record(*nodes)
         await people.talk(count)
-        seen = [each for own in recorded for each in own]
-        seen.sort(key=lambda each: each.at)
         checks = np.array([people.is_check(each) for each in seen])
     # Until the router has learnt what comes, it asks nothing.
     first = int(np.argmax(checks))
     return seen[first:], checks[first:]
+
+
+async def seen_by_salted_nodes(folder: Path, seed: int, count: int) -> tuple[list[Recorded], np.ndarray]:
+    """The same, of tenants that share a system prompt, at nodes whose engines keep prefixes apart by salts."""
+    async with opened(folder, LoopClock(asyncio.get_running_loop())) as fleet:
+        people = Population(fleet, seed)
+        people.material = replace(people.material, systems=(SHARED,))
+        nodes = [await fleet.engine(name, claims=VLLM) for name in NODES]
+        fleet.verifier.offers = people.minter()
+        keys = {"keys": [key(name) for name in sorted({*TENANTS})]}
+        await fleet.start(sections=sections(folder) | keys, timeout_s=60, attempt_timeout_s=60, stall_s=60)
+        fleet.establish(*NODES)
+        lots = random.Random(seed)
+        fleet.app[GATEWAY].dispatcher.seed = lambda: lots.getrandbits(63)
+        recorded = [record(node) for node in nodes]
+        sent = []
+        for _ in range(count):
+            await asyncio.sleep(lots.expovariate(1 / GAP_S))
+            said = [{"role": "system", "content": SHARED}, *people.users.request()["messages"][-1:]]
+            body = {"model": MODEL, "messages": said, "max_tokens": 16, "temperature": 0}
+            sent.append(asyncio.create_task(fleet.ask(body, CHATS, **by(lots.choice(TENANTS)))))
+        await asyncio.gather(*sent)
+        await settle(fleet)
+        seen = sorted((each for own in recorded for each in own), key=lambda each: each.at)
+        return seen, np.array([people.is_check(each) for each in seen])
+
+
+def worth_of_salts(seen: Sequence[Recorded], checks: np.ndarray) -> tuple[float, float]:
+    """What a guess by the salt alone is worth, once it is known of half of the requests; and the bound of chance."""
+    salts = [each.document["cache_salt"] for each in seen]
+    learnt = np.random.default_rng(7).permutation(len(checks)) < len(checks) // 2
+    share = {
+        salt: np.mean(
+            [check for check, own, known in zip(checks, salts, learnt, strict=True) if known and own == salt]
+        )
+        for salt in {salt for salt, known in zip(salts, learnt, strict=True) if known}
+    }
+    usual = checks[learnt].mean()
+    guess = np.array([share.get(salt, usual) for salt in salts])
+    return worth(guess[~learnt], checks[~learnt]), by_chance(checks[~learnt])
 
 
 def features(seen: Sequence[Recorded]) -> np.ndarray:
@@ -236,12 +292,10 @@ def worth(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def by_chance(labels: np.ndarray) -> float:
-    """What a guess without any knowledge is worth at most, but for `BY_CHANCE` of all permutations of the labels."""
-    lots = np.random.default_rng(1)
-    scores = np.arange(len(labels), dtype=float)
-    found = [worth(scores, lots.permutation(labels)) for _ in range(400)]
-    # The worth of permuted labels is normal (Mann and Whitney, 1947): its spread is measured, its tail is not.
-    return 0.5 + 3.72 * float(np.std(found))
+    """What a guess without any knowledge is worth at most, but for a millionth of all orders of the labels."""
+    hits = int(labels.sum())
+    # Normal, with this spread (Mann and Whitney, 1947).
+    return 0.5 + 4.75 * float(np.sqrt((len(labels) + 1) / (12 * hits * (len(labels) - hits))))
 
 
 def best_guess(seen: Sequence[Recorded], checks: np.ndarray) -> tuple[float, float]:
@@ -274,9 +328,10 @@ def _only_order(document: dict[str, Any], _operation: Any, _workload: Any) -> tu
 
 def _as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests go to nodes as clients word them, seeds aside."""
+    lots = random.Random(6)
 
     def with_a_seed(document: dict[str, Any], _operation: Any, _workload: Any) -> tuple[dict[str, Any], Any]:
-        seeded = {} if document.get("temperature") == 0 else {"seed": random.randrange(1 << 31)}
+        seeded = {} if document.get("temperature") == 0 else {"seed": lots.randrange(1 << 31)}
         return {**document, **{k: v for k, v in seeded.items() if k not in document}}, NOTHING
 
     monkeypatch.setattr(request, "_write_uniform", with_a_seed)
@@ -295,4 +350,20 @@ def test_without_one_defence_it_can(
     switch_off(monkeypatch)
     seen, checks = run(seen_by_nodes(tmp_path, 2, FEWER))
     found, bound = best_guess(seen, checks)
+    assert found > bound, f"{found:.3f}, and chance gives {bound:.3f}"
+
+
+def test_the_salt_does_not_tell_a_check_from_a_request(tmp_path: Path) -> None:
+    seen, checks = run(seen_by_salted_nodes(tmp_path, 3, FEWER))
+    assert 20 < checks.sum() < len(checks) - 60
+    # One for each tenant, whatever else it asks: that is what makes a cache of use.
+    assert len({each.document["cache_salt"] for each in seen}) == len({*TENANTS})
+    found, bound = worth_of_salts(seen, checks)
+    assert found < bound, f"{found:.3f}, and chance gives {bound:.3f}"
+
+
+def test_it_would_if_checks_were_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Salts, "as_of_late", lambda _self, request, _draw: request)
+    seen, checks = run(seen_by_salted_nodes(tmp_path, 3, FEWER))
+    found, bound = worth_of_salts(seen, checks)
     assert found > bound, f"{found:.3f}, and chance gives {bound:.3f}"

@@ -56,9 +56,15 @@ class Recorded:
         return found
 
 
-def record(node: EngineNode) -> list[Recorded]:
-    """All that a node sees, from now on."""
+def record(*nodes: EngineNode) -> list[Recorded]:
+    """All that nodes see from now on, in the order in which it comes."""
     seen: list[Recorded] = []
+    for node in nodes:
+        _record(node, seen)
+    return seen
+
+
+def _record(node: EngineNode, seen: list[Recorded]) -> None:
     engine: StreamingEngine = node.engine
     answer = engine._answer
 
@@ -73,7 +79,6 @@ def record(node: EngineNode) -> list[Recorded]:
         return await answer(request, behaviour)
 
     engine._answer = recording  # type: ignore[method-assign]
-    return seen
 
 
 class Minter:

@@ -654,11 +654,11 @@ async def test_a_hold_is_shown_with_what_was_seen(fleet: Fleet, tmp_path: Path) 
     await until(lambda: fleet.app[STATE].holds._known)
     (hold,) = await open_holds(fleet)
     _, shown = await fleet.get(f"/api/v1/incidents/{hold['id']}", **REVIEWER)
-    assert (shown["history"], shown["seen"]["node"], shown["seen"]["tiers"]["small"]["standing"]) == (
-        [],
-        "a",
-        "degraded",
-    )
+    (step,) = shown["history"]
+    assert (step["step"], step["actor"], step["automatic"], step["reason"]) == (
+        "hold", "router", True, hold["detail"],
+    )  # fmt: skip
+    assert (shown["seen"]["node"], shown["seen"]["tiers"]["small"]["standing"]) == ("a", "degraded")
 
 
 @pytest.mark.parametrize("name", ["ada", "nobody"])
@@ -755,7 +755,8 @@ async def test_a_release_is_written_down(fleet: Fleet, tmp_path: Path) -> None:
     await release(fleet, hold["id"])
     _, shown = await fleet.get(f"/api/v1/incidents/{hold['id']}", **REVIEWER)
     assert [(s["step"], s["actor"], s["reason"]) for s in shown["history"]] == [
-        ("release", "rae", "looked into it")
+        ("hold", "router", hold["detail"]),
+        ("release", "rae", "looked into it"),
     ]
 
 
@@ -996,3 +997,23 @@ async def test_a_price_below_its_energy_asks_for_an_audit(fleet: Fleet) -> None:
     await until(lambda: fleet.app[STATE].holds._known)
     (review,) = await open_holds(fleet)
     assert (review["node"], review["kind"], review["holding"]) == ("a", "price-below-energy", False)
+
+
+async def test_whose_fault_it_was_moves_the_next_of_the_kind(fleet: Fleet, tmp_path: Path) -> None:
+    """What people found before is in the queue, with what follows from it."""
+    await metered(fleet, tmp_path, "a")
+    await claim(fleet)
+    holds = fleet.app[STATE].holds
+    await until(lambda: holds._known)
+    (hold,) = await open_holds(fleet)
+    assert (hold["held"], hold["confidence"], hold["found_before"]) == (
+        True, 0.8, {"at_fault": 0, "not_at_fault": 0},
+    )  # fmt: skip
+    body = {"reason": "our table was wrong", "fault": "ours"}
+    status, _, _ = await fleet.post(body, f"/api/v1/incidents/{hold['id']}/release", **REVIEWER)
+    assert status == 200
+    holds.ask("settlement-mismatch", "again", {}, node="b", operator="other")
+    await until(lambda: holds._known)
+    (again,) = await open_holds(fleet)
+    assert (again["held"], again["found_before"]) == (False, {"at_fault": 0, "not_at_fault": 1})
+    assert again["confidence"] == round(8 * 0.8 / 9, 3)

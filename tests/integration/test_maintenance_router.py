@@ -325,4 +325,4 @@ async def test_routers_share_postgresql(place: Place, empty_url: str) -> None:
         assert await rows(
             maintenance.Place(empty_url, Path(), PACKAGE), "SELECT count(*) AS n FROM standings"
         )
-        assert whole.version == 4
+        assert whole.version == 5

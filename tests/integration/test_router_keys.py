@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from fixtures.postgres import drop_database, make_database, url_of
+from router.commands.maintenance import PACKAGE
 from router.config import ApiKey
-from router.maintenance import PACKAGE
 from router.model.errors import KeyStepError
 from router.model.usage import UsageMismatch
 from router.service.state import STATE
@@ -398,7 +398,7 @@ async def test_two_persons_are_two_keys(tmp_path: Path) -> None:
         assert said == [(200, True), (400, None), (200, True), (403, None), (200, False)]
         _, shown = await fleet.get(f"/api/v1/incidents/{hold}", **by("rae"))
         assert [(each["step"], each["actor"]) for each in shown["history"]] == [
-            ("propose-release", "rae"), ("propose-release", "rae"), ("release", "sam")
+            ("hold", "router"), ("propose-release", "rae"), ("propose-release", "rae"), ("release", "sam")
         ]  # fmt: skip
 
 

@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from verifier.answers.checks import Given, Minted, Token, Verdict, floats
 from verifier.answers.tables import Table, precision_at
 
@@ -51,7 +53,7 @@ def judge(minted: Minted, given: Given, table: Table) -> Verdict:
         return _judge_draw(minted, given, table)
     found = _judge_text(minted, given, table)
     if found.kind in ("agrees", "censored"):
-        return _judge_distribution(minted, given, table, found.matched) or found
+        return _judge_distribution(minted, given, table, found)
     return found
 
 
@@ -64,7 +66,7 @@ def _judge_draw(minted: Minted, given: Given, table: Table) -> Verdict:
     found = mean_distance(minted.tokens, given.tokens, None)
     if found is None:
         return Verdict(kind="censored", detail="the texts part too early")
-    return _judge_distribution(minted, given, table, None) or Verdict(kind="agrees", matched=found[1])
+    return _within(found, table.distribution_limit, Verdict(kind="agrees", matched=found[1]))
 
 
 def prompt_differs(minted: Minted, given: Given) -> str | None:
@@ -252,21 +254,26 @@ def _starts(tokens: Sequence[Token], text: str) -> list[int] | None:
 # Distributions.
 
 
-def _judge_distribution(minted: Minted, given: Given, table: Table, matched: int | None) -> Verdict | None:
+def _judge_distribution(minted: Minted, given: Given, table: Table, text: Verdict) -> Verdict:
     """
-    Compare the distributions over the positions before the texts part; `None` if they say nothing against the node.
+    Compare the distributions over the positions before the texts part.
 
     They are the node's own word.  So they can only speak against it.
 
     Args:
-        matched: So many positions of the texts agree; `None`: as many as the node's tokens do.
+        text: What the texts say; it stands, with the distance, if the distributions say nothing against the node.
     """
     if table.distribution_limit is None or not minted.tokens or not given.tokens:
-        return None
-    found = mean_distance(minted.tokens, given.tokens, matched)
-    if found is None or found[0] <= table.distribution_limit:
-        return None
+        return text
+    found = mean_distance(minted.tokens, given.tokens, text.matched)
+    return text if found is None else _within(found, table.distribution_limit, text)
+
+
+def _within(found: tuple[float, int], limit: float, text: Verdict) -> Verdict:
+    """The verdict of the texts with a mean distance over so many positions, unless that is above the limit."""
     mean, positions = found
+    if mean <= limit:
+        return msgspec.structs.replace(text, distance=mean)
     detail = f"the distance of the distributions is {mean:.4f} over {positions} positions"
     return Verdict(kind="differs", at=0, distance=mean, matched=positions, code=DISTRIBUTION, detail=detail)
 

@@ -47,6 +47,8 @@ class Table(NamedTuple):
     vectors: Rates
     measured: bool
     """Whether it was measured for these engines.  If not, a person decides about everything that follows."""
+    parted: float
+    """At most this share of greedy answers of true weights leaves the minted text somewhere, beside other requests."""
 
 
 PRECISIONS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -96,17 +98,21 @@ class _Row(NamedTuple):
     drawn: Rates | None
     scored: Rates
     distribution_limit: float
+    parted: float
 
 
 _LLAMA: Final = _Row(
-    delta=0.25, text=Rates(0.004, 0.9), drawn=None, scored=Rates(0.004, 0.95), distribution_limit=0.005
-)
+    delta=0.25, text=Rates(0.004, 0.9), drawn=None, scored=Rates(0.004, 0.95), distribution_limit=0.005,
+    parted=0.29,
+)  # fmt: skip
 _VLLM: Final = _Row(
-    delta=0.25, text=Rates(0.045, 0.9), drawn=None, scored=Rates(0.045, 0.95), distribution_limit=0.01
-)
+    delta=0.25, text=Rates(0.045, 0.9), drawn=None, scored=Rates(0.045, 0.95), distribution_limit=0.01,
+    parted=0.57,
+)  # fmt: skip
 _ACROSS: Final = _Row(
-    delta=0.5, text=Rates(0.02, 0.9), drawn=None, scored=Rates(0.02, 0.95), distribution_limit=0.02
-)
+    delta=0.5, text=Rates(0.02, 0.9), drawn=None, scored=Rates(0.02, 0.95), distribution_limit=0.02,
+    parted=0.66,
+)  # fmt: skip
 _MEASURED: Final[Mapping[tuple[str, str, str], _Row]] = {
     ("llama.cpp", "float", "llama.cpp"): _LLAMA,
     ("llama.cpp", "int8", "llama.cpp"): _LLAMA,
@@ -124,8 +130,9 @@ Drawn answers of llama.cpp say nothing: it walks its candidates in their order, 
 No answer of true weights differed; the rates are the upper limits for as many as were asked.
 """
 _UNMEASURED: Final = _Row(
-    delta=1.0, text=Rates(0.02, 0.6), drawn=None, scored=Rates(0.02, 0.6), distribution_limit=0.05
-)
+    delta=1.0, text=Rates(0.02, 0.6), drawn=None, scored=Rates(0.02, 0.6), distribution_limit=0.05,
+    parted=0.8,
+)  # fmt: skip
 """For engines that nobody has measured: four times the largest margin at which a measured one has parted."""
 
 
@@ -165,6 +172,7 @@ def table_for(engine: EngineUsed, family: str) -> Table:
         vector_limit=None if precision is None else VECTOR_LIMITS.get(precision),
         vectors=_VECTORS,
         measured=row is not None,
+        parted=used.parted,
     )
 
 

@@ -27,6 +27,13 @@ from verifier.service.incidents import describe, to_wire
 from verifier.store import incident_causes, recordings
 from verifier.store import incidents as stored_incidents
 from verifier.store.database import Tx
+from verifier.triage import Fault
+
+fault_option = click.option(
+    "--fault",
+    type=click.Choice(list(Fault), case_sensitive=False),
+    help="Whether the node was at fault: later reviews of the same code go by it.",
+)
 
 
 @click.group()
@@ -82,10 +89,13 @@ def show_incident(incident: str, home: Path) -> None:
 @click.argument("incident")
 @click.argument("name", type=click.Choice(["quarantine", "review", "release", "retire"]))
 @click.option("--reason", required=True, help="The reason, which is kept with the incident.")
+@fault_option
 @person_options
 @home_option
 @errors
-def step_incident(incident: str, name: str, reason: str, who: Person, home: Path) -> None:
+def step_incident(
+    incident: str, name: str, reason: str, fault: Fault | None, who: Person, home: Path
+) -> None:
     """Take a step on INCIDENT: quarantine, review, release its node to probation, or retire the node.
 
     If two_person is set, a release needs two people, each with a key.
@@ -95,7 +105,7 @@ def step_incident(incident: str, name: str, reason: str, who: Person, home: Path
     row = in_transaction(
         home,
         lambda tx: stored_incidents.take_step(
-            tx, incident, name, author.actor, author.reason, now_ms(), two_person=two
+            tx, incident, name, author.actor, author.reason, now_ms(), two_person=two, fault=fault
         ),
     )
     if name == "release" and row["proposed_by"] is not None:
@@ -197,10 +207,11 @@ def show_cause(cause: str, home: Path, as_json: bool) -> None:
 @incidents.command("release-cause")
 @click.argument("cause")
 @click.option("--reason", required=True, help="The reason, which is kept with each incident.")
+@fault_option
 @person_options
 @home_option
 @errors
-def release_cause(cause: str, reason: str, who: Person, home: Path) -> None:
+def release_cause(cause: str, reason: str, fault: Fault | None, who: Person, home: Path) -> None:
     """Release all incidents that rest on CAUSE, such as a bad reference value or batch of challenges.
 
     CAUSE is as `incidents causes` shows it.  Look at them side by side first: `incidents cause CAUSE`.
@@ -209,7 +220,9 @@ def release_cause(cause: str, reason: str, who: Person, home: Path) -> None:
     author = who.author(home, reason, REVIEW, needs_key=two)
     found, count, waiting = in_transaction(
         home,
-        lambda tx: incident_causes.release(tx, cause, author.actor, author.reason, now_ms(), two_person=two),
+        lambda tx: incident_causes.release(
+            tx, cause, author.actor, author.reason, now_ms(), two_person=two, fault=fault
+        ),
     )
     click.echo(f"Released {count} incidents that rested on {found.thing}.")
     if waiting:

@@ -68,6 +68,8 @@ class CheckedSubmod(Struct, frozen=True):
     """
     reference: str | None = None
     """Digest of the reference value that it was compared with."""
+    prompting: Mapping[str, str] = {}
+    """Where the chat template and the sampling defaults come from (`verifier.schemes.prompting`)."""
     blocked: Mapping[str, str] = {}
     """By claim, what of it is blocked: the claim is contraindicated, whatever the policy says."""
 

@@ -6,10 +6,10 @@ import hmac
 
 from msgspec import Struct
 
-from attester.evidence import Manifest, ReadAnswer, WalkAnswer
+from attester.evidence import Manifest, ReadAnswer, Runtime, WalkAnswer
 from attester.kinds import model_of
 from attester.weights.possession import commitment
-from verifier.schemes import exhaustion, revisions, walks
+from verifier.schemes import exhaustion, prompting, revisions, walks
 from verifier.schemes import manifest as manifests
 from verifier.schemes.context import (
     Answers,
@@ -141,8 +141,16 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         walk=walk.record,
         passed=_passed(files.fact, read, walk.verdict, evidence.issued, reference),
         reference=None if reference is None else reference.digest,
+        prompting=_prompting(files, evidence),
         blocked=_blocked(files.manifest, reference, context.blocks.digests),
     )
+
+
+def _prompting(files: _CheckedFiles, evidence: _ModelEvidence) -> dict[str, str]:
+    if not evidence.context.tells_prompting:
+        return {}
+    runtime: Runtime | None = evidence.submods.claim("platform", "runtime")
+    return prompting.find(files.manifest, evidence.reference, runtime)
 
 
 def _measured(walk: _CheckedWalk, evidence: _ModelEvidence) -> dict[str, int | str]:

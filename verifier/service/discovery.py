@@ -113,7 +113,9 @@ async def levels(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """Counters for Prometheus."""
-    stats = service_of(request).db.stats
+    service = service_of(request)
+    await service.reviews.refresh()
+    stats = service.db.stats
     _statements.set(stats.statements)
     _transactions.set(stats.transactions)
     _commits.set(stats.commits)

@@ -13,12 +13,15 @@ from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 from verifier.service.state import service_of
 from verifier.store import incident_causes
+from verifier.triage import Fault
 
 
 class _ReleaseBody(Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=2000)]
     actor: Annotated[str, Meta(max_length=128)] | None = None
     """On whose behalf: a note, kept with the reason."""
+    fault: Fault | None = None
+    """Whether the nodes were at fault; if it is not said, they were not."""
 
 
 def routes() -> list[Route]:
@@ -61,6 +64,8 @@ async def release(request: web.Request) -> web.Response:
     two_person = service.config.incidents.two_person
     name, now_ms = request.match_info["id"], service.now_ms()
     found, released, waiting = await service.db.write(
-        lambda tx: incident_causes.release(tx, name, actor, reason, now_ms, two_person=two_person)
+        lambda tx: incident_causes.release(
+            tx, name, actor, reason, now_ms, two_person=two_person, fault=body.fault
+        )
     )
     return json_response({"thing": found.thing, "released": released, "awaiting_second": waiting})

@@ -17,6 +17,7 @@ from verifier.service.state import service_of
 from verifier.store import incidents, nodes, reports
 from verifier.store.database import Row, Tx
 from verifier.store.reports import Report
+from verifier.triage import Fault
 
 _MAX_EVIDENCE_BYTES: Final = 4096
 """Of JSON."""
@@ -29,6 +30,8 @@ class _StepBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     actor: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     """On whose behalf: a note, kept with the reason.  Who takes the step is the caller."""
     reason: _Text
+    fault: Fault | None = None
+    """Whether the node was at fault, if the person says so."""
 
 
 class _ReportBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,7 +99,9 @@ async def take_step(request: web.Request) -> web.Response:
     reason = with_note(step.reason, actor, step.actor)
     two_person = service.config.incidents.two_person
     row = await service.db.write(
-        lambda tx: incidents.take_step(tx, incident_id, name, actor, reason, now_ms, two_person=two_person)
+        lambda tx: incidents.take_step(
+            tx, incident_id, name, actor, reason, now_ms, two_person=two_person, fault=step.fault
+        )
     )
     return json_response(to_wire(row, now_ms))
 
@@ -153,7 +158,11 @@ async def describe(tx: Tx, incident_id: str, now_ms: int) -> dict[str, Any]:
     return {
         **to_wire(row, now_ms),
         "causes": await incidents.causes(tx, incident_id),
-        "history": await incidents.steps(tx, incident_id),
+        "history": [
+            # What nobody decided says so, beside its reason.
+            {**step, "automatic": step["step"] is None}
+            for step in await incidents.steps(tx, incident_id)
+        ],
         "reports": await reports.of_incident(tx, incident_id),
     }
 

@@ -35,6 +35,7 @@ from verifier.service.opened import OpenedSessions
 from verifier.service.pools import PoolWatch
 from verifier.service.rates import Rates
 from verifier.service.readiness import Readiness
+from verifier.service.review_watch import ReviewWatch
 from verifier.service.sealed import Sealer
 from verifier.service.seen_nodes import SeenNodes
 from verifier.service.sequencer import Sequencer
@@ -83,6 +84,7 @@ class Service:
     """The issuer whose tokens are credentials, if one is configured."""
     duties: Duties = field(init=False)
     pools: PoolWatch = field(init=False)
+    reviews: ReviewWatch = field(init=False)
     sealer: Sealer = field(init=False)
     readiness: Readiness = field(init=False)
     sequencer: Sequencer = field(init=False)
@@ -98,6 +100,8 @@ class Service:
         object.__setattr__(self, "oidc", None if oidc is None else Issuer(oidc, self.clock))
         object.__setattr__(self, "sealer", Sealer(self.pool_key))
         object.__setattr__(self, "duties", Duties(self.db, self.clock, sessions.skew_s))
+        watch = ReviewWatch(self.db, self.duties.shared_ms, self.clock.monotonic)
+        object.__setattr__(self, "reviews", watch)
         object.__setattr__(self, "pools", PoolWatch(self.config, self.db, self.inputs, self.clock))
         origin = self.config.log_origin
         sequencer = Sequencer(self.db, self.duties, origin, self.log_key, self.log_guard)

@@ -12,19 +12,24 @@ import structlog
 from attester.errors import ConfigError
 from verifier.archive.moving import Archive
 from verifier.errors import AuditError, StoreError
+from verifier.service import drift
 from verifier.service.after_steps import AfterSteps
 from verifier.service.archiving import move_old, open_archive
 from verifier.service.state import Service
 from verifier.service.widespread import LEAST_NODES, is_widespread
 from verifier.store import (
     answer_checks,
+    answer_days,
+    answer_drift,
     appraisals,
     calls,
     events,
     incidents,
+    node_prompting,
     nodes,
     peer_scores,
     recordings,
+    reviews,
     revocations,
     routers,
     sessions,
@@ -58,6 +63,7 @@ async def run(service: Service) -> None:
                 await end_expired(service)
                 if rounds % _SLOW_EVERY_ROUNDS == 0:
                     await delete_old(service)
+                    await drift.measure(service)
                 if archive is not None and rounds % _ARCHIVE_EVERY_ROUNDS == 0:
                     await _move_old(service, archive)
                 rounds += 1
@@ -127,6 +133,7 @@ async def delete_old(service: Service) -> None:
         return
     results_before = now_ms - service.config.results.keep_days * _DAY_MS
     recordings_before = now_ms - limits.keep_days * _DAY_MS
+    drift_before = now_ms - service.config.answers.keep_days * _DAY_MS
     live_ms = now_ms - service.config.results.lifetime_s * 1000
     steps: tuple[Callable[[Tx], Awaitable[int]], ...] = (
         lambda tx: nodes.forget_requests(tx, now_ms, _STEP_ROWS),
@@ -142,7 +149,11 @@ async def delete_old(service: Service) -> None:
         lambda tx: sessions.prune(tx, results_before, _STEP_ROWS),
         lambda tx: answer_checks.prune(tx, results_before, _STEP_ROWS),
         lambda tx: peer_scores.prune(tx, results_before, _STEP_ROWS),
+        lambda tx: answer_days.prune(tx, drift_before // _DAY_MS, _STEP_ROWS),
+        lambda tx: answer_drift.prune(tx, drift_before, _STEP_ROWS),
+        lambda tx: node_prompting.prune(tx, drift_before, _STEP_ROWS),
         lambda tx: routers.prune(tx, now_ms - _DAY_MS, _STEP_ROWS),
+        lambda tx: reviews.prune(tx, now_ms, _STEP_ROWS),
     )
     for step in steps:
         # Of its own name: only the sweep deletes, and what is so old is changed by nobody else.

@@ -162,17 +162,6 @@ async def peers(tx: Tx, served: Served, suspected: float) -> Peers:
     )
 
 
-async def nodes_of(tx: Tx, served: Served) -> list[str]:
-    """Give the nodes that serve the same revision by the same engine."""
-    rows = await tx.all(
-        "SELECT DISTINCT node_id FROM answer_scores WHERE model = ? AND reference = ? AND engine = ? ORDER BY node_id",
-        served.model,
-        served.reference,
-        served.engine,
-    )
-    return [row["node_id"] for row in rows]
-
-
 async def reset(tx: Tx, node_id: str, model: str) -> None:
     """Let a node's score begin at 0 again, and that of its operator's nodes together, which it is part of."""
     await tx.execute(
@@ -186,9 +175,19 @@ async def reset(tx: Tx, node_id: str, model: str) -> None:
     )
 
 
-async def reset_reference(tx: Tx, reference: str) -> list[tuple[str, str]]:
-    """Let all scores of a reference value begin at 0 again; gives the nodes and models."""
-    rows = await tx.all("SELECT DISTINCT node_id, model FROM answer_scores WHERE reference = ?", reference)
+async def reset_reference(tx: Tx, reference: str, engine: str) -> list[tuple[str, str]]:
+    """
+    Let all scores of a reference value begin at 0 again; gives the nodes and models.
+
+    Args:
+        engine: Only those of nodes that had this version of an engine; all if empty.
+    """
+    rows = await tx.all(
+        "SELECT DISTINCT node_id, model FROM answer_scores WHERE reference = ? AND (? = '' OR engine = ?)",
+        reference,
+        engine,
+        engine,
+    )
     for row in rows:
         await reset(tx, row["node_id"], row["model"])
     return [(row["node_id"], row["model"]) for row in rows]

@@ -19,6 +19,7 @@ from verifier.schemes.findings import to_printable
 from verifier.store import incidents, references
 from verifier.store.database import Row, Tx
 from verifier.store.incident_facts import HOLDING_SQL
+from verifier.triage import Fault
 
 MAX_SHOWN: Final = 500
 """So many incidents of one thing are shown side by side.  A release ends all of them."""
@@ -133,7 +134,14 @@ async def side_by_side(tx: Tx, found: OpenThing, operator: str | None = None) ->
 
 
 async def release(
-    tx: Tx, name: str, actor: str, reason: str, now_ms: int, *, two_person: bool
+    tx: Tx,
+    name: str,
+    actor: str,
+    reason: str,
+    now_ms: int,
+    *,
+    two_person: bool,
+    fault: Fault | None = None,
 ) -> tuple[OpenThing, int, int]:
     """
     Release everything that rests on the thing or the cause that *name* means.
@@ -149,7 +157,7 @@ async def release(
     released = waiting = 0
     for cause in causes:
         ended, proposed = await incidents.release_cause(
-            tx, cause, actor, reason, now_ms, two_person=two_person
+            tx, cause, actor, reason, now_ms, two_person=two_person, fault=fault
         )
         released, waiting = released + ended, waiting + proposed
     return found, released, waiting

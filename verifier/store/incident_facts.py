@@ -159,7 +159,9 @@ async def _since_ms(tx: Tx, cause_name: str, now_ms: int) -> int:
             "SELECT coalesce(first_used_ms, ?) AS since FROM batches WHERE id = ?", now_ms, int(identity)
         )
     else:
-        found = await tx.one("SELECT added_ms AS since FROM reference_values WHERE digest = ?", identity)
+        # With one engine version, its name follows.
+        digest = identity.partition("@")[0]
+        found = await tx.one("SELECT added_ms AS since FROM reference_values WHERE digest = ?", digest)
     return 0 if found is None else int(found["since"])
 
 

@@ -6,24 +6,26 @@ Each function reads the facts, asks `verifier.incident_rules`, and applies the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from verifier import incident_rules
-from verifier.incident_transitions import Move, PersonStep, Propose
+from verifier.incident_transitions import Move, PersonStep, Propose, Transition
 from verifier.incidents import (
     BLAST_WINDOW_MS,
     RELEASE,
     Draft,
     Severity,
+    State,
     is_of_reporter,
     missed_call_draft,
     reported_by,
 )
 from verifier.schemes.context import Node
-from verifier.store import incident_facts, incident_transitions
+from verifier.store import incident_facts, incident_transitions, reviews
 from verifier.store.database import Row, Statement, Tx
 from verifier.store.incident_facts import HOLDING_SQL, SELECT_INCIDENT
+from verifier.triage import Fault
 
 _STEPS_OF: Final = (
     "SELECT at_ms, actor, state, reason, step FROM incident_steps WHERE incident_id = ? ORDER BY"
@@ -111,12 +113,21 @@ async def end_overdue_suspicions(tx: Tx, now_ms: int) -> None:
 
 
 async def take_step(
-    tx: Tx, incident_id: str, name: str, actor: str, reason: str, now_ms: int, *, two_person: bool
+    tx: Tx,
+    incident_id: str,
+    name: str,
+    actor: str,
+    reason: str,
+    now_ms: int,
+    *,
+    two_person: bool,
+    fault: Fault | None = None,
 ) -> Row:
     """
     Take a person's step: quarantine, review, release or retire.
 
     Args:
+        finding: Whether the node was at fault, if the person says so; a retired node was.
         two_person: Whether a release waits as a proposal (`proposed_by` in the row) for a second person.
 
     Returns:
@@ -130,16 +141,28 @@ async def take_step(
     node = None if incident.node_id is None else await incident_facts.read_node(tx, incident.node_id, now_ms)
     transitions = incident_rules.take_step(step, incident, node, two_person=two_person)
     await incident_transitions.apply(tx, transitions, now_ms)
+    for move in _decisions(transitions):
+        await reviews.note_incidents(
+            tx, [move.incident_id], fault or reviews.default_fault(move.state), now_ms
+        )
     return await get(tx, incident_id)
 
 
 async def release_cause(
-    tx: Tx, cause: str, actor: str, reason: str, now_ms: int, *, two_person: bool
+    tx: Tx,
+    cause: str,
+    actor: str,
+    reason: str,
+    now_ms: int,
+    *,
+    two_person: bool,
+    fault: Fault | None = None,
 ) -> tuple[int, int]:
     """
     Release everything that rests on one cause, in bulk.
 
-    An incident that rests on other causes too stays, and rests on those alone.
+    An incident that rests on other causes too stays, and rests on those alone.  Unless the person says otherwise, the
+    nodes were not at fault: the cause is a thing of ours.
 
     Returns:
         How many incidents were released, and for how many a second person is needed.
@@ -153,8 +176,19 @@ async def release_cause(
     nodes = {node_id: await incident_facts.read_node(tx, node_id, now_ms) for node_id in node_ids}
     transitions = incident_rules.release_cause(cause, step, resting, nodes, two_person=two_person)
     await incident_transitions.apply(tx, transitions, now_ms)
+    decided = [move.incident_id for move in _decisions(transitions)]
+    await reviews.note_incidents(tx, decided, fault or Fault.OURS, now_ms)
     released = sum(isinstance(transition, Move) for transition in transitions)
     return released, sum(isinstance(transition, Propose) for transition in transitions)
+
+
+def _decisions(transitions: Iterable[Transition]) -> list[Move]:
+    """The moves of a person that end a review."""
+    return [
+        each
+        for each in transitions
+        if isinstance(each, Move) and each.step is not None and each.state in (State.RELEASED, State.RETIRED)
+    ]
 
 
 async def holding(tx: Tx, node_id: str) -> str | None:

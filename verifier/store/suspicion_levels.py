@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from verifier.incidents import ANSWER_MISMATCH, REFERENCE_SUSPECT
-from verifier.store import answer_scores, events
+from verifier.store import answer_drift, answer_scores, events
 from verifier.store.database import Row, Tx
 
 _OF_ANSWERS: Final = "answers."
@@ -46,11 +46,15 @@ async def forget_released(tx: Tx, incident: Row, actor: str, now_ms: int) -> Non
         about = sorted({(row["node_id"], row["model"]) for row in rows})
         for node_id, model in about:
             await answer_scores.reset(tx, node_id, model)
+            await answer_drift.reset_node(tx, node_id, model)
     elif (
         incident["kind"] == REFERENCE_SUSPECT
         and incident["code"].startswith(_OF_ANSWERS)
         and thing.startswith(_REFERENCE)
     ):
-        about = await answer_scores.reset_reference(tx, thing.removeprefix(_REFERENCE))
+        digest, _, engine = thing.removeprefix(_REFERENCE).partition("@")
+        about = await answer_scores.reset_reference(tx, digest, engine)
+        for model in sorted({model for _, model in about}):
+            await answer_drift.reset_version(tx, model, digest, engine)
     for node_id, model in about:
         await set_level(tx, node_id, model, "none", "a person has released it", actor, now_ms)

@@ -33,16 +33,20 @@ from verifier.schemes.context import AnswerBoundaries
 from verifier.schemes.findings import Finding
 from verifier.store import (
     answer_differences,
+    answer_drift,
     answer_scores,
+    drifting,
     incident_facts,
     incident_transitions,
     incidents,
     peer_scores,
+    reviews,
     served_engine,
 )
 from verifier.store.answer_scores import Counted, Score, Served
 from verifier.store.database import Row, Tx
 from verifier.store.suspicion_levels import set_level
+from verifier.triage import Fault
 
 _MAX_REPORTERS: Final = 3
 _BOUNDARIES: Final = AnswerBoundaries()
@@ -111,6 +115,7 @@ async def take_verdict(
         await answer_differences.keep(
             tx, judged, engine, code, prompt or verdict.detail or speed or "", now_ms
         )
+    await drifting.take(tx, judged, served, table, now_ms)
     score = await answer_scores.count(tx, served, counted, now_ms)
     await _pool(tx, served, counted, limits, now_ms)
     if verdict.kind == "differs" and score.after >= limits.suspicion:
@@ -139,9 +144,9 @@ async def _suspect(
 ) -> None:
     """The score is at the boundary: of this node alone, or of everybody with its revision and engine."""
     code = judged.verdict.code
-    cause = f"{code}@reference:{served.reference}"
+    cause = drifting.cause_of(code, served.reference, served.engine)
     known = await incident_facts.read_cause(tx, cause, now_ms)
-    if known.review is not None:
+    if known.review is not None or await drifting.is_suspect(tx, served, now_ms):
         return
     peers = await answer_scores.peers(tx, served, limits.suspicion)
     passing = set(peers.passing)
@@ -171,8 +176,8 @@ async def _doubt_reference(tx: Tx, served: Served, finding: Finding, cause: str,
     """Nobody is held or goes to a lower lane for it: a person looks at what was minted."""
     review = Draft(REFERENCE_SUSPECT, Severity.SERIOUS, finding, cause)
     await incident_transitions.apply(tx, [Open(review, State.OPEN)], now_ms)
-    for node_id in await answer_scores.nodes_of(tx, served):
-        await set_level(tx, node_id, served.model, "none", "the reference is suspect", VERIFIER, now_ms)
+    nodes = await answer_drift.nodes_of(tx, served.model, served.reference, served.engine)
+    await drifting.shield(tx, served.model, nodes, now_ms)
 
 
 async def _report(tx: Tx, served: Served, code: str, now_ms: int) -> None:
@@ -202,8 +207,10 @@ async def clear(tx: Tx, node_id: str, model: str, actor: str, reason: str, now_m
         RequestError: The reason is blank, or no answer of the node with this model was judged.
     """
     _check_reason(reason)
-    if not await peer_scores.clear(tx, node_id, model):
+    others = [await peer_scores.clear(tx, node_id, model), await answer_drift.reset_node(tx, node_id, model)]
+    if not any(others):
         await _check_known(tx, node_id, model)
+    await reviews.note_answers(tx, node_id, model, Fault.OURS, now_ms)
     await answer_scores.reset(tx, node_id, model)
     await set_level(tx, node_id, model, "none", reason, actor, now_ms)
 
@@ -243,6 +250,7 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
         (incident_id,) = await incident_transitions.apply(tx, [opened], now_ms)
     else:
         incident_id = known.id
+    await reviews.note_answers(tx, node_id, model, Fault.NODE, now_ms)
     await incidents.take_step(tx, incident_id, "quarantine", actor, reason, now_ms, two_person=False)
     await set_level(tx, node_id, model, "suspected", reason, actor, now_ms)
     return incident_id
@@ -290,12 +298,15 @@ async def review(tx: Tx, limit: int = 500) -> list[dict[str, Any]]:
     """
     Give what a person should look at.
 
-    Suspected nodes, those whose prompts are rendered otherwise, and those whose answers are too fast again and again.
+    Suspected nodes, those whose prompts are rendered otherwise, those whose answers are too fast again and again, and
+    those whose answers have moved (`drift_ms`: since when; `verifier.store.drifting`).
     """
     rows = await tx.all(
-        "SELECT s.*, coalesce(u.level, 'none') AS level, u.since_ms, u.why FROM answer_scores s"
-        " LEFT JOIN suspicions u ON u.node_id = s.node_id AND u.model = s.model"
-        " WHERE u.level = 'suspected' OR s.prompts > 0 OR s.fast >= ? ORDER BY s.score DESC, s.node_id LIMIT ?",
+        "SELECT s.*, coalesce(u.level, 'none') AS level, u.since_ms, u.why, d.review_ms AS drift_ms"
+        " FROM answer_scores s LEFT JOIN suspicions u ON u.node_id = s.node_id AND u.model = s.model"
+        " LEFT JOIN node_drift d ON d.node_id = s.node_id AND d.model = s.model AND d.reference = s.reference"
+        " AND d.engine = s.engine WHERE u.level = 'suspected' OR s.prompts > 0 OR s.fast >= ?"
+        " OR d.review_ms IS NOT NULL ORDER BY s.score DESC, s.node_id LIMIT ?",
         PERSISTENT,
         limit,
     )

@@ -65,12 +65,31 @@ async def test_the_server_is_described(engine):
     """By its own word, and by no more of it than is needed."""
     said = await engine.describe()
     assert (said.engine, said.version, said.context_length) == ("llama.cpp", "b0-unknown", 1024)
-    assert said.arguments == {"model": FILE, "slots": 2}
+    assert said.arguments == {
+        "model": FILE,
+        "slots": 2,
+        "chat_template": "sha256:872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
+        "sampling": "sha256:fe070caa77f8e446c444f4d4182221454158f46f27d10cfc7bc79b6153200a80",
+    }
+
+
+async def test_another_template_or_another_default_is_seen(engine, props):
+    """And what changes no answer is not: an engine's seed, how many tokens it gives."""
+    before = (await engine.describe()).arguments
+    params = props["default_generation_settings"]["params"]
+    params["seed"], params["n_predict"] = 7, 5
+    assert (await engine.describe()).arguments == before
+    params["temperature"] = 0.7
+    changed = (await engine.describe()).arguments
+    assert changed["sampling"] != before["sampling"]
+    assert changed["chat_template"] == before["chat_template"]
+    props["chat_template"] += " "
+    assert (await engine.describe()).arguments["chat_template"] != before["chat_template"]
 
 
 async def test_an_older_server_is_described(engine, props):
     """One that says less of itself."""
-    del props["total_slots"], props["default_generation_settings"]
+    del props["total_slots"], props["default_generation_settings"], props["chat_template"]
     said = await engine.describe()
     assert (said.arguments, said.context_length) == ({"model": FILE, "slots": None}, 0)
 

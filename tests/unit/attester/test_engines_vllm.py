@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections import deque
@@ -243,6 +244,25 @@ async def test_vllm_is_described(engine, server):
     }
     assert said.packages["torch"] == torch.__version__
     assert said.packages.keys() <= {"vllm", "torch", "transformers", "triton", "touchstone"}
+
+
+async def test_where_sampling_defaults_come_from(engine, worker, tmp_path):
+    """As vLLM 0.32's `ModelConfig` names it; a folder is told by what is in it, and an override by its digest."""
+    config = worker.vllm_config.model_config
+    config.generation_config, config.override_generation_config = "auto", {}
+    assert (await engine.describe()).arguments["generation_config"] == "auto"
+    data = b'{"temperature": 0.6}'
+    (tmp_path / "generation_config.json").write_bytes(data)
+    config.generation_config, config.override_generation_config = (
+        str(tmp_path),
+        {"top_k": 4, "temperature": 1.0},
+    )
+    said = (await engine.describe()).arguments
+    override = b'{"temperature": 1.0, "top_k": 4}'
+    assert said["generation_config"] == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert said["override_generation_config"] == f"sha256:{hashlib.sha256(override).hexdigest()}"
+    config.generation_config = "/nowhere/\N{SNOWMAN}"
+    assert (await engine.describe()).arguments["generation_config"] == "unknown"
 
 
 async def test_the_live_tensors_are_walked(engine, folder):

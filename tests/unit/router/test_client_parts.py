@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attester.settings import is_loopback
 from router.client.bundles import parse_bundle
 from router.client.chain import MAX_KEYS, Chain
 from router.client.client import as_document
-from router.client.config import ClientConfig, is_loopback
+from router.client.config import ClientConfig
 from router.client.errors import Step, TrustError, UnreachableError, UnverifiedError
 from router.client.exchanges import Digest, model_of
 from router.client.offline import read_material

@@ -67,6 +67,7 @@ NOT_LOGGED = {
     "answer_differences": "what was asked and answered; it is for reviewers alone",
     "peer_reports": "what nodes say of other nodes' answers; a person looks at it",
     "peer_scores": "what nodes say of other nodes' answers; a person looks at it",
+    "review_decisions": "how long reviews took and what people found; who decided what is in the history, and logged",
     "suspicions": "for which lane routers take a node; who quarantines makes an incident",
     "leases": "which replica does what",
     "channels": "which replica holds a node's channel",

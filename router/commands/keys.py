@@ -15,7 +15,7 @@ import msgspec
 from attester.errors import ConfigError, KeyFileError
 from attester.identity import write_private
 from attester.settings import read_toml
-from router import maintenance
+from router.commands import maintenance
 from router.config import ANYONE, ROLES, ApiKey, RouterConfig
 from router.store import keys
 from router.store.keys import StoredKey
@@ -56,6 +56,11 @@ def key() -> None:
 @click.option("--tokens-per-minute", default=0, type=_limit)
 @click.option("--tokens-per-day", default=0, type=_limit)
 @click.option("--may-dispatch", is_flag=True, help="Decisions come with the endpoints of nodes.")
+@click.option(
+    "--receipt-key",
+    default=None,
+    help="The public key, base64url, of its holder's own receipts of such work.",
+)
 @click.option(
     "--days", default=None, type=click.IntRange(1, 36_500), help="For how long.  Default: until revoked."
 )

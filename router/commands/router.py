@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,31 +11,25 @@ import msgspec
 from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
-from router import maintenance
 from router.choose.decision import Decision, replay
 from router.choose.explaining import describe_required, describe_revisions, describe_seed, explanation
+from router.commands import asking, maintenance
+from router.commands.batches import batches
+from router.commands.changes import change
+from router.commands.ext_proc import ext_proc
+from router.commands.keys import key, make_key
 from router.config import RouterConfig, ServiceSection
-from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, ReplayError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
 from verifier.roles import Role
 
 _errors = maintenance.errors
 _config = maintenance.config_option
-_url = click.option(
-    "--url",
-    default=f"http://{ServiceSection().listen}",
-    show_default=True,
-    envvar="TOUCHSTONE_ROUTER_URL",
-    help="The router's base URL.",
-)
-_key = click.option(
-    "--key", default=None, envvar="TOUCHSTONE_API_KEY", help="An API key, where the router needs one."
-)
+_url, _key = asking.url_option, asking.key_option
+_call, _print_json, _plain = asking.call, asking.print_json, asking.plain
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 FIRST_KEY: Final = "administrator"
 """The name of the key that `init` makes."""
-_MAX_ANSWER: Final = 256 << 20
 
 
 @click.group()
@@ -171,7 +163,15 @@ def check(path: Path, config_only: bool) -> None:
         maintenance.check_store(config, path.parent)
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, key):
+for _command in (
+    maintenance.backup,
+    maintenance.restore,
+    maintenance.migrate,
+    key,
+    change,
+    ext_proc,
+    batches,
+):
     router.add_command(_command)
 
 
@@ -349,12 +349,18 @@ def show_incident(incident: str, url: str, key: str | None) -> None:
 @incidents.command("release")
 @click.argument("incident")
 @click.option("--reason", required=True, help="Why; kept with the incident.")
+@click.option(
+    "--fault",
+    type=click.Choice(("node", "ours", "unclear")),
+    help="Whose fault it was: later reviews of the same kind go by it.",
+)
 @_url
 @_key
 @_errors
-def release_incident(incident: str, reason: str, url: str, key: str | None) -> None:
+def release_incident(incident: str, reason: str, fault: str | None, url: str, key: str | None) -> None:
     """Release the node of INCIDENT to probation.  The API key says who decides."""
-    answer = _call(url, f"/api/v1/incidents/{incident}/release", key, {"reason": reason})
+    body = {"reason": reason, **({} if fault is None else {"fault": fault})}
+    answer = _call(url, f"/api/v1/incidents/{incident}/release", key, body)
     if answer.get("awaiting_second"):
         click.echo(f"{incident}: the release is proposed; a second person must release it too.")
     else:
@@ -366,61 +372,6 @@ def _decision(url: str, decision: str, key: str | None) -> dict[str, Any]:
     if record.get("id") != decision:
         raise RouterError(f"the answer from {url} is not that of a router")
     return record
-
-
-def _call(
-    url: str,
-    path: str,
-    key: str | None,
-    body: Mapping[str, Any] | None = None,
-    *,
-    silent_is_an_answer: bool = False,
-) -> dict[str, Any]:
-    """What the router answers; if *silent_is_an_answer*, also what it says with status 503."""
-    answers = (200, 503) if silent_is_an_answer else (200,)
-    return asyncio.run(_fetch(url.rstrip("/"), path, key, body, answers))
-
-
-async def _fetch(
-    url: str, path: str, key: str | None, body: Mapping[str, Any] | None, answers: tuple[int, ...]
-) -> dict[str, Any]:
-    import aiohttp
-
-    from attester.authorities import distrust
-    from attester.bounded import read_all
-
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    method, data = ("GET", None) if body is None else ("POST", msgspec.json.encode(body))
-    try:
-        async with (
-            aiohttp.ClientSession(trust_env=False) as http,
-            http.request(method, url + path, headers=headers, data=data, allow_redirects=False) as response,
-        ):
-            content = await read_all(response.content, _MAX_ANSWER)
-            if content is None:
-                raise RouterError("the answer is too large")
-            document = msgspec.json.decode(content, type=dict[str, Any])
-            if response.status not in answers:
-                detail = document.get("detail")
-                said = _plain(detail) if isinstance(detail, str) else "is it an id of this router?"
-                raise RouterError(f"the router answers {response.status}: {said}")
-            return document
-    except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
-        if why := distrust(error):
-            raise RouterError(
-                f"the router at {url} cannot be asked: {why}. If an authority of your own has signed it, "
-                "name its file in the environment: SSL_CERT_FILE"
-            ) from None
-        raise RouterError(f"the router at {url} does not answer ({type(error).__name__})") from None
-
-
-def _print_json(document: Mapping[str, Any]) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere, without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
 
 
 def _in_words(seconds: int) -> str:

@@ -1,0 +1,1 @@
+"""The router in front of other gateways: Envoy asks which nodes a request may go to (docs/other-gateways.md)."""
