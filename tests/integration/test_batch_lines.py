@@ -23,6 +23,7 @@ from tests.integration.batching import (
     begin,
     client,
     ended,
+    eventually,
     files_of,
     jsonl,
     line,
@@ -33,6 +34,7 @@ from tests.unit.router.doubles import until
 from verifier.store.database import UnavailableError
 
 STORES = ("sqlite", "postgres")
+WIDE = {"places_per_node": 16}
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def hold(fleet: Fleet, nodes: list[Any], *, held: bool) -> None:
 
 async def test_two_routers_share_the_lines_of_a_store(tmp_path, store) -> None:
     """One of them ends in the middle; the other does the rest."""
-    sections = {"batches": {"max_in_flight": 8}, "receipts": {}}
+    sections = {"batches": {"max_in_flight": 8, "places_per_node": 16}, "receipts": {}}
     async with opened(tmp_path, Running()) as first:
         nodes = [await first.engine(f"node-{number}") for number in range(2)]
         given = {"keys": KEYS, "store": {**store, "flush_s": 0.2}, **sections}
@@ -110,7 +112,7 @@ async def test_a_router_that_lost_its_lease_writes_nothing(tmp_path, store) -> N
     """The line is done by who has the lease, and charged once, although two nodes have answered."""
     async with opened(tmp_path, Running()) as fleet:
         nodes = [await fleet.engine("node-0")]
-        await fleet.start(sections={"keys": KEYS, "store": {**store, "flush_s": 0.2}})
+        await fleet.start(sections={"keys": KEYS, "store": {**store, "flush_s": 0.2}, "batches": WIDE})
         fleet.establish("node-0")
         hold(fleet, nodes, held=True)
         caller = client(fleet)
@@ -128,7 +130,7 @@ async def test_results_that_cannot_be_written_are_written_later(tmp_path, store,
     """Each with its receipt, and once."""
     async with opened(tmp_path, Running()) as fleet:
         node = await fleet.engine("node-0")
-        await fleet.start(sections={"keys": KEYS, "store": {**store, "flush_s": 0.1}})
+        await fleet.start(sections={"keys": KEYS, "store": {**store, "flush_s": 0.1}, "batches": WIDE})
         fleet.establish("node-0")
         hold(fleet, [node], held=True)
         caller = client(fleet)
@@ -201,9 +203,9 @@ async def test_lines_wait_while_no_node_may_do_them(tmp_path) -> None:
     async with batching(tmp_path, clock=clock, nodes=0, batches={"tries": 1}) as fleet:
         caller = client(fleet)
         batch = await begin(caller, alike(2))
-        async with asyncio.timeout(10):
-            while (await caller.batches.retrieve(batch.id)).status != "in_progress":
-                await asyncio.sleep(0.02)
+        await eventually(
+            lambda: caller.batches.retrieve(batch.id), lambda found: found.status == "in_progress"
+        )
         node = await fleet.engine("node-0")
         token = fleet.verifier.token("node-0", endpoint=node.endpoint)
         fleet.verifier.send("result", node="node-0", token=token)
@@ -320,7 +322,7 @@ async def test_lines_keep_to_half_of_what_their_key_may_do_at_a_time(tmp_path, l
     async with opened(tmp_path, Running()) as fleet:
         node = await fleet.engine("node-0")
         kept = {"path": str(tmp_path / "router.db"), "flush_s": 0.1}
-        await fleet.start(sections={"keys": [key(OWNER, **limit), *STAFF], "store": kept})
+        await fleet.start(sections={"keys": [key(OWNER, **limit), *STAFF], "store": kept, "batches": WIDE})
         fleet.establish("node-0")
         hold(fleet, [node], held=True)
         caller = client(fleet)

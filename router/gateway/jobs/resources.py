@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from typing import Final
@@ -37,10 +38,12 @@ from verifier.service.problem import status_of
 from verifier.store.database import RETRY_AFTER_S, Tx
 
 _DAY_MS: Final = 86_400_000
-_MAX_ID: Final = 128
 _MAX_FILES: Final = 10_000
 """Of one page."""
 _MAX_JOBS: Final = 100
+_MAX_KEPT: Final = 10_000
+"""Batches of a key, ended ones included."""
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 
 Handler = Callable[[web.Request, Jobs, ApiKey], Awaitable[web.StreamResponse]]
 
@@ -130,16 +133,16 @@ async def list_files(request: web.Request, found: Jobs, key: ApiKey) -> web.Stre
         some = await files.page(
             tx,
             key.name,
-            after=query.get("after", "")[:_MAX_ID],
+            after=_id_in(request, "after"),
             limit=limit + 1,
             rising=order == "asc",
-            purpose=query.get("purpose", "")[:_MAX_ID],
+            purpose=_id_in(request, "purpose"),
         )
     return json_answer(200, list_to_wire([file_to_wire(file) for file in some], limit))
 
 
 async def _file(request: web.Request, found: Jobs, key: ApiKey) -> StoredFile:
-    name = request.match_info["id"][:_MAX_ID]
+    name = _id(request, "file")
     async with found.db.read() as tx:
         file = await files.find(tx, name, key.name)
     if file is None or (file.expires_ms is not None and file.expires_ms <= found.runner.ranges.now_ms()):
@@ -272,8 +275,11 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
         file = await files.find(tx, job.input_file, key.name)
         if file is None or file.purpose != PURPOSE or (file.expires_ms or now_ms + 1) <= now_ms:
             return "file"
-        if await jobs.count_open(tx, key.name) >= found.config.max_open:
-            return "many"
+        still, kept = await jobs.count(tx, key.name)
+        if still >= found.config.max_open:
+            return f"the key has {still} batches that have not ended"
+        if kept >= _MAX_KEPT:
+            return f"the key has {kept} batches, which are kept for {found.config.keep_days} days"
         await jobs.add(tx, job)
         return ""
 
@@ -286,8 +292,7 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
             param="input_file_id",
         )
     if refused:
-        what = f"the key has {found.config.max_open} batches that have not ended"
-        raise GatewayError(429, "rate_limit_error", what, code="too_many_batches", retry_after=60)
+        raise GatewayError(429, "rate_limit_error", refused, code="too_many_batches", retry_after=60)
     found.duties.wake.set()
     return job_to_wire(job)
 
@@ -296,7 +301,7 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
 async def list_jobs(request: web.Request, found: Jobs, key: ApiKey) -> web.StreamResponse:
     """A page of the caller's batches, the newest first."""
     limit = _limit(request, 20, _MAX_JOBS)
-    after = request.query.get("after", "")[:_MAX_ID]
+    after = _id_in(request, "after")
     async with found.db.read() as tx:
         some = await jobs.page(tx, key.name, after=after, limit=limit + 1)
     return json_answer(200, list_to_wire([job_to_wire(job) for job in some], limit))
@@ -345,12 +350,28 @@ async def cancel_job(found: Jobs, job: Job) -> Job:
 
 
 async def _job(request: web.Request, found: Jobs, key: ApiKey) -> Job:
-    name = request.match_info["id"][:_MAX_ID]
+    name = _id(request, "batch")
     async with found.db.read() as tx:
         job = await jobs.find(tx, name)
     if job is None or job.owner != key.name:
         raise no_such("batch", name)
     return job
+
+
+def _id(request: web.Request, what: str) -> str:
+    """The id in the path.  Raises `GatewayError` if there can be none."""
+    name = request.match_info["id"]
+    if _ID.match(name) is None:
+        raise no_such(what, name)
+    return name
+
+
+def _id_in(request: web.Request, name: str) -> str:
+    """An id, or a word, in the query; empty if it is missing.  Raises `GatewayError`."""
+    text = request.query.get(name, "")
+    if text and _ID.match(text) is None:
+        raise invalid(f"{name} is malformed", param=name)
+    return text
 
 
 def _limit(request: web.Request, default: int, most: int) -> int:
