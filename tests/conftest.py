@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -32,6 +33,7 @@ from fixtures.postgres import NoPostgresError, drop_database, make_database, pos
 from fixtures.published import publish
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from fixtures.transactions import transaction
+from tests import quick_start
 from verifier import result_keys, results
 from verifier.challenges import posing
 from verifier.config import Home, VerifierConfig
@@ -64,6 +66,19 @@ if settings.get_current_profile_name() == "test":
     # Hypothesis also draws constants of all modules that a process has imported so far, which depends on the tests
     # that it has run.  No setting says otherwise.
     providers._get_local_constants = providers.Constants
+
+
+@pytest.fixture(scope="session", autouse=True)
+def starts_quickly() -> Iterator[None]:
+    """`python -m touchstone` starts as a copy of a process that has imported it (`tests.quick_start`)."""
+    if not quick_start.is_possible():
+        yield
+        return
+    parent = quick_start.Parent()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "_execute_child", quick_start.starting_through(parent))
+        yield
+    parent.end()
 
 
 @dataclass

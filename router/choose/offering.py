@@ -1,6 +1,4 @@
-"""
-What a decision offers to somebody else who picks the node: all that may do the work, and not the first three alone.  Pure.
-"""
+"""What a decision offers to somebody else who picks the node: all that may do the work, not three alone.  Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ class OfferedNode(Struct, frozen=True, gc=False):
     operator: str
     lane: Lane
     score: float
-    """From 0 to 1, more is better: 1 / (1 + the seconds that a successful answer is expected to take, as in a ranking)."""
+    """From 0 to 1, more is better: 1 / (1 + what it scores in a ranking, which is seconds)."""
 
 
 def offer(pool: Pool, decision: Decision, most: int) -> list[OfferedNode]:

@@ -45,9 +45,11 @@ from router.state.records import Record
 from router.state.trial import Trial
 
 Chosen = tuple[Choice, int]
-_EXCUSED: Final = frozenset({Outcome.HINDERED, Outcome.NOT_ALLOWED, Outcome.NOT_ADMITTED})
-"""What is the router's own doing, or nobody's."""
-_NOT_THE_TABLE: Final = frozenset({Blame.NETWORK, Blame.CLIENT})
+_EXCUSED: Final = frozenset(
+    {Outcome.HINDERED, Outcome.NOT_ALLOWED, Outcome.NOT_ADMITTED, Outcome.ABANDONED}
+    | {outcome for outcome in Outcome if outcome.blame is Blame.NETWORK}
+)
+"""What says nothing of a table: the router's own doing, the client's, the network's."""
 
 _log = structlog.get_logger("router")
 _requests = prometheus_client.Counter(
@@ -152,7 +154,12 @@ class Arms:
             own = await read(tried.trial.table)
             narrowed = await self._terms.narrow(own.workload, own.required, own.caller)
             record = self._dispatcher.decide(
-                own.workload, own.caller, has_tools=own.has_tools, narrowed=narrowed, chosen=chosen
+                own.workload,
+                own.caller,
+                has_tools=own.has_tools,
+                narrowed=narrowed,
+                chosen=chosen,
+                affinity=self._dispatcher.salts.affinity_of(own),
             )
         except GatewayError as error:
             tried.refusal = error.code or "unknown"
@@ -221,7 +228,13 @@ class Arms:
         if is_own:
             candidate = made
             view = fleet.view_for(request.workload, narrowed)
-            active = decide(view, request.workload, made.seed, has_tools=made.has_tools)
+            active = decide(
+                view,
+                request.workload,
+                made.seed,
+                has_tools=made.has_tools,
+                affinity=self._dispatcher.salts.affinity_of(request),
+            )
             tried.other = active.chosen
             tried.other_price = price_of(active.chosen)
             found = find_difference(active, candidate, _ask(self._dispatcher))
@@ -248,7 +261,13 @@ class Arms:
             if active.required is not None:
                 return Difference("same", "requirements"), None
             view = self._dispatcher.fleet.view_for(workload)
-            candidate = decide(view, workload, active.seed, has_tools=active.has_tools)
+            candidate = decide(
+                view,
+                workload,
+                active.seed,
+                has_tools=active.has_tools,
+                affinity=self._dispatcher.salts.affinity_of(request, workload),
+            )
         except WorkloadError as error:
             return Difference("unknown", error.code), None
         except Exception:  # noqa: BLE001
@@ -374,9 +393,7 @@ def _has_failed(tried: Tried, run: Run, end: Return | Fail) -> bool | None:
 def _is_excused(attempts: list[Attempt], *, is_hurried: bool) -> bool:
     """Whether no attempt failed by its node: by the network, the client, the router, or for want of the caller's time."""
     excused = [
-        attempt.outcome in _EXCUSED
-        or attempt.outcome.blame in _NOT_THE_TABLE
-        or (is_hurried and attempt.outcome is Outcome.TIMED_OUT)
+        attempt.outcome in _EXCUSED or (is_hurried and attempt.outcome is Outcome.TIMED_OUT)
         for attempt in attempts
     ]
     return all(excused) if attempts else is_hurried

@@ -92,6 +92,7 @@ class _OneLane:
         self._pool = pool
         self.lanes: Mapping[Lane, CandidateIndex] = {lane: pool.lanes[lane]} if pool.sizes[lane] else {}
         self.sizes = {each: (size if each is lane else 0) for each, size in pool.sizes.items()}
+        self.stages = pool.stages
         self.usual_calls = pool.usual_calls
 
     def facts(self, node: str) -> CandidateFacts:

@@ -85,6 +85,7 @@ class Deciding:
             has_tools=request.has_tools,
             narrowed=self._narrowed,
             chosen=self._chosen,
+            affinity=self._dispatcher.salts.affinity_of(request),
         )
 
     async def run(self, run: Run) -> Return | Fail | None:

@@ -147,6 +147,7 @@ class Dispatcher:
         has_tools: bool = False,
         narrowed: NarrowedPool | None = None,
         chosen: tuple[Choice, int] | None = None,
+        affinity: str | None = None,
     ) -> Record:
         """
         Decide which nodes may do the work, and keep the record.
@@ -157,10 +158,11 @@ class Dispatcher:
             has_tools: Whether the work may call tools.
             narrowed: The nodes that meet what the caller itself requires, if it requires anything.
             chosen: The seed, and where it comes from, if the caller had a part in it.
+            affinity: The key by which requests that begin alike find the same node.
         """
         choice, seed = (None, self.seed()) if chosen is None else chosen
         view = self.fleet.view_for(workload, narrowed)
-        decision = decide(view, workload, seed, has_tools=has_tools, choice=choice)
+        decision = decide(view, workload, seed, has_tools=has_tools, choice=choice, affinity=affinity)
         record = Record(decision, caller)
         self.records.add(record)
         if workload.energy_floor is not None:

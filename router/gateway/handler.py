@@ -179,6 +179,7 @@ class Handler:
             return error.response(None, self._operation.error_members)
         self._gateway.checks.note(decided, record.decision)
         self._heard = self._gateway.checks.peers.sample(decided, self._request.headers)
+        dispatcher = self._gateway.dispatcher
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         patience_s = self._gateway.config.timeout_s
         if decided is not request:
@@ -190,9 +191,7 @@ class Handler:
             deadline=deadline,
             first_by=began + patience_s,
             tells_usage=tells_usage,
-            continuing=make_continuing(
-                decided, self._continue, self._gateway.dispatcher.fleet, self._gateway.dispatcher.metering
-            ),
+            continuing=make_continuing(decided, self._continue, dispatcher.fleet, dispatcher.metering),
         )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
@@ -283,8 +282,7 @@ class Handler:
         if request.required is not None:
             # An answer that was given under other requirements is another one.
             digest.update(request.required.key)
-        if self._continue is not None:
-            digest.update(b"continue " + self._continue.encode())
+        digest.update(f"continue {self._continue}".encode())
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)

@@ -13,6 +13,7 @@ from prometheus_client import Counter
 from router.config import RouterConfig, load_tokenisers
 from router.gateway import pinned
 from router.gateway.arms import Arms
+from router.gateway.checks import Checks
 from router.gateway.claims import ClaimFetcher
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
@@ -85,27 +86,7 @@ def assemble(
     checks = make_checks(
         dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
     )
-    terms = Terms(fleet, Commitments(clock))
-    section, patience_s = config.changes, config.gateway.timeout_s
-    arms = Arms(
-        changes, dispatcher, terms, clock, per_second=section.shadow_per_second, patience_s=patience_s
-    )
-    gateway = Gateway(
-        checks=checks,
-        dispatcher=dispatcher,
-        config=config.gateway,
-        clock=clock,
-        skew_s=config.verifier.skew_s,
-        keyring=keyring,
-        replays=IdempotencyCache(monotonic=clock.monotonic),
-        terms=terms,
-        arms=arms,
-        receipts=None if receipts is None else receipts.book,
-        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
-    )
-    checks.has_room = arms.has_room = gateway.has_room
-    if receipts is not None:
-        checks.on_end = partial(note_check, receipts.book, clock, metering)
+    gateway = _make_gateway(setup, clock, to_nodes, keyring, checks, dispatcher, changes, receipts)
     state = State(
         config=config,
         folder=setup.folder,
@@ -129,6 +110,38 @@ def assemble(
         stalls=stalls,
     )
     return state, gateway
+
+
+def _make_gateway(
+    setup: RouterSetup,
+    clock: Clock,
+    to_nodes: aiohttp.ClientSession,
+    keyring: Keyring,
+    checks: Checks,
+    dispatcher: Dispatcher,
+    changes: Changes,
+    receipts: Receipting | None,
+) -> Gateway:
+    config, terms = setup.config, Terms(dispatcher.fleet, Commitments(clock))
+    per_second, patience_s = config.changes.shadow_per_second, config.gateway.timeout_s
+    arms = Arms(changes, dispatcher, terms, clock, per_second=per_second, patience_s=patience_s)
+    gateway = Gateway(
+        checks=checks,
+        dispatcher=dispatcher,
+        config=config.gateway,
+        clock=clock,
+        skew_s=config.verifier.skew_s,
+        keyring=keyring,
+        replays=IdempotencyCache(monotonic=clock.monotonic),
+        terms=terms,
+        arms=arms,
+        receipts=None if receipts is None else receipts.book,
+        fronts=None if receipts is None else _make_fronts(setup, clock, receipts, to_nodes),
+    )
+    checks.has_room = arms.has_room = gateway.has_room
+    if receipts is not None:
+        checks.on_end = partial(note_check, receipts.book, clock, dispatcher.metering)
+    return gateway
 
 
 def _make_changes(

@@ -25,6 +25,7 @@ _WHAT_HELPS: Final = {
     "standing.little-evidence": f"complete work: about {PROVEN} requests without a failure make a node established",
     "standing.failing": "complete what is begun; a failure weighs three, and is half forgotten after an hour and a week",
     "standing.unreliable": "complete what is begun: fewer than three in a hundred may fail for good standing",
+    "standing.bad-hour": "complete what is begun: the last hour was worse than the week, and is forgotten within hours",
     "standing.unclean": "keep to the protocol to the end ([DONE]) and claim the tokens that were delivered",
     "standing.first-token-p90": "give the first token sooner",
     "standing.first-token-p99": "give the first token sooner, also at the worst of times",

@@ -211,7 +211,8 @@ class Placement:
                 view.node,
                 verdict,
                 view.revision(model),
-                hardware_class=view.vouched_class,
+                hardware_class=view.vouched_class if pool.workload.prices_by_hardware else "",
+                enrolled=math.inf if view.enrolled is None else view.enrolled,
                 prompting=prompting_of(view.result, model),
             )
             for narrowed in self.narrowed.get(pool.workload.name, ()):
@@ -254,7 +255,7 @@ class Placement:
                     statistics, pool.workload, now, suspect_at, gone_at, is_suspected=is_suspected
                 )
                 detail = ""
-            if pool.place(
+            has_moved = pool.place(
                 entry.key,
                 statistics,
                 lane=lane,
@@ -262,8 +263,9 @@ class Placement:
                 detail=detail,
                 jti=jti,
                 version=self.version + 1,
-            ):
-                self.version += 1
+            )
+            self.version += has_moved
+            if pool.follow_stage(entry.key) or has_moved:
                 for narrowed in self.narrowed.get(pool.workload.name, ()):
                     if narrowed.base is pool:
                         narrowed.follow(entry.key, lane, code)

@@ -10,7 +10,7 @@ from router.model.workload import Table
 from router.state.placement import NodeEntry, Placement
 from router.state.suspected import SuspectedNodes
 
-_AT_ONCE: Final = 100
+_AT_ONCE: Final = 20
 """Nodes that are judged before other work has its turn."""
 
 

@@ -162,6 +162,21 @@ async def test_a_body_that_the_gateway_would_refuse_is_refused(fleet: Fleet, bod
         assert not in_flight(fleet)
 
 
+async def test_what_the_gateway_itself_allows_is_a_bound_of_the_subset(fleet: Fleet) -> None:
+    """A subset that another filter has written is narrowed, and never widened."""
+    a, _ = await fleet.node("a"), await fleet.node("b")
+    async with filtering(fleet) as envoy:
+        for allowed, offered in (([place(a), "6.6.6.6:1"], [place(a)]), ([], []), (["6.6.6.6:1"], [])):
+            first = head()
+            entry = first.metadata_context.filter_metadata.add(key="envoy.lb.subset_hint")
+            entry.value.update({"x-gateway-destination-endpoint-subset": allowed})
+            call = envoy.call()
+            await call.send(first)
+            told = await call.send(whole())
+            assert await call.end() is OK
+            assert (told.subset, told.status) == (offered, 0 if offered else 503)
+
+
 async def test_by_the_header_alone_no_body_is_needed(fleet: Fleet) -> None:
     node = await fleet.node("a")
     async with filtering(fleet, {"open": True, "model_from": "header"}) as envoy:
@@ -437,5 +452,5 @@ async def test_an_address_that_is_taken_ends_the_start(fleet: Fleet) -> None:
 
 
 def test_a_router_without_it_imports_neither_grpc_nor_protobuf() -> None:
-    code = "import sys, router.service.app, router.commands; sys.exit('grpc' in sys.modules or 'google' in sys.modules)"
+    code = "import sys, router.service.app, router.commands.router; sys.exit('grpc' in sys.modules or 'google' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -52,28 +53,27 @@ class Gateway:
         return await ask(self.fleet.http, self.url, body, path, **headers)
 
 
-@asynccontextmanager
-async def envoy(folder: Path, port: int) -> AsyncIterator[None]:
-    """Envoy with ``envoy.yaml``, until the block ends."""
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Envoy with ``envoy.yaml``."""
     program = shutil.which("envoy", path=PATH)
     assert program is not None
     command = [program, "-c", str(folder / "envoy.yaml"), "--use-dynamic-base-id", "--concurrency", "1"]
     with open(folder / "envoy.log", "wb") as log:
-        process = await asyncio.to_thread(subprocess.Popen, command, stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@asynccontextmanager
+async def envoy(folder: Path, port: int) -> AsyncIterator[None]:
+    """Envoy, until the block ends."""
+    process = await asyncio.to_thread(start, folder)
     try:
-
-        async def is_open() -> bool:
-            assert process.poll() is None, (folder / "envoy.log").read_text()
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                return False
-            writer.close()
-            return True
-
-        async with asyncio.timeout(30):
-            while not await is_open():
-                await asyncio.sleep(0.02)
+        await until(lambda: is_open(port) or process.poll() is not None, 30)
+        assert process.poll() is None, (folder / "envoy.log").read_text()
         yield
     finally:
         process.terminate()
@@ -133,7 +133,7 @@ async def test_requests_reach_only_trusted_nodes(fleet: Fleet, tmp_path: Path) -
 
 
 async def test_nobody_speaks_for_a_gateway(fleet: Fleet, tmp_path: Path) -> None:
-    """What a client forges reaches neither picker nor node, nor does its key; and a node does not speak as the router."""
+    """What a client forges reaches neither picker nor node, nor does its key; no node speaks as the router."""
     node = await fleet.node("a")
 
     async def speaks(_: web.Request) -> web.StreamResponse:

@@ -71,9 +71,8 @@ async def take(tx: Tx, judged: Judged, served: Served, table: Table, now_ms: int
     )
     node = await answer_drift.count_node(tx, served, looked, now_ms)
     if answer_drift.is_known(served.engine):
-        before, after = await answer_drift.count_version(tx, served, looked, now_ms)
-        rose = [name for name in CHANNELS if after.of(name) > before.of(name)]
-        if any(after.of(name) >= drift.LEAST_LIMIT for name in rose):
+        scores = await answer_drift.count_version(tx, served, looked, now_ms)
+        if any(seen.of(name) and scores.of(name) >= drift.LEAST_LIMIT for name in CHANNELS):
             await _look_at_version(tx, served, now_ms)
     if drift.shifted_channels(node) and not await is_suspect(tx, served, now_ms):
         await answer_drift.set_review(tx, served.node_id, served.model, now_ms)

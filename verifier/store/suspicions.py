@@ -298,12 +298,15 @@ async def review(tx: Tx, limit: int = 500) -> list[dict[str, Any]]:
     """
     Give what a person should look at.
 
-    Suspected nodes, those whose prompts are rendered otherwise, and those whose answers are too fast again and again.
+    Suspected nodes, those whose prompts are rendered otherwise, those whose answers are too fast again and again, and
+    those whose answers have moved (`drift_ms`: since when; `verifier.store.drifting`).
     """
     rows = await tx.all(
-        "SELECT s.*, coalesce(u.level, 'none') AS level, u.since_ms, u.why FROM answer_scores s"
-        " LEFT JOIN suspicions u ON u.node_id = s.node_id AND u.model = s.model"
-        " WHERE u.level = 'suspected' OR s.prompts > 0 OR s.fast >= ? ORDER BY s.score DESC, s.node_id LIMIT ?",
+        "SELECT s.*, coalesce(u.level, 'none') AS level, u.since_ms, u.why, d.review_ms AS drift_ms"
+        " FROM answer_scores s LEFT JOIN suspicions u ON u.node_id = s.node_id AND u.model = s.model"
+        " LEFT JOIN node_drift d ON d.node_id = s.node_id AND d.model = s.model AND d.reference = s.reference"
+        " AND d.engine = s.engine WHERE u.level = 'suspected' OR s.prompts > 0 OR s.fast >= ?"
+        " OR d.review_ms IS NOT NULL ORDER BY s.score DESC, s.node_id LIMIT ?",
         PERSISTENT,
         limit,
     )

@@ -16,9 +16,7 @@ _DETAILS: Final = "touchstone"
 
 
 def go_on(step: str, removed: Iterable[str] = (), added: Mapping[str, str] | None = None) -> Any:
-    """
-    Go on with what was sent as *step*, a member of both messages, without the headers *removed* and with those *added*.
-    """
+    """Go on with *step*, a member of both messages, without the headers *removed* and with those *added*."""
     answer = ProcessingResponse()
     mutation = _mutation_of(answer, step)
     if mutation is None:

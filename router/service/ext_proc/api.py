@@ -66,7 +66,7 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[int, str]]]] = {
     "HealthCheckRequest": {"service": (1, "string")},
     "HealthCheckResponse": {"status": (1, "enum")},
 }
-"""By message, each field's number and type; ``*`` marks a repeated one.  An enum is its number, which the wire has too."""
+"""By message, each field's number and type; ``*`` marks a repeated one.  An enum is its number, as on the wire."""
 
 ONEOFS: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
     "ProcessingRequest": (

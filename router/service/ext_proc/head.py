@@ -59,7 +59,8 @@ def read_pairs(headers: Iterable[Any]) -> list[tuple[str, bytes]]:
     Raises:
         TooMuchError: there are more than 200 headers, or more than 64 KiB of them.
     """
-    found, size = [], 0
+    found: list[tuple[str, bytes]] = []
+    size = 0
     for header in headers:
         value = header.raw_value or header.value.encode()
         size += len(header.key) + len(value)

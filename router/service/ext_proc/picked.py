@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from router.gateway.errors import DECISION_HEADER, GatewayError
-from router.service.ext_proc.head import DESTINATION, SUBSET_KEY, SUBSET_NAMESPACE
+from router.service.ext_proc.head import DESTINATION, PICKED_NAMESPACE, SUBSET_KEY, SUBSET_NAMESPACE
 
 STAGE: Final = "x-touchstone-stage"
 """In the initial metadata of a stream: from which of our filters it comes."""
@@ -52,6 +52,10 @@ def read_picked(pairs: Iterable[tuple[str, bytes]], message: Any) -> Picked:
     picked = found[DESTINATION]
     if len(picked) != 1:
         raise _refused("the picker has named two headers" if picked else "the picker has named no endpoint")
+    named = _metadata(message, PICKED_NAMESPACE, DESTINATION)
+    if named is not None and named.string_value != picked[0]:
+        # By the protocol the two are the same, and it is not said which one a proxy goes by.
+        raise _refused("the picker has named one endpoint in the header, and another in the metadata")
     endpoints = tuple(each.strip() for each in picked[0].split(","))
     if not subset.issuperset(endpoints):
         raise _refused("the picker has picked an endpoint outside the subset")
@@ -60,11 +64,15 @@ def read_picked(pairs: Iterable[tuple[str, bytes]], message: Any) -> Picked:
 
 def subset_of(message: Any) -> frozenset[str] | None:
     """The subset in a message's metadata; `None` if it has none."""
+    found = _metadata(message, SUBSET_NAMESPACE, SUBSET_KEY)
+    return None if found is None else frozenset(each.string_value for each in found.list_value.values)
+
+
+def _metadata(message: Any, namespace: str, key: str) -> Any:
+    """A value of a message's metadata; `None` if it has none."""
     # Of a map, the last entry of a key counts.
-    found = [e.value for e in message.metadata_context.filter_metadata if e.key == SUBSET_NAMESPACE]
-    if not found or SUBSET_KEY not in found[-1].fields:
-        return None
-    return frozenset(each.string_value for each in found[-1].fields[SUBSET_KEY].list_value.values)
+    found = [each.value for each in message.metadata_context.filter_metadata if each.key == namespace]
+    return found[-1].fields[key] if found and key in found[-1].fields else None
 
 
 def _refused(why: str) -> GatewayError:

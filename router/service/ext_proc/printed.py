@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from attester.errors import ConfigError
-from router.ext_proc_config import ExtProcSection, RouterConfig
+from router.config import RouterConfig
+from router.ext_proc_config import ExtProcSection
 from router.service.ext_proc.head import DESTINATION, MODEL_HEADER, PICKED_NAMESPACE, SUBSET_NAMESPACE
 from router.service.ext_proc.picked import PICKED, STAGE
 
@@ -148,6 +149,7 @@ static_resources:
                 response_body_mode: NONE
                 response_trailer_mode: SKIP
               metadata_options:
+                forwarding_namespaces: {{untyped: ["{subset}"]}}
                 receiving_namespaces: {{untyped: ["{subset}", "{picked}"]}}
           - name: picker
             typed_config:
@@ -180,7 +182,7 @@ static_resources:
                 request_body_mode: NONE
                 response_header_mode: SKIP
               metadata_options:
-                forwarding_namespaces: {{untyped: ["{subset}"]}}
+                forwarding_namespaces: {{untyped: ["{subset}", "{picked}"]}}
           - name: envoy.filters.http.router
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router

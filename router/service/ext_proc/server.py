@@ -24,7 +24,7 @@ from router.choose.gates import FEED_SILENT_S
 from router.ext_proc_config import ExtProcSection
 from router.gateway.handler import Gateway
 from router.service.ext_proc import api
-from router.service.ext_proc.deciding import Deciding
+from router.service.ext_proc.offers import Offers
 from router.service.ext_proc.picked import PICKED, STAGE
 from router.service.ext_proc.places import Lookup, Places
 from router.service.ext_proc.stream import Stream, StreamError
@@ -65,8 +65,8 @@ class _GrpcWire:
 class _Service:
     """The methods."""
 
-    def __init__(self, deciding: Deciding, state: State, config: ExtProcSection) -> None:
-        self._deciding = deciding
+    def __init__(self, offers: Offers, state: State, config: ExtProcSection) -> None:
+        self._offers = offers
         self._state = state
         self._config = config
         self._running: set[Stream] = set()
@@ -85,7 +85,7 @@ class _Service:
         stage = dict(context.invocation_metadata() or ()).get(STAGE)
         stream = Stream(
             _GrpcWire(context),
-            self._deciding,
+            self._offers,
             self._config,
             rest_s=self._state.config.gateway.longest_s,
             checks_picked=stage == PICKED,
@@ -144,7 +144,7 @@ async def serving(
         ConfigError: it cannot listen, or a TLS file cannot be used.
     """
     places = Places(look_up, state.clock, allow_private=state.config.gateway.allow_private)
-    service = _Service(Deciding(state, gateway, config, places), state, config)
+    service = _Service(Offers(state, gateway, config, places), state, config)
     server = aio.server(
         options=[
             ("grpc.max_receive_message_length", config.max_body + _HEAD_ROOM),

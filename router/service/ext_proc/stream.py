@@ -15,14 +15,15 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
-from router.config import ApiKey, ExtProcSection
+from router.config import ApiKey
+from router.ext_proc_config import ExtProcSection
 from router.gateway.errors import DECISION_HEADER, GatewayError
 from router.model.operations import Operation
 from router.service.ext_proc import answers
 from router.service.ext_proc.api import BodySendMode, ProcessingRequest
-from router.service.ext_proc.deciding import Asked, Deciding, EmptyOfferError, Offer
 from router.service.ext_proc.head import Head, TooMuchError, read_head, read_pairs, spoken_for_us
-from router.service.ext_proc.picked import read_picked
+from router.service.ext_proc.offers import Asked, EmptyOfferError, Offer, Offers
+from router.service.ext_proc.picked import read_picked, subset_of
 
 _RESPONSE: Final = "response_"
 """Steps that are of an answer, and not of a request, begin so."""
@@ -61,20 +62,22 @@ class Stream:
 
     Args:
         wire: Where messages come from and go to.
-        deciding: Decides for it.
+        offers: Decides for it.
         config: Its limits.
         rest_s: For how long a stream may wait for messages once its nodes are named.
         checks_picked: Whether it comes from behind the picker, to have what was picked checked.
     """
 
     def __init__(
-        self, wire: Wire, deciding: Deciding, config: ExtProcSection, *, rest_s: float, checks_picked: bool
+        self, wire: Wire, offers: Offers, config: ExtProcSection, *, rest_s: float, checks_picked: bool
     ) -> None:
         self._wire = wire
-        self._deciding = deciding
+        self._offers = offers
         self._config = config
         self._rest_s = rest_s
         self._checks_picked = checks_picked
+        self._within: frozenset[str] | None = None
+        """The subset that the gateway itself allows, if it passes one on."""
         self._waiting: asyncio.Timeout | None = None
         self._is_decided = self._is_let_go = False
         self._charged = 0
@@ -96,6 +99,7 @@ class Stream:
         if step != "request_headers":
             raise StreamError(Refusal.OUT_OF_ORDER, f"{step} came before request_headers")
         self._check_modes(message)
+        self._within = subset_of(message)
         try:
             pairs = read_pairs(message.request_headers.headers.headers)
         except TooMuchError:
@@ -105,14 +109,14 @@ class Stream:
             return
         try:
             head = read_head(pairs)
-            key, operation = self._deciding.admit(head)
+            key, operation = self._offers.admit(head)
         except GatewayError as error:
             await self._refuse(error)
             return
         try:
             await self._serve(head, key, operation, has_body=not message.request_headers.end_of_stream)
         finally:
-            self._deciding.leave(key, self._charged)
+            self._offers.leave(key, self._charged)
 
     def let_go(self) -> None:
         """End cleanly now if the request is decided: the router stops, and its answer may take a while yet."""
@@ -124,7 +128,7 @@ class Stream:
         """Check what was picked."""
         try:
             picked = read_picked(pairs, message)
-            error = self._deciding.recheck(picked.record, picked.endpoints)
+            error = self._offers.recheck(picked.record, picked.endpoints)
         except GatewayError as found:
             error = found
         self.end = "picked" if error is None else "picked_elsewhere"
@@ -132,22 +136,11 @@ class Stream:
 
     async def _serve(self, head: Head, key: ApiKey, operation: Operation, *, has_body: bool) -> None:
         """Name the nodes."""
-        step = "request_headers"
         try:
-            if self._config.model_from == "header":
-                asked = self._deciding.read_by_header(head, operation, key)
-            elif not has_body:
-                raise GatewayError(400, "invalid_request_error", "the request has no body")
-            else:
-                await self._send(answers.go_on(step, head.foreign))
-                step, message = await self._next(self._config.message_timeout_s)
-                if step.startswith(_RESPONSE):
-                    await self._pass_reply(step, message)
-                    return
-                if step != "request_body":
-                    raise StreamError(Refusal.OUT_OF_ORDER, f"{step} came, and request_body was due")
-                asked = await self._deciding.read_by_body(head, operation, key, message.request_body.body)
-            offer = await self._deciding.decide(asked, key)
+            step, asked = await self._ask(head, key, operation, has_body=has_body)
+            if asked is None:
+                return
+            offer = await self._offers.decide(asked, key, self._within)
         except GatewayError as error:
             await self._refuse(error)
             return
@@ -156,9 +149,32 @@ class Stream:
             await self._send(answers.refused(error.error, error.record))
             return
         self._charged = asked.tokens
-        with self._deciding.keeping(offer):
+        with self._offers.keeping(offer):
             await self._send(self._offered(step, head, asked, offer))
             await self._finish(offer.record)
+
+    async def _ask(
+        self, head: Head, key: ApiKey, operation: Operation, *, has_body: bool
+    ) -> tuple[str, Asked | None]:
+        """
+        What the request is for, and in answer to which step its nodes are named; nothing if Envoy has answered it.
+
+        Raises:
+            GatewayError: it is refused.
+            StreamError: the stream must end with an error.
+        """
+        if self._config.model_from == "header":
+            return "request_headers", self._offers.read_by_header(head, operation, key)
+        if not has_body:
+            raise GatewayError(400, "invalid_request_error", "the request has no body")
+        await self._send(answers.go_on("request_headers", head.foreign))
+        step, message = await self._next(self._config.message_timeout_s)
+        if step.startswith(_RESPONSE):
+            await self._pass_reply(step, message)
+            return step, None
+        if step != "request_body":
+            raise StreamError(Refusal.OUT_OF_ORDER, f"{step} came, and request_body was due")
+        return step, await self._offers.read_by_body(head, operation, key, message.request_body.body)
 
     def _offered(self, step: str, head: Head, asked: Asked, offer: Offer) -> Any:
         return answers.offered(
@@ -171,7 +187,7 @@ class Stream:
         )
 
     async def _pass_reply(self, step: str, message: Any) -> None:
-        """Let an answer pass that Envoy has made itself, so that no node will get the request: to a body that is too large."""
+        """Let an answer pass that Envoy has made itself, to a body that is too large, say: no node gets the request."""
         self.end = "answered_by_gateway"
         await self._send(self._passed(step, message, None))
         await self._finish(None)

@@ -74,6 +74,7 @@ def ear(
     sequence: int | None = None,
     reasons: tuple[str, ...] = (),
     revision: str | None = None,
+    prompting: Mapping[str, str] | None = None,
 ) -> AttestationResult:
     """An honest result of node *name*, but for what is given."""
     given = {
@@ -95,7 +96,9 @@ def ear(
     }
     model = submods[f"model/{MODEL}"]
     found = tuple(ReasonEntry(code, "because") for code in reasons)
-    said = msgspec.structs.replace(model.ear_verifier_claims, reasons=found, reference=revision)
+    said = msgspec.structs.replace(
+        model.ear_verifier_claims, reasons=found, reference=revision, prompting=dict(prompting or {})
+    )
     submods[f"model/{MODEL}"] = msgspec.structs.replace(model, ear_verifier_claims=said)
     for lacking in without:
         del submods[lacking]

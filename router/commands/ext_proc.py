@@ -8,7 +8,7 @@ import click
 
 from attester.errors import ConfigError
 from attester.settings import read_toml
-from router import maintenance
+from router.commands import maintenance
 from router.config import RouterConfig
 from router.service.ext_proc import printed
 from router.state.identity import identity_path

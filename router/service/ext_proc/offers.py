@@ -17,7 +17,8 @@ from prometheus_client import Histogram
 
 from router.choose.decision import Decision
 from router.choose.offering import OfferedNode, offer
-from router.config import ApiKey, ExtProcSection
+from router.config import ApiKey
+from router.ext_proc_config import ExtProcSection
 from router.gateway import openai
 from router.gateway.body import is_large
 from router.gateway.dispatch import closed_since
@@ -76,7 +77,7 @@ class EmptyOfferError(Exception):
         self.record = record
 
 
-class Deciding:
+class Offers:
     """Decides for one service."""
 
     def __init__(self, state: State, gateway: Gateway, config: ExtProcSection, places: Places) -> None:
@@ -96,21 +97,26 @@ class Deciding:
         """
         operation = operation_of(head)
         try:
-            key = access.key_of(head.authorization, self._state, self._gateway.keyring)
-            if key is None and self._config.open:
-                key = ANONYMOUS
-            if key is None:
-                raise access.needed()
-            if key is not ANONYMOUS and access.SEND.isdisjoint(key.roles):
-                names = ", ".join(sorted(access.SEND))
-                raise RequestError(
-                    f"the key does not open this. It needs the role {names}", code="request.forbidden"
-                )
+            key = self._key_of(head)
         except RequestError as error:
             raise openai.refusal_of(error) from None
         openai.admit(self._gateway, key)
         self._gateway.in_flight += 1
         return key, operation
+
+    def _key_of(self, head: Head) -> ApiKey:
+        """Whose request it is.  Raises `RequestError`: nobody's who may send work."""
+        key = access.key_of(head.authorization, self._state, self._gateway.keyring)
+        if key is None and self._config.open:
+            key = ANONYMOUS
+        if key is None:
+            raise access.needed()
+        if key is not ANONYMOUS and access.SEND.isdisjoint(key.roles):
+            names = ", ".join(sorted(access.SEND))
+            raise RequestError(
+                f"the key does not open this. It needs the role {names}", code="request.forbidden"
+            )
+        return key
 
     def leave(self, key: ApiKey, tokens: int) -> None:
         """Free the place of a request, and count what it may have cost at most."""
@@ -165,9 +171,14 @@ class Deciding:
             body=None if request.body == data else request.body,
         )
 
-    async def decide(self, asked: Asked, key: ApiKey) -> Offer:
+    async def decide(self, asked: Asked, key: ApiKey, within: frozenset[str] | None = None) -> Offer:
         """
         Decide where a request may go.
+
+        Args:
+            asked: What it is for.
+            key: Whose it is.
+            within: The endpoints that the gateway itself allows; `None`: any.
 
         Raises:
             GatewayError: the caller has asked for too many different requirements.
@@ -182,7 +193,7 @@ class Deciding:
         pool = self._state.fleet.view_for(asked.workload, narrowed).pool
         nodes = offer(pool, record.decision, self._config.most)
         try:
-            made = await self._locate(nodes, record)
+            made = await self._locate(nodes, record, within)
             _offered.observe(len(record.offered))
         finally:
             gateway.dispatcher.records.finish(record)
@@ -218,16 +229,18 @@ class Deciding:
                 )
         return None
 
-    async def _locate(self, nodes: list[OfferedNode], record: Record) -> Offer:
+    async def _locate(self, nodes: list[OfferedNode], record: Record, within: frozenset[str] | None) -> Offer:
         fleet = self._state.fleet
-        urls = {each.node: endpoint[0] for each in nodes if (endpoint := fleet.view(each.node).endpoint)}
+        urls = {each.node: served[0] for each in nodes if (served := fleet.view(each.node).endpoint)}
         found = await self._places.find(urls.values(), within_s=self._config.message_timeout_s / 2)
         scores: dict[str, float] = {}
         there: dict[str, list[str]] = {}
         for each in nodes:
             endpoint = found.get(urls.get(each.node, ""))
             # Names may have taken a while: a node that has lost its trust meanwhile is left out.
-            if endpoint is None or closed_since(fleet, each.node, record.decision) is not None:
+            if endpoint is None or (within is not None and endpoint not in within):
+                continue
+            if closed_since(fleet, each.node, record.decision) is not None:
                 continue
             there.setdefault(endpoint, []).append(each.node)
             scores[endpoint] = max(each.score, scores.get(endpoint, 0.0))
@@ -237,7 +250,10 @@ class Deciding:
     def _why_empty(self, record: Record, nodes: list[OfferedNode]) -> GatewayError:
         decision = record.decision
         if nodes:
-            message = f"{len(nodes)} nodes may do this work, and the address of none of them can be told"
+            message = (
+                f"{len(nodes)} nodes may do this work, and none of them has an address that can be told"
+                " and that the gateway allows"
+            )
             return GatewayError(503, "service_unavailable", message, code="address.unknown", retry_after=2)
         gateway = self._gateway
         shortfalls: Counter[str] = gateway.dispatcher.shortfalls(decision)

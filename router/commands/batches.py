@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from router.asking import call, key_option, plain, print_json, url_option
-from router.maintenance import errors
+from router.commands.asking import call, key_option, plain, print_json, url_option
+from router.commands.maintenance import errors
 from router.model.errors import RouterError
 
 _ENDED: Final = ("completed", "failed", "expired", "cancelled")
