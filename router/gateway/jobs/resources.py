@@ -10,12 +10,13 @@ from functools import wraps
 from typing import Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from router.config import ApiKey
 from router.gateway.errors import GatewayError, json_answer
 from router.gateway.handler import IDEMPOTENCY_HEADER
 from router.gateway.idempotency import CachedResponse, IdempotencyError
+from router.gateway.jobs.guests import write_guest
 from router.gateway.jobs.service import JOBS, MAX_UPLOADS, Jobs
 from router.gateway.jobs.uploads import PURPOSE, Upload
 from router.gateway.jobs.wire import (
@@ -28,6 +29,7 @@ from router.gateway.jobs.wire import (
 )
 from router.gateway.keys import ANONYMOUS
 from router.gateway.openai import DRAFT, KEY
+from router.gateway.receipting import ANSWERED
 from router.model.errors import LostLeaseError
 from router.store import files, jobs
 from router.store.files import StoredFile
@@ -41,6 +43,8 @@ _DAY_MS: Final = 86_400_000
 _MAX_FILES: Final = 10_000
 """Of one page."""
 _MAX_JOBS: Final = 100
+_LEAST_PACE: Final = 64 << 10
+"""Bytes per second that a client must take."""
 _MAX_KEPT: Final = 10_000
 """Batches of a key, ended ones included."""
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
@@ -178,34 +182,40 @@ async def delete_file(request: web.Request, found: Jobs, key: ApiKey) -> web.Str
 async def show_content(request: web.Request, found: Jobs, key: ApiKey) -> web.StreamResponse:
     """What is in one of the caller's files."""
     file = await _file(request, found, key)
-    draft = request.get(DRAFT)
     response = web.StreamResponse(
         headers={"Content-Type": "application/octet-stream", "Cache-Control": "no-store"}
     )
     response.content_length = file.bytes
+    if request.method == hdrs.METH_HEAD:
+        return response
+    draft = request.get(DRAFT)
     if draft is not None:
         draft.claim(key.name)
         draft.name(response)
-    await response.prepare(request)
-    if request.method == "HEAD":
-        return response
     try:
-        async for data in _content(found, file):
-            async with asyncio.timeout(found.gateway.config.write_timeout_s + len(data) / (64 << 10)):
-                await response.write(data)
-            if draft is not None:
-                draft.note_sent(data)
-        await response.write_eof()
-        if draft is not None:
-            draft.is_complete = True
+        await _send(request, response, found, file)
     except TimeoutError:
         # A client that reads nothing is given up.
         if request.transport is not None:
             request.transport.abort()
     finally:
         if draft is not None:
-            draft.end("answered-here")
+            draft.end(ANSWERED)
     return response
+
+
+async def _send(request: web.Request, response: web.StreamResponse, found: Jobs, file: StoredFile) -> None:
+    """Send what is in a file.  Raises `TimeoutError` if the client does not read it."""
+    draft, patience_s = request.get(DRAFT), found.gateway.config.write_timeout_s
+    await response.prepare(request)
+    async for data in _content(found, file):
+        async with asyncio.timeout(patience_s + len(data) / _LEAST_PACE):
+            await response.write(data)
+        if draft is not None:
+            draft.note_sent(data)
+    await response.write_eof()
+    if draft is not None:
+        draft.is_complete = True
 
 
 async def _content(found: Jobs, file: StoredFile) -> AsyncIterator[bytes]:
@@ -261,7 +271,7 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
     job = Job(
         id=f"batch_{jobs.new_id(now_ms)}",
         owner=key.name,
-        guest=msgspec.json.encode(key) if is_guest else None,
+        guest=write_guest(key) if is_guest else None,
         endpoint=asked.endpoint,
         input_file=asked.input_file_id,
         completion_window=asked.completion_window,
