@@ -14,6 +14,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from router.receipts import payload
 from router.service.state import STATE
 from tests.integration.batching import (
     batching,
@@ -449,16 +450,16 @@ async def test_each_answer_has_a_receipt_of_its_line(fleet, name, caller) -> Non
     for number, (each, raw) in enumerate(
         zip(await results(caller, done.output_file_id), data.split(b"\n"), strict=False)
     ):
-        payload = await receipt(fleet, name, each["response"]["request_id"])
-        assert payload["batch"] == {"id": done.id, "line": number + 1}
+        told = await receipt(fleet, name, each["response"]["request_id"])
+        assert told["batch"] == {"id": done.id, "line": number + 1}
         body = raw[raw.index(b'"body":') + 7 : raw.rindex(b'},"error"')]
-        assert payload["response"]["sha256"] == hashlib.sha256(body).hexdigest()
+        assert told["response"]["sha256"] == hashlib.sha256(body).hexdigest()
         sent = json.dumps(lines[number]["body"]).encode()
-        assert payload["request"] == {
+        assert told["request"] == {
             "method": "POST", "path": CHATS, "salted": False, "sha256": hashlib.sha256(sent).hexdigest()
         }  # fmt: skip
-        assert payload["outcome"] == "completed"
-        total += payload["usage"]["prompt"] + payload["usage"]["completion"]
+        assert told["outcome"] == "completed"
+        total += told["usage"]["prompt"] + told["usage"]["completion"]
     assert total == done.usage.total_tokens
     spent = await rows(fleet, "SELECT router, tokens FROM budgets WHERE name = ?", name)
     assert [each["router"] for each in spent] == [" lines"]
@@ -469,4 +470,6 @@ async def receipt(fleet: Fleet, name: str, receipt_id: str) -> Any:
         assert response.status == 200
         token = await response.text()
     middle = token.split(".")[1]
-    return json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
+    data = base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4))
+    payload.decode(data)
+    return json.loads(data)

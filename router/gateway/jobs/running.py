@@ -103,6 +103,10 @@ class Runner:
         for counter in (self._turns, self._blocked, self._empty):
             for name in [name for name in counter if name not in owners and name not in self._open]:
                 del counter[name]
+        # Who comes later has no turns to catch up.
+        least = min(self._turns.values(), default=0)
+        for owner in owners - self._turns.keys():
+            self._turns[owner] = least
         self.ranges.stop({job.id for job in self._open.values() if job.status == IN_PROGRESS})
         self._changed.set()
 
