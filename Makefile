@@ -56,6 +56,7 @@ bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.requirements
 	$(VENV)/bin/python -m bench.snapshot
 	$(VENV)/bin/python -m bench.gateway
+	$(VENV)/bin/python -m bench.batches
 	$(VENV)/bin/python -m bench.front
 	$(VENV)/bin/python -m bench.bodies
 	$(VENV)/bin/python -m bench.checks

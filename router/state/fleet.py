@@ -139,6 +139,10 @@ class Fleet(TwoTables):
             arm="" if self.candidate is None else Arm.CANDIDATE if is_candidate else Arm.ACTIVE,
         )
 
+    def in_flight(self, model: str) -> int:
+        """Requests of this router in flight for a model, whatever their workload."""
+        return sum(pool.in_flight for pool in self._placement.pools.values() if pool.workload.model == model)
+
     def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
         """
         Every node that may not do the work, with the first gate that is closed to it.
