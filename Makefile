@@ -53,6 +53,7 @@ bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.attack
 	$(VENV)/bin/python -m bench.policies
 	$(VENV)/bin/python -m bench.routing
+	$(VENV)/bin/python -m bench.affinity
 	$(VENV)/bin/python -m bench.requirements
 	$(VENV)/bin/python -m bench.snapshot
 	$(VENV)/bin/python -m bench.gateway
