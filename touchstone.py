@@ -32,8 +32,8 @@ _GROUPS: Final = {
     "reference": _Group(
         "verifier.commands.reference_sources", "Measure and publish reference values.", "verifier"
     ),
-    "router": _Group("router.commands", "Send work to nodes that may be trusted.", "router"),
-    "settle": _Group("router.settle_commands", "Settle what nodes are paid.", "router"),
+    "router": _Group("router.commands.router", "Send work to nodes that may be trusted.", "router"),
+    "settle": _Group("router.commands.settle", "Settle what nodes are paid.", "router"),
     "verifier": _Group("verifier.commands.verifier", "Appraise evidence and sign results.", "verifier"),
 }
 """By name; each module defines its group under that name."""

@@ -37,6 +37,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def _show_gains(gains: dict[str, Any]) -> None:
         row(f"{name}: work in bad hours, x honest", f"{rate:.2f}")
     for name, rate in gains["to_silent_per_hour_away"].items():
         row(f"{name}: requests per hour away", f"{rate:.3f}")
+    row("ten nodes under ten names, x under one", f"{gains['split']:.3f}", "established")
+    row("  newcomers likewise", f"{gains['split_newcomers']:.3f}")
+    row("cheaters' share of all work", f"{gains['cheaters_share']:.3%}")
     sizes = ", ".join(f"{name}: {rate:.2f}" for name, rate in gains["by_operator"].items())
     row("honest, usual, x honest by size of operator", "", sizes)
 
@@ -121,13 +125,24 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=defaults.requests)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--routers", type=int, default=defaults.routers)
+    parser.add_argument("--rule", type=int, default=defaults.rule, help="By which rule the router decides.")
+    parser.add_argument(
+        "--flood",
+        type=int,
+        nargs=2,
+        default=(0, 0),
+        metavar=("NODES", "OPERATORS"),
+        help="False names besides.",
+    )
     parser.add_argument("--quick", action="store_true", help="A few seconds: 500 nodes, 5 days.")
     parser.add_argument("--json", type=Path, help="Where to write all numbers.")
     parser.add_argument("--svg", type=Path, help="Where to write the chart.")
     args = parser.parse_args()
-    settings = Settings(args.nodes, args.days, args.requests, args.seed, args.routers)
+    settings = Settings(
+        args.nodes, args.days, args.requests, args.seed, args.routers, rule=args.rule, flood=tuple(args.flood)
+    )
     if args.quick:
-        settings = Settings(500, 5.0, 25_000, args.seed, args.routers)
+        settings = replace(settings, nodes=500, days=5.0, requests=25_000)
     start = time.perf_counter()
     world = World(settings, partial(Traffic, seed=settings.seed))
     world.run()

@@ -205,9 +205,8 @@ class IncidentsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     two_person: bool = False
     """Whether a release takes effect only after a second person has taken it too, with a credential of their own."""
     hour_held_costs: Annotated[float, Meta(ge=0, le=1e9)] = 1
-    """What an hour without work costs for an honest node; the queue of reviews is ordered by it (docs/reviews.md)."""
     hour_trusted_costs: Annotated[float, Meta(ge=0, le=1e9)] = 10
-    """What an hour of work by a node at fault costs, in the same unit."""
+    """What an hour without work costs for an honest node, and an hour of work by one at fault (docs/reviews.md)."""
 
 
 class VerifierConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -123,6 +123,9 @@ _TABLE: Final = (
     Reason("answers.vector.differs", "Embeddings are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value.", ANSWER_MISMATCH),
     Reason("answers.distribution.differs", "The probabilities of tokens are farther from those of the published weights than the reference's precision allows.", "Load the published weights in the precision of the reference value, and the key-value cache too.", ANSWER_MISMATCH),
     Reason("answers.prompt.differs", "The prompt was rendered to another number of tokens than by the reference.", "Use the chat template and the tokeniser of the published files."),
+    Reason("answers.drift.node", "Answers part from those of the published weights, or are near the limit, more often than is usual for the engine.", "Load the published weights in the precision of the reference value; check the chat template and sampling defaults.", ANSWER_MISMATCH),
+    Reason("answers.drift.version", "Answers of all nodes of an engine version have moved together: the minted answers, the tolerances or a template do not fit that version.", "Mint answers with this engine version, then release the review: docs/drift.md."),
+    Reason("answers.drift.few", "Too few operators were checked to say what is usual.", "Wait until three operators have 20 checks each within four weeks."),
     Reason("answers.speed.impossible", "Streams are faster than the walked weights can be read.", "Tell the verifier's operator how tokens are drafted (speculative decoding), or load the published weights."),
     # policy and verifier
     Reason("policy.failed", "The policy failed, or gave no valid outcome.", "Ask the security team. The verifier's log has the error."),

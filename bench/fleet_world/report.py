@@ -34,7 +34,7 @@ class Report:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._seats = {kind.name: [s for s in world.seats if s.kind is kind] for kind in KINDS}
+        self._seats = {kind.name: [s for s in world.seats if s.kind is kind] for kind in world.kinds}
         self._sizes = Counter(seat.operator for seat in world.seats)
         usual = self._seats["honest, usual"]
         self._usual = _rate(usual, world.end)
@@ -146,6 +146,9 @@ class Report:
             "copies_per_device": _rate(self._seats[copies.name], world.end)
             * 10
             / self._rates.get("1", self._usual),
+            "split": self._split("ten under one name", "ten under ten names"),
+            "split_newcomers": self._split("new, ten under one name", "new, ten under ten names"),
+            "cheaters_share": self.cheaters_share(),
             "colluding_per_node": self.relative(self._seats["colluding, 1 operator"]),
             "wash_paid": sum(tally.wash.values()),
             "wash_to_own": tally.wash["own"],
@@ -153,6 +156,16 @@ class Report:
             "to_silent_per_hour_away": silent,
             "by_operator": self.by_operator(),
         }
+
+    def _split(self, one: str, ten: str) -> float:
+        """Work per node under names of their own, as a multiple of that of like nodes under one name."""
+        end = self._world.end
+        return _rate(self._seats[ten], end) / max(_rate(self._seats[one], end), 1e-9)
+
+    def cheaters_share(self) -> float:
+        """Share of all work that went to nodes that serve other weights, after they had turned."""
+        work = sum(s.work for seats in self._seats.values() for s in seats if s.kind.wrong)
+        return work / max(sum(self._world.tally.sent.values()), 1)
 
     def clients(self) -> dict[str, Any]:
         """What those who ask see, and what the baselines' see."""
@@ -176,9 +189,9 @@ class Report:
             "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
             "after_told": tally.after_told,
             "after_caught_within_a_second": tally.after_caught,
-            "kinds": {kind.name: self.kind(kind) for kind in KINDS},
+            "kinds": {kind.name: self.kind(kind) for kind in self._world.kinds},
             "clients": self.clients(),
-            "newcomers": {k.name: self.newcomers(k.name) for k in KINDS if k.arrives},
+            "newcomers": {k.name: self.newcomers(k.name) for k in self._world.kinds if k.arrives},
             "quarantined_honest": self.recoveries("quarantine"),
             "bad_days": self.recoveries("bad day"),
             "waited_for_operator": {k: [n, tally.waited_s[k] / n / 3600] for k, n in tally.waited.items()},

@@ -71,7 +71,8 @@ class Traffic:
         self._begin(session)
 
     def _begin(self, session: Session) -> None:
-        decision = decide(self._fleet.view_for(WORKLOAD), WORKLOAD, self._rng.getrandbits(64))
+        view, seed = self._fleet.view_for(WORKLOAD), self._rng.getrandbits(64)
+        decision = decide(view, WORKLOAD, seed, rule=self._settings.rule)
         session.decision, session.place, session.tried, session.waited = decision, 0, 0, 0.0
         self._tally.empty += not decision.ranked
         self._try(session)

@@ -13,8 +13,20 @@ from typing import Final, Protocol
 
 from msgspec import structs
 
-from bench.fleet_world.population import DAY, START, TIER, WORKLOAD, Again, Identity, Seat, populate
+from bench.fleet_world.population import (
+    DAY,
+    KINDS,
+    START,
+    TIER,
+    WORKLOAD,
+    Again,
+    Identity,
+    Seat,
+    flood,
+    populate,
+)
 from bench.fleet_world.tally import Recovery, Tally
+from router.choose.decision import RULE
 from router.model.clock import Clock
 from router.model.liveness import Heartbeat
 from router.model.standing import FAILURE_WEIGHT, HALF_LIVES_S, Standing
@@ -59,6 +71,10 @@ class Settings:
     outage_s: float = 3600.0
     wash: float = 0.05
     """Share of all requests that the colluding operator pays for."""
+    rule: int = RULE
+    """By which rule the router decides."""
+    flood: tuple[int, int] = (0, 0)
+    """False names that come besides, and of how many operators they are."""
 
 
 class Requests(Protocol):
@@ -96,7 +112,8 @@ class World:
         self._waiting: dict[str, float] = {}
         self.end = settings.days * DAY
         self.requests = make_requests(self)
-        for seat in populate(settings.nodes, settings.days, self._rng):
+        self.kinds = KINDS if not settings.flood[0] else (*KINDS, flood(settings.nodes, *settings.flood))
+        for seat in populate(settings.nodes, settings.days, self._rng, self.kinds):
             self.at(seat.born, partial(self._arrive, seat))
 
     # Time.

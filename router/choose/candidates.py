@@ -14,8 +14,19 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-Key = tuple[str, str]
-"""Operator and node."""
+from router.choose.affinity import Key, Ring
+
+__all__ = [
+    "FAIL_OPEN_LANES",
+    "LANES",
+    "CandidateIndex",
+    "Key",
+    "Lane",
+    "LaneRecord",
+    "RecordingIndex",
+    "ReplayIndex",
+    "SortedCandidates",
+]
 
 
 class Lane(StrEnum):
@@ -54,13 +65,25 @@ class CandidateIndex(Protocol):
     def node_of(self, number: int, position: int) -> Key:
         """The node at a position among an operator's nodes."""
 
+    def count_of(self, operator: str) -> int:
+        """How many nodes an operator has in it, by its name."""
+
+    def near(self, key: str) -> tuple[Key, ...]:
+        """The nodes near a key of affinity, the nearest first; none if the lane has no circle."""
+
 
 class SortedCandidates:
-    """A lane that events keep up to date."""
+    """
+    A lane that events keep up to date.
 
-    __slots__ = ("_keys", "_nodes", "_operators")
+    Args:
+        ring: The circle of its nodes, if requests may have an affinity; empty.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_keys", "_nodes", "_operators", "_ring")
+
+    def __init__(self, ring: Ring | None = None) -> None:
+        self._ring = ring
         self._keys: list[Key] = []
         self._operators: list[str] = []
         self._nodes: dict[str, list[str]] = {}
@@ -87,6 +110,14 @@ class SortedCandidates:
         operator = self._operators[number]
         return operator, self._nodes[operator][position]
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        return len(self._nodes.get(operator, ()))
+
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        return () if self._ring is None else self._ring.near(key)
+
     def nodes(self) -> list[str]:
         """The nodes of the lane, in its order."""
         return [node for _, node in self._keys]
@@ -94,6 +125,8 @@ class SortedCandidates:
     def add(self, key: Key) -> None:
         """Put a node into the lane."""
         insort(self._keys, key)
+        if self._ring is not None:
+            self._ring.add(key)
         operator, node = key
         nodes = self._nodes.get(operator)
         if nodes is None:
@@ -105,6 +138,8 @@ class SortedCandidates:
     def remove(self, key: Key) -> None:
         """Take a node out of the lane."""
         del self._keys[bisect_left(self._keys, key)]
+        if self._ring is not None:
+            self._ring.remove(key)
         operator, node = key
         nodes = self._nodes[operator]
         del nodes[bisect_left(nodes, node)]
@@ -113,7 +148,37 @@ class SortedCandidates:
             del self._operators[bisect_left(self._operators, operator)]
 
 
-class LaneRecord(Struct, frozen=True, gc=False):
+class QueuedCandidates(SortedCandidates):
+    """Nodes in the order in which they came: who waits longest is at position 0."""
+
+    __slots__ = ("_came", "_queue")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue: list[tuple[float, Key]] = []
+        self._came: dict[Key, float] = {}
+
+    def at(self, position: int) -> Key:
+        """See `CandidateIndex`."""
+        return self._queue[position][1]
+
+    def enqueue(self, key: Key, came: float) -> None:
+        """Put in a node that came at *came*, in any unit of time; nodes that came at one time stand in their order."""
+        self.add(key)
+        self._came[key] = came
+        insort(self._queue, (came, key))
+
+    def count_before(self, key: Key, came: float) -> int:
+        """How many came before a node that came at *came*."""
+        return bisect_left(self._queue, (came, key))
+
+    def remove(self, key: Key) -> None:
+        """Take a node out."""
+        super().remove(key)
+        del self._queue[bisect_left(self._queue, (self._came.pop(key), key))]
+
+
+class LaneRecord(Struct, frozen=True, gc=False, omit_defaults=True):
     """What a decision saw of a lane: enough to replay it."""
 
     size: int
@@ -122,6 +187,10 @@ class LaneRecord(Struct, frozen=True, gc=False):
     nodes_of: dict[int, int]
     node_of: dict[str, Key]
     """By number of the operator and position, ``NUMBER/POSITION``."""
+    count_of: dict[str, int] = {}
+    """By name of the operator."""
+    near: dict[str, tuple[Key, ...]] = {}
+    """By key of affinity."""
 
 
 class ReplayIndex:
@@ -147,11 +216,19 @@ class ReplayIndex:
         """See `CandidateIndex`."""
         return self._seen.node_of[f"{number}/{position}"]
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        return self._seen.count_of[operator]
+
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        return self._seen.near[key]
+
 
 class RecordingIndex:
     """A lane that records what it is asked."""
 
-    __slots__ = ("_at", "_lane", "_node_of", "_nodes_of", "_size", "operators")
+    __slots__ = ("_at", "_count_of", "_lane", "_near", "_node_of", "_nodes_of", "_size", "operators")
 
     def __init__(self, lane: CandidateIndex) -> None:
         self._lane = lane
@@ -160,6 +237,8 @@ class RecordingIndex:
         self._at: dict[int, Key] = {}
         self._nodes_of: dict[int, int] = {}
         self._node_of: dict[tuple[int, int], Key] = {}
+        self._count_of: dict[str, int] = {}
+        self._near: dict[str, tuple[Key, ...]] = {}
 
     def __len__(self) -> int:
         """See `CandidateIndex`."""
@@ -184,6 +263,16 @@ class RecordingIndex:
             key = self._node_of[number, position] = self._lane.node_of(number, position)
         return key
 
+    def count_of(self, operator: str) -> int:
+        """See `CandidateIndex`."""
+        count = self._count_of[operator] = self._lane.count_of(operator)
+        return count
+
+    def near(self, key: str) -> tuple[Key, ...]:
+        """See `CandidateIndex`."""
+        found = self._near[key] = self._lane.near(key)
+        return found
+
     def record(self) -> LaneRecord:
         """What was asked, and the answers."""
         return LaneRecord(
@@ -192,4 +281,6 @@ class RecordingIndex:
             at=self._at,
             nodes_of=self._nodes_of,
             node_of={f"{number}/{position}": key for (number, position), key in self._node_of.items()},
+            count_of=self._count_of,
+            near=self._near,
         )

@@ -14,10 +14,13 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
+from router.choose import first_rule
+from router.choose.affinity import Affinity
 from router.choose.candidates import LANES, LaneRecord, RecordingIndex, ReplayIndex
 from router.choose.choice import Choice
 from router.choose.gates import FAIL_OPEN_CODES, FEED_SILENT, FEED_SILENT_S, GateVerdict
 from router.choose.ranking import CandidateFacts, Pool, Ranked, Ranking, rank
+from router.choose.trials import STAGES
 from router.model.errors import ReplayError
 from router.model.requirements import CallerRequirements
 from router.model.workload import Workload
@@ -77,12 +80,16 @@ class Decision(Struct, frozen=True, gc=False):
     """See `FleetView`."""
     choice: Choice | None = None
     """Where the seed comes from; `None`: this router drew it alone."""
+    stages: dict[str, LaneRecord] = {}
+    """What was asked of those on probation, by how far they have come, and the answers; empty by the first rule."""
     table: str = ""
     """The digest of the table of workloads that decided."""
     arm: str = ""
     """``active`` or ``candidate`` while another table is tried; otherwise empty."""
     rule: int = 1
     """By which rule it was made: `RULE` of that time.  Records that do not say are of the first."""
+    affinity: Affinity | None = None
+    """What the key of affinity of the request was worth; `None`: it had none."""
 
     @property
     def chosen(self) -> Ranked | None:
@@ -143,6 +150,8 @@ def decide(
     *,
     has_tools: bool = False,
     choice: Choice | None = None,
+    rule: int = RULE,
+    affinity: str | None = None,
 ) -> Decision:
     """
     Rank the nodes that may do the work.  An empty ranking is an answer.
@@ -153,6 +162,8 @@ def decide(
         seed: For all that is drawn.
         has_tools: Whether the work may call tools.
         choice: Where the seed comes from, if the caller had a part in it.
+        rule: By which rule: an old one only to make an old decision again.
+        affinity: The key by which requests that begin alike find the same node.
     """
     pool = _RecordingPool(view.pool)
     sizes = {name: pool.sizes[lane] for lane, name in _NAMES}
@@ -163,7 +174,11 @@ def decide(
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = _EMPTY_RANKING
     else:
-        ranking = rank(pool, workload, seed, has_tools=has_tools)
+        ranking = (
+            rank(pool, workload, seed, has_tools=has_tools, affinity=affinity)
+            if rule == RULE
+            else first_rule.rank(pool, workload, seed, has_tools=has_tools)
+        )
     return Decision(
         workload=workload,
         seed=seed,
@@ -185,7 +200,9 @@ def decide(
         choice=choice,
         table=view.table,
         arm=view.arm,
-        rule=RULE,
+        stages={} if rule < RULE else {stage.value: index.record() for stage, index in pool.stages.items()},
+        rule=rule,
+        affinity=ranking.affinity,
     )
 
 
@@ -222,14 +239,16 @@ def replay(decision: Decision) -> Decision:
             decision.seed,
             has_tools=decision.has_tools,
             choice=decision.choice,
+            rule=decision.rule,
+            affinity=None if decision.affinity is None else decision.affinity.key,
         )
     except (LookupError, ValueError, ArithmeticError):
         raise ReplayError("made again, the decision asks something that the record does not have") from None
     if decision.rule < RULE:
         # Records of the first rule do not say the prices that they went by.
         plain = tuple(structs.replace(ranked, price=None) for ranked in again.ranked)
-        again = structs.replace(again, ranked=plain, rule=decision.rule)
-    for name in ("ranked", "opened", "over", "lanes", "closed"):
+        again = structs.replace(again, ranked=plain)
+    for name in ("ranked", "opened", "over", "lanes", "closed", "affinity"):
         if getattr(again, name) != getattr(decision, name):
             raise ReplayError(f"made again, the decision's {name} differ")
     return again
@@ -255,13 +274,14 @@ def _check_required(decision: Decision) -> None:
 class _RecordingPool:
     """A pool that records what it is asked."""
 
-    __slots__ = ("_pool", "known", "lanes", "shares", "sizes", "usual_calls")
+    __slots__ = ("_pool", "known", "lanes", "shares", "sizes", "stages", "usual_calls")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.usual_calls = pool.usual_calls
         self.sizes = dict(pool.sizes)
         self.lanes = {lane: RecordingIndex(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
+        self.stages = {stage: RecordingIndex(pool.stages[stage]) for stage in STAGES}
         self.known: dict[str, CandidateFacts] = {}
         self.shares: dict[str, bool] = {}
 
@@ -284,6 +304,7 @@ class _ReplayPool:
         empty = LaneRecord(size=0, operators=0, at={}, nodes_of={}, node_of={})
         self.lanes = {lane: ReplayIndex(decision.seen.get(lane.value, empty)) for lane in LANES}
         self.sizes = {lane: len(index) for lane, index in self.lanes.items()}
+        self.stages = {stage: ReplayIndex(decision.stages.get(stage.value, empty)) for stage in STAGES}
         self.usual_calls = decision.usual_calls
         self._decision = decision
 

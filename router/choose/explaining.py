@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ _BAR: Final = 20
 """Cells of a bar."""
 _SHORT: Final = 12
 """Digits by which a revision is named in sentences."""
+_DIGEST: Final = re.compile(r"\b(?:sha256|blake3):[0-9a-f]{13,}")
 
 
 def describe_revisions(workloads: Mapping[str, Any]) -> list[str]:
@@ -83,6 +85,8 @@ def explanation(record: dict[str, Any]) -> list[str]:
             )
         if revision := facts.get(ranked["node"], {}).get("revision"):
             lines.append(f"       revision {revision[:_SHORT]}… of the model")
+        if said := _prompting(facts.get(ranked["node"], {})):
+            lines.append(f"       {said}")
         if ranked.get("cost"):
             lines.append(f"       expected cost of a success: {ranked['cost']:.3f} millionths")
     if not record["ranked"]:
@@ -103,3 +107,13 @@ def explanation(record: dict[str, Any]) -> list[str]:
     if offered := record.get("offered"):
         lines.append(f"  offered to the picker of another gateway, {len(offered)}: {', '.join(offered)}")
     return lines
+
+
+def _prompting(facts: Mapping[str, Any]) -> str:
+    """What a node renders prompts with, and samples by, with digests that can be told apart."""
+    words = (("renders", facts.get("template")), ("samples", facts.get("sampling")))
+    return "; ".join(f"{word} by {_DIGEST.sub(_cut, str(value))}" for word, value in words if value)
+
+
+def _cut(found: re.Match[str]) -> str:
+    return f"{found[0][: found[0].index(':') + 1 + _SHORT]}…"

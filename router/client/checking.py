@@ -24,7 +24,7 @@ from router.client.trust import Required, Trust
 from router.model.errors import ReceiptError
 from router.model.workload import ASSURANCES
 from router.receipts import batches, tokens
-from router.receipts.payload import Node, Receipt
+from router.receipts.payload import Continued, Node, Receipt
 from verifier import canonical, results
 from verifier.errors import CanonicalError, LogError, LogQuorumError, RequestError, ResultError
 from verifier.log.proofs import LogProof
@@ -93,6 +93,8 @@ def verify(bundle: Bundle, trust: Trust, exchange: Exchange | None) -> Checked:
     checked.steps[Step.MODEL] = check_model(receipt, node, result, trust.require)
     at_ms = receipt.iat if exchange is None else exchange.began_ms(receipt.iat)
     checked.steps[Step.AGE] = check_age(receipt, result, trust.require, at_ms=at_ms)
+    if receipt.continued is not UNSET:
+        checked.steps[Step.CONTINUED] = check_continued(receipt.continued, node, trust.require)
     if bundle.front is not None or trust.require.has_front:
         checked.steps[Step.FRONT] = check_front(bundle, node, receipt)
     return checked
@@ -294,6 +296,27 @@ def _walk_at(result: AttestationResult, model: str) -> int | None:
     appraisal = result.submods.get(f"model/{model}")
     found = None if appraisal is None else appraisal.ear_verifier_claims.measured.get(_WALK_AT)
     return found if isinstance(found, int) else None
+
+
+def check_continued(parts: tuple[Continued, ...], node: Node, required: Required) -> str:
+    """
+    Step 8: the client takes an answer of several nodes, all of the same revision.  Raises `UnverifiedError`.
+
+    Their results are not here: what the receipt says of them is the router's word.
+    """
+    names = ", ".join(part.node.id for part in parts)
+    if not required.continued:
+        raise UnverifiedError(Step.CONTINUED, f"parts of it are of other nodes: {names}")
+    if required.has_front:
+        raise UnverifiedError(Step.CONTINUED, f"no front has signed the parts of {names}")
+    for part in parts:
+        if part.node.reference is UNSET or part.node.reference != node.reference:
+            raise UnverifiedError(Step.CONTINUED, f"{part.node.id} had another revision of the model")
+        rank = ASSURANCES.index(part.node.assurance) if part.node.assurance in ASSURANCES else -1
+        if rank < ASSURANCES.index(required.assurance):
+            raise UnverifiedError(Step.CONTINUED, f"{part.node.id} had less assurance than is asked")
+    tokens = sum(part.completion for part in parts)
+    return f"its first {tokens} tokens are of {names}; of their results there is the router's word alone"
 
 
 def check_front(bundle: Bundle, node: Node, receipt: Receipt) -> str:

@@ -33,6 +33,8 @@ class Step(StrEnum):
     """The result affirms what is required of the node and of the model."""
     AGE = "age"
     """Result and walk are young enough."""
+    CONTINUED = "continued"
+    """If several nodes have given parts of the answer, the client takes that."""
     REQUIREMENTS = "requirements"
     """The node meets what the request itself requires."""
     CHOICE = "choice"

@@ -42,6 +42,7 @@ from verifier.result_keys import b64url
 
 RECEIPT_HEADER: Final = "X-Touchstone-Receipt"
 SALT_HEADER: Final = "X-Touchstone-Salt"
+CONTINUE_HEADER: Final = "X-Touchstone-Continue"
 _SALT: Final = 32
 """Bytes."""
 _PAUSES_S: Final = (0.02, 0.1, 0.3, 1.0, 2.0, 4.0)
@@ -207,6 +208,9 @@ class AsyncClient:
         given = self._headers(headers, salt, stake)
         if self.trust.require.tells_router and method != _GET and value_of(given, REQUIRE_HEADER) is None:
             given[REQUIRE_HEADER] = self.trust.require.for_router()
+        if not self.trust.require.continued and method != _GET and value_of(given, CONTINUE_HEADER) is None:
+            # An answer of several nodes would be refused here: better that it ends where it broke.
+            given[CONTINUE_HEADER] = "0"
         sent = Sent(
             method,
             target.raw_path,

@@ -79,6 +79,12 @@ class Required(_Part, frozen=True, kw_only=True):
     """The greatest age of the last right walk then; `None`: it is not asked."""
     has_front: bool = False
     """Whether the node's own front must have signed what it answered."""
+    continued: bool = False
+    """
+    Whether an answer may be of several nodes, because the stream of the first ones broke (docs/longer-work.md).
+
+    Of those before the last the router's word says which revision they had, and no front has signed the whole.
+    """
     references: Annotated[tuple[_Digest, ...], Meta(max_length=64)] = ()
     """Reference values of models, by digest: the answer must come from one of them.  None: from any."""
     tells_router: bool = False

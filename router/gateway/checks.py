@@ -92,6 +92,7 @@ class _OneLane:
         self._pool = pool
         self.lanes: Mapping[Lane, CandidateIndex] = {lane: pool.lanes[lane]} if pool.sizes[lane] else {}
         self.sizes = {each: (size if each is lane else 0) for each, size in pool.sizes.items()}
+        self.stages = pool.stages
         self.usual_calls = pool.usual_calls
 
     def facts(self, node: str) -> CandidateFacts:
@@ -136,8 +137,6 @@ class Checks:
         self._clock = clock
         self._source = source if config.enabled else None
         self.has_room = has_room
-        self.on_end: Callable[[Run], None] = lambda _: None
-        """Is told when a check has ended, with what it has used."""
         self._draw = draw
         self._name = name
         self._routers = routers
@@ -295,12 +294,7 @@ class Checks:
         self._asked_at[node, workload.name] = self._clock.monotonic()
         asked_ms = self._clock.now_ms()
         attempt, given = await send(
-            self._dispatcher,
-            request,
-            decision,
-            self._limits,
-            self._clock.monotonic(),
-            on_end=self.on_end,
+            self._dispatcher, request, decision, self._limits, self._clock.monotonic()
         )
         if given is None:
             outcome = "skipped" if attempt is None else str(attempt.outcome)

@@ -10,6 +10,7 @@ from aiohttp import web
 from router.config import ApiKey
 from router.gateway.arms import Arms, Chosen, Tried
 from router.gateway.attempts import Fail, Return
+from router.gateway.continuing import Continuing, make_continuing
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.request import NodeRequest
 from router.gateway.terms import Terms
@@ -49,6 +50,7 @@ class Deciding:
         self._narrowed: NarrowedPool | None = None
         self._chosen: Chosen | None = None
         self._end: Return | Fail | None = None
+        self._continue: str | None = None
 
     async def decide(self, request: NodeRequest, left_s: float) -> tuple[NodeRequest, Record]:
         """
@@ -85,7 +87,13 @@ class Deciding:
             has_tools=request.has_tools,
             narrowed=self._narrowed,
             chosen=self._chosen,
+            affinity=self._dispatcher.salts.affinity_of(request),
         )
+
+    def make_continuing(self, request: NodeRequest, header: str | None) -> Continuing | None:
+        """What the request needs if its stream breaks; *header*: what the caller says of that."""
+        self._continue = header
+        return make_continuing(request, header, self._dispatcher.fleet, self._dispatcher.metering)
 
     async def run(self, run: Run) -> Return | Fail | None:
         """
@@ -98,6 +106,7 @@ class Deciding:
         if end is not None and tried is not None and self._arms.must_fall_back(tried, run, end):
             assert self._asked is not None
             self._arms.fall_back(tried, run, self._asked, self._decide_by_active(self._asked))
+            run.continuing = self.make_continuing(self._asked, self._continue)
             end = await self._run(run)
         self._end = Fail(Outcome.BUSY) if end is None else end
         return end

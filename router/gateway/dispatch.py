@@ -138,6 +138,8 @@ class Dispatcher:
         self.seed = seed
         self.is_unrated: Callable[[Run, str], bool] = lambda _run, _node: False
         """Draws by lot whether an execution at a node leaves no trace in its standing; see `Execution`."""
+        self.on_check_end: Callable[[Run], None] = lambda _run: None
+        """Is told of each check once all of it is settled."""
 
     def decide(
         self,
@@ -147,6 +149,7 @@ class Dispatcher:
         has_tools: bool = False,
         narrowed: NarrowedPool | None = None,
         chosen: tuple[Choice, int] | None = None,
+        affinity: str | None = None,
     ) -> Record:
         """
         Decide which nodes may do the work, and keep the record.
@@ -157,10 +160,11 @@ class Dispatcher:
             has_tools: Whether the work may call tools.
             narrowed: The nodes that meet what the caller itself requires, if it requires anything.
             chosen: The seed, and where it comes from, if the caller had a part in it.
+            affinity: The key by which requests that begin alike find the same node.
         """
         choice, seed = (None, self.seed()) if chosen is None else chosen
         view = self.fleet.view_for(workload, narrowed)
-        decision = decide(view, workload, seed, has_tools=has_tools, choice=choice)
+        decision = decide(view, workload, seed, has_tools=has_tools, choice=choice, affinity=affinity)
         record = Record(decision, caller)
         self.records.add(record)
         if workload.energy_floor is not None:
@@ -171,6 +175,9 @@ class Dispatcher:
 
     def excluded(self, decision: Decision) -> dict[str, GateVerdict]:
         """The nodes that a decision excluded, as far as that is remembered."""
+        if decision.table not in self.fleet.tables():
+            # By a table that is gone other nodes may have been out, and nobody knows any more.
+            return {}
         found = self.fleet.excluded(decision.workload, decision.snapshot)
         if decision.required is None:
             return found

@@ -20,7 +20,7 @@ from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
 from router.gateway.checks import Checks
 from router.gateway.client import ClientStream
-from router.gateway.continuing import make_continuing, read_continue
+from router.gateway.continuing import read_continue
 from router.gateway.deciding import WORKLOAD_HEADER, Deciding
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
@@ -177,8 +177,9 @@ class Handler:
             decided, record = await self._deciding.decide(request, left_s)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
-        self._gateway.checks.note(decided, record.decision)
-        self._heard = self._gateway.checks.peers.sample(decided, self._request.headers)
+        # Who is checked, and what others may see of it, goes by the table in force.
+        self._gateway.checks.note(request, record.decision)
+        self._heard = self._gateway.checks.peers.sample(request, self._request.headers)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         patience_s = self._gateway.config.timeout_s
         if decided is not request:
@@ -190,9 +191,7 @@ class Handler:
             deadline=deadline,
             first_by=began + patience_s,
             tells_usage=tells_usage,
-            continuing=make_continuing(
-                decided, self._continue, self._gateway.dispatcher.fleet, self._gateway.dispatcher.metering
-            ),
+            continuing=self._deciding.make_continuing(decided, self._continue),
         )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
@@ -283,8 +282,7 @@ class Handler:
         if request.required is not None:
             # An answer that was given under other requirements is another one.
             digest.update(request.required.key)
-        if self._continue is not None:
-            digest.update(b"continue " + self._continue.encode())
+        digest.update(f"continue {self._continue}".encode())
         if self._draft is not None:
             # The receipt that is given again is of the first request's salt.
             digest.update(len(self._draft.salt).to_bytes(1, "big") + self._draft.salt)

@@ -66,7 +66,7 @@ class _Bucket:
 class _KeyUsage:
     """What one key has in flight, and what it has used."""
 
-    __slots__ = ("day", "others", "places", "requests", "spent", "tokens")
+    __slots__ = ("day", "others", "places", "requests", "spent", "tokens", "unwritten")
 
     def __init__(self, key: ApiKey, now: float) -> None:
         self.places = 0
@@ -75,6 +75,7 @@ class _KeyUsage:
         self.day = 0
         self.spent = 0
         self.others = (0, 0)
+        self.unwritten = 0
 
     def begin_day(self, today: int) -> None:
         """Begin a new day, if *today* is one."""
@@ -84,7 +85,7 @@ class _KeyUsage:
     def used(self) -> int:
         """Tokens of this day, here and on other routers, of which one may be a day ahead."""
         day, tokens = self.others
-        return self.spent + (tokens if 0 <= day - self.day <= 1 else 0)
+        return self.spent + self.unwritten + (tokens if 0 <= day - self.day <= 1 else 0)
 
 
 class Keyring:
@@ -258,16 +259,26 @@ class Keyring:
             account.tokens.fill(now)
             account.tokens.level -= tokens
 
-    def note_line(self, key: ApiKey, day: int, tokens: int) -> None:
-        """Count tokens that were charged in the store already: what a line of a job has used."""
+    def begin_charge(self, key: ApiKey, tokens: int) -> None:
+        """Count tokens that are about to be charged in the store: what a line of a job has used."""
         account = self._accounts.get(key.name)
         if account is None:
             return
-        known_day, known = account.others
-        account.others = (day, tokens) if day > known_day else (known_day, known + tokens)
+        account.unwritten += tokens
         if account.tokens is not None:
             account.tokens.fill(self._monotonic())
             account.tokens.level -= tokens
+
+    def end_charge(self, key: ApiKey, day: int, tokens: int, *, is_charged: bool) -> None:
+        """Note that they were charged in the store, or will not be."""
+        account = self._accounts.get(key.name)
+        if account is None:
+            # A person's, which was forgotten among many.
+            return
+        account.unwritten = max(0, account.unwritten - tokens)
+        if is_charged:
+            known_day, known = account.others
+            account.others = (day, tokens) if day > known_day else (known_day, known + tokens)
 
     def today(self) -> int:
         """The day on which tokens are counted now, from 1970."""

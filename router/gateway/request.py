@@ -25,6 +25,7 @@ from router.model.wishes import Wishes, read_wishes
 from router.model.workload import Table, Workload
 
 SALT: Final = "cache_salt"
+_CACHE_KEY: Final = "prompt_cache_key"
 _MAX_SALT: Final = 1024
 _MAX_MODEL_NAME: Final = 128
 _SHOWN: Final = 40
@@ -69,6 +70,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True):
     """What the caller itself requires of the node."""
     own_salt: str = ""
     """What the caller gave as ``cache_salt``: no node sees it (`router.gateway.salting`)."""
+    cache_key: str = ""
+    """What the caller names as ``prompt_cache_key``: its requests with the same one begin alike."""
     salted_as: Tenant | None = None
     """Of a check, as whose request it is to look."""
 
@@ -199,7 +202,7 @@ def read_request(
         document.pop("stream", None)
     model = _check_values(document)
     wanted = take_requirements(document)
-    own_salt = _take_salt(document)
+    own_salt, cache_key = _take_salt(document), document.get(_CACHE_KEY)
     _check_streamed(is_streamed, operation)
     found = route_request(table, model, workload, key)
     if operation.name not in found.operations:
@@ -219,6 +222,7 @@ def read_request(
         added=added,
         required=require(found, wanted, required),
         own_salt=own_salt,
+        cache_key=cache_key[:_MAX_SALT] if isinstance(cache_key, str) else "",
     )
     _check_answers(request)
     return request

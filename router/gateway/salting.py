@@ -22,6 +22,7 @@ from msgspec import structs
 from router.gateway.request import SALT, NodeRequest, Tenant
 from router.model.clock import Clock
 from router.model.prefix import head_of
+from router.model.workload import Workload
 from router.state.random_bytes import random_bytes
 
 SALTING: Final = frozenset({"vllm"})
@@ -29,6 +30,7 @@ SALTING: Final = frozenset({"vllm"})
 _DAY_MS: Final = 86_400_000
 _SECRET_BYTES: Final = 32
 _SALT_BYTES: Final = 16
+_AFFINITY_BYTES: Final = 8
 _LATELY: Final = 256
 """Requests of a workload whose tenants are remembered."""
 
@@ -45,6 +47,8 @@ class Salts:
         self._clock = clock
         self._day = -1
         self._secret = b""
+        self._lasting = random_bytes(_SECRET_BYTES)
+        """Of keys of affinity, which no node sees."""
         self._tenants: dict[str, deque[Tenant]] = {}
 
     def note(self, request: NodeRequest) -> None:
@@ -78,6 +82,18 @@ class Salts:
         salt = self.salt_of(request.tenant, head_of(request.document))
         # The body is an object in the router's own writing, and has a member at least.
         return structs.replace(request, body=b'{"cache_salt":"%b",' % salt.encode() + request.body[1:])
+
+    def affinity_of(self, request: NodeRequest, workload: Workload | None = None) -> str | None:
+        """
+        The key by which a tenant's requests that begin alike find the same node; `None` if its workload has no such thing.
+
+        What a tenant names as ``prompt_cache_key`` takes the place of the prompt's head.  *workload*: by another table.
+        """
+        if not (workload or request.workload).affinity_per_cent or not request.operation.limits:
+            return None
+        named = request.cache_key
+        what = ("named", named) if named else ("head", head_of(request.document))
+        return _digest(self._lasting, request.tenant.client, *what, size=_AFFINITY_BYTES).hex()
 
     def salt_of(self, tenant: Tenant, head: bytes) -> str:
         """The salt of a tenant's prompts that begin so, today."""

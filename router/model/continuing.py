@@ -230,7 +230,8 @@ class Splice:
         if not isinstance(document, dict):
             return data
         document |= self._head
-        for choice in document.get("choices") or ():
+        choices = document.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
             delta = choice.get("delta") if isinstance(choice, dict) else None
             if isinstance(delta, dict):
                 # Clients that put deltas together would have it twice.

@@ -38,6 +38,8 @@ ENOUGH: Final = 10.0
 UNKNOWN_LATENCY_S: Final = 30.0
 """The latency of a node that nobody has measured.  No node is rated slower: missing evidence must never help."""
 FAILURE_WEIGHT: Final = 3.0
+LITTLE_EVIDENCE: Final = "standing.little-evidence"
+"""Why a node is on probation that has not done enough to be judged."""
 _LATENCY_TAU_S: Final = 60.0
 _SMALLEST_COUNT: Final = 1e-9
 _Z: Final = 1.6449  # one-sided 95 %
@@ -194,7 +196,7 @@ class Rating(Struct, frozen=True, gc=False):
     latency_s: float = UNKNOWN_LATENCY_S
     evidence: float = 0.0
     """Requests within the week that the grade rests on."""
-    why: str = "standing.little-evidence"
+    why: str = LITTLE_EVIDENCE
     """The reason for the grade, as a code."""
     calls: float = 0.0
     """Answers within the week that called tools, or had to."""
@@ -226,8 +228,13 @@ def rate(standing: Standing, now: float, missed_objective: str | None = None) ->
     elif evidence >= SEEN_ENOUGH and week[0] < ESTABLISHED_LOWER:
         # Evidence ends probation, in one direction or the other.
         grade, why = Grade.DEGRADED, "standing.unreliable"
+    elif week[0] >= ESTABLISHED_LOWER:
+        grade, why = Grade.PROBATION, "standing.bad-hour"
+    elif evidence >= ENOUGH and week[1] < ESTABLISHED_LOWER:
+        # Even if it does better from now on, that takes longer than for one of which nothing is known.
+        grade, why = Grade.PROBATION, "standing.unreliable"
     else:
-        grade, why = Grade.PROBATION, "standing.little-evidence"
+        grade, why = Grade.PROBATION, LITTLE_EVIDENCE
     latency_s = UNKNOWN_LATENCY_S if seen.latency_s is None else min(seen.latency_s, UNKNOWN_LATENCY_S)
     return Rating(
         grade=grade,

@@ -55,6 +55,8 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     checks: CheckSettings = CheckSettings()
     continuing: GoesOn = GoesOn.NEVER
     """As `Workload.continuing`."""
+    affinity_per_cent: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """As `Workload.affinity_per_cent`."""
     cache_salt: bool = True
     """As `Workload.cache_salt`."""
     default: bool = False
@@ -112,6 +114,7 @@ def _workload(
             digests=entry.digests,
             checks=entry.checks,
             continuing=entry.continuing,
+            affinity_per_cent=entry.affinity_per_cent,
             cache_salt=entry.cache_salt,
             **required,
         )

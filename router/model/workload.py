@@ -212,6 +212,11 @@ class Workload(Requirements, frozen=True, forbid_unknown_fields=True):
     checks: CheckSettings = CheckSettings()
     continuing: GoesOn = GoesOn.NEVER
     """Whether another node of the same revision and engine goes on with a stream that broke.  It needs a tokeniser."""
+    affinity_per_cent: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """
+    Whether requests of a tenant that begin alike go to one established node, and what that may cost: the seconds that are
+    expected of it, in per cent of those of the node that two choices would have taken.  0: no such thing.
+    """
     cache_salt: bool = True
     """Whether requests have a ``cache_salt`` for each tenant, at nodes whose engine keeps prefixes apart by it."""
 

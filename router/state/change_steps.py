@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from pathlib import PurePosixPath
+from secrets import token_bytes, token_hex
 
 import msgspec
 
@@ -53,7 +53,7 @@ class ChangeSteps:
         if table.digest == self._fleet.table.digest:
             raise ChangeError("it says what the table in force says")
         change = Change(
-            id=f"c-{secrets.token_hex(6)}",
+            id=f"c-{token_hex(6)}",
             number=0,
             stage=Stage.SHADOW,
             share=0,
@@ -61,7 +61,7 @@ class ChangeSteps:
             digest=table.digest,
             document=document,
             settings=settings,
-            secret=secrets.token_bytes(32),
+            secret=token_bytes(32),
         )
 
         async def write(tx: Tx) -> Change:

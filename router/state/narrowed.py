@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Final
 
-from router.choose.candidates import LANES, Key, Lane, SortedCandidates
+from router.choose.candidates import LANES, Key, Lane, QueuedCandidates, SortedCandidates
 from router.choose.gates import GateContext, GateVerdict
 from router.choose.ranking import CandidateFacts
 from router.choose.requirements import changes_in, find_unmet
+from router.choose.trials import Stage
 from router.model.node import NodeView
 from router.model.requirements import CallerRequirements
-from router.state.pool import WorkloadPool
+from router.state.pool import WorkloadPool, make_lanes
 from router.state.timers import Timers
 
 _MOST_ASKED: Final = 1000
@@ -34,8 +35,12 @@ class NarrowedPool:
     def __init__(self, base: WorkloadPool, required: CallerRequirements) -> None:
         self.base = base
         self.required = required
-        self.lanes = {lane: SortedCandidates() for lane in LANES}
+        self.lanes = make_lanes(base.workload)
         self.sizes = dict.fromkeys(LANES, 0)
+        self._new, self._begun = QueuedCandidates(), SortedCandidates()
+        self.stages: dict[Stage, SortedCandidates] = {Stage.NEW: self._new, Stage.BEGUN: self._begun}
+        """See `Pool`."""
+        self._stage_of: dict[str, Stage] = {}
         self.unmet: dict[str, int] = {}
         """How many nodes each code of the requirements keeps out, of those that nothing else may keep out."""
         self.met = 0
@@ -122,6 +127,13 @@ class NarrowedPool:
         if lane is not None:
             self.lanes[lane].add(key)
             self.sizes[lane] += 1
+        stage = self.base.stage(node)
+        if stage is Stage.NEW:
+            self._new.enqueue(key, self.base.enrolled(node))
+        elif stage is Stage.BEGUN:
+            self._begun.add(key)
+        if stage is not None:
+            self._stage_of[node] = stage
         if code:
             self._full[code] = self._full.get(code, 0) + 1
 
@@ -179,6 +191,8 @@ class NarrowedPool:
         if lane is not None:
             self.lanes[lane].remove(key)
             self.sizes[lane] -= 1
+        if (stage := self._stage_of.pop(key[1], None)) is not None:
+            self.stages[stage].remove(key)
         if code:
             count = self._full[code] - 1
             if count:

@@ -108,9 +108,11 @@ class Placement:
         if pool is not None and pool.workload is workload:
             return pool
         other = self.candidate.get(workload.name)
-        if other is not None and (other.workload is workload or other.workload == workload):
-            return other
-        return pool
+        if other is None or other.workload is workload:
+            return other or pool
+        # Of a record, or of a table that was read again since.
+        is_other = other.workload == workload and (pool is None or pool.workload != workload)
+        return other if is_other else pool
 
     def workload_of_tier(self, tier: str) -> Workload | None:
         """A workload of a tier, to take the tier's settings from."""
@@ -211,7 +213,8 @@ class Placement:
                 view.node,
                 verdict,
                 view.revision(model),
-                hardware_class=view.vouched_class,
+                hardware_class=view.vouched_class if pool.workload.prices_by_hardware else "",
+                enrolled=math.inf if view.enrolled is None else view.enrolled,
                 prompting=prompting_of(view.result, model),
             )
             for narrowed in self.narrowed.get(pool.workload.name, ()):
@@ -254,7 +257,7 @@ class Placement:
                     statistics, pool.workload, now, suspect_at, gone_at, is_suspected=is_suspected
                 )
                 detail = ""
-            if pool.place(
+            has_moved = pool.place(
                 entry.key,
                 statistics,
                 lane=lane,
@@ -262,8 +265,9 @@ class Placement:
                 detail=detail,
                 jti=jti,
                 version=self.version + 1,
-            ):
-                self.version += 1
+            )
+            self.version += has_moved
+            if pool.follow_stage(entry.key) or has_moved:
                 for narrowed in self.narrowed.get(pool.workload.name, ()):
                     if narrowed.base is pool:
                         narrowed.follow(entry.key, lane, code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -10,13 +11,16 @@ from typing import Final
 
 from msgspec import UNSET
 
-from router.choose.candidates import LANES, Key, Lane, SortedCandidates
+from router.choose.affinity import Ring
+from router.choose.candidates import LANES, Key, Lane, QueuedCandidates, SortedCandidates
 from router.choose.gates import CODES, NOT_LIVE, SHORTFALLS, GateVerdict
 from router.choose.ranking import CandidateFacts
+from router.choose.trials import Stage, stage_of
 from router.model.standing import Rating
 from router.model.statistics import NodeStatistics
 from router.model.tool_calls import CallShares
 from router.model.workload import Workload
+from router.state.random_bytes import random_bytes
 
 _HISTORY: Final = 32
 """Changes that are remembered of a node, so that a past decision can be explained."""
@@ -27,12 +31,36 @@ _UNSEEN: Final = Rating()
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+_RING_SECRET: Final = random_bytes(16)
+"""Of this process: nobody can foretell where on a circle a node is."""
+
+
+def make_lanes(workload: Workload) -> dict[Lane, SortedCandidates]:
+    """Empty lanes; that of the established has a circle if the workload's requests may have an affinity."""
+    lanes = {lane: SortedCandidates() for lane in LANES}
+    if workload.affinity_per_cent:
+        lanes[Lane.ESTABLISHED] = SortedCandidates(Ring(_RING_SECRET))
+    return lanes
+
+
 class _Placing:
     """Where one node stands, and since which version of the fleet which code has kept it out."""
 
     __slots__ = (
-        "bad_calls", "calls", "code", "counted", "detail", "hardware_class", "history", "jti", "lane", "prompting",
-        "revision", "statistics",
+        "bad_calls",
+        "calls",
+        "code",
+        "counted",
+        "detail",
+        "enrolled",
+        "hardware_class",
+        "history",
+        "jti",
+        "lane",
+        "prompting",
+        "revision",
+        "stage",
+        "statistics",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -40,6 +68,8 @@ class _Placing:
         self.calls = self.bad_calls = 0.0
         """What is in the operator's share of it."""
         self.lane: Lane | None = None
+        self.stage: Stage | None = None
+        self.enrolled = math.inf
         self.code = ""
         self.detail = ""
         self.jti = ""
@@ -56,8 +86,11 @@ class WorkloadPool:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self.lanes = {lane: SortedCandidates() for lane in LANES}
+        self.lanes = make_lanes(workload)
         self.sizes = dict.fromkeys(LANES, 0)
+        self.new, self.begun = QueuedCandidates(), SortedCandidates()
+        self.stages: dict[Stage, SortedCandidates] = {Stage.NEW: self.new, Stage.BEGUN: self.begun}
+        """See `Pool`."""
         self.closed: dict[str, int] = {}
         """How many nodes each code keeps out."""
         self.closed_by: dict[str, GateVerdict | None] = {}
@@ -98,6 +131,11 @@ class WorkloadPool:
         """See `Pool`."""
         return self._calls.usual
 
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight for the workload, at all nodes."""
+        return self._total_in_flight
+
     def count_in_flight(self, operator: str, change: int) -> None:
         """Add *change*, which may be negative, to the requests in flight at an operator's nodes."""
         count = max(self._in_flight.get(operator, 0) + change, 0)
@@ -131,6 +169,7 @@ class WorkloadPool:
         revision: str,
         *,
         hardware_class: str = "",
+        enrolled: float = math.inf,
         prompting: Mapping[str, str] = _NOTHING,
     ) -> None:
         """
@@ -138,7 +177,8 @@ class WorkloadPool:
 
         Args:
             revision: Of the model, by the node's result.
-            hardware_class: By the verifier's word.
+            hardware_class: By the verifier's word, if prices go by it.
+            enrolled: When it was enrolled, Unix seconds by the verifier's word; who is not said to be waits behind all.
             prompting: Where its template and sampling defaults come from, by its result.
         """
         self.open += (verdict is None) - (node in self.closed_by and self.closed_by[node] is None)
@@ -146,7 +186,8 @@ class WorkloadPool:
         placing = self._placings.get(node)
         if placing is None:
             placing = self._placings[node] = _Placing()
-        placing.revision, placing.hardware_class, placing.prompting = revision, hardware_class, prompting
+        placing.revision, placing.hardware_class, placing.enrolled = revision, hardware_class, enrolled
+        placing.prompting = prompting
         is_live = bool(revision) and (verdict is None or verdict.code not in NOT_LIVE)
         self._count_revision(placing, (revision, verdict is None) if is_live else None)
 
@@ -202,11 +243,40 @@ class WorkloadPool:
         placing.history = (*placing.history[1 - _HISTORY :], (version, code, detail, jti))
         return True
 
+    def follow_stage(self, key: Key) -> bool:
+        """Take in how far a node has come that was placed; returns whether that has changed."""
+        placing = self._placings[key[1]]
+        stage = None
+        if placing.lane is Lane.PROBATION:
+            stage = stage_of(_UNSEEN if placing.statistics is None else placing.statistics.rating)
+        if stage is placing.stage:
+            return False
+        if placing.stage is not None:
+            self.stages[placing.stage].remove(key)
+        if stage is Stage.NEW:
+            self.new.enqueue(key, placing.enrolled)
+        elif stage is Stage.BEGUN:
+            self.begun.add(key)
+        placing.stage = stage
+        return True
+
+    def stage(self, node: str) -> Stage | None:
+        """How far a node has come, if it is on probation because little is known of it."""
+        placing = self._placings.get(node)
+        return None if placing is None else placing.stage
+
+    def enrolled(self, node: str) -> float:
+        """When a node was enrolled, Unix seconds by the verifier's word; infinity if it does not say."""
+        placing = self._placings.get(node)
+        return math.inf if placing is None else placing.enrolled
+
     def remove(self, key: Key) -> None:
         """Take a node out, so that it can be placed under another operator."""
         placing = self._placings.pop(key[1], None)
         if placing is None:
             return
+        if placing.stage is not None:
+            self.stages[placing.stage].remove(key)
         if placing.lane is not None:
             self.lanes[placing.lane].remove(key)
             self.sizes[placing.lane] -= 1

@@ -151,10 +151,12 @@ async def all_open(tx: Tx) -> list[Job]:
     return [_stored(row) for row in rows]
 
 
-async def count_open(tx: Tx, owner: str) -> int:
-    """How many jobs of *owner* have not ended."""
-    row = await tx.one("SELECT count(*) AS many FROM jobs WHERE owner = ? AND is_open = 1", owner)
-    return 0 if row is None else int(row["many"])
+async def count(tx: Tx, owner: str) -> tuple[int, int]:
+    """How many jobs of *owner* have not ended, and how many there are."""
+    row = await tx.one(
+        "SELECT coalesce(sum(is_open), 0) AS still, count(*) AS kept FROM jobs WHERE owner = ?", owner
+    )
+    return (0, 0) if row is None else (int(row["still"]), int(row["kept"]))
 
 
 async def is_read(tx: Tx, file_id: str) -> bool:
@@ -365,13 +367,16 @@ async def write_lines(tx: Tx, lines: Sequence[LineResult]) -> set[int]:
 
 async def _known(tx: Tx, lines: Sequence[LineResult]) -> set[tuple[str, int]]:
     """Which of *lines* have a result already."""
+    by_job: dict[str, list[int]] = defaultdict(list)
+    for line in lines:
+        by_job[line.job].append(line.line)
     found: set[tuple[str, int]] = set()
-    for start in range(0, len(lines), 100):
-        some = lines[start : start + 100]
-        marks = ", ".join(["(?, ?)"] * len(some))
-        values = [value for line in some for value in (line.job, line.line)]
-        rows = await tx.all(f"SELECT job, line FROM job_lines WHERE (job, line) IN (VALUES {marks})", *values)
-        found |= {(row["job"], row["line"]) for row in rows}
+    for job, numbers in by_job.items():
+        for start in range(0, len(numbers), 100):
+            some = numbers[start : start + 100]
+            marks = ", ".join("?" * len(some))
+            rows = await tx.all(f"SELECT line FROM job_lines WHERE job = ? AND line IN ({marks})", job, *some)
+            found |= {(job, row["line"]) for row in rows}
     return found
 
 

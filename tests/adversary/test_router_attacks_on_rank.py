@@ -21,6 +21,7 @@ from router.choose import ranking
 from router.choose.candidates import Lane, RecordingIndex, SortedCandidates
 from router.choose.decision import Decision, decide
 from router.choose.ranking import Ranked
+from router.choose.trials import FOCUS
 from router.gateway import metering
 from router.gateway.dispatch import Dispatcher
 from router.gateway.metering import Metering
@@ -206,14 +207,16 @@ async def test_without_its_defence_attack_20_succeeds(
 
 @pytest.mark.parametrize("names", [1, 50])
 def test_attack_21_fresh_identity_wins(names: int) -> None:
-    """21, fresh identity wins: the never seen get 2 % of the first tries (LiteLLM: 200 of 200), however many."""
+    """21, fresh identity wins: the never seen get 2 to 4 % of the first tries (LiteLLM: 200 of 200), however many."""
     world = World()
     for number in range(5):
         world.add(f"proven-{number}", f"honest-{number}", good(5.0))
     for number in range(names):
         world.add(f"fresh-{number}", "fresh")
     won = world.first(range(2000))["fresh"]
-    assert won < 2000 * 0.04, f"attack 21 succeeds: first {won} of 2000 times"
+    # At most twice as many trials while more wait than the focus holds; four deviations more.
+    most = 0.02 if names <= FOCUS else 0.04
+    assert won < 2000 * most + 4 * (2000 * most) ** 0.5, f"attack 21 succeeds: first {won} of 2000 times"
     assert won > 0
 
 
@@ -391,11 +394,12 @@ def without_shares(monkeypatch: pytest.MonkeyPatch) -> None:
 COPIES = 100
 
 
-def copied(copies: int, standing: Standing | None) -> World:
+def copied(copies: int, standing: Standing | None, *, names: int = 1) -> World:
     """So many equal nodes of one operator, and one of each of three others."""
     world = World()
     for number in range(copies):
-        world.add(f"copy-{number:03}", "copier", standing)
+        name = "copier" if names == 1 else f"copier-{number % names:03}"
+        world.add(f"copy-{number:03}", name, standing)
     for number in range(3):
         world.add(f"honest-{number}", f"honest-{number}", standing)
     return world
@@ -403,16 +407,20 @@ def copied(copies: int, standing: Standing | None) -> World:
 
 def test_attack_36_self_copies() -> None:
     """
-    36, self-copies: a hundred names of one node move no score, and never bring all of the work.
+    36, self-copies: a hundred nodes of one operator move no score, and what a name brings is nothing.
 
-    One of the two that are compared is drawn by operator: among equals a copier with all the
-    nodes there are comes first 1/4 + 3/4 · 1/2 = 5 of 8 times, and never where others are better.
+    Both that are compared are drawn among nodes: each of a hundred has what any node has, under one name or under a
+    hundred.  That a node is a machine of its own is for the verifier to say: walks at one moment tell (docs/adr/0010).
     """
-    one, many = copied(1, good()), copied(COPIES, good())
-    scores = [set().union(*world.scores().values()) for world in (one, many)]
-    assert scores[0] == scores[1], "attack 36 succeeds: copies add up"
-    won = many.first(range(2000))["copier"] / 2000
-    assert won < 0.625 + 0.045, f"attack 36 succeeds: first {won:.0%} of the times"
+    one, many, names = copied(1, good()), copied(COPIES, good()), copied(COPIES, good(), names=COPIES)
+    scores = [set().union(*world.scores().values()) for world in (one, many, names)]
+    assert scores[0] == scores[1] == scores[2], "attack 36 succeeds: copies add up"
+    won = [
+        sum(count for operator, count in world.first(range(2000)).items() if operator.startswith("copier"))
+        for world in (many, names)
+    ]
+    # Under one name the seeds draw the very same nodes.
+    assert won[0] == won[1], f"attack 36 succeeds: {won[1]} of 2000 with a hundred names, {won[0]} with one"
 
 
 def test_attack_36_self_copies_on_probation() -> None:
@@ -435,6 +443,11 @@ def by_node(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lane, "node_of", lambda self, number, _: self.at(number))
 
 
+def by_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw among operators, however many nodes they have."""
+    monkeypatch.setattr(ranking._Draw, "_draw_node", ranking._Draw._draw_operator)
+
+
 WITHOUT: list[tuple[int, Callable[..., None], Callable[[pytest.MonkeyPatch], None], tuple[Any, ...]]] = [
     (21, test_attack_21_fresh_identity_wins, with_hope_and_without_lanes, (1,)),
     (21, test_attack_21_fresh_identity_wins, with_hope_and_without_lanes, (50,)),
@@ -444,7 +457,7 @@ WITHOUT: list[tuple[int, Callable[..., None], Callable[[pytest.MonkeyPatch], Non
     (28, test_attack_28_junk_node_distorts_scores, by_range, (JUNK["terribly slow"],)),
     (35, test_attack_35_tie_break_gaming, by_name, ()),
     (35, test_attack_35_slot_monopoly, without_shares, ()),
-    (36, test_attack_36_self_copies, by_node, ()),
+    (36, test_attack_36_self_copies, by_operator, ()),
     (36, test_attack_36_self_copies_on_probation, by_node, ()),
 ]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from attester.weights.select import kernel
 from attester.weights.tensors import TensorFiles
 from fixtures.simulator import MODEL
 from fixtures.vllm_server import OURS, PLAIN
+from router.model.continuing import CHAT, TEXT, ask_to_go_on
 from tests.conftest import RunningVerifier
 from tests.engines.conftest import Vllm, vllm
 from tests.integration.test_running_attester import Running
@@ -212,3 +215,55 @@ def test_gptq_that_vllm_repacks_is_walked_as_it_is(gptq: Path, tmp_path: Path) -
 async def prepare_as_published(server: Vllm, folder: Path) -> None:
     async with aiohttp.ClientSession() as http:
         await VllmEngine(http, server.url, {MODEL: folder}).prepare()
+
+
+# What routers rest on when they have another node go on, and when they write salts (docs/adr/0068).
+
+STORY = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a short story about a fox."}]}
+GREEDY = {"temperature": 0, "max_tokens": 24}
+LONG = {"model": MODEL, "messages": [{"role": "user", "content": "We sell tea. " * 60}], "max_tokens": 1}
+
+
+def text_of(answer: Any) -> str:
+    (choice,) = answer["choices"]
+    return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+def test_vllm_goes_on_with_an_open_message_and_says_only_what_is_new(chat: Vllm) -> None:
+    whole = text_of(chat.request("/v1/chat/completions", STORY | GREEDY))
+    words = whole.split(" ")
+    begun = " ".join(words[: len(words) // 2])
+    said = [*STORY["messages"], {"role": "assistant", "content": begun}]
+    document = ask_to_go_on(STORY | GREEDY, CHAT, begun, 12, ("max_tokens",))
+    assert document is not None
+    assert document["messages"] == said
+    rest = text_of(chat.request("/v1/chat/completions", document))
+    # The next words; further on, what was read and what was made may differ in the last bits of a number.
+    assert rest.split(" ")[1:4] == words[len(words) // 2 :][:3]
+
+
+def test_vllm_goes_on_with_a_completion(chat: Vllm) -> None:
+    asked = {"model": MODEL, "prompt": "Once upon a time there was"} | GREEDY
+    words = text_of(chat.request("/v1/completions", asked)).split(" ")
+    document = ask_to_go_on(asked, TEXT, " ".join(words[:6]), 5, ("max_tokens",))
+    assert document is not None
+    assert text_of(chat.request("/v1/completions", document)).split(" ")[1:4] == words[6:9]
+
+
+def test_vllm_keeps_apart_what_has_another_salt(chat: Vllm) -> None:
+    def hits() -> float:
+        with urllib.request.urlopen(f"{chat.url}/metrics", timeout=30) as answer:
+            found = re.search(
+                r"^vllm:prefix_cache_hits_total\S* ([0-9.e+]+)", answer.read().decode(), re.MULTILINE
+            )
+        assert found is not None
+        return float(found[1])
+
+    def found_by(salt: str) -> float:
+        before = hits()
+        chat.request("/v1/chat/completions", LONG | {"cache_salt": salt})
+        return hits() - before
+
+    assert found_by("ada") == 0
+    assert found_by("bob") == 0
+    assert found_by("ada") > 0

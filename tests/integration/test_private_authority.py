@@ -18,7 +18,7 @@ from attester.commands import attester as attester_commands
 from attester.errors import ConfigError, VerifierError
 from attester.running import opened
 from fixtures.fleet import free_port
-from router.commands import router as router_commands
+from router.commands.router import router as router_commands
 from router.config import RouterConfig
 from router.model.table import read_table
 from router.service.app import running

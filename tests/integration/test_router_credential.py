@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from attester.errors import ConfigError
 from fixtures.simulator import MODEL
-from router.commands import router as commands
+from router.commands.router import router as commands
 from router.config import RouterConfig, VerifierSection, read_token
 from router.service.setup import load
 from router.state.feed_source import FeedError, FeedSource

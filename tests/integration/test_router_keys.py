@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from fixtures.postgres import drop_database, make_database, url_of
+from router.commands.maintenance import PACKAGE
 from router.config import ApiKey
-from router.maintenance import PACKAGE
 from router.model.errors import KeyStepError
 from router.model.usage import UsageMismatch
 from router.service.state import STATE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from router.commands import router as commands
+from router.commands.router import router as commands
 from router.gateway.errors import REVISION_HEADER
 from tests.integration.gateway import Fleet, by, opened
 from tests.unit.router.doubles import FakeNode, answers

@@ -33,7 +33,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from verifier.answers import tables
 from verifier.answers.checks import Given, Minted, Verdict
-from verifier.answers.days import interval
+from verifier.answers.days import Counts, interval
 from verifier.answers.judge import DISTRIBUTION
 from verifier.answers.sequence import advance, increments
 from verifier.answers.tables import Table
@@ -49,6 +49,8 @@ USUAL_FAR: Final = 0.1
 """At most this share of honest distances is near the limit, whatever the engine."""
 MOST_USUAL: Final = 0.9
 """No usual rate is higher: a shift must be seen."""
+LEAST_USUAL: Final = 0.05
+"""What a person accepts is no less: how many requests a node answers at a time moves it."""
 DESIGN: Final = 0.3
 """The scores are best against a shift of the rate by this part of what it can rise."""
 NODE_LIMIT: Final = math.log(2e6)
@@ -61,6 +63,7 @@ HIGHEST: Final = 20.0
 """No score is higher, so that answers as usual bring it down within bounded time."""
 LEAST_CHECKS: Final = 20
 """An operator with fewer checks of a version says nothing about it."""
+_MANY: Final = 64
 _Z99: Final = 2.576
 RECENT_MS: Final = 7 * 24 * 3600 * 1000
 """An operator or node whose last check of a version is older says nothing about it any more."""
@@ -211,15 +214,18 @@ def version_limit(operators: int) -> float | None:
     """
     if operators < BLAST_OPERATORS:
         return None
+    if operators > _MANY:
+        # The bound is far below.
+        return LEAST_LIMIT
     low, high, wanted = 0.0, 20.0, VERSION_ALARMS / len(CHANNELS)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _tail(operators, math.exp(-middle)) > wanted else (low, middle)
+        low, high = (middle, high) if tail(operators, math.exp(-middle)) > wanted else (low, middle)
     return max(high, LEAST_LIMIT)
 
 
-def _tail(operators: int, chance: float) -> float:
-    """The probability that most of the operators are there, each by *chance* and by itself."""
+def tail(operators: int, chance: float) -> float:
+    """Give the probability that most of the operators are there, each by *chance* and by itself."""
     least = most_of(operators)
     return math.fsum(
         math.comb(operators, count) * chance**count * (1 - chance) ** (operators - count)
@@ -233,17 +239,25 @@ def least_seen(usual: float) -> float:
     return -down / (up - down)
 
 
-def accept(shares: Mapping[str, tuple[int, int]], table_rate: float) -> float:
+def accept(counts: Mapping[str, Counts]) -> Usual | None:
     """
-    Give the rate that is usual from now on, as a person has accepted what operators' nodes do.
+    Give what is usual from now on, as a person has accepted what nodes of an engine do; `None`: too few operators.
 
     Args:
-        shares: By operator, how many checks were as a shift is, of how many.
-        table_rate: What the table says; less is never usual.
+        counts: By operator.
 
-    The median operator decides, by the upper limit of its share (Wilson 1927, 99 %), so that one operator moves nothing.
+    The median operator decides, by the upper limit of its share (Wilson 1927, 99 %), so that one moves nothing.
     """
-    limits = sorted(interval(hits, of, _Z99)[1] for hits, of in shares.values() if of >= LEAST_CHECKS)
-    if not limits:
-        return table_rate
-    return min(max(limits[(len(limits) - 1) // 2], table_rate), MOST_USUAL)
+    parts = _median([(each.parts, each.parts_of) for each in counts.values()])
+    far = _median([(each.far, each.far_of) for each in counts.values()])
+    if parts is None and far is None:
+        return None
+    return Usual(
+        parts=LEAST_USUAL if parts is None else min(max(parts, LEAST_USUAL), MOST_USUAL),
+        far=USUAL_FAR if far is None else min(max(far, USUAL_FAR), MOST_USUAL),
+    )
+
+
+def _median(shares: Sequence[tuple[int, int]]) -> float | None:
+    limits = sorted(interval(hits, of, _Z99)[1] for hits, of in shares if of >= LEAST_CHECKS)
+    return limits[len(limits) // 2] if len(limits) >= BLAST_OPERATORS else None

@@ -48,6 +48,11 @@ def list_answers(home: Path, as_json: bool) -> None:
             f" {each['censored']} say nothing, {each['prompts']} prompts differ, {each['fast']} came"
             f" too fast; score {each['score']:.1f}"
         )
+        if each["drift_ms"] is not None:
+            click.echo(
+                f"    its answers have moved since {day(each['drift_ms'] // 1000)}, and those of others of its version"
+                f" have not: touchstone verifier drift show {each['node']}"
+            )
     for each in found["operators"]:
         click.echo(
             f"All nodes of {to_printable(each['operator'])} with {to_printable(each['model'])} together:"

@@ -10,7 +10,7 @@ import msgspec
 
 from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
-from verifier.commands import answer_reviews, incidents, keys, maintenance, reviews, routers, status
+from verifier.commands import answer_reviews, drift, incidents, keys, maintenance, reviews, routers, status
 from verifier.commands.common import (
     errors,
     home_option,
@@ -229,6 +229,7 @@ for _command in (
     incidents.incidents,
     answer_reviews.answers,
     reviews.reviews,
+    drift.drift,
     keys.key,
     status.status,
     maintenance.backup,

@@ -29,7 +29,16 @@ from verifier.service import access
 from verifier.service.access import Route, caller_of
 from verifier.service.http import MAX_JSON, json_response, parse_json, read_body
 from verifier.service.state import Service, service_of
-from verifier.store import answer_checks, answer_pool, appraisals, nodes, revisions, served_engine, suspicions
+from verifier.store import (
+    answer_checks,
+    answer_pool,
+    appraisals,
+    node_prompting,
+    nodes,
+    revisions,
+    served_engine,
+    suspicions,
+)
 from verifier.store.answer_checks import Limits, Taken, Wanted
 from verifier.store.database import Row, Tx
 
@@ -229,7 +238,8 @@ async def _judge(service: Service, brought: _Brought, given: Given) -> str:
             return checks.decode_verdict(row["verdict"].encode())
         node = await nodes.by_id(tx, row["node_id"])
         assert node is not None
-        found = await _of_revision(tx, row, node, brought.body.result) or verdict or _UNOPENED
+        claims = await _claims(tx, node, brought.body.result)
+        found = _of_revision(row, claims) or verdict or _UNOPENED
         await answer_checks.end(
             tx,
             row,
@@ -255,6 +265,7 @@ async def _judge(service: Service, brought: _Brought, given: Given) -> str:
             policy = await _thresholds(service, tx, node)
             fastest = speed.fastest(policy, node.hardware_class, row["model"])
             await suspicions.take_verdict(tx, judged, now_ms, policy.answers, fastest)
+            await _note_prompting(tx, judged, claims, now_ms)
         return found
 
     done = await service.db.write(work)
@@ -275,9 +286,9 @@ async def _thresholds(service: Service, tx: Tx, node: Node) -> Thresholds:
 _UNOPENED: Final = Verdict(kind="unusable", detail="the minted answer does not open")
 
 
-async def _of_revision(tx: Tx, row: Row, node: Node, result: str) -> Verdict | None:
+async def _claims(tx: Tx, node: Node, result: str) -> str:
     """
-    A verdict that nothing can be said, if the node had another revision of the model than the answer is of.
+    The claims of a node's result.
 
     Raises:
         RequestError: there is no such result of the node.
@@ -285,7 +296,17 @@ async def _of_revision(tx: Tx, row: Row, node: Node, result: str) -> Verdict | N
     found = await appraisals.by_id(tx, result)
     if found is None or found["node_id"] != node.id:
         raise RequestError("the node has no such result", code="answers.result.unknown")
-    compared = revisions.compared_with(found["claims"]).get(model_submod(row["model"]))
-    if compared == row["reference"]:
+    return str(found["claims"])
+
+
+def _of_revision(row: Row, claims: str) -> Verdict | None:
+    """A verdict that nothing can be said, if the node had another revision of the model than the answer is of."""
+    if revisions.compared_with(claims).get(model_submod(row["model"])) == row["reference"]:
         return None
     return Verdict(kind="unusable", detail="the node's result is about another revision of the model")
+
+
+async def _note_prompting(tx: Tx, judged: Judged, claims: str, now_ms: int) -> None:
+    used = node_prompting.prompting_in(claims, model_submod(judged.model))
+    if any(used) and revisions.compared_with(claims).get(model_submod(judged.model)) == judged.reference:
+        await node_prompting.note(tx, judged.node.id, judged.model, judged.reference, used, now_ms)

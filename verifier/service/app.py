@@ -24,6 +24,7 @@ from verifier.service import (
     calls,
     credentials,
     discovery,
+    drift,
     events,
     incident_causes,
     incidents,
@@ -164,8 +165,8 @@ def routes() -> list[Route]:
     """Every route of the verifier."""
     resources = (
         sessions, calls, nodes, revisions, events, incidents, routers, discovery, second_opinions, policy_resources,
-        reference_resources, model_rollouts, blocks, incident_causes, reviews, peers, answer_checks, suspicions, archives,
-        log, receipts,
+        reference_resources, model_rollouts, blocks, incident_causes, reviews, peers, answer_checks, suspicions, drift,
+        archives, log, receipts,
     )  # fmt: skip
     return [route for resource in resources for route in resource.routes()]
 

@@ -63,6 +63,7 @@ _STATUS: Final = {
     "challenges.quota": 429,
     "answers.check.expired": 410,
     "answers.check.reused": 409,
+    "answers.drift.few": 409,
     "answers.node.not-serving": 409,
     "answers.result.unknown": 409,
     "session.expired": 410,

@@ -12,6 +12,7 @@ import structlog
 from attester.errors import ConfigError
 from verifier.archive.moving import Archive
 from verifier.errors import AuditError, StoreError
+from verifier.service import drift
 from verifier.service.after_steps import AfterSteps
 from verifier.service.archiving import move_old, open_archive
 from verifier.service.state import Service
@@ -62,6 +63,7 @@ async def run(service: Service) -> None:
                 await end_expired(service)
                 if rounds % _SLOW_EVERY_ROUNDS == 0:
                     await delete_old(service)
+                    await drift.measure(service)
                 if archive is not None and rounds % _ARCHIVE_EVERY_ROUNDS == 0:
                     await _move_old(service, archive)
                 rounds += 1

@@ -1,7 +1,7 @@
 """
 What checks of answers said, by day: of each node, model, revision and engine version.
 
-A row is some 250 bytes, and a node has one for each day, model and version; of versions a day at most `MAX_VERSIONS`,
+A row is some 220 bytes, and a node has one for each day, model and version; of versions a day at most `MAX_VERSIONS`,
 because a node names its engine itself.
 """
 
@@ -18,6 +18,8 @@ MAX_VERSIONS: Final = 4
 """Rows of a node, model and day.  What comes after them is counted as `OTHERS`."""
 OTHERS: Final = "(others)"
 _MOST_ROWS: Final = 50_000
+_MOST_SUMS: Final = 64
+"""Versions in metrics: a node names its engine itself."""
 
 
 async def count(tx: Tx, served: Served, counts: Counts, now_ms: int) -> None:
@@ -64,19 +66,41 @@ async def of_model(tx: Tx, model: str, since_day: int) -> list[Row]:
     )
 
 
-async def of_node(tx: Tx, node_id: str, since_day: int) -> list[Row]:
-    """Give the rows of a node from a day on, by day."""
-    return await tx.all(
-        "SELECT * FROM answer_days WHERE node_id = ? AND day >= ? ORDER BY model, day DESC, reference, engine",
-        node_id,
-        since_day,
-    )
+async def of_node(tx: Tx, node_id: str, since_day: int, until_day: int) -> list[Row]:
+    """Give the rows of a node from a day on, of the models with which it was ever checked."""
+    models_of = await tx.all("SELECT model FROM node_drift WHERE node_id = ? ORDER BY model", node_id)
+    # One place for each day, of a year at most: a row begins with it.
+    wanted = range(since_day, until_day + 1)
+    marks = ", ".join("?" for _ in wanted)
+    found: list[Row] = []
+    for row in models_of:
+        found += await tx.all(
+            f"SELECT * FROM answer_days WHERE day IN ({marks}) AND model = ? AND node_id = ?"
+            " ORDER BY day, reference, engine",
+            *wanted,
+            row["model"],
+            node_id,
+        )
+    return found
 
 
 async def models(tx: Tx, since_day: int) -> list[str]:
     """Give the models of which answers were checked since a day."""
     rows = await tx.all("SELECT DISTINCT model FROM answer_days WHERE day >= ? ORDER BY model", since_day)
     return [row["model"] for row in rows]
+
+
+async def sums(tx: Tx, day: int) -> list[Row]:
+    """Give the counts of all nodes together on a day and the one before, by engine version, those with most first."""
+    return await tx.all(
+        "SELECT model, engine, sum(agrees) AS agrees, sum(differs) AS differs, sum(censored) AS censored,"
+        " sum(parts) AS parts, sum(parts_of) AS parts_of, sum(far) AS far, sum(far_of) AS far_of FROM answer_days"
+        " WHERE day IN (?, ?) GROUP BY model, engine"
+        " ORDER BY sum(agrees) + sum(differs) + sum(censored) DESC, model, engine LIMIT ?",
+        day - 1,
+        day,
+        _MOST_SUMS,
+    )
 
 
 async def prune(tx: Tx, before_day: int, limit: int) -> int:

@@ -69,8 +69,8 @@ async def count_node(tx: Tx, served: Served, looked: Looked, now_ms: int) -> Sco
     return after
 
 
-async def count_version(tx: Tx, served: Served, looked: Looked, now_ms: int) -> tuple[Scores, Scores]:
-    """Count a check into the scores of its operator on the engine version; gives them before and after."""
+async def count_version(tx: Tx, served: Served, looked: Looked, now_ms: int) -> Scores:
+    """Count a check into the scores of its operator on the engine version; gives them."""
     row = await tx.one(
         "SELECT differs, parts, far FROM version_drift"
         " WHERE model = ? AND reference = ? AND engine = ? AND operator = ?",
@@ -88,7 +88,7 @@ async def count_version(tx: Tx, served: Served, looked: Looked, now_ms: int) -> 
         " checks = version_drift.checks + 1, last_ms = excluded.last_ms",
         served.model, served.reference, served.engine, served.operator, *after, now_ms,
     )  # fmt: skip
-    return before, after
+    return after
 
 
 def _scores(row: Row) -> Scores:
@@ -143,6 +143,16 @@ async def set_review(tx: Tx, node_id: str, model: str, now_ms: int) -> bool:
         model,
     )
     return changed > 0
+
+
+async def waits(tx: Tx, node_id: str, model: str) -> bool:
+    """Whether a person is to look at a node because its answers have moved."""
+    found = await tx.one(
+        "SELECT 1 AS one FROM node_drift WHERE node_id = ? AND model = ? AND review_ms IS NOT NULL",
+        node_id,
+        model,
+    )
+    return found is not None
 
 
 async def reset_node(tx: Tx, node_id: str, model: str) -> bool:

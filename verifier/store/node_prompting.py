@@ -8,11 +8,35 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+from msgspec import Struct
+
 from verifier.store.database import Row, Tx
 
 MAX_KEPT: Final = 8
 """Of a node and model; the oldest goes, because an engine's own template is the node's word."""
 _MOST: Final = 5000
+
+
+class _Said(Struct, frozen=True):
+    prompting: dict[str, str] = {}
+
+
+class _Submod(Struct, frozen=True):
+    ear_verifier_claims: _Said = _Said()
+
+
+class _Result(Struct, frozen=True):
+    submods: dict[str, _Submod]
+
+
+_RESULT: Final = msgspec.json.Decoder(_Result)
+
+
+def prompting_in(claims: str, submod: str) -> tuple[str, str]:
+    """Give template and sampling defaults that a result names for a submodule; empty where it names none."""
+    found = _RESULT.decode(claims).submods.get(submod, _Submod()).ear_verifier_claims.prompting
+    return found.get("template", ""), found.get("sampling", "")
 
 
 async def note(tx: Tx, node_id: str, model: str, reference: str, used: tuple[str, str], now_ms: int) -> None:

@@ -146,7 +146,7 @@ async def _suspect(
     code = judged.verdict.code
     cause = drifting.cause_of(code, served.reference, served.engine)
     known = await incident_facts.read_cause(tx, cause, now_ms)
-    if known.review is not None or await drifting.is_suspect(tx, served, now_ms):
+    if known.review is not None or await drifting.is_suspect(tx, served):
         return
     peers = await answer_scores.peers(tx, served, limits.suspicion)
     passing = set(peers.passing)
@@ -207,10 +207,10 @@ async def clear(tx: Tx, node_id: str, model: str, actor: str, reason: str, now_m
         RequestError: The reason is blank, or no answer of the node with this model was judged.
     """
     _check_reason(reason)
+    await reviews.note_answers(tx, node_id, model, Fault.OURS, now_ms)
     others = [await peer_scores.clear(tx, node_id, model), await answer_drift.reset_node(tx, node_id, model)]
     if not any(others):
         await _check_known(tx, node_id, model)
-    await reviews.note_answers(tx, node_id, model, Fault.OURS, now_ms)
     await answer_scores.reset(tx, node_id, model)
     await set_level(tx, node_id, model, "none", reason, actor, now_ms)
 
@@ -220,7 +220,7 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
     Make an incident of what was found, at a person's word; returns its id.
 
     Raises:
-        RequestError: The reason is blank, or no answer of the node with this model differs.
+        RequestError: The reason is blank, or no answer of the node with this model differs, nor have they moved.
     """
     _check_reason(reason)
     await tx.alone()
@@ -229,7 +229,10 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
         node_id,
         model,
     )
-    if row is None:
+    code = None if row is None else row["code"]
+    if code is None and await answer_drift.waits(tx, node_id, model):
+        code = drifting.NODE
+    if code is None:
         raise RequestError(
             f"no answer of {node_id[:40]!r} with {model[:80]!r} differs", code="request.not-found"
         )
@@ -245,7 +248,7 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
     if known is not None and known.is_holding:
         return known.id
     if known is None:
-        draft = Draft(ANSWER_MISMATCH, Severity.SERIOUS, Finding(row["code"], f"{model}: {_DETAIL}"), None)
+        draft = Draft(ANSWER_MISMATCH, Severity.SERIOUS, Finding(code, f"{model}: {_DETAIL}"), None)
         opened = Open(draft, State.SUSPECTED, node_id, node.operator)
         (incident_id,) = await incident_transitions.apply(tx, [opened], now_ms)
     else:
@@ -298,12 +301,15 @@ async def review(tx: Tx, limit: int = 500) -> list[dict[str, Any]]:
     """
     Give what a person should look at.
 
-    Suspected nodes, those whose prompts are rendered otherwise, and those whose answers are too fast again and again.
+    Suspected nodes, those whose prompts are rendered otherwise, those whose answers are too fast again and again, and
+    those whose answers have moved (`drift_ms`: since when; `verifier.store.drifting`).
     """
     rows = await tx.all(
-        "SELECT s.*, coalesce(u.level, 'none') AS level, u.since_ms, u.why FROM answer_scores s"
-        " LEFT JOIN suspicions u ON u.node_id = s.node_id AND u.model = s.model"
-        " WHERE u.level = 'suspected' OR s.prompts > 0 OR s.fast >= ? ORDER BY s.score DESC, s.node_id LIMIT ?",
+        "SELECT s.*, coalesce(u.level, 'none') AS level, u.since_ms, u.why, d.review_ms AS drift_ms"
+        " FROM answer_scores s LEFT JOIN suspicions u ON u.node_id = s.node_id AND u.model = s.model"
+        " LEFT JOIN node_drift d ON d.node_id = s.node_id AND d.model = s.model AND d.reference = s.reference"
+        " AND d.engine = s.engine WHERE u.level = 'suspected' OR s.prompts > 0 OR s.fast >= ?"
+        " OR d.review_ms IS NOT NULL ORDER BY s.score DESC, s.node_id LIMIT ?",
         PERSISTENT,
         limit,
     )

@@ -85,7 +85,13 @@ async def do_line(gateway: Gateway, request: NodeRequest, key: ApiKey) -> Answer
         narrowed = await gateway.terms.narrow(request.workload, request.required, key.name)
     except GatewayError as error:
         return Again(error, counts=False)
-    record = dispatcher.decide(request.workload, key.name, has_tools=request.has_tools, narrowed=narrowed)
+    record = dispatcher.decide(
+        request.workload,
+        key.name,
+        has_tools=request.has_tools,
+        narrowed=narrowed,
+        affinity=dispatcher.salts.affinity_of(request),
+    )
     decision = record.decision
     if not decision.ranked:
         dispatcher.records.finish(record)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Final
 
-import msgspec
 import prometheus_client
 import structlog
 
@@ -22,6 +22,7 @@ from router.config import ApiKey, BatchesSection
 from router.gateway.errors import GatewayError
 from router.gateway.handler import Gateway
 from router.gateway.jobs import lines
+from router.gateway.jobs.guests import read_guest
 from router.gateway.jobs.held import WaitingLine, Work
 from router.gateway.jobs.lines import Again, Answered
 from router.gateway.jobs.ranges import Ranges
@@ -76,6 +77,10 @@ class Runner:
         self.ranges = Ranges(db, gateway.clock, router)
         self._in_flight: Counter[str] = Counter()
         """Lines under way, by owner."""
+        self._by_model: Counter[str] = Counter()
+        """The same by model."""
+        self.full: AbstractSet[str] = frozenset()
+        """Owners that have too much stored: their lines wait until they have deleted some."""
         self._blocked: dict[str, float] = {}
         """Until when an owner is over a limit."""
         self._empty: dict[str, float] = {}
@@ -98,6 +103,10 @@ class Runner:
         for counter in (self._turns, self._blocked, self._empty):
             for name in [name for name in counter if name not in owners and name not in self._open]:
                 del counter[name]
+        # Who comes later has no turns to catch up.
+        least = min(self._turns.values(), default=0)
+        for owner in owners - self._turns.keys():
+            self._turns[owner] = least
         self.ranges.stop({job.id for job in self._open.values() if job.status == IN_PROGRESS})
         self._changed.set()
 
@@ -150,7 +159,9 @@ class Runner:
         waiting = {work.job.owner for work in self.ranges.held.values() if work.waiting}
         for job in sorted(self._open.values(), key=lambda job: (self._turns[job.owner], job.id)):
             is_blocked = max(self._blocked.get(job.owner, 0.0), self._empty.get(job.id, 0.0)) > now
-            if job.status != IN_PROGRESS or is_blocked or job.owner in waiting or self.key_of(job) is None:
+            if job.status != IN_PROGRESS or is_blocked or job.owner in waiting | self.full:
+                continue
+            if self.key_of(job) is None:
                 continue
             if await self.ranges.take(job):
                 return True
@@ -163,7 +174,7 @@ class Runner:
         known = keyring.named(job.owner)
         if known is not None or job.guest is None:
             return known
-        return keyring.welcome(msgspec.json.decode(job.guest, type=ApiKey))
+        return keyring.welcome(read_guest(job.guest))
 
     # Lines.
 
@@ -174,7 +185,9 @@ class Runner:
             if found is None:
                 return
             work, line, key = found
+            assert line.request is not None
             self._in_flight[key.name] += 1
+            self._by_model[line.request.workload.model] += 1
             self._turns[key.name] += 1
             _in_flight.set(self.in_flight)
             task = asyncio.create_task(self._do(work, line, key), name="a line of a batch")
@@ -210,21 +223,28 @@ class Runner:
         """The first line of a range that can be done; what the router refuses has its result at once."""
         while work.waiting:
             line = work.waiting[0]
-            if line.request is not None:
+            if line.request is not None and self._is_in_force(line.request.workload):
                 return line
             try:
                 line.request = await lines.prepare(self._gateway, work.job.endpoint, line.line, key)
             except GatewayError as error:
                 if work.waiting and work.waiting[0] is line:
                     work.waiting.popleft()
-                    self._put(work, line, lines.refused(error))
+                    self._put(work, line, key, lines.refused(error))
         return None
+
+    def _is_in_force(self, workload: Workload) -> bool:
+        """Whether the table still has it: another one may be in force since a line was read."""
+        return self._gateway.table.workloads.get(workload.name) is workload
 
     def _free(self, workload: Workload) -> int:
         """Places that neither live requests nor lines need."""
-        pool = self._gateway.dispatcher.fleet.view_for(workload).pool
+        fleet = self._gateway.dispatcher.fleet
+        pool = fleet.view_for(workload).pool
         nodes = sum(size for lane, size in pool.sizes.items() if lane not in FAIL_OPEN_LANES)
-        return nodes * self._config.places_per_node - self._gateway.in_flight - self.in_flight
+        # A line that has begun may be at no node yet.
+        taken = max(fleet.in_flight(workload.model), self._by_model[workload.model])
+        return nodes * self._config.places_per_node - taken
 
     def _enter(self, key: ApiKey, now: float) -> bool:
         try:
@@ -248,25 +268,26 @@ class Runner:
         finally:
             self._gateway.keyring.leave(key, 0)
             self._in_flight[key.name] -= 1
+            self._by_model[line.request.workload.model] -= 1
             _in_flight.set(self.in_flight)
             task = asyncio.current_task()
             if task is not None:
                 work.running.discard(task)
             if end is not None and not work.is_lost:
-                self._end(work, line, end)
+                self._end(work, line, key, end)
             self._changed.set()
 
-    def _end(self, work: Work, line: WaitingLine, end: Answered | Again) -> None:
+    def _end(self, work: Work, line: WaitingLine, key: ApiKey, end: Answered | Again) -> None:
         if isinstance(end, Answered):
-            self._put(work, line, end)
+            self._put(work, line, key, end)
         elif end.counts and work.held.tries + 1 >= self._config.tries:
-            self._put(work, line, lines.failed(end.why))
+            self._put(work, line, key, lines.failed(end.why))
         else:
             _retried.inc()
             work.again += 1
             work.failed_tries += end.counts
 
-    def _put(self, work: Work, line: WaitingLine, answered: Answered) -> None:
+    def _put(self, work: Work, line: WaitingLine, key: ApiKey, answered: Answered) -> None:
         """Have what came of a line written."""
         job, usage, told = work.job, answered.usage, answered.members.get("usage")
         result_id = self._writer.new_id()
@@ -288,22 +309,24 @@ class Runner:
             completion=told.completion if told else 0,
             written=written,
         )
+        self._gateway.keyring.begin_charge(key, result.charged)
         work.unwritten += 1
         work.put_at = self._clock.monotonic()
-        written.add_done_callback(partial(self._note_written, work, result))
+        written.add_done_callback(partial(self._note_written, work, key, result))
         members = lines.receipt_members(answered, job.endpoint, job.id, line.number, line.line)
         self._writer.put(result_id, result, members)
 
-    def _note_written(self, work: Work, result: LineResult, written: asyncio.Future[bool]) -> None:
+    def _note_written(
+        self, work: Work, key: ApiKey, result: LineResult, written: asyncio.Future[bool]
+    ) -> None:
         if written.cancelled():
             return
-        if written.result():
+        is_written = written.result()
+        if is_written:
             _ended.labels("failed" if result.failed else "completed").inc()
-            key = self.key_of(work.job)
-            if key is not None:
-                self._gateway.keyring.note_line(key, result.day, result.charged)
         else:
             work.is_lost = True
+        self._gateway.keyring.end_charge(key, result.day, result.charged, is_charged=is_written)
         work.unwritten = max(0, work.unwritten - 1)
         if work.is_over:
             self._changed.set()

@@ -74,6 +74,8 @@ def ear(
     sequence: int | None = None,
     reasons: tuple[str, ...] = (),
     revision: str | None = None,
+    cnf: dict[str, Any] | None = None,
+    prompting: Mapping[str, str] | None = None,
 ) -> AttestationResult:
     """An honest result of node *name*, but for what is given."""
     given = {
@@ -95,7 +97,9 @@ def ear(
     }
     model = submods[f"model/{MODEL}"]
     found = tuple(ReasonEntry(code, "because") for code in reasons)
-    said = msgspec.structs.replace(model.ear_verifier_claims, reasons=found, reference=revision)
+    said = msgspec.structs.replace(
+        model.ear_verifier_claims, reasons=found, reference=revision, prompting=dict(prompting or {})
+    )
     submods[f"model/{MODEL}"] = msgspec.structs.replace(model, ear_verifier_claims=said)
     for lacking in without:
         del submods[lacking]
@@ -105,7 +109,7 @@ def ear(
         exp=iat + 600 if exp is None else exp,
         jti=jti or secrets.token_hex(16),
         ueid=ueid or f"ueid-{name}",
-        cnf={},
+        cnf=cnf or {},
         ear_verifier_id=VerifierId("d", "b"),
         ear_status=trust.worst_tier([a.ear_status for a in submods.values()]),
         submods=submods,

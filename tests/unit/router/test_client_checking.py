@@ -282,6 +282,45 @@ def test_a_front_is_required_where_the_trust_file_says_so() -> None:
     checking.verify(parsed(fronted(world=world)), world.trust(), exchange())
 
 
+def of_several(world: World, **changed: Any) -> dict[str, Any]:
+    """An answer that another node has begun."""
+    _, receipt = world.whole()
+    assert receipt.node is not UNSET
+    first = structs.replace(receipt.node, id="first", **changed)
+    part = payload.Continued(completion=6, node=first, outcome="truncated")
+    bundle, _ = world.whole(continued=(part,))
+    return bundle
+
+
+def test_an_answer_of_several_nodes_is_refused_unless_the_trust_file_takes_it() -> None:
+    assert "first" in refused(Step.CONTINUED, of_several(WORLD))
+
+
+def test_an_answer_of_several_nodes_passes_where_the_trust_file_takes_it() -> None:
+    world = World(require=Required(continued=True))
+    checked = checking.verify(parsed(of_several(world)), world.trust(), exchange())
+    assert "first 6 tokens are of first" in checked.steps[Step.CONTINUED]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"reference": "cd" * 32}, "another revision"),
+        ({"reference": UNSET}, "another revision"),
+        ({"assurance": "declared"}, "less assurance"),
+        ({"assurance": UNSET}, "less assurance"),
+    ],
+)
+def test_a_part_of_a_node_that_the_client_would_not_take(changed: dict[str, Any], why: str) -> None:
+    world = World(require=Required(continued=True))
+    assert why in refused(Step.CONTINUED, of_several(world, **changed), world)
+
+
+def test_no_front_has_signed_an_answer_of_several_nodes() -> None:
+    world = World(require=Required(continued=True, has_front=True))
+    assert "no front" in refused(Step.CONTINUED, of_several(world), world)
+
+
 def unlogged(bundle: dict[str, Any], world: World = WORLD) -> UnverifiedError:
     with pytest.raises(UnverifiedError) as caught:
         verify_offline(Material(msgspec.json.encode(bundle)), world.trust())

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.choose.candidates import LANES, Lane, SortedCandidates
+from router.choose.candidates import LANES, Lane, QueuedCandidates, SortedCandidates
 from router.choose.ranking import WIDTH, CandidateFacts, Ranked, Ranking, rank, score
 from router.choose.seeded_random import SeededRandom
+from router.choose.trials import FOCUS, Stage, stage_of
 from router.model.standing import Grade, Rating
 from router.model.workload import Price, Workload
 
@@ -32,6 +33,7 @@ class Nodes:
     def __init__(self, over: tuple[str, ...] = ()) -> None:
         self.kept = {lane: SortedCandidates() for lane in LANES}
         self.lanes: Any = self.kept
+        self.stages = {Stage.NEW: QueuedCandidates(), Stage.BEGUN: SortedCandidates()}
         self.known: dict[str, CandidateFacts] = {}
         self.over = set(over)
 
@@ -45,6 +47,11 @@ class Nodes:
         in_flight: int = 0,
     ) -> None:
         self.kept[lane].add((operator, node))
+        stage = stage_of(Rating(completion=completion)) if lane is Lane.PROBATION else None
+        if stage is not None:
+            index = self.stages[stage]
+            key = operator, node
+            index.enqueue(key, 0.0) if isinstance(index, QueuedCandidates) else index.add(key)
         closed = {Lane.WARMING: "capacity.warming", Lane.BROKEN: "capacity.breaker"}.get(lane, "")
         self.known[node] = CandidateFacts(Rating(Grade.PROBATION, completion, latency_s), in_flight, closed)
 
@@ -150,14 +157,39 @@ def test_the_best_is_first_as_often_as_two_draws_meet_it() -> None:
     assert [share(found, f"n-{k}") for k in range(9)] == [near((9 - k) / 45) for k in range(9)]
 
 
-def test_many_nodes_bring_an_operator_more_work_and_never_all_of_it() -> None:
-    """One draw is among nodes and one among operators."""
+@pytest.mark.parametrize("lane", [Lane.ESTABLISHED, Lane.DEGRADED])
+def test_a_node_has_as_much_work_whatever_the_size_of_its_operator(lane: Lane) -> None:
+    """Both draws are among nodes."""
     nodes = Nodes()
-    nodes.crowd("many", 99)
+    nodes.crowd("many", 16, lane)
+    nodes.crowd("few", 3, lane)
+    nodes.crowd("one", 1, lane)
+    found = nodes.first_operators()
+    assert [share(found, o) for o in ("many", "few", "one")] == [near(0.8), near(0.15), near(0.05)]
+
+
+@pytest.mark.parametrize("lane", [Lane.ESTABLISHED, Lane.DEGRADED])
+def test_splitting_an_operator_into_names_gains_nothing(lane: Lane) -> None:
+    """The same ten nodes under one name or under ten, beside ten others: the same draws, node by node."""
+    ranked = []
+    for names in (1, 10):
+        nodes = Nodes()
+        for number in range(10):
+            nodes.add(f"a-{number % names}", f"n-{number}", lane, latency_s=1.0 + number % 3)
+        nodes.crowd("z", 10, lane, latency_s=2.0)
+        ranked.append([ranking.ranked[0].node for ranking in nodes.rankings(seeds=1000)])
+    same = sum(one == other for one, other in zip(*ranked, strict=True))
+    assert same == 1000
+
+
+def test_what_one_operators_node_fails_at_is_tried_at_anothers() -> None:
+    """Of the others that are tried at least one is of another operator, however many nodes the first has."""
+    nodes = Nodes()
+    nodes.crowd("many", 200)
     nodes.crowd("one", 1)
-    found = share(nodes.first_operators(), "many")
-    # The first is one's in 1 of 100; the second is of either operator alike.
-    assert found == near(0.99 * (0.5 + 0.5 * 0.5) + 0.01 * 0.5)
+    for ranking in nodes.rankings(seeds=300):
+        assert len({entry.operator for entry in ranking.ranked}) == 2
+        assert ranking.ranked[1].operator != ranking.ranked[0].operator
 
 
 def test_all_are_ranked_up_to_the_width() -> None:
@@ -280,16 +312,125 @@ def test_a_hundred_newcomers_of_one_operator_are_worth_one() -> None:
     assert share(nodes.first_operators(), "one") == near(0.5)
 
 
-@pytest.mark.parametrize("names", [1, 2, 10, 100])
-def test_every_operator_has_an_equal_part_of_what_is_tried(names: int) -> None:
-    """Also of trials before those who are established."""
+@pytest.mark.parametrize(("waiting", "expected"), [(FOCUS, 20), (FOCUS + 1, 40), (500, 40)])
+def test_there_are_twice_as_many_trials_while_many_wait(waiting: int, expected: int) -> None:
+    """However many they are."""
     nodes = Nodes()
     nodes.crowd("zero", WIDTH)
-    nodes.crowd("many", names, Lane.PROBATION)
-    for operator in ("b", "c", "d"):
-        nodes.crowd(operator, 1, Lane.PROBATION)
-    found = nodes.first_operators(asks(probation_per_mille=1000))
-    assert [share(found, operator) for operator in ("many", "b", "c", "d")] == [near(0.25)] * 4
+    nodes.crowd("new", waiting, Lane.PROBATION, completion=0.0)
+    assert share(nodes.first_operators(asks(probation_per_mille=20)), "new") == near(expected / 1000)
+
+
+# Trials.
+
+TRIED = asks(probation_per_mille=1000)
+
+
+def on_trial(new: int, begun: int = 0, completion: float = 0.5) -> Nodes:
+    """New ones, and some of another operator that have begun, beside those that do the work."""
+    nodes = Nodes()
+    nodes.crowd("zero", WIDTH)
+    nodes.crowd("new", new, Lane.PROBATION, completion=0.0)
+    nodes.crowd("begun", begun, Lane.PROBATION, completion=completion)
+    return nodes
+
+
+@pytest.mark.parametrize("names", [1, 10])
+def test_who_may_begin_is_drawn_among_nodes(names: int) -> None:
+    """Whatever their operators call themselves."""
+    nodes = Nodes()
+    nodes.crowd("zero", WIDTH)
+    for number in range(10):
+        nodes.add(f"a-{number % names}", f"a-{number}", Lane.PROBATION, completion=0.0)
+    nodes.crowd("b", 5, Lane.PROBATION, completion=0.0)
+    assert share(nodes.first_operators(TRIED), "b") == near(1 / 3)
+
+
+@pytest.mark.parametrize("begun", [1, 4, 8, FOCUS, 3 * FOCUS])
+def test_those_who_have_begun_are_finished_before_others_begin(begun: int) -> None:
+    """The more have begun, the fewer begin."""
+    found = on_trial(50, begun).first_operators(TRIED)
+    assert share(found, "begun") == near(min(begun / FOCUS, 1 - 1e-9))
+
+
+def test_of_those_who_have_begun_the_one_that_is_nearer_to_proof_is_tried() -> None:
+    """So that one is proven, and not all are half proven."""
+    nodes = on_trial(0)
+    nodes.add("far", "far", Lane.PROBATION, completion=0.3)
+    nodes.add("near", "near", Lane.PROBATION, completion=0.8)
+    assert share(nodes.first_operators(TRIED), "near") == 1.0
+
+
+def test_who_came_first_begins_first() -> None:
+    """A crowd that comes later does not stand before it; one in four is drawn among all."""
+    nodes = Nodes()
+    nodes.crowd("zero", WIDTH)
+    new: Any = nodes.stages[Stage.NEW]
+    for number in range(200):
+        nodes.add(f"o-{number}", f"n-{number:03}", Lane.PROBATION, completion=0.0)
+        key = f"o-{number}", f"n-{number:03}"
+        new.remove(key)
+        new.enqueue(key, float(number))
+    found = nodes.firsts(TRIED)
+    early = sum(found[f"n-{number:03}"] for number in range(FOCUS)) / found.total()
+    assert early == near(0.75 + 0.25 * FOCUS / 200)
+
+
+def test_an_operator_has_half_of_the_focus_while_others_wait() -> None:
+    """A flood of names of one operator leaves the other half."""
+    nodes = Nodes()
+    nodes.crowd("zero", WIDTH)
+    nodes.crowd("flood", FOCUS // 2, Lane.PROBATION, completion=0.5)
+    for number in range(500):
+        nodes.add("flood", f"f-{number}", Lane.PROBATION, completion=0.0)
+    nodes.add("honest", "honest", Lane.PROBATION, completion=0.0)
+    found = nodes.first_operators(TRIED)
+    # All four draws among operators miss one of two once in sixteen times.
+    assert share(found, "honest") == near(0.5 * (1 - 1 / 16))
+
+
+def test_who_waits_alone_has_all_of_the_focus() -> None:
+    """Half of it is no limit where nobody else wants the other half."""
+    nodes = Nodes()
+    nodes.crowd("zero", WIDTH)
+    nodes.crowd("many", FOCUS // 2 + 2, Lane.PROBATION, completion=0.5)
+    nodes.add("many", "new", Lane.PROBATION, completion=0.0)
+    assert nodes.firsts(TRIED)["new"] > 0
+
+
+def test_who_is_not_there_for_lack_of_evidence_is_tried_seldom() -> None:
+    """Neither time nor more work would soon prove it; one trial in sixteen is of any node on probation."""
+    nodes = on_trial(20)
+    facts = CandidateFacts(Rating(Grade.PROBATION, 0.5, 1.0, 90.0))
+    for number in range(80):
+        nodes.kept[Lane.PROBATION].add(("late", f"late-{number}"))
+        nodes.known[f"late-{number}"] = facts
+    assert share(nodes.first_operators(TRIED), "late") < 1 / 16
+
+
+def test_who_is_on_probation_for_another_reason_is_tried_where_nobody_else_is() -> None:
+    """Trials are not left out."""
+    nodes = on_trial(0)
+    nodes.kept[Lane.PROBATION].add(("late", "late"))
+    nodes.known["late"] = CandidateFacts(Rating(Grade.PROBATION, 0.5, 1.0, 90.0))
+    assert set(nodes.first_operators(TRIED)) == {"late"}
+
+
+@pytest.mark.parametrize(
+    ("rating", "stage"),
+    [
+        (Rating(), Stage.NEW),
+        (Rating(completion=0.19), Stage.NEW),
+        (Rating(completion=0.27, evidence=1.0), Stage.BEGUN),
+        (Rating(completion=0.89, evidence=79.0), Stage.BEGUN),
+        (Rating(completion=0.89, evidence=80.0), None),
+        (Rating(completion=0.5, evidence=20.0, why="standing.bad-hour"), None),
+        (Rating(completion=0.5, evidence=20.0, why="standing.unreliable"), None),
+    ],
+)
+def test_stages(rating: Rating, stage: Stage | None) -> None:
+    """By what is known, and by what more of it would do."""
+    assert stage_of(rating) is stage
 
 
 def test_warming_nodes_are_drawn_by_operator_too() -> None:

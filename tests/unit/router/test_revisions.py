@@ -9,6 +9,7 @@ import pytest
 
 from attester.errors import ConfigError
 from router.choose.decision import Decision, replay
+from router.choose.decision import decide as make_decision
 from router.choose.explaining import describe_revisions, explanation
 from router.choose.gates import OTHER_REVISION, GateContext, check
 from router.model.clock import Clock
@@ -238,3 +239,38 @@ def test_an_explanation_names_the_revision() -> None:
     """Of each node that was ranked."""
     record = Record(decide(snapshot(view("a", revision=ONE)))).to_wire()
     assert "       revision 111111111111… of the model" in explanation(record)
+
+
+PROMPTING = {"template": "chat_template.jinja sha256:" + "a" * 64, "sampling": "engine neutral"}
+
+
+def test_a_decision_records_what_each_node_renders_and_samples_by() -> None:
+    """An audit next year can say which template and which defaults an answer came from."""
+    made = decide(snapshot(view("a", revision=ONE, prompting=PROMPTING), view("b", revision=ONE)))
+    again = replay(Decision.from_wire(made.to_wire()))
+    assert again.ranked == made.ranked
+    recorded = Decision.from_wire(made.to_wire()).facts
+    assert {"template": recorded["a"].template, "sampling": recorded["a"].sampling} == PROMPTING
+    assert not {"template", "sampling"} & made.to_wire()["facts"]["b"].keys()
+
+
+def test_a_change_without_a_new_revision_is_in_the_next_record() -> None:
+    """The digest of the reference value stays, and what is rendered with does not."""
+    given, clock = fleet()
+    found = []
+    for said in ("sha256:aa", "sha256:bb"):
+        given.put_node(view("a", revision=ONE, prompting={"template": f"engine {said}"}))
+        clock.forward(1)
+        given.advance()
+        found.append(make_decision(given.view_for(asks()), asks(), 0).facts["a"])
+    assert [each.revision for each in found] == [ONE, ONE]
+    assert [each.template for each in found] == ["engine sha256:aa", "engine sha256:bb"]
+
+
+def test_an_explanation_names_the_template() -> None:
+    """Of each node that was ranked, as short as can be told apart."""
+    record = Record(decide(snapshot(view("a", revision=ONE, prompting=PROMPTING)))).to_wire()
+    assert (
+        "       renders by chat_template.jinja sha256:aaaaaaaaaaaa…; samples by engine neutral"
+        in explanation(record)
+    )

@@ -332,6 +332,22 @@ def test_a_corrupted_answer_is_unclean_too() -> None:
     assert (standing.exchanges, standing.rejects) == (2.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("hour", "week", "why"),
+    [
+        ((9.0, 3.0), (240.0, 3.0), "standing.bad-hour"),
+        ((7.0, 3.0), (20.0, 3.0), "standing.little-evidence"),
+        ((0.0, 0.0), (12.0, 6.0), "standing.unreliable"),
+        ((0.0, 0.0), (5.0, 3.0), "standing.little-evidence"),
+    ],
+)
+def test_why_a_node_is_on_probation(hour: tuple[float, float], week: tuple[float, float], why: str) -> None:
+    """A bad hour heals with time; who fails often is not proven by a little more work."""
+    standing = Standing((hour[0], week[0]), (hour[1], week[1]), exchanges=sum(week), at=TICKS)
+    rating = rate(standing, TICKS)
+    assert (rating.grade, rating.why) == (Grade.PROBATION, why)
+
+
 def test_what_put_a_node_into_its_tier_is_said() -> None:
     """As a code, the worst first."""
     reasons = [

@@ -1,7 +1,7 @@
 -- oldest: 7
 -- What people have decided, what they found, and how long it had waited (verifier/store/reviews.py).
 CREATE TABLE review_decisions (
-    id          TEXT COLLATE "C" NOT NULL,     -- of the incident, or NODE/MODEL of a suspicion
+    id          TEXT COLLATE "C" NOT NULL,     -- of the incident, or KIND/NODE/MODEL of what waits about answers
     kind        TEXT COLLATE "C" NOT NULL,
     code        TEXT COLLATE "C" NOT NULL,
     operator    TEXT COLLATE "C" NOT NULL,
@@ -31,10 +31,8 @@ CREATE TABLE answer_days (
     far        BIGINT NOT NULL,               -- so many distances are near the limit
     far_of     BIGINT NOT NULL,
     distances  TEXT NOT NULL,                  -- JSON: how many in each bucket (verifier/answers/days.py)
-    PRIMARY KEY (node_id, model, day, reference, engine)
+    PRIMARY KEY (day, model, node_id, reference, engine)
 );
-CREATE INDEX answer_days_of ON answer_days (model, day);
-CREATE INDEX answer_days_old ON answer_days (day);
 
 -- Whether the answers of a node have shifted (verifier/store/answer_drift.py, verifier/answers/drift.py).
 CREATE TABLE node_drift (

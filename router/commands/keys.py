@@ -15,7 +15,7 @@ import msgspec
 from attester.errors import ConfigError, KeyFileError
 from attester.identity import write_private
 from attester.settings import read_toml
-from router import maintenance
+from router.commands import maintenance
 from router.config import ANYONE, ROLES, ApiKey, RouterConfig
 from router.store import keys
 from router.store.keys import StoredKey

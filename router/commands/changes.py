@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from router.asking import call, key_option, plain, print_json, url_option
-from router.maintenance import errors
+from router.commands.asking import call, key_option, plain, print_json, url_option
+from router.commands.maintenance import errors
 from router.model.errors import RouterError
 from router.model.table import MAX_TABLE
 

@@ -8,7 +8,7 @@ import click
 
 from attester.errors import ConfigError
 from attester.settings import read_toml
-from router import maintenance
+from router.commands import maintenance
 from router.config import RouterConfig
 
 

@@ -11,15 +11,16 @@ import msgspec
 from attester.cli import absolute, configure_logging, tls_options
 from attester.errors import ConfigError
 from attester.settings import read_toml, to_toml
-from router import asking, maintenance
-from router.change_commands import change
 from router.choose.decision import Decision, replay
 from router.choose.explaining import describe_required, describe_revisions, describe_seed, explanation
+from router.commands import asking, maintenance
+from router.commands.batches import batches
+from router.commands.changes import change
+from router.commands.ext_proc import ext_proc
+from router.commands.keys import key, make_key
 from router.config import RouterConfig, ServiceSection
-from router.key_commands import key, make_key
 from router.model.errors import KeyStepError, ReplayError, RouterError
 from router.model.workload import MODEL_CLAIMS, SubmodRequirement
-from router.service.ext_proc.command import ext_proc
 from verifier.roles import Role
 
 _errors = maintenance.errors
@@ -162,7 +163,15 @@ def check(path: Path, config_only: bool) -> None:
         maintenance.check_store(config, path.parent)
 
 
-for _command in (maintenance.backup, maintenance.restore, maintenance.migrate, key, change, ext_proc):
+for _command in (
+    maintenance.backup,
+    maintenance.restore,
+    maintenance.migrate,
+    key,
+    change,
+    ext_proc,
+    batches,
+):
     router.add_command(_command)
 
 
