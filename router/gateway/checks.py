@@ -137,8 +137,6 @@ class Checks:
         self._clock = clock
         self._source = source if config.enabled else None
         self.has_room = has_room
-        self.on_end: Callable[[Run], None] = lambda _: None
-        """Is told when a check has ended, with what it has used."""
         self._draw = draw
         self._name = name
         self._routers = routers
@@ -296,12 +294,7 @@ class Checks:
         self._asked_at[node, workload.name] = self._clock.monotonic()
         asked_ms = self._clock.now_ms()
         attempt, given = await send(
-            self._dispatcher,
-            request,
-            decision,
-            self._limits,
-            self._clock.monotonic(),
-            on_end=self.on_end,
+            self._dispatcher, request, decision, self._limits, self._clock.monotonic()
         )
         if given is None:
             outcome = "skipped" if attempt is None else str(attempt.outcome)

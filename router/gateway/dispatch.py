@@ -92,6 +92,8 @@ class Dispatcher:
         self.seed = seed
         self.is_unrated: Callable[[Run, str], bool] = lambda _run, _node: False
         """Draws by lot whether an execution at a node leaves no trace in its standing; see `Execution`."""
+        self.on_check_end: Callable[[Run], None] = lambda _run: None
+        """Is told of each check once all of it is settled."""
 
     def decide(
         self,
@@ -127,6 +129,9 @@ class Dispatcher:
 
     def excluded(self, decision: Decision) -> dict[str, GateVerdict]:
         """The nodes that a decision excluded, as far as that is remembered."""
+        if decision.table not in self.fleet.tables():
+            # By a table that is gone other nodes may have been out, and nobody knows any more.
+            return {}
         found = self.fleet.excluded(decision.workload, decision.snapshot)
         if decision.required is None:
             return found

@@ -176,8 +176,9 @@ class Handler:
             decided, record = await self._deciding.decide(request, left_s)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
-        self._gateway.checks.note(decided, record.decision)
-        self._heard = self._gateway.checks.peers.sample(decided, self._request.headers)
+        # Who is checked, and what others may see of it, goes by the table in force.
+        self._gateway.checks.note(request, record.decision)
+        self._heard = self._gateway.checks.peers.sample(request, self._request.headers)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         patience_s = self._gateway.config.timeout_s
         if decided is not request:
