@@ -16,6 +16,7 @@ from fixtures.replies import count_tokens, made_up
 from fixtures.streaming import Behaviour
 from router.choose.explaining import explanation
 from router.gateway.openai import GATEWAY
+from router.settlement.exchanges import read
 from tests.integration.gateway import (
     CHATS,
     PROMPT,
@@ -286,6 +287,17 @@ async def test_nothing_is_built_on_the_text_of_a_node_that_is_quarantined(fleet:
     assert ended_with_error(await asking)
 
 
+async def test_the_next_node_has_the_router_s_whole_patience(fleet: Fleet) -> None:
+    """However long the first one took."""
+    first = await node(fleet, "a", Behaviour("stalls", after=AFTER))
+    await node(fleet, "b")
+    await start(fleet, stall_s=0.2, timeout_s=5)
+    asking = asyncio.create_task(fleet.ask())
+    await until(lambda: first.engine.open == 1)
+    fleet.clock.forward(10)
+    assert (await asking).text == story()
+
+
 async def test_each_part_is_its_own_nodes(fleet: Fleet) -> None:
     """The first is blamed for its end; the second is credited with its own tokens alone, and its claim is no mismatch."""
     await broken_then(fleet)
@@ -299,6 +311,17 @@ async def test_each_part_is_its_own_nodes(fleet: Fleet) -> None:
     assert not second.get("unclean")
     assert fleet.failed("a") > 0
     assert fleet.failed("b") == 0
+
+
+async def test_what_a_node_has_read_of_another_s_text_it_may_claim(fleet: Fleet) -> None:
+    await node(fleet, "a", Behaviour("cuts", tokens=200, after=150))
+    await node(fleet, "b", Behaviour(tokens=200))
+    await start(fleet)
+    heard = await fleet.ask(TOLD)
+    assert heard.text == story(200)
+    last = (await fleet.record(heard.headers))[-1]
+    assert last["claimed"] == count_tokens(PROMPT) + 200
+    assert not last.get("unclean")
 
 
 async def test_the_explanation_says_who_went_on_from_whom(fleet: Fleet) -> None:
@@ -389,6 +412,23 @@ async def test_a_receipt_names_each_node_with_its_part(fleet: Fleet) -> None:
     assert receipt["metered"]["completion"] == count_tokens(story()) - AFTER
     assert receipt["metered"]["prompt"] == count_tokens(PROMPT)
     assert receipt["response"]["sha256"] == hashlib.sha256(heard.body).hexdigest()
+
+
+async def test_what_nodes_are_paid_adds_up_to_what_the_caller_is_charged(fleet: Fleet) -> None:
+    for name in "ab":
+        await node(fleet, name, BROKEN)
+    await node(fleet, "c")
+    await start(fleet)
+    heard = await fleet.ask(TOLD)
+    await receipt_of(fleet, heard)
+    book = fleet.app[GATEWAY].receipts
+    assert book is not None
+    kept = book.get(heard.headers["X-Touchstone-Receipt"])
+    assert kept is not None
+    paid = {each.node: each.counted for each in read(kept.payload)}
+    assert set(paid) == {"a", "b", "c"}
+    assert sum(each.prompt for each in paid.values()) == heard.usage[0]["prompt_tokens"]
+    assert sum(each.completion for each in paid.values()) == heard.usage[0]["completion_tokens"]
 
 
 async def test_the_receipt_of_an_answer_that_nobody_went_on_with_has_one_node(fleet: Fleet) -> None:
