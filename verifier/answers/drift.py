@@ -76,6 +76,13 @@ class Usual(NamedTuple):
     far: float
 
 
+class Accepted(NamedTuple):
+    """The same, as a person has accepted them; `None`: the table counts."""
+
+    parts: float | None
+    far: float | None
+
+
 class Seen(NamedTuple):
     """What one check shows; `None`: it says nothing there."""
 
@@ -117,9 +124,13 @@ def look(minted: Minted, given: Given, verdict: Verdict, table: Table) -> Seen:
     )
 
 
-def usual_of(table: Table) -> Usual:
-    """Give what is usual by the measured table, until a person accepts something else."""
-    return Usual(min(table.parted, MOST_USUAL), USUAL_FAR)
+def usual_of(table: Table, accepted: Accepted | None = None) -> Usual:
+    """Give what is usual: what a person has accepted, or else what the table says."""
+    parts, far = (None, None) if accepted is None else accepted
+    return Usual(
+        parts=min(table.parted, MOST_USUAL) if parts is None else parts,
+        far=USUAL_FAR if far is None else far,
+    )
 
 
 def advance_scores(
@@ -239,7 +250,7 @@ def least_seen(usual: float) -> float:
     return -down / (up - down)
 
 
-def accept(counts: Mapping[str, Counts]) -> Usual | None:
+def accept(counts: Mapping[str, Counts]) -> Accepted | None:
     """
     Give what is usual from now on, as a person has accepted what nodes of an engine do; `None`: too few operators.
 
@@ -248,16 +259,11 @@ def accept(counts: Mapping[str, Counts]) -> Usual | None:
 
     The median operator decides, by the upper limit of its share (Wilson 1927, 99 %), so that one moves nothing.
     """
-    parts = _median([(each.parts, each.parts_of) for each in counts.values()])
-    far = _median([(each.far, each.far_of) for each in counts.values()])
-    if parts is None and far is None:
-        return None
-    return Usual(
-        parts=LEAST_USUAL if parts is None else min(max(parts, LEAST_USUAL), MOST_USUAL),
-        far=USUAL_FAR if far is None else min(max(far, USUAL_FAR), MOST_USUAL),
-    )
+    parts = _median([(each.parts, each.parts_of) for each in counts.values()], LEAST_USUAL)
+    far = _median([(each.far, each.far_of) for each in counts.values()], USUAL_FAR)
+    return None if parts is None and far is None else Accepted(parts, far)
 
 
-def _median(shares: Sequence[tuple[int, int]]) -> float | None:
+def _median(shares: Sequence[tuple[int, int]], least: float) -> float | None:
     limits = sorted(interval(hits, of, _Z99)[1] for hits, of in shares if of >= LEAST_CHECKS)
-    return limits[len(limits) // 2] if len(limits) >= BLAST_OPERATORS else None
+    return min(max(limits[len(limits) // 2], least), MOST_USUAL) if len(limits) >= BLAST_OPERATORS else None
