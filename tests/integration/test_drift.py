@@ -344,6 +344,14 @@ async def test_a_person_accepts_what_is_usual(verifier) -> None:
         await bring(verifier, each, FAR, times=5)
         await bring(verifier, each, NEAR, times=10)
     assert (await kinds(verifier), await waiting(verifier)) == ([("reference-suspect", "released")], [])
+    logged = [
+        msgspec.json.decode(row["entry"]) for row in await verifier.rows("SELECT entry FROM log_pending")
+    ]
+    logged += [
+        msgspec.json.decode(row["entry"]) for row in await verifier.rows("SELECT entry FROM log_entries")
+    ]
+    (entry,) = [each for each in logged if each.get("change") == "usual"]
+    assert (entry["digest"], entry["model"], entry["actor"]) == (REFERENCE, MODEL, "a-reviewer")
     (usual,) = (await view(verifier))["models"][0]["usual"]
     assert (usual["family"], usual["actor"], usual["reason"]) == (
         ENGINE,

@@ -11,9 +11,18 @@ from typing import Any, Final
 from verifier.answers import days, drift
 from verifier.answers.drift import OperatorScores
 from verifier.errors import RequestError
-from verifier.store import answer_days, answer_drift, drifting, incident_facts, node_prompting, nodes
+from verifier.store import (
+    answer_days,
+    answer_drift,
+    drifting,
+    incident_facts,
+    node_prompting,
+    nodes,
+    policies,
+)
 from verifier.store.database import Row, Tx
 from verifier.store.incident_facts import HOLDING_SQL
+from verifier.store.policies import ChangeAuthor
 
 MAX_DAYS: Final = 366
 _MOST_NODES: Final = 100
@@ -234,8 +243,6 @@ async def accept(
         RequestError: The reason is blank, or fewer operators than three were checked enough.
     """
     actor, reason = who
-    if not reason.strip():
-        raise RequestError("this needs a reason")
     since_day = now_ms // days.DAY_MS - answer_drift.ACCEPTED_OVER_DAYS + 1
     by_operator: dict[str, list[days.Counts]] = defaultdict(list)
     engines = set()
@@ -252,6 +259,14 @@ async def accept(
             code="answers.drift.few",
         )
     await answer_drift.set_usual(tx, (model, reference, family), usual, actor, reason, now_ms)
+    await policies.note(
+        tx,
+        "reference-usual",
+        reference,
+        ChangeAuthor(actor, reason),
+        now_ms,
+        {"model": model, "engine": family, **usual._asdict()},
+    )
     for engine in sorted(engines):
         await answer_drift.reset_version(tx, model, reference, engine)
     return {"model": model, "reference": reference, "family": family, **usual._asdict()}
