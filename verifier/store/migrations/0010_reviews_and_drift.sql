@@ -1,7 +1,7 @@
 -- oldest: 7
 -- What people have decided, what they found, and how long it had waited (verifier/store/reviews.py).
 CREATE TABLE review_decisions (
-    id          TEXT NOT NULL,                 -- of the incident, or NODE/MODEL of a suspicion
+    id          TEXT NOT NULL,                 -- of the incident, or KIND/NODE/MODEL of what waits about answers
     kind        TEXT NOT NULL,
     code        TEXT NOT NULL,
     operator    TEXT NOT NULL,
