@@ -185,7 +185,7 @@ async def test_it_is_in_the_queue_of_reviews_until_a_person_decides(verifier) ->
     async with transaction(verifier.service.db) as tx:
         queue = await reviews.read_queue(tx, verifier.clock.ms)
         assert [(each.id, each.kind, each.held) for each in queue.entries] == [
-            (f"{node.id}/{MODEL}", "answers-moved", False)
+            (f"answers-moved/{node.id}/{MODEL}", "answers-moved", False)
         ]
         assert (await reviews.figures(tx, verifier.clock.ms)).waiting == {"answers-moved": 1}
         await suspicions.clear(tx, node.id, MODEL, "ada", "a slow disk", verifier.clock.ms)
@@ -241,6 +241,15 @@ async def test_small_differences_of_all_make_the_reference_suspect_before_a_node
             await bring(verifier, each, ROUNDED, times=1)
     assert await kinds(verifier) == SUSPECT
     assert await suspected(verifier) == []
+
+
+async def test_a_version_that_fails_all_at_once_is_suspect_before_a_node_is(verifier) -> None:
+    """Though the engine that minted is of the same version: three answers of each, and nobody comes near a quarantine."""
+    found = await fleet(verifier)
+    for _ in range(3):
+        for each in found:
+            await bring(verifier, each, ROUNDED, times=1)
+    assert (await kinds(verifier), await suspected(verifier)) == (SUSPECT, [])
 
 
 async def test_one_operator_with_many_nodes_makes_no_version_suspect(verifier) -> None:

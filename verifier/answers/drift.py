@@ -62,7 +62,7 @@ LEAST_LIMIT: Final = math.log(100)
 HIGHEST: Final = 20.0
 """No score is higher, so that answers as usual bring it down within bounded time."""
 LEAST_CHECKS: Final = 20
-"""An operator with fewer checks of a version says nothing about it."""
+"""An operator with fewer says nothing of what is usual.  For a shift its score alone counts, from the first check on."""
 _MANY: Final = 64
 _Z99: Final = 2.576
 RECENT_MS: Final = 7 * 24 * 3600 * 1000
@@ -186,7 +186,7 @@ class Shift(NamedTuple):
     shifted: int
     """Operators."""
     operators: int
-    """Of so many that say something."""
+    """Of so many."""
     nodes: int
     """Nodes of the shifted operators."""
     all_nodes: int
@@ -196,18 +196,18 @@ def find_shift(found: Sequence[OperatorScores]) -> Shift | None:
     """
     Say whether all nodes of an engine version have shifted together.
 
-    One operator makes no such shift, nor do two: then each node is judged by itself.
+    One operator makes no such shift, nor do two: then each node is judged by itself.  An operator counts from its first
+    check on: so a version that fails all at once is suspect before a node of it is.
     """
-    counted = [each for each in found if each.checks >= LEAST_CHECKS]
-    limit = version_limit(len(counted))
+    limit = version_limit(len(found))
     if limit is None:
         return None
     nodes = sum(each.nodes for each in found)
     for channel in CHANNELS:
-        shifted = [each for each in counted if each.scores.of(channel) >= limit]
+        shifted = [each for each in found if each.scores.of(channel) >= limit]
         theirs = sum(each.nodes for each in shifted)
-        if len(shifted) >= most_of(len(counted)) and 2 * theirs > nodes:
-            return Shift(channel, len(shifted), len(counted), theirs, nodes)
+        if len(shifted) >= most_of(len(found)) and 2 * theirs > nodes:
+            return Shift(channel, len(shifted), len(found), theirs, nodes)
     return None
 
 

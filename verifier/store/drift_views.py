@@ -108,12 +108,11 @@ def _put_together(rows: list[Row]) -> tuple[list[dict[str, Any]], list[dict[str,
 
 async def _concluded(tx: Tx, model: str, reference: str, engine: str, now_ms: int) -> dict[str, Any]:
     operators = await answer_drift.of_version(tx, model, reference, engine, now_ms)
-    counted = sum(each.checks >= drift.LEAST_CHECKS for each in operators)
     cause = drifting.cause_of(drifting.VERSION, reference, engine)
     review = (await incident_facts.read_cause(tx, cause, now_ms)).review
     return {
         "operators": [_operator(each) for each in operators],
-        "limit": drift.version_limit(counted),
+        "limit": drift.version_limit(len(operators)),
         "suspect": None if review is None else review.id,
     }
 

@@ -188,7 +188,6 @@ NO_SHIFT = {
     "one operator alone with a version": [(HIGH, 500, 50)],
     "three of seven": [(HIGH, 50, 9)] * 3 + [(0.0, 50, 1)] * 4,
     "most operators, and few of the nodes": [(HIGH, 50, 1)] * 3 + [(0.0, 50, 10)],
-    "operators that were hardly checked": [(HIGH, 19, 5)] * 5,
     "scores that chance may give": [(4.9, 50, 1)] * 3,
     "nobody": [],
 }
