@@ -282,6 +282,7 @@ def _parts_before(run: Run, answered: Attempt) -> tuple[Continued, ...]:
             node=_node(part.attempt, run.request.workload.model),
             operator=_text(part.attempt.operator) or UNSET,
             outcome=str(part.attempt.outcome),
+            own=_is_own(run, part.attempt),
             price=_price(part.attempt),
         )
         for part in parts
@@ -304,6 +305,10 @@ def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Meter
     return Usage(by=by, completion=min(usage.completion, MOST), prompt=min(usage.prompt, MOST))
 
 
+def _is_own(run: Run, attempt: Attempt) -> bool:
+    return bool(run.request.operator) and run.request.operator == attempt.operator
+
+
 def _price(attempt: Attempt) -> Price | UnsetType:
     price = attempt.price
     return UNSET if price is None else Price(input=price.input, output=price.output)
@@ -323,6 +328,7 @@ def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering, befo
         completion=min(max(charged.completion - before, 0), MOST),
         exact=is_exact,
         operator=_text(paid.operator) or UNSET,
+        own=_is_own(run, paid),
         prompt=min(charged.prompt, MOST),
         template=metering.template_tokens(run.request) + paid.carried if is_exact else 0,
         tier=UNSET if tier is None or tier == workload.name else tier,

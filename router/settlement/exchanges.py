@@ -88,7 +88,7 @@ def of_receipt(receipt: Receipt, client: str, leaf: bytes = b"") -> tuple[Exchan
         common,
         node=paid.id,
         operator=_or_empty(metered.operator),
-        price=_price(receipt.price),
+        price=_price(receipt.price, is_own=metered.own),
         counted=Usage(metered.prompt, metered.completion),
         template=metered.template,
         is_exact=metered.exact,
@@ -105,13 +105,14 @@ def _part(common: Exchange, part: Continued) -> Exchange:
         common,
         node=part.node.id,
         operator=_or_empty(part.operator),
-        price=_price(part.price),
+        price=_price(part.price, is_own=part.own),
         counted=Usage(0, part.completion),
     )
 
 
-def _price(price: payload.Price | UnsetType) -> Price:
-    return FREE if price is UNSET else Price(price.input, price.output)
+def _price(price: payload.Price | UnsetType, *, is_own: bool) -> Price:
+    """Work for the operator's own keys is free: else it would earn by asking itself."""
+    return FREE if price is UNSET or is_own else Price(price.input, price.output)
 
 
 def _usage(claimed: Claimed) -> Usage:

@@ -100,3 +100,10 @@ def test_what_was_passed_is_not_paid_and_may_be_claimed() -> None:
 def test_without_a_price_work_is_free() -> None:
     (found,) = exchanges.read(receipt(price=None))
     assert found.amount == 0
+
+
+def test_who_asks_its_own_nodes_earns_nothing() -> None:
+    """Attack 9: work that an operator orders from itself is listed, at no price."""
+    metered = Metered(completion=10, exact=False, operator="o", own=True, prompt=100)
+    found = exchanges.read(receipt(metered=metered, continued=(part("first", 4, own=True), part("other", 6))))
+    assert [each.amount for each in found] == [0, 0, 42]
