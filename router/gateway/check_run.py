@@ -11,7 +11,6 @@ from msgspec import Struct, structs
 from router.choose.decision import Decision
 from router.config import ApiKey, GatewaySection
 from router.gateway.attempts import Attempt
-from router.gateway.continuing import make_continuing
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import GatewayError
 from router.gateway.request import NodeRequest, read_request
@@ -127,8 +126,6 @@ async def send(
         first_by=now + config.timeout_s,
         sink=sink,
         is_check=True,
-        # As of a user that says nothing of it.
-        continuing=make_continuing(request, None, dispatcher.fleet, dispatcher.metering),
     )
     try:
         await dispatcher.run(run)

@@ -322,6 +322,8 @@ def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering, befo
         before: Tokens of the answer that other nodes gave before.
     """
     workload, is_exact = run.request.workload, metering.is_judged(run.request, paid)
+    # What other nodes gave of the answer is theirs; that this one has read it, it may claim.
+    template = metering.template_tokens(run.request) + paid.carried if is_exact else 0
     tier = _text(workload.standing_key)
     return Metered(
         claimed=UNSET if paid.claimed is None else _claimed(paid.claimed),
@@ -330,7 +332,7 @@ def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering, befo
         operator=_text(paid.operator) or UNSET,
         own=_is_own(run, paid),
         prompt=min(charged.prompt, MOST),
-        template=metering.template_tokens(run.request) + paid.carried if is_exact else 0,
+        template=template,
         tier=UNSET if tier is None or tier == workload.name else tier,
     )
 

@@ -80,7 +80,7 @@ def assemble(
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
-    changes = _make_changes(setup, clock, db, fleet, metering)
+    changes = _make_changes(setup, clock, db, holds, fleet, metering)
     token = partial(verifier_token, setup)
     checks = make_checks(dispatcher, config, clock, to_verifier, token=token, name=name)
     gateway = _make_gateway(setup, clock, to_nodes, keyring, checks, dispatcher, changes, receipts)
@@ -141,7 +141,7 @@ def _make_gateway(
 
 
 def _make_changes(
-    setup: RouterSetup, clock: Clock, db: Database, fleet: Fleet, metering: Metering
+    setup: RouterSetup, clock: Clock, db: Database, holds: Holds, fleet: Fleet, metering: Metering
 ) -> Changes:
     def use(tokenisers: Mapping[str, Tokeniser], trial: Trial | None) -> None:
         metering.tokenisers = tokenisers
@@ -155,6 +155,7 @@ def _make_changes(
         file=setup.table,
         load=lambda table: load_tokenisers(table, setup.folder),
         use=use,
+        ask=holds.ask,
     )
 
 

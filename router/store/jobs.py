@@ -151,10 +151,12 @@ async def all_open(tx: Tx) -> list[Job]:
     return [_stored(row) for row in rows]
 
 
-async def count_open(tx: Tx, owner: str) -> int:
-    """How many jobs of *owner* have not ended."""
-    row = await tx.one("SELECT count(*) AS many FROM jobs WHERE owner = ? AND is_open = 1", owner)
-    return 0 if row is None else int(row["many"])
+async def count(tx: Tx, owner: str) -> tuple[int, int]:
+    """How many jobs of *owner* have not ended, and how many there are."""
+    row = await tx.one(
+        "SELECT coalesce(sum(is_open), 0) AS still, count(*) AS kept FROM jobs WHERE owner = ?", owner
+    )
+    return (0, 0) if row is None else (int(row["still"]), int(row["kept"]))
 
 
 async def is_read(tx: Tx, file_id: str) -> bool:

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sqlite3
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -111,6 +112,6 @@ def check(done: Any, found: list[Any], store: Path) -> None:
     assert sum(told) == done.usage.total_tokens
     ((charged,),) = select(store, f"SELECT tokens FROM budgets WHERE router = ' lines' AND name = '{OWNER}'")
     assert charged == sum(each["metered"]["prompt"] + each["metered"]["completion"] for each in lines) > 0
-    print(
-        f"{LINES} lines, {KILLS} kills of the router: {len(lines)} receipts, {sum(told)} tokens, {charged} charged"
+    sys.stdout.write(
+        f"{LINES} lines, {KILLS} kills of the router: {len(lines)} receipts, {sum(told)} tokens, {charged} charged\n"
     )
