@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
+from router.model.outcomes import Outcome
 from router.model.usage import Usage
 from router.model.workload import Price
 from router.receipts import payload
@@ -47,6 +48,8 @@ class Exchange(Struct, frozen=True, kw_only=True, gc=False):
     is_exact: bool = False
     claimed: Usage | None = None
     """What the node told in its answer."""
+    is_completed: bool = False
+    """Whether the caller has got its answer, from this node last."""
     passed: tuple[Passing, ...] = ()
     leaf: bytes = b""
     """The hash of the receipt, as in its batch."""
@@ -93,6 +96,7 @@ def of_receipt(receipt: Receipt, client: str, leaf: bytes = b"") -> tuple[Exchan
         template=metered.template,
         is_exact=metered.exact,
         claimed=None if metered.claimed is UNSET else _usage(metered.claimed),
+        is_completed=receipt.outcome == Outcome.COMPLETED,
         passed=passed,
     )
     parts = () if receipt.continued is UNSET else receipt.continued
