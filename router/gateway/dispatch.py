@@ -92,8 +92,6 @@ class Dispatcher:
         self.seed = seed
         self.is_unrated: Callable[[Run, str], bool] = lambda _run, _node: False
         """Draws by lot whether an execution at a node leaves no trace in its standing; see `Execution`."""
-        self.on_check_end: Callable[[Run], None] = lambda _run: None
-        """Is told of each check once all of it is settled."""
 
     def decide(
         self,
