@@ -132,7 +132,7 @@ def main() -> None:
         nargs=2,
         default=(0, 0),
         metavar=("NODES", "OPERATORS"),
-        help="False names that come at once.",
+        help="False names besides.",
     )
     parser.add_argument("--quick", action="store_true", help="A few seconds: 500 nodes, 5 days.")
     parser.add_argument("--json", type=Path, help="Where to write all numbers.")

@@ -62,6 +62,10 @@ class Kind:
     """Whether it comes during the run, with nothing to its name."""
     batch: int = 0
     """Nodes of each operator, all at once; 0: as usual."""
+    names: int = 1
+    """Under how many names each operator is known."""
+    evenly: bool = False
+    """Whether batches come at even distances of time, and not by chance: kinds that are compared come together."""
     stretches: bool = False
     """Answers every other probe or so, and is away for 20 minutes of every 6 hours."""
 
@@ -75,12 +79,12 @@ KINDS: Final = (
     Kind("honest, fast", 0.18, honest=True, latency_s=2.0),
     Kind("honest, usual", 0.24, honest=True),
     Kind("ten under one name", 0.05, honest=True, batch=10),
-    Kind("ten under ten names", 0.05, honest=True, batch=1),
+    Kind("ten under ten names", 0.05, honest=True, batch=10, names=10),
     Kind("honest, slow", 0.14, honest=True, latency_s=8.0),
     Kind("honest newcomer", 0.04, honest=True, arrives=True),
     Kind("honest batch of 50", 0.04, honest=True, arrives=True, batch=50),
-    Kind("new, ten under one name", 0.01, honest=True, arrives=True, batch=10),
-    Kind("new, ten under ten names", 0.01, honest=True, arrives=True, batch=1),
+    Kind("new, ten under one name", 0.01, honest=True, arrives=True, batch=10, evenly=True),
+    Kind("new, ten under ten names", 0.01, honest=True, arrives=True, batch=10, names=10, evenly=True),
     Kind("flaky, 5-20 %", 0.05, fails=(0.05, 0.2)),
     Kind("flaky, renames itself", 0.02, fails=(0.05, 0.2), again=Again.SAME),
     Kind("wrong weights, 2 %", 0.03, wrong=0.02, turns=True),
@@ -208,23 +212,24 @@ def _result(name: str, record: NodeRecord, now: float, until: float) -> Attestat
 
 
 def flood(count: int, nodes: int, names: int) -> Kind:
-    """False names that come at once: *nodes* of them among *count*, of *names* operators; they serve well."""
-    return Kind("flood", nodes / count, arrives=True, batch=max(1, nodes // names))
+    """False names that come within days: *nodes* of them among *count*, of *names* operators; they serve well."""
+    return Kind("flood", nodes / count, arrives=True, batch=max(1, nodes // names), evenly=True)
 
 
 def populate(count: int, days: float, rng: random.Random, kinds: Sequence[Kind]) -> Iterator[Seat]:
     """Seats of all kinds, with their operators, and when they come and turn."""
     number = 0
     for kind in kinds:
-        left = max(1, round(count * kind.share))
+        left = whole = max(1, round(count * kind.share))
         operator = 0
         while left:
             size = min(left, kind.batch or rng.choice(_SIZES if kind.honest else _SIZES[:6]))
-            born = rng.uniform(0.05, 0.5) * days * DAY if kind.arrives else 0.0
-            born = 0.05 * days * DAY if kind.name == "flood" else born
-            for _ in range(size):
+            at = 1 - left / whole if kind.evenly else rng.random()
+            born = (0.05 + 0.45 * at) * days * DAY if kind.arrives else 0.0
+            for place in range(size):
                 turn = rng.uniform(0.1, 0.5) * days * DAY if kind.turns else born
-                yield Seat(number, kind, f"{kind.name}/{operator}", rng.uniform(*kind.fails), born, turn)
+                name = f"{kind.name}/{operator}" + (f".{place % kind.names}" if kind.names > 1 else "")
+                yield Seat(number, kind, name, rng.uniform(*kind.fails), born, turn)
                 number += 1
             left -= size
             operator += 1

@@ -74,7 +74,7 @@ class Settings:
     rule: int = RULE
     """By which rule the router decides."""
     flood: tuple[int, int] = (0, 0)
-    """False names that come at once on the second day, and of how many operators they are."""
+    """False names that come besides, and of how many operators they are."""
 
 
 class Requests(Protocol):

@@ -168,6 +168,10 @@ class QueuedCandidates(SortedCandidates):
         self._came[key] = came
         insort(self._queue, (came, key))
 
+    def count_before(self, key: Key, came: float) -> int:
+        """How many came before a node that came at *came*."""
+        return bisect_left(self._queue, (came, key))
+
     def remove(self, key: Key) -> None:
         """Take a node out."""
         super().remove(key)

@@ -173,12 +173,10 @@ def decide(
         closed = {code: count for code, count in closed.items() if code not in FAIL_OPEN_CODES}
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = _EMPTY_RANKING
+    elif rule == RULE:
+        ranking = rank(pool, workload, seed, has_tools=has_tools, affinity=affinity)
     else:
-        ranking = (
-            rank(pool, workload, seed, has_tools=has_tools, affinity=affinity)
-            if rule == RULE
-            else first_rule.rank(pool, workload, seed, has_tools=has_tools)
-        )
+        ranking = first_rule.rank(pool, workload, seed, has_tools=has_tools)
     return Decision(
         workload=workload,
         seed=seed,

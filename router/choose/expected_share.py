@@ -15,7 +15,7 @@ limits by operator, and of the half of the focus that an operator may have.  doc
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, structs
 
@@ -31,6 +31,8 @@ class Member(Struct, frozen=True):
     ranked: Ranked
     """With its score while nothing is under way."""
     stage: Stage | None = None
+    is_average: bool = False
+    """Whether it is taken to be like all others, because its latency was never measured."""
 
     @property
     def lane(self) -> Lane:
@@ -47,6 +49,8 @@ class Crowd(Struct, frozen=True):
     """How many others are on probation because little is known of them."""
     members: Mapping[Lane, Sequence[Member]]
     """Of each lane, all others, or some of them that stand for all."""
+    begun: Sequence[Member] = ()
+    """Likewise of those that have begun."""
     came_before: int = 0
     """How many of the new ones came before the node."""
 
@@ -80,33 +84,28 @@ def expect_share(node: Member, crowd: Crowd, workload: Workload) -> Expected:
     sizes = {lane: count + (lane is node.lane) for lane, count in crowd.sizes.items()}
     new, begun = (crowd.stages[stage] + (stage is node.stage) for stage in (Stage.NEW, Stage.BEGUN))
     chances = find_chances(sizes, new, begun, workload)
+    others, count = crowd.members[node.lane], crowd.sizes[node.lane]
     ways = []
     if node.lane is find_main(sizes):
-        ways.append(_pair(node, crowd, First.MAIN, by_operator=node.lane in UNPROVEN))
+        ways.append(_pair(node, others, count, First.MAIN, by_operator=node.lane in UNPROVEN))
     if node.lane is Lane.PROBATION:
-        ways.append(_pair(node, crowd, First.ANY))
+        ways.append(_pair(node, others, count, First.ANY))
         if node.stage is Stage.BEGUN:
-            ways.append(_pair(node, crowd, First.FOCUS, lambda other: other.stage is Stage.BEGUN))
+            ways.append(_pair(node, crowd.begun, crowd.stages[Stage.BEGUN], First.FOCUS))
         elif node.stage is Stage.NEW:
             ways.append(_begin(new, crowd.came_before))
     elif node.lane is Lane.DEGRADED:
-        ways.append(_pair(node, crowd, First.RECOVERY))
+        ways.append(_pair(node, others, count, First.RECOVERY))
     found = [structs.replace(way, chance=chances[way.how] / SCALE) for way in ways if chances[way.how]]
     return Expected(sum(way.chance * way.part for way in found), tuple(found))
 
 
 def _pair(
-    node: Member,
-    crowd: Crowd,
-    how: First,
-    is_among: Callable[[Member], bool] | None = None,
-    *,
-    by_operator: bool = False,
+    node: Member, others: Sequence[Member], count: int, how: First, *, by_operator: bool = False
 ) -> Way:
-    """Of two that are drawn, the better."""
-    others = [m for m in crowd.members[node.lane] if is_among is None or is_among(m)]
-    among = 1 + (crowd.sizes[node.lane] if is_among is None else crowd.stages[Stage.BEGUN])
-    wins = [compare(node.ranked, other.ranked) for other in others]
+    """Of two that are drawn, the better; *others* are all *count* others, or stand for them."""
+    among = 1 + count
+    wins = [0 if node.is_average else compare(node.ranked, other.ranked) for other in others]
     if not others:
         part = 1.0 if among == 1 else 0.0
     elif by_operator and any(m.ranked.operator != node.ranked.operator for m in others):

@@ -5,6 +5,7 @@ Nodes on probation are tried so that evidence about them arises.  Evidence that 
 so that few are tried at a time: those that have *begun* have some good work to their name.  Where `FOCUS` of them
 have begun, they are finished before another begins.  Who may begin is drawn among nodes, whosever they are: a name
 is nothing that a node could have more of.  But while others wait, no operator has more than half of the focus.
+There are twice as many trials while more nodes wait than the focus holds, however many they are.
 Who is on probation for another reason than little evidence is tried now and then: time heals a bad hour, and more
 work does not soon prove a node that fails often.
 """
@@ -31,6 +32,8 @@ _BEGUN: Final = 0.2
 """The completion from which a node has begun: one answer without a failure has 0.27."""
 _MOST_EVIDENCE: Final = 80.0
 """Who is not proven by so many requests has failed at more than one, which weighs three: it leaves the focus to others."""
+_BACKLOG: Final = 2
+"""How many times as many trials there are while more nodes wait to begin than the focus holds."""
 _YOUNG_POOL: Final = 3
 _YOUNG_POOL_PER_MILLE: Final = 250
 """How many decisions in a thousand try a node on probation while fewer than three are established."""
@@ -87,6 +90,9 @@ def find_chances(sizes: Mapping[Lane, int], new: int, begun: int, workload: Work
     probation, degraded = workload.probation_per_mille, workload.degraded_per_mille
     if probation and 0 < sizes[Lane.ESTABLISHED] < _YOUNG_POOL:
         probation = max(probation, _YOUNG_POOL_PER_MILLE)
+    if new > FOCUS:
+        # Both together may be more than all.
+        probation = min(_BACKLOG * probation, max(probation, 1000 - degraded))
     main = find_main(sizes)
     if sizes[Lane.PROBATION] and main is not Lane.PROBATION:
         trials = probation * FOCUS * _OTHERS
@@ -97,7 +103,7 @@ def find_chances(sizes: Mapping[Lane, int], new: int, begun: int, workload: Work
             chances[First.BEGINNING] = staged // FOCUS * (FOCUS - in_focus)
         chances[First.ANY] = trials - chances[First.FOCUS] - chances[First.BEGINNING]
     if sizes[Lane.DEGRADED] and main is not Lane.DEGRADED:
-        # Both together may be more than all while there are hardly any established nodes.
+        # Both together may be more than all while hardly any node is established.
         chances[First.RECOVERY] = min(degraded, 1000 - probation) * FOCUS * _OTHERS
     chances[First.MAIN] = SCALE - sum(chances.values())
     return chances

@@ -142,6 +142,8 @@ class Continued(_Part, frozen=True, kw_only=True):
     operator: Text | UnsetType = UNSET
     outcome: Text
     """How it ended at this node."""
+    price: Price | UnsetType = UNSET
+    """Of this node's work, by the decision.  It is paid for these tokens; the prompt is paid to the last node."""
 
 
 class Choice(_Part, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from router.model.standing import ESTABLISHED_LOWER, PROVEN, Grade, Rating, Stan
 from router.model.statistics import SERIES, NodeStatistics
 from router.model.tool_calls import compare_calls
 from router.model.workload import Workload
+from router.service import worth
 from router.service.state import STATE, State
 from router.state.fleet import Fleet
 from verifier.errors import RequestError
@@ -70,7 +71,10 @@ async def show(request: web.Request) -> web.Response:
     if node not in state.fleet or only not in (None, state.fleet.view(node).operator):
         # The same for both: which nodes others have is not told.
         raise RequestError("no such node is known", code="request.not-found")
-    return json_response(standing_of(state, node, tells_suspicion=only is None))
+    standing = standing_of(state, node, tells_suspicion=only is None)
+    for name, workload in state.fleet.table.workloads.items():
+        standing["workloads"][name]["worth"] = worth.describe(state.fleet, node, workload)
+    return json_response(standing)
 
 
 def standing_of(state: State, node: str, *, tells_suspicion: bool = False) -> dict[str, Any]:

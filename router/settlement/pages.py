@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
+from router.settlement.accounts import Line
 from router.settlement.amounts import exact, rounded
-from router.settlement.statements import Line, Statement
+from router.settlement.statements import Statement
 
 COLUMNS: Final = (
     "statement", "operator", "period", "line", "node", "model", "workload", "tier", "exchanges", "prompt_tokens",

@@ -32,6 +32,7 @@ from router.state.narrowed import NarrowedPool
 from router.state.narrowings import Narrowings
 from router.state.operator_holds import OperatorHolds
 from router.state.placement import NodeEntry, Placement
+from router.state.pool import WorkloadPool
 from router.state.two_tables import TwoTables
 
 _NEVER_HEARD_S: Final = 1e9
@@ -112,12 +113,17 @@ class Fleet(TwoTables):
             return _NEVER_HEARD_S
         return self._clock.monotonic() - self._verifier_heard_at
 
+    def pool_for(self, workload: Workload) -> WorkloadPool:
+        """The nodes for a workload of the table, as they stand."""
+        pool = self._placement.pool_of(workload)
+        if pool is None:
+            raise KeyError(workload.name)
+        return pool
+
     def view_for(self, workload: Workload, narrowed: NarrowedPool | None = None) -> FleetView:
         """What a decision about *workload* rests on now; *narrowed*: for a caller with requirements of its own."""
         now_ms = self.advance()
-        own = self._placement.pool_of(workload)
-        if own is None:
-            raise KeyError(workload.name)
+        own = self.pool_for(workload)
         pool = own if narrowed is None else narrowed
         is_candidate = own is self._placement.candidate.get(workload.name)
         table = self.candidate if is_candidate and self.candidate is not None else self.table

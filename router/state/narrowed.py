@@ -127,9 +127,9 @@ class NarrowedPool:
         if lane is not None:
             self.lanes[lane].add(key)
             self.sizes[lane] += 1
-        stage, enrolled = self.base.stage(node)
+        stage = self.base.stage(node)
         if stage is Stage.NEW:
-            self._new.enqueue(key, enrolled)
+            self._new.enqueue(key, self.base.enrolled(node))
         elif stage is Stage.BEGUN:
             self._begun.add(key)
         if stage is not None:

@@ -260,10 +260,15 @@ class WorkloadPool:
         placing.stage = stage
         return True
 
-    def stage(self, node: str) -> tuple[Stage | None, float]:
-        """How far a node has come, if it is on probation because little is known of it; and when it was enrolled."""
+    def stage(self, node: str) -> Stage | None:
+        """How far a node has come, if it is on probation because little is known of it."""
         placing = self._placings.get(node)
-        return (None, math.inf) if placing is None else (placing.stage, placing.enrolled)
+        return None if placing is None else placing.stage
+
+    def enrolled(self, node: str) -> float:
+        """When a node was enrolled, Unix seconds by the verifier's word; infinity if it does not say."""
+        placing = self._placings.get(node)
+        return math.inf if placing is None else placing.enrolled
 
     def remove(self, key: Key) -> None:
         """Take a node out, so that it can be placed under another operator."""

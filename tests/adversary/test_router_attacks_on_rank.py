@@ -21,6 +21,7 @@ from router.choose import ranking
 from router.choose.candidates import Lane, RecordingIndex, SortedCandidates
 from router.choose.decision import Decision, decide
 from router.choose.ranking import Ranked
+from router.choose.trials import FOCUS
 from router.gateway import metering
 from router.gateway.dispatch import Dispatcher
 from router.gateway.metering import Metering
@@ -206,14 +207,16 @@ async def test_without_its_defence_attack_20_succeeds(
 
 @pytest.mark.parametrize("names", [1, 50])
 def test_attack_21_fresh_identity_wins(names: int) -> None:
-    """21, fresh identity wins: the never seen get 2 % of the first tries (LiteLLM: 200 of 200), however many."""
+    """21, fresh identity wins: the never seen get 2 to 4 % of the first tries (LiteLLM: 200 of 200), however many."""
     world = World()
     for number in range(5):
         world.add(f"proven-{number}", f"honest-{number}", good(5.0))
     for number in range(names):
         world.add(f"fresh-{number}", "fresh")
     won = world.first(range(2000))["fresh"]
-    assert won < 2000 * 0.04, f"attack 21 succeeds: first {won} of 2000 times"
+    # At most twice as many trials while more wait than the focus holds; four deviations more.
+    most = 0.02 if names <= FOCUS else 0.04
+    assert won < 2000 * most + 4 * (2000 * most) ** 0.5, f"attack 21 succeeds: first {won} of 2000 times"
     assert won > 0
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from fixtures.replies import count_tokens
+from fixtures.replies import count_tokens, made_up
 from fixtures.streaming import Behaviour
 from router.gateway.openai import GATEWAY
 from tests.integration.gateway import (
+    CHATS,
     PROMPT,
     STREAM,
     TEXT,
@@ -23,10 +24,13 @@ from tests.integration.gateway import (
     EngineNode,
     Fleet,
     Heard,
+    by,
     official,
     opened,
     story,
 )
+from tests.integration.test_changes import ACTIVE, TIER, canary, said
+from tests.integration.test_changes import start as begin_changes
 from tests.unit.router.doubles import until
 
 ENGINE = {"engine": "vllm", "version": "0.32.0"}
@@ -353,6 +357,8 @@ async def test_a_receipt_names_each_node_with_its_part(fleet: Fleet) -> None:
     assert receipt["usage"] == {
         "by": "router", "completion": count_tokens(story()), "prompt": count_tokens(PROMPT),
     }  # fmt: skip
+    assert receipt["metered"]["completion"] == count_tokens(story()) - AFTER
+    assert receipt["metered"]["prompt"] == count_tokens(PROMPT)
     assert receipt["response"]["sha256"] == hashlib.sha256(heard.body).hexdigest()
 
 
@@ -374,3 +380,25 @@ async def receipt_of(fleet: Fleet, heard: Heard) -> dict[str, Any]:
     assert kept is not None
     receipt: dict[str, Any] = json.loads(kept.payload)
     return receipt
+
+
+async def test_the_table_in_force_takes_over_with_its_own_request(fleet: Fleet, tmp_path: Path) -> None:
+    """A candidate's node fails before its first text; then a node of the table in force breaks, and another goes on."""
+    words = tmp_path / "tokenizer.json"
+    words.write_text(WORDS)
+    chat = {"model": STREAM["model"], "tier": "small", "tokeniser": str(words), "continuing": "always"}
+    own = {**ACTIVE, "workloads": {"tiny": chat}}
+    for name, behaviour, hardware in (
+        ("a", BROKEN, "good"),
+        ("b", None, "good"),
+        ("c", Behaviour("status"), "other"),
+    ):
+        await node(fleet, name, behaviour, hardware_class=hardware)
+    await begin_changes(fleet, None, own)
+    fleet.in_order()
+    tier = {**TIER, "hardware_classes": ["other"]}
+    candidate = {"tiers": {"small": tier}, "workloads": {"tiny": chat | {"continuing": "never"}}}
+    await canary(fleet, candidate, 90)
+    heard = [await fleet.ask(said(number, stream=True), CHATS, **by("ada")) for number in range(3)]
+    assert all(each.done and each.text == made_up(f"story {number}") for number, each in enumerate(heard))
+    assert any(["continued" in await receipt_of(fleet, each) for each in heard])

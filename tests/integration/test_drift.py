@@ -32,7 +32,7 @@ from verifier.answers.checks import Given, Minted
 from verifier.roles import Role
 from verifier.service import drift as service
 from verifier.service import sweep
-from verifier.store import answer_days, answer_drift, drift_views, node_prompting, nodes, suspicions
+from verifier.store import answer_days, answer_drift, drift_views, node_prompting, nodes, reviews, suspicions
 
 STORES = ("sqlite", "postgres")
 FAR = checks.given(None, vectors=checks.vectors(1.4e-5), family=ENGINE)
@@ -176,6 +176,32 @@ async def test_a_person_s_word_closes_the_review(verifier) -> None:
         (row,) = await answer_drift.of_node(tx, node.id)
     assert (row["far"], row["review_ms"]) == (0.0, None)
     assert await waiting(verifier) == []
+
+
+async def test_it_is_in_the_queue_of_reviews_until_a_person_decides(verifier) -> None:
+    """With a kind of its own; the decision is kept."""
+    node, result = await attested(verifier)
+    await bring(verifier, (node, result), FAR)
+    async with transaction(verifier.service.db) as tx:
+        queue = await reviews.read_queue(tx, verifier.clock.ms)
+        assert [(each.id, each.kind, each.held) for each in queue.entries] == [
+            (f"{node.id}/{MODEL}", "answers-moved", False)
+        ]
+        assert (await reviews.figures(tx, verifier.clock.ms)).waiting == {"answers-moved": 1}
+        await suspicions.clear(tx, node.id, MODEL, "ada", "a slow disk", verifier.clock.ms)
+        assert (await reviews.read_queue(tx, verifier.clock.ms)).entries == ()
+        assert list((await reviews.figures(tx, verifier.clock.ms)).decided_ms) == ["answers-moved"]
+
+
+async def test_a_person_quarantines_a_node_that_has_moved(verifier) -> None:
+    """Though no answer differs beyond the tolerance; without a review there is nothing to decide."""
+    node, result = await attested(verifier)
+    await bring(verifier, (node, result), FAR, times=3)
+    body = {"model": MODEL, "reason": "8 bits"}
+    assert (await asked(verifier, Role.REVIEWER, f"answer-reviews/{node.id}/quarantine", body))[0] == 404
+    await bring(verifier, (node, result), FAR)
+    assert (await asked(verifier, Role.REVIEWER, f"answer-reviews/{node.id}/quarantine", body))[0] == 200
+    assert await kinds(verifier) == [("answer-mismatch", "open")]
 
 
 async def test_another_version_does_not_begin_anew(verifier) -> None:
@@ -450,6 +476,9 @@ async def test_commands_show_versions_nodes_and_templates(verifier) -> None:
     assert "SUSPECT: all its nodes have moved, so nobody is held." in said
     shown = await asyncio.to_thread(run, verifier, "show", found[0][0].id, "--days", "300")
     assert "CHANGED without a new revision" in shown
+    arguments = (MODEL, "--reference", REFERENCE, "--engine", ENGINE, "--reason", "larger batches")
+    said = await asyncio.to_thread(run, verifier, "accept", *arguments)
+    assert f"With {ENGINE}, up to 5.0% of the answers may part, and 90.0% be near the limit." in said
     assert "renders by a" in await asyncio.to_thread(run, verifier, "templates", MODEL)
     assert f'"engine":"{VERSION}"' in await asyncio.to_thread(
         run, verifier, "list", "--json", "--days", "300"

@@ -220,12 +220,12 @@ def version_limit(operators: int) -> float | None:
     low, high, wanted = 0.0, 20.0, VERSION_ALARMS / len(CHANNELS)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _tail(operators, math.exp(-middle)) > wanted else (low, middle)
+        low, high = (middle, high) if tail(operators, math.exp(-middle)) > wanted else (low, middle)
     return max(high, LEAST_LIMIT)
 
 
-def _tail(operators: int, chance: float) -> float:
-    """The probability that most of the operators are there, each by *chance* and by itself."""
+def tail(operators: int, chance: float) -> float:
+    """Give the probability that most of the operators are there, each by *chance* and by itself."""
     least = most_of(operators)
     return math.fsum(
         math.comb(operators, count) * chance**count * (1 - chance) ** (operators - count)

@@ -145,6 +145,16 @@ async def set_review(tx: Tx, node_id: str, model: str, now_ms: int) -> bool:
     return changed > 0
 
 
+async def waits(tx: Tx, node_id: str, model: str) -> bool:
+    """Whether a person is to look at a node because its answers have moved."""
+    found = await tx.one(
+        "SELECT 1 AS one FROM node_drift WHERE node_id = ? AND model = ? AND review_ms IS NOT NULL",
+        node_id,
+        model,
+    )
+    return found is not None
+
+
 async def reset_node(tx: Tx, node_id: str, model: str) -> bool:
     """Let a node's scores begin at 0 again, and close its review.  Returns whether there is anything of it."""
     changed = await tx.execute(

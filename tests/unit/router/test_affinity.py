@@ -16,6 +16,7 @@ from router.choose.affinity import NEAR, Affinity, Ring, stick
 from router.choose.candidates import LANES, Key, Lane, SortedCandidates
 from router.choose.decision import Decision, FleetView, decide, replay
 from router.choose.ranking import CandidateFacts, rank
+from router.choose.trials import STAGES, Stage
 from router.model.errors import ReplayError
 from router.model.standing import Rating
 from router.model.workload import Workload
@@ -39,6 +40,7 @@ class Pool:
         self.sizes = {lane: len(index) for lane, index in self.kept.items()}
         self.in_flight: dict[str, int] = {}
         self.full: set[str] = set()
+        self.stages: Mapping[Stage, SortedCandidates] = {stage: SortedCandidates() for stage in STAGES}
         self.usual_calls: float | None = None
 
     @property

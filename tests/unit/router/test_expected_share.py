@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.choose.candidates import LANES, Key, Lane
 from router.choose.expected_share import Crowd, Expected, Member, expect_share
 from router.choose.ranking import rank, score
-from router.choose.trials import SCALE, STAGES, First, find_chances, stage_of
+from router.choose.trials import SCALE, STAGES, First, Stage, find_chances, stage_of
 from router.model.workload import Workload
 from tests.unit.router.test_ranking import Nodes, asks
 
@@ -40,6 +40,7 @@ def crowd_of(nodes: Nodes, key: Key, lane: Lane, workload: Workload) -> tuple[Me
         sizes={each: len(members[each]) for each in LANES},
         stages=stages,
         members=members,
+        begun=[m for m in members[Lane.PROBATION] if m.stage is Stage.BEGUN],
         came_before=queued.index(key) if key in queued else 0,
     )
 

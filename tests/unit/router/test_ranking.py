@@ -312,6 +312,15 @@ def test_a_hundred_newcomers_of_one_operator_are_worth_one() -> None:
     assert share(nodes.first_operators(), "one") == near(0.5)
 
 
+@pytest.mark.parametrize(("waiting", "expected"), [(FOCUS, 20), (FOCUS + 1, 40), (500, 40)])
+def test_there_are_twice_as_many_trials_while_many_wait(waiting: int, expected: int) -> None:
+    """However many they are."""
+    nodes = Nodes()
+    nodes.crowd("zero", WIDTH)
+    nodes.crowd("new", waiting, Lane.PROBATION, completion=0.0)
+    assert share(nodes.first_operators(asks(probation_per_mille=20)), "new") == near(expected / 1000)
+
+
 # Trials.
 
 TRIED = asks(probation_per_mille=1000)

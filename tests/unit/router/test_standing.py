@@ -335,7 +335,7 @@ def test_a_corrupted_answer_is_unclean_too() -> None:
 @pytest.mark.parametrize(
     ("hour", "week", "why"),
     [
-        ((7.0, 6.0), (240.0, 6.0), "standing.bad-hour"),
+        ((9.0, 3.0), (240.0, 3.0), "standing.bad-hour"),
         ((7.0, 3.0), (20.0, 3.0), "standing.little-evidence"),
         ((0.0, 0.0), (12.0, 6.0), "standing.unreliable"),
         ((0.0, 0.0), (5.0, 3.0), "standing.little-evidence"),
