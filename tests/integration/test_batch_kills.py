@@ -100,7 +100,11 @@ async def until_done(router: RouterProcess, lines: int) -> None:
 
 def check_statements(store: Path) -> None:
     """What the nodes earn together is exactly the price of each line once."""
-    found = [each for (data,) in select(store, "SELECT payload FROM receipts") for each in exchanges.read(bytes(data))]
+    found = [
+        each
+        for (data,) in select(store, "SELECT payload FROM receipts")
+        for each in exchanges.read(bytes(data))
+    ]
     assert len(found) == LINES
     assert len({each.counted for each in found}) == 1
     periods = {read_period(day_of(each.at_ms)[:7]) for each in found}
@@ -109,7 +113,10 @@ def check_statements(store: Path) -> None:
         for account in accounts:
             account.add(each)
     earned = sum(
-        int(line.amount) for account in accounts for who in account.operators for line in account.lines(who, 2)
+        int(line.amount)
+        for account in accounts
+        for who in account.operators
+        for line in account.lines(who, 2)
     )
     assert earned == LINES * PRICE.charge(found[0].counted) > 0
 
